@@ -1,0 +1,132 @@
+"""The exception tree, grouped by what a handler would do.
+
+    CkptflowError
+    ├── StorageError (OSError)                      the storage refused or failed; the message says which key and why
+    │   ├── ObjectNotFoundError (FileNotFoundError)     nothing under this key
+    │   ├── ObjectExistsError (FileExistsError)         create-only found something there
+    │   ├── StorageUnavailableError (ConnectionError)   throttled, 5xx, timed out, after all retries: try again later
+    │   ├── StorageAccessError (PermissionError)        credentials, permissions, read-only mounts: a person must act
+    │   └── StorageFullError                            no space, quota or file-size limit: make room
+    ├── CheckpointNotFoundError (FileNotFoundError) no such checkpoint
+    │   └── CheckpointGoneError                         it was there and was pruned while being read: pin it
+    ├── CorruptCheckpointError (ValueError)         bytes came whole and wrong, or a shard is missing
+    ├── UnknownVersionError (ValueError)            written by a newer ckptflow: upgrade
+    ├── StateMismatchError (ValueError)             checkpoint and state differ; every difference is listed at once
+    ├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with a way out
+    ├── FencedError (RuntimeError)                  a newer incarnation holds this root: stop, do not restart
+    ├── SaveFailedError (RuntimeError)              a save in the background failed; `__cause__` is why
+    │   ├── CommitTimeoutError (TimeoutError)           workers did not report before the deadline; they are named
+    │   └── CommitUnknownError                          the manifest was sent and no reply came: it may or may not count
+    ├── PeerError (RuntimeError)                    another worker failed; its message is carried along
+    └── UsageError (RuntimeError)                   wrong time, thread or order; the message says what to do
+        └── StepOrderError (ValueError)                 a step below one that was saved or restored
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointGoneError",
+    "CheckpointNotFoundError",
+    "CkptflowError",
+    "CommitTimeoutError",
+    "CommitUnknownError",
+    "CorruptCheckpointError",
+    "FencedError",
+    "ObjectExistsError",
+    "ObjectNotFoundError",
+    "PeerError",
+    "SaveFailedError",
+    "StateMismatchError",
+    "StepOrderError",
+    "StorageAccessError",
+    "StorageError",
+    "StorageFullError",
+    "StorageUnavailableError",
+    "UnknownVersionError",
+    "UnsupportedStateError",
+    "UsageError",
+]
+
+
+class CkptflowError(Exception):
+    """The root of everything that ckptflow raises on purpose."""
+
+
+class StorageError(CkptflowError, OSError):
+    """The storage refused or failed. Nothing that was committed before is touched."""
+
+
+class ObjectNotFoundError(StorageError, FileNotFoundError):
+    """Nothing is stored under this key."""
+
+
+class ObjectExistsError(StorageError, FileExistsError):
+    """A create-only write found the key taken. After a lost reply the taker can be the caller itself: read it back."""
+
+
+class StorageUnavailableError(StorageError, ConnectionError):
+    """Throttled, failing or silent, still so after all retries. The same call may succeed later."""
+
+
+class StorageAccessError(StorageError, PermissionError):
+    """Credentials, permissions or a read-only mount: no retry helps until a person acts. Never shows a credential."""
+
+
+class StorageFullError(StorageError):
+    """No space, quota or file-size limit. Nothing older is deleted to make room for what is not committed."""
+
+
+class CheckpointNotFoundError(CkptflowError, FileNotFoundError):
+    """No such checkpoint in this root."""
+
+
+class CheckpointGoneError(CheckpointNotFoundError):
+    """The checkpoint was there and was pruned while it was read. Pin what must stay while you read it."""
+
+
+class CorruptCheckpointError(CkptflowError, ValueError):
+    """Bytes came whole and wrong, or a shard that the manifest names is missing; says which, where and why."""
+
+
+class UnknownVersionError(CkptflowError, ValueError):
+    """The format version is not one that this ckptflow knows. Upgrade ckptflow; nothing is wrong with the data."""
+
+
+class StateMismatchError(CkptflowError, ValueError):
+    """Checkpoint and state differ in names, shapes or dtypes. All differences are in the one message."""
+
+
+class UnsupportedStateError(CkptflowError, TypeError):
+    """The state holds an object that cannot be saved; the message names it and says what can be done."""
+
+
+class FencedError(CkptflowError, RuntimeError):
+    """A newer incarnation holds this root: what this one writes from now on does not count.
+
+    Stop this job and do not restart it: two jobs on one root fence each other for ever. An evaluation job beside a
+    running one opens the root with `read_only=True`, which never fences.
+    """
+
+
+class SaveFailedError(CkptflowError, RuntimeError):
+    """A save in the background failed; `__cause__` says why. Older checkpoints are untouched."""
+
+
+class CommitTimeoutError(SaveFailedError, TimeoutError):
+    """Workers did not report before `commit_timeout_s`; the message names them. The checkpoint does not count."""
+
+
+class CommitUnknownError(SaveFailedError):
+    """The manifest was sent and the storage never said whether it arrived. The next restore finds out."""
+
+
+class PeerError(CkptflowError, RuntimeError):
+    """Another worker failed, and so this one raises too instead of waiting for it. Carries the other's message."""
+
+
+class UsageError(CkptflowError, RuntimeError):
+    """Called at the wrong time, from the wrong thread or in the wrong order; the message says what to do instead."""
+
+
+class StepOrderError(UsageError, ValueError):
+    """A step below one that this incarnation has saved or restored. To go back, call `restore(step)`."""

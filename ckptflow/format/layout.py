@@ -1,0 +1,112 @@
+"""Names in storage: folder, shard, receipt, claim and pin names ↔ what they mean. Pure; no I/O.
+
+Every parser is the exact inverse of its writer: a name that is not what the writer would have produced is not ours
+(`None`), so that two names never mean one thing. Numbers are parsed and compared as numbers, never as text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MANIFEST_NAME = "manifest.json"
+LINEAGE_PREFIX = "lineage/"
+PINS_PREFIX = "pins/"
+MAX_NUMBER = 2**62  # steps and incarnations travel between workers as int64
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Folder:
+    """One checkpoint's folder: `000000001500-i0007`, or `000000001500-i0007-r2` for the second call at this step.
+
+    Ordered by (step, incarnation, call). A folder name is never used twice.
+    """
+
+    step: int
+    incarnation: int
+    call: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.step < MAX_NUMBER and 1 <= self.incarnation < MAX_NUMBER and 1 <= self.call < MAX_NUMBER):
+            raise ValueError(f"no folder has step {self.step}, incarnation {self.incarnation}, call {self.call}")
+
+    def __str__(self) -> str:
+        suffix = f"-r{self.call}" if self.call > 1 else ""
+        return f"{self.step:012d}-i{self.incarnation:04d}{suffix}"
+
+    def key(self, name: str) -> str:
+        """The key of the file `name` in this folder."""
+        return f"{self}/{name}"
+
+    @property
+    def manifest_key(self) -> str:
+        return self.key(MANIFEST_NAME)
+
+
+_FOLDER = re.compile(r"(\d{12,19})-i(\d{4,19})(?:-r(\d{1,19}))?", re.ASCII)
+_SHARD = re.compile(r"shard-(\d{5,9})-of-(\d{5,9})-(\d{4,9})\.safetensors", re.ASCII)
+_RECEIPT = re.compile(r"receipt-(\d{5,9})-of-(\d{5,9})\.json", re.ASCII)
+_CLAIM = re.compile(r"lineage/(\d{6,19})\.json", re.ASCII)
+
+
+def parse_folder(name: str) -> Folder | None:
+    """The folder called `name`, or None where `name` is no folder of ours."""
+    match = _FOLDER.fullmatch(name)
+    if match is None:
+        return None
+    step, incarnation, call = int(match[1]), int(match[2]), int(match[3] or 1)
+    if not (step < MAX_NUMBER and 1 <= incarnation < MAX_NUMBER and 1 <= call < MAX_NUMBER):
+        return None
+    folder = Folder(step, incarnation, call)
+    return folder if str(folder) == name else None
+
+
+def shard_name(worker: int, world_size: int, index: int) -> str:
+    """Worker `worker`'s shard number `index`: `shard-00003-of-00008-0000.safetensors`."""
+    return f"shard-{worker:05d}-of-{world_size:05d}-{index:04d}.safetensors"
+
+
+def parse_shard_name(name: str) -> tuple[int, int, int] | None:
+    """(worker, world size, index) of a shard's name, or None."""
+    match = _SHARD.fullmatch(name)
+    if match is None:
+        return None
+    worker, world_size, index = (int(group) for group in match.groups())
+    is_ours = worker < world_size and shard_name(worker, world_size, index) == name
+    return (worker, world_size, index) if is_ours else None
+
+
+def receipt_name(worker: int, world_size: int) -> str:
+    """Worker `worker`'s receipt: `receipt-00003-of-00008.json`."""
+    return f"receipt-{worker:05d}-of-{world_size:05d}.json"
+
+
+def parse_receipt_name(name: str) -> tuple[int, int] | None:
+    """(worker, world size) of a receipt's name, or None."""
+    match = _RECEIPT.fullmatch(name)
+    if match is None:
+        return None
+    worker, world_size = int(match[1]), int(match[2])
+    return (worker, world_size) if worker < world_size and receipt_name(worker, world_size) == name else None
+
+
+def claim_key(number: int) -> str:
+    """The key of incarnation `number`'s claim: `lineage/000007.json`."""
+    return f"{LINEAGE_PREFIX}{number:06d}.json"
+
+
+def parse_claim_key(key: str) -> int | None:
+    """The number of the claim at `key`, or None."""
+    match = _CLAIM.fullmatch(key)
+    number = int(match[1]) if match else 0
+    return number if 1 <= number < MAX_NUMBER and claim_key(number) == key else None
+
+
+def pin_key(folder: Folder) -> str:
+    """The key whose presence pins `folder`: `pins/000000001000-i0006`."""
+    return f"{PINS_PREFIX}{folder}"
+
+
+def parse_pin_key(key: str) -> Folder | None:
+    """The folder that the pin at `key` keeps, or None."""
+    return parse_folder(key[len(PINS_PREFIX) :]) if key.startswith(PINS_PREFIX) else None
