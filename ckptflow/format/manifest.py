@@ -88,7 +88,13 @@ class TensorRecord(Record):
 
 
 class Manifest(Record):
-    """The commit record of one checkpoint. Present and whole = committed."""
+    """The commit record of one checkpoint. Present and whole = committed.
+
+    `lineage` names the folders that counted when this incarnation started, up to the one that it restored, and `reason`
+    why it started there. `barrier` is the newest incarnation, this one or one that it builds on, that began with a rollback
+    or a fresh start: folders of lower incarnations outside the lineage were cut off on purpose and are never taken by
+    themselves. `fresh_since` is the same for fresh starts alone: what they left behind is deleted only by hand.
+    """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
     version: int = field(default=FORMAT_VERSION)
@@ -103,6 +109,8 @@ class Manifest(Record):
     reason: Reason
     restored: ShortText | None = None
     lineage: tuple[ShortText, ...] = ()
+    barrier: Size = 0
+    fresh_since: Size = 0
     software: dict[str, str] = {}
     metrics: dict[str, float] = {}
     metadata: Any = None
