@@ -1,11 +1,16 @@
-"""Hyper-rectangles: the arithmetic of slices. Pure; a box is (start, shape)."""
+"""Hyper-rectangles: the arithmetic of slices. Pure; a box is (start, shape), counted in elements."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
+
+# The work of checking a cover grows with 2 ** (axes that are cut). No plan of ours cuts more than a few axes.
+MAX_CUT_AXES = 6
 
 
 def volume(shape: Sequence[int]) -> int:
@@ -13,6 +18,111 @@ def volume(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
+def whole(shape: Sequence[int]) -> Box:
+    """The box that is all of a tensor of this shape."""
+    return (0,) * len(shape), tuple(shape)
+
+
+def is_contiguous(shape: Sequence[int], part: Sequence[int]) -> bool:
+    """Whether a box of shape `part`, wherever it starts, is one run of elements in a row-major tensor of `shape`."""
+    axis = 0
+    while axis < len(part) and part[axis] == 1:
+        axis += 1
+    return all(part[i] == shape[i] for i in range(axis + 1, len(part)))
+
+
+def row_major_offset(shape: Sequence[int], position: Sequence[int]) -> int:
+    """How many elements lie before the one at `position` in a row-major tensor of shape `shape`."""
+    offset = 0
+    for extent, index in zip(shape, position, strict=True):
+        offset = offset * extent + index
+    return offset
+
+
+def intersect(a: Box, b: Box) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """The overlap of two boxes of one tensor: (its shape, where it starts within `a`, where within `b`).
+
+    None where they share no element.
+    """
+    start = tuple(map(max, a[0], b[0]))
+    shape = tuple(
+        min(a_start + a_extent, b_start + b_extent) - begin
+        for a_start, a_extent, b_start, b_extent, begin in zip(*a, *b, start, strict=True)
+    )
+    if any(extent <= 0 for extent in shape):
+        return None
+    in_a = tuple(begin - origin for begin, origin in zip(start, a[0], strict=True))
+    in_b = tuple(begin - origin for begin, origin in zip(start, b[0], strict=True))
+    return shape, in_a, in_b
+
+
+def take(box: Box, axis: int, begin: int, end: int) -> Box:
+    """The part of `box` from `begin` to `end` along one axis, both counted from where the box starts."""
+    start, shape = list(box[0]), list(box[1])
+    start[axis] += begin
+    shape[axis] = end - begin
+    return tuple(start), tuple(shape)
+
+
+def split(box: Box, max_elements: int) -> list[Box]:
+    """Cuts a box into pieces of at most `max_elements` (at least 1) elements, nearly equal, in order.
+
+    The cuts lie along the first axis on which a piece can be small enough; where there is none, the longest axis is cut
+    into single indices and each of them again, so that any box can be cut down to single elements.
+    """
+    shape = box[1]
+    if max_elements < 1:
+        raise ValueError(f"a piece holds at least one element, not {max_elements}")
+    total = volume(shape)
+    if total <= max_elements:
+        return [box]
+    axis = next((i for i, extent in enumerate(shape) if total // extent <= max_elements), None)
+    if axis is None:
+        axis = shape.index(max(shape))
+        rows = [take(box, axis, i, i + 1) for i in range(shape[axis])]
+        return [piece for row in rows for piece in split(row, max_elements)]
+    extent = shape[axis]
+    count = -(-extent // (max_elements // (total // extent)))
+    edges = [i * extent // count for i in range(count + 1)]
+    return [take(box, axis, begin, end) for begin, end in itertools.pairwise(edges)]
+
+
 def check_cover(shape: Sequence[int], parts: Sequence[Box]) -> None:
-    """Raises ValueError unless the boxes lie in `shape` and cover each of its elements exactly once."""
-    raise NotImplementedError
+    """Raises ValueError unless the boxes lie in `shape` and cover each of its elements exactly once.
+
+    No box may be empty, but that a tensor without elements has exactly one box: the whole of it. Exact for any
+    arrangement that cuts at most `MAX_CUT_AXES` axes, in time linear in the number of boxes; more axes are refused.
+    """
+    shape = tuple(shape)
+    if len(parts) == 1 and parts[0] == ((0,) * len(shape), shape):
+        return
+    if not volume(shape):
+        raise ValueError(f"a tensor of shape {list(shape)} has no element and so exactly one slice, the whole of it")
+    cut = [False] * len(shape)
+    for start, extents in parts:
+        if len(start) != len(shape) or len(extents) != len(shape):
+            raise ValueError(f"slice {_text(start, extents)} has another rank than the tensor's shape {list(shape)}")
+        for axis, (begin, extent, length) in enumerate(zip(start, extents, shape, strict=True)):
+            if begin < 0 or extent < 1 or begin + extent > length:
+                raise ValueError(f"slice {_text(start, extents)} is empty or lies outside the shape {list(shape)}")
+            cut[axis] |= extent != length
+    axes = [axis for axis, is_cut in enumerate(cut) if is_cut]
+    if len(axes) > MAX_CUT_AXES:
+        raise ValueError(f"slices cut {len(axes)} axes, more than the {MAX_CUT_AXES} that can be checked")
+    # The boxes cover each element once if and only if their indicator functions add up to the whole's, and that is so
+    # if and only if the mixed differences of both sides agree. A box's mixed difference is +1 or -1 at its corners.
+    corners: Counter[tuple[int, ...]] = Counter()
+    for start, extents in parts:
+        _add_corners(corners, [(start[axis], start[axis] + extents[axis]) for axis in axes], 1)
+    _add_corners(corners, [(0, shape[axis]) for axis in axes], -1)
+    if any(corners.values()):
+        raise ValueError(f"its {len(parts)} slices do not cover the shape {list(shape)} exactly once")
+
+
+def _add_corners(corners: Counter[tuple[int, ...]], edges: Sequence[tuple[int, int]], weight: int) -> None:
+    for corner in itertools.product(*(((begin, 1), (end, -1)) for begin, end in edges)):
+        corners[tuple(at for at, _ in corner)] += weight * math.prod(sign for _, sign in corner)
+
+
+def _text(start: Sequence[int], shape: Sequence[int]) -> str:
+    return "[" + ",".join(f"{begin}:{begin + extent}" for begin, extent in zip(start, shape, strict=False)) + "]"

@@ -1,0 +1,132 @@
+"""Plain Python state ↔ JSON, without loss and without pickle.
+
+JSON has no infinities, no bytes, no tuples, no integers that every reader takes whole, and only strings as keys. What
+it lacks becomes an object with one member whose name starts with "$"; a key of the state's own that starts with "$" gets
+one more "$" in front:
+
+    {"$int": "0x…"} beyond ±2**53 · {"$float": "nan" | "inf" | "-inf"} · {"$bytes": base64} · {"$tuple": […]}
+    {"$dict": [[key, value], …]} where a key is no string · {"$str": base64 of UTF-8} where a string has lone surrogates
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any
+
+import numpy as np
+
+from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
+
+MAX_DEPTH = 100  # of lists, tuples and dicts in one another
+_EXACT_INT = 2**53  # beyond this, JSON readers that hold numbers as float64 lose digits
+_SCALARS = (type(None), bool, int, float, str, bytes)
+
+
+def to_json(value: Any, where: str) -> Any:
+    """The JSON-able form of a value, from which `from_json` makes an equal value of the same types.
+
+    Takes None, bool, int, float, str, bytes, list, tuple and dict (with any of the first six as keys), and NumPy
+    scalars, which become Python's. Raises `UnsupportedStateError` for anything else, naming its place below `where`.
+    """
+    return _to_json(value, where, 0)
+
+
+def from_json(value: Any, where: str = "state") -> Any:
+    """The value that `to_json` made `value` of. Raises `CorruptCheckpointError` for what `to_json` never makes."""
+    return _from_json(value, where, 0)
+
+
+def _to_json(value: Any, where: str, depth: int) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    kind = type(value)
+    if kind not in _SCALARS and kind not in (list, tuple, dict):
+        raise UnsupportedStateError(
+            f"{where} is of type {kind.__module__}.{kind.__qualname__}, which has no exact form in a checkpoint; make "
+            "it of None, bool, int, float, str, bytes, list, tuple and dict (an array: array.tolist(), or a tf.Variable)"
+        )
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        return value if -_EXACT_INT <= value <= _EXACT_INT else {"$int": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": repr(value)}
+    if kind is str:
+        return value if _is_unicode(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
+    if kind is bytes:
+        return {"$bytes": _base64(value)}
+    if depth == MAX_DEPTH:
+        raise UnsupportedStateError(f"{where} is nested more than {MAX_DEPTH} deep, or holds itself; make it flatter")
+    if kind is not dict:
+        items = [_to_json(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return items if kind is list else {"$tuple": items}
+    if all(type(key) is str and _is_unicode(key) for key in value):
+        return {
+            f"${key}" if key.startswith("$") else key: _to_json(item, f"{where}[{key!r}]", depth + 1)
+            for key, item in value.items()
+        }
+    return {
+        "$dict": [
+            [_key_to_json(key, where), _to_json(item, f"{where}[{key!r}]", depth + 1)] for key, item in value.items()
+        ]
+    }
+
+
+def _key_to_json(key: Any, where: str) -> Any:
+    if not isinstance(key, (*_SCALARS, np.generic)):
+        raise UnsupportedStateError(
+            f"{where} has a key of type {type(key).__name__}; keys can be None, bool, int, float, str or bytes"
+        )
+    return _to_json(key, f"the key {key!r} of {where}", 0)
+
+
+def _from_json(value: Any, where: str, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise CorruptCheckpointError(f"{where} is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, list):
+        return [_from_json(item, where, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((tag, content),) = value.items()
+        if tag.startswith("$") and not tag.startswith("$$"):
+            return _from_tag(tag, content, where, depth)
+    if any(key.startswith("$") and not key.startswith("$$") for key in value):
+        raise CorruptCheckpointError(f"{where} has a member whose name starts with a single '$' beside others")
+    return {key.removeprefix("$"): _from_json(item, where, depth + 1) for key, item in value.items()}
+
+
+def _from_tag(tag: str, content: Any, where: str, depth: int) -> Any:
+    try:
+        if tag == "$int" and isinstance(content, str):
+            return int(content, 16)
+        if tag == "$float" and content in ("nan", "inf", "-inf"):
+            return float(content)
+        if tag == "$bytes" and isinstance(content, str):
+            return base64.b64decode(content, validate=True)
+        if tag == "$str" and isinstance(content, str):
+            return base64.b64decode(content, validate=True).decode("utf-8", "surrogatepass")
+        if tag == "$tuple" and isinstance(content, list):
+            return tuple(_from_json(item, where, depth + 1) for item in content)
+        if tag == "$dict" and isinstance(content, list):
+            pairs = [(_from_json(key, where, MAX_DEPTH), item) for key, item in content]
+            if all(isinstance(key, _SCALARS) for key, _ in pairs):
+                return {key: _from_json(item, where, depth + 1) for key, item in pairs}
+    except CorruptCheckpointError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise CorruptCheckpointError(f"{where} has a malformed {tag!r}: {error}") from error
+    raise CorruptCheckpointError(f"{where} has a member {tag!r} that is no form of a value")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
