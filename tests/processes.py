@@ -1,0 +1,175 @@
+"""Real worker processes under TF_CONFIG on loopback, started, watched and always ended by their own process id.
+
+results = run_workers("tests.state.workers:exchange", 2, env={"CASE": "rows"}, timeout_s=60)
+with start_workers("/path/script.py", 3, folder=tmp_path) as workers:   # handles: kill one, wait for the others
+    workers[1].kill()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
+
+
+@dataclass
+class Worker:
+    """One running worker process; its output goes to a file, so that no pipe can fill up and block it."""
+
+    index: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def output(self) -> str:
+        """What it has printed so far, stdout and stderr together."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def kill(self) -> None:
+        """SIGKILL to this process alone; returns once it is gone."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def send(self, number: int) -> None:
+        """Sends a signal (SIGTERM, SIGSTOP, ...) to this process."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code; raises TimeoutError, with the output so far, when it has not ended by then."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"worker {self.index} still runs after {timeout_s} s:\n{self.output()}") from None
+
+    def wait_for_output(self, text: str, timeout_s: float) -> None:
+        """Returns once `text` is in the output; raises when the process ends, or the time is over, without it."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.output():
+            if self.process.poll() is not None and text not in self.output():
+                raise RuntimeError(f"worker {self.index} ended without {text!r}:\n{self.output()}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"worker {self.index}: no {text!r} after {timeout_s} s:\n{self.output()}")
+            time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a worker ended."""
+
+    index: int
+    exit_code: int
+    output: str
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that were free a moment ago, all below 50000."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for port in range(20000 + (os.getpid() * 37) % 20000, 50000):
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise RuntimeError(f"no {count} free ports")
+
+
+def _kill_all(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+@contextlib.contextmanager
+def start_workers(
+    target: str,
+    count: int,
+    *,
+    args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    per_worker_env: Sequence[Mapping[str, str]] = (),
+    folder: str | os.PathLike[str] | None = None,
+    chief: bool = False,
+) -> Iterator[list[Worker]]:
+    """Starts `count` workers and yields their handles; on leaving, whatever still runs is killed.
+
+    `target` is a script's path or `package.module:function`. With `chief`, worker 0 is TF_CONFIG's "chief" task. Logs
+    go to `folder`.
+    """
+    ports = free_ports(count)
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    cluster = {"chief": addresses[:1], "worker": addresses[1:]} if chief else {"worker": addresses}
+    command = [target] if target.endswith(".py") else ["-c", _RUN_FUNCTION, target]
+    with contextlib.ExitStack() as stack:
+        logs = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        logs.mkdir(parents=True, exist_ok=True)
+        workers: list[Worker] = []
+        stack.callback(_kill_all, workers)
+        for index in range(count):
+            task = ("chief", 0) if chief and index == 0 else ("worker", index - chief)
+            full_env = {
+                **os.environ,
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                "CUDA_VISIBLE_DEVICES": "-1",
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+                "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": task[0], "index": task[1]}}),
+                **(env or {}),
+                **(per_worker_env[index] if per_worker_env else {}),
+            }
+            log = logs / f"worker-{index}-{time.monotonic_ns()}.log"
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    [sys.executable, *command, *args],
+                    env=full_env,
+                    cwd=_ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                )
+            workers.append(Worker(index, process, log))
+        yield workers
+
+
+def run_workers(
+    target: str,
+    count: int,
+    *,
+    args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 120,
+    check: bool = True,
+    folder: str | os.PathLike[str] | None = None,
+    chief: bool = False,
+) -> list[Result]:
+    """Runs `count` workers to their end and returns how each ended, in worker order.
+
+    Raises TimeoutError after `timeout_s` in all, and RuntimeError with every output if `check` and one has failed.
+    """
+    deadline = time.monotonic() + timeout_s
+    with start_workers(target, count, args=args, env=env, folder=folder, chief=chief) as workers:
+        for worker in workers:
+            worker.wait(max(0.1, deadline - time.monotonic()))
+        results = [Result(worker.index, worker.process.returncode, worker.output()) for worker in workers]
+    if check and any(result.exit_code for result in results):
+        raise RuntimeError(
+            "\n".join(f"--- worker {result.index}: exit code {result.exit_code}\n{result.output}" for result in results)
+        )
+    return results
+
+
+def was_killed(result: Result) -> bool:
+    """Whether it ended by SIGKILL."""
+    return result.exit_code == -signal.SIGKILL
