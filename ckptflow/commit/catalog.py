@@ -1,0 +1,256 @@
+"""What is in a root, and what of it counts.
+
+A listing says what is there. What counts is decided by manifests alone: the newest incarnation of this run that has one
+decides; its manifests count, and those that its lineage names. A claim only fences; it never says what counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.format.layout import (
+    LINEAGE_PREFIX,
+    MANIFEST_NAME,
+    Folder,
+    claim_key,
+    parse_claim_key,
+    parse_folder,
+    parse_pin_key,
+)
+from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, decode
+from ckptflow.storage.store import Store, read_small
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint: what its manifest says, without its tensors.
+
+    `created_at` is aware of its time zone; `size_bytes` counts the shards; `url` is the checkpoint's folder.
+    """
+
+    step: int
+    incarnation: int
+    metrics: Mapping[str, float]
+    metadata: Any
+    created_at: datetime
+    size_bytes: int
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One listing of a root: folders with the size of each file, the claims' numbers, the pinned folders."""
+
+    folders: Mapping[Folder, Mapping[str, int]]
+    claims: tuple[int, ...]
+    pins: frozenset[Folder]
+
+    def only(self, folders: Iterable[Folder]) -> Listing:
+        """The same listing as if nothing but these folders were there."""
+        return Listing({folder: self.folders[folder] for folder in folders}, self.claims, self.pins)
+
+    @property
+    def committed(self) -> tuple[Folder, ...]:
+        """The folders that hold a manifest, oldest first by (step, incarnation, call)."""
+        return tuple(sorted(folder for folder, files in self.folders.items() if MANIFEST_NAME in files))
+
+    @property
+    def top_number(self) -> int:
+        """The highest number in any claim or folder name; 0 where there is none."""
+        return max([*self.claims, *(folder.incarnation for folder in self.folders)], default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The parts of a manifest that decisions are made from; small enough to keep for every checkpoint of a run."""
+
+    folder: Folder
+    run_id: str
+    reason: str
+    lineage: frozenset[Folder]
+    barrier: int
+    fresh_since: int
+    shard_sizes: Mapping[str, int]
+    checkpoint: Checkpoint
+
+    def is_complete(self, files: Mapping[str, int]) -> bool:
+        """Whether every shard is listed at the size that the manifest gives it."""
+        return all(files.get(name) == size_bytes for name, size_bytes in self.shard_sizes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """What counts in a root, newest first, and what is outside: `folders` may hold some whose manifest is damaged.
+
+    `barrier`: outside folders of lower incarnations were cut off by a rollback or a fresh start.
+    """
+
+    incarnation: int = 0
+    run_id: str | None = None
+    folders: tuple[Folder, ...] = ()
+    outside: tuple[Folder, ...] = ()
+    barrier: int = 0
+    fresh_since: int = 0
+
+    @property
+    def newest(self) -> Folder | None:
+        return self.folders[0] if self.folders else None
+
+    def lineage_up_to(self, folder: Folder) -> frozenset[Folder]:
+        """The folders that an incarnation builds on which restores `folder`: empty where that is outside."""
+        return frozenset(f for f in self.folders if f <= folder) if folder in self.folders else frozenset()
+
+
+def list_root(store: Store) -> Listing:
+    """Lists the whole root once and sorts out what is ours; names that are not ours are passed over."""
+    folders: dict[Folder, dict[str, int]] = {}
+    claims: list[int] = []
+    pins: list[Folder] = []
+    for entry in store.list():
+        head, _, rest = entry.key.partition("/")
+        folder = parse_folder(head) if rest else None
+        if folder is not None:
+            folders.setdefault(folder, {})[rest] = entry.size_bytes
+        elif (number := parse_claim_key(entry.key)) is not None:
+            claims.append(number)
+        elif (pinned := parse_pin_key(entry.key)) is not None:
+            pins.append(pinned)
+    return Listing(folders, tuple(claims), frozenset(pins))
+
+
+def list_claims(store: Store) -> tuple[int, ...]:
+    """The numbers of all claims: one listing of `lineage/`."""
+    numbers = (parse_claim_key(entry.key) for entry in store.list(LINEAGE_PREFIX))
+    return tuple(number for number in numbers if number is not None)
+
+
+def read_manifest(store: Store, folder: Folder) -> Manifest:
+    """Reads and checks one manifest. Raises `ObjectNotFoundError` (gone) or `CorruptCheckpointError` (damaged)."""
+    where = f"{store.url}/{folder.manifest_key}"
+    try:
+        data = read_small(store, folder.manifest_key, MAX_MANIFEST_BYTES)
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{where}: {error}") from error
+    manifest = decode(data, Manifest, where)
+    if manifest.folder != str(folder):
+        raise CorruptCheckpointError(f"{where}: it is the manifest of {manifest.folder}")
+    return manifest
+
+
+def summarize(manifest: Manifest, root_url: str) -> Summary:
+    """The summary of a checked manifest."""
+    folder = parse_folder(manifest.folder)
+    lineage = frozenset(f for name in manifest.lineage if (f := parse_folder(name)) is not None)
+    if folder is None:
+        raise CorruptCheckpointError(f"{root_url}: {manifest.folder!r} is no folder")
+    return Summary(
+        folder=folder,
+        run_id=manifest.run_id,
+        reason=manifest.reason,
+        lineage=lineage,
+        barrier=manifest.barrier,
+        fresh_since=manifest.fresh_since,
+        shard_sizes={shard.name: shard.size_bytes for shard in manifest.shards},
+        checkpoint=Checkpoint(
+            step=manifest.step,
+            incarnation=manifest.incarnation,
+            metrics=manifest.metrics,
+            metadata=manifest.metadata,
+            created_at=datetime.fromisoformat(manifest.created_at),
+            size_bytes=manifest.size_bytes,
+            url=f"{root_url}/{folder}",
+        ),
+    )
+
+
+class Summaries:
+    """Summaries by folder, each manifest read once: a folder's name is never used twice, so none goes stale.
+
+    A damaged manifest is remembered, too, with why; one that is gone raises `ObjectNotFoundError` at each call.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[Folder, Summary | CorruptCheckpointError] = {}
+        self._lock = threading.Lock()
+
+    def get(self, folder: Folder) -> Summary | CorruptCheckpointError:
+        with self._lock:
+            known = self._known.get(folder)
+        if known is None:
+            try:
+                known = summarize(read_manifest(self._store, folder), self._store.url)
+            except CorruptCheckpointError as error:
+                known = error
+            with self._lock:
+                self._known[folder] = known
+        return known
+
+    def add(self, summary: Summary) -> None:
+        """What was just committed need not be read back."""
+        with self._lock:
+            self._known[summary.folder] = summary
+
+    def forget(self, folders: Iterable[Folder]) -> None:
+        with self._lock:
+            for folder in folders:
+                self._known.pop(folder, None)
+
+
+def read_claim(store: Store, number: int) -> Claim | None:
+    """The claim with this number, or None where it is gone, torn or another's: it fences all the same."""
+    key = claim_key(number)
+    try:
+        claim = decode(read_small(store, key, MAX_CLAIM_BYTES), Claim, f"{store.url}/{key}")
+    except (ObjectNotFoundError, ValueError):
+        return None
+    return claim if claim.number == number else None
+
+
+def newest_claim(store: Store, numbers: Iterable[int]) -> Claim | None:
+    """The newest claim that can be read."""
+    return next((claim for n in sorted(numbers, reverse=True) if (claim := read_claim(store, n)) is not None), None)
+
+
+SummaryReader = Callable[[Folder], Summary | CorruptCheckpointError]
+
+
+def find_counting(listing: Listing, run_id: str | None, read: SummaryReader) -> Counting:
+    """Decides what counts. `run_id` is that of the newest claim; None where there is none: the newest manifest's then.
+
+    Manifests are read from the newest incarnation down, newest step first, until one of this run can be read: one get
+    in a healthy root. Where an incarnation of this run has manifests and none can be read, they count (so that the damage
+    is met and reported, not passed over) and everything older is outside.
+    """
+    committed = listing.committed
+    damaged: list[Folder] = []
+    for incarnation in sorted({folder.incarnation for folder in committed}, reverse=True):
+        own = [folder for folder in reversed(committed) if folder.incarnation == incarnation]
+        decides = next((summary for folder in own if isinstance(summary := read(folder), Summary)), None)
+        if decides is None:
+            damaged += own
+            continue
+        if run_id is not None and decides.run_id != run_id:
+            continue
+        if damaged:
+            break
+        counts = {*own, *(folder for folder in decides.lineage if folder in listing.folders)} & {*committed}
+        return Counting(
+            incarnation=incarnation,
+            run_id=decides.run_id,
+            folders=tuple(sorted(counts, reverse=True)),
+            outside=tuple(folder for folder in reversed(committed) if folder not in counts),
+            barrier=decides.barrier,
+            fresh_since=decides.fresh_since,
+        )
+    return Counting(
+        incarnation=damaged[0].incarnation if damaged else 0,
+        run_id=run_id,
+        folders=tuple(sorted(damaged, reverse=True)),
+        outside=tuple(folder for folder in reversed(committed) if folder not in damaged),
+    )

@@ -1,0 +1,324 @@
+"""From receipts to a manifest: one incarnation's commits, each acknowledged only once it is known not to be fenced.
+
+Rules 7 to 9 of the protocol, run by the chief in the background: no collective here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, list_root, summarize
+from ckptflow.commit.lineage import Held, check_fence, create_once, fenced, now_text
+from ckptflow.commit.prune import act, plan_prune
+from ckptflow.commit.resume import Start
+from ckptflow.commit.retention import Policy, reasons_to_keep
+from ckptflow.errors import (
+    CommitTimeoutError,
+    CommitUnknownError,
+    FencedError,
+    ObjectNotFoundError,
+    SaveFailedError,
+    StorageUnavailableError,
+)
+from ckptflow.format.layout import Folder, receipt_name
+from ckptflow.format.manifest import (
+    MAX_RECEIPT_BYTES,
+    Manifest,
+    Receipt,
+    ShardRecord,
+    SliceRecord,
+    TensorRecord,
+    check_manifest,
+    decode,
+    encode,
+)
+from ckptflow.storage.store import Store, read_small
+
+logger = logging.getLogger("ckptflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """All of a manifest that is known before the receipts are: `tensors` as they will be, without slices."""
+
+    folder: Folder
+    world_size: int
+    tensors: tuple[TensorRecord, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    metadata: Any = None
+    python_state: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=dict)
+
+
+class Coordinator:
+    """Commits the checkpoints of one incarnation, in the order of saves, and prunes: on the chief, in one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        start: Start,
+        summaries: Summaries,
+        policies: Sequence[Policy],
+        *,
+        commit_timeout_s: float,
+    ) -> None:
+        if start.held is None:
+            raise ValueError("a reader commits nothing")
+        self._store = store
+        self._start = start
+        self._held: Held = start.held
+        self._summaries = summaries
+        self._policies = policies
+        self._commit_timeout_s = commit_timeout_s
+        self._committed: list[Summary] = []
+        self._given_up: set[Folder] = set()
+        self._gone: set[Folder] = set()
+        self._is_swept = False  # nothing is left outside what counts that a later save could delete
+
+    def commit(self, draft: Draft, own: Receipt, *, prune: bool = True) -> Summary:
+        """Waits for the receipts, creates the manifest, checks the fence, and only then returns: acknowledged.
+
+        Raises `CommitTimeoutError` (who is missing), `SaveFailedError` (a worker reported a failure, or what they wrote
+        does not fit together), `CommitUnknownError` (sent, no reply), `FencedError` (it may be there, and does not
+        count), or a `StorageError`.
+        """
+        deadline = time.monotonic() + self._commit_timeout_s
+        try:
+            receipts = [own, *self._collect(draft, deadline)]
+            manifest = self._assemble(draft, receipts)
+        except Exception:
+            self.give_up(draft.folder)
+            raise
+        self._create(draft.folder, encode(manifest), deadline)
+        summary = summarize(manifest, self._store.url)
+        self._summaries.add(summary)
+        self._committed.append(summary)
+        listing = self._list_to_prune() if prune else None
+        if listing is not None and listing.top_number > self._held.number:
+            raise fenced(self._store, self._held, listing.top_number)
+        check_fence(self._store, self._held)
+        if listing is not None:
+            self._prune(listing)
+        return summary
+
+    def give_up(self, folder: Folder) -> None:
+        """No manifest of this folder was or will be sent: what is in it may be deleted."""
+        self._given_up.add(folder)
+
+    def sweep_partials(self) -> int:
+        """Makes room on a full storage: deletes what dead incarnations and own failures left uncommitted.
+
+        Allowed before the first commit, too. Returns the bytes freed; raises `FencedError` like a commit.
+        """
+        listing = list_root(self._store)
+        check_fence(self._store, self._held, listing)
+        partials = listing.only(set(listing.folders) - set(listing.committed))
+        plan = plan_prune(
+            Listing(partials.folders, (), partials.pins),
+            Counting(),
+            self._summaries.get,
+            (),
+            incarnation=self._held.number,
+            given_up=self._given_up,
+        )
+        return act(self._store, plan, listing.folders)
+
+    def _collect(self, draft: Draft, deadline: float) -> list[Receipt]:
+        """Polls the other workers' receipts by name, with back-off, until all are there or the deadline has passed."""
+        missing = set(range(1, draft.world_size))
+        found: list[Receipt] = []
+        pause_s = 0.05 if self._store.is_object_store else 0.002
+        while missing:
+            for worker in sorted(missing):
+                receipt = self._read_receipt(draft, worker)
+                if receipt is not None:
+                    missing.discard(worker)
+                    found.append(receipt)
+            if missing and time.monotonic() >= deadline:
+                raise CommitTimeoutError(
+                    f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, sorted(missing)))} of "
+                    f"{draft.world_size} did not report within commit_timeout_s={self._commit_timeout_s:g}; this "
+                    "step was not saved, older checkpoints are untouched"
+                )
+            if missing:
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, 1.0 if self._store.is_object_store else 0.05)
+        return sorted(found, key=lambda receipt: receipt.worker)
+
+    def _read_receipt(self, draft: Draft, worker: int) -> Receipt | None:
+        key = draft.folder.key(receipt_name(worker, draft.world_size))
+        where = f"{self._store.url}/{key}"
+        try:
+            receipt = decode(read_small(self._store, key, MAX_RECEIPT_BYTES), Receipt, where)
+        except ObjectNotFoundError:
+            return None
+        self._check_receipt(draft, receipt, worker)
+        return receipt
+
+    def _check_receipt(self, draft: Draft, receipt: Receipt, worker: int) -> None:
+        expected = (str(draft.folder), self._held.writer_id, worker, draft.world_size)
+        if (receipt.folder, receipt.writer_id, receipt.worker, receipt.world_size) != expected:
+            raise SaveFailedError(f"{self._store.url}/{draft.folder}: worker {worker}'s receipt is not of this save")
+        if receipt.failure is not None:
+            raise SaveFailedError(
+                f"{self._store.url}/{draft.folder}: worker {worker} could not save: {receipt.failure}"
+            )
+
+    def _assemble(self, draft: Draft, receipts: Sequence[Receipt]) -> Manifest:
+        """The manifest that the receipts add up to; raises `SaveFailedError` unless every tensor is covered once."""
+        slices: dict[str, list[SliceRecord]] = {tensor.name: [] for tensor in draft.tensors}
+        shards: list[ShardRecord] = []
+        for receipt in receipts:
+            base = len(shards)
+            shards += receipt.shards
+            for piece in receipt.slices:
+                if piece.tensor not in slices:
+                    raise SaveFailedError(
+                        f"{self._store.url}/{draft.folder}: worker {receipt.worker} saved {piece.tensor!r}, which "
+                        "the chief does not have: the state differs between workers"
+                    )
+                slices[piece.tensor].append(
+                    SliceRecord(
+                        shard=base + piece.shard,
+                        offset=piece.offset,
+                        start=piece.start,
+                        shape=piece.shape,
+                        crc32c=piece.crc32c,
+                    )
+                )
+        tensors = tuple(with_slices(tensor, slices[tensor.name]) for tensor in draft.tensors)
+        start, held = self._start, self._held
+        manifest = Manifest(
+            folder=str(draft.folder),
+            step=draft.folder.step,
+            incarnation=held.number,
+            run_id=held.run_id,
+            writer_id=held.writer_id,
+            created_at=now_text(),
+            world_size=draft.world_size,
+            reason=start.reason,
+            restored=str(start.restored.folder) if start.restored else None,
+            lineage=tuple(str(folder) for folder in sorted(start.lineage)),
+            barrier=start.barrier,
+            fresh_since=start.fresh_since,
+            software=dict(draft.software),
+            metrics=dict(draft.metrics),
+            metadata=draft.metadata,
+            python_state=dict(draft.python_state),
+            models=dict(draft.models),
+            diverged=find_diverged(tensors, receipts),
+            shards=tuple(shards),
+            tensors=tensors,
+        )
+        try:
+            check_manifest(manifest, f"{self._store.url}/{draft.folder}")
+        except ValueError as error:
+            raise SaveFailedError(f"{error}: what the workers saved does not fit together") from error
+        if manifest.diverged:
+            names = ", ".join(manifest.diverged[:10]) + (" …" if len(manifest.diverged) > 10 else "")
+            logger.warning("%s: %d tensor(s) differ between workers, saved the chief's: %s", draft.folder,
+                           len(manifest.diverged), names)  # fmt: skip
+        return manifest
+
+    def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
+        """Creates the manifest. From the first try on this incarnation never sweeps the folder: it may land late."""
+        key = folder.manifest_key
+        try:
+            is_ours = create_once(self._store, key, data, max(deadline, time.monotonic() + 10.0))
+        except StorageUnavailableError as error:
+            raise CommitUnknownError(
+                f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not count; the next "
+                "restore finds out"
+            ) from error
+        if not is_ours:
+            raise FencedError(
+                f"{self._store.url}/{key} is there and is another's: another copy of this job writes to this root. "
+                "Stop this one and do not restart it"
+            )
+
+    def _list_to_prune(self) -> Listing | None:
+        """Lists the root where there may be something to delete: at the first commit, and when a policy lets one go.
+
+        Never raises: the commit stands, and its fence check is still to come.
+        """
+        try:
+            known = [*self._known_lineage(), *self._committed]
+            by_step = {summary.folder.step: summary.checkpoint for summary in known}
+            checkpoints = [by_step[step] for step in sorted(by_step)]
+            keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
+            if self._is_swept and keeps_all and not self._given_up:
+                return None
+            return list_root(self._store)
+        except Exception as error:
+            logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, error)
+            return None
+
+    def _known_lineage(self) -> list[Summary]:
+        """Summaries of the lineage, each manifest read once; one that was deleted by hand is passed over."""
+        found: list[Summary] = []
+        for folder in sorted(self._start.lineage - self._gone):
+            try:
+                summary = self._summaries.get(folder)
+            except ObjectNotFoundError:
+                self._gone.add(folder)
+                continue
+            if isinstance(summary, Summary):
+                found.append(summary)
+        return found
+
+    def _prune(self, listing: Listing) -> None:
+        """Deletes what need not stay. A failure is logged and never fails the save; the next prune tries again."""
+        committed = listing.committed
+        number = self._held.number  # an own manifest that was thought lost and has landed late counts, too
+        counts = {folder for folder in committed if folder.incarnation == number or folder in self._start.lineage}
+        counting = Counting(
+            incarnation=self._held.number,
+            run_id=self._held.run_id,
+            folders=tuple(sorted(counts, reverse=True)),
+            outside=tuple(sorted(set(committed) - counts, reverse=True)),
+            barrier=self._start.barrier,
+            fresh_since=self._start.fresh_since,
+        )
+        try:
+            plan = plan_prune(
+                listing,
+                counting,
+                self._summaries.get,
+                self._policies,
+                incarnation=self._held.number,
+                given_up=self._given_up,
+            )
+            act(self._store, plan, listing.folders)
+        except Exception as error:
+            logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, error)
+            return
+        gone = set(plan.deletions)
+        self._is_swept = not counting.outside
+        self._gone |= gone
+        self._given_up -= gone
+        self._committed = [summary for summary in self._committed if summary.folder not in gone]
+        self._summaries.forget(gone)
+
+
+def with_slices(tensor: TensorRecord, slices: Sequence[SliceRecord]) -> TensorRecord:
+    """The same tensor with its slices, in the order of their boxes."""
+    return msgspec.structs.replace(tensor, slices=tuple(sorted(slices, key=lambda piece: piece.start)))
+
+
+def find_diverged(tensors: Sequence[TensorRecord], receipts: Sequence[Receipt]) -> tuple[str, ...]:
+    """The replicated tensors of which workers hold different copies, by the digests that they reported."""
+    digests: dict[str, set[int]] = {}
+    for receipt in receipts:
+        for name, digest in receipt.digests.items():
+            digests.setdefault(name, set()).add(digest)
+    for tensor in tensors:
+        if tensor.name in digests and len(tensor.slices) == 1:
+            digests[tensor.name].add(tensor.slices[0].crc32c)
+    return tuple(sorted(name for name, seen in digests.items() if len(seen) > 1))

@@ -1,0 +1,142 @@
+"""Deleting what need not be kept: a pure plan with a reason for everything, and the act.
+
+Rule 9 of the protocol. Called only after the incarnation's own commit has passed its fence check, with the listing made
+between the two.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckptflow.commit.catalog import Counting, Listing, Summary
+from ckptflow.commit.retention import Policy, reasons_to_keep
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
+from ckptflow.storage.store import Store
+
+logger = logging.getLogger("ckptflow")
+
+CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one folder, and why."""
+
+    folder: Folder
+    keep: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """All decisions of one prune, and the claims that are old enough to go."""
+
+    decisions: tuple[Decision, ...]
+    claims: tuple[int, ...] = ()
+
+    @property
+    def deletions(self) -> tuple[Folder, ...]:
+        return tuple(decision.folder for decision in self.decisions if not decision.keep)
+
+
+def plan_prune(
+    listing: Listing,
+    counting: Counting,
+    read: Callable[[Folder], Summary | CorruptCheckpointError],
+    policies: Sequence[Policy],
+    *,
+    incarnation: int,
+    given_up: Collection[Folder] = (),
+) -> PrunePlan:
+    """Decides for every folder in `listing`; `incarnation` is the one that prunes.
+
+    `given_up`: own folders whose manifest was never sent, so that it cannot appear any more. Raises what a policy
+    raises: then nothing is deleted.
+    """
+    decisions = _decide_counting(listing, counting, read, policies)
+    newest = counting.newest
+    for folder in counting.outside:
+        decisions[folder] = _decide_outside(folder, read(folder), counting, newest, folder in listing.pins)
+    for folder in listing.folders:
+        if folder not in decisions:
+            decisions[folder] = _decide_partial(folder, incarnation, folder in given_up)
+    old_claims = sorted(listing.claims, reverse=True)[CLAIMS_KEPT:]
+    return PrunePlan(tuple(decisions[folder] for folder in sorted(decisions)), tuple(old_claims))
+
+
+def _decide_counting(
+    listing: Listing,
+    counting: Counting,
+    read: Callable[[Folder], Summary | CorruptCheckpointError],
+    policies: Sequence[Policy],
+) -> dict[Folder, Decision]:
+    """What counts: the newest, the pinned and what the policies keep stay; of equal steps the newest stands for all."""
+    whole: dict[int, Summary] = {}
+    decisions: dict[Folder, Decision] = {}
+    for folder in reversed(counting.folders):  # oldest first, so that the newest of a step is the last
+        summary = read(folder)
+        if isinstance(summary, CorruptCheckpointError):
+            decisions[folder] = Decision(folder, False, "its manifest is damaged")
+        elif not summary.is_complete(listing.folders[folder]):
+            decisions[folder] = Decision(folder, False, "shards are missing or have another size")
+        else:
+            older = whole.get(folder.step)
+            if older is not None:
+                decisions[older.folder] = Decision(older.folder, False, f"saved again at the same step: {folder}")
+            whole[folder.step] = summary
+    steps = sorted(whole)
+    reasons = reasons_to_keep([whole[step].checkpoint for step in steps], policies)
+    for step, reason in zip(steps, reasons, strict=True):
+        folder = whole[step].folder
+        decisions[folder] = Decision(folder, reason is not None, reason or "no policy keeps it")
+    for folder in counting.folders:
+        if folder == counting.newest or (whole and folder == whole[steps[-1]].folder):
+            decisions[folder] = Decision(folder, True, "the newest")
+        elif folder in listing.pins:
+            decisions[folder] = Decision(folder, True, "pinned")
+    return decisions
+
+
+def _decide_outside(
+    folder: Folder,
+    summary: Summary | CorruptCheckpointError,
+    counting: Counting,
+    newest: Folder | None,
+    is_pinned: bool,
+) -> Decision:
+    """Outside the lineage: kept until what counts has reached its step; after a fresh start, for ever."""
+    if is_pinned:
+        return Decision(folder, True, "pinned")
+    if not isinstance(summary, CorruptCheckpointError) and summary.run_id != counting.run_id:
+        return Decision(folder, True, "of another run: deleted only by hand")
+    if folder.incarnation < counting.fresh_since:
+        return Decision(folder, True, "from before a fresh start: deleted only by hand")
+    if folder.incarnation > counting.incarnation or newest is None or newest.step < folder.step:
+        return Decision(folder, True, "outside what counts, and nothing that counts has reached its step")
+    return Decision(folder, False, f"outside what counts, which has reached step {newest.step:,}")
+
+
+def _decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
+    """Never committed: what dead incarnations left, and own calls that were given up before their manifest was sent."""
+    if folder.incarnation < incarnation:
+        return Decision(folder, False, f"never committed, and incarnation {folder.incarnation} is over")
+    if folder.incarnation == incarnation and is_given_up:
+        return Decision(folder, False, "never committed, and given up")
+    return Decision(folder, True, "not committed yet")
+
+
+def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
+    """Deletes what the plan says: manifests first, the rest in a later request. Returns how many bytes that frees."""
+    deletions = plan.deletions
+    manifests = [folder.manifest_key for folder in deletions if MANIFEST_NAME in files[folder]]
+    rest = [folder.key(name) for folder in deletions for name in files[folder] if name != MANIFEST_NAME]
+    for decision in plan.decisions:
+        if not decision.keep:
+            logger.info("pruned %s/%s: %s", store.url, decision.folder, decision.reason)
+    for keys in (manifests, rest + [claim_key(number) for number in plan.claims]):
+        if keys:
+            store.delete(keys)
+    return sum(sum(files[folder].values()) for folder in deletions)

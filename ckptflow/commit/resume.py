@@ -1,0 +1,368 @@
+"""Which checkpoint a life of the job starts from: look, claim, list, restore, and what is to be saved again.
+
+Rules 1 to 5 of the protocol. All workers run this in lockstep on the main thread; the chief alone lists and claims. The
+order is what makes it safe: nothing is claimed before the newest checkpoint was checked against the state, and nothing
+is believed that was listed before the claim.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ckptflow.commit.catalog import (
+    Counting,
+    Listing,
+    Summaries,
+    Summary,
+    find_counting,
+    list_root,
+    read_claim,
+    read_manifest,
+    summarize,
+)
+from ckptflow.commit.lineage import (
+    Held,
+    check_fence,
+    claim_next,
+    fenced,
+    find_run_id,
+    pack_writer_id,
+    unpack_writer_id,
+)
+from ckptflow.commit.team import Cluster, Outcome, Vote, chief_says, raise_together, vote, vote_for
+from ckptflow.errors import (
+    CheckpointGoneError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    StorageUnavailableError,
+    UsageError,
+)
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest, Reason
+from ckptflow.storage.store import Store
+
+logger = logging.getLogger("ckptflow")
+
+_MAX_GONE = 20  # listings in a row that name a checkpoint which is gone when it is read
+
+Load = Callable[[Folder, Manifest, Mapping[str, int] | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a life of the job began. `held` is None for a reader; `restored` is None on a root where nothing counts.
+
+    `save_again`: what was restored is not the newest that counted, so nothing protects it, nor the decision to start
+    there, until this incarnation has saved it as its own.
+    """
+
+    held: Held | None
+    reason: Reason = "start"
+    restored: Summary | None = None
+    lineage: frozenset[Folder] = frozenset()
+    barrier: int = 0
+    fresh_since: int = 0
+    save_again: bool = False
+
+
+@dataclass(slots=True)
+class _View:
+    """The chief's view of the root during one restore: the newest listing, what counts, what was tried in vain."""
+
+    listing: Listing
+    counting: Counting
+    damaged: dict[Folder, str] = field(default_factory=dict)
+    gone: int = 0
+    is_stale: bool = False
+    is_last: bool = False
+
+
+class Resume:
+    """One restore: `check` refuses a manifest that does not fit the state, `load` brings its values back.
+
+    `check(manifest)` and `load(folder, manifest, files)` run on every worker. `load` raises
+    `CorruptCheckpointError` only where bytes came whole and wrong or a shard is missing; whatever else it raises stops
+    the restore on all workers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        summaries: Summaries,
+        *,
+        check: Callable[[Manifest], None],
+        load: Load,
+        read_only: bool = False,
+        claim_timeout_s: float = 60.0,
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._summaries = summaries
+        self._check = check
+        self._load = load
+        self._read_only = read_only
+        self._claim_timeout_s = claim_timeout_s
+        self._view: _View | None = None
+
+    def start_anew(self, *, fresh: bool) -> Start:
+        """Claims without restoring: on an empty root, or over what is there with `fresh`."""
+        reason: Reason = "fresh" if fresh else "start"
+        if not fresh:
+            chief_says(self._cluster, lambda: self._refuse_used_root())
+        held = self._claim(reason)
+
+        def look_after_claim() -> tuple[int, ...]:
+            check_fence(self._store, held)
+            return () if fresh else self._refuse_used_root()
+
+        chief_says(self._cluster, look_after_claim)
+        barrier = held.number if fresh else 0
+        return Start(held, reason, barrier=barrier, fresh_since=barrier)
+
+    def run(self, step: int | None) -> Start:
+        """Restores the newest valid checkpoint, or the one of `step` and no other. See the module's docstring."""
+        reason = self._look(step)
+        held = None if self._read_only else self._claim(reason)
+        if self._view is not None and held is not None:
+            self._view.is_stale, self._view.is_last = True, False
+        problems: list[str] = []
+        while True:
+            found, number, folder_step, call, again, outside = chief_says(
+                self._cluster, lambda: self._choose(step, held)
+            )[:6]
+            if not found:
+                return self._nothing(held)
+            folder = Folder(folder_step, number, call)
+            error, summary, mine = self._attempt(folder)
+            votes = vote(self._cluster, mine)
+            raise_together(votes, error if mine.outcome is Outcome.FAILED else None, worker=self._cluster.worker)
+            outcomes = {v.outcome for v in votes}
+            if outcomes == {Outcome.FINE} and summary is not None:
+                return self._start(held, summary, step, bool(again), bool(outside), problems)
+            if Outcome.DAMAGED in outcomes:
+                problems.append(self._met_damage(folder, step, votes))
+            else:
+                self._met_gone(folder)
+
+    # What all workers do
+
+    def _claim(self, reason: Reason) -> Held:
+        mine: list[Held] = []
+
+        def claim() -> tuple[int, ...]:
+            held = claim_next(self._store, self._summaries, reason, self._claim_timeout_s)
+            mine.append(held)
+            return (held.number, *unpack_writer_id(held.writer_id))
+
+        number, first, second = chief_says(self._cluster, claim)[:3]
+        return mine[0] if mine else Held(number, "", pack_writer_id((first, second)))
+
+    def _look(self, step: int | None) -> Reason:
+        """Rule 1: checks the state against what would be restored now; a refusal costs no claim."""
+        reason: list[Reason] = ["resume"]
+
+        def choose() -> tuple[int, ...]:
+            numbers = self._choose(step, None)
+            view = self._view
+            is_rollback = step is not None and view is not None and bool(numbers[4])
+            reason[0] = "rollback" if is_rollback else "resume" if numbers[0] else "start"
+            return numbers
+
+        found, number, folder_step, call = chief_says(self._cluster, choose)[:4]
+        if not found:
+            return reason[0]
+        error: Exception | None = None
+        mine = Vote(Outcome.FINE)
+        try:
+            self._check(read_manifest(self._store, Folder(folder_step, number, call)))
+        except (ObjectNotFoundError, CorruptCheckpointError):
+            pass  # nothing to check against: the listing after the claim decides what that means
+        except Exception as caught:
+            error, mine = caught, vote_for(caught)
+        raise_together(vote(self._cluster, mine), error, worker=self._cluster.worker)
+        return reason[0]
+
+    def _attempt(self, folder: Folder) -> tuple[Exception | None, Summary | None, Vote]:
+        """Reads one checkpoint whole into the state; whatever happens is a vote."""
+        view = self._view
+        files = view.listing.folders.get(folder) if view is not None and self._cluster.is_chief else None
+        try:
+            manifest = read_manifest(self._store, folder)
+            self._check(manifest)
+            self._load(folder, manifest, files)
+            return None, summarize(manifest, self._store.url), Vote(Outcome.FINE)
+        except ObjectNotFoundError as error:
+            return error, None, Vote(Outcome.GONE, str(error))
+        except CorruptCheckpointError as error:
+            return error, None, self._is_it_damage(folder, error)
+        except Exception as error:
+            return error, None, vote_for(error)
+
+    def _is_it_damage(self, folder: Folder, error: CorruptCheckpointError) -> Vote:
+        """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged."""
+        try:
+            read_manifest(self._store, folder)
+        except ObjectNotFoundError:
+            return Vote(Outcome.GONE, str(error))
+        except CorruptCheckpointError:
+            pass
+        except StorageUnavailableError as unavailable:
+            return vote_for(unavailable)
+        return Vote(Outcome.DAMAGED, str(error))
+
+    def _met_damage(self, folder: Folder, step: int | None, votes: list[Vote]) -> str:
+        """All workers agree that this one is damaged, or all raise: one worker's bad disk must cut nothing off."""
+        worker, text = next((i, v.text) for i, v in enumerate(votes) if v.outcome is Outcome.DAMAGED)
+        if votes[0].outcome is not Outcome.DAMAGED:
+            raise CorruptCheckpointError(
+                f"worker {worker} reads damage that the chief does not see, so nothing is given up: {text}"
+            )
+        if step is not None:
+            raise CorruptCheckpointError(f"{text}; restore(step) takes no other step, restore_latest() would")
+        if self._view is not None:
+            self._view.damaged[folder] = text
+        logger.error("damaged checkpoint, trying the one before: %s", text)
+        return text
+
+    def _met_gone(self, folder: Folder) -> None:
+        if self._view is not None:
+            self._view.is_stale = True
+            self._view.gone += 1
+        logger.info("%s/%s went while it was read; listing again", self._store.url, folder)
+
+    def _nothing(self, held: Held | None) -> Start:
+        logger.warning("%s: no checkpoint is here, starting anew", self._store.url)
+        return Start(held)
+
+    def _start(
+        self, held: Held | None, restored: Summary, step: int | None, again: bool, outside: bool, problems: list[str]
+    ) -> Start:
+        """What the incarnation builds on, now that every worker holds `restored`."""
+        folder = restored.folder
+        if problems:
+            logger.warning("restored step %d instead (%s)", restored.checkpoint.step, restored.checkpoint.url)
+        reason: Reason = "resume"
+        if again:
+            reason = "rollback" if step is not None else "outside" if outside else "damage"
+        view = self._view
+        if view is None or held is None or not self._cluster.is_chief:
+            return Start(held, reason, restored, save_again=again and held is not None)
+        counting = view.counting
+        if outside and step is None:
+            logger.warning("%s is outside what counts; nothing that counts could be restored", restored.checkpoint.url)
+        return Start(
+            held=held,
+            reason=reason,
+            restored=restored,
+            lineage=counting.lineage_up_to(folder) - view.damaged.keys(),
+            barrier=held.number if reason == "rollback" else max(counting.barrier, restored.barrier),
+            fresh_since=max(counting.fresh_since, restored.fresh_since),
+            save_again=again,
+        )
+
+    # What the chief decides
+
+    def _refuse_used_root(self) -> tuple[int, ...]:
+        committed = list_root(self._store).committed
+        if committed:
+            raise UsageError(
+                f"{self._store.url} holds {len(committed)} checkpoint(s), the newest {committed[-1]}: call "
+                "restore_latest() before the first save, or open the manager with fresh=True to start over"
+            )
+        return ()
+
+    def _choose(self, step: int | None, held: Held | None) -> tuple[int, ...]:
+        """(found, incarnation, step, call, save again?, outside?) of what to restore next."""
+        view = self._view
+        if view is None or view.is_stale:
+            view = self._list(held)
+        if view.gone > _MAX_GONE:
+            raise CheckpointGoneError(f"{self._store.url}: checkpoints go faster than they can be read; pin one")
+        if step is not None:
+            return self._at_step(view, step)
+        folder = next((f for f in view.counting.folders if f not in view.damaged), None)
+        if folder is not None:
+            return (1, folder.incarnation, folder.step, folder.call, int(folder != view.counting.newest), 0)
+        if not view.is_last and (view.damaged or view.counting.outside):
+            view = self._list(held)  # a commit may have landed since: list once more before anything outside is taken
+            view.is_last = True
+            return self._choose(step, held)
+        return self._outside(view)
+
+    def _list(self, held: Held | None) -> _View:
+        """Lists after the claim, `lineage/` first, and decides what counts."""
+        if held is not None:
+            check_fence(self._store, held)
+        listing = list_root(self._store)
+        if held is not None and listing.top_number > held.number:
+            raise fenced(self._store, held, listing.top_number)
+        run_id = held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
+        counting = self._count(listing, run_id)
+        old = self._view
+        self._view = _View(listing, counting)
+        if old is not None:
+            self._view.damaged, self._view.gone, self._view.is_last = old.damaged, old.gone, old.is_last
+        return self._view
+
+    def _count(self, listing: Listing, run_id: str | None) -> Counting:
+        """What counts in `listing`, but for manifests that go while they are read: as if they had not been listed."""
+        gone: set[Folder] = set()
+
+        def read(folder: Folder) -> Summary | CorruptCheckpointError:
+            try:
+                return self._summaries.get(folder)
+            except ObjectNotFoundError:
+                gone.add(folder)
+                raise
+
+        while True:
+            try:
+                return find_counting(listing.only(f for f in listing.folders if f not in gone), run_id, read)
+            except ObjectNotFoundError:
+                continue
+
+    def _at_step(self, view: _View, step: int) -> tuple[int, ...]:
+        same = [f for f in view.counting.folders if f.step == step and f not in view.damaged]
+        others = [f for f in view.counting.outside if f.step == step]
+        folder = next(iter(same + sorted(others, key=lambda f: (f.incarnation, f.call), reverse=True)), None)
+        if folder is None:
+            steps = sorted({f.step for f in view.listing.committed})
+            raise CheckpointNotFoundError(f"{self._store.url}: no checkpoint of step {step}; there are steps {steps}")
+        again = folder != view.counting.newest
+        return (1, folder.incarnation, folder.step, folder.call, int(again), int(folder not in same))
+
+    def _outside(self, view: _View) -> tuple[int, ...]:
+        """Rule 4's last resort: the newest valid one outside what counts, but never past a rollback or fresh start."""
+        counting = view.counting
+        barrier = max(counting.barrier, self._barrier_by_claim(counting))
+        listing = view.listing.only(f for f in counting.outside if f not in view.damaged)
+        open_listing = listing.only(f for f in listing.folders if f.incarnation >= barrier)
+        rest = self._count(open_listing, counting.run_id)
+        candidates = [f for f in (*rest.folders, *rest.outside) if f not in view.damaged]
+        if candidates:
+            folder = candidates[0]
+            return (1, folder.incarnation, folder.step, folder.call, 1, 1)
+        if not view.damaged and not counting.outside:
+            return (0, 0, 0, 0, 0, 0)
+        barred = sorted({f.step for f in listing.folders} - {f.step for f in open_listing.folders})
+        hint = (
+            f" Steps {barred} were cut off by a rollback or a fresh start and are not taken by themselves: "
+            f"restore({barred[-1]}) would take one."
+            if barred
+            else ""
+        )
+        raise CorruptCheckpointError(
+            f"{self._store.url}: no valid checkpoint is left, and the state may hold a mixture of those that were "
+            "tried: do not go on with it. " + " | ".join(view.damaged.values()) + hint
+        )
+
+    def _barrier_by_claim(self, counting: Counting) -> int:
+        """A rollback whose every manifest is unreadable is still known by its claim."""
+        if not counting.folders or counting.barrier:
+            return 0
+        claim = read_claim(self._store, counting.incarnation)
+        return counting.incarnation if claim is not None and claim.reason in ("rollback", "fresh") else 0

@@ -1,0 +1,125 @@
+"""Which checkpoints to keep: pure policies, data in, reasons out.
+
+A policy is any callable that takes the checkpoints that count (oldest first, one for each step) and returns one item
+for each: a text is the reason why it is kept, True keeps it without one, None or False does not. What any policy keeps
+stays.
+Nothing here deletes, and nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ckptflow.commit.catalog import Checkpoint
+
+Policy = Callable[[Sequence[Checkpoint]], Sequence[str | bool | None]]
+
+
+@dataclass(frozen=True)
+class KeepLast:
+    """Keeps the newest `n` checkpoints. `n` = 0 keeps none (the newest one always stays, whatever the policies say)."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_count(self.n)
+
+    def __call__(self, checkpoints: Sequence[Checkpoint]) -> Sequence[str | None]:
+        count = len(checkpoints)
+        return [f"{count - i} of the last {self.n}" if count - i <= self.n else None for i in range(count)]
+
+
+@dataclass(frozen=True)
+class KeepBest:
+    """Keeps the `n` checkpoints with the best value of `metric`: the lowest with `mode="min"`, else the highest.
+
+    Equal values: the older one is better, as it was first. A checkpoint without the metric, or where it is NaN, is
+    never among the best.
+    """
+
+    metric: str
+    n: int = 1
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        _check_count(self.n)
+        if self.mode not in ("min", "max"):
+            raise ValueError(f'mode is "min" or "max", not {self.mode!r}')
+
+    def __call__(self, checkpoints: Sequence[Checkpoint]) -> Sequence[str | None]:
+        sign = 1 if self.mode == "min" else -1
+        values = [checkpoint.metrics.get(self.metric, math.nan) for checkpoint in checkpoints]
+        ranked = sorted((i for i, value in enumerate(values) if not math.isnan(value)), key=lambda i: sign * values[i])
+        reasons: list[str | None] = [None] * len(checkpoints)
+        for rank, i in enumerate(ranked[: self.n], 1):
+            reasons[i] = f"{rank} of the best {self.n} by {self.metric} ({self.mode}): {values[i]:g}"
+        return reasons
+
+
+@dataclass(frozen=True)
+class KeepEvery:
+    """Keeps one checkpoint for every `steps` steps, or for every `seconds` seconds: give exactly one of the two.
+
+    `steps=n`: the first checkpoint at or after each multiple of n. `seconds=s`: the first checkpoint, then each that was
+    made at least s seconds after the last kept one. Machines' clocks differ, so time is what has passed from one
+    checkpoint to the next in the order of steps, and never less than nothing.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError("give steps or seconds, one of the two")
+        period = self.steps if self.steps is not None else self.seconds
+        if period is None or not period > 0 or not math.isfinite(period):
+            raise ValueError(f"a period is a number above 0, not {period!r}")
+
+    def __call__(self, checkpoints: Sequence[Checkpoint]) -> Sequence[str | None]:
+        return self._by_steps(checkpoints, self.steps) if self.steps is not None else self._by_seconds(checkpoints)
+
+    def _by_steps(self, checkpoints: Sequence[Checkpoint], period: int) -> Sequence[str | None]:
+        reasons: list[str | None] = []
+        last = -1
+        for checkpoint in checkpoints:
+            multiple = checkpoint.step // period
+            is_first = multiple > last and (multiple > 0 or checkpoint.step == 0)
+            reasons.append(f"first at or after step {multiple * period:,}" if is_first else None)
+            last = max(last, multiple)
+        return reasons
+
+    def _by_seconds(self, checkpoints: Sequence[Checkpoint]) -> Sequence[str | None]:
+        period = self.seconds or math.inf
+        reasons: list[str | None] = []
+        since_kept, before = math.inf, None
+        for checkpoint in checkpoints:
+            now = checkpoint.created_at.timestamp()
+            since_kept += max(0.0, now - before) if before is not None else 0.0
+            before = now
+            reasons.append(f"{period:g} seconds after the one before" if since_kept >= period else None)
+            since_kept = 0.0 if since_kept >= period else since_kept
+        return reasons
+
+
+def reasons_to_keep(checkpoints: Sequence[Checkpoint], policies: Sequence[Policy]) -> list[str | None]:
+    """For each checkpoint all the reasons to keep it, joined, or None.
+
+    Raises ValueError where a policy does not return one item for each checkpoint.
+    """
+    found: list[list[str]] = [[] for _ in checkpoints]
+    for policy in policies:
+        answers = list(policy(checkpoints))
+        if len(answers) != len(checkpoints):
+            raise ValueError(f"{policy!r} returned {len(answers)} answers for {len(checkpoints)} checkpoints")
+        for reasons, answer in zip(found, answers, strict=True):
+            if answer:
+                reasons.append(answer if isinstance(answer, str) else f"kept by {policy!r}")
+    return ["; ".join(reasons) or None for reasons in found]
+
+
+def _check_count(n: int) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        raise ValueError(f"n is how many to keep, 0 or more, not {n!r}")
