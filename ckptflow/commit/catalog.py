@@ -224,8 +224,8 @@ def find_counting(listing: Listing, run_id: str | None, read: SummaryReader) -> 
     """Decides what counts. `run_id` is that of the newest claim; None where there is none: the newest manifest's then.
 
     Manifests are read from the newest incarnation down, newest step first, until one of this run can be read: one get
-    in a healthy root. Where an incarnation of this run has manifests and none can be read, they count (so that the damage
-    is met and reported, not passed over) and everything older is outside.
+    in a healthy root. Where an incarnation of this run has manifests and none can be read, they count (so that the
+    damage is met and reported, not passed over) and everything older is outside.
     """
     committed = listing.committed
     damaged: list[Folder] = []

@@ -63,7 +63,7 @@ class KeepBest:
 class KeepEvery:
     """Keeps one checkpoint for every `steps` steps, or for every `seconds` seconds: give exactly one of the two.
 
-    `steps=n`: the first checkpoint at or after each multiple of n. `seconds=s`: the first checkpoint, then each that was
+    `steps=n`: the first checkpoint at or after each multiple of n. `seconds=s`: the first, then each that was
     made at least s seconds after the last kept one. Machines' clocks differ, so time is what has passed from one
     checkpoint to the next in the order of steps, and never less than nothing.
     """

@@ -33,11 +33,11 @@ ShortText = Annotated[str, Meta(max_length=4096)]
 Reason = Literal["start", "resume", "rollback", "damage", "outside", "fresh"]
 
 
-class Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A part of a manifest or receipt."""
 
 
-class ShardRecord(Record):
+class ShardRecord(Record, kw_only=True):
     """One shard file: its name in the folder, its size, and the crc32c of all its bytes, header included."""
 
     name: ShortText
@@ -45,7 +45,7 @@ class ShardRecord(Record):
     crc32c: Crc32c
 
 
-class SliceRecord(Record):
+class SliceRecord(Record, kw_only=True):
     """One slice: where its bytes lie (`shard` counts in the list of shards, `offset` from the start of the file), which
     box of its tensor it is, and the crc32c of those bytes."""
 
@@ -56,7 +56,7 @@ class SliceRecord(Record):
     crc32c: Crc32c
 
 
-class TensorRecord(Record):
+class TensorRecord(Record, kw_only=True):
     """One tensor: its global shape and the slices that cover it exactly once, in row-major order within each slice.
 
     `encoded_bytes` is set for dtypes whose size does not follow from the shape (strings): the slices are then boxes of
@@ -87,7 +87,7 @@ class TensorRecord(Record):
         return self.shape if self.encoded_bytes is None else (self.encoded_bytes,)
 
 
-class Manifest(Record):
+class Manifest(Record, kw_only=True):
     """The commit record of one checkpoint. Present and whole = committed.
 
     `lineage` names the folders that counted when this incarnation started, up to the one that it restored, and `reason`
@@ -126,13 +126,13 @@ class Manifest(Record):
         return sum(shard.size_bytes for shard in self.shards)
 
 
-class ReceiptSlice(SliceRecord):
+class ReceiptSlice(SliceRecord, kw_only=True):
     """One slice that a worker wrote; `shard` counts in the receipt's own list of shards."""
 
     tensor: TensorName
 
 
-class Receipt(Record):
+class Receipt(Record, kw_only=True):
     """One worker's word that its shards are durable, or, with `failure`, that they will not be.
 
     `digests` holds a crc32c of each replicated tensor that this worker has a copy of and did not write, so that the
@@ -152,7 +152,7 @@ class Receipt(Record):
     digests: dict[str, Crc32c] = {}
 
 
-class Claim(Record):
+class Claim(Record, kw_only=True):
     """An incarnation's claim on a root. It fences older incarnations; it never says what counts.
 
     `host`, `pid` and `created_at` are for people. `reason` is read for one purpose: where no manifest of this
