@@ -1,1 +1,94 @@
+"""Asynchronous, sharded checkpoints for TensorFlow under `tf.distribute`, on local disk, Google Cloud Storage or S3.
+
+Importing this package loads no TensorFlow; the names that need it load it when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ckptflow.errors import (
+    CheckpointGoneError,
+    CheckpointNotFoundError,
+    CkptflowError,
+    CommitTimeoutError,
+    CommitUnknownError,
+    CorruptCheckpointError,
+    FencedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    PeerError,
+    SaveFailedError,
+    StateMismatchError,
+    StepOrderError,
+    StorageAccessError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+    UnknownVersionError,
+    UnsupportedStateError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from ckptflow.commit.catalog import Checkpoint
+    from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
+    from ckptflow.manager import CheckpointManager, PendingCheckpoint
+    from ckptflow.reading import list_checkpoints, open_checkpoint
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointGoneError",
+    "CheckpointManager",
+    "CheckpointNotFoundError",
+    "CkptflowError",
+    "CommitTimeoutError",
+    "CommitUnknownError",
+    "CorruptCheckpointError",
+    "FencedError",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
+    "ObjectExistsError",
+    "ObjectNotFoundError",
+    "PeerError",
+    "PendingCheckpoint",
+    "SaveFailedError",
+    "StateMismatchError",
+    "StepOrderError",
+    "StorageAccessError",
+    "StorageError",
+    "StorageFullError",
+    "StorageUnavailableError",
+    "UnknownVersionError",
+    "UnsupportedStateError",
+    "UsageError",
+    "__version__",
+    "list_checkpoints",
+    "open_checkpoint",
+]
+
+_LAZY = {
+    "Checkpoint": "ckptflow.commit.catalog",
+    "CheckpointManager": "ckptflow.manager",
+    "KeepBest": "ckptflow.commit.retention",
+    "KeepEvery": "ckptflow.commit.retention",
+    "KeepLast": "ckptflow.commit.retention",
+    "PendingCheckpoint": "ckptflow.manager",
+    "list_checkpoints": "ckptflow.reading",
+    "open_checkpoint": "ckptflow.reading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ckptflow' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,54 @@
+# Everything a person or CI runs. From a bare machine with Python 3.11 and pip: `make demo`, `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+URL ?=
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help setup demo test lint types pytest chaos bench clean
+
+help:
+	@echo "make setup          .venv with everything (done by the others when needed)"
+	@echo "make demo [URL=…]   two workers train, one is killed, the run resumes; on local disk or any storage"
+	@echo "make test           lint, types and tests: what CI runs"
+	@echo "make chaos          the long kill -9 runs"
+	@echo "make bench          save and restore beside raw writes and tf.train.Checkpoint"
+	@echo "make clean          removes .venv and everything that was generated"
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "ckptflow needs Python 3.11 or newer; here $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make setup PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing TensorFlow and the rest into .venv: several minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m examples.demo.run $(if $(URL),--url '$(URL)') $(DEMO_ARGS)
+
+test: lint types pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+pytest: setup
+	$(BIN)/python -m pytest -m 'not chaos'
+
+chaos: setup
+	$(BIN)/python -m pytest -m chaos --timeout 3600 tests/chaos
+
+bench: setup
+	$(BIN)/python -m benchmarks.save_restore
+
+clean:
+	rm -rf .venv build dist demo-run* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
