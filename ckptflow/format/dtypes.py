@@ -1,8 +1,8 @@
 """The dtypes that a checkpoint can hold: TensorFlow's name ↔ NumPy's dtype ↔ the name in a safetensors header.
 
 Every element is stored little-endian. A dtype that safetensors does not know is stored under one that it does:
-complex128 as pairs of F64, dtypes of fewer than 8 bits in one byte per element, exactly as NumPy holds them. "string" and
-"variant" have no fixed element size; such a tensor is stored as one sequence of bytes, which `encode_strings` makes.
+complex128 as pairs of F64, dtypes of fewer than 8 bits in one byte per element, exactly as NumPy holds them. "string"
+and "variant" have no fixed element size; such a tensor is stored as one sequence of bytes, `encode_strings`.
 """
 
 from __future__ import annotations

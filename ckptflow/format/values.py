@@ -1,8 +1,8 @@
 """Plain Python state ↔ JSON, without loss and without pickle.
 
 JSON has no infinities, no bytes, no tuples, no integers that every reader takes whole, and only strings as keys. What
-it lacks becomes an object with one member whose name starts with "$"; a key of the state's own that starts with "$" gets
-one more "$" in front:
+it lacks becomes an object with one member whose name starts with "$"; a key of the state's own that starts with "$"
+gets one more "$" in front:
 
     {"$int": "0x…"} beyond ±2**53 · {"$float": "nan" | "inf" | "-inf"} · {"$bytes": base64} · {"$tuple": […]}
     {"$dict": [[key, value], …]} where a key is no string · {"$str": base64 of UTF-8} where a string has lone surrogates
@@ -43,8 +43,8 @@ def _to_json(value: Any, where: str, depth: int) -> Any:
     kind = type(value)
     if kind not in _SCALARS and kind not in (list, tuple, dict):
         raise UnsupportedStateError(
-            f"{where} is of type {kind.__module__}.{kind.__qualname__}, which has no exact form in a checkpoint; make "
-            "it of None, bool, int, float, str, bytes, list, tuple and dict (an array: array.tolist(), or a tf.Variable)"
+            f"{where} is of type {kind.__module__}.{kind.__qualname__}, which no checkpoint can hold exactly; make it "
+            "of None, bool, int, float, str, bytes, list, tuple and dict (an array: array.tolist(), or a tf.Variable)"
         )
     if value is None or kind is bool:
         return value
