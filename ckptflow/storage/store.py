@@ -52,15 +52,15 @@ class Store(Protocol):
     def put(self, key: str, data: memoryview) -> None:
         """Writes `data` under `key`, whole and durable, replacing what was there.
 
-        `data` is one contiguous byte buffer, not used any more once the call has returned or raised. Where its memory is
-        page-aligned (a pooled staging buffer), a local disk is written past the page cache.
+        `data` is one contiguous byte buffer, not used any more once the call has returned or raised. Where its memory
+        is page-aligned (a pooled staging buffer), a local disk is written past the page cache.
         """
 
     def create(self, key: str, data: memoryview) -> None:
         """Writes `data` under `key`, whole and durable, only if nothing is there; else raises `ObjectExistsError`."""
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        """Reads from byte `start` on into `into`; returns how many bytes, fewer than `len(into)` only at the object's end.
+        """Reads from byte `start` on into `into`; returns the count, below `len(into)` only at the object's end.
 
         Raises `ObjectNotFoundError` where there is no such object. Memory is the caller's, so no object, however
         large, makes this process allocate.

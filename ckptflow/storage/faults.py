@@ -1,0 +1,214 @@
+"""What went wrong, in our words: one table per client from its raw errors to `ckptflow.errors`, and no secret in any.
+
+A handler asks one question first: does trying again help? So every raw error becomes `StorageUnavailableError` (yes) or
+one of the others (no: something is or is not there, a person must act, or make room). Messages say where, what and what
+to do; `redact` takes credentials out of whatever a client or a server put into its text.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from urllib.parse import urlsplit, urlunsplit
+
+from ckptflow.errors import (
+    CkptflowError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+)
+
+_FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
+_ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
+_AGAIN = "the storage may recover: try again later"
+
+# Local disk: errno -> (error, what to do).
+LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
+    errno.ENOENT: (ObjectNotFoundError, "nothing is there"),
+    errno.ENOTDIR: (ObjectNotFoundError, "a part of the path is a file, not a folder"),
+    errno.EISDIR: (ObjectNotFoundError, "a folder is there, not a file"),
+    errno.EEXIST: (ObjectExistsError, "the name is taken"),
+    errno.ENOSPC: (StorageFullError, _FULL),
+    errno.EDQUOT: (StorageFullError, _FULL),
+    errno.EFBIG: (StorageFullError, _FULL),
+    errno.EACCES: (StorageAccessError, _ACCESS),
+    errno.EPERM: (StorageAccessError, _ACCESS),
+    errno.EROFS: (StorageAccessError, _ACCESS),
+    errno.EIO: (StorageUnavailableError, "look at the kernel's log: a failing disk or a lost network share"),
+    errno.ESTALE: (StorageUnavailableError, "the network share was exported anew: remount it if this stays"),
+    errno.ETIMEDOUT: (StorageUnavailableError, _AGAIN),
+    errno.EBUSY: (StorageUnavailableError, _AGAIN),
+    errno.EMFILE: (StorageUnavailableError, "too many open files: raise `ulimit -n`"),
+    errno.ENFILE: (StorageUnavailableError, "too many open files on this machine"),
+}
+
+# Object storage: the error codes that S3 and its kin send, and HTTP statuses where there is no better word.
+_TRANSIENT_CODES = {
+    "ConditionalRequestConflict", "InternalError", "OperationAborted", "PriorRequestNotComplete",
+    "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "RequestTimeoutException", "ServiceUnavailable",
+    "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "BadDigest", "IncompleteBody",
+    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "408", "409", "429", "500", "502", "503", "504",
+}  # fmt: skip
+_ACCESS_CODES = {
+    "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "AuthFailure",
+    "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidAccessKey", "InvalidClientTokenId",
+    "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "UnrecognizedClientException", "401", "403",
+}  # fmt: skip
+_FULL_CODES = {
+    "QuotaExceeded", "QuotaExceededException", "StorageQuotaExceeded", "XMinioStorageFull", "507",
+}  # fmt: skip
+_EXISTS_CODES = {"PreconditionFailed", "412"}
+_MISSING_CODES = {"NoSuchKey", "404"}
+_BUCKET_CODES = {"NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "301"}
+
+REMOTE_FAULTS: dict[str, tuple[type[StorageError], str]] = {
+    **dict.fromkeys(_TRANSIENT_CODES, (StorageUnavailableError, _AGAIN)),
+    **dict.fromkeys(_ACCESS_CODES, (StorageAccessError, _ACCESS)),
+    **dict.fromkeys(_FULL_CODES, (StorageFullError, _FULL)),
+    **dict.fromkeys(_EXISTS_CODES, (ObjectExistsError, "the name is taken")),
+    **dict.fromkeys(_MISSING_CODES, (ObjectNotFoundError, "nothing is there")),
+    **dict.fromkeys(_BUCKET_CODES, (StorageError, "there is no such bucket here: check the URL and the region")),
+}
+
+# Python exceptions that carry no code, by class name so that no client has to be imported: whether trying again helps.
+_TRANSIENT_CLASSES = {
+    "ConnectionError", "TimeoutError", "FSTimeoutError", "IncompleteReadError", "IncompleteRead",
+    "HTTPClientError", "ConnectionClosedError", "ConnectTimeoutError", "EndpointConnectionError",
+    "ReadTimeoutError", "ResponseParserError", "ResponseStreamingError", "ClientConnectionError",
+    "ClientPayloadError", "ServerDisconnectedError", "ChecksumError", "ProxyError", "ChunkedEncodingError",
+    "ContentDecodingError", "Timeout", "TransportError", "gaierror", "AioConnectionClosedError",
+    "FlexibleChecksumError",
+}  # fmt: skip
+_ACCESS_CLASSES = {
+    "PermissionError", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
+    "TokenRetrievalError", "NoAuthTokenError", "ProfileNotFound", "SSOTokenLoadError",
+    "UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError", "PermissionDeniedError",
+    "UnauthenticatedError",
+}  # fmt: skip
+
+# s3fs and MemoryFileSystem leave an errno where the code is gone.
+_REMOTE_ERRNO = {
+    errno.EBUSY: "503", errno.EIO: "500", getattr(errno, "EREMOTEIO", errno.EIO): "500", errno.EACCES: "403",
+    errno.EPERM: "403", errno.ETIMEDOUT: "503", errno.ECONNRESET: "503", errno.ECONNREFUSED: "503", errno.EPIPE: "503",
+}  # fmt: skip
+
+
+def from_os_error(error: OSError, doing: str, where: str) -> StorageError:
+    """The `StorageError` for a failed system call: `where` is the path, `doing` what was tried."""
+    code = error.errno or 0
+    kind, advice = LOCAL_FAULTS.get(code, (StorageError, "this is not an error that retrying helps"))
+    mapped = kind(f"{where}: cannot {doing}: {os.strerror(code) if code else error}; {advice}")
+    mapped.errno = error.errno
+    return mapped
+
+
+def from_client_error(error: BaseException, doing: str, where: str, secrets: Iterable[str] = ()) -> StorageError:
+    """The `StorageError` for whatever an object storage client raised: its code decides, then its class.
+
+    An error that no table knows is permanent: a retry that cannot help would only hide it for a minute.
+    """
+    kind, advice = _kind_of(error)
+    text = redact(_text_of(error), secrets)
+    return kind(f"{where}: cannot {doing}: {text}; {advice}")
+
+
+def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
+    codes = [code for link in chain(error) for code in codes_of(link)]
+    for code in codes:
+        # What says most wins: a bucket's absence hides behind the same 404 as a key's.
+        if code in _BUCKET_CODES:
+            return REMOTE_FAULTS[code]
+    for code in codes:
+        if code in REMOTE_FAULTS:
+            return REMOTE_FAULTS[code]
+    for link in chain(error):
+        if isinstance(link, FileExistsError):
+            return REMOTE_FAULTS["412"]
+        if isinstance(link, FileNotFoundError):
+            return REMOTE_FAULTS["404"]
+        names = {base.__name__ for base in type(link).__mro__}
+        if names & _ACCESS_CLASSES:
+            return REMOTE_FAULTS["403"]
+        if names & _TRANSIENT_CLASSES:
+            return REMOTE_FAULTS["503"]
+        if isinstance(link, OSError) and link.errno in _REMOTE_ERRNO:
+            return REMOTE_FAULTS[_REMOTE_ERRNO[link.errno]]
+    return StorageError, "this is not an error that retrying helps"
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def codes_of(error: BaseException) -> list[str]:
+    """The S3 error code and HTTP status that one exception carries, as text; most telling first."""
+    codes: list[str] = []
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's ClientError
+        codes.append(str(response.get("Error", {}).get("Code", "")))
+        codes.append(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
+    for name in ("code", "status", "status_code"):  # gcsfs's HttpError, aiohttp
+        value = getattr(error, name, None)
+        if isinstance(value, int | str):
+            codes.append(str(value))
+    if type(error).__module__.startswith("obstore"):
+        text = str(error)
+        codes += re.findall(r"<Code>(\w+)</Code>", text)
+        codes += re.findall(r"(?:status:? |status code:? |with status )(\d{3})", text)
+        if re.search(
+            r"error sending request|operation timed out|connection (?:closed|reset)|Connection reset|HTTP error", text
+        ):
+            codes.append("503")
+    elif type(error) is OSError and str(error).startswith("Forbidden"):  # gcsfs for 403
+        codes.append("403")
+    return [code for code in codes if code]
+
+
+def _text_of(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else text[:400] + "…"
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
+_SECRET_FIELD = re.compile(
+    r"(?i)((?:authorization|signature|credential|security-token|secret[_-]?(?:access[_-]?)?key|access[_-]?token"
+    r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|bearer\s+)[^\s\"',;&<>]+"
+)
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without credentials: the given secrets, user parts and query strings of URLs, signed fields."""
+    for secret in sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = _URL.sub(lambda match: redact_url(match.group()), text)
+    return _SECRET_FIELD.sub(r"\1***", text)
+
+
+def redact_url(url: str) -> str:
+    """`url` without user name, password, query string and fragment."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.split("://", 1)[0] + "://***"
+    netloc = parts.netloc.rpartition("@")[2]
+    query = "***" if parts.query else ""
+    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+
+
+def closed_error(url: str) -> CkptflowError:
+    """What a verb raises on a store that has been closed."""
+    from ckptflow.errors import UsageError
+
+    return UsageError(f"{url}: this store is closed; open another one")

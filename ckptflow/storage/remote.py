@@ -1,0 +1,313 @@
+"""Every scheme but a local path: s3, gs, memory and whatever else fsspec knows, one request per object."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from types import MethodType
+from typing import Any
+
+import crc32c
+import fsspec
+
+from ckptflow.errors import ObjectNotFoundError, StorageError, UsageError
+from ckptflow.storage import faults
+from ckptflow.storage.retry import RetryingStore
+from ckptflow.storage.store import Entry, Store, check_key, check_prefix
+
+_log = logging.getLogger("ckptflow.storage")
+
+S3_SCHEMES = ("s3", "s3a")
+GCS_SCHEMES = ("gs", "gcs")
+_SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
+_MAX_PUT_BYTES = 5 * 2**30  # what one S3 PUT may hold; chunk sizes below are set so that nothing smaller is split
+_DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10, 60, 120
+
+
+def open_remote_store(url: str, storage_options: dict[str, Any]) -> Store:
+    """The store for a URL with a scheme, its verbs retried where that may help.
+
+    `s3://` and `gs://` go through obstore where it is installed and understands every option given, else through s3fs
+    and gcsfs; `storage_options={"client": "obstore"}` or `"fsspec"` decides. Raises ValueError for a scheme that is not
+    known, ImportError naming the package that is missing. Nothing is read or written.
+    """
+    options = dict(storage_options)
+    client = options.pop("client", None)
+    if client not in (None, "fsspec", "obstore"):
+        raise ValueError(f'storage_options["client"] is {client!r}; it can be "fsspec" or "obstore"')
+    scheme = url.partition("://")[0]
+    if client != "fsspec":
+        from ckptflow.storage.fast import open_fast_store
+
+        fast = open_fast_store(url, scheme, options, is_required=client == "obstore")
+        if fast is not None:
+            return RetryingStore(fast)
+    return RetryingStore(FsspecStore(url, options))
+
+
+class RemoteStore:
+    """What the stores on object storage share: no secrets in messages, missing buckets told from missing objects.
+
+    Not usable in a forked child: threads and connections do not survive a fork; open another store there.
+    """
+
+    is_object_store = True
+
+    def __init__(self, url: str, root: str, storage_options: dict[str, Any]) -> None:
+        self._url = faults.redact_url(url).rstrip("/")
+        self._root = root  # "bucket/run-7", or "" for the root of a file system without buckets
+        self._secrets = list(secrets_of(url, storage_options))
+        self._is_root_known = False  # whether any call has proved that the bucket exists
+        self._is_closed = False
+        self._process = os.getpid()
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def close(self) -> None:
+        self._is_closed = True
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise faults.closed_error(self._url)
+        if self._process != os.getpid():
+            raise UsageError(f"{self._url}: opened before a fork; open another store in the forked process")
+
+    @contextmanager
+    def _mapped(self, doing: str, key: str = "") -> Iterator[None]:
+        """Runs one client call with its errors mapped; a call that gets through proves that the bucket is there."""
+        self._check_usable()
+        where = f"{self._url}/{key}" if key else self._url
+        try:
+            yield
+        except (StorageError, UsageError):
+            raise
+        except Exception as error:
+            mapped = faults.from_client_error(error, doing, where, self._secrets)
+            # The client's own error helps, unless it shows what must not be seen.
+            raise mapped from (None if self._tells_secrets(error) else error)
+        self._is_root_known = True
+
+    def _tells_secrets(self, error: BaseException) -> bool:
+        texts = [str(link) for link in faults.chain(error)]
+        return any(secret in text for secret in self._secrets for text in texts)
+
+    def _no_bucket(self, doing: str) -> StorageError:
+        return StorageError(f"{self._url}: cannot {doing}: no such bucket or container; make it, or check the URL")
+
+
+class FsspecStore(RemoteStore):
+    """Any fsspec file system. Whole-buffer requests, no listings cache, an instance of its own.
+
+    `create` is exclusive where the service is asked to (S3: `If-None-Match: *`, GCS: `ifGenerationMatch=0`) and within
+    this process for `memory://`. For any other file system it is exists-then-write, and `is_create_only` says so.
+    """
+
+    def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
+        self._scheme = url.partition("://")[0]
+        self._fs, root = _open_file_system(url, self._scheme, storage_options)
+        super().__init__(url, root.strip("/"), storage_options)
+        self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
+        self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
+        self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
+        self._sends_checksum = self._is_s3 and _wants_checksum(storage_options)
+
+    def put(self, key: str, data: memoryview) -> None:
+        self._write(key, data, "overwrite")
+
+    def create(self, key: str, data: memoryview) -> None:
+        self._write(key, data, "create")
+
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        path = self._path(key)
+        if not into.nbytes:
+            return 0
+        try:
+            with self._mapped("read", key):
+                try:
+                    data = self._fs.cat_file(path, start=start, end=start + into.nbytes)
+                except Exception as error:
+                    if not _is_past_end(error):
+                        raise
+                    return 0
+        except ObjectNotFoundError:
+            if not self._is_root_known:
+                self.list(key + "/")  # raises where it is the bucket that is missing
+            raise
+        if len(data) > into.nbytes:
+            raise StorageError(f"{self._url}/{key}: asked for {into.nbytes:,} bytes, the storage sent {len(data):,}")
+        into.cast("B")[: len(data)] = data
+        return len(data)
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        check_prefix(prefix)
+        base = f"{self._root}/" if self._root else ""
+        try:
+            with self._mapped("list", prefix):
+                found = self._find(base + prefix)
+        except ObjectNotFoundError as error:
+            raise self._no_bucket("list") from error
+        entries = []
+        for name, info in found.items():
+            name = name.lstrip("/")
+            if name.startswith(base + prefix) and not name.endswith("/"):  # else a folder's marker
+                entries.append(Entry(name[len(base) :], int(info["size"])))
+        return entries
+
+    def delete(self, keys: Sequence[str]) -> None:
+        paths = [self._path(key) for key in keys]
+        if self._is_s3:
+            for first in range(0, len(paths), _DELETE_BATCH):
+                with self._mapped("delete"):
+                    self._delete_s3(paths[first : first + _DELETE_BATCH])
+            return
+        self._check_usable()
+        with ThreadPoolExecutor(min(8, len(paths) or 1)) as threads:
+            list(threads.map(self._delete_one, keys, paths))
+
+    # ---- how each kind of file system is asked
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
+
+    def _write(self, key: str, data: memoryview, mode: str) -> None:
+        path = self._path(key)
+        options: dict[str, Any] = {"mode": mode}
+        if self._is_s3:
+            options["chunksize"] = _MAX_PUT_BYTES
+            if self._sends_checksum:
+                options["ChecksumCRC32C"] = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
+        elif self._is_gcs:
+            options["chunksize"] = data.nbytes + 1
+        lock: AbstractContextManager[Any] = nullcontext() if self._is_s3 or self._is_gcs else _create_lock(self._fs)
+        doing = "create" if mode == "create" else "write"
+        try:
+            with self._mapped(doing, key), lock:
+                if self._has_folders:
+                    self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+                self._fs.pipe_file(path, bytes(data), **options)
+        except ObjectNotFoundError as error:
+            raise self._no_bucket(doing) from error
+
+    def _find(self, prefix: str) -> dict[str, Any]:
+        if self._is_s3 or self._is_gcs:  # a listing by prefix, one request per page
+            bucket, _, inner = prefix.partition("/")
+            return dict(self._fs.find(bucket, prefix=inner, detail=True))
+        try:
+            return dict(self._fs.find(prefix.rstrip("/"), detail=True, on_error="raise"))
+        except FileNotFoundError:
+            return {}
+
+    def _delete_s3(self, paths: Sequence[str]) -> None:
+        bucket = self._root.partition("/")[0]
+        objects = [{"Key": path.partition("/")[2]} for path in paths]
+        reply = self._fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+        failed = [error for error in reply.get("Errors", []) if error.get("Code") != "NoSuchKey"]
+        if failed:
+            first = failed[0]
+            raise _DeleteError(first.get("Code", ""), f"{first.get('Key')}: {first.get('Message')}", len(failed))
+
+    def _delete_one(self, key: str, path: str) -> None:
+        with self._mapped("delete", key):
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(path)
+
+
+class _DeleteError(Exception):
+    """One of the errors in the reply to a deletion of many, with its code."""
+
+    def __init__(self, code: str, text: str, count: int) -> None:
+        super().__init__(f"{text} ({code}; {count} in all)")
+        self.code = code
+
+
+def _open_file_system(url: str, scheme: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise ImportError(f"{faults.redact_url(url)}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{faults.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
+    if scheme in GCS_SCHEMES and (storage_options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
+        from gcsfs.core import GCSFileSystem  # the default class asks Google's gRPC endpoint, which no emulator has
+
+        kind = GCSFileSystem
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    options |= kind._get_kwargs_from_urls(url) | storage_options
+    if scheme in S3_SCHEMES:
+        timeouts = {"connect_timeout": _CONNECT_TIMEOUT_S, "read_timeout": _READ_TIMEOUT_S}
+        tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
+        options["config_kwargs"] = timeouts | tries | dict(options.get("config_kwargs") or {})
+    elif scheme in GCS_SCHEMES:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
+        options.setdefault("requests_timeout", timeout)
+    file_system = kind(**options)
+    # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
+    if scheme in S3_SCHEMES:
+        file_system.retries = 1
+    elif scheme in GCS_SCHEMES and hasattr(kind._request, "__wrapped__"):
+        file_system._request = MethodType(kind._request.__wrapped__, file_system)
+    return file_system, str(kind._strip_protocol(url))
+
+
+def _wants_checksum(storage_options: dict[str, Any]) -> bool:
+    chosen = dict(storage_options.get("config_kwargs") or {}).get("request_checksum_calculation")
+    chosen = chosen or os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    return str(chosen).lower() != "when_required"
+
+
+def _is_past_end(error: BaseException) -> bool:
+    codes = {code for link in faults.chain(error) for code in faults.codes_of(link)}
+    return bool(codes & {"416", "InvalidRange"})
+
+
+# Generic file systems answer create by exists-then-write: exclusive at least among the threads of this process.
+_locks: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_locks_guard = threading.Lock()
+
+
+class _Lock(threading.Semaphore):
+    """A lock that can be referenced weakly."""
+
+
+def _create_lock(file_system: Any) -> Any:
+    with _locks_guard:
+        name = str(file_system._fs_token)
+        lock = _locks.get(name)
+        if lock is None:
+            lock = _locks[name] = _Lock(1)
+        return lock
+
+
+_SECRET_OPTIONS = ("key", "secret", "token", "pass", "credential", "sas", "auth", "user")
+_TOKEN_KINDS = ("anon", "google_default", "cloud", "cache", "browser")  # gcsfs's words for where a token comes from
+
+
+def secrets_of(url: str, storage_options: dict[str, Any]) -> Iterator[str]:
+    """Every text among the options, the URL and the environment that must not be seen in a message."""
+    authority = url.partition("://")[2].partition("/")[0]
+    user, at, _ = authority.rpartition("@")
+    if at:
+        yield from user.split(":")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if os.environ.get(name):
+            yield os.environ[name]
+
+    def leaves(value: Any, is_secret: bool) -> Iterator[str]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from leaves(inner, is_secret or any(part in str(name).lower() for part in _SECRET_OPTIONS))
+        elif is_secret and isinstance(value, str) and value not in _TOKEN_KINDS:
+            yield value
+
+    yield from leaves(storage_options, False)
