@@ -83,7 +83,7 @@ class _View:
 class Resume:
     """One restore: `check` refuses a manifest that does not fit the state, `load` brings its values back.
 
-    `check(manifest)` and `load(folder, manifest, files)` run on every worker. `load` raises
+    `check(manifest)` and `load(folder, manifest, files)` run on every worker; `load` checks again. It raises
     `CorruptCheckpointError` only where bytes came whole and wrong or a shard is missing; whatever else it raises stops
     the restore on all workers.
     """
@@ -192,7 +192,6 @@ class Resume:
         files = view.listing.folders.get(folder) if view is not None and self._cluster.is_chief else None
         try:
             manifest = read_manifest(self._store, folder)
-            self._check(manifest)
             self._load(folder, manifest, files)
             return None, summarize(manifest, self._store.url), Vote(Outcome.FINE)
         except ObjectNotFoundError as error:

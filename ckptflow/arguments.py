@@ -1,0 +1,65 @@
+"""Checks of what users hand to the manager: clear errors before anything is done."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptflow.commit.retention import Policy
+from ckptflow.format.layout import MAX_NUMBER
+from ckptflow.transfer.plan import MIN_SHARD_BYTES
+
+
+def check_policies(keep: Sequence[Policy] | Policy) -> tuple[Policy, ...]:
+    """One policy or several, as a tuple."""
+    policies: tuple[Any, ...] = (keep,) if callable(keep) else tuple(keep)
+    for policy in policies:
+        if not callable(policy):
+            raise ValueError(f"keep: {policy!r} is no policy; see KeepLast, KeepBest and KeepEvery")
+    return policies
+
+
+def check_arguments(
+    shard_bytes: int, memory_budget_bytes: int, commit_timeout_s: float, on_save_error: str, verify_replicas: str
+) -> None:
+    if shard_bytes < MIN_SHARD_BYTES:
+        raise ValueError(f"shard_bytes is at least {MIN_SHARD_BYTES}, not {shard_bytes}")
+    if memory_budget_bytes < shard_bytes:
+        raise ValueError(f"memory_budget_bytes={memory_budget_bytes} holds no shard of shard_bytes={shard_bytes}")
+    if not commit_timeout_s > 0:
+        raise ValueError(f"commit_timeout_s is above 0, not {commit_timeout_s}")
+    if on_save_error not in ("raise", "log"):
+        raise ValueError(f'on_save_error is "raise" or "log", not {on_save_error!r}')
+    if verify_replicas not in ("small", "all"):
+        raise ValueError(f'verify_replicas is "small" or "all", not {verify_replicas!r}')
+
+
+def check_step(step: int) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = int(step.numpy()) if hasattr(step, "numpy") else None
+    if number is None or isinstance(step, bool):
+        raise ValueError(f"a step is a whole number, not {step!r}")
+    if not 0 <= number < MAX_NUMBER:
+        raise ValueError(f"a step is between 0 and 2**62, not {number}")
+    return number
+
+
+def check_metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:
+    checked: dict[str, float] = {}
+    for name, value in (metrics or {}).items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a metric's name is a text, not {name!r}")
+        try:
+            checked[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metric {name!r} is no number: {value!r}") from error
+        if not math.isfinite(checked[name]):
+            raise ValueError(
+                f"metric {name!r} is {checked[name]}: nothing was saved. Leave it out of metrics to save all the same; "
+                "a checkpoint without the metric is never among the best"
+            )
+    return checked

@@ -1,0 +1,53 @@
+"""The user's state as the manager works with it: walked once, planned once, until it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ckptflow.commit.team import Cluster
+from ckptflow.format.manifest import Manifest
+from ckptflow.state.assign import Restore, match
+from ckptflow.state.build import build_missing
+from ckptflow.state.capture import Snapshot, capture
+from ckptflow.state.tree import as_mapping, walk
+from ckptflow.transfer.plan import WorkerPlan, plan_shards
+
+Rename = Mapping[str, str] | Callable[[str], str]
+
+
+class LiveState:
+    """Named objects, the tensors found in them, and this worker's plan for writing those."""
+
+    def __init__(self, state: Any, cluster: Cluster, shard_bytes: int) -> None:
+        self._objects = as_mapping(state)
+        self._cluster = cluster
+        self._shard_bytes = shard_bytes
+        self._tree = walk(self._objects)
+        self._plan: WorkerPlan | None = None
+
+    def refresh(self) -> None:
+        """Walks the objects again if anything was built, added or replaced since."""
+        if self._tree.is_stale():
+            self._tree, self._plan = walk(self._objects), None
+
+    def plan(self) -> WorkerPlan:
+        """This worker's plan, made at the first save and after each change."""
+        if self._plan is None:
+            self._plan = plan_shards(
+                self._tree.specs,
+                worker=self._cluster.worker,
+                world_size=self._cluster.world_size,
+                shard_bytes=self._shard_bytes,
+            )
+        return self._plan
+
+    def capture(self) -> Snapshot:
+        """Holds every value as it is now. On the training thread, between two steps."""
+        return capture(self._tree, is_chief=self._cluster.is_chief)
+
+    def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
+        """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
+        build_missing(self._objects, manifest.models)
+        self.refresh()
+        return match(self._tree, manifest, partial=partial, rename=rename)

@@ -1,0 +1,445 @@
+"""`CheckpointManager`: wires the rooms together; decides nothing itself.
+
+Everything here runs on the thread that made the manager, but for what `saver.Saver` does in the background. Collectives
+are in `_agree`, in `Resume`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ckptflow.arguments import check_arguments, check_metrics, check_policies, check_step
+from ckptflow.commit.catalog import Checkpoint, Summaries, read_manifest, summarize
+from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.resume import Resume, Start
+from ckptflow.commit.retention import KeepLast, Policy
+from ckptflow.commit.team import Outcome, Vote, raise_together, vote, vote_for
+from ckptflow.errors import (
+    CommitTimeoutError,
+    FencedError,
+    ObjectNotFoundError,
+    StepOrderError,
+    UsageError,
+)
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest
+from ckptflow.format.values import to_json
+from ckptflow.live_state import LiveState, Rename
+from ckptflow.pending import PendingCheckpoint
+from ckptflow.reading import find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
+from ckptflow.saver import Job, Saver, software_versions
+from ckptflow.state.cluster import find_cluster
+from ckptflow.storage.store import open_store
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.reader import check_sizes, read_tensors
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+logger = logging.getLogger("ckptflow")
+
+DEFAULT_SHARD_BYTES = 64 * 2**20
+DEFAULT_MEMORY_BUDGET_BYTES = 256 * 2**20
+DEFAULT_COMMIT_TIMEOUT_S = 600.0
+DEFAULT_KEEP = (KeepLast(5),)
+
+M = TypeVar("M", bound="CheckpointManager")
+
+
+class CheckpointManager:
+    """Saves the state in the background and brings back the newest valid checkpoint.
+
+    Guarantees. A save that was acknowledged (`PendingCheckpoint.result()` on the coordinator, `wait`, leaving the
+    block) is durable and is what the next life of the job restores, or something that builds on it. A save that failed
+    is raised at the next `save`, `wait` or close, and leaves older checkpoints untouched. A restore gives every tensor
+    bit for bit as it was saved, or raises. Of two jobs on one root the older one is told by `FencedError`.
+
+    Under a multi-worker strategy every worker makes a manager, and calls `restore*`, `save`, `wait` and `close` at the
+    same points of its program, as with any collective. All calls come from the thread that made the manager.
+
+    Args:
+        url: the root of one run: a folder, or `s3://…`, `gs://…`, `memory://…`, any fsspec URL.
+        state: a dict of named objects, one object, or a `tf.train.Checkpoint`.
+        strategy: the `tf.distribute.Strategy` under which the state was made; default: the current one.
+        keep: retention policies; what any of them keeps stays, and the newest checkpoint always does.
+        storage_options: passed to the file system. Never written to storage or a log.
+        shard_bytes: the size of a shard at most, and so of one write or request. Default 64 MiB.
+        memory_budget_bytes: host memory for staging, reused for every save and restore. Default 256 MiB; at least one
+            shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.
+        commit_timeout_s: how long the coordinator waits for the other workers' receipts. Default 600 s.
+        on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
+            and close all the same. Being fenced is always raised.
+        read_only: never writes: for an evaluation job beside a running one.
+        fresh: starts over on a root that holds checkpoints; they are kept until deleted by hand. Left in a script, it
+            starts over at every restart.
+        verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
+            tensor, at the cost of reading all of them on every worker.
+
+    Raises:
+        ValueError, UnsupportedStateError, StorageError: at once, before anything is written.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        state: Any,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        keep: Sequence[Policy] | Policy = DEFAULT_KEEP,
+        storage_options: dict[str, Any] | None = None,
+        shard_bytes: int = DEFAULT_SHARD_BYTES,
+        memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET_BYTES,
+        commit_timeout_s: float = DEFAULT_COMMIT_TIMEOUT_S,
+        on_save_error: Literal["raise", "log"] = "raise",
+        read_only: bool = False,
+        fresh: bool = False,
+        verify_replicas: Literal["small", "all"] = "small",
+    ) -> None:
+        check_arguments(shard_bytes, memory_budget_bytes, commit_timeout_s, on_save_error, verify_replicas)
+        self._policies = check_policies(keep)
+        self._shard_bytes = shard_bytes
+        self._commit_timeout_s = commit_timeout_s
+        self._on_save_error = on_save_error
+        self._read_only = read_only
+        self._fresh = fresh
+        self._verify_replicas = verify_replicas
+        self._thread, self._process = threading.get_ident(), os.getpid()
+        self._is_closed = False
+
+        self._cluster = find_cluster(strategy)
+        self._live = LiveState(state, self._cluster, shard_bytes)
+        self._store = open_store(os.fspath(url), storage_options)
+        if not self._store.is_create_only and not read_only:
+            logger.warning(
+                "%s cannot create a file only where none is: if two copies of this job ever run at once, neither may "
+                "notice. Make sure that only one does",
+                self._store.url,
+            )
+        self._summaries = Summaries(self._store)
+        self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
+        self._background = ThreadPoolExecutor(1, "ckptflow-save")
+
+        self._start: Start | None = None
+        self._saver: Saver | None = None
+        self._calls: Counter[int] = Counter()
+        self._last_step = -1
+        self._in_flight: Future[Checkpoint | None] | None = None
+        self._failure: Exception | None = None
+
+    # Saving
+
+    def save(self, step: int, *, metrics: Mapping[str, float] | None = None, metadata: Any = None) -> PendingCheckpoint:
+        """Takes the state as it is now and saves it in the background; returns as soon as it holds the values.
+
+        Blocks for as long as it takes to hold references to every tensor, and for the save before this one, if that is
+        still under way: one save at a time keeps memory bounded.
+
+        Args:
+            step: steps do not fall within a run of the job, nor below what was restored. Equal steps are saved anew.
+            metrics: finite numbers that `KeepBest` can use. The chief's count.
+            metadata: anything JSON-able, kept in the manifest. The chief's counts.
+
+        Raises:
+            UsageError: on a root that holds checkpoints, before any `restore*`; after close; from another thread.
+            StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
+            SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
+            FencedError: another incarnation holds the root.
+            PeerError: another worker raised.
+        """
+        self._check_usable(writes=True)
+        prepared: list[tuple[int, dict[str, float], Any]] = []
+
+        def prepare() -> tuple[int, ...]:
+            self._settle()
+            self._raise_failure(logged=self._on_save_error == "log")
+            number = check_step(step)
+            if number < self._last_step:
+                raise StepOrderError(
+                    f"step {number} is below step {self._last_step}, which was saved or restored; to go back, call "
+                    "restore(step)"
+                )
+            prepared.append((number, check_metrics(metrics), to_json(metadata, "metadata")))
+            self._live.refresh()
+            return (number,)
+
+        votes = self._agree(prepare)
+        number, checked_metrics, checked_metadata = prepared[0]
+        steps = [v.numbers[0] for v in votes]
+        if len(set(steps)) > 1:
+            raise UsageError(f"workers save different steps at once: {dict(enumerate(steps))}")
+        if self._start is None:
+            self._begin(self._resume(None).start_anew(fresh=self._fresh))
+        return self._submit(number, checked_metrics, checked_metadata, prune=True)
+
+    def wait(self) -> None:
+        """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
+        self._check_usable()
+
+        def settle() -> tuple[int, ...]:
+            self._settle()
+            self._raise_failure(logged=False)
+            return ()
+
+        self._agree(settle)
+
+    def close(self) -> None:
+        """Like `wait`, and then gives back memory and threads, whether it raises or not. Closing twice does nothing."""
+        if self._is_closed:
+            return
+        try:
+            self.wait()
+        finally:
+            self._release()
+
+    def __enter__(self: M) -> M:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leaving well closes. Leaving by an exception uses no collective: this worker's part of a save is awaited."""
+        if kind is None:
+            self.close()
+        elif not self._is_closed and os.getpid() == self._process:
+            self._settle()
+            if self._failure is not None:
+                logger.error("a save failed, too: %s", self._failure)
+            self._release()
+
+    # Restoring
+
+    def restore_latest(self, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint | None:
+        """Restores the newest valid checkpoint that counts, and claims the root for this incarnation. A collective.
+
+        Returns None on a root without checkpoints, or with `fresh=True`. A damaged checkpoint is logged and the one
+        before it is taken; it is then saved again as this incarnation's own before this method returns.
+
+        Args:
+            partial: takes what matches and leaves the rest as it is (a warm start); else every difference is an error.
+            rename: a map from names, or prefixes up to a "/", in the checkpoint to those in the state, or a function.
+
+        Raises:
+            StateMismatchError: all differences in one message; nothing was changed and nothing claimed.
+            CorruptCheckpointError: no valid checkpoint is left; the state may then hold a mixture.
+            FencedError, PeerError, StorageError, UsageError: as their docstrings say.
+        """
+        return self._restore(None, partial, rename)
+
+    def restore(self, step: int, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint:
+        """Restores the checkpoint of `step` and no other. What came after it no longer counts: a rollback.
+
+        Unless it is the newest, it is saved again as this incarnation's own before this method returns, so that the
+        rollback holds. Raises `CheckpointNotFoundError` (names the steps there are), and what `restore_latest` raises.
+        """
+        restored = self._restore(check_step(step), partial, rename)
+        if restored is None:
+            raise UsageError("restore(step) found nothing and said nothing")
+        return restored
+
+    # What is there
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that counts, without reading tensors; None where there is none. No collective."""
+        self._check_usable()
+        return find_checkpoint(self._store, self._summaries)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that count, oldest first, without reading tensors. No collective."""
+        self._check_usable()
+        return list_counting(self._store, self._summaries)
+
+    def pin(self, step: int) -> None:
+        """Keeps the checkpoint of `step` until it is unpinned. Raises `CheckpointNotFoundError`, or
+        `CheckpointGoneError` where it was pruned meanwhile. No collective; done by the chief."""
+        self._check_usable(writes=True)
+        if self._cluster.is_chief:
+            pin_checkpoint(self._store, self._summaries, check_step(step))
+
+    def unpin(self, step: int) -> None:
+        """Lets retention decide again. One that is not pinned is no error. No collective; done by the chief."""
+        self._check_usable(writes=True)
+        if self._cluster.is_chief:
+            unpin_checkpoint(self._store, check_step(step))
+
+    # Inside
+
+    def _agree(self, do: Callable[[], tuple[int, ...]]) -> list[Vote]:
+        """The one small reduction: every worker does its part, and all go on or all raise."""
+        error: Exception | None = None
+        try:
+            mine = Vote(Outcome.FINE, "", do())
+        except Exception as caught:
+            error, mine = caught, vote_for(caught)
+        votes = vote(self._cluster, mine)
+        raise_together(votes, error, worker=self._cluster.worker)
+        return votes
+
+    def _submit(self, step: int, metrics: dict[str, float], metadata: Any, *, prune: bool) -> PendingCheckpoint:
+        """Captures, and hands the save to the background."""
+        saver = self._saver
+        if saver is None:
+            raise UsageError("this manager has not begun an incarnation")
+        self._calls[step] += 1
+        self._last_step = step
+        folder = Folder(step, saver.held.number, self._calls[step])
+        job = Job(folder, self._live.capture(), self._live.plan(), metrics, metadata, prune)
+        self._in_flight = self._background.submit(saver.run, job)
+        return PendingCheckpoint(step, self._in_flight, lambda timeout_s: self._look_for(folder, timeout_s))
+
+    def _settle(self) -> None:
+        """Waits for this worker's part of the save under way and remembers how it failed. No collective."""
+        if self._in_flight is None:
+            return
+        error = self._in_flight.exception()
+        self._in_flight = None
+        if isinstance(error, Exception) and not isinstance(self._failure, FencedError):
+            self._failure = error
+            logger.error("%s", error)
+
+    def _raise_failure(self, *, logged: bool) -> None:
+        """Raises what a save left behind, once; being fenced is raised each time, and never only logged."""
+        failure = self._failure
+        if failure is None or (logged and not isinstance(failure, FencedError)):
+            return
+        if not isinstance(failure, FencedError):
+            self._failure = None
+        raise failure
+
+    def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:
+        self._check_usable()
+
+        def settle() -> tuple[int, ...]:
+            self._settle()
+            if isinstance(self._failure, FencedError):
+                raise self._failure
+            self._failure = None  # logged; what failed to be saved is being left behind
+            return ()
+
+        self._agree(settle)
+        if step is None and self._fresh and not self._read_only:
+            self._begin(self._resume(None).start_anew(fresh=True))
+            return None
+        start = self._resume((partial, rename)).run(step)
+        if self._read_only:
+            return start.restored.checkpoint if start.restored else None
+        self._begin(start)
+        if start.restored is not None and start.save_again:
+            self._save_again(start)
+        return start.restored.checkpoint if start.restored else None
+
+    def _save_again(self, start: Start) -> None:
+        """What was restored is not the newest that counted: until it is saved as our own, nothing protects it."""
+        restored = start.restored
+        if restored is None:
+            return
+
+        def finish() -> tuple[int, ...]:
+            checkpoint = restored.checkpoint
+            self._live.refresh()
+            pending = self._submit(checkpoint.step, dict(checkpoint.metrics), checkpoint.metadata, prune=False)
+            pending.wait()
+            self._settle()
+            self._raise_failure(logged=False)
+            return ()
+
+        try:
+            self._agree(finish)
+        except FencedError:
+            raise
+        except Exception as error:
+            if start.reason == "rollback":
+                raise
+            logger.warning(
+                "step %d was restored after damage, and saving it again failed: nothing protects it until the next "
+                "save (%s)",
+                restored.checkpoint.step,
+                error,
+            )
+
+    def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
+        """A restore that checks manifests against the state and loads into it."""
+        partial, rename = how if how is not None else (False, None)
+
+        def check(manifest: Manifest) -> None:
+            self._live.match(manifest, partial=partial, rename=rename)
+
+        def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+            if files is None:
+                entries = self._store.list(f"{folder}/")
+                files = {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}
+            check_sizes(manifest, files, f"{self._store.url}/{folder}")
+            restore = self._live.match(manifest, partial=partial, rename=rename)
+            read_tensors(self._store, folder, manifest, restore.wanted, restore, self._pool)
+            restore.complete()
+
+        return Resume(
+            self._store,
+            self._cluster,
+            self._summaries,
+            check=check,
+            load=load,
+            read_only=self._read_only,
+            claim_timeout_s=min(self._commit_timeout_s, 60.0),
+        )
+
+    def _begin(self, start: Start) -> None:
+        """From here on this process is the incarnation that `start` claimed."""
+        self._start = start
+        self._calls.clear()
+        self._last_step = start.restored.checkpoint.step if start.restored else -1
+        if start.held is None:
+            return
+        coordinator = None
+        if self._cluster.is_chief:
+            coordinator = Coordinator(
+                self._store, start, self._summaries, self._policies, commit_timeout_s=self._commit_timeout_s
+            )
+        self._saver = Saver(
+            store=self._store,
+            cluster=self._cluster,
+            pool=self._pool,
+            held=start.held,
+            coordinator=coordinator,
+            shard_bytes=self._shard_bytes,
+            verify_replicas=self._verify_replicas,
+            software=software_versions(),
+        )
+
+    def _look_for(self, folder: Folder, timeout_s: float) -> Checkpoint:
+        """On a worker that is not the chief: polls for the manifest, without a collective."""
+        deadline = time.monotonic() + (self._commit_timeout_s if timeout_s < 0 else timeout_s)
+        pause_s = 0.01
+        while True:
+            try:
+                return summarize(read_manifest(self._store, folder), self._store.url).checkpoint
+            except ObjectNotFoundError:
+                if time.monotonic() >= deadline:
+                    raise CommitTimeoutError(
+                        f"{self._store.url}/{folder} has no manifest yet; the chief's log says why"
+                    ) from None
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    def _check_usable(self, *, writes: bool = False) -> None:
+        if os.getpid() != self._process:
+            raise UsageError("this manager was made before a fork; make one in the new process")
+        if self._is_closed:
+            raise UsageError("this manager is closed; make a new one")
+        if threading.get_ident() != self._thread:
+            raise UsageError("a manager is used from the thread that made it: its calls are collectives")
+        if writes and self._read_only:
+            raise UsageError("this manager was opened with read_only=True")
+
+    def _release(self) -> None:
+        self._is_closed = True
+        self._background.shutdown(wait=True)
+        self._pool.close()
+        self._store.close()

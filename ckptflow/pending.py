@@ -1,0 +1,63 @@
+"""`PendingCheckpoint`: a save on its way, and how it ended."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from ckptflow.commit.catalog import Checkpoint
+from ckptflow.errors import CommitUnknownError
+
+
+class PendingCheckpoint:
+    """One save on its way. Nothing here is a collective, so any worker may ask at any time, from any thread.
+
+    On the coordinator a save has ended once it is committed and acknowledged: no newer incarnation held the root after
+    the manifest was there. The other workers have ended once their own shards and receipt are durable; there `result()`
+    looks for the manifest in storage, and being fenced is learnt at the next `save`, `wait` or close of the manager.
+    """
+
+    def __init__(self, step: int, future: Future[Checkpoint | None], look: Callable[[float], Checkpoint]) -> None:
+        self._step = step
+        self._future = future
+        self._look = look
+
+    @property
+    def step(self) -> int:
+        """The step that is being saved."""
+        return self._step
+
+    def done(self) -> bool:
+        """Whether this worker's part of the save has ended, well or not."""
+        return self._future.done()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until this worker's part has ended; False where it has not within `timeout_s`. Raises nothing."""
+        return bool(concurrent.futures.wait([self._future], timeout_s).done)
+
+    def result(self, timeout_s: float | None = None) -> Checkpoint:
+        """The committed checkpoint. Waits for it, and raises why there is none.
+
+        Raises `SaveFailedError` and its kin (`CommitTimeoutError`, and `CommitUnknownError` where the storage never
+        said), `FencedError`, or `TimeoutError` where the save has not ended within `timeout_s` seconds (default: no
+        limit on the coordinator; the manager's `commit_timeout_s` on the other workers).
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        found = self._future.result(timeout_s)
+        if found is not None:
+            return found
+        return self._look(-1.0 if deadline is None else deadline - time.monotonic())
+
+    def exception(self, timeout_s: float | None = None) -> BaseException | None:
+        """Why this worker's part failed, or None where it went well. Raises `TimeoutError` like `result`."""
+        return self._future.exception(timeout_s)
+
+    def is_unknown(self) -> bool:
+        """Whether the manifest was sent and the storage never said if it arrived. False while the save goes on."""
+        return self.done() and isinstance(self._future.exception(), CommitUnknownError)
+
+    def __repr__(self) -> str:
+        state = "under way" if not self.done() else "failed" if self._future.exception() else "saved"
+        return f"<PendingCheckpoint of step {self._step}: {state}>"

@@ -1,0 +1,312 @@
+"""Reading a root without TensorFlow: what counts in it, and a checkpoint's tensors as NumPy arrays. Never claims."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptflow.commit.catalog import (
+    Checkpoint,
+    Counting,
+    Listing,
+    Summaries,
+    Summary,
+    find_counting,
+    list_root,
+    read_manifest,
+    summarize,
+)
+from ckptflow.commit.lineage import find_run_id
+from ckptflow.errors import (
+    CheckpointGoneError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+)
+from ckptflow.format import dtypes
+from ckptflow.format.layout import Folder, parse_folder, pin_key
+from ckptflow.format.manifest import Manifest, TensorRecord
+from ckptflow.format.spec import Bytes1D
+from ckptflow.format.values import from_json
+from ckptflow.storage.store import Store, open_store
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.reader import read_tensors, verify_checkpoint
+
+Array = npt.NDArray[Any]
+
+logger = logging.getLogger("ckptflow")
+
+_MANIFEST_READERS = 8
+_BUFFER_BYTES = 16 * 2**20
+_BUFFER_COUNT = 4
+_TRIES = 5  # listings that name a manifest which is gone when it is read
+
+
+def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> list[Checkpoint]:
+    """The checkpoints that count in the root `url`, oldest first; an empty list where there are none.
+
+    Reads manifests, no tensor; does not import TensorFlow; never claims or writes. A checkpoint whose manifest is
+    damaged is left out. Raises ValueError for an unknown scheme, `StorageError` where the storage refuses.
+    """
+    store = open_store(os.fspath(url), storage_options)
+    try:
+        return list_counting(store, Summaries(store))
+    finally:
+        store.close()
+
+
+def open_checkpoint(
+    url: str | os.PathLike[str], step: int | None = None, *, storage_options: dict[str, Any] | None = None
+) -> OpenCheckpoint:
+    """A checkpoint as a mapping from tensor name to NumPy array, each read and checked when it is asked for.
+
+    `url` is a run's root, or one checkpoint's folder (`Checkpoint.url`). Without `step`: the newest that counts and
+    whose manifest can be read. Does not import TensorFlow, never claims. Pin what must stay while you read it: a running job
+    may prune what you have opened, and reading then raises `CheckpointGoneError`. Raises `CheckpointNotFoundError`.
+    """
+    root, _, last = os.fspath(url).rstrip("/").rpartition("/")
+    folder = parse_folder(last) if root else None
+    if folder is not None and step not in (None, folder.step):
+        raise ValueError(f"{url} is the checkpoint of step {folder.step}, not {step}")
+    store = open_store(root if folder else os.fspath(url), storage_options)
+    try:
+        manifest = _read(store, folder) if folder else _read_newest(store, step)
+    except BaseException:
+        store.close()
+        raise
+    return OpenCheckpoint(store, manifest)
+
+
+class OpenCheckpoint(Mapping[str, Array]):
+    """One checkpoint, opened: `checkpoint["model/dense/kernel"]` reads that tensor and no other.
+
+    Arrays have the tensor's global shape and dtype (bfloat16 and its kin by `ml_dtypes`; strings as objects of bytes).
+    A variable that workers kept each for themselves is given as it is restored: their sum, their mean, or the first.
+    Every byte is checked against its checksum before an array is handed out: `CorruptCheckpointError` otherwise.
+    Aliases are found by `[...]` and `in`; iteration gives each tensor once, by its name.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        folder = parse_folder(manifest.folder)
+        if folder is None:
+            raise CorruptCheckpointError(f"{store.url}: {manifest.folder!r} is no folder")
+        self._store = store
+        self._folder = folder
+        self._pool: BufferPool | None = None
+        self._index = {name: i for i, tensor in enumerate(manifest.tensors) for name in (tensor.name, *tensor.aliases)}
+        self.manifest = manifest
+        self.checkpoint = summarize(manifest, store.url).checkpoint
+
+    @property
+    def python_state(self) -> dict[str, Any]:
+        """The plain Python state, by its name in the state."""
+        return {name: from_json(value, name) for name, value in self.manifest.python_state.items()}
+
+    def spec(self, name: str) -> TensorRecord:
+        """A tensor's dtype, shape and slices, without reading it. Raises KeyError."""
+        return self.manifest.tensors[self._index[name]]
+
+    def read(self, names: Iterable[str]) -> dict[str, Array]:
+        """Reads several tensors at once, in the order that is quickest."""
+        wanted = {name: self._index[name] for name in names}
+        target = _ArrayTarget(self.manifest)
+        try:
+            indices = sorted(set(wanted.values()))
+            read_tensors(self._store, self._folder, self.manifest, indices, target, self._buffers())
+        except CorruptCheckpointError as error:
+            self._raise_if_gone(error)
+            raise
+        return {name: target.arrays[index] for name, index in wanted.items()}
+
+    def verify(self) -> list[str]:
+        """Reads every byte and returns what is wrong, in words: an empty list where nothing is."""
+        problems = [str(problem) for problem in verify_checkpoint(
+            self._store, self._folder, self.manifest, self._buffers())]  # fmt: skip
+        if problems:
+            self._raise_if_gone(None)
+        return problems
+
+    def close(self) -> None:
+        """Gives back memory and connections."""
+        if self._pool is not None:
+            self._pool.close()
+        self._store.close()
+
+    def __getitem__(self, name: str) -> Array:
+        return self.read([name])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (tensor.name for tensor in self.manifest.tensors)
+
+    def __len__(self) -> int:
+        return len(self.manifest.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __enter__(self) -> OpenCheckpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _buffers(self) -> BufferPool:
+        if self._pool is None:
+            self._pool = BufferPool(_BUFFER_COUNT * _BUFFER_BYTES, _BUFFER_BYTES)
+        return self._pool
+
+    def _raise_if_gone(self, error: Exception | None) -> None:
+        """A prune deletes the manifest first: what then looks damaged was on its way out."""
+        try:
+            read_manifest(self._store, self._folder)
+        except ObjectNotFoundError:
+            raise CheckpointGoneError(
+                f"{self.checkpoint.url} was pruned while it was read; pin what must stay, or open the newest again"
+            ) from error
+        except CorruptCheckpointError:
+            pass
+
+
+class _ArrayTarget:
+    """Takes tensors into fresh NumPy arrays."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._bytes: dict[int, Bytes1D] = {}
+        self.arrays: dict[int, Array] = {}
+
+    def open(self, index: int) -> Bytes1D:
+        self._bytes[index] = np.empty(self._manifest.tensors[index].size_bytes, np.uint8)
+        return self._bytes[index]
+
+    def finish(self, index: int) -> None:
+        self.arrays[index] = to_array(self._manifest.tensors[index], self._bytes.pop(index))
+
+
+def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:
+    """The array that a tensor's bytes in storage stand for; components are brought together."""
+    if dtypes.is_encoded(tensor.dtype):
+        try:
+            return dtypes.decode_strings(data, tensor.shape)
+        except ValueError as error:
+            raise CorruptCheckpointError(f"tensor {tensor.name!r}: {error}") from error
+    array = data.view(dtypes.numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+    if tensor.components == "sum":
+        return np.asarray(array.sum(axis=0, dtype=array.dtype))
+    if tensor.components == "mean":
+        return np.asarray(array.mean(axis=0, dtype=array.dtype if array.dtype.kind in "fc" else None)).astype(
+            array.dtype
+        )
+    if tensor.components == "first":
+        return np.asarray(array[0])
+    return array
+
+
+# What counts, for readers
+
+
+def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
+    """Lists the root once and decides what counts; lists again where a manifest went meanwhile."""
+    for attempt in range(_TRIES):
+        listing = list_root(store)
+        try:
+            return listing, find_counting(listing, find_run_id(store, listing, summaries), summaries.get)
+        except ObjectNotFoundError:
+            if attempt == _TRIES - 1:
+                raise
+    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be listed")
+
+
+def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
+    """The checkpoints that count and whose manifest can be read, oldest first."""
+    _, counting = read_counting(store, summaries)
+    found = read_summaries(summaries, reversed(counting.folders))
+    return [summary.checkpoint for summary in found.values() if isinstance(summary, Summary)]
+
+
+def read_summaries(summaries: Summaries, folders: Iterable[Folder]) -> dict[Folder, Summary | CorruptCheckpointError]:
+    """Many summaries at once; those that are gone by now are left out."""
+
+    def read(folder: Folder) -> Summary | CorruptCheckpointError | None:
+        try:
+            return summaries.get(folder)
+        except ObjectNotFoundError:
+            return None
+
+    ordered = list(folders)
+    with ThreadPoolExecutor(_MANIFEST_READERS) as threads:
+        found = zip(ordered, threads.map(read, ordered), strict=True)
+        return {folder: summary for folder, summary in found if summary is not None}
+
+
+def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
+    """The folder of the newest checkpoint that counts, or of `step`.
+
+    Raises `CheckpointNotFoundError`, or `CorruptCheckpointError` where every manifest that would do is damaged.
+    """
+    _, counting = read_counting(store, summaries)
+    matching = [folder for folder in counting.folders if step in (None, folder.step)]
+    matching += [folder for folder in counting.outside if step == folder.step]
+    damaged: CorruptCheckpointError | None = None
+    for folder in matching:
+        summary = summaries.get(folder)
+        if isinstance(summary, Summary):
+            return folder
+        damaged = damaged or summary
+        logger.error("damaged checkpoint, trying the one before: %s", summary)
+    if damaged is not None:
+        raise damaged
+    steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})
+    what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+    raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {steps}" if steps else ""))
+
+
+def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
+    """The newest checkpoint that counts, or None."""
+    try:
+        summary = summaries.get(find_folder(store, summaries, None))
+    except CheckpointNotFoundError:
+        return None
+    return summary.checkpoint if isinstance(summary, Summary) else None
+
+
+def pin_checkpoint(store: Store, summaries: Summaries, step: int) -> None:
+    """Pins the checkpoint of `step` that counts, then looks whether it is still there: a prune may be running."""
+    folder = find_folder(store, summaries, step)
+    store.put(pin_key(folder), memoryview(b"pinned\n"))
+    if folder not in list_root(store).committed:
+        store.delete([pin_key(folder)])
+        raise CheckpointGoneError(f"{store.url}/{folder} was pruned before the pin was there")
+
+
+def unpin_checkpoint(store: Store, step: int) -> None:
+    """Takes every pin of `step` away."""
+    pins = [pin_key(folder) for folder in list_root(store).pins if folder.step == step]
+    if pins:
+        store.delete(pins)
+
+
+def _read(store: Store, folder: Folder) -> Manifest:
+    try:
+        return read_manifest(store, folder)
+    except ObjectNotFoundError as error:
+        raise CheckpointNotFoundError(f"{store.url}/{folder} holds no committed checkpoint") from error
+
+
+def _read_newest(store: Store, step: int | None) -> Manifest:
+    summaries = Summaries(store)
+    for _ in range(_TRIES):
+        try:
+            return read_manifest(store, find_folder(store, summaries, step))
+        except ObjectNotFoundError:
+            continue
+    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be opened; pin one")

@@ -1,0 +1,191 @@
+"""One worker's part of a save, in the background: shards, receipt, and on the chief the commit. No collective here."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ckptflow.commit.catalog import Checkpoint
+from ckptflow.commit.coordinator import Coordinator, Draft
+from ckptflow.commit.lineage import Held
+from ckptflow.commit.team import Cluster
+from ckptflow.errors import CkptflowError, SaveFailedError, StorageError, StorageFullError
+from ckptflow.format import dtypes
+from ckptflow.format.layout import Folder, receipt_name
+from ckptflow.format.manifest import Receipt, TensorRecord, encode
+from ckptflow.state.capture import Snapshot
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
+from ckptflow.transfer.writer import replica_digests, write_shards
+
+logger = logging.getLogger("ckptflow")
+
+MAX_FAILURE_CHARACTERS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One save, ready to be done in the background."""
+
+    folder: Folder
+    snapshot: Snapshot
+    plan: WorkerPlan
+    metrics: Mapping[str, float]
+    metadata: Any
+    prune: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Saver:
+    """Does jobs, one at a time, in the order of saves."""
+
+    store: Store
+    cluster: Cluster
+    pool: BufferPool
+    held: Held
+    coordinator: Coordinator | None
+    shard_bytes: int
+    verify_replicas: Literal["small", "all"]
+    software: Mapping[str, str]
+
+    def run(self, job: Job) -> Checkpoint | None:
+        """Returns the acknowledged checkpoint on the chief, None on the other workers once they have reported.
+
+        Raises `SaveFailedError` with the cause, or what `Coordinator.commit` raises.
+        """
+        try:
+            draft = self._draft(job)  # before the shards: writing lets go of the values
+            receipt = self._write(job)
+        except Exception as error:
+            if self.coordinator is not None:
+                self.coordinator.give_up(job.folder)
+            self._after_failure(job.folder, error)
+            raise self._failed(job.folder, error) from error
+        if self.coordinator is None:
+            return None
+        try:
+            return self.coordinator.commit(draft, receipt, prune=job.prune).checkpoint
+        except StorageError as error:
+            self._after_failure(job.folder, error)
+            raise self._failed(job.folder, error) from error
+        except SaveFailedError as error:
+            if StorageFullError.__name__ in str(error):  # another worker's report
+                self._make_room()
+            raise
+
+    def _write(self, job: Job) -> Receipt:
+        """Writes this worker's shards and then, last, its receipt."""
+        snapshot, worker = job.snapshot, self.cluster.worker
+        digests = self._digests(snapshot)
+        plan = job.plan
+        if self.cluster.is_chief:
+            plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
+        written = write_shards(self.store, job.folder, plan, snapshot, self.pool)
+        receipt = Receipt(
+            folder=str(job.folder),
+            writer_id=self.held.writer_id,
+            worker=worker,
+            world_size=self.cluster.world_size,
+            shards=written.shards,
+            slices=written.slices,
+            digests=digests,
+        )
+        self.store.put(job.folder.key(receipt_name(worker, self.cluster.world_size)), memoryview(encode(receipt)))
+        return receipt
+
+    def _digests(self, snapshot: Snapshot) -> dict[str, int]:
+        """Digests of this worker's copies of replicated tensors, so that the chief can name those that differ."""
+        if self.cluster.world_size == 1 or (self.verify_replicas == "small" and self.cluster.is_chief):
+            return {}  # a small tensor's digest on the chief is the crc32c of the slice that it writes
+        replicated = [i for i, spec in enumerate(snapshot.specs) if not spec.dynamic and spec.components is None]
+        if self.verify_replicas == "small":
+            replicated = [i for i in replicated if _size_bytes(snapshot, i) < SMALL_BYTES]
+        return replica_digests(snapshot, replicated)
+
+    def _draft(self, job: Job) -> Draft:
+        snapshot, world_size = job.snapshot, self.cluster.world_size
+        tensors = tuple(
+            TensorRecord(
+                name=spec.name,
+                dtype=spec.dtype,
+                shape=((world_size, *spec.shape) if spec.components else snapshot.shape(i)),
+                slices=(),
+                encoded_bytes=snapshot.data(i).size
+                if self.cluster.is_chief and dtypes.is_encoded(spec.dtype)
+                else None,
+                components=spec.components,
+                aliases=spec.aliases,
+                metric=spec.metric,
+            )
+            for i, spec in enumerate(snapshot.specs)
+        )
+        return Draft(
+            folder=job.folder,
+            world_size=world_size,
+            tensors=tensors,
+            metrics=job.metrics,
+            metadata=job.metadata,
+            python_state=snapshot.python_state,
+            models=snapshot.models,
+            software=self.software,
+        )
+
+    def _after_failure(self, folder: Folder, error: Exception) -> None:
+        """Tells the coordinator at once, instead of letting it wait for `commit_timeout_s`; the chief makes room."""
+        if self.coordinator is not None:
+            if isinstance(error, StorageFullError):
+                self._make_room()
+            return
+        receipt = Receipt(
+            folder=str(folder),
+            writer_id=self.held.writer_id,
+            worker=self.cluster.worker,
+            world_size=self.cluster.world_size,
+            failure=f"{type(error).__name__}: {error}"[:MAX_FAILURE_CHARACTERS],
+        )
+        key = folder.key(receipt_name(self.cluster.worker, self.cluster.world_size))
+        try:
+            self.store.put(key, memoryview(encode(receipt)))
+        except CkptflowError as second:
+            logger.warning("cannot report a failed save to the coordinator, which will wait for it: %s", second)
+
+    def _make_room(self) -> None:
+        """A full storage must not keep this incarnation from ever committing: dead lives' leftovers go."""
+        if self.coordinator is None:
+            return
+        try:
+            freed_bytes = self.coordinator.sweep_partials()
+            logger.warning("%s is full: %d bytes of uncommitted leftovers were deleted", self.store.url, freed_bytes)
+        except CkptflowError as error:
+            logger.warning("%s is full, and its leftovers could not be deleted: %s", self.store.url, error)
+
+    def _failed(self, folder: Folder, error: Exception) -> SaveFailedError:
+        return SaveFailedError(
+            f"{self.store.url}/{folder} was not saved on worker {self.cluster.worker}, older ones are untouched: "
+            f"{type(error).__name__}: {error}"
+        )
+
+
+def software_versions() -> dict[str, str]:
+    """The versions that a manifest records: for people and for interop, never compared by the protocol."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in ("ckptflow", "tensorflow", "keras", "tf_keras", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _size_bytes(snapshot: Snapshot, index: int) -> int:
+    spec = snapshot.specs[index]
+    size = dtypes.item_size_bytes(spec.dtype)
+    for length in spec.shape:
+        size *= length
+    return size
