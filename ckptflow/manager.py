@@ -344,7 +344,9 @@ class CheckpointManager:
         def finish() -> tuple[int, ...]:
             checkpoint = restored.checkpoint
             self._live.refresh()
-            pending = self._submit(checkpoint.step, dict(checkpoint.metrics), checkpoint.metadata, prune=False)
+            pending = self._submit(
+                checkpoint.step, dict(checkpoint.metrics), to_json(checkpoint.metadata, "metadata"), prune=False
+            )
             pending.wait()
             self._settle()
             self._raise_failure(logged=False)

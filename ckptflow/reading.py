@@ -68,8 +68,9 @@ def open_checkpoint(
     """A checkpoint as a mapping from tensor name to NumPy array, each read and checked when it is asked for.
 
     `url` is a run's root, or one checkpoint's folder (`Checkpoint.url`). Without `step`: the newest that counts and
-    whose manifest can be read. Does not import TensorFlow, never claims. Pin what must stay while you read it: a running job
-    may prune what you have opened, and reading then raises `CheckpointGoneError`. Raises `CheckpointNotFoundError`.
+    whose manifest can be read. Does not import TensorFlow, never claims. Pin what must stay while you read it: a
+    running job may prune what you have opened, and reading then raises `CheckpointGoneError`. Raises
+    `CheckpointNotFoundError`.
     """
     root, _, last = os.fspath(url).rstrip("/").rpartition("/")
     folder = parse_folder(last) if root else None

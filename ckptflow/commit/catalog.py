@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
@@ -23,6 +23,7 @@ from ckptflow.format.layout import (
     parse_pin_key,
 )
 from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, decode
+from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, read_small
 
 
@@ -148,6 +149,11 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
     lineage = frozenset(f for name in manifest.lineage if (f := parse_folder(name)) is not None)
     if folder is None:
         raise CorruptCheckpointError(f"{root_url}: {manifest.folder!r} is no folder")
+    try:
+        created_at = datetime.fromisoformat(manifest.created_at)
+        metadata = from_json(manifest.metadata, "metadata")
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{root_url}/{folder.manifest_key}: {error}") from error
     return Summary(
         folder=folder,
         run_id=manifest.run_id,
@@ -160,8 +166,8 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
             step=manifest.step,
             incarnation=manifest.incarnation,
             metrics=manifest.metrics,
-            metadata=manifest.metadata,
-            created_at=datetime.fromisoformat(manifest.created_at),
+            metadata=metadata,
+            created_at=created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC),
             size_bytes=manifest.size_bytes,
             url=f"{root_url}/{folder}",
         ),

@@ -93,9 +93,8 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
     writer_id = new_writer_id()
     deadline = time.monotonic() + timeout_s
     while True:
-        claims = list_claims(store)
-        listing = list_root(store)
-        number = 1 + max([listing.top_number, *claims])
+        listing = list_root(store)  # lineage/ is in it; what it misses, the create runs into
+        number = 1 + listing.top_number
         claim = Claim(
             number=number,
             run_id=find_run_id(store, listing, summaries) or new_writer_id(),

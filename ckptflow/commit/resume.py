@@ -117,7 +117,7 @@ class Resume:
 
         def look_after_claim() -> tuple[int, ...]:
             check_fence(self._store, held)
-            return () if fresh else self._refuse_used_root()
+            return self._warn_of_fresh() if fresh else self._refuse_used_root()
 
         chief_says(self._cluster, look_after_claim)
         barrier = held.number if fresh else 0
@@ -271,6 +271,18 @@ class Resume:
             raise UsageError(
                 f"{self._store.url} holds {len(committed)} checkpoint(s), the newest {committed[-1]}: call "
                 "restore_latest() before the first save, or open the manager with fresh=True to start over"
+            )
+        return ()
+
+    def _warn_of_fresh(self) -> tuple[int, ...]:
+        committed = list_root(self._store).committed
+        if committed:
+            logger.warning(
+                "%s: fresh=True starts over; %d checkpoint(s), the newest %s, no longer count and are deleted only by "
+                "hand. Take fresh=True out of the script, or every restart starts over",
+                self._store.url,
+                len(committed),
+                committed[-1],
             )
         return ()
 
