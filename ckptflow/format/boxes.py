@@ -87,6 +87,36 @@ def split(box: Box, max_elements: int) -> list[Box]:
     return [take(box, axis, begin, end) for begin, end in itertools.pairwise(edges)]
 
 
+def divide(box: Box, elements: int, *, slack: int, step: int) -> tuple[list[Box], list[Box]]:
+    """Cuts a box in two: a head of at most `elements`, and more than `elements - slack`, and the rest; each in order.
+
+    The cut lies along the first axis on which it can be placed so finely, at a multiple of `step` elements where that
+    is fine enough, too. Where no axis is long enough, the longest is cut beside the index in which the cut falls, and
+    that index is cut again: head and rest are then several boxes. `slack` and `step` are at least 1.
+    """
+    shape, total = box[1], volume(box[1])
+    if elements >= total:
+        return [box], []
+    if elements < 1:
+        return [], [box]
+    grains = [total // extent for extent in shape]  # elements to one index
+    fine = [grain * (step // math.gcd(grain, step)) for grain in grains]
+    axis = next((i for i, unit in enumerate(fine) if unit <= slack and shape[i] > 1), None)
+    unit = fine[axis] if axis is not None else 0
+    if axis is None:
+        axis = next((i for i, grain in enumerate(grains) if grain <= slack and shape[i] > 1), None)
+        unit = grains[axis] if axis is not None else 0
+    if axis is not None:
+        at = elements // unit * (unit // grains[axis])
+        return [take(box, axis, 0, at)] if at else [], [take(box, axis, at, shape[axis])]
+    axis = shape.index(max(shape))
+    at, rest = divmod(elements, grains[axis])
+    head, tail = divide(take(box, axis, at, at + 1), rest, slack=slack, step=step)
+    before = [take(box, axis, 0, at)] if at else []
+    after = [take(box, axis, at + 1, shape[axis])] if at + 1 < shape[axis] else []
+    return before + head, tail + after
+
+
 def check_cover(shape: Sequence[int], parts: Sequence[Box]) -> None:
     """Raises ValueError unless the boxes lie in `shape` and cover each of its elements exactly once.
 

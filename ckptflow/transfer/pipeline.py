@@ -1,0 +1,90 @@
+"""Work in a few threads, each piece in one pooled buffer, its result taken over by the calling thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import Buffer, BufferPool
+
+
+def thread_count(store: Store) -> int:
+    """How many transfers to have under way: round trips are hidden by many, a disk is kept busy by two."""
+    return 8 if store.is_object_store else 2
+
+
+def run(
+    pool: BufferPool,
+    count: int,
+    work: Callable[[int, Buffer], None],
+    consume: Callable[[int, Buffer], None] | None = None,
+    *,
+    threads: int,
+) -> None:
+    """Calls `work(number, buffer)` for 0 … count - 1 in up to `threads` threads, and `consume` in the calling one.
+
+    Raises the first error, as it was raised, once nothing is under way any more; what had not begun by then is left.
+    Each buffer is back in the pool when this returns or raises.
+    """
+    # A piece of work goes through these states, each thread taking the next number when it has finished one:
+    #
+    #   numbered -> staging (waits for a buffer) -> working -> done (its buffer in the queue) -> consumed (buffer free)
+    #
+    # After an error, or once the caller is interrupted, `stop` is set: nothing new is numbered, what waits for a buffer
+    # gives it back, and what is done is not consumed.
+    numbers = iter(range(count))
+    lock = threading.Lock()
+    stop = threading.Event()
+    done: queue.SimpleQueue[tuple[int, Buffer] | BaseException | None] = queue.SimpleQueue()
+
+    def loop() -> None:
+        try:
+            while not stop.is_set():
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                buffer = pool.acquire()
+                try:
+                    if not stop.is_set():
+                        work(number, buffer)
+                except BaseException:
+                    pool.release(buffer)
+                    raise
+                done.put((number, buffer))
+        except BaseException as error:
+            stop.set()
+            done.put(error)
+        finally:
+            done.put(None)
+
+    alive = 0
+    first_error: BaseException | None = None
+    try:
+        for i in range(min(threads, count, pool.count)):
+            threading.Thread(target=loop, name=f"ckptflow-transfer-{i}").start()
+            alive += 1
+        while alive:
+            item = done.get()
+            if item is None:
+                alive -= 1
+            elif isinstance(item, BaseException):
+                first_error = first_error or item
+            else:
+                try:
+                    if consume is not None and not stop.is_set():
+                        consume(*item)
+                finally:
+                    pool.release(item[1])
+    finally:
+        stop.set()
+        while alive:
+            item = done.get()
+            if item is None:
+                alive -= 1
+            elif isinstance(item, tuple):
+                pool.release(item[1])
+    if first_error is not None:
+        raise first_error

@@ -1,0 +1,271 @@
+"""Who writes which slice into which shard. Pure: the same on every worker, with no message exchanged."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ckptflow.format import boxes, dtypes
+from ckptflow.format.boxes import Box
+from ckptflow.format.layout import shard_name
+from ckptflow.format.shard import (
+    ALIGNMENT_BYTES,
+    EMPTY_HEADER_ROOM_BYTES,
+    MAX_HEADER_BYTES,
+    ShardEntry,
+    ShardLayout,
+    header_room_bytes,
+    layout_shard,
+)
+from ckptflow.format.spec import Source, TensorSpec
+
+SMALL_BYTES = 2**20  # replicated tensors below this are never divided: see DESIGN, copies can differ between workers
+MIN_SHARD_BYTES = 2**16  # room for the longest name's header and one element
+CHIEF = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSlice:
+    """One slice of this worker's: where it comes from and where it goes.
+
+    `start` and `shape` are its box in storage. Its bytes come from `source_begin` on in the tensor's row-major bytes as
+    this worker holds them, or, where they are no single run there, are the box `region` of the array of `held_shape`.
+    They go to `offset` … `end` of the shard.
+    """
+
+    tensor: int
+    name: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    offset: int
+    end: int
+    source_begin: int
+    source_end: int
+    region: tuple[slice, ...] | None
+    held_shape: tuple[int, ...]
+    item_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """One shard of this worker's: its name in the folder, its header, its size, its slices in the order of the file."""
+
+    name: str
+    header: bytes
+    size_bytes: int
+    slices: tuple[PlannedSlice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """All that one worker writes in a save. Made once, at the first save, and used again by every later one.
+
+    `part_counts` has the number of this worker's slices for each tensor that has more than one; `unused` are the
+    tensors of which this worker writes nothing, dynamic ones apart.
+    """
+
+    worker: int
+    world_size: int
+    shards: tuple[PlannedShard, ...]
+    part_counts: Mapping[int, int]
+    unused: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of this worker's shards."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A tensor as storage and this worker see it: `origin` is where this worker's copy lies in the storage shape."""
+
+    index: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    held_shape: tuple[int, ...]
+    origin: tuple[int, ...]
+
+    @property
+    def item_size_bytes(self) -> int:
+        return dtypes.item_size_bytes(self.dtype)
+
+    def entry(self, box: Box) -> ShardEntry:
+        return ShardEntry(self.name, self.dtype, self.shape, *box)
+
+    def size_bytes(self, box: Box) -> int:
+        return boxes.volume(box[1]) * self.item_size_bytes
+
+    def divide(self, box: Box, size_bytes: int, slack_bytes: int) -> tuple[list[Box], list[Box]]:
+        """`boxes.divide` in bytes, with slices of a multiple of 64 bytes where that can be."""
+        item = self.item_size_bytes
+        return boxes.divide(
+            box,
+            size_bytes // item,
+            slack=max(1, slack_bytes // item),
+            step=ALIGNMENT_BYTES // math.gcd(ALIGNMENT_BYTES, item),
+        )
+
+
+_Piece = tuple[_Held, Box]
+
+
+def plan_shards(
+    specs: Sequence[TensorSpec], *, worker: int, world_size: int, shard_bytes: int, small_bytes: int = SMALL_BYTES
+) -> WorkerPlan:
+    """Worker `worker`'s part of writing `specs`; all workers' parts together cover each tensor exactly once.
+
+    Replicated tensors under `small_bytes` are the chief's, whole. Larger ones are divided so that all workers write the
+    same number of bytes, within 5 % or `small_bytes / 8`, whichever is more, as far as the chief's small ones allow. Of
+    a tensor with components every worker writes its own. Dynamic tensors are left to `plan_dynamic`. No shard is longer
+    than `shard_bytes`, header included. Raises ValueError where `shard_bytes` is under 64 KiB or a name is no Unicode.
+    """
+    if shard_bytes < MIN_SHARD_BYTES:
+        raise ValueError(f"shard_bytes is {shard_bytes}, at least {MIN_SHARD_BYTES} are needed")
+    if not 0 <= worker < world_size:
+        raise ValueError(f"there is no worker {worker} among {world_size}")
+    small: list[_Piece] = []
+    large: list[_Held] = []
+    own: list[_Piece] = []
+    for index, spec in enumerate(specs):
+        if spec.dynamic:
+            continue
+        if spec.components:
+            shape = (world_size, *spec.shape)
+            held = _Held(index, spec.name, spec.dtype, shape, (1, *spec.shape), (worker, *(0 for _ in spec.shape)))
+            if boxes.volume(spec.shape):
+                own.append((held, (held.origin, held.held_shape)))
+            else:  # a tensor without elements has one slice: the chief's
+                small.append((replace(held, held_shape=shape, origin=(0,) * len(shape)), boxes.whole(shape)))
+            continue
+        held = _Held(index, spec.name, spec.dtype, spec.shape, spec.shape, (0,) * len(spec.shape))
+        if world_size == 1 or held.size_bytes(boxes.whole(spec.shape)) < max(1, small_bytes):
+            small.append((held, boxes.whole(spec.shape)))
+        else:
+            large.append(held)
+    small_total = sum(held.size_bytes(box) for held, box in small)
+    own += _share_out(large, world_size, small_total, small_bytes)[worker]
+    own += small if worker == CHIEF else []
+    shards = _pack(own, worker, world_size, shard_bytes, first_index=0)
+    written = {piece.tensor for shard in shards for piece in shard.slices}
+    unused = tuple(i for i, spec in enumerate(specs) if not spec.dynamic and i not in written)
+    return WorkerPlan(worker, world_size, shards, _count_parts(shards), unused)
+
+
+def plan_dynamic(plan: WorkerPlan, source: Source, *, shard_bytes: int) -> WorkerPlan:
+    """The chief's plan for one save: `plan`, and further shards for the dynamic tensors as they were captured.
+
+    Returns `plan` itself where no tensor is dynamic. Reads `source.shape`, and for encoded dtypes how long
+    `source.data` is.
+    """
+    own: list[_Piece] = []
+    for index, spec in enumerate(source.specs):
+        if spec.dynamic:
+            encoded = dtypes.is_encoded(spec.dtype)
+            shape = (source.data(index).size,) if encoded else source.shape(index)
+            own.append((_Held(index, spec.name, spec.dtype, shape, shape, (0,) * len(shape)), boxes.whole(shape)))
+    if not own:
+        return plan
+    shards = plan.shards + _pack(own, plan.worker, plan.world_size, shard_bytes, first_index=len(plan.shards))
+    return replace(plan, shards=shards, part_counts=_count_parts(shards))
+
+
+def _share_out(large: Sequence[_Held], world_size: int, small_total: int, small_bytes: int) -> list[list[_Piece]]:
+    """Each worker's pieces of the large tensors: laid end to end, biggest first, and cut between the workers."""
+    shares: list[list[_Piece]] = [[] for _ in range(world_size)]
+    total = sum(held.size_bytes(boxes.whole(held.shape)) for held in large)
+    if not total:
+        return shares
+    chief_share = max(0, (total + small_total) // world_size - small_total)
+    share = (total - chief_share) // (world_size - 1)
+    slack = max(share // 64, small_bytes // 16, ALIGNMENT_BYTES)
+    worker, position = 0, 0
+    for held in sorted(large, key=lambda held: (-held.size_bytes(boxes.whole(held.shape)), held.index)):
+        pending = [boxes.whole(held.shape)]
+        while pending:
+            box = pending.pop()
+            size = held.size_bytes(box)
+            room = chief_share + (total - chief_share) * worker // (world_size - 1) - position
+            if worker == world_size - 1 or size <= room + slack // 2:
+                head, tail = [box], []
+            elif room <= slack // 2:
+                head, tail = [], [box]
+            else:
+                head, tail = held.divide(box, room, slack)
+            shares[worker] += [(held, part) for part in head]
+            position += sum(map(held.size_bytes, head))
+            pending += reversed(tail)
+            worker += bool(tail)
+    return shares
+
+
+def _pack(
+    pieces: Iterable[_Piece], worker: int, world_size: int, shard_bytes: int, first_index: int
+) -> tuple[PlannedShard, ...]:
+    """Fills shards with the pieces, biggest first, dividing those that do not fit; all shards nearly equally long."""
+    stack = sorted(pieces, key=lambda piece: (piece[0].size_bytes(piece[1]), -piece[0].index))
+    total = sum(held.size_bytes(box) + header_room_bytes(held.entry(box)) for held, box in stack)
+    even = total // -(-total // (shard_bytes - EMPTY_HEADER_ROOM_BYTES) or 1)
+    capacity = min(shard_bytes, even + even // 16 + MIN_SHARD_BYTES)
+    numbers = itertools.count(first_index)
+    shards: list[PlannedShard] = []
+    current: list[_Piece] = []
+    used = header = EMPTY_HEADER_ROOM_BYTES
+    while stack or current:
+        if stack:
+            held, box = stack.pop()
+            header_room = header_room_bytes(held.entry(box))
+            room = capacity - used - header_room if header + header_room <= MAX_HEADER_BYTES else -1
+            head: list[Box] = [box]
+            tail: list[Box] = []
+            if held.size_bytes(box) > room:
+                is_nearly_full = bool(current) and room < capacity // 8
+                head, tail = ([], [box]) if is_nearly_full else held.divide(box, max(room, 0), capacity // 16)
+            stack += [(held, part) for part in reversed(head[1:] + tail)]
+            if head:
+                current.append((held, head[0]))
+                used += header_room + held.size_bytes(head[0])
+                header += header_room
+                continue
+            if not current:
+                raise ValueError(f"no shard of {shard_bytes:,} bytes can hold an element of {held.name!r}")
+        shards.append(_plan_shard(shard_name(worker, world_size, next(numbers)), current))
+        current = []
+        used = header = EMPTY_HEADER_ROOM_BYTES
+    return tuple(shards)
+
+
+def _plan_shard(name: str, pieces: Sequence[_Piece]) -> PlannedShard:
+    layout: ShardLayout = layout_shard([held.entry(box) for held, box in pieces])
+    slices = [_plan_slice(held, box, offset) for (held, box), offset in zip(pieces, layout.offsets, strict=True)]
+    slices.sort(key=lambda piece: (piece.offset, piece.end))
+    return PlannedShard(name, layout.header, layout.size_bytes, tuple(slices))
+
+
+def _plan_slice(held: _Held, box: Box, offset: int) -> PlannedSlice:
+    start = tuple(at - origin for at, origin in zip(box[0], held.origin, strict=True))
+    size, item = held.size_bytes(box), held.item_size_bytes
+    is_run = not size or boxes.is_contiguous(held.held_shape, box[1])
+    begin = boxes.row_major_offset(held.held_shape, start) * item if is_run else 0
+    return PlannedSlice(
+        tensor=held.index,
+        name=held.name,
+        start=box[0],
+        shape=box[1],
+        offset=offset,
+        end=offset + size,
+        source_begin=begin,
+        source_end=begin + size if is_run else 0,
+        region=None if is_run else tuple(slice(at, at + n) for at, n in zip(start, box[1], strict=True)),
+        held_shape=held.held_shape,
+        item_size_bytes=item,
+    )
+
+
+def _count_parts(shards: Iterable[PlannedShard]) -> dict[int, int]:
+    counts = Counter(piece.tensor for shard in shards for piece in shard.slices)
+    return {tensor: count for tensor, count in counts.items() if count > 1}

@@ -1,0 +1,134 @@
+"""A snapshot's slices into shards: packed, checksummed and sent, each reference dropped as soon as it is packed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import crc32c
+import numpy as np
+import numpy.typing as npt
+
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import ReceiptSlice, ShardRecord
+from ckptflow.format.shard import crc32c_combine
+from ckptflow.format.spec import Bytes1D, Source
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.plan import PlannedShard, PlannedSlice, WorkerPlan
+
+CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShards:
+    """What one worker has made durable, for its receipt."""
+
+    shards: tuple[ShardRecord, ...]
+    slices: tuple[ReceiptSlice, ...]
+
+
+def write_shards(
+    store: Store, folder: Folder, plan: WorkerPlan, source: Source, pool: BufferPool, *, threads: int | None = None
+) -> WrittenShards:
+    """Makes this worker's shards durable in `folder` and says what is in them.
+
+    Tensors that this worker writes nothing of are released first, every other as soon as its last slice is packed. At
+    most `threads` shards (2 on a disk, 8 on an object store) and the pool's buffers are under way at once. The first
+    error stops the rest and is raised unchanged once no transfer is under way; what has been written stays where it is.
+    """
+    for index in plan.unused:
+        source.release(index)
+    packer = _Packer(source, plan)
+    records: list[ShardRecord | None] = [None] * len(plan.shards)
+    slices: list[list[ReceiptSlice]] = [[] for _ in plan.shards]
+
+    def write(number: int, buffer: Buffer) -> None:
+        shard = plan.shards[number]
+        checksums, checksum = packer.pack(shard, buffer)
+        store.put(folder.key(shard.name), buffer.view[: shard.size_bytes])
+        records[number] = ShardRecord(name=shard.name, size_bytes=shard.size_bytes, crc32c=checksum)
+        slices[number] = [
+            ReceiptSlice(
+                tensor=piece.name, shard=number, offset=piece.offset, start=piece.start, shape=piece.shape, crc32c=value
+            )
+            for piece, value in zip(shard.slices, checksums, strict=True)
+        ]
+
+    run(pool, len(plan.shards), write, threads=threads or thread_count(store))
+    return WrittenShards(
+        shards=tuple(record for record in records if record is not None),
+        slices=tuple(piece for shard_slices in slices for piece in shard_slices),
+    )
+
+
+def replica_digests(source: Source, indices: Iterable[int]) -> dict[str, int]:
+    """The crc32c of each of these tensors as this worker holds it, by name. Releases nothing."""
+    return {source.specs[index].name: crc32c.crc32c(source.data(index).data) for index in indices}
+
+
+class _Packer:
+    """Fills buffers with shards. Thread-safe; for one save."""
+
+    def __init__(self, source: Source, plan: WorkerPlan) -> None:
+        self._source = source
+        self._parts_left = dict(plan.part_counts)
+        self._lock = threading.Lock()
+
+    def pack(self, shard: PlannedShard, buffer: Buffer) -> tuple[list[int], int]:
+        """Copies header and slices into the buffer; returns the crc32c of each slice, and of the whole file."""
+        staged, view, source = buffer.array, buffer.view, self._source
+        if shard.size_bytes > staged.size:
+            raise ValueError(f"{shard.name} of {shard.size_bytes:,} bytes is longer than a buffer of {staged.size:,}")
+        run_begin = 0  # from here on, the file's checksum does not yet cover what is packed
+        view[: len(shard.header)] = shard.header
+        checksum, checksums = 0, []
+        for piece in shard.slices:
+            data = source.data(piece.tensor)
+            offset, end = piece.offset, piece.end
+            size = end - offset
+            if piece.region is not None:
+                _copy_region(staged[offset:end], data, piece)
+                value = crc32c.crc32c(view[offset:end])
+            elif size <= CHUNK_BYTES:
+                staged[offset:end] = data[piece.source_begin : piece.source_end]
+                value = crc32c.crc32c(view[offset:end])
+            else:
+                value = _copy_and_checksum(staged[offset:end], data[piece.source_begin : piece.source_end])
+            del data
+            self._packed(piece.tensor)
+            checksums.append(value)
+            if size > CHUNK_BYTES:  # else a second pass is cheaper than combining
+                checksum = crc32c.crc32c(view[run_begin:offset], checksum)
+                checksum = crc32c_combine(checksum, value, size)
+                run_begin = end
+        return checksums, crc32c.crc32c(view[run_begin : shard.size_bytes], checksum)
+
+    def _packed(self, tensor: int) -> None:
+        if tensor in self._parts_left:
+            with self._lock:
+                self._parts_left[tensor] -= 1
+                if self._parts_left[tensor]:
+                    return
+        self._source.release(tensor)
+
+
+def _copy_and_checksum(into: Bytes1D, data: Bytes1D) -> int:
+    value = 0
+    for begin in range(0, into.size, CHUNK_BYTES):
+        chunk = into[begin : begin + CHUNK_BYTES]
+        chunk[:] = data[begin : begin + CHUNK_BYTES]
+        value = crc32c.crc32c(chunk.data, value)
+    return value
+
+
+_WORDS: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
+def _copy_region(into: Bytes1D, data: Bytes1D, piece: PlannedSlice) -> None:
+    """Copies a box that is no single run of bytes, element by element, whatever their dtype."""
+    word = _WORDS[piece.item_size_bytes]
+    held = data.view(word).reshape(piece.held_shape)
+    into.view(word).reshape(piece.shape)[...] = held[piece.region]
