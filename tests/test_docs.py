@@ -1,0 +1,94 @@
+"""Documentation is executed: each block in README.md and docs/*.md runs, or says why it does not.
+
+A fence is ```python run, ```sh run, or ```python no-test: reason. The blocks of one page run in order, in one process,
+in an empty folder. Fences of other languages (text, json) are not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+_FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_EXECUTABLE = {"python", "py", "sh", "bash", "shell", "console"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, what follows it on the fence, and the line that it starts at."""
+
+    language: str
+    mark: str
+    text: str
+    line: int
+
+
+def blocks_of(text: str) -> list[Block]:
+    blocks = []
+    for match in _FENCE.finditer(text):
+        language, _, mark = match[1].strip().partition(" ")
+        blocks.append(Block(language, mark.strip(), match[2], text.count("\n", 0, match.start()) + 1))
+    return blocks
+
+
+def unmarked(text: str) -> list[str]:
+    """The executable blocks that neither run nor say why not."""
+    return [
+        f"line {block.line}: ```{block.language} {block.mark}"
+        for block in blocks_of(text)
+        if block.language in _EXECUTABLE and block.mark != "run" and not re.fullmatch(r"no-test: \S.*", block.mark)
+    ]
+
+
+def script_of(page: str, text: str) -> str:
+    """One Python program that runs the marked blocks in order, each under its page's name and line."""
+    lines = ["import subprocess", "names = {'__name__': '__main__'}"]
+    for block in blocks_of(text):
+        if block.mark != "run":
+            continue
+        if block.language == "python":
+            code = "\n" * block.line + block.text
+            lines.append(f"exec(compile({code!r}, {page!r}, 'exec'), names)")
+        else:
+            lines.append(f"subprocess.run(['bash', '-euo', 'pipefail', '-c', {block.text!r}], check=True)")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_runs_or_says_why_not(page: Path, tmp_path: Path) -> None:
+    text = page.read_text()
+    assert unmarked(text) == []
+    if not any(block.mark == "run" for block in blocks_of(text)):
+        return
+    done = subprocess.run(
+        [sys.executable, "-c", script_of(page.name, text)],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+
+def test_a_silent_block_is_found() -> None:
+    assert unmarked("```python\nx = 1\n```\n") == ["line 1: ```python "]
+    assert unmarked("```sh no-test:\nls\n```\n") == ["line 1: ```sh no-test:"]
+    assert unmarked("```python no-test: needs a cluster\nx\n```\n```json\n{}\n```\n") == []
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
