@@ -34,7 +34,8 @@ from ckptflow.errors import (
 if TYPE_CHECKING:
     from ckptflow.commit.catalog import Checkpoint
     from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
-    from ckptflow.manager import CheckpointManager, PendingCheckpoint
+    from ckptflow.manager import CheckpointManager
+    from ckptflow.pending import PendingCheckpoint
     from ckptflow.reading import list_checkpoints, open_checkpoint
 
 __version__ = "0.1.0"
@@ -77,7 +78,7 @@ _LAZY = {
     "KeepBest": "ckptflow.commit.retention",
     "KeepEvery": "ckptflow.commit.retention",
     "KeepLast": "ckptflow.commit.retention",
-    "PendingCheckpoint": "ckptflow.manager",
+    "PendingCheckpoint": "ckptflow.pending",
     "list_checkpoints": "ckptflow.reading",
     "open_checkpoint": "ckptflow.reading",
 }
