@@ -177,6 +177,7 @@ def fake_gcs() -> Iterator[Server]:
     endpoint = f"http://127.0.0.1:{port}"
     command = [str(fake_gcs_binary()), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
     command += ["-backend", "filesystem", "-filesystem-root", f"{folder}/data", "-external-url", endpoint]
+    command += ["-public-host", f"127.0.0.1:{port}"]
     options = {"token": "anon", "endpoint_url": endpoint}
     with _running("fake-gcs", command, endpoint, lambda: _answers(endpoint + "/storage/v1/b"), folder) as process:
         yield Server("fake-gcs", endpoint, process, options)

@@ -163,24 +163,27 @@ def codes_of(error: BaseException) -> list[str]:
         value = getattr(error, name, None)
         if isinstance(value, int | str):
             codes.append(str(value))
-    if type(error).__module__.startswith("obstore"):
-        text = str(error)
-        codes += re.findall(r"<Code>(\w+)</Code>", text)
-        codes += re.findall(r"(?:status:? |status code:? |with status )(\d{3})", text)
-        if re.search(
-            r"error sending request|operation timed out|connection (?:closed|reset)|Connection reset|HTTP error", text
-        ):
+    text = str(error)
+    if _OBSTORE in text:  # the reply is in the text, whatever the class
+        codes += re.findall(r"<Code>(\w+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
+        if not codes and "HTTP error" in text:  # no reply at all: refused, reset, timed out
             codes.append("503")
-    elif type(error) is OSError and str(error).startswith("Forbidden"):  # gcsfs for 403
+    elif type(error) is OSError and text.startswith("Forbidden"):  # gcsfs for 403
         codes.append("403")
     return [code for code in codes if code]
 
 
 def _text_of(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if _OBSTORE in text:
+        text = text.partition(_OBSTORE)[0]
+        reply = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
+        text = f"{reply.group(1)} ({', '.join(codes_of(error)[:1])})" if reply else text
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 400 else text[:400] + "…"
 
 
+_OBSTORE = "Debug source:"  # what its messages carry at their end
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
 _SECRET_FIELD = re.compile(
     r"(?i)((?:authorization|signature|credential|security-token|secret[_-]?(?:access[_-]?)?key|access[_-]?token"

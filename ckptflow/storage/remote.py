@@ -28,7 +28,7 @@ GCS_SCHEMES = ("gs", "gcs")
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
 _MAX_PUT_BYTES = 5 * 2**30  # what one S3 PUT may hold; chunk sizes below are set so that nothing smaller is split
 _DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
-_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10, 60, 120
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60, 120
 
 
 def open_remote_store(url: str, storage_options: dict[str, Any]) -> Store:
@@ -100,6 +100,17 @@ class RemoteStore:
         texts = [str(link) for link in faults.chain(error)]
         return any(secret in text for secret in self._secrets for text in texts)
 
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
+
+    def _check_bucket(self, key: str) -> None:
+        """After "nothing there" for `key`: raises where it is the bucket that is missing. At most one request, once."""
+        if not self._is_root_known:
+            self.list(key + "/")
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        raise NotImplementedError
+
     def _no_bucket(self, doing: str) -> StorageError:
         return StorageError(f"{self._url}: cannot {doing}: no such bucket or container; make it, or check the URL")
 
@@ -135,12 +146,11 @@ class FsspecStore(RemoteStore):
                 try:
                     data = self._fs.cat_file(path, start=start, end=start + into.nbytes)
                 except Exception as error:
-                    if not _is_past_end(error):
+                    if not is_past_end(error):
                         raise
                     return 0
         except ObjectNotFoundError:
-            if not self._is_root_known:
-                self.list(key + "/")  # raises where it is the bucket that is missing
+            self._check_bucket(key)
             raise
         if len(data) > into.nbytes:
             raise StorageError(f"{self._url}/{key}: asked for {into.nbytes:,} bytes, the storage sent {len(data):,}")
@@ -174,9 +184,6 @@ class FsspecStore(RemoteStore):
             list(threads.map(self._delete_one, keys, paths))
 
     # ---- how each kind of file system is asked
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
 
     def _write(self, key: str, data: memoryview, mode: str) -> None:
         path = self._path(key)
@@ -243,13 +250,13 @@ def _open_file_system(url: str, scheme: str, storage_options: dict[str, Any]) ->
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     options |= kind._get_kwargs_from_urls(url) | storage_options
     if scheme in S3_SCHEMES:
-        timeouts = {"connect_timeout": _CONNECT_TIMEOUT_S, "read_timeout": _READ_TIMEOUT_S}
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
         options["config_kwargs"] = timeouts | tries | dict(options.get("config_kwargs") or {})
     elif scheme in GCS_SCHEMES:
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         options.setdefault("requests_timeout", timeout)
     file_system = kind(**options)
     # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
@@ -266,7 +273,7 @@ def _wants_checksum(storage_options: dict[str, Any]) -> bool:
     return str(chosen).lower() != "when_required"
 
 
-def _is_past_end(error: BaseException) -> bool:
+def is_past_end(error: BaseException) -> bool:
     codes = {code for link in faults.chain(error) for code in faults.codes_of(link)}
     return bool(codes & {"416", "InvalidRange"})
 

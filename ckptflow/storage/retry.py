@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import tenacity
 
 from ckptflow.errors import StorageUnavailableError
-from ckptflow.storage.store import Entry, Store
+from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import StoreWrapper
 
 _log = logging.getLogger("ckptflow.storage")
 _Result = TypeVar("_Result")
 
 
-class RetryingStore:
+class RetryingStore(StoreWrapper):
     """`store`, each verb tried again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`.
 
     Everything else is raised at once. A `create` whose first try landed although its reply was lost raises
@@ -24,41 +25,13 @@ class RetryingStore:
     """
 
     def __init__(self, store: Store, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
-        self._store = store
+        super().__init__(store)
         self._stop = tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(max_wait_s)
-        self._wait = tenacity.wait_exponential_jitter(initial=first_wait_s, max=10.0, jitter=first_wait_s)
+        self._wait = tenacity.wait_exponential(multiplier=first_wait_s, max=10.0) + tenacity.wait_random(
+            0, first_wait_s
+        )
 
-    @property
-    def url(self) -> str:
-        return self._store.url
-
-    @property
-    def is_create_only(self) -> bool:
-        return self._store.is_create_only
-
-    @property
-    def is_object_store(self) -> bool:
-        return self._store.is_object_store
-
-    def put(self, key: str, data: memoryview) -> None:
-        self._try(lambda: self._store.put(key, data))
-
-    def create(self, key: str, data: memoryview) -> None:
-        self._try(lambda: self._store.create(key, data))
-
-    def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        return self._try(lambda: self._store.get(key, into, start))
-
-    def list(self, prefix: str = "") -> list[Entry]:
-        return self._try(lambda: self._store.list(prefix))
-
-    def delete(self, keys: Sequence[str]) -> None:
-        self._try(lambda: self._store.delete(keys))
-
-    def close(self) -> None:
-        self._store.close()
-
-    def _try(self, call: Callable[[], _Result]) -> _Result:
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
         started = time.monotonic()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),

@@ -1,0 +1,202 @@
+"""A store around a store, with one seam; and a store that is a dictionary. For retries, and for tests of everything."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
+from ckptflow.storage.faults import closed_error
+from ckptflow.storage.store import Entry, Store, check_key, check_prefix
+
+_Result = TypeVar("_Result")
+
+
+class StoreWrapper:
+    """`store`, every verb of it through `run(verb, key, call)`: override that one method.
+
+    `key` is the key, the prefix of a `list`, or the first of the keys of a `delete` ("" where there is none).
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        return call()
+
+    @property
+    def url(self) -> str:
+        return self.store.url
+
+    @property
+    def is_create_only(self) -> bool:
+        return self.store.is_create_only
+
+    @property
+    def is_object_store(self) -> bool:
+        return self.store.is_object_store
+
+    def put(self, key: str, data: memoryview) -> None:
+        self.run("put", key, lambda: self.store.put(key, data))
+
+    def create(self, key: str, data: memoryview) -> None:
+        self.run("create", key, lambda: self.store.create(key, data))
+
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        return self.run("get", key, lambda: self.store.get(key, into, start))
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        return self.run("list", prefix, lambda: self.store.list(prefix))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self.run("delete", keys[0] if keys else "", lambda: self.store.delete(keys))
+
+    def close(self) -> None:
+        self.store.close()
+
+
+@dataclass
+class Fault:
+    """One failure in waiting: the next `verb` on a key that contains `key` raises `error`, before or after the call."""
+
+    verb: str
+    error: BaseException
+    key: str = ""
+    is_after: bool = False  # the call is made and its reply lost
+    is_used: bool = False
+
+
+class FaultyStore(StoreWrapper):
+    """`store` with failures queued per verb, each used once; end a test with `assert_all_used`."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.faults: list[Fault] = []
+        self._guard = threading.Lock()
+
+    def fail(self, verb: str, error: BaseException, *, key: str = "", is_after: bool = False, times: int = 1) -> None:
+        """Queues `times` failures of `verb`; with `is_after`, the call is made first and only its reply is lost."""
+        self.faults += [Fault(verb, error, key, is_after) for _ in range(times)]
+
+    def assert_all_used(self) -> None:
+        left = [fault for fault in self.faults if not fault.is_used]
+        if left:
+            raise AssertionError(f"faults that never struck: {left}")
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        fault = self._next(verb, key)
+        if fault is None:
+            return call()
+        if fault.is_after:
+            call()
+        raise fault.error
+
+    def _next(self, verb: str, key: str) -> Fault | None:
+        with self._guard:
+            for fault in self.faults:
+                if not fault.is_used and fault.verb == verb and fault.key in key:
+                    fault.is_used = True
+                    return fault
+        return None
+
+
+class CountingStore(StoreWrapper):
+    """`store` with every call noted in `calls`, as (verb, key), in the order in which they were made."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.calls: list[tuple[str, str]] = []
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many calls there were of each verb."""
+        return Counter(verb for verb, _ in self.calls)
+
+    def keys(self, verb: str) -> Sequence[str]:
+        """The keys that `verb` was called with, in order."""
+        return [key for called, key in self.calls if called == verb]
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        self.calls.append((verb, key))
+        return call()
+
+
+class LatencyStore(StoreWrapper):
+    """`store` as far away as `latency_s`: every call first waits that long."""
+
+    def __init__(self, store: Store, latency_s: float) -> None:
+        super().__init__(store)
+        self.latency_s = latency_s
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        time.sleep(self.latency_s)
+        return call()
+
+
+class MemoryStore:
+    """A dictionary as a store, every promise kept; for tests and models, where it must be simple and fast.
+
+    `objects` is the content: copy it, compare it, change it behind the store's back. `hook(verb, key)` is called before
+    each call takes effect (with the prefix of a `list`, the first key of a `delete`); it may raise, wait, or switch to
+    another greenlet. Several stores on one `objects` are several clients of one storage.
+    """
+
+    is_create_only = True
+    is_object_store = True
+
+    def __init__(
+        self,
+        objects: dict[str, bytes] | None = None,
+        hook: Callable[[str, str], None] | None = None,
+        url: str = "test-memory://store",
+    ) -> None:
+        self.objects = {} if objects is None else objects
+        self.hook = hook
+        self.url = url
+        self._guard = threading.Lock()
+        self._is_closed = False
+
+    def put(self, key: str, data: memoryview) -> None:
+        self._before("put", check_key(key))
+        self.objects[key] = bytes(data)
+
+    def create(self, key: str, data: memoryview) -> None:
+        self._before("create", check_key(key))
+        with self._guard:
+            if key in self.objects:
+                raise ObjectExistsError(f"{self.url}/{key}: cannot create: the name is taken")
+            self.objects[key] = bytes(data)
+
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        self._before("get", check_key(key))
+        value = self.objects.get(key)
+        if value is None:
+            raise ObjectNotFoundError(f"{self.url}/{key}: cannot read: nothing is there")
+        part = value[start : start + into.nbytes]
+        if part:
+            into.cast("B")[: len(part)] = part
+        return len(part)
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        self._before("list", check_prefix(prefix))
+        return [Entry(key, len(value)) for key, value in list(self.objects.items()) if key.startswith(prefix)]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            check_key(key)
+        self._before("delete", keys[0] if keys else "")
+        for key in keys:
+            self.objects.pop(key, None)
+
+    def close(self) -> None:
+        self._is_closed = True
+
+    def _before(self, verb: str, key: str) -> None:
+        if self._is_closed:
+            raise closed_error(self.url)
+        if self.hook is not None:
+            self.hook(verb, key)

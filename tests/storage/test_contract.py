@@ -1,0 +1,78 @@
+"""The storage contract, against every storage and client that we support."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptflow.testing import Backend, StoreContract
+from tests.servers import Server
+from tests.storage.backends import DictBackend, FsspecMemoryBackend, GcsBackend, LocalBackend, S3Backend
+
+
+class TestLocalDisk(StoreContract):
+    @pytest.fixture
+    def backend(self, tmp_path: Path) -> Iterator[Backend]:
+        yield LocalBackend(str(tmp_path / "not made yet" / "run-7"))
+        shutil.rmtree(tmp_path)
+
+
+class TestTmpfs(StoreContract):
+    """A file system that refuses O_DIRECT."""
+
+    @pytest.fixture
+    def backend(self) -> Iterator[Backend]:
+        if not os.path.ismount("/dev/shm"):
+            pytest.skip("/dev/shm is no mounted tmpfs here")
+        root = tempfile.mkdtemp(prefix="ckptflow-tests-", dir="/dev/shm")
+        yield LocalBackend(root)
+        shutil.rmtree(root)
+
+
+class TestDictionary(StoreContract):
+    """The store that other tests stand on keeps the same promises."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return DictBackend()
+
+
+class TestFsspecMemory(StoreContract):
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return FsspecMemoryBackend()
+
+
+class TestSeaweedfsByS3fs(StoreContract):
+    @pytest.fixture
+    def backend(self, seaweedfs: Server) -> Backend:
+        return S3Backend(seaweedfs, "fsspec")
+
+
+class TestSeaweedfsByObstore(StoreContract):
+    @pytest.fixture
+    def backend(self, seaweedfs: Server) -> Backend:
+        return S3Backend(seaweedfs, "obstore")
+
+
+class TestMotoByS3fs(StoreContract):
+    @pytest.fixture
+    def backend(self, moto: Server) -> Backend:
+        return S3Backend(moto, "fsspec")
+
+
+class TestMotoByObstore(StoreContract):
+    @pytest.fixture
+    def backend(self, moto: Server) -> Backend:
+        return S3Backend(moto, "obstore")
+
+
+class TestFakeGcsByGcsfs(StoreContract):
+    @pytest.fixture
+    def backend(self, fake_gcs: Server) -> Backend:
+        return GcsBackend(fake_gcs)
