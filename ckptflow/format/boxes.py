@@ -117,6 +117,29 @@ def divide(box: Box, elements: int, *, slack: int, step: int) -> tuple[list[Box]
     return before + head, tail + after
 
 
+def runs(shape: Sequence[int], begin: int, end: int) -> list[Box]:
+    """The elements `begin` … `end` of a box of this shape, counted in row-major order, as few boxes, in order."""
+    if begin >= end:
+        return []
+    if not shape:
+        return [((), ())]
+    inner = tuple(shape[1:])
+    row = volume(inner)
+    first, head = divmod(begin, row)
+    last, tail = divmod(end, row)
+
+    def within(index: int, low: int, high: int) -> list[Box]:
+        return [((index, *start), (1, *extents)) for start, extents in runs(inner, low, high)]
+
+    if first == last:
+        return within(first, head, tail)
+    found = within(first, head, row) if head else []
+    first += head > 0
+    if first < last:
+        found.append(((first, *(0 for _ in inner)), (last - first, *inner)))
+    return found + within(last, 0, tail)
+
+
 def check_cover(shape: Sequence[int], parts: Sequence[Box]) -> None:
     """Raises ValueError unless the boxes lie in `shape` and cover each of its elements exactly once.
 

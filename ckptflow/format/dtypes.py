@@ -86,6 +86,14 @@ def safetensors_shape(dtype: str, shape: Iterable[int]) -> tuple[int, ...]:
     return (*shape, 2) if dtype == "complex128" else tuple(shape)
 
 
+_WORDS: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
+def as_words(data: Bytes1D, item_size: int) -> npt.NDArray[Any]:
+    """The same memory in elements of `item_size` bytes, to be moved bit by bit whatever dtype they are."""
+    return data.view(_WORDS[item_size])
+
+
 def encode_strings(values: npt.NDArray[Any]) -> Bytes1D:
     """The bytes that stand for an array of `bytes` objects, in row-major order; `decode_strings` is the inverse.
 

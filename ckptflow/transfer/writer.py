@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import crc32c
-import numpy as np
-import numpy.typing as npt
 
+from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import ReceiptSlice, ShardRecord
 from ckptflow.format.shard import crc32c_combine
@@ -124,11 +123,7 @@ def _copy_and_checksum(into: Bytes1D, data: Bytes1D) -> int:
     return value
 
 
-_WORDS: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-
-
 def _copy_region(into: Bytes1D, data: Bytes1D, piece: PlannedSlice) -> None:
     """Copies a box that is no single run of bytes, element by element, whatever their dtype."""
-    word = _WORDS[piece.item_size_bytes]
-    held = data.view(word).reshape(piece.held_shape)
-    into.view(word).reshape(piece.shape)[...] = held[piece.region]
+    held = dtypes.as_words(data, piece.item_size_bytes).reshape(piece.held_shape)
+    dtypes.as_words(into, piece.item_size_bytes).reshape(piece.shape)[...] = held[piece.region]

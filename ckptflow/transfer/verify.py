@@ -1,0 +1,128 @@
+"""Every byte of a checkpoint against its manifest, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import crc32c
+
+from ckptflow.errors import ObjectNotFoundError
+from ckptflow.format import boxes, dtypes
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord
+from ckptflow.format.shard import header_size_bytes, parse_header, slice_key
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.pipeline import run, thread_count
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a shard."""
+
+    shard: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.what}"
+
+
+def verify_checkpoint(
+    store: Store, folder: Folder, manifest: Manifest, pool: BufferPool, *, threads: int | None = None
+) -> list[Problem]:
+    """Reads all of a checkpoint and returns what does not agree with its manifest; an empty list where all does.
+
+    Checks each shard's size, its header, and the crc32c of the whole file and of every slice. Raises `StorageError`
+    where the storage fails: that says nothing about the checkpoint.
+    """
+    sizes = {entry.key: entry.size_bytes for entry in store.list(f"{folder}/")}
+    inside: list[list[tuple[TensorRecord, SliceRecord]]] = [[] for _ in manifest.shards]
+    for tensor in manifest.tensors:
+        for piece in tensor.slices:
+            inside[piece.shard].append((tensor, piece))
+    found: list[list[Problem]] = [[] for _ in manifest.shards]
+
+    def verify(number: int, buffer: Buffer) -> None:
+        record = manifest.shards[number]
+        size = sizes.get(folder.key(record.name))
+        if size is None:
+            problems = ["is missing"]
+        elif size != record.size_bytes:
+            problems = [f"has {size:,} bytes, the manifest says {record.size_bytes:,}"]
+        else:
+            try:
+                problems = _verify_header(store, folder.key(record.name), record, inside[number])
+                problems += _verify_data(store, folder.key(record.name), record, inside[number], buffer)
+            except ObjectNotFoundError:
+                problems = ["is missing"]
+        found[number] = [Problem(record.name, what) for what in problems]
+
+    run(pool, len(manifest.shards), verify, threads=threads or thread_count(store))
+    return [problem for problems in found for problem in problems]
+
+
+_Slices = Sequence[tuple[TensorRecord, SliceRecord]]
+
+
+def _verify_header(store: Store, key: str, record: ShardRecord, slices: _Slices) -> list[str]:
+    """The header must name the slices of the manifest, each where the manifest says, and nothing else."""
+    prefix = bytearray(8)
+    try:
+        store.get(key, memoryview(prefix))
+        head = bytearray(header_size_bytes(bytes(prefix), record.size_bytes))
+        store.get(key, memoryview(head))
+        entries = parse_header(bytes(head), record.size_bytes)
+    except ValueError as error:
+        return [str(error)]
+    told = {(entry.key, entry.dtype, entry.shape, entry.begin, entry.end) for entry in entries}
+    expected = {
+        (
+            slice_key(tensor.name, tensor.storage_shape, piece.start, piece.shape),
+            dtypes.safetensors_name(tensor.dtype),
+            dtypes.safetensors_shape(tensor.dtype, piece.shape),
+            piece.offset,
+            piece.offset + _size_bytes(tensor, piece),
+        )
+        for tensor, piece in slices
+    }
+    if told == expected:
+        return []
+    names = sorted(entry[0] for entry in told ^ expected)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return [f"its header and the manifest differ in {', '.join(dict.fromkeys(names[:5]))}{more}"]
+
+
+def _verify_data(store: Store, key: str, record: ShardRecord, slices: _Slices, buffer: Buffer) -> list[str]:
+    """Streams the file once through the buffer, with a running checksum for the file and for the slice it is in."""
+    spans = sorted(
+        (
+            (piece.offset, piece.offset + _size_bytes(tensor, piece), tensor.name, piece.crc32c)
+            for tensor, piece in slices
+        ),
+    )
+    problems: list[str] = []
+    position = whole = running = number = 0
+    while position < record.size_bytes:
+        view = buffer.view[: min(len(buffer.view), record.size_bytes - position)]
+        if store.get(key, view, position) < len(view):
+            return [*problems, "became shorter while it was read"]
+        whole = crc32c.crc32c(view, whole)
+        end = position + len(view)
+        while number < len(spans) and spans[number][0] < end:
+            begin, stop, name, expected = spans[number]
+            running = crc32c.crc32c(view[max(begin - position, 0) : stop - position], running)
+            if stop > end:
+                break
+            if running != expected:
+                problems.append(f"the slice of {name!r} at byte {begin:,} has crc32c {running:08x}, the manifest says "
+                                f"{expected:08x}")  # fmt: skip
+            running, number = 0, number + 1
+        position = end
+    if whole != record.crc32c:
+        problems.append(f"the file has crc32c {whole:08x}, the manifest says {record.crc32c:08x}")
+    return problems
+
+
+def _size_bytes(tensor: TensorRecord, piece: SliceRecord) -> int:
+    return boxes.volume(piece.shape) * dtypes.item_size_bytes(tensor.dtype)
