@@ -37,7 +37,8 @@ from ckptflow.format.spec import Bytes1D
 from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.reader import read_tensors, verify_checkpoint
+from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.verify import verify_checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -72,17 +73,23 @@ def open_checkpoint(
     running job may prune what you have opened, and reading then raises `CheckpointGoneError`. Raises
     `CheckpointNotFoundError`.
     """
-    root, _, last = os.fspath(url).rstrip("/").rpartition("/")
-    folder = parse_folder(last) if root else None
+    root, folder = split_url(os.fspath(url))
     if folder is not None and step not in (None, folder.step):
-        raise ValueError(f"{url} is the checkpoint of step {folder.step}, not {step}")
-    store = open_store(root if folder else os.fspath(url), storage_options)
+        raise ValueError(f"{folder} is the checkpoint of step {folder.step}, not {step}")
+    store = open_store(root, storage_options)
     try:
         manifest = _read(store, folder) if folder else _read_newest(store, step)
     except BaseException:
         store.close()
         raise
     return OpenCheckpoint(store, manifest)
+
+
+def split_url(url: str) -> tuple[str, Folder | None]:
+    """The root's URL, and the checkpoint's folder where `url` is one checkpoint's and not a root's."""
+    root, separator, last = url.rstrip("/").rpartition("/")
+    folder = parse_folder(last) if not root.endswith(":/") else None  # a bucket is no checkpoint, whatever its name
+    return (url, None) if folder is None else (root or separator or ".", folder)
 
 
 class OpenCheckpoint(Mapping[str, Array]):
@@ -94,13 +101,14 @@ class OpenCheckpoint(Mapping[str, Array]):
     Aliases are found by `[...]` and `in`; iteration gives each tensor once, by its name.
     """
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
+    def __init__(self, store: Store, manifest: Manifest, pool: BufferPool | None = None) -> None:
+        """`pool`: staging memory to use, and to close with this; else it takes its own when first needed."""
         folder = parse_folder(manifest.folder)
         if folder is None:
             raise CorruptCheckpointError(f"{store.url}: {manifest.folder!r} is no folder")
         self._store = store
         self._folder = folder
-        self._pool: BufferPool | None = None
+        self._pool = pool
         self._index = {name: i for i, tensor in enumerate(manifest.tensors) for name in (tensor.name, *tensor.aliases)}
         self.manifest = manifest
         self.checkpoint = summarize(manifest, store.url).checkpoint
@@ -267,8 +275,9 @@ def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
     if damaged is not None:
         raise damaged
     steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})
+    known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-    raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {steps}" if steps else ""))
+    raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
 
 
 def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
