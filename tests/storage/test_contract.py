@@ -49,30 +49,45 @@ class TestFsspecMemory(StoreContract):
 
 
 class TestSeaweedfsByS3fs(StoreContract):
+    race_rounds = 2  # its distributed lock makes 16 racers wait for seconds
+
     @pytest.fixture
     def backend(self, seaweedfs: Server) -> Backend:
         return S3Backend(seaweedfs, "fsspec")
 
 
 class TestSeaweedfsByObstore(StoreContract):
+    race_rounds = 2
+
     @pytest.fixture
     def backend(self, seaweedfs: Server) -> Backend:
         return S3Backend(seaweedfs, "obstore")
 
 
 class TestMotoByS3fs(StoreContract):
+    many_objects = 50  # a slow server; paging by s3fs is tried on SeaweedFS
+
     @pytest.fixture
     def backend(self, moto: Server) -> Backend:
         return S3Backend(moto, "fsspec")
 
 
 class TestMotoByObstore(StoreContract):
+    many_objects = 50
+
     @pytest.fixture
     def backend(self, moto: Server) -> Backend:
         return S3Backend(moto, "obstore")
 
 
 class TestFakeGcsByGcsfs(StoreContract):
+    @pytest.fixture
+    def backend(self, fake_gcs: Server) -> Backend:
+        return GcsBackend(fake_gcs)
+
+
+@pytest.mark.skip(reason="fake-gcs-server has no XML API for writing, and obstore's Google client writes by no other")
+class TestFakeGcsByObstore(StoreContract):
     @pytest.fixture
     def backend(self, fake_gcs: Server) -> Backend:
         return GcsBackend(fake_gcs)

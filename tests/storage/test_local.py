@@ -1,0 +1,516 @@
+"""The local disk: durability, direct I/O, debris, races of processes, and what goes wrong with disks."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptflow.errors import (
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+    UsageError,
+)
+from ckptflow.storage.local import DIRECT_MIN_BYTES, RESERVED, LocalStore
+from ckptflow.testing import read_whole
+
+REPO = Path(__file__).resolve().parents[2]
+X = memoryview(b"x")
+
+
+def aligned(size: int, fill: int = 7) -> memoryview:
+    memory = mmap.mmap(-1, size)
+    memory[:] = bytes([fill]) * size
+    return memoryview(memory)
+
+
+def debris(root: Path) -> list[str]:
+    return [name for _, _, names in os.walk(root) for name in names if name.startswith(RESERVED)]
+
+
+def run_python(code: str, *args: str, expect: int = 0) -> str:
+    """Runs `code` in a fresh interpreter and returns what it printed."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPO)
+    assert done.returncode == expect, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Every call that makes something durable, in order, as (call, path); the real calls are made."""
+    made: list[tuple[str, str]] = []
+    real_fsync, real_link, real_replace = os.fsync, os.link, os.replace
+
+    def fsync(descriptor: int) -> None:
+        made.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        real_fsync(descriptor)
+
+    def link(source: str, target: str) -> None:
+        made.append(("link", target))
+        real_link(source, target)
+
+    def replace(source: str, target: str) -> None:
+        made.append(("replace", target))
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "replace", replace)
+    return made
+
+
+# ---- durability
+
+
+@pytest.mark.parametrize("verb", ["create", "put"])
+def test_file_then_name_then_folders_are_made_durable(tmp_path: Path, calls: list[tuple[str, str]], verb: str) -> None:
+    root = tmp_path / "new" / "run-7"
+    getattr(LocalStore(str(root)), verb)("f/manifest.json", X)
+    folder = str(root / "f")
+    made_durable = [path for call, path in calls[:-3] if call == "fsync"]
+    assert made_durable == [str(tmp_path), str(tmp_path / "new"), str(root)]  # where new, root and f have their entries
+    file_fsync, named, folder_fsync = calls[-3:]
+    assert file_fsync[0] == "fsync"
+    assert os.path.basename(file_fsync[1]).startswith(RESERVED)
+    assert named == ("link" if verb == "create" else "replace", f"{folder}/manifest.json")
+    assert folder_fsync == ("fsync", folder)
+
+
+def test_a_folder_that_another_worker_made_is_made_durable_too(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
+    (tmp_path / "run-7" / "f").mkdir(parents=True)
+    store = LocalStore(str(tmp_path / "run-7"))
+    store.create("f/manifest.json", X)
+    fsynced = [path for call, path in calls if call == "fsync"]
+    assert fsynced[:2] == [str(tmp_path), str(tmp_path / "run-7")]
+    calls.clear()
+    store.create("f/other", X)
+    assert [call for call, _ in calls] == ["fsync", "link", "fsync"]  # known by now
+    os.rename(tmp_path / "run-7" / "f", tmp_path / "run-7" / "g")
+    (tmp_path / "run-7" / "f").mkdir()
+    calls.clear()
+    store.create("f/other", X)
+    assert ("fsync", str(tmp_path / "run-7")) in calls  # another folder under a known name
+
+
+def test_a_deletion_is_durable_before_the_next(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
+    store = LocalStore(str(tmp_path / "run-7"))
+    store.put("f/manifest.json", X)
+    store.put("f/shard", X)
+    calls.clear()
+    store.delete(["f/manifest.json"])
+    assert calls == [("fsync", str(tmp_path / "run-7" / "f"))]
+    calls.clear()
+    store.delete(["f/shard"])
+    assert calls == [("fsync", str(tmp_path / "run-7"))]
+    assert os.listdir(tmp_path / "run-7") == []
+
+
+def failing_fsync(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """Makes the first `times` fsyncs of files fail as a dying disk does; returns the names that were tried."""
+    real, tried = os.fsync, list[str]()
+
+    def fsync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if RESERVED in path:
+            tried.append(path)
+            if len(tried) <= times:
+                raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return tried
+
+
+def test_a_failed_fsync_is_answered_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = failing_fsync(monkeypatch, 1)
+    LocalStore(str(tmp_path)).create("a", X)
+    assert len(tried) == len(set(tried)) == 2
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_second_failed_fsync_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = failing_fsync(monkeypatch, 2)
+    with pytest.raises(StorageUnavailableError, match=r"a: cannot write: Input/output error"):
+        LocalStore(str(tmp_path)).create("a", X)
+    assert len(tried) == 2
+    assert os.listdir(tmp_path) == []
+
+
+# ---- direct I/O
+
+
+@pytest.mark.parametrize("tail", [0, 1, 4095])
+def test_aligned_memory_goes_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: int) -> None:
+    flags: list[int] = []
+    real = os.open
+
+    def noted_open(path: str, flag: int, mode: int = 0o777) -> int:
+        flags.append(flag)
+        return real(path, flag, mode)
+
+    monkeypatch.setattr(os, "open", noted_open)
+    store = LocalStore(str(tmp_path))
+    data = aligned(DIRECT_MIN_BYTES + 4096)[: DIRECT_MIN_BYTES + tail]
+    store.put("a", data)
+    if not store._has_direct:
+        pytest.skip(f"the file system under {tmp_path} refuses O_DIRECT")
+    assert any(flag & os.O_DIRECT and flag & os.O_CREAT for flag in flags)
+    into = aligned(DIRECT_MIN_BYTES * 2, fill=0)
+    flags.clear()
+    assert store.get("a", into) == len(data)
+    assert any(flag & os.O_DIRECT for flag in flags)
+    assert into[: len(data)] == data
+    assert store.get("a", into[4096:], 4096) == len(data) - 4096
+    assert store.get("a", into[:4096], 1) == 4096
+
+
+def test_short_transfers_are_carried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_write, real_read = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real_write(fd, data[: min(len(data), 100_352)], at))
+    monkeypatch.setattr(os, "preadv", lambda fd, parts, at: real_read(fd, [parts[0][:98_304]], at))
+    store = LocalStore(str(tmp_path))
+    data = aligned(3 * DIRECT_MIN_BYTES)
+    for index in range(0, len(data), 1000):
+        data[index] = index % 251
+    store.put("a", data)
+    assert read_whole(store, "a") == bytes(data)
+    into = aligned(len(data), fill=0)
+    assert store.get("a", into) == len(data)
+    assert into == data
+
+
+# ---- create where there are no hard links
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_create_is_exclusive_by_a_lock(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.create("a/b", X)
+    with pytest.raises(ObjectExistsError):
+        store.create("a/b", memoryview(b"y"))
+    assert store.is_create_only
+    assert [entry.key for entry in store.list()] == ["a/b"]
+    assert os.listdir(tmp_path / "a") == ["b"]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_lock_left_by_a_crash_blocks_its_own_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckptflow.storage.local._LOCK_WAIT_S", 0.05)
+    (tmp_path / "a").mkdir()
+    lock = tmp_path / "a" / f"{RESERVED}lock-b"
+    lock.touch()
+    store = LocalStore(str(tmp_path))
+    store.create("a/c", X)
+    with pytest.raises(StorageUnavailableError, match="was left by a crash"):
+        store.create("a/b", X)
+    assert [entry.key for entry in store.list()] == ["a/c"]
+    lock.unlink()
+    store.create("a/b", X)
+    lock.touch()
+    store.delete(["a/b", "a/c"])
+    assert os.listdir(tmp_path) == []
+
+
+# ---- races and crashes of processes
+
+
+RACER = """
+    import os, sys, time
+    from ckptflow.errors import ObjectExistsError
+    from ckptflow.storage.local import LocalStore
+    root, racer, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if sys.argv[4] == "lock":
+        import ckptflow.storage.local as local
+        def link(source, target): raise PermissionError(1, "no links here")
+        local.os.link = link
+    store = LocalStore(root)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(rounds):
+        try:
+            store.create(f"race/{number}", memoryview(racer.encode() * 1000))
+            print("won", number, flush=True)
+        except ObjectExistsError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("way", ["link", "lock"])
+def test_sixteen_processes_race_and_one_wins(tmp_path: Path, way: str) -> None:
+    rounds, command = 30, [sys.executable, "-c", textwrap.dedent(RACER), str(tmp_path)]
+    racers = [
+        subprocess.Popen([*command, f"<{racer:02d}>", str(rounds), way], stdin=-1, stdout=-1, text=True, cwd=REPO)
+        for racer in range(16)
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+    winners = {number: [r for r, out in enumerate(outputs) if f"won {number}\n" in out] for number in range(rounds)}
+    for number, winner in winners.items():
+        assert len(winner) == 1, f"round {number}"
+        assert (tmp_path / "race" / str(number)).read_text() == f"<{winner[0]:02d}>" * 1000
+    assert debris(tmp_path) == []
+
+
+def test_a_killed_writer_leaves_nothing_that_is_seen(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        from ckptflow.storage.local import LocalStore
+        store = LocalStore(sys.argv[1])
+        store.put("f/first", memoryview(b"1"))
+        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # the file's: its folder's comes after
+        store.put("f/second", memoryview(b"2" * 1_000_000))
+    """
+    run_python(code, str(tmp_path), expect=-9)
+    store = LocalStore(str(tmp_path))
+    assert len(debris(tmp_path)) == 1
+    assert [entry.key for entry in store.list()] == ["f/first"]
+    store.delete(["f/first"])
+    assert os.listdir(tmp_path) == []  # the debris went with its folder
+
+
+def test_a_writer_whose_folder_is_pruned_writes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(str(tmp_path))
+    real, swept = os.replace, list[str]()
+
+    def replace(source: str, target: str) -> None:
+        if not swept:
+            swept.append(source)
+            LocalStore(str(tmp_path)).delete(["f/other"])  # the last object beside ours, and so the folder
+            assert not os.path.exists(source)
+        real(source, target)
+
+    store.put("f/other", X)
+    monkeypatch.setattr(os, "replace", replace)
+    store.put("f/mine", memoryview(b"mine"))
+    assert swept
+    assert (tmp_path / "f" / "mine").read_bytes() == b"mine"
+
+
+def test_works_in_a_forked_child(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("a", X)
+    child = os.fork()
+    if child == 0:
+        try:
+            store.put("b", memoryview(b"child"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert read_whole(store, "b") == b"child"
+
+
+# ---- listing
+
+
+def test_names_of_ours_are_neither_listed_nor_taken(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    (tmp_path / f"{RESERVED}tmp-1").write_bytes(b"x")
+    assert store.list() == []
+    with pytest.raises(ValueError, match="own"):
+        store.put(f"a/{RESERVED}tmp-1", X)
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "a", outside / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"1")
+    (root / "link").symlink_to(outside)
+    (root / "loop").symlink_to(root)
+    (root / "dangling").symlink_to(root / "nothing")
+    store = LocalStore(str(root))
+    assert [entry.key for entry in store.list()] == ["a/file"]
+    assert store.list("link/") == []
+    assert store.list("link/deep/") == []
+    through_a_link = tmp_path / "root-link"
+    through_a_link.symlink_to(root)
+    assert [entry.key for entry in LocalStore(str(through_a_link)).list("a/")] == ["a/file"]
+
+
+def test_names_that_no_store_of_ours_wrote_are_left_out(tmp_path: Path) -> None:
+    for name in ("new\nline", "back\\slash", "fine"):
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "lost+found").mkdir()
+    assert [entry.key for entry in LocalStore(str(tmp_path)).list()] == ["fine"]
+
+
+def test_a_list_survives_what_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_bytes(b"1")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        found = real(path)
+        if Path(path) == tmp_path:
+            (tmp_path / "b" / "file").unlink()
+            (tmp_path / "b").rmdir()
+        return found
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert sorted(entry.key for entry in LocalStore(str(tmp_path)).list()) == ["a/file", "c/file"]
+
+
+def test_listing_claims_first_changes_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "lineage").mkdir()
+    (tmp_path / "lineage" / "000001.json").write_bytes(b"1")
+    before = os.stat(tmp_path / "lineage").st_mtime_ns
+    os.utime(tmp_path / "lineage", ns=(0, 0))
+    assert [entry.key for entry in LocalStore(str(tmp_path)).list("lineage/")] == ["lineage/000001.json"]
+    assert os.stat(tmp_path / "lineage").st_mtime_ns >= before
+    assert os.listdir(tmp_path / "lineage") == ["000001.json"]
+
+
+# ---- what goes wrong
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    mount = tmp_path / "tiny"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"mounting a tmpfs is refused here: {done.stderr.decode().strip()}")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_a_full_disk(tiny_disk: Path) -> None:
+    store = LocalStore(str(tiny_disk / "run"))
+    store.put("small", X)
+    for verb in (store.put, store.create):
+        with pytest.raises(StorageFullError, match=r"large: cannot write: No space left.*make room"):
+            verb("large", aligned(2 * 2**20))
+    assert debris(tiny_disk) == []
+    store.put("small", memoryview(b"y"))
+    assert [(entry.key, entry.size_bytes) for entry in store.list()] == [("small", 1)]
+
+
+def test_a_read_only_mount_lists_and_reads(tiny_disk: Path) -> None:
+    LocalStore(str(tiny_disk)).put("lineage/000001.json", X)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    store = LocalStore(str(tiny_disk))
+    assert [entry.key for entry in store.list("lineage/")] == ["lineage/000001.json"]
+    assert read_whole(store, "lineage/000001.json") == b"x"
+    for verb in (store.put, store.create):
+        with pytest.raises(StorageAccessError, match="Read-only file system"):
+            verb("a", X)
+    with pytest.raises(StorageAccessError, match="cannot delete: Read-only"):
+        store.delete(["lineage/000001.json"])
+
+
+def test_an_unmounted_root_is_not_an_empty_one(tiny_disk: Path) -> None:
+    store = LocalStore(str(tiny_disk))
+    store.put("lineage/000001.json", X)
+    subprocess.run(["umount", "-l", str(tiny_disk)], check=True)
+    for call in (lambda: store.list("lineage/"), lambda: store.put("a", X)):
+        with pytest.raises(StorageError, match="removed or unmounted"):
+            call()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tiny_disk)], check=True)  # for the fixture to unmount
+
+
+def test_a_removed_root_is_not_made_anew(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path / "run"))
+    store.put("a", X)
+    os.rename(tmp_path / "run", tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="removed or unmounted"):
+        store.create("b", X)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_size_limit(tmp_path: Path) -> None:
+    code = """
+        import resource, sys
+        from ckptflow.errors import StorageFullError
+        from ckptflow.storage.local import LocalStore
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        store = LocalStore(sys.argv[1])
+        store.put("small", memoryview(b"1"))
+        try:
+            store.put("large", memoryview(bytes(1_000_000)))
+        except StorageFullError as error:
+            print(error)
+    """
+    assert "large: cannot write: File too large" in run_python(code, str(tmp_path))
+    assert os.listdir(tmp_path) == ["small"]
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    code = """
+        import os, sys
+        from ckptflow.errors import StorageAccessError
+        from ckptflow.storage.local import LocalStore
+        os.setgid(65534); os.setuid(65534)
+        store = LocalStore(sys.argv[1])
+        for call in (lambda: store.put("a", memoryview(b"1")), lambda: store.create("b/c", memoryview(b"1"))):
+            try:
+                call()
+            except StorageAccessError as error:
+                print(error)
+        print(store.list("lineage/"), store.list())
+    """
+    (tmp_path / "run").mkdir()
+    lines = run_python(code, str(tmp_path / "run")).splitlines()
+    assert "Permission denied" in lines[0]
+    assert "check the credentials, the permissions" in lines[1]
+    assert lines[2] == "[] []"
+
+
+def test_folders_and_files_in_each_others_place(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("a", X)
+    store.put("b/c", X)
+    with pytest.raises(StorageError, match="a folder is where a file should be"):
+        store.put("b", X)
+    with pytest.raises(StorageError, match="a folder is where a file should be"):
+        store.put("a/b", X)
+    with pytest.raises(ObjectExistsError):
+        store.create("b", X)
+    with pytest.raises(ObjectNotFoundError):
+        store.get("b", memoryview(bytearray(1)))
+    assert debris(tmp_path) == []
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.close()
+    with pytest.raises(UsageError, match="closed"):
+        store.list()
