@@ -1,0 +1,112 @@
+"""Build: gives models and optimizers that have no variables yet those that a checkpoint is about to fill."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from ckptflow.errors import UsageError
+from ckptflow.state.configs import count_variables, is_built
+from ckptflow.state.kinds import LAYERS, Kind, is_distributed, kind_of, raw_variable
+from ckptflow.state.tree import Tree, walk
+from ckptflow.state.walker import OptimizerNode
+
+
+def build_missing(state: Mapping[str, Any], models: dict[str, Any]) -> None:
+    """Builds what is unbuilt in `state` and was built when `models` (of a manifest) was written.
+
+    Keras models are built from their stored build config, optimizers for their model's trainable variables. Call it
+    before `walk`. Raises `UsageError`, naming the call that is missing, for what cannot be built.
+    """
+    tree = walk(state)
+    for path, model in tree.models.items():
+        described = models.get(path)
+        if isinstance(described, dict) and described.get("kind") == "model":
+            _build_model(path, model, described)
+    tree = walk(state)
+    for path, node in tree.optimizers.items():
+        described = models.get(path) or _under_another_name(path, node, models)
+        if _is_optimizer(described) and described.get("built") and not is_built(node.optimizer):
+            _build_optimizer(path, node, tree, state)
+
+
+def _is_optimizer(described: Any) -> bool:
+    return isinstance(described, dict) and described.get("kind") == "optimizer"
+
+
+def _under_another_name(path: str, node: OptimizerNode, models: dict[str, Any]) -> Any:
+    """The optimizer's entry where it was saved in the other way: as its model's own, or as an entry."""
+    optimizers = [entry for entry in models.values() if _is_optimizer(entry)]
+    name = f"{type(node.optimizer).__module__}.{type(node.optimizer).__qualname__}"
+    same = [entry for entry in optimizers if entry.get("class") == name]
+    return same[0] if len(same) == 1 else None
+
+
+def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:
+    wanted = described.get("variables", 0)
+    if not isinstance(wanted, int) or count_variables(model) >= wanted or _all_built(model):
+        return
+    build_config = described.get("build_config")
+    failure: Exception | None = None
+    if isinstance(build_config, dict):
+        try:
+            with _scope(model):
+                model.build_from_config(build_config)
+        except Exception as error:  # whatever a user's build() raises
+            failure = error
+    if count_variables(model) < wanted and not _all_built(model):
+        raise UsageError(
+            f"{path} ({type(model).__name__}) has {count_variables(model)} of the {wanted} variables saved, "
+            f"and its build config cannot make the others; call it once on a batch ({path}(inputs)) before restoring"
+        ) from failure
+
+
+def _all_built(model: Any) -> bool:
+    tree = walk({"model": model})
+    return all(layer.built for layer in tree.layers)
+
+
+def _scope(obj: Any) -> Any:
+    """The scope of the strategy that a model was made under: its variables must be made under the same one."""
+    strategy = getattr(obj, "distribute_strategy", None)
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()
+
+
+def _build_optimizer(path: str, node: OptimizerNode, tree: Tree, state: Mapping[str, Any]) -> None:
+    variables = _trainable_variables(path, node, tree, state)
+    first = raw_variable(variables[0])
+    scope = first.distribute_strategy.scope() if is_distributed(first) else contextlib.nullcontext()
+    try:
+        with scope:
+            _build(node.optimizer, variables)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be built; call it once on a batch, or {path}.build(variables)") from error
+
+
+def _build(optimizer: Any, variables: list[Any]) -> None:
+    if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER or hasattr(optimizer, "build"):
+        optimizer.build(variables)
+        return
+    optimizer._create_all_weights(variables)  # a legacy optimizer of tf_keras
+
+
+def _trainable_variables(path: str, node: OptimizerNode, tree: Tree, state: Mapping[str, Any]) -> list[Any]:
+    """Those of the model that holds the optimizer, else of the one entry of the state that has any."""
+    owners = [model for model in tree.models.values() if getattr(model, "optimizer", None) is node.optimizer]
+    if not owners and node.owner:
+        owners = [tree.models[node.owner]]
+    if not owners:
+        owners = [obj for obj in state.values() if kind_of(obj) in LAYERS]
+        owners = owners or [obj for obj in state.values() if kind_of(obj) is Kind.TRACKABLE]
+        owners = [obj for obj in owners if getattr(obj, "trainable_variables", None)]
+    if len(owners) != 1 or not owners[0].trainable_variables:
+        why = (
+            "its model has no variables yet"
+            if len(owners) == 1
+            else f"{len(owners)} entries of state could be its model"
+        )
+        raise UsageError(
+            f"{path} is not built and {why}; call {path}.build(model.trainable_variables) before restoring"
+        )
+    return list(owners[0].trainable_variables)

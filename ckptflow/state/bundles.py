@@ -1,0 +1,211 @@
+"""State that is no variable and is read and written as a whole: tables, iterators, vocabularies, other trackables.
+
+A bundle has named parts, each one tensor in the checkpoint. `read` gives all parts at one moment and may be called only
+between two training steps; `write` puts all of them back, replacing whatever is there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from ckptflow.errors import UnsupportedStateError
+from ckptflow.state.kinds import Kind, Trackable, kind_of
+
+Array = npt.NDArray[Any]
+
+
+class Bundle(ABC):
+    """One object that becomes several tensors of sizes known only when they are captured."""
+
+    dtypes: dict[str, str]
+
+    @abstractmethod
+    def read(self) -> dict[str, Any]:
+        """Every part's value, a tensor that nothing else writes to, or an array."""
+
+    @abstractmethod
+    def write(self, parts: Mapping[str, Array]) -> None:
+        """Replaces the object's state by `parts`."""
+
+
+class TableBundle(Bundle):
+    """A mutable or dense hash table. Keys that are not in a checkpoint are removed when it is restored."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self.dtypes = {"keys": table.key_dtype.name, "values": table.value_dtype.name}
+
+    def read(self) -> dict[str, Any]:
+        keys, values = self._table.export()
+        empty_key = getattr(self._table, "_empty_key", None)
+        if empty_key is not None:  # a dense table exports its empty buckets, too
+            unused = tf.equal(keys, empty_key) | tf.equal(keys, self._table._deleted_key)
+            rows = tf.where(~self._over_buckets(unused))[:, 0]
+            keys, values = tf.gather(keys, rows), tf.gather(values, rows)
+        return {"keys": keys, "values": values}
+
+    @staticmethod
+    def _over_buckets(matches: Any) -> Any:
+        return tf.reduce_all(tf.reshape(matches, [tf.shape(matches)[0], -1]), axis=1)
+
+    def write(self, parts: Mapping[str, Array]) -> None:
+        keys = tf.constant(parts["keys"], self._table.key_dtype)
+        values = tf.constant(parts["values"], self._table.value_dtype)
+        present = self.read()["keys"]
+        if present.shape[0]:
+            self._table.remove(present)
+        if keys.shape[0]:
+            self._table.insert(keys, values)
+
+
+class IteratorBundle(Bundle):
+    """A `tf.data` iterator: its position, its shuffle buffer, everything that decides what comes next."""
+
+    def __init__(self, iterator: Any) -> None:
+        self.dtypes = {"position": "string"}
+        self._iterator = iterator
+
+    def read(self) -> dict[str, Any]:
+        (state,) = self._iterator._serialize_to_tensors().values()
+        return {"position": tf.io.serialize_tensor(state)}
+
+    def write(self, parts: Mapping[str, Array]) -> None:
+        (name,) = self._iterator._serialize_to_tensors()
+        state = tf.io.parse_tensor(tf.constant(parts["position"].item()), tf.variant)
+        self._iterator._restore_from_tensors({name: state})
+
+    def check(self, path: str) -> None:
+        """Raises `UnsupportedStateError` where the pipeline cannot be saved."""
+        try:
+            self.read()
+        except tf.errors.OpError as error:
+            raise UnsupportedStateError(
+                f"{path}: this tf.data iterator cannot be saved, its pipeline runs Python code (from_generator, "
+                "py_function, numpy_function) or another stateful operation. Build it of TensorFlow operations alone, "
+                "or keep the position yourself in an object with get_state and set_state. TensorFlow says: "
+                f"{error.message}"
+            ) from error
+        except (AttributeError, NotImplementedError) as error:
+            raise UnsupportedStateError(
+                f"{path}: this tf.data iterator ({type(self._iterator).__name__}) has no state that can be saved. Make "
+                "it by iter(dataset), one per worker, and under a strategy hand its elements out by "
+                "strategy.experimental_distribute_values_from_function(lambda context: next(iterator))"
+            ) from error
+
+
+class VocabularyBundle(Bundle):
+    """The vocabulary of a StringLookup, IntegerLookup or, inside of it, TextVectorization layer, of either Keras."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._read_of: Any = None
+        self._read: dict[str, Any] = {}
+        self.dtypes = {"vocabulary": layer.vocabulary_dtype}
+        if layer.output_mode == "tf_idf":
+            self.dtypes["idf_weights"] = "float32"
+
+    def read(self) -> dict[str, Any]:
+        # Setting a vocabulary makes a new table, which nothing changes later: the table tells whether it is still the
+        # one that was read. It is held, so that its identity cannot be that of a later one.
+        if self._read_of is not self._layer.lookup_table:
+            table = self._layer.lookup_table
+            self._read = self._read_now()
+            self._read_of = table
+        return self._read
+
+    def _read_now(self) -> dict[str, Any]:
+        layer = self._layer
+        try:
+            adapted = int(layer.lookup_table.size()) > 0
+        except tf.errors.FailedPreconditionError:
+            adapted = False
+        words = layer.get_vocabulary() if adapted else []
+        if layer.vocabulary_dtype == "string":
+            encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+            parts: dict[str, Any] = {"vocabulary": np.array([*encoded, None], dtype=object)[:-1]}
+        else:
+            parts = {"vocabulary": np.array(words, dtype=layer.vocabulary_dtype)}
+        if "idf_weights" in self.dtypes:
+            weights = layer.idf_weights.numpy() if adapted else np.zeros([0])
+            parts["idf_weights"] = np.asarray(weights, dtype=np.float32)
+        return parts
+
+    def write(self, parts: Mapping[str, Array]) -> None:
+        words = parts["vocabulary"]
+        if not len(words) or self._is(parts):
+            return
+        layer = self._layer
+        vocabulary = [word.decode() for word in words] if layer.vocabulary_dtype == "string" else words.tolist()
+        if "idf_weights" not in self.dtypes:
+            layer.set_vocabulary(vocabulary)
+            return
+        weights = parts["idf_weights"]
+        layer.set_vocabulary(vocabulary, weights[: len(vocabulary)])
+        # The layer pads and averages what it is given; these are the weights as they were.
+        layer.idf_weights.assign(weights)
+        layer.idf_weights_const = layer.idf_weights.value()
+
+    def _is(self, parts: Mapping[str, Array]) -> bool:
+        now = self.read()
+        return all(now[name].shape == parts[name].shape and (now[name] == parts[name]).all() for name in self.dtypes)
+
+
+class BoundariesBundle(Bundle):
+    """The boundaries of an adapted Discretization layer, of either Keras."""
+
+    def __init__(self, layer: Any) -> None:
+        self.dtypes = {"bin_boundaries": "float64"}
+        self._layer = layer
+
+    def read(self) -> dict[str, Any]:
+        boundaries = self._layer.bin_boundaries
+        return {"bin_boundaries": np.array([] if boundaries is None else boundaries, dtype=np.float64)}
+
+    def write(self, parts: Mapping[str, Array]) -> None:
+        if len(parts["bin_boundaries"]):
+            self._layer.bin_boundaries = parts["bin_boundaries"].tolist()
+
+
+class TrackableBundle(Bundle):
+    """Any other trackable that tells TensorFlow's own checkpoints which tensors it is made of."""
+
+    def __init__(self, trackable: Any) -> None:
+        self._trackable = trackable
+        self.dtypes = {name: tensor.dtype.name for name, tensor in self.read().items()}
+
+    def read(self) -> dict[str, Any]:
+        parts = {}
+        for name, tensor in self._trackable._serialize_to_tensors().items():
+            value = tensor() if callable(tensor) else tensor
+            parts[name.strip("-_/") or "state"] = tf.convert_to_tensor(value)
+        return parts
+
+    def write(self, parts: Mapping[str, Array]) -> None:
+        names = self._trackable._serialize_to_tensors()
+        self._trackable._restore_from_tensors(
+            {name: tf.constant(parts[name.strip("-_/") or "state"]) for name in names}
+        )
+
+
+def bundle_of(obj: Any, path: str) -> Bundle | None:
+    """The bundle that an object is, or None. Raises `UnsupportedStateError` for an iterator that cannot be saved."""
+    kind = kind_of(obj)
+    if kind is Kind.TABLE:
+        return TableBundle(obj)
+    if kind is Kind.ITERATOR:
+        iterator = IteratorBundle(obj)
+        iterator.check(path)
+        return iterator
+    if kind is Kind.LOOKUP:
+        return VocabularyBundle(obj)
+    if kind is Kind.DISCRETIZATION:
+        return BoundariesBundle(obj)
+    if kind is Kind.TRACKABLE and type(obj)._serialize_to_tensors is not Trackable._serialize_to_tensors:
+        return TrackableBundle(obj)
+    return None

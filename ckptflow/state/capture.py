@@ -1,0 +1,125 @@
+"""Capture: every tensor of the state at one step, held by reference.
+
+TensorFlow does the copying, and only where it must: an update of a variable whose value is held writes elsewhere. So
+the caller is blocked for one read per variable, and bytes are touched only by `data`, later, on other threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
+
+from ckptflow.errors import UsageError
+from ckptflow.format import values
+from ckptflow.format.spec import Bytes1D, TensorSpec
+from ckptflow.state import cluster
+from ckptflow.state.configs import describe
+from ckptflow.state.leaves import PartLeaf, VariableLeaf, aggregate, host_array, to_bytes
+from ckptflow.state.tree import Tree
+
+
+class Snapshot:
+    """The state at one step; implements `format.spec.Source`. Reading it never starts a collective.
+
+    `python_state` is the plain Python state by entry, ready for JSON; `models` describes the models and optimizers.
+    """
+
+    def __init__(
+        self, tree: Tree, held: list[Any], python_state: dict[str, Any], models: dict[str, Any], is_chief: bool
+    ) -> None:
+        self._tree = tree
+        self._held = held
+        self.python_state = python_state
+        self.models = models
+        self.is_chief = is_chief
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Every tensor, sorted by name."""
+        return self._tree.specs
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The captured shape (the spec's, but for a dynamic tensor)."""
+        held = self._value(index)
+        return tuple(held[0].shape if isinstance(held, list) else held.shape)
+
+    def data(self, index: int) -> Bytes1D:
+        """The tensor's bytes in row-major order. They share TensorFlow's memory where it lends it: never write to them.
+
+        On an accelerator they are copied to the host here. A variable that is kept per replica is aggregated here.
+        """
+        held, leaf = self._value(index), self._tree.leaves[index]
+        if isinstance(held, list):
+            array = aggregate([host_array(tensor) for tensor in held], leaf.on_read or "first")
+        else:
+            array = host_array(held)
+        return to_bytes(array, leaf.dtype)
+
+    def release(self, index: int) -> None:
+        """Drops the reference, so that the next update of the variable need not copy."""
+        self._held[index] = None
+
+    def _value(self, index: int) -> Any:
+        held = self._held[index]
+        if held is None:
+            raise UsageError(f"{self._tree.specs[index].name} was released from this snapshot")
+        return held
+
+
+def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
+    """A snapshot of the tree's objects, taken on the training thread between two steps; blocks for the reads alone.
+
+    Raises `UsageError`, with their names, for variables that have no value yet, and inside a tf.function or a replica.
+    Raises whatever an entry's `get_state` raises, and `UnsupportedStateError` for what it returns and JSON cannot hold.
+    """
+    if not cluster.between_steps():
+        raise UsageError("the state is captured between two steps: not inside a tf.function, nor inside strategy.run")
+    plan = tree.cache.get("capture")
+    if plan is None:
+        plan = tree.cache["capture"] = _Plan(tree)
+    held = plan.read()
+    python_state = {name: values.to_json(entry.get_state(), name) for name, entry in tree.python.items()}
+    models = tree.cache.get("models")
+    if models is None:
+        models = tree.cache["models"] = describe(tree)
+    return Snapshot(tree, held, python_state, models, is_chief)
+
+
+class _Plan:
+    """What is prepared once per tree, so that a save does one cheap operation per variable."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._count = len(tree.leaves)
+        self._reads: list[tuple[int, Any, Any]] = []
+        self._per_replica: list[tuple[int, VariableLeaf]] = []
+        self._bundles: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+        uninitialized = []
+        for index, leaf in enumerate(tree.leaves):
+            if isinstance(leaf, PartLeaf):
+                self._bundles.setdefault(id(leaf.bundle), (leaf.bundle, []))[1].append((index, leaf.part))
+                continue
+            # Reading such a variable raises nothing and gives an empty tensor.
+            if not all(resource_ops.var_is_initialized_op(part.handle) for part in leaf.parts):
+                uninitialized.append(leaf.name)
+            if leaf.is_simple:
+                self._reads.append((index, leaf.handle, leaf.tf_dtype))
+            else:
+                self._per_replica.append((index, leaf))
+        if uninitialized:
+            raise UsageError(
+                f"these variables have no value yet, initialize them before saving: {', '.join(uninitialized)}"
+            )
+
+    def read(self) -> list[Any]:
+        held: list[Any] = [None] * self._count
+        read = resource_ops.read_variable_op
+        for index, handle, dtype in self._reads:
+            held[index] = read(handle, dtype)
+        for index, leaf in self._per_replica:
+            held[index] = [read(part.handle, leaf.tf_dtype) for part in leaf.parts]
+        for bundle, parts in self._bundles.values():
+            values_of_parts = bundle.read()
+            for index, part in parts:
+                held[index] = values_of_parts[part]
+        return held

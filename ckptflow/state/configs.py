@@ -1,0 +1,77 @@
+"""What a checkpoint says of models and optimizers beside their tensors, to build them again without code."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
+from ckptflow.state.tree import Tree
+
+logger = logging.getLogger(__name__)
+
+
+def describe(tree: Tree) -> dict[str, Any]:
+    """JSON by path. Models: `framework`, `class`, `variables` (how many), and, as far as they can be had, `config`,
+    `build_config`, `compile_config`. Optimizers: `framework`, `class`, `built`. Nothing here ever fails a save."""
+    described: dict[str, Any] = {}
+    for path, model in tree.models.items():
+        keras, framework = (keras3(), "keras") if is_keras3_model(model) else (tf_keras(), "tf_keras")
+        entry: dict[str, Any] = {
+            "kind": "model",
+            "framework": framework,
+            "framework_version": str(keras.__version__),
+            "class": _class_name(model),
+            "variables": count_variables(model),
+        }
+        serialized = _try(lambda keras=keras, model=model: keras.saving.serialize_keras_object(model), path, "config")
+        if isinstance(serialized, dict):
+            parts = {"build_config": serialized.pop("build_config", None)}
+            parts["compile_config"] = serialized.pop("compile_config", None)
+            entry["config"] = serialized
+        else:
+            parts = {"build_config": _try(model.get_build_config, path, "build config"), "compile_config": None}
+        entry.update({name: part for name, part in parts.items() if part})
+        described[path] = entry
+    for path, node in tree.optimizers.items():
+        framework = "keras" if kind_of(node.optimizer) is Kind.KERAS3_OPTIMIZER else "tf_keras"
+        described[path] = {
+            "kind": "optimizer",
+            "framework": framework,
+            "class": _class_name(node.optimizer),
+            "built": is_built(node.optimizer),
+        }
+    return described
+
+
+def count_variables(model: Any) -> int:
+    """How many weights a model has now."""
+    return len(model.weights)
+
+
+def is_built(optimizer: Any) -> bool:
+    """Whether an optimizer has its slots."""
+    if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:
+        return bool(optimizer.built)
+    found = vars(optimizer)
+    if "_optimizer" in found:  # a loss scale around another one
+        return is_built(found["_optimizer"])
+    if "_slots" in found:
+        return bool(found["_slots"])
+    return bool(found.get("_built", False))
+
+
+def _class_name(obj: Any) -> str:
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
+def _try(make: Any, path: str, what: str) -> Any:
+    """The JSON form of what `make` returns, or None: user classes may have no get_config, or one that raises."""
+    try:
+        return json.loads(json.dumps(make()))
+    except Exception as error:
+        logger.info(
+            "%s has no %s that can be stored (%s: %s); it is saved without", path, what, type(error).__name__, error
+        )
+        return None

@@ -1,0 +1,198 @@
+"""What kind of thing an object in the state is, told by its type alone.
+
+Never by `hasattr` or `getattr`: on a variable that is kept per replica, asking for a missing attribute starts a
+collective.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.data.ops import iterator_ops
+from tensorflow.python.distribute import input_lib, ps_values, sharded_variable, values
+from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
+from tensorflow.python.ops import lookup_ops
+from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
+from tensorflow.python.trackable import data_structures
+
+Trackable = tf.__internal__.tracking.Trackable
+
+
+class Kind(Enum):
+    """How the walk treats an object; `None` in its place means: not part of any state."""
+
+    VARIABLE = auto()
+    LIST = auto()
+    DICT = auto()
+    TABLE = auto()
+    ITERATOR = auto()
+    DISTRIBUTED_ITERATOR = auto()
+    LOOKUP = auto()  # a Keras layer with a vocabulary, of either Keras
+    DISCRETIZATION = auto()
+    KERAS3_LAYER = auto()
+    KERAS3_OPTIMIZER = auto()
+    KERAS3_METRIC = auto()
+    KERAS3_SEED = auto()
+    TF_KERAS_LAYER = auto()
+    TF_KERAS_OPTIMIZER = auto()
+    TF_KERAS_METRIC = auto()
+    TRACKABLE = auto()
+    DATASET = auto()
+
+
+OPTIMIZERS = frozenset({Kind.KERAS3_OPTIMIZER, Kind.TF_KERAS_OPTIMIZER})
+METRICS = frozenset({Kind.KERAS3_METRIC, Kind.TF_KERAS_METRIC})
+CONTAINERS = frozenset({Kind.LIST, Kind.DICT})
+LAYERS = frozenset({Kind.KERAS3_LAYER, Kind.TF_KERAS_LAYER, Kind.LOOKUP, Kind.DISCRETIZATION})
+
+_by_type: dict[type, Kind | None] = {}
+
+
+def kind_of(obj: object) -> Kind | None:
+    """The object's kind, from its type (remembered: the answer for a type never changes)."""
+    cls = type(obj)
+    try:
+        return _by_type[cls]
+    except KeyError:
+        return _by_type.setdefault(cls, _classify(cls))
+
+
+def _classify(cls: type) -> Kind | None:
+    # tf.Module wraps dicts and tuples in proxies, which are no dict or tuple by type.
+    if issubclass(cls, data_structures._DictWrapper):
+        return Kind.DICT
+    if issubclass(cls, (data_structures._TupleWrapper, list, tuple)):
+        return Kind.LIST
+    if issubclass(cls, Mapping):
+        return Kind.DICT
+    if issubclass(cls, (tf.Variable, values.DistributedVariable, sharded_variable.ShardedVariable)):
+        return Kind.VARIABLE
+    if issubclass(cls, input_lib.DistributedIteratorBase):
+        return Kind.DISTRIBUTED_ITERATOR
+    if issubclass(cls, iterator_ops.IteratorBase):
+        return Kind.ITERATOR
+    if issubclass(cls, (lookup_ops.MutableHashTable, lookup_ops.DenseHashTable)):
+        return Kind.TABLE
+    if issubclass(cls, tf.data.Dataset):
+        return Kind.DATASET
+    kind = _classify_keras3(cls) or _classify_tf_keras(cls)
+    if kind is None and issubclass(cls, Trackable) and not issubclass(cls, (Function, lookup_ops.StaticHashTable)):
+        kind = Kind.TRACKABLE
+    return kind
+
+
+def keras3() -> Any:
+    """The module `keras` (3), or None while nothing has imported it: then no object can be one of its."""
+    return sys.modules.get("keras")
+
+
+def tf_keras() -> Any:
+    """The module `tf_keras`, or None while nothing has imported it."""
+    return sys.modules.get("tf_keras")
+
+
+def _classify_keras3(cls: type) -> Kind | None:
+    keras = keras3()
+    if keras is None or not hasattr(keras, "layers"):
+        return None
+    if issubclass(cls, keras.Variable):
+        return Kind.VARIABLE
+    if issubclass(cls, (keras.layers.StringLookup, keras.layers.IntegerLookup)):
+        return Kind.LOOKUP
+    if issubclass(cls, keras.layers.Discretization):
+        return Kind.DISCRETIZATION
+    if issubclass(cls, keras.layers.Layer):
+        return Kind.KERAS3_LAYER
+    if issubclass(cls, keras.optimizers.Optimizer):
+        return Kind.KERAS3_OPTIMIZER
+    if issubclass(cls, keras.metrics.Metric):
+        return Kind.KERAS3_METRIC
+    if issubclass(cls, keras.random.SeedGenerator):
+        return Kind.KERAS3_SEED
+    return None
+
+
+def _classify_tf_keras(cls: type) -> Kind | None:
+    keras = tf_keras()
+    if keras is None or not hasattr(keras, "layers"):
+        return None
+    if issubclass(cls, (keras.layers.StringLookup, keras.layers.IntegerLookup)):
+        return Kind.LOOKUP
+    if issubclass(cls, keras.layers.Discretization):
+        return Kind.DISCRETIZATION
+    if issubclass(cls, keras.metrics.Metric):  # a layer as well
+        return Kind.TF_KERAS_METRIC
+    if issubclass(cls, keras.layers.Layer):
+        return Kind.TF_KERAS_LAYER
+    if issubclass(cls, (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)):
+        return Kind.TF_KERAS_OPTIMIZER
+    if issubclass(cls, keras.mixed_precision.LossScaleOptimizer):
+        return Kind.TF_KERAS_OPTIMIZER
+    return None
+
+
+def is_keras3_model(obj: object) -> bool:
+    """Whether it is a Keras 3 model, of any sort."""
+    keras = keras3()
+    return keras is not None and kind_of(obj) is Kind.KERAS3_LAYER and isinstance(obj, keras.Model)
+
+
+def is_tf_keras_model(obj: object) -> bool:
+    """Whether it is a tf_keras model, of any sort."""
+    keras = tf_keras()
+    return keras is not None and kind_of(obj) is Kind.TF_KERAS_LAYER and isinstance(obj, keras.Model)
+
+
+def is_normalization(obj: object) -> bool:
+    """Whether it is a Normalization layer, of either Keras, which computes with copies of its variables."""
+    return any(
+        keras is not None and hasattr(keras, "layers") and isinstance(obj, keras.layers.Normalization)
+        for keras in (keras3(), tf_keras())
+    )
+
+
+def raw_variable(variable: Any) -> Any:
+    """The variable under Keras's and mixed precision's wrappers: a resource variable, a DistributedVariable, or None
+    where a Keras 3 variable has not been given its value yet."""
+    keras, old_keras = keras3(), tf_keras()
+    if keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable):
+        variable = variable._value
+    if old_keras is not None:
+        from tf_keras.src.mixed_precision.autocast_variable import AutoCastVariable
+
+        while isinstance(variable, AutoCastVariable):
+            variable = variable._variable
+    while isinstance(variable, ps_values.CachingVariable):
+        variable = variable._v
+    return variable
+
+
+def is_distributed(variable: Any) -> bool:
+    """Whether a raw variable has one copy or component per replica."""
+    return isinstance(variable, values.DistributedVariable)
+
+
+def is_on_read(variable: Any) -> bool:
+    """Whether a raw variable is kept per replica and aggregated when it is read."""
+    return isinstance(variable, values.SyncOnReadVariable)
+
+
+def local_parts(variable: Any) -> tuple[Any, ...]:
+    """The resource variables of a raw variable on this worker, first replica first."""
+    return tuple(variable.values) if is_distributed(variable) else (variable,)
+
+
+def is_resource_variable(variable: Any) -> bool:
+    """Whether a raw variable is a plain one that reads and assigns by its handle."""
+    return isinstance(variable, BaseResourceVariable)
+
+
+def is_python_entry(obj: object) -> bool:
+    """Whether it carries plain Python state: `get_state` and `set_state`, and nothing that TensorFlow tracks."""
+    if kind_of(obj) is not None or isinstance(obj, type):
+        return False
+    return callable(getattr(obj, "get_state", None)) and callable(getattr(obj, "set_state", None))

@@ -1,0 +1,222 @@
+"""The leaves of the state: each is one tensor of the checkpoint, and knows how it is held, read and put back."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
+
+from ckptflow.errors import UnsupportedStateError
+from ckptflow.format import dtypes
+from ckptflow.format.spec import Bytes1D, TensorSpec
+from ckptflow.state import cluster
+from ckptflow.state.bundles import Bundle
+from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_parts
+
+Array = npt.NDArray[Any]
+StaticShape: TypeAlias = tuple[int | None, ...] | None
+Components = Literal["sum", "mean", "first"]
+
+_AGGREGATIONS: dict[Any, Components] = {
+    tf.VariableAggregation.SUM: "sum",
+    tf.VariableAggregation.MEAN: "mean",
+    tf.VariableAggregation.ONLY_FIRST_REPLICA: "first",
+    # TensorFlow's own checkpoints refuse these; replica 0's copy is what a reader on replica 0 sees.
+    tf.VariableAggregation.NONE: "first",
+}
+
+
+class VariableLeaf:
+    """A variable: a plain one, a mirrored one (its first copy), or one kept per replica (its aggregate here).
+
+    `parts` are its resource variables on this worker. `on_read` is how a variable that is kept per replica aggregates,
+    else None. `shape` has None where the variable leaves a dimension open, and is None where it leaves the rank open.
+    """
+
+    def __init__(self, name: str, variable: Any) -> None:
+        if not (is_distributed(variable) or is_resource_variable(variable)):
+            raise UnsupportedStateError(
+                f"{name} is a {type(variable).__name__}: variables of parameter servers, TPUs and DTensor meshes "
+                "cannot be saved by this version of ckptflow"
+            )
+        self.name = name
+        self.variable = variable
+        self.parts = local_parts(variable)
+        self.handle = self.parts[0].handle
+        self.tf_dtype = self.parts[0].dtype
+        self.dtype: str = self.tf_dtype.name
+        try:
+            dtypes.is_encoded(self.dtype)
+        except ValueError as error:
+            raise UnsupportedStateError(f"{name}: a checkpoint cannot hold the dtype {self.dtype}") from error
+        static = self.parts[0].shape
+        self.shape: StaticShape = None if static.rank is None else tuple(static.as_list())
+        self.on_read: Components | None = _AGGREGATIONS[variable.aggregation] if is_on_read(variable) else None
+        self.aliases: tuple[str, ...] = ()
+        self.metric = False
+
+    def spec(self) -> TensorSpec:
+        """What the checkpoint says of it."""
+        dynamic = dtypes.is_encoded(self.dtype) or self.shape is None or None in self.shape
+        components = (
+            self.on_read if self.on_read and cluster.worker_count(self.variable.distribute_strategy) > 1 else None
+        )
+        shape = () if dynamic else tuple(size or 0 for size in self.shape or ())
+        return TensorSpec(self.name, self.dtype, shape, dynamic, components, self.aliases, self.metric)
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether one ReadVariableOp on `handle` is its whole capture."""
+        return self.on_read is None or len(self.parts) == 1
+
+    def assign(self, value: Any) -> None:
+        """Gives every replica here the value. The tensor becomes the first replica's: it must be nobody else's.
+
+        A sum goes whole to the chief's first replica and the others get zero. TensorFlow's own checkpoints give each
+        replica value / replicas instead, which is not exact: not for integers, nor where the count is no power of 2.
+        """
+        if self.on_read == "sum":
+            is_chief = cluster.worker_index(self.variable.distribute_strategy) == 0
+            zeros = tf.zeros_like(value)
+            for position, part in enumerate(self.parts):
+                _assign(part.handle, value if is_chief and position == 0 else tf.raw_ops.DeepCopy(x=zeros))
+            return
+        # Copies first: two variables must never share one buffer that is known to neither of them.
+        copies = [_copy(value) for _ in self.parts[1:]]
+        _assign(self.handle, value)
+        for part, copy in zip(self.parts[1:], copies, strict=True):
+            _assign(part.handle, copy)
+
+
+class PartLeaf:
+    """One part of a bundle."""
+
+    handle = None
+    on_read: Components | None = None
+    is_simple = False
+    shape: StaticShape = None
+
+    def __init__(self, name: str, bundle: Bundle, part: str) -> None:
+        self.name = name
+        self.bundle = bundle
+        self.part = part
+        self.dtype = bundle.dtypes[part]
+        self.aliases: tuple[str, ...] = ()
+        self.metric = False
+
+    def spec(self) -> TensorSpec:
+        """What the checkpoint says of it."""
+        return TensorSpec(self.name, self.dtype, (), True, None, self.aliases, self.metric)
+
+
+Leaf: TypeAlias = VariableLeaf | PartLeaf
+
+
+def _assign(handle: Any, value: Any) -> None:
+    resource_ops.assign_variable_op(handle, value, validate_shape=True)
+
+
+def _copy(value: Any) -> Any:
+    if value.dtype == tf.string or not _has_deep_copy(value.dtype):
+        return tf.identity(tf.convert_to_tensor(value.numpy()))
+    return tf.raw_ops.DeepCopy(x=value)
+
+
+def _has_deep_copy(dtype: Any) -> bool:
+    return dtype.size >= 1 and dtype.name in _EMPTY_DTYPES
+
+
+# The dtypes for which TensorFlow can make an empty tensor (and a deep copy); found by trying, and held by a test.
+_EMPTY_DTYPES = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32"}
+    | {"float64", "complex64", "complex128"}
+)
+
+
+def aggregate(components: list[Array], how: Components) -> Array:
+    """The value that components stand for: their sum, their mean (in their dtype), or the first of them."""
+    if how == "first":
+        return components[0]
+    total = components[0].copy()
+    for component in components[1:]:
+        total = (total | component) if total.dtype == np.bool_ else total + component
+    if how == "sum" or len(components) == 1:
+        return np.asarray(total, dtype=components[0].dtype)
+    if np.issubdtype(total.dtype, np.integer):
+        return np.asarray(total // len(components), dtype=total.dtype)
+    return np.asarray(total / np.asarray(len(components), dtype=total.dtype), dtype=total.dtype)
+
+
+def host_array(tensor: Any) -> Array:
+    """A tensor's value as an array on the host, without a copy where TensorFlow shares its memory. Read-only."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    if "CPU" not in tensor.backing_device:
+        with tf.device("CPU:0"):
+            tensor = tf.identity(tensor)
+    if tensor.dtype == tf.string:
+        return np.asarray(tensor.numpy(), dtype=object).reshape(tensor.shape)
+    if tensor.shape.rank == 0:  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
+        return np.asarray(tf.reshape(tensor, [1])).reshape(())
+    return np.asarray(tensor)
+
+
+def to_bytes(array: Array, dtype: str) -> Bytes1D:
+    """The bytes that a checkpoint holds of an array, sharing its memory but for encoded dtypes."""
+    if dtypes.is_encoded(dtype):
+        return dtypes.encode_strings(array.reshape(-1))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def from_bytes(data: Bytes1D, dtype: str, shape: tuple[int, ...]) -> Array:
+    """The array that `to_bytes` made `data` of, sharing its memory but for encoded dtypes."""
+    if dtypes.is_encoded(dtype):
+        return dtypes.decode_strings(data, shape)
+    return data.view(dtypes.numpy_dtype(dtype)).reshape(shape)
+
+
+class Landing:
+    """Memory in which a variable's value arrives, and which then becomes that value without one more copy.
+
+    Large values land in a fresh tensor: TensorFlow's allocator hands out memory that it has freed before, so that no
+    page is touched for the first time. Small ones, and dtypes that know no empty tensor, land in an array and are
+    copied once. `bytes` keeps the memory alive for as long as anything refers to it.
+    """
+
+    SMALL_BYTES = 64 << 10  # below, making an empty tensor costs more than a copy does
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
+        self._dtype, self._shape = dtype, shape
+        self._tensor = None
+        if dtype in _EMPTY_DTYPES and size_bytes >= self.SMALL_BYTES:
+            with tf.device("CPU:0"):
+                self._tensor = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=False)
+            self.bytes: Bytes1D = np.asarray(_Memory(self._tensor))
+        else:
+            self.bytes = np.empty(size_bytes, dtype=np.uint8)
+
+    def take(self) -> Any:
+        """The tensor that has landed; nothing else refers to its memory unless a caller has kept `bytes`."""
+        tensor, data = self._tensor, self.bytes
+        self._tensor, self.bytes = None, np.empty(0, np.uint8)
+        if tensor is not None:
+            return tensor
+        with tf.device("CPU:0"):
+            return tf.convert_to_tensor(from_bytes(data, self._dtype, self._shape))  # always a copy
+
+
+class _Memory:
+    """A tensor's buffer as writable bytes. NumPy keeps this object, and so the tensor, for as long as it has a view."""
+
+    def __init__(self, tensor: Any) -> None:
+        view = np.asarray(tensor)
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "data": (view.ctypes.data, False),
+            "shape": (view.nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }

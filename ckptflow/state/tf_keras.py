@@ -1,0 +1,92 @@
+"""The children of tf_keras objects: TensorFlow's object graph, and what it lacks there (RNN states, legacy slots)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import tensorflow as tf
+
+from ckptflow.state.children import Children, attributes, layer_labels, singular, strip_underscores
+from ckptflow.state.kinds import Kind, is_distributed, is_tf_keras_model, kind_of, raw_variable, tf_keras
+
+# The graph's names for layers by position and for exports; the layers are named below by themselves.
+_BY_POSITION = re.compile(r"layer(_with_weights)?-\d+|keras_api|(train|test|predict)(_tf)?_function")
+
+
+def layer_children(layer: Any) -> Children:
+    """A layer's or model's children; its optimizer and metrics are among them."""
+    named: list[tuple[str, Any]] = []
+    graph_model = is_tf_keras_model(layer) and getattr(layer, "_is_graph_network", False)
+    if graph_model or (is_tf_keras_model(layer) and isinstance(layer, tf_keras().Sequential)):
+        named += layer_labels(layer.layers)
+    tracked = {
+        name: child
+        for name, child in tf.train.TrackableView.children(layer).items()
+        if not _BY_POSITION.fullmatch(name) and kind_of(child) is not None
+    }
+    labels = strip_underscores(tracked)
+    named += [(labels[name], child) for name, child in tracked.items()]
+    states = vars(layer).get("_states") if vars(layer).get("stateful") else None
+    if states is not None:
+        named.append(("states", tf.nest.flatten(states)))
+    metrics: list[tuple[str, Any]] = []
+    if is_tf_keras_model(layer):
+        metrics = [(f"metrics/{label}", metric) for label, metric in layer_labels(layer.metrics)]
+    weights = [*vars(layer).get("_trainable_weights", ()), *vars(layer).get("_non_trainable_weights", ())]
+    fallback = [(_short_name(weight), weight) for weight in weights if kind_of(weight) is Kind.VARIABLE]
+    return Children(named, fallback + metrics)
+
+
+def metric_children(metric: Any) -> Children:
+    """A metric's variables."""
+    return Children([(_short_name(weight), weight) for weight in metric.weights], [])
+
+
+def optimizer_children(optimizer: Any) -> Children:
+    """What an optimizer has beside slots: counters, rates, inner optimizers, the loss scale."""
+    named = [
+        (label, child)
+        for label, child in attributes(optimizer, ("_variables", "_weights", "_trainable_variables"))
+        if kind_of(child) in (Kind.VARIABLE, Kind.TF_KERAS_OPTIMIZER, Kind.TRACKABLE)
+    ]
+    hyper = vars(optimizer).get("_hyper", {})
+    named += [(name, child) for name, child in hyper.items() if kind_of(child) is Kind.VARIABLE]
+    others = vars(optimizer).get("_variables") or vars(optimizer).get("_weights") or ()
+    return Children(named, [(_short_name(child), child) for child in others if kind_of(child) is Kind.VARIABLE])
+
+
+def optimizer_slots(optimizer: Any, model_variables: list[Any]) -> list[tuple[str, Any, Any]]:
+    """(slot's name, model variable or None, slot variable) for every slot of a new or a legacy optimizer."""
+    by_key = {_unique_id(raw_variable(variable)): variable for variable in model_variables}
+    found = vars(optimizer)
+    if "_slots" in found:
+        return [
+            (name, by_key.get(key), slot)
+            for key, slots in found["_slots"].items()
+            for name, slot in slots.items()
+            if kind_of(slot) is Kind.VARIABLE
+        ]
+    keys = {position: key for key, position in dict(found.get("_index_dict") or {}).items()}
+    lists = {
+        name: list(value)
+        for name, value in found.items()
+        if name != "_variables" and not name.startswith("_self_") and kind_of(value) is Kind.LIST
+    }
+    labels = strip_underscores(lists)
+    return [
+        (singular(labels[name]), by_key.get(keys[position]), slot)
+        for name, values in lists.items()
+        if len(values) == len(keys)
+        for position, slot in enumerate(values)
+        if kind_of(slot) is Kind.VARIABLE
+    ]
+
+
+def _unique_id(variable: Any) -> Any:
+    # Never by getattr with a default: on a variable that is kept per replica that would start a collective.
+    return variable.values[0]._unique_id if is_distributed(variable) else variable._unique_id
+
+
+def _short_name(variable: Any) -> str:
+    return str(variable.name).split(":")[0].rsplit("/", 1)[-1]

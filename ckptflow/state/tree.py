@@ -1,0 +1,112 @@
+"""The tree of the state: what the user handed over, as leaves with names, and whether it has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.format.spec import TensorSpec
+from ckptflow.state.children import clean
+from ckptflow.state.kinds import OPTIMIZERS, Kind, is_keras3_model, is_tf_keras_model, kind_of
+from ckptflow.state.leaves import Leaf
+from ckptflow.state.walker import OptimizerNode, Walker
+
+MAX_ENTRY_NAME_BYTES = 1024
+
+
+@dataclass
+class Tree:
+    """The state as leaves sorted by name, which is the same order on every worker and in every process.
+
+    `python` are the entries with plain Python state, `models` and `optimizers` those of either Keras by their path,
+    `layers` all Keras layers that were met. `cache` is for whatever is prepared once per tree.
+    """
+
+    leaves: tuple[Leaf, ...]
+    specs: tuple[TensorSpec, ...]
+    python: dict[str, Any]
+    models: dict[str, Any]
+    optimizers: dict[str, OptimizerNode]
+    layers: list[Any]
+    _watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]]
+    _values: list[tuple[Any, Any]]
+    _kept_alive: list[Any]
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    def is_stale(self) -> bool:
+        """Whether any object has got, lost or replaced a child since the walk.
+
+        Exact: it compares identities, and the tree keeps what it has seen alive, so that none is ever used again.
+        """
+        if any(variable._value is not value for variable, value in self._values):
+            return True
+        return any(look(obj) != seen for obj, look, seen in self._watched)
+
+
+def walk(state: Mapping[str, Any]) -> Tree:
+    """The tree of named objects, as `as_mapping` gives them.
+
+    Raises `UnsupportedStateError`, by name and with a way out, for what cannot be saved.
+    """
+    walker = Walker()
+    walker.walk(state)
+    leaves = tuple(sorted(walker.leaves, key=lambda leaf: leaf.name))
+    return Tree(
+        leaves,
+        tuple(leaf.spec() for leaf in leaves),
+        walker.python,
+        walker.models,
+        walker.optimizers,
+        walker.layers,
+        walker.watched,
+        walker.values,
+        walker.kept_alive,
+    )
+
+
+def as_mapping(state: Any) -> dict[str, Any]:
+    """The named entries of a `state` argument.
+
+    A dict gives its entries; a `tf.train.Checkpoint` its attributes and its `save_counter`; any other object is the one
+    entry: "model" for a Keras model, "optimizer" for an optimizer, else "state". Raises `UsageError` for names that are
+    no strings, empty, too long, or the same once cleaned, and for an empty dict.
+    """
+    if isinstance(state, tf.train.Checkpoint):
+        return _checkpoint_entries(state)
+    if kind_of(state) is not Kind.DICT:
+        if is_keras3_model(state) or is_tf_keras_model(state):
+            return {"model": state}
+        return {"optimizer" if kind_of(state) in OPTIMIZERS else "state": state}
+    entries: dict[str, Any] = {}
+    for name, obj in dict(state).items():
+        if not isinstance(name, str):
+            raise UsageError(f"the names in state must be strings, not {name!r}")
+        cleaned = clean(name.strip())
+        if not name.strip(" /") or cleaned == "__metadata__" or len(cleaned.encode()) > MAX_ENTRY_NAME_BYTES:
+            raise UsageError(f"{name[:80]!r} cannot be a name in state: give the object a short name of its own")
+        if cleaned in entries:
+            raise UsageError(
+                f"two entries of state are called {cleaned!r} (spaces and slashes at the ends do not count)"
+            )
+        entries[cleaned] = obj
+    if not entries:
+        raise UsageError("state is empty: name at least one object to save")
+    return entries
+
+
+def _checkpoint_entries(checkpoint: Any) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    root = checkpoint._root
+    if root is not checkpoint:
+        entries.update(as_mapping(root))
+    for name, child in tf.train.TrackableView.children(checkpoint).items():
+        if name in vars(checkpoint):
+            entries.setdefault(clean(name), child)
+    entries["save_counter"] = checkpoint.save_counter
+    if not entries:
+        raise UnsupportedStateError("the tf.train.Checkpoint holds nothing")
+    return entries

@@ -1,0 +1,259 @@
+"""The walk: which objects there are, and their names.
+
+Names must be the same after a rebuild, in this process or another, whether or not a model is compiled and an optimizer
+built; neither Keras's names (numbered as they come) nor the paths of TensorFlow's object graph are. So: breadth first
+from the names that the user gave, by our own rules for children. What the frameworks merely track comes after whatever
+has an attribute, then metrics, and optimizers last, so that none of these ever names a model's variable. The first path
+to an object is its name, other paths are aliases.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.state import children, keras3, tf_keras
+from ckptflow.state.bundles import bundle_of
+from ckptflow.state.children import Children, clean
+from ckptflow.state.kinds import (
+    CONTAINERS,
+    LAYERS,
+    METRICS,
+    OPTIMIZERS,
+    Kind,
+    is_keras3_model,
+    is_python_entry,
+    is_tf_keras_model,
+    kind_of,
+    raw_variable,
+)
+from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf
+
+MAX_NAME_BYTES = 4096
+_MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
+_OBJECTS, _TRACKED, _METRICS, _OPTIMIZERS = range(4)  # the order in which the walk gives names
+
+
+@dataclass(frozen=True)
+class OptimizerNode:
+    """An optimizer in the state, and the path of the model that holds it ("" if it is an entry of its own)."""
+
+    optimizer: Any
+    owner: str
+
+
+@dataclass
+class _Node:
+    obj: Any
+    parent: str  # its path; "" for an entry
+    label: str
+    metric: bool = False
+    owner: str = ""  # the path of the nearest model above
+    fallback: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"{self.parent}/{self.label}" if self.parent else self.label
+
+
+@dataclass
+class _Slot:
+    leaf: VariableLeaf
+    name: str
+    of: str  # the name of its model variable
+
+    def path_below(self, owner: str) -> str:
+        inside = owner and self.of.startswith(owner + "/")
+        return f"{self.name}/{self.of[len(owner) + 1 :] if inside else self.of}"
+
+
+class Walker:
+    """One walk; afterwards its public attributes are what it found."""
+
+    def __init__(self) -> None:
+        self.leaves: list[Leaf] = []
+        self.python: dict[str, Any] = {}
+        self.models: dict[str, Any] = {}
+        self.optimizers: dict[str, OptimizerNode] = {}
+        self.layers: list[Any] = []
+        self.watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]] = []
+        self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
+        self.kept_alive: list[Any] = []
+        self._queues: list[deque[_Node]] = [deque() for _ in range(4)]
+        self._paths: dict[int, str] = {}  # by identity
+        self._taken: set[str] = set()
+        self._other_paths: list[tuple[str, _Node]] = []
+        self._slots: dict[str, list[_Slot]] = {}
+
+    def walk(self, state: Mapping[str, Any]) -> None:
+        """Visits everything that can be reached from the state's entries."""
+        for name, obj in state.items():
+            if is_python_entry(obj):
+                self._taken.add(name)
+                self.python[name] = obj
+            else:
+                check_entry(name, obj)
+                self._push(_Node(obj, "", name), _OBJECTS)
+        while any(self._queues):
+            self._visit(next(queue for queue in self._queues if queue).popleft())
+        self._add_aliases()
+
+    def _push(self, node: _Node, phase: int) -> None:
+        kind = kind_of(node.obj)
+        if kind in OPTIMIZERS or node.parent in self.optimizers:
+            phase = _OPTIMIZERS
+        elif node.parent and (node.metric or kind in METRICS):
+            phase = _METRICS
+        self._queues[phase].append(node)
+
+    def _visit(self, node: _Node) -> None:
+        kind = kind_of(node.obj)
+        target = raw_variable(node.obj) if kind is Kind.VARIABLE else node.obj
+        if target is None:
+            raise UsageError(
+                f"{node.path} is a variable without a value yet: build the model before saving or restoring"
+            )
+        known = self._paths.get(id(target))
+        if known is not None:
+            if not node.fallback:
+                self._other_paths.append((known, node))
+            return
+        path = self._unique(node.path)
+        self._paths[id(target)] = path
+        self.kept_alive += (node.obj, target)
+        if kind is Kind.DISTRIBUTED_ITERATOR:
+            check_entry(path, node.obj)
+        elif kind is Kind.VARIABLE:
+            self._add_variable(path, node.obj, target, node.metric)
+        elif (bundle := bundle_of(node.obj, path)) is not None:
+            for part in bundle.dtypes:
+                self._add(PartLeaf(self._unique(f"{path}/{part}"), bundle, part), node.metric)
+        else:
+            self._expand(node, kind, path)
+
+    def _expand(self, node: _Node, kind: Kind | None, path: str) -> None:
+        obj, owner = node.obj, node.owner
+        if is_keras3_model(obj) or is_tf_keras_model(obj):
+            self.models[path] = obj
+            owner = path
+        if kind in LAYERS:
+            self.layers.append(obj)
+        if kind in OPTIMIZERS:
+            self.optimizers[path] = OptimizerNode(obj, owner)
+            self._add_slots(obj, kind, path, owner)
+        found = _children(obj, kind)
+        if kind not in CONTAINERS:  # these are watched as part of whatever holds them
+            look = keras3.layer_fingerprint if kind is Kind.KERAS3_LAYER else children.fingerprint
+            self.watched.append((obj, look, look(obj)))
+        metric = node.metric or (kind in METRICS and bool(node.parent))
+        for label, child in found.named:
+            self._push(_Node(child, path, clean(label), metric, owner), _OBJECTS)
+        for label, child in found.fallback:
+            self._push(_Node(child, path, clean(label), metric, owner, fallback=True), _TRACKED)
+
+    def _add_variable(self, path: str, variable: Any, raw: Any, metric: bool) -> VariableLeaf:
+        leaf = VariableLeaf(path, raw)
+        self._add(leaf, metric)
+        if "_value" in vars(variable) and vars(variable)["_value"] is raw:
+            self.values.append((variable, raw))
+        return leaf
+
+    def _add(self, leaf: Leaf, metric: bool) -> None:
+        leaf.metric = metric
+        self.leaves.append(leaf)
+
+    def _add_slots(self, optimizer: Any, kind: Kind, path: str, owner: str) -> None:
+        if kind is Kind.KERAS3_OPTIMIZER:
+            found = keras3.optimizer_slots(optimizer)
+        else:
+            known = [leaf.variable for leaf in self.leaves if isinstance(leaf, VariableLeaf)]
+            found = tf_keras.optimizer_slots(optimizer, known)
+        counts: dict[str, int] = {}
+        slots = self._slots.setdefault(path, [])
+        for name, model_variable, variable in found:
+            position = counts[name] = counts.get(name, -1) + 1
+            raw = raw_variable(variable)
+            if id(raw) in self._paths:
+                continue
+            of = self._paths.get(id(raw_variable(model_variable)), str(position))
+            below = _Slot.path_below(_Slot(None, clean(name), of), owner)  # type: ignore[arg-type]
+            self._paths[id(raw)] = slot_path = self._unique(f"{path}/{below}")
+            self.kept_alive += (variable, raw)
+            slots.append(_Slot(self._add_variable(slot_path, variable, raw, False), clean(name), of))
+
+    def _unique(self, path: str) -> str:
+        candidate, count = path, 0
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{path}_{count}"
+        if len(candidate.encode()) > MAX_NAME_BYTES:
+            raise UnsupportedStateError(f"the name {candidate[:80]!r}... is longer than {MAX_NAME_BYTES} bytes")
+        self._taken.add(candidate)
+        return candidate
+
+    def _add_aliases(self) -> None:
+        """Gives each leaf the other paths to it, one step off its name: those through the object that has two paths."""
+        by_name = {leaf.name: leaf for leaf in self.leaves}
+        names = sorted(by_name)
+
+        def add(leaf: Leaf, alias: str) -> None:
+            if len(leaf.aliases) < _MAX_ALIASES and alias not in self._taken and len(alias.encode()) <= MAX_NAME_BYTES:
+                self._taken.add(alias)
+                leaf.aliases += (alias,)
+
+        for known, node in self._other_paths:
+            if node.path == known or node.path.startswith(known + "/"):
+                continue  # it refers to an object that it is a part of
+            named_above: set[str] = set()
+            for optimizer in self._slots if known in self._slots else ():
+                if optimizer == known or optimizer.startswith(known + "/"):  # itself and those that it wraps
+                    for slot in self._slots[optimizer]:
+                        add(slot.leaf, f"{node.path}{optimizer[len(known) :]}/{slot.path_below(node.owner)}")
+                        named_above.add(slot.leaf.name)
+            if known in by_name:
+                add(by_name[known], node.path)
+            first = bisect.bisect_left(names, known + "/")
+            for name in names[first : bisect.bisect_left(names, known + "0")]:  # "0" comes right after "/"
+                if name not in named_above and len(by_name[name].aliases) < _MAX_ALIASES:
+                    add(by_name[name], node.path + name[len(known) :])
+
+
+def _children(obj: Any, kind: Kind | None) -> Children:
+    if kind in CONTAINERS:
+        return Children(children.items(obj), [])
+    rules: dict[Kind | None, Callable[[Any], Children]] = {
+        Kind.KERAS3_LAYER: keras3.layer_children,
+        Kind.KERAS3_METRIC: keras3.metric_children,
+        Kind.KERAS3_SEED: keras3.seed_children,
+        Kind.KERAS3_OPTIMIZER: keras3.optimizer_children,
+        Kind.TF_KERAS_LAYER: tf_keras.layer_children,
+        Kind.TF_KERAS_METRIC: tf_keras.metric_children,
+        Kind.TF_KERAS_OPTIMIZER: tf_keras.optimizer_children,
+    }
+    return rules.get(kind, children.generic)(obj)
+
+
+def check_entry(name: str, obj: Any) -> None:
+    """Raises `UnsupportedStateError` for an entry of the state that is of no kind that can be saved."""
+    kind = kind_of(obj)
+    if kind is Kind.DISTRIBUTED_ITERATOR:
+        raise UnsupportedStateError(
+            f"{name}: a DistributedIterator cannot be saved. Either distribute by "
+            "strategy.distribute_datasets_from_function(..., tf.distribute.InputOptions("
+            "experimental_fetch_to_device=False, "
+            "experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)) and hand over its "
+            "_iterators[i]._iterator, or keep one iter(dataset) per worker, hand that over, and feed the replicas by "
+            "strategy.experimental_distribute_values_from_function(lambda context: next(iterator))"
+        )
+    if kind is Kind.DATASET:
+        raise UnsupportedStateError(f"{name}: a tf.data.Dataset has no position; hand over its iterator, iter(dataset)")
+    if kind is None or kind in CONTAINERS:
+        raise UnsupportedStateError(
+            f"{name} is a {type(obj).__module__}.{type(obj).__qualname__}, which holds no state that ckptflow knows. "
+            "Hand over models, optimizers, tf.Module, tf.Variable and other trackable objects each under a name of its "
+            "own; for plain Python state, an object with get_state() and set_state(state)"
+        )
