@@ -109,6 +109,7 @@ class Life:
         before_commit: Callable[[Folder], None] | None = None,
     ) -> Folder:
         """Saves `arrays` (default: `sample_arrays(step)`) as all workers together; without `commit` only the shards."""
+        prunes = bool(self._calls) or not self.start.save_again  # as the manager does: rule 5
         self._calls[step] = self._calls.get(step, 0) + 1
         folder = Folder(step, self.held.number, self._calls[step])
         source = ArraySource(sample_arrays(step) if arrays is None else arrays, specs)
@@ -125,7 +126,7 @@ class Life:
                 python_state=to_json(dict(python_state or {}), "state"),
                 software=software or {"ckptflow": "0", "python": "3"},
             )
-            self._coordinator.commit(draft, receipts[0])
+            self._coordinator.commit(draft, receipts[0], prune=prunes)
         return folder
 
     def _write(self, folder: Folder, source: ArraySource, worker: int) -> Receipt:

@@ -1,0 +1,61 @@
+"""Exit codes, one table for code, help and docs; and how an error becomes one message and one code."""
+
+from __future__ import annotations
+
+import sys
+
+from ckptflow.errors import (
+    CheckpointNotFoundError,
+    CkptflowError,
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+    UnknownVersionError,
+)
+
+EXITS = {
+    0: "all is well",
+    1: "damage was found, or nothing where something was asked for",
+    2: "the command line: a bad URL, scheme, argument or option, or a package that it needs is not installed",
+    3: "the storage refused: credentials, permissions, no such bucket",
+    4: "the storage did not answer, after all retries: try again later",
+    5: "written by a newer ckptflow: upgrade",
+    70: "a bug in ckptflow: please report it",
+    130: "interrupted",
+}
+
+_CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first that fits
+    (UnknownVersionError, 5),
+    (StorageUnavailableError, 4),
+    (CheckpointNotFoundError, 1),
+    (CorruptCheckpointError, 1),
+    (ObjectNotFoundError, 1),
+    (StorageError, 3),
+    (CkptflowError, 2),
+    (ValueError, 2),
+    (ImportError, 2),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """The code that an error ends the command with."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 70)
+
+
+def report(error: BaseException) -> int:
+    """Says on stderr what went wrong, in one message without a traceback or a credential; returns the exit code."""
+    from ckptflow.cli.render import clean
+    from ckptflow.storage.faults import redact
+
+    code = exit_code(error)
+    text = redact(str(error)) or type(error).__name__
+    if code == 70:
+        text = f"{type(error).__name__}: {text}; this is a bug, CKPTFLOW_TRACEBACK=1 shows where"
+    print(f"ckptflow: {clean(text)}", file=sys.stderr)
+    return code
+
+
+def exits_text() -> str:
+    """The table as it is shown in the help."""
+    return "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXITS.items())

@@ -1,0 +1,303 @@
+"""`ckptflow ls`: what is in a root, and what of it counts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.cli.render import (
+    WIDE,
+    Justify,
+    age_text,
+    bar,
+    clean,
+    make_console,
+    metrics_text,
+    print_table,
+    size_text,
+    time_text,
+    utc_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+    from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summary
+    from ckptflow.errors import CorruptCheckpointError
+    from ckptflow.format.layout import Folder
+    from ckptflow.storage.store import Store
+
+_BATCH = 256  # manifests read between two moves of the bar
+_TEXTS = ("created", "metrics", "state")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One folder of a root. `why` says why it is outside or partial, `problem` what is wrong with it as far as a
+    listing and the manifest tell; `checkpoint` is None where there is no manifest that can be read."""
+
+    folder: Folder
+    state: Literal["newest", "counts", "outside", "partial"]
+    why: str | None
+    problem: str | None
+    is_pinned: bool
+    size_bytes: int
+    shard_count: int
+    worker_count: int | None
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out."""
+
+    url: str
+    run_id: str | None
+    incarnation: int
+    rows: tuple[Row, ...]
+    hidden: Mapping[str, int]
+
+    @property
+    def resumes_from(self) -> Row | None:
+        """The newest that counts and shows no problem: where a restart would begin."""
+        counting = (row for row in reversed(self.rows) if row.state in ("newest", "counts"))
+        return next((row for row in counting if row.problem is None), None)
+
+
+def ls(
+    url: Url,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Also what is outside what counts, and what was never committed.")
+    ] = False,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+) -> None:
+    """List the checkpoints of a run, oldest first: what counts, and what is wrong with it.
+
+    Reads one listing and the manifests, no tensor data. "newest" is where a restart begins. A folder that is "outside"
+    was committed and does not count: cut off by a rollback or a fresh start, or of another run. A "partial" one was
+    never committed.
+
+    \b
+    Example:
+      ckptflow ls s3://bucket/run-7 -o client_kwargs.endpoint_url=http://localhost:9000
+    """
+    from ckptflow.reading import split_url
+    from ckptflow.storage.store import open_store
+
+    root, folder = split_url(url)
+    if folder is not None:
+        raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
+    store = open_store(url, storage_options(options, options_json))
+    try:
+        overview = look(store, show_all=show_all)
+    finally:
+        store.close()
+    if as_json:
+        print_json(to_json(overview))
+    else:
+        render(overview)
+
+
+def look(store: Store, *, show_all: bool) -> Overview:
+    """Lists the root once and reads the manifest of each row; raises `CheckpointNotFoundError` where a local root is
+    not there at all (an object store cannot tell that from an empty one)."""
+    from ckptflow.commit.catalog import Summaries
+    from ckptflow.errors import CheckpointNotFoundError
+    from ckptflow.reading import read_counting, read_summaries
+
+    summaries = Summaries(store)
+    listing, counting = read_counting(store, summaries)
+    if not listing.folders and not store.is_object_store and not os.path.isdir(store.url):
+        raise CheckpointNotFoundError(f"{store.url}: there is no such folder")
+    partial = sorted(set(listing.folders) - set(listing.committed))
+    shown = sorted((*counting.folders, *(counting.outside if show_all else ())))
+    found: dict[Folder, Summary | CorruptCheckpointError] = {}
+    with bar("reading manifests") as progress:
+        progress.expect(len(shown))
+        for first in range(0, len(shown), _BATCH):
+            batch = shown[first : first + _BATCH]
+            found |= read_summaries(summaries, batch)
+            progress.advance(len(batch))
+    rows = [_committed_row(folder, summary, listing, counting) for folder, summary in found.items()]
+    if show_all:
+        rows += [_partial_row(folder, listing) for folder in partial]
+    hidden = {} if show_all else {"outside": len(counting.outside), "partial": len(partial)}
+    return Overview(
+        url=store.url,
+        run_id=counting.run_id,
+        incarnation=listing.top_number,
+        rows=tuple(sorted(rows, key=lambda row: row.folder)),
+        hidden=hidden,
+    )
+
+
+def _committed_row(
+    folder: Folder, summary: Summary | CorruptCheckpointError, listing: Listing, counting: Counting
+) -> Row:
+    from ckptflow.commit.catalog import Summary
+
+    files = listing.folders[folder]
+    is_readable = isinstance(summary, Summary)
+    shards = summary.shard_sizes if isinstance(summary, Summary) else _shard_sizes(files)
+    why = None
+    if folder in counting.outside:
+        why = _why_outside(folder, summary, counting)
+    return Row(
+        folder=folder,
+        state="newest" if folder == counting.newest else "outside" if why is not None else "counts",
+        why=why,
+        problem=_find_problem(shards, files) if is_readable else f"damaged manifest: {summary}",
+        is_pinned=folder in listing.pins,
+        size_bytes=sum(shards.values()),
+        shard_count=len(shards),
+        worker_count=_count_workers((*shards, *files)),
+        checkpoint=summary.checkpoint if isinstance(summary, Summary) else None,
+    )
+
+
+def _partial_row(folder: Folder, listing: Listing) -> Row:
+    shards = _shard_sizes(listing.folders[folder])
+    is_over = folder.incarnation < listing.top_number
+    return Row(
+        folder=folder,
+        state="partial",
+        why="never committed" if is_over else "not committed yet",
+        problem=None,
+        is_pinned=folder in listing.pins,
+        size_bytes=sum(shards.values()),
+        shard_count=len(shards),
+        worker_count=_count_workers(listing.folders[folder]),
+        checkpoint=None,
+    )
+
+
+def _why_outside(folder: Folder, summary: Summary | CorruptCheckpointError, counting: Counting) -> str:
+    from ckptflow.commit.catalog import Summary
+
+    if isinstance(summary, Summary) and summary.run_id != counting.run_id:
+        return "of another run"
+    if folder.incarnation < counting.fresh_since:
+        return "from before a fresh start"
+    if folder.incarnation < counting.barrier:
+        return "cut off by a rollback"
+    return f"not what incarnation {counting.incarnation} started from"
+
+
+def _find_problem(shards: Mapping[str, int], files: Mapping[str, int]) -> str | None:
+    missing = sum(name not in files for name in shards)
+    if missing:
+        return f"shards missing: {missing} of {len(shards)}"
+    wrong = next((name for name, size_bytes in shards.items() if files[name] != size_bytes), None)
+    if wrong is None:
+        return None
+    return f"{wrong} has {files[wrong]:,} bytes, not {shards[wrong]:,}"
+
+
+def _shard_sizes(files: Mapping[str, int]) -> dict[str, int]:
+    from ckptflow.format.layout import parse_shard_name
+
+    return {name: size_bytes for name, size_bytes in files.items() if parse_shard_name(name)}
+
+
+def _count_workers(names: tuple[str, ...] | Mapping[str, int]) -> int | None:
+    """How many workers wrote a checkpoint: the name of each of its shards and receipts says so."""
+    from ckptflow.format.layout import parse_receipt_name, parse_shard_name
+
+    for name in names:
+        shard, receipt = parse_shard_name(name), parse_receipt_name(name)
+        if shard or receipt:
+            return shard[1] if shard else receipt[1] if receipt else None
+    return None
+
+
+def to_json(overview: Overview) -> dict[str, Any]:
+    """The documented shape: see docs/cli.md."""
+    resumes_from = overview.resumes_from
+    return {
+        "url": overview.url,
+        "run_id": overview.run_id,
+        "incarnation": overview.incarnation,
+        "resumes_from": str(resumes_from.folder) if resumes_from else None,
+        "hidden": dict(overview.hidden),
+        "checkpoints": [_row_to_json(row, overview.url) for row in overview.rows],
+    }
+
+
+def _row_to_json(row: Row, root_url: str) -> dict[str, Any]:
+    from ckptflow.format.values import to_json as value_to_json
+
+    checkpoint = row.checkpoint
+    return {
+        "folder": str(row.folder),
+        "url": f"{root_url}/{row.folder}",
+        "step": row.folder.step,
+        "incarnation": row.folder.incarnation,
+        "state": row.state,
+        "why": row.why,
+        "problem": row.problem,
+        "pinned": row.is_pinned,
+        "created_at": utc_text(checkpoint.created_at) if checkpoint else None,
+        "size_bytes": row.size_bytes,
+        "shards": row.shard_count,
+        "workers": row.worker_count,
+        "metrics": dict(checkpoint.metrics) if checkpoint else {},
+        "metadata": value_to_json(checkpoint.metadata, "metadata") if checkpoint else None,
+    }
+
+
+def render(overview: Overview) -> None:
+    """Prints the table, or in words that there is nothing to put into one."""
+    console = make_console()
+    if overview.rows:
+        _print_rows(console, overview.rows)
+    else:
+        what = "no checkpoint counts" if any(overview.hidden.values()) else "no checkpoint is here yet"
+        console.print(f"{clean(overview.url)}: {what}")
+    resumes_from = overview.resumes_from
+    counting = [row for row in overview.rows if row.state in ("newest", "counts")]
+    if counting and counting[-1] is not resumes_from:
+        where = f"at step {resumes_from.folder.step}" if resumes_from else "nowhere: each shows damage"
+        console.print(f"The newest is damaged; a restart would begin {where}.", style="red")
+    hidden = " and ".join(f"{count} {state}" for state, count in overview.hidden.items() if count)
+    if hidden:
+        console.print(f"Not shown: {hidden}. See --all.", style="dim")
+
+
+def _print_rows(console: Console, rows: Sequence[Row]) -> None:
+    now = datetime.now(UTC)
+    is_wide = console.width >= WIDE
+    names = ["step", "inc", "created", "size", "shards", *(["workers"] if is_wide else []), "metrics", "state"]
+    columns: dict[str, Justify] = {name: "left" if name in _TEXTS else "right" for name in names}
+    cells = [_cells(row, now, is_wide=is_wide) for row in rows]
+    print_table(console, columns, cells, [_style(row) for row in rows])
+
+
+def _cells(row: Row, now: datetime, *, is_wide: bool) -> list[str]:
+    created, metrics = "-", ""
+    if row.checkpoint is not None:
+        age = age_text(row.checkpoint.created_at, now)
+        created = f"{time_text(row.checkpoint.created_at)} ({age})" if is_wide else age
+        metrics = metrics_text(row.checkpoint.metrics)
+    workers = ["-" if row.worker_count is None else str(row.worker_count)] if is_wide else []
+    start = [str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes)]
+    return [*start, str(row.shard_count), *workers, metrics, _state_text(row)]
+
+
+def _state_text(row: Row) -> str:
+    words = row.state + (", pinned" if row.is_pinned else "")
+    return clean(": ".join(filter(None, (words, row.why, row.problem))))
+
+
+def _style(row: Row) -> str:
+    if row.problem:
+        return "red"
+    return {"newest": "green", "outside": "dim", "partial": "dim"}.get(row.state, "")

@@ -1,0 +1,82 @@
+"""What every verb takes: the URL, storage options, `--json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="A run's root.", show_default=False)]
+UrlOrFolder = Annotated[
+    str, typer.Argument(metavar="URL", help="A run's root, or one checkpoint's folder in it.", show_default=False)
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        metavar="KEY=VALUE",
+        help="An option for the storage; may be repeated. A dot reaches inside: client_kwargs.endpoint_url=http://… "
+        "VALUE is true, false, null, a JSON object or list, or else a text.",
+        show_default=False,
+    ),
+]
+OptionsJson = Annotated[
+    str | None,
+    typer.Option(
+        "--storage-options",
+        metavar="JSON",
+        envvar="CKPTFLOW_STORAGE_OPTIONS",
+        help="All options for the storage as one JSON object. Credentials are safer in the environment: a command line "
+        "can be seen by others on the machine.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape that docs/cli.md gives.")]
+Step = Annotated[int | None, typer.Option(min=0, help="The checkpoint of this step.", show_default=False)]
+
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+def storage_options(pairs: list[str] | None, text: str | None) -> dict[str, Any]:
+    """The storage options of a command line, `-o` over `--storage-options`.
+
+    Raises ValueError for what is malformed, without showing any of it: it may hold a secret.
+    """
+    options: dict[str, Any] = {}
+    if text:
+        parsed = _parse_json(text, "--storage-options")
+        if not isinstance(parsed, dict):
+            raise ValueError("--storage-options is not a JSON object")
+        options = parsed
+    for number, pair in enumerate(pairs or [], 1):
+        key, equals, value = pair.partition("=")
+        *outer, last = key.split(".")
+        if not equals or not all((*outer, last)):
+            raise ValueError(f"-o number {number} is not of the form KEY=VALUE")
+        inner = options
+        for part in outer:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"-o {key}: {part} was given a value of its own before")
+        if value in _WORDS:
+            inner[last] = _WORDS[value]
+        else:
+            inner[last] = _parse_json(value, f"-o {key}") if value[:1] in ("{", "[") else value
+    return options
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{where} is not JSON") from None  # the parser's message would show a part of it
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON document, in UTF-8 whatever the locale."""
+    import msgspec
+
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

@@ -1,0 +1,141 @@
+"""How things look in a terminal: sizes, ages, names, tables and bars."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Justify = Literal["left", "right"]
+WIDE = 110  # columns from which on tables show all they know
+_UNLIMITED = 100_000
+_BAR_AFTER_S = 0.8  # work that is done by then needs no bar
+
+
+def clean(text: str) -> str:
+    """`text` on one line, without control characters: names come from storage, and a terminal obeys what it is sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def size_text(size_bytes: int) -> str:
+    """1023 B, 1.5 KiB, 23.4 GiB."""
+    size, unit = float(size_bytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if size < 1000 or unit == "PiB":
+            break
+        size /= 1024
+    return f"{size_bytes} B" if unit == "B" else f"{size:.{2 if size < 10 else 1}f} {unit}"
+
+
+def age_text(created_at: datetime, now: datetime) -> str:
+    """How long ago; clocks differ, so what lies ahead is "just now"."""
+    seconds = (now - created_at).total_seconds()
+    for unit, unit_s in (("y", 365 * 86_400), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * unit_s:
+            return f"{int(seconds // unit_s)} {unit} ago"
+    return "just now"
+
+
+def time_text(created_at: datetime) -> str:
+    """In this machine's time zone, to the second."""
+    return created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def utc_text(created_at: datetime) -> str:
+    """ISO 8601 in UTC, for JSON."""
+    return created_at.astimezone(UTC).isoformat()
+
+
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    return " ".join(f"{clean(name)}={value:.5g}" for name, value in metrics.items())
+
+
+def make_console(file: IO[str] | None = None) -> Console:
+    """A console that shows text as it is; in a pipe lines are never wrapped or cut."""
+    from rich.console import Console
+
+    stream = file or sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _UNLIMITED
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def print_table(
+    console: Console, columns: Mapping[str, Justify], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()
+) -> None:
+    """Prints a table without frames, each row in its style. Cells are folded where the console is too narrow."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = styles or [""] * len(rows)
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    if sum(widths) + 2 * len(widths) - 2 > console.width:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        for name, justify in columns.items():
+            table.add_column(name, justify=justify, overflow="fold")
+        for row, style in zip(rows, styles, strict=True):
+            table.add_row(*(Text(cell) for cell in row), style=style)
+        console.print(table)
+        return
+    # What need not be folded is padded here: ten times as fast, and a root may hold 10,000 checkpoints.
+    lines = Text()
+    for row, style in zip((list(columns), *rows), ("bold", *styles), strict=True):
+        padding = (" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        sides = zip(row, padding, columns.values(), strict=True)
+        cells = (space + cell if justify == "right" else cell + space for cell, space, justify in sides)
+        lines.append("  ".join(cells).rstrip() + "\n", style or None)
+    console.print(lines, end="", soft_wrap=True)
+
+
+class Bar:
+    """A progress bar on stderr: none where that is no terminal, none for what is quickly done."""
+
+    def __init__(self, what: str, *, is_bytes: bool) -> None:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        console = make_console(sys.stderr)
+        shown = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
+        columns = (TextColumn("{task.description}"), BarColumn(), *shown, TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task(what, total=None)
+        self._start_s = time.monotonic()
+        self._is_shown = False
+
+    def expect(self, total: int) -> None:
+        """So much there is to do in all."""
+        self._progress.update(self._task, total=total)
+
+    def advance(self, amount: int) -> None:
+        """So much more is done. From any thread."""
+        self._progress.advance(self._task, amount)
+        if not self._is_shown and time.monotonic() - self._start_s > _BAR_AFTER_S:
+            self._is_shown = True
+            self._progress.start()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+@contextmanager
+def bar(what: str, *, is_bytes: bool = False) -> Iterator[Bar]:
+    """A bar that is gone when the block is left."""
+    shown = Bar(what, is_bytes=is_bytes)
+    try:
+        yield shown
+    finally:
+        shown.stop()

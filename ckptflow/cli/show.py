@@ -1,0 +1,202 @@
+"""`ckptflow show`: everything that one checkpoint's manifest says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
+from ckptflow.cli.render import (
+    WIDE,
+    Justify,
+    age_text,
+    clean,
+    make_console,
+    metrics_text,
+    print_table,
+    size_text,
+    time_text,
+    utc_text,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ckptflow.commit.catalog import Checkpoint
+    from ckptflow.format.manifest import Manifest, TensorRecord
+
+_TENSORS_SHOWN = 20
+_NAMES_SHOWN = 8
+
+# Why an incarnation started where it did.
+_REASONS = {
+    "start": "a run that began here",
+    "resume": "resumed from {}",
+    "rollback": "rolled back to {} by restore(step)",
+    "damage": "fell back to {}: what was newer was damaged",
+    "outside": "took {} from outside what counted: nothing that counted could be restored",
+    "fresh": "started over with fresh=True",
+}
+
+
+def show(
+    url: UrlOrFolder,
+    step: Step = None,
+    tensors: Annotated[
+        bool | None,
+        typer.Option(
+            "--tensors/--no-tensors",
+            help=f"All tensors, or none; else the {_TENSORS_SHOWN} largest.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+) -> None:
+    """Show one checkpoint: where it comes from, what is in it, its tensors by size. Reads its manifest only.
+
+    Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside.
+
+    \b
+    Example:
+      ckptflow show s3://bucket/run-7 --step 1500 --tensors
+    """
+    from ckptflow.reading import open_checkpoint
+
+    with open_checkpoint(url, step, storage_options=storage_options(options, options_json)) as opened:
+        manifest, checkpoint = opened.manifest, opened.checkpoint
+    if as_json:
+        print_json(to_json(manifest, checkpoint, tensors=tensors is not False))
+    else:
+        render(
+            manifest, checkpoint, tensor_count={None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
+        )
+
+
+def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dict[str, Any]:
+    """The documented shape: see docs/cli.md. Values of metadata, Python state and models are as they are in storage."""
+    names = ["folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"]
+    names += ["barrier", "fresh_since", "size_bytes", "software", "metrics", "metadata", "python_state", "models"]
+    names += ["diverged"]
+    shards = [
+        {"name": shard.name, "size_bytes": shard.size_bytes, "crc32c": f"{shard.crc32c:08x}"}
+        for shard in manifest.shards
+    ]
+    shown = {"tensors": [_tensor_to_json(tensor) for tensor in _by_size(manifest)]} if tensors else {}
+    return {
+        "url": checkpoint.url,
+        **{name: getattr(manifest, name) for name in names},
+        "created_at": utc_text(checkpoint.created_at),
+        "shards": shards,
+        **shown,
+    }
+
+
+def _tensor_to_json(tensor: TensorRecord) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "size_bytes": tensor.size_bytes,
+        "aliases": list(tensor.aliases),
+        "components": tensor.components,
+        "metric": tensor.metric,
+        "slices": [
+            {
+                "shard": piece.shard,
+                "offset": piece.offset,
+                "start": list(piece.start),
+                "shape": list(piece.shape),
+                "crc32c": f"{piece.crc32c:08x}",
+            }
+            for piece in tensor.slices
+        ],
+    }
+
+
+def _by_size(manifest: Manifest) -> list[TensorRecord]:
+    return sorted(manifest.tensors, key=lambda tensor: (-tensor.size_bytes, tensor.name))
+
+
+def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> None:
+    """Prints what there is to say about the checkpoint, then its `tensor_count` largest tensors."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = make_console()
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(manifest, checkpoint):
+        facts.add_row(name, Text(clean(value)))
+    console.print(facts)
+    if tensor_count and manifest.tensors:
+        console.print()
+        _print_tensors(console, manifest, tensor_count)
+        hidden = len(manifest.tensors) - tensor_count
+        if hidden > 0:
+            console.print(f"{hidden} smaller ones are not shown. See --tensors.", style="dim")
+
+
+def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """What is known beside the tensors, as (name, text), without what is empty."""
+    age = age_text(checkpoint.created_at, datetime.now(UTC))
+    shards, workers = len(manifest.shards), manifest.world_size
+    tensor_bytes = sum(tensor.size_bytes for tensor in manifest.tensors)
+    facts = [
+        ("checkpoint", checkpoint.url),
+        ("step", str(manifest.step)),
+        ("incarnation", f"{manifest.incarnation} of run {manifest.run_id}"),
+        ("began as", _REASONS[manifest.reason].format(manifest.restored or "?")),
+        ("builds on", _lineage_text(manifest)),
+        ("created", f"{time_text(checkpoint.created_at)} ({age})"),
+        ("size", f"{size_text(manifest.size_bytes)} in {_count(shards, 'shard')} by {_count(workers, 'worker')}"),
+        ("tensors", f"{len(manifest.tensors)}, {size_text(tensor_bytes)}"),
+        ("metrics", metrics_text(manifest.metrics)),
+        ("metadata", "" if manifest.metadata is None else json.dumps(manifest.metadata, ensure_ascii=False)),
+        ("python state", _names_text(sorted(manifest.python_state))),
+        ("models", _names_text(sorted(manifest.models))),
+        ("software", ", ".join(f"{name} {version}" for name, version in manifest.software.items())),
+        ("diverged", _names_text(manifest.diverged, "differ between workers, the chief's were saved")),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _lineage_text(manifest: Manifest) -> str:
+    if not manifest.lineage:
+        return ""
+    last = manifest.lineage[-1]
+    return last if len(manifest.lineage) == 1 else f"{len(manifest.lineage)} checkpoints, the newest {last}"
+
+
+def _names_text(names: Sequence[str], about: str = "") -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more + (f": {about}" if about else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _print_tensors(console: Console, manifest: Manifest, count: int) -> None:
+    diverged = set(manifest.diverged)
+    rows = []
+    for tensor in _by_size(manifest)[:count]:
+        shards = len({piece.shard for piece in tensor.slices})
+        is_spread = shards > 1 and console.width >= WIDE
+        slices = f"{len(tensor.slices)} in {shards} shards" if is_spread else str(len(tensor.slices))
+        notes = [f"{tensor.components} of workers"] if tensor.components else []
+        notes += ["metric"] if tensor.metric else []
+        notes += ["diverged"] if tensor.name in diverged else []
+        notes += [f"also {clean(alias)}" for alias in tensor.aliases]
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        rows.append([clean(tensor.name), tensor.dtype, shape, size_text(tensor.size_bytes), slices, ", ".join(notes)])
+    columns: dict[str, Justify] = {"tensor": "left", "dtype": "left", "shape": "left", "size": "right"}
+    print_table(console, columns | {"slices": "right", "note": "left"}, rows)

@@ -1,0 +1,205 @@
+"""The command as a whole: exit codes, messages without tracebacks or secrets, options, help, and no TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ckptflow import errors
+from ckptflow.cli.exits import EXITS, exit_code
+from ckptflow.cli.options import storage_options
+from ckptflow.cli.render import age_text, size_text
+from ckptflow.errors import CkptflowError
+from ckptflow.storage.store import open_store
+from tests import servers
+from tests.cli.runner import Runner, run_alone
+from tests.roots import make_root
+
+VERBS = ("ls", "show", "verify")
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+NO_TENSORFLOW = """
+import sys
+from ckptflow.cli import main
+try:
+    main()
+finally:
+    loaded = sorted({name.split(".")[0] for name in sys.modules} & {"tensorflow", "keras", "tf_keras"})
+    print("loaded:", loaded, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_loads_tensorflow(root: str, verb: str) -> None:
+    ran = run_alone(verb, root, script=NO_TENSORFLOW)
+    assert (ran.code, ran.err) == (0, "loaded: []\n")
+
+
+def test_help_loads_nothing_that_is_slow() -> None:
+    slow = NO_TENSORFLOW.replace('"tensorflow", "keras", "tf_keras"', '"numpy", "fsspec", "rich", "msgspec"')
+    ran = run_alone("--help", script=slow)
+    assert (ran.code, ran.err) == (0, "loaded: []\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example_that_parses(runner: Runner, verb: str) -> None:
+    ran = runner(verb, "--help")
+    assert ran.code == 0
+    example = re.search(r"Example:\n\s+ckptflow (.*)", ran.out)
+    assert example is not None
+    assert example[1].split()[0] == verb
+    known = set(re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", ran.out.replace("/", " ")))
+    assert {word for word in example[1].split() if word.startswith("-")} <= known
+
+
+def test_the_exit_codes_are_in_help_and_docs(runner: Runner) -> None:
+    told, docs = runner("--help").out, DOCS.read_text()
+    for code, meaning in EXITS.items():
+        assert re.search(rf"^ +{code}  {re.escape(meaning)}$", told, re.MULTILINE)
+        assert f"| {code} | {meaning} |" in docs
+
+
+def test_docs_name_every_verb_and_option(runner: Runner) -> None:
+    docs = DOCS.read_text()
+    for verb in VERBS:
+        assert f"ckptflow {verb} " in docs
+        for option in re.findall(r"^ +(--[a-z-]+)", runner(verb, "--help").out, re.MULTILINE):
+            assert option in docs, f"{verb} {option}"
+
+
+def test_every_error_has_a_code() -> None:
+    for name in errors.__all__:
+        assert exit_code(getattr(errors, name)("x")) in set(EXITS) - {0, 70, 130}
+    assert exit_code(CkptflowError("x")) == 2
+    assert exit_code(ZeroDivisionError()) == 70
+
+
+def test_version(runner: Runner) -> None:
+    from ckptflow import __version__
+
+    assert runner("--version").out == f"ckptflow {__version__}\n"
+
+
+def test_usage_errors(runner: Runner, root: str) -> None:
+    lines = ["ls", "ls URL --bogus", "sl URL", "show URL --step x", "show URL --step=-1", "verify URL --all --step 1"]
+    for line in lines:
+        ran = runner(*(root if word == "URL" else word for word in line.split()))
+        assert (ran.code, ran.out) == (2, ""), line
+        assert "Traceback" not in ran.err
+
+
+def test_an_unknown_scheme_names_those_that_work(runner: Runner) -> None:
+    for verb in VERBS:
+        ran = runner(verb, "foo://bucket/run")
+        assert (ran.code, ran.out) == (2, "")
+        assert re.fullmatch(r"ckptflow: foo://bucket/run: .*s3://.*gs://.*\n", ran.err)
+
+
+def test_a_package_that_is_missing_is_named(runner: Runner) -> None:
+    ran = runner("ls", "abfs://container/run")
+    assert ran.code == 2
+    assert "adlfs" in ran.err
+
+
+def test_a_storage_that_refuses(runner: Runner, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions cannot be taken from root, who may run this; so the listing itself refuses."""
+    from ckptflow.storage import local
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", root)
+
+    monkeypatch.setattr(local, "_walk", refuse)
+    ran = runner("ls", root)
+    assert (ran.code, ran.out) == (3, "")
+    assert "check the credentials" in ran.err
+
+
+def test_a_bug_is_told_from_damage(runner: Runner, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ckptflow.cli import ls
+
+    monkeypatch.setattr(ls, "look", lambda *_, **__: 1 / 0)
+    ran = runner("ls", root)
+    assert ran.code == 70
+    assert "ZeroDivisionError" in ran.err
+    assert "Traceback" not in ran.err
+    monkeypatch.setenv("CKPTFLOW_TRACEBACK", "1")
+    from ckptflow.cli import main
+
+    with pytest.raises(ZeroDivisionError):
+        main(["ls", root])
+
+
+def test_options() -> None:
+    pairs = ["key=a=b", "anon=true", "client_kwargs.endpoint_url=http://h:1", "number=007"]
+    pairs += ['client_kwargs.more={"a": 1}']
+    assert storage_options(pairs, '{"key": "old", "client_kwargs": {"region_name": "x"}}') == {
+        "key": "a=b",
+        "anon": True,
+        "number": "007",
+        "client_kwargs": {"region_name": "x", "endpoint_url": "http://h:1", "more": {"a": 1}},
+    }
+    assert storage_options(None, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "text"),
+    [
+        (["hunter2"], None),
+        (["=hunter2"], None),
+        (["a..b=hunter2"], None),
+        (["a=hunter2", "a.b=1"], None),
+        (["a={hunter2"], None),
+        ([], "hunter2"),
+        ([], '["hunter2"]'),
+    ],
+)
+def test_malformed_options_are_not_shown(pairs: list[str], text: str | None) -> None:
+    with pytest.raises(ValueError) as refused:
+        storage_options(pairs, text)
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_on_memory(runner: Runner) -> None:
+    make_root("memory://cli", (1, 2))
+    assert runner("ls", "memory://cli", "--json").json["resumes_from"] == "000000000002-i0001"
+    assert runner("show", "memory://cli", "--step", "1", "--json").json["url"] == "memory://cli/000000000001-i0001"
+    assert runner("verify", "memory://cli/000000000002-i0001").code == 0
+    assert runner("ls", "memory://cli-empty").out == "memory://cli-empty: no checkpoint is here yet\n"
+
+
+def test_on_s3(runner: Runner, moto: servers.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto.make_bucket("cli-bucket")
+    store = open_store("s3://cli-bucket/run", moto.storage_options)
+    make_root(store, (1, 2))
+    store.close()
+    options = ["-o", f"key={servers.S3_KEY}", "-o", f"secret={servers.S3_SECRET}"]
+    options += ["-o", f"client_kwargs.endpoint_url={moto.endpoint}", "-o", "client_kwargs.region_name=us-east-1"]
+    assert runner("ls", "s3://cli-bucket/run", "--json", *options).json["resumes_from"] == "000000000002-i0001"
+    assert runner("verify", "s3://cli-bucket/run", "--all", *options).code == 0
+    monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", json.dumps(moto.storage_options))
+    assert "of run" in runner("show", "s3://cli-bucket/run/000000000001-i0001").out
+    for verb in VERBS:
+        ran = runner(verb, "s3://cli-no-such-bucket/run")
+        assert (ran.code, ran.out) == (3, "")
+        assert "bucket" in ran.err
+        assert servers.S3_SECRET not in ran.err
+
+
+def test_sizes_and_ages() -> None:
+    from datetime import UTC, datetime, timedelta
+
+    told = [size_text(n) for n in (0, 999, 1000, 1536, 10 * 2**20, 3 * 2**40, 5000 * 2**50)]
+    assert told == ["0 B", "999 B", "0.98 KiB", "1.50 KiB", "10.0 MiB", "3.00 TiB", "5000.0 PiB"]
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ages = [age_text(now - timedelta(seconds=s), now) for s in (-5, 1, 2, 119, 120, 7200, 200_000, 10**9)]
+    assert ages == ["just now", "just now", "2 s ago", "119 s ago", "2 min ago", "2 h ago", "2 d ago", "31 y ago"]
+
+
+def test_narrow_terminals_fold_and_lose_nothing(root: str) -> None:
+    ran = run_alone("ls", root, COLUMNS="50")
+    assert max(map(len, ran.out.splitlines())) <= 50
+    assert "workers" not in ran.out
+    assert "newest" in ran.out
