@@ -148,14 +148,13 @@ def _committed_row(
     files = listing.folders[folder]
     is_readable = isinstance(summary, Summary)
     shards = summary.shard_sizes if isinstance(summary, Summary) else _shard_sizes(files)
-    why = None
-    if folder in counting.outside:
-        why = _why_outside(folder, summary, counting)
+    why_damaged = str(summary).partition(f"{folder.manifest_key}: ")[2] or str(summary)  # the line names the folder
+    why = _why_outside(folder, summary, counting) if folder in counting.outside else None
     return Row(
         folder=folder,
         state="newest" if folder == counting.newest else "outside" if why is not None else "counts",
         why=why,
-        problem=_find_problem(shards, files) if is_readable else f"damaged manifest: {summary}",
+        problem=_find_problem(shards, files) if is_readable else f"damaged manifest: {why_damaged}",
         is_pinned=folder in listing.pins,
         size_bytes=sum(shards.values()),
         shard_count=len(shards),

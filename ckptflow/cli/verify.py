@@ -126,7 +126,7 @@ def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verdict:
         manifest = read_manifest(store, folder)
         problems = OpenCheckpoint(store, manifest, pool).verify()
     except CorruptCheckpointError as error:
-        return Verdict(folder, url, 0, (str(error),))
+        return Verdict(folder, url, 0, (str(error).removeprefix(f"{url}/"),))
     except (ObjectNotFoundError, CheckpointGoneError):
         return Verdict(folder, url, 0, is_gone=True)
     return Verdict(folder, url, manifest.size_bytes, tuple(problems))

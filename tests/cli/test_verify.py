@@ -76,7 +76,7 @@ def test_a_truncated_manifest_is_damage(runner: Runner, root: str) -> None:
     os.truncate(Path(root) / "000000000300-i0001" / "manifest.json", 200)
     ran = runner("verify", root)
     assert ran.code == 1
-    assert "manifest.json: its bytes do not match the checksum" in ran.out
+    assert "  manifest.json: its bytes do not match the checksum" in ran.out
     assert runner("verify", root, "--all", "--json").json["checkpoints"][2]["state"] == "damaged"
     assert runner("verify", f"{root}/000000000300-i0001").code == 1
 
