@@ -2,12 +2,16 @@
 
 Each is one JSON object whose last member is `"crc32c"`: eight hex digits over every byte before the comma in front
 of it. Decoding checks, in this order: the size bound, the seal, the format version, the types (unknown members are
-refused), and then that names, bounds and covers agree with one another. Whatever fails raises `CorruptCheckpointError`
-with the key and the reason, but for a version that this code does not know: `UnknownVersionError`.
+refused, and so is a member that stands twice), and then that names, bounds and covers agree with one another. Whatever
+fails raises `CorruptCheckpointError` with the key and the reason, but for a version that this code does not know:
+`UnknownVersionError`. Time and memory are a small multiple of the bytes given, whatever is in them.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 import crc32c
@@ -16,20 +20,27 @@ from msgspec import Meta, Struct, field
 
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
 from ckptflow.format import boxes, dtypes, layout
+from ckptflow.format.shard import unique_members
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256 * 2**20  # about a million tensors
 MAX_RECEIPT_BYTES = 256 * 2**20
 MAX_CLAIM_BYTES = 64 * 2**10
+MAX_NAME_CHARACTERS = 4096
+MAX_RANK = 64  # NumPy's
+MAX_NUMBER = 2**62
+# Lists and objects cost far more memory than the brackets that make them: this many, and one for each 16 bytes, are
+# more than any state needs.
+MAX_CONTAINERS = 2**20
 
-Size = Annotated[int, Meta(ge=0, le=2**62)]
+Size = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
 Crc32c = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Shape = Annotated[tuple[Size, ...], Meta(max_length=255)]
-TensorName = Annotated[str, Meta(min_length=1, max_length=4096)]
+Shape = Annotated[tuple[Size, ...], Meta(max_length=MAX_RANK)]
+TensorName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 ShortText = Annotated[str, Meta(max_length=4096)]
 
-# Why an incarnation started where it did. `fresh` and `rollback` cut off what came before: nothing outside the lineage is
-# ever taken by itself past one of these two.
+# Why an incarnation started where it did. `fresh` and `rollback` cut off what came before: nothing outside the lineage
+# is ever taken by itself past one of these two.
 Reason = Literal["start", "resume", "rollback", "damage", "outside", "fresh"]
 
 
@@ -37,7 +48,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """A part of a manifest or receipt."""
 
 
-class ShardRecord(Record, kw_only=True):
+class ShardRecord(Record, frozen=True, kw_only=True, gc=False):
     """One shard file: its name in the folder, its size, and the crc32c of all its bytes, header included."""
 
     name: ShortText
@@ -45,7 +56,7 @@ class ShardRecord(Record, kw_only=True):
     crc32c: Crc32c
 
 
-class SliceRecord(Record, kw_only=True):
+class SliceRecord(Record, frozen=True, kw_only=True, gc=False):
     """One slice: where its bytes lie (`shard` counts in the list of shards, `offset` from the start of the file), which
     box of its tensor it is, and the crc32c of those bytes."""
 
@@ -56,7 +67,7 @@ class SliceRecord(Record, kw_only=True):
     crc32c: Crc32c
 
 
-class TensorRecord(Record, kw_only=True):
+class TensorRecord(Record, frozen=True, kw_only=True, gc=False):
     """One tensor: its global shape and the slices that cover it exactly once, in row-major order within each slice.
 
     `encoded_bytes` is set for dtypes whose size does not follow from the shape (strings): the slices are then boxes of
@@ -87,13 +98,14 @@ class TensorRecord(Record, kw_only=True):
         return self.shape if self.encoded_bytes is None else (self.encoded_bytes,)
 
 
-class Manifest(Record, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True):
     """The commit record of one checkpoint. Present and whole = committed.
 
     `lineage` names the folders that counted when this incarnation started, up to the one that it restored, and `reason`
-    why it started there. `barrier` is the newest incarnation, this one or one that it builds on, that began with a rollback
-    or a fresh start: folders of lower incarnations outside the lineage were cut off on purpose and are never taken by
-    themselves. `fresh_since` is the same for fresh starts alone: what they left behind is deleted only by hand.
+    why it started there. `barrier` is the newest incarnation, this one or one that it builds on, that began with a
+    rollback or a fresh start: folders of lower incarnations outside the lineage were cut off on purpose and are never
+    taken by themselves. `fresh_since` is the same for fresh starts alone: what they left is deleted only by hand.
+    `metadata` and the values of `python_state` are in the form of `format.values`.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -126,13 +138,13 @@ class Manifest(Record, kw_only=True):
         return sum(shard.size_bytes for shard in self.shards)
 
 
-class ReceiptSlice(SliceRecord, kw_only=True):
+class ReceiptSlice(SliceRecord, frozen=True, kw_only=True, gc=False):
     """One slice that a worker wrote; `shard` counts in the receipt's own list of shards."""
 
     tensor: TensorName
 
 
-class Receipt(Record, kw_only=True):
+class Receipt(Record, frozen=True, kw_only=True):
     """One worker's word that its shards are durable, or, with `failure`, that they will not be.
 
     `digests` holds a crc32c of each replicated tensor that this worker has a copy of and did not write, so that the
@@ -152,7 +164,7 @@ class Receipt(Record, kw_only=True):
     digests: dict[str, Crc32c] = {}
 
 
-class Claim(Record, kw_only=True):
+class Claim(Record, frozen=True, kw_only=True):
     """An incarnation's claim on a root. It fences older incarnations; it never says what counts.
 
     `host`, `pid` and `created_at` are for people. `reason` is read for one purpose: where no manifest of this
@@ -184,81 +196,150 @@ _encoder = msgspec.json.Encoder()
 _HEAD = b'{"format":"ckptflow","version":%d,"kind":"%s"'
 
 
+_MAX_BYTES = {Manifest: MAX_MANIFEST_BYTES, Receipt: MAX_RECEIPT_BYTES, Claim: MAX_CLAIM_BYTES}
+
+
 def encode(record: Manifest | Receipt | Claim) -> bytes:
-    """The sealed JSON of a record, the same bytes for the same record."""
-    body = _encoder.encode(record)
-    head = _HEAD % (record.version, record.kind.encode())
-    body = head + b"," + body[1:-1]
+    """The sealed JSON of a record, the same bytes for the same record.
+
+    Raises ValueError where it would be too large to be read back, or holds text that is no Unicode.
+    """
+    fields = _encoder.encode(record)
+    body = _HEAD % (record.version, record.kind.encode()) + b"," + fields[1:-1]
+    _check_size(len(body) + _SEAL_BYTES, body, type(record))
     return body + b',"crc32c":"%08x"}' % crc32c.crc32c(body)
 
 
 def decode(data: bytes, kind: type[R], where: str) -> R:
     """The record of type `kind` in `data`, checked as the module's docstring says. `where` names it in errors."""
-    body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
-    if len(data) <= _SEAL_BYTES or seal != b',"crc32c":"%08x"}' % crc32c.crc32c(body):
-        raise CorruptCheckpointError(f"{where}: its bytes do not match the checksum at its end ({len(data):,} bytes)")
-    body += b"}"
     try:
+        _check_size(len(data), b"", kind)
+        body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+        if len(data) <= _SEAL_BYTES or seal != b',"crc32c":"%08x"}' % crc32c.crc32c(body):
+            raise ValueError(f"its bytes do not match the checksum at its end ({len(data):,} bytes)")
+        _check_size(len(data), body, kind)
+        body += b"}"
         head = msgspec.json.decode(body, type=_Head)
         if head.format != "ckptflow":
-            raise CorruptCheckpointError(f"{where}: not a ckptflow file, its format is {head.format!r}")
+            raise ValueError(f"not a ckptflow file, its format is {head.format!r}")
         if head.version != FORMAT_VERSION:
             raise UnknownVersionError(
                 f"{where}: format version {head.version} is not known to this ckptflow (it reads version "
                 f"{FORMAT_VERSION}); upgrade ckptflow"
             )
         record = msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        if encode(record)[:-_SEAL_BYTES] != body[:-1]:
+            json.loads(body, object_pairs_hook=unique_members)  # not our own bytes: has it a member twice?
+    except UnknownVersionError:
+        raise
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{where}: {error}") from error
     if isinstance(record, Manifest):
         check_manifest(record, where)
+    elif isinstance(record, Receipt):
+        _check_receipt(record, where)
     return record
 
 
+def _check_size(size_bytes: int, body: bytes, kind: type[Manifest | Receipt | Claim]) -> None:
+    if size_bytes > _MAX_BYTES[kind]:
+        raise ValueError(f"it has {size_bytes:,} bytes; a {kind.__name__.lower()} has at most {_MAX_BYTES[kind]:,}")
+    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS + size_bytes // 16:
+        raise ValueError("it holds too many lists and objects for its size")
+
+
 def check_manifest(manifest: Manifest, where: str) -> None:
-    """Raises `CorruptCheckpointError` unless the manifest's parts agree: names, bounds, and every tensor covered once."""
+    """Raises `CorruptCheckpointError` unless the manifest's parts agree: names, bounds, every tensor covered once.
 
-    def fail(why: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(f"{where}: {why}")
+    What passes here can be encoded, and read back equal.
+    """
+    try:
+        _check_names(manifest)
+        spans: list[list[tuple[int, int]]] = [[] for _ in manifest.shards]
+        sizes = [shard.size_bytes for shard in manifest.shards]
+        for tensor in manifest.tensors:
+            try:
+                check_tensor(tensor)
+                if tensor.components is not None and tensor.shape[0] != manifest.world_size:
+                    raise ValueError(f"has {tensor.shape[0]} components for {manifest.world_size} workers")
+                _add_spans(tensor, sizes, spans)
+            except ValueError as error:
+                raise ValueError(f"tensor {tensor.name!r}: {error}") from error
+        for shard, used in zip(manifest.shards, spans, strict=True):
+            used.sort()
+            if any(end > start for (_, end), (start, _) in itertools.pairwise(used)):
+                raise ValueError(f"slices overlap in {shard.name}")
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{where}: {error}") from error
 
+
+def _check_names(manifest: Manifest) -> None:
     folder = layout.parse_folder(manifest.folder)
     if folder is None or (folder.step, folder.incarnation) != (manifest.step, manifest.incarnation):
-        raise fail(f"folder {manifest.folder!r} is not step {manifest.step} of incarnation {manifest.incarnation}")
+        raise ValueError(
+            f"folder {manifest.folder!r} is not step {manifest.step} of incarnation {manifest.incarnation}"
+        )
     if any(layout.parse_folder(name) is None for name in (*manifest.lineage, *filter(None, [manifest.restored]))):
-        raise fail("its lineage names something that is no folder")
-    for shard in manifest.shards:
-        if layout.parse_shard_name(shard.name) is None:
-            raise fail(f"{shard.name!r} is not the name of a shard")
-    if len({shard.name for shard in manifest.shards}) != len(manifest.shards):
-        raise fail("it names a shard twice")
-    names = [name for tensor in manifest.tensors for name in (tensor.name, *tensor.aliases)]
-    if len(set(names)) != len(names):
-        raise fail("it names a tensor twice")
-    spans: list[list[tuple[int, int]]] = [[] for _ in manifest.shards]
+        raise ValueError("its lineage names something that is no folder")
+    _check_shards(manifest.shards, manifest.world_size)
+    if not all(map(math.isfinite, manifest.metrics.values())):
+        raise ValueError("a metric is not finite")
+    names = {tensor.name for tensor in manifest.tensors}
+    count = len(manifest.tensors)
     for tensor in manifest.tensors:
-        try:
-            check_tensor(tensor)
-        except ValueError as error:
-            raise fail(f"tensor {tensor.name!r}: {error}") from error
-        item_size = 1 if tensor.encoded_bytes is not None else dtypes.item_size_bytes(tensor.dtype)
-        for piece in tensor.slices:
-            size = boxes.volume(piece.shape) * item_size
-            if piece.shard >= len(spans) or piece.offset + size > manifest.shards[piece.shard].size_bytes:
-                raise fail(f"tensor {tensor.name!r}: a slice lies outside its shard")
-            if size:
-                spans[piece.shard].append((piece.offset, piece.offset + size))
-    for shard, used in zip(manifest.shards, spans, strict=True):
-        used.sort()
-        if any(end > start for (_, end), (start, _) in zip(used, used[1:], strict=False)):
-            raise fail(f"slices overlap in {shard.name}")
+        if tensor.aliases:
+            names.update(tensor.aliases)
+            count += len(tensor.aliases)
+    if len(names) != count:
+        raise ValueError("it names a tensor twice")
+    if names and (len(min(names, key=len)) == 0 or len(max(names, key=len)) > MAX_NAME_CHARACTERS):
+        raise ValueError(f"a tensor's name is empty, or longer than {MAX_NAME_CHARACTERS} characters")
+
+
+def _check_shards(shards: tuple[ShardRecord, ...], world_size: int, worker: int | None = None) -> None:
+    """Raises ValueError unless each shard's name is one of a save by so many workers, and of that worker."""
+    for shard in shards:
+        parsed = layout.parse_shard_name(shard.name)
+        if parsed is None or parsed[1] != world_size or worker not in (None, parsed[0]):
+            raise ValueError(f"{shard.name!r} is not the name of one of its shards")
+    if len({shard.name for shard in shards}) != len(shards):
+        raise ValueError("it names a shard twice")
+
+
+def _check_receipt(receipt: Receipt, where: str) -> None:
+    try:
+        _check_shards(receipt.shards, receipt.world_size, receipt.worker)
+        if any(piece.shard >= len(receipt.shards) for piece in receipt.slices):
+            raise ValueError("a slice lies in none of its shards")
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{where}: {error}") from error
 
 
 def check_tensor(tensor: TensorRecord) -> None:
     """Raises ValueError unless the dtype is known and the slices cover the tensor exactly once."""
+    shape = tensor.shape
     if (tensor.encoded_bytes is not None) != dtypes.is_encoded(tensor.dtype):
         raise ValueError(f"dtype {tensor.dtype!r} and encoded_bytes={tensor.encoded_bytes} do not go together")
-    if tensor.size_bytes > 2**62:
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"has {len(shape)} axes, more than {MAX_RANK}")
+    # Axes of no length count as one here: no library makes an array of shape (2**62, 2**62, 0).
+    if math.prod(shape if all(shape) else [n or 1 for n in shape]) * dtypes.item_size_bytes(tensor.dtype) > MAX_NUMBER:
         raise ValueError("is larger than any storage")
-    if tensor.components and not tensor.shape:
+    if tensor.components is not None and (not shape or tensor.encoded_bytes is not None):
         raise ValueError("has components and no axis for them")
-    boxes.check_cover(tensor.storage_shape, [(piece.start, piece.shape) for piece in tensor.slices])
+    slices = tensor.slices
+    if tensor.encoded_bytes is not None:
+        shape = (tensor.encoded_bytes,)
+    if len(slices) != 1 or slices[0].shape != shape or slices[0].start != (0,) * len(shape):
+        boxes.check_cover(shape, [(piece.start, piece.shape) for piece in slices])
+
+
+def _add_spans(tensor: TensorRecord, sizes: list[int], spans: list[list[tuple[int, int]]]) -> None:
+    """Notes the bytes of each slice in its shard. Raises ValueError for a slice outside its shard."""
+    item_size = dtypes.item_size_bytes(tensor.dtype)
+    for piece in tensor.slices:
+        end = piece.offset + math.prod(piece.shape) * item_size
+        if piece.shard >= len(sizes) or end > sizes[piece.shard]:
+            raise ValueError("a slice lies outside its shard")
+        if end > piece.offset:
+            spans[piece.shard].append((piece.offset, end))
