@@ -101,7 +101,7 @@ def as_mapping(state: Any) -> dict[str, Any]:
 def _checkpoint_entries(checkpoint: Any) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     root = checkpoint._root
-    if root is not checkpoint:
+    if root is not None and root is not checkpoint:
         entries.update(as_mapping(root))
     for name, child in tf.train.TrackableView.children(checkpoint).items():
         if name in vars(checkpoint):

@@ -18,7 +18,8 @@ from ckptflow.storage.store import Entry, check_key, check_prefix
 
 PAGE_BYTES = 4096
 DIRECT_MIN_BYTES = 256 * 1024  # below this a direct write costs more than it saves
-RESERVED = ".ckptflow-"  # names that are ours and never listed: temporary files and locks
+RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and locks
+LEFTOVER_NAME = RESERVED + "leftover"  # listed for a folder that holds no object, so that it can be deleted
 _REFRESHED_PREFIX = "lineage/"  # changed before it is listed, so that a network client cannot answer from its cache
 _LOCK_WAIT_S = 2.0
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -33,7 +34,8 @@ class LocalStore:
     Each object is written under a temporary name beside its own (`O_DIRECT` where memory and file system allow, else
     through the page cache), fsynced, and then linked (`create`) or renamed (`put`) to its name; then the folder is
     fsynced, and every folder above it up to the root's parent, whoever made them. A process that dies in between leaves
-    at most a temporary file, which is never listed and goes when the rest of its folder is deleted.
+    at most a temporary file, which is never listed and goes when the rest of its folder is deleted. A folder that holds
+    no object is listed by one name, `.ckptflow-leftover`, which is there only to be deleted.
 
     Where the file system has no hard links, `create` takes `.ckptflow-lock-NAME` by `O_EXCL`, looks, renames, and gives
     it back: as exclusive, but a crash just there leaves the lock. It blocks no other name; `create` of that same name
@@ -91,7 +93,7 @@ class LocalStore:
             raise from_os_error(error, "list", error.filename or folder) from error
 
     def delete(self, keys: Sequence[str]) -> None:
-        paths = [self._path(key) for key in keys]
+        paths = [self._path(key, is_leftover=key.endswith("/" + LEFTOVER_NAME)) for key in keys]
         failed: list[OSError] = []
         for path in paths:
             try:
@@ -130,9 +132,9 @@ class LocalStore:
                 pass
             raise StorageError(f"{self._root}: the folder was removed or unmounted while it was in use")
 
-    def _path(self, key: str) -> str:
+    def _path(self, key: str, *, is_leftover: bool = False) -> str:
         self._check_open()
-        if f"/{RESERVED}" in f"/{check_key(key)}":
+        if f"/{RESERVED}" in f"/{check_key(key)}" and not is_leftover:
             raise ValueError(f"not a storage key: {key!r} ({RESERVED}… names are this store's own)")
         return os.path.join(self._root, key)
 
@@ -376,12 +378,14 @@ def _walk(folder: str, prefix: str) -> Iterator[Entry]:
     pending = [(folder, prefix)]
     while pending:
         folder, prefix = pending.pop()
+        is_leftover = bool(prefix)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     key = prefix + entry.name
                     if entry.name.startswith(RESERVED) or not _is_key(key) or key == "lost+found":
                         continue
+                    is_leftover = False
                     try:
                         if entry.is_dir(follow_symlinks=False):
                             pending.append((entry.path, key + "/"))
@@ -391,6 +395,8 @@ def _walk(folder: str, prefix: str) -> Iterator[Entry]:
                         continue
         except (FileNotFoundError, NotADirectoryError):
             continue
+        if is_leftover:
+            yield Entry(prefix + LEFTOVER_NAME, 0)
 
 
 def _is_key(key: str) -> bool:

@@ -1,0 +1,62 @@
+"""Two and three real worker processes under MultiWorkerMirroredStrategy: what only more than one can get wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckptflow
+from tests.processes import run_workers
+
+
+def run(name: str, count: int, root: Path) -> list[str]:
+    results = run_workers(f"tests.manager.workers:{name}", count, env={"ROOT": str(root)}, timeout_s=180)
+    for result in results:
+        assert "well" in result.output, result.output
+    return [result.output for result in results]
+
+
+def test_workers_share_the_bytes_and_another_number_resumes(tmp_path: Path) -> None:
+    run("save_and_restore", 2, tmp_path)
+    manifest = json.loads((tmp_path / "000000000002-i0001" / "manifest.json").read_bytes())
+    written = {0: 0, 1: 0}
+    for shard in manifest["shards"]:
+        assert shard["size_bytes"] <= 2**21
+        written[int(shard["name"].split("-")[1])] += shard["size_bytes"]
+    assert abs(written[0] - written[1]) <= 0.05 * sum(written.values()) / 2
+    small = next(t for t in manifest["tensors"] if t["name"] == "m/small")
+    assert manifest["shards"][small["slices"][0]["shard"]]["name"].startswith("shard-00000-of-00002")
+    run("restore_only", 3, tmp_path)
+    with ckptflow.open_checkpoint(tmp_path) as checkpoint:
+        assert (checkpoint.checkpoint.step, checkpoint.manifest.world_size) == (4, 3)
+        np.testing.assert_array_equal(checkpoint["m/large"], np.arange(3_000_000, dtype=np.float32) + 1)
+        assert checkpoint.verify() == []
+
+
+def test_replicas_that_differ_are_named(tmp_path: Path) -> None:
+    outputs = run("diverged", 2, tmp_path)
+    with ckptflow.open_checkpoint(tmp_path) as checkpoint:
+        names = checkpoint.manifest.diverged
+        assert [name.rpartition("/")[2] for name in names] == ["moving_mean", "moving_variance"]
+        for name in names:
+            np.testing.assert_array_equal(checkpoint[name], np.ones(4, np.float32))  # the chief's, whole
+    assert "differ between workers" in outputs[0]
+
+
+def test_a_worker_that_cannot_write(tmp_path: Path) -> None:
+    run("one_worker_fails", 2, tmp_path)
+    assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [1, 3]
+
+
+def test_a_worker_that_never_reports(tmp_path: Path) -> None:
+    run("a_worker_never_reports", 2, tmp_path)
+    assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [1]
+
+
+def test_one_workers_mistake_raises_on_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run("errors_reach_all", 2, tmp_path)

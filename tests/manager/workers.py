@@ -1,0 +1,153 @@
+"""What the worker processes of test_workers.py run: each function is one program, the same on every worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import ckptflow
+from ckptflow import CheckpointManager, PeerError, SaveFailedError
+
+ROOT = Path(os.environ.get("ROOT", "."))
+# Before anything else touches TensorFlow.
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+worker = strategy.cluster_resolver.task_id
+
+
+def make_variables(lengths: dict[str, int]) -> tf.Module:
+    module = tf.Module()
+    with strategy.scope():
+        for name, length in lengths.items():
+            setattr(module, name, tf.Variable(tf.range(length, dtype=tf.float32)))
+    return module
+
+
+def values(module: tf.Module) -> dict[str, Any]:
+    return {v.name: v.values[0].numpy() for v in module.variables}
+
+
+def save_and_restore() -> None:
+    """Large tensors are divided, small ones the chief's; every worker gets everything back."""
+    module = make_variables({"large": 3_000_000, "wide": 700_000, "small": 10})
+    state = {"m": module}
+    with CheckpointManager(ROOT, state, strategy=strategy, shard_bytes=2**21, memory_budget_bytes=2**23) as manager:
+        assert manager.restore_latest() is None
+        pending = manager.save(1, metrics={"loss": 0.5})
+        assert pending.result().step == 1
+        for v in module.variables:
+            v.assign_add(tf.ones_like(v))
+        manager.save(2)
+        manager.wait()
+        for v in module.variables:
+            v.assign(tf.zeros_like(v))
+    with CheckpointManager(ROOT, state, strategy=strategy) as manager:
+        restored = manager.restore_latest()
+        assert restored is not None
+        assert (restored.step, restored.incarnation) == (2, 1)
+        for v in module.variables:
+            np.testing.assert_array_equal(v.values[0].numpy(), np.arange(v.shape[0], dtype=np.float32) + 1)
+        manager.save(3)
+    print("well")
+
+
+def restore_only() -> None:
+    """Another number of workers."""
+    module = make_variables({"large": 3_000_000, "wide": 700_000, "small": 10})
+    with CheckpointManager(ROOT, {"m": module}, strategy=strategy) as manager:
+        restored = manager.restore_latest()
+        assert restored is not None
+        assert restored.step == 3
+        for v in module.variables:
+            np.testing.assert_array_equal(v.values[0].numpy(), np.arange(v.shape[0], dtype=np.float32) + 1)
+        manager.save(4)
+    print("well")
+
+
+def diverged() -> None:
+    """Keras 3's BatchNormalization differs between workers: the chief's is kept whole, and the names are reported."""
+    import keras
+
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([4]), keras.layers.BatchNormalization(), keras.layers.Dense(2)])
+    for v in model.non_trainable_variables:
+        strategy.run(lambda v=v: v._value.assign(tf.fill(v.shape, float(worker + 1))))
+    with CheckpointManager(ROOT, {"model": model}, strategy=strategy) as manager:
+        manager.save(1)
+    print("well")
+
+
+def one_worker_fails() -> None:
+    """Worker 1 cannot write: it says so, the chief hears it at once, both raise, and the next save goes well."""
+    module = make_variables({"large": 1_000_000})
+    manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy)
+    manager.save(1).result()
+    if worker == 1:
+        from ckptflow.errors import StorageUnavailableError
+
+        real = manager._store.put
+
+        def fail_shards(key: str, data: memoryview) -> None:
+            if "shard" in key:
+                raise StorageUnavailableError("503 from the test")
+            real(key, data)
+
+        manager._store.put = fail_shards  # type: ignore[method-assign]
+    started = time.monotonic()
+    manager.save(2)
+    try:
+        manager.wait()
+        raise SystemExit("nothing was raised")
+    except (SaveFailedError, PeerError) as error:
+        assert "503 from the test" in str(error), error
+    assert time.monotonic() - started < 60  # not commit_timeout_s
+    if worker == 1:
+        manager._store.put = real  # type: ignore[method-assign]
+    manager.save(3)
+    manager.close()
+    print("well")
+
+
+def a_worker_never_reports() -> None:
+    """Worker 1's background hangs: the deadline passes, and the message says who is missing."""
+    module = make_variables({"large": 1_000_000})
+    manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy, commit_timeout_s=3)
+    manager.save(1).result()
+    if worker == 1:
+        manager._store.put = lambda key, data: time.sleep(8)  # type: ignore[method-assign]
+    manager.save(2)
+    try:
+        manager.wait()
+        raise SystemExit("nothing was raised")
+    except (ckptflow.CommitTimeoutError, PeerError) as error:
+        assert "worker(s) 1 of 2 did not report" in str(error), error
+    print("well")
+    os._exit(0)
+
+
+def errors_reach_all() -> None:
+    """What one worker alone gets wrong raises on all, in the same call, and the next call works."""
+    module = make_variables({"v": 10})
+    with CheckpointManager(ROOT, {"m": module}, strategy=strategy) as manager:
+        try:
+            manager.save(1, metrics={"loss": float("nan") if worker == 1 else 0.0})
+            raise SystemExit("nothing was raised")
+        except (ValueError, PeerError) as error:
+            assert "loss" in str(error), error
+        try:
+            manager.save(2 + worker)
+            raise SystemExit("nothing was raised")
+        except ckptflow.UsageError as error:
+            assert "different steps" in str(error), error
+        manager.save(5).result()
+        try:
+            manager.restore(7)
+            raise SystemExit("nothing was raised")
+        except ckptflow.CheckpointNotFoundError as error:
+            assert "step 7" in str(error), error
+        assert manager.restore(5).step == 5
+    print("well")
