@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ckptflow.commit.catalog import Counting, Listing, Summary
+from ckptflow.commit.catalog import (
+    Counting,
+    Listing,
+    Summaries,
+    Summary,
+    find_counting,
+    list_claims,
+    list_root,
+)
+from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
-from ckptflow.errors import CorruptCheckpointError
+from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
 from ckptflow.storage.store import Store
 
@@ -140,3 +149,36 @@ def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]
         if keys:
             store.delete(keys)
     return sum(sum(files[folder].values()) for folder in deletions)
+
+
+def refuse_by_hand(listing: Listing, counting: Counting) -> str | None:
+    """Why nothing may be pruned from outside now, or None.
+
+    An incarnation that has started and committed nothing may be resuming from any of the checkpoints that count, and
+    whatever an older one has committed since looks newest and is not.
+    """
+    if listing.top_number <= counting.incarnation:
+        return None
+    return (
+        f"incarnation {listing.top_number} has started and committed nothing yet, and may be resuming from what would "
+        "be deleted; prune after its first save, or, if that job is gone for good, after the first save of the next one"
+    )
+
+
+def prune_by_hand(
+    store: Store, summaries: Summaries, policies: Sequence[Policy], *, dry_run: bool = False
+) -> PrunePlan:
+    """Plans and, but for a `dry_run`, does from outside and without a claim what an incarnation would prune.
+
+    Raises `UsageError` where `refuse_by_hand` says so; then nothing was deleted.
+    """
+    listing = list_root(store)
+    claims = {*listing.claims, *list_claims(store)}  # listed last, as in an incarnation's own fence check
+    counting = find_counting(listing, find_run_id(store, listing, summaries), summaries.get)
+    plan = plan_prune(listing, counting, summaries.get, policies, incarnation=counting.incarnation)
+    why_not = refuse_by_hand(replace(listing, claims=tuple(claims)), counting)
+    if not dry_run:
+        if why_not is not None:
+            raise UsageError(f"{store.url}: nothing was pruned: {why_not}")
+        act(store, plan, listing.folders)
+    return plan

@@ -1,0 +1,476 @@
+"""Every interleaving of a few incarnations that run the real commit code over one storage, breadth first.
+
+A process is one incarnation: real code (`lives.py`) in a greenlet that hands over control before every storage call.
+One call is one step. What a process does next depends on nothing but the results that it has got, so each process is
+explored as a tree of results: its code runs once for each new history, not once for each interleaving. A state is the
+storage's content, each process's place in its tree, creates still under way, what was promised, and the faults left.
+
+What is covered, exhaustively for each scenario of `scenarios.py`: every order of the storage calls of its processes; a
+crash before every call (a process that is never scheduled again: the invariants hold in every state, so also there);
+zombies (scheduled late); deletes key by key; and, as many as the scenario's budget says: creates whose reply is lost
+(landed; landed and tried again below; still under way, to land at any later time or never; the same until the deadline
+has passed), reads that time out, one shard or manifest damaged, rollbacks, old claims removed.
+
+Not covered: more processes, saves and faults than a scenario has; more than one worker in an incarnation (the votes are
+tested in `tests/commit`); listings are one step, but for the scenarios "in pages"; claims that are lost while their
+incarnation lives and has no folder yet. One more thing nothing can prevent, and I5 leaves out: a create that is still
+under way, or sent again, when its checkpoint has been committed and pruned makes a ghost, a manifest without shards.
+I1 to I4 hold with ghosts, too: one is never the newest that counts, and the next prune takes it.
+
+Two reductions. Histories of one process are one where everything that its code still holds is equal (`Process.merge`:
+after the look, before and after a claim, after a start and after a save). And reading a claim that is there is taken at
+once where nothing can remove claims, since it commutes with every other call; processes with the same program start in
+order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import greenlet
+
+from ckptflow.errors import ObjectExistsError, ObjectNotFoundError, StorageUnavailableError
+from ckptflow.storage.store import Entry
+
+Op = tuple[Any, ...]  # ("put" | "create", key, data) ("get" | "delete", key) ("list", prefix, after) ("choose", what)
+Content = dict[str, bytes]
+PAST_EVERY_DEADLINE_S = 1e6
+GHOST = "ghost of "  # marks a folder whose manifest was deleted: a create under way can bring it back, without shards
+
+
+class Result(NamedTuple):
+    """What a call gives its process: a value, or an error to raise; the process's clock goes on by `advance_s`."""
+
+    value: Any = None
+    error: type[Exception] | None = None
+    advance_s: float = 0.0
+
+
+class Facts(NamedTuple):
+    """What a process has shown of itself so far: ghost history that invariants read and the code does not."""
+
+    number: int = 0  # the incarnation that it acts for, once it has listed after its claim
+    base: str = ""  # the folder that it resumed from
+    copies: bool = False  # it is to save that one again first
+    goes_back: bool = False  # it was asked for a step by a person, who may ask for what is not there
+    ends: str = ""  # "done", or the name of the error that ended it
+
+
+NOTHING_YET = Facts()
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A process's place: it has got some results, and waits in front of `op`."""
+
+    process: Process
+    parent: Node | None
+    result: Result | None
+    op: Op | None = None
+    facts: Facts = NOTHING_YET
+    promises: tuple[tuple[str, ...], ...] = ()  # acknowledged in the step that led here: ancestry, itself last
+    parked: Any = None
+    children: dict[Result, Node] = field(default_factory=dict)
+
+    def after(self, result: Result) -> Node:
+        """The place where the process is once its call has given `result`."""
+        child = self.children.get(result)
+        if child is None:
+            child = self.children[result] = self.process.advance(self, result)
+        return child
+
+
+class Process:
+    """One program, as the tree of all histories met so far. `index` seeds its ids."""
+
+    def __init__(self, index: int, name: str, program: Callable[[Process], None], *, pages: int = 0) -> None:
+        self.index, self.name, self.program, self.pages = index, name, program, pages
+        self.clock_s = 0.0
+        self.draws = 0
+        self.facts = Facts()
+        self.promises: list[tuple[str, ...]] = []
+        self.unpromised: tuple[str, ...] = ()
+        self.holds: Callable[[], Any] = lambda: None
+        self._main: Any = None
+        self.node_count = 0
+        self._merge_key: Any = None
+        self._merged: dict[Any, Node] = {}
+        self.root = Node(self, None, None)
+        self._run(self.root, greenlet.greenlet(self._live), None)
+
+    def advance(self, node: Node, result: Result) -> Node:
+        """Runs the code from `node`'s call to its next one; where its stack was used for a sibling, from the start."""
+        child = Node(self, node, result)
+        parked, node.parked = node.parked, None
+        if parked is None:
+            parked = self._replay(node)
+        self._run(child, parked, result)
+        if self._merge_key is None:
+            return child
+        return self._merged.setdefault((self._merge_key, child.op, child.facts, child.promises, self.clock_s), child)
+
+    def _replay(self, node: Node) -> Any:
+        path: list[Node] = []
+        step: Node | None = node
+        while step is not None:
+            path.append(step)
+            step = step.parent
+        running = greenlet.greenlet(self._live)
+        scratch = Node(self, None, None)
+        for place in reversed(path):
+            self._run(scratch, running, place.result)
+            if scratch.op != place.op:
+                raise RuntimeError(f"{self.name} is not deterministic: {scratch.op} where it was {place.op}")
+        return running
+
+    def _run(self, node: Node, running: Any, result: Result | None) -> None:
+        global _current
+        before, _current = _current, self
+        self._main = greenlet.getcurrent()
+        self.promises, self._merge_key = [], None
+        if result is not None and node.parent is not None:
+            self._restore(running)
+        elif result is None:
+            self.clock_s, self.draws, self.facts, self.unpromised, self.holds = 0.0, 0, Facts(), (), lambda: None
+        try:
+            node.op = running.switch(result)
+        finally:
+            _current = before
+        running.saved = (self.clock_s, self.draws, self.facts, self.unpromised, self.holds)
+        node.facts, node.promises = self.facts, tuple(self.promises)
+        node.parked = None if running.dead else running
+        self.node_count += 1
+
+    def _restore(self, running: Any) -> None:
+        self.clock_s, self.draws, self.facts, self.unpromised, self.holds = running.saved
+
+    def _live(self, _: Any) -> None:
+        try:
+            self.program(self)
+            ends = "done"
+        except Exception as error:
+            ends = type(error).__name__
+        self.facts = self.facts._replace(ends=ends)
+
+    # What the program calls
+
+    def call(self, *op: Any) -> Any:
+        """Waits in front of `op` until it is this process's turn, and returns or raises what it gives."""
+        result: Result = self._main.switch(op)
+        self.clock_s += result.advance_s
+        if result.error is not None:
+            raise result.error(f"{op[0]} {op[1]}")
+        return result.value
+
+    def merge(self, *everything: Any) -> None:
+        """Says that what follows depends on `everything`, and what the process `holds`, alone: histories that agree in
+        that are one from here on."""
+        self._merge_key = (repr(everything), repr(self.holds()), self.draws)
+
+    def show(self, **facts: Any) -> None:
+        self.facts = self.facts._replace(**facts)
+
+    def promise(self, ancestry: tuple[str, ...]) -> None:
+        self.promises.append(ancestry)
+
+
+_current: Process | None = None
+
+
+def current() -> Process:
+    """The process whose code is running now."""
+    if _current is None:
+        raise RuntimeError("no process is running")
+    return _current
+
+
+class YieldingStore:
+    """The `Store` of one process: each verb is one call, a delete one for each key."""
+
+    url = "memory://root"
+    is_create_only = True
+    is_object_store = True
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def put(self, key: str, data: memoryview) -> None:
+        self._process.call("put", key, bytes(data))
+
+    def create(self, key: str, data: memoryview) -> None:
+        self._process.call("create", key, bytes(data))
+
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        data = self._process.call("get", key)[start : start + len(into)]
+        into[: len(data)] = data
+        return len(data)
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        found: list[Entry] = []
+        while True:
+            after = found[-1].key if found else ""
+            page = self._process.call("list", prefix, after, self._process.pages)
+            found += [Entry(key, size) for key, size in page]
+            if not self._process.pages or len(page) < self._process.pages:
+                return found
+
+    def delete(self, keys: Any) -> None:
+        for key in keys:
+            self._process.call("delete", key)
+
+    def close(self) -> None:
+        pass
+
+
+class Budget(NamedTuple):
+    """How many of each fault may still happen."""
+
+    lost: int = 0  # creates whose reply is lost
+    timeouts: int = 0  # reads of a shard that time out
+    damages: int = 0  # shards or manifests whose bytes go wrong
+    rollbacks: int = 0
+    trims: int = 0  # claims below the newest that are removed
+
+
+class State(NamedTuple):
+    """One state of the whole; small numbers and tuples, so that it hashes fast. `content` is interned."""
+
+    content: int
+    nodes: tuple[Node, ...]
+    flying: frozenset[tuple[str, bytes]]
+    promised: frozenset[str]
+    damaged: frozenset[str]
+    budget: Budget
+
+
+class Storage:
+    """All contents met, interned; what each call does to each."""
+
+    def __init__(self) -> None:
+        self._ids: dict[frozenset[tuple[str, bytes]], int] = {}
+        self.contents: list[Content] = []
+        self._lists: dict[tuple[int, Op], Result] = {}
+        self._writes: dict[tuple[int, str, bytes | None], int] = {}
+
+    def intern(self, content: Content) -> int:
+        key = frozenset(content.items())
+        if key not in self._ids:
+            self._ids[key] = len(self.contents)
+            self.contents.append(content)
+        return self._ids[key]
+
+    def write(self, content: int, key: str, data: bytes | None) -> int:
+        """The content after `key` holds `data`; None deletes it."""
+        memo = (content, key, data)
+        if memo not in self._writes:
+            after = dict(self.contents[content])
+            if data is None:
+                after.pop(key, None)
+            else:
+                after[key] = data
+            self._writes[memo] = self.intern(after)
+        return self._writes[memo]
+
+    def list(self, content: int, op: Op) -> Result:
+        memo = (content, op)
+        if memo not in self._lists:
+            _, prefix, after, pages = op
+            found = sorted((k, len(v)) for k, v in self.contents[content].items() if k.startswith(prefix) and k > after)
+            self._lists[memo] = Result(tuple(found[:pages] if pages else found))
+        return self._lists[memo]
+
+
+class ViolationError(Exception):
+    """An invariant does not hold; the text starts with its name."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What one search found."""
+
+    states: int
+    steps: int
+    histories: int
+    seconds: float
+    broken: str = ""
+    trace: tuple[str, ...] = ()
+    is_complete: bool = True
+
+
+OK, EXISTS = Result(), Result(error=ObjectExistsError)
+MISSING, SILENT = Result(error=ObjectNotFoundError), Result(error=StorageUnavailableError)
+SILENT_FOR_LONG = Result(error=StorageUnavailableError, advance_s=PAST_EVERY_DEADLINE_S)
+
+Move = tuple[str, State, int]  # what happens, the state after it, the process that did it (-1: nobody's)
+
+
+class Explorer:
+    """Moves between states; `promised_after` keeps the ghost history (see `invariants`)."""
+
+    def __init__(self, storage: Storage, promised_after: Callable[[State, State, int], State]) -> None:
+        self.storage = storage
+        self._promised_after = promised_after
+
+    def outcomes(self, state: State, op: Op) -> Iterator[tuple[str, Result, State]]:
+        """What a call can give, the usual first, and the state that it leaves but for the process's own place."""
+        storage, content, budget = self.storage, state.content, state.budget
+        verb, key = op[0], op[1]
+        held = storage.contents[content].get(key)
+        if verb == "get":
+            yield "", MISSING if held is None else Result(held), state
+            if budget.timeouts and key.endswith(".safetensors"):
+                yield "times out", SILENT, state._replace(budget=budget._replace(timeouts=budget.timeouts - 1))
+        elif verb == "list":
+            yield "", storage.list(content, op), state
+        elif verb == "put":
+            yield "", OK, state._replace(content=storage.write(content, key, op[2]))
+        elif verb == "delete":
+            left = state.damaged
+            if key.endswith("/manifest.json") and held is not None:
+                left |= {GHOST + key.partition("/")[0]}
+            yield "", OK, state._replace(content=storage.write(content, key, None), damaged=left)
+        elif verb == "create":
+            yield from self._creates(state, key, op[2], held)
+        elif verb == "choose":
+            yield "", Result(False), state
+            if getattr(budget, key):
+                yield key, Result(True), state._replace(budget=budget._replace(**{key: getattr(budget, key) - 1}))
+
+    def _creates(self, state: State, key: str, data: bytes, held: bytes | None) -> Iterator[tuple[str, Result, State]]:
+        landed = state._replace(content=self.storage.write(state.content, key, data)) if held is None else state
+        yield ("taken" if held is not None else ""), (EXISTS if held is not None else OK), landed
+        if not state.budget.lost:
+            return
+        budget = state.budget._replace(lost=state.budget.lost - 1)
+        if held is None:
+            yield "lands, its reply is lost", SILENT, landed._replace(budget=budget)
+            yield "lands, tried again below", EXISTS, landed._replace(budget=budget)
+        late = state._replace(flying=state.flying | {(key, data)}, budget=budget)
+        yield "no reply, still under way", SILENT, late
+        yield "no reply until the deadline, still under way", SILENT_FOR_LONG, late
+
+    def moves(self, state: State) -> Iterator[Move]:
+        """Every step that can come next."""
+        for i, node in enumerate(state.nodes):
+            if node.op is not None and self._is_first_alike(state, i):
+                yield from self._moves_of(state, i, node.op)
+        yield from self._nobodys(state)
+
+    def _moves_of(self, state: State, i: int, op: Op) -> Iterator[Move]:
+        for how, result, after in self.outcomes(state, op):
+            node = state.nodes[i].after(result)
+            after = after._replace(nodes=(*state.nodes[:i], node, *state.nodes[i + 1 :]))
+            yield (
+                f"{node.process.name} {op[0]}s {op[1]}" + (f" ({how})" if how else ""),
+                self._promised_after(state, after, i),
+                i,
+            )
+
+    def eager(self, state: State) -> Move | None:
+        """A step that commutes with every other one: a read of a claim that is there and cannot be removed."""
+        if state.budget.trims:
+            return None
+        for i, node in enumerate(state.nodes):
+            op = node.op
+            is_claim = op is not None and op[0] == "get" and op[1].startswith("lineage/")
+            if op is not None and is_claim and op[1] in self.storage.contents[state.content]:
+                return next(self._moves_of(state, i, op))
+        return None
+
+    @staticmethod
+    def _is_first_alike(state: State, i: int) -> bool:
+        node = state.nodes[i]
+        if node.parent is not None or i == 0:
+            return True
+        before = state.nodes[i - 1]
+        return before.parent is not None or before.process.program is not node.process.program
+
+    def _nobodys(self, state: State) -> Iterator[Move]:
+        storage, budget = self.storage, state.budget
+        for key, data in sorted(state.flying):
+            after = state._replace(flying=state.flying - {(key, data)})
+            if key not in storage.contents[state.content]:
+                after = after._replace(content=storage.write(state.content, key, data))
+            yield f"the late {key} lands", self._promised_after(state, after, -1), -1
+        if budget.damages:
+            spent = budget._replace(damages=budget.damages - 1)
+            committed = [k for k in storage.contents[state.content] if k.endswith("/manifest.json")]
+            for manifest in sorted(committed):
+                folder = manifest.partition("/")[0]
+                files = [k for k in storage.contents[state.content] if k.startswith(folder + "/")]
+                for key in sorted(files) if folder not in state.damaged else ():
+                    bad = storage.write(state.content, key, b"?" * len(storage.contents[state.content][key]))
+                    after = state._replace(content=bad, budget=spent, damaged=state.damaged | {folder})
+                    yield f"{key} is damaged", self._promised_after(state, after, -1), -1
+        if budget.trims:
+            claims = sorted(k for k in storage.contents[state.content] if k.startswith("lineage/"))
+            for key in claims[:-1]:
+                spent = budget._replace(trims=budget.trims - 1)
+                gone = state._replace(content=storage.write(state.content, key, None), budget=spent)
+                yield f"old {key} is removed", gone, -1
+
+    def alone(self, content: int, node: Node) -> tuple[Facts, int, tuple[tuple[str, ...], ...]]:
+        """Lets one process run to its end with nobody else there: what it shows, what it leaves, what it promises."""
+        state = State(content, (node,), frozenset(), frozenset(), frozenset(), Budget())
+        promises: list[tuple[str, ...]] = []
+        for _ in range(400):
+            place = state.nodes[0]
+            if place.op is None:
+                return place.facts, state.content, tuple(promises)
+            _, result, after = next(self.outcomes(state, place.op))
+            place = place.after(result)
+            promises += place.promises
+            state = after._replace(nodes=(place,))
+        return place.facts._replace(ends="stuck"), state.content, tuple(promises)
+
+
+def search(
+    explorer: Explorer,
+    start: State,
+    check: Callable[[State | None, State, int], None],
+    *,
+    max_states: int,
+) -> Report:
+    """Breadth first from `start` until all is seen, `check` raises, or `max_states` is reached. Traces are shortest."""
+    began = time.monotonic()
+    came_from: dict[State, tuple[State, str] | None] = {start: None}
+    todo = deque([start])
+    steps = 0
+    processes = {node.process for node in start.nodes}
+
+    def report(broken: str = "", trace: tuple[str, ...] = (), *, is_complete: bool = True) -> Report:
+        histories = sum(process.node_count for process in processes)
+        return Report(len(came_from), steps, histories, time.monotonic() - began, broken, trace, is_complete)
+
+    try:
+        check(None, start, -1)
+    except ViolationError as violation:
+        return report(str(violation))
+    while todo:
+        state = todo.popleft()
+        eager = explorer.eager(state)
+        for what, after, by in [eager] if eager is not None else explorer.moves(state):
+            steps += 1
+            if after in came_from:
+                continue
+            came_from[after] = (state, what)
+            try:
+                check(state, after, by)
+            except ViolationError as violation:
+                return report(str(violation), _trace(came_from, after))
+            todo.append(after)
+        if len(came_from) >= max_states:
+            return report(is_complete=False)
+    return report()
+
+
+def _trace(came_from: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:
+    path: list[str] = []
+    while (step := came_from[state]) is not None:
+        state, what = step
+        path.append(what)
+    return tuple(reversed(path))

@@ -1,0 +1,195 @@
+"""The five invariants of the commit protocol, as functions over the storage's content and ghost history.
+
+What counts, and what the ancestry of each checkpoint is, is read here from the bytes by an independent rule; only I2
+and I4, which speak of what the next life does, ask the real code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.format import layout
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest, decode
+from tests.protocol.explorer import GHOST, Content, Explorer, Facts, Node, State, ViolationError
+from tests.protocol.lives import Ancestry, parse_ancestry
+
+parse_folder = lru_cache(10_000)(layout.parse_folder)
+parse_claim_key = lru_cache(10_000)(layout.parse_claim_key)
+
+
+@lru_cache(100_000)
+def read_manifest(data: bytes) -> Manifest | None:
+    try:
+        return decode(data, Manifest, "manifest")
+    except CorruptCheckpointError:
+        return None
+
+
+def manifests_in(content: Content) -> dict[Folder, Manifest | None]:
+    """Every folder that holds a manifest, None where that is damaged."""
+    found: dict[Folder, Manifest | None] = {}
+    for key, data in content.items():
+        head, _, name = key.partition("/")
+        folder = parse_folder(head)
+        if folder is not None and name == "manifest.json":
+            found[folder] = read_manifest(data)
+    return found
+
+
+def counting_in(content: Content) -> set[Folder]:
+    """What counts: the newest incarnation that has a manifest, and what its lineage names. Rule 3, in three lines."""
+    found = manifests_in(content)
+    newest = max((folder.incarnation for folder in found), default=0)
+    lineage = {name for f, m in found.items() if m and f.incarnation == newest for name in m.lineage}
+    return {folder for folder in found if folder.incarnation == newest or str(folder) in lineage}
+
+
+def top_number(content: Content) -> int:
+    claims = (parse_claim_key(key) or 0 for key in content)
+    folders = (folder.incarnation for key in content if (folder := parse_folder(key.partition("/")[0])))
+    return max([0, *claims, *folders])
+
+
+def ancestry_in(content: Content, folder: Folder) -> Ancestry:
+    """The ancestry that a committed checkpoint's shards hold; empty where they are gone."""
+    manifest = read_manifest(content.get(folder.manifest_key, b""))
+    data = content.get(folder.key(manifest.shards[0].name)) if manifest else None
+    try:
+        return parse_ancestry(data) if data else ()
+    except UnicodeDecodeError:
+        return ()
+
+
+def check_base_is_kept(before: Content, after: Content, by: Facts, others: Iterable[Facts]) -> None:
+    """I1: what an incarnation resumes from is never deleted by an older one before it has committed something newer."""
+    there = set(manifests_in(before))
+    for folder in there - set(manifests_in(after)):
+        for other in others:
+            has_committed = any(f.incarnation == other.number for f in there)
+            waits = other.number and not has_committed and not other.copies and not other.ends
+            if waits and other.base == str(folder) and other.number > by.number:
+                raise ViolationError(f"I1: incarnation {by.number} deleted {folder}, from which {other.number} resumed")
+
+
+def check_promises(promised: Iterable[str], restored: Ancestry) -> None:
+    """I2: an acknowledged commit is what the next life restores, or something that builds on it."""
+    for name in promised:
+        if name not in restored:
+            what = restored[-1] if restored else "nothing"
+            raise ViolationError(f"I2: {name} was acknowledged, and the next life restores {what}")
+
+
+def check_claims(processes: Iterable[Facts]) -> None:
+    """I3: no two incarnations act on one claim."""
+    held = [facts.number for facts in processes if facts.number and facts.ends in ("", "done")]
+    if len(held) != len(set(held)):
+        raise ViolationError(f"I3: two incarnations act on one claim: {sorted(held)}")
+
+
+def check_lives(facts: Facts, *, may_find_damage: bool) -> None:
+    """I4: a lone live incarnation can always restore and commit."""
+    fine = {"done"} | ({"CorruptCheckpointError"} if may_find_damage else set())
+    fine |= {"CheckpointNotFoundError"} if facts.goes_back else set()
+    if facts.ends not in fine:
+        raise ViolationError(f"I4: a lone incarnation ends by {facts.ends}")
+
+
+def check_shards_are_there(content: Content, damaged: Iterable[str]) -> None:
+    """I5: nothing that counts lacks its shards (but for what was damaged from outside)."""
+    for folder in counting_in(content):
+        manifest = read_manifest(content[folder.manifest_key])
+        if manifest is None or {str(folder), GHOST + str(folder)} & {*damaged}:
+            continue
+        for shard in manifest.shards:
+            if len(content.get(folder.key(shard.name), b"")) != shard.size_bytes:
+                raise ViolationError(f"I5: {folder} counts, and {shard.name} is gone")
+
+
+class Invariants:
+    """All five, checked at every new state; what depends on the content alone is checked once for each content.
+
+    `next_life` is the program's root of an incarnation that nobody has met yet, `choices` the steps that a person asked
+    for, which may fail without breaking I4.
+    """
+
+    def __init__(self, explorer: Explorer, next_life: Node) -> None:
+        self._explorer = explorer
+        self._next_life = next_life
+        self._restored: dict[int, tuple[Ancestry, Facts]] = {}
+        self._ends: dict[tuple[int, Node], Facts] = {}
+        self._sound: set[tuple[int, frozenset[str]]] = set()
+        self._tops: dict[int, int] = {}
+
+    def __call__(self, before: State | None, after: State, by: int) -> None:
+        contents = self._explorer.storage.contents
+        content = contents[after.content]
+        facts = [node.facts for node in after.nodes]
+        if before is not None and before.content != after.content and by >= 0:
+            check_base_is_kept(contents[before.content], content, before.nodes[by].facts, facts)
+        check_claims(facts)
+        memo = (after.content, after.damaged)
+        if memo not in self._sound:
+            check_shards_are_there(content, after.damaged)
+            self._sound.add(memo)
+        is_damaged = any(not name.startswith(GHOST) for name in after.damaged)
+        restored, ends = self._of_next_life(after.content)
+        check_lives(ends, may_find_damage=is_damaged)
+        check_promises(after.promised, restored)
+        top = self._tops.get(after.content)
+        if top is None:
+            top = self._tops[after.content] = top_number(content)
+        for node in after.nodes:
+            if node.op is not None and node.facts.number and node.facts.number == top:
+                check_lives(self._of(after.content, node), may_find_damage=is_damaged)
+
+    def _of_next_life(self, content: int) -> tuple[Ancestry, Facts]:
+        """What a fresh lone incarnation restores (its first promise is that and one more), and how it ends."""
+        if content not in self._restored:
+            facts, _, promises = self._explorer.alone(content, self._next_life)
+            self._restored[content] = (promises[0] if promises else (), facts)
+        return self._restored[content]
+
+    def _of(self, content: int, node: Node) -> Facts:
+        if (content, node) not in self._ends:
+            self._ends[content, node] = self._explorer.alone(content, node)[0]
+        return self._ends[content, node]
+
+
+class Promises:
+    """What is promised once a step was made: ghost history.
+
+    An acknowledgement replaces what it builds on. A rollback takes back what it does not build on from the moment its
+    re-saved manifest is there, if it then decides. Damage is nobody's promise.
+    """
+
+    def __init__(self, contents: list[Content]) -> None:
+        self._contents = contents
+        self._rollbacks: dict[tuple[int, int], frozenset[str] | None] = {}
+
+    def __call__(self, before: State, after: State, by: int) -> State:
+        promised = after.promised
+        if before.damaged != after.damaged:
+            promised = frozenset(name for name in promised if name.partition("@")[0] not in after.damaged)
+        if before.content != after.content:
+            builds_on = self._rolled_back_to(before.content, after.content)
+            promised = promised if builds_on is None else promised & builds_on
+        for ancestry in after.nodes[by].promises if by >= 0 else ():
+            promised -= frozenset(ancestry)
+            if ancestry[-1].partition("@")[0] not in after.damaged:
+                promised |= {ancestry[-1]}
+        return after if promised == after.promised else after._replace(promised=promised)
+
+    def _rolled_back_to(self, before: int, after: int) -> frozenset[str] | None:
+        """The ancestry of a rollback's manifest that has just come and decides; None where none has."""
+        if (before, after) not in self._rollbacks:
+            found = manifests_in(self._contents[after])
+            new = set(found) - set(manifests_in(self._contents[before]))
+            decides = max((folder.incarnation for folder in found), default=0)
+            rollbacks = [f for f in new if f.incarnation == decides and (m := found[f]) and m.reason == "rollback"]
+            self._rollbacks[before, after] = (
+                frozenset(ancestry_in(self._contents[after], rollbacks[0])) if rollbacks else None
+            )
+        return self._rollbacks[before, after]

@@ -1,0 +1,317 @@
+"""One incarnation after another as the real commit code lives it; only the tensors are replaced, by one tiny shard.
+
+A checkpoint's value is its ancestry: the names of all that it builds on, itself last, so that a wrong or mixed value
+shows. The order of calls is the manager's: `Resume`, then, where asked for, the same step again with `prune=False`,
+then saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import crc32c
+import pytest
+
+from ckptflow.commit import catalog as catalog_module
+from ckptflow.commit import coordinator as coordinator_module
+from ckptflow.commit import lineage as lineage_module
+from ckptflow.commit import prune as prune_module
+from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.coordinator import Coordinator, Draft
+from ckptflow.commit.lineage import Held
+from ckptflow.commit.resume import Resume, Start
+from ckptflow.commit.retention import KeepLast, Policy
+from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
+from ckptflow.format.layout import Folder, parse_folder, shard_name
+from ckptflow.format.manifest import Manifest, Receipt, ReceiptSlice, ShardRecord, TensorRecord
+from ckptflow.storage.store import Store, read_small
+from tests.protocol.explorer import Process, YieldingStore, current
+
+Ancestry = tuple[str, ...]
+
+
+class Lone:
+    """A cluster of one worker."""
+
+    worker, world_size, is_chief = 0, 1, True
+
+    def exchange(self, row: Any) -> list[tuple[int, ...]]:
+        return [tuple(row)]
+
+
+def identity(folder: Folder, writer: str) -> str:
+    """What a checkpoint is called in an ancestry: its folder, and which process made it."""
+    return f"{folder}@{writer}"
+
+
+def shard_bytes(ancestry: Ancestry) -> bytes:
+    return "\n".join(ancestry).encode()
+
+
+def parse_ancestry(data: bytes) -> Ancestry:
+    return tuple(data.decode().split("\n"))
+
+
+SHARD = shard_name(0, 1, 0)
+
+
+def write_checkpoint(store: Store, start: Start, folder: Folder, data: bytes) -> tuple[Draft, Receipt]:
+    """In place of the transfer pipeline: one shard that holds one tensor in one slice."""
+    store.put(folder.key(SHARD), memoryview(data))
+    if start.held is None:
+        raise ValueError("a reader writes nothing")
+    checksum = crc32c.crc32c(data)
+    receipt = Receipt(
+        folder=str(folder),
+        writer_id=start.held.writer_id,
+        worker=0,
+        world_size=1,
+        shards=(ShardRecord(name=SHARD, size_bytes=len(data), crc32c=checksum),),
+        slices=(ReceiptSlice(tensor="value", shard=0, offset=0, start=(0,), shape=(len(data),), crc32c=checksum),),
+    )
+    tensor = TensorRecord(name="value", dtype="uint8", shape=(len(data),), slices=())
+    return Draft(folder=folder, world_size=1, tensors=(tensor,)), receipt
+
+
+def read_checkpoint(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
+    """In place of the reader: damage is a shard that is missing, of another size, or of other bytes."""
+    (shard,) = manifest.shards
+    where = f"{folder}/{shard.name}"
+    if files is not None and files.get(shard.name) != shard.size_bytes:
+        raise CorruptCheckpointError(f"{where} is listed with {files.get(shard.name)} bytes")
+    try:
+        data = read_small(store, folder.key(shard.name), shard.size_bytes)
+    except ObjectNotFoundError as error:
+        raise CorruptCheckpointError(f"{where} is missing") from error
+    if crc32c.crc32c(data) != shard.crc32c:
+        raise CorruptCheckpointError(f"{where} holds other bytes")
+    return data
+
+
+class Incarnations:
+    """What one process does with a root: begin, save, go back. Tells the explorer what it has done."""
+
+    def __init__(self, process: Process, policies: list[Policy] | None = None) -> None:
+        self.process = process
+        self.store: Store = YieldingStore(process)
+        self.summaries = Summaries(self.store)
+        self.policies: list[Policy] = policies if policies is not None else [KeepLast(1)]
+        self.ancestry: Ancestry = ()
+        self.start: Start | None = None
+        self.coordinator: Coordinator | None = None
+        self.step = 0
+        self.calls: dict[int, int] = {}
+        process.holds = self._holds
+
+    def begin(self, step: int | None = None) -> None:
+        """`restore_latest` or `restore(step)`, as the manager does it."""
+        self.process.show(base="", copies=False)
+        resume = Resume(self.store, Lone(), self.summaries, check=lambda _: None, load=self._load)
+        start = resume.run(step)
+        self._begin(start)
+        self.process.merge()
+        if start.save_again:
+            try:
+                self._commit(self.step, prune=False)
+            except FencedError:
+                raise
+            except (SaveFailedError, StorageError):
+                if start.reason == "rollback":
+                    raise
+            self.process.show(copies=False)
+            self.process.merge()
+
+    def begin_fresh(self) -> None:
+        resume = Resume(self.store, Lone(), self.summaries, check=lambda _: None, load=self._load)
+        self._begin(resume.start_anew(fresh=True))
+
+    def _begin(self, start: Start) -> None:
+        self.start, self.calls = start, {}
+        restored = start.restored.folder if start.restored else None
+        if restored is None:
+            self.ancestry = ()
+        self.step = restored.step if restored else 0
+        number = start.held.number if start.held else 0
+        self.process.show(number=number, base=str(restored or ""), copies=start.save_again)
+        self.coordinator = Coordinator(self.store, start, self.summaries, self.policies, commit_timeout_s=60.0)
+
+    def save(self, step: int | None = None) -> None:
+        """The next step. A save that failed lets training go on, as `on_save_error="log"` does."""
+        self.step = self.step + 1 if step is None else step
+        try:
+            self._commit(self.step, prune=True)
+        except (SaveFailedError, StorageError) as error:
+            if isinstance(error, FencedError):
+                raise
+        self.process.merge()
+
+    def _holds(self) -> Any:
+        """All that outlives a call: what this process is, and remembers of manifests."""
+        known = sorted((str(folder), repr(summary)) for folder, summary in self.summaries._known.items())
+        c = self.coordinator
+        own = (c._committed, sorted(c._given_up), sorted(c._gone), c._is_swept) if c else ()
+        return self.start, self.step, self.calls, self.ancestry, known, own
+
+    def _commit(self, step: int, *, prune: bool) -> None:
+        start, coordinator = self.start, self.coordinator
+        if start is None or start.held is None or coordinator is None:
+            raise ValueError("nothing has begun")
+        self.calls[step] = self.calls.get(step, 0) + 1
+        folder = Folder(step, start.held.number, self.calls[step])
+        # What training goes on from, whatever becomes of this save.
+        self.ancestry = (*self.ancestry, identity(folder, self.process.name))
+        try:
+            draft, receipt = write_checkpoint(self.store, start, folder, shard_bytes(self.ancestry))
+        except StorageError:
+            coordinator.give_up(folder)
+            raise
+        self.process.unpromised = self.ancestry
+        coordinator.commit(draft, receipt, prune=prune)
+        acknowledge()
+
+    def _load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+        ancestry = parse_ancestry(read_checkpoint(self.store, folder, manifest, files))
+        if parse_folder(ancestry[-1].partition("@")[0]) != folder:
+            raise RuntimeError(f"{folder} holds {ancestry[-1]}")
+        self.ancestry = ancestry
+
+
+def acknowledge() -> None:
+    """The save under way counts as promised: `commit` has passed its fence check, or has returned."""
+    process = current()
+    if process.unpromised:
+        process.promise(process.unpromised)
+        process.unpromised = ()
+
+
+Program = Callable[[Process], None]
+
+
+def life(*, saves: int = 1, may_roll_back_to: int | None = None) -> Program:
+    """Starts from the newest (or, where the budget lets it, rolls back), and saves."""
+
+    def program(process: Process) -> None:
+        incarnation = Incarnations(process)
+        rolls_back = may_roll_back_to is not None and process.call("choose", "rollbacks")
+        process.show(goes_back=rolls_back)
+        incarnation.begin(may_roll_back_to if rolls_back else None)
+        process.show(goes_back=False)
+        for _ in range(saves):
+            incarnation.save()
+
+    return program
+
+
+def running(*, kept: int, saves: int = 1, then_back_to: int | None = None, saves_after: int = 1) -> Program:
+    """One that has committed the steps up to `kept`, keeping all of them, when the search begins; see `after_setup`."""
+
+    def policy(checkpoints: Any) -> list[bool | str | None]:
+        last: list[bool | str | None] = list(KeepLast(1)(checkpoints))
+        return [True] * len(last) if checkpoints[-1].step <= kept else last
+
+    def program(process: Process) -> None:
+        incarnation = Incarnations(process, [policy])
+        incarnation.begin()
+        for _ in range(kept):
+            incarnation.save()
+        for _ in range(saves):
+            incarnation.save()
+        if then_back_to is not None:
+            process.show(goes_back=True)
+            incarnation.begin(then_back_to)
+            process.show(goes_back=False)
+            for _ in range(saves_after):
+                incarnation.save()
+
+    return program
+
+
+def prunes_by_hand(process: Process) -> None:
+    """`ckptflow prune --yes` from outside: no claim."""
+    store = YieldingStore(process)
+    prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)])
+
+
+# Making the code deterministic
+
+MERGE_AT_CLAIM = True  # off where a mutation lets a process go on with what it listed before its claim
+
+
+class _Ids:
+    """`secrets` for one process: counts instead of drawing."""
+
+    def randbits(self, _: int) -> int:
+        process = current()
+        process.draws += 1
+        return (process.index + 1) * 1000 + process.draws
+
+
+def _sleep(seconds: float) -> None:
+    current().clock_s += seconds
+
+
+def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
+    """Lets the explorer see when a process acts on its claim and what is promised, and which histories are one."""
+    look, claim, lists, creates = Resume._look, Resume._claim, Resume._list, lineage_module.create_once
+
+    def left(view: Any) -> Any:
+        return (view.damaged, view.gone) if view else ()  # `run` lists anew after the claim, whatever was listed before
+
+    def looks(self: Resume, step: int | None) -> Any:
+        reason = look(self, step)
+        if MERGE_AT_CLAIM:
+            current().merge(reason, step, left(self._view))
+        return reason
+
+    def creates_claim(store: Store, key: str, data: bytes, deadline: float) -> bool:
+        if MERGE_AT_CLAIM:
+            current().merge(key, data, deadline)  # the listing was read for these two and is not looked at again
+        return creates(store, key, data, deadline)
+
+    def claims(self: Resume, reason: Any) -> Held:
+        held = claim(self, reason)
+        if MERGE_AT_CLAIM:
+            current().merge(held, left(self._view))
+        return held
+
+    def shows(self: Resume, held: Held | None) -> Any:
+        view = lists(self, held)
+        if held is not None:
+            current().show(number=held.number)
+        return view
+
+    def checks_fence(*arguments: Any) -> None:
+        lineage_module.check_fence(*arguments)
+        acknowledge()
+
+    patch.setattr(Resume, "_look", looks)
+    patch.setattr(Resume, "_claim", claims)
+    patch.setattr(Resume, "_list", shows)
+    patch.setattr(lineage_module, "create_once", creates_claim)
+    patch.setattr(coordinator_module, "check_fence", checks_fence)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[pytest.MonkeyPatch]:
+    """The commit code with ids that count, one constant date and a clock for each process; mutations go on top."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(monotonic=lambda: current().clock_s, sleep=_sleep)
+        patch.setattr(lineage_module, "secrets", _Ids())
+        patch.setattr(lineage_module, "socket", SimpleNamespace(gethostname=lambda: "host"))
+        patch.setattr(lineage_module, "os", SimpleNamespace(getpid=lambda: 1))
+        for module in (lineage_module, coordinator_module):
+            patch.setattr(module, "time", clock)
+            patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
+        patch.setattr(catalog_module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
+        _show_and_merge(patch)
+        level = logging.getLogger("ckptflow").level
+        logging.getLogger("ckptflow").setLevel(logging.CRITICAL + 1)
+        try:
+            yield patch
+        finally:
+            logging.getLogger("ckptflow").setLevel(level)

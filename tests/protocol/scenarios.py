@@ -1,0 +1,99 @@
+"""What is explored: for each scenario its processes, its faults, and the bound; and what a mutation is searched in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.protocol.explorer import Budget, Explorer, Process, Report, State, Storage, search
+from tests.protocol.invariants import Invariants, Promises
+from tests.protocol.lives import Program, life, prunes_by_hand, running
+
+MAX_STATES = 3_000_000
+NO_FAULTS = Budget()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Process 0 runs alone until it has committed `kept` steps and then goes on (`is_alive`) or is never seen again."""
+
+    programs: tuple[Program, ...]
+    kept: int = 0
+    is_alive: bool = True
+    budget: Budget = NO_FAULTS
+    without_claims: bool = False
+    pages: int = 0
+
+
+def explore(scenario: Scenario, *, max_states: int = MAX_STATES) -> Report:
+    """All states of one scenario, or those up to the first that breaks an invariant."""
+    storage = Storage()
+    explorer = Explorer(storage, Promises(storage.contents))
+    processes = [Process(i, f"P{i}", program, pages=scenario.pages) for i, program in enumerate(scenario.programs)]
+    next_life = Process(len(processes), "next", NEXT_LIFE).root
+    start = _after_setup(explorer, processes, scenario)
+    return search(explorer, start, Invariants(explorer, next_life), max_states=max_states)
+
+
+NEXT_LIFE = life(saves=1)
+
+
+def _after_setup(explorer: Explorer, processes: list[Process], scenario: Scenario) -> State:
+    roots = tuple(process.root for process in processes)
+    state = State(explorer.storage.intern({}), roots, frozenset(), frozenset(), frozenset(), Budget())
+    promised = 0
+    while promised < scenario.kept:
+        before = state
+        _, state, _ = next(explorer.moves(state))
+        promised += len(state.nodes[0].promises)
+        if state.nodes[0] is before.nodes[0]:
+            raise RuntimeError("process 0 does not get on")
+    content = explorer.storage.contents[state.content]
+    if scenario.without_claims:
+        content = {key: data for key, data in content.items() if not key.startswith("lineage/")}
+    nodes = state.nodes if scenario.is_alive else state.nodes[1:]
+    return state._replace(content=explorer.storage.intern(content), nodes=nodes, budget=scenario.budget)
+
+
+ONE = life(saves=1)
+TWO = life(saves=2)
+BACK = life(saves=1, may_roll_back_to=1)
+ROLLBACK, DAMAGE, LOST, TRIM = Budget(rollbacks=1), Budget(damages=1), Budget(lost=1), Budget(trims=1)
+
+# Small enough for every run of the tests: each is explored whole.
+SMALL: dict[str, Scenario] = {
+    "takeover": Scenario((running(kept=1, saves=2), TWO), kept=1),
+    "takeover, in pages": Scenario((running(kept=1), ONE), kept=1, pages=2),
+    "rollback": Scenario((running(kept=2), BACK), kept=2, budget=ROLLBACK),
+    "rollback in a running process": Scenario((running(kept=2, saves=0, then_back_to=1), ONE), kept=2),
+    "damage": Scenario((running(kept=2), ONE), kept=2, budget=DAMAGE),
+    "damage and rollback": Scenario((running(kept=2), BACK), kept=2, budget=Budget(damages=1, rollbacks=1)),
+    "cold": Scenario((ONE, ONE)),
+    "cold, claims trimmed": Scenario((ONE, ONE), budget=TRIM),
+    "takeover, claims trimmed": Scenario((running(kept=1), ONE), kept=1, budget=TRIM),
+    "no claims": Scenario((running(kept=2), BACK, BACK), kept=2, is_alive=False, budget=ROLLBACK, without_claims=True),
+    "give up": Scenario((running(kept=1, saves=2), ONE), kept=1, budget=LOST),
+    "cold, replies lost": Scenario((ONE, ONE), budget=LOST),
+    "read times out": Scenario((running(kept=2), ONE), kept=2, budget=Budget(timeouts=1)),
+    "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
+    "prune by hand during a rollback": Scenario(
+        (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
+    ),
+}
+
+# `make chaos`. Three incarnations, more saves, faults that meet.
+LARGE: dict[str, Scenario] = {
+    "takeover by two": Scenario((running(kept=1), ONE, ONE), kept=1),
+    "takeover by two, one saves twice": Scenario((running(kept=1, saves=2), ONE, ONE), kept=1),
+    "takeover by two, in pages": Scenario((running(kept=1), ONE, ONE), kept=1, pages=3),
+    "takeover by two, claims trimmed": Scenario((running(kept=1), ONE, ONE), kept=1, budget=TRIM),
+    "takeover, two replies lost": Scenario((running(kept=1), ONE), kept=1, budget=Budget(lost=2)),
+    "rollback among three": Scenario((running(kept=2), BACK, BACK), kept=2, budget=ROLLBACK),
+    "rollback in a running process, then two": Scenario((running(kept=2, saves=0, then_back_to=1), ONE, ONE), kept=2),
+    "damage among three": Scenario((running(kept=2), ONE, ONE), kept=2, budget=DAMAGE),
+    "cold, three": Scenario((ONE, ONE, ONE)),
+    "cold, three, claims trimmed": Scenario((ONE, ONE, ONE), budget=TRIM),
+    "no claims, three": Scenario((running(kept=2), ONE, ONE, ONE), kept=2, is_alive=False, without_claims=True),
+    "give up among three": Scenario((running(kept=1), ONE, ONE), kept=1, budget=LOST),
+    "prune by hand, rollback": Scenario((running(kept=2), BACK, prunes_by_hand), kept=2, budget=ROLLBACK),
+    "all faults": Scenario((running(kept=2), BACK), kept=2, budget=Budget(lost=1, damages=1, rollbacks=1)),
+}
