@@ -1,4 +1,4 @@
-"""What one tensor of the state is, before anything is planned or written: the words that `state` and `transfer` share."""
+"""What one tensor of the state is, before anything is planned or written: words that `state` and `transfer` share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class TensorSpec:
 
     `shape` and `dtype` (TensorFlow's name, as in `format.dtypes`) are those of one worker's copy. A `dynamic` tensor's
     shape or size is known only once it is captured (strings, tables, iterators): the chief writes it whole, and `shape`
-    here is only its rank's place-holder `()`. With `components`, every worker holds its own component of a variable that
-    is kept per replica; in storage they stack along a new first axis. Otherwise every worker holds an equal copy.
+    here is only its rank's place-holder `()`. With `components`, every worker holds its own component of a variable
+    that is kept per replica; in storage they stack along a new first axis. Otherwise every worker holds an equal copy.
     """
 
     name: str

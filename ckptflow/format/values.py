@@ -29,7 +29,7 @@ def to_json(value: Any, where: str) -> Any:
     Takes None, bool, int, float, str, bytes, list, tuple and dict (with any of the first six as keys), and NumPy
     scalars, which become Python's. Raises `UnsupportedStateError` for anything else, naming its place below `where`.
     """
-    return _to_json(value, where, 0)
+    return _to_json(value, where, ())
 
 
 def from_json(value: Any, where: str = "state") -> Any:
@@ -37,14 +37,15 @@ def from_json(value: Any, where: str = "state") -> Any:
     return _from_json(value, where, 0)
 
 
-def _to_json(value: Any, where: str, depth: int) -> Any:
+def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     kind = type(value)
     if kind not in _SCALARS and kind not in (list, tuple, dict):
         raise UnsupportedStateError(
-            f"{where} is of type {kind.__module__}.{kind.__qualname__}, which no checkpoint can hold exactly; make it "
-            "of None, bool, int, float, str, bytes, list, tuple and dict (an array: array.tolist(), or a tf.Variable)"
+            f"{_place(where, path)} is of type {kind.__module__}.{kind.__qualname__}, which no checkpoint can hold "
+            "exactly; make it of None, bool, int, float, str, bytes, list, tuple and dict (an array: array.tolist(), "
+            "or a tf.Variable)"
         )
     if value is None or kind is bool:
         return value
@@ -56,29 +57,28 @@ def _to_json(value: Any, where: str, depth: int) -> Any:
         return value if _is_unicode(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
     if kind is bytes:
         return {"$bytes": _base64(value)}
-    if depth == MAX_DEPTH:
+    if len(path) == MAX_DEPTH:
         raise UnsupportedStateError(f"{where} is nested more than {MAX_DEPTH} deep, or holds itself; make it flatter")
     if kind is not dict:
-        items = [_to_json(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        items = [_to_json(item, where, (*path, index)) for index, item in enumerate(value)]
         return items if kind is list else {"$tuple": items}
     if all(type(key) is str and _is_unicode(key) for key in value):
         return {
-            f"${key}" if key.startswith("$") else key: _to_json(item, f"{where}[{key!r}]", depth + 1)
+            f"${key}" if key.startswith("$") else key: _to_json(item, where, (*path, key))
             for key, item in value.items()
         }
-    return {
-        "$dict": [
-            [_key_to_json(key, where), _to_json(item, f"{where}[{key!r}]", depth + 1)] for key, item in value.items()
-        ]
-    }
+    for key in value:
+        if not isinstance(key, (*_SCALARS, np.generic)):
+            raise UnsupportedStateError(
+                f"{_place(where, path)} has a key of type {type(key).__name__}; keys can be None, bool, int, float, "
+                "str or bytes"
+            )
+    return {"$dict": [[_to_json(key, where, path), _to_json(item, where, (*path, key))] for key, item in value.items()]}
 
 
-def _key_to_json(key: Any, where: str) -> Any:
-    if not isinstance(key, (*_SCALARS, np.generic)):
-        raise UnsupportedStateError(
-            f"{where} has a key of type {type(key).__name__}; keys can be None, bool, int, float, str or bytes"
-        )
-    return _to_json(key, f"the key {key!r} of {where}", 0)
+def _place(where: str, path: tuple[Any, ...]) -> str:
+    shown = (hex(step) if type(step) is int and abs(step) > _EXACT_INT else repr(step) for step in path)
+    return where + "".join(f"[{text if len(text) < 60 else text[:60] + '…'}]" for text in shown)
 
 
 def _from_json(value: Any, where: str, depth: int) -> Any:

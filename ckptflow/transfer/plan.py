@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.layout import shard_name
+from ckptflow.format.manifest import MAX_NAME_CHARACTERS
 from ckptflow.format.shard import (
     ALIGNMENT_BYTES,
     EMPTY_HEADER_ROOM_BYTES,
@@ -122,7 +124,8 @@ def plan_shards(
     Replicated tensors under `small_bytes` are the chief's, whole. Larger ones are divided so that all workers write the
     same number of bytes, within 5 % or `small_bytes / 8`, whichever is more, as far as the chief's small ones allow. Of
     a tensor with components every worker writes its own. Dynamic tensors are left to `plan_dynamic`. No shard is longer
-    than `shard_bytes`, header included. Raises ValueError where `shard_bytes` is under 64 KiB or a name is no Unicode.
+    than `shard_bytes`, header included. Raises ValueError where `shard_bytes` is under 64 KiB, `UnsupportedStateError`
+    for a name that no header can hold.
     """
     if shard_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes is {shard_bytes}, at least {MIN_SHARD_BYTES} are needed")
@@ -132,6 +135,7 @@ def plan_shards(
     large: list[_Held] = []
     own: list[_Piece] = []
     for index, spec in enumerate(specs):
+        _check_name(spec.name)
         if spec.dynamic:
             continue
         if spec.components:
@@ -154,6 +158,19 @@ def plan_shards(
     written = {piece.tensor for shard in shards for piece in shard.slices}
     unused = tuple(i for i, spec in enumerate(specs) if not spec.dynamic and i not in written)
     return WorkerPlan(worker, world_size, shards, _count_parts(shards), unused)
+
+
+def _check_name(name: str) -> None:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = -1
+    if size < 1 or len(name) > MAX_NAME_CHARACTERS:
+        shown = name if len(name) < 80 else name[:80] + "…"
+        raise UnsupportedStateError(
+            f"a tensor cannot be saved under the name {shown!a}: names are 1 to {MAX_NAME_CHARACTERS} characters of "
+            "valid Unicode; change the key or attribute that it comes from"
+        )
 
 
 def plan_dynamic(plan: WorkerPlan, source: Source, *, shard_bytes: int) -> WorkerPlan:
