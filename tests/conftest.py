@@ -8,9 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-pytest.register_assert_rewrite("tests.storage.backends")
-
-from tests import servers  # noqa: E402
+from tests import servers
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("dev", deadline=None)

@@ -171,12 +171,12 @@ def moto() -> Iterator[Server]:
 
 @contextlib.contextmanager
 def fake_gcs() -> Iterator[Server]:
-    """fake-gcs-server: Google's JSON and XML APIs, on a temporary folder, without credentials."""
+    """fake-gcs-server: Google's JSON API, in memory, without credentials."""
     folder = tempfile.mkdtemp(prefix="ckptflow-fake-gcs-")
     (port,) = free_ports(1)
     endpoint = f"http://127.0.0.1:{port}"
     command = [str(fake_gcs_binary()), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
-    command += ["-backend", "filesystem", "-filesystem-root", f"{folder}/data", "-external-url", endpoint]
+    command += ["-backend", "memory", "-external-url", endpoint]
     command += ["-public-host", f"127.0.0.1:{port}"]
     options = {"token": "anon", "endpoint_url": endpoint}
     with _running("fake-gcs", command, endpoint, lambda: _answers(endpoint + "/storage/v1/b"), folder) as process:

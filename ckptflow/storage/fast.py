@@ -55,7 +55,7 @@ def open_fast_store(url: str, scheme: str, storage_options: dict[str, Any], *, i
             if is_required:
                 raise ImportError(f"{faults.redact_url(url)}: obstore is not installed: pip install 'ckptflow[fast]'")
             return None
-        return ObstoreStore(url, scheme, storage_options)
+        return ObstoreStore(url, scheme, storage_options, is_required=is_required)
     except _NotTranslatableError as reason:
         if is_required:
             raise ValueError(f"{faults.redact_url(url)}: {reason}") from None
@@ -68,11 +68,14 @@ class ObstoreStore(RemoteStore):
 
     is_create_only = True
 
-    def __init__(self, url: str, scheme: str, storage_options: dict[str, Any]) -> None:
+    def __init__(self, url: str, scheme: str, storage_options: dict[str, Any], *, is_required: bool = False) -> None:
         bucket, _, inner = url.partition("://")[2].rstrip("/").partition("/")
         super().__init__(url, inner.strip("/"), storage_options)
         self._is_s3 = scheme in S3_SCHEMES
-        self._client = _s3_client(bucket, storage_options) if self._is_s3 else _gcs_client(bucket, storage_options)
+        if self._is_s3:
+            self._client = _s3_client(bucket, storage_options)
+        else:
+            self._client = _gcs_client(bucket, storage_options, is_required)
 
     def put(self, key: str, data: memoryview) -> None:
         self._write(key, data, "overwrite")
@@ -188,12 +191,11 @@ def _s3_client(bucket: str, options: dict[str, Any]) -> Any:
     s3 = dict(found.meta.config.s3 or {})
     if s3.get("addressing_style") == "virtual" or s3.get("use_accelerate_endpoint"):
         raise _NotTranslatableError("botocore is configured for virtual-hosted or accelerated addresses")
-    region = str(found.meta.region_name or "")
+    region = client_options.get("region_name") or session.get_config_variable("region")
     is_aws = found.meta.endpoint_url.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    if is_aws and region in ("", "aws-global") and not client_options.get("region_name"):
+    if is_aws and not region:
         raise _NotTranslatableError("no region is configured, and only s3fs finds a bucket's region by itself")
-    config: Any = {"region": "us-east-1" if region in ("", "aws-global") else region}
-    config["endpoint"] = found.meta.endpoint_url
+    config: Any = {"region": region or "us-east-1", "endpoint": found.meta.endpoint_url}
     if is_aws:
         config["checksum_algorithm"] = "CRC64NVME"  # checked by the server; obstore knows no crc32c
     common = _common(session.get_config_variable("ca_bundle"))
@@ -237,16 +239,20 @@ def _s3_credentials(session: Any) -> Callable[[], Any]:
     return provide
 
 
-def _gcs_client(bucket: str, options: dict[str, Any]) -> Any:
+def _gcs_client(bucket: str, options: dict[str, Any], is_required: bool) -> Any:
     from obstore.store import GCSStore
 
     _refuse_unknown(options, _GCS_OPTIONS, "storage option")
-    if options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST"):
+    endpoint = options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
+    if endpoint and not is_required:
         raise _NotTranslatableError("obstore speaks Google's XML API, which an emulator or another endpoint may lack")
+    if endpoint and options.get("token") == "anon":
+        return GCSStore(bucket, config={"base_url": endpoint, "bearer_token": "anon"}, **_common())
     provider = _gcs_credentials(options)
     if provider is None:
         return GCSStore(bucket, config={"skip_signature": True}, **_common())
-    return GCSStore(bucket, credential_provider=provider, **_common())
+    config: Any = {"base_url": endpoint} if endpoint else {}
+    return GCSStore(bucket, config=config, credential_provider=provider, **_common())
 
 
 def _gcs_credentials(options: dict[str, Any]) -> Callable[[], Any] | None:

@@ -184,7 +184,9 @@ def _text_of(error: BaseException) -> str:
 
 
 _OBSTORE = "Debug source:"  # what its messages carry at their end
+_CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
+_USER = re.compile(r"://[^\s\"'<>@]+@")  # a password may hold anything, even slashes
 _SECRET_FIELD = re.compile(
     r"(?i)((?:authorization|signature|credential|security-token|secret[_-]?(?:access[_-]?)?key|access[_-]?token"
     r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|bearer\s+)[^\s\"',;&<>]+"
@@ -195,17 +197,19 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without credentials: the given secrets, user parts and query strings of URLs, signed fields."""
     for secret in sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True):
         text = text.replace(secret, "***")
+    text = _USER.sub("://", text)
     text = _URL.sub(lambda match: redact_url(match.group()), text)
     return _SECRET_FIELD.sub(r"\1***", text)
 
 
 def redact_url(url: str) -> str:
-    """`url` without user name, password, query string and fragment."""
+    """`url` without user name, password, query string and fragment; Azure's container before the @ stays."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return url.split("://", 1)[0] + "://***"
-    netloc = parts.netloc.rpartition("@")[2]
+    user, _, host = parts.netloc.rpartition("@")
+    netloc = f"{user}@{host}" if parts.scheme in _CONTAINER_FIRST and user and ":" not in user else host
     query = "***" if parts.query else ""
     return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
 

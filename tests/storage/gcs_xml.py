@@ -1,0 +1,120 @@
+"""The part of Google's XML API that obstore uses, in this process: for the one client that no emulator here can serve.
+
+Written from https://cloud.google.com/storage/docs/xml-api: PUT, GET with Range, DELETE, list-type=2 with paging, and
+`x-goog-if-generation-match: 0`, which is what makes a creation exclusive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+from ckptflow.storage.store import Store, open_store
+
+PAGE = 1_000
+PREFIX = "run 7/ü/"
+
+
+@dataclass
+class GcsXmlBackend:
+    """A bucket that is a dictionary behind an HTTP server, reached behind a store's back by the dictionary."""
+
+    endpoint: str
+    objects: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    @contextlib.contextmanager
+    def serving(cls) -> Iterator[GcsXmlBackend]:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        server.daemon_threads = True
+        backend = cls(f"http://127.0.0.1:{server.server_address[1]}")
+        server.objects, server.guard = backend.objects, threading.Lock()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield backend
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def open(self) -> Store:
+        options = {"token": "anon", "endpoint_url": self.endpoint, "client": "obstore"}
+        return open_store(f"gs://bucket/{PREFIX}", options)
+
+    def raw_put(self, key: str, data: bytes) -> None:
+        self.objects[PREFIX + key] = data
+
+    def raw_get(self, key: str) -> bytes:
+        return self.objects[PREFIX + key]
+
+    def raw_list(self) -> dict[str, int]:
+        return {name[len(PREFIX) :]: len(data) for name, data in self.objects.items() if name.startswith(PREFIX)}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    @property
+    def _name(self) -> str:
+        return unquote(urlsplit(self.path).path).partition("/")[2].partition("/")[2]
+
+    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"ETag": '"1"', "Last-Modified": "Tue, 24 Nov 2026 16:00:00 GMT", **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._answer(status, f"<Error><Code>{code}</Code><Message>refused: {code}</Message></Error>".encode())
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.guard:  # type: ignore[attr-defined]
+            objects: dict[str, bytes] = self.server.objects  # type: ignore[attr-defined]
+            if self.headers.get("x-goog-if-generation-match") == "0" and self._name in objects:
+                return self._refuse(412, "PreconditionFailed")
+            objects[self._name] = data
+        return self._answer(200)
+
+    def do_DELETE(self) -> None:
+        if self.server.objects.pop(self._name, None) is None:  # type: ignore[attr-defined]
+            return self._refuse(404, "NoSuchKey")
+        return self._answer(204)
+
+    def do_GET(self) -> None:
+        if not self._name:
+            return self._list()
+        data = self.server.objects.get(self._name)  # type: ignore[attr-defined]
+        if data is None:
+            return self._refuse(404, "NoSuchKey")
+        first, last = (int(part) for part in self.headers["Range"].removeprefix("bytes=").split("-"))
+        if first >= len(data):
+            return self._refuse(416, "InvalidRange")
+        part = data[first : last + 1]
+        content_range = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+        return self._answer(206, part, Content_Range=content_range, Content_Type="application/octet-stream")
+
+    def _list(self) -> None:
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        objects: dict[str, bytes] = dict(self.server.objects)  # type: ignore[attr-defined]
+        names = sorted(name for name in objects if name.startswith(query.get("prefix", "")))
+        page = [name for name in names if name > query.get("continuation-token", "")][: PAGE + 1]
+        entries = "".join(
+            f"<Contents><Key>{escape(name)}</Key><LastModified>2026-11-24T16:00:00.000Z</LastModified>"
+            f'<ETag>"1"</ETag><Size>{len(objects[name])}</Size></Contents>'
+            for name in page[:PAGE]
+        )
+        more = f"<NextContinuationToken>{escape(page[PAGE - 1])}</NextContinuationToken>" if len(page) > PAGE else ""
+        self._answer(200, f"<ListBucketResult>{entries}{more}</ListBucketResult>".encode())

@@ -1,0 +1,110 @@
+"""The contract suite turns red on stores that break one promise each: a suite that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from ckptflow.storage.store import Entry, Store
+from ckptflow.testing import MemoryStore, StoreContract
+from tests.storage.backends import DictBackend
+
+
+class CreateOverwrites(MemoryStore):
+    def create(self, key: str, data: memoryview) -> None:
+        self.put(key, data)
+
+
+class CreateLooksFirst(MemoryStore):
+    def create(self, key: str, data: memoryview) -> None:
+        is_there = key in self.objects
+        time.sleep(0.01)
+        if is_there:
+            super().create(key, data)
+        else:
+            self.put(key, data)
+
+
+class WinnerIsOverwritten(MemoryStore):
+    def create(self, key: str, data: memoryview) -> None:
+        try:
+            super().create(key, data)
+        finally:
+            self.objects[key] = bytes(data)
+
+
+class Tears(MemoryStore):
+    def put(self, key: str, data: memoryview) -> None:
+        for end in (len(data) // 2, len(data)):
+            self.objects[key] = bytes(data[:end]) + self.objects.get(key, bytes(data))[end : len(data)]
+            time.sleep(0.005)
+
+
+class CachesItsList(MemoryStore):
+    def list(self, prefix: str = "") -> list[Entry]:
+        cache: dict[str, list[Entry]] = self.__dict__.setdefault("cache", {})
+        return cache.setdefault(prefix, super().list(prefix))
+
+
+class ListsByText(MemoryStore):
+    def list(self, prefix: str = "") -> list[Entry]:
+        return [entry for entry in super().list() if entry.key.startswith(prefix.rstrip("/"))]
+
+
+class SizesAreRounded(MemoryStore):
+    def list(self, prefix: str = "") -> list[Entry]:
+        return [Entry(entry.key, entry.size_bytes // 4096 * 4096) for entry in super().list(prefix)]
+
+
+class RangesFailAtTheEnd(MemoryStore):
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        count = super().get(key, into, start)
+        if start and not count:
+            raise OSError("416")
+        return count
+
+
+class DeletesOnlyAThousand(MemoryStore):
+    def delete(self, keys: Sequence[str]) -> None:
+        super().delete(keys[:1000])
+
+
+class LeavesDebris(MemoryStore):
+    def put(self, key: str, data: memoryview) -> None:
+        super().put(key, data)
+        self.objects[key + ".tmp"] = b""
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        return [entry for entry in super().list(prefix) if not entry.key.endswith(".tmp")]
+
+
+@dataclass
+class BrokenBackend(DictBackend):
+    kind: type[MemoryStore] = field(default=MemoryStore)
+
+    def open(self) -> Store:
+        return self.kind(self.objects)
+
+
+BROKEN: list[tuple[type[MemoryStore], str]] = [
+    (CreateOverwrites, "test_create_leaves_what_is_there"),
+    (CreateLooksFirst, "test_racing_creators_have_exactly_one_winner"),
+    (WinnerIsOverwritten, "test_racing_creators_have_exactly_one_winner"),
+    (Tears, "test_no_reader_sees_a_part"),
+    (CachesItsList, "test_a_list_shows_what_was_written_before"),
+    (ListsByText, "test_prefixes_are_strict"),
+    (SizesAreRounded, "test_a_list_shows_what_was_written_before"),
+    (RangesFailAtTheEnd, "test_ranges"),
+    (DeletesOnlyAThousand, "test_many_objects"),
+    (LeavesDebris, "test_a_list_shows_what_was_written_before"),
+]
+
+
+@pytest.mark.parametrize(("kind", "test"), BROKEN, ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_promise_is_seen(kind: type[MemoryStore], test: str) -> None:
+    getattr(StoreContract(), test)(DictBackend())
+    with pytest.raises((AssertionError, OSError)):
+        getattr(StoreContract(), test)(BrokenBackend(kind=kind))

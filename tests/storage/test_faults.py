@@ -1,0 +1,189 @@
+"""Raw errors of every client to ours: what is worth trying again, what is not, and no secret in any message."""
+
+from __future__ import annotations
+
+import errno
+
+import aiohttp
+import botocore.exceptions
+import gcsfs.retry
+import hypothesis.strategies as st
+import obstore.exceptions
+import pytest
+import s3fs.errors
+from hypothesis import given
+
+from ckptflow.errors import (
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+)
+from ckptflow.storage import faults
+
+
+def s3_error(code: str, status: int, message: str = "a message") -> BaseException:
+    """What s3fs raises for an S3 reply: a translated error with botocore's as its cause."""
+    response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error: BaseException = s3fs.errors.translate_boto_error(botocore.exceptions.ClientError(response, "PutObject"))
+    return error
+
+
+def obstore_error(code: str, status: int, kind: type[BaseException] = obstore.exceptions.GenericError) -> BaseException:
+    """What obstore raises for an S3 reply, as seen from its release 0.12."""
+    reply = f"<Error><Code>{code}</Code><Message>a message</Message></Error>" if code else ""
+    return kind(
+        f"Generic S3 error: Error performing PUT http://host/bucket/key in 1ms - Server returned non-2xx status code: "
+        f"{status} Some Words: {reply}\n\nDebug source:\nGeneric {{ store: S3 }}"
+    )
+
+
+S3_CODES: list[tuple[str, int, type[StorageError]]] = [
+    ("SlowDown", 503, StorageUnavailableError),
+    ("ServiceUnavailable", 503, StorageUnavailableError),
+    ("InternalError", 500, StorageUnavailableError),
+    ("RequestTimeout", 400, StorageUnavailableError),
+    ("RequestLimitExceeded", 503, StorageUnavailableError),
+    ("ThrottlingException", 400, StorageUnavailableError),
+    ("TooManyRequests", 429, StorageUnavailableError),
+    ("ConditionalRequestConflict", 409, StorageUnavailableError),
+    ("OperationAborted", 409, StorageUnavailableError),
+    ("BadDigest", 400, StorageUnavailableError),
+    ("504", 504, StorageUnavailableError),
+    ("PreconditionFailed", 412, ObjectExistsError),
+    ("NoSuchKey", 404, ObjectNotFoundError),
+    ("NoSuchBucket", 404, StorageError),
+    ("PermanentRedirect", 301, StorageError),
+    ("AccessDenied", 403, StorageAccessError),
+    ("403", 403, StorageAccessError),
+    ("InvalidAccessKeyId", 403, StorageAccessError),
+    ("SignatureDoesNotMatch", 403, StorageAccessError),
+    ("ExpiredToken", 400, StorageAccessError),
+    ("RequestTimeTooSkewed", 403, StorageAccessError),
+    ("QuotaExceeded", 403, StorageFullError),
+    ("XMinioStorageFull", 507, StorageFullError),
+    ("EntityTooLarge", 400, StorageError),
+    ("NotImplemented", 501, StorageError),
+]
+
+
+@pytest.mark.parametrize(("code", "status", "expected"), S3_CODES)
+def test_s3_codes(code: str, status: int, expected: type[StorageError]) -> None:
+    for error in (s3_error(code, status), obstore_error(code, status)):
+        mapped = faults.from_client_error(error, "write", "s3://bucket/run/key")
+        assert type(mapped) is expected
+        assert str(mapped).startswith("s3://bucket/run/key: cannot write: ")
+        assert "a message" in str(mapped)
+        assert "Debug source" not in str(mapped)
+
+
+CLIENT_ERRORS: list[tuple[BaseException, type[StorageError]]] = [
+    (botocore.exceptions.EndpointConnectionError(endpoint_url="http://x"), StorageUnavailableError),
+    (botocore.exceptions.ReadTimeoutError(endpoint_url="http://x"), StorageUnavailableError),
+    (botocore.exceptions.ConnectTimeoutError(endpoint_url="http://x"), StorageUnavailableError),
+    (botocore.exceptions.ConnectionClosedError(endpoint_url="http://x"), StorageUnavailableError),
+    (botocore.exceptions.NoCredentialsError(), StorageAccessError),
+    (botocore.exceptions.PartialCredentialsError(provider="env", cred_var="x"), StorageAccessError),
+    (botocore.exceptions.ParamValidationError(report="x"), StorageError),
+    (aiohttp.ServerDisconnectedError(), StorageUnavailableError),
+    (aiohttp.ClientPayloadError("cut off"), StorageUnavailableError),
+    (aiohttp.ClientOSError(errno.ECONNRESET, "reset"), StorageUnavailableError),
+    (aiohttp.ServerTimeoutError(), StorageUnavailableError),
+    (TimeoutError(), StorageUnavailableError),
+    (ConnectionResetError(errno.ECONNRESET, "reset"), StorageUnavailableError),
+    (gcsfs.retry.HttpError({"code": 429, "message": "slow down"}), StorageUnavailableError),
+    (gcsfs.retry.HttpError({"code": 503, "message": "x"}), StorageUnavailableError),
+    (gcsfs.retry.HttpError({"code": 401, "message": "Invalid Credentials"}), StorageAccessError),
+    (gcsfs.retry.HttpError({"code": 400, "message": "x"}), StorageError),
+    (OSError("Forbidden: https://storage.googleapis.com/b\nno access"), StorageAccessError),
+    (gcsfs.retry.ChecksumError("x"), StorageUnavailableError),
+    (FileExistsError("x"), ObjectExistsError),
+    (FileNotFoundError("x"), ObjectNotFoundError),
+    (PermissionError("x"), StorageAccessError),
+    (obstore.exceptions.PermissionDeniedError("x"), StorageAccessError),
+    (obstore_error("", 503), StorageUnavailableError),
+    (
+        obstore.exceptions.GenericError(
+            "Error performing GET http://x in 1s - HTTP error: error sending\n\nDebug source:\n"
+        ),
+        StorageUnavailableError,
+    ),
+    (KeyError("anything else"), StorageError),
+    (ValueError("anything else"), StorageError),
+]
+
+
+@pytest.mark.parametrize(("error", "expected"), CLIENT_ERRORS, ids=lambda value: type(value).__name__)
+def test_client_errors(error: BaseException, expected: type[StorageError]) -> None:
+    assert type(faults.from_client_error(error, "read", "s3://bucket/key")) is expected
+
+
+def test_the_table_names_every_code_once() -> None:
+    groups = [faults._TRANSIENT_CODES, faults._ACCESS_CODES, faults._FULL_CODES, faults._EXISTS_CODES]
+    groups += [faults._MISSING_CODES, faults._BUCKET_CODES]
+    assert sum(map(len, groups)) == len(faults.REMOTE_FAULTS)
+
+
+LOCAL: list[tuple[int, type[StorageError]]] = [
+    (errno.ENOSPC, StorageFullError), (errno.EDQUOT, StorageFullError), (errno.EFBIG, StorageFullError),
+    (errno.EACCES, StorageAccessError), (errno.EPERM, StorageAccessError), (errno.EROFS, StorageAccessError),
+    (errno.ENOENT, ObjectNotFoundError), (errno.EIO, StorageUnavailableError), (errno.ESTALE, StorageUnavailableError),
+    (errno.ETIMEDOUT, StorageUnavailableError), (errno.ELOOP, StorageError), (errno.ENAMETOOLONG, StorageError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "expected"), LOCAL)
+def test_local_errors(number: int, expected: type[StorageError]) -> None:
+    mapped = faults.from_os_error(OSError(number, "whatever"), "write", "/data/run/key")
+    assert type(mapped) is expected
+    assert mapped.errno == number
+    assert str(mapped).startswith("/data/run/key: cannot write: ")
+    assert ";" in str(mapped)  # what to do
+
+
+# ---- secrets
+
+
+SECRETS = ["AKIAPLANTEDKEY000001", "planted/secret+key/aaaaaaaaaaaaaaaaaaaaa", "planted-session-token"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_known_secret_in_running_text(secret: str) -> None:
+    error = faults.from_client_error(OSError(f"key {secret} was refused"), "read", "s3://b/k", [secret])
+    assert "key *** was refused" in str(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:{}@host/path was refused",
+        "https://{}@host/path?x=1 was refused",
+        "GET https://host/b/k?X-Amz-Signature={}&X-Amz-Date=1 failed",
+        "header Authorization: Bearer {} refused",
+        "'Authorization': 'Bearer {}'",
+        "aws_secret_access_key={} wrong",
+        '{{"access_token": "{}"}}',
+    ],
+)
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_no_secret_in_a_message(text: str, secret: str, is_known: bool) -> None:
+    error = faults.from_client_error(OSError(text.format(secret)), "read", "s3://b/k", [secret] if is_known else [])
+    assert secret not in str(error)
+    assert "s3://b/k: cannot read: " in str(error)
+
+
+def test_a_message_is_left_as_it_is_where_nothing_is_secret() -> None:
+    text = "The request signature we calculated does not match the signature you provided. Check your key."
+    assert faults.redact(text) == text
+    assert faults.redact("see https://host:8333/bucket/key for more") == "see https://host:8333/bucket/key for more"
+
+
+@given(user=st.text("abcdef019", min_size=4, max_size=12), path=st.text("abcxyz/._-", max_size=20))
+def test_a_redacted_url_keeps_its_place_and_loses_its_user(user: str, path: str) -> None:
+    url = faults.redact_url(f"ftp://{user}XX:{user}YY@host:21/{path}?sig={user}ZZ")
+    assert not any(f"{user}{mark}" in url for mark in ("XX", "YY", "ZZ"))
+    assert url.startswith("ftp://host:21/")
+    assert path.lstrip("/") in url

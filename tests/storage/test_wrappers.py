@@ -1,0 +1,133 @@
+"""Retries, and the stores that other tests stand on."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from ckptflow.errors import (
+    ObjectExistsError,
+    StorageAccessError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+)
+from ckptflow.storage.retry import RetryingStore
+from ckptflow.testing import CountingStore, FaultyStore, LatencyStore, MemoryStore, read_whole
+
+X = memoryview(b"x")
+BUSY = StorageUnavailableError("busy")
+
+
+def retrying(faulty: FaultyStore, max_tries: int = 4) -> RetryingStore:
+    return RetryingStore(faulty, max_tries=max_tries, first_wait_s=0.001)
+
+
+def test_every_verb_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    faulty = FaultyStore(MemoryStore())
+    counting = CountingStore(faulty)
+    store = RetryingStore(counting, first_wait_s=0.001)
+    for verb in ("put", "create", "get", "list", "delete"):
+        faulty.fail(verb, BUSY, times=2)
+    with caplog.at_level(logging.WARNING, "ckptflow.storage"):
+        store.put("a", X)
+        store.create("b", X)
+        assert store.get("a", memoryview(bytearray(2))) == 1
+        assert [entry.key for entry in store.list()] == ["a", "b"]
+        store.delete(["a"])
+    faulty.assert_all_used()
+    assert counting.counts == {"put": 3, "create": 3, "get": 3, "list": 3, "delete": 3}
+    assert len(caplog.records) == 10
+    assert "busy" in caplog.text
+
+
+def test_retries_are_bounded_and_counted() -> None:
+    faulty = FaultyStore(MemoryStore())
+    faulty.fail("put", BUSY, times=4)
+    with pytest.raises(StorageUnavailableError, match="busy") as raised:
+        retrying(faulty).put("a", X)
+    faulty.assert_all_used()
+    assert any("4 tries" in note for note in raised.value.__notes__)
+
+
+def test_retries_end_with_their_time() -> None:
+    faulty = FaultyStore(MemoryStore())
+    faulty.fail("put", BUSY, times=1_000)
+    with pytest.raises(StorageUnavailableError):
+        RetryingStore(faulty, max_tries=1_000, max_wait_s=0.2, first_wait_s=0.01).put("a", X)
+    assert 1 < sum(fault.is_used for fault in faulty.faults) < 40
+
+
+@pytest.mark.parametrize("kind", [StorageError, StorageAccessError, StorageFullError, ObjectExistsError, KeyError])
+def test_what_no_retry_helps_is_raised_at_once(kind: type[Exception]) -> None:
+    faulty = FaultyStore(MemoryStore())
+    counting = CountingStore(faulty)
+    faulty.fail("create", kind("no"))
+    with pytest.raises(kind):
+        RetryingStore(counting).create("a", X)
+    assert counting.calls == [("create", "a")]
+
+
+def test_a_create_whose_reply_was_lost_says_exists_and_reading_back_tells_whose() -> None:
+    memory = MemoryStore()
+    faulty = FaultyStore(memory)
+    faulty.fail("create", BUSY, key="manifest", is_after=True)
+    with pytest.raises(ObjectExistsError):
+        retrying(faulty).create("f/manifest.json", memoryview(b"writer 7"))
+    assert read_whole(memory, "f/manifest.json") == b"writer 7"
+    faulty.assert_all_used()
+
+
+def test_faults_strike_the_verb_and_key_they_name_once() -> None:
+    faulty = FaultyStore(MemoryStore())
+    faulty.fail("put", BUSY, key="shard-1")
+    faulty.put("shard-0", X)
+    faulty.create("shard-1", X)
+    with pytest.raises(AssertionError, match="never struck"):
+        faulty.assert_all_used()
+    with pytest.raises(StorageUnavailableError):
+        faulty.put("f/shard-1", X)
+    faulty.put("f/shard-1", X)
+    faulty.assert_all_used()
+
+
+def test_a_fault_before_the_call_leaves_nothing_and_one_after_it_does() -> None:
+    memory = MemoryStore()
+    faulty = FaultyStore(memory)
+    faulty.fail("put", BUSY)
+    faulty.fail("put", BUSY, is_after=True)
+    for expected in (set(), {"a"}):
+        with pytest.raises(StorageUnavailableError):
+            faulty.put("a", X)
+        assert set(memory.objects) == expected
+
+
+def test_a_hook_comes_before_each_call_takes_effect() -> None:
+    seen: list[tuple[str, str, int]] = []
+    store = MemoryStore(hook=lambda verb, key: seen.append((verb, key, len(store.objects))))
+    store.create("a/1", X)
+    store.put("a/2", X)
+    store.list("a/")
+    store.get("a/1", memoryview(bytearray(1)))
+    store.delete(["a/1", "a/2"])
+    assert seen == [("create", "a/1", 0), ("put", "a/2", 1), ("list", "a/", 2), ("get", "a/1", 2), ("delete", "a/1", 2)]
+    assert store.objects == {}
+
+
+def test_two_memory_stores_on_one_content_are_two_clients() -> None:
+    one = MemoryStore()
+    other = MemoryStore(one.objects)
+    one.create("a", X)
+    with pytest.raises(ObjectExistsError):
+        other.create("a", X)
+    copied = MemoryStore(dict(one.objects))
+    copied.delete(["a"])
+    assert one.objects == {"a": b"x"}
+
+
+def test_latency_waits_and_passes_on() -> None:
+    store = LatencyStore(MemoryStore(), 0.001)
+    store.put("a", X)
+    assert read_whole(store, "a") == b"x"
+    assert (store.url, store.is_create_only, store.is_object_store) == ("test-memory://store", True, True)
