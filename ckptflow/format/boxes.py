@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
-# The work of checking a cover grows with 2 ** (axes that are cut). No plan of ours cuts more than a few axes.
+# Checking a cover takes time that grows with 2 ** (axes that are cut); boxes that are runs of elements take none of it.
+# So tensors of more axes than this are only ever cut into runs.
 MAX_CUT_AXES = 6
 
 
@@ -65,26 +66,16 @@ def take(box: Box, axis: int, begin: int, end: int) -> Box:
 
 
 def split(box: Box, max_elements: int) -> list[Box]:
-    """Cuts a box into pieces of at most `max_elements` (at least 1) elements, nearly equal, in order.
-
-    The cuts lie along the first axis on which a piece can be small enough; where there is none, the longest axis is cut
-    into single indices and each of them again, so that any box can be cut down to single elements.
-    """
-    shape = box[1]
+    """Cuts a box into pieces of at most `max_elements` (at least 1) elements, in order, as `divide` does it."""
     if max_elements < 1:
         raise ValueError(f"a piece holds at least one element, not {max_elements}")
-    total = volume(shape)
-    if total <= max_elements:
-        return [box]
-    axis = next((i for i, extent in enumerate(shape) if total // extent <= max_elements), None)
-    if axis is None:
-        axis = shape.index(max(shape))
-        rows = [take(box, axis, i, i + 1) for i in range(shape[axis])]
-        return [piece for row in rows for piece in split(row, max_elements)]
-    extent = shape[axis]
-    count = -(-extent // (max_elements // (total // extent)))
-    edges = [i * extent // count for i in range(count + 1)]
-    return [take(box, axis, begin, end) for begin, end in itertools.pairwise(edges)]
+    pieces: list[Box] = []
+    pending = [box]
+    while pending:
+        head, tail = divide(pending.pop(), max_elements, slack=max(1, max_elements // 16), step=1)
+        pieces += head[:1]
+        pending += reversed(head[1:] + tail)
+    return pieces
 
 
 def divide(box: Box, elements: int, *, slack: int, step: int) -> tuple[list[Box], list[Box]]:
@@ -92,25 +83,26 @@ def divide(box: Box, elements: int, *, slack: int, step: int) -> tuple[list[Box]
 
     The cut lies along the first axis on which it can be placed so finely, at a multiple of `step` elements where that
     is fine enough, too. Where no axis is long enough, the longest is cut beside the index in which the cut falls, and
-    that index is cut again: head and rest are then several boxes. `slack` and `step` are at least 1.
+    that index is cut again: head and rest are then several boxes. Of more than `MAX_CUT_AXES` axes only the first that
+    is longer than 1 is cut, and within an index the next: all boxes are then runs. `slack` and `step` are at least 1.
     """
     shape, total = box[1], volume(box[1])
     if elements >= total:
         return [box], []
     if elements < 1:
         return [], [box]
-    grains = [total // extent for extent in shape]  # elements to one index
-    fine = [grain * (step // math.gcd(grain, step)) for grain in grains]
-    axis = next((i for i, unit in enumerate(fine) if unit <= slack and shape[i] > 1), None)
-    unit = fine[axis] if axis is not None else 0
-    if axis is None:
-        axis = next((i for i, grain in enumerate(grains) if grain <= slack and shape[i] > 1), None)
-        unit = grains[axis] if axis is not None else 0
-    if axis is not None:
-        at = elements // unit * (unit // grains[axis])
-        return [take(box, axis, 0, at)] if at else [], [take(box, axis, at, shape[axis])]
-    axis = shape.index(max(shape))
-    at, rest = divmod(elements, grains[axis])
+    axes = [axis for axis, extent in enumerate(shape) if extent > 1]
+    if len(shape) > MAX_CUT_AXES:
+        del axes[1:]
+    for multiple in (step, 1):
+        for axis in axes:
+            grain = total // shape[axis]  # elements to one index
+            rows = multiple // math.gcd(grain, multiple)
+            if grain * rows <= slack:
+                at = elements // (grain * rows) * rows
+                return [take(box, axis, 0, at)] if at else [], [take(box, axis, at, shape[axis])]
+    axis = max(axes, key=lambda axis: shape[axis])
+    at, rest = divmod(elements, total // shape[axis])
     head, tail = divide(take(box, axis, at, at + 1), rest, slack=slack, step=step)
     before = [take(box, axis, 0, at)] if at else []
     after = [take(box, axis, at + 1, shape[axis])] if at + 1 < shape[axis] else []
@@ -143,33 +135,50 @@ def runs(shape: Sequence[int], begin: int, end: int) -> list[Box]:
 def check_cover(shape: Sequence[int], parts: Sequence[Box]) -> None:
     """Raises ValueError unless the boxes lie in `shape` and cover each of its elements exactly once.
 
-    No box may be empty, but that a tensor without elements has exactly one box: the whole of it. Exact for any
-    arrangement that cuts at most `MAX_CUT_AXES` axes, in time linear in the number of boxes; more axes are refused.
+    No box may be empty, but that a tensor without elements has exactly one box: the whole of it. Exact, in time nearly
+    linear in the number of boxes, for boxes that are runs of elements, and for any that cut at most `MAX_CUT_AXES` axes
+    of the tensor; others are refused.
     """
     shape = tuple(shape)
-    if len(parts) == 1 and parts[0] == ((0,) * len(shape), shape):
+    if len(parts) == 1 and parts[0] == whole(shape):
         return
     if not volume(shape):
         raise ValueError(f"a tensor of shape {list(shape)} has no element and so exactly one slice, the whole of it")
-    cut = [False] * len(shape)
     for start, extents in parts:
         if len(start) != len(shape) or len(extents) != len(shape):
             raise ValueError(f"slice {_text(start, extents)} has another rank than the tensor's shape {list(shape)}")
-        for axis, (begin, extent, length) in enumerate(zip(start, extents, shape, strict=True)):
+        for begin, extent, length in zip(start, extents, shape, strict=True):
             if begin < 0 or extent < 1 or begin + extent > length:
                 raise ValueError(f"slice {_text(start, extents)} is empty or lies outside the shape {list(shape)}")
-            cut[axis] |= extent != length
-    axes = [axis for axis, is_cut in enumerate(cut) if is_cut]
+    if all(is_contiguous(shape, extents) for _, extents in parts):
+        is_cover = _runs_cover(shape, parts)
+    else:
+        is_cover = _corners_cover(shape, parts)
+    if not is_cover:
+        raise ValueError(f"its {len(parts)} slices do not cover the shape {list(shape)} exactly once")
+
+
+def _runs_cover(shape: tuple[int, ...], parts: Sequence[Box]) -> bool:
+    end = 0
+    for begin, size in sorted((row_major_offset(shape, start), volume(extents)) for start, extents in parts):
+        if begin != end:
+            return False
+        end += size
+    return end == volume(shape)
+
+
+def _corners_cover(shape: tuple[int, ...], parts: Sequence[Box]) -> bool:
+    """The boxes cover each element once if and only if their indicator functions add up to the whole's, and that is so
+    if and only if the mixed differences of both sides agree. A box's mixed difference is +1 or -1 at its corners.
+    """
+    axes = [axis for axis, length in enumerate(shape) if any(extents[axis] != length for _, extents in parts)]
     if len(axes) > MAX_CUT_AXES:
         raise ValueError(f"slices cut {len(axes)} axes, more than the {MAX_CUT_AXES} that can be checked")
-    # The boxes cover each element once if and only if their indicator functions add up to the whole's, and that is so
-    # if and only if the mixed differences of both sides agree. A box's mixed difference is +1 or -1 at its corners.
     corners: Counter[tuple[int, ...]] = Counter()
     for start, extents in parts:
         _add_corners(corners, [(start[axis], start[axis] + extents[axis]) for axis in axes], 1)
     _add_corners(corners, [(0, shape[axis]) for axis in axes], -1)
-    if any(corners.values()):
-        raise ValueError(f"its {len(parts)} slices do not cover the shape {list(shape)} exactly once")
+    return not any(corners.values())
 
 
 def _add_corners(corners: Counter[tuple[int, ...]], edges: Sequence[tuple[int, int]], weight: int) -> None:

@@ -227,7 +227,7 @@ def _pack(
     stack = sorted(pieces, key=lambda piece: (piece[0].size_bytes(piece[1]), -piece[0].index))
     total = sum(held.size_bytes(box) + header_room_bytes(held.entry(box)) for held, box in stack)
     even = total // -(-total // (shard_bytes - EMPTY_HEADER_ROOM_BYTES) or 1)
-    capacity = min(shard_bytes, even + even // 16 + MIN_SHARD_BYTES)
+    capacity = min(shard_bytes, max(even + even // 16, MIN_SHARD_BYTES))
     numbers = itertools.count(first_index)
     shards: list[PlannedShard] = []
     current: list[_Piece] = []

@@ -94,6 +94,7 @@ def test_a_pinwheel_is_a_cover_though_no_straight_cut_parts_it() -> None:
         ((0, 3), [((0, 0), (0, 2))]),
         ((0, 3), [((0, 0), (0, 3)), ((0, 0), (0, 3))]),
         ((2,) * 7, [boxes.take(((0,) * 7, (2,) * 7), axis, 0, 1) for axis in range(7)]),
+        ((2,) * 8, [((0,) * 8, (1,) * 8), ((0,) * 7 + (1,), (2,) * 7 + (1,))]),
     ],
 )
 def test_what_is_no_cover(shape: tuple[int, ...], parts: list[Box]) -> None:
@@ -120,9 +121,19 @@ def test_split_cuts_any_box_down(shape: tuple[int, ...], max_elements: int) -> N
     assert all(math.prod(part[1]) <= max_elements for part in parts)
 
 
+@given(st.integers(1, 300), st.integers(1, 20))
+def test_many_short_axes_are_cut_into_runs_that_can_be_checked(max_elements: int, slack: int) -> None:
+    shape = (1, 2, 2, 1, 2, 2, 2, 2, 2, 3)
+    parts = boxes.split(boxes.whole(shape), max_elements)
+    boxes.check_cover(shape, parts)
+    assert all(boxes.is_contiguous(shape, part[1]) for part in parts)
+    head, tail = boxes.divide(boxes.whole(shape), max_elements, slack=slack, step=4)
+    boxes.check_cover(shape, [*head, *tail])
+
+
 def test_split_takes_the_first_axis_that_is_long_enough() -> None:
-    assert boxes.split(((0, 0), (4, 10)), 20) == [((0, 0), (2, 10)), ((2, 0), (2, 10))]
-    assert {part[1] for part in boxes.split(((0, 0), (2, 100)), 20)} == {(2, 10)}
+    assert boxes.split(((0, 0), (64, 10)), 320) == [((0, 0), (32, 10)), ((32, 0), (32, 10))]
+    assert {part[1] for part in boxes.split(((0, 0), (2, 100)), 40)} == {(2, 20)}
     with pytest.raises(ValueError, match="at least one"):
         boxes.split(((0,), (4,)), 0)
 
