@@ -36,7 +36,8 @@ import greenlet
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError, StorageUnavailableError
 from ckptflow.storage.store import Entry
 
-Op = tuple[Any, ...]  # ("put" | "create", key, data) ("get" | "delete", key) ("list", prefix, after) ("choose", what)
+# ("put" | "create", key, data) ("get" | "delete" | "wait", key) ("list", prefix, after, pages) ("choose", what)
+Op = tuple[Any, ...]
 Content = dict[str, bytes]
 PAST_EVERY_DEADLINE_S = 1e6
 GHOST = "ghost of "  # marks a folder whose manifest was deleted: a create under way can bring it back, without shards
@@ -335,6 +336,8 @@ class Explorer:
             yield "", OK, state._replace(content=storage.write(content, key, None), damaged=left)
         elif verb == "create":
             yield from self._creates(state, key, op[2], held)
+        elif verb == "wait":
+            yield "", OK, state
         elif verb == "choose":
             yield "", Result(False), state
             if getattr(budget, key):
@@ -356,7 +359,7 @@ class Explorer:
     def moves(self, state: State) -> Iterator[Move]:
         """Every step that can come next."""
         for i, node in enumerate(state.nodes):
-            if node.op is not None and self._is_first_alike(state, i):
+            if node.op is not None and self._is_first_alike(state, i) and self._is_ready(state, node.op):
                 yield from self._moves_of(state, i, node.op)
         yield from self._nobodys(state)
 
@@ -380,6 +383,9 @@ class Explorer:
             if op is not None and is_claim and op[1] in self.storage.contents[state.content]:
                 return next(self._moves_of(state, i, op))
         return None
+
+    def _is_ready(self, state: State, op: Op) -> bool:
+        return op[0] != "wait" or op[1] in self.storage.contents[state.content]
 
     @staticmethod
     def _is_first_alike(state: State, i: int) -> bool:
@@ -455,14 +461,16 @@ def search(
         eager = explorer.eager(state)
         for what, after, by in [eager] if eager is not None else explorer.moves(state):
             steps += 1
-            if after in came_from:
-                continue
-            came_from[after] = (state, what)
+            is_new = after not in came_from
+            if is_new:
+                came_from[after] = (state, what)
+                todo.append(after)
+            elif state.content == after.content or by < 0:
+                continue  # only a step that changes the storage can be wrong where the state after it is not
             try:
                 check(state, after, by)
             except ViolationError as violation:
-                return report(str(violation), _trace(came_from, after))
-            todo.append(after)
+                return report(str(violation), (*_trace(came_from, state), what))
         if len(came_from) >= max_states:
             return report(is_complete=False)
     return report()

@@ -24,14 +24,14 @@ class Scenario:
     pages: int = 0
 
 
-def explore(scenario: Scenario, *, max_states: int = MAX_STATES) -> Report:
-    """All states of one scenario, or those up to the first that breaks an invariant."""
+def explore(scenario: Scenario, *, only: str | None = None, max_states: int = MAX_STATES) -> Report:
+    """All states of one scenario, or those up to the first that breaks an invariant (`only` that one, where given)."""
     storage = Storage()
     explorer = Explorer(storage, Promises(storage.contents))
     processes = [Process(i, f"P{i}", program, pages=scenario.pages) for i, program in enumerate(scenario.programs)]
     next_life = Process(len(processes), "next", NEXT_LIFE).root
     start = _after_setup(explorer, processes, scenario)
-    return search(explorer, start, Invariants(explorer, next_life), max_states=max_states)
+    return search(explorer, start, Invariants(explorer, next_life, only), max_states=max_states)
 
 
 NEXT_LIFE = life(saves=1)

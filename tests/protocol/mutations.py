@@ -1,0 +1,229 @@
+"""The rules of the protocol taken out one at a time, each as a small patch of the real code.
+
+Rows are those of the protocol's table; `breaks` is the invariant that the row names, None where it says "holds". Rows
+of the first draft that this code cannot express are in `NOT_EXPRESSIBLE`, with why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from ckptflow.commit import coordinator as coordinator_module
+from ckptflow.commit import lineage as lineage_module
+from ckptflow.commit import prune as prune_module
+from ckptflow.commit import resume as resume_module
+from ckptflow.commit.catalog import Counting, Listing, list_root
+from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.lineage import Held
+from ckptflow.commit.prune import Decision, PrunePlan
+from ckptflow.commit.resume import Resume, Start
+from ckptflow.commit.team import Outcome, Vote, vote_for
+from ckptflow.errors import CommitUnknownError, StorageUnavailableError
+from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
+from ckptflow.storage.store import Store
+from tests.protocol import lives
+from tests.protocol.explorer import current
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A rule that is taken out: how, where it is looked for, and what must break."""
+
+    patch: Patch
+    scenarios: tuple[str, ...]
+    breaks: str | None
+
+
+class _Blind(Listing):
+    """A listing in which nobody looks for newer incarnations."""
+
+    __slots__ = ()
+
+    @property
+    def top_number(self) -> int:
+        return 0
+
+
+def _blind(listing: Listing | None) -> Listing | None:
+    return _Blind(listing.folders, listing.claims, listing.pins) if listing is not None else None
+
+
+def no_listing_after_the_claim(patch: pytest.MonkeyPatch) -> None:
+    choose = Resume._choose
+
+    def chooses(self: Any, step: int | None, held: Held | None) -> tuple[int, ...]:
+        if held is not None and not hasattr(self, "is_mutated"):
+            self.is_mutated = True
+            self._view.is_stale = False
+            current().show(number=held.number)
+        return choose(self, step, held)
+
+    patch.setattr(lives, "MERGE_AT_CLAIM", False)
+    patch.setattr(Resume, "_choose", chooses)
+
+
+def no_fence_check_after_a_commit(patch: pytest.MonkeyPatch) -> None:
+    lists = Coordinator._list_to_prune
+    patch.setattr(coordinator_module, "check_fence", lambda *_: lives.acknowledge())
+    patch.setattr(Coordinator, "_list_to_prune", lambda self: _blind(lists(self)))
+
+
+def acknowledged_before_the_fence_check(patch: pytest.MonkeyPatch) -> None:
+    creates = Coordinator._create
+
+    def acknowledges(self: Coordinator, folder: Folder, data: bytes, deadline: float) -> None:
+        creates(self, folder, data, deadline)
+        lives.acknowledge()
+
+    patch.setattr(Coordinator, "_create", acknowledges)
+
+
+def no_writer_id(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lineage_module, "new_writer_id", lambda: "0" * 32)
+
+
+def claim_not_create_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lineage_module, "create_once", _put)
+
+
+def manifest_not_create_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(coordinator_module, "create_once", _put)
+
+
+def _put(store: Store, key: str, data: bytes, deadline: float) -> bool:
+    store.put(key, memoryview(data))
+    return True
+
+
+def newest_step_wins(patch: pytest.MonkeyPatch) -> None:
+    def counts(listing: Listing, run_id: str | None, read: Any) -> Counting:
+        folders = tuple(sorted(listing.committed, reverse=True))
+        return Counting(max((f.incarnation for f in folders), default=0), run_id, folders)
+
+    patch.setattr(resume_module, "find_counting", counts)
+
+
+def not_saved_again(patch: pytest.MonkeyPatch) -> None:
+    starts = Resume._start
+
+    def start(*arguments: Any) -> Start:
+        return replace(starts(*arguments), save_again=False)
+
+    patch.setattr(Resume, "_start", start)
+
+
+def shards_deleted_first(patch: pytest.MonkeyPatch) -> None:
+    def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
+        rest = [folder.key(name) for folder in plan.deletions for name in files[folder] if name != MANIFEST_NAME]
+        store.delete(rest)
+        store.delete([folder.manifest_key for folder in plan.deletions])
+        return 0
+
+    patch.setattr(coordinator_module, "act", act)
+
+
+def partial_swept_though_its_manifest_was_sent(patch: pytest.MonkeyPatch) -> None:
+    creates = Coordinator._create
+
+    def gives_up(self: Coordinator, folder: Folder, data: bytes, deadline: float) -> None:
+        try:
+            creates(self, folder, data, deadline)
+        except CommitUnknownError:
+            self.give_up(folder)
+            raise
+
+    patch.setattr(Coordinator, "_create", gives_up)
+
+
+def time_out_taken_as_damage(patch: pytest.MonkeyPatch) -> None:
+    def votes(error: BaseException) -> Vote:
+        return Vote(Outcome.DAMAGED, str(error)) if isinstance(error, StorageUnavailableError) else vote_for(error)
+
+    patch.setattr(resume_module, "vote_for", votes)
+
+
+def number_above_claims_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Listing, "top_number", property(lambda self: max(self.claims, default=0)))
+
+
+def prune_by_hand_during_a_start(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prune_module, "refuse_by_hand", lambda *_: None)
+
+
+def newer_claim_ignored_at_start(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(resume_module, "check_fence", lambda *_: None)
+    patch.setattr(resume_module, "list_root", lambda store: _blind(list_root(store)))
+
+
+def partials_of_newer_incarnations_swept(patch: pytest.MonkeyPatch) -> None:
+    decides = prune_module._decide_partial
+
+    def decide(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
+        if folder.incarnation > incarnation:
+            return Decision(folder, False, "mutated")
+        return decides(folder, incarnation, is_given_up)
+
+    patch.setattr(prune_module, "_decide_partial", decide)
+
+
+def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
+    one_folder_though_receipts_name_the_call(patch)
+    checks = Coordinator._check_receipt
+
+    def check(self: Coordinator, draft: Any, receipt: Any, worker: int) -> None:
+        checks(self, replace(draft, folder=parse_folder(receipt.folder)), receipt, worker)
+
+    patch.setattr(Coordinator, "_check_receipt", check)
+
+
+def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Folder, "key", lambda self, name: f"{Folder(self.step, self.incarnation)}/{name}")
+    patch.setattr(prune_module, "act", lambda *_: 0)
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "listing after the claim": Mutation(no_listing_after_the_claim, ("takeover",), "I1"),
+    "fence check after a commit": Mutation(no_fence_check_after_a_commit, ("takeover", "rollback"), "I1"),
+    "acknowledgement after it": Mutation(acknowledged_before_the_fence_check, ("takeover",), "I2"),
+    "writer id": Mutation(no_writer_id, ("cold",), "I3"),
+    "create-only claim": Mutation(claim_not_create_only, ("cold",), "I3"),
+    "lineage (newest step wins)": Mutation(newest_step_wins, ("rollback in a running process", "rollback"), "I2"),
+    "saving again": Mutation(not_saved_again, ("rollback", "prune by hand during a rollback"), "I1"),
+    "manifest deleted first": Mutation(shards_deleted_first, ("takeover",), "I5"),
+    "keeping a partial whose manifest was sent": Mutation(
+        partial_swept_though_its_manifest_was_sent, ("give up",), "I5"
+    ),
+    "confirmed damage": Mutation(time_out_taken_as_damage, ("read times out",), "I2"),
+    "numbers above folder names": Mutation(number_above_claims_only, ("no claims",), "I4"),
+    "refusal of a prune by hand during a start": Mutation(prune_by_hand_during_a_start, ("prune by hand",), "I1"),
+    "standing down, claims trimmed": Mutation(newer_claim_ignored_at_start, ("cold, three, claims trimmed",), "I3"),
+    "standing down, claims kept": Mutation(
+        newer_claim_ignored_at_start, ("takeover", "rollback", "damage", "cold", "no claims"), None
+    ),
+    "partials of lower incarnations only": Mutation(
+        partials_of_newer_incarnations_swept, ("takeover", "rollback", "damage", "cold", "no claims", "give up"), None
+    ),
+    "create-only manifest": Mutation(
+        manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None
+    ),
+}
+
+CALL_MUTATIONS: dict[str, Patch] = {
+    "one folder for both calls of a save": one_folder_for_both_calls,
+    "one folder, and receipts name the call": one_folder_though_receipts_name_the_call,
+}
+
+NOT_EXPRESSIBLE = {
+    "as written": "a claim holds no lineage here, so no patch can let one decide; its I2 is 'acknowledgement after it'",
+    "+ acknowledge after the fence check": "the same: needs claims that decide",
+    "+ a claim decides from its first commit": "the same; its I1 is 'saving again'",
+    "that, without the second listing": "is 'listing after the claim'",
+    "that, without list-before-prune": "is 'fence check after a commit'",
+    "that, without the writer id": "is 'writer id'",
+}
