@@ -28,7 +28,7 @@ from ckptflow.storage.store import Store, open_store
 from examples.demo.workers import Job, running
 
 WORLD_SIZE, STEPS, SAVE_EVERY = 2, 120, 10
-GRACE_S = 20.0  # how long the survivor gets to notice and to leave
+GRACE_S = 10.0  # how long the survivor gets to notice and to leave
 LIFE_S = 600.0  # no life of the job takes this long
 console = Console(highlight=False, soft_wrap=True)
 
@@ -97,9 +97,8 @@ def kill_in_a_save(scene: Scene, store: Store, victim: int, from_step: int) -> b
         folder = wait_for_save(scene, store, job, victim, from_step)
         job.kill(victim)
         files = list_root(store).folders.get(folder, {})
-        console.print(
-            f"  [bold red]kill -9[/] {name} (process {job.processes[victim].pid}) as step {folder.step} is saved"
-        )
+        pid = job.processes[victim].pid
+        console.print(f"  [bold red]kill -9[/] {name} (process {pid}) while step {folder.step} was being saved")
         exit_codes = job.wait(GRACE_S)
     check_resumed(scene, expected)
     survivor = 1 - victim
@@ -117,7 +116,7 @@ def wait_for_save(scene: Scene, store: Store, job: Job, victim: int, from_step: 
     """Returns as soon as a save at `from_step` or later is under way to which `victim` still has to contribute."""
     known = set(list_root(store).folders)
     receipt = receipt_name(victim, WORLD_SIZE)
-    pause_s = 0.05 if store.is_object_store else 0.002
+    pause_s = 0.005 if store.is_object_store else 0.002
     while job.is_running:
         is_near = scene.chief_step >= from_step - SAVE_EVERY
         for folder, files in list_root(store).folders.items() if is_near else ():
@@ -241,7 +240,7 @@ def main() -> int:
         console.print(f"Everything is left in {scene.base_url} and {scene.folder}")
         return 1
     except KeyboardInterrupt:
-        console.print("\nstopped; all workers are ended")
+        console.print("\nstopped; all workers are ended and their files removed")
         return 130
     finally:
         if not is_kept:
