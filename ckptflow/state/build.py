@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from ckptflow.errors import UsageError
+from ckptflow.state import tf_keras
 from ckptflow.state.configs import count_variables, is_built
-from ckptflow.state.kinds import LAYERS, Kind, is_distributed, kind_of, raw_variable
+from ckptflow.state.kinds import LAYERS, Kind, is_distributed, is_keras3_model, keras3, kind_of, raw_variable
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.walker import OptimizerNode
 
@@ -24,6 +27,8 @@ def build_missing(state: Mapping[str, Any], models: dict[str, Any]) -> None:
         described = models.get(path)
         if isinstance(described, dict) and described.get("kind") == "model":
             _build_model(path, model, described)
+    for layer in walk(state).layers:
+        _make_states(layer)
     tree = walk(state)
     for path, node in tree.optimizers.items():
         described = models.get(path) or _under_another_name(path, node, models)
@@ -53,6 +58,8 @@ def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:
         try:
             with _scope(model):
                 model.build_from_config(build_config)
+                if is_keras3_model(model) and not _all_built(model):
+                    _trace(model, build_config.get("input_shape"))
         except Exception as error:  # whatever a user's build() raises
             failure = error
     if count_variables(model) < wanted and not _all_built(model):
@@ -60,6 +67,30 @@ def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:
             f"{path} ({type(model).__name__}) has {count_variables(model)} of the {wanted} variables saved, "
             f"and its build config cannot make the others; call it once on a batch ({path}(inputs)) before restoring"
         ) from failure
+
+
+def _make_states(layer: Any) -> None:
+    """A stateful layer of tf_keras makes the variables of its state with its first batch; this makes them now."""
+    if kind_of(layer) is Kind.TF_KERAS_LAYER and tf_keras.is_stateful(layer):
+        states = tf.nest.flatten(layer._states)
+        if layer.built and any(state is None for state in states):
+            with contextlib.suppress(ValueError, AttributeError):  # its batch size is not known before its first batch
+                layer.reset_states()
+
+
+def _trace(model: Any, input_shape: Any) -> None:
+    """Calls a model on symbols: one whose own `build` leaves layers unbuilt has them afterwards."""
+    keras = keras3()
+
+    def symbols(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {name: symbols(inner) for name, inner in shape.items()}
+        if any(isinstance(size, (list, tuple, dict)) for size in shape):
+            return [symbols(inner) for inner in shape]
+        return keras.KerasTensor(shape, dtype=model.input_dtype)
+
+    if input_shape is not None:
+        keras.src.backend.compute_output_spec(model.call, symbols(input_shape))
 
 
 def _all_built(model: Any) -> bool:

@@ -65,7 +65,10 @@ class TableBundle(Bundle):
 
 
 class IteratorBundle(Bundle):
-    """A `tf.data` iterator: its position, its shuffle buffer, everything that decides what comes next."""
+    """A `tf.data` iterator: its position, its shuffle buffer, everything that decides what comes next.
+
+    One limit is TensorFlow's: `shuffle` without a seed goes on exactly to the end of its epoch, and then draws anew.
+    """
 
     def __init__(self, iterator: Any) -> None:
         self.dtypes = {"position": "string"}

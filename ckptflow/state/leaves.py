@@ -82,13 +82,17 @@ class VariableLeaf:
             is_chief = cluster.worker_index(self.variable.distribute_strategy) == 0
             zeros = tf.zeros_like(value)
             for position, part in enumerate(self.parts):
-                _assign(part.handle, value if is_chief and position == 0 else tf.raw_ops.DeepCopy(x=zeros))
+                self._assign(part, value if is_chief and position == 0 else _copy(zeros))
             return
         # Copies first: two variables must never share one buffer that is known to neither of them.
         copies = [_copy(value) for _ in self.parts[1:]]
-        _assign(self.handle, value)
-        for part, copy in zip(self.parts[1:], copies, strict=True):
-            _assign(part.handle, copy)
+        for part, own in zip(self.parts, [value, *copies], strict=True):
+            self._assign(part, own)
+
+    def _assign(self, part: Any, value: Any) -> None:
+        # Without validation the op silently takes another shape; with it, it refuses what a variable of open shape may.
+        is_open = self.shape is None or None in self.shape
+        resource_ops.assign_variable_op(part.handle, value, validate_shape=not is_open)
 
 
 class PartLeaf:
@@ -113,10 +117,6 @@ class PartLeaf:
 
 
 Leaf: TypeAlias = VariableLeaf | PartLeaf
-
-
-def _assign(handle: Any, value: Any) -> None:
-    resource_ops.assign_variable_op(handle, value, validate_shape=True)
 
 
 def _copy(value: Any) -> Any:

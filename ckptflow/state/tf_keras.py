@@ -27,15 +27,19 @@ def layer_children(layer: Any) -> Children:
     }
     labels = strip_underscores(tracked)
     named += [(labels[name], child) for name, child in tracked.items()]
-    states = vars(layer).get("_states") if vars(layer).get("stateful") else None
-    if states is not None:
-        named.append(("states", tf.nest.flatten(states)))
+    if is_stateful(layer):
+        named.append(("states", tf.nest.flatten(vars(layer)["_states"])))
     metrics: list[tuple[str, Any]] = []
     if is_tf_keras_model(layer):
         metrics = [(f"metrics/{label}", metric) for label, metric in layer_labels(layer.metrics)]
     weights = [*vars(layer).get("_trainable_weights", ()), *vars(layer).get("_non_trainable_weights", ())]
     fallback = [(_short_name(weight), weight) for weight in weights if kind_of(weight) is Kind.VARIABLE]
     return Children(named, fallback + metrics)
+
+
+def is_stateful(layer: Any) -> bool:
+    """Whether it is a recurrent layer that keeps its state from batch to batch, in variables that nothing tracks."""
+    return bool(vars(layer).get("_stateful")) and vars(layer).get("_states") is not None
 
 
 def metric_children(metric: Any) -> Children:

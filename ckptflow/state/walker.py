@@ -35,7 +35,7 @@ from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf
 
 MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
-_OBJECTS, _TRACKED, _METRICS, _OPTIMIZERS = range(4)  # the order in which the walk gives names
+_OBJECTS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS = range(5)  # the order in which the walk gives names
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Walker:
         self.watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
         self.kept_alive: list[Any] = []
-        self._queues: list[deque[_Node]] = [deque() for _ in range(4)]
+        self._queues: list[deque[_Node]] = [deque() for _ in range(5)]
         self._paths: dict[int, str] = {}  # by identity
         self._taken: set[str] = set()
         self._other_paths: list[tuple[str, _Node]] = []
@@ -105,7 +105,7 @@ class Walker:
     def _push(self, node: _Node, phase: int) -> None:
         kind = kind_of(node.obj)
         if kind in OPTIMIZERS or node.parent in self.optimizers:
-            phase = _OPTIMIZERS
+            phase = _OF_OPTIMIZERS if node.fallback else _OPTIMIZERS
         elif node.parent and (node.metric or kind in METRICS):
             phase = _METRICS
         self._queues[phase].append(node)

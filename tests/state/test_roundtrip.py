@@ -1,0 +1,103 @@
+"""Every kind of state comes back bit for bit, in the same process and in a new one, before the first training step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+from tests.state import roundtrip
+from tests.state.cases import CASES
+from tests.state.cases_keras3 import OPTIMIZERS
+from tests.state.roundtrip import answer_bytes, assert_equal
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Trained:
+    """A case's state after some training, what a checkpoint held of it, and what one more step made of it."""
+
+    def __init__(self, name: str) -> None:
+        case = CASES[name]
+        state = case.make()
+        case.train(state)
+        case.train(state)
+        self.saved = roundtrip.save(state)
+        self.expected = case.answer(state) if case.answer else None
+        case.train(state)
+        self.after = roundtrip.save(state)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Trained]:
+    return {}
+
+
+def _trained(trained: dict[str, Trained], name: str) -> Trained:
+    if name not in trained:
+        trained[name] = Trained(name)
+    return trained[name]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_process(name: str, trained: dict[str, Trained], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _trained(trained, name)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--fresh"])
+    state = CASES[name].make()
+    restoring = roundtrip.restore(state, first.saved)
+    assert (restoring.missing, restoring.unexpected) == ((), ())
+    if CASES[name].exact_bytes:
+        assert_equal(first.saved, roundtrip.save(state))
+    answer = CASES[name].answer
+    if answer is not None:
+        assert answer_bytes(answer(state)) == answer_bytes(first.expected)
+    CASES[name].train(state)
+    if CASES[name].exact_bytes:
+        assert_equal(first.after, roundtrip.save(state))
+
+
+@pytest.fixture(scope="module")
+def in_new_process(trained: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a new process has restored every case, trained it on, and saved both."""
+    folder = tmp_path_factory.mktemp("cases")
+    for position, name in enumerate(CASES):
+        _trained(trained, name).saved.write(folder / f"{position}-saved")
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.state.restore_all", str(folder), "--fresh"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "77", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_new_process(name: str, trained: dict[str, Trained], in_new_process: Path) -> None:
+    position = list(CASES).index(name)
+    problem = in_new_process / f"{position}-problem.txt"
+    assert not problem.exists(), problem.read_text()
+    if CASES[name].answer:
+        answer = (in_new_process / f"{position}-answer.bin").read_bytes()
+        assert answer == answer_bytes(trained[name].expected)
+    if not CASES[name].exact_bytes:
+        return
+    restored, after = (roundtrip.read(in_new_process / f"{position}-{what}") for what in ("restored", "after"))
+    assert_equal(trained[name].saved, restored)
+    assert_equal(trained[name].after, after)
+
+
+def test_every_optimizer_of_keras_is_a_case() -> None:
+    classes = {
+        name
+        for name, cls in vars(keras.optimizers).items()
+        if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer)
+    }
+    assert classes - {"Optimizer"} <= set(OPTIMIZERS)
