@@ -35,7 +35,7 @@ class BufferPool:
     """
 
     def __init__(self, budget_bytes: int, buffer_bytes: int) -> None:
-        self.buffer_bytes = -(-buffer_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.buffer_bytes = -(-max(1, buffer_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         self.count = budget_bytes // self.buffer_bytes
         if buffer_bytes < 1 or self.count < 1:
             raise ValueError(
