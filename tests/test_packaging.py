@@ -70,7 +70,7 @@ def test_types_reach_a_user(tmp_path: Path) -> None:
         "    reveal_type(manager.restore_latest())\n"
         "    manager.save('one')\n"
     )
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", f"--cache-dir={tmp_path}", str(user)]
+    command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={ROOT / '.mypy_cache' / 'user'}", str(user)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
     assert "Checkpoint | None" in done.stdout, done.stdout + done.stderr
     assert '"save" of "CheckpointManager" has incompatible type "str"' in done.stdout
