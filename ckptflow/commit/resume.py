@@ -75,6 +75,7 @@ class _View:
     listing: Listing
     counting: Counting
     damaged: dict[Folder, str] = field(default_factory=dict)
+    lineage: frozenset[Folder] = frozenset()
     gone: int = 0
     is_stale: bool = False
     is_last: bool = False
@@ -193,7 +194,10 @@ class Resume:
         try:
             manifest = read_manifest(self._store, folder)
             self._load(folder, manifest, files)
-            return None, summarize(manifest, self._store.url), Vote(Outcome.FINE)
+            summary = summarize(manifest, self._store.url)
+            if view is not None and self._cluster.is_chief:
+                view.lineage = self._lineage_of(summary, view)
+            return None, summary, Vote(Outcome.FINE)
         except ObjectNotFoundError as error:
             return error, None, Vote(Outcome.GONE, str(error))
         except CorruptCheckpointError as error:
@@ -241,7 +245,6 @@ class Resume:
         self, held: Held | None, restored: Summary, step: int | None, again: bool, outside: bool, problems: list[str]
     ) -> Start:
         """What the incarnation builds on, now that every worker holds `restored`."""
-        folder = restored.folder
         if problems:
             logger.warning("restored step %d instead (%s)", restored.checkpoint.step, restored.checkpoint.url)
         reason: Reason = "resume"
@@ -257,11 +260,29 @@ class Resume:
             held=held,
             reason=reason,
             restored=restored,
-            lineage=counting.lineage_up_to(folder) - view.damaged.keys(),
+            lineage=view.lineage,
             barrier=held.number if reason == "rollback" else max(counting.barrier, restored.barrier),
             fresh_since=max(counting.fresh_since, restored.fresh_since),
             save_again=again,
         )
+
+    def _lineage_of(self, restored: Summary, view: _View) -> frozenset[Folder]:
+        """What `restored` builds on: what counts, up to it; where it is outside, what its own incarnation counted.
+
+        Without the second half, one damaged manifest would cut off all that policies have kept, and prune it.
+        """
+        if restored.folder in view.counting.folders:
+            return view.counting.lineage_up_to(restored.folder) - view.damaged.keys()
+        counting, files, found = view.counting, view.listing.folders, set[Folder]()
+        if restored.run_id != counting.run_id or restored.folder.incarnation < counting.fresh_since:
+            return frozenset()  # what is there is deleted only by hand, so it must not come under the policies
+        for folder in view.listing.committed:
+            is_own = folder.incarnation == restored.folder.incarnation or folder in restored.lineage
+            if is_own and folder <= restored.folder and folder not in view.damaged:
+                summary = self._summaries.get(folder)
+                if isinstance(summary, Summary) and summary.is_complete(files[folder]):
+                    found.add(folder)
+        return frozenset(found)
 
     # What the chief decides
 
@@ -373,7 +394,6 @@ class Resume:
 
     def _barrier_by_claim(self, counting: Counting) -> int:
         """A rollback whose every manifest is unreadable is still known by its claim."""
-        if not counting.folders or counting.barrier:
-            return 0
-        claim = read_claim(self._store, counting.incarnation)
-        return counting.incarnation if claim is not None and claim.reason in ("rollback", "fresh") else 0
+        numbers = {folder.incarnation for folder in counting.folders} if not counting.barrier else set()
+        claims = [claim for n in numbers if (claim := read_claim(self._store, n)) is not None]
+        return max((claim.number for claim in claims if claim.reason in ("rollback", "fresh")), default=0)
