@@ -63,7 +63,8 @@ def read_tensors(
     is, and what the manifest says) for a failed checksum, a short or a missing shard, and `StorageError` unchanged.
     """
     reading = _Reading(store, folder, manifest, pool, threads or thread_count(store))
-    ranked = sorted(set(wanted), key=lambda index: (-manifest.tensors[index].size_bytes, index))
+    sizes = {index: manifest.tensors[index].size_bytes for index in wanted}
+    ranked = sorted(sizes, key=lambda index: (-sizes[index], index))
     pieces = [(index, piece) for index in ranked for piece in manifest.tensors[index].slices]
     ranges = plan_ranges(manifest, pieces, pool.buffer_bytes)
     if verify_first:
@@ -75,8 +76,11 @@ def read_tensors(
         into = memory.get(piece.tensor)
         if into is None:
             into = memory[piece.tensor] = target.open(piece.tensor)
-            if into.size != tensor.size_bytes:
-                raise ValueError(f"{tensor.name!r}: {into.size:,} bytes were opened for {tensor.size_bytes:,}")
+            if into.size != sizes[piece.tensor]:
+                raise ValueError(f"{tensor.name!r}: {into.size:,} bytes were opened for {sizes[piece.tensor]:,}")
+        if data.size == into.size:
+            into[:] = data
+            return
         item = dtypes.item_size_bytes(tensor.dtype)
         shape = tensor.storage_shape
         if boxes.is_contiguous(shape, piece.slice.shape):
@@ -93,7 +97,7 @@ def read_tensors(
 
     reading.run(ranges, copy, finish)
     for index in ranked:
-        if not manifest.tensors[index].size_bytes:
+        if not sizes[index]:
             finish(index)
 
 
