@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
-from ckptflow.commit.retention import Policy
+from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.format.layout import MAX_NUMBER
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
+
+DEFAULT_SHARD_BYTES = 64 * 2**20
+DEFAULT_MEMORY_BUDGET_BYTES = 256 * 2**20
+DEFAULT_COMMIT_TIMEOUT_S = 600.0
+LEAVING_S = 15.0
+DEFAULT_KEEP = (KeepLast(5),)
 
 
 def check_policies(keep: Sequence[Policy] | Policy) -> tuple[Policy, ...]:
@@ -36,7 +42,8 @@ def check_arguments(
         raise ValueError(f'verify_replicas is "small" or "all", not {verify_replicas!r}')
 
 
-def check_step(step: int) -> int:
+def check_step(step: SupportsIndex) -> int:
+    number: int | None
     try:
         number = operator.index(step)
     except TypeError:
@@ -48,7 +55,7 @@ def check_step(step: int) -> int:
     return number
 
 
-def check_metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:
+def check_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
     checked: dict[str, float] = {}
     for name, value in (metrics or {}).items():
         if not isinstance(name, str) or not name:

@@ -1,25 +1,25 @@
 """The exception tree, grouped by what a handler would do.
 
-    CkptflowError
-    ├── StorageError (OSError)                      the storage refused or failed; the message says which key and why
-    │   ├── ObjectNotFoundError (FileNotFoundError)     nothing under this key
-    │   ├── ObjectExistsError (FileExistsError)         create-only found something there
-    │   ├── StorageUnavailableError (ConnectionError)   throttled, 5xx, timed out, after all retries: try again later
-    │   ├── StorageAccessError (PermissionError)        credentials, permissions, read-only mounts: a person must act
-    │   └── StorageFullError                            no space, quota or file-size limit: make room
-    ├── CheckpointNotFoundError (FileNotFoundError) no such checkpoint
-    │   └── CheckpointGoneError                         it was there and was pruned while being read: pin it
-    ├── CorruptCheckpointError (ValueError)         bytes came whole and wrong, or a shard is missing
-    ├── UnknownVersionError (ValueError)            written by a newer ckptflow: upgrade
-    ├── StateMismatchError (ValueError)             checkpoint and state differ; every difference is listed at once
-    ├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with a way out
-    ├── FencedError (RuntimeError)                  a newer incarnation holds this root: stop, do not restart
-    ├── SaveFailedError (RuntimeError)              a save in the background failed; `__cause__` is why
-    │   ├── CommitTimeoutError (TimeoutError)           workers did not report before the deadline; they are named
-    │   └── CommitUnknownError                          the manifest was sent and no reply came: it may or may not count
-    ├── PeerError (RuntimeError)                    another worker failed; its message is carried along
-    └── UsageError (RuntimeError)                   wrong time, thread or order; the message says what to do
-        └── StepOrderError (ValueError)                 a step below one that was saved or restored
+CkptflowError
+├── StorageError (OSError)                      the storage refused or failed; the message says which key and why
+│   ├── ObjectNotFoundError (FileNotFoundError)     nothing under this key
+│   ├── ObjectExistsError (FileExistsError)         create-only found something there
+│   ├── StorageUnavailableError (ConnectionError)   throttled, 5xx, timed out, after all retries: try again later
+│   ├── StorageAccessError (PermissionError)        credentials, permissions, read-only mounts: a person must act
+│   └── StorageFullError                            no space, quota or file-size limit: make room
+├── CheckpointNotFoundError (FileNotFoundError) no such checkpoint
+│   └── CheckpointGoneError                         it was there and was pruned while being read: pin it
+├── CorruptCheckpointError (ValueError)         bytes came whole and wrong, or a shard is missing
+├── UnknownVersionError (ValueError)            written by a newer ckptflow: upgrade
+├── StateMismatchError (ValueError)             checkpoint and state differ; every difference is listed at once
+├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with a way out
+├── FencedError (RuntimeError)                  a newer incarnation holds this root: stop, do not restart
+├── SaveFailedError (RuntimeError)              a save in the background failed; `__cause__` is why
+│   ├── CommitTimeoutError (TimeoutError)           workers did not report before the deadline; they are named
+│   └── CommitUnknownError                          the manifest was sent and no reply came: it may or may not count
+├── PeerError (RuntimeError)                    another worker failed; its message is carried along
+└── UsageError (RuntimeError)                   wrong time, thread or order; the message says what to do
+    └── StepOrderError (ValueError)                 a step below one that was saved or restored
 """
 
 from __future__ import annotations

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ckptflow.commit.resume import Load
 from ckptflow.commit.team import Cluster
+from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture
 from ckptflow.state.tree import as_mapping, walk
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
+from ckptflow.transfer.reader import check_sizes, read_tensors
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
@@ -51,3 +56,22 @@ class LiveState:
         build_missing(self._objects, manifest.models)
         self.refresh()
         return match(self._tree, manifest, partial=partial, rename=rename)
+
+    def loader(
+        self, store: Store, pool: BufferPool, *, partial: bool, rename: Rename | None
+    ) -> tuple[Callable[[Manifest], None], Load]:
+        """What a restore does with a manifest: check it against the state, and load its values into it."""
+
+        def check(manifest: Manifest) -> None:
+            self.match(manifest, partial=partial, rename=rename)
+
+        def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+            if files is None:
+                entries = store.list(f"{folder}/")
+                files = {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}
+            check_sizes(manifest, files, f"{store.url}/{folder}")
+            restore = self.match(manifest, partial=partial, rename=rename)
+            read_tensors(store, folder, manifest, restore.wanted, restore, pool)
+            restore.complete()
+
+        return check, load

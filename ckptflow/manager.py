@@ -9,47 +9,47 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
-from ckptflow.arguments import check_arguments, check_metrics, check_policies, check_step
-from ckptflow.commit.catalog import Checkpoint, Summaries, read_manifest, summarize
+from ckptflow.arguments import (
+    DEFAULT_COMMIT_TIMEOUT_S,
+    DEFAULT_KEEP,
+    DEFAULT_MEMORY_BUDGET_BYTES,
+    DEFAULT_SHARD_BYTES,
+    LEAVING_S,
+    check_arguments,
+    check_metrics,
+    check_policies,
+    check_step,
+)
+from ckptflow.background import Background
+from ckptflow.commit.catalog import Checkpoint, Summaries, Summary
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
-from ckptflow.commit.retention import KeepLast, Policy
+from ckptflow.commit.retention import Policy
 from ckptflow.commit.team import Outcome, Vote, raise_together, vote, vote_for
 from ckptflow.errors import (
-    CommitTimeoutError,
     FencedError,
-    ObjectNotFoundError,
     StepOrderError,
     UsageError,
 )
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Manifest
 from ckptflow.format.values import to_json
 from ckptflow.live_state import LiveState, Rename
 from ckptflow.pending import PendingCheckpoint
-from ckptflow.reading import find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
+from ckptflow.reading import await_checkpoint, find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
 from ckptflow.saver import Job, Saver, software_versions
 from ckptflow.state.cluster import find_cluster
 from ckptflow.storage.store import open_store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.reader import check_sizes, read_tensors
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 logger = logging.getLogger("ckptflow")
-
-DEFAULT_SHARD_BYTES = 64 * 2**20
-DEFAULT_MEMORY_BUDGET_BYTES = 256 * 2**20
-DEFAULT_COMMIT_TIMEOUT_S = 600.0
-DEFAULT_KEEP = (KeepLast(5),)
 
 M = TypeVar("M", bound="CheckpointManager")
 
@@ -125,18 +125,18 @@ class CheckpointManager:
             )
         self._summaries = Summaries(self._store)
         self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
-        self._background = ThreadPoolExecutor(1, "ckptflow-save")
+        self._background = Background()
 
         self._start: Start | None = None
         self._saver: Saver | None = None
         self._calls: Counter[int] = Counter()
         self._last_step = -1
-        self._in_flight: Future[Checkpoint | None] | None = None
-        self._failure: Exception | None = None
 
     # Saving
 
-    def save(self, step: int, *, metrics: Mapping[str, float] | None = None, metadata: Any = None) -> PendingCheckpoint:
+    def save(
+        self, step: SupportsIndex, *, metrics: Mapping[str, SupportsFloat] | None = None, metadata: Any = None
+    ) -> PendingCheckpoint:
         """Takes the state as it is now and saves it in the background; returns as soon as it holds the values.
 
         Blocks for as long as it takes to hold references to every tensor, and for the save before this one, if that is
@@ -158,8 +158,8 @@ class CheckpointManager:
         prepared: list[tuple[int, dict[str, float], Any]] = []
 
         def prepare() -> tuple[int, ...]:
-            self._settle()
-            self._raise_failure(logged=self._on_save_error == "log")
+            self._background.settle()
+            self._background.raise_failure(only_fenced=self._on_save_error == "log")
             number = check_step(step)
             if number < self._last_step:
                 raise StepOrderError(
@@ -184,8 +184,8 @@ class CheckpointManager:
         self._check_usable()
 
         def settle() -> tuple[int, ...]:
-            self._settle()
-            self._raise_failure(logged=False)
+            self._background.settle()
+            self._background.raise_failure()
             return ()
 
         self._agree(settle)
@@ -205,13 +205,16 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leaving well closes. Leaving by an exception uses no collective: this worker's part of a save is awaited."""
+        """Leaving well closes. Leaving by an exception uses no collective.
+
+        It waits for this worker's part of a save, and the chief at most 15 s for the others, which may be dead.
+        """
         if kind is None:
             self.close()
         elif not self._is_closed and os.getpid() == self._process:
-            self._settle()
-            if self._failure is not None:
-                logger.error("a save failed, too: %s", self._failure)
+            if self._saver is not None and self._saver.coordinator is not None:
+                self._saver.coordinator.hurry(LEAVING_S)  # the others may be dead
+            self._background.settle()
             self._release()
 
     # Restoring
@@ -233,7 +236,7 @@ class CheckpointManager:
         """
         return self._restore(None, partial, rename)
 
-    def restore(self, step: int, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint:
+    def restore(self, step: SupportsIndex, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint:
         """Restores the checkpoint of `step` and no other. What came after it no longer counts: a rollback.
 
         Unless it is the newest, it is saved again as this incarnation's own before this method returns, so that the
@@ -256,14 +259,14 @@ class CheckpointManager:
         self._check_usable()
         return list_counting(self._store, self._summaries)
 
-    def pin(self, step: int) -> None:
+    def pin(self, step: SupportsIndex) -> None:
         """Keeps the checkpoint of `step` until it is unpinned. Raises `CheckpointNotFoundError`, or
         `CheckpointGoneError` where it was pruned meanwhile. No collective; done by the chief."""
         self._check_usable(writes=True)
         if self._cluster.is_chief:
             pin_checkpoint(self._store, self._summaries, check_step(step))
 
-    def unpin(self, step: int) -> None:
+    def unpin(self, step: SupportsIndex) -> None:
         """Lets retention decide again. One that is not pinned is no error. No collective; done by the chief."""
         self._check_usable(writes=True)
         if self._cluster.is_chief:
@@ -291,55 +294,37 @@ class CheckpointManager:
         self._last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])
         job = Job(folder, self._live.capture(), self._live.plan(), metrics, metadata, prune)
-        self._in_flight = self._background.submit(saver.run, job)
-        return PendingCheckpoint(step, self._in_flight, lambda timeout_s: self._look_for(folder, timeout_s))
-
-    def _settle(self) -> None:
-        """Waits for this worker's part of the save under way and remembers how it failed. No collective."""
-        if self._in_flight is None:
-            return
-        error = self._in_flight.exception()
-        self._in_flight = None
-        if isinstance(error, Exception) and not isinstance(self._failure, FencedError):
-            self._failure = error
-            logger.error("%s", error)
-
-    def _raise_failure(self, *, logged: bool) -> None:
-        """Raises what a save left behind, once; being fenced is raised each time, and never only logged."""
-        failure = self._failure
-        if failure is None or (logged and not isinstance(failure, FencedError)):
-            return
-        if not isinstance(failure, FencedError):
-            self._failure = None
-        raise failure
+        future = self._background.submit(lambda: saver.run(job))
+        return PendingCheckpoint(step, future, self._look_for(folder))
 
     def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:
         self._check_usable()
 
         def settle() -> tuple[int, ...]:
-            self._settle()
-            if isinstance(self._failure, FencedError):
-                raise self._failure
-            self._failure = None  # logged; what failed to be saved is being left behind
+            self._background.settle()
+            self._background.raise_failure(only_fenced=True)
+            self._background.failure = None  # logged; what failed to be saved is being left behind
             return ()
 
         self._agree(settle)
         if step is None and self._fresh and not self._read_only:
             self._begin(self._resume(None).start_anew(fresh=True))
             return None
-        start = self._resume((partial, rename)).run(step)
-        if self._read_only:
-            return start.restored.checkpoint if start.restored else None
-        self._begin(start)
+        resume = self._resume((partial, rename))
+        try:
+            start = resume.run(step)
+        except BaseException:
+            if resume.has_claimed:  # the incarnation before is fenced by our own claim, and the state may be a mixture
+                self._start = self._saver = None
+            raise
+        if not self._read_only:
+            self._begin(start)
         if start.restored is not None and start.save_again:
-            self._save_again(start)
+            self._save_again(start, start.restored)
         return start.restored.checkpoint if start.restored else None
 
-    def _save_again(self, start: Start) -> None:
+    def _save_again(self, start: Start, restored: Summary) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it."""
-        restored = start.restored
-        if restored is None:
-            return
 
         def finish() -> tuple[int, ...]:
             checkpoint = restored.checkpoint
@@ -348,8 +333,8 @@ class CheckpointManager:
                 checkpoint.step, dict(checkpoint.metrics), to_json(checkpoint.metadata, "metadata"), prune=False
             )
             pending.wait()
-            self._settle()
-            self._raise_failure(logged=False)
+            self._background.settle()
+            self._background.raise_failure()
             return ()
 
         try:
@@ -369,19 +354,7 @@ class CheckpointManager:
     def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
         partial, rename = how if how is not None else (False, None)
-
-        def check(manifest: Manifest) -> None:
-            self._live.match(manifest, partial=partial, rename=rename)
-
-        def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
-            if files is None:
-                entries = self._store.list(f"{folder}/")
-                files = {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}
-            check_sizes(manifest, files, f"{self._store.url}/{folder}")
-            restore = self._live.match(manifest, partial=partial, rename=rename)
-            read_tensors(self._store, folder, manifest, restore.wanted, restore, self._pool)
-            restore.complete()
-
+        check, load = self._live.loader(self._store, self._pool, partial=partial, rename=rename)
         return Resume(
             self._store,
             self._cluster,
@@ -415,20 +388,10 @@ class CheckpointManager:
             software=software_versions(),
         )
 
-    def _look_for(self, folder: Folder, timeout_s: float) -> Checkpoint:
-        """On a worker that is not the chief: polls for the manifest, without a collective."""
-        deadline = time.monotonic() + (self._commit_timeout_s if timeout_s < 0 else timeout_s)
-        pause_s = 0.01
-        while True:
-            try:
-                return summarize(read_manifest(self._store, folder), self._store.url).checkpoint
-            except ObjectNotFoundError:
-                if time.monotonic() >= deadline:
-                    raise CommitTimeoutError(
-                        f"{self._store.url}/{folder} has no manifest yet; the chief's log says why"
-                    ) from None
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 1.0)
+    def _look_for(self, folder: Folder) -> Callable[[float], Checkpoint]:
+        """How a worker that is not the chief learns of a commit without a collective."""
+        limit_s = self._commit_timeout_s
+        return lambda timeout_s: await_checkpoint(self._store, folder, limit_s if timeout_s < 0 else timeout_s)
 
     def _check_usable(self, *, writes: bool = False) -> None:
         if os.getpid() != self._process:
@@ -442,6 +405,6 @@ class CheckpointManager:
 
     def _release(self) -> None:
         self._is_closed = True
-        self._background.shutdown(wait=True)
+        self._background.stop()
         self._pool.close()
         self._store.close()

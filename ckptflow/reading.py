@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -27,6 +28,7 @@ from ckptflow.commit.lineage import find_run_id
 from ckptflow.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
+    CommitTimeoutError,
     CorruptCheckpointError,
     ObjectNotFoundError,
 )
@@ -287,6 +289,22 @@ def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
     except CheckpointNotFoundError:
         return None
     return summary.checkpoint if isinstance(summary, Summary) else None
+
+
+def await_checkpoint(store: Store, folder: Folder, timeout_s: float) -> Checkpoint:
+    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    pause_s = 0.01
+    while True:
+        try:
+            return summarize(read_manifest(store, folder), store.url).checkpoint
+        except ObjectNotFoundError:
+            if time.monotonic() >= deadline:
+                raise CommitTimeoutError(
+                    f"{store.url}/{folder} has no manifest after {timeout_s:g} s; the chief's log says why"
+                ) from None
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 1.0)
 
 
 def pin_checkpoint(store: Store, summaries: Summaries, step: int) -> None:

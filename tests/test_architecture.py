@@ -20,7 +20,7 @@ ROWS: tuple[tuple[set[str], ...], ...] = (
     ({"format"}, {"storage"}),
     ({"state"}, {"transfer"}),
     ({"commit"},),
-    ({"arguments", "live_state", "manager", "pending", "reading", "saver"},),
+    ({"arguments", "background", "live_state", "manager", "pending", "reading", "saver"},),
 )
 FACES_ROW = len(ROWS)
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}

@@ -6,6 +6,7 @@ Rules 7 to 9 of the protocol, run by the chief in the background: no collective 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Coordinator:
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
+        self._hurry_deadline = math.inf
         self._is_swept = False  # nothing is left outside what counts that a later save could delete
 
     def commit(self, draft: Draft, own: Receipt, *, prune: bool = True) -> Summary:
@@ -107,6 +109,10 @@ class Coordinator:
         if listing is not None:
             self._prune(listing)
         return summary
+
+    def hurry(self, timeout_s: float) -> None:
+        """From any thread: the commit under way, and later ones, wait at most `timeout_s` from now for receipts."""
+        self._hurry_deadline = time.monotonic() + timeout_s
 
     def give_up(self, folder: Folder) -> None:
         """No manifest of this folder was or will be sent: what is in it may be deleted."""
@@ -141,7 +147,7 @@ class Coordinator:
                 if receipt is not None:
                     missing.discard(worker)
                     found.append(receipt)
-            if missing and time.monotonic() >= deadline:
+            if missing and time.monotonic() >= min(deadline, self._hurry_deadline):
                 raise CommitTimeoutError(
                     f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, sorted(missing)))} of "
                     f"{draft.world_size} did not report within commit_timeout_s={self._commit_timeout_s:g}; this "

@@ -108,6 +108,7 @@ class Resume:
         self._read_only = read_only
         self._claim_timeout_s = claim_timeout_s
         self._view: _View | None = None
+        self.has_claimed = False
 
     def start_anew(self, *, fresh: bool) -> Start:
         """Claims without restoring: on an empty root, or over what is there with `fresh`."""
@@ -160,6 +161,7 @@ class Resume:
             return (held.number, *unpack_writer_id(held.writer_id))
 
         number, first, second = chief_says(self._cluster, claim)[:3]
+        self.has_claimed = True
         return mine[0] if mine else Held(number, "", pack_writer_id((first, second)))
 
     def _look(self, step: int | None) -> Reason:

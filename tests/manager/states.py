@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 
 import ckptflow.manager
-from ckptflow.storage.store import Store
+from ckptflow.storage.store import Store, open_store
 
 
-class Weights(tf.Module):
+class Weights(tf.Module):  # type: ignore[misc]
     """Two float vectors and a counter, each filled from one number: a mixture of two checkpoints shows."""
 
     def __init__(self, count: int = 3, length: int = 1000) -> None:
@@ -63,7 +63,7 @@ S = TypeVar("S", bound=Store)
 
 def wrap_store(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Store], S]) -> list[S]:
     """Every manager made from here on works on a wrapped store; the wrappers appear in the returned list."""
-    real = ckptflow.manager.open_store
+    real = open_store
     made: list[S] = []
 
     def open_wrapped(url: str, storage_options: dict[str, Any] | None = None) -> Store:

@@ -59,7 +59,7 @@ def swap(path: Path) -> None:
     shutil.copy(path.parent.parent / NEWEST.replace("3-i", "2-i") / path.name, path)
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "flip first": lambda path: flip(path, 0.0),
     "flip middle": lambda path: flip(path, 0.5),
     "flip late": lambda path: flip(path, 0.97),
@@ -83,9 +83,7 @@ def restore(root: Path, weights: Weights) -> int:
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00000-of-00001-0000.safetensors"])
-def test_damage_gives_the_one_before(
-    root: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damage_gives_the_one_before(root: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     DAMAGE[damage](root / NEWEST / name)
     weights = Weights()
     with caplog.at_level(logging.INFO, "ckptflow"):

@@ -29,6 +29,10 @@ def root(server: Server, name: str) -> str:
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_life_after_another(server: Server, client: str, request: pytest.FixtureRequest) -> None:
+    if server.kind == "fake-gcs" and client == "obstore":
+        pytest.skip(
+            "obstore writes to GCS by the XML API alone, which fake-gcs-server lacks; see tests/storage/gcs_xml.py"
+        )
     url, options = root(server, f"runs/{client}"), {**server.storage_options, "client": client}
     weights = Weights(length=300_000)
     with CheckpointManager(url, {"w": weights}, storage_options=options, shard_bytes=2**19, keep=KeepLast(2),
@@ -44,7 +48,10 @@ def test_a_life_after_another(server: Server, client: str, request: pytest.Fixtu
         assert (restored.step, weights.value()) == (4, 4)
         assert manager.restore(3).step == 3
         assert weights.value() == 3
-    assert [(c.step, c.incarnation) for c in ckptflow.list_checkpoints(url, storage_options=options)] == [(3, 1), (3, 3)]
+    assert [(c.step, c.incarnation) for c in ckptflow.list_checkpoints(url, storage_options=options)] == [
+        (3, 1),
+        (3, 3),
+    ]
     with ckptflow.open_checkpoint(url, storage_options=options) as checkpoint:
         assert checkpoint.verify() == []
         assert float(checkpoint["w/layers/1"][7]) == 3 + 1 / 16

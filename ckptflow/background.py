@@ -1,0 +1,50 @@
+"""The one save under way, and what it left behind: nothing that failed in the background is ever lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ckptflow.commit.catalog import Checkpoint
+from ckptflow.errors import FencedError
+
+logger = logging.getLogger("ckptflow")
+
+SaveFuture = Future[Checkpoint | None]
+
+
+class Background:
+    """Runs saves one after another in one thread; remembers the newest failure until it is raised or forgotten."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "ckptflow-save")
+        self._in_flight: SaveFuture | None = None
+        self.failure: Exception | None = None
+
+    def submit(self, save: Callable[[], Checkpoint | None]) -> SaveFuture:
+        self._in_flight = self._thread.submit(save)
+        return self._in_flight
+
+    def settle(self) -> None:
+        """Waits for the save under way and remembers how it failed; another failure never hides being fenced."""
+        if self._in_flight is None:
+            return
+        error = self._in_flight.exception()
+        self._in_flight = None
+        if isinstance(error, Exception) and not isinstance(self.failure, FencedError):
+            self.failure = error
+            logger.error("%s", error)
+
+    def raise_failure(self, *, only_fenced: bool = False) -> None:
+        """Raises what a save left behind, once; being fenced is raised each time."""
+        failure = self.failure
+        if isinstance(failure, FencedError):
+            raise failure
+        if failure is not None and not only_fenced:
+            self.failure = None
+            raise failure
+
+    def stop(self) -> None:
+        """Ends the thread, after the save under way."""
+        self._thread.shutdown(wait=True)
