@@ -22,10 +22,12 @@ from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import (
     CommitTimeoutError,
     CommitUnknownError,
+    CorruptCheckpointError,
     FencedError,
     ObjectNotFoundError,
     SaveFailedError,
     StorageUnavailableError,
+    UnknownVersionError,
 )
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import (
@@ -165,6 +167,8 @@ class Coordinator:
             receipt = decode(read_small(self._store, key, MAX_RECEIPT_BYTES), Receipt, where)
         except ObjectNotFoundError:
             return None
+        except (CorruptCheckpointError, UnknownVersionError) as error:
+            raise SaveFailedError(f"worker {worker}'s receipt cannot be used: {error}") from error
         self._check_receipt(draft, receipt, worker)
         return receipt
 

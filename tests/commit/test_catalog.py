@@ -1,0 +1,174 @@
+"""What counts: from a listing and what manifests say, as a table; and how odd names and odd bytes are met."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from ckptflow.commit.catalog import (
+    Checkpoint,
+    Listing,
+    Summaries,
+    Summary,
+    find_counting,
+    list_root,
+    read_claim,
+    read_manifest,
+)
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.format.layout import Folder, claim_key, parse_folder, pin_key
+from ckptflow.testing import MemoryStore
+from tests.commit.roots import damage, folders, job
+
+BAD = "damaged"
+
+
+def name(text: str) -> Folder:
+    """`3-i2` for short."""
+    step, _, number = text.partition("-i")
+    return Folder(int(step), int(number))
+
+
+def summary(folder: Folder, lineage: tuple[str, ...] = (), run_id: str = "run", barrier: int = 0) -> Summary:
+    checkpoint = Checkpoint(folder.step, folder.incarnation, {}, None, datetime.now(UTC), 0, "")
+    return Summary(folder, run_id, "resume", frozenset(map(name, lineage)), barrier, 0, {}, checkpoint)
+
+
+def count(run_id: str | None = "run", **manifests: object) -> tuple[list[str], list[str], int]:
+    """What counts and what is outside. Manifests by short name: `s3_i2` is a lineage, a (run id, lineage), or BAD."""
+    found: dict[Folder, Summary | CorruptCheckpointError] = {}
+    for key, value in manifests.items():
+        folder = name(key.removeprefix("s").replace("_", "-"))
+        if value == BAD:
+            found[folder] = CorruptCheckpointError("damaged")
+        elif isinstance(value, tuple) and value and isinstance(value[-1], tuple):
+            found[folder] = summary(folder, value[1], run_id=value[0])
+        else:
+            found[folder] = summary(folder, value)  # type: ignore[arg-type]
+    listing = Listing({folder: {"manifest.json": 1} for folder in found}, (), frozenset())
+    counting = find_counting(listing, run_id, found.__getitem__)
+    short = [[f"{f.step}-i{f.incarnation}" for f in part] for part in (counting.folders, counting.outside)]
+    return short[0], short[1], counting.incarnation
+
+
+@pytest.mark.parametrize(
+    ("manifests", "counts", "outside", "decides"),
+    [
+        ({}, [], [], 0),
+        ({"s1_i1": (), "s2_i1": ()}, ["2-i1", "1-i1"], [], 1),
+        ({"s1_i1": (), "s2_i1": (), "s3_i2": ("1-i1", "2-i1")}, ["3-i2", "2-i1", "1-i1"], [], 2),
+        ({"s1_i1": (), "s2_i1": (), "s1_i2": ("1-i1",)}, ["1-i2", "1-i1"], ["2-i1"], 2),  # a rollback
+        ({"s1_i1": (), "s9_i1": (), "s2_i2": ("1-i1", "7-i1")}, ["2-i2", "1-i1"], ["9-i1"], 2),  # 7 is gone
+        ({"s1_i9": (), "s2_i10": ("1-i9",)}, ["2-i10", "1-i9"], [], 10),  # numbers, not text
+        ({"s1_i1": (), "s2_i2": BAD, "s3_i2": ("1-i1",)}, ["3-i2", "2-i2", "1-i1"], [], 2),
+        ({"s1_i1": (), "s2_i2": ("1-i1",), "s3_i2": BAD}, ["3-i2", "2-i2", "1-i1"], [], 2),
+        ({"s1_i1": (), "s2_i2": BAD}, ["2-i2"], ["1-i1"], 2),  # met and reported, not passed over
+        ({"s1_i1": BAD, "s2_i2": BAD}, ["2-i2", "1-i1"], [], 2),
+        ({"s1_i1": (), "s9_i42": ("other", ())}, ["1-i1"], ["9-i42"], 1),  # copied in by hand
+        ({"s9_i42": ("other", ())}, [], ["9-i42"], 0),
+        ({"s1_i1": (), "s8_i42": BAD, "s9_i42": ("other", ())}, ["1-i1"], ["9-i42", "8-i42"], 1),
+    ],
+)
+def test_what_counts(manifests: dict[str, object], counts: list[str], outside: list[str], decides: int) -> None:
+    assert count("run", **manifests) == (counts, outside, decides)
+
+
+def test_without_a_claim_the_newest_manifest_says_which_run_it_is() -> None:
+    assert count(None, s1_i1=(), s9_i42=("other", ()))[0] == ["9-i42"]
+
+
+def test_one_manifest_is_read_in_a_healthy_root() -> None:
+    read: list[Folder] = []
+    found = {name(f"{step}-i1"): summary(name(f"{step}-i1")) for step in range(1, 100)}
+    listing = Listing({folder: {"manifest.json": 1} for folder in found}, (), frozenset())
+
+    def reads(folder: Folder) -> Summary:
+        read.append(folder)
+        return found[folder]
+
+    assert len(find_counting(listing, "run", reads).folders) == 99
+    assert read == [Folder(99, 1)]
+
+
+def test_a_listing_passes_over_what_is_not_ours() -> None:
+    store = MemoryStore(
+        {
+            "000000000001-i0001/manifest.json": b"1",
+            "000000000001-i0001/deep/er/file": b"22",
+            "000000000002-i0001/shard-00000-of-00001-0000.safetensors": b"",
+            "000000000003-i0001": b"a file, not a folder",
+            "0000000000004-i0001/manifest.json": b"one digit too many",
+            "000000000005-i0001-r1/manifest.json": b"the first call has no suffix",
+            "000000000006-i0001.tmp/manifest.json": b"",
+            "notes.txt": b"",
+            claim_key(7): b"",
+            "lineage/7.json": b"",
+            "lineage/000008.json.tmp": b"",
+            pin_key(Folder(1, 1)): b"",
+            "pins/whatever": b"",
+        }
+    )
+    listing = list_root(store)
+    assert {str(f): dict(files) for f, files in listing.folders.items()} == {
+        "000000000001-i0001": {"manifest.json": 1, "deep/er/file": 2},
+        "000000000002-i0001": {"shard-00000-of-00001-0000.safetensors": 0},
+    }
+    assert listing.claims == (7,)
+    assert listing.pins == {Folder(1, 1)}
+    assert listing.committed == (Folder(1, 1),)
+    assert listing.top_number == 7
+
+
+def test_a_manifest_under_another_folders_name_is_damage() -> None:
+    """A folder renamed by hand."""
+    store = MemoryStore()
+    job(store).save(1)
+    store.objects["000000000009-i0001/manifest.json"] = store.objects["000000000001-i0001/manifest.json"]
+    with pytest.raises(CorruptCheckpointError, match="it is the manifest of 000000000001-i0001"):
+        read_manifest(store, Folder(9, 1))
+
+
+def test_summaries_read_each_manifest_once_and_remember_damage_but_not_absence() -> None:
+    store = MemoryStore()
+    life = job(store)
+    life.save(1)
+    life.save(2)
+    damage(store, "000000000002-i0001")
+    summaries = Summaries(store)
+    assert isinstance(summaries.get(Folder(1, 1)), Summary)
+    assert isinstance(summaries.get(Folder(2, 1)), CorruptCheckpointError)
+    with pytest.raises(ObjectNotFoundError):
+        summaries.get(Folder(3, 1))
+    taken = {key: store.objects.pop(key) for key in list(store.objects)}
+    assert isinstance(summaries.get(Folder(1, 1)), Summary)
+    assert isinstance(summaries.get(Folder(2, 1)), CorruptCheckpointError)
+    store.objects |= taken
+    store.objects["000000000003-i0001/manifest.json"] = b"?"
+    assert isinstance(summaries.get(Folder(3, 1)), CorruptCheckpointError)
+    summaries.forget([Folder(1, 1)])
+    del store.objects["000000000001-i0001/manifest.json"]
+    with pytest.raises(ObjectNotFoundError):
+        summaries.get(Folder(1, 1))
+
+
+def test_a_claim_that_is_torn_or_anothers_is_not_read() -> None:
+    store = MemoryStore()
+    job(store)
+    assert read_claim(store, 1) is not None
+    store.objects[claim_key(2)] = store.objects[claim_key(1)]
+    store.objects[claim_key(3)] = store.objects[claim_key(1)][:-5]
+    store.objects[claim_key(4)] = b"x" * 100_000
+    assert [read_claim(store, number) for number in (2, 3, 4, 5)] == [None] * 4
+
+
+def test_a_root_of_a_real_life_counts_as_it_should() -> None:
+    store = MemoryStore()
+    for step in (1, 2, 3):
+        job(store).save(step)
+    listing = list_root(store)
+    counting = find_counting(listing, None, Summaries(store).get)
+    assert [str(f) for f in reversed(counting.folders)] == folders(store)
+    assert counting.newest == parse_folder("000000000003-i0003")
+    assert counting.lineage_up_to(Folder(2, 2)) == {Folder(1, 1), Folder(2, 2)}
+    assert counting.lineage_up_to(Folder(2, 9)) == frozenset()

@@ -1,0 +1,241 @@
+"""From receipts to a manifest: late, missing, failed, foreign and odd ones, and replies that are lost."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import crc32c
+import msgspec
+import pytest
+
+from ckptflow.commit.catalog import Summaries, read_manifest
+from ckptflow.commit.coordinator import Coordinator, Draft
+from ckptflow.commit.lineage import Held
+from ckptflow.commit.resume import Start
+from ckptflow.commit.retention import KeepLast
+from ckptflow.errors import (
+    CommitTimeoutError,
+    CommitUnknownError,
+    FencedError,
+    ObjectExistsError,
+    SaveFailedError,
+    StorageUnavailableError,
+)
+from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
+from ckptflow.format.manifest import Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
+from ckptflow.storage.store import Store
+from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
+from tests.commit.roots import folders, job
+
+HELD = Held(7, "run", "writer")
+FOLDER = Folder(500, 7)
+WORLD_SIZE = 3
+PART = b"12345678"
+
+
+def coordinator(store: Store, *, timeout_s: float = 5.0) -> Coordinator:
+    return Coordinator(store, Start(HELD), Summaries(store), [KeepLast(1)], commit_timeout_s=timeout_s)
+
+
+def receipt(worker: int, *, folder: Folder = FOLDER, start: int | None = None, tensor: str = "value") -> Receipt:
+    """Worker `worker` has written its third of the one tensor."""
+    checksum = crc32c.crc32c(PART)
+    first = worker * len(PART) if start is None else start
+    return Receipt(
+        folder=str(folder),
+        writer_id=HELD.writer_id,
+        worker=worker,
+        world_size=WORLD_SIZE,
+        shards=(ShardRecord(name=shard_name(worker, WORLD_SIZE, 0), size_bytes=len(PART), crc32c=checksum),),
+        slices=(ReceiptSlice(tensor=tensor, shard=0, offset=0, start=(first,), shape=(len(PART),), crc32c=checksum),),
+    )
+
+
+def draft(folder: Folder = FOLDER) -> Draft:
+    tensor = TensorRecord(name="value", dtype="uint8", shape=(WORLD_SIZE * len(PART),), slices=())
+    return Draft(folder=folder, world_size=WORLD_SIZE, tensors=(tensor,))
+
+
+def report(store: MemoryStore, *receipts: Receipt) -> None:
+    for r in receipts:
+        store.objects[f"{FOLDER}/{receipt_name(r.worker, WORLD_SIZE)}"] = encode(r)
+
+
+def test_receipts_add_up_to_a_manifest() -> None:
+    store = MemoryStore()
+    report(store, receipt(2), receipt(1))
+    summary = coordinator(store).commit(draft(), receipt(0))
+    manifest = read_manifest(store, FOLDER)
+    assert [shard.name for shard in manifest.shards] == [shard_name(w, WORLD_SIZE, 0) for w in range(WORLD_SIZE)]
+    assert [(s.shard, s.start) for s in manifest.tensors[0].slices] == [(0, (0,)), (1, (8,)), (2, (16,))]
+    assert summary.checkpoint.size_bytes == 24
+    assert (manifest.run_id, manifest.writer_id, manifest.incarnation) == ("run", "writer", 7)
+
+
+def test_late_ones_are_waited_for() -> None:
+    store = MemoryStore()
+    asked = threading.Event()
+    store.hook = lambda verb, key: asked.set() if verb == "get" and key.endswith(receipt_name(2, WORLD_SIZE)) else None
+
+    def late() -> None:
+        asked.wait(10)
+        report(store, receipt(1), receipt(2))
+
+    worker = threading.Thread(target=late)
+    worker.start()
+    coordinator(store).commit(draft(), receipt(0))
+    worker.join()
+    assert folders(store) == [str(FOLDER)]
+
+
+def test_missing_ones_are_named_and_nothing_is_committed() -> None:
+    store = MemoryStore()
+    report(store, receipt(1))
+    with pytest.raises(CommitTimeoutError, match=r"worker\(s\) 2 of 3 did not report within commit_timeout_s=0.1"):
+        coordinator(store, timeout_s=0.1).commit(draft(), receipt(0))
+    assert folders(store) == []
+
+
+def test_a_failure_receipt_ends_the_wait() -> None:
+    store = MemoryStore()
+    report(store, msgspec.structs.replace(receipt(2), failure="StorageFullError: no space", shards=(), slices=()))
+    with pytest.raises(SaveFailedError, match="worker 2 could not save: StorageFullError: no space") as caught:
+        coordinator(store, timeout_s=3600.0).commit(draft(), receipt(0))
+    assert not isinstance(caught.value, CommitTimeoutError)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"writer_id": "another life's"},
+        {"folder": str(Folder(500, 7, 2))},
+        {"folder": str(Folder(499, 7))},
+        {"worker": 1},
+        {"world_size": 4},
+    ],
+)
+def test_foreign_receipts_are_refused(foreign: dict[str, object]) -> None:
+    store = MemoryStore()
+    report(store, receipt(1))
+    key = f"{FOLDER}/{receipt_name(2, WORLD_SIZE)}"
+    store.objects[key] = encode(msgspec.structs.replace(receipt(2), **foreign))
+    with pytest.raises(SaveFailedError, match="worker 2's receipt (is not of this save|cannot be used)"):
+        coordinator(store).commit(draft(), receipt(0))
+    assert folders(store) == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        (receipt(2, start=8), "do not|cover|overlap"),
+        (receipt(2, start=17), "fit together"),
+        (receipt(2, tensor="other"), "saved 'other', which the chief does not have"),
+        (msgspec.structs.replace(receipt(2), slices=()), "fit together"),
+        (msgspec.structs.replace(receipt(2), shards=receipt(1).shards), "cannot be used"),
+    ],
+)
+def test_what_does_not_cover_every_tensor_once_is_not_committed(odd: Receipt, why: str) -> None:
+    store = MemoryStore()
+    report(store, receipt(1), odd)
+    with pytest.raises(SaveFailedError, match=why):
+        coordinator(store).commit(draft(), receipt(0))
+    assert folders(store) == []
+
+
+def test_a_torn_receipt_is_an_error_and_not_waited_for() -> None:
+    store = MemoryStore()
+    report(store, receipt(1))
+    store.objects[f"{FOLDER}/{receipt_name(2, WORLD_SIZE)}"] = encode(receipt(2))[:-9]
+    with pytest.raises(SaveFailedError, match="worker 2's receipt cannot be used"):
+        coordinator(store).commit(draft(), receipt(0))
+
+
+def test_copies_that_differ_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    tensor = TensorRecord(name="moving_mean", dtype="uint8", shape=(8,), slices=())
+    piece = ReceiptSlice(tensor="moving_mean", shard=0, offset=0, start=(0,), shape=(8,), crc32c=1)
+    own = msgspec.structs.replace(receipt(0), slices=(piece,))
+    same = msgspec.structs.replace(receipt(1), slices=(), shards=(), digests={"moving_mean": 1})
+    other = msgspec.structs.replace(receipt(2), slices=(), shards=(), digests={"moving_mean": 2})
+    report(store, same, other)
+    coordinator(store).commit(replace(draft(), tensors=(tensor,)), own)
+    assert read_manifest(store, FOLDER).diverged == ("moving_mean",)
+    assert "differ between workers" in caplog.text
+
+
+# Replies that are lost
+
+
+@pytest.mark.parametrize("error", [StorageUnavailableError("lost"), ObjectExistsError("met itself")])
+def test_a_manifest_whose_reply_was_lost_is_found_to_be_ours(error: Exception) -> None:
+    store = FaultyStore(MemoryStore())
+    life = job(store)
+    store.fail("create", error, key="manifest.json", is_after=True)
+    life.save(1)
+    store.assert_all_used()
+    assert job(store).start.restored is not None
+
+
+def test_an_outcome_that_stays_unknown_is_said_to_be_and_its_folder_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = MemoryStore()
+    store = FaultyStore(inner)
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+    now = [0.0]
+    monkeypatch.setattr("ckptflow.commit.lineage.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ckptflow.commit.lineage.time.sleep", lambda seconds: now.__setitem__(0, now[0] + 1.0))
+    sent: list[bytes] = []
+    inner.hook = lambda verb, key: sent.append(b"") if verb == "create" and "000000000002" in key else None
+    store.fail("create", StorageUnavailableError("503"), key="manifest.json", times=100)
+    with pytest.raises(CommitUnknownError, match="may or may not count"):
+        life.save(2)
+    store.faults.clear()
+    life.save(3)
+    assert [key for key in inner.objects if key.startswith("000000000002-i0001/")] != []
+    later = job(store, [KeepLast(1)])
+    later.save(4)
+    assert [key for key in inner.objects if key.startswith("000000000002-i0001/")] == []
+
+
+def test_anothers_manifest_under_our_name_fences() -> None:
+    store = MemoryStore()
+    life = job(store)
+    store.objects["000000000001-i0001/manifest.json"] = b"another's"
+    with pytest.raises(FencedError, match="is there and is another's"):
+        life.save(1)
+
+
+def test_a_fenced_commit_is_not_acknowledged_and_deletes_nothing() -> None:
+    store = MemoryStore()
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+    store.objects[claim_key(2)] = b"newer"
+    before = folders(store)
+    with pytest.raises(FencedError):
+        life.save(2)
+    assert set(before) < set(folders(store))
+
+
+# Cost
+
+
+def test_requests_of_a_start_and_of_a_save() -> None:
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects))
+    first.save(1)
+    store = CountingStore(MemoryStore(objects))
+    life = job(store)
+    assert store.counts["list"] <= 4
+    assert store.counts["create"] == 1
+    assert store.counts["get"] <= 6
+    life.save(2)
+    store.calls.clear()
+    life.save(3)
+    assert store.calls == [  # nothing to prune: one list
+        ("put", f"{Folder(3, 2)}/{shard_name(0, 1, 0)}"),
+        ("create", f"{Folder(3, 2)}/manifest.json"),
+        ("list", "lineage/"),
+    ]

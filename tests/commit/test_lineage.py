@@ -1,0 +1,181 @@
+"""Claims: racing for a number, whose a create was once its reply is lost, and who is fenced by what."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ckptflow.commit.catalog import Summaries, list_root
+from ckptflow.commit.lineage import Held, check_fence, claim_next, create_once, pack_writer_id, unpack_writer_id
+from ckptflow.commit.retention import KeepLast
+from ckptflow.errors import FencedError, ObjectExistsError, StorageAccessError, StorageUnavailableError
+from ckptflow.format.layout import claim_key
+from ckptflow.storage.store import Store, open_store
+from ckptflow.testing import FaultyStore, MemoryStore
+from tests.commit.roots import Job, job
+
+RACERS = 16
+
+
+def claim(store: Store) -> Held:
+    return claim_next(store, Summaries(store), "start", 5.0)
+
+
+@pytest.fixture(params=["memory", "local"])
+def open_root(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Opens stores on one root: one client each."""
+    objects: dict[str, bytes] = {}
+    guard = threading.Lock()
+
+    def memory() -> Store:
+        store = MemoryStore(objects)
+        store._guard = guard  # one storage: creators exclude each other across clients
+        return store
+
+    return memory if request.param == "memory" else lambda: open_store(str(tmp_path / "root"))
+
+
+def test_racers_get_numbers_of_their_own(open_root: Callable[[], Store]) -> None:
+    stores = [open_root() for _ in range(RACERS)]
+    barrier = threading.Barrier(RACERS)
+
+    def race(store: Store) -> Held:
+        barrier.wait()
+        return claim(store)
+
+    with ThreadPoolExecutor(RACERS) as threads:
+        held = list(threads.map(race, stores))
+    assert sorted(h.number for h in held) == list(range(1, RACERS + 1))
+    assert len({h.writer_id for h in held}) == RACERS
+    assert len({h.run_id for h in held}) == 1
+    fenced = 0
+    for h in held:
+        try:
+            check_fence(stores[0], h)
+        except FencedError:
+            fenced += 1
+    assert fenced == RACERS - 1
+    for store in stores:
+        store.close()
+
+
+def lost(error: Exception, *, is_after: bool, times: int = 1) -> FaultyStore:
+    store = FaultyStore(MemoryStore())
+    store.fail("create", error, is_after=is_after, times=times)
+    return store
+
+
+def soon() -> float:
+    return time.monotonic() + 0.2
+
+
+def test_ours() -> None:
+    assert create_once(MemoryStore(), "a", b"ours", soon())
+
+
+@pytest.mark.parametrize("error", [StorageUnavailableError("lost"), ObjectExistsError("a retry below met itself")])
+def test_ours_though_the_reply_was_lost(error: Exception) -> None:
+    store = lost(error, is_after=True)
+    assert create_once(store, "a", b"ours", soon())
+    store.assert_all_used()
+
+
+def test_ours_at_the_second_try_where_the_first_never_arrived() -> None:
+    store = lost(StorageUnavailableError("503"), is_after=False)
+    assert create_once(store, "a", b"ours", soon())
+    store.assert_all_used()
+
+
+@pytest.mark.parametrize("other", [b"anothers", b"our", b"ours and more", b"", b"x" * 100_000])
+def test_not_ours(other: bytes) -> None:
+    store = MemoryStore({"a": other})
+    assert not create_once(store, "a", b"ours", soon())
+    assert store.objects["a"] == other
+
+
+def test_unknown_until_the_deadline_is_said_to_be_unknown() -> None:
+    store = lost(StorageUnavailableError("503"), is_after=False, times=1_000)
+    with pytest.raises(StorageUnavailableError):
+        create_once(store, "a", b"ours", time.monotonic() + 0.1)
+
+
+def test_unknown_where_the_reading_back_fails_too() -> None:
+    store = lost(StorageUnavailableError("503"), is_after=True)
+    store.fail("get", StorageUnavailableError("503"), times=1)
+    assert create_once(store, "a", b"ours", soon())  # then it is there, and ours
+    store.assert_all_used()
+
+
+def test_a_refusal_is_raised_at_once() -> None:
+    store = lost(StorageAccessError("403"), is_after=False)
+    with pytest.raises(StorageAccessError):
+        create_once(store, "a", b"ours", soon())
+
+
+def test_a_number_is_above_every_claim_and_every_folder() -> None:
+    store = MemoryStore()
+    assert claim(store).number == 1
+    store.objects[claim_key(41)] = b"torn"
+    assert claim(store).number == 42
+    store.objects["000000000001-i0099/shard-00000-of-00001-0000.safetensors"] = b"partial"
+    assert claim(store).number == 100
+    store.objects[claim_key(9_999_999)] = b"torn"
+    assert claim(store).number == 10_000_000
+
+
+def test_the_run_id_is_that_of_the_newest_claim_else_of_the_newest_manifest() -> None:
+    store = MemoryStore()
+    first = job(store)
+    first.save(1)
+    assert first.start.held is not None
+    run_id = first.start.held.run_id
+    assert claim(store).run_id == run_id
+    store.objects[claim_key(3)] = b"torn"
+    assert claim(store).run_id == run_id
+    for key in [key for key in store.objects if key.startswith("lineage/")]:
+        del store.objects[key]
+    assert claim(store).run_id == run_id
+    assert claim(MemoryStore()).run_id != run_id
+
+
+@pytest.mark.parametrize("how", ["claim", "torn claim", "folder"])
+def test_whatever_is_newer_fences_and_says_who(how: str) -> None:
+    store = MemoryStore()
+    life = job(store, [KeepLast(1)])  # lists the root at each save; where nothing is pruned, claims alone fence
+    life.save(1)
+    assert life.start.held is not None
+    check_fence(store, life.start.held, list_root(store))
+    if how == "claim":
+        claim(store)
+    elif how == "torn claim":
+        store.objects[claim_key(2)] = b"{"
+    else:
+        store.objects["000000000009-i0002/shard-00000-of-00001-0000.safetensors"] = b""
+    who = "process" if how == "claim" else "its claim cannot be read"
+    with pytest.raises(FencedError, match=f"incarnation 2.*{who}.*do not restart it"):
+        check_fence(store, life.start.held, list_root(store))
+    with pytest.raises(FencedError):
+        life.save(2)
+
+
+def test_a_newer_claim_at_start_is_met_by_standing_down() -> None:
+    objects: dict[str, bytes] = {}
+    job(MemoryStore(objects)).save(1)
+
+    def overtakes(verb: str, key: str) -> None:
+        if verb == "create" and key == claim_key(2):
+            claim(MemoryStore(objects))
+            objects[claim_key(3)] = objects.pop(claim_key(2))
+
+    with pytest.raises(FencedError):
+        Job(MemoryStore(objects, hook=overtakes)).resume()
+
+
+def test_a_writer_id_survives_the_way_through_two_numbers() -> None:
+    for numbers in [(0, 0), (1, 2**62 - 1), (2**62 - 1, 0)]:
+        assert unpack_writer_id(pack_writer_id(numbers)) == numbers

@@ -1,0 +1,236 @@
+"""Every decision of a prune with its reason, as a table; what pruning by hand refuses; what a failed prune costs."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from ckptflow.commit.catalog import Counting, Listing, Summaries, find_counting, list_root
+from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, act, plan_prune, prune_by_hand, refuse_by_hand
+from ckptflow.commit.retention import KeepBest, KeepLast, Policy
+from ckptflow.errors import StorageAccessError, UsageError
+from ckptflow.format.layout import Folder, claim_key, pin_key
+from ckptflow.testing import FaultyStore, MemoryStore
+from tests.commit.roots import Job, damage, folders, job
+
+
+def plan(store: MemoryStore, *policies: Policy, given_up: tuple[Folder, ...] = ()) -> PrunePlan:
+    listing, summaries = list_root(store), Summaries(store)
+    counting = find_counting(listing, None, summaries.get)
+    return plan_prune(listing, counting, summaries.get, policies, incarnation=counting.incarnation, given_up=given_up)
+
+
+def decisions(store: MemoryStore, *policies: Policy, given_up: tuple[Folder, ...] = ()) -> dict[str, tuple[bool, str]]:
+    return {str(d.folder): (d.keep, d.reason) for d in plan(store, *policies, given_up=given_up).decisions}
+
+
+def test_every_decision_has_its_reason() -> None:
+    """One root with everything in it: the golden table."""
+    store = MemoryStore()
+    first = job(store)
+    for step in (1, 2, 3, 4, 5):
+        first.save(step, metrics={"loss": 1.0 / step if step != 3 else 0.01})
+    first.save(20)
+    second = job(store, step=5)  # cuts off 20, and saves 5 again
+    for step in (6, 7, 8, 9):
+        second.save(step)
+    store.objects[pin_key(Folder(2, 1))] = b"pinned\n"
+    damage(store, "000000000006-i0002")
+    del store.objects["000000000007-i0002/shard-00000-of-00001-0000.safetensors"]
+    store.objects["000000000004-i0001/shard-00000-of-00001-0000.safetensors"] += b"?"
+    for leftover in ("000000000021-i0001", "000000000010-i0002", "000000000010-i0002-r2", "000000000010-i0003"):
+        store.objects[f"{leftover}/shard-00000-of-00001-0000.safetensors"] = b"partial"
+    store.objects["somebody's notes.txt"] = b"not ours"
+    found = decisions(store, KeepLast(2), KeepBest("loss"), given_up=(Folder(10, 2),))
+    assert found == {
+        "000000000001-i0001": (False, "no policy keeps it"),
+        "000000000002-i0001": (True, "pinned"),
+        "000000000003-i0001": (True, "1 of the best 1 by loss (min): 0.01"),
+        "000000000004-i0001": (False, "shards are missing or have another size"),
+        "000000000005-i0002": (False, "no policy keeps it"),
+        "000000000006-i0002": (False, "its manifest is damaged"),
+        "000000000007-i0002": (False, "shards are missing or have another size"),
+        "000000000008-i0002": (True, "2 of the last 2"),
+        "000000000009-i0002": (True, "the newest"),
+        "000000000010-i0002": (False, "never committed, and given up"),
+        "000000000010-i0002-r2": (True, "not committed yet"),
+        "000000000010-i0003": (True, "not committed yet"),
+        "000000000020-i0001": (True, "outside what counts, and nothing that counts has reached its step"),
+        "000000000021-i0001": (False, "never committed, and incarnation 1 is over"),
+    }
+
+
+def test_outside_what_counts() -> None:
+    store = MemoryStore()
+    first = job(store)
+    for step in (1, 2, 3):
+        first.save(step)
+    second = job(store, step=1)
+    second.save(2)  # reaches 2, not 3
+    assert folders(store) == ["000000000001-i0002", "000000000002-i0002", "000000000003-i0001"]
+    second.save(3)
+    assert folders(store) == ["000000000001-i0002", "000000000002-i0002", "000000000003-i0002"]
+
+
+def test_what_a_fresh_start_leaves_behind_is_deleted_only_by_hand() -> None:
+    store = MemoryStore()
+    job(store).save(1)
+    fresh = Job(store, [KeepLast(1)])
+    fresh.begin_anew(fresh=True)
+    fresh.save(1)
+    fresh.save(2)
+    later = job(store, [KeepLast(1)])
+    later.save(3)
+    assert folders(store) == ["000000000001-i0001", "000000000003-i0003"]
+    assert decisions(store, KeepLast(1))["000000000001-i0001"] == (
+        True,
+        "from before a fresh start: deleted only by hand",
+    )
+
+
+def test_equal_steps_count_once() -> None:
+    """Saved, preempted, saved at the same step, again and again: one copy, and the two steps before it."""
+    store = MemoryStore()
+    keep = [KeepLast(3)]
+    first = job(store, keep)
+    first.save(1)
+    first.save(2)
+    for _ in range(4):
+        life = job(store, keep)
+        life.save(3)
+        life.save(3)
+    assert folders(store) == ["000000000001-i0001", "000000000002-i0001", "000000000003-i0005-r2"]
+
+
+def test_the_newest_stays_whatever_the_policies_say() -> None:
+    store = MemoryStore()
+    life = job(store, [KeepLast(0)])
+    for step in (1, 2, 3):
+        life.save(step)
+    assert folders(store) == ["000000000003-i0001"]
+
+
+def test_the_newest_whole_one_stays_as_well_where_the_newest_is_not_whole() -> None:
+    store = MemoryStore()
+    life = job(store)
+    for step in (1, 2, 3):
+        life.save(step)
+    del store.objects["000000000003-i0001/shard-00000-of-00001-0000.safetensors"]
+    found = decisions(store, KeepLast(0))
+    assert [keep for keep, _ in found.values()] == [False, True, True]
+
+
+def test_the_newest_hundred_claims_stay() -> None:
+    store = MemoryStore()
+    life = job(store)
+    life.save(1)
+    for number in range(2, 131):
+        store.objects[claim_key(number)] = b"torn"
+    found = plan(store, KeepLast(1))
+    assert found.claims == tuple(range(130 - CLAIMS_KEPT, 0, -1))
+
+
+def test_a_policy_that_raises_deletes_nothing_and_fails_no_save(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+
+    def broken(_: object) -> list[bool]:
+        raise ZeroDivisionError("policy")
+
+    life = job(store, [broken])
+    for step in (1, 2, 3):
+        life.save(step)
+    assert len(folders(store)) == 3
+    assert "nothing is pruned now" in caplog.text
+
+
+def test_a_prune_that_fails_is_logged_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    inner = MemoryStore()
+    store = FaultyStore(inner)
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+    store.fail("delete", StorageAccessError("403"))
+    life.save(2)
+    assert "pruning failed, the next save tries again" in caplog.text
+    assert len(folders(inner)) == 2
+    life.save(3)
+    store.assert_all_used()
+    assert folders(inner) == ["000000000003-i0001"]
+
+
+def test_manifests_go_first() -> None:
+    objects: dict[str, bytes] = {}
+    deleted: list[str] = []
+    store = MemoryStore(objects, hook=lambda verb, key: deleted.append(key) if verb == "delete" else None)
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+    life.save(2)
+    assert [key.rpartition("/")[2].partition("-")[0] for key in deleted] == ["manifest.json", "shard"]
+
+
+def test_act_says_what_it_frees() -> None:
+    store = MemoryStore()
+    life = job(store)
+    life.save(1)
+    before = sum(map(len, store.objects.values()))
+    life.save(2)
+    listing = list_root(store)
+    freed = act(store, plan(store, KeepLast(1)), listing.folders)
+    assert freed == before - len(store.objects["lineage/000001.json"])
+
+
+def test_by_hand_nothing_is_pruned_while_the_newest_claim_has_no_commit(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    life = job(store)
+    for step in (1, 2, 3):
+        life.save(step)
+    waiting = job(store)
+    before = dict(store.objects)
+    with pytest.raises(UsageError, match="incarnation 2 has started and committed nothing"):
+        prune_by_hand(store, Summaries(store), [KeepLast(1)])
+    assert store.objects == before
+    assert len(prune_by_hand(store, Summaries(store), [KeepLast(1)], dry_run=True).deletions) == 2
+    assert store.objects == before
+    waiting.save(4)
+    with caplog.at_level(logging.INFO, "ckptflow"):
+        prune_by_hand(store, Summaries(store), [KeepLast(1)])
+    assert folders(store) == ["000000000004-i0002"]
+    assert "no policy keeps it" in caplog.text
+
+
+def test_by_hand_a_claim_that_was_made_after_the_listing_is_seen() -> None:
+    objects: dict[str, bytes] = {}
+    life = job(MemoryStore(objects))
+    for step in (1, 2, 3):
+        life.save(step)
+
+    def claims_meanwhile(verb: str, key: str) -> None:
+        if verb == "list" and key == "lineage/":
+            objects[claim_key(2)] = b"just made"
+
+    store = MemoryStore(objects, hook=claims_meanwhile)
+    with pytest.raises(UsageError, match="incarnation 2"):
+        prune_by_hand(store, Summaries(store), [KeepLast(1)])
+    assert len(folders(store)) == 3
+
+
+def test_by_hand_an_empty_root_is_nothing_to_do() -> None:
+    assert refuse_by_hand(Listing({}, (), frozenset()), Counting()) is None
+    assert prune_by_hand(MemoryStore(), Summaries(MemoryStore()), [KeepLast(1)]).decisions == ()
+
+
+def test_a_full_storage_is_swept_of_dead_leftovers_before_the_first_commit() -> None:
+    store = MemoryStore()
+    first = job(store)
+    first.save(1)
+    shard = "shard-00000-of-00001-0000.safetensors"
+    store.objects[f"000000000002-i0001/{shard}"] = b"12345"
+    second = job(store)
+    store.objects[f"000000000002-i0002/{shard}"] = b"own, under way"
+    assert second.coordinator is not None
+    assert second.coordinator.sweep_partials() == 5
+    assert f"000000000002-i0001/{shard}" not in store.objects
+    assert f"000000000002-i0002/{shard}" in store.objects
+    assert folders(store) == ["000000000001-i0001"]
+    second.coordinator.give_up(Folder(2, 2))
+    assert second.coordinator.sweep_partials() == len(b"own, under way")

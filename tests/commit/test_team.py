@@ -1,0 +1,253 @@
+"""Votes over a real collective of threads: one worker's error reaches all, and nobody is left waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.resume import Resume, Start
+from ckptflow.commit.team import Outcome, Vote, chief_says, raise_together, vote, vote_for
+from ckptflow.errors import (
+    CheckpointNotFoundError,
+    CkptflowError,
+    CorruptCheckpointError,
+    FencedError,
+    PeerError,
+    StateMismatchError,
+    StorageUnavailableError,
+    UsageError,
+)
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest
+from ckptflow.storage.store import Store
+from ckptflow.testing import MemoryStore
+from tests.commit.roots import KEEP_ALL, damage, folders, job
+from tests.protocol.lives import parse_ancestry, read_checkpoint, shard_bytes, write_checkpoint
+
+WORKERS = 3
+TIMEOUT_S = 20.0  # a worker that skips a collective breaks the barrier: the test fails, and does not hang
+
+
+class Exchange:
+    """Rows that meet at a barrier."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.rows: list[tuple[int, ...]] = [()] * world_size
+        self.barrier = threading.Barrier(world_size)
+
+
+class Member:
+    """One worker of a cluster of threads."""
+
+    def __init__(self, exchange: Exchange, worker: int) -> None:
+        self._exchange, self.worker = exchange, worker
+
+    @property
+    def world_size(self) -> int:
+        return self._exchange.world_size
+
+    @property
+    def is_chief(self) -> bool:
+        return self.worker == 0
+
+    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
+        if any(not 0 <= number < 2**62 for number in row):
+            raise ValueError("does not fit")
+        self._exchange.rows[self.worker] = tuple(row)
+        self._exchange.barrier.wait(TIMEOUT_S)
+        rows = list(self._exchange.rows)
+        self._exchange.barrier.wait(TIMEOUT_S)
+        return rows
+
+
+def together(work: Callable[[Member], object], world_size: int = WORKERS) -> list[object]:
+    """Every worker's result, or what it raised."""
+    exchange = Exchange(world_size)
+
+    def run(worker: int) -> object:
+        try:
+            return work(Member(exchange, worker))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(world_size) as threads:
+        return list(threads.map(run, range(world_size)))
+
+
+def test_every_vote_reaches_all_in_order() -> None:
+    outcomes = list(Outcome)
+
+    def work(member: Member) -> list[Vote]:
+        mine = Vote(outcomes[member.worker], f"wörker {member.worker}", (member.worker, 2**62 - 1))
+        return vote(member, mine)
+
+    for seen in together(work, len(outcomes)):
+        assert isinstance(seen, list)
+        assert [v.outcome for v in seen] == outcomes
+        assert [v.text for v in seen] == [f"wörker {i}" for i in range(len(outcomes))]
+        assert [v.numbers[:2] for v in seen] == [(i, 2**62 - 1) for i in range(len(outcomes))]
+
+
+def test_long_text_is_cut_and_stays_text() -> None:
+    def work(member: Member) -> str:
+        return vote(member, Vote(Outcome.FAILED, "ü" * 1_000))[1].text
+
+    assert together(work) == ["ü" * 448] * WORKERS
+
+
+@pytest.mark.parametrize("failing", range(WORKERS))
+@pytest.mark.parametrize(
+    ("error", "others"),
+    [(KeyError("kernel"), PeerError), (MemoryError("2 TiB"), PeerError), (FencedError("another copy"), FencedError)],
+)
+def test_one_workers_error_reaches_all(failing: int, error: Exception, others: type[Exception]) -> None:
+    def work(member: Member) -> None:
+        mine = error if member.worker == failing else None
+        votes = vote(member, vote_for(mine) if mine else Vote(Outcome.FINE))
+        raise_together(votes, mine, worker=member.worker)
+
+    raised = together(work)
+    assert raised[failing] is error
+    for worker, other in enumerate(raised):
+        if worker != failing:
+            assert type(other) is others
+            assert str(error.args[0]) in str(other)
+
+
+def test_the_chiefs_numbers_reach_all() -> None:
+    assert together(lambda member: chief_says(member, lambda: (1, 2, 2**62 - 1))[:3]) == [(1, 2, 2**62 - 1)] * WORKERS
+
+
+@pytest.mark.parametrize(
+    ("error", "others"),
+    [
+        (CheckpointNotFoundError("no step 7"), CheckpointNotFoundError),
+        (CorruptCheckpointError("crc32c"), CorruptCheckpointError),
+        (FencedError("another copy"), FencedError),
+        (UsageError("first restore"), UsageError),
+        (StorageUnavailableError("503"), StorageUnavailableError),
+        (ZeroDivisionError("a bug"), PeerError),
+    ],
+)
+def test_the_chiefs_error_reaches_all_in_its_own_class(error: Exception, others: type[CkptflowError]) -> None:
+    def decide() -> tuple[int, ...]:
+        raise error
+
+    raised = together(lambda member: chief_says(member, decide))
+    assert raised[0] is error
+    for other in raised[1:]:
+        assert type(other) is others
+        assert error.args[0] in str(other)
+
+
+# A whole restore in which one worker differs
+
+Load = Callable[[Store, Folder, Manifest, Mapping[str, int] | None], bytes]
+
+
+def restore(
+    store: MemoryStore,
+    *,
+    odd: int = 1,
+    load: Load = read_checkpoint,
+    check: Exception | None = None,
+    step: int | None = None,
+) -> tuple[list[object], list[tuple[str, ...]]]:
+    """Every worker's `Start` or error, and what each holds then. Worker `odd` loads by `load` or is refused by `check`."""
+    values: list[tuple[str, ...]] = [()] * WORKERS
+
+    def work(member: Member) -> Start:
+        mine: Load = load if member.worker == odd else read_checkpoint
+
+        def checks(_: Manifest) -> None:
+            if check is not None and member.worker == odd:
+                raise check
+
+        def loads(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+            values[member.worker] = parse_ancestry(mine(store, folder, manifest, files))
+
+        return Resume(store, member, Summaries(store), check=checks, load=loads).run(step)
+
+    return together(work), values
+
+
+def root(*steps: int) -> MemoryStore:
+    store = MemoryStore()
+    life = job(store)
+    for step in steps:
+        life.save(step)
+    return store
+
+
+def test_all_restore_the_same_and_hold_one_claim() -> None:
+    store = root(1, 2)
+    starts, values = restore(store)
+    assert all(isinstance(start, Start) for start in starts)
+    helds = [start.held for start in starts if isinstance(start, Start)]
+    assert {held.number for held in helds if held} == {2}
+    assert len({held.writer_id for held in helds if held}) == 1
+    assert values == [("000000000001-i0001", "000000000002-i0001")] * WORKERS
+
+
+def test_damage_that_the_chief_sees_too_falls_back_together() -> None:
+    store = root(1, 2)
+    damage(store, "000000000002-i0001", "shard")
+    starts, values = restore(store)
+    assert values == [("000000000001-i0001",)] * WORKERS
+    assert [start.save_again for start in starts if isinstance(start, Start)] == [True] * WORKERS
+
+
+def test_damage_that_one_worker_alone_sees_gives_nothing_up() -> None:
+    def bad_disk(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
+        raise CorruptCheckpointError("one worker's memory")
+
+    raised, _ = restore(root(1, 2), load=bad_disk)
+    assert [type(error) for error in raised] == [CorruptCheckpointError] * WORKERS
+    assert all("nothing is given up" in str(error) for error in raised)
+
+
+@pytest.mark.parametrize("error", [StorageUnavailableError("503"), KeyError("a bug"), MemoryError()])
+def test_whatever_one_worker_raises_stops_all(error: Exception) -> None:
+    def fails(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
+        raise error
+
+    raised, _ = restore(root(1, 2), load=fails, odd=2)
+    assert [type(other) for other in raised] == [PeerError, PeerError, type(error)]
+
+
+def test_a_state_that_fits_on_all_but_one_costs_no_claim() -> None:
+    store = root(1)
+    raised, _ = restore(store, check=StateMismatchError("shapes differ"))
+    assert [type(error) for error in raised] == [PeerError, StateMismatchError, PeerError]
+    assert [key for key in store.objects if key.startswith("lineage/")] == ["lineage/000001.json"]
+
+
+def test_what_is_gone_for_one_worker_is_looked_for_again_by_all() -> None:
+    store = root(1, 2)
+
+    def pruned_meanwhile(s: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
+        for key in [key for key in store.objects if key.startswith("000000000002-i0001/")]:
+            store.objects.pop(key, None)
+        return read_checkpoint(s, folder, manifest, files)
+
+    _, values = restore(store, load=pruned_meanwhile)
+    assert values == [("000000000001-i0001",)] * WORKERS
+
+
+def test_a_rollback_by_all_is_saved_again_by_the_chief() -> None:
+    store = root(1, 2)
+    starts, _ = restore(store, step=1)
+    chief = starts[0]
+    assert isinstance(chief, Start)
+    assert chief.reason == "rollback"
+    coordinator = Coordinator(store, chief, Summaries(store), KEEP_ALL, commit_timeout_s=5.0)
+    draft, receipt = write_checkpoint(store, chief, Folder(1, 2), shard_bytes(("000000000001-i0002",)))
+    coordinator.commit(draft, receipt, prune=False)
+    assert folders(store)[1] == "000000000001-i0002"
+    assert restore(store)[1] == [("000000000001-i0002",)] * WORKERS
