@@ -120,7 +120,7 @@ def test_foreign_receipts_are_refused(foreign: dict[str, object]) -> None:
     report(store, receipt(1))
     key = f"{FOLDER}/{receipt_name(2, WORLD_SIZE)}"
     store.objects[key] = encode(msgspec.structs.replace(receipt(2), **foreign))
-    with pytest.raises(SaveFailedError, match="worker 2's receipt (is not of this save|cannot be used)"):
+    with pytest.raises(SaveFailedError, match=r"worker 2's receipt (is not of this save|cannot be used)"):
         coordinator(store).commit(draft(), receipt(0))
     assert folders(store) == []
 

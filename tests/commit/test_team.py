@@ -159,7 +159,7 @@ def restore(
     check: Exception | None = None,
     step: int | None = None,
 ) -> tuple[list[object], list[tuple[str, ...]]]:
-    """Every worker's `Start` or error, and what each holds then. Worker `odd` loads by `load` or is refused by `check`."""
+    """Every worker's `Start` or error, and what each holds then. Worker `odd` loads by `load` or fails by `check`."""
     values: list[tuple[str, ...]] = [()] * WORKERS
 
     def work(member: Member) -> Start:
