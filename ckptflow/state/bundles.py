@@ -39,20 +39,20 @@ class TableBundle(Bundle):
 
     def __init__(self, table: Any) -> None:
         self._table = table
+        self._is_dense = isinstance(table, tf.lookup.experimental.DenseHashTable)
         self.dtypes = {"keys": table.key_dtype.name, "values": table.value_dtype.name}
 
     def read(self) -> dict[str, Any]:
         keys, values = self._table.export()
-        empty_key = getattr(self._table, "_empty_key", None)
-        if empty_key is not None:  # a dense table exports its empty buckets, too
-            unused = tf.equal(keys, empty_key) | tf.equal(keys, self._table._deleted_key)
-            rows = tf.where(~self._over_buckets(unused))[:, 0]
+        if self._is_dense:  # it exports its empty buckets, too, and scalars as vectors of one
+            marks = [tf.constant(key, keys.dtype) for key in (self._table._empty_key, self._table._deleted_key)]
+            keys = tf.reshape(keys, [-1, *marks[0].shape])
+            values = tf.reshape(values, [-1, *self._table._value_shape])
+            axes = list(range(1, keys.shape.rank))
+            unused = [tf.reduce_all(tf.equal(keys, mark), axis=axes) for mark in marks]
+            rows = tf.where(~(unused[0] | unused[1]))[:, 0]
             keys, values = tf.gather(keys, rows), tf.gather(values, rows)
         return {"keys": keys, "values": values}
-
-    @staticmethod
-    def _over_buckets(matches: Any) -> Any:
-        return tf.reduce_all(tf.reshape(matches, [tf.shape(matches)[0], -1]), axis=1)
 
     def write(self, parts: Mapping[str, Array]) -> None:
         keys = tf.constant(parts["keys"], self._table.key_dtype)

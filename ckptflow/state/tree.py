@@ -104,7 +104,7 @@ def _checkpoint_entries(checkpoint: Any) -> dict[str, Any]:
     if root is not None and root is not checkpoint:
         entries.update(as_mapping(root))
     for name, child in tf.train.TrackableView.children(checkpoint).items():
-        if name in vars(checkpoint):
+        if name in vars(checkpoint) and not name.startswith("_") and child is not root:
             entries.setdefault(clean(name), child)
     entries["save_counter"] = checkpoint.save_counter
     if not entries:

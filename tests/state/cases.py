@@ -175,6 +175,9 @@ def _tables() -> dict[str, Any]:
     return {
         "mutable": experimental.MutableHashTable(tf.string, tf.float32, [0.0, 0.0]),
         "dense": experimental.DenseHashTable(tf.int64, tf.int64, -1, empty_key=-1, deleted_key=-2),
+        "dense vectors": experimental.DenseHashTable(
+            tf.int64, tf.float64, [0.0, 0.0], empty_key=[-1, -1], deleted_key=[-2, -1]
+        ),
         "dense strings": experimental.DenseHashTable(tf.string, tf.int32, 0, empty_key="", deleted_key="$"),
     }
 
@@ -184,6 +187,7 @@ def _train_tables(state: dict[str, Any]) -> None:
     state["mutable"].insert([f"key {size}", "b"], [[float(size), float("nan")], [3.0, 4.0]])
     state["dense"].insert([size + 1, size + 2, 1000 - size], [size * 10, 20, 30])
     state["dense"].remove(tf.constant([size + 1], tf.int64))
+    state["dense vectors"].insert([[size, -1], [-1, 5]], [[1.0, size], [float("inf"), 2.0]])
     state["dense strings"].insert([f"大{size}"], [size])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ class Saved:
     def _array(self, place: int) -> npt.NDArray[Any]:
         return from_bytes(self.data[place], self.specs[place].dtype, self.shapes[place])
 
-    def manifest(self, components: Mapping[str, int] | None = None) -> Manifest:
-        """A manifest that says the same. `components`: how many of them a tensor's data holds."""
+    def manifest(self, components: bool = False) -> Manifest:
+        """A manifest that says the same. With `components`, a tensor that has any holds those of all workers."""
         tensors = []
         offset = 0
         for spec, shape, data in zip(self.specs, self.shapes, self.data, strict=True):
@@ -64,7 +64,7 @@ class Saved:
                     shape=shape,
                     slices=(piece,),
                     encoded_bytes=encoded,
-                    components=spec.components if components and spec.name in components else None,
+                    components=spec.components if components else None,
                     aliases=spec.aliases,
                     metric=spec.metric,
                 )

@@ -1,0 +1,224 @@
+"""Matching lists every difference and changes nothing; assigning takes memory over without sharing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ckptflow.errors import StateMismatchError, UsageError
+from ckptflow.format import dtypes
+from ckptflow.state.assign import match
+from ckptflow.state.capture import capture
+from ckptflow.state.leaves import _EMPTY_DTYPES, Landing, host_array
+from ckptflow.state.tree import walk
+from tests.state import roundtrip
+from tests.state.cases_keras3 import X, Y
+from tests.state.test_tree import names
+
+LARGE = (64, 1024)
+
+
+def address(variable: Any) -> int:
+    return int(host_array(tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)).ctypes.data)
+
+
+@pytest.mark.parametrize("dtype", sorted(_EMPTY_DTYPES))
+def test_memory_that_became_a_variables_value_is_its_own(dtype: str) -> None:
+    size_bytes = int(np.prod(LARGE)) * dtypes.item_size_bytes(dtype)
+    assert size_bytes >= Landing.SMALL_BYTES
+    pattern = np.random.default_rng(1).integers(0, 2, size_bytes, dtype=np.uint8)
+    variables = [tf.Variable(tf.zeros(LARGE, dtype)) for _ in range(2)]
+    saved = roundtrip.save({"0": variables[0], "1": variables[1]})
+    restoring = match(walk({"0": variables[0], "1": variables[1]}), saved.manifest())
+    views = []
+    for index in restoring.wanted:
+        views.append(restoring.open(index))
+        views[-1][:] = pattern + index if dtype != "bool" else pattern
+    garbage = [
+        tf.zeros(LARGE, dtype) + tf.ones([], dtype) if dtype != "bool" else tf.ones(LARGE, dtype) for _ in range(4)
+    ]
+    kept = [view.copy() for view in views]
+    for index in restoring.wanted:
+        restoring.finish(index)
+    restoring.complete()
+    del garbage
+    assert address(variables[0]) != address(variables[1])
+    for variable, view, values in zip(variables, views, kept, strict=True):
+        held = host_array(variable.read_value()).reshape(-1).view(np.uint8)
+        assert (held == values).all()
+        assert held.ctypes.data == view.ctypes.data  # no second copy was made
+        del held
+        variable.assign(tf.zeros_like(variable))
+        assert (view == values).all()  # an update does not write into memory that is still looked at
+        assert not host_array(variable.read_value()).reshape(-1).view(np.uint8).any()
+
+
+def test_a_restored_variable_is_still_held_without_a_copy() -> None:
+    variable = tf.Variable(tf.random.normal(LARGE))
+    saved = roundtrip.save({"v": variable})
+    variable.assign_add(tf.ones(LARGE))
+    roundtrip.restore({"v": variable}, saved)
+    assert address(variable) == address(variable)
+    snapshot = capture(walk({"v": variable}), is_chief=True)
+    assert snapshot.data(0).ctypes.data == address(variable)
+    variable.assign_add(tf.ones(LARGE))
+    assert (snapshot.data(0) == saved.data[0]).all()
+
+
+def _module(**shapes: Any) -> dict[str, Any]:
+    module = tf.Module()
+    for name, value in shapes.items():
+        setattr(module, name, tf.Variable(value))
+    return {"m": module}
+
+
+def test_all_differences_are_in_one_message_and_nothing_is_changed() -> None:
+    saved = roundtrip.save(_module(same=1.0, gone=1.0, shape=np.zeros((2, 3)), dtype=np.zeros(2, np.float32)))
+    state = _module(same=5.0, new=1.0, shape=np.ones((3, 2)), dtype=np.ones(2, np.int32))
+    with pytest.raises(StateMismatchError) as raised:
+        match(walk(state), saved.manifest())
+    message = str(raised.value)
+    for line in (
+        "m/new: in the state, not in the checkpoint",
+        "m/gone: in the checkpoint, not in the state",
+        "m/shape: shape (2, 3) in the checkpoint, (3, 2) in the state",
+        "m/dtype: dtype float32 in the checkpoint, int32 in the state",
+    ):
+        assert line in message
+    assert message.count("\n") == 5
+    assert state["m"].same.numpy() == 5.0
+
+
+def test_partial_restores_what_fits_and_reports_the_rest() -> None:
+    saved = roundtrip.save(_module(same=1.0, gone=1.0, shape=np.zeros((2, 3))))
+    state = _module(same=5.0, new=7.0, shape=np.ones((3, 2)))
+    restoring = roundtrip.restore(state, saved, partial=True)
+    assert restoring.missing == ("m/new", "m/shape")
+    assert restoring.unexpected == ("m/gone", "m/shape")
+    assert state["m"].same.numpy() == 1.0
+    assert state["m"].new.numpy() == 7.0
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [{"old": "m"}, {"old/": "m/"}, {"old/a": "m/a", "old": "m"}, lambda name: name.replace("old", "m")],
+    ids=["prefix", "slash", "longest", "callable"],
+)
+def test_rename(rename: Any) -> None:
+    saved = roundtrip.save({"old": _module(a=1.0, b=2.0)["m"]})
+    state = _module(a=0.0, b=0.0)
+    roundtrip.restore(state, saved, rename=rename)
+    assert (state["m"].a.numpy(), state["m"].b.numpy()) == (1.0, 2.0)
+
+
+def test_rename_that_cannot_be_meant() -> None:
+    saved = roundtrip.save(_module(a=1.0, b=2.0))
+    tree = walk(_module(a=1.0, b=2.0))
+    with pytest.raises(UsageError, match="nothing that is called"):
+        match(tree, saved.manifest(), rename={"typo": "m"})
+    with pytest.raises(UsageError, match="both"):
+        match(tree, saved.manifest(), rename={"m/a": "m/b"})
+
+
+def test_names_match_through_aliases_of_either_side() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(momentum=0.9), "mse")
+    model.train_on_batch(X, Y)
+    for first, second in (
+        ({"model": model}, {"model": model, "optimizer": model.optimizer}),
+        ({"model": model, "optimizer": model.optimizer}, {"model": model}),
+    ):
+        assert names(first) != names(second)
+        restoring = roundtrip.restore(second, roundtrip.save(first))
+        assert (restoring.missing, restoring.unexpected) == ((), ())
+
+
+def test_metrics_are_outside_strictness() -> None:
+    def make(metrics: list[str]) -> Any:
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=metrics)
+        return model
+
+    trained = make(["mae"])
+    trained.train_on_batch(X, Y)
+    saved = roundtrip.save(trained)
+    assert any(spec.metric for spec in saved.specs)
+    for other in (make([]), make(["mae", "mse"])):
+        restoring = roundtrip.restore(other, saved)
+        assert (restoring.missing, restoring.unexpected) == ((), ())
+
+
+def test_tables_lose_the_keys_that_are_not_in_the_checkpoint() -> None:
+    experimental = tf.lookup.experimental
+    state = {
+        "mutable": experimental.MutableHashTable(tf.string, tf.int64, 0),
+        "dense": experimental.DenseHashTable(tf.int64, tf.int64, 0, empty_key=-1, deleted_key=-2),
+    }
+    empty = roundtrip.save(state)
+    state["mutable"].insert(["a"], [1])
+    state["dense"].insert([1, 2], [10, 20])
+    saved = roundtrip.save(state)
+    assert dict(zip([spec.name for spec in saved.specs], saved.shapes, strict=True))["dense/keys"] == (2,)
+    state["mutable"].insert(["b"], [1])
+    state["dense"].insert([1, 3], [11, 30])
+    roundtrip.restore(state, saved)
+    assert (int(state["mutable"].size()), int(state["dense"].size())) == (1, 2)
+    assert state["dense"].lookup(tf.constant([1, 2, 3], tf.int64)).numpy().tolist() == [10, 20, 0]
+    roundtrip.restore(state, empty)
+    assert (int(state["mutable"].size()), int(state["dense"].size())) == (0, 0)
+
+
+class _TwoInputs(keras.Model):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = keras.layers.Dense(2), keras.layers.Dense(2)
+
+    def call(self, left: Any, right: Any) -> Any:
+        return self.left(left) + self.right(right)
+
+
+def test_a_model_that_cannot_be_built_names_the_missing_call() -> None:
+    trained = _TwoInputs()
+    trained(X, Y)
+    saved = roundtrip.save({"net": trained})
+    fresh = _TwoInputs()
+    with pytest.raises(UsageError, match=r"net.*0 of the 4 variables.*net\(inputs\)"):
+        roundtrip.restore({"net": fresh}, saved)
+    fresh(X, Y)
+    roundtrip.restore({"net": fresh}, saved)
+    roundtrip.assert_equal(saved, roundtrip.save({"net": fresh}))
+
+
+def test_an_optimizer_whose_model_is_not_known_names_the_missing_call() -> None:
+    def make() -> dict[str, Any]:
+        models = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]) for _ in range(2)]
+        return {"a": models[0], "b": models[1], "optimizer": keras.optimizers.Adam()}
+
+    trained, fresh = make(), make()
+    variables = [*trained["a"].trainable_variables, *trained["b"].trainable_variables]
+    trained["optimizer"].build(variables)
+    saved = roundtrip.save(trained)
+    with pytest.raises(UsageError, match=r"optimizer\.build\("):
+        roundtrip.restore(fresh, saved)
+    fresh["optimizer"].build([*fresh["a"].trainable_variables, *fresh["b"].trainable_variables])
+    roundtrip.restore(fresh, saved)
+    roundtrip.assert_equal(saved, roundtrip.save(fresh))
+
+
+def test_a_module_with_a_legacy_optimizer_beside_it() -> None:
+    def make() -> dict[str, Any]:
+        module = tf.Module()
+        module.w = tf.Variable(tf.random.normal([4]))
+        return {"net": module, "optimizer": tf_keras.optimizers.legacy.SGD(0.1, momentum=0.9)}
+
+    trained, fresh = make(), make()
+    trained["optimizer"].apply_gradients([(tf.ones([4]), trained["net"].w)])
+    saved = roundtrip.save(trained)
+    assert "optimizer/momentum/net/w" in saved.by_name()
+    roundtrip.restore(fresh, saved)
+    roundtrip.assert_equal(saved, roundtrip.save(fresh))
