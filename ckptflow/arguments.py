@@ -11,8 +11,8 @@ from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.format.layout import MAX_NUMBER
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
 
-DEFAULT_SHARD_BYTES = 64 * 2**20
-DEFAULT_MEMORY_BUDGET_BYTES = 256 * 2**20
+DEFAULT_SHARD_BYTES = 65 * 2**20  # room for a header beside tensors that make up 64 MiB, so that none is cut
+DEFAULT_MEMORY_BUDGET_BYTES = 4 * DEFAULT_SHARD_BYTES
 DEFAULT_COMMIT_TIMEOUT_S = 600.0
 LEAVING_S = 15.0
 DEFAULT_KEEP = (KeepLast(5),)

@@ -37,7 +37,10 @@ class LiveState:
             self._tree, self._plan = walk(self._objects), None
 
     def plan(self) -> WorkerPlan:
-        """This worker's plan, made at the first save and after each change."""
+        """This worker's plan, made at the first save and after each change.
+
+        Called in the background, by one save at a time; `refresh` is called only between saves.
+        """
         if self._plan is None:
             self._plan = plan_shards(
                 self._tree.specs,

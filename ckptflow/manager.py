@@ -71,8 +71,8 @@ class CheckpointManager:
         strategy: the `tf.distribute.Strategy` under which the state was made; default: the current one.
         keep: retention policies; what any of them keeps stays, and the newest checkpoint always does.
         storage_options: passed to the file system. Never written to storage or a log.
-        shard_bytes: the size of a shard at most, and so of one write or request. Default 64 MiB.
-        memory_budget_bytes: host memory for staging, reused for every save and restore. Default 256 MiB; at least one
+        shard_bytes: the size of a shard at most, and so of one write or request. Default 65 MiB.
+        memory_budget_bytes: host memory for staging, reused for every save and restore. Default 260 MiB; at least one
             shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.
         commit_timeout_s: how long the coordinator waits for the other workers' receipts. Default 600 s.
         on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
@@ -293,7 +293,7 @@ class CheckpointManager:
         self._calls[step] += 1
         self._last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])
-        job = Job(folder, self._live.capture(), self._live.plan(), metrics, metadata, prune)
+        job = Job(folder, self._live.capture(), self._live.plan, metrics, metadata, prune)
         future = self._background.submit(lambda: saver.run(job))
         return PendingCheckpoint(step, future, self._look_for(folder))
 

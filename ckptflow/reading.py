@@ -39,7 +39,7 @@ from ckptflow.format.spec import Bytes1D
 from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.reader import check_sizes, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
 
 Array = npt.NDArray[Any]
@@ -111,6 +111,7 @@ class OpenCheckpoint(Mapping[str, Array]):
         self._store = store
         self._folder = folder
         self._pool = pool
+        self._is_checked = False
         self._index = {name: i for i, tensor in enumerate(manifest.tensors) for name in (tensor.name, *tensor.aliases)}
         self.manifest = manifest
         self.checkpoint = summarize(manifest, store.url).checkpoint
@@ -129,6 +130,7 @@ class OpenCheckpoint(Mapping[str, Array]):
         wanted = {name: self._index[name] for name in names}
         target = _ArrayTarget(self.manifest)
         try:
+            self._check_sizes()
             indices = sorted(set(wanted.values()))
             read_tensors(self._store, self._folder, self.manifest, indices, target, self._buffers())
         except CorruptCheckpointError as error:
@@ -174,6 +176,14 @@ class OpenCheckpoint(Mapping[str, Array]):
         if self._pool is None:
             self._pool = BufferPool(_BUFFER_COUNT * _BUFFER_BYTES, _BUFFER_BYTES)
         return self._pool
+
+    def _check_sizes(self) -> None:
+        """Once, before memory is taken on the manifest's word: are the shards as long as it says?"""
+        if not self._is_checked:
+            entries = self._store.list(f"{self._folder}/")
+            files = {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}
+            check_sizes(self.manifest, files, self.checkpoint.url)
+            self._is_checked = True
 
     def _raise_if_gone(self, error: Exception | None) -> None:
         """A prune deletes the manifest first: what then looks damaged was on its way out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ class Job:
 
     folder: Folder
     snapshot: Snapshot
-    plan: WorkerPlan
+    plan: Callable[[], WorkerPlan]  # made once, here in the background: it takes long for many variables
     metrics: Mapping[str, float]
     metadata: Any
     prune: bool
@@ -81,7 +81,7 @@ class Saver:
         """Writes this worker's shards and then, last, its receipt."""
         snapshot, worker = job.snapshot, self.cluster.worker
         digests = self._digests(snapshot)
-        plan = job.plan
+        plan = job.plan()
         if self.cluster.is_chief:
             plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
         written = write_shards(self.store, job.folder, plan, snapshot, self.pool)

@@ -22,9 +22,6 @@ from ckptflow.format.spec import Bytes1D, Target
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
-from ckptflow.transfer.verify import verify_checkpoint
-
-__all__ = ["check_sizes", "read_box", "read_tensors", "verify_checkpoint"]
 
 PAGE_BYTES = 4096  # ranges start at multiples of this, so that a local disk can be read past the page cache
 MAX_GAP_BYTES = 2**20  # unwanted bytes between two slices that are read rather than asked for anew

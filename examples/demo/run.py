@@ -28,7 +28,7 @@ from ckptflow.storage.store import Store, open_store
 from examples.demo.workers import Job, running
 
 WORLD_SIZE, STEPS, SAVE_EVERY = 2, 120, 10
-GRACE_S = 10.0  # how long the survivor gets to notice and to leave
+GRACE_S = 25.0  # how long the survivor gets to notice and to leave: at most 15 s of waiting for the dead
 LIFE_S = 600.0  # no life of the job takes this long
 console = Console(highlight=False, soft_wrap=True)
 

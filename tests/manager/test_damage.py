@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import ckptflow
 from ckptflow import CheckpointManager, CheckpointNotFoundError, CorruptCheckpointError, UnknownVersionError
 from ckptflow.format.manifest import Manifest, decode, encode
 from tests.manager.states import Weights, committed
@@ -192,3 +193,18 @@ def reseal(sealed: bytes) -> bytes:
 
     body = sealed[: -len(',"crc32c":"00000000"}')]
     return body + b',"crc32c":"%08x"}' % crc32c.crc32c(body)
+
+
+def test_a_sealed_lie_about_sizes_takes_no_memory(root: Path) -> None:
+    """A whole and rightly sealed manifest that claims a tensor of an exabyte: refused before memory is taken."""
+    path = root / NEWEST / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["shards"][0]["size_bytes"] = 2**60
+    manifest["tensors"][0].update(shape=[2**57 // 4])
+    manifest["tensors"][0]["slices"] = [{"shard": 0, "offset": 2**20, "start": [0], "shape": [2**57 // 4], "crc32c": 0}]
+    seal = manifest.pop("crc32c")
+    path.write_bytes(reseal(json.dumps({**manifest, "crc32c": seal}, separators=(",", ":")).encode()))
+    with ckptflow.open_checkpoint(root, 3) as checkpoint:
+        name = manifest["tensors"][0]["name"]
+        with pytest.raises(CorruptCheckpointError, match="the manifest says"):
+            checkpoint[name]
