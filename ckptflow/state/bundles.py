@@ -131,7 +131,7 @@ class VocabularyBundle(Bundle):
         words = layer.get_vocabulary() if adapted else []
         if layer.vocabulary_dtype == "string":
             encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
-            parts: dict[str, Any] = {"vocabulary": np.array([*encoded, None], dtype=object)[:-1]}
+            parts: dict[str, Any] = {"vocabulary": np.array(encoded, dtype=object)}
         else:
             parts = {"vocabulary": np.array(words, dtype=layer.vocabulary_dtype)}
         if "idf_weights" in self.dtypes:
@@ -190,6 +190,9 @@ class TrackableBundle(Bundle):
         return parts
 
     def write(self, parts: Mapping[str, Array]) -> None:
+        if isinstance(self._trackable, tf.train.experimental.PythonState):
+            self._trackable.deserialize(parts["py_state"].item())
+            return
         names = self._trackable._serialize_to_tensors()
         self._trackable._restore_from_tensors(
             {name: tf.constant(parts[name.strip("-_/") or "state"]) for name in names}

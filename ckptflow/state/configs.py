@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from typing import Any
 
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
@@ -25,7 +26,11 @@ def describe(tree: Tree) -> dict[str, Any]:
             "class": _class_name(model),
             "variables": count_variables(model),
         }
-        serialized = _try(lambda keras=keras, model=model: keras.saving.serialize_keras_object(model), path, "config")
+        # A model inside of one that has a config is a part of that one.
+        inside = any(
+            path.startswith(f"{above}/") and "config" in entry_above for above, entry_above in described.items()
+        )
+        serialized = None if inside else _try(lambda: keras.saving.serialize_keras_object(model), path, "config")  # noqa: B023
         if isinstance(serialized, dict):
             parts = {"build_config": serialized.pop("build_config", None)}
             parts["compile_config"] = serialized.pop("compile_config", None)
@@ -69,7 +74,9 @@ def _class_name(obj: Any) -> str:
 def _try(make: Any, path: str, what: str) -> Any:
     """The JSON form of what `make` returns, or None: user classes may have no get_config, or one that raises."""
     try:
-        return json.loads(json.dumps(make()))
+        with warnings.catch_warnings():  # Keras warns of lambdas, whose code nothing here runs
+            warnings.simplefilter("ignore")
+            return json.loads(json.dumps(make()))
     except Exception as error:
         logger.info(
             "%s has no %s that can be stored (%s: %s); it is saved without", path, what, type(error).__name__, error

@@ -29,7 +29,7 @@ def _own_attributes() -> frozenset[str]:
         keras.metrics.Metric(name="ckptflow_metric"),
     ]
     names = frozenset(name for obj in bare for name in vars(obj))
-    return (names | _OF_TRAINING) - {"count", "total"}
+    return names | _OF_TRAINING
 
 
 def layer_children(layer: Any) -> Children:

@@ -120,13 +120,9 @@ Leaf: TypeAlias = VariableLeaf | PartLeaf
 
 
 def _copy(value: Any) -> Any:
-    if value.dtype == tf.string or not _has_deep_copy(value.dtype):
-        return tf.identity(tf.convert_to_tensor(value.numpy()))
-    return tf.raw_ops.DeepCopy(x=value)
-
-
-def _has_deep_copy(dtype: Any) -> bool:
-    return dtype.size >= 1 and dtype.name in _EMPTY_DTYPES
+    if value.dtype.name in _EMPTY_DTYPES:
+        return tf.raw_ops.DeepCopy(x=value)
+    return tf.convert_to_tensor(host_array(value))
 
 
 # The dtypes for which TensorFlow can make an empty tensor (and a deep copy); found by trying, and held by a test.

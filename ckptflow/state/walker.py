@@ -66,9 +66,10 @@ class _Slot:
     name: str
     of: str  # the name of its model variable
 
-    def path_below(self, owner: str) -> str:
-        inside = owner and self.of.startswith(owner + "/")
-        return f"{self.name}/{self.of[len(owner) + 1 :] if inside else self.of}"
+
+def _slot_path(name: str, of: str, owner: str) -> str:
+    """A slot's path below its optimizer: without the owner's name where the model variable is the owner's."""
+    return f"{name}/{of.removeprefix(owner + '/') if owner else of}"
 
 
 class Walker:
@@ -129,11 +130,13 @@ class Walker:
             check_entry(path, node.obj)
         elif kind is Kind.VARIABLE:
             self._add_variable(path, node.obj, target, node.metric)
-        elif (bundle := bundle_of(node.obj, path)) is not None:
-            for part in bundle.dtypes:
-                self._add(PartLeaf(self._unique(f"{path}/{part}"), bundle, part), node.metric)
         else:
-            self._expand(node, kind, path)
+            bundle = bundle_of(node.obj, path)
+            if bundle is not None:
+                for part in bundle.dtypes:
+                    self._add(PartLeaf(self._unique(f"{path}/{part}"), bundle, part), node.metric)
+            if bundle is None or kind is Kind.TRACKABLE:
+                self._expand(node, kind, path)
 
     def _expand(self, node: _Node, kind: Kind | None, path: str) -> None:
         obj, owner = node.obj, node.owner
@@ -180,8 +183,8 @@ class Walker:
             if id(raw) in self._paths:
                 continue
             of = self._paths.get(id(raw_variable(model_variable)), str(position))
-            below = _Slot.path_below(_Slot(None, clean(name), of), owner)  # type: ignore[arg-type]
-            self._paths[id(raw)] = slot_path = self._unique(f"{path}/{below}")
+            slot_path = self._unique(f"{path}/{_slot_path(clean(name), of, owner)}")
+            self._paths[id(raw)] = slot_path
             self.kept_alive += (variable, raw)
             slots.append(_Slot(self._add_variable(slot_path, variable, raw, False), clean(name), of))
 
@@ -212,7 +215,10 @@ class Walker:
             for optimizer in self._slots if known in self._slots else ():
                 if optimizer == known or optimizer.startswith(known + "/"):  # itself and those that it wraps
                     for slot in self._slots[optimizer]:
-                        add(slot.leaf, f"{node.path}{optimizer[len(known) :]}/{slot.path_below(node.owner)}")
+                        add(
+                            slot.leaf,
+                            f"{node.path}{optimizer[len(known) :]}/{_slot_path(slot.name, slot.of, node.owner)}",
+                        )
                         named_above.add(slot.leaf.name)
             if known in by_name:
                 add(by_name[known], node.path)

@@ -36,9 +36,10 @@ def _train(inputs: Any) -> Any:
     return train
 
 
-def _dense() -> Any:
+def _dense(policy: str = "float32") -> Any:
     layers = tf_keras.layers
-    return tf_keras.Sequential([layers.Dense(5, input_shape=(4,)), layers.BatchNormalization(), layers.Dense(1)])
+    body = [layers.Dense(5, input_shape=(4,), dtype=policy), layers.BatchNormalization(dtype=policy)]
+    return tf_keras.Sequential([*body, layers.Dense(1)])
 
 
 def _rnn() -> Any:
@@ -238,6 +239,7 @@ CASES: dict[str, Case] = {
         f"tf_keras optimizer {name}": Case(functools.partial(_with_old, make), _train(X))
         for name, make in _OLD_OPTIMIZERS.items()
     },
+    "tf_keras mixed_float16": Case(lambda: _compiled(_dense("mixed_float16"), "adam"), _train(X)),
     "tf_keras stateful RNNs": Case(lambda: _compiled(_rnn(), "adam"), _train(SEQUENCES)),
     "tf_keras layers in lists and dicts": Case(lambda: _compiled(_OldBlocks(), "adam"), _train(X)),
     "tf.Module, nested": Case(lambda: {"module": _Nested(), "größe/大": tf.Variable(1.0)}, _train_nested),

@@ -140,7 +140,6 @@ class _WithoutConfig(keras.Model):  # type: ignore[misc]
         raise RuntimeError("no config")
 
 
-@pytest.mark.filterwarnings("ignore:.*includes a `lambda`")
 def test_models_without_a_config_are_saved_without_it() -> None:
     strange = _WithoutConfig(2, helper=lambda x: x)
     strange(np.ones((1, 3)))

@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.state.assign import match
+from ckptflow.state.capture import capture
 from ckptflow.state.tree import Tree, as_mapping, walk
 from tests.state import roundtrip
 from tests.state.cases_keras3 import Blocks, X, Y, functional
@@ -204,12 +206,43 @@ def test_a_module_notices_its_changes() -> None:
 
 
 def test_twenty_thousand_variables() -> None:
-    def make(value: float) -> dict[str, Any]:
-        module = tf.Module()
-        module.held = [tf.Variable(np.full([3], value, np.float32)) for _ in range(20_000)]
-        return {"module": module}
+    module = tf.Module()
+    module.held = [tf.Variable(np.full([3], position, np.float32)) for position in range(20_000)]
+    tree = walk({"module": module})
+    saved = roundtrip.of_snapshot(capture(tree, is_chief=True))
+    for place, data in enumerate(saved.data):
+        saved.data[place] = (data.view(np.float32) * 2 + 1).view(np.uint8)
+    roundtrip.fill(match(tree, saved.manifest()), saved)
+    assert not tree.is_stale()
+    assert [variable.numpy().tolist() for variable in module.held] == [[2.0 * n + 1] * 3 for n in range(20_000)]
 
-    state, other = make(1.5), make(0.0)
-    saved = roundtrip.save(state)
-    roundtrip.restore(other, saved)
-    roundtrip.assert_equal(saved, roundtrip.save(other))
+
+class _Words(tf.train.experimental.PythonState):  # type: ignore[misc]
+    """Python state in TensorFlow's own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = "none"
+
+    def serialize(self) -> str:
+        return self.words
+
+    def deserialize(self, words: bytes) -> None:
+        self.words = words.decode()
+
+
+def test_another_trackable_that_serializes_itself() -> None:
+    state, fresh = {"words": _Words()}, {"words": _Words()}
+    state["words"].words = "größe"
+    roundtrip.restore(fresh, roundtrip.save(state))
+    assert fresh["words"].words == "größe"
+
+
+def test_a_checkpoint_with_a_root() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    assert names(tf.train.Checkpoint(model, step=tf.Variable(1))) == [
+        "model/dense/bias",
+        "model/dense/kernel",
+        "save_counter",
+        "step",
+    ]
