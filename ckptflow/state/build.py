@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from ckptflow.errors import UsageError
 from ckptflow.state import tf_keras
-from ckptflow.state.configs import count_variables, is_built
+from ckptflow.state.configs import count_variables, is_built, owner_of
 from ckptflow.state.kinds import LAYERS, Kind, is_distributed, is_keras3_model, keras3, kind_of, raw_variable
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.walker import OptimizerNode
@@ -33,7 +33,7 @@ def build_missing(state: Mapping[str, Any], models: dict[str, Any]) -> None:
     for path, node in tree.optimizers.items():
         described = models.get(path) or _under_another_name(path, node, models)
         if _is_optimizer(described) and described.get("built") and not is_built(node.optimizer):
-            _build_optimizer(path, node, tree, state)
+            _build_optimizer(path, node, described, tree, state)
 
 
 def _is_optimizer(described: Any) -> bool:
@@ -104,39 +104,38 @@ def _scope(obj: Any) -> Any:
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
-def _build_optimizer(path: str, node: OptimizerNode, tree: Tree, state: Mapping[str, Any]) -> None:
-    variables = _trainable_variables(path, node, tree, state)
+def _build_optimizer(
+    path: str, node: OptimizerNode, described: dict[str, Any], tree: Tree, state: Mapping[str, Any]
+) -> None:
+    variables = _variables_by_name(described, tree) or _trainable_variables(path, node, tree, state)
     first = raw_variable(variables[0])
     scope = first.distribute_strategy.scope() if is_distributed(first) else contextlib.nullcontext()
     try:
         with scope:
-            _build(node.optimizer, variables)
+            if hasattr(node.optimizer, "build"):
+                node.optimizer.build(variables)
+            else:  # a legacy optimizer of tf_keras
+                node.optimizer._create_all_weights(variables)
     except Exception as error:
         raise UsageError(f"{path} cannot be built; call it once on a batch, or {path}.build(variables)") from error
 
 
-def _build(optimizer: Any, variables: list[Any]) -> None:
-    if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER or hasattr(optimizer, "build"):
-        optimizer.build(variables)
-        return
-    optimizer._create_all_weights(variables)  # a legacy optimizer of tf_keras
+def _variables_by_name(described: dict[str, Any], tree: Tree) -> list[Any]:
+    """Those that the checkpoint names, if the state has them all; else none."""
+    names = described.get("variables")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in tree.variables for name in names):
+        return []
+    return [tree.variables[name] for name in names]
 
 
 def _trainable_variables(path: str, node: OptimizerNode, tree: Tree, state: Mapping[str, Any]) -> list[Any]:
     """Those of the model that holds the optimizer, else of the one entry of the state that has any."""
-    owners = [model for model in tree.models.values() if getattr(model, "optimizer", None) is node.optimizer]
-    if not owners and node.owner:
-        owners = [tree.models[node.owner]]
-    if not owners:
-        owners = [obj for obj in state.values() if kind_of(obj) in LAYERS]
-        owners = owners or [obj for obj in state.values() if kind_of(obj) is Kind.TRACKABLE]
-        owners = [obj for obj in owners if getattr(obj, "trainable_variables", None)]
-    if len(owners) != 1 or not owners[0].trainable_variables:
-        why = (
-            "its model has no variables yet"
-            if len(owners) == 1
-            else f"{len(owners)} entries of state could be its model"
-        )
+    owner = owner_of(node, tree)
+    owners = [owner] if owner is not None else [obj for obj in state.values() if kind_of(obj) in LAYERS]
+    owners = owners or [obj for obj in state.values() if kind_of(obj) is Kind.TRACKABLE]
+    owners = [obj for obj in owners if getattr(obj, "trainable_variables", None)]
+    if len(owners) != 1:
+        why = f"{len(owners)} entries of state could be its model" if owners else "its model has no variables yet"
         raise UsageError(
             f"{path} is not built and {why}; call {path}.build(model.trainable_variables) before restoring"
         )

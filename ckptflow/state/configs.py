@@ -9,13 +9,15 @@ from typing import Any
 
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.tree import Tree
+from ckptflow.state.walker import OptimizerNode
 
 logger = logging.getLogger(__name__)
 
 
 def describe(tree: Tree) -> dict[str, Any]:
     """JSON by path. Models: `framework`, `class`, `variables` (how many), and, as far as they can be had, `config`,
-    `build_config`, `compile_config`. Optimizers: `framework`, `class`, `built`. Nothing here ever fails a save."""
+    `build_config`, `compile_config`. Optimizers: `framework`, `class`, `built`, and,
+    where they are not just their model's, the names of the `variables` they are built for. Never fails a save."""
     described: dict[str, Any] = {}
     for path, model in tree.models.items():
         keras, framework = (keras3(), "keras") if is_keras3_model(model) else (tf_keras(), "tf_keras")
@@ -47,7 +49,26 @@ def describe(tree: Tree) -> dict[str, Any]:
             "class": _class_name(node.optimizer),
             "built": is_built(node.optimizer),
         }
+        if node.built_for and set(node.built_for) != _default_variables(node, tree):
+            described[path]["variables"] = list(node.built_for)
     return described
+
+
+def _default_variables(node: OptimizerNode, tree: Tree) -> set[str] | None:
+    """The names of the variables that the optimizer is built for if nothing else is said: its model's trainable."""
+    model = owner_of(node, tree)
+    if model is None:
+        return None
+    names = {id(variable): name for name, variable in tree.variables.items()}
+    return {names.get(id(variable), "") for variable in model.trainable_variables}
+
+
+def owner_of(node: OptimizerNode, tree: Tree) -> Any:
+    """The model that holds an optimizer as its own, also where the optimizer is an entry by itself, or None."""
+    for model in tree.models.values():
+        if getattr(model, "optimizer", None) is node.optimizer:
+            return model
+    return tree.models.get(node.owner)
 
 
 def count_variables(model: Any) -> int:

@@ -23,7 +23,8 @@ class Tree:
     """The state as leaves sorted by name, which is the same order on every worker and in every process.
 
     `python` are the entries with plain Python state, `models` and `optimizers` those of either Keras by their path,
-    `layers` all Keras layers that were met. `cache` is for whatever is prepared once per tree.
+    `layers` all Keras layers that were met, `variables` all variables by name. `cache` is for
+    whatever is prepared once per tree.
     """
 
     leaves: tuple[Leaf, ...]
@@ -32,6 +33,7 @@ class Tree:
     models: dict[str, Any]
     optimizers: dict[str, OptimizerNode]
     layers: list[Any]
+    variables: dict[str, Any]
     _watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]]
     _values: list[tuple[Any, Any]]
     _kept_alive: list[Any]
@@ -62,6 +64,7 @@ def walk(state: Mapping[str, Any]) -> Tree:
         walker.models,
         walker.optimizers,
         walker.layers,
+        walker.variables,
         walker.watched,
         walker.values,
         walker.kept_alive,

@@ -40,10 +40,12 @@ _OBJECTS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS = range(5)  # the orde
 
 @dataclass(frozen=True)
 class OptimizerNode:
-    """An optimizer in the state, and the path of the model that holds it ("" if it is an entry of its own)."""
+    """An optimizer in the state, the path of the model that holds it ("" if it is an entry of its own), and the names
+    of the variables that it was built for."""
 
     optimizer: Any
     owner: str
+    built_for: tuple[str, ...]
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Walker:
         self.models: dict[str, Any] = {}
         self.optimizers: dict[str, OptimizerNode] = {}
         self.layers: list[Any] = []
+        self.variables: dict[str, Any] = {}  # as their framework hands them out, by name
         self.watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
         self.kept_alive: list[Any] = []
@@ -146,8 +149,7 @@ class Walker:
         if kind in LAYERS:
             self.layers.append(obj)
         if kind in OPTIMIZERS:
-            self.optimizers[path] = OptimizerNode(obj, owner)
-            self._add_slots(obj, kind, path, owner)
+            self._add_optimizer(obj, kind, path, owner)
         found = _children(obj, kind)
         if kind not in CONTAINERS:  # these are watched as part of whatever holds them
             look = keras3.layer_fingerprint if kind is Kind.KERAS3_LAYER else children.fingerprint
@@ -160,6 +162,7 @@ class Walker:
 
     def _add_variable(self, path: str, variable: Any, raw: Any, metric: bool) -> VariableLeaf:
         leaf = VariableLeaf(path, raw)
+        self.variables[path] = variable
         self._add(leaf, metric)
         if "_value" in vars(variable) and vars(variable)["_value"] is raw:
             self.values.append((variable, raw))
@@ -169,12 +172,16 @@ class Walker:
         leaf.metric = metric
         self.leaves.append(leaf)
 
-    def _add_slots(self, optimizer: Any, kind: Kind, path: str, owner: str) -> None:
+    def _add_optimizer(self, optimizer: Any, kind: Kind | None, path: str, owner: str) -> None:
         if kind is Kind.KERAS3_OPTIMIZER:
             found = keras3.optimizer_slots(optimizer)
+            built_for = list(optimizer._trainable_variables)
         else:
             known = [leaf.variable for leaf in self.leaves if isinstance(leaf, VariableLeaf)]
             found = tf_keras.optimizer_slots(optimizer, known)
+            built_for = list({id(variable): variable for _, variable, _ in found if variable is not None}.values())
+        names = [self._paths.get(id(raw_variable(variable))) for variable in built_for]
+        self.optimizers[path] = OptimizerNode(optimizer, owner, tuple(name for name in names if name))
         counts: dict[str, int] = {}
         slots = self._slots.setdefault(path, [])
         for name, model_variable, variable in found:

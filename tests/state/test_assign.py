@@ -194,20 +194,50 @@ def test_a_model_that_cannot_be_built_names_the_missing_call() -> None:
     roundtrip.assert_equal(saved, roundtrip.save({"net": fresh}))
 
 
-def test_an_optimizer_whose_model_is_not_known_names_the_missing_call() -> None:
-    def make() -> dict[str, Any]:
-        models = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]) for _ in range(2)]
-        return {"a": models[0], "b": models[1], "optimizer": keras.optimizers.Adam()}
+def _two_models() -> dict[str, Any]:
+    models = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]) for _ in range(2)]
+    return {"a": models[0], "b": models[1], "optimizer": keras.optimizers.Adam()}
 
-    trained, fresh = make(), make()
-    variables = [*trained["a"].trainable_variables, *trained["b"].trainable_variables]
-    trained["optimizer"].build(variables)
+
+def test_an_optimizer_over_several_models_is_built_for_the_same_variables() -> None:
+    trained, fresh = _two_models(), _two_models()
+    trained["optimizer"].build([*trained["a"].trainable_variables, trained["b"].trainable_variables[0]])
     saved = roundtrip.save(trained)
-    with pytest.raises(UsageError, match=r"optimizer\.build\("):
-        roundtrip.restore(fresh, saved)
-    fresh["optimizer"].build([*fresh["a"].trainable_variables, *fresh["b"].trainable_variables])
     roundtrip.restore(fresh, saved)
     roundtrip.assert_equal(saved, roundtrip.save(fresh))
+
+
+def test_an_optimizer_whose_model_is_not_known_names_the_missing_call() -> None:
+    trained, fresh = _two_models(), _two_models()
+    trained["optimizer"].build([*trained["a"].trainable_variables, *trained["b"].trainable_variables])
+    fresh["c"] = fresh.pop("b")
+    with pytest.raises(UsageError, match=r"2 entries of state could be its model; call optimizer\.build\("):
+        roundtrip.restore(fresh, roundtrip.save(trained))
+
+
+class Two(keras.Model):  # type: ignore[misc]
+    """A model whose second optimizer trains a part of it, as in a GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generate, self.judge = keras.layers.Dense(2), keras.layers.Dense(1)
+        self.second = keras.optimizers.Adam()
+
+    def call(self, x: Any) -> Any:
+        return self.judge(self.generate(x))
+
+
+def test_a_second_optimizer_for_a_part_of_a_model() -> None:
+    trained, fresh = Two(), Two()
+    trained.compile(keras.optimizers.SGD(momentum=0.9), "mse")
+    fresh.compile(keras.optimizers.SGD(momentum=0.9), "mse")
+    trained.train_on_batch(X, Y)
+    trained.second.build(trained.judge.trainable_variables)
+    saved = roundtrip.save(trained)
+    roundtrip.restore(fresh, saved)
+    roundtrip.assert_equal(saved, roundtrip.save(fresh))
+    assert "variables" not in saved.models["model/optimizer"]  # those of its model
+    assert saved.models["model/second"]["variables"] == ["model/judge/kernel", "model/judge/bias"]
 
 
 def test_a_module_with_a_legacy_optimizer_beside_it() -> None:
