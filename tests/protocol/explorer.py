@@ -13,9 +13,10 @@ has passed), reads that time out, one shard or manifest damaged, rollbacks, old 
 
 Not covered: more processes, saves and faults than a scenario has; more than one worker in an incarnation (the votes are
 tested in `tests/commit`); listings are one step, but for the scenarios "in pages"; claims that are lost while their
-incarnation lives and has no folder yet. One more thing nothing can prevent, and I5 leaves out: a create that is still
-under way, or sent again, when its checkpoint has been committed and pruned makes a ghost, a manifest without shards.
-I1 to I4 hold with ghosts, too: one is never the newest that counts, and the next prune takes it.
+incarnation lives and has no folder yet; a manifest damaged before its creator has read it back (which is then fenced).
+One more thing nothing can prevent, and I5 leaves out: a create that is still under way, or sent again, when its
+checkpoint has been committed and pruned makes a ghost, a manifest without shards. I1 to I4 hold with ghosts, too: one
+is never the newest that counts, and the next prune takes it.
 
 Two reductions. Histories of one process are one where everything that its code still holds is equal (`Process.merge`:
 after the look, before and after a claim, after a start and after a save). And reading a claim that is there is taken at
@@ -58,6 +59,7 @@ class Facts(NamedTuple):
     base: str = ""  # the folder that it resumed from
     copies: bool = False  # it is to save that one again first
     goes_back: bool = False  # it was asked for a step by a person, who may ask for what is not there
+    met_silence: bool = False  # the storage gave it no reply until the deadline
     ends: str = ""  # "done", or the name of the error that ended it
 
 
@@ -163,6 +165,8 @@ class Process:
         """Waits in front of `op` until it is this process's turn, and returns or raises what it gives."""
         result: Result = self._main.switch(op)
         self.clock_s += result.advance_s
+        if result.advance_s:
+            self.show(met_silence=True)
         if result.error is not None:
             raise result.error(f"{op[0]} {op[1]}")
         return result.value
@@ -395,6 +399,12 @@ class Explorer:
         before = state.nodes[i - 1]
         return before.parent is not None or before.process.program is not node.process.program
 
+    @staticmethod
+    def _is_unconfirmed(state: State, key: str) -> bool:
+        """Whether its creator is about to read it back: damaged in between, it would be taken for another's."""
+        waiting = [node for node in state.nodes if node.op is not None and node.op[1] == key]
+        return any(node.op[0] == "create" or _verb(node.parent) == "create" for node in waiting if node.op)
+
     def _nobodys(self, state: State) -> Iterator[Move]:
         storage, budget = self.storage, state.budget
         for key, data in sorted(state.flying):
@@ -408,7 +418,8 @@ class Explorer:
             for manifest in sorted(committed):
                 folder = manifest.partition("/")[0]
                 files = [k for k in storage.contents[state.content] if k.startswith(folder + "/")]
-                for key in sorted(files) if folder not in state.damaged else ():
+                is_whole = folder not in state.damaged and not self._is_unconfirmed(state, manifest)
+                for key in sorted(files) if is_whole else ():
                     bad = storage.write(state.content, key, b"?" * len(storage.contents[state.content][key]))
                     after = state._replace(content=bad, budget=spent, damaged=state.damaged | {folder})
                     yield f"{key} is damaged", self._promised_after(state, after, -1), -1
@@ -474,6 +485,10 @@ def search(
         if len(came_from) >= max_states:
             return report(is_complete=False)
     return report()
+
+
+def _verb(node: Node | None) -> str:
+    return node.op[0] if node is not None and node.op is not None else ""
 
 
 def _trace(came_from: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:

@@ -93,6 +93,7 @@ def check_lives(facts: Facts, *, may_find_damage: bool) -> None:
     """I4: a lone live incarnation can always restore and commit."""
     fine = {"done"} | ({"CorruptCheckpointError"} if may_find_damage else set())
     fine |= {"CheckpointNotFoundError"} if facts.goes_back else set()
+    fine |= {"CommitUnknownError"} if facts.met_silence else set()
     if facts.ends not in fine:
         raise ViolationError(f"I4: a lone incarnation ends by {facts.ends}")
 

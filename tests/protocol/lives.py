@@ -122,8 +122,9 @@ class Incarnations:
                 raise
             except (SaveFailedError, StorageError):
                 if start.reason == "rollback":
-                    raise
-            self.process.show(copies=False)
+                    raise  # after damage the manager warns that nothing protects it yet, and goes on
+            else:
+                self.process.show(copies=False)
             self.process.merge()
 
     def begin_fresh(self) -> None:

@@ -80,7 +80,8 @@ SMALL: dict[str, Scenario] = {
     ),
 }
 
-# `make chaos`. Three incarnations, more saves, faults that meet.
+# Marked "chaos": three incarnations, more saves, faults that meet. Breadth first, whole or up to `LARGE_STATES`.
+LARGE_STATES = 1_000_000
 LARGE: dict[str, Scenario] = {
     "takeover by two": Scenario((running(kept=1), ONE, ONE), kept=1),
     "takeover by two, one saves twice": Scenario((running(kept=1, saves=2), ONE, ONE), kept=1),

@@ -1,0 +1,245 @@
+"""The holes that simpler rules have, by their numbers in `docs/design`: each staged here, or proved elsewhere.
+
+`ELSEWHERE` names the tests that cover the others, and is checked; `NOT_STAGED` says why a hole has no test.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from ckptflow.commit.prune import CLAIMS_KEPT
+from ckptflow.commit.retention import KeepLast
+from ckptflow.errors import CommitUnknownError, FencedError, StorageAccessError, StorageUnavailableError
+from ckptflow.format.layout import Folder, claim_key, pin_key
+from ckptflow.testing import FaultyStore, MemoryStore
+from tests.commit.roots import Job, folders, job
+from tests.protocol.lives import SHARD
+
+ONE = [KeepLast(1)]
+TESTS = Path(__file__).parents[1]
+
+ELSEWHERE: dict[int, str] = {
+    1: "protocol/test_mutations.py::test_turns_red",  # "acknowledgement after it"
+    4: "protocol/test_mutations.py::test_a_folder_for_each_call_holds",
+    5: "commit/test_resume.py::test_a_storage_that_does_not_answer_is_no_damage",
+    9: "storage/test_local.py::test_a_folder_that_another_worker_made_is_made_durable_too",
+    11: "transfer/test_writer.py::test_no_more_shards_are_under_way_than_buffers_and_threads",
+    12: "commit/test_resume.py::test_a_reader_writes_nothing_and_falls_back_as_well",
+    13: "commit/test_resume.py::test_a_state_that_does_not_fit_costs_no_claim",
+    14: "commit/test_team.py::test_one_workers_error_reaches_all",
+    15: "commit/test_team.py::test_whatever_one_worker_raises_stops_all",
+    16: "manager/test_bad_input.py::test_two_jobs_on_one_root",
+    18: "protocol/test_mutations.py::test_turns_red",  # "refusal of a prune by hand during a start"
+    19: "commit/test_prune.py::test_a_full_storage_is_swept_of_dead_leftovers_before_the_first_commit",
+    20: "commit/test_coordinator.py::test_a_failure_receipt_ends_the_wait",
+    22: "commit/test_prune.py::test_equal_steps_count_once",
+    23: "manager/test_bad_input.py::test_a_step_that_goes_back",
+    24: "commit/test_prune.py::test_outside_what_counts",
+    30: "commit/test_coordinator.py::test_an_outcome_that_stays_unknown_is_said_to_be_and_its_folder_is_left",
+    31: "storage/test_local.py::test_without_hard_links_create_is_exclusive_by_a_lock",
+    32: "commit/test_prune.py::test_a_prune_that_fails_is_logged_and_tried_again",
+    34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
+}
+
+NOT_STAGED: dict[int, str] = {
+    10: "needs a real NFS mount whose client caches directories",
+    29: "is the user's order of calls under ParameterServerStrategy",
+}
+
+
+def test_every_hole_is_staged_or_says_where_it_is_proved() -> None:
+    here = {int(n) for n in re.findall(r"^def test_hole_(\d+)_", Path(__file__).read_text(), re.MULTILINE)}
+    assert here | set(ELSEWHERE) | set(NOT_STAGED) == set(range(1, 35))
+    for where in ELSEWHERE.values():
+        file, _, name = where.partition("::")
+        assert f"def {name}(" in (TESTS / file).read_text(), where
+
+
+def test_hole_2_a_crash_between_a_claim_and_its_listing_decides_nothing() -> None:
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects), ONE)
+    first.save(1000)
+
+    class Crash(BaseException):
+        pass
+
+    def commits_meanwhile_and_dies(verb: str, key: str) -> None:
+        if verb == "create" and key == claim_key(2):
+            first.save(1500)  # acknowledged: no newer claim is there yet; 1000 is pruned
+        if verb == "list" and key == "lineage/":
+            raise Crash
+
+    with pytest.raises(Crash):
+        Job(MemoryStore(objects, hook=commits_meanwhile_and_dies)).resume()
+    assert claim_key(2) in objects
+    assert Job(MemoryStore(objects)).resume() == 1500
+
+
+def test_hole_3_a_zombies_planned_delete_meets_a_rollback() -> None:
+    """A has planned to delete 500; B rolls back to 500 and dies before its first commit; then A deletes."""
+    objects: dict[str, bytes] = {}
+    rolled_back: list[int | None] = []
+
+    def rolls_back(verb: str, key: str) -> None:
+        if verb == "delete" and not rolled_back:
+            rolled_back.append(Job(MemoryStore(objects)).resume(500))
+
+    first = job(MemoryStore(objects, hook=rolls_back), ONE)
+    first.save(500)
+    first.save(1500)
+    assert rolled_back == [500]
+    assert "000000000500-i0001/manifest.json" not in objects
+    after = Job(MemoryStore(objects))
+    assert after.resume() == 500
+    assert after.value == ("000000000500-i0001",)
+
+
+def test_hole_6_a_number_is_not_used_again_where_claims_were_lost() -> None:
+    """A folder copied by hand into an empty root, or `lineage/` expired."""
+    store = MemoryStore()
+    job(store).save(500)
+    copied = {key: data for key, data in store.objects.items() if key.startswith("000000000500")}
+    life = job(MemoryStore(dict(copied)))
+    assert life.start.held is not None
+    assert life.start.held.number == 2
+    life.save(500)
+    assert isinstance(life.store, MemoryStore)
+    assert {key: life.store.objects[key] for key in copied if key in life.store.objects} in ({}, copied)
+    assert folders(life.store)[-1] == "000000000500-i0002"
+
+
+@pytest.mark.parametrize("lands", [True, False])
+def test_hole_7_a_late_manifest_finds_its_shards(lands: bool) -> None:
+    """The create times out, reading back says absent, the save is given up; then it lands, or never does."""
+    inner = MemoryStore()
+    store = FaultyStore(inner)
+    life = job(store, ONE)
+    life.save(1)
+    late: list[tuple[str, bytes]] = []
+    coordinator = life.coordinator
+    assert coordinator is not None
+    create = store.create
+
+    def under_way(key: str, data: memoryview) -> None:
+        if key.startswith("000000000002"):
+            late[:] = [(key, bytes(data))]
+            raise StorageUnavailableError("timed out")
+        create(key, data)
+
+    store.create = under_way  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        now = [0.0]
+        patch.setattr("ckptflow.commit.lineage.time.monotonic", lambda: now[0])
+        patch.setattr("ckptflow.commit.lineage.time.sleep", lambda _: now.__setitem__(0, now[0] + 5.0))
+        with pytest.raises(CommitUnknownError):
+            life.save(2)
+    life.save(3)
+    assert f"{Folder(2, 1)}/{SHARD}" in inner.objects  # a partial whose manifest was sent is left alone
+    if lands:
+        inner.objects |= dict(late)
+    assert Job(inner).resume() == 3
+    later = job(inner, ONE)
+    later.save(4)
+    assert {key.partition("/")[0] for key in inner.objects if key[0] == "0"} == {str(Folder(4, 3))}
+
+
+def test_hole_8_a_rollback_in_a_running_process_lasts() -> None:
+    store = MemoryStore()
+    life = job(store)
+    for step in (500, 1000, 1500):
+        life.save(step)
+    life.resume(500)
+    assert folders(store)[0:2] == ["000000000500-i0001", "000000000500-i0002"]
+    life.save(1000)
+    after = Job(store)
+    assert after.resume() == 1000
+    assert after.value == ("000000000500-i0001", "000000001000-i0002")
+
+
+def test_hole_17_two_copies_on_one_root_are_told_not_to_go_on() -> None:
+    store = MemoryStore()
+    first, second = job(store), job(store)
+    with pytest.raises(FencedError, match=r"another copy holds this root: incarnation 2 \(.*, process \d+, since 20"):
+        first.save(1)
+    second.save(1)
+
+
+def test_hole_21_what_lacks_its_shards_is_not_kept_in_place_of_a_good_one() -> None:
+    store = MemoryStore()
+    life = job(store, [KeepLast(2)])
+    life.save(1)
+    life.save(2)
+    del store.objects[f"{Folder(2, 1)}/{SHARD}"]
+    life.save(3)
+    assert folders(store) == ["000000000001-i0001", "000000000003-i0001"]
+    assert Job(store).resume() == 3
+
+
+def test_hole_25_ten_thousand_restarts() -> None:
+    """Numbers with five digits are numbers; the oldest claims go; a lineage names only what is there."""
+    store = MemoryStore()
+    job(store, ONE).save(1)
+    claim = store.objects[claim_key(1)]
+    store.objects |= {claim_key(number): claim for number in range(2, 10_001)}
+    life = job(store, ONE)
+    assert life.start.held is not None
+    assert life.start.held.number == 10_001
+    life.save(2)
+    claims = sorted(key for key in store.objects if key.startswith("lineage/"))
+    assert len(claims) == CLAIMS_KEPT
+    assert claims[-1] == claim_key(10_001)
+    after = job(store, ONE)
+    assert after.start.lineage == {Folder(2, 10_001)}
+
+
+def test_hole_26_a_name_that_is_gone_when_it_is_read_is_looked_for_again() -> None:
+    """The pages of a list are no snapshot: the explorer's scenarios "in pages" have all orders; here is the name."""
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects), ONE)
+    first.save(1)
+    seen: list[str] = []
+
+    def commits_meanwhile(verb: str, key: str) -> None:
+        if verb == "get" and key == f"{Folder(1, 1)}/manifest.json" and not seen:
+            seen.append(key)
+            first.save(2)
+
+    assert Job(MemoryStore(objects, hook=commits_meanwhile)).resume() == 2
+
+
+def test_hole_27_a_root_that_was_copied_in_the_middle_of_a_save() -> None:
+    """A manifest without all its shards: the one before is taken, and saved again."""
+    store = MemoryStore()
+    life = job(store)
+    life.save(1)
+    life.save(2)
+    del store.objects[f"{Folder(2, 1)}/{SHARD}"]
+    assert Job(store).resume() == 1
+    assert folders(store) == ["000000000001-i0001", "000000000001-i0002", "000000000002-i0001"]
+
+
+def test_hole_28_a_pinned_one_is_there_for_its_reader() -> None:
+    store = MemoryStore()
+    life = job(store, ONE)
+    life.save(1)
+    store.objects[pin_key(Folder(1, 1))] = b"pinned\n"
+    for step in (2, 3):
+        life.save(step)
+    assert folders(store) == ["000000000001-i0001", "000000000003-i0001"]
+    del store.objects[pin_key(Folder(1, 1))]
+    life.save(4)
+    assert folders(store) == ["000000000004-i0001"]
+
+
+def test_hole_33_nothing_here_is_said_loudly_and_a_refusal_is_not_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        assert Job(MemoryStore(url="s3://bucket/typo")).resume() is None
+    assert "s3://bucket/typo: no checkpoint is here, starting anew" in caplog.text
+    store = FaultyStore(MemoryStore())
+    store.fail("list", StorageAccessError("403"))
+    with pytest.raises(StorageAccessError):
+        Job(store).resume()
