@@ -13,8 +13,9 @@ from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format import layout
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, decode
-from tests.protocol.explorer import GHOST, Content, Explorer, Facts, Node, State, ViolationError
+from tests.protocol.explorer import GHOST, Content, Explorer, State, ViolationError
 from tests.protocol.lives import Ancestry, parse_ancestry
+from tests.protocol.process import Facts, Node
 
 parse_folder = lru_cache(10_000)(layout.parse_folder)
 parse_claim_key = lru_cache(10_000)(layout.parse_claim_key)

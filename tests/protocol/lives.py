@@ -30,7 +30,7 @@ from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundE
 from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Manifest, Receipt, ReceiptSlice, ShardRecord, TensorRecord
 from ckptflow.storage.store import Store, read_small
-from tests.protocol.explorer import Process, YieldingStore, current
+from tests.protocol.process import Process, YieldingStore, current
 
 Ancestry = tuple[str, ...]
 

@@ -26,7 +26,7 @@ from ckptflow.errors import CommitUnknownError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.storage.store import Store
 from tests.protocol import lives
-from tests.protocol.explorer import current
+from tests.protocol.process import current
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.explorer import Process, Report
+from tests.protocol.explorer import Report
 from tests.protocol.lives import deterministic
+from tests.protocol.process import Process
 from tests.protocol.scenarios import LARGE, LARGE_STATES, MAX_STATES, SMALL, Scenario, explore
 
 

@@ -16,18 +16,9 @@ from ckptflow.errors import SaveFailedError
 from ckptflow.format.layout import Folder, receipt_name, shard_name
 from ckptflow.format.manifest import Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
 from ckptflow.storage.store import Store
-from tests.protocol.explorer import (
-    Budget,
-    Explorer,
-    Process,
-    Report,
-    State,
-    Storage,
-    ViolationError,
-    YieldingStore,
-    search,
-)
+from tests.protocol.explorer import Budget, Explorer, Report, State, Storage, ViolationError, search
 from tests.protocol.invariants import manifests_in
+from tests.protocol.process import Process, YieldingStore
 
 HELD = Held(1, "run", "writer")
 SECOND_CALL_BEGUN = "second call"
