@@ -24,7 +24,7 @@ from ckptflow.format.shard import (
 )
 from ckptflow.format.spec import Source, TensorSpec
 
-SMALL_BYTES = 2**20  # replicated tensors below this are never divided: see DESIGN, copies can differ between workers
+SMALL_BYTES = 2**20  # replicated tensors below this are never divided: workers' copies can differ
 MIN_SHARD_BYTES = 2**16  # room for the longest name's header and one element
 CHIEF = 0
 

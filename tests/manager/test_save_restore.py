@@ -200,7 +200,7 @@ def test_a_tensor_larger_than_a_shard_and_many_shards(tmp_path: Path) -> None:
 
 
 def test_requests_of_a_save_and_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The price list of DESIGN section 4: a save is shards + workers + 1 writes and one or two lists."""
+    """The price list: a save is shards + workers + 1 writes and one or two lists."""
     stores = wrap_store(monkeypatch, CountingStore)
     weights = Weights()
     with CheckpointManager(tmp_path, {"w": weights}, keep=KeepLast(2)) as manager:
