@@ -9,6 +9,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.format.layout import MAX_NUMBER
+from ckptflow.format.values import is_unicode
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
 
 DEFAULT_SHARD_BYTES = 65 * 2**20  # room for a header beside tensors that make up 64 MiB, so that none is cut
@@ -58,11 +59,11 @@ def check_step(step: SupportsIndex) -> int:
 def check_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
     checked: dict[str, float] = {}
     for name, value in (metrics or {}).items():
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not is_unicode(name):
             raise ValueError(f"a metric's name is a text, not {name!r}")
         try:
             checked[name] = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"metric {name!r} is no number: {value!r}") from error
         if not math.isfinite(checked[name]):
             raise ValueError(

@@ -23,7 +23,7 @@ class Background:
         self.failure: Exception | None = None
 
     def submit(self, save: Callable[[], Checkpoint | None]) -> SaveFuture:
-        self._in_flight = self._thread.submit(save)
+        self._in_flight = self._thread.submit(lambda: self._run(save))
         return self._in_flight
 
     def settle(self) -> None:
@@ -34,7 +34,6 @@ class Background:
         self._in_flight = None
         if isinstance(error, Exception) and not isinstance(self.failure, FencedError):
             self.failure = error
-            logger.error("%s", error)
 
     def raise_failure(self, *, only_fenced: bool = False) -> None:
         """Raises what a save left behind, once; being fenced is raised each time."""
@@ -44,6 +43,13 @@ class Background:
         if failure is not None and not only_fenced:
             self.failure = None
             raise failure
+
+    def _run(self, save: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        try:
+            return save()
+        except Exception as error:
+            logger.error("%s", error)  # at once: a program that never closes its manager would end without a word
+            raise
 
     def stop(self) -> None:
         """Ends the thread, after the save under way."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ckptflow.commit.resume import Load
@@ -18,7 +19,11 @@ from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import check_sizes, read_tensors
 
+logger = logging.getLogger("ckptflow")
+
 Rename = Mapping[str, str] | Callable[[str], str]
+
+_NAMES_SHOWN = 20
 
 
 class LiveState:
@@ -76,5 +81,19 @@ class LiveState:
             restore = self.match(manifest, partial=partial, rename=rename)
             read_tensors(store, folder, manifest, restore.wanted, restore, pool)
             restore.complete()
+            if restore.missing or restore.unexpected:  # a warm start
+                logger.warning(
+                    "%s/%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",
+                    store.url,
+                    folder,
+                    len(restore.wanted),
+                    _some(restore.missing),
+                    _some(restore.unexpected),
+                )
 
         return check, load
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return (", ".join(names[:_NAMES_SHOWN]) or "nothing") + (f" and {more} more" if more > 0 else "")

@@ -49,6 +49,8 @@ from ckptflow.transfer.buffers import BufferPool
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from ckptflow.state.capture import Snapshot
+
 logger = logging.getLogger("ckptflow")
 
 M = TypeVar("M", bound="CheckpointManager")
@@ -78,8 +80,8 @@ class CheckpointManager:
         on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
             and close all the same. Being fenced is always raised.
         read_only: never writes: for an evaluation job beside a running one.
-        fresh: starts over on a root that holds checkpoints; they are kept until deleted by hand. Left in a script, it
-            starts over at every restart.
+        fresh: starts over, once, on a root that holds checkpoints; they are kept until deleted by hand. Left in a
+            script, it starts over at every restart.
         verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
             tensor, at the cost of reading all of them on every worker.
 
@@ -155,7 +157,7 @@ class CheckpointManager:
             PeerError: another worker raised.
         """
         self._check_usable(writes=True)
-        prepared: list[tuple[int, dict[str, float], Any]] = []
+        prepared: list[tuple[int, dict[str, float], Any, Snapshot]] = []
 
         def prepare() -> tuple[int, ...]:
             self._background.settle()
@@ -166,18 +168,19 @@ class CheckpointManager:
                     f"step {number} is below step {self._last_step}, which was saved or restored; to go back, call "
                     "restore(step)"
                 )
-            prepared.append((number, check_metrics(metrics), to_json(metadata, "metadata")))
+            checked = check_metrics(metrics), to_json(metadata, "metadata")
             self._live.refresh()
+            prepared.append((number, *checked, self._live.capture()))
             return (number,)
 
         votes = self._agree(prepare)
-        number, checked_metrics, checked_metadata = prepared[0]
+        number, checked_metrics, checked_metadata, snapshot = prepared[0]
         steps = [v.numbers[0] for v in votes]
         if len(set(steps)) > 1:
             raise UsageError(f"workers save different steps at once: {dict(enumerate(steps))}")
         if self._start is None:
             self._begin(self._resume(None).start_anew(fresh=self._fresh))
-        return self._submit(number, checked_metrics, checked_metadata, prune=True)
+        return self._submit(number, snapshot, checked_metrics, checked_metadata, prune=True)
 
     def wait(self) -> None:
         """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
@@ -222,8 +225,8 @@ class CheckpointManager:
     def restore_latest(self, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint | None:
         """Restores the newest valid checkpoint that counts, and claims the root for this incarnation. A collective.
 
-        Returns None on a root without checkpoints, or with `fresh=True`. A damaged checkpoint is logged and the one
-        before it is taken; it is then saved again as this incarnation's own before this method returns.
+        Returns None on an empty root, or with `fresh=True` until it has saved. A damaged checkpoint is logged, and the
+        one before it is taken and saved again as this incarnation's own before this method returns.
 
         Args:
             partial: takes what matches and leaves the rest as it is (a warm start); else every difference is an error.
@@ -285,15 +288,17 @@ class CheckpointManager:
         raise_together(votes, error, worker=self._cluster.worker)
         return votes
 
-    def _submit(self, step: int, metrics: dict[str, float], metadata: Any, *, prune: bool) -> PendingCheckpoint:
-        """Captures, and hands the save to the background."""
+    def _submit(
+        self, step: int, snapshot: Snapshot, metrics: dict[str, float], metadata: Any, *, prune: bool
+    ) -> PendingCheckpoint:
+        """Hands the save to the background."""
         saver = self._saver
         if saver is None:
             raise UsageError("this manager has not begun an incarnation")
         self._calls[step] += 1
         self._last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])
-        job = Job(folder, self._live.capture(), self._live.plan, metrics, metadata, prune)
+        job = Job(folder, snapshot, self._live.plan, metrics, metadata, prune)
         future = self._background.submit(lambda: saver.run(job))
         return PendingCheckpoint(step, future, self._look_for(folder))
 
@@ -304,9 +309,10 @@ class CheckpointManager:
             self._background.settle()
             self._background.raise_failure(only_fenced=True)
             self._background.failure = None  # logged; what failed to be saved is being left behind
-            return ()
+            return (int(self._saver is not None and self._saver.has_checkpoints),)
 
-        self._agree(settle)
+        if self._agree(settle)[0].numbers[0]:
+            self._fresh = False  # it has started over; from here on the newest is this run's own
         if step is None and self._fresh and not self._read_only:
             self._begin(self._resume(None).start_anew(fresh=True))
             return None
@@ -329,8 +335,9 @@ class CheckpointManager:
         def finish() -> tuple[int, ...]:
             checkpoint = restored.checkpoint
             self._live.refresh()
+            metadata = to_json(checkpoint.metadata, "metadata")
             pending = self._submit(
-                checkpoint.step, dict(checkpoint.metrics), to_json(checkpoint.metadata, "metadata"), prune=False
+                checkpoint.step, self._live.capture(), dict(checkpoint.metrics), metadata, prune=False
             )
             pending.wait()
             self._background.settle()

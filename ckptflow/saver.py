@@ -52,6 +52,11 @@ class Saver:
     verify_replicas: Literal["small", "all"]
     software: Mapping[str, str]
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """What the coordinator's says; False on the other workers, who do not know."""
+        return self.coordinator is not None and self.coordinator.has_checkpoints
+
     def run(self, job: Job) -> Checkpoint | None:
         """Returns the acknowledged checkpoint on the chief, None on the other workers once they have reported.
 
@@ -76,6 +81,10 @@ class Saver:
             if StorageFullError.__name__ in str(error):  # another worker's report
                 self._make_room()
             raise
+        except CkptflowError:
+            raise
+        except Exception as error:  # a manifest that is too large to be read back
+            raise self._failed(job.folder, error) from error
 
     def _write(self, job: Job) -> Receipt:
         """Writes this worker's shards and then, last, its receipt."""

@@ -97,10 +97,11 @@ class Coordinator:
         try:
             receipts = [own, *self._collect(draft, deadline)]
             manifest = self._assemble(draft, receipts)
+            data = encode(manifest)
         except Exception:
             self.give_up(draft.folder)
             raise
-        self._create(draft.folder, encode(manifest), deadline)
+        self._create(draft.folder, data, deadline)
         summary = summarize(manifest, self._store.url)
         self._summaries.add(summary)
         self._committed.append(summary)
@@ -111,6 +112,11 @@ class Coordinator:
         if listing is not None:
             self._prune(listing)
         return summary
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether this incarnation builds on a checkpoint: one that it restored, or one of its own."""
+        return self._start.restored is not None or bool(self._committed)
 
     def hurry(self, timeout_s: float) -> None:
         """From any thread: the commit under way, and later ones, wait at most `timeout_s` from now for receipts."""

@@ -111,7 +111,9 @@ def reasons_to_keep(checkpoints: Sequence[Checkpoint], policies: Sequence[Policy
     """
     found: list[list[str]] = [[] for _ in checkpoints]
     for policy in policies:
-        answers = list(policy(checkpoints))
+        answers = list(
+            policy(tuple(checkpoints))
+        )  # one that sorts what it is given must not mix up the others' answers
         if len(answers) != len(checkpoints):
             raise ValueError(f"{policy!r} returned {len(answers)} answers for {len(checkpoints)} checkpoints")
         for reasons, answer in zip(found, answers, strict=True):

@@ -54,7 +54,7 @@ def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:
     if kind is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
     if kind is str:
-        return value if _is_unicode(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
+        return value if is_unicode(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
     if kind is bytes:
         return {"$bytes": _base64(value)}
     if len(path) == MAX_DEPTH:
@@ -62,7 +62,7 @@ def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:
     if kind is not dict:
         items = [_to_json(item, where, (*path, index)) for index, item in enumerate(value)]
         return items if kind is list else {"$tuple": items}
-    if all(type(key) is str and _is_unicode(key) for key in value):
+    if all(type(key) is str and is_unicode(key) for key in value):
         return {
             f"${key}" if key.startswith("$") else key: _to_json(item, where, (*path, key))
             for key, item in value.items()
@@ -120,7 +120,8 @@ def _from_tag(tag: str, content: Any, where: str, depth: int) -> Any:
     raise CorruptCheckpointError(f"{where} has a member {tag!r} that is no form of a value")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -77,7 +77,7 @@ def layer_labels(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     counts: dict[str, int] = {}
     for layer in layers:
         name = str(layer.name)
-        base = _automatic_base(name, type(layer).__name__)
+        base = automatic_base(name, type(layer).__name__)
         if base is None:
             yield clean(name), layer
             continue
@@ -86,7 +86,8 @@ def layer_labels(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield (f"{base}_{count}" if count else base), layer
 
 
-def _automatic_base(name: str, class_name: str) -> str | None:
+def automatic_base(name: str, class_name: str) -> str | None:
+    """The name without its number where Keras made it up from the class; None where a user gave it."""
     plain_class = class_name.lower().replace("_", "")
     for base in (name, _NUMBER.sub("", name)):
         plain = base.lower().replace("_", "")

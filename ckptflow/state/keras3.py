@@ -6,7 +6,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ckptflow.state.children import Children, attributes, fingerprint, layer_labels, singular, strip_underscores
+from ckptflow.state.children import (
+    Children,
+    attributes,
+    automatic_base,
+    fingerprint,
+    layer_labels,
+    singular,
+    strip_underscores,
+)
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of
 
 # What Keras tracks of a layer, whatever attribute holds it.
@@ -64,8 +72,14 @@ def _tracked(layer: Any) -> list[tuple[str, Any]]:
         if name in ("_layers", "_metrics"):
             children += layer_labels(tracked)
         else:
-            children += [(str(getattr(child, "name", "seed_generator")), child) for child in tracked]
+            children += [(_tracked_label(child), child) for child in tracked]
     return children
+
+
+def _tracked_label(child: Any) -> str:
+    """Without the number that Keras made up for it: that counts everything made before it, in any model."""
+    name = str(getattr(child, "name", "seed_generator"))
+    return automatic_base(name, type(child).__name__) or name
 
 
 def layer_fingerprint(layer: Any) -> tuple[int, ...]:

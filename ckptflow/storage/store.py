@@ -24,6 +24,8 @@ from typing import Any, Protocol
 # What a key may be: relative, "/"-separated, no empty, "." or ".." part, no control character or backslash.
 MAX_KEY_BYTES = 900
 _BAD_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
+# A URL that would become a folder on this disk, of which nobody would hear before it is needed.
+_SLASHLESS = re.compile(r"(s3a?|gc?s|file|local|memory|az|abfss?|adl|hdfs|sftp|ssh|https?|r2|oss|oci):/?(?!/)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +122,20 @@ def open_store(url: str, storage_options: dict[str, Any] | None = None) -> Store
     """The store for `url`: a local folder for a path or `file://`, any fsspec file system for another scheme.
 
     `storage_options` go to the file system (or to obstore, where the extra `fast` is installed) as they are. Raises
-    ValueError for a scheme that nothing here knows, naming the schemes that would work. Nothing is read or written yet.
+    ValueError for a scheme that nothing here knows, naming the schemes that would work, and for an empty URL or one
+    that has lost a slash (as in `pathlib.Path("s3://bucket")`). Nothing is read or written yet.
     """
     from ckptflow.storage.local import LocalStore
     from ckptflow.storage.remote import open_remote_store
 
     scheme, separator, path = url.partition("://")
+    if not url:
+        raise ValueError("the URL is empty; for the current folder, say '.'")
+    if not separator and (slashless := _SLASHLESS.match(url)):
+        raise ValueError(
+            f"{slashless[0]}… lacks a slash: write {slashless[1]}://… (pathlib.Path takes one away: hand over a str), "
+            f"or, for a folder of that name, ./{slashless[0]}…"
+        )
     if not separator or scheme in ("file", "local"):
         return LocalStore(path if separator else url)
     return open_remote_store(url, storage_options or {})
