@@ -30,7 +30,7 @@ from ckptflow.commit.catalog import Checkpoint, Summaries, Summary
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
-from ckptflow.commit.team import Outcome, Vote, raise_together, vote, vote_for
+from ckptflow.commit.team import Vote, agree
 from ckptflow.errors import (
     FencedError,
     StepOrderError,
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ckptflow")
 
 M = TypeVar("M", bound="CheckpointManager")
+
+_SAVE, _WAIT, _RESTORE, _SAVE_AGAIN = 1, 2, 3, 4  # what workers call together
 
 
 class CheckpointManager:
@@ -173,7 +175,7 @@ class CheckpointManager:
             prepared.append((number, *checked, self._live.capture()))
             return (number,)
 
-        votes = self._agree(prepare)
+        votes = self._agree((_SAVE,), prepare)
         number, checked_metrics, checked_metadata, snapshot = prepared[0]
         steps = [v.numbers[0] for v in votes]
         if len(set(steps)) > 1:
@@ -191,7 +193,7 @@ class CheckpointManager:
             self._background.raise_failure()
             return ()
 
-        self._agree(settle)
+        self._agree((_WAIT,), settle)
 
     def close(self) -> None:
         """Like `wait`, and then gives back memory and threads, whether it raises or not. Closing twice does nothing."""
@@ -277,16 +279,8 @@ class CheckpointManager:
 
     # Inside
 
-    def _agree(self, do: Callable[[], tuple[int, ...]]) -> list[Vote]:
-        """The one small reduction: every worker does its part, and all go on or all raise."""
-        error: Exception | None = None
-        try:
-            mine = Vote(Outcome.FINE, "", do())
-        except Exception as caught:
-            error, mine = caught, vote_for(caught)
-        votes = vote(self._cluster, mine)
-        raise_together(votes, error, worker=self._cluster.worker)
-        return votes
+    def _agree(self, call: tuple[int, ...], do: Callable[[], tuple[int, ...]]) -> list[Vote]:
+        return agree(self._cluster, call, do)
 
     def _submit(
         self, step: int, snapshot: Snapshot, metrics: dict[str, float], metadata: Any, *, prune: bool
@@ -311,7 +305,8 @@ class CheckpointManager:
             self._background.failure = None  # logged; what failed to be saved is being left behind
             return (int(self._saver is not None and self._saver.has_checkpoints),)
 
-        if self._agree(settle)[0].numbers[0]:
+        how = (_RESTORE, 0 if step is None else step + 1, int(self._read_only), int(self._fresh))
+        if self._agree(how, settle)[0].numbers[0]:
             self._fresh = False  # it has started over; from here on the newest is this run's own
         if step is None and self._fresh and not self._read_only:
             self._begin(self._resume(None).start_anew(fresh=True))
@@ -345,7 +340,7 @@ class CheckpointManager:
             return ()
 
         try:
-            self._agree(finish)
+            self._agree((_SAVE_AGAIN,), finish)
         except FencedError:
             raise
         except Exception as error:
@@ -382,7 +377,12 @@ class CheckpointManager:
         coordinator = None
         if self._cluster.is_chief:
             coordinator = Coordinator(
-                self._store, start, self._summaries, self._policies, commit_timeout_s=self._commit_timeout_s
+                self._store,
+                start,
+                self._summaries,
+                self._policies,
+                commit_timeout_s=self._commit_timeout_s,
+                is_alive=self._cluster.is_alive,
             )
         self._saver = Saver(
             store=self._store,

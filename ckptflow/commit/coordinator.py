@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,9 @@ from ckptflow.storage.store import Store, read_small
 
 logger = logging.getLogger("ckptflow")
 
+_ASK_EVERY_S = 2.0
+_DEAD_AFTER_S = 6.0  # of silence, so that no hiccup of a network is a death
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -71,7 +74,9 @@ class Coordinator:
         policies: Sequence[Policy],
         *,
         commit_timeout_s: float,
+        is_alive: Callable[[int], bool] = lambda worker: True,
     ) -> None:
+        """`is_alive`: whether a worker's process still answers; one that has died is not waited for."""
         if start.held is None:
             raise ValueError("a reader commits nothing")
         self._store = store
@@ -80,6 +85,7 @@ class Coordinator:
         self._summaries = summaries
         self._policies = policies
         self._commit_timeout_s = commit_timeout_s
+        self._is_alive = is_alive
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
@@ -149,7 +155,10 @@ class Coordinator:
         missing = set(range(1, draft.world_size))
         found: list[Receipt] = []
         pause_s = 0.05 if self._store.is_object_store else 0.002
+        heard = time.monotonic()  # when all that are missing were last known to live
+        asked = heard
         while missing:
+            dead_s = time.monotonic() - heard  # before looking for the receipts: they may be the last it wrote
             for worker in sorted(missing):
                 receipt = self._read_receipt(draft, worker)
                 if receipt is not None:
@@ -161,6 +170,17 @@ class Coordinator:
                     f"{draft.world_size} did not report within commit_timeout_s={self._commit_timeout_s:g}; this "
                     "step was not saved, older checkpoints are untouched"
                 )
+            if missing and time.monotonic() - asked >= _ASK_EVERY_S:
+                asked = time.monotonic()
+                silent = [worker for worker in sorted(missing) if not self._is_alive(worker)]
+                if not silent:
+                    heard = asked
+                elif dead_s >= _DEAD_AFTER_S:
+                    raise SaveFailedError(
+                        f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, silent))} of "
+                        f"{draft.world_size} ended before they reported; this step was not saved, older checkpoints "
+                        "are untouched"
+                    )
             if missing:
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 1.5, 1.0 if self._store.is_object_store else 0.05)

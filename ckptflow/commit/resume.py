@@ -37,7 +37,6 @@ from ckptflow.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     ObjectNotFoundError,
-    StorageUnavailableError,
     UsageError,
 )
 from ckptflow.format.layout import Folder
@@ -139,12 +138,10 @@ class Resume:
             if not found:
                 return self._nothing(held)
             folder = Folder(folder_step, number, call)
-            error, summary, mine = self._attempt(folder)
-            votes = vote(self._cluster, mine)
-            raise_together(votes, error if mine.outcome is Outcome.FAILED else None, worker=self._cluster.worker)
-            outcomes = {v.outcome for v in votes}
-            if outcomes == {Outcome.FINE} and summary is not None:
+            summary, votes = self._attempt(folder)
+            if summary is not None:
                 return self._start(held, summary, step, bool(again), bool(outside), problems)
+            outcomes = {v.outcome for v in votes}
             if Outcome.DAMAGED in outcomes:
                 problems.append(self._met_damage(folder, step, votes))
             else:
@@ -178,34 +175,56 @@ class Resume:
         found, number, folder_step, call = chief_says(self._cluster, choose)[:4]
         if not found:
             return reason[0]
-        error: Exception | None = None
-        mine = Vote(Outcome.FINE)
-        try:
-            self._check(read_manifest(self._store, Folder(folder_step, number, call)))
-        except (ObjectNotFoundError, CorruptCheckpointError):
-            pass  # nothing to check against: the listing after the claim decides what that means
-        except Exception as caught:
-            error, mine = caught, vote_for(caught)
-        raise_together(vote(self._cluster, mine), error, worker=self._cluster.worker)
+        folder = Folder(folder_step, number, call)
+        manifests: list[Manifest] = []
+        self._in_parts(
+            folder, lambda: manifests.append(read_manifest(self._store, folder)), lambda: self._check(manifests[0])
+        )
         return reason[0]
 
-    def _attempt(self, folder: Folder) -> tuple[Exception | None, Summary | None, Vote]:
-        """Reads one checkpoint whole into the state; whatever happens is a vote."""
+    def _attempt(self, folder: Folder) -> tuple[Summary | None, list[Vote]]:
+        """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
         view = self._view
         files = view.listing.folders.get(folder) if view is not None and self._cluster.is_chief else None
-        try:
-            manifest = read_manifest(self._store, folder)
-            self._load(folder, manifest, files)
-            summary = summarize(manifest, self._store.url)
+        manifests: list[Manifest] = []
+        found: list[Summary] = []
+
+        def load() -> None:
+            self._load(folder, manifests[0], files)
+            found.append(summarize(manifests[0], self._store.url))
             if view is not None and self._cluster.is_chief:
-                view.lineage = self._lineage_of(summary, view)
-            return None, summary, Vote(Outcome.FINE)
+                view.lineage = self._lineage_of(found[0], view)
+
+        parts = [lambda: manifests.append(read_manifest(self._store, folder)), lambda: self._check(manifests[0]), load]
+        if self._cluster.world_size == 1:
+            del parts[1]  # `load` checks again
+        votes = self._in_parts(folder, *parts)
+        return (found[0] if all(v.outcome is Outcome.FINE for v in votes) else None), votes
+
+    def _in_parts(self, folder: Folder, *parts: Callable[[], None]) -> list[Vote]:
+        """Does part after part, as long as each goes well on every worker; whatever happens is a vote.
+
+        Checking may make variables, a collective: who could not read must have said so before the others begin to.
+        """
+        votes: list[Vote] = []
+        for part in parts:
+            error, mine = self._try(folder, part)
+            votes = vote(self._cluster, mine)
+            raise_together(votes, error if mine.outcome is Outcome.FAILED else None, worker=self._cluster.worker)
+            if any(v.outcome is not Outcome.FINE for v in votes):
+                break
+        return votes
+
+    def _try(self, folder: Folder, part: Callable[[], None]) -> tuple[Exception | None, Vote]:
+        try:
+            part()
         except ObjectNotFoundError as error:
-            return error, None, Vote(Outcome.GONE, str(error))
+            return error, Vote(Outcome.GONE, str(error))
         except CorruptCheckpointError as error:
-            return error, None, self._is_it_damage(folder, error)
+            return error, self._is_it_damage(folder, error)
         except Exception as error:
-            return error, None, vote_for(error)
+            return error, vote_for(error)
+        return None, Vote(Outcome.FINE)
 
     def _is_it_damage(self, folder: Folder, error: CorruptCheckpointError) -> Vote:
         """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged."""
@@ -215,8 +234,8 @@ class Resume:
             return Vote(Outcome.GONE, str(error))
         except CorruptCheckpointError:
             pass
-        except StorageUnavailableError as unavailable:
-            return vote_for(unavailable)
+        except Exception as unreadable:  # no proof of damage
+            return vote_for(unreadable)
         return Vote(Outcome.DAMAGED, str(error))
 
     def _met_damage(self, folder: Folder, step: int | None, votes: list[Vote]) -> str:

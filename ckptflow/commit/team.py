@@ -6,12 +6,12 @@ Every method here is a collective on the main thread: all workers call it, in th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Protocol, TypeVar
 
 from ckptflow import errors
-from ckptflow.errors import CkptflowError, FencedError, PeerError
+from ckptflow.errors import CkptflowError, FencedError, PeerError, UsageError
 
 _NUMBERS = 8  # numbers that a vote carries beside its outcome
 _TEXT_WORDS = 128  # seven bytes of text in each, so that a word stays below 2**62
@@ -65,14 +65,45 @@ def vote(cluster: Cluster, mine: Vote) -> list[Vote]:
 
 
 def raise_together(votes: Sequence[Vote], mine: BaseException | None, *, worker: int) -> None:
-    """Raises where any vote is FAILED or FENCED: this worker's own error, else one that carries the other's message."""
+    """Raises where any vote is FAILED or FENCED: this worker's own error, else one that carries the other's message.
+
+    Being fenced goes before everything: no worker may end as if a restart would help.
+    """
+    fenced = [v.text for i, v in enumerate(votes) if i != worker and v.outcome is Outcome.FENCED]
+    if fenced and not isinstance(mine, FencedError):
+        raise FencedError(fenced[0]) from mine
     if mine is not None:
         raise mine
     for index, other in enumerate(votes):
-        if index != worker and other.outcome is Outcome.FENCED:
-            raise FencedError(other.text)
         if index != worker and other.outcome is Outcome.FAILED:
             raise PeerError(f"worker {index} failed, so this one stops too: {other.text}")
+
+
+def agree(cluster: Cluster, call: tuple[int, ...], do: Callable[[], tuple[int, ...]]) -> list[Vote]:
+    """The one small reduction: every worker does its part, and all go on or all raise. Returns what `do` returned.
+
+    `call` says in numbers what is called, and how: where workers differ in it, their next collectives would be taken
+    for one another's.
+    """
+    error: Exception | None = None
+    try:
+        mine = Vote(Outcome.FINE, "", (*call, *do()))
+    except Exception as caught:
+        error, mine = caught, vote_for(caught)
+    try:
+        votes = vote(cluster, mine)
+    except PeerError as peer:
+        if isinstance(error, FencedError):  # a restart would not help
+            raise error from peer
+        raise peer from (error or peer.__cause__)
+    raise_together(votes, error, worker=cluster.worker)
+    calls = {worker: tuple(v.numbers[: len(call)]) for worker, v in enumerate(votes)}
+    if set(calls.values()) != {call}:
+        raise UsageError(
+            "workers call different methods, or with different arguments (restore's step, read_only, fresh): all must "
+            f"make the same calls at the same points; (call, arguments…) by worker: {calls}"
+        )
+    return [replace(v, numbers=v.numbers[len(call) :]) for v in votes]
 
 
 def chief_says(cluster: Cluster, decide: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from ckptflow.errors import PeerError, UnsupportedStateError, UsageError
 
@@ -73,6 +74,19 @@ class Cluster:
             tuple((int(high) << _HALF_BITS) + int(low) for high, low in zip(line[::2], line[1::2], strict=True))
             for line in rows
         ]
+
+    def is_alive(self, worker: int) -> bool:
+        """Whether another worker's process answers. No collective: from any thread, at any time; within 5 s."""
+        tasks = _tasks(self.strategy)
+        kind = "chief" if worker < len(tasks.get("chief", ())) else "worker"
+        number = worker if kind == "chief" else worker - len(tasks.get("chief", ()))
+        try:
+            context.context().check_collective_ops_peer_health(f"/job:{kind}/replica:0/task:{number}", 5000)
+        except (tf.errors.UnavailableError, tf.errors.FailedPreconditionError, tf.errors.DeadlineExceededError):
+            return False
+        except tf.errors.OpError:  # it cannot be asked for
+            return True
+        return True
 
 
 def between_steps() -> bool:

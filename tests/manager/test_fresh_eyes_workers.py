@@ -1,0 +1,103 @@
+"""What one of several workers does alone: it must reach all of them, and nobody may wait for the dead or take one
+call's numbers for another's."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import ckptflow
+from ckptflow.commit.team import Outcome, Vote, raise_together
+from ckptflow.errors import FencedError, PeerError, SaveFailedError, StorageUnavailableError, UsageError
+from tests.processes import run_workers
+
+
+def test_being_fenced_goes_before_an_own_failure() -> None:
+    votes = [Vote(Outcome.FENCED, "another copy"), Vote(Outcome.FAILED, "SaveFailedError: disk full")]
+    with pytest.raises(FencedError, match="another copy"):
+        raise_together(votes, SaveFailedError("disk full"), worker=1)
+
+
+def test_calls_that_differ_raise_on_all(tmp_path: Path) -> None:
+    for result in run_workers("tests.manager.test_fresh_eyes_workers:differ", 2, env={"ROOT": str(tmp_path)}):
+        assert "well" in result.output, result.output
+
+
+def test_a_worker_that_cannot_read_is_not_lost_in_anothers_building(tmp_path: Path) -> None:
+    """And one that dies before its receipt is noticed, long before `commit_timeout_s`."""
+    program = "tests.manager.test_fresh_eyes_workers:unreadable_then_dead"
+    results = run_workers(program, 2, env={"ROOT": str(tmp_path)}, check=False)
+    assert "well" in results[0].output, results[0].output
+    assert results[1].exit_code == 9, results[1].output
+
+
+# What the worker processes run
+
+
+def differ() -> None:
+    from tests.manager.workers import ROOT, make_variables, strategy, worker
+
+    state = {"m": make_variables({"v": 10})}
+    with ckptflow.CheckpointManager(ROOT, state, strategy=strategy) as manager:
+        manager.save(1)
+        manager.save(2)
+        with pytest.raises(UsageError, match="same calls"):
+            manager.restore(1 + worker)
+        with pytest.raises(UsageError, match="same calls"):
+            manager.restore(2) if worker else manager.restore_latest()
+        with pytest.raises(UsageError, match="same calls"):
+            manager.wait() if worker else manager.save(3)
+    for odd in ({"fresh": worker == 1}, {"read_only": worker == 1}):
+        with ckptflow.CheckpointManager(ROOT, state, strategy=strategy, **odd) as manager:
+            with pytest.raises(UsageError, match="same calls"):
+                manager.restore_latest()
+    with ckptflow.CheckpointManager(ROOT, state, strategy=strategy) as manager:
+        restored = manager.restore_latest()
+        assert restored is not None
+        assert (restored.step, restored.incarnation) == (2, 1)
+    print("well")
+
+
+def unreadable_then_dead() -> None:
+    import keras
+
+    from tests.manager.workers import ROOT, strategy, worker
+
+    def make(*, is_built: bool) -> ckptflow.CheckpointManager:
+        with strategy.scope():
+            model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
+            optimizer = keras.optimizers.Adam()
+            if is_built:
+                optimizer.build(model.trainable_variables)
+        return ckptflow.CheckpointManager(ROOT, {"model": model, "optimizer": optimizer}, strategy=strategy)
+
+    with make(is_built=True) as manager:
+        manager.save(1)
+    manager = make(is_built=False)  # its optimizer is built by restoring: variables are made, and that is a collective
+    real_get = manager._store.get
+    if worker == 1:
+
+        def fail(key: str, into: memoryview, start: int = 0) -> int:
+            raise StorageUnavailableError("503 from the test")
+
+        manager._store.get = fail  # type: ignore[method-assign]
+    with pytest.raises((StorageUnavailableError, PeerError), match="503 from the test"):
+        manager.restore_latest()
+    manager._store.get = real_get  # type: ignore[method-assign]
+    restored = manager.restore_latest()
+    assert restored is not None
+    assert restored.step == 1
+
+    if worker == 1:
+        manager._store.put = lambda key, data: os._exit(9)  # type: ignore[method-assign]
+    pending = manager.save(2)
+    started = time.monotonic()
+    with pytest.raises((PeerError, SaveFailedError)):
+        manager.wait()
+    assert time.monotonic() - started < 30
+    assert "ended before they reported" in str(pending.exception())
+    print("well", flush=True)
+    os._exit(0)
