@@ -235,7 +235,7 @@ class CheckpointManager:
             rename: a map from names, or prefixes up to a "/", in the checkpoint to those in the state, or a function.
 
         Raises:
-            StateMismatchError: all differences in one message; nothing was changed and nothing claimed.
+            StateMismatchError: all differences in one message; no value was changed, nothing claimed.
             CorruptCheckpointError: no valid checkpoint is left; the state may then hold a mixture.
             FencedError, PeerError, StorageError, UsageError: as their docstrings say.
         """

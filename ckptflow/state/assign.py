@@ -110,7 +110,7 @@ def match(tree: Tree, manifest: Manifest, *, partial: bool = False, rename: Rena
     matcher = _Matcher(tree, manifest, _renamer(rename, manifest))
     if matcher.differences and not partial:
         raise StateMismatchError(
-            f"{manifest.folder} does not fit the state; nothing was changed.\n"
+            f"{manifest.folder} does not fit the state; no value was changed.\n"
             + "\n".join(f"  {line}" for line in matcher.differences)
             + "\nFor a warm start, pass partial=True, or rename={checkpoint name: state name}."
         )

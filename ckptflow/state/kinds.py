@@ -191,8 +191,16 @@ def is_resource_variable(variable: Any) -> bool:
     return isinstance(variable, BaseResourceVariable)
 
 
-def is_python_entry(obj: object) -> bool:
-    """Whether it carries plain Python state: `get_state` and `set_state`, and nothing that TensorFlow tracks."""
-    if kind_of(obj) is not None or isinstance(obj, type):
+_FRAMEWORKS = {"keras", "tf_keras", "tensorflow"}
+
+
+def carries_python_state(obj: object) -> bool:
+    """Whether it has `get_state` and `set_state` of the user's own, beside whatever TensorFlow tracks in it."""
+    if isinstance(obj, type):
         return False
-    return callable(getattr(obj, "get_state", None)) and callable(getattr(obj, "set_state", None))
+    if kind_of(obj) is None:
+        return callable(getattr(obj, "get_state", None)) and callable(getattr(obj, "set_state", None))
+    owners = [
+        next((cls for cls in type(obj).__mro__ if name in vars(cls)), None) for name in ("get_state", "set_state")
+    ]
+    return all(cls is not None and cls.__module__.partition(".")[0] not in _FRAMEWORKS for cls in owners)

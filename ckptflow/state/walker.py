@@ -25,8 +25,8 @@ from ckptflow.state.kinds import (
     METRICS,
     OPTIMIZERS,
     Kind,
+    carries_python_state,
     is_keras3_model,
-    is_python_entry,
     is_tf_keras_model,
     kind_of,
     raw_variable,
@@ -96,9 +96,11 @@ class Walker:
     def walk(self, state: Mapping[str, Any]) -> None:
         """Visits everything that can be reached from the state's entries."""
         for name, obj in state.items():
-            if is_python_entry(obj):
-                self._taken.add(name)
+            has_python = carries_python_state(obj)
+            if has_python:
                 self.python[name] = obj
+            if has_python and kind_of(obj) is None:
+                self._taken.add(name)
             else:
                 check_entry(name, obj)
                 self._push(_Node(obj, "", name), _OBJECTS)
