@@ -56,7 +56,8 @@ class LiveState:
         return self._plan
 
     def capture(self) -> Snapshot:
-        """Holds every value as it is now. On the training thread, between two steps."""
+        """Holds every value as it is now, of whatever is there now. On the training thread, between two steps."""
+        self.refresh()
         return capture(self._tree, is_chief=self._cluster.is_chief)
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsIndex
 
 from ckptflow.arguments import (
     DEFAULT_COMMIT_TIMEOUT_S,
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ckptflow")
 
-M = TypeVar("M", bound="CheckpointManager")
 
 _SAVE, _WAIT, _RESTORE, _SAVE_AGAIN = 1, 2, 3, 4  # what workers call together
 
@@ -171,7 +170,6 @@ class CheckpointManager:
                     "restore(step)"
                 )
             checked = check_metrics(metrics), to_json(metadata, "metadata")
-            self._live.refresh()
             prepared.append((number, *checked, self._live.capture()))
             return (number,)
 
@@ -204,7 +202,7 @@ class CheckpointManager:
         finally:
             self._release()
 
-    def __enter__(self: M) -> M:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -265,10 +263,14 @@ class CheckpointManager:
         return list_counting(self._store, self._summaries)
 
     def pin(self, step: SupportsIndex) -> None:
-        """Keeps the checkpoint of `step` until it is unpinned. Raises `CheckpointNotFoundError`, or
-        `CheckpointGoneError` where it was pruned meanwhile. No collective; done by the chief."""
+        """Keeps the checkpoint of `step` until it is unpinned. No collective; done by the chief.
+
+        Waits for the save under way, so that no prune of this process runs meanwhile. Raises `CheckpointNotFoundError`,
+        or `CheckpointGoneError` where it was pruned before the pin was there.
+        """
         self._check_usable(writes=True)
         if self._cluster.is_chief:
+            self._background.settle()
             pin_checkpoint(self._store, self._summaries, check_step(step))
 
     def unpin(self, step: SupportsIndex) -> None:
@@ -302,7 +304,6 @@ class CheckpointManager:
         def settle() -> tuple[int, ...]:
             self._background.settle()
             self._background.raise_failure(only_fenced=True)
-            self._background.failure = None  # logged; what failed to be saved is being left behind
             return (int(self._saver is not None and self._saver.has_checkpoints),)
 
         how = (_RESTORE, 0 if step is None else step + 1, int(self._read_only), int(self._fresh))
@@ -318,6 +319,7 @@ class CheckpointManager:
             if resume.has_claimed:  # the incarnation before is fenced by our own claim, and the state may be a mixture
                 self._start = self._saver = None
             raise
+        self._background.failure = None  # logged; what failed to be saved has been left behind
         if not self._read_only:
             self._begin(start)
         if start.restored is not None and start.save_again:
@@ -327,29 +329,30 @@ class CheckpointManager:
     def _save_again(self, start: Start, restored: Summary) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it."""
 
+        checkpoint = restored.checkpoint
+        captured: list[Snapshot] = []
+
+        def take() -> tuple[int, ...]:
+            captured.append(self._live.capture())
+            return ()
+
         def finish() -> tuple[int, ...]:
-            checkpoint = restored.checkpoint
-            self._live.refresh()
             metadata = to_json(checkpoint.metadata, "metadata")
-            pending = self._submit(
-                checkpoint.step, self._live.capture(), dict(checkpoint.metrics), metadata, prune=False
-            )
-            pending.wait()
+            self._submit(checkpoint.step, captured.pop(), dict(checkpoint.metrics), metadata, prune=False)
             self._background.settle()
             self._background.raise_failure()
             return ()
 
         try:
+            self._agree((_SAVE_AGAIN,), take)  # a vote of its own: the others must not wait for one that could not
             self._agree((_SAVE_AGAIN,), finish)
-        except FencedError:
-            raise
         except Exception as error:
-            if start.reason == "rollback":
+            if start.reason == "rollback" or isinstance(error, FencedError):
                 raise
             logger.warning(
                 "step %d was restored after damage, and saving it again failed: nothing protects it until the next "
                 "save (%s)",
-                restored.checkpoint.step,
+                checkpoint.step,
                 error,
             )
 

@@ -318,7 +318,10 @@ def await_checkpoint(store: Store, folder: Folder, timeout_s: float) -> Checkpoi
 
 
 def pin_checkpoint(store: Store, summaries: Summaries, step: int) -> None:
-    """Pins the checkpoint of `step` that counts, then looks whether it is still there: a prune may be running."""
+    """Pins the checkpoint of `step` that counts, then looks whether it is still there: a prune may be running.
+
+    A prune in another process that listed before the pin was there and deletes after the look is not seen.
+    """
     folder = find_folder(store, summaries, step)
     store.put(pin_key(folder), memoryview(b"pinned\n"))
     if folder not in list_root(store).committed:

@@ -13,7 +13,7 @@ import tensorflow as tf
 import ckptflow
 from ckptflow import CheckpointManager, KeepBest, KeepEvery, KeepLast
 from ckptflow.commit.retention import Policy
-from ckptflow.testing import CountingStore
+from ckptflow.testing import CountingStore, FaultyStore, LatencyStore
 from tests.manager.states import PlainState, Weights, committed, folders, wrap_store
 
 
@@ -218,3 +218,28 @@ def test_requests_of_a_save_and_a_start(tmp_path: Path, monkeypatch: pytest.Monk
         before = Counter(stores[1].counts)
         manager.save(5).result()
         assert stores[1].counts - before == {"put": 2, "create": 1, "list": 1}
+
+
+def test_a_pin_made_during_a_save_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save under way is about to prune what is being pinned: the pin waits, and is told that it came too late."""
+    wrap_store(monkeypatch, lambda store: LatencyStore(store, 0.02))
+    with CheckpointManager(tmp_path, {"w": Weights()}, keep=KeepLast(1)) as manager:
+        manager.save(1).result()
+        manager.save(2)
+        with pytest.raises(ckptflow.CheckpointNotFoundError):
+            manager.pin(1)
+        manager.pin(2)
+        manager.save(3).result()
+    assert committed(tmp_path) == ["000000000002-i0001", "000000000003-i0001"]
+
+
+def test_a_failed_save_outlives_a_restore_that_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = wrap_store(monkeypatch, FaultyStore)
+    with CheckpointManager(tmp_path, {"w": Weights()}) as manager:
+        manager.save(1).result()
+        stores[0].fail("put", ckptflow.StorageUnavailableError("503"))
+        manager.save(2).wait()
+        with pytest.raises(ckptflow.CheckpointNotFoundError):
+            manager.restore(7)
+        with pytest.raises(ckptflow.SaveFailedError):
+            manager.wait()
