@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ckptflow import errors
 from ckptflow.errors import CkptflowError, FencedError, PeerError, UsageError
@@ -16,8 +16,6 @@ from ckptflow.errors import CkptflowError, FencedError, PeerError, UsageError
 _NUMBERS = 8  # numbers that a vote carries beside its outcome
 _TEXT_WORDS = 128  # seven bytes of text in each, so that a word stays below 2**62
 _WORD_BYTES = 7
-
-T = TypeVar("T")
 
 
 class Cluster(Protocol):
