@@ -1,30 +1,46 @@
-"""Who this worker is among how many, and the one collective that all workers share their news by."""
+"""Who this worker is among how many, and the one exchange that all workers share their news by."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import logging
+import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import context
 
 from ckptflow.errors import PeerError, UnsupportedStateError, UsageError
+from ckptflow.state.messages import Peer, can_gather, forget, gather
+from ckptflow.state.strategies import check_known, is_default, peers_of, tasks_of
+
+logger = logging.getLogger("ckptflow")
 
 LIMIT = 2**62  # of the numbers in a row, exclusive
 _HALF_BITS = 31
-_TEXT_BYTES_PER_WORD = 7  # below LIMIT
+
+# Workers meet in the same order everywhere, whichever managers they meet for: these count for the whole process.
+_arrivals = itertools.count()
+_rounds = itertools.count()
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """This worker's place. `worker` counts from 0, the chief; a process on its own is worker 0 of 1."""
+    """This worker's place. `worker` counts from 0, the chief; a process on its own is worker 0 of 1.
+
+    `strategy` is None for DTensor clients. `peers` are all workers, this one as well, where there are several.
+    """
 
     worker: int
     world_size: int
     strategy: Any = None
+    peers: tuple[Peer, ...] = ()
+    arrival_timeout_s: float = math.inf
+    _has_met: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
     @property
     def is_chief(self) -> bool:
@@ -35,13 +51,13 @@ class Cluster:
         """Every worker's row, in worker order, on every worker.
 
         All workers must call it the same number of times, on the main thread, outside of a step, each with a row of the
-        same length. It waits for the slowest worker without limit.
+        same length. The first one waits for the others `arrival_timeout_s` at most; later ones wait without limit.
 
         Raises:
           ValueError: a number is not between -2**62 and 2**62.
           UsageError: not on the main thread, or inside a replica or a tf.function.
-          PeerError: another worker died, or the connection to it failed. Local work is still possible afterwards,
-            another exchange is not.
+          PeerError: another worker died, cannot be reached, or has never come (it is named). Local work is still
+            possible afterwards, another exchange is not.
         """
         numbers = [int(number) for number in row]
         if any(not -LIMIT < number < LIMIT for number in numbers):
@@ -54,6 +70,35 @@ class Cluster:
             raise UsageError(
                 "workers cannot talk to one another inside a tf.function or strategy.run: call it between steps"
             )
+        if not self._has_met.is_set():
+            self._meet()
+            self._has_met.set()
+        try:
+            return self._gather(numbers) if self.strategy is None else self._reduce(numbers)
+        except PeerError as error:
+            raise PeerError(f"worker {self.worker} of {self.world_size}: {error}") from error
+
+    def is_alive(self, worker: int) -> bool:
+        """Whether another worker's process answers. No collective: from any thread, at any time; within 5 s."""
+        return self.peers[worker].is_alive()
+
+    def _meet(self) -> None:
+        """Waits until every worker is here; a collective that one of them never enters would wait for ever."""
+        if not can_gather():
+            logger.info("no coordination service: a worker that makes no CheckpointManager is waited for without limit")
+            return
+        gather(
+            f"ckptflow/arrival/{next(_arrivals)}",
+            "here",
+            worker=self.worker,
+            peers=self.peers,
+            timeout_s=self.arrival_timeout_s,
+            late=f" (commit_timeout_s={self.arrival_timeout_s:g}): every worker has to make a CheckpointManager, and "
+            "to call restore_latest, restore, save, wait and close at the same points as the others",
+        )
+
+    def _reduce(self, numbers: list[int]) -> list[tuple[int, ...]]:
+        """By a collective of the strategy."""
         # With several replicas per worker the sum counts every worker that many times: the leading 1 tells how many.
         # Two halves of 31 bits, so that no such sum can overflow.
         halves = [1, *(half for number in numbers for half in (number >> _HALF_BITS, number & (2**_HALF_BITS - 1)))]
@@ -63,30 +108,28 @@ class Cluster:
             summed = self.strategy.reduce("SUM", tf.constant(matrix), axis=None).numpy()
         except tf.errors.OpError as error:
             raise PeerError(
-                f"worker {self.worker} of {self.world_size}: another worker has ended or cannot be reached, or the "
-                f"workers are out of step: {str(error.message).splitlines()[0]}"
+                "another worker has ended or cannot be reached, or the workers are out of step: "
+                f"{str(error.message).splitlines()[0]}"
             ) from error
         copies = summed[:, :1]
         if not (copies == copies[0, 0]).all() or copies[0, 0] < 1 or (summed % copies).any():
-            raise PeerError(f"worker {self.worker} of {self.world_size}: the workers' rows do not fit together")
+            raise PeerError("the workers' rows do not fit together")
         rows = (summed // copies)[:, 1:]
         return [
             tuple((int(high) << _HALF_BITS) + int(low) for high, low in zip(line[::2], line[1::2], strict=True))
             for line in rows
         ]
 
-    def is_alive(self, worker: int) -> bool:
-        """Whether another worker's process answers. No collective: from any thread, at any time; within 5 s."""
-        tasks = _tasks(self.strategy)
-        kind = "chief" if worker < len(tasks.get("chief", ())) else "worker"
-        number = worker if kind == "chief" else worker - len(tasks.get("chief", ()))
-        try:
-            context.context().check_collective_ops_peer_health(f"/job:{kind}/replica:0/task:{number}", 5000)
-        except (tf.errors.UnavailableError, tf.errors.FailedPreconditionError, tf.errors.DeadlineExceededError):
-            return False
-        except tf.errors.OpError:  # it cannot be asked for
-            return True
-        return True
+    def _gather(self, numbers: list[int]) -> list[tuple[int, ...]]:
+        """By messages: DTensor has no strategy, and its collectives need a mesh, which the state may not have."""
+        number = next(_rounds)
+        texts = gather(f"ckptflow/round/{number}", json.dumps(numbers), worker=self.worker, peers=self.peers)
+        if self.is_chief and number:
+            forget(f"ckptflow/round/{number - 1}")  # whoever is here has read it
+        rows = [tuple(json.loads(text)) for text in texts]
+        if len({len(row) for row in rows}) > 1:
+            raise PeerError("the workers' rows do not fit together")
+        return rows
 
 
 def between_steps() -> bool:
@@ -95,31 +138,48 @@ def between_steps() -> bool:
     return bool(tf.executing_eagerly()) and not in_replica
 
 
-def find_cluster(strategy: Any = None) -> Cluster:
-    """This worker's place under `strategy`, or, without one, under the strategy whose scope is open.
+def find_cluster(strategy: Any = None, *, arrival_timeout_s: float = math.inf) -> Cluster:
+    """This worker's place under `strategy`, or, without one, under the strategy whose scope is open, or in DTensor.
 
-    Raises `UnsupportedStateError` for strategies that this version does not know.
+    Raises `UnsupportedStateError` for strategies that this version does not know, and in tasks that must not save.
     """
     if strategy is None:
         strategy = tf.distribute.get_strategy()
-    known = (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy, tf.distribute.MultiWorkerMirroredStrategy)
-    is_default = type(strategy).__name__ == "_DefaultDistributionStrategy"
-    if not is_default and not isinstance(strategy, known):
-        raise UnsupportedStateError(
-            f"{type(strategy).__name__} is not supported by this version of ckptflow; it knows no strategy, "
-            "OneDeviceStrategy, MirroredStrategy and MultiWorkerMirroredStrategy"
+    check_known(strategy)
+    if is_default(strategy):
+        clients = _dtensor_clients()
+        if clients:
+            worker = tf.experimental.dtensor.client_id()
+            return Cluster(worker, len(clients), None, clients, arrival_timeout_s)
+    worker, peers = worker_index(strategy), peers_of(strategy)
+    return Cluster(worker, len(peers) or 1, strategy, peers, arrival_timeout_s)
+
+
+def _dtensor_clients() -> tuple[Peer, ...]:
+    """All DTensor clients, where there are several."""
+    from tensorflow.dtensor.python import accelerator_util
+
+    dtensor = tf.experimental.dtensor
+    if dtensor.num_clients() == 1:
+        return ()
+    if not accelerator_util.is_initialized():
+        raise UsageError(
+            f"DTENSOR_JOBS names {dtensor.num_clients()} clients, and this process is none of them yet: call "
+            "tf.experimental.dtensor.initialize_accelerator_system() first, or unset DTENSOR_JOBS"
         )
-    return Cluster(worker_index(strategy), worker_count(strategy), strategy)
+    return tuple(
+        Peer(f"/job:{dtensor.full_job_name(number)}", address) for number, address in enumerate(dtensor.jobs())
+    )
 
 
 def worker_count(strategy: Any) -> int:
     """How many workers train together under a strategy."""
-    return sum(len(tasks) for tasks in _tasks(strategy).values()) or 1
+    return len(peers_of(strategy)) or 1
 
 
 def worker_index(strategy: Any) -> int:
     """This worker's place under a strategy: the chief first, then the workers."""
-    tasks = _tasks(strategy)
+    tasks = tasks_of(strategy)
     if not tasks:
         return 0
     resolver = strategy.cluster_resolver
@@ -129,27 +189,3 @@ def worker_index(strategy: Any) -> int:
         )
     before = len(tasks.get("chief", ())) if resolver.task_type == "worker" else 0
     return before + int(resolver.task_id)
-
-
-def _tasks(strategy: Any) -> dict[str, Sequence[str]]:
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return {}
-    resolver = strategy.cluster_resolver
-    spec = resolver.cluster_spec().as_dict() if resolver is not None else {}
-    return {kind: addresses for kind, addresses in spec.items() if kind in ("chief", "worker") and addresses}
-
-
-def pack_text(text: str, words: int = 32) -> list[int]:
-    """The beginning of a text as `words` numbers that `exchange` can carry: 7 bytes of UTF-8 in each."""
-    data = text.encode("utf-8", "replace")[: words * _TEXT_BYTES_PER_WORD]
-    data = data.ljust(words * _TEXT_BYTES_PER_WORD, b"\0")
-    return [
-        int.from_bytes(data[start : start + _TEXT_BYTES_PER_WORD], "big")
-        for start in range(0, len(data), _TEXT_BYTES_PER_WORD)
-    ]
-
-
-def unpack_text(numbers: Sequence[int]) -> str:
-    """The text that `pack_text` packed; a character that was cut in two at the end is left out."""
-    data = b"".join(number.to_bytes(_TEXT_BYTES_PER_WORD, "big") for number in numbers)
-    return data.rstrip(b"\0").decode("utf-8", "ignore")

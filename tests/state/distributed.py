@@ -14,7 +14,7 @@ import tensorflow as tf
 from ckptflow.errors import PeerError
 from ckptflow.state.assign import match
 from ckptflow.state.capture import capture
-from ckptflow.state.cluster import find_cluster, pack_text, unpack_text
+from ckptflow.state.cluster import find_cluster
 from ckptflow.state.kinds import raw_variable
 from ckptflow.state.leaves import host_array
 from ckptflow.state.tree import as_mapping, walk
@@ -124,7 +124,7 @@ def _check_replicas(state: dict[str, Any]) -> None:
 
 
 def workers() -> None:
-    """Several processes: rows, texts, names, components, and what a restore gives each worker."""
+    """Several processes: rows, names, components, and what a restore gives each worker."""
     folder = Path(os.environ["FOLDER"])
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
@@ -134,9 +134,8 @@ def workers() -> None:
         inside = find_cluster()
     cluster = find_cluster(strategy)
     assert (cluster.worker, cluster.world_size) == (inside.worker, inside.world_size)
-    rows = cluster.exchange([cluster.worker, -(2**62) + 1, 2**62 - 1, *pack_text(f"größe {cluster.worker}")])
-    assert [row[:3] for row in rows] == [(worker, -(2**62) + 1, 2**62 - 1) for worker in range(cluster.world_size)]
-    assert [unpack_text(row[3:]) for row in rows] == [f"größe {worker}" for worker in range(cluster.world_size)]
+    rows = cluster.exchange([cluster.worker, -(2**62) + 1, 2**62 - 1])
+    assert rows == [(worker, -(2**62) + 1, 2**62 - 1) for worker in range(cluster.world_size)]
     with strategy.scope():
         assert inside.exchange([5]) == [(5,)] * cluster.world_size
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.state.assign import match
-from ckptflow.state.cluster import LIMIT, Cluster, find_cluster, pack_text, unpack_text
+from ckptflow.state.cluster import LIMIT, Cluster, find_cluster
 from ckptflow.state.tree import walk
 from tests.processes import run_workers, was_killed
 from tests.state import distributed, roundtrip
@@ -93,18 +93,6 @@ def test_exchange_refuses_what_it_cannot_carry() -> None:
     thread.start()
     thread.join()
     assert "main thread" in str(raised[0])
-
-
-@given(st.text(max_size=300), st.integers(1, 40))
-def test_text_in_a_row(text: str, words: int) -> None:
-    packed = pack_text(text, words)
-    assert len(packed) == words
-    assert all(0 <= number < LIMIT for number in packed)
-    clean = text.encode("utf-8", "replace").decode()
-    found = unpack_text(packed)
-    assert clean.rstrip("\0").startswith(found.rstrip("\0"))
-    if len(clean.encode()) <= words * 7:
-        assert found == clean.rstrip("\0")
 
 
 def test_strategies_without_support_are_refused() -> None:

@@ -1,0 +1,104 @@
+"""What ckptflow knows of each `tf.distribute` strategy: which processes save, and which variables are whose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.state.kinds import is_distributed, raw_variable
+from ckptflow.state.messages import Peer
+
+# Under all of these but the second one Python runs in one process, which sees all of the state: also for the hosts of
+# a TPU pod, and for parameter servers, whose coordinator pulls what it saves.
+KNOWN = (
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+    tf.distribute.OneDeviceStrategy,
+    tf.distribute.ParameterServerStrategy,
+    tf.distribute.TPUStrategy,
+    tf.distribute.experimental.TPUStrategy,
+)
+
+
+def is_default(strategy: Any) -> bool:
+    """Whether it stands for no strategy at all."""
+    return strategy is None or type(strategy).__name__ == "_DefaultDistributionStrategy"
+
+
+def check_known(strategy: Any) -> None:
+    """Raises `UnsupportedStateError` for a strategy that is not known, and in a process that must not save."""
+    if not is_default(strategy) and not isinstance(strategy, KNOWN):
+        raise UnsupportedStateError(
+            f"{type(strategy).__name__} is not supported by this version of ckptflow; it knows no strategy, "
+            "OneDeviceStrategy, MirroredStrategy, MultiWorkerMirroredStrategy, ParameterServerStrategy (of TensorFlow "
+            "2, with a ClusterCoordinator), TPUStrategy, and DTensor"
+        )
+    kind = ""
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        kind = strategy._cluster_resolver.task_type or ""
+    elif is_default(strategy):
+        kind = _served_task()
+    if kind in ("worker", "ps"):
+        raise UnsupportedStateError(
+            f"this process is a {kind!r} task of a cluster with parameter servers and holds no state to save: only the "
+            "coordinator makes a CheckpointManager; here, run tf.distribute.Server(...).join() and nothing else"
+        )
+
+
+def _served_task() -> str:
+    """This process's task type, where TF_CONFIG names parameter servers."""
+    with contextlib.suppress(ValueError, AttributeError):  # TensorFlow complains where it matters
+        config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+        if config.get("cluster", {}).get("ps"):
+            return str(config.get("task", {}).get("type"))
+    return ""
+
+
+def tasks_of(strategy: Any) -> dict[str, Sequence[str]]:
+    """The addresses of the processes that train together under a strategy, chief first; {} where it is one."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return {}
+    resolver = strategy.cluster_resolver
+    spec = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    return {kind: spec[kind] for kind in ("chief", "worker") if spec.get(kind)}
+
+
+def peers_of(strategy: Any) -> tuple[Peer, ...]:
+    """Those processes in the order of workers."""
+    return tuple(
+        Peer(f"/job:{kind}/replica:0/task:{number}", address)
+        for kind, addresses in tasks_of(strategy).items()
+        for number, address in enumerate(addresses)
+    )
+
+
+def check_strategy(variables: Mapping[str, Any], strategy: Any) -> None:
+    """Raises `UsageError`, by name, for a variable that belongs to another strategy than the manager's.
+
+    Without a strategy, variables of one that has a single worker are as good as plain ones. Starts no collective.
+    """
+    for name, variable in variables.items():
+        raw = raw_variable(variable)
+        if not is_distributed(raw):
+            continue
+        owner = raw.distribute_strategy  # a property of every DistributedVariable, so that nothing is read
+        if is_default(strategy):
+            count = len(peers_of(owner))
+            if count > 1:
+                raise UsageError(
+                    f"{name} was made under a {type(owner).__name__} of {count} workers, and the manager under none: "
+                    "each worker would take itself for the only one. Pass strategy=, or make the manager inside its "
+                    "scope()"
+                )
+        elif owner is not strategy:
+            other = " (another object)" if type(owner) is type(strategy) else ""
+            raise UsageError(
+                f"{name} was made under a {type(owner).__name__}, and the manager under a {type(strategy).__name__}"
+                f"{other}: pass the strategy under which the state was made"
+            )
