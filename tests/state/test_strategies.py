@@ -1,0 +1,133 @@
+"""Who saves under which strategy, and whose a variable is: what one process can tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.state.cluster import Cluster, find_cluster
+from ckptflow.state.strategies import check_strategy
+from ckptflow.state.tree import as_mapping, walk
+
+ON_READ = tf.VariableSynchronization.ON_READ
+MEAN = tf.VariableAggregation.MEAN
+
+
+def of_type(kind: type, **attributes: Any) -> Any:
+    """An object that is a `kind` without what only a cluster can give it."""
+    strategy = object.__new__(kind)
+    for name, value in attributes.items():
+        setattr(strategy, name, value)
+    return strategy
+
+
+def resolver(task_type: str | None) -> Any:
+    spec = tf.train.ClusterSpec({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]})
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(spec, task_type=task_type, task_id=0)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        tf.distribute.get_strategy(),
+        tf.distribute.OneDeviceStrategy("CPU:0"),
+        tf.distribute.MirroredStrategy(["CPU:0"]),
+        tf.distribute.MultiWorkerMirroredStrategy(),  # without TF_CONFIG
+        of_type(tf.distribute.ParameterServerStrategy, _cluster_resolver=resolver("chief")),
+        of_type(tf.distribute.ParameterServerStrategy, _cluster_resolver=resolver(None)),
+        of_type(tf.distribute.TPUStrategy),
+        of_type(tf.distribute.experimental.TPUStrategy),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_one_process_that_saves_alone(strategy: Any) -> None:
+    cluster = find_cluster(strategy)
+    assert cluster == Cluster(0, 1, strategy)
+    assert cluster.exchange([7, -3]) == [(7, -3)]
+
+
+def test_the_scope_that_is_open_counts() -> None:
+    one = tf.distribute.OneDeviceStrategy("CPU:0")
+    with one.scope():
+        assert find_cluster().strategy is one
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tf.distribute.experimental.CentralStorageStrategy(["CPU:0"]),
+        lambda: tf.compat.v1.distribute.experimental.ParameterServerStrategy(),
+        lambda: tf.compat.v1.distribute.MirroredStrategy(["CPU:0"]),
+    ],
+    ids=["CentralStorageStrategy", "ParameterServerStrategyV1", "MirroredStrategyV1"],
+)
+def test_what_is_not_known_is_refused_by_name(make: Callable[[], Any], request: pytest.FixtureRequest) -> None:
+    with pytest.raises(UnsupportedStateError, match=request.node.callspec.id):
+        find_cluster(make())
+
+
+@pytest.mark.parametrize("kind", ["worker", "ps"])
+def test_tasks_beside_parameter_servers_save_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedStateError, match=rf"'{kind}' task .*Server\(...\).join"):
+        find_cluster(of_type(tf.distribute.ParameterServerStrategy, _cluster_resolver=resolver(kind)))
+    cluster = {"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": 0}}))
+    with pytest.raises(UnsupportedStateError, match="only the coordinator"):
+        find_cluster()
+    for reader in ("chief", "evaluator"):
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": reader, "index": 0}}))
+        assert find_cluster().world_size == 1
+    monkeypatch.setenv("TF_CONFIG", "not JSON")
+    assert find_cluster().world_size == 1
+
+
+def test_dtensor_clients_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DTENSOR_JOBS", "a:1,b:1")
+    monkeypatch.setenv("DTENSOR_CLIENT_ID", "1")
+    with pytest.raises(UsageError, match=r"2 clients.*initialize_accelerator_system"):
+        find_cluster()
+    assert find_cluster(tf.distribute.OneDeviceStrategy("CPU:0")).world_size == 1
+
+
+# Whose a variable is
+
+
+def states(strategy: Any) -> dict[str, Any]:
+    """What is kept in a distributed variable, plain and under every wrapper."""
+    with strategy.scope():
+        policy = tf_keras.mixed_precision.Policy("mixed_float16")
+        cast = tf_keras.layers.Dense(2, dtype=policy)
+        cast.build((None, 3))
+        model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
+        return {
+            "mirrored": tf.Variable([1.0]),
+            "on_read": tf.Variable([1.0], synchronization=ON_READ, aggregation=MEAN, trainable=False),
+            "cast": cast,
+            "model": model,
+        }
+
+
+@pytest.mark.parametrize("entry", ["mirrored", "on_read", "cast", "model"])
+def test_a_variable_of_another_strategy_is_named(entry: str) -> None:
+    mine = tf.distribute.MirroredStrategy(["CPU:0"])
+    variables = walk(as_mapping({entry: states(mine)[entry]})).variables
+    check_strategy(variables, mine)
+    check_strategy(variables, None)  # one worker: as good as plain variables
+    check_strategy(variables, tf.distribute.get_strategy())
+    with pytest.raises(UsageError, match=rf"^{entry}.* made under a MirroredStrategy.* under a OneDeviceStrategy"):
+        check_strategy(variables, tf.distribute.OneDeviceStrategy("CPU:0"))
+    with pytest.raises(UsageError, match=r"MirroredStrategy \(another object\)"):
+        check_strategy(variables, tf.distribute.MirroredStrategy(["CPU:0"]))
+
+
+def test_plain_variables_belong_to_nobody() -> None:
+    variables = walk(as_mapping({"v": tf.Variable(np.zeros(3))})).variables
+    check_strategy(variables, tf.distribute.MirroredStrategy(["CPU:0"]))
