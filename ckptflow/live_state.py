@@ -6,14 +6,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ckptflow.commit.catalog import read_manifest
 from ckptflow.commit.resume import Load
-from ckptflow.commit.team import Cluster
-from ckptflow.format.layout import Folder
+from ckptflow.commit.sameness import checksum, raise_differences
+from ckptflow.commit.team import Vote
+from ckptflow.format.layout import Folder, own_name
 from ckptflow.format.manifest import Manifest
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture
-from ckptflow.state.tree import as_mapping, walk
+from ckptflow.state.cluster import Cluster
+from ckptflow.state.strategies import check_strategy
+from ckptflow.state.tree import Tree, as_mapping, walk
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
@@ -31,15 +35,51 @@ class LiveState:
 
     def __init__(self, state: Any, cluster: Cluster, shard_bytes: int) -> None:
         self._objects = as_mapping(state)
+        self.attached: dict[str, Any] = {}
+        self._held_metrics: dict[str, Any] = {}
         self._cluster = cluster
         self._shard_bytes = shard_bytes
-        self._tree = walk(self._objects)
+        self._tree = self._walk()
         self._plan: WorkerPlan | None = None
 
     def refresh(self) -> None:
         """Walks the objects again if anything was built, added or replaced since."""
         if self._tree.is_stale():
-            self._tree, self._plan = walk(self._objects), None
+            self._tree, self._plan = self._walk(), None
+
+    def attach(self, name: str, obj: Any) -> None:
+        """Makes `obj` part of what is captured, under a reserved name: a restore passes over it."""
+        self.attached[name] = obj
+        self._tree, self._plan = self._walk(), None
+
+    def models(self) -> list[Any]:
+        """The models of either Keras in the state."""
+        self.refresh()
+        return list(self._tree.models.values())
+
+    def has_optimizer(self, optimizer: Any) -> bool:
+        """Whether the state holds this optimizer."""
+        self.refresh()
+        return any(node.optimizer is optimizer for node in self._tree.optimizers.values())
+
+    def _walk(self) -> Tree:
+        tree = walk({**self._objects, **self.attached}, worker=self._cluster.worker, world_size=self._cluster.world_size)
+        check_strategy(tree.variables, self._cluster.strategy)
+        return tree
+
+    def checksum(self) -> int:
+        """A number that is the same on all workers if they hold the same tensors; 0 where there is one worker."""
+        if self._cluster.world_size == 1:
+            return 0
+        self.refresh()
+        if "checksum" not in self._tree.cache:
+            self._tree.cache["checksum"] = checksum(_describe(self._tree))
+        return int(self._tree.cache["checksum"])
+
+    def check_same(self, votes: Sequence[Vote]) -> None:
+        """Raises `UsageError` on all workers, naming what differs, unless the second numbers are equal."""
+        if len({v.numbers[1] for v in votes}) > 1:
+            raise_differences(self._cluster, _describe(self._tree))
 
     def plan(self) -> WorkerPlan:
         """This worker's plan, made at the first save and after each change.
@@ -58,11 +98,29 @@ class LiveState:
     def capture(self) -> Snapshot:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps."""
         self.refresh()
-        return capture(self._tree, is_chief=self._cluster.is_chief)
+        snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
+        snapshot.put_metrics(self._held_metrics)
+        return snapshot
+
+    def hold_metrics(self) -> None:
+        """From here on, until `release_metrics`, metrics are captured as they are now."""
+        self._held_metrics = {}
+        self._held_metrics = self.capture().metrics()
+
+    def release_metrics(self) -> None:
+        self._held_metrics = {}
+
+    def restore_metrics(self, store: Store, folder: Folder, pool: BufferPool) -> None:
+        """Brings back the variables of metrics alone, those that are there by now."""
+        manifest = read_manifest(store, folder)
+        self.refresh()
+        restore = match(self._tree, manifest, partial=True)
+        wanted = [piece for piece in restore.wanted if manifest.tensors[piece.tensor].metric]
+        read_tensors(store, folder, manifest, wanted, restore, pool)
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
-        build_missing(self._objects, manifest.models)
+        build_missing(self._objects, manifest.models, self._cluster.strategy)
         self.refresh()
         return match(self._tree, manifest, partial=partial, rename=rename)
 
@@ -93,6 +151,19 @@ class LiveState:
                 )
 
         return check, load
+
+
+def _describe(tree: Tree) -> list[str]:
+    """What a worker holds, but for what is its own, as lines that are the same wherever the same is held."""
+    own = {own_name(entry, tree.worker) for entry in tree.per_worker}
+    lines = {
+        f"{spec.name}: {spec.dtype} {'of any shape' if spec.dynamic else spec.shape}"
+        + (f", kept per replica ({spec.components})" if spec.components else "")
+        for spec in tree.specs
+        if not spec.own
+    }
+    lines |= {f"{name}: Python state" for name in tree.python if name not in own}
+    return sorted(lines | {f"{entry}: PerWorker" for entry in tree.per_worker})
 
 
 def _some(names: Sequence[str]) -> str:

@@ -31,11 +31,7 @@ from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.commit.team import Vote, agree
-from ckptflow.errors import (
-    FencedError,
-    StepOrderError,
-    UsageError,
-)
+from ckptflow.errors import FencedError, StepOrderError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.values import to_json
 from ckptflow.live_state import LiveState, Rename
@@ -77,7 +73,8 @@ class CheckpointManager:
         shard_bytes: the size of a shard at most, and so of one write or request. Default 65 MiB.
         memory_budget_bytes: host memory for staging, reused for every save and restore. Default 260 MiB; at least one
             shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.
-        commit_timeout_s: how long the coordinator waits for the other workers' receipts. Default 600 s.
+        commit_timeout_s: how long the coordinator waits for the other workers' receipts, and each worker for all others
+            to make their manager. Default 600 s.
         on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
             and close all the same. Being fenced is always raised.
         read_only: never writes: for an evaluation job beside a running one.
@@ -117,7 +114,7 @@ class CheckpointManager:
         self._thread, self._process = threading.get_ident(), os.getpid()
         self._is_closed = False
 
-        self._cluster = find_cluster(strategy)
+        self._cluster = find_cluster(strategy, arrival_timeout_s=commit_timeout_s)
         self._live = LiveState(state, self._cluster, shard_bytes)
         self._store = open_store(os.fspath(url), storage_options)
         if not self._store.is_create_only and not read_only:
@@ -171,9 +168,10 @@ class CheckpointManager:
                 )
             checked = check_metrics(metrics), to_json(metadata, "metadata")
             prepared.append((number, *checked, self._live.capture()))
-            return (number,)
+            return (number, self._live.checksum())
 
         votes = self._agree((_SAVE,), prepare)
+        self._live.check_same(votes)
         number, checked_metrics, checked_metadata, snapshot = prepared[0]
         steps = [v.numbers[0] for v in votes]
         if len(set(steps)) > 1:
@@ -304,10 +302,12 @@ class CheckpointManager:
         def settle() -> tuple[int, ...]:
             self._background.settle()
             self._background.raise_failure(only_fenced=True)
-            return (int(self._saver is not None and self._saver.has_checkpoints),)
+            return (int(self._saver is not None and self._saver.has_checkpoints), self._live.checksum())
 
         how = (_RESTORE, 0 if step is None else step + 1, int(self._read_only), int(self._fresh))
-        if self._agree(how, settle)[0].numbers[0]:
+        votes = self._agree(how, settle)
+        self._live.check_same(votes)
+        if votes[0].numbers[0]:
             self._fresh = False  # it has started over; from here on the newest is this run's own
         if step is None and self._fresh and not self._read_only:
             self._begin(self._resume(None).start_anew(fresh=True))

@@ -35,7 +35,7 @@ from ckptflow.errors import (
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, parse_folder, pin_key
 from ckptflow.format.manifest import Manifest, TensorRecord
-from ckptflow.format.spec import Bytes1D
+from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
@@ -131,8 +131,8 @@ class OpenCheckpoint(Mapping[str, Array]):
         target = _ArrayTarget(self.manifest)
         try:
             self._check_sizes()
-            indices = sorted(set(wanted.values()))
-            read_tensors(self._store, self._folder, self.manifest, indices, target, self._buffers())
+            whole = [Wanted(index) for index in sorted(set(wanted.values()))]
+            read_tensors(self._store, self._folder, self.manifest, whole, target, self._buffers())
         except CorruptCheckpointError as error:
             self._raise_if_gone(error)
             raise
@@ -205,12 +205,12 @@ class _ArrayTarget:
         self._bytes: dict[int, Bytes1D] = {}
         self.arrays: dict[int, Array] = {}
 
-    def open(self, index: int) -> Bytes1D:
-        self._bytes[index] = np.empty(self._manifest.tensors[index].size_bytes, np.uint8)
-        return self._bytes[index]
+    def open(self, wanted: Wanted) -> Bytes1D:
+        self._bytes[wanted.tensor] = np.empty(self._manifest.tensors[wanted.tensor].size_bytes, np.uint8)
+        return self._bytes[wanted.tensor]
 
-    def finish(self, index: int) -> None:
-        self.arrays[index] = to_array(self._manifest.tensors[index], self._bytes.pop(index))
+    def finish(self, wanted: Wanted) -> None:
+        self.arrays[wanted.tensor] = to_array(self._manifest.tensors[wanted.tensor], self._bytes.pop(wanted.tensor))
 
 
 def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:

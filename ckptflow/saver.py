@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.commit.coordinator import Coordinator, Draft
+from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.team import Cluster
 from ckptflow.errors import CkptflowError, SaveFailedError, StorageError, StorageFullError
 from ckptflow.format import dtypes
-from ckptflow.format.layout import Folder, receipt_name
+from ckptflow.format.layout import Folder, own_name, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, encode
 from ckptflow.state.capture import Snapshot
 from ckptflow.storage.store import Store
@@ -90,9 +91,8 @@ class Saver:
         """Writes this worker's shards and then, last, its receipt."""
         snapshot, worker = job.snapshot, self.cluster.worker
         digests = self._digests(snapshot)
-        plan = job.plan()
-        if self.cluster.is_chief:
-            plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
+        own, own_python = self._own(job)
+        plan = plan_dynamic(job.plan(), snapshot, shard_bytes=self.shard_bytes)
         written = write_shards(self.store, job.folder, plan, snapshot, self.pool)
         receipt = Receipt(
             folder=str(job.folder),
@@ -102,36 +102,35 @@ class Saver:
             shards=written.shards,
             slices=written.slices,
             digests=digests,
+            tensors=own,
+            python_state=own_python,
         )
         self.store.put(job.folder.key(receipt_name(worker, self.cluster.world_size)), memoryview(encode(receipt)))
         return receipt
+
+    def _own(self, job: Job) -> tuple[tuple[TensorRecord, ...], dict[str, Any]]:
+        """What the chief does not know of: this worker's own tensors and Python state."""
+        if self.cluster.is_chief:
+            return (), {}
+        snapshot = job.snapshot
+        prefixes = [own_name(entry, self.cluster.worker) for entry in snapshot.per_worker]
+        python_state = {name: state for name, state in snapshot.python_state.items() if name in prefixes}
+        return tuple(self._record(snapshot, i) for i, spec in enumerate(snapshot.specs) if spec.own), python_state
 
     def _digests(self, snapshot: Snapshot) -> dict[str, int]:
         """Digests of this worker's copies of replicated tensors, so that the chief can name those that differ."""
         if self.cluster.world_size == 1 or (self.verify_replicas == "small" and self.cluster.is_chief):
             return {}  # a small tensor's digest on the chief is the crc32c of the slice that it writes
-        replicated = [i for i, spec in enumerate(snapshot.specs) if not spec.dynamic and spec.components is None]
+        replicated = [i for i, spec in enumerate(snapshot.specs) if spec.is_replicated]
         if self.verify_replicas == "small":
             replicated = [i for i in replicated if _size_bytes(snapshot, i) < SMALL_BYTES]
         return replica_digests(snapshot, replicated)
 
     def _draft(self, job: Job) -> Draft:
         snapshot, world_size = job.snapshot, self.cluster.world_size
-        tensors = tuple(
-            TensorRecord(
-                name=spec.name,
-                dtype=spec.dtype,
-                shape=((world_size, *spec.shape) if spec.components else snapshot.shape(i)),
-                slices=(),
-                encoded_bytes=snapshot.data(i).size
-                if self.cluster.is_chief and dtypes.is_encoded(spec.dtype)
-                else None,
-                components=spec.components,
-                aliases=spec.aliases,
-                metric=spec.metric,
-            )
-            for i, spec in enumerate(snapshot.specs)
-        )
+        # On a worker that is not the chief nobody reads this; a tensor that is held in blocks stands once.
+        places = {spec.name: i for i, spec in enumerate(snapshot.specs)} if self.cluster.is_chief else {}
+        tensors = tuple(self._record(snapshot, i) for i in places.values())
         return Draft(
             folder=job.folder,
             world_size=world_size,
@@ -139,8 +138,24 @@ class Saver:
             metrics=job.metrics,
             metadata=job.metadata,
             python_state=snapshot.python_state,
+            per_worker=tuple(sorted(snapshot.per_worker)),
             models=snapshot.models,
             software=self.software,
+        )
+
+    def _record(self, snapshot: Snapshot, index: int) -> TensorRecord:
+        """What the manifest says of a tensor, but for its slices."""
+        spec = snapshot.specs[index]
+        shape = spec.shape if spec.box is not None else snapshot.shape(index)
+        return TensorRecord(
+            name=spec.name,
+            dtype=spec.dtype,
+            shape=(self.cluster.world_size, *spec.shape) if spec.components else shape,
+            slices=(),
+            encoded_bytes=snapshot.data(index).size if dtypes.is_encoded(spec.dtype) else None,
+            components=spec.components,
+            aliases=spec.aliases,
+            metric=spec.metric,
         )
 
     def _after_failure(self, folder: Folder, error: Exception) -> None:

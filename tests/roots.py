@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Checkpoint, Summaries
-from ckptflow.commit.coordinator import Coordinator, Draft
+from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.format import dtypes
+from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, encode
 from ckptflow.format.spec import Bytes1D, TensorSpec
@@ -47,6 +49,12 @@ class ArraySource:
         if dtypes.is_encoded(self.specs[index].dtype):
             return dtypes.encode_strings(array)
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    def is_remote(self, index: int) -> bool:
+        return False
+
+    def fetch(self, index: int, box: Box) -> Bytes1D:
+        raise AssertionError("nothing here is remote")
 
     def release(self, index: int) -> None:
         pass

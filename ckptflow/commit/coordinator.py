@@ -8,14 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import msgspec
-
+from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, list_root, summarize
-from ckptflow.commit.lineage import Held, check_fence, create_once, fenced, now_text
+from ckptflow.commit.lineage import Held, check_fence, create_once, fenced
 from ckptflow.commit.prune import act, plan_prune
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
@@ -32,12 +29,7 @@ from ckptflow.errors import (
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import (
     MAX_RECEIPT_BYTES,
-    Manifest,
     Receipt,
-    ShardRecord,
-    SliceRecord,
-    TensorRecord,
-    check_manifest,
     decode,
     encode,
 )
@@ -47,20 +39,6 @@ logger = logging.getLogger("ckptflow")
 
 _ASK_EVERY_S = 2.0
 _DEAD_AFTER_S = 6.0  # of silence, so that no hiccup of a network is a death
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """All of a manifest that is known before the receipts are: `tensors` as they will be, without slices."""
-
-    folder: Folder
-    world_size: int
-    tensors: tuple[TensorRecord, ...]
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    metadata: Any = None
-    python_state: Mapping[str, Any] = field(default_factory=dict)
-    models: Mapping[str, Any] = field(default_factory=dict)
-    software: Mapping[str, str] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -102,7 +80,7 @@ class Coordinator:
         deadline = time.monotonic() + self._commit_timeout_s
         try:
             receipts = [own, *self._collect(draft, deadline)]
-            manifest = self._assemble(draft, receipts)
+            manifest = assemble(draft, receipts, self._start, self._held, self._store.url)
             data = encode(manifest)
         except Exception:
             self.give_up(draft.folder)
@@ -207,62 +185,6 @@ class Coordinator:
                 f"{self._store.url}/{draft.folder}: worker {worker} could not save: {receipt.failure}"
             )
 
-    def _assemble(self, draft: Draft, receipts: Sequence[Receipt]) -> Manifest:
-        """The manifest that the receipts add up to; raises `SaveFailedError` unless every tensor is covered once."""
-        slices: dict[str, list[SliceRecord]] = {tensor.name: [] for tensor in draft.tensors}
-        shards: list[ShardRecord] = []
-        for receipt in receipts:
-            base = len(shards)
-            shards += receipt.shards
-            for piece in receipt.slices:
-                if piece.tensor not in slices:
-                    raise SaveFailedError(
-                        f"{self._store.url}/{draft.folder}: worker {receipt.worker} saved {piece.tensor!r}, which "
-                        "the chief does not have: the state differs between workers"
-                    )
-                slices[piece.tensor].append(
-                    SliceRecord(
-                        shard=base + piece.shard,
-                        offset=piece.offset,
-                        start=piece.start,
-                        shape=piece.shape,
-                        crc32c=piece.crc32c,
-                    )
-                )
-        tensors = tuple(with_slices(tensor, slices[tensor.name]) for tensor in draft.tensors)
-        start, held = self._start, self._held
-        manifest = Manifest(
-            folder=str(draft.folder),
-            step=draft.folder.step,
-            incarnation=held.number,
-            run_id=held.run_id,
-            writer_id=held.writer_id,
-            created_at=now_text(),
-            world_size=draft.world_size,
-            reason=start.reason,
-            restored=str(start.restored.folder) if start.restored else None,
-            lineage=tuple(str(folder) for folder in sorted(start.lineage)),
-            barrier=start.barrier,
-            fresh_since=start.fresh_since,
-            software=dict(draft.software),
-            metrics=dict(draft.metrics),
-            metadata=draft.metadata,
-            python_state=dict(draft.python_state),
-            models=dict(draft.models),
-            diverged=find_diverged(tensors, receipts),
-            shards=tuple(shards),
-            tensors=tensors,
-        )
-        try:
-            check_manifest(manifest, f"{self._store.url}/{draft.folder}")
-        except ValueError as error:
-            raise SaveFailedError(f"{error}: what the workers saved does not fit together") from error
-        if manifest.diverged:
-            names = ", ".join(manifest.diverged[:10]) + (" …" if len(manifest.diverged) > 10 else "")
-            logger.warning("%s: %d tensor(s) differ between workers, saved the chief's: %s", draft.folder,
-                           len(manifest.diverged), names)  # fmt: skip
-        return manifest
-
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. From the first try on this incarnation never sweeps the folder: it may land late."""
         key = folder.manifest_key
@@ -341,20 +263,3 @@ class Coordinator:
         self._given_up -= gone
         self._committed = [summary for summary in self._committed if summary.folder not in gone]
         self._summaries.forget(gone)
-
-
-def with_slices(tensor: TensorRecord, slices: Sequence[SliceRecord]) -> TensorRecord:
-    """The same tensor with its slices, in the order of their boxes."""
-    return msgspec.structs.replace(tensor, slices=tuple(sorted(slices, key=lambda piece: piece.start)))
-
-
-def find_diverged(tensors: Sequence[TensorRecord], receipts: Sequence[Receipt]) -> tuple[str, ...]:
-    """The replicated tensors of which workers hold different copies, by the digests that they reported."""
-    digests: dict[str, set[int]] = {}
-    for receipt in receipts:
-        for name, digest in receipt.digests.items():
-            digests.setdefault(name, set()).add(digest)
-    for tensor in tensors:
-        if tensor.name in digests and len(tensor.slices) == 1:
-            digests[tensor.name].add(tensor.slices[0].crc32c)
-    return tuple(sorted(name for name, seen in digests.items() if len(seen) > 1))

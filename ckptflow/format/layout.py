@@ -110,3 +110,8 @@ def pin_key(folder: Folder) -> str:
 def parse_pin_key(key: str) -> Folder | None:
     """The folder that the pin at `key` keeps, or None."""
     return parse_folder(key[len(PINS_PREFIX) :]) if key.startswith(PINS_PREFIX) else None
+
+
+def own_name(entry: str, worker: int) -> str:
+    """The name, in a checkpoint, of what one worker has for itself of an entry of the state."""
+    return f"{entry}/worker-{worker}"

@@ -105,7 +105,9 @@ class Manifest(Record, frozen=True, kw_only=True):
     why it started there. `barrier` is the newest incarnation, this one or one that it builds on, that began with a
     rollback or a fresh start: folders of lower incarnations outside the lineage were cut off on purpose and are never
     taken by themselves. `fresh_since` is the same for fresh starts alone: what they left is deleted only by hand.
-    `metadata` and the values of `python_state` are in the form of `format.values`.
+    `metadata` and the values of `python_state` are in the form of `format.values`. `per_worker` names the entries of
+    the state that each worker had for itself: worker 3 of the entry `data` has the Python state `data/worker-3`, and
+    tensors whose names begin with `data/worker-3/`.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -129,6 +131,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     python_state: dict[str, Any] = {}
     models: dict[str, Any] = {}
     diverged: tuple[TensorName, ...] = ()
+    per_worker: tuple[TensorName, ...] = ()
     shards: tuple[ShardRecord, ...]
     tensors: tuple[TensorRecord, ...]
 
@@ -148,7 +151,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     """One worker's word that its shards are durable, or, with `failure`, that they will not be.
 
     `digests` holds a crc32c of each replicated tensor that this worker has a copy of and did not write, so that the
-    coordinator can name those that have diverged.
+    coordinator can name those that have diverged. `tensors` (without slices) and `python_state` are what this worker
+    alone has: their names are for the manifest's entries `per_worker`.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -162,6 +166,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     shards: tuple[ShardRecord, ...] = ()
     slices: tuple[ReceiptSlice, ...] = ()
     digests: dict[str, Crc32c] = {}
+    tensors: tuple[TensorRecord, ...] = ()
+    python_state: dict[str, Any] = {}
 
 
 class Claim(Record, frozen=True, kw_only=True):

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from ckptflow.format.boxes import Box
 
 Bytes1D = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of the state, known before its values are.
+    """What this worker holds of one tensor of the state, known before its values are.
 
     `shape` and `dtype` (TensorFlow's name, as in `format.dtypes`) are those of one worker's copy. A `dynamic` tensor's
-    shape or size is known only once it is captured (strings, tables, iterators): the chief writes it whole, and `shape`
-    here is only its rank's place-holder `()`. With `components`, every worker holds its own component of a variable
-    that is kept per replica; in storage they stack along a new first axis. Otherwise every worker holds an equal copy.
+    shape or size is known only once it is captured (strings, tables, iterators): it is written whole, and `shape`
+    here is only its rank's place-holder `()`.
+
+    Who holds what: every worker an equal copy, unless
+    - `may_differ`: copies that nothing keeps equal; the chief's is written, whole.
+    - `components`: every worker holds its own component of a variable that is kept per replica; in storage they stack
+      along a new first axis.
+    - `box`: this is one block of the tensor, which this worker alone writes. A tensor has as many specs of its name
+      here as blocks; `shape` is the whole tensor's.
+    - `own`: the tensor is this worker's, no other has it.
     """
 
     name: str
@@ -28,29 +37,55 @@ class TensorSpec:
     components: Literal["sum", "mean", "first"] | None = None
     aliases: tuple[str, ...] = ()
     metric: bool = False
+    box: Box | None = None
+    may_differ: bool = False
+    own: bool = False
+
+    @property
+    def held_shape(self) -> tuple[int, ...]:
+        """The shape of what is held here."""
+        return self.shape if self.box is None else self.box[1]
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every worker has a copy that should equal the others'."""
+        return not (self.dynamic or self.components or self.box or self.own)
 
 
 class Source(Protocol):
-    """Where the writer takes values from: a snapshot. Thread-safe; tensors count as in `specs`."""
+    """Where the writer takes values from: a snapshot. Thread-safe; indices count as in `specs`."""
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]: ...
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """The captured shape (the spec's, but for a dynamic tensor)."""
+        """The captured shape of what is held (the spec's, but for a dynamic tensor)."""
 
     def data(self, index: int) -> Bytes1D:
-        """The tensor's bytes in row-major order, zero-copy where TensorFlow allows; encoded for dtypes that need it."""
+        """Its bytes in row-major order, zero-copy where TensorFlow allows; encoded for dtypes that need it."""
+
+    def is_remote(self, index: int) -> bool:
+        """Whether it is in another process's memory, so that only what is needed should be fetched, by `fetch`."""
+
+    def fetch(self, index: int, box: Box) -> Bytes1D:
+        """The bytes of one box of it, in row-major order, brought here."""
 
     def release(self, index: int) -> None:
-        """Drops the reference: the writer has packed the last slice of this tensor that is this worker's."""
+        """Drops the reference: the writer has packed the last slice of it that is this worker's."""
+
+
+class Wanted(NamedTuple):
+    """One thing to read: a tensor, as it counts in the manifest, or one box of it."""
+
+    tensor: int
+    box: Box | None = None
 
 
 class Target(Protocol):
-    """Where the reader puts values. Called from one thread only; tensors count as in the manifest."""
+    """Where the reader puts values. Called from one thread only; each thing asked for is opened and finished once."""
 
-    def open(self, index: int) -> Bytes1D:
-        """Memory for the whole tensor as it is in storage, row-major, to be filled; asked for once per tensor."""
+    def open(self, wanted: Wanted) -> Bytes1D:
+        """Memory for what is wanted as it is in storage, row-major, to be filled."""
 
-    def finish(self, index: int) -> None:
-        """Every byte of the tensor is there and has passed its checksum: take it over."""
+    def finish(self, wanted: Wanted) -> None:
+        """Every byte of it is there and has passed its checksum: take it over."""

@@ -10,12 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import StateMismatchError, UsageError
-from ckptflow.format import values
+from ckptflow.format import dtypes, values
+from ckptflow.format.boxes import volume
+from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import Manifest, TensorRecord
-from ckptflow.format.spec import Bytes1D
+from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.state.kinds import is_normalization
-from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, VariableLeaf, aggregate, from_bytes
-from ckptflow.state.tree import Tree
+from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, from_bytes
+from ckptflow.state.tree import RESERVED_PREFIX, Tree
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
@@ -30,12 +32,19 @@ class _Pair:
         """The shape of the value, of one component where there are several."""
         return self.record.shape[1:] if self.record.components else self.record.shape
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes in storage are the variable's value, or one box of them a block of it."""
+        record = self.record
+        return not isinstance(self.leaf, PartLeaf) and record.encoded_bytes is None and record.components is None
+
 
 class Restore:
     """A checkpoint's way into a tree; implements `format.spec.Target`. Nothing is assigned before `finish`.
 
-    `wanted` are the manifest's tensors to read, largest first. After `partial`, `missing` names what the state has and
-    the checkpoint has not, `unexpected` the opposite; what has another shape or dtype is in both.
+    `wanted` is what to read of the manifest, largest first: whole tensors, or those boxes that are held here. After
+    `partial`, `missing` names what the state has and the checkpoint has not, `unexpected` the opposite; what has
+    another shape or dtype is in both.
     """
 
     def __init__(
@@ -49,38 +58,46 @@ class Restore:
         self._tree = tree
         self._pairs = pairs
         self._python_state = python_state
-        self._landings: dict[int, Landing | Bytes1D] = {}
+        self._landings: dict[Wanted, Landing | Bytes1D] = {}
         self._parts: dict[int, tuple[Any, dict[str, Array]]] = {}
         # The largest first: the memory that their old values free serves the smaller ones.
-        self.wanted = tuple(sorted(pairs, key=lambda index: (-pairs[index].record.size_bytes, index)))
+        self.wanted = tuple(
+            Wanted(index, box)
+            for index in sorted(pairs, key=lambda index: (-pairs[index].record.size_bytes, index))
+            for box in (pairs[index].leaf.boxes if pairs[index].is_plain else (None,))
+        )
         self.missing = missing
         self.unexpected = unexpected
 
-    def open(self, index: int) -> Bytes1D:
-        """Memory for the tensor as it is in storage, to be filled; once per tensor. Drop it before `finish`."""
-        pair = self._pairs[index]
+    def open(self, wanted: Wanted) -> Bytes1D:
+        """Memory for what is wanted as it is in storage, to be filled; once for each. Drop it before `finish`."""
+        pair = self._pairs[wanted.tensor]
         record = pair.record
-        if isinstance(pair.leaf, VariableLeaf) and record.encoded_bytes is None and record.components is None:
-            landing = self._landings[index] = Landing(record.dtype, record.shape, record.size_bytes)
+        if pair.is_plain:
+            shape = record.shape if wanted.box is None else wanted.box[1]
+            size_bytes = volume(shape) * dtypes.item_size_bytes(record.dtype)
+            landing = self._landings[wanted] = Landing(record.dtype, shape, size_bytes)
             return landing.bytes
-        memory = self._landings[index] = np.empty(record.size_bytes, np.uint8)
+        memory = self._landings[wanted] = np.empty(record.size_bytes, np.uint8)
         return memory
 
-    def finish(self, index: int) -> None:
-        """Takes the tensor over: a variable has its value afterwards, a table or an iterator after `complete`."""
-        pair, landing = self._pairs[index], self._landings.pop(index)
+    def finish(self, wanted: Wanted) -> None:
+        """Takes it over: a variable has its value afterwards, a table or an iterator after `complete`."""
+        pair, landing = self._pairs[wanted.tensor], self._landings.pop(wanted)
+        leaf, record = pair.leaf, pair.record
         if isinstance(landing, Landing):
-            _variable(pair.leaf).assign(landing.take())
+            leaf.assign(landing.take(), wanted.box)
             return
-        record = pair.record
         array = from_bytes(landing, record.dtype, record.shape)
         if record.components:
             array = aggregate(list(array), record.components)
-        if isinstance(pair.leaf, PartLeaf):
-            self._parts.setdefault(id(pair.leaf.bundle), (pair.leaf.bundle, {}))[1][pair.leaf.part] = array
-        else:
+        if isinstance(leaf, PartLeaf):
+            self._parts.setdefault(id(leaf.bundle), (leaf.bundle, {}))[1][leaf.part] = array
+            return
+        for box in leaf.boxes:
+            block = array if box is None else array[tuple(map(_range, *box))]
             with tf.device("CPU:0"):
-                pair.leaf.assign(tf.convert_to_tensor(array))  # always a copy
+                leaf.assign(tf.convert_to_tensor(block), box)  # always a copy
 
     def complete(self) -> None:
         """Call once after the last `finish`: sets tables, iterators, vocabularies and Python state, and lets layers
@@ -93,7 +110,11 @@ class Restore:
             if is_normalization(layer):
                 layer.finalize_state()
         for name, state in self._python_state.items():
-            self._tree.python[name].set_state(values.from_json(state))
+            self._tree.python[name].set_state(state)
+
+
+def _range(start: int, extent: int) -> slice:
+    return slice(start, start + extent)
 
 
 def match(tree: Tree, manifest: Manifest, *, partial: bool = False, rename: Rename | None = None) -> Restore:
@@ -129,31 +150,38 @@ class _Matcher:
         self.unexpected: list[str] = []
         self._wrong: list[str] = []
         self._renamed = renamed
-        records = manifest.tensors
+        self._own = _OwnEntries(tree, manifest, renamed)
+        records = {
+            i: record
+            for i, record in enumerate(manifest.tensors)
+            if not self._own.is_anothers(record.name) and not record.name.startswith(RESERVED_PREFIX)
+        }
         of_record = self._find_leaves(tree, records)
         used = set(of_record.values())
-        for index, record in enumerate(records):
+        for index, record in records.items():
             leaf = tree.leaves[of_record[index]] if index in of_record else None
             if leaf is not None:
                 self._compare(index, record, leaf)
             elif not record.metric:
                 self.unexpected.append(record.name)
         self.missing += [
-            leaf.name for position, leaf in enumerate(tree.leaves) if position not in used and not leaf.metric
+            leaf.name
+            for position, leaf in enumerate(tree.leaves)
+            if position not in used and not leaf.metric and not leaf.name.startswith(RESERVED_PREFIX)
         ]
         self._match_python(tree, manifest)
 
     @property
     def differences(self) -> list[str]:
         """One line for each difference."""
-        wrong = {line.split(": ", 1)[0] for line in self._wrong}
+        wrong = {line.split(": ", 1)[0] for line in self._wrong} | set(self._own.refused_names(self.missing))
         return [
             *(f"{name}: in the state, not in the checkpoint" for name in sorted(self.missing) if name not in wrong),
             *(f"{name}: in the checkpoint, not in the state" for name in sorted(self.unexpected) if name not in wrong),
-            *sorted(self._wrong),
+            *sorted([*self._wrong, *self._own.refusals]),
         ]
 
-    def _find_leaves(self, tree: Tree, records: tuple[TensorRecord, ...]) -> dict[int, int]:
+    def _find_leaves(self, tree: Tree, records: Mapping[int, TensorRecord]) -> dict[int, int]:
         """Leaf by record, both by position: names first, then aliases, so that no alias takes another's name."""
         by_name = {leaf.name: position for position, leaf in enumerate(tree.leaves)}
         by_alias = {alias: position for position, leaf in enumerate(tree.leaves) for alias in leaf.aliases}
@@ -165,7 +193,7 @@ class _Matcher:
             (by_name, lambda record: record.aliases),
             (by_alias, lambda record: record.aliases),
         ):
-            for index, record in enumerate(records):
+            for index, record in records.items():
                 if index in found:
                     continue
                 for name in of_record(record):
@@ -191,13 +219,80 @@ class _Matcher:
             self.unexpected.append(record.name)
 
     def _match_python(self, tree: Tree, manifest: Manifest) -> None:
-        found = {self._renamed(name): (name, state) for name, state in manifest.python_state.items()}
+        found = {
+            self._renamed(name): (name, state)
+            for name, state in manifest.python_state.items()
+            if not name.startswith(RESERVED_PREFIX)
+        }
         for name in tree.python:
-            if name in found:
-                self.python_state[name] = found[name][1]
+            if name.startswith(RESERVED_PREFIX):
+                continue
+            if name in self._own.resized:
+                self.python_state[name] = self._own.resized[name]
+            elif name in found and not self._own.is_refused(name):
+                self.python_state[name] = values.from_json(found[name][1])
             else:
                 self.missing.append(name)
-        self.unexpected += [original for name, (original, _) in found.items() if name not in tree.python]
+        self.unexpected += [
+            original
+            for name, (original, _) in found.items()
+            if name not in tree.python and not self._own.is_anothers(original)
+        ]
+
+
+class _OwnEntries:
+    """The entries of a checkpoint that were each worker's own: which of that is this worker's now.
+
+    `resized` are the states that another number of workers was dealt, by name; `refusals` say, a line for each entry,
+    what cannot be.
+    """
+
+    def __init__(self, tree: Tree, manifest: Manifest, renamed: Callable[[str], str]) -> None:
+        self._tree = tree
+        self._manifest = manifest
+        self.resized: dict[str, Any] = {}
+        self.refusals: list[str] = []
+        self._refused: list[str] = []
+        self._kept = {entry: renamed(entry) in tree.per_worker for entry in manifest.per_worker}
+        if manifest.world_size == tree.world_size:
+            return
+        for entry, is_kept in self._kept.items():
+            if is_kept:
+                self._resize(entry, renamed(entry))
+
+    def is_anothers(self, name: str) -> bool:
+        """Whether a name in the checkpoint is of the part of such an entry that is not for this worker."""
+        for entry, is_kept in self._kept.items():
+            if name.startswith(own_name(entry, 0)[:-1]):
+                # Of an entry that the state has not, the first worker's part stands for all in what is reported.
+                mine = own_name(entry, self._tree.worker if is_kept else 0)
+                is_mine = name == mine or name.startswith(mine + "/")
+                return not is_mine or (is_kept and self._manifest.world_size != self._tree.world_size)
+        return False
+
+    def is_refused(self, name: str) -> bool:
+        """Whether a name in the state is of an entry that was refused."""
+        return any(name.startswith(entry + "/") for entry in self._refused)
+
+    def refused_names(self, names: list[str]) -> list[str]:
+        """Those of the names that a refusal speaks for."""
+        return [name for name in names if self.is_refused(name)]
+
+    def _resize(self, entry: str, now: str) -> None:
+        tree, manifest = self._tree, self._manifest
+        names = [own_name(entry, worker) for worker in range(manifest.world_size)]
+        has_tensors = any(record.name.startswith(own_name(entry, 0)[:-1]) for record in manifest.tensors)
+        mark = tree.per_worker[now]
+        if mark.can_resize and not has_tensors and all(name in manifest.python_state for name in names):
+            states = [values.from_json(manifest.python_state[name]) for name in names]
+            self.resized[own_name(now, tree.worker)] = mark.obj.resize(states, tree.world_size, tree.worker)
+            return
+        self._refused.append(now)
+        self.refusals.append(
+            f"{now}: it was kept by each of {manifest.world_size} workers for itself, and there are {tree.world_size} "
+            "now. Start as many, or keep the position in a Python object with get_state, set_state and "
+            "resize(states, world_size, index), or leave it out of state (or partial=True) and start the input anew"
+        )
 
 
 def _fits(shape: tuple[int, ...], static: tuple[int | None, ...] | None, is_part: bool) -> bool:
@@ -242,9 +337,3 @@ def _by_prefix(rename: Mapping[str, str], names: list[str]) -> Callable[[str], s
         return name
 
     return renamed
-
-
-def _variable(leaf: Leaf) -> VariableLeaf:
-    if not isinstance(leaf, VariableLeaf):
-        raise TypeError(f"{leaf.name} is no variable")
-    return leaf

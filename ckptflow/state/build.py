@@ -11,16 +11,27 @@ import tensorflow as tf
 from ckptflow.errors import UsageError
 from ckptflow.state import tf_keras
 from ckptflow.state.configs import count_variables, is_built, owner_of
-from ckptflow.state.kinds import LAYERS, Kind, is_distributed, is_keras3_model, keras3, kind_of, raw_variable
+from ckptflow.state.kinds import (
+    LAYERS,
+    Kind,
+    is_distributed,
+    is_keras3_model,
+    is_on_server,
+    is_sharded,
+    keras3,
+    kind_of,
+    raw_variable,
+)
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.walker import OptimizerNode
 
 
-def build_missing(state: Mapping[str, Any], models: dict[str, Any]) -> None:
+def build_missing(state: Mapping[str, Any], models: dict[str, Any], strategy: Any = None) -> None:
     """Builds what is unbuilt in `state` and was built when `models` (of a manifest) was written.
 
     Keras models are built from their stored build config, optimizers for their model's trainable variables. Call it
-    before `walk`. Raises `UsageError`, naming the call that is missing, for what cannot be built.
+    before `walk`. `strategy` is the one that variables on parameter servers were made under. Raises `UsageError`,
+    naming the call that is missing, for what cannot be built.
     """
     tree = walk(state)
     for path, model in tree.models.items():
@@ -33,7 +44,7 @@ def build_missing(state: Mapping[str, Any], models: dict[str, Any]) -> None:
     for path, node in tree.optimizers.items():
         described = models.get(path) or _under_another_name(path, node, models)
         if _is_optimizer(described) and described.get("built") and not is_built(node.optimizer):
-            _build_optimizer(path, node, described, tree, state)
+            _build_optimizer(path, node, described, tree, state, strategy)
 
 
 def _is_optimizer(described: Any) -> bool:
@@ -105,11 +116,19 @@ def _scope(obj: Any) -> Any:
 
 
 def _build_optimizer(
-    path: str, node: OptimizerNode, described: dict[str, Any], tree: Tree, state: Mapping[str, Any]
+    path: str,
+    node: OptimizerNode,
+    described: dict[str, Any],
+    tree: Tree,
+    state: Mapping[str, Any],
+    strategy: Any,
 ) -> None:
     variables = _variables_by_name(described, tree) or _trainable_variables(path, node, tree, state)
-    first = raw_variable(variables[0])
-    scope = first.distribute_strategy.scope() if is_distributed(first) else contextlib.nullcontext()
+    first, scope = raw_variable(variables[0]), contextlib.nullcontext()
+    if is_distributed(first):
+        scope = first.distribute_strategy.scope()
+    elif is_on_server(variables[0]):
+        scope = strategy.scope()
     try:
         with scope:
             if hasattr(node.optimizer, "build"):
@@ -125,7 +144,12 @@ def _variables_by_name(described: dict[str, Any], tree: Tree) -> list[Any]:
     names = described.get("variables")
     if not isinstance(names, list) or not all(isinstance(name, str) and name in tree.variables for name in names):
         return []
-    return [tree.variables[name] for name in names]
+    # Under parameter servers an optimizer knows the parts.
+    return [part for name in names for part in _parts(tree.variables[name])]
+
+
+def _parts(variable: Any) -> list[Any]:
+    return list(variable.variables) if is_sharded(variable) else [variable]
 
 
 def _trainable_variables(path: str, node: OptimizerNode, tree: Tree, state: Mapping[str, Any]) -> list[Any]:

@@ -6,23 +6,29 @@ the caller is blocked for one read per variable, and bytes are touched only by `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
 from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
 from ckptflow.errors import UsageError
 from ckptflow.format import values
+from ckptflow.format.boxes import Box
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
+from ckptflow.state.blocks import PartsLeaf
 from ckptflow.state.configs import describe
-from ckptflow.state.leaves import PartLeaf, VariableLeaf, aggregate, host_array, to_bytes
+from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, aggregate, host_array, is_remote, to_bytes
 from ckptflow.state.tree import Tree
 
 
 class Snapshot:
     """The state at one step; implements `format.spec.Source`. Reading it never starts a collective.
 
-    `python_state` is the plain Python state by entry, ready for JSON; `models` describes the models and optimizers.
+    `python_state` is the plain Python state by entry, ready for JSON; `models` describes the models and optimizers;
+    `per_worker` names the entries that are this worker's own.
     """
 
     def __init__(
@@ -33,14 +39,15 @@ class Snapshot:
         self.python_state = python_state
         self.models = models
         self.is_chief = is_chief
+        self.per_worker = tuple(tree.per_worker)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """Every tensor, sorted by name."""
+        """What is held, sorted by name."""
         return self._tree.specs
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """The captured shape (the spec's, but for a dynamic tensor)."""
+        """The captured shape of what is held (the spec's, but for a dynamic tensor)."""
         held = self._value(index)
         return tuple(held[0].shape if isinstance(held, list) else held.shape)
 
@@ -49,16 +56,36 @@ class Snapshot:
 
         On an accelerator they are copied to the host here. A variable that is kept per replica is aggregated here.
         """
-        held, leaf = self._value(index), self._tree.leaves[index]
-        if isinstance(held, list):
+        held, leaf = self._value(index), self._tree.holders[index]
+        if isinstance(held, list) and isinstance(leaf, VariableLeaf):
             array = aggregate([host_array(tensor) for tensor in held], leaf.on_read or "first")
         else:
             array = host_array(held)
         return to_bytes(array, leaf.dtype)
 
+    def is_remote(self, index: int) -> bool:
+        """Whether it is in another process's memory."""
+        return is_remote(self._value(index))
+
+    def fetch(self, index: int, box: Box) -> Bytes1D:
+        """The bytes of one box of it: cut where it is, so that no more than that crosses the network."""
+        held = self._value(index)
+        with tf.device(held.backing_device):
+            part = tf.slice(held, *np.array(box, np.int64).reshape(2, -1))  # of a scalar: no numbers, but whole ones
+        return to_bytes(host_array(part), self._tree.holders[index].dtype)
+
     def release(self, index: int) -> None:
         """Drops the reference, so that the next update of the variable need not copy."""
         self._held[index] = None
+
+    def metrics(self) -> dict[str, Any]:
+        """What is held of metrics' variables, by name."""
+        return {spec.name: self._held[index] for index, spec in enumerate(self.specs) if spec.metric}
+
+    def put_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Metrics as another snapshot held them."""
+        for index, spec in enumerate(self.specs) if metrics else ():
+            self._held[index] = metrics.get(spec.name, self._held[index])
 
     def _value(self, index: int) -> Any:
         held = self._held[index]
@@ -90,22 +117,25 @@ class _Plan:
     """What is prepared once per tree, so that a save does one cheap operation per variable."""
 
     def __init__(self, tree: Tree) -> None:
-        self._count = len(tree.leaves)
+        self._count = len(tree.holders)
         self._reads: list[tuple[int, Any, Any]] = []
-        self._per_replica: list[tuple[int, VariableLeaf]] = []
+        self._others: list[tuple[int, Leaf]] = []  # those of several reads, by the place of their first spec
         self._bundles: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
         uninitialized = []
-        for index, leaf in enumerate(tree.leaves):
+        previous: Leaf | None = None
+        for index, leaf in enumerate(tree.holders):
             if isinstance(leaf, PartLeaf):
                 self._bundles.setdefault(id(leaf.bundle), (leaf.bundle, []))[1].append((index, leaf.part))
                 continue
             # Reading such a variable raises nothing and gives an empty tensor.
-            if not all(resource_ops.var_is_initialized_op(part.handle) for part in leaf.parts):
+            parts = leaf.parts if isinstance(leaf, (VariableLeaf, PartsLeaf)) and leaf is not previous else ()
+            if not all(resource_ops.var_is_initialized_op(part.handle) for part in parts):
                 uninitialized.append(leaf.name)
-            if leaf.is_simple:
+            if isinstance(leaf, VariableLeaf) and leaf.is_simple:
                 self._reads.append((index, leaf.handle, leaf.tf_dtype))
-            else:
-                self._per_replica.append((index, leaf))
+            elif leaf is not previous:
+                self._others.append((index, leaf))
+            previous = leaf
         if uninitialized:
             raise UsageError(
                 f"these variables have no value yet, initialize them before saving: {', '.join(uninitialized)}"
@@ -116,8 +146,9 @@ class _Plan:
         read = resource_ops.read_variable_op
         for index, handle, dtype in self._reads:
             held[index] = read(handle, dtype)
-        for index, leaf in self._per_replica:
-            held[index] = [read(part.handle, leaf.tf_dtype) for part in leaf.parts]
+        for first, leaf in self._others:
+            values_held = leaf.read()
+            held[first : first + len(values_held)] = values_held
         for bundle, parts in self._bundles.values():
             values_of_parts = bundle.read()
             for index, part in parts:

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.dtensor.python.d_variable import DVariable
 from tensorflow.python.data.ops import iterator_ops
 from tensorflow.python.distribute import input_lib, ps_values, sharded_variable, values
 from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
@@ -48,6 +49,8 @@ OPTIMIZERS = frozenset({Kind.KERAS3_OPTIMIZER, Kind.TF_KERAS_OPTIMIZER})
 METRICS = frozenset({Kind.KERAS3_METRIC, Kind.TF_KERAS_METRIC})
 CONTAINERS = frozenset({Kind.LIST, Kind.DICT})
 LAYERS = frozenset({Kind.KERAS3_LAYER, Kind.TF_KERAS_LAYER, Kind.LOOKUP, Kind.DISCRETIZATION})
+
+_ON_SERVERS = (ps_values.CachingVariable, ps_values.AggregatingVariable)
 
 _by_type: dict[type, Kind | None] = {}
 
@@ -166,7 +169,7 @@ def raw_variable(variable: Any) -> Any:
 
         while isinstance(variable, AutoCastVariable):
             variable = variable._variable
-    while isinstance(variable, ps_values.CachingVariable):
+    while isinstance(variable, _ON_SERVERS):
         variable = variable._v
     return variable
 
@@ -184,6 +187,21 @@ def is_on_read(variable: Any) -> bool:
 def local_parts(variable: Any) -> tuple[Any, ...]:
     """The resource variables of a raw variable on this worker, first replica first."""
     return tuple(variable.values) if is_distributed(variable) else (variable,)
+
+
+def is_sharded(variable: Any) -> bool:
+    """Whether a raw variable is one tensor in several variables on parameter servers."""
+    return isinstance(variable, sharded_variable.ShardedVariable)
+
+
+def is_on_server(variable: Any) -> bool:
+    """Whether a variable, as its framework hands it out, is on a parameter server, or is sharded over several."""
+    return isinstance(variable, (*_ON_SERVERS, sharded_variable.ShardedVariable))
+
+
+def is_on_mesh(variable: Any) -> bool:
+    """Whether a raw variable is a DTensor's."""
+    return isinstance(variable, DVariable) and variable.layout is not None
 
 
 def is_resource_variable(variable: Any) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from tensorflow.python.eager import context
 from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import dtypes
+from ckptflow.format.boxes import Box
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
 from ckptflow.state.bundles import Bundle
@@ -29,51 +32,85 @@ _AGGREGATIONS: dict[Any, Components] = {
 }
 
 
-class VariableLeaf:
+class Leaf(ABC):
+    """One tensor of the checkpoint.
+
+    `shape` has None where the variable leaves a dimension open, and is None where it leaves the rank open. `boxes` are
+    what `assign` takes: all of it (None), or one block after the other. `own`: this worker's, no other has it.
+    """
+
+    boxes: tuple[Box | None, ...] = (None,)
+
+    def __init__(self, name: str, dtype: Any, shape: StaticShape) -> None:
+        self.name = name
+        self.tf_dtype = dtype
+        self.dtype: str = dtype.name
+        self.shape = shape
+        self.aliases: tuple[str, ...] = ()
+        self.metric = False
+        self.own = False
+        self.is_kept_equal = False  # by the optimizer it belongs to
+        try:
+            dtypes.is_encoded(self.dtype)
+        except ValueError as error:
+            raise UnsupportedStateError(f"{name}: a checkpoint cannot hold the dtype {self.dtype}") from error
+
+    @abstractmethod
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """What the checkpoint says of it: one for each block that is written here."""
+
+    @abstractmethod
+    def read(self) -> list[Any]:
+        """What is held for each of `specs`. On the training thread, between two steps."""
+
+    @abstractmethod
+    def assign(self, value: Any, box: Box | None) -> None:
+        """Gives it the value. The tensor becomes the variable's own: it must be nobody else's."""
+
+    def _spec(self, shape: tuple[int, ...], **more: Any) -> TensorSpec:
+        return TensorSpec(self.name, self.dtype, shape, aliases=self.aliases, metric=self.metric, own=self.own, **more)
+
+
+class VariableLeaf(Leaf):
     """A variable: a plain one, a mirrored one (its first copy), or one kept per replica (its aggregate here).
 
     `parts` are its resource variables on this worker. `on_read` is how a variable that is kept per replica aggregates,
-    else None. `shape` has None where the variable leaves a dimension open, and is None where it leaves the rank open.
+    else None.
     """
 
     def __init__(self, name: str, variable: Any) -> None:
         if not (is_distributed(variable) or is_resource_variable(variable)):
             raise UnsupportedStateError(
-                f"{name} is a {type(variable).__name__}: variables of parameter servers, TPUs and DTensor meshes "
-                "cannot be saved by this version of ckptflow"
+                f"{name} is a {type(variable).__module__}.{type(variable).__qualname__}, a kind of variable that "
+                "ckptflow does not know"
             )
-        self.name = name
-        self.variable = variable
         self.parts = local_parts(variable)
-        self.handle = self.parts[0].handle
-        self.tf_dtype = self.parts[0].dtype
-        self.dtype: str = self.tf_dtype.name
-        try:
-            dtypes.is_encoded(self.dtype)
-        except ValueError as error:
-            raise UnsupportedStateError(f"{name}: a checkpoint cannot hold the dtype {self.dtype}") from error
         static = self.parts[0].shape
-        self.shape: StaticShape = None if static.rank is None else tuple(static.as_list())
+        super().__init__(name, self.parts[0].dtype, None if static.rank is None else tuple(static.as_list()))
+        self.variable = variable
+        self.handle = self.parts[0].handle
         self.on_read: Components | None = _AGGREGATIONS[variable.aggregation] if is_on_read(variable) else None
-        self.aliases: tuple[str, ...] = ()
-        self.metric = False
 
-    def spec(self) -> TensorSpec:
-        """What the checkpoint says of it."""
+    def specs(self) -> tuple[TensorSpec, ...]:
         dynamic = dtypes.is_encoded(self.dtype) or self.shape is None or None in self.shape
         components = (
             self.on_read if self.on_read and cluster.worker_count(self.variable.distribute_strategy) > 1 else None
         )
         shape = () if dynamic else tuple(size or 0 for size in self.shape or ())
-        return TensorSpec(self.name, self.dtype, shape, dynamic, components, self.aliases, self.metric)
+        # What a step changes by itself, without the other replicas, can differ between them: moving averages do.
+        may_differ = not (is_distributed(self.variable) and (self.is_kept_equal or self.variable.trainable))
+        return (self._spec(shape, dynamic=dynamic, components=components, may_differ=may_differ),)
 
     @property
     def is_simple(self) -> bool:
         """Whether one ReadVariableOp on `handle` is its whole capture."""
         return self.on_read is None or len(self.parts) == 1
 
-    def assign(self, value: Any) -> None:
-        """Gives every replica here the value. The tensor becomes the first replica's: it must be nobody else's.
+    def read(self) -> list[Any]:
+        return [[resource_ops.read_variable_op(part.handle, self.tf_dtype) for part in self.parts]]
+
+    def assign(self, value: Any, box: Box | None = None) -> None:
+        """Gives every replica here the value.
 
         A sum goes whole to the chief's first replica and the others get zero. TensorFlow's own checkpoints give each
         replica value / replicas instead, which is not exact: not for integers, nor where the count is no power of 2.
@@ -95,28 +132,22 @@ class VariableLeaf:
         resource_ops.assign_variable_op(part.handle, value, validate_shape=not is_open)
 
 
-class PartLeaf:
-    """One part of a bundle."""
-
-    handle = None
-    on_read: Components | None = None
-    is_simple = False
-    shape: StaticShape = None
+class PartLeaf(Leaf):
+    """One part of a bundle, which reads and writes all its parts at once."""
 
     def __init__(self, name: str, bundle: Bundle, part: str) -> None:
-        self.name = name
+        super().__init__(name, tf.as_dtype(bundle.dtypes[part]), None)
         self.bundle = bundle
         self.part = part
-        self.dtype = bundle.dtypes[part]
-        self.aliases: tuple[str, ...] = ()
-        self.metric = False
 
-    def spec(self) -> TensorSpec:
-        """What the checkpoint says of it."""
-        return TensorSpec(self.name, self.dtype, (), True, None, self.aliases, self.metric)
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return (self._spec((), dynamic=True),)
 
+    def read(self) -> list[Any]:
+        raise TypeError(f"{self.name} is read with its bundle")
 
-Leaf: TypeAlias = VariableLeaf | PartLeaf
+    def assign(self, value: Any, box: Box | None) -> None:
+        raise TypeError(f"{self.name} is written with its bundle")
 
 
 def _copy(value: Any) -> Any:
@@ -150,14 +181,21 @@ def host_array(tensor: Any) -> Array:
     """A tensor's value as an array on the host, without a copy where TensorFlow shares its memory. Read-only."""
     if isinstance(tensor, np.ndarray):
         return tensor
-    if "CPU" not in tensor.backing_device:
-        with tf.device("CPU:0"):
+    if "CPU" not in tensor.backing_device or is_remote(tensor):
+        with tf.device(f"{context.context().host_address_space()}/device:CPU:0"):
             tensor = tf.identity(tensor)
     if tensor.dtype == tf.string:
         return np.asarray(tensor.numpy(), dtype=object).reshape(tensor.shape)
     if tensor.shape.rank == 0:  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
         return np.asarray(tf.reshape(tensor, [1])).reshape(())
     return np.asarray(tensor)
+
+
+def is_remote(tensor: Any) -> bool:
+    """Whether a held value is in another process's memory: a parameter server's."""
+    if isinstance(tensor, (np.ndarray, list)):
+        return False
+    return not str(tensor.backing_device).startswith(context.context().host_address_space())
 
 
 def to_bytes(array: Array, dtype: str) -> Bytes1D:

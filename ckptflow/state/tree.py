@@ -13,23 +13,30 @@ from ckptflow.format.spec import TensorSpec
 from ckptflow.state.children import clean
 from ckptflow.state.kinds import OPTIMIZERS, Kind, is_keras3_model, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import Leaf
+from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.walker import OptimizerNode, Walker
 
 MAX_ENTRY_NAME_BYTES = 1024
+RESERVED_PREFIX = "ckptflow."  # of names that are ours: not the user's to give, and passed over by a restore
 
 
 @dataclass
 class Tree:
     """The state as leaves sorted by name, which is the same order on every worker and in every process.
 
-    `python` are the entries with plain Python state, `models` and `optimizers` those of either Keras by their path,
-    `layers` all Keras layers that were met, `variables` all variables by name. `cache` is for
-    whatever is prepared once per tree.
+    `specs` are theirs, in order, and `holders` the leaf of each. `python` are the entries with plain Python state,
+    `per_worker` the entries that are this worker's own, `models` and `optimizers` those of either Keras by their path,
+    `layers` all Keras layers that were met, `variables` all variables by name. `cache` is for whatever is prepared
+    once per tree.
     """
 
+    worker: int
+    world_size: int
     leaves: tuple[Leaf, ...]
     specs: tuple[TensorSpec, ...]
+    holders: tuple[Leaf, ...]
     python: dict[str, Any]
+    per_worker: dict[str, PerWorker]
     models: dict[str, Any]
     optimizers: dict[str, OptimizerNode]
     layers: list[Any]
@@ -49,18 +56,23 @@ class Tree:
         return any(look(obj) != seen for obj, look, seen in self._watched)
 
 
-def walk(state: Mapping[str, Any]) -> Tree:
-    """The tree of named objects, as `as_mapping` gives them.
+def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> Tree:
+    """The tree of named objects, as `as_mapping` gives them, on worker `worker` of `world_size`.
 
     Raises `UnsupportedStateError`, by name and with a way out, for what cannot be saved.
     """
-    walker = Walker()
+    walker = Walker(worker, world_size)
     walker.walk(state)
     leaves = tuple(sorted(walker.leaves, key=lambda leaf: leaf.name))
+    held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
     return Tree(
+        worker,
+        world_size,
         leaves,
-        tuple(leaf.spec() for leaf in leaves),
+        tuple(spec for spec, _ in held),
+        tuple(leaf for _, leaf in held),
         walker.python,
+        walker.per_worker,
         walker.models,
         walker.optimizers,
         walker.layers,
@@ -91,6 +103,8 @@ def as_mapping(state: Any) -> dict[str, Any]:
         cleaned = clean(name.strip())
         if not name.strip(" /") or cleaned == "__metadata__" or len(cleaned.encode()) > MAX_ENTRY_NAME_BYTES:
             raise UsageError(f"{name[:80]!r} cannot be a name in state: give the object a short name of its own")
+        if cleaned.startswith(RESERVED_PREFIX):
+            raise UsageError(f"{name[:80]!r} cannot be a name in state: what begins with {RESERVED_PREFIX!r} is ours")
         if cleaned in entries:
             raise UsageError(
                 f"two entries of state are called {cleaned!r} (spaces and slashes at the ends do not count)"

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.format.layout import own_name
 from ckptflow.state import children, keras3, tf_keras
+from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import bundle_of
 from ckptflow.state.children import Children, clean
 from ckptflow.state.kinds import (
@@ -27,11 +29,14 @@ from ckptflow.state.kinds import (
     Kind,
     carries_python_state,
     is_keras3_model,
+    is_on_mesh,
+    is_sharded,
     is_tf_keras_model,
     kind_of,
     raw_variable,
 )
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf
+from ckptflow.state.per_worker import PerWorker
 
 MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
@@ -55,6 +60,7 @@ class _Node:
     label: str
     metric: bool = False
     owner: str = ""  # the path of the nearest model above
+    own: bool = False  # this worker's alone
     fallback: bool = False
 
     @property
@@ -64,7 +70,7 @@ class _Node:
 
 @dataclass
 class _Slot:
-    leaf: VariableLeaf
+    leaf: Leaf
     name: str
     of: str  # the name of its model variable
 
@@ -77,9 +83,12 @@ def _slot_path(name: str, of: str, owner: str) -> str:
 class Walker:
     """One walk; afterwards its public attributes are what it found."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int = 0, world_size: int = 1) -> None:
+        self._worker = worker
+        self._world_size = world_size
         self.leaves: list[Leaf] = []
         self.python: dict[str, Any] = {}
+        self.per_worker: dict[str, PerWorker] = {}
         self.models: dict[str, Any] = {}
         self.optimizers: dict[str, OptimizerNode] = {}
         self.layers: list[Any] = []
@@ -92,10 +101,16 @@ class Walker:
         self._taken: set[str] = set()
         self._other_paths: list[tuple[str, _Node]] = []
         self._slots: dict[str, list[_Slot]] = {}
+        self._part_of: dict[int, tuple[PartsLeaf, int]] = {}  # the whole, by identity of a part
+        self._raw: list[Any] = []  # every variable by which an optimizer may know one
 
     def walk(self, state: Mapping[str, Any]) -> None:
         """Visits everything that can be reached from the state's entries."""
-        for name, obj in state.items():
+        for entry, marked in state.items():
+            name, obj, own = entry, marked, isinstance(marked, PerWorker)
+            if own:
+                self.per_worker[entry] = marked
+                name, obj = own_name(entry, self._worker), marked.obj
             has_python = carries_python_state(obj)
             if has_python:
                 self.python[name] = obj
@@ -103,9 +118,11 @@ class Walker:
                 self._taken.add(name)
             else:
                 check_entry(name, obj)
-                self._push(_Node(obj, "", name), _OBJECTS)
+                self._push(_Node(obj, "", name, own=own), _OBJECTS)
         while any(self._queues):
             self._visit(next(queue for queue in self._queues if queue).popleft())
+        for leaf in self.leaves:
+            leaf.is_kept_equal = any(leaf.name.startswith(f"{optimizer}/") for optimizer in self.optimizers)
         self._add_aliases()
 
     def _push(self, node: _Node, phase: int) -> None:
@@ -125,21 +142,27 @@ class Walker:
             )
         known = self._paths.get(id(target))
         if known is not None:
-            if not node.fallback:
+            if not (node.fallback or id(target) in self._part_of):
                 self._other_paths.append((known, node))
             return
         path = self._unique(node.path)
         self._paths[id(target)] = path
         self.kept_alive += (node.obj, target)
+        if kind in (Kind.DISTRIBUTED_ITERATOR, Kind.ITERATOR) and self._world_size > 1 and not node.own:
+            raise UnsupportedStateError(
+                f"{path}: with {self._world_size} workers an input position is each worker's own; hand it over as "
+                "ckptflow.PerWorker(iterator)"
+            )
         if kind is Kind.DISTRIBUTED_ITERATOR:
-            check_entry(path, node.obj)
+            for label, iterator in enumerate(replica_iterators(path, node.obj)):
+                self._push(_Node(iterator, path, str(label), own=node.own), _OBJECTS)
         elif kind is Kind.VARIABLE:
-            self._add_variable(path, node.obj, target, node.metric)
+            self._add_variable(path, node.obj, target, node)
         else:
             bundle = bundle_of(node.obj, path)
             if bundle is not None:
                 for part in bundle.dtypes:
-                    self._add(PartLeaf(self._unique(f"{path}/{part}"), bundle, part), node.metric)
+                    self._add(PartLeaf(self._unique(f"{path}/{part}"), bundle, part), node)
             if bundle is None or kind is Kind.TRACKABLE:
                 self._expand(node, kind, path)
 
@@ -151,51 +174,80 @@ class Walker:
         if kind in LAYERS:
             self.layers.append(obj)
         if kind in OPTIMIZERS:
-            self._add_optimizer(obj, kind, path, owner)
+            self._add_optimizer(node, kind, path, owner)
         found = _children(obj, kind)
         if kind not in CONTAINERS:  # these are watched as part of whatever holds them
             look = keras3.layer_fingerprint if kind is Kind.KERAS3_LAYER else children.fingerprint
             self.watched.append((obj, look, look(obj)))
         metric = node.metric or (kind in METRICS and bool(node.parent))
         for label, child in found.named:
-            self._push(_Node(child, path, clean(label), metric, owner), _OBJECTS)
+            self._push(_Node(child, path, clean(label), metric, owner, node.own), _OBJECTS)
         for label, child in found.fallback:
-            self._push(_Node(child, path, clean(label), metric, owner, fallback=True), _TRACKED)
+            self._push(_Node(child, path, clean(label), metric, owner, node.own, fallback=True), _TRACKED)
 
-    def _add_variable(self, path: str, variable: Any, raw: Any, metric: bool) -> VariableLeaf:
-        leaf = VariableLeaf(path, raw)
+    def _add_variable(self, path: str, variable: Any, raw: Any, node: _Node) -> Leaf:
+        leaf: Leaf
+        if is_sharded(raw):
+            parts = [raw_variable(part) for part in raw.variables]
+            leaf = self._add_parts(path, parts, raw._var_offsets, raw.shape.as_list())
+            self._raw += parts
+        elif is_on_mesh(raw):
+            leaf = MeshLeaf(path, raw)
+            self._raw.append(raw)
+        else:
+            leaf = VariableLeaf(path, raw)
+            self._raw.append(raw)
         self.variables[path] = variable
-        self._add(leaf, metric)
+        self._add(leaf, node)
         if "_value" in vars(variable) and vars(variable)["_value"] is raw:
             self.values.append((variable, raw))
         return leaf
 
-    def _add(self, leaf: Leaf, metric: bool) -> None:
-        leaf.metric = metric
+    def _add_parts(self, path: str, parts: list[Any], starts: Any, shape: Sequence[int | None]) -> PartsLeaf:
+        leaf = PartsLeaf(path, parts, starts, [size or 0 for size in shape])
+        for number, part in enumerate(parts):
+            self._paths[id(part)] = path
+            self._part_of[id(part)] = leaf, number
+            self.kept_alive.append(part)
+        return leaf
+
+    def _add(self, leaf: Leaf, node: _Node) -> None:
+        leaf.metric, leaf.own = node.metric, node.own
         self.leaves.append(leaf)
 
-    def _add_optimizer(self, optimizer: Any, kind: Kind | None, path: str, owner: str) -> None:
+    def _add_optimizer(self, node: _Node, kind: Kind | None, path: str, owner: str) -> None:
+        optimizer = node.obj
         if kind is Kind.KERAS3_OPTIMIZER:
             found = keras3.optimizer_slots(optimizer)
             built_for = list(optimizer._trainable_variables)
         else:
-            known = [leaf.variable for leaf in self.leaves if isinstance(leaf, VariableLeaf)]
-            found = tf_keras.optimizer_slots(optimizer, known)
+            found = tf_keras.optimizer_slots(optimizer, self._raw)
             built_for = list({id(variable): variable for _, variable, _ in found if variable is not None}.values())
         names = [self._paths.get(id(raw_variable(variable))) for variable in built_for]
-        self.optimizers[path] = OptimizerNode(optimizer, owner, tuple(name for name in names if name))
+        self.optimizers[path] = OptimizerNode(optimizer, owner, tuple(dict.fromkeys(name for name in names if name)))
         counts: dict[str, int] = {}
+        of_parts: dict[tuple[str, str], dict[int, Any]] = {}
         slots = self._slots.setdefault(path, [])
         for name, model_variable, variable in found:
             position = counts[name] = counts.get(name, -1) + 1
-            raw = raw_variable(variable)
+            raw, raw_model = raw_variable(variable), raw_variable(model_variable)
             if id(raw) in self._paths:
                 continue
-            of = self._paths.get(id(raw_variable(model_variable)), str(position))
+            of = self._paths.get(id(raw_model), str(position))
+            if id(raw_model) in self._part_of:
+                of_parts.setdefault((clean(name), of), {})[self._part_of[id(raw_model)][1]] = raw
+                continue
             slot_path = self._unique(f"{path}/{_slot_path(clean(name), of, owner)}")
             self._paths[id(raw)] = slot_path
             self.kept_alive += (variable, raw)
-            slots.append(_Slot(self._add_variable(slot_path, variable, raw, False), clean(name), of))
+            slots.append(_Slot(self._add_variable(slot_path, variable, raw, node), clean(name), of))
+        wholes = {leaf.name: leaf for leaf, _ in self._part_of.values()}
+        for (name, of), parts in of_parts.items():  # the slots for a sharded variable's parts are one tensor as well
+            whole, ordered = wholes[of], [parts[number] for number in sorted(parts)]
+            slot_path = self._unique(f"{path}/{_slot_path(name, of, owner)}")
+            leaf = self._add_parts(slot_path, ordered, [box[0] for box in whole.boxes if box], whole.shape or ())
+            self._add(leaf, node)
+            slots.append(_Slot(leaf, name, of))
 
     def _unique(self, path: str) -> str:
         candidate, count = path, 0
@@ -252,18 +304,27 @@ def _children(obj: Any, kind: Kind | None) -> Children:
     return rules.get(kind, children.generic)(obj)
 
 
+def replica_iterators(path: str, iterator: Any) -> list[Any]:
+    """The iterators of a DistributedIterator, one for each replica here.
+
+    Raises `UnsupportedStateError` for one that prefetches to devices: TensorFlow gives out no state of that.
+    """
+    found = [getattr(per_worker, "_iterator", None) for per_worker in iterator._iterators or ()]
+    if not found or any(kind_of(each) is not Kind.ITERATOR for each in found):
+        raise UnsupportedStateError(
+            f"{path}: this DistributedIterator cannot be saved, it prefetches to the devices. Either distribute by "
+            "strategy.distribute_datasets_from_function(..., tf.distribute.InputOptions("
+            "experimental_fetch_to_device=False, "
+            "experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)), or keep one iter(dataset) "
+            "per worker, hand that over as PerWorker(iterator), and feed the replicas by "
+            "strategy.experimental_distribute_values_from_function(lambda context: next(iterator))"
+        )
+    return found
+
+
 def check_entry(name: str, obj: Any) -> None:
     """Raises `UnsupportedStateError` for an entry of the state that is of no kind that can be saved."""
     kind = kind_of(obj)
-    if kind is Kind.DISTRIBUTED_ITERATOR:
-        raise UnsupportedStateError(
-            f"{name}: a DistributedIterator cannot be saved. Either distribute by "
-            "strategy.distribute_datasets_from_function(..., tf.distribute.InputOptions("
-            "experimental_fetch_to_device=False, "
-            "experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)) and hand over its "
-            "_iterators[i]._iterator, or keep one iter(dataset) per worker, hand that over, and feed the replicas by "
-            "strategy.experimental_distribute_values_from_function(lambda context: next(iterator))"
-        )
     if kind is Kind.DATASET:
         raise UnsupportedStateError(f"{name}: a tf.data.Dataset has no position; hand over its iterator, iter(dataset)")
     if kind is None or kind in CONTAINERS:

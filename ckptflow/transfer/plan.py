@@ -34,8 +34,8 @@ class PlannedSlice:
     """One slice of this worker's: where it comes from and where it goes.
 
     `start` and `shape` are its box in storage. Its bytes come from `source_begin` on in the tensor's row-major bytes as
-    this worker holds them, or, where they are no single run there, are the box `region` of the array of `held_shape`.
-    They go to `offset` … `end` of the shard.
+    this worker holds them, or, where they are no single run there, are the box `region` of the array of `held_shape`;
+    `source_start` is where the box starts in that array. They go to `offset` … `end` of the shard.
     """
 
     tensor: int
@@ -44,6 +44,7 @@ class PlannedSlice:
     shape: tuple[int, ...]
     offset: int
     end: int
+    source_start: tuple[int, ...]
     source_begin: int
     source_end: int
     region: tuple[slice, ...] | None
@@ -121,9 +122,10 @@ def plan_shards(
 ) -> WorkerPlan:
     """Worker `worker`'s part of writing `specs`; all workers' parts together cover each tensor exactly once.
 
-    Replicated tensors under `small_bytes` are the chief's, whole. Larger ones are divided so that all workers write the
-    same number of bytes, within 5 % or `small_bytes / 8`, whichever is more, as far as the chief's small ones allow. Of
-    a tensor with components every worker writes its own. Dynamic tensors are left to `plan_dynamic`. No shard is longer
+    Replicated tensors under `small_bytes`, and those that may differ, are the chief's, whole. Larger ones are divided
+    so that all workers write the same number of bytes, within 5 % or `small_bytes / 8`, whichever is more, as far as
+    the chief's own allow. Of a tensor with components, of blocks and of its own tensors every worker writes what it
+    holds. Dynamic tensors are left to `plan_dynamic`. No shard is longer
     than `shard_bytes`, header included. Raises ValueError where `shard_bytes` is under 64 KiB, `UnsupportedStateError`
     for a name that no header can hold.
     """
@@ -146,8 +148,14 @@ def plan_shards(
             else:  # a tensor without elements has one slice: the chief's
                 small.append((replace(held, held_shape=shape, origin=(0,) * len(shape)), boxes.whole(shape)))
             continue
+        if spec.box is not None:
+            held = _Held(index, spec.name, spec.dtype, spec.shape, spec.box[1], spec.box[0])
+            own.append((held, spec.box))
+            continue
         held = _Held(index, spec.name, spec.dtype, spec.shape, spec.shape, (0,) * len(spec.shape))
-        if world_size == 1 or held.size_bytes(boxes.whole(spec.shape)) < max(1, small_bytes):
+        if spec.own:
+            own.append((held, boxes.whole(spec.shape)))
+        elif world_size == 1 or spec.may_differ or held.size_bytes(boxes.whole(spec.shape)) < max(1, small_bytes):
             small.append((held, boxes.whole(spec.shape)))
         else:
             large.append(held)
@@ -174,14 +182,14 @@ def _check_name(name: str) -> None:
 
 
 def plan_dynamic(plan: WorkerPlan, source: Source, *, shard_bytes: int) -> WorkerPlan:
-    """The chief's plan for one save: `plan`, and further shards for the dynamic tensors as they were captured.
+    """A worker's plan for one save: `plan`, and further shards for dynamic tensors as they were captured.
 
-    Returns `plan` itself where no tensor is dynamic. Reads `source.shape`, and for encoded dtypes how long
-    `source.data` is.
+    Every worker writes its own ones, the chief also the others. Returns `plan` itself where no tensor is dynamic. Reads
+    `source.shape`, and for encoded dtypes how long `source.data` is.
     """
     own: list[_Piece] = []
     for index, spec in enumerate(source.specs):
-        if spec.dynamic:
+        if spec.dynamic and (spec.own or plan.worker == CHIEF):
             encoded = dtypes.is_encoded(spec.dtype)
             shape = (source.data(index).size,) if encoded else source.shape(index)
             own.append((_Held(index, spec.name, spec.dtype, shape, shape, (0,) * len(shape)), boxes.whole(shape)))
@@ -275,6 +283,7 @@ def _plan_slice(held: _Held, box: Box, offset: int) -> PlannedSlice:
         shape=box[1],
         offset=offset,
         end=offset + size,
+        source_start=start,
         source_begin=begin,
         source_end=begin + size if is_run else 0,
         region=None if is_run else tuple(slice(at, at + n) for at, n in zip(start, box[1], strict=True)),

@@ -16,9 +16,9 @@ from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Manifest, SliceRecord
+from ckptflow.format.manifest import Manifest, SliceRecord, TensorRecord
 from ckptflow.format.shard import crc32c_combine
-from ckptflow.format.spec import Bytes1D, Target
+from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
@@ -45,57 +45,95 @@ def read_tensors(
     store: Store,
     folder: Folder,
     manifest: Manifest,
-    wanted: Sequence[int],
+    wanted: Iterable[Wanted],
     target: Target,
     pool: BufferPool,
     *,
     verify_first: bool = False,
     threads: int | None = None,
 ) -> None:
-    """Brings the `wanted` tensors (they count as in the manifest) into the target's memory, all bytes verified.
+    """Brings what is wanted, tensors and boxes of tensors, into the target's memory, all bytes verified.
 
-    Threads read and verify; the calling thread alone opens, copies and finishes, and finishes a tensor only when all
-    of its slices have passed their checksums. Big tensors first, the slices of one tensor close together. With
-    `verify_first` everything is read and verified once before the first `open`. Raises `CorruptCheckpointError` (what
-    is, and what the manifest says) for a failed checksum, a short or a missing shard, and `StorageError` unchanged.
+    Threads read and verify; the calling thread alone opens, copies and finishes, and finishes what is wanted only when
+    all slices that it touches have passed their checksums. A slice is read once, however many wanted boxes it touches.
+    Big tensors first, the slices of one tensor close together. With `verify_first` everything is read and verified once
+    before the first `open`. Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed
+    checksum, a short or a missing shard, and `StorageError` unchanged.
     """
-    reading = _Reading(store, folder, manifest, pool, threads or thread_count(store))
-    sizes = {index: manifest.tensors[index].size_bytes for index in wanted}
-    ranked = sorted(sizes, key=lambda index: (-sizes[index], index))
-    pieces = [(index, piece) for index in ranked for piece in manifest.tensors[index].slices]
+    landings = {each: _Landing(manifest, each) for each in wanted}
+    of_tensor: dict[int, list[_Landing]] = {}
+    for landing in sorted(landings.values(), key=lambda landing: (-landing.size_bytes, landing.wanted.tensor)):
+        of_tensor.setdefault(landing.wanted.tensor, []).append(landing)
+    pieces = [
+        (index, piece)
+        for index, needed in of_tensor.items()
+        for piece in manifest.tensors[index].slices
+        if any(landing.touches(piece) for landing in needed)
+    ]
+
+    def users(part: Part) -> list[Wanted]:
+        return [landing.wanted for landing in of_tensor[part.tensor] if landing.touches(part.slice)]
+
+    def finish(each: Wanted) -> None:
+        landings[each].open(target)  # one without elements has not been opened yet: nothing was read
+        landings[each].memory = None
+        target.finish(each)
+
+    reading = _Reading(store, folder, manifest, pool, threads or thread_count(store), users)
     ranges = plan_ranges(manifest, pieces, pool.buffer_bytes)
     if verify_first:
-        reading.run(ranges, lambda piece, data: None, lambda index: None)
-    memory: dict[int, Bytes1D] = {}
+        reading.run(ranges, lambda each, part, data: None, lambda each: None)
+    reading.run(ranges, lambda each, part, data: landings[each].take(target, part, data), finish)
+    for each, landing in landings.items():
+        if not landing.size_bytes:
+            finish(each)
 
-    def copy(piece: Part, data: Bytes1D) -> None:
-        tensor = manifest.tensors[piece.tensor]
-        into = memory.get(piece.tensor)
-        if into is None:
-            into = memory[piece.tensor] = target.open(piece.tensor)
-            if into.size != sizes[piece.tensor]:
-                raise ValueError(f"{tensor.name!r}: {into.size:,} bytes were opened for {sizes[piece.tensor]:,}")
-        if data.size == into.size:
+
+class _Landing:
+    """One wanted tensor or box on its way into the target's memory."""
+
+    def __init__(self, manifest: Manifest, wanted: Wanted) -> None:
+        self._tensor = tensor = manifest.tensors[wanted.tensor]
+        self._item = dtypes.item_size_bytes(tensor.dtype)
+        self._box = boxes.whole(tensor.storage_shape) if wanted.box is None else wanted.box
+        check_box(tensor, self._box)
+        self.wanted = wanted
+        self.size_bytes = boxes.volume(self._box[1]) * self._item
+        self.memory: Bytes1D | None = None
+
+    def touches(self, piece: SliceRecord) -> bool:
+        """Whether a slice has elements of it."""
+        return self.wanted.box is None or boxes.intersect(self._box, (piece.start, piece.shape)) is not None
+
+    def open(self, target: Target) -> Bytes1D:
+        """Its memory, asked for once."""
+        if self.memory is None:
+            self.memory = target.open(self.wanted)
+            if self.memory.size != self.size_bytes:
+                raise ValueError(
+                    f"{self._tensor.name!r}: {self.memory.size:,} bytes were opened for {self.size_bytes:,}"
+                )
+        return self.memory
+
+    def take(self, target: Target, part: Part, data: Bytes1D) -> None:
+        """Copies what it needs of a part's verified bytes."""
+        into, piece = self.open(target), part.slice
+        if part.is_whole and (piece.start, piece.shape) == self._box:
             into[:] = data
-            return
-        item = dtypes.item_size_bytes(tensor.dtype)
-        shape = tensor.storage_shape
-        if boxes.is_contiguous(shape, piece.slice.shape):
-            begin = boxes.row_major_offset(shape, piece.slice.start) * item + piece.begin - piece.slice.offset
+        elif self.wanted.box is None and boxes.is_contiguous(self._box[1], piece.shape):
+            begin = boxes.row_major_offset(self._box[1], piece.start) * self._item + part.begin - piece.offset
             into[begin : begin + data.size] = data
         else:
-            _scatter(dtypes.as_words(into, item).reshape(shape), boxes.whole(shape), piece, data, item)
+            _scatter(dtypes.as_words(into, self._item).reshape(self._box[1]), self._box, part, data, self._item)
 
-    def finish(index: int) -> None:
-        if index not in memory:  # no element, so nothing was read
-            target.open(index)
-        memory.pop(index, None)
-        target.finish(index)
 
-    reading.run(ranges, copy, finish)
-    for index in ranked:
-        if not sizes[index]:
-            finish(index)
+def check_box(tensor: TensorRecord, box: Box) -> None:
+    """Raises ValueError for a box that does not lie in the tensor."""
+    shape = tensor.storage_shape
+    if len(box[0]) != len(shape) or any(
+        at < 0 or extent < 0 or at + extent > length for at, extent, length in zip(*box, shape, strict=True)
+    ):
+        raise ValueError(f"the box {box} does not lie in {tensor.name!r} of shape {list(shape)}")
 
 
 def read_box(
@@ -113,25 +151,22 @@ def read_box(
     a box outside the tensor, else as `read_tensors`.
     """
     tensor = manifest.tensors[index]
-    box: Box = tuple(start), tuple(shape)
-    item = dtypes.item_size_bytes(tensor.dtype)
-    ends = [at + extent for at, extent in zip(*box, strict=True)]
-    if len(ends) != len(tensor.storage_shape) or any(
-        at < 0 or extent < 0 or end > length
-        for at, extent, end, length in zip(*box, ends, tensor.storage_shape, strict=True)
-    ):
-        raise ValueError(f"the box {box} does not lie in {tensor.name!r} of shape {list(tensor.storage_shape)}")
-    result = np.empty(boxes.volume(shape) * item, dtype=np.uint8)
-    words = dtypes.as_words(result, item).reshape(box[1])
-    pieces = [(index, piece) for piece in tensor.slices if boxes.intersect(box, (piece.start, piece.shape))]
-    reading = _Reading(store, folder, manifest, pool, thread_count(store))
-    reading.run(
-        plan_ranges(manifest, pieces, pool.buffer_bytes),
-        lambda piece, data: _scatter(words, box, piece, data, item),
-        lambda index: None,
-    )
+    wanted = Wanted(index, (tuple(start), tuple(shape)))
+    target = _BoxTarget(boxes.volume(shape) * dtypes.item_size_bytes(tensor.dtype))
+    read_tensors(store, folder, manifest, [wanted], target, pool)
     dtype = np.dtype(np.uint8) if dtypes.is_encoded(tensor.dtype) else dtypes.numpy_dtype(tensor.dtype)
-    return result.view(dtype).reshape(box[1])
+    return target.memory.view(dtype).reshape(tuple(shape))
+
+
+class _BoxTarget:
+    def __init__(self, size_bytes: int) -> None:
+        self.memory: Bytes1D = np.empty(size_bytes, dtype=np.uint8)
+
+    def open(self, wanted: Wanted) -> Bytes1D:
+        return self.memory
+
+    def finish(self, wanted: Wanted) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,26 +252,41 @@ def _slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
 
 
 class _Reading:
-    """Reads ranges of one checkpoint and hands over their parts, verified."""
+    """Reads ranges of one checkpoint and hands over their parts, verified, to those who use them."""
 
-    def __init__(self, store: Store, folder: Folder, manifest: Manifest, pool: BufferPool, threads: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: Folder,
+        manifest: Manifest,
+        pool: BufferPool,
+        threads: int,
+        users: Callable[[Part], Sequence[Wanted]],
+    ) -> None:
         self._store = store
         self._folder = folder
         self._manifest = manifest
         self._pool = pool
         self._threads = threads
+        self._users = users
 
     def run(
-        self, ranges: Sequence[Range], copy: Callable[[Part, Bytes1D], None], finish: Callable[[int], None]
+        self,
+        ranges: Sequence[Range],
+        copy: Callable[[Wanted, Part, Bytes1D], None],
+        finish: Callable[[Wanted], None],
     ) -> None:
-        """Calls `copy` with each part's bytes, and `finish` once all parts of a tensor have been copied and verified.
+        """Calls `copy` with each part's bytes for each of its users, and `finish` once a user has had all its parts.
 
         Whole slices are verified before they are copied, parts of slices when the last one is there.
         """
-        left = Counter(part.tensor for each in ranges for part in each.parts)
-        divided: dict[int, list[Part]] = {}
-        for part in (part for each in ranges for part in each.parts if not part.is_whole):
-            divided.setdefault(part.tensor, []).append(part)
+        left: Counter[Wanted] = Counter()
+        divided: dict[Wanted, list[Part]] = {}
+        for part in (part for each in ranges for part in each.parts):
+            for user in self._users(part):
+                left[user] += 1
+                if not part.is_whole:
+                    divided.setdefault(user, []).append(part)
         checksums: dict[Part, int] = {}
 
         def read(number: int, buffer: Buffer) -> None:
@@ -253,11 +303,12 @@ class _Reading:
         def consume(number: int, buffer: Buffer) -> None:
             each = ranges[number]
             for part in each.parts:
-                copy(part, buffer.array[part.begin - each.begin : part.end - each.begin])
-                left[part.tensor] -= 1
-                if not left[part.tensor]:
-                    self._check_divided(divided.get(part.tensor, ()), checksums)
-                    finish(part.tensor)
+                for user in self._users(part):
+                    copy(user, part, buffer.array[part.begin - each.begin : part.end - each.begin])
+                    left[user] -= 1
+                    if not left[user]:
+                        self._check_divided(divided.get(user, ()), checksums)
+                        finish(user)
 
         run(self._pool, len(ranges), read, consume, threads=self._threads)
 

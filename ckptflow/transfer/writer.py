@@ -85,17 +85,18 @@ class _Packer:
         view[: len(shard.header)] = shard.header
         checksum, checksums = 0, []
         for piece in shard.slices:
-            data = source.data(piece.tensor)
             offset, end = piece.offset, piece.end
             size = end - offset
-            if piece.region is not None:
+            if source.is_remote(piece.tensor):
+                data = source.fetch(piece.tensor, (piece.source_start, piece.shape))
+                value = _copy_and_checksum(staged[offset:end], data)
+            elif piece.region is not None:
+                data = source.data(piece.tensor)
                 _copy_region(staged[offset:end], data, piece)
                 value = crc32c.crc32c(view[offset:end])
-            elif size <= CHUNK_BYTES:
-                staged[offset:end] = data[piece.source_begin : piece.source_end]
-                value = crc32c.crc32c(view[offset:end])
             else:
-                value = _copy_and_checksum(staged[offset:end], data[piece.source_begin : piece.source_end])
+                data = source.data(piece.tensor)[piece.source_begin : piece.source_end]
+                value = _copy_and_checksum(staged[offset:end], data)
             del data
             self._packed(piece.tensor)
             checksums.append(value)
@@ -115,6 +116,9 @@ class _Packer:
 
 
 def _copy_and_checksum(into: Bytes1D, data: Bytes1D) -> int:
+    if into.size <= CHUNK_BYTES:
+        into[:] = data
+        return crc32c.crc32c(into.data)
     value = 0
     for begin in range(0, into.size, CHUNK_BYTES):
         chunk = into[begin : begin + CHUNK_BYTES]

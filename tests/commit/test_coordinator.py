@@ -9,8 +9,9 @@ import crc32c
 import msgspec
 import pytest
 
+from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries, read_manifest
-from ckptflow.commit.coordinator import Coordinator, Draft
+from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import KeepLast

@@ -141,11 +141,11 @@ def restore(state: Any, saved: Saved, **options: Any) -> Restore:
 
 def fill(restoring: Restore, saved: Saved) -> None:
     """Plays the reader."""
-    for index in restoring.wanted:
-        memory = restoring.open(index)
-        memory[:] = saved.data[index]
+    for wanted in restoring.wanted:
+        memory = restoring.open(wanted)
+        memory[:] = saved.data[wanted.tensor]
         del memory
-        restoring.finish(index)
+        restoring.finish(wanted)
     restoring.complete()
 
 

@@ -36,15 +36,15 @@ def test_memory_that_became_a_variables_value_is_its_own(dtype: str) -> None:
     saved = roundtrip.save({"0": variables[0], "1": variables[1]})
     restoring = match(walk({"0": variables[0], "1": variables[1]}), saved.manifest())
     views = []
-    for index in restoring.wanted:
-        views.append(restoring.open(index))
-        views[-1][:] = pattern + index if dtype != "bool" else pattern
+    for wanted in restoring.wanted:
+        views.append(restoring.open(wanted))
+        views[-1][:] = pattern + wanted.tensor if dtype != "bool" else pattern
     garbage = [
         tf.zeros(LARGE, dtype) + tf.ones([], dtype) if dtype != "bool" else tf.ones(LARGE, dtype) for _ in range(4)
     ]
     kept = [view.copy() for view in views]
-    for index in restoring.wanted:
-        restoring.finish(index)
+    for wanted in restoring.wanted:
+        restoring.finish(wanted)
     restoring.complete()
     del garbage
     assert address(variables[0]) != address(variables[1])

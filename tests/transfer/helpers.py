@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
 from ckptflow.format import dtypes
+from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord, encode
-from ckptflow.format.spec import Bytes1D, TensorSpec
+from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry, Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic, plan_shards
@@ -85,6 +86,12 @@ class ArraySource:
             return dtypes.encode_strings(array)
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
+    def is_remote(self, index: int) -> bool:
+        return False
+
+    def fetch(self, index: int, box: Box) -> Bytes1D:
+        raise AssertionError("nothing here is remote")
+
     def release(self, index: int) -> None:
         assert self._arrays[index] is not None, "released twice"
         self._arrays[index] = None
@@ -109,12 +116,14 @@ class ArrayTarget:
     def open_now(self) -> int:
         return len(self._memory)
 
-    def open(self, index: int) -> Bytes1D:
+    def open(self, wanted: Wanted) -> Bytes1D:
+        index = wanted.tensor
         self.calls.append(("open", index))
         self._memory[index] = np.full(self.manifest.tensors[index].size_bytes, 0xA5, np.uint8)
         return self._memory[index]
 
-    def finish(self, index: int) -> None:
+    def finish(self, wanted: Wanted) -> None:
+        index = wanted.tensor
         self.calls.append(("finish", index))
         tensor, data = self.manifest.tensors[index], self._memory.pop(index)
         if dtypes.is_encoded(tensor.dtype):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptflow.format.spec import TensorSpec
+from ckptflow.format.spec import TensorSpec, Wanted
 from ckptflow.storage.local import LocalStore
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_sizes, read_tensors
@@ -24,7 +24,7 @@ def test_a_checkpoint_on_a_disk(tmp_path: Path) -> None:
     entries = store.list(f"{FOLDER}/")
     check_sizes(manifest, {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}, "root")
     target = ArrayTarget(manifest)
-    read_tensors(store, FOLDER, manifest, range(len(specs)), target, pool)
+    read_tensors(store, FOLDER, manifest, map(Wanted, range(len(specs))), target, pool)
     assert all(same_bits(target.arrays[spec.name], array) for spec, array in zip(specs, arrays, strict=True))
     assert verify_checkpoint(store, FOLDER, manifest, pool) == []
     assert pool.made_bytes <= 2**23

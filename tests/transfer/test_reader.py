@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageUnavailableError
 from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, decode
-from ckptflow.format.spec import Bytes1D, TensorSpec
+from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_sizes, plan_ranges, read_box, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
@@ -62,7 +62,7 @@ def written(
 def read_all(store: DictStore, manifest: Manifest, pool: BufferPool | None = None, **more: bool) -> ArrayTarget:
     target = ArrayTarget(manifest)
     pool = pool or BufferPool(3 * 2**16, 2**16)
-    read_tensors(store, FOLDER, manifest, range(len(manifest.tensors)), target, pool, **more)
+    read_tensors(store, FOLDER, manifest, map(Wanted, range(len(manifest.tensors))), target, pool, **more)
     return target
 
 
@@ -90,7 +90,7 @@ def test_random_states_come_back(specs: list[TensorSpec], world_size: int, small
 def test_only_what_is_wanted_is_read() -> None:
     store, manifest, expected = written()
     target = ArrayTarget(manifest)
-    read_tensors(store, FOLDER, manifest, [4], target, BufferPool(2**16, 2**16))
+    read_tensors(store, FOLDER, manifest, [Wanted(4)], target, BufferPool(2**16, 2**16))
     assert same_bits(target.arrays["scalar"], expected[4])
     assert list(target.arrays) == ["scalar"]
     assert len(store.gets) == 1
@@ -111,7 +111,7 @@ def test_wanted_may_repeat_and_be_empty() -> None:
     target = ArrayTarget(manifest)
     read_tensors(store, FOLDER, manifest, [], target, BufferPool(2**16, 2**16))
     assert target.calls == []
-    read_tensors(store, FOLDER, manifest, [4, 4, 5], target, BufferPool(2**16, 2**16))
+    read_tensors(store, FOLDER, manifest, [Wanted(4), Wanted(4), Wanted(5)], target, BufferPool(2**16, 2**16))
     assert sorted(target.calls) == [("finish", 4), ("finish", 5), ("open", 4), ("open", 5)]
 
 
@@ -121,14 +121,14 @@ def test_big_tensors_come_first_and_few_are_open_at_once() -> None:
     most = 0
 
     class Watching(ArrayTarget):
-        def open(self, index: int) -> Bytes1D:
+        def open(self, wanted: Wanted) -> Bytes1D:
             nonlocal most
-            memory = super().open(index)
+            memory = super().open(wanted)
             most = max(most, self.open_now)
             return memory
 
     target = Watching(manifest)
-    read_tensors(store, FOLDER, manifest, range(12), target, BufferPool(2**17, 2**16), threads=1)
+    read_tensors(store, FOLDER, manifest, map(Wanted, range(12)), target, BufferPool(2**17, 2**16), threads=1)
     assert target.calls[0] == ("open", 11)
     assert most <= 4
 
@@ -155,7 +155,7 @@ def test_a_flipped_bit_is_told_and_never_finished(index: int, buffer_bytes: int)
     flip(store, FOLDER.key(shard), piece.offset + size - 1)
     target, pool = ArrayTarget(manifest), BufferPool(3 * buffer_bytes, buffer_bytes)
     with pytest.raises(CorruptCheckpointError, match=rf"{FOLDER}/{shard}: .*'{tensor.name}'.* the manifest says"):
-        read_tensors(store, FOLDER, manifest, range(len(SPECS)), target, pool)
+        read_tensors(store, FOLDER, manifest, map(Wanted, range(len(SPECS))), target, pool)
     assert ("finish", index) not in target.calls
     assert all_free(pool)
     assert [problem.shard for problem in verify_checkpoint(store, FOLDER, manifest, pool)] == [shard, shard]
@@ -166,7 +166,7 @@ def test_verify_first_opens_nothing_when_anything_is_wrong() -> None:
     flip(store, FOLDER.key(manifest.shards[-1].name), -1)
     target, pool = ArrayTarget(manifest), BufferPool(3 * 2**16, 2**16)
     with pytest.raises(CorruptCheckpointError):
-        read_tensors(store, FOLDER, manifest, range(len(SPECS)), target, pool, verify_first=True)
+        read_tensors(store, FOLDER, manifest, map(Wanted, range(len(SPECS))), target, pool, verify_first=True)
     assert target.calls == []
 
 
@@ -231,24 +231,24 @@ def test_storage_trouble_is_not_damage() -> None:
 
 def test_a_failing_target_gives_all_buffers_back() -> None:
     class Refusing(ArrayTarget):
-        def finish(self, index: int) -> None:
+        def finish(self, wanted: Wanted) -> None:
             raise MemoryError
 
     store, manifest, _ = written()
     pool = BufferPool(3 * 2**16, 2**16)
     with pytest.raises(MemoryError):
-        read_tensors(store, FOLDER, manifest, range(len(SPECS)), Refusing(manifest), pool)
+        read_tensors(store, FOLDER, manifest, map(Wanted, range(len(SPECS))), Refusing(manifest), pool)
     assert all_free(pool)
 
 
 def test_a_target_of_another_size_is_refused() -> None:
     class Wrong(ArrayTarget):
-        def open(self, index: int) -> Bytes1D:
+        def open(self, wanted: Wanted) -> Bytes1D:
             return np.empty(1, np.uint8)
 
     store, manifest, _ = written()
     with pytest.raises(ValueError, match="were opened for"):
-        read_tensors(store, FOLDER, manifest, [0], Wrong(manifest), BufferPool(2**16, 2**16))
+        read_tensors(store, FOLDER, manifest, [Wanted(0)], Wrong(manifest), BufferPool(2**16, 2**16))
 
 
 def test_sizes_are_checked_against_a_listing() -> None:

@@ -1,0 +1,114 @@
+"""Leaves that are held in blocks: the parts of a sharded variable on parameter servers, a DTensor on its mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
+
+from ckptflow.errors import UnsupportedStateError
+from ckptflow.format import boxes, dtypes
+from ckptflow.format.boxes import Box
+from ckptflow.format.spec import TensorSpec
+from ckptflow.state.leaves import Leaf
+
+SMALL_BYTES = 2**20  # blocks below this are written by the first client that holds them
+
+
+class PartsLeaf(Leaf):
+    """One tensor in several resource variables of this process: a ShardedVariable, or an optimizer's slots for one.
+
+    How many parts there are is no property of the checkpoint: each is a slice of the one tensor.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Any], starts: Sequence[Sequence[int]], shape: Sequence[int]) -> None:
+        super().__init__(name, parts[0].dtype, tuple(shape))
+        self.parts = tuple(parts)
+        held = [(tuple(start), tuple(part.shape.as_list())) for part, start in zip(parts, starts, strict=True)]
+        boxes.check_cover(tuple(shape), held)
+        self.boxes: tuple[Box | None, ...] = tuple(held)
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        shape = tuple(size or 0 for size in self.shape or ())
+        return tuple(self._spec(shape, box=box) for box in self.boxes)
+
+    def read(self) -> list[Any]:
+        return [resource_ops.read_variable_op(part.handle, self.tf_dtype) for part in self.parts]
+
+    def assign(self, value: Any, box: Box | None) -> None:
+        part = self.parts[self.boxes.index(box)] if box is not None else self.parts[0]
+        resource_ops.assign_variable_op(part.handle, value, validate_shape=True)
+
+
+class MeshLeaf(Leaf):
+    """A DTensor variable: this client's blocks of it.
+
+    Of equal blocks one is written: by the first client that holds it, or, where they are large, by each in turn. A
+    tensor that is replicated over the whole mesh is like any other that every worker has a copy of.
+    """
+
+    def __init__(self, name: str, variable: Any) -> None:
+        super().__init__(name, variable.dtype, tuple(variable.shape.as_list()))
+        self.variable = variable
+        self.layout = variable.layout
+        try:
+            self._place()
+        except (AttributeError, KeyError, ValueError, ZeroDivisionError) as error:
+            raise UnsupportedStateError(
+                f"{name}: a DTensor variable of layout {self.layout} cannot be saved; lay it out on a mesh of named "
+                "dimensions that divide its shape"
+            ) from error
+        self._arrived: dict[Box | None, Any] = {}
+
+    def _place(self) -> None:
+        mesh, shape = self.layout.mesh, tuple(size or 0 for size in self.shape or ())
+        local = mesh.local_device_locations()
+        self._of_device = [self._box(shape, location) for location in local]  # in the order of `dtensor.unpack`
+        if self.layout.is_fully_replicated():
+            self.boxes: tuple[Box | None, ...] = (None,)
+            self._written: tuple[int, ...] = (0,)
+            return
+        self.boxes = tuple(dict.fromkeys(self._of_device))
+        everywhere: dict[Box, list[dict[str, int]]] = {}
+        for _, location in sorted(mesh.unravel_index().items()):
+            everywhere.setdefault(self._box(shape, location), []).append(location)
+        item_bytes = dtypes.item_size_bytes(self.dtype)
+        written = []
+        for number, (box, holders) in enumerate(everywhere.items()):
+            turn = number if boxes.volume(box[1]) * item_bytes >= SMALL_BYTES else 0
+            if holders[turn % len(holders)] in local:
+                written.append(self._of_device.index(box))
+        self._written = tuple(written)
+
+    def _box(self, shape: tuple[int, ...], location: dict[str, int]) -> Box:
+        start, extents = [], []
+        for axis, (size, dimension) in enumerate(zip(shape, self.layout.sharding_specs, strict=True)):
+            count = self.layout.num_shards(axis)
+            if size % count:
+                raise ValueError(f"axis {axis} of {size} is not divided by {count}")
+            extents.append(size // count)
+            start.append(0 if dimension == dtensor.UNSHARDED else location[dimension] * (size // count))
+        return tuple(start), tuple(extents)
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        shape = tuple(size or 0 for size in self.shape or ())
+        if self.boxes == (None,):
+            return (self._spec(shape),)
+        return tuple(self._spec(shape, box=self._of_device[device]) for device in self._written)
+
+    def read(self) -> list[Any]:
+        local = dtensor.unpack(resource_ops.read_variable_op(self.variable.handle, self.tf_dtype))
+        return [local[device] for device in self._written]
+
+    def assign(self, value: Any, box: Box | None) -> None:
+        self._arrived[box] = value
+        if len(self._arrived) < len(self.boxes):
+            return
+        arrived, self._arrived = self._arrived, {}
+        local = [arrived[None if self.boxes == (None,) else box] for box in self._of_device]
+        # A copy for each device: none may share a buffer with another.
+        packed = dtensor.pack([tf.identity(value) for value in local], self.layout)
+        resource_ops.assign_variable_op(self.variable.handle, packed, validate_shape=True)
