@@ -102,15 +102,18 @@ def start_workers(
     per_worker_env: Sequence[Mapping[str, str]] = (),
     folder: str | os.PathLike[str] | None = None,
     chief: bool = False,
+    tasks: Sequence[str] | None = None,
 ) -> Iterator[list[Worker]]:
     """Starts `count` workers and yields their handles; on leaving, whatever still runs is killed.
 
-    `target` is a script's path or `package.module:function`. With `chief`, worker 0 is TF_CONFIG's "chief" task. Logs
-    go to `folder`.
+    `target` is a script's path or `package.module:function`. `tasks` is each one's type in TF_CONFIG ("chief",
+    "worker", "ps"); with `chief`, worker 0 is a chief and the others are workers. Logs go to `folder`.
     """
-    ports = free_ports(count)
-    addresses = [f"127.0.0.1:{port}" for port in ports]
-    cluster = {"chief": addresses[:1], "worker": addresses[1:]} if chief else {"worker": addresses}
+    if tasks is None:
+        tasks = ["chief" if chief and index == 0 else "worker" for index in range(count)]
+    cluster: dict[str, list[str]] = {}
+    for kind, port in zip(tasks, free_ports(count), strict=True):
+        cluster.setdefault(kind, []).append(f"127.0.0.1:{port}")
     command = [target] if target.endswith(".py") else ["-c", _RUN_FUNCTION, target]
     with contextlib.ExitStack() as stack:
         logs = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -118,14 +121,14 @@ def start_workers(
         workers: list[Worker] = []
         stack.callback(_kill_all, workers)
         for index in range(count):
-            task = ("chief", 0) if chief and index == 0 else ("worker", index - chief)
+            task = {"type": tasks[index], "index": list(tasks[:index]).count(tasks[index])}
             full_env = {
                 **os.environ,
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "CUDA_VISIBLE_DEVICES": "-1",
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
-                "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": task[0], "index": task[1]}}),
+                "TF_CONFIG": json.dumps({"cluster": cluster, "task": task}),
                 **(env or {}),
                 **(per_worker_env[index] if per_worker_env else {}),
             }
