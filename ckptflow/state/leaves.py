@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.python.eager import context
 from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
 from ckptflow.errors import UnsupportedStateError
@@ -181,8 +180,8 @@ def host_array(tensor: Any) -> Array:
     """A tensor's value as an array on the host, without a copy where TensorFlow shares its memory. Read-only."""
     if isinstance(tensor, np.ndarray):
         return tensor
-    if "CPU" not in tensor.backing_device or is_remote(tensor):
-        with tf.device(f"{context.context().host_address_space()}/device:CPU:0"):
+    if "CPU" not in tensor.backing_device:
+        with tf.device("CPU:0"):
             tensor = tf.identity(tensor)
     if tensor.dtype == tf.string:
         return np.asarray(tensor.numpy(), dtype=object).reshape(tensor.shape)
@@ -193,9 +192,7 @@ def host_array(tensor: Any) -> Array:
 
 def is_remote(tensor: Any) -> bool:
     """Whether a held value is in another process's memory: a parameter server's."""
-    if isinstance(tensor, (np.ndarray, list)):
-        return False
-    return not str(tensor.backing_device).startswith(context.context().host_address_space())
+    return not isinstance(tensor, (np.ndarray, list)) and "/job:ps/" in tensor.backing_device
 
 
 def to_bytes(array: Array, dtype: str) -> Bytes1D:
