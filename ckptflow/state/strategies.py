@@ -31,11 +31,17 @@ def is_default(strategy: Any) -> bool:
     return strategy is None or type(strategy).__name__ == "_DefaultDistributionStrategy"
 
 
+def name_of(strategy: Any) -> str:
+    """The name by which users know its class."""
+    public = vars(type(strategy)).get("_tf_api_names") or (type(strategy).__name__,)
+    return str(public[0]).rpartition(".")[2]
+
+
 def check_known(strategy: Any) -> None:
     """Raises `UnsupportedStateError` for a strategy that is not known, and in a process that must not save."""
     if not is_default(strategy) and not isinstance(strategy, KNOWN):
         raise UnsupportedStateError(
-            f"{type(strategy).__name__} is not supported by this version of ckptflow; it knows no strategy, "
+            f"{name_of(strategy)} is not supported by this version of ckptflow; it knows no strategy, "
             "OneDeviceStrategy, MirroredStrategy, MultiWorkerMirroredStrategy, ParameterServerStrategy (of TensorFlow "
             "2, with a ClusterCoordinator), TPUStrategy, and DTensor"
         )
@@ -92,13 +98,13 @@ def check_strategy(variables: Mapping[str, Any], strategy: Any) -> None:
             count = len(peers_of(owner))
             if count > 1:
                 raise UsageError(
-                    f"{name} was made under a {type(owner).__name__} of {count} workers, and the manager under none: "
+                    f"{name} was made under a {name_of(owner)} of {count} workers, and the manager under none: "
                     "each worker would take itself for the only one. Pass strategy=, or make the manager inside its "
                     "scope()"
                 )
         elif owner is not strategy:
             other = " (another object)" if type(owner) is type(strategy) else ""
             raise UsageError(
-                f"{name} was made under a {type(owner).__name__}, and the manager under a {type(strategy).__name__}"
-                f"{other}: pass the strategy under which the state was made"
+                f"{name} was made under a {name_of(owner)}, and the manager under a {name_of(strategy)}{other}: "
+                "pass the strategy under which the state was made"
             )
