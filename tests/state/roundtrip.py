@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +18,7 @@ from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture
 from ckptflow.state.leaves import from_bytes, to_bytes
-from ckptflow.state.tree import as_mapping, walk
+from ckptflow.state.tree import Tree, as_mapping, walk
 
 FOLDER = "000000000001-i0001"
 
@@ -115,7 +116,21 @@ def read(path: Path) -> Saved:
 
 def save(state: Any) -> Saved:
     """A checkpoint of the state now; its bytes are copies."""
-    return of_snapshot(capture(walk(as_mapping(state)), is_chief=True))
+    return of_tree(walk(as_mapping(state)))
+
+
+def of_tree(tree: Tree) -> Saved:
+    """A checkpoint of what one worker has."""
+    return of_snapshot(capture(tree, is_chief=tree.worker == 0))
+
+
+def together(workers: list[Saved], per_worker: tuple[str, ...]) -> Manifest:
+    """A manifest of several workers' checkpoints: the first one's, and what the others have for themselves."""
+    manifests = [saved.manifest() for saved in workers]
+    own = [tensor for manifest in manifests[1:] for tensor in manifest.tensors if "/worker-" in tensor.name]
+    return msgspec.structs.replace(
+        manifests[0], world_size=len(workers), per_worker=per_worker, tensors=(*manifests[0].tensors, *own)
+    )
 
 
 def of_snapshot(snapshot: Snapshot) -> Saved:
