@@ -147,13 +147,13 @@ def _with_slices(
 def _refuse_mixed(
     diverged: Sequence[str], tensors: Sequence[TensorRecord], shards: Sequence[ShardRecord], where: str
 ) -> None:
-    """Raises `SaveFailedError` where a tensor that has diverged was written by several workers, a slice each."""
+    """Raises `SaveFailedError` where a tensor has diverged and the chief did not write all of it: copies would mix."""
     writers = [parse_shard_name(shard.name) for shard in shards]
     names = set(diverged)
     mixed = [
         tensor.name
         for tensor in tensors
-        if tensor.name in names and len({(writers[piece.shard] or (0,))[0] for piece in tensor.slices}) > 1
+        if tensor.name in names and any((writers[piece.shard] or (0,))[0] for piece in tensor.slices)
     ]
     if mixed:
         raise SaveFailedError(

@@ -69,15 +69,52 @@ def restore_only() -> None:
 
 
 def diverged() -> None:
-    """Keras 3's BatchNormalization differs between workers: the chief's is kept whole, and the names are reported."""
+    """Copies that differ: reported by name, the chief's kept whole, and never one tensor of two workers' copies."""
     import keras
 
+    keras.utils.set_random_seed(3)
     with strategy.scope():
         model = keras.Sequential([keras.Input([4]), keras.layers.BatchNormalization(), keras.layers.Dense(2)])
-    for v in model.non_trainable_variables:
-        strategy.run(lambda v=v: v._value.assign(tf.fill(v.shape, float(worker + 1))))
-    with CheckpointManager(ROOT, {"model": model}, strategy=strategy) as manager:
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+        module = tf.Module()
+        module.weight = tf.Variable(tf.ones([1_500_000]))  # above 1 MiB: both workers write of it
+        module.codebook = tf.Variable(tf.zeros([600_000]), trainable=False)  # as large, and not kept equal by training
+
+    def step(inputs: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(inputs, training=True) ** 2)
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        )
+        module.codebook.assign(tf.fill([600_000], tf.reduce_mean(inputs)))
+
+    inputs = tf.random.stateless_normal([8, 4], [worker, 5]) + float(worker)
+    for _ in range(3):
+        strategy.run(step, args=(inputs,))
+    state = {"model": model, "optimizer": optimizer, "module": module}
+    expected = {v.path.rpartition("/")[2]: v._value.values[0].numpy() for v in model.non_trainable_variables}
+    expected["codebook"] = module.codebook.values[0].numpy()
+    if worker == 0:
+        np.savez(ROOT / "chief.npz", **expected)
+
+    with CheckpointManager(ROOT / "run", state, strategy=strategy, verify_replicas="small") as manager:
         manager.save(1)
+    with CheckpointManager(ROOT / "run", state, strategy=strategy, verify_replicas="all") as manager:
+        manager.restore_latest()
+        manager.save(2).result()
+        if worker == 1:  # one bit of one weight, in the part that the chief writes
+            flipped = module.weight.values[0].numpy()
+            flipped.view(np.uint32)[7] ^= 1 << 3
+            module.weight.values[0].assign(flipped)
+        manager.save(3)
+        try:
+            manager.wait()
+            raise SystemExit("nothing was raised")
+        except (SaveFailedError, PeerError) as error:
+            assert "workers hold different values of module/weight" in str(error), error
+        manager.restore(2)
+        manager.save(4)
     print("well")
 
 
