@@ -162,6 +162,8 @@ def _describe(tree: Tree) -> list[str]:
         for spec in tree.specs
         if not spec.own
     }
+    written = {spec.name for spec in tree.specs}  # a client of DTensor need not write a block of each
+    lines |= {f"{leaf.name}: {leaf.dtype} {leaf.shape}" for leaf in tree.leaves if leaf.name not in written}
     lines |= {f"{name}: Python state" for name in tree.python if name not in own}
     return sorted(lines | {f"{entry}: PerWorker" for entry in tree.per_worker})
 

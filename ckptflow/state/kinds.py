@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.dtensor.python.d_variable import DVariable
 from tensorflow.python.data.ops import iterator_ops
-from tensorflow.python.distribute import input_lib, ps_values, sharded_variable, values
+from tensorflow.python.distribute import input_lib, ps_values, sharded_variable, tpu_replicated_variable, values
 from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
 from tensorflow.python.ops import lookup_ops
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
@@ -181,12 +181,20 @@ def is_distributed(variable: Any) -> bool:
 
 def is_on_read(variable: Any) -> bool:
     """Whether a raw variable is kept per replica and aggregated when it is read."""
-    return isinstance(variable, values.SyncOnReadVariable)
+    # Under TPUStrategy a variable's policy says it, not its class.
+    return isinstance(variable, values.SyncOnReadVariable) or (
+        is_distributed(variable) and isinstance(variable._policy, values.OnReadPolicy)
+    )
 
 
-def local_parts(variable: Any) -> tuple[Any, ...]:
-    """The resource variables of a raw variable on this worker, first replica first."""
-    return tuple(variable.values) if is_distributed(variable) else (variable,)
+def local_copies(variable: Any) -> tuple[tuple[Any, ...], ...]:
+    """The resource variables of a raw variable on this worker, by replica: one, or, where the cores of a TPU share a
+    model, one for each core, all of the same value."""
+    copies = variable.values if is_distributed(variable) else (variable,)
+    return tuple(
+        tuple(copy.variables) if isinstance(copy, tpu_replicated_variable.TPUReplicatedVariable) else (copy,)
+        for copy in copies
+    )
 
 
 def is_sharded(variable: Any) -> bool:

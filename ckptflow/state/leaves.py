@@ -16,7 +16,7 @@ from ckptflow.format.boxes import Box
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
 from ckptflow.state.bundles import Bundle
-from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_parts
+from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_copies
 
 Array = npt.NDArray[Any]
 StaticShape: TypeAlias = tuple[int | None, ...] | None
@@ -83,7 +83,8 @@ class VariableLeaf(Leaf):
                 f"{name} is a {type(variable).__module__}.{type(variable).__qualname__}, a kind of variable that "
                 "ckptflow does not know"
             )
-        self.parts = local_parts(variable)
+        self._copies = local_copies(variable)
+        self.parts = tuple(part for copy in self._copies for part in copy)
         static = self.parts[0].shape
         super().__init__(name, self.parts[0].dtype, None if static.rank is None else tuple(static.as_list()))
         self.variable = variable
@@ -103,10 +104,10 @@ class VariableLeaf(Leaf):
     @property
     def is_simple(self) -> bool:
         """Whether one ReadVariableOp on `handle` is its whole capture."""
-        return self.on_read is None or len(self.parts) == 1
+        return self.on_read is None or len(self._copies) == 1
 
     def read(self) -> list[Any]:
-        return [[resource_ops.read_variable_op(part.handle, self.tf_dtype) for part in self.parts]]
+        return [[resource_ops.read_variable_op(copy[0].handle, self.tf_dtype) for copy in self._copies]]
 
     def assign(self, value: Any, box: Box | None = None) -> None:
         """Gives every replica here the value.
@@ -117,8 +118,9 @@ class VariableLeaf(Leaf):
         if self.on_read == "sum":
             is_chief = cluster.worker_index(self.variable.distribute_strategy) == 0
             zeros = tf.zeros_like(value)
-            for position, part in enumerate(self.parts):
-                self._assign(part, value if is_chief and position == 0 else _copy(zeros))
+            for position, copy in enumerate(self._copies):
+                for part in copy:
+                    self._assign(part, _copy(value if is_chief and position == 0 else zeros))
             return
         # Copies first: two variables must never share one buffer that is known to neither of them.
         copies = [_copy(value) for _ in self.parts[1:]]

@@ -140,7 +140,9 @@ class Walker:
             raise UsageError(
                 f"{node.path} is a variable without a value yet: build the model before saving or restoring"
             )
-        known = self._paths.get(id(target))
+        # An optimizer puts the slots for a sharded variable's parts together to another object for the same tensor.
+        first = raw_variable(target.variables[0]) if is_sharded(target) else None
+        known = self._paths.get(id(first if id(first) in self._part_of else target))
         if known is not None:
             if not (node.fallback or id(target) in self._part_of):
                 self._other_paths.append((known, node))
@@ -312,9 +314,9 @@ def replica_iterators(path: str, iterator: Any) -> list[Any]:
     found = [getattr(per_worker, "_iterator", None) for per_worker in iterator._iterators or ()]
     if not found or any(kind_of(each) is not Kind.ITERATOR for each in found):
         raise UnsupportedStateError(
-            f"{path}: this DistributedIterator cannot be saved, it prefetches to the devices. Either distribute by "
-            "strategy.distribute_datasets_from_function(..., tf.distribute.InputOptions("
-            "experimental_fetch_to_device=False, "
+            f"{path}: this DistributedIterator cannot be saved, it prefetches to the devices. Either, under "
+            "MirroredStrategy, distribute by strategy.distribute_datasets_from_function(..., "
+            "tf.distribute.InputOptions(experimental_fetch_to_device=False, "
             "experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)), or keep one iter(dataset) "
             "per worker, hand that over as PerWorker(iterator), and feed the replicas by "
             "strategy.experimental_distribute_values_from_function(lambda context: next(iterator))"
