@@ -17,7 +17,7 @@ CkptflowError
 ├── SaveFailedError (RuntimeError)              a save in the background failed; `__cause__` is why
 │   ├── CommitTimeoutError (TimeoutError)           workers did not report before the deadline; they are named
 │   └── CommitUnknownError                          the manifest was sent and no reply came: it may or may not count
-├── PeerError (RuntimeError)                    another worker failed; its message is carried along
+├── PeerError (RuntimeError)                    another worker failed, or never came; what is known is carried along
 └── UsageError (RuntimeError)                   wrong time, thread or order; the message says what to do
     └── StepOrderError (ValueError)                 a step below one that was saved or restored
 """
@@ -121,7 +121,7 @@ class CommitUnknownError(SaveFailedError):
 
 
 class PeerError(CkptflowError, RuntimeError):
-    """Another worker failed, and so this one raises too instead of waiting for it. Carries the other's message."""
+    """Another worker failed or never came, so this one raises instead of waiting for it; says what is known of it."""
 
 
 class UsageError(CkptflowError, RuntimeError):

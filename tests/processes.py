@@ -8,6 +8,7 @@ with start_workers("/path/script.py", 3, folder=tmp_path) as workers:   # handle
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -73,18 +74,19 @@ class Result:
     output: str
 
 
+_FIRST_PORT = 20000 + (os.getpid() * 37) % 20000
+_candidates = itertools.cycle([*range(_FIRST_PORT, 50000), *range(20000, _FIRST_PORT)])
+
+
 def free_ports(count: int) -> list[int]:
-    """Different ports that were free a moment ago, all below 50000."""
+    """Different ports that are free, all below 50000; not those given before, whose processes may still be starting."""
     ports: list[int] = []
-    with contextlib.ExitStack() as stack:
-        for port in range(20000 + (os.getpid() * 37) % 20000, 50000):
-            probe = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                ports.append(port)
-            if len(ports) == count:
-                return ports
-    raise RuntimeError(f"no {count} free ports")
+    while len(ports) < count:
+        port = next(_candidates)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
 
 
 def _kill_all(workers: list[Worker]) -> None:

@@ -63,9 +63,10 @@ class KeepBest:
 class KeepEvery:
     """Keeps one checkpoint for every `steps` steps, or for every `seconds` seconds: give exactly one of the two.
 
-    `steps=n`: the first checkpoint at or after each multiple of n. `seconds=s`: the first, then each that was
-    made at least s seconds after the last kept one. Machines' clocks differ, so time is what has passed from one
-    checkpoint to the next in the order of steps, and never less than nothing.
+    `steps=n`: the first checkpoint at or after each multiple of n. `seconds=s`: the first, then, in the order of steps,
+    each that was made at least s seconds after the last kept one, by the clocks of those who made them; and one that
+    says it was made before the last kept one: a clock went back, nobody knows by how much, and time counts from there.
+    So a clock that was hours ahead once costs one checkpoint more, and not those of the hours to come.
     """
 
     steps: int | None = None
@@ -94,13 +95,14 @@ class KeepEvery:
     def _by_seconds(self, checkpoints: Sequence[Checkpoint]) -> Sequence[str | None]:
         period = self.seconds or math.inf
         reasons: list[str | None] = []
-        since_kept, before = math.inf, None
+        kept: float | None = None  # only what stays may decide: what is pruned now is not there to be asked next time
         for checkpoint in checkpoints:
-            now = checkpoint.created_at.timestamp()
-            since_kept += max(0.0, now - before) if before is not None else 0.0
-            before = now
-            reasons.append(f"{period:g} seconds after the one before" if since_kept >= period else None)
-            since_kept = 0.0 if since_kept >= period else since_kept
+            made = checkpoint.created_at.timestamp()
+            reason = f"{period:g} seconds after the one before" if kept is None or made - kept >= period else None
+            if kept is not None and made < kept:
+                reason = "made before the one before it, by the clocks"
+            reasons.append(reason)
+            kept = made if reason else kept
         return reasons
 
 

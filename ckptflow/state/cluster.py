@@ -167,6 +167,11 @@ def _dtensor_clients() -> tuple[Peer, ...]:
             f"DTENSOR_JOBS names {dtensor.num_clients()} clients, and this process is none of them yet: call "
             "tf.experimental.dtensor.initialize_accelerator_system() first, or unset DTENSOR_JOBS"
         )
+    if not can_gather():
+        raise UsageError(
+            "DTensor clients reach one another through TensorFlow's coordination service, and this job has none: leave "
+            "enable_coordination_service of initialize_accelerator_system() as it is"
+        )
     return tuple(
         Peer(f"/job:{dtensor.full_job_name(number)}", address) for number, address in enumerate(dtensor.jobs())
     )

@@ -77,10 +77,24 @@ def test_keep_every_steps(steps: list[int], period: int, expected: list[int]) ->
 
 
 def test_keep_every_seconds_survives_clocks_that_go_astray() -> None:
-    """A time far in the future, and the way back from it: order counts, and differences below zero are nothing."""
+    """A time far in the future, and the way back from it, from where time counts anew."""
     times = [0, 50, 100, 1e9, 120, 180, 240]
     checkpoints = [checkpoint(i + 1, seconds=s) for i, s in enumerate(times)]
-    assert kept(checkpoints, KeepEvery(seconds=100)) == [1, 3, 4, 7]
+    assert kept(checkpoints, KeepEvery(seconds=100)) == [1, 3, 4, 5, 7]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=30), st.floats(1, 1e5))
+def test_keep_every_seconds_says_the_same_whether_the_others_were_pruned_or_not(
+    times: list[float], period: float
+) -> None:
+    policies = (KeepLast(1), KeepEvery(seconds=period))
+    every = [checkpoint(i, seconds=s) for i, s in enumerate(times)]
+    there: list[Checkpoint] = []
+    for each in every:
+        there.append(each)
+        steps = kept(there, *policies)
+        there = [c for c in there if c.step in steps]
+    assert [c.step for c in there] == kept(every, *policies)
 
 
 def test_what_any_policy_keeps_stays_with_all_reasons() -> None:

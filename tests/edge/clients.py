@@ -1,0 +1,72 @@
+"""What several DTensor clients run: there is no strategy, and who they are is in their environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from ckptflow import CheckpointManager, PeerError, UsageError
+from ckptflow.state.cluster import LIMIT, find_cluster
+
+
+def clients() -> None:
+    """Rows, two managers, one made by a single client, and a client that dies."""
+    root, dtensor = Path(os.environ["ROOT"]), tf.experimental.dtensor
+    with pytest.raises(UsageError, match="initialize_accelerator_system"):
+        find_cluster()
+    dtensor.initialize_accelerator_system("CPU")
+    cluster = find_cluster(arrival_timeout_s=60)
+    me, count = dtensor.client_id(), dtensor.num_clients()
+    assert (cluster.worker, cluster.world_size) == (me, count)
+    if me == 1:
+        time.sleep(2)  # late for the first exchange
+    for number in range(50):
+        rows = cluster.exchange([me, LIMIT - 1 - number, number - LIMIT + 1])
+        assert rows == [(other, LIMIT - 1 - number, number - LIMIT + 1) for other in range(count)]
+        if number % 10 == me:
+            time.sleep(0.1)
+    raised: list[Exception] = []
+
+    def elsewhere() -> None:
+        try:
+            cluster.exchange([1])
+        except UsageError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(raised[0])
+    assert all(cluster.is_alive(other) for other in range(count))
+
+    large, small = tf.Variable(tf.range(300_000, dtype=tf.float32)), tf.Variable(3, dtype=tf.int64)
+    with CheckpointManager(root, {"large": large, "small": small}, shard_bytes=2**18) as manager:
+        assert manager.restore_latest() is None
+        manager.save(1)
+        manager.save(2)
+    large.assign(tf.zeros_like(large))
+    with CheckpointManager(root, {"large": large, "small": small}) as manager:
+        restored = manager.restore_latest()
+        assert restored is not None
+        assert (restored.step, restored.incarnation) == (2, 1)
+        assert float(large[-1]) == 299_999
+    with CheckpointManager(root, {"odd": tf.Variable(tf.zeros([me + 1]))}) as manager:
+        with pytest.raises(UsageError, match=r"Worker 1 has odd: float32 \(2,\) \(not on worker 0\)"):
+            manager.restore_latest()
+
+    if me == 1:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PeerError, match=r"^worker 0 of 2: worker\(s\) 1 of 2 \(127\.0\.0\.1:\d+\) ended"):
+        cluster.exchange([1])
+    assert not cluster.is_alive(1)
+    with pytest.raises(PeerError, match="did not come in time"):
+        find_cluster(arrival_timeout_s=1).exchange([1])
+    print("well", flush=True)
+    os._exit(0)
