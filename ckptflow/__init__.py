@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
     from ckptflow.manager import CheckpointManager
     from ckptflow.pending import PendingCheckpoint
+    from ckptflow.preemption import PreemptionWatcher
     from ckptflow.reading import list_checkpoints, open_checkpoint
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "ObjectNotFoundError",
     "PeerError",
     "PendingCheckpoint",
+    "PreemptionWatcher",
     "SaveFailedError",
     "StateMismatchError",
     "StepOrderError",
@@ -79,6 +81,7 @@ _LAZY = {
     "KeepEvery": "ckptflow.commit.retention",
     "KeepLast": "ckptflow.commit.retention",
     "PendingCheckpoint": "ckptflow.pending",
+    "PreemptionWatcher": "ckptflow.preemption",
     "list_checkpoints": "ckptflow.reading",
     "open_checkpoint": "ckptflow.reading",
 }

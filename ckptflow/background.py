@@ -21,6 +21,7 @@ class Background:
         self._thread = ThreadPoolExecutor(1, "ckptflow-save")
         self._in_flight: SaveFuture | None = None
         self.failure: Exception | None = None
+        self.newest_error: BaseException | None = None  # of the newest save that was waited for; stays once raised
 
     def submit(self, save: Callable[[], Checkpoint | None]) -> SaveFuture:
         self._in_flight = self._thread.submit(lambda: self._run(save))
@@ -32,6 +33,7 @@ class Background:
             return
         error = self._in_flight.exception()
         self._in_flight = None
+        self.newest_error = error
         if isinstance(error, Exception) and not isinstance(self.failure, FencedError):
             self.failure = error
 

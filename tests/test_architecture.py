@@ -100,6 +100,7 @@ def test_each_module_says_its_role() -> None:
 IMPORTS = {
     "import": "import ckptflow",
     "names": "import ckptflow; ckptflow.Checkpoint; ckptflow.KeepLast; ckptflow.open_checkpoint; ckptflow.FencedError",
+    "preemption": "import ckptflow; ckptflow.PreemptionWatcher",
     "reading": "import ckptflow.reading, ckptflow.storage.store",
     "help": "from ckptflow.cli import main; sys.argv = ['ckptflow', '--help']; main()",
     "ls": "from ckptflow.cli import main; sys.argv = ['ckptflow', 'ls', sys.argv[1]]; main()",

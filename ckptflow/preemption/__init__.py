@@ -1,0 +1,8 @@
+"""Leaving when told to: one worker is told, all save one last step together and end with a code that means "again"."""
+
+from __future__ import annotations
+
+from ckptflow.preemption.gce import gce_notice
+from ckptflow.preemption.watcher import PreemptionWatcher
+
+__all__ = ["PreemptionWatcher", "gce_notice"]

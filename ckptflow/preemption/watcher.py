@@ -1,0 +1,249 @@
+"""`PreemptionWatcher`: all workers leave together, at one step, saved and committed, when any of them is told to."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, SupportsFloat, SupportsIndex
+
+from ckptflow.arguments import check_metrics, check_step
+from ckptflow.commit.team import agree, chief_says
+from ckptflow.errors import PeerError, SaveFailedError, UsageError
+from ckptflow.format.values import to_json
+from ckptflow.preemption.notices import Notice, Notices, name_of
+from ckptflow.preemption.pace import Pace
+
+if TYPE_CHECKING:
+    from ckptflow.manager import CheckpointManager
+
+logger = logging.getLogger("ckptflow")
+
+EX_TEMPFAIL = 75  # of sysexits.h: "temporary failure, the user is invited to retry"
+
+_CHECK = 100  # beside the manager's own calls, see `commit.team.agree`
+
+
+class PreemptionWatcher:
+    """When any worker is told to leave, all workers save one step, wait until it is committed, and leave alike.
+
+    Told by a signal, or by `notice` returning true. `check` then raises `SystemExit(exit_code)` on every worker, at the
+    same check, once the step given to it is committed. So a process that ends with `exit_code` has lost nothing. If
+    that step cannot be saved, `check` raises why, and the exit code is not `exit_code`: a supervisor may start the job
+    again all the same, and it resumes from the checkpoint before.
+
+    Signals are heard from construction on, also while TensorFlow runs a step, traces or restores, and until `close` or
+    the end of the block, which put back the handlers that were there. A signal that comes again a second or more after
+    the first ends the process at once with 128 + its number, even while the main thread hangs; no save is waited for.
+
+    Args:
+        manager: saves the last step. Make the watcher after it, on the main thread, on every worker.
+        signals: what tells this worker to leave. SIGINT is not among them unless you say so.
+        notice: a function of no arguments, asked about once a second in a background thread: true tells this worker to
+            leave. What it raises is logged once. See `ckptflow.preemption.gce_notice`.
+        grace_period_s: how long this process will be left alive from the notice on; only logged.
+        exit_code: 75 is sysexits.h's EX_TEMPFAIL: "saved; start me again".
+
+    Raises:
+        UsageError, ValueError: not on the main thread, a signal that cannot be caught, a reader's manager.
+    """
+
+    def __init__(
+        self,
+        manager: CheckpointManager,
+        *,
+        signals: Iterable[int] = (signal.SIGTERM,),
+        notice: Callable[[], object] | None = None,
+        grace_period_s: float = 30.0,
+        exit_code: int = EX_TEMPFAIL,
+    ) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise UsageError("a PreemptionWatcher is made on the main thread: signals can be caught only there")
+        manager._check_usable(writes=True)
+        if notice is not None and not callable(notice):
+            raise ValueError(f"notice is a function that returns true or false, not {notice!r}")
+        if not grace_period_s > 0:
+            raise ValueError(f"grace_period_s is above 0, not {grace_period_s}")
+        if not 0 <= exit_code <= 255:
+            raise ValueError(f"exit_code is between 0 and 255, not {exit_code}")
+        self._manager = manager
+        self._cluster = manager._cluster
+        self._grace_period_s = grace_period_s
+        self._exit_code = exit_code
+        self._pace = Pace()
+        self._clock: threading.Timer | None = None
+        self._notices = Notices(_check_signals(signals), notice, self._on_told)
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether this worker was told to leave. Others may have been told: only `check` finds out."""
+        return self._notices.told is not None
+
+    def check(
+        self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None = None, metadata: Any = None
+    ) -> None:
+        """Returns at once, or saves `step` and leaves. Called between steps on every worker, equally often.
+
+        Call it after each training step, with the steps done so far, and, so that nothing takes longer than the grace
+        period, after each batch of an evaluation, with the same step again. About once a second, at the same check on
+        every worker, it makes one small collective. A step that this incarnation has saved or restored is not saved
+        again; `metrics` and `metadata` go to `save`, but for metrics that are not finite.
+
+        Raises:
+            SystemExit: some worker was told to leave, and `step` is committed.
+            UsageError: workers differ in `step`, or in what they call.
+            ValueError, UnsupportedStateError: for a bad step, metric or metadata, also when nobody was told.
+            SaveFailedError, FencedError, PeerError, StorageError: some worker was told to leave, and `step` could not
+                be saved. A next `check` tries again.
+        """
+        number = check_step(step)
+        is_due = self._pace.is_due(number, time.monotonic())
+        if not is_due and (self._cluster.world_size > 1 or not self.is_preempted):
+            return
+        finite: list[dict[str, float]] = []
+
+        def tell() -> tuple[int, ...]:
+            self._manager._check_usable(writes=True)
+            finite.append(_finite(metrics))
+            to_json(metadata, "metadata")  # a mistake shows at the first check, not with the last step
+            told = self._notices.told
+            by, ago_ms = (told.by, int((time.monotonic() - told.at_s) * 1000)) if told else (0, 0)
+            return (number, by, ago_ms, *self._pace.news())
+
+        rows = [vote.numbers for vote in agree(self._cluster, (_CHECK,), tell)]
+        steps = {worker: row[0] for worker, row in enumerate(rows)}
+        if len(set(steps.values())) > 1:
+            raise UsageError(f"workers check different steps at once; step by worker: {steps}")
+        self._pace.looked([(row[3], row[4]) for row in rows], time.monotonic())
+        told = {worker: (row[1], row[2] / 1000) for worker, row in enumerate(rows) if row[1]}
+        if told:
+            self._leave(number, finite[0], metadata, told)
+
+    def close(self) -> None:
+        """Puts back the handlers that were there. Closing twice does nothing."""
+        self._notices.close()
+        self._stop_clock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leaving well first waits, like the manager, for the save under way: no signal may cut it short."""
+        try:
+            if kind is None and not self._manager._is_closed:
+                self._manager.wait()
+        finally:
+            self.close()
+        if kind is None and self.is_preempted:
+            logger.warning("worker %d was told to leave when the training was over", self._cluster.worker)
+
+    # Inside
+
+    def _leave(self, step: int, metrics: dict[str, float], metadata: Any, told: dict[int, tuple[int, float]]) -> None:
+        """The end of this process's work: `step` committed, and `SystemExit`; or why not."""
+        agreed_s = time.monotonic()
+        left_s = self._grace_period_s - max(ago_s for _, ago_s in told.values())
+        who = ", ".join(f"worker {worker} by {name_of(by)} {ago_s:.1f} s ago" for worker, (by, ago_s) in told.items())
+        logger.warning(
+            "told to leave: %s; all workers save step %d now, with %.1f of %g s of the grace period left",
+            who,
+            step,
+            left_s,
+            self._grace_period_s,
+        )
+        if self._clock is None:
+            self._start_clock(left_s)
+        try:
+            was_saved = self._save(step, metrics, metadata)
+        except Exception as error:
+            logger.error("told to leave: step %d could not be saved: %s", step, error)
+            raise
+        finally:
+            self._stop_clock()
+        took_s = time.monotonic() - agreed_s
+        logger.warning(
+            "told to leave: %s; step %d %s and committed after %.1f s, with %.1f of %g s of the grace period left; "
+            "leaving with exit code %d",
+            who,
+            step,
+            "had been saved" if was_saved else "was saved",
+            took_s,
+            left_s - took_s,
+            self._grace_period_s,
+            self._exit_code,
+        )
+        raise SystemExit(self._exit_code)
+
+    def _save(self, step: int, metrics: dict[str, float], metadata: Any) -> bool:
+        """Returns once `step` is committed; whether that was on its way already. All workers go the same way."""
+        manager = self._manager
+        try:
+            manager.wait()
+        except (SaveFailedError, PeerError) as error:  # with a dead peer, what follows raises the like
+            logger.warning("told to leave: a save before this one failed, trying once more: %s", error)
+
+        def is_committed() -> tuple[int, ...]:  # a worker's own part says nothing: the chief commits
+            return (int(manager._last_step == step and manager._background.newest_error is None),)
+
+        was_saved = bool(chief_says(self._cluster, is_committed)[0])
+        if not was_saved:
+            manager.save(step, metrics=metrics, metadata=metadata)
+            manager.wait()
+        return was_saved
+
+    def _on_told(self, notice: Notice) -> None:
+        """In a thread of its own, so this worker's log has it before the step that is running has ended."""
+        logger.warning(
+            "worker %d was told to leave by %s; the workers agree at a check soon, and %g s are left",
+            self._cluster.worker,
+            name_of(notice.by),
+            self._grace_period_s,
+        )
+        if self._clock is None:
+            self._start_clock(self._grace_period_s)
+
+    def _start_clock(self, left_s: float) -> None:
+        self._clock = threading.Timer(max(0.0, left_s), self._say_it_is_over)
+        self._clock.daemon = True
+        self._clock.start()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+
+    def _say_it_is_over(self) -> None:
+        logger.error(
+            "the grace period of %g s is over and the last step is not committed; if this process is killed now, the "
+            "job resumes from the newest checkpoint that is",
+            self._grace_period_s,
+        )
+
+
+def _finite(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
+    """Without infinities and NaN, which `save` refuses: a loss that is NaN must not cost the last step."""
+
+    def is_finite(value: SupportsFloat) -> bool:
+        try:
+            return math.isfinite(float(value))
+        except (TypeError, ValueError, OverflowError):
+            return True  # no number: `check_metrics` says so
+
+    return check_metrics({name: value for name, value in (metrics or {}).items() if is_finite(value)})
+
+
+def _check_signals(signals: Iterable[int]) -> list[signal.Signals]:
+    checked = []
+    for number in signals:
+        try:
+            checked.append(signal.Signals(number))
+        except ValueError:
+            raise ValueError(f"signals: {number!r} is no signal of this system") from None
+    if uncatchable := {signal.SIGKILL, signal.SIGSTOP} & set(checked):
+        raise ValueError(f"signals: {', '.join(s.name for s in uncatchable)} cannot be caught")
+    return checked
