@@ -23,7 +23,7 @@ MEAN = tf.VariableAggregation.MEAN
 
 def of_type(kind: type, **attributes: Any) -> Any:
     """An object that is a `kind` without what only a cluster can give it."""
-    strategy = object.__new__(kind)
+    strategy: Any = object.__new__(kind)
     for name, value in attributes.items():
         setattr(strategy, name, value)
     return strategy
