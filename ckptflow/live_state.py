@@ -63,7 +63,8 @@ class LiveState:
         return any(node.optimizer is optimizer for node in self._tree.optimizers.values())
 
     def _walk(self) -> Tree:
-        tree = walk({**self._objects, **self.attached}, worker=self._cluster.worker, world_size=self._cluster.world_size)
+        everything = {**self._objects, **self.attached}
+        tree = walk(everything, worker=self._cluster.worker, world_size=self._cluster.world_size)
         check_strategy(tree.variables, self._cluster.strategy)
         return tree
 
