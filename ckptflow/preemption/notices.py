@@ -84,6 +84,13 @@ class Notices:
         self._outbox.shutdown(socket.SHUT_RDWR)  # the listener reads the end, and ends
         self._outbox.close()
 
+    def ignore(self) -> None:
+        """From here on a signal changes nothing, up to the last moment of the process: Python's own end sets only
+        handlers to the default, not what is ignored. `close` leaves it so.
+        """
+        for number in self._signals:
+            signal.signal(number, signal.SIG_IGN)
+
     def put_back(self) -> None:
         """Handlers and the wakeup descriptor as they were, where ours are still there."""
         for number, handler in self._handlers.items():

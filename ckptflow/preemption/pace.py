@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LOOK_EVERY_US = 1_000_000
-_MIN_EXPECTED_US = LOOK_EVERY_US // 128  # so many checks at most between looks, should they suddenly become slow
+_MIN_EXPECTED_US = LOOK_EVERY_US // 128 + 1  # so many checks at most between looks, should they suddenly become slow
 _BURST_US = LOOK_EVERY_US // 8  # the first look into a row of checks of the other kind
 
 

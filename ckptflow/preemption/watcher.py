@@ -39,6 +39,7 @@ class PreemptionWatcher:
     Signals are heard from construction on, also while TensorFlow runs a step, traces or restores, and until `close` or
     the end of the block, which put back the handlers that were there. A signal that comes again a second or more after
     the first ends the process at once with 128 + its number, even while the main thread hangs; no save is waited for.
+    Once the last step is committed, signals are ignored, so that a late one does not change the exit code.
 
     Args:
         manager: saves the last step. Make the watcher after it, on the main thread, on every worker.
@@ -166,6 +167,7 @@ class PreemptionWatcher:
             raise
         finally:
             self._stop_clock()
+        self._notices.ignore()  # this process takes seconds to end; one that comes late must not change how
         took_s = time.monotonic() - agreed_s
         logger.warning(
             "told to leave: %s; step %d %s and committed after %.1f s, with %.1f of %g s of the grace period left; "

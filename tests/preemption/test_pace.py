@@ -68,6 +68,19 @@ def test_an_evaluation_is_looked_into_early_though_steps_were_short() -> None:
     assert len(second) >= 29  # within the first batches again, and then each
 
 
+def test_the_ends_of_epochs_do_not_hide_a_slow_evaluation() -> None:
+    epochs = [phase for _ in range(20) for phase in ((100, 1, [0.010, 0.010]), (1, 0, [0.0, 0.0]))]
+    found = looks(*epochs, (100, 1, [0.010, 0.010]), (30, 0, [2.0, 2.0]))
+    start = 20 * 101 + 100
+    assert min(look for look in found if look > start) <= start + 8  # not after a hundred
+    assert len(set(found) & set(range(start + 8, start + 31))) >= 22
+
+
+def test_however_short_the_steps_not_too_many_go_by() -> None:
+    found = looks((3000, 1, [1e-4, 1e-4]))
+    assert max(later - earlier for earlier, later in itertools.pairwise(found)) == 128
+
+
 def test_a_shared_step_that_takes_long_once_costs_few_looks() -> None:
     assert len(looks((1000, 1, [0.010, 0.010]), (1, 1, [60.0, 60.0]), (1000, 1, [0.010, 0.010]))) < 45
 

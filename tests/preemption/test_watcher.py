@@ -48,9 +48,22 @@ def make_manager(root: Path, **more: object) -> ckptflow.CheckpointManager:
     return manager
 
 
+def commit_slowly(manager: ckptflow.CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = manager._store.create
+
+    def slowly(key: str, data: memoryview) -> None:
+        if key.endswith("manifest.json"):
+            time.sleep(0.5)
+        create(key, data)
+
+    monkeypatch.setattr(manager._store, "create", slowly)
+
+
 def leave(watcher: ckptflow.PreemptionWatcher, step: int, **more: object) -> object:
     with pytest.raises(SystemExit) as left:
         watcher.check(step, **more)  # type: ignore[arg-type]
+    os.kill(os.getpid(), signal.SIGTERM)  # one that comes late
+    assert signal.signal(signal.SIGTERM, signal.SIG_DFL) is signal.SIG_IGN
     return left.value.code
 
 
@@ -67,6 +80,7 @@ def test_told_between_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     with pytest.raises(SystemExit) as left:
         train()
     assert left.value.code == 75
+    assert signal.signal(signal.SIGTERM, signal.SIG_DFL) is signal.SIG_IGN
     (saved,) = ckptflow.list_checkpoints(tmp_path)
     assert (saved.step, saved.metrics, saved.metadata) == (4, {"accuracy": 0.5}, {"epoch": b"1"})
     said = [record.getMessage() for record in caplog.records if "told to leave" in record.getMessage()]
@@ -75,6 +89,15 @@ def test_told_between_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert "of 20 s of the grace period left" in said[1]
     for part in ("worker 0 by SIGTERM 0.", "step 4 was saved and committed after", "of 20 s", "exit code 75"):
         assert part in said[2]
+
+
+def test_the_end_of_the_grace_period_is_said_when_it_comes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager, grace_period_s=0.05) as watcher:
+        tell(watcher)  # in a step that is too long
+        until(lambda: "the grace period of 0.05 s is over" in caplog.text)
+        assert leave(watcher, 1) == 75
+    assert caplog.text.count("the grace period of 0.05 s is over") == 1
+    assert ckptflow.list_checkpoints(tmp_path)[-1].step == 1
 
 
 def test_told_before_the_first_check_and_by_a_function(tmp_path: Path) -> None:
@@ -92,14 +115,7 @@ def test_a_save_under_way_is_waited_for_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager, grace_period_s=0.2) as watcher:
-        create = manager._store.create
-
-        def slowly(key: str, data: memoryview) -> None:
-            if key.endswith("manifest.json"):
-                time.sleep(0.5)
-            create(key, data)
-
-        monkeypatch.setattr(manager._store, "create", slowly)
+        commit_slowly(manager, monkeypatch)
         pending = manager.save(7)
         tell(watcher)
         assert not pending.done()
@@ -145,8 +161,11 @@ def test_being_fenced_is_no_reason_to_start_again(tmp_path: Path) -> None:
         train()
 
 
-def test_told_when_the_training_is_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_told_when_the_training_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager) as watcher:
+        commit_slowly(manager, monkeypatch)
         watcher.check(1)
         pending = manager.save(1)
         tell(watcher)
