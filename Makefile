@@ -44,7 +44,7 @@ pytest: setup
 	$(BIN)/python -m pytest -m 'not chaos'
 
 chaos: setup
-	$(BIN)/python -m pytest -m chaos -s -o faulthandler_timeout=0 tests/chaos tests/protocol
+	$(BIN)/python -m pytest -m chaos -s -o faulthandler_timeout=0 tests/chaos tests/protocol tests/preemption
 
 bench: setup
 	$(BIN)/python -m benchmarks.save_restore
