@@ -5,13 +5,14 @@ BIN := .venv/bin
 URL ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test lint types pytest chaos bench clean
+.PHONY: help setup demo test lint types pytest chaos matrix bench clean
 
 help:
 	@echo "make setup          .venv with everything (done by the others when needed)"
 	@echo "make demo [URL=…]   two workers train, one is killed, the run resumes; on local disk or any storage"
 	@echo "make test           lint, types and tests: what CI runs"
 	@echo "make chaos          the long kill -9 runs"
+	@echo "make matrix         save under every strategy, restore under every other, bit for bit: docs/matrix.md"
 	@echo "make bench          save and restore beside raw writes and tf.train.Checkpoint"
 	@echo "make clean          removes .venv and everything that was generated"
 
@@ -45,6 +46,9 @@ pytest: setup
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos -s -o faulthandler_timeout=0 tests/chaos tests/protocol tests/preemption
+
+matrix: setup
+	@$(BIN)/python -m tests.matrix.run $(MATRIX_ARGS)
 
 bench: setup
 	$(BIN)/python -m benchmarks.save_restore

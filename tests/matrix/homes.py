@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+import tf_keras
 from tensorflow.experimental import dtensor
 from tensorflow.python.distribute import distribute_utils, tpu_replicated_variable, values
 
@@ -38,6 +39,10 @@ class Home(ABC):
     def rows(self, variable: Any, numbers: Any) -> Any:
         """Rows of an embedding, in a step: its gradient is sparse."""
         return tf.nn.embedding_lookup(variable, numbers)
+
+    def layers(self) -> Scope:
+        """Where layers are made that make their own variables."""
+        return self.scope()
 
     @abstractmethod
     def run(self, step: Callable[[], None], count: int) -> None:
@@ -176,6 +181,15 @@ class Mesh(Home):
 
     def rows(self, variable: Any, numbers: Any) -> Any:
         return tf.convert_to_tensor(variable)  # all: DTensor has no rule for the scatter of a sparse gradient
+
+    @contextlib.contextmanager
+    def layers(self) -> Iterator[None]:
+        tf_keras.backend.experimental.enable_tf_random_generator()  # a layout map asks for it
+        layouts = tf_keras.dtensor.experimental.LayoutMap(mesh=self.mesh)
+        layouts["first.kernel"] = dtensor.Layout(["x", "y"], self.mesh)
+        layouts["first.bias"] = dtensor.Layout(["y"], self.mesh)
+        with layouts.scope():
+            yield
 
     def run(self, step: Callable[[], None], count: int) -> None:
         traced = tf.function(step)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ckptflow
-from tests.matrix.settings import TENSORS, Group
+from tests.matrix.settings import Described, Group
 from tests.processes import free_ports, start_workers
 
 Array = npt.NDArray[Any]
@@ -20,13 +20,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Visit:
-    """One setting restores the newest checkpoint of a root, trains, and saves; `first_steps` where there is none."""
+    """One setting restores the newest checkpoint of a root, trains, and saves."""
 
     setting: str
+    what: str  # is trained: a key of TENSORS
     root: str
     dumps: str  # the folder for what the processes held
     seed: int
-    first_steps: int = 3
 
 
 def run_group(group: Group, visits: Sequence[Visit], folder: Path, *, timeout_s: float = 400) -> None:
@@ -86,13 +86,13 @@ def steps_of(root: str | Path) -> list[int]:
     return [checkpoint.step for checkpoint in ckptflow.list_checkpoints(root)]
 
 
-def differences(oracle: Mapping[str, Array], dumps: Path) -> list[str]:
+def differences(oracle: Mapping[str, Array], dumps: Path, expected: Described) -> list[str]:
     """Where what the processes held is not, bit for bit, what storage holds; also what none of them held."""
-    found = [f"{name}: not in the checkpoint" for name in TENSORS if name not in oracle]
-    found += [f"{name}: only in the checkpoint" for name in oracle if name not in TENSORS]
+    found = [f"{name}: not in the checkpoint" for name in expected if name not in oracle]
+    found += [f"{name}: only in the checkpoint" for name in oracle if name not in expected]
     bits: dict[str, Array] = {}
     for name, array in oracle.items():
-        if (array.shape, array.dtype.name) != TENSORS.get(name, (array.shape, array.dtype.name)):
+        if (array.shape, array.dtype.name) != expected.get(name, (array.shape, array.dtype.name)):
             found.append(f"{name}: {array.shape} {array.dtype.name} in the checkpoint")
         bits[name] = np.ascontiguousarray(array).reshape(array.shape).view(f"u{array.dtype.itemsize}")
     is_held = {name: np.zeros(array.shape, bool) for name, array in bits.items()}

@@ -32,7 +32,7 @@ that is what the processes held that saved it. Training then went on for a step,
 
 {tables}
 
-`MultiWorkerMirrored xN` is N processes. `ParameterServer` is a chief, a worker and three servers; its parts are what
+`MultiWorkerMirrored xN` is N processes. `ParameterServer` is a chief, a worker and two servers; its parts are what
 the partitioner makes of each variable. `DTensor` is a mesh of four CPU devices in one process, but for `2 clients`.
 
 TPU's variables are the classes that `TPUStrategy` makes its variables of, on CPU devices. No TPU and no GPU was there:
@@ -44,7 +44,7 @@ def page(results: Mapping[Pair, str]) -> str:
     """The page for the word on each pair."""
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
     packages = (f"{name} {version(name)}" for name in ("ckptflow", "tensorflow", "tf_keras", "numpy"))
-    return _TEXT.format(versions=", ".join([python, *packages]), count=len(TENSORS), tables=tables(results))
+    return _TEXT.format(versions=", ".join([python, *packages]), count=len(TENSORS["module"]), tables=tables(results))
 
 
 def tables(results: Mapping[Pair, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 # The rows and the columns of the table.
@@ -11,8 +10,8 @@ SQUARE = {
     "mirrored": "Mirrored x2",
     "workers-2": "MultiWorkerMirrored x2",
     "workers-3": "MultiWorkerMirrored x3",
-    "servers-2": "ParameterServer, 2 parts",
-    "servers-3": "ParameterServer, 3 parts",
+    "servers-2": "ParameterServer 2 parts",
+    "servers-3": "ParameterServer 3 parts",
     "mesh-2x2": "DTensor 2x2",
     "mesh-4x1": "DTensor 4x1",
     "mesh-replicated": "DTensor, replicated",
@@ -45,7 +44,7 @@ GROUPS = (
     Group("workers-3", ("worker",) * 3, ("workers-3",)),
     Group(
         "servers",
-        ("chief", "worker", "ps", "ps", "ps"),
+        ("chief", "worker", "ps", "ps"),
         ("servers-2", "servers-3", "servers-min", "servers-max"),
     ),
     Group("clients-2", ("client",) * 2, ("clients-2",)),
@@ -65,19 +64,41 @@ OTHERS: dict[str, tuple[tuple[int, ...], str]] = {
     "flags": ((4, 5), "bool"),
     "seen": ((3,), "float32"),  # kept per replica, and summed when it is read
 }
+FIRST_STEP = 3  # of the first save in a root: so many are trained before it
 SLOTS = ("momentum", "velocity")
 
-# Every tensor of every checkpoint: global shape and dtype.
-TENSORS: dict[str, tuple[tuple[int, ...], str]] = {
-    **{f"model/{name}": (shape, "float32") for name, shape in TRAINED.items()},
-    **{f"model/{name}": described for name, described in OTHERS.items()},
-    **{
-        f"optimizer/{slot}/model/{name}": (shape, "float32")
-        for slot, (name, shape) in itertools.product(SLOTS, TRAINED.items())
-    },
-    "optimizer/iterations": ((), "int64"),
-    "optimizer/learning_rate": ((), "float32"),
+# The layers of the tf_keras model.
+LAYERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "first": {"kernel": (8, 6), "bias": (6,)},
+    "norm": {"gamma": (6,), "beta": (6,), "moving_mean": (6,), "moving_variance": (6,)},
+    "last": {"kernel": (6, 4), "bias": (4,)},
 }
+
+Described = dict[str, tuple[tuple[int, ...], str]]  # global shape and dtype by name
+_COUNTERS: Described = {"iterations": ((), "int64"), "learning_rate": ((), "float32")}
+
+
+def _module_tensors() -> Described:
+    found: Described = {f"optimizer/{name}": described for name, described in _COUNTERS.items()}
+    found |= {f"model/{name}": described for name, described in OTHERS.items()}
+    for name, shape in TRAINED.items():
+        for path in ("model", *(f"optimizer/{slot}/model" for slot in SLOTS)):
+            found[f"{path}/{name}"] = (shape, "float32")
+    return found
+
+
+def _net_tensors() -> Described:
+    found: Described = {f"net/optimizer/{name}": described for name, described in _COUNTERS.items()}
+    for layer, attributes in LAYERS.items():
+        for attribute, shape in attributes.items():
+            slots = () if attribute.startswith("moving") else SLOTS
+            for path in ("net", *(f"net/optimizer/{slot}" for slot in slots)):
+                found[f"{path}/{layer}/{attribute}"] = (shape, "float32")
+    return found
+
+
+# Every tensor of every checkpoint, by what is trained.
+TENSORS: dict[str, Described] = {"module": _module_tensors(), "net": _net_tensors()}
 
 
 def group_of(setting: str) -> Group:

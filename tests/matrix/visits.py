@@ -1,4 +1,4 @@
-"""Visits of roots: what a process that trains does, one after the other, as the environment says.
+"""Visits of roots, one after the other, as the environment says.
 
 A visit restores the newest checkpoint of a root into the state of one setting, trains, and saves. What the process
 then holds goes to files, and is compared elsewhere: nothing here decides whether it is right.
@@ -18,7 +18,8 @@ from tensorflow.experimental import dtensor
 
 from ckptflow import CheckpointManager, KeepLast
 from tests.matrix.homes import Home, Mesh, Replicated, Servers, Tpu
-from tests.matrix.trainee import Trainee
+from tests.matrix.settings import FIRST_STEP
+from tests.matrix.trainee import Module, Net, Trainee
 
 WORKER = int(os.environ["MATRIX_WORKER"])
 
@@ -32,13 +33,13 @@ def make_all() -> None:
         print("visited", visit["setting"], visit["root"], flush=True)
 
 
-def _visit(home: Home, setting: str, seed: int, root: str, dumps: str, first_steps: int) -> None:
-    trainee = Trainee(home, seed)
+def _visit(home: Home, setting: str, what: str, root: str, dumps: str, seed: int) -> None:
+    trainee: Trainee = {"module": Module, "net": Net}[what](home, seed)
     with CheckpointManager(root, trainee.state, strategy=home.strategy, keep=[KeepLast(100)]) as manager:
         restored = manager.restore_latest()
         if restored is not None:
             _dump(trainee, Path(dumps) / "restored")
-        trainee.train(first_steps if restored is None else 1)
+        trainee.train(FIRST_STEP if restored is None else 1)
         manager.save(trainee.step)
         manager.wait()
     _dump(trainee, Path(dumps) / "saved")
