@@ -6,6 +6,7 @@ the caller is blocked for one read per variable, and bytes are touched only by `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
-from ckptflow.errors import UsageError
+from ckptflow.errors import PeerError, UsageError
 from ckptflow.format import values
 from ckptflow.format.boxes import Box
 from ckptflow.format.spec import Bytes1D, TensorSpec
@@ -98,14 +99,23 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
     """A snapshot of the tree's objects, taken on the training thread between two steps; blocks for the reads alone.
 
     Raises `UsageError`, with their names, for variables that have no value yet, and inside a tf.function or a replica.
+    Raises `PeerError` where a parameter server is gone.
     Raises whatever an entry's `get_state` raises, and `UnsupportedStateError` for what it returns and JSON cannot hold.
     """
     if not cluster.between_steps():
         raise UsageError("the state is captured between two steps: not inside a tf.function, nor inside strategy.run")
-    plan = tree.cache.get("capture")
-    if plan is None:
-        plan = tree.cache["capture"] = _Plan(tree)
-    held = plan.read()
+    try:
+        plan = tree.cache.get("capture")
+        if plan is None:
+            plan = tree.cache["capture"] = _Plan(tree)
+        held = plan.read()
+    except tf.errors.UnavailableError as error:
+        found = re.search(r"/job:\S+", str(error.message))
+        raise PeerError(
+            f"the state cannot be read, {found[0] if found else 'a process'} that holds variables of it has ended or "
+            "cannot be reached. Nothing was saved now, what was saved before is untouched; start all processes again, "
+            "and restore"
+        ) from error
     python_state = {name: values.to_json(entry.get_state(), name) for name, entry in tree.python.items()}
     models = tree.cache.get("models")
     if models is None:
