@@ -75,11 +75,17 @@ class Notices:
             threading.Thread(target=self._ask, args=(ask,), name="ckptflow-notice", daemon=True).start()
 
     def close(self) -> None:
-        """Puts back handlers and the wakeup descriptor, unless somebody else has replaced ours since."""
+        """Puts back handlers and the wakeup descriptor, unless somebody else has replaced ours since.
+
+        Several may be closed in any order.
+        """
         if self._closed.is_set():
             return
         self._closed.set()
-        _listening.remove(self)
+        position = _listening.index(self)
+        for later in _listening[position + 1 :]:
+            later._inherit(self)
+        del _listening[position]
         self.put_back()
         self._outbox.shutdown(socket.SHUT_RDWR)  # the listener reads the end, and ends
         self._outbox.close()
@@ -102,6 +108,15 @@ class Notices:
         with contextlib.suppress(OSError, ValueError):  # closed by its owner meanwhile
             signal.set_wakeup_fd(descriptor)
 
+    def _inherit(self, closing: Notices) -> None:
+        """What `closing` had replaced takes its place in what this one replaced, which is put back or written to."""
+        with self._lock:  # the listener may be writing to a descriptor that is another file's soon
+            if self._chained == closing._outbox.fileno():
+                self._chained = closing._chained
+        for number, handler in self._handlers.items():
+            if handler == closing._on_main_thread:
+                self._handlers[number] = closing._handlers[number]
+
     def _on_main_thread(self, number: int, _: FrameType | None) -> None:
         """Runs late; needed for the number to be written at once, and where another library took the descriptor."""
         with contextlib.suppress(OSError):
@@ -111,8 +126,8 @@ class Notices:
         with self._inbox:
             while data := self._inbox.recv(4096):
                 numbers = bytes(number for number in data if number < _HANDLER_RAN)
-                if self._chained != -1 and numbers:
-                    with contextlib.suppress(OSError):
+                with self._lock, contextlib.suppress(OSError):
+                    if self._chained != -1 and numbers:
                         os.write(self._chained, numbers)
                 for number in data:
                     if number % _HANDLER_RAN in self._signals:

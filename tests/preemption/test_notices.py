@@ -81,6 +81,54 @@ def test_a_signal_is_heard_and_everything_is_put_back() -> None:
         mine.close()
 
 
+def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
+    heard_before: list[int] = []
+    theirs, mine = socket.socketpair()
+    theirs.setblocking(False)
+    mine.settimeout(TIMEOUT_S)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard_before.append(number))
+    descriptor_before = signal.set_wakeup_fd(theirs.fileno())
+    told: list[str] = []
+    first, second, third = (
+        Notices(numbers, None, lambda _, name=name: told.append(name))  # type: ignore[misc]
+        for name, numbers in (
+            ("first", [signal.SIGTERM]),
+            ("second", [signal.SIGUSR1]),
+            ("third", [signal.SIGUSR1, signal.SIGTERM]),
+        )
+    )
+    reused = first._outbox.fileno()
+    try:
+        first.close()
+        os.dup2(writer, reused)  # as with the next file that is opened
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: told)
+        assert mine.recv(16) == bytes([signal.SIGTERM])  # passed on by way of both that are open, not by the closed one
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 16)
+        second.close()
+        third.close()
+        assert told == ["third"]
+        assert not heard_before
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: heard_before)
+        assert mine.recv(16) == bytes([signal.SIGTERM])
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        assert signal.set_wakeup_fd(-1) == theirs.fileno()
+    finally:
+        for notices_ in (third, second, first):
+            notices_.close()
+        signal.set_wakeup_fd(descriptor_before)
+        signal.signal(signal.SIGTERM, before)
+        for descriptor in (reader, writer, reused):
+            os.close(descriptor)
+        theirs.close()
+        mine.close()
+    until(lambda: not listeners())
+
+
 def test_what_somebody_else_installed_meanwhile_stays() -> None:
     def later(*_: object) -> None:
         pass
