@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,7 @@ from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.state.kinds import is_normalization
 from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, from_bytes
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
+from ckptflow.state.walker import path_of_slot
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
@@ -121,8 +122,9 @@ def match(tree: Tree, manifest: Manifest, *, partial: bool = False, rename: Rena
     """Compares a checkpoint with the state and changes nothing.
 
     Names match by themselves, or through an alias of either side. `rename` gives a checkpoint's name, or the beginning
-    of one up to a slash, its name in the state; or is called with each name. Variables of metrics may differ and be
-    missing. With `partial`, what matches is restored and the rest is reported.
+    of one up to a slash, its name in the state, and takes a variable's optimizer slots along; or is called with each
+    name. Variables of metrics may differ and be missing. With `partial`, what matches is restored and the rest is
+    reported.
 
     Raises:
       StateMismatchError: they differ in names, shapes or dtypes; all differences are in the one message.
@@ -312,7 +314,7 @@ def _renamer(rename: Rename | None, manifest: Manifest) -> Callable[[str], str]:
         return lambda name: name
     names = [name for record in manifest.tensors for name in (record.name, *record.aliases)]
     names += manifest.python_state
-    renamed = rename if callable(rename) else _by_prefix(rename, names)
+    renamed = rename if callable(rename) else _by_prefix(rename, names, _slot_names(manifest))
     targets: dict[str, str] = {}
     for name in (record.name for record in manifest.tensors):
         other = targets.setdefault(renamed(name), name)
@@ -321,19 +323,63 @@ def _renamer(rename: Rename | None, manifest: Manifest) -> Callable[[str], str]:
     return renamed
 
 
-def _by_prefix(rename: Mapping[str, str], names: list[str]) -> Callable[[str], str]:
+def _by_prefix(rename: Mapping[str, str], names: list[str], slots: Mapping[str, _SlotName]) -> Callable[[str], str]:
     for old in rename:
         if not any(name == old or name.startswith(old.rstrip("/") + "/") for name in names):
             raise UsageError(f"rename: the checkpoint has nothing that is called, or begins with, {old!r}")
     longest_first = sorted(rename, key=len, reverse=True)
 
+    def key_of(name: str) -> str:
+        fitting = (old for old in longest_first if name == old or name.startswith(old.rstrip("/") + "/"))
+        return next(fitting, "")
+
+    def by_key(name: str) -> str:
+        old = key_of(name)
+        if not old or name == old:
+            return rename.get(old, name)
+        return rename[old].rstrip("/") + name[len(old.rstrip("/")) :]
+
     def renamed(name: str) -> str:
-        for old in longest_first:
-            if name == old:
-                return rename[old]
-            prefix = old.rstrip("/") + "/"
-            if name.startswith(prefix):
-                return f"{rename[old].rstrip('/')}/{name[len(prefix) :]}"
-        return name
+        slot = slots.get(name)
+        if slot is None or len(key_of(name).rstrip("/")) > len(slot.optimizer):
+            return by_key(name)
+        return f"{by_key(slot.optimizer)}/{path_of_slot(slot.slot, by_key(slot.of), by_key(slot.owner))}"
 
     return renamed
+
+
+class _SlotName(NamedTuple):
+    """A slot's name in its parts: the optimizer's path, the slot, its variable's name, the path of the model that holds
+    the optimizer."""
+
+    optimizer: str
+    slot: str
+    of: str
+    owner: str
+
+
+def _slot_names(manifest: Manifest) -> dict[str, _SlotName]:
+    """The parts, by each name and alias of an optimizer's slot: a variable's slots are renamed with it."""
+    kinds = {path: entry.get("kind") for path, entry in manifest.models.items() if isinstance(entry, dict)}
+    variables = {record.name for record in manifest.tensors}
+    found = {}
+    for record in manifest.tensors:
+        optimizer = _nearest(record.name, kinds, "optimizer")
+        slot, _, rest = record.name[len(optimizer) + 1 :].partition("/")
+        owned = f"{_nearest(optimizer, kinds, 'model')}/{rest}"
+        of = owned if owned in variables else rest
+        if not optimizer or of not in variables:
+            continue
+        for name in (record.name, *record.aliases):
+            owner = _nearest(name, kinds, "model")
+            end = f"/{path_of_slot(slot, of, owner)}"
+            if name.endswith(end):
+                found[name] = _SlotName(name.removesuffix(end), slot, of, owner)
+    return found
+
+
+def _nearest(name: str, kinds: Mapping[str, object], kind: str) -> str:
+    """The longest path of that kind that a name is, or begins with."""
+    while name and kinds.get(name) != kind:
+        name = name.rpartition("/")[0]
+    return name

@@ -75,7 +75,7 @@ class _Slot:
     of: str  # the name of its model variable
 
 
-def _slot_path(name: str, of: str, owner: str) -> str:
+def path_of_slot(name: str, of: str, owner: str) -> str:
     """A slot's path below its optimizer: without the owner's name where the model variable is the owner's."""
     return f"{name}/{of.removeprefix(owner + '/') if owner else of}"
 
@@ -239,14 +239,14 @@ class Walker:
             if id(raw_model) in self._part_of:
                 of_parts.setdefault((clean(name), of), {})[self._part_of[id(raw_model)][1]] = raw
                 continue
-            slot_path = self._unique(f"{path}/{_slot_path(clean(name), of, owner)}")
+            slot_path = self._unique(f"{path}/{path_of_slot(clean(name), of, owner)}")
             self._paths[id(raw)] = slot_path
             self.kept_alive += (variable, raw)
             slots.append(_Slot(self._add_variable(slot_path, variable, raw, node), clean(name), of))
         wholes = {leaf.name: leaf for leaf, _ in self._part_of.values()}
         for (name, of), parts in of_parts.items():  # the slots for a sharded variable's parts are one tensor as well
             whole, ordered = wholes[of], [parts[number] for number in sorted(parts)]
-            slot_path = self._unique(f"{path}/{_slot_path(name, of, owner)}")
+            slot_path = self._unique(f"{path}/{path_of_slot(name, of, owner)}")
             leaf = self._add_parts(slot_path, ordered, [box[0] for box in whole.boxes if box], whole.shape or ())
             self._add(leaf, node)
             slots.append(_Slot(leaf, name, of))
@@ -280,7 +280,7 @@ class Walker:
                     for slot in self._slots[optimizer]:
                         add(
                             slot.leaf,
-                            f"{node.path}{optimizer[len(known) :]}/{_slot_path(slot.name, slot.of, node.owner)}",
+                            f"{node.path}{optimizer[len(known) :]}/{path_of_slot(slot.name, slot.of, node.owner)}",
                         )
                         named_above.add(slot.leaf.name)
             if known in by_name:

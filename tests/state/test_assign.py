@@ -116,6 +116,50 @@ def test_rename(rename: Any) -> None:
     assert (state["m"].a.numpy(), state["m"].b.numpy()) == (1.0, 2.0)
 
 
+def _with_head(head: str, is_entry: bool, model_name: str = "model") -> dict[str, Any]:
+    """A model that is compiled, built, and trained for a step, its optimizer the model's own or an entry by itself."""
+    layers = [keras.layers.Dense(3, name="body"), keras.layers.Dense(1, name=head)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.train_on_batch(X, Y)
+    return {model_name: model, **({"optimizer": model.optimizer} if is_entry else {})}
+
+
+@pytest.mark.parametrize("is_entry_after", [False, True], ids=["to-own", "to-entry"])
+@pytest.mark.parametrize("is_entry_before", [False, True], ids=["own", "entry"])
+def test_rename_takes_a_variables_slots_along(is_entry_before: bool, is_entry_after: bool) -> None:
+    before = _with_head("head", is_entry_before)
+    saved = roundtrip.save(before)
+    cases = (
+        ("model", {"model/head": "model/classifier"}),
+        ("net", {"model": "net", "model/head/": "net/classifier/"}),
+    )
+    for model_name, rename in cases:
+        after = _with_head("classifier", is_entry_after, model_name)
+        restoring = roundtrip.restore(after, saved, rename=rename)
+        assert (restoring.missing, restoring.unexpected) == ((), ())
+        old, new = before["model"], after[model_name]
+        for left, right in ((old, new), (old.optimizer, new.optimizer)):
+            assert len(left.variables) == len(right.variables)
+            for one, other in zip(left.variables, right.variables, strict=True):
+                np.testing.assert_array_equal(one.numpy(), other.numpy())
+        assert np.abs(new.optimizer._momentums[-2].numpy()).max() > 0
+
+
+def test_rename_of_a_slot_by_its_own_name_goes_first() -> None:
+    before, after = _with_head("head", False), _with_head("classifier", False)
+    slots = "model/optimizer/velocity"
+    rename = {
+        "model/head": "model/classifier",
+        f"{slots}/head/bias": f"{slots}/gone",
+        f"{slots}/body": f"{slots}/gone_too",
+    }
+    restoring = roundtrip.restore(after, roundtrip.save(before), partial=True, rename=rename)
+    own = [f"{slots}/body/bias", f"{slots}/body/kernel"]
+    assert restoring.missing == (*own, f"{slots}/classifier/bias")
+    assert restoring.unexpected == (*own, f"{slots}/head/bias")
+
+
 def test_rename_that_cannot_be_meant() -> None:
     saved = roundtrip.save(_module(a=1.0, b=2.0))
     tree = walk(_module(a=1.0, b=2.0))
