@@ -16,7 +16,7 @@ from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture
 from ckptflow.state.cluster import Cluster
-from ckptflow.state.strategies import check_strategy
+from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, walk
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
@@ -99,6 +99,7 @@ class LiveState:
     def capture(self) -> Snapshot:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps."""
         self.refresh()
+        join_scheduled(self._cluster.strategy)
         snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
         snapshot.put_metrics(self._held_metrics)
         return snapshot
@@ -160,6 +161,7 @@ def _describe(tree: Tree) -> list[str]:
     lines = {
         f"{spec.name}: {spec.dtype} {'of any shape' if spec.dynamic else spec.shape}"
         + (f", kept per replica ({spec.components})" if spec.components else "")
+        + (", made to be trained" if not spec.may_differ else "")
         for spec in tree.specs
         if not spec.own
     }

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import crc32c
+import msgspec
+
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.coordinator import Coordinator
@@ -90,9 +93,10 @@ class Saver:
     def _write(self, job: Job) -> Receipt:
         """Writes this worker's shards and then, last, its receipt."""
         snapshot, worker = job.snapshot, self.cluster.worker
-        digests = self._digests(snapshot)
+        plan = job.plan()
+        digests = self._digests(snapshot, plan)
         own, own_python = self._own(job)
-        plan = plan_dynamic(job.plan(), snapshot, shard_bytes=self.shard_bytes)
+        plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
         written = write_shards(self.store, job.folder, plan, snapshot, self.pool)
         receipt = Receipt(
             folder=str(job.folder),
@@ -117,14 +121,20 @@ class Saver:
         python_state = {name: state for name, state in snapshot.python_state.items() if name in prefixes}
         return tuple(self._record(snapshot, i) for i, spec in enumerate(snapshot.specs) if spec.own), python_state
 
-    def _digests(self, snapshot: Snapshot) -> dict[str, int]:
-        """Digests of this worker's copies of replicated tensors, so that the chief can name those that differ."""
-        if self.cluster.world_size == 1 or (self.verify_replicas == "small" and self.cluster.is_chief):
-            return {}  # a small tensor's digest on the chief is the crc32c of the slice that it writes
+    def _digests(self, snapshot: Snapshot, plan: WorkerPlan) -> dict[str, int]:
+        """Digests of this worker's copies of replicated state, so that the chief can name what differs."""
+        if self.cluster.world_size == 1:
+            return {}
         replicated = [i for i, spec in enumerate(snapshot.specs) if spec.is_replicated]
         if self.verify_replicas == "small":
             replicated = [i for i in replicated if _size_bytes(snapshot, i) < SMALL_BYTES]
-        return replica_digests(snapshot, replicated)
+            if self.cluster.is_chief:  # of what it writes in one slice, that slice's crc32c is the digest
+                replicated = [i for i in replicated if i in plan.part_counts]
+        own = {own_name(entry, self.cluster.worker) for entry in snapshot.per_worker}
+        python = {name: state for name, state in snapshot.python_state.items() if name not in own}
+        return replica_digests(snapshot, replicated) | {
+            name: crc32c.crc32c(msgspec.json.encode(state, order="sorted")) for name, state in python.items()
+        }
 
     def _draft(self, job: Job) -> Draft:
         snapshot, world_size = job.snapshot, self.cluster.world_size
@@ -139,6 +149,11 @@ class Saver:
             metadata=job.metadata,
             python_state=snapshot.python_state,
             per_worker=tuple(sorted(snapshot.per_worker)),
+            must_be_equal=frozenset(
+                spec.name
+                for spec in snapshot.specs
+                if spec.is_replicated and not spec.may_differ and self.verify_replicas == "all"
+            ),
             models=snapshot.models,
             software=self.software,
         )
@@ -146,7 +161,7 @@ class Saver:
     def _record(self, snapshot: Snapshot, index: int) -> TensorRecord:
         """What the manifest says of a tensor, but for its slices."""
         spec = snapshot.specs[index]
-        shape = spec.shape if spec.box is not None else snapshot.shape(index)
+        shape = snapshot.shape(index) if spec.dynamic else spec.shape
         return TensorRecord(
             name=spec.name,
             dtype=spec.dtype,

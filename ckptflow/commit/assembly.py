@@ -24,7 +24,8 @@ _NAMES_SHOWN = 10
 class Draft:
     """All of a manifest that is known before the receipts are: `tensors` as they will be, without slices.
 
-    What the other workers have for themselves, of the entries `per_worker`, comes with their receipts.
+    What the other workers have for themselves, of the entries `per_worker`, comes with their receipts. Where one of
+    `must_be_equal` differs between workers, nothing is committed.
     """
 
     folder: Folder
@@ -34,6 +35,7 @@ class Draft:
     metadata: Any = None
     python_state: Mapping[str, Any] = field(default_factory=dict)
     per_worker: tuple[str, ...] = ()
+    must_be_equal: frozenset[str] = frozenset()
     models: Mapping[str, Any] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,7 +54,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
         python_state.update(receipt.python_state)
     tensors, shards = _with_slices(sorted(found, key=lambda tensor: tensor.name), receipts, where)
     diverged = find_diverged(tensors, receipts)
-    _refuse_mixed(diverged, tensors, shards, where)
+    _refuse_mixed(draft, diverged, tensors, shards, where)
     manifest = Manifest(
         folder=str(draft.folder),
         step=draft.folder.step,
@@ -82,7 +84,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
         raise SaveFailedError(f"{error}: what the workers saved does not fit together") from error
     if diverged:
         logger.warning(
-            "%s: %d tensor(s) differ between workers, saved the chief's: %s",
+            "%s: %d tensor(s) or Python states differ between workers, saved the chief's: %s",
             draft.folder,
             len(diverged),
             _some(diverged),
@@ -91,7 +93,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
 
 
 def find_diverged(tensors: Sequence[TensorRecord], receipts: Sequence[Receipt]) -> tuple[str, ...]:
-    """The replicated tensors of which workers hold different copies, by the digests that they reported."""
+    """The replicated tensors and Python states of which workers hold different copies, by their digests."""
     digests: dict[str, set[int]] = {}
     for receipt in receipts:
         for name, digest in receipt.digests.items():
@@ -145,15 +147,16 @@ def _with_slices(
 
 
 def _refuse_mixed(
-    diverged: Sequence[str], tensors: Sequence[TensorRecord], shards: Sequence[ShardRecord], where: str
+    draft: Draft, diverged: Sequence[str], tensors: Sequence[TensorRecord], shards: Sequence[ShardRecord], where: str
 ) -> None:
-    """Raises `SaveFailedError` where a tensor has diverged and the chief did not write all of it: copies would mix."""
+    """Raises `SaveFailedError` where a tensor has diverged that must not, or of which the chief did not write all."""
     writers = [parse_shard_name(shard.name) for shard in shards]
     names = set(diverged)
     mixed = [
         tensor.name
         for tensor in tensors
-        if tensor.name in names and any((writers[piece.shard] or (0,))[0] for piece in tensor.slices)
+        if tensor.name in names
+        and (tensor.name in draft.must_be_equal or any((writers[piece.shard] or (0,))[0] for piece in tensor.slices))
     ]
     if mixed:
         raise SaveFailedError(

@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from ckptflow.errors import StateMismatchError, UsageError
 from ckptflow.format import dtypes, values
-from ckptflow.format.boxes import volume
+from ckptflow.format.boxes import Box, volume
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
+from ckptflow.state.cluster import server_is_gone
 from ckptflow.state.kinds import is_normalization
 from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, from_bytes
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
@@ -61,6 +62,7 @@ class Restore:
         self._python_state = python_state
         self._landings: dict[Wanted, Landing | Bytes1D] = {}
         self._parts: dict[int, tuple[Any, dict[str, Array]]] = {}
+        self._blocks: dict[int, dict[Box | None, Any]] = {}  # of what is assigned only when all of it is there
         # The largest first: the memory that their old values free serves the smaller ones.
         self.wanted = tuple(
             Wanted(index, box)
@@ -87,7 +89,11 @@ class Restore:
         pair, landing = self._pairs[wanted.tensor], self._landings.pop(wanted)
         leaf, record = pair.leaf, pair.record
         if isinstance(landing, Landing):
-            leaf.assign(landing.take(), wanted.box)
+            blocks = self._blocks.pop(wanted.tensor, {}) | {wanted.box: landing.take()}
+            if leaf.needs_all and len(blocks) < len(leaf.boxes):
+                self._blocks[wanted.tensor] = blocks
+            else:
+                self._assign(leaf, blocks)
             return
         array = from_bytes(landing, record.dtype, record.shape)
         if record.components:
@@ -95,10 +101,16 @@ class Restore:
         if isinstance(leaf, PartLeaf):
             self._parts.setdefault(id(leaf.bundle), (leaf.bundle, {}))[1][leaf.part] = array
             return
-        for box in leaf.boxes:
-            block = array if box is None else array[tuple(map(_range, *box))]
-            with tf.device("CPU:0"):
-                leaf.assign(tf.convert_to_tensor(block), box)  # always a copy
+        pieces = {box: array if box is None else array[tuple(map(_range, *box))] for box in leaf.boxes}
+        with tf.device("CPU:0"):
+            copies = {box: tf.convert_to_tensor(piece) for box, piece in pieces.items()}
+        self._assign(leaf, copies)
+
+    def _assign(self, leaf: Leaf, values_of: Mapping[Box | None, Any]) -> None:
+        try:
+            leaf.assign(values_of)
+        except tf.errors.UnavailableError as error:
+            raise server_is_gone(error, f"{leaf.name} cannot be restored") from error
 
     def complete(self) -> None:
         """Call once after the last `finish`: sets tables, iterators, vocabularies and Python state, and lets layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -27,20 +27,25 @@ class PartsLeaf(Leaf):
     def __init__(self, name: str, parts: Sequence[Any], starts: Sequence[Sequence[int]], shape: Sequence[int]) -> None:
         super().__init__(name, parts[0].dtype, tuple(shape))
         self.parts = tuple(parts)
+        if dtypes.is_encoded(self.dtype):
+            raise UnsupportedStateError(
+                f"{name}: a sharded variable of {self.dtype} cannot be saved; keep it in a lookup table, "
+                "or make it where the partitioner leaves it whole"
+            )
         held = [(tuple(start), tuple(part.shape.as_list())) for part, start in zip(parts, starts, strict=True)]
         boxes.check_cover(tuple(shape), held)
         self.boxes: tuple[Box | None, ...] = tuple(held)
 
     def specs(self) -> tuple[TensorSpec, ...]:
-        shape = tuple(size or 0 for size in self.shape or ())
-        return tuple(self._spec(shape, box=box) for box in self.boxes)
+        return tuple(self._spec(self.shape_or_scalar, box=box) for box in self.boxes)
 
     def read(self) -> list[Any]:
         return [resource_ops.read_variable_op(part.handle, self.tf_dtype) for part in self.parts]
 
-    def assign(self, value: Any, box: Box | None) -> None:
-        part = self.parts[self.boxes.index(box)] if box is not None else self.parts[0]
-        resource_ops.assign_variable_op(part.handle, value, validate_shape=True)
+    def assign(self, values: Mapping[Box | None, Any]) -> None:
+        for box, value in values.items():
+            part = self.parts[self.boxes.index(box)]
+            resource_ops.assign_variable_op(part.handle, value, validate_shape=True)
 
 
 class MeshLeaf(Leaf):
@@ -49,6 +54,8 @@ class MeshLeaf(Leaf):
     Of equal blocks one is written: by the first client that holds it, or, where they are large, by each in turn. A
     tensor that is replicated over the whole mesh is like any other that every worker has a copy of.
     """
+
+    needs_all = True
 
     def __init__(self, name: str, variable: Any) -> None:
         super().__init__(name, variable.dtype, tuple(variable.shape.as_list()))
@@ -61,13 +68,12 @@ class MeshLeaf(Leaf):
                 f"{name}: a DTensor variable of layout {self.layout} cannot be saved; lay it out on a mesh of named "
                 "dimensions that divide its shape"
             ) from error
-        self._arrived: dict[Box | None, Any] = {}
 
     def _place(self) -> None:
-        mesh, shape = self.layout.mesh, tuple(size or 0 for size in self.shape or ())
+        mesh, shape = self.layout.mesh, self.shape_or_scalar
         local = mesh.local_device_locations()
         self._of_device = [self._box(shape, location) for location in local]  # in the order of `dtensor.unpack`
-        if self.layout.is_fully_replicated():
+        if self.layout.is_fully_replicated() or not boxes.volume(shape):
             self.boxes: tuple[Box | None, ...] = (None,)
             self._written: tuple[int, ...] = (0,)
             return
@@ -94,7 +100,7 @@ class MeshLeaf(Leaf):
         return tuple(start), tuple(extents)
 
     def specs(self) -> tuple[TensorSpec, ...]:
-        shape = tuple(size or 0 for size in self.shape or ())
+        shape = self.shape_or_scalar
         if self.boxes == (None,):
             return (self._spec(shape),)
         return tuple(self._spec(shape, box=self._of_device[device]) for device in self._written)
@@ -103,12 +109,10 @@ class MeshLeaf(Leaf):
         local = dtensor.unpack(resource_ops.read_variable_op(self.variable.handle, self.tf_dtype))
         return [local[device] for device in self._written]
 
-    def assign(self, value: Any, box: Box | None) -> None:
-        self._arrived[box] = value
-        if len(self._arrived) < len(self.boxes):
+    def assign(self, values: Mapping[Box | None, Any]) -> None:
+        if not boxes.volume(self.shape_or_scalar):
             return
-        arrived, self._arrived = self._arrived, {}
-        local = [arrived[None if self.boxes == (None,) else box] for box in self._of_device]
+        local = [values[None if self.boxes == (None,) else box] for box in self._of_device]
         # A copy for each device: none may share a buffer with another.
         packed = dtensor.pack([tf.identity(value) for value in local], self.layout)
         resource_ops.assign_variable_op(self.variable.handle, packed, validate_shape=True)

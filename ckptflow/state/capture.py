@@ -6,7 +6,6 @@ the caller is blocked for one read per variable, and bytes are touched only by `
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
-from ckptflow.errors import PeerError, UsageError
+from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.boxes import Box
 from ckptflow.format.spec import Bytes1D, TensorSpec
@@ -110,12 +109,7 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
             plan = tree.cache["capture"] = _Plan(tree)
         held = plan.read()
     except tf.errors.UnavailableError as error:
-        found = re.search(r"/job:\S+", str(error.message))
-        raise PeerError(
-            f"the state cannot be read, {found[0] if found else 'a process'} that holds variables of it has ended or "
-            "cannot be reached. Nothing was saved now, what was saved before is untouched; start all processes again, "
-            "and restore"
-        ) from error
+        raise cluster.server_is_gone(error, "the state cannot be read, and nothing was saved now") from error
     python_state = {name: values.to_json(entry.get_state(), name) for name, entry in tree.python.items()}
     models = tree.cache.get("models")
     if models is None:

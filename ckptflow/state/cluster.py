@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,15 @@ def between_steps() -> bool:
     """Whether this code runs where a training loop does: not inside a tf.function, nor inside strategy.run."""
     in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
     return bool(tf.executing_eagerly()) and not in_replica
+
+
+def server_is_gone(error: Any, what: str) -> PeerError:
+    """What TensorFlow's UnavailableError means for variables that are on parameter servers."""
+    found = re.search(r"/job:ps/\S+", str(error.message))
+    return PeerError(
+        f"{what}: {found[0] if found else 'a parameter server'} that holds variables has ended or cannot be reached. What was "
+        "saved before is untouched; start all processes again, and restore"
+    )
 
 
 def find_cluster(strategy: Any = None, *, arrival_timeout_s: float = math.inf) -> Cluster:

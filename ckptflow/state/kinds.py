@@ -204,6 +204,9 @@ def is_sharded(variable: Any) -> bool:
 
 def is_on_server(variable: Any) -> bool:
     """Whether a variable, as its framework hands it out, is on a parameter server, or is sharded over several."""
+    keras = keras3()
+    if keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable):
+        variable = variable._value
     return isinstance(variable, (*_ON_SERVERS, sharded_variable.ShardedVariable))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -39,6 +40,7 @@ class Leaf(ABC):
     """
 
     boxes: tuple[Box | None, ...] = (None,)
+    needs_all = False
 
     def __init__(self, name: str, dtype: Any, shape: StaticShape) -> None:
         self.name = name
@@ -63,8 +65,16 @@ class Leaf(ABC):
         """What is held for each of `specs`. On the training thread, between two steps."""
 
     @abstractmethod
-    def assign(self, value: Any, box: Box | None) -> None:
-        """Gives it the value. The tensor becomes the variable's own: it must be nobody else's."""
+    def assign(self, values: Mapping[Box | None, Any]) -> None:
+        """Gives it these values, of some of `boxes`, or of all where it `needs_all` at once.
+
+        The tensors become the variable's own: they must be nobody else's.
+        """
+
+    @property
+    def shape_or_scalar(self) -> tuple[int, ...]:
+        """The shape where it is known, with 0 for what is open."""
+        return tuple(size or 0 for size in self.shape or ())
 
     def _spec(self, shape: tuple[int, ...], **more: Any) -> TensorSpec:
         return TensorSpec(self.name, self.dtype, shape, aliases=self.aliases, metric=self.metric, own=self.own, **more)
@@ -93,12 +103,11 @@ class VariableLeaf(Leaf):
 
     def specs(self) -> tuple[TensorSpec, ...]:
         dynamic = dtypes.is_encoded(self.dtype) or self.shape is None or None in self.shape
-        components = (
-            self.on_read if self.on_read and cluster.worker_count(self.variable.distribute_strategy) > 1 else None
-        )
-        shape = () if dynamic else tuple(size or 0 for size in self.shape or ())
+        is_divided = self.on_read and not self.own and cluster.worker_count(self.variable.distribute_strategy) > 1
+        components = self.on_read if is_divided else None
+        shape = () if dynamic else self.shape_or_scalar
         # What a step changes by itself, without the other replicas, can differ between them: moving averages do.
-        may_differ = not (is_distributed(self.variable) and (self.is_kept_equal or self.variable.trainable))
+        may_differ = not (is_distributed(self.variable) and (self.is_kept_equal or _is_trained(self.variable)))
         return (self._spec(shape, dynamic=dynamic, components=components, may_differ=may_differ),)
 
     @property
@@ -109,18 +118,19 @@ class VariableLeaf(Leaf):
     def read(self) -> list[Any]:
         return [[resource_ops.read_variable_op(copy[0].handle, self.tf_dtype) for copy in self._copies]]
 
-    def assign(self, value: Any, box: Box | None = None) -> None:
+    def assign(self, values: Mapping[Box | None, Any]) -> None:
         """Gives every replica here the value.
 
         A sum goes whole to the chief's first replica and the others get zero. TensorFlow's own checkpoints give each
         replica value / replicas instead, which is not exact: not for integers, nor where the count is no power of 2.
         """
+        value = values[None]
         if self.on_read == "sum":
-            is_chief = cluster.worker_index(self.variable.distribute_strategy) == 0
+            takes_it = self.own or cluster.worker_index(self.variable.distribute_strategy) == 0
             zeros = tf.zeros_like(value)
             for position, copy in enumerate(self._copies):
                 for part in copy:
-                    self._assign(part, _copy(value if is_chief and position == 0 else zeros))
+                    self._assign(part, _copy(value if takes_it and position == 0 else zeros))
             return
         # Copies first: two variables must never share one buffer that is known to neither of them.
         copies = [_copy(value) for _ in self.parts[1:]]
@@ -147,8 +157,13 @@ class PartLeaf(Leaf):
     def read(self) -> list[Any]:
         raise TypeError(f"{self.name} is read with its bundle")
 
-    def assign(self, value: Any, box: Box | None) -> None:
+    def assign(self, values: Mapping[Box | None, Any]) -> None:
         raise TypeError(f"{self.name} is written with its bundle")
+
+
+def _is_trained(variable: Any) -> bool:
+    """Whether gradients of all workers change it, or nothing does. By how it was made: a frozen one counts."""
+    return bool(variable.trainable) and variable.aggregation != tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 
 def _copy(value: Any) -> Any:

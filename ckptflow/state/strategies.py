@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError, UsageError
-from ckptflow.state.kinds import is_distributed, raw_variable
+from ckptflow.state.kinds import is_distributed, is_on_server, raw_variable
 from ckptflow.state.messages import Peer
 
 # Under all of these but the second one Python runs in one process, which sees all of the state: also for the hosts of
@@ -66,6 +66,17 @@ def _served_task() -> str:
     return ""
 
 
+def join_scheduled(strategy: Any) -> None:
+    """Waits for all steps that a ClusterCoordinator has been given: between them no state is of one step.
+
+    Raises what such a step raised, as the coordinator's own `join` does.
+    """
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        coordinator = strategy._cluster_coordinator
+        if coordinator is not None:
+            coordinator.join()
+
+
 def tasks_of(strategy: Any) -> dict[str, Sequence[str]]:
     """The addresses of the processes that train together under a strategy, chief first; {} where it is one."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -91,6 +102,12 @@ def check_strategy(variables: Mapping[str, Any], strategy: Any) -> None:
     """
     for name, variable in variables.items():
         raw = raw_variable(variable)
+        if is_on_server(variable) and not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            other = "none" if is_default(strategy) else f"a {name_of(strategy)}"
+            raise UsageError(
+                f"{name} is on parameter servers, and the manager under {other}: pass strategy=, the "
+                "ParameterServerStrategy under which the state was made"
+            )
         if not is_distributed(raw):
             continue
         owner = raw.distribute_strategy  # a property of every DistributedVariable, so that nothing is read

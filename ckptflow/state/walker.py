@@ -247,9 +247,16 @@ class Walker:
         for (name, of), parts in of_parts.items():  # the slots for a sharded variable's parts are one tensor as well
             whole, ordered = wholes[of], [parts[number] for number in sorted(parts)]
             slot_path = self._unique(f"{path}/{path_of_slot(name, of, owner)}")
-            leaf = self._add_parts(slot_path, ordered, [box[0] for box in whole.boxes if box], whole.shape or ())
-            self._add(leaf, node)
-            slots.append(_Slot(leaf, name, of))
+            starts = [box[0] for box in whole.boxes if box]
+            if [part.shape for part in ordered] == [part.shape for part in whole.parts]:
+                leaf: Leaf = self._add_parts(slot_path, ordered, starts, whole.shape_or_scalar)
+                self._add(leaf, node)
+                slots.append(_Slot(leaf, name, of))
+                continue
+            for number, part in sorted(parts.items()):  # of another shape than its part (Adafactor's): no slice of one
+                self._paths[id(part)] = part_path = self._unique(f"{slot_path}/{number}")
+                self.kept_alive.append(part)
+                self._add_variable(part_path, part, part, node)
 
     def _unique(self, path: str) -> str:
         candidate, count = path, 0
@@ -267,6 +274,8 @@ class Walker:
         names = sorted(by_name)
 
         def add(leaf: Leaf, alias: str) -> None:
+            if leaf.own:
+                return  # every worker has one of its own, and a name serves once
             if len(leaf.aliases) < _MAX_ALIASES and alias not in self._taken and len(alias.encode()) <= MAX_NAME_BYTES:
                 self._taken.add(alias)
                 leaf.aliases += (alias,)

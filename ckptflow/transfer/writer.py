@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import crc32c
 
-from ckptflow.format import dtypes
+from ckptflow.format import boxes, dtypes
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import ReceiptSlice, ShardRecord
 from ckptflow.format.shard import crc32c_combine
@@ -18,6 +18,7 @@ from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
 from ckptflow.transfer.plan import PlannedShard, PlannedSlice, WorkerPlan
 
+FETCH_BYTES = 4 * 2**20  # asked of another process at once
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
 
 
@@ -87,17 +88,7 @@ class _Packer:
         for piece in shard.slices:
             offset, end = piece.offset, piece.end
             size = end - offset
-            if source.is_remote(piece.tensor):
-                data = source.fetch(piece.tensor, (piece.source_start, piece.shape))
-                value = _copy_and_checksum(staged[offset:end], data)
-            elif piece.region is not None:
-                data = source.data(piece.tensor)
-                _copy_region(staged[offset:end], data, piece)
-                value = crc32c.crc32c(view[offset:end])
-            else:
-                data = source.data(piece.tensor)[piece.source_begin : piece.source_end]
-                value = _copy_and_checksum(staged[offset:end], data)
-            del data
+            value = _take(source, piece, staged[offset:end])  # keeps nothing of the source's memory
             self._packed(piece.tensor)
             checksums.append(value)
             if size > CHUNK_BYTES:  # else a second pass is cheaper than combining
@@ -115,6 +106,17 @@ class _Packer:
         self._source.release(tensor)
 
 
+def _take(source: Source, piece: PlannedSlice, into: Bytes1D) -> int:
+    """Copies a slice out of what is held; returns its crc32c."""
+    if source.is_remote(piece.tensor):
+        return _fetch_and_checksum(into, source, piece)
+    data = source.data(piece.tensor)
+    if piece.region is None:
+        return _copy_and_checksum(into, data[piece.source_begin : piece.source_end])
+    _copy_region(into, data, piece)
+    return crc32c.crc32c(into.data)
+
+
 def _copy_and_checksum(into: Bytes1D, data: Bytes1D) -> int:
     if into.size <= CHUNK_BYTES:
         into[:] = data
@@ -124,6 +126,22 @@ def _copy_and_checksum(into: Bytes1D, data: Bytes1D) -> int:
         chunk = into[begin : begin + CHUNK_BYTES]
         chunk[:] = data[begin : begin + CHUNK_BYTES]
         value = crc32c.crc32c(chunk.data, value)
+    return value
+
+
+def _fetch_and_checksum(into: Bytes1D, source: Source, piece: PlannedSlice) -> int:
+    """Bit by bit, so that no more than that is ever here beside the buffer."""
+    value, item = 0, piece.item_size_bytes
+    step = max(1, FETCH_BYTES // item)
+    for begin in range(0, into.size // item, step):
+        end = min(begin + step, into.size // item)
+        at = begin * item
+        for start, shape in boxes.runs(piece.shape, begin, end):
+            origin = tuple(a + b for a, b in zip(piece.source_start, start, strict=True))
+            data = source.fetch(piece.tensor, (origin, shape))
+            value = crc32c.crc32c(data.data, value)
+            into[at : at + data.size] = data
+            at += data.size
     return value
 
 

@@ -53,6 +53,19 @@ def test_replicas_that_differ_are_named_and_never_mixed(tmp_path: Path) -> None:
     assert [c.step for c in ckptflow.list_checkpoints(tmp_path / "run")] == [1, 2, 4]
 
 
+def test_what_may_differ_what_is_ones_own_and_what_must_be_equal(tmp_path: Path) -> None:
+    run("kept_apart", 2, tmp_path)
+    with ckptflow.open_checkpoint(tmp_path / "run") as checkpoint:
+        assert checkpoint.manifest.diverged == ("averages", "number")
+        assert len(checkpoint.spec("averages").slices) > 1
+        for name in ("averages", "memory"):  # the chief's, whole
+            assert set(np.unique(checkpoint[name])) == {1.0}
+        for entry in ("counter", "seen"):
+            assert [float(checkpoint[f"{entry}/worker-{worker}"]) for worker in (0, 1)] == [1.0, 2.0]
+        assert "module/counter" not in checkpoint
+    assert ckptflow.list_checkpoints(tmp_path / "other") == []
+
+
 def test_a_worker_that_cannot_write(tmp_path: Path) -> None:
     run("one_worker_fails", 2, tmp_path)
     assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [1, 3]

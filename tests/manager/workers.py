@@ -118,6 +118,64 @@ def diverged() -> None:
     print("well")
 
 
+class Number:
+    """Python state."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def get_state(self) -> Any:
+        return self.value
+
+    def set_state(self, state: Any) -> None:
+        self.value = state
+
+
+def kept_apart() -> None:
+    """What differs between workers without being wrong, what is each one's own, and what must be equal."""
+    on_read, first = tf.VariableSynchronization.ON_READ, tf.VariableAggregation.ONLY_FIRST_REPLICA
+    with strategy.scope():
+        averages = tf.Variable(tf.zeros([300, 300]), trainable=False)  # cut into several shards below
+        memory = tf.Variable(tf.zeros([1024, 1024]), aggregation=first)  # "trainable", and yet not kept equal
+        seen = tf.Variable(0.0, synchronization=on_read, aggregation=tf.VariableAggregation.SUM, trainable=False)
+        weight = tf.Variable(tf.zeros([100]))
+    mine = float(worker + 1)
+    for variable in (averages, memory):
+        variable.values[0].assign(tf.fill(variable.shape, mine))
+    seen.values[0].assign(mine)
+    module, counter = tf.Module(), tf.Variable(mine)
+    module.counter = counter  # a second way to what is each worker's own
+    number = Number(worker)
+    state = {"averages": averages, "memory": memory, "module": module, "number": number, "weight": weight}
+    state |= {"counter": ckptflow.PerWorker(counter), "seen": ckptflow.PerWorker(seen)}
+    with CheckpointManager(
+        ROOT / "run", state, strategy=strategy, shard_bytes=2**17, memory_budget_bytes=2**20
+    ) as manager:
+        manager.save(1)
+    counter.assign(0.0)
+    seen.values[0].assign(0.0)
+    with CheckpointManager(ROOT / "run", state, strategy=strategy, verify_replicas="all") as manager:
+        manager.restore_latest()
+        assert (counter.numpy(), seen.values[0].numpy(), number.value) == (mine, mine, 0)
+        if worker == 1:
+            weight.values[0].assign(tf.ones([100]))
+        manager.save(2)
+        try:
+            manager.wait()
+            raise SystemExit("nothing was raised")
+        except (SaveFailedError, PeerError) as error:
+            assert "workers hold different values of weight" in str(error), error
+    with strategy.scope():
+        other = tf.Variable(tf.zeros([600_000]), trainable=worker == 0)
+    try:
+        CheckpointManager(ROOT / "other", {"v": other}, strategy=strategy).save(1)
+        raise SystemExit("nothing was raised")
+    except ckptflow.UsageError as error:
+        assert "the workers hold different states" in str(error), error
+        assert "v: float32 (600000,)" in str(error), error
+    print("well")
+
+
 def one_worker_fails() -> None:
     """Worker 1 cannot write: it says so, the chief hears it at once, both raise, and the next save goes well."""
     module = make_variables({"large": 1_000_000})

@@ -16,12 +16,13 @@ def test_a_server_that_dies_is_named_and_nothing_saved_is_lost(tmp_path: Path) -
     root, killed = tmp_path / "root", tmp_path / "killed"
     env = {"ROOT": str(root), "KILLED": str(killed)}
     with start_workers("tests.matrix.servers:lose_one", 4, tasks=TASKS, env=env, folder=tmp_path / "logs") as workers:
-        workers[0].wait_for_output("saved", 120)
+        workers[0].wait_for_output("ready to lose one", 120)
         workers[3].kill()
         killed.touch()
         assert workers[0].wait(120) == 0, workers[0].output()
         output = workers[0].output()
-    assert "raised the state cannot be read, /job:ps/replica:0/task:1 " in output
+    assert "raised the state cannot be read, and nothing was saved now: /job:ps/replica:0/task:1 " in output
+    assert "raised v cannot be restored: /job:ps/replica:0/task:1 " in output
     assert {checkpoint.step for checkpoint in ckptflow.list_checkpoints(root)} == {1}  # twice: a rollback saves again
     with ckptflow.open_checkpoint(root) as checkpoint:
         np.testing.assert_array_equal(checkpoint["v"], np.arange(3_000_000, dtype=np.float32))

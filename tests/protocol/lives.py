@@ -21,8 +21,8 @@ from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
-from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.assembly import Draft
+from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Resume, Start

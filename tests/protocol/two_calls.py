@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import crc32c
 
-from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.assembly import Draft
+from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Start
