@@ -141,7 +141,7 @@ def between_steps() -> bool:
 
 def server_is_gone(error: Any, what: str) -> PeerError:
     """What TensorFlow's UnavailableError means for variables that are on parameter servers."""
-    found = re.search(r"/job:ps/\S+", str(error.message))
+    found = re.search(r"/job:ps/replica:\d+/task:\d+", str(error.message))
     return PeerError(
         f"{what}: {found[0] if found else 'a parameter server'} that holds variables has ended or cannot be reached. "
         "What was saved before is untouched; start all processes again, and restore"
