@@ -11,7 +11,7 @@ help:
 	@echo "make setup          .venv with everything (done by the others when needed)"
 	@echo "make demo [URL=…]   two workers train, one is killed, the run resumes; on local disk or any storage"
 	@echo "make test           lint, types and tests: what CI runs"
-	@echo "make chaos          the long kill -9 runs"
+	@echo "make chaos          the long runs: kill -9, every interleaving, every way that fit is killed"
 	@echo "make matrix         save under every strategy, restore under every other, bit for bit: docs/matrix.md"
 	@echo "make bench          save and restore beside raw writes and tf.train.Checkpoint"
 	@echo "make clean          removes .venv and everything that was generated"
@@ -45,7 +45,7 @@ pytest: setup
 	$(BIN)/python -m pytest -m 'not chaos'
 
 chaos: setup
-	$(BIN)/python -m pytest -m chaos -s -o faulthandler_timeout=0 tests/chaos tests/protocol tests/preemption
+	$(BIN)/python -m pytest -m chaos -s -o faulthandler_timeout=0
 
 matrix: setup
 	@$(BIN)/python -m tests.matrix.run $(MATRIX_ARGS)

@@ -32,17 +32,20 @@ from ckptflow.errors import (
 )
 
 if TYPE_CHECKING:
+    from ckptflow.callbacks.callback import CheckpointCallback
     from ckptflow.commit.catalog import Checkpoint
     from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
     from ckptflow.manager import CheckpointManager
     from ckptflow.pending import PendingCheckpoint
     from ckptflow.preemption import PreemptionWatcher
     from ckptflow.reading import list_checkpoints, open_checkpoint
+    from ckptflow.state.per_worker import PerWorker
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
+    "CheckpointCallback",
     "CheckpointGoneError",
     "CheckpointManager",
     "CheckpointNotFoundError",
@@ -58,6 +61,7 @@ __all__ = [
     "ObjectNotFoundError",
     "PeerError",
     "PendingCheckpoint",
+    "PerWorker",
     "PreemptionWatcher",
     "SaveFailedError",
     "StateMismatchError",
@@ -76,11 +80,13 @@ __all__ = [
 
 _LAZY = {
     "Checkpoint": "ckptflow.commit.catalog",
+    "CheckpointCallback": "ckptflow.callbacks.callback",
     "CheckpointManager": "ckptflow.manager",
     "KeepBest": "ckptflow.commit.retention",
     "KeepEvery": "ckptflow.commit.retention",
     "KeepLast": "ckptflow.commit.retention",
     "PendingCheckpoint": "ckptflow.pending",
+    "PerWorker": "ckptflow.state.per_worker",
     "PreemptionWatcher": "ckptflow.preemption",
     "list_checkpoints": "ckptflow.reading",
     "open_checkpoint": "ckptflow.reading",

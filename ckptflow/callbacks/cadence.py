@@ -1,0 +1,152 @@
+"""When to save: pure rules over counts of batches, steps and epochs that are the same on every worker."""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, SupportsIndex
+
+
+class Cadence(Protocol):
+    """Says after which batches and epochs to save. `begin` comes first; `saved` after each save, whoever made it."""
+
+    def begin(self, step: int, epoch: int) -> None: ...
+
+    def after_batches(self, count: int, step_now: Callable[[], int]) -> bool:
+        """`count` more batches were trained. `step_now` may wait for the accelerator: asked only when it can matter."""
+
+    def after_epoch(self, epoch: int) -> bool:
+        """`epoch` epochs are done."""
+
+    def saved(self, step: int, epoch: int) -> None: ...
+
+
+def crosses(before: int, now: int, period: int) -> bool:
+    """Whether a multiple of `period` lies in (before, now]: with several steps in one execution none may be hit."""
+    return now // period > before // period
+
+
+class EverySteps:
+    """After each multiple of `period` steps, at the first batch end at or past it."""
+
+    def __init__(self, period: SupportsIndex) -> None:
+        self._period = _check_count("every_steps", period)
+        self._last = self._to_go = 0
+
+    def begin(self, step: int, epoch: int) -> None:
+        self.saved(step, epoch)
+
+    def after_batches(self, count: int, step_now: Callable[[], int]) -> bool:
+        self._to_go -= count
+        if self._to_go > 0:  # a batch is one step at most: none can have crossed
+            return False
+        step = step_now()
+        if crosses(self._last, step, self._period):
+            return True
+        self._wait_from(step)
+        return False
+
+    def after_epoch(self, epoch: int) -> bool:
+        return False
+
+    def saved(self, step: int, epoch: int) -> None:
+        self._last = step
+        self._wait_from(step)
+
+    def _wait_from(self, step: int) -> None:
+        self._to_go = self._period - step % self._period
+
+
+class EveryEpochs:
+    """At the end of each `period`-th epoch, counted from the first epoch of all."""
+
+    def __init__(self, period: SupportsIndex) -> None:
+        self._period = _check_count("every_epochs", period)
+        self._last = 0
+
+    def begin(self, step: int, epoch: int) -> None:
+        self._last = epoch
+
+    def after_batches(self, count: int, step_now: Callable[[], int]) -> bool:
+        return False
+
+    def after_epoch(self, epoch: int) -> bool:
+        is_due = crosses(self._last, epoch, self._period)
+        self._last = epoch
+        return is_due
+
+    def saved(self, step: int, epoch: int) -> None:
+        pass
+
+
+class EverySeconds:
+    """When `period_s` seconds have passed since the last save, by the first worker's clock.
+
+    Workers must look at that clock together, and a look is a collective: not at every batch. The next one is due when
+    half of the rest has passed at the rate of batches so far, and never after more batches than there were since the
+    save; these are numbers that all workers have from the look before.
+    """
+
+    def __init__(
+        self,
+        period_s: float,
+        exchange: Callable[[Sequence[int]], list[tuple[int, ...]]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if isinstance(period_s, bool) or not 0 < period_s < math.inf:
+            raise ValueError(f"every_seconds is a number of seconds above 0, not {period_s!r}")
+        self._period_ms = max(1, round(period_s * 1000))
+        self._exchange = exchange
+        self._clock = clock
+        self._start_s = 0.0
+        self._batches = self._to_go = 0
+
+    def begin(self, step: int, epoch: int) -> None:
+        self.saved(step, epoch)
+
+    def after_batches(self, count: int, step_now: Callable[[], int]) -> bool:
+        self._batches += count
+        self._to_go -= count
+        if self._to_go > 0:
+            return False
+        passed_ms = max(1, self._exchange([round((self._clock() - self._start_s) * 1000)])[0][0])
+        if passed_ms >= self._period_ms:
+            return True
+        expected = (self._period_ms - passed_ms) * self._batches // (2 * passed_ms)
+        self._to_go = min(max(expected, 1), self._batches)
+        return False
+
+    def after_epoch(self, epoch: int) -> bool:
+        return False
+
+    def saved(self, step: int, epoch: int) -> None:
+        self._start_s = self._clock()
+        self._batches, self._to_go = 0, 1
+
+
+def choose(
+    every_steps: SupportsIndex | None,
+    every_epochs: SupportsIndex | None,
+    every_seconds: float | None,
+    exchange: Callable[[Sequence[int]], list[tuple[int, ...]]],
+) -> Cadence:
+    """The one rule that was asked for. Raises ValueError for none, several, or a period that is none."""
+    if sum(period is not None for period in (every_steps, every_epochs, every_seconds)) != 1:
+        raise ValueError("give one of every_steps, every_epochs and every_seconds")
+    if every_steps is not None:
+        return EverySteps(every_steps)
+    if every_epochs is not None:
+        return EveryEpochs(every_epochs)
+    return EverySeconds(every_seconds or 0.0, exchange)
+
+
+def _check_count(name: str, period: SupportsIndex) -> int:
+    try:
+        count = -1 if isinstance(period, bool) else operator.index(period)
+    except TypeError:
+        count = -1
+    if count < 1:
+        raise ValueError(f"{name} is a whole number above 0, not {period!r}")
+    return count

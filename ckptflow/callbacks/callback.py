@@ -1,0 +1,305 @@
+"""`CheckpointCallback`: a manager at work inside of `fit`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol, SupportsIndex
+
+import tensorflow as tf
+
+from ckptflow.callbacks.cadence import choose
+from ckptflow.callbacks.loops import Loop, Start, find_callback_list, find_loop
+from ckptflow.callbacks.others import Others, finite_metrics
+from ckptflow.callbacks.position import FitState, Position
+from ckptflow.commit.retention import KeepBest
+from ckptflow.errors import UsageError
+from ckptflow.manager import CheckpointManager
+from ckptflow.state.cluster import worker_count
+from ckptflow.state.kinds import is_keras3_model
+
+logger = logging.getLogger("ckptflow")
+
+_Logs = Mapping[str, Any] | None
+
+_MANY_BATCHES = 100  # more than mixed precision skips at its start, or gradients are accumulated over
+
+
+class Watcher(Protocol):
+    """What `PreemptionWatcher` is to the callback."""
+
+    def check(self, step: int, metrics: Mapping[str, float] | None = None) -> Any: ...
+
+
+class CheckpointCallback:
+    """Saves while `fit` runs, and makes a `fit` that is started again go on at the very batch.
+
+    For `fit` of Keras 3 (no strategy, `MirroredStrategy`) and of tf_keras (these, and `MultiWorkerMirroredStrategy`,
+    where each worker has one). `step` is the number of updates of the model's optimizer.
+
+    At the start of `fit`, unless the manager has restored already, it calls `manager.restore_latest()`. Then `fit` goes
+    on in the epoch and at the batch where the checkpoint was made: no batch is trained twice, none is left out, and
+    EarlyStopping, ReduceLROnPlateau, the history, metrics of the epoch and callbacks with `get_state` and `set_state`
+    are as they were. A fit that was complete trains nothing. At its end the last step is saved and waited for: a save
+    that failed raises out of `fit`.
+
+    It runs after all other callbacks, wherever it stands in the list.
+
+    Args:
+        manager: a `CheckpointManager` with the model in its state.
+        every_steps: saves at the first batch end at or after each multiple of so many steps.
+        every_epochs: saves at the end of each so-many-th epoch, validation included.
+        every_seconds: saves when so much time has passed since the last save, by the first worker's clock.
+        watcher: a `PreemptionWatcher`, which is asked after each batch, of validation, too, and each epoch.
+
+    Raises:
+        ValueError: not exactly one of the `every_…` was given, or it is not above 0.
+        UsageError: the manager was opened with `read_only=True`, or `fit` cannot run under its strategy.
+    """
+
+    _supports_tf_logs = True  # tf_keras: numbers are taken from logs only when they are needed
+
+    def __init__(
+        self,
+        manager: CheckpointManager,
+        *,
+        every_steps: SupportsIndex | None = None,
+        every_epochs: SupportsIndex | None = None,
+        every_seconds: float | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self._manager = manager
+        self._cadence = choose(every_steps, every_epochs, every_seconds, manager._cluster.exchange)
+        self._watcher = watcher
+        self._check_manager()
+        self.model: Any = None
+        self.params: dict[str, Any] = {}
+        self._loop: Loop | None = None  # of the fit that is running
+        self._others = Others(())
+        self._state: FitState | None = None
+        self._saved: tuple[int, Position | None] = (-1, None)
+        self._first_step = 0
+        self._trained = 0  # batches, since then
+        self._warned: set[str] = set()
+
+    # What Keras asks
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        self.params = params
+
+    def set_model(self, model: Any) -> None:
+        self.model = model
+        found = find_callback_list(self)
+        if found is not None:  # a new list: Keras is walking the old one
+            found.callbacks = [*(item for item in found.callbacks if item is not self), self]
+            if getattr(found, "_async_train", False):  # Keras 3, where the callback was given without a list
+                found._async_train = found._async_test = found._async_predict = False
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return True
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return self._watcher is not None
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
+
+    def on_train_begin(self, logs: _Logs = None) -> None:
+        loop = find_loop(self, self._is_rival)
+        self._check_fit(loop)
+        self._state = state = FitState.of(self._manager)
+        if self._manager._start is None or state.is_interrupted:
+            self._manager.restore_latest()
+        self._loop = loop
+        self._others = Others(item for item in loop.callbacks.callbacks if item is not self)
+        state.load(self._manager)
+        state.fits += 1
+        start = self._find_start(state, loop)
+        self._first_step, self._trained = self._step(), 0
+        state.follow(loop, self._others)
+        is_resumed = state.is_of_this_fit
+        if not is_resumed and start.epoch < loop.epochs:
+            self._check_step()
+            state.move(Position(state.fits, start.epoch))
+        self._saved = (self._first_step, state.position) if is_resumed else (-1, None)
+        self._cadence.begin(self._first_step, start.epoch)
+        loop.start_at(start, self._bring_metrics_back)
+
+    def on_train_batch_end(self, batch: int, logs: _Logs = None) -> None:
+        loop, state = self._running()
+        if loop.is_echo:
+            state.move(state.now)
+            return
+        state.move(replace(state.now, batch=loop.advance(batch)))
+        self._trained += loop.execution
+        if self._cadence.after_batches(loop.execution, self._step):
+            self._save(finite_metrics(logs))
+        if self._watcher is not None:
+            self._watcher.check(self._step(), finite_metrics(logs))
+
+    def on_epoch_end(self, epoch: int, logs: _Logs = None) -> None:
+        loop, state = self._running()
+        loop.end_epoch(state.now.batch)
+        state.move(Position(state.fits, epoch + 1, stopped_at=loop.epochs if self.model.stop_training else None))
+        if self._trained >= _MANY_BATCHES and self._step() == self._first_step:
+            self._warn_once(
+                "no step was counted in %d batches: model.optimizer.iterations is still %d. Where train_step uses "
+                "other optimizers, set model.optimizer to one of them",
+                self._trained,
+                self._first_step,
+            )
+        metrics = finite_metrics(logs)
+        if self._cadence.after_epoch(epoch + 1):
+            self._save(metrics)
+        if self._watcher is not None:
+            self._watcher.check(self._step(), metrics)
+
+    def on_test_begin(self, logs: _Logs = None) -> None:
+        if self._loop is not None and self._watcher is not None:
+            self._manager._live.hold_metrics()  # those of training: validation is about to reset them
+
+    def on_test_batch_end(self, batch: int, logs: _Logs = None) -> None:
+        if self._loop is not None and self._watcher is not None:
+            self._watcher.check(self._step())
+
+    def on_test_end(self, logs: _Logs = None) -> None:
+        self._manager._live.release_metrics()
+
+    def on_train_end(self, logs: _Logs = None) -> None:
+        loop, state = self._running()
+        try:
+            if state.is_of_this_fit and not state.now.over:
+                before = (self._step(), state.now)
+                state.move(replace(state.now, over=True))
+                if self._saved != before or self._others.change_weights_at_end() or self._averages_weights():
+                    self._save(finite_metrics(logs))
+            self._manager.wait()
+        finally:
+            loop.close()
+            self._loop = None
+            state.follow(None, None)
+
+    def on_epoch_begin(self, epoch: int, logs: _Logs = None) -> None: ...
+    def on_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
+    def on_batch_end(self, batch: int, logs: _Logs = None) -> None: ...
+    def on_train_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
+    def on_test_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
+    def on_predict_begin(self, logs: _Logs = None) -> None: ...
+    def on_predict_end(self, logs: _Logs = None) -> None: ...
+    def on_predict_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
+    def on_predict_batch_end(self, batch: int, logs: _Logs = None) -> None: ...
+
+    # Where to begin
+
+    def _find_start(self, state: FitState, loop: Loop) -> Start:
+        """What was saved, if it was this fit that was under way, and if its `initial_epoch` is not later."""
+        position = state.position
+        if position is None or position.fit < state.fits:
+            return Start(loop.initial_epoch)
+        if position.fit > state.fits:
+            logger.info("fit %d was complete: the checkpoint was made in fit %d", state.fits, position.fit)
+            return Start(loop.epochs)
+        start = state.take_start(self._others)
+        if position.stopped_at is not None and loop.epochs <= position.stopped_at:
+            logger.info("this fit was complete: a callback had ended it after epoch %d", position.epoch)
+            return Start(loop.epochs)
+        if start.epoch < loop.initial_epoch:
+            state.position = Position(state.fits, loop.initial_epoch)
+            return Start(loop.initial_epoch)
+        if start.epoch < loop.epochs:
+            logger.info("fit goes on in epoch %d after batch %d", start.epoch + 1, start.batch)
+            state.position = replace(position, stopped_at=None, over=False)
+        return start
+
+    def _bring_metrics_back(self) -> None:
+        """Metrics as they were inside the epoch that goes on; Keras has just reset them."""
+        loop, state = self._running()
+        try:
+            loop.build_metrics()
+        except Exception as error:
+            logger.warning("this epoch's metrics count from the resumed batch on, they cannot be built: %s", error)
+            return
+        state.restore_metrics(self._manager)
+
+    def _is_rival(self, callback: Any) -> bool:
+        return isinstance(callback, CheckpointCallback) and callback._manager is self._manager
+
+    # Saving
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        _, state = self._running()
+        step = self._step()
+        for policy in self._manager._policies:
+            if isinstance(policy, KeepBest) and policy.metric not in metrics:
+                self._warn_once(
+                    "KeepBest(%r): the checkpoint of step %d has no such metric and so is never a best one; it has %s. "
+                    "What validation finds is known at the end of an epoch alone: every_epochs",
+                    policy.metric,
+                    step,
+                    ", ".join(metrics) or "none",
+                )
+        self._manager.save(step, metrics=metrics)
+        self._saved = (step, state.position)
+        self._cadence.saved(step, state.now.epoch)
+
+    def _step(self) -> int:
+        return int(self.model.optimizer.iterations.numpy())
+
+    def _averages_weights(self) -> bool:
+        """Whether the optimizer gives the model its averaged weights at the end."""
+        return bool(getattr(self.model.optimizer, "use_ema", False))
+
+    def _running(self) -> tuple[Loop, FitState]:
+        if self._loop is None or self._state is None:
+            raise UsageError("CheckpointCallback: no fit has begun; its methods are called by fit")
+        return self._loop, self._state
+
+    # What cannot be
+
+    def _check_manager(self) -> None:
+        manager = self._manager
+        if manager._read_only:
+            raise UsageError("CheckpointCallback needs a manager that may write: this one has read_only=True")
+        models = manager._live.models()
+        is_multi_worker = isinstance(manager._cluster.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if is_multi_worker and manager._cluster.world_size > 1 and models and all(map(is_keras3_model, models)):
+            raise UsageError(
+                "Keras 3 cannot fit under MultiWorkerMirroredStrategy: it raises a ValueError about PerReplica "
+                "before it calls any callback. Use tf_keras, or a training loop of your own with manager.save(step)"
+            )
+
+    def _check_fit(self, loop: Loop) -> None:
+        others = [item for item in loop.callbacks.callbacks if item is not self]
+        if any(isinstance(item, CheckpointCallback) for item in others):
+            raise UsageError("a fit goes on from one checkpoint: give it one CheckpointCallback")
+        if any(cls.__name__ == "BackupAndRestore" for item in others for cls in type(item).__mro__):
+            raise UsageError("BackupAndRestore and CheckpointCallback both bring fit back: take one of them out")
+        strategy = self.model.distribute_strategy
+        if getattr(strategy, "_should_use_with_coordinator", False):
+            raise UsageError(
+                "fit under ParameterServerStrategy does its steps in its own time; call manager.save(step) in a "
+                "training loop of your own, after coordinator.join()"
+            )
+        if worker_count(strategy) != self._manager._cluster.world_size:
+            raise UsageError("the manager was not made under the strategy of the model: pass strategy= to it")
+        if self.model.optimizer is None:
+            raise UsageError("the model has no optimizer: compile it with one before fit")
+        if not self._manager._live.has_optimizer(self.model.optimizer):
+            raise UsageError(
+                "the manager's state does not hold the optimizer of the model that is fitted: make the manager with "
+                '{"model": model}, and the callback with that manager'
+            )
+
+    def _check_step(self) -> None:
+        if self._first_step < self._manager._last_step:
+            raise UsageError(
+                f"the optimizer of the model that is fitted is at step {self._first_step}, the manager at step "
+                f"{self._manager._last_step}, and steps do not fall: models with a count of their own need a manager "
+                "each, with a root each"
+            )
+
+    def _warn_once(self, message: str, *args: Any) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message, *args)

@@ -1,0 +1,327 @@
+"""The loop of a `fit` that is about to run, of either Keras: where it stands, and how it is made to start elsewhere.
+
+Neither Keras lets a callback say at which batch an epoch begins. But both take their batches from an object with two
+generators, and those are replaced here, for this one fit: the new ones begin where the checkpoint was made. Everything
+else stays Keras's own: callbacks see the batches' true numbers, the end of the data is found as ever.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import tensorflow as tf
+
+from ckptflow.callbacks.input import Bytes, Input
+from ckptflow.errors import UsageError
+from ckptflow.state.kinds import Kind, kind_of
+
+Counters = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to begin: the epoch, the batches of it that are done, the loop's counters, the input's own position."""
+
+    epoch: int
+    batch: int = 0
+    counters: Counters | None = None
+    position: Bytes | None = None
+
+
+class Loop(ABC):
+    """One fit's loop. `epochs`, `initial_epoch`: its arguments. `is_echo`: the batch under way is one of before."""
+
+    _replaced: tuple[str, str]  # generators of `data`
+
+    def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any, source: Input) -> None:
+        self.model = model
+        self._data = data
+        self.callbacks = callbacks
+        self.initial_epoch = initial_epoch
+        self.epochs = int(callbacks.params["epochs"])
+        self.is_echo = False
+        self._input = source
+        self._start = Start(initial_epoch)
+        self._prepare: Callable[[], None] = lambda: None
+        self._last_epoch_size: int | None = None
+
+    def start_at(self, start: Start, prepare: Callable[[], None]) -> None:
+        """Called from `on_train_begin`. `prepare` is called before the first batch, where that is inside an epoch."""
+        self._start, self._prepare = start, prepare
+        self._last_epoch_size = (start.counters or {}).get("last_epoch_size")
+        params = self.callbacks.params
+        if params.get("steps") is None and self._last_epoch_size:  # what the progress bar had found out
+            self.callbacks.set_params({**params, "steps": self._last_epoch_size})
+
+    def close(self) -> None:
+        """Called from `on_train_end`: gives Keras its generators back, and lets go of the input.
+
+        Iterators must not wait for Python's garbage collector: ending one can take as long as it has lived.
+        """
+        for name in self._replaced:
+            vars(self._data).pop(name, None)
+        self._input.iterator = None
+
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """The batches in an epoch, where that is known."""
+
+    @property
+    @abstractmethod
+    def execution(self) -> int:
+        """Batches in the execution that has just ended."""
+
+    @abstractmethod
+    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
+        """What `Start` needs, as of now."""
+
+    @abstractmethod
+    def build_metrics(self) -> None:
+        """Makes the variables of the model's metrics, which else the first batch makes."""
+
+    def advance(self, last: int) -> int:
+        """One more execution ended. Returns how many batches of the epoch are done, `last` being Keras's number."""
+        self._input.advance(self.execution)
+        return last + 1 if self.size is None else min(last + 1, self.size)
+
+    def end_epoch(self, batches: int) -> None:
+        self._last_epoch_size = batches or self._last_epoch_size
+
+    def position(self, counters: Counters, batch: int) -> Any:
+        """The iterator's own position as bytes, none where it has none to give or nothing hangs on it."""
+        return self._input.position() if batch or counters["carried"] else tf.zeros([0], tf.uint8)
+
+    def _echo(self) -> Iterator[None]:
+        """One turn of the loop that trains nothing, so that Keras has logs of an epoch which has no batches left."""
+        train, self.is_echo = self.model.train_function, True
+        self.model.train_function = lambda _: self.model.get_metrics_result()
+        try:
+            yield
+        finally:
+            self.model.train_function, self.is_echo = train, False
+
+
+class Keras3Loop(Loop):
+    """`keras.Model.fit`: a `TFEpochIterator`, which makes an iterator per epoch, or one for all (`steps_per_epoch`)."""
+
+    _replaced = "_enumerate_iterator", "_get_iterator"
+
+    def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any) -> None:
+        self._enumerate, self._dataset = data._enumerate_iterator, data._get_iterator
+        source = _first_dataset(data._distributed_dataset, vars(data.data_adapter).get("_dataset"))
+        super().__init__(model, callbacks, initial_epoch, data, Input(source, lambda: iter(self._dataset())))
+        self._ready: Any = None
+        self._seen = 0
+        data._enumerate_iterator, data._get_iterator = self._batches, self._next_dataset
+
+    def start_at(self, start: Start, prepare: Callable[[], None]) -> None:
+        super().start_at(start, prepare)
+        self.model._initial_epoch = start.epoch  # `fit` reads it next
+
+    def close(self) -> None:
+        super().close()
+        self.model._initial_epoch = None  # the next fit is another one
+        self._ready = None
+
+    @property
+    def size(self) -> int | None:
+        size = self._data.num_batches
+        return None if size is None else int(size)
+
+    @property
+    def execution(self) -> int:
+        return int(self._data.steps_per_execution)
+
+    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
+        data = self._data
+        carried = data._current_iterator if data.steps_per_epoch is not None else None
+        if carried is not None:
+            self._input.iterator = carried  # at an epoch's end it may be a new one
+        return {
+            **self._input.counters(),
+            "carried": carried is not None,
+            "seen": data._steps_seen if between_epochs else self._seen,
+            "size": data._num_batches,
+            "last_epoch_size": self._last_epoch_size,
+        }
+
+    def build_metrics(self) -> None:
+        iterator = self._input.iterator
+        if kind_of(iterator) is Kind.ITERATOR:  # under a strategy, fit has done it
+            self.model._symbolic_build(data_batch=iterator.element_spec)
+
+    def _next_dataset(self) -> Any:
+        if self._ready is not None:
+            ready, self._ready = self._ready, None
+            return ready  # an iterator is its own iterator
+        self._input.was_made()
+        return self._dataset()
+
+    def _batches(self) -> Iterator[tuple[int, int, Any]]:
+        start, self._start = self._start, Start(0)
+        self.model._initial_epoch = None
+        if start.counters is not None:
+            self._go_to(start, start.counters)
+        done, size, step, data = start.batch, self.size, self.execution, self._data
+        self._seen = data._steps_seen
+        # Of data that do not tell their size Keras 3 learns one that is too large.
+        is_sure = data.steps_per_epoch is not None or data.data_adapter.num_batches is not None
+        if done and (size is None or done >= size or not is_sure):
+            for _ in self._echo():
+                yield done - 1, done - 1, self._input.iterator
+        shift = done % step  # where steps_per_execution was another one then
+        for begin, end, iterator in self._enumerate():
+            if begin + shift >= done and not (shift and size is not None and begin + shift >= size):
+                self._input.iterator = iterator
+                yield begin + shift, end + shift, iterator
+
+    def _go_to(self, start: Start, counters: Counters) -> None:
+        data = self._data
+        if data._num_batches is None:
+            data._num_batches = counters["size"]
+        if not start.batch and not counters["carried"]:
+            self._input.draw(counters)
+            return
+        iterator = self._input.go_on(counters, start.position, is_carried=counters["carried"])
+        if counters["carried"]:
+            data._current_iterator, data._steps_seen = iterator, counters["seen"]
+        else:
+            self._ready = iterator
+        if start.batch:
+            self._prepare()
+
+
+class TfKerasLoop(Loop):
+    """`tf_keras.Model.fit`: a `DataHandler`, which makes one iterator, and another per epoch unless that goes on."""
+
+    _replaced = "enumerate_epochs", "steps"
+
+    def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any) -> None:
+        self._enumerate, self._enumerate_steps = data.enumerate_epochs, data.steps
+        self._is_carried = not data._adapter.should_recreate_iterator()
+        source = _first_dataset(data._dataset, vars(data._adapter).get("_dataset"))
+        super().__init__(model, callbacks, initial_epoch, data, Input(source, lambda: iter(data._dataset)))
+        data.enumerate_epochs, data.steps = self._epochs, self._steps
+
+    @property
+    def size(self) -> int | None:
+        size = self._data.inferred_steps
+        return None if size is None else int(size)
+
+    @property
+    def execution(self) -> int:
+        return int(self._data.step_increment) + 1
+
+    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
+        own = {"carried": self._is_carried, "size": self.size, "last_epoch_size": self._last_epoch_size}
+        return {**self._input.counters(), **own}
+
+    def build_metrics(self) -> None:
+        self.model.train_function.get_concrete_function(self._input.iterator)  # traced, not run
+
+    def _epochs(self) -> Iterator[tuple[int, Any]]:
+        start, data, counters = self._start, self._data, self._start.counters
+        data._initial_epoch, data._initial_step = start.epoch, 0
+        inside = counters is not None and bool(start.batch or counters["carried"])
+        if counters is not None:
+            if data._inferred_steps is None:
+                data._inferred_steps = counters["size"]
+            # Keras makes the last ones: one before all epochs, one for each epoch unless the first serves them all.
+            by_keras = 1 if self._is_carried or not inside else 2
+            self._input.draw(
+                {**counters, "made": counters["made"] - by_keras, "used": 0 if inside else counters["used"]}
+            )
+        self._input.was_made()
+        for epoch, iterator in self._enumerate():
+            if not self._is_carried:
+                self._input.was_made()
+            self._input.iterator = iterator
+            if inside and counters is not None:
+                self._input.bring(iterator, counters, start.position, is_carried=self._is_carried)
+                inside = False
+            yield epoch, iterator
+
+    def _steps(self) -> Iterator[int]:
+        start, self._start = self._start, Start(0)
+        data, done = self._data, start.batch
+        if done:
+            self.model._train_counter.assign(done)
+            self._prepare()
+            data._initial_step = done
+            if self.size is None or done >= self.size:
+                data._step_increment = 0
+                for _ in self._echo():
+                    yield done - 1
+        yield from self._enumerate_steps()
+
+
+def find_callback_list(callback: Any) -> Any:
+    """The Keras `CallbackList` that is calling this callback's hook, or None."""
+    return next((found for found, _ in _callback_lists(sys._getframe(1), callback)), None)
+
+
+def find_loop(callback: Any, is_rival: Callable[[Any], bool]) -> Loop:
+    """The loop of the fit that is calling this callback's `on_train_begin`.
+
+    Neither Keras hands it to callbacks: it is looked for among the local variables of the callers. Raises `UsageError`
+    where no fit is calling, and where one of an outer fit's callbacks `is_rival`.
+    """
+    found: Loop | None = None
+    for callbacks, hook in _callback_lists(sys._getframe(1), None):
+        if found is not None:
+            if any(map(is_rival, callbacks.callbacks)):
+                raise UsageError("a fit inside a fit cannot use the same manager: give the inner one no callback")
+            continue
+        if not any(item is callback for item in callbacks.callbacks):
+            continue
+        frame = hook.f_back
+        while found is None and frame is not None:
+            found, frame = _loop_in(frame, callbacks), frame.f_back
+    if found is None:
+        raise UsageError(
+            "CheckpointCallback works inside of model.fit, of Keras 3 or tf_keras. In a training loop of your own call "
+            "manager.restore_latest() before it and manager.save(step) in it"
+        )
+    return found
+
+
+def _callback_lists(frame: FrameType | None, callback: Any) -> Iterator[tuple[Any, FrameType]]:
+    """The callback lists that are running a hook, innermost first; with a callback, those that hold it."""
+    previous: Any = None
+    while frame is not None:
+        owner: Any = frame.f_locals.get("self")
+        if owner is not previous and any(cls.__name__ == "CallbackList" for cls in type(owner).__mro__):
+            previous = owner
+            if callback is None or any(item is callback for item in owner.callbacks):
+                yield owner, frame
+        frame = frame.f_back
+
+
+def _loop_in(frame: FrameType, callbacks: Any) -> Loop | None:
+    kinds: list[tuple[type, Callable[[Any, Any, int, Any], Loop]]] = []
+    if "keras" in sys.modules:
+        from keras.src.trainers.epoch_iterator import EpochIterator
+
+        kinds.append((EpochIterator, Keras3Loop))
+    if "tf_keras" in sys.modules:
+        from tf_keras.src.engine.data_adapter import DataHandler
+
+        kinds.append((DataHandler, TfKerasLoop))
+    if "initial_epoch" not in frame.f_locals or "self" not in frame.f_locals:
+        return None
+    for value in frame.f_locals.values():
+        for kind, make in kinds:
+            if isinstance(value, kind):
+                return make(frame.f_locals["self"], callbacks, int(frame.f_locals["initial_epoch"]), value)
+    return None
+
+
+def _first_dataset(*candidates: Any) -> Any:
+    """The first that is a dataset, not what a strategy has made of one; or None."""
+    return next((found for found in candidates if isinstance(found, tf.data.Dataset)), None)

@@ -1,0 +1,149 @@
+"""The other callbacks of a fit: what they know that a restart must not lose.
+
+A callback with `get_state` and `set_state` of its own is asked. Of Keras's callbacks those attributes are kept that
+`on_train_begin` sets back; learning rates are the optimizer's, and the rest follows from the epoch's number.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from ckptflow.state.kinds import carries_python_state
+
+Array = npt.NDArray[Any]
+
+logger = logging.getLogger("ckptflow")
+
+_KEPT = {
+    "EarlyStopping": ("wait", "stopped_epoch", "best", "best_epoch"),
+    "ReduceLROnPlateau": ("wait", "best", "cooldown_counter"),
+    "ModelCheckpoint": ("best",),
+    "History": ("epoch", "history"),
+}
+_WEIGHTS = "best_weights"  # EarlyStopping's: arrays, as many as the model has weights
+_MAX_HISTORY = 100_000  # numbers; more would make every manifest long, so that a longer history begins anew
+
+
+class Others:
+    """The callbacks beside ours, each under a name that is the same in the next life: its class's, numbered."""
+
+    def __init__(self, callbacks: Iterable[Any]) -> None:
+        self._callbacks: dict[str, Any] = {}
+        for callback in callbacks:
+            base = name = type(callback).__name__
+            count = 0
+            while name in self._callbacks:
+                count += 1
+                name = f"{base}_{count}"
+            self._callbacks[name] = callback
+        self._packed_of: list[Any] = []
+        self._packed = tf.zeros([0], tf.uint8)
+
+    def states(self) -> dict[str, Any]:
+        """What each knows, by its name; without arrays, whose places `pack` fills in this order."""
+        found: dict[str, Any] = {}
+        for name, callback in self._callbacks.items():
+            if carries_python_state(callback):
+                found[name] = {"state": callback.get_state()}
+            elif (kept := _kept(callback)) and not _is_long_history(callback):
+                attributes = {key: _plain(getattr(callback, key)) for key in kept if hasattr(callback, key)}
+                weights = getattr(callback, _WEIGHTS, None)
+                shapes = None if weights is None else [[str(array.dtype), list(array.shape)] for array in weights]
+                found[name] = {"attributes": attributes, _WEIGHTS: shapes}
+        return found
+
+    def pack(self) -> Any:
+        """Every array's bytes, one after the other, as one tensor; made anew only when a callback has others."""
+        lists = [
+            weights
+            for callback in self._callbacks.values()
+            if _kept(callback) and not carries_python_state(callback)
+            if (weights := getattr(callback, _WEIGHTS, None)) is not None
+        ]
+        if [id(weights) for weights in lists] != [id(weights) for weights in self._packed_of]:
+            parts = [_bytes_of(array) for weights in lists for array in weights]
+            self._packed = tf.constant(np.concatenate(parts) if parts else np.zeros(0, np.uint8))
+            self._packed_of = lists  # held, so that no other list gets its identity
+        return self._packed
+
+    def restore(self, states: Mapping[str, Any], packed: Array) -> None:
+        """Gives each callback back what it knew. One that was not there then starts anew; the log says which."""
+        offset = 0
+        for name, saved in states.items():
+            weights = []
+            for dtype_name, shape in saved.get(_WEIGHTS) or ():
+                dtype = tf.as_dtype(dtype_name).as_numpy_dtype
+                end = offset + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                weights.append(packed[offset:end].copy().view(dtype).reshape(shape))
+                offset = end
+            callback = self._callbacks.get(name)
+            if callback is None:
+                logger.warning("the checkpoint has the state of a callback %s, which this fit has not", name)
+            elif "state" in saved and carries_python_state(callback):
+                callback.set_state(saved["state"])
+            elif "attributes" in saved:
+                for key, value in saved["attributes"].items():
+                    setattr(callback, key, value)
+                if saved[_WEIGHTS] is not None:
+                    setattr(callback, _WEIGHTS, weights)
+        stateful = [n for n, c in self._callbacks.items() if n not in states and (carries_python_state(c) or _kept(c))]
+        if stateful and states:
+            logger.warning("the checkpoint has no state of these callbacks, which start anew: %s", ", ".join(stateful))
+
+    def change_weights_at_end(self) -> bool:
+        """Whether a callback has an `on_train_end`, which may change the model after the last batch."""
+        return any(_has_train_end(callback) for callback in self._callbacks.values())
+
+
+def _keras_classes(callback: Any) -> list[type]:
+    return [cls for cls in type(callback).__mro__ if cls.__module__.partition(".")[0] in ("keras", "tf_keras")]
+
+
+def _kept(callback: Any) -> Sequence[str]:
+    return next((_KEPT[cls.__name__] for cls in _keras_classes(callback) if cls.__name__ in _KEPT), ())
+
+
+def _is_long_history(callback: Any) -> bool:
+    history = getattr(callback, "history", None)
+    return isinstance(history, dict) and sum(map(len, history.values())) > _MAX_HISTORY
+
+
+def _has_train_end(callback: Any) -> bool:
+    owner = next(cls for cls in type(callback).__mro__ if "on_train_end" in vars(cls))
+    is_default = owner.__name__ == "Callback" and owner in _keras_classes(callback)
+    return not is_default or "on_train_end" in vars(callback)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python's, through lists and dicts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if tf.is_tensor(value):
+        value = value.numpy()
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _bytes_of(array: Any) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def finite_metrics(logs: Mapping[str, Any] | None) -> dict[str, float]:
+    """The finite numbers of a fit's logs; whatever else is in them is left out."""
+    found: dict[str, float] = {}
+    for name, value in (logs or {}).items():
+        try:
+            number = float(value.numpy() if tf.is_tensor(value) else value)
+        except (TypeError, ValueError, AttributeError):
+            continue
+        if isinstance(name, str) and abs(number) <= sys.float_info.max:
+            found[name] = number
+    return found

@@ -1,0 +1,177 @@
+"""How far a manager's fits are: what of it goes into each checkpoint, and how it comes back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ckptflow.callbacks.loops import Counters, Loop, Start
+from ckptflow.callbacks.others import Array, Others
+from ckptflow.commit.catalog import read_manifest
+from ckptflow.commit.resume import Start as Incarnation
+from ckptflow.errors import CheckpointGoneError, ObjectNotFoundError, UsageError
+from ckptflow.format.layout import Folder
+from ckptflow.manager import CheckpointManager
+from ckptflow.reading import OpenCheckpoint
+from ckptflow.state.kinds import Trackable
+
+logger = logging.getLogger("ckptflow")
+
+NAME = "ckptflow.fit"
+READ_POSITION, READ_METRICS = 200, 201  # what workers call together
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far fits are: the first is number 1; `epoch` as Keras counts; `batch` of it are done.
+
+    `stopped_at`: the fit was ended by `model.stop_training` when it was to go on to that epoch. `over`: it has ended,
+    and whatever callbacks do to the model at a fit's end is done.
+    """
+
+    fit: int
+    epoch: int
+    batch: int = 0
+    stopped_at: int | None = None
+    over: bool = False
+
+
+class FitState(Trackable):  # type: ignore[misc]
+    """One for each manager, and from its first fit on part of what the manager saves, under a reserved name.
+
+    A restore passes over it, so that a checkpoint is the same to a manager that runs no fit; `load` reads it.
+    """
+
+    def __init__(self) -> None:
+        self.fits = 0  # begun by this process, or before what it restored
+        self.position: Position | None = None
+        self._restored: Folder | None = None
+        self._incarnation: Incarnation | None = None
+        self._loop: Loop | None = None
+        self._others: Others | None = None
+        self._counters: Counters | None = None
+        self._loaded: dict[str, Any] = {}
+
+    @staticmethod
+    def of(manager: CheckpointManager) -> FitState:
+        """The manager's; made and attached where it has none yet."""
+        found = manager._live.attached.get(NAME)
+        if not isinstance(found, FitState):
+            found = FitState()
+            manager._live.attach(NAME, found)
+        return found
+
+    @property
+    def now(self) -> Position:
+        """The position, where there is one."""
+        if self.position is None:
+            raise UsageError("no fit of this manager has begun")
+        return self.position
+
+    @property
+    def is_of_this_fit(self) -> bool:
+        """Whether the position is one in the newest fit, not in another."""
+        return self.position is not None and self.position.fit == self.fits
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the newest fit ended by an exception: the model may be a step ahead of the position."""
+        return self._loop is not None
+
+    # What goes into a checkpoint, taken between two steps
+
+    def follow(self, loop: Loop | None, others: Others | None) -> None:
+        """From here on this fit is what is saved; None: it has ended, and only its position is."""
+        self._loop, self._others, self._counters = loop, others, None
+
+    def move(self, position: Position) -> None:
+        """The fit is at `position` now."""
+        self.position = position
+        if self._loop is not None:
+            self._counters = self._loop.counters(between_epochs=position.batch == 0)
+
+    def get_state(self) -> Any:
+        return {
+            "position": None if self.position is None else asdict(self.position),
+            "counters": None if self._counters is None else dict(self._counters),
+            "callbacks": self._others.states() if self._others is not None else {},
+        }
+
+    def set_state(self, state: Any) -> None:
+        """Never called: a restore passes over reserved names."""
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        nothing = tf.zeros([0], tf.uint8)
+        position = nothing
+        if self._loop is not None and self._counters is not None and self.position is not None:
+            position = self._loop.position(self._counters, self.position.batch)
+        return {"input": position, "callbacks": self._others.pack() if self._others is not None else nothing}
+
+    def _restore_from_tensors(self, restored_tensors: Any) -> None:
+        """Never called, as above."""
+
+    # What comes back
+
+    def load(self, manager: CheckpointManager) -> None:
+        """Reads the position out of the checkpoint that the manager has restored, once. A collective, if it has."""
+        incarnation = manager._start
+        if incarnation is self._incarnation or incarnation is None:
+            return
+        is_first, self._incarnation = self._incarnation is None, incarnation
+        if incarnation.restored is None:
+            self.position, self.fits = None, 0
+            return
+        self._restored = incarnation.restored.folder
+        found: dict[str, Any] = {}
+
+        def read() -> tuple[int, ...]:
+            found.update(_read(manager, incarnation.restored.folder) if incarnation.restored else {})
+            return ()
+
+        manager._agree((READ_POSITION,), read)
+        self._loaded = found
+        position = found.get("position")
+        self.position = Position(**position) if position else None
+        if self.position is None:
+            logger.warning(
+                "the checkpoint of step %d was not made inside of a fit: this fit begins at its first batch",
+                incarnation.restored.folder.step,
+            )
+        elif not is_first:  # a restore between two fits: the next one is the one that it was made in
+            self.fits = self.position.fit - 1
+
+    def take_start(self, others: Others) -> Start:
+        """Where the fit of `position` goes on; its callbacks get back what they knew. What was loaded serves once."""
+        loaded, self._loaded = self._loaded, {}
+        others.restore(loaded.get("callbacks", {}), loaded.get("packed", np.zeros(0, np.uint8)))
+        return Start(self.now.epoch, self.now.batch, loaded.get("counters"), loaded.get("input"))
+
+    def restore_metrics(self, manager: CheckpointManager) -> None:
+        """The variables of metrics as in the checkpoint of `position`: Keras has reset them since. A collective."""
+        folder = self._restored
+
+        def read() -> tuple[int, ...]:
+            if folder is not None:
+                manager._live.restore_metrics(manager._store, folder, manager._pool)
+            return ()
+
+        manager._agree((READ_METRICS,), read)
+
+
+def _read(manager: CheckpointManager, folder: Folder) -> dict[str, Any]:
+    """What was saved by `FitState`, or nothing."""
+    try:
+        checkpoint = OpenCheckpoint(manager._store, read_manifest(manager._store, folder), manager._pool)
+        state = checkpoint.python_state.get(NAME)
+        if state is None:
+            return {}
+        names = {"input": f"{NAME}/input", "packed": f"{NAME}/callbacks"}
+        arrays: dict[str, Array] = checkpoint.read(names.values())
+    except (ObjectNotFoundError, CheckpointGoneError):
+        logger.warning("%s was pruned before the fit that it belongs to began again", folder)
+        return {}
+    return {**state, **{key: arrays[name] for key, name in names.items()}}

@@ -1,0 +1,151 @@
+"""When to save, as pure rules."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from ckptflow.callbacks.cadence import EveryEpochs, EverySeconds, EverySteps, choose, crosses
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "period", "expected"),
+    [
+        (0, 4, 5, False),
+        (0, 5, 5, True),
+        (4, 6, 5, True),  # 5 was inside one execution
+        (5, 5, 5, False),
+        (5, 9, 5, False),
+        (3, 23, 5, True),  # several at once
+        (7, 8, 1, True),
+    ],
+)
+def test_crosses(before: int, now: int, period: int, expected: bool) -> None:
+    assert crosses(before, now, period) is expected
+
+
+def saves_at(rule: Any, steps: Sequence[int], execution: int = 1) -> list[int]:
+    """The steps at which a rule saves, for the step after each execution."""
+    found = []
+    for step in steps:
+        if rule.after_batches(execution, lambda step=step: step):
+            found.append(step)
+            rule.saved(step, 0)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("period", "first", "steps", "execution", "expected"),
+    [
+        (3, 0, range(1, 11), 1, [3, 6, 9]),
+        (3, 4, range(5, 11), 1, [6, 9]),  # resumed
+        (5, 0, range(4, 25, 4), 4, [8, 12, 16, 20]),
+        (3, 0, range(4, 25, 4), 4, [4, 8, 12, 16, 20, 24]),
+        (2, 0, [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4], 1, [2, 4]),  # gradients are accumulated over three batches
+        (100, 0, range(1, 100), 1, []),
+    ],
+)
+def test_every_steps(period: int, first: int, steps: Sequence[int], execution: int, expected: list[int]) -> None:
+    rule = EverySteps(period)
+    rule.begin(first, 0)
+    assert saves_at(rule, steps, execution) == expected
+    assert not rule.after_epoch(1)
+
+
+def test_every_steps_asks_for_the_step_only_when_it_can_matter() -> None:
+    asked = []
+
+    def step_now(step: int) -> Callable[[], int]:
+        return lambda: asked.append(step) or step  # type: ignore[func-returns-value]
+
+    rule = EverySteps(50)
+    rule.begin(0, 0)
+    for step in range(1, 101):
+        if rule.after_batches(1, step_now(step)):
+            rule.saved(step, 0)
+    assert asked == [50, 100]
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0, [2, 4, 6]), (1, [2, 4, 6]), (2, [4, 6]), (5, [6])])
+def test_every_epochs(first: int, expected: list[int]) -> None:
+    rule = EveryEpochs(2)
+    rule.begin(0, first)
+    assert [epoch for epoch in range(first + 1, 8) if rule.after_epoch(epoch)] == expected
+    assert not rule.after_batches(1, lambda: 2)
+
+
+class Clocks:
+    """Two workers whose clocks run apart; `looks` counts their exchanges."""
+
+    def __init__(self, seconds_per_batch: Callable[[int], float]) -> None:
+        self.now = 0.0
+        self.looks: list[float] = []
+        self._seconds = seconds_per_batch
+        self._rows: list[list[int]] = []
+
+    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
+        """The chief comes first; the other gets the chief's row and its own."""
+        if len(self.looks) == len(self._rows):
+            self._rows.append(list(row))
+            self.looks.append(self.now)
+        return [tuple(self._rows[-1]), tuple(row)]
+
+
+@pytest.mark.parametrize(
+    "seconds_per_batch",
+    [
+        lambda _: 0.01,
+        lambda _: 3.0,
+        lambda batch: 60.0 if batch == 1 else 0.01,
+        lambda batch: 0.01 if batch < 99 else 5.0,
+    ],
+    ids=["quick", "slow", "slow at first", "slow later"],
+)
+def test_every_seconds_by_the_first_worker_alone(seconds_per_batch: Callable[[int], float]) -> None:
+    clocks = Clocks(seconds_per_batch)
+    chief = EverySeconds(20, clocks.exchange, lambda: clocks.now)
+    other = EverySeconds(20, lambda row: [tuple(clocks._rows[-1]), tuple(row)], lambda: 7 * clocks.now)
+    chief.begin(0, 0)
+    other.begin(0, 0)
+    saved, batches = [0.0], 5000
+    for batch in range(1, batches + 1):
+        clocks.now += seconds_per_batch(batch)
+        count = len(clocks.looks)
+        due = chief.after_batches(1, lambda: 0)
+        looked = len(clocks.looks) > count
+        assert looked == (other._to_go <= 1), "workers look at different batches: one would wait for ever"
+        assert other.after_batches(1, lambda: 0) == due
+        if due:
+            saved.append(clocks.now)
+            chief.saved(0, 0)
+            other.saved(0, 0)
+    gaps = [after - before for before, after in itertools.pairwise(saved)]
+    longest = max(seconds_per_batch(batch) for batch in range(1, batches + 1))
+    assert gaps
+    assert all(gap > 19.99 for gap in gaps)
+    assert (
+        sum(gap < 20.01 + 2 * longest for gap in gaps) >= len(gaps) - 1
+    )  # one may be late where batches become slower
+    assert len(clocks.looks) < 14 * len(saved) + batches * longest / 20 + 14
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, None, None), "one of every_steps"),
+        ((1, 1, None), "one of every_steps"),
+        ((0, None, None), "every_steps is a whole number above 0, not 0"),
+        ((True, None, None), "every_steps is a whole number"),
+        ((1.5, None, None), "every_steps is a whole number"),
+        ((None, -1, None), "every_epochs is a whole number"),
+        ((None, None, 0), "every_seconds is a number of seconds above 0"),
+        ((None, None, float("nan")), "every_seconds"),
+        ((None, None, float("inf")), "every_seconds"),
+    ],
+)
+def test_what_is_no_period_is_refused(given: tuple[Any, Any, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(*given, lambda row: [tuple(row)])

@@ -1,0 +1,90 @@
+"""Real kills: a fit whose process is gone, begun again in a new one, ends bit for bit like one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import run_workers, start_workers, was_killed
+
+TIMEOUT_S = 240
+
+
+def seeded() -> random.Random:
+    """A new seed each time, printed, and taken from CKPTFLOW_CHAOS_SEED where that is set."""
+    seed = int(os.environ.get("CKPTFLOW_CHAOS_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"CKPTFLOW_CHAOS_SEED={seed}")
+    return random.Random(seed)
+
+
+def live_through(jobs: list[str], root: Path, seed: int) -> None:
+    """One process after the other: each but the last dies in another of the jobs, the next one goes on with it."""
+    for to_die in [*jobs, None]:
+        env = {"ROOT": str(root), "JOBS": ",".join(jobs), "SEED": str(seed), "TF_CONFIG": "{}"}
+        if to_die is not None:
+            env["KILL"] = to_die
+        results = run_workers("tests.callbacks.single:main", 1, env=env, timeout_s=TIMEOUT_S, check=to_die is None)
+        assert to_die is None or was_killed(results[0]), results[0].output
+
+
+def check(found: dict[str, Any], expected: dict[str, Any], *, has_replicas: bool) -> None:
+    for name in ("seen", "values", "epochs"):
+        assert found[name] == expected[name], name
+    assert len(found["hooks"]) < len(expected["hooks"]), "it began at the beginning: nothing was tried"
+    if has_replicas:  # a resume adds up the replicas' metrics in another order
+        for name, values in expected["history"].items():
+            assert found["history"][name] == pytest.approx(values, rel=1e-5)
+    else:
+        assert (found["history"], found["others"]) == (expected["history"], expected["others"])
+
+
+def test_a_killed_fit_of_one_process(tmp_path: Path) -> None:
+    chains, seed = [["shuffled", "executions", "stopped"], ["mirrored", "old"]], seeded().randrange(10**6)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda jobs: live_through(jobs, tmp_path, seed), chains))
+    for job in (job for jobs in chains for job in jobs):
+        found, expected = (json.loads((tmp_path / f"{job}{end}.json").read_text()) for end in ("", "-reference"))
+        check(found, expected, has_replicas=job == "mirrored")
+        if job == "stopped":
+            assert len(expected["epochs"]) < 9, "it was not stopped: nothing was tried"
+            assert expected["others"][1]["stopped_epoch"] > 0
+
+
+def test_a_killed_fit_of_two_workers(tmp_path: Path) -> None:
+    env = {"ROOT": str(tmp_path)}
+    kill_after = str(seeded().randint(4, 24))
+    with start_workers("tests.callbacks.workers:main", 2, env={**env, "KILL_AFTER": kill_after}) as workers:
+        for process in workers:
+            process.wait(TIMEOUT_S)
+        assert [worker.process.returncode for worker in workers] == [-9, -9], [worker.output() for worker in workers]
+    run_workers("tests.callbacks.workers:main", 2, env=env, timeout_s=TIMEOUT_S)
+    for index in range(2):
+        found, expected = json.loads((tmp_path / f"{index}.json").read_text())
+        check(found, expected, has_replicas=True)
+
+
+def test_keras3_under_workers_is_refused_before_fit_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own error comes before any callback is called; ours, when the callback is made."""
+    import keras
+    import tensorflow as tf
+
+    import ckptflow
+    from ckptflow.state.cluster import Cluster
+
+    class Workers(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
+        def __init__(self) -> None:
+            pass
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.compile("adam", "mse")
+    with ckptflow.CheckpointManager(tmp_path, {"model": model}) as manager:
+        monkeypatch.setattr(manager, "_cluster", Cluster(0, 2, Workers()))
+        with pytest.raises(ckptflow.UsageError, match="Keras 3 cannot fit under MultiWorkerMirroredStrategy"):
+            ckptflow.CheckpointCallback(manager, every_steps=1)
+        monkeypatch.undo()
