@@ -161,7 +161,7 @@ def _describe(tree: Tree) -> list[str]:
     lines = {
         f"{spec.name}: {spec.dtype} {'of any shape' if spec.dynamic else spec.shape}"
         + (f", kept per replica ({spec.components})" if spec.components else "")
-        + (", made to be trained" if not spec.may_differ else "")
+        + (", of which copies may differ" if spec.may_differ else "")
         for spec in tree.specs
         if not spec.own
     }
