@@ -103,7 +103,7 @@ class Input:
         if is_carried and not is_whole and all(map(_has_seed, self._shuffles)):
             self._read(fresh)  # an iterator that repeats its dataset is right at the end of it
             return
-        self._draw_below(self.used, fresh)
+        drawn = [(self._make, fresh), *self._draw_below(self.used, fresh)]
         try:
             _take(self._make(), position.tobytes())  # one that fails to is of no use any more
         except tf.errors.OpError as error:
@@ -116,8 +116,8 @@ class Input:
             self._read(None)
             return
         _take(iterator, position.tobytes())
-        if not is_whole and not is_carried:
-            _take(self._make(), fresh)  # what has come to its end has drawn too many in the taking over
+        for make, own in drawn if not is_whole and not is_carried else ():
+            _take(make(), own)  # what has come to its end may have drawn more in the taking over: back to where it was
 
     def _read(self, fresh: bytes | None) -> None:
         self._draw_below(self.used - 1, fresh)
@@ -127,12 +127,20 @@ class Input:
             except (StopIteration, tf.errors.OutOfRangeError):
                 return
 
-    def _draw_below(self, count: int, fresh: bytes | None) -> None:
-        """Draws for those shuffles that do so only once they are read: they have no mark in a fresh position."""
-        at_once = fresh.count(_MARK) if fresh else 1
-        for shuffle in self._shuffles[at_once:]:
+    def _draw_below(self, count: int, fresh: bytes | None) -> list[tuple[Callable[[], Any], bytes]]:
+        """Draws for those shuffles that do so only once they are read: they have no mark in a fresh position.
+
+        Returns what makes an iterator over each of them alone, and the fresh position of the last one.
+        """
+        found = []
+        for shuffle in self._shuffles[fresh.count(_MARK) if fresh else 1 :]:
+            last = None
             for _ in range(count):
-                iter(shuffle)
+                last = iter(shuffle)
+            own = _fresh_position(last)
+            if own:
+                found.append((shuffle.__iter__, own))
+        return found
 
 
 def _fresh_position(iterator: Any) -> bytes | None:

@@ -6,11 +6,10 @@ back with the rest, so the record at the end is what the weights were made of.
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 import ckptflow
 
@@ -188,23 +188,31 @@ def _attributes(callback: Any) -> dict[str, Any]:
     return {name: float(getattr(callback, name)) for name in names if getattr(callback, name, None) is not None}
 
 
-# One life of a process that has several jobs to do, one after the other.
+# Lives
 
 
-def live(jobs: list[Job]) -> None:
-    """Does those of JOBS that are not done yet; dies in the job that KILL names, or does all uninterrupted at last."""
-    tf.config.experimental.enable_op_determinism()
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-    to_do = [job for job in jobs if job.name in os.environ["JOBS"].split(",")]
-    to_die = os.environ.get("KILL")
-    rng = random.Random(int(os.environ["SEED"]))
-    for job in to_do:
-        kill_after = -(-rng.randint(4, EPOCHS * BATCHES - 8) // job.execution)
-        result = ROOT / f"{job.name}.json"
-        if not result.exists():
-            result.write_text(json.dumps(run(job, ROOT / job.name, kill_after if job.name == to_die else None)))
-    for job in () if to_die else to_do:
-        expected = run(job, ROOT / f"{job.name}-reference", None)
-        (ROOT / f"{job.name}-reference.json").write_text(json.dumps(expected))
+def load() -> None:
+    """Imports, before the forks, all that takes long to import."""
+    for old in (False, True):
+        keras_of(old)
+    for name in ckptflow.__all__:
+        getattr(ckptflow, name)
+
+
+def in_a_child(live: Callable[[], None]) -> int:
+    """Forks a process that lives and ends; returns its exit code, negative where a signal ended it.
+
+    TensorFlow must have been imported, which takes seconds, and not been used, which starts its threads.
+    """
+    if context._context is not None and context._context._context_handle is not None:
+        raise RuntimeError("TensorFlow is at work: its threads would be missing in a child")
+    child = os.fork()
+    if child == 0:
+        try:
+            live()
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.processes import run_workers, start_workers, was_killed
+from tests.processes import free_ports, run_workers
 
 TIMEOUT_S = 240
 
@@ -21,16 +20,6 @@ def seeded() -> random.Random:
     seed = int(os.environ.get("CKPTFLOW_CHAOS_SEED", random.SystemRandom().randrange(10**6)))
     print(f"CKPTFLOW_CHAOS_SEED={seed}")
     return random.Random(seed)
-
-
-def live_through(jobs: list[str], root: Path, seed: int) -> None:
-    """One process after the other: each but the last dies in another of the jobs, the next one goes on with it."""
-    for to_die in [*jobs, None]:
-        env = {"ROOT": str(root), "JOBS": ",".join(jobs), "SEED": str(seed), "TF_CONFIG": "{}"}
-        if to_die is not None:
-            env["KILL"] = to_die
-        results = run_workers("tests.callbacks.single:main", 1, env=env, timeout_s=TIMEOUT_S, check=to_die is None)
-        assert to_die is None or was_killed(results[0]), results[0].output
 
 
 def check(found: dict[str, Any], expected: dict[str, Any], *, has_replicas: bool) -> None:
@@ -45,24 +34,21 @@ def check(found: dict[str, Any], expected: dict[str, Any], *, has_replicas: bool
 
 
 def test_a_killed_fit_of_one_process(tmp_path: Path) -> None:
-    chains, seed = [["shuffled", "executions", "stopped"], ["mirrored", "old"]], seeded().randrange(10**6)
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(lambda jobs: live_through(jobs, tmp_path, seed), chains))
-    for job in (job for jobs in chains for job in jobs):
-        found, expected = (json.loads((tmp_path / f"{job}{end}.json").read_text()) for end in ("", "-reference"))
-        check(found, expected, has_replicas=job == "mirrored")
-        if job == "stopped":
-            assert len(expected["epochs"]) < 9, "it was not stopped: nothing was tried"
-            assert expected["others"][1]["stopped_epoch"] > 0
+    env = {"ROOT": str(tmp_path), "SEED": str(seeded().randrange(10**6)), "TF_CONFIG": "{}"}
+    run_workers("tests.callbacks.single:main", 1, env=env, timeout_s=TIMEOUT_S)
+    results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    jobs = [name for name in results if f"{name}-reference" in results]
+    assert len(jobs) == 5
+    for job in jobs:
+        check(results[job], results[f"{job}-reference"], has_replicas=job == "mirrored")
+    stopped = results["stopped-reference"]
+    assert len(stopped["epochs"]) < 9, "it was not stopped: nothing was tried"
+    assert stopped["others"][1]["stopped_epoch"] > 0
 
 
 def test_a_killed_fit_of_two_workers(tmp_path: Path) -> None:
-    env = {"ROOT": str(tmp_path)}
-    kill_after = str(seeded().randint(4, 24))
-    with start_workers("tests.callbacks.workers:main", 2, env={**env, "KILL_AFTER": kill_after}) as workers:
-        for process in workers:
-            process.wait(TIMEOUT_S)
-        assert [worker.process.returncode for worker in workers] == [-9, -9], [worker.output() for worker in workers]
+    ports = ",".join(map(str, free_ports(4)[2:]))
+    env = {"ROOT": str(tmp_path), "KILL_AFTER": str(seeded().randint(4, 24)), "PORTS": ports}
     run_workers("tests.callbacks.workers:main", 2, env=env, timeout_s=TIMEOUT_S)
     for index in range(2):
         found, expected = json.loads((tmp_path / f"{index}.json").read_text())

@@ -73,8 +73,7 @@ JOBS = [
 ]  # fmt: skip
 
 
-SHORT = {"repeated", "unknown-at-end", "validated", "executions-repeated", "accumulated", "old-validated",
-         "old-unknown-at-end"}  # fmt: skip
+SHORT = {"repeated", "unknown-at-end", "validated", "executions-repeated", "old-validated"}
 
 
 class Crash(Exception):  # noqa: N818

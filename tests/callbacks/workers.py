@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from typing import Any
 
 import tensorflow as tf
 
-from tests.callbacks.jobs import ROOT, Job, run_under
+from tests.callbacks.jobs import ROOT, Job, in_a_child, load, run_under
 
 
 def stopper(keras: Any) -> list[Any]:
@@ -18,12 +20,21 @@ def stopper(keras: Any) -> list[Any]:
 JOB = Job("workers", old=True, callbacks=stopper)
 
 
-def main() -> None:
-    """KILL_AFTER: after how many batches to die. Without it, the job goes on to its end, and is run uninterrupted."""
+def live(kill_after: int | None) -> None:
+    """One worker's life; the last one does the job uninterrupted, too."""
     tf.config.experimental.enable_op_determinism()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    worker = strategy.cluster_resolver.task_id
-    kill_after = os.environ.get("KILL_AFTER")
-    found = [run_under(strategy, JOB, ROOT / "run", int(kill_after) if kill_after else None)]
+    found = [run_under(strategy, JOB, ROOT / "run", kill_after)]
     found.append(run_under(strategy, JOB, ROOT / "reference", None))
-    (ROOT / f"{worker}.json").write_text(json.dumps(found))
+    (ROOT / f"{strategy.cluster_resolver.task_id}.json").write_text(json.dumps(found))
+
+
+def main() -> None:
+    """Both workers die after KILL_AFTER batches, and live again under the other TF_CONFIG."""
+    load()
+    if in_a_child(lambda: live(int(os.environ["KILL_AFTER"]))) != -signal.SIGKILL:
+        sys.exit("it was not killed")
+    config = json.loads(os.environ["TF_CONFIG"])
+    config["cluster"] = {"worker": [f"127.0.0.1:{port}" for port in os.environ["PORTS"].split(",")]}
+    os.environ["TF_CONFIG"] = json.dumps(config)
+    sys.exit(in_a_child(lambda: live(None)))
