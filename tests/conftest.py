@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -31,6 +32,17 @@ def _no_credentials_of_ours(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_is_left_behind() -> Iterator[None]:
+    """A seed that one test has set for the process would decide the order of a later one's `shuffle`."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.eager import context
+
+        if context.global_seed() is not None:
+            context.set_global_seed(None)
 
 
 @pytest.fixture(scope="session")

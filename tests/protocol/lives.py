@@ -17,6 +17,7 @@ from typing import Any
 import crc32c
 import pytest
 
+from ckptflow.commit import assembly as assembly_module
 from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
@@ -308,6 +309,7 @@ def deterministic() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(lineage_module, "os", SimpleNamespace(getpid=lambda: 1))
         for module in (lineage_module, coordinator_module):
             patch.setattr(module, "time", clock)
+        for module in (lineage_module, assembly_module):
             patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
         patch.setattr(catalog_module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
         _show_and_merge(patch)
