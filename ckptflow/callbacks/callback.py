@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ckptflow.callbacks.cadence import choose
 from ckptflow.callbacks.loops import Loop, Start, find_callback_list, find_loop
-from ckptflow.callbacks.others import Others, finite_metrics
+from ckptflow.callbacks.others import Others, finite_metrics, learning_rate
 from ckptflow.callbacks.position import FitState, Position
 from ckptflow.commit.retention import KeepBest
 from ckptflow.errors import UsageError
@@ -82,6 +82,7 @@ class CheckpointCallback:
         self._first_step = 0
         self._trained = 0  # batches, since then
         self._warned: set[str] = set()
+        self._rate: tuple[Any, Any] | None = None  # the learning rate to put back where an epoch goes on
 
     # What Keras asks
 
@@ -116,6 +117,8 @@ class CheckpointCallback:
         state.load(self._manager)
         state.fits += 1
         start = self._find_start(state, loop)
+        rate = learning_rate(self.model.optimizer) if start.batch else None
+        self._rate = None if rate is None else (rate, rate.numpy())
         self._first_step, self._trained = self._step(), 0
         state.follow(loop, self._others)
         is_resumed = state.is_of_this_fit
@@ -180,7 +183,12 @@ class CheckpointCallback:
             self._loop = None
             state.follow(None, None)
 
-    def on_epoch_begin(self, epoch: int, logs: _Logs = None) -> None: ...
+    def on_epoch_begin(self, epoch: int, logs: _Logs = None) -> None:
+        if self._rate is not None:  # this epoch began before: a scheduler must not change the rate once more
+            variable, value = self._rate
+            self._rate = None
+            variable.assign(value)
+
     def on_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
     def on_batch_end(self, batch: int, logs: _Logs = None) -> None: ...
     def on_train_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...

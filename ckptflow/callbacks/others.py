@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from ckptflow.state.kinds import carries_python_state
+from ckptflow.state.kinds import Kind, carries_python_state, kind_of
 
 Array = npt.NDArray[Any]
 
@@ -119,6 +119,12 @@ def _has_train_end(callback: Any) -> bool:
     owner = next(cls for cls in type(callback).__mro__ if "on_train_end" in vars(cls))
     is_default = owner.__name__ == "Callback" and owner in _keras_classes(callback)
     return not is_default or "on_train_end" in vars(callback)
+
+
+def learning_rate(optimizer: Any) -> Any:
+    """The variable of the learning rate, of an optimizer of either Keras; None where a schedule gives it."""
+    rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+    return rate if kind_of(rate) is Kind.VARIABLE else None
 
 
 def _plain(value: Any) -> Any:

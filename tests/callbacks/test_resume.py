@@ -40,6 +40,11 @@ def stoppers(keras: Any) -> list[Any]:
     ]
 
 
+def scheduler(keras: Any) -> list[Any]:
+    """Keras calls it once more where an epoch goes on."""
+    return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.6)]
+
+
 def one(value: Any) -> Any:
     return lambda _: value
 
@@ -56,6 +61,7 @@ JOBS = [
     Job("unknown-at-end", data=of_unknown_size, every=EPOCH),
     Job("generated", data=generated),
     Job("validated", fit=VALIDATED, callbacks=stoppers, every=EPOCH),
+    Job("scheduled", callbacks=scheduler),
     Job("executions", compile={"steps_per_execution": one(4)}),
     Job("executions-repeated", data=lambda: seeded().batch(BATCH).repeat(), fit=REPEATED,
         compile={"steps_per_execution": one(4)}),
@@ -69,6 +75,7 @@ JOBS = [
     Job("old-unknown-at-end", old=True, data=of_unknown_size, every=EPOCH),
     Job("old-generated", old=True, data=generated),
     Job("old-validated", old=True, fit=VALIDATED, callbacks=stoppers, every=EPOCH),
+    Job("old-scheduled", old=True, callbacks=scheduler),
     Job("old-executions", old=True, compile={"steps_per_execution": one(4)}),
 ]  # fmt: skip
 
