@@ -10,11 +10,12 @@ from ckptflow.commit.catalog import read_manifest
 from ckptflow.commit.resume import Load
 from ckptflow.commit.sameness import checksum, raise_differences
 from ckptflow.commit.team import Vote
-from ckptflow.format.layout import Folder, own_name
+from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
+from ckptflow.format.words import some_of
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
-from ckptflow.state.capture import Snapshot, capture
+from ckptflow.state.capture import Snapshot, capture, read_metrics
 from ckptflow.state.cluster import Cluster
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, walk
@@ -106,8 +107,8 @@ class LiveState:
 
     def hold_metrics(self) -> None:
         """From here on, until `release_metrics`, metrics are captured as they are now."""
-        self._held_metrics = {}
-        self._held_metrics = self.capture().metrics()
+        self.refresh()
+        self._held_metrics = read_metrics(self._tree)
 
     def release_metrics(self) -> None:
         self._held_metrics = {}
@@ -148,8 +149,8 @@ class LiveState:
                     store.url,
                     folder,
                     len(restore.wanted),
-                    _some(restore.missing),
-                    _some(restore.unexpected),
+                    some_of(restore.missing, _NAMES_SHOWN) or "nothing",
+                    some_of(restore.unexpected, _NAMES_SHOWN) or "nothing",
                 )
 
         return check, load
@@ -157,7 +158,6 @@ class LiveState:
 
 def _describe(tree: Tree) -> list[str]:
     """What a worker holds, but for what is its own, as lines that are the same wherever the same is held."""
-    own = {own_name(entry, tree.worker) for entry in tree.per_worker}
     lines = {
         f"{spec.name}: {spec.dtype} {'of any shape' if spec.dynamic else spec.shape}"
         + (f", kept per replica ({spec.components})" if spec.components else "")
@@ -167,10 +167,5 @@ def _describe(tree: Tree) -> list[str]:
     }
     written = {spec.name for spec in tree.specs}  # a client of DTensor need not write a block of each
     lines |= {f"{leaf.name}: {leaf.dtype} {leaf.shape}" for leaf in tree.leaves if leaf.name not in written}
-    lines |= {f"{name}: Python state" for name in tree.python if name not in own}
+    lines |= {f"{name}: Python state" for name in tree.python if name not in tree.own_names}
     return sorted(lines | {f"{entry}: PerWorker" for entry in tree.per_worker})
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return (", ".join(names[:_NAMES_SHOWN]) or "nothing") + (f" and {more} more" if more > 0 else "")

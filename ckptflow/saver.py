@@ -18,7 +18,7 @@ from ckptflow.commit.lineage import Held
 from ckptflow.commit.team import Cluster
 from ckptflow.errors import CkptflowError, SaveFailedError, StorageError, StorageFullError
 from ckptflow.format import dtypes
-from ckptflow.format.layout import Folder, own_name, receipt_name
+from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, encode
 from ckptflow.state.capture import Snapshot
 from ckptflow.storage.store import Store
@@ -117,8 +117,7 @@ class Saver:
         if self.cluster.is_chief:
             return (), {}
         snapshot = job.snapshot
-        prefixes = [own_name(entry, self.cluster.worker) for entry in snapshot.per_worker]
-        python_state = {name: state for name, state in snapshot.python_state.items() if name in prefixes}
+        python_state = {name: state for name, state in snapshot.python_state.items() if name in snapshot.own_names}
         return tuple(self._record(snapshot, i) for i, spec in enumerate(snapshot.specs) if spec.own), python_state
 
     def _digests(self, snapshot: Snapshot, plan: WorkerPlan) -> dict[str, int]:
@@ -130,8 +129,7 @@ class Saver:
             replicated = [i for i in replicated if _size_bytes(snapshot, i) < SMALL_BYTES]
             if self.cluster.is_chief:  # of what it writes in one slice, that slice's crc32c is the digest
                 replicated = [i for i in replicated if i in plan.part_counts]
-        own = {own_name(entry, self.cluster.worker) for entry in snapshot.per_worker}
-        python = {name: state for name, state in snapshot.python_state.items() if name not in own}
+        python = {name: state for name, state in snapshot.python_state.items() if name not in snapshot.own_names}
         return replica_digests(snapshot, replicated) | {
             name: crc32c.crc32c(msgspec.json.encode(state, order="sorted")) for name, state in python.items()
         }

@@ -14,6 +14,7 @@ from ckptflow.commit.resume import Start
 from ckptflow.errors import SaveFailedError
 from ckptflow.format.layout import Folder, own_name, parse_shard_name
 from ckptflow.format.manifest import Manifest, Receipt, ShardRecord, SliceRecord, TensorRecord, check_manifest
+from ckptflow.format.words import some_of
 
 logger = logging.getLogger("ckptflow")
 
@@ -87,7 +88,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
             "%s: %d tensor(s) or Python states differ between workers, saved the chief's: %s",
             draft.folder,
             len(diverged),
-            _some(diverged),
+            some_of(diverged, _NAMES_SHOWN),
         )
     return manifest
 
@@ -160,12 +161,8 @@ def _refuse_mixed(
     ]
     if mixed:
         raise SaveFailedError(
-            f"{where}: workers hold different values of {_some(mixed)}, which training keeps equal: memory or a device "
-            "of one of them is damaged, or the program changes the variable on one worker alone. This step was not "
-            "saved, older checkpoints are untouched; find the worker, and start again from the last checkpoint"
+            f"{where}: workers hold different values of {some_of(mixed, _NAMES_SHOWN)}, which training keeps equal: "
+            "memory or a device of one of them is damaged, or the program changes the variable on one worker alone. "
+            "This step was not saved, older checkpoints are untouched; find the worker, and start again from the last "
+            "checkpoint"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

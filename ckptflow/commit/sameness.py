@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ckptflow.commit.team import Cluster, Outcome, Vote, vote
 from ckptflow.errors import UsageError
+from ckptflow.format.words import some_of
 
 _BITS = 62  # of a number that can be exchanged
 _SHOWN = 6  # differences that one worker tells the others
@@ -28,8 +29,7 @@ def raise_differences(cluster: Cluster, lines: Sequence[str]) -> None:
     held = [set(row[:count]) for row, count in zip(cluster.exchange(hashes), counts, strict=True)]
     lacking = {line: [str(w) for w, other in enumerate(held) if number not in other] for number, line in mine.items()}
     found = [f"{line} (not on worker {', '.join(workers)})" for line, workers in sorted(lacking.items()) if workers]
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    told = vote(cluster, Vote(Outcome.FINE, "; ".join(found[:_SHOWN]) + more))
+    told = vote(cluster, Vote(Outcome.FINE, some_of(found, _SHOWN, "; ")))
     raise UsageError(
         "the workers hold different states, and nothing was saved or restored. "
         + ". ".join(f"Worker {worker} has {v.text}" for worker, v in enumerate(told) if v.text)

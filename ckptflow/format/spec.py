@@ -42,11 +42,6 @@ class TensorSpec:
     own: bool = False
 
     @property
-    def held_shape(self) -> tuple[int, ...]:
-        """The shape of what is held here."""
-        return self.shape if self.box is None else self.box[1]
-
-    @property
     def is_replicated(self) -> bool:
         """Whether every worker has a copy that should equal the others'."""
         return not (self.dynamic or self.components or self.box or self.own)

@@ -28,7 +28,7 @@ class Snapshot:
     """The state at one step; implements `format.spec.Source`. Reading it never starts a collective.
 
     `python_state` is the plain Python state by entry, ready for JSON; `models` describes the models and optimizers;
-    `per_worker` names the entries that are this worker's own.
+    `per_worker` names the entries that are this worker's own, `own_names` are theirs in a checkpoint.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Snapshot:
         self.models = models
         self.is_chief = is_chief
         self.per_worker = tuple(tree.per_worker)
+        self.own_names = tree.own_names
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -78,12 +79,8 @@ class Snapshot:
         """Drops the reference, so that the next update of the variable need not copy."""
         self._held[index] = None
 
-    def metrics(self) -> dict[str, Any]:
-        """What is held of metrics' variables, by name."""
-        return {spec.name: self._held[index] for index, spec in enumerate(self.specs) if spec.metric}
-
     def put_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Metrics as another snapshot held them."""
+        """Metrics as `read_metrics` held them."""
         for index, spec in enumerate(self.specs) if metrics else ():
             self._held[index] = metrics.get(spec.name, self._held[index])
 
@@ -117,10 +114,18 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
     return Snapshot(tree, held, python_state, models, is_chief)
 
 
+def read_metrics(tree: Tree) -> dict[str, Any]:
+    """What `capture` would hold of metrics' variables, by name, and of nothing else."""
+    plan = tree.cache.get("metrics")
+    if plan is None:
+        plan = tree.cache["metrics"] = _Plan(tree, only_metrics=True)
+    return {spec.name: held for spec, held in zip(tree.specs, plan.read(), strict=True) if spec.metric}
+
+
 class _Plan:
     """What is prepared once per tree, so that a save does one cheap operation per variable."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, *, only_metrics: bool = False) -> None:
         self._count = len(tree.holders)
         self._reads: list[tuple[int, Any, Any]] = []
         self._others: list[tuple[int, Leaf]] = []  # those of several reads, by the place of their first spec
@@ -128,6 +133,8 @@ class _Plan:
         uninitialized = []
         previous: Leaf | None = None
         for index, leaf in enumerate(tree.holders):
+            if only_metrics and not leaf.metric:
+                continue
             if isinstance(leaf, PartLeaf):
                 self._bundles.setdefault(id(leaf.bundle), (leaf.bundle, []))[1].append((index, leaf.part))
                 continue

@@ -158,13 +158,17 @@ def is_normalization(obj: object) -> bool:
     )
 
 
+def _without_keras3(variable: Any) -> Any:
+    keras = keras3()
+    is_wrapped = keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable)
+    return variable._value if is_wrapped else variable
+
+
 def raw_variable(variable: Any) -> Any:
     """The variable under Keras's and mixed precision's wrappers: a resource variable, a DistributedVariable, or None
     where a Keras 3 variable has not been given its value yet."""
-    keras, old_keras = keras3(), tf_keras()
-    if keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable):
-        variable = variable._value
-    if old_keras is not None:
+    variable = _without_keras3(variable)
+    if tf_keras() is not None:
         from tf_keras.src.mixed_precision.autocast_variable import AutoCastVariable
 
         while isinstance(variable, AutoCastVariable):
@@ -204,10 +208,7 @@ def is_sharded(variable: Any) -> bool:
 
 def is_on_server(variable: Any) -> bool:
     """Whether a variable, as its framework hands it out, is on a parameter server, or is sharded over several."""
-    keras = keras3()
-    if keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable):
-        variable = variable._value
-    return isinstance(variable, (*_ON_SERVERS, sharded_variable.ShardedVariable))
+    return isinstance(_without_keras3(variable), (*_ON_SERVERS, sharded_variable.ShardedVariable))
 
 
 def is_on_mesh(variable: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.format.layout import own_name
 from ckptflow.format.spec import TensorSpec
 from ckptflow.state.children import clean
 from ckptflow.state.kinds import OPTIMIZERS, Kind, is_keras3_model, is_tf_keras_model, kind_of
@@ -45,6 +46,11 @@ class Tree:
     _values: list[tuple[Any, Any]]
     _kept_alive: list[Any]
     cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def own_names(self) -> frozenset[str]:
+        """The names, in a checkpoint, of this worker's own entries."""
+        return frozenset(own_name(entry, self.worker) for entry in self.per_worker)
 
     def is_stale(self) -> bool:
         """Whether any object has got, lost or replaced a child since the walk.
