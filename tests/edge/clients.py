@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from ckptflow import CheckpointManager, PeerError, UsageError
 from ckptflow.state.cluster import LIMIT, find_cluster
+from tests.waiting import raised_in_a_thread
 
 
 def clients() -> None:
@@ -31,17 +31,7 @@ def clients() -> None:
         assert rows == [(other, LIMIT - 1 - number, number - LIMIT + 1) for other in range(count)]
         if number % 10 == me:
             time.sleep(0.1)
-    raised: list[Exception] = []
-
-    def elsewhere() -> None:
-        try:
-            cluster.exchange([1])
-        except UsageError as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
+    raised = raised_in_a_thread(lambda: cluster.exchange([1]), UsageError)
     assert "main thread" in str(raised[0])
     assert all(cluster.is_alive(other) for other in range(count))
 

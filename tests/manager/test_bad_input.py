@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from ckptflow import (
 )
 from ckptflow.testing import FaultyStore
 from tests.manager.states import Weights, committed, folders, wrap_store
+from tests.waiting import raised_in_a_thread
 
 
 @pytest.fixture
@@ -113,17 +113,7 @@ def test_metadata_that_json_cannot_hold(used: Path) -> None:
 
 def test_after_close_and_from_another_thread(used: Path) -> None:
     manager = CheckpointManager(used, {"w": Weights()})
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            manager.restore_latest()
-        except UsageError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
+    errors = raised_in_a_thread(manager.restore_latest, UsageError)
     assert "thread" in str(errors[0])
     manager.close()
     manager.close()

@@ -16,15 +16,9 @@ import pytest
 
 from ckptflow.preemption import notices
 from ckptflow.preemption.notices import BY_FUNCTION, Notice, Notices
+from tests.waiting import until
 
 TIMEOUT_S = 20.0
-
-
-def until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def listeners() -> list[str]:
@@ -43,7 +37,7 @@ def listening(
     finally:
         heard.close()
         heard.close()
-    until(lambda: not listeners())
+    until(lambda: not listeners(), TIMEOUT_S)
 
 
 def test_a_signal_is_heard_and_everything_is_put_back() -> None:
@@ -59,7 +53,7 @@ def test_a_signal_is_heard_and_everything_is_put_back() -> None:
         with listening(signal.SIGUSR1, signal.SIGUSR2) as (heard, told):
             before_s = time.monotonic()
             os.kill(os.getpid(), signal.SIGUSR1)
-            until(lambda: told)
+            until(lambda: told, TIMEOUT_S)
             assert heard.told is told[0][0]
             assert told[0][0].by == signal.SIGUSR1
             assert before_s <= told[0][0].at_s <= time.monotonic()
@@ -104,7 +98,7 @@ def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
         first.close()
         os.dup2(writer, reused)  # as with the next file that is opened
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: told)
+        until(lambda: told, TIMEOUT_S)
         assert mine.recv(16) == bytes([signal.SIGTERM])  # passed on by way of both that are open, not by the closed one
         with pytest.raises(BlockingIOError):
             os.read(reader, 16)
@@ -113,7 +107,7 @@ def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
         assert told == ["third"]
         assert not heard_before
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: heard_before)
+        until(lambda: heard_before, TIMEOUT_S)
         assert mine.recv(16) == bytes([signal.SIGTERM])
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
         assert signal.set_wakeup_fd(-1) == theirs.fileno()
@@ -126,7 +120,7 @@ def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
             os.close(descriptor)
         theirs.close()
         mine.close()
-    until(lambda: not listeners())
+    until(lambda: not listeners(), TIMEOUT_S)
 
 
 def test_what_somebody_else_installed_meanwhile_stays() -> None:
@@ -137,7 +131,7 @@ def test_what_somebody_else_installed_meanwhile_stays() -> None:
         signal.signal(signal.SIGUSR2, later)
         ours = signal.set_wakeup_fd(-1)  # as asyncio does when its last handler goes
         os.kill(os.getpid(), signal.SIGUSR1)
-        until(lambda: told)  # by way of the handler
+        until(lambda: told, TIMEOUT_S)  # by way of the handler
         assert ours != -1
     assert signal.signal(signal.SIGUSR2, signal.SIG_DFL) is later
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
@@ -149,7 +143,7 @@ def test_a_signal_that_cannot_be_caught_leaves_nothing_behind() -> None:
         with listening(signal.SIGUSR1, signal.SIGKILL):
             pass
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-    until(lambda: not listeners())
+    until(lambda: not listeners(), TIMEOUT_S)
 
 
 def test_a_child_is_not_heard_and_can_be_ended() -> None:
@@ -165,7 +159,7 @@ def test_a_child_is_not_heard_and_can_be_ended() -> None:
             process.terminate()
             assert process.wait(TIMEOUT_S) == -signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: told)
+        until(lambda: told, TIMEOUT_S)
         assert heard.told is not None
 
 
@@ -182,7 +176,7 @@ def test_a_function_is_asked_until_it_says_yes(
         return len(asked) == 6
 
     with listening(signal.SIGTERM, ask=ask) as (heard, told):
-        until(lambda: told)
+        until(lambda: told, TIMEOUT_S)
         assert heard.told is not None
         assert heard.told.by == BY_FUNCTION
         os.kill(os.getpid(), signal.SIGTERM)  # the first signal after a notice is no second signal
@@ -196,7 +190,7 @@ def test_a_function_that_hangs_keeps_no_signal_back() -> None:
     is_over = threading.Event()
     with listening(signal.SIGTERM, ask=lambda: is_over.wait(TIMEOUT_S)) as (_, told):
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: told)
+        until(lambda: told, TIMEOUT_S)
         is_over.set()
         assert told[0][0].by == signal.SIGTERM
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,15 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow.errors import StorageUnavailableError
+from tests.waiting import until
 
 TIMEOUT_S = 60.0
-
-
-def until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def tell(watcher: ckptflow.PreemptionWatcher) -> None:
     """SIGTERM, and back once it was heard."""
     os.kill(os.getpid(), signal.SIGTERM)
-    until(lambda: watcher.is_preempted)
+    until(lambda: watcher.is_preempted, TIMEOUT_S)
 
 
 def folders(root: Path) -> list[str]:
@@ -94,7 +88,7 @@ def test_told_between_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 def test_the_end_of_the_grace_period_is_said_when_it_comes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager, grace_period_s=0.05) as watcher:
         tell(watcher)  # in a step that is too long
-        until(lambda: "the grace period of 0.05 s is over" in caplog.text)
+        until(lambda: "the grace period of 0.05 s is over" in caplog.text, TIMEOUT_S)
         assert leave(watcher, 1) == 75
     assert caplog.text.count("the grace period of 0.05 s is over") == 1
     assert ckptflow.list_checkpoints(tmp_path)[-1].step == 1
@@ -103,7 +97,7 @@ def test_the_end_of_the_grace_period_is_said_when_it_comes(tmp_path: Path, caplo
 def test_told_before_the_first_check_and_by_a_function(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     with manager, ckptflow.PreemptionWatcher(manager, notice=lambda: True, exit_code=9) as watcher:
-        until(lambda: watcher.is_preempted)
+        until(lambda: watcher.is_preempted, TIMEOUT_S)
         assert leave(watcher, 0) == 9
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager) as watcher:
         tell(watcher)

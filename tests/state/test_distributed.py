@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ckptflow.state.cluster import LIMIT, Cluster, find_cluster
 from ckptflow.state.tree import walk
 from tests.processes import run_workers, was_killed
 from tests.state import distributed, roundtrip
+from tests.waiting import raised_in_a_thread
 
 
 def test_mirrored() -> None:
@@ -81,17 +81,7 @@ def test_exchange_is_exact_with_any_number_of_replicas(rows: list[tuple[int, int
 def test_exchange_refuses_what_it_cannot_carry() -> None:
     with pytest.raises(ValueError, match="between"):
         Cluster(0, 1).exchange([LIMIT])
-    raised: list[BaseException] = []
-
-    def elsewhere() -> None:
-        try:
-            Cluster(0, 2).exchange([1])
-        except UsageError as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
+    raised = raised_in_a_thread(lambda: Cluster(0, 2).exchange([1]), UsageError)
     assert "main thread" in str(raised[0])
 
 
