@@ -1,0 +1,45 @@
+"""Named tensors: what a file holds where there is no model to put it in, each read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor's dtype (TensorFlow's name, as in `format.dtypes`) and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTensors:
+    """Tensors by the name that they get in a checkpoint, and what belongs to them.
+
+    `read(name)` gives one whole tensor as an array of the dtype and shape that `infos` says (strings as an array of
+    objects, bytes each); it is called from several threads, once for each tensor. `python_state`, `models` and
+    `object_graph` are as in a manifest. `aliases`: further names of a tensor. `left_out` names what the file has and a
+    checkpoint cannot hold.
+    """
+
+    infos: Mapping[str, TensorInfo]
+    read: Callable[[str], Array]
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    metrics: frozenset[str] = frozenset()  # names of variables of metrics
+    python_state: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+    object_graph: Any = None
+    left_out: tuple[str, ...] = ()
+
+
+def bytes_of(array: Array) -> npt.NDArray[np.uint8]:
+    """The bytes of a numeric array in row-major order, sharing its memory where it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
