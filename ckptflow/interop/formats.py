@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from typing import Literal
-
-from ckptflow.errors import UnsupportedStateError, UsageError
 
 Name = Literal["keras", "h5", "weights", "saved-model", "tf-checkpoint", "hub", "tflite", "safetensors"]
 
