@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -34,10 +35,10 @@ from ckptflow.errors import (
 )
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, parse_folder, pin_key
-from ckptflow.format.manifest import Manifest, TensorRecord
-from ckptflow.format.spec import Bytes1D, Wanted
+from ckptflow.format.manifest import MAX_MANIFEST_BYTES, Manifest, TensorRecord
+from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.values import from_json
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.store import Store, open_store, read_small
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_sizes, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
@@ -129,14 +130,27 @@ class OpenCheckpoint(Mapping[str, Array]):
         """Reads several tensors at once, in the order that is quickest."""
         wanted = {name: self._index[name] for name in names}
         target = _ArrayTarget(self.manifest)
+        self.read_into([Wanted(index) for index in sorted(set(wanted.values()))], target)
+        return {name: target.arrays[index] for name, index in wanted.items()}
+
+    def read_into(self, wanted: Sequence[Wanted], target: Target) -> None:
+        """Reads tensors, or boxes of them, into `target`, each checked before it is handed over."""
         try:
             self._check_sizes()
-            whole = [Wanted(index) for index in sorted(set(wanted.values()))]
-            read_tensors(self._store, self._folder, self.manifest, whole, target, self._buffers())
+            read_tensors(self._store, self._folder, self.manifest, wanted, target, self._buffers())
         except CorruptCheckpointError as error:
             self._raise_if_gone(error)
             raise
-        return {name: target.arrays[index] for name, index in wanted.items()}
+
+    def manifest_sha256(self) -> str:
+        """The SHA-256 of `manifest.json` as it lies in storage, in hex. Raises `CheckpointGoneError`."""
+        try:
+            data = read_small(self._store, self._folder.manifest_key, MAX_MANIFEST_BYTES)
+        except ObjectNotFoundError as error:
+            raise CheckpointGoneError(
+                f"{self.checkpoint.url} was pruned while it was read; pin what must stay"
+            ) from error
+        return hashlib.sha256(data).hexdigest()
 
     def verify(self) -> list[str]:
         """Reads every byte and returns what is wrong, in words: an empty list where nothing is."""
