@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ckptflow.callbacks.callback import CheckpointCallback
     from ckptflow.commit.catalog import Checkpoint
     from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
+    from ckptflow.interop.export import export_checkpoint
+    from ckptflow.interop.importing import import_model
     from ckptflow.manager import CheckpointManager
     from ckptflow.pending import PendingCheckpoint
     from ckptflow.preemption import PreemptionWatcher
@@ -74,6 +76,8 @@ __all__ = [
     "UnsupportedStateError",
     "UsageError",
     "__version__",
+    "export_checkpoint",
+    "import_model",
     "list_checkpoints",
     "open_checkpoint",
 ]
@@ -88,6 +92,8 @@ _LAZY = {
     "PendingCheckpoint": "ckptflow.pending",
     "PerWorker": "ckptflow.state.per_worker",
     "PreemptionWatcher": "ckptflow.preemption",
+    "export_checkpoint": "ckptflow.interop.export",
+    "import_model": "ckptflow.interop.importing",
     "list_checkpoints": "ckptflow.reading",
     "open_checkpoint": "ckptflow.reading",
 }

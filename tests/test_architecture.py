@@ -21,6 +21,7 @@ ROWS: tuple[tuple[set[str], ...], ...] = (
     ({"state"}, {"transfer"}),
     ({"commit"},),
     ({"arguments", "background", "live_state", "manager", "pending", "reading", "saver"},),
+    ({"interop"},),
 )
 FACES_ROW = len(ROWS)
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}
@@ -63,7 +64,7 @@ def broken_rules(module: str, tree: ast.AST) -> list[str]:
             # `from ckptflow import __version__` is the package itself
             if name != "ckptflow.__version__" and not (other_row < row or other == room):
                 found.append(f"{module} (row {row}) imports {name} (row {other_row})")
-    if row < FACES_ROW and room != "state":
+    if row < FACES_ROW and room not in ("state", "interop"):
         names = (name.split(".")[0] for name in imports_of(tree, with_typing=False))
         found += [f"{module} imports {name}" for name in names if name in TENSORFLOW]
     return found
@@ -104,6 +105,7 @@ IMPORTS = {
     "reading": "import ckptflow.reading, ckptflow.storage.store",
     "help": "from ckptflow.cli import main; sys.argv = ['ckptflow', '--help']; main()",
     "ls": "from ckptflow.cli import main; sys.argv = ['ckptflow', 'ls', sys.argv[1]]; main()",
+    "show": "from ckptflow.interop.origin import find_provenance; assert find_provenance(sys.argv[1]) is None",
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckptflow.cli import ls, show, verify
+from ckptflow.cli import export, import_, ls, show, verify
 from ckptflow.cli.exits import exits_text
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
 app.command(short_help="What is there, and what of it counts.")(ls.ls)
 app.command(short_help="Everything that one checkpoint's manifest says.")(show.show)
 app.command(short_help="Read every byte and check it.")(verify.verify)
+app.command(short_help="Write a checkpoint for Keras, TensorFlow, Hub, LiteRT, safetensors.")(export.export)
+app.command("import", short_help="Begin a run from what something else saved.")(import_.import_)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -36,14 +38,16 @@ def _main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Look at checkpoints on a disk, in S3 or in Google Cloud Storage.
+    """Checkpoints on a disk, in S3 or in Google Cloud Storage: look at them, export them, begin a run from others.
 
     \b
     Examples:
       ckptflow ls s3://bucket/run-7
       ckptflow show s3://bucket/run-7
       ckptflow verify s3://bucket/run-7
+      ckptflow export s3://bucket/run-7 model.keras
+      ckptflow import model.keras s3://bucket/run-8
 
-    URL is a run's root: a path, s3://…, gs://…, or any other that fsspec knows. Nothing here writes to it.
+    URL is a run's root: a path, s3://…, gs://…, or any other that fsspec knows. Only import writes to it.
     CKPTFLOW_TRACEBACK=1 in the environment shows where an error was raised.
     """

@@ -8,6 +8,7 @@ from ckptflow.errors import (
     CheckpointNotFoundError,
     CkptflowError,
     CorruptCheckpointError,
+    ObjectExistsError,
     ObjectNotFoundError,
     StorageError,
     StorageUnavailableError,
@@ -17,7 +18,8 @@ from ckptflow.errors import (
 EXITS = {
     0: "all is well",
     1: "damage was found, or nothing where something was asked for",
-    2: "the command line: a bad URL, scheme, argument or option, or a package that it needs is not installed",
+    2: "the command line: a bad URL, scheme, argument or option, something that cannot be done here, or a package that "
+    "it needs is not installed",
     3: "the storage refused: credentials, permissions, no such bucket",
     4: "the storage did not answer, after all retries: try again later",
     5: "written by a newer ckptflow: upgrade",
@@ -31,6 +33,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first that fits
     (CheckpointNotFoundError, 1),
     (CorruptCheckpointError, 1),
     (ObjectNotFoundError, 1),
+    (ObjectExistsError, 2),
     (StorageError, 3),
     (CkptflowError, 2),
     (ValueError, 2),

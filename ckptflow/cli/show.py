@@ -61,21 +61,56 @@ def show(
     """Show one checkpoint: where it comes from, what is in it, its tensors by size. Reads its manifest only.
 
     Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside.
+    Of an export it shows the checkpoint that it was made of.
 
     \b
-    Example:
+    Examples:
       ckptflow show s3://bucket/run-7 --step 1500 --tensors
+      ckptflow show model.keras
     """
+    from ckptflow.errors import CheckpointNotFoundError
+    from ckptflow.interop.formats import by_suffix
     from ckptflow.reading import open_checkpoint
 
-    with open_checkpoint(url, step, storage_options=storage_options(options, options_json)) as opened:
-        manifest, checkpoint = opened.manifest, opened.checkpoint
+    there = storage_options(options, options_json)
+    if by_suffix(url) is not None and _show_export(url, there, as_json=as_json):
+        return
+    try:
+        with open_checkpoint(url, step, storage_options=there) as opened:
+            manifest, checkpoint = opened.manifest, opened.checkpoint
+    except CheckpointNotFoundError:
+        if step is not None or not _show_export(url, there, as_json=as_json):
+            raise
+        return
     if as_json:
         print_json(to_json(manifest, checkpoint, tensors=tensors is not False))
     else:
         render(
             manifest, checkpoint, tensor_count={None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
         )
+
+
+def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
+    """Shows the checkpoint that the export at `url` was made of; False where it is none of ours."""
+    from ckptflow.interop.origin import find_provenance
+    from ckptflow.storage.faults import redact_url
+
+    provenance = find_provenance(url, options)
+    if provenance is None:
+        return False
+    if as_json:
+        print_json({"url": redact_url(url), "exported_from": provenance})
+        return True
+    facts = [
+        ("export", f"{redact_url(url)} ({provenance.format})"),
+        ("checkpoint", f"{provenance.run_url}/{provenance.folder}"),
+        ("step", str(provenance.step)),
+        ("incarnation", f"{provenance.incarnation} of run {provenance.run_id}"),
+        ("manifest", f"sha256 {provenance.manifest_sha256}"),
+        ("exported", f"{provenance.exported_at} by ckptflow {provenance.ckptflow}"),
+    ]
+    _print_facts(make_console(), facts)
+    return True
 
 
 def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dict[str, Any]:
@@ -125,22 +160,26 @@ def _by_size(manifest: Manifest) -> list[TensorRecord]:
 
 def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> None:
     """Prints what there is to say about the checkpoint, then its `tensor_count` largest tensors."""
-    from rich.table import Table
-    from rich.text import Text
-
     console = make_console()
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts(manifest, checkpoint):
-        facts.add_row(name, Text(clean(value)))
-    console.print(facts)
+    _print_facts(console, _facts(manifest, checkpoint))
     if tensor_count and manifest.tensors:
         console.print()
         _print_tensors(console, manifest, tensor_count)
         hidden = len(manifest.tensors) - tensor_count
         if hidden > 0:
             console.print(f"{hidden} smaller ones are not shown. See --tensors.", style="dim")
+
+
+def _print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(name, Text(clean(value)))
+    console.print(grid)
 
 
 def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:

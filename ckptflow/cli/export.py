@@ -1,0 +1,109 @@
+"""`ckptflow export`: a checkpoint becomes a file or folder that other programs read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
+from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
+
+_FORMATS = "keras, h5, weights, saved-model, tf-checkpoint, hub, tflite or safetensors"
+
+
+def export(
+    url: UrlOrFolder,
+    destination: Annotated[
+        str, typer.Argument(metavar="DESTINATION", help="The file or folder to write, anywhere.", show_default=False)
+    ],
+    step: Step = None,
+    format: Annotated[  # noqa: A002 - the name of the option
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help=f"{_FORMATS}. Default: what the suffix tells.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="The model, or a function that returns it, where the manifest cannot tell how to build it.",
+            show_default=False,
+        ),
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Which model, where the state has several.", show_default=False)
+    ] = None,
+    signatures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="A dict of tf.functions, or a function from the model to one: the signatures of a SavedModel.",
+            show_default=False,
+        ),
+    ] = None,
+    imports: Imports = None,
+    unsafe: Unsafe = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DESTINATION.")] = False,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+    destination_options: Annotated[
+        str | None,
+        typer.Option(
+            "--destination-options",
+            metavar="JSON",
+            help="Options for DESTINATION's storage. Default: those of URL where both are on the same kind of storage.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Export a checkpoint for Keras, TensorFlow, TensorFlow Hub, serving, LiteRT or any safetensors reader.
+
+    The format follows from the suffix: .keras, .h5, .weights.h5, .ckpt (tf-checkpoint), .tar.gz (hub), .tflite,
+    .safetensors. The model is built from what the checkpoint says of it; no code is needed but for custom classes.
+
+    \b
+    Examples:
+      ckptflow export s3://bucket/run-7 model.keras
+      ckptflow export runs/7 gs://bucket/serving/7 --format saved-model --step 1500
+      ckptflow export runs/7 model.tflite --import my.layers
+    """
+    from ckptflow.format.words import some_of
+    from ckptflow.interop.export import export_checkpoint
+
+    there = storage_options(options, options_json)
+    prepare()
+    done = export_checkpoint(
+        url,
+        destination,
+        format=format,
+        step=step,
+        model=load_object(model, is_made=True),
+        signatures=load_object(signatures),
+        entry=entry,
+        imports=imports or (),
+        unsafe=unsafe,
+        overwrite=overwrite,
+        storage_options=there,
+        destination_options=storage_options(None, destination_options)
+        if destination_options
+        else options_if_same(there, url, destination),
+    )
+    if as_json:
+        print_json(asdict(done))
+        return
+    typer.echo(f"{done.url}: {done.format} of step {done.step}, {done.checkpoint_url}")
+    if done.left_out:
+        typer.echo(f"left out, since the format or the model has no place for it: {some_of(done.left_out, 20)}")
+
+
+def options_if_same(options: dict[str, object], url: str, other: str) -> dict[str, object]:
+    """The options of one end for the other, where both have the same scheme: they are then mostly the same storage."""
+    return options if _scheme(url) == _scheme(other) else {}
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else ""

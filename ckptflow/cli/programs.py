@@ -1,0 +1,56 @@
+"""What the verbs share that run the user's code: modules to import, objects by name, a quiet TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A module to import first: it registers custom classes. May be repeated.",
+        show_default=False,
+    ),
+]
+Unsafe = Annotated[
+    bool,
+    typer.Option("--unsafe", help="Also build Lambda layers, which run code that the file carries. For trusted ones."),
+]
+
+
+def prepare() -> None:
+    """From here on modules are found in the current folder, as with `python -m`, and TensorFlow is quiet."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def load_object(name: str | None, *, is_made: bool = False) -> Any:
+    """What MODULE:NAME names, or None; with `is_made`, what it returns where it is a function or a class.
+
+    Raises ValueError for what is not there.
+    """
+    if name is None:
+        return None
+    module, colon, path = name.partition(":")
+    if not (module and colon and path):
+        raise ValueError(f"{name!r} is not of the form MODULE:NAME")
+    try:
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+        return found() if is_made and _is_maker(found) else found
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _is_maker(found: Any) -> bool:
+    """Whether calling it makes the object: a function or a class, but not a model, which can be called as well."""
+    return isinstance(found, (types.FunctionType, types.BuiltinFunctionType, type))

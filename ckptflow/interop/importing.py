@@ -1,0 +1,213 @@
+"""`import_model`: from a file or folder that other programs wrote to the first checkpoint of a run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptflow.arguments import check_step
+from ckptflow.commit.catalog import Checkpoint
+from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.interop.export import import_modules
+from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
+from ckptflow.interop.tensors import NamedTensors
+from ckptflow.reading import list_checkpoints
+from ckptflow.storage.faults import redact_url
+from ckptflow.storage.files import fetched
+
+Rename = Any  # a map or a function, as in `CheckpointManager.restore_latest`
+
+MAX_NAMES = 10_000  # of tensors that were not taken, in the checkpoint's metadata
+
+
+def import_model(
+    source: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002 - the word that everyone would look for
+    model: Any = None,
+    step: int = 0,
+    partial: bool = False,
+    rename: Rename | None = None,
+    imports: Sequence[str] = (),
+    unsafe: bool = False,
+    source_options: dict[str, Any] | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Makes a model, or weights, that something else saved the first checkpoint of a run.
+
+    Guarantees. The run's `restore_latest()` goes on from it, bit for bit. Nothing is committed unless all of the source
+    was read and fits. The checkpoint's metadata says under `imported` where it came from, and, after `partial`, what of
+    the model was left as it was made (`left_as_they_were`) and what of the source was not taken (`not_used`).
+
+    Args:
+        source: a path or URL on any storage, or http(s): a `.keras`, `.h5`, `.weights.h5` or `.safetensors` file, a
+            SavedModel, a TensorFlow Hub module (a folder or `.tar.gz`), a checkpoint of `tf.train.Checkpoint` (its
+            prefix or folder), what Keras's `ModelCheckpoint` or `BackupAndRestore` left.
+        url: the root of the new run.
+        format: one of `export_checkpoint`'s; default: what the name or the content tells.
+        model: what the source's values are put into, as it will be handed to `CheckpointManager`: a model, or a dict of
+            named objects. Without it a whole Keras model becomes `{"model": …}`, and anything else tensors under the
+            names that the source has.
+        step: the step of the checkpoint.
+        partial: a warm start: takes what matches `model` and leaves the rest of it as it was made.
+        rename: a map from names, or prefixes up to a "/", in the source to those in `model`, or a function.
+        imports: modules to import first: they register custom classes.
+        unsafe: also builds Lambda layers, which run code that the source carries. Only for sources that you trust.
+        source_options, storage_options: for the two ends' file systems.
+
+    Raises:
+        CorruptCheckpointError: the source is damaged.
+        StateMismatchError: it does not fit `model`; all differences in one message.
+        UsageError: the root holds checkpoints; the format cannot be told; a class is not known.
+        UnsupportedStateError, StorageError: as they say.
+    """
+    number = check_step(step)
+    origin, root = os.fspath(source), os.fspath(url)
+    if model is None and (partial or rename is not None):
+        raise UsageError("partial= and rename= say how the source goes into a model: give model= as well")
+    import_modules(imports)
+    _check_empty(root, storage_options)
+    with fetched(origin, source_options) as local, _found(local, origin, format) as found:
+        if model is None:
+            content = _read(found, unsafe=unsafe, imports=tuple(imports))
+            return _commit(root, number, content, _metadata(origin, found), storage_options)
+        from ckptflow.state.tree import as_mapping
+
+        state = as_mapping(model)
+        if partial or rename is not None or found.format.name == "safetensors":
+            content = _read(found, unsafe=unsafe, imports=tuple(imports))
+            lists = _fill(state, content, partial=partial, rename=rename)
+        else:
+            lists = {}
+            _load_into(found, state)
+        return _commit(root, number, state, _metadata(origin, found) | lists, storage_options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a source turned out to be: its format, where it lies on this disk, what else is known of it."""
+
+    format: Format
+    path: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
+    """Finds out what a source is, and unpacks it if it is packed."""
+    notes: Mapping[str, Any] = {}
+    chosen = by_name(name) if name is not None else by_content(local)
+    if os.path.isdir(local) and (chosen is None or chosen.name in ("weights", "tf-checkpoint")):
+        from ckptflow.interop.keras_files import find_backup
+
+        backup = find_backup(local)
+        if backup is not None:
+            format_name, local, notes = backup
+            chosen = FORMATS[format_name]
+    if chosen is None:
+        raise UsageError(
+            f"{redact_url(origin)}: neither its name nor its content tells what it is; say format= (--format), one of "
+            + ", ".join(entry.name for entry in FORMATS.values() if entry.is_importable)
+        )
+    if not chosen.is_importable:
+        raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
+    if chosen.name == "hub" and os.path.isfile(local):
+        from ckptflow.interop.archives import unpack_tar
+
+        with tempfile.TemporaryDirectory(prefix="ckptflow-hub-") as folder:
+            unpacked = os.path.join(folder, "module")
+            unpack_tar(local, unpacked)
+            yield _Found(chosen, unpacked, notes)
+        return
+    yield _Found(chosen, local, notes)
+
+
+def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
+    there = list_checkpoints(root, storage_options=storage_options)
+    if there:
+        raise UsageError(
+            f"{there[-1].url} is there: an import begins a run, and {redact_url(root)} holds one. Name an empty "
+            "root; to take weights into a run that goes on, import them into another root and restore from there"
+        )
+
+
+def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
+    """What the source holds without any code of the user's: the state of a live model, or named tensors."""
+    from ckptflow.interop import keras_files, saved_model, tf_checkpoint
+    from ckptflow.interop.safetensors_file import read_safetensors
+
+    name, path = found.format.name, found.path
+    if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
+        return {"model": keras_files.read_model(path, unsafe=unsafe, imports=imports)}
+    if name in ("h5", "weights"):
+        return keras_files.read_weights(path)
+    if name == "tf-checkpoint":
+        return tf_checkpoint.read_bundle(tf_checkpoint.find_prefix(path))
+    if name == "safetensors":
+        return read_safetensors(path)
+    if os.path.isfile(os.path.join(path, "keras_metadata.pb")):
+        return {"model": saved_model.read_keras_saved_model(path, unsafe=unsafe)}
+    return saved_model.read_saved_model(path)
+
+
+def _load_into(found: _Found, state: Mapping[str, Any]) -> None:
+    """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would."""
+    from ckptflow.interop import keras_files, saved_model, tf_checkpoint
+    from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
+
+    if found.format.name == "tf-checkpoint":
+        tf_checkpoint.restore_objects(tf_checkpoint.find_prefix(found.path), dict(state))
+        return
+    models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
+    if found.format.name in ("keras", "h5", "weights"):
+        if len(models) != 1:
+            raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
+        keras_files.load_weights(found.path, models[0])
+        return
+    targets = models or list(state.values())
+    if len(targets) != 1:
+        raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
+    saved_model.load_saved_model_into(found.path, targets[0])
+
+
+def _fill(state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None) -> dict[str, Any]:
+    """Puts what was read into the user's objects by name, by way of a checkpoint on this disk."""
+    from ckptflow.interop.model import fill
+    from ckptflow.reading import open_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="ckptflow-import-") as root:
+        _commit(root, 0, content, {}, None)
+        with open_checkpoint(root) as opened:
+            _, restore = fill(opened, state, partial=partial, rename=rename)
+    if not partial:
+        return {}
+    return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": list(restore.unexpected[:MAX_NAMES])}
+
+
+def _metadata(origin: str, found: _Found) -> dict[str, Any]:
+    return {"source": redact_url(origin), "format": found.format.name, **found.notes}
+
+
+def _commit(
+    root: str, step: int, content: Any, about: Mapping[str, Any], storage_options: dict[str, Any] | None
+) -> Checkpoint:
+    """Commits named tensors, or the state of live objects."""
+    metadata = {"imported": dict(about)}
+    if isinstance(content, NamedTensors):
+        from ckptflow.interop.commit_tensors import commit_tensors
+
+        if not content.infos:
+            raise UsageError(f"{about.get('source')}: there are no tensors in it")
+        return commit_tensors(root, step, content, metadata=metadata, storage_options=storage_options)
+    from ckptflow.manager import CheckpointManager
+
+    with CheckpointManager(root, content, storage_options=storage_options) as manager:
+        checkpoint = manager.save(step, metadata=metadata).result()
+    if checkpoint is None:
+        raise UsageError("an import is done by one process")
+    return checkpoint

@@ -1,0 +1,143 @@
+"""A checkpoint's values in a live model: one that user code made, or one built again from what the manifest says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.format.manifest import Manifest
+from ckptflow.format.words import some_of
+from ckptflow.interop.formats import TENSOR_FORMATS
+from ckptflow.interop.keras_config import build_model, build_optimizer
+from ckptflow.reading import OpenCheckpoint
+from ckptflow.state.assign import Restore, match
+from ckptflow.state.build import build_missing
+from ckptflow.state.leaves import PartLeaf
+from ckptflow.state.tree import Tree, walk
+
+logger = logging.getLogger("ckptflow")
+
+Rename = Mapping[str, str] | Callable[[str], str]
+
+_NAMES_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with a checkpoint's values. `described` is the manifest's entry of it, or None; `tree` names its tensors,
+    `entry` being the model's path; `left_out` are the checkpoint's names that have no place in it."""
+
+    model: Any
+    entry: str
+    described: dict[str, Any] | None
+    tree: Tree
+    left_out: tuple[str, ...]
+
+
+def load_model(
+    opened: OpenCheckpoint,
+    model: Any = None,
+    *,
+    entry: str | None = None,
+    imports: tuple[str, ...] = (),
+    unsafe: bool = False,
+) -> LoadedModel:
+    """A model with every weight as the checkpoint has it; with its optimizer, where the checkpoint has one.
+
+    `model` is filled if it is given; else one is built from the manifest's configs. `entry` is its path in the state,
+    needed where there are several. Raises `UnsupportedStateError` where there is no model or none can be built,
+    `StateMismatchError` where a weight of it is not in the checkpoint, `UsageError` where it is not clear which it is.
+    """
+    manifest = opened.manifest
+    path = _path_of(manifest, model, entry, opened.checkpoint.url)
+    described = manifest.models.get(path)
+    is_ours = model is None
+    if model is None:
+        if not isinstance(described, dict):
+            raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
+        model = build_model(described, path, unsafe=unsafe, imports=imports)
+    optimizer_path = _path_of_optimizer(manifest, path)
+    if optimizer_path and is_ours and model.optimizer is None:
+        described_optimizer = manifest.models[optimizer_path]
+        optimizer = build_optimizer(described_optimizer, optimizer_path, unsafe=unsafe, imports=imports)
+        if optimizer is not None:
+            model.compile(optimizer=optimizer)
+    state = {path: model}
+    if optimizer_path and getattr(model, "optimizer", None) is not None:
+        state[optimizer_path] = model.optimizer
+    tree, restore = fill(opened, state, partial=True)
+    _check_weights(model, tree, restore, opened.checkpoint.url)
+    return LoadedModel(model, path, described if isinstance(described, dict) else None, tree, restore.unexpected)
+
+
+def fill(
+    opened: OpenCheckpoint, state: Mapping[str, Any], *, partial: bool = False, rename: Rename | None = None
+) -> tuple[Tree, Restore]:
+    """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does."""
+    build_missing(state, opened.manifest.models)
+    tree = walk(state)
+    restore = match(tree, opened.manifest, partial=partial, rename=rename)
+    opened.read_into(restore.wanted, restore)
+    restore.complete()
+    return tree, restore
+
+
+def _path_of(manifest: Manifest, model: Any, entry: str | None, url: str) -> str:
+    """Where in the state the model is."""
+    models = [path for path, described in manifest.models.items() if _kind(described) == "model"]
+    models = [path for path in models if not any(path.startswith(f"{above}/") for above in models)]
+    names = [tensor.name for tensor in manifest.tensors]
+    if entry is not None:
+        if not any(name == entry or name.startswith(f"{entry}/") for name in names):
+            there = some_of(sorted({name.partition("/")[0] for name in names}), _NAMES_SHOWN)
+            raise UsageError(f"{url} has no entry {entry!r}; it has {there or 'none'}")
+        return entry
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise UsageError(f"{url} holds several models, say which by entry=: {some_of(models, _NAMES_SHOWN)}")
+    if model is None:
+        raise UnsupportedStateError(f"{url} holds no Keras model, and model= was not given. " + _what_can())
+    optimizers = {path for path, described in manifest.models.items() if _kind(described) == "optimizer"}
+    entries = sorted({name.partition("/")[0] for name in names} - optimizers - {"save_counter"})
+    if len(entries) != 1:
+        raise UsageError(f"{url} has the entries {some_of(entries, _NAMES_SHOWN)}; say by entry= which the model is")
+    return entries[0]
+
+
+def _what_can() -> str:
+    return f"These formats can hold any state: {', '.join(TENSOR_FORMATS)}"
+
+
+def _kind(described: object) -> object:
+    return described.get("kind") if isinstance(described, dict) else None
+
+
+def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
+    """The one optimizer that was an entry of its own in the state, beside the model."""
+    paths = [
+        other
+        for other, described in manifest.models.items()
+        if _kind(described) == "optimizer" and not other.startswith(f"{path}/")
+    ]
+    return paths[0] if len(paths) == 1 and _kind(manifest.models.get(path)) == "model" else None
+
+
+def _check_weights(model: Any, tree: Tree, restore: Restore, url: str) -> None:
+    """Raises where a weight, table or vocabulary would keep the value it was made with; an optimizer may be new."""
+    weights: Any = getattr(model, "weights", None) or getattr(model, "variables", None) or ()
+    needed = {id(variable) for variable in weights}
+    needed_names = {name for name, variable in tree.variables.items() if id(variable) in needed}
+    needed_names |= {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
+    missing = [name for name in restore.missing if name in needed_names]
+    if missing:
+        raise StateMismatchError(
+            f"{url} does not have all of the model; missing, or of another shape: {some_of(missing, _NAMES_SHOWN)}"
+        )
+    metrics = {leaf.name for leaf in tree.leaves if leaf.metric}
+    new = [name for name in restore.missing if name not in metrics]
+    if new:
+        logger.warning("%s does not have %s: they are as they were made", url, some_of(new, _NAMES_SHOWN))
