@@ -150,7 +150,7 @@ def _write_model(
 ) -> tuple[str, ...]:
     from ckptflow.interop import keras_files, saved_model, tflite
     from ckptflow.interop.archives import pack_tar
-    from ckptflow.interop.model import load_model
+    from ckptflow.interop.model import load_model, not_held
 
     loaded = load_model(opened, model, **how)
     if chosen.name in ("keras", "h5", "weights"):
@@ -172,4 +172,4 @@ def _write_model(
         )
         if is_packed:
             pack_tar(folder, path)
-    return loaded.left_out
+    return loaded.left_out + not_held(loaded, chosen)

@@ -15,27 +15,88 @@ Name = Literal["keras", "h5", "weights", "saved-model", "tf-checkpoint", "hub", 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format. `holds`: "model" (needs the model: its architecture or its code) or "tensors" (any state)."""
+    """One format. `holds`: "model" (needs the model: its architecture or its code) or "tensors" (any state).
+
+    `keeps` is what of a Keras model is in it beside the weights: "optimizer", "vocabularies" (adapted ones), "other"
+    (seeds of Dropout, states of RNNs). For tf_keras a SavedModel keeps the optimizer as well.
+    """
 
     name: Name
     suffixes: tuple[str, ...]
     is_folder: bool
     holds: Literal["model", "tensors"]
     is_importable: bool
+    keeps: frozenset[str]
     what: str
 
 
 FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
-        Format("keras", (".keras",), False, "model", True, "a whole Keras model in one file, with its optimizer"),
-        Format("weights", (".weights.h5",), False, "model", True, "a Keras model's weights"),
-        Format("h5", (".h5", ".hdf5"), False, "model", True, "a whole Keras model in the legacy HDF5 format"),
-        Format("saved-model", (), True, "model", True, "a SavedModel with signatures, for serving"),
-        Format("tf-checkpoint", (".ckpt",), True, "tensors", True, "what tf.train.Checkpoint reads"),
-        Format("hub", (".tar.gz", ".tgz"), True, "model", True, "a reusable SavedModel for TensorFlow Hub"),
-        Format("tflite", (".tflite",), False, "model", False, "a LiteRT (TensorFlow Lite) model, for inference"),
-        Format("safetensors", (".safetensors",), False, "tensors", True, "all tensors in one safetensors file"),
+        Format(
+            "keras",
+            (".keras",),
+            False,
+            "model",
+            True,
+            frozenset({"optimizer", "vocabularies"}),
+            "a whole Keras model in one file, with its optimizer",
+        ),
+        Format("weights", (".weights.h5",), False, "model", True, frozenset({"optimizer"}), "a Keras model's weights"),
+        Format(
+            "h5",
+            (".h5", ".hdf5"),
+            False,
+            "model",
+            True,
+            frozenset({"optimizer"}),
+            "a whole Keras model in the legacy HDF5 format",
+        ),
+        Format(
+            "saved-model",
+            (),
+            True,
+            "model",
+            True,
+            frozenset({"vocabularies", "other"}),
+            "a SavedModel with signatures, for serving",
+        ),
+        Format(
+            "tf-checkpoint",
+            (".ckpt",),
+            True,
+            "tensors",
+            True,
+            frozenset({"optimizer", "other"}),
+            "what tf.train.Checkpoint reads",
+        ),
+        Format(
+            "hub",
+            (".tar.gz", ".tgz"),
+            True,
+            "model",
+            True,
+            frozenset({"vocabularies", "other"}),
+            "a reusable SavedModel for TensorFlow Hub",
+        ),
+        Format(
+            "tflite",
+            (".tflite",),
+            False,
+            "model",
+            False,
+            frozenset({"vocabularies"}),
+            "a LiteRT (TensorFlow Lite) model, for inference",
+        ),
+        Format(
+            "safetensors",
+            (".safetensors",),
+            False,
+            "tensors",
+            True,
+            frozenset({"optimizer", "vocabularies", "other"}),
+            "all tensors in one safetensors file",
+        ),
     )
 }
 TENSOR_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.holds == "tensors")

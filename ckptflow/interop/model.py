@@ -10,11 +10,12 @@ from typing import Any
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.words import some_of
-from ckptflow.interop.formats import TENSOR_FORMATS
+from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras_config import build_model, build_optimizer
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
+from ckptflow.state.kinds import is_tf_keras_model
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree, walk
 
@@ -73,6 +74,39 @@ def load_model(
     return LoadedModel(model, path, described if isinstance(described, dict) else None, tree, restore.unexpected)
 
 
+def not_held(loaded: LoadedModel, chosen: Format) -> tuple[str, ...]:
+    """What of a model's own tensors a format has no place for: optimizer, vocabularies, seeds, states of RNNs."""
+    model = loaded.model
+    optimizer = getattr(model, "optimizer", None)
+    of_optimizer = {id(variable) for variable in _variables_of(optimizer)}
+    weights = {id(variable) for variable in _weights_of(model)}
+    keeps_optimizer = "optimizer" in chosen.keeps or (
+        chosen.name in ("saved-model", "hub") and is_tf_keras_model(model)
+    )
+    names = []
+    for leaf in loaded.tree.leaves:
+        key = id(loaded.tree.variables.get(leaf.name))
+        if leaf.metric or key in weights:
+            continue
+        if isinstance(leaf, PartLeaf):
+            is_kept = "vocabularies" in chosen.keeps
+        else:
+            is_kept = keeps_optimizer if key in of_optimizer else "other" in chosen.keeps
+        if not is_kept:
+            names.append(leaf.name)
+    return tuple(names)
+
+
+def _weights_of(model: Any) -> Any:
+    return getattr(model, "weights", None) or getattr(model, "variables", None) or ()
+
+
+def _variables_of(optimizer: Any) -> Any:
+    """An optimizer's variables: a property in Keras 3, in tf_keras a list or, in the legacy ones, a method."""
+    variables = getattr(optimizer, "variables", ())
+    return variables() if callable(variables) else variables
+
+
 def fill(
     opened: OpenCheckpoint, state: Mapping[str, Any], *, partial: bool = False, rename: Rename | None = None
 ) -> tuple[Tree, Restore]:
@@ -128,8 +162,7 @@ def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
 
 def _check_weights(model: Any, tree: Tree, restore: Restore, url: str) -> None:
     """Raises where a weight, table or vocabulary would keep the value it was made with; an optimizer may be new."""
-    weights: Any = getattr(model, "weights", None) or getattr(model, "variables", None) or ()
-    needed = {id(variable) for variable in weights}
+    needed = {id(variable) for variable in _weights_of(model)}
     needed_names = {name for name, variable in tree.variables.items() if id(variable) in needed}
     needed_names |= {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
     missing = [name for name in restore.missing if name in needed_names]
