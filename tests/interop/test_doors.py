@@ -1,0 +1,309 @@
+"""`export_checkpoint` and `import_model`: what they refuse, what they leave behind, what they tell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ckptflow
+from ckptflow.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StateMismatchError,
+    UnsupportedStateError,
+    UsageError,
+)
+from ckptflow.interop import keras_files
+from ckptflow.interop.origin import find_provenance
+
+MODEL_FORMATS = {"keras": "m.keras", "h5": "m.h5", "weights": "m.weights.h5", "saved-model": "m", "hub": "m.tar.gz",
+                 "tflite": "m.tflite"}  # fmt: skip
+TENSOR_FORMATS = {"tf-checkpoint": "m.ckpt", "safetensors": "m.safetensors"}
+
+
+def make_model(width: int = 4) -> Any:
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(width, name="features"), keras.layers.Dropout(0.5),
+         keras.layers.Dense(2, name="head")]
+    )  # fmt: skip
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    return model
+
+
+def save(url: str, state: Any, step: int = 3) -> None:
+    with ckptflow.CheckpointManager(url, state) as manager:
+        manager.save(step)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    model = make_model()
+    model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("run") / "run")
+    save(url, {"model": trained})
+    return url
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("plain") / "run")
+    save(url, {"w": tf.Variable([1.0, 2.0]), "v": tf.Variable(3)})
+    return url
+
+
+def predict(model: Any) -> Any:
+    return model(np.arange(6, dtype=np.float32).reshape(2, 3)).numpy()
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize("name", [*MODEL_FORMATS, *TENSOR_FORMATS])
+def test_every_export_says_where_it_comes_from(name: str, run: str, tmp_path: Path) -> None:
+    import hashlib
+
+    destination = str(tmp_path / {**MODEL_FORMATS, **TENSOR_FORMATS}[name])
+    exported = ckptflow.export_checkpoint(run, destination, format=name)
+    assert (exported.url, exported.format, exported.step) == (destination, name, 3)
+    provenance = find_provenance(destination)
+    assert provenance is not None
+    assert (provenance.run_url, provenance.step, provenance.incarnation) == (run, 3, 1)
+    assert provenance.format == name
+    manifest = Path(run, provenance.folder, "manifest.json").read_bytes()
+    assert provenance.manifest_sha256 == hashlib.sha256(manifest).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["keras", "h5", "weights", "saved-model", "hub", *TENSOR_FORMATS])
+def test_each_way_back_into_the_model(name: str, run: str, trained: Any, tmp_path: Path) -> None:
+    """With the model's code: predictions, and the optimizer where the format holds it, as they were."""
+    destination = str(tmp_path / {**MODEL_FORMATS, **TENSOR_FORMATS}[name])
+    ckptflow.export_checkpoint(run, destination, format=name)
+    model = make_model()
+    model.optimizer.build(model.trainable_variables)
+    checkpoint = ckptflow.import_model(destination, tmp_path / "again", model=model, step=7, format=name)
+    assert checkpoint.step == 7
+    assert checkpoint.metadata["imported"]["format"] == name
+    again = make_model()
+    with ckptflow.CheckpointManager(tmp_path / "again", {"model": again}) as manager:
+        restored = manager.restore_latest()
+    assert restored is not None
+    assert restored.step == 7
+    np.testing.assert_allclose(predict(again), predict(trained), atol=1e-6)
+    if name not in ("saved-model", "hub"):
+        assert int(again.optimizer.iterations) == 3
+
+
+def test_what_a_format_has_no_place_for_is_named(run: str, tmp_path: Path) -> None:
+    seed = "model/dropout/seed_generator/state"
+    exported = ckptflow.export_checkpoint(run, tmp_path / "m.keras")
+    assert seed in exported.left_out
+    assert not any("optimizer" in name for name in exported.left_out)
+    exported = ckptflow.export_checkpoint(run, tmp_path / "m.tflite")
+    assert "model/optimizer/iterations" in exported.left_out
+    assert ckptflow.export_checkpoint(run, tmp_path / "m.safetensors").left_out == ()
+
+
+def test_entries_beside_the_model_are_named(trained: Any, tmp_path: Path) -> None:
+    class Position:
+        def get_state(self) -> int:
+            return 5
+
+        def set_state(self, state: int) -> None:
+            pass
+
+    save(str(tmp_path / "run"), {"model": trained, "extra": tf.Variable(1.0), "position": Position()})
+    exported = ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
+    assert {"extra", "position"} <= set(exported.left_out)
+
+
+def test_a_format_that_cannot_hold_the_state(plain_run: str, tmp_path: Path) -> None:
+    for name, file in MODEL_FORMATS.items():
+        with pytest.raises(UnsupportedStateError, match="tf-checkpoint, safetensors"):
+            ckptflow.export_checkpoint(plain_run, tmp_path / file, format=name)
+    assert names_in(tmp_path) == []
+    for name, file in TENSOR_FORMATS.items():
+        ckptflow.export_checkpoint(plain_run, tmp_path / file, format=name)
+    reader = tf.train.load_checkpoint(str(tmp_path / "m.ckpt"))
+    assert reader.get_tensor("w/.ATTRIBUTES/VARIABLE_VALUE").tolist() == [1.0, 2.0]
+
+
+def test_which_of_two_models(tmp_path: Path) -> None:
+    small, large = make_model(2), make_model(5)
+    save(str(tmp_path / "run"), {"small": small, "large": large})
+    with pytest.raises(UsageError, match=r"several models.*large, small"):
+        ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
+    with pytest.raises(UsageError, match="no entry 'other'"):
+        ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras", entry="other")
+    exported = ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras", entry="small")
+    assert any(name.startswith("large/") for name in exported.left_out)
+    np.testing.assert_allclose(predict(keras.models.load_model(tmp_path / "m.keras")), predict(small), atol=1e-6)
+
+
+def test_a_model_given_by_code_is_filled(run: str, trained: Any, tmp_path: Path) -> None:
+    model = make_model()
+    ckptflow.export_checkpoint(run, tmp_path / "m.weights.h5", model=model)
+    np.testing.assert_allclose(predict(model), predict(trained), atol=1e-6)
+    with pytest.raises(StateMismatchError, match="features/kernel"):
+        ckptflow.export_checkpoint(run, tmp_path / "other.weights.h5", model=make_model(width=5))
+    assert names_in(tmp_path) == ["m.weights.h5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "format_name", "words"),
+    [
+        ("model", None, "does not tell the format"),
+        ("model.keras", "pickle", "'pickle' is no format; one of keras"),
+        ("model.bin", "keras", "has to end with .keras"),
+        ("model.keras", "safetensors", "says 'keras', not 'safetensors'"),
+        ("model.weights.h5", "h5", r"has to end with .h5"),
+    ],
+)
+def test_names_that_do_not_fit(run: str, tmp_path: Path, name: str, format_name: str | None, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ckptflow.export_checkpoint(run, tmp_path / name, format=format_name)
+    assert names_in(tmp_path) == []
+
+
+def test_a_destination_that_exists(run: str, tmp_path: Path) -> None:
+    file, folder = tmp_path / "m.keras", tmp_path / "served"
+    file.write_bytes(b"mine")
+    folder.mkdir()
+    (folder / "mine").write_bytes(b"mine")
+    for destination, name in ((file, None), (folder, "saved-model")):
+        with pytest.raises(ObjectExistsError, match="overwrite"):
+            ckptflow.export_checkpoint(run, destination, format=name)
+    assert file.read_bytes() == b"mine"
+    assert names_in(folder) == ["mine"]
+    ckptflow.export_checkpoint(run, file, overwrite=True)
+    ckptflow.export_checkpoint(run, folder, format="saved-model", overwrite=True)
+    assert keras.models.load_model(file) is not None
+    assert "saved_model.pb" in names_in(folder)
+    assert "mine" not in names_in(folder)
+    assert names_in(tmp_path) == ["m.keras", "served"]
+
+
+def test_a_failed_export_leaves_nothing(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str, *_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr(keras_files, "write_keras", fail)
+    old = tmp_path / "old.keras"
+    old.write_bytes(b"old")
+    for destination in (tmp_path / "new.keras", old):
+        with pytest.raises(OSError, match="went away"):
+            ckptflow.export_checkpoint(run, destination, overwrite=True)
+    assert names_in(tmp_path) == ["old.keras"]
+    assert old.read_bytes() == b"old"
+
+
+def test_a_damaged_checkpoint_is_not_exported(trained: Any, tmp_path: Path) -> None:
+    save(str(tmp_path / "run"), {"model": trained})
+    (shard,) = (tmp_path / "run").rglob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    for name, file in {**MODEL_FORMATS, **TENSOR_FORMATS}.items():
+        with pytest.raises(CorruptCheckpointError):
+            ckptflow.export_checkpoint(tmp_path / "run", tmp_path / file, format=name)
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_what_is_not_there(run: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="there are steps 3"):
+        ckptflow.export_checkpoint(run, tmp_path / "m.keras", step=9)
+    with pytest.raises(ObjectNotFoundError, match=r"nothing\.keras"):
+        ckptflow.import_model(tmp_path / "nothing.keras", tmp_path / "again")
+    assert names_in(tmp_path) == []
+
+
+def test_signatures_where_there_are_none(run: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no signatures"):
+        ckptflow.export_checkpoint(run, tmp_path / "m.keras", signatures={"serve": lambda: 1})
+
+
+# Importing
+
+
+def test_an_import_begins_a_run(run: str, tmp_path: Path) -> None:
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
+    first = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again")
+    assert first.step == 0
+    assert first.metadata == {"imported": {"source": str(tmp_path / "m.keras"), "format": "keras"}}
+    with pytest.raises(UsageError, match="an import begins a run"):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", step=1)
+    assert len(ckptflow.list_checkpoints(tmp_path / "again")) == 1
+
+
+def test_a_warm_start(run: str, trained: Any, tmp_path: Path) -> None:
+    backbone = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="dense")], name="backbone")
+    model = keras.Sequential([keras.Input((3,)), backbone, keras.layers.Dense(7, name="other")])
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
+    rename = {"model/features": "model/backbone/dense"}
+    fresh = model.layers[1].kernel.numpy()
+    done = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "warm", model=model, partial=True, rename=rename)
+    about = done.metadata["imported"]
+    assert about["left_as_they_were"] == ["model/other/bias", "model/other/kernel"]
+    assert {"model/head/kernel", "model/optimizer/iterations"} <= set(about["not_used"])
+    assert np.array_equal(backbone.layers[0].kernel, trained.layers[0].kernel)
+    assert np.array_equal(model.layers[1].kernel, fresh)
+    with pytest.raises(StateMismatchError, match="model/other/kernel"):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=rename)
+    with pytest.raises(UsageError, match="give model="):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "nowhere", partial=True)
+    assert not (tmp_path / "strict").exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def garbage(data: bytes) -> bytes:
+    return b"not at all" * 100
+
+
+@pytest.mark.parametrize("damage", [cut, garbage])
+@pytest.mark.parametrize("name", ["keras", "h5", "weights", "hub", "safetensors", "saved-model", "tf-checkpoint"])
+def test_a_damaged_source(name: str, damage: Callable[[bytes], bytes], run: str, tmp_path: Path) -> None:
+    destination = tmp_path / {**MODEL_FORMATS, **TENSOR_FORMATS}[name]
+    ckptflow.export_checkpoint(run, destination, format=name)
+    files = [destination]
+    if name == "saved-model":
+        files = [destination / "saved_model.pb", *(destination / "variables").iterdir()]
+    elif name == "tf-checkpoint":
+        files = sorted(tmp_path.glob("m.ckpt.*"))
+    for file in files:
+        good = file.read_bytes()
+        file.write_bytes(damage(good))
+        for model in (None, make_model()):
+            with pytest.raises(CorruptCheckpointError) as caught:
+                ckptflow.import_model(destination, tmp_path / "again", format=name, model=model)
+            assert str(destination) in str(caught.value)
+            assert not (tmp_path / "again").exists()
+        file.write_bytes(good)
+
+
+def test_a_module_that_cannot_be_imported(run: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'no\.such\.module' cannot be imported"):
+        ckptflow.export_checkpoint(run, tmp_path / "m.keras", imports=["no.such.module"])
