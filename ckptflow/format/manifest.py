@@ -20,32 +20,31 @@ from msgspec import Meta, Struct, field
 
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
 from ckptflow.format import boxes, dtypes, layout
+from ckptflow.format.object_graph import ObjectGraph, check_graph
+from ckptflow.format.record import (
+    MAX_NAME_CHARACTERS,
+    MAX_NUMBER,
+    MAX_RANK,
+    Crc32c,
+    Record,
+    Shape,
+    ShortText,
+    Size,
+    TensorName,
+)
 from ckptflow.format.shard import unique_members
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256 * 2**20  # about a million tensors
 MAX_RECEIPT_BYTES = 256 * 2**20
 MAX_CLAIM_BYTES = 64 * 2**10
-MAX_NAME_CHARACTERS = 4096
-MAX_RANK = 64  # NumPy's
-MAX_NUMBER = 2**62
 # Lists and objects cost far more memory than the brackets that make them: this many, and one for each 16 bytes, are
 # more than any state needs.
 MAX_CONTAINERS = 2**20
 
-Size = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
-Crc32c = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Shape = Annotated[tuple[Size, ...], Meta(max_length=MAX_RANK)]
-TensorName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
-ShortText = Annotated[str, Meta(max_length=4096)]
-
 # Why an incarnation started where it did. `fresh` and `rollback` cut off what came before: nothing outside the lineage
 # is ever taken by itself past one of these two.
 Reason = Literal["start", "resume", "rollback", "damage", "outside", "fresh"]
-
-
-class Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A part of a manifest or receipt."""
 
 
 class ShardRecord(Record, frozen=True, kw_only=True, gc=False):
@@ -107,7 +106,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     taken by themselves. `fresh_since` is the same for fresh starts alone: what they left is deleted only by hand.
     `metadata` and the values of `python_state` are in the form of `format.values`. `per_worker` names the entries of
     the state that each worker had for itself: worker 3 of the entry `data` has the Python state `data/worker-3`, and
-    tensors whose names begin with `data/worker-3/`.
+    tensors whose names begin with `data/worker-3/`. `object_graph` is there where the state has one.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -125,11 +124,12 @@ class Manifest(Record, frozen=True, kw_only=True):
     lineage: tuple[ShortText, ...] = ()
     barrier: Size = 0
     fresh_since: Size = 0
-    software: dict[str, str] = {}
-    metrics: dict[str, float] = {}
+    software: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     metadata: Any = None
-    python_state: dict[str, Any] = {}
-    models: dict[str, Any] = {}
+    python_state: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, Any] = field(default_factory=dict)
+    object_graph: ObjectGraph | None = None
     diverged: tuple[TensorName, ...] = ()
     per_worker: tuple[TensorName, ...] = ()
     shards: tuple[ShardRecord, ...]
@@ -165,9 +165,9 @@ class Receipt(Record, frozen=True, kw_only=True):
     failure: str | None = None
     shards: tuple[ShardRecord, ...] = ()
     slices: tuple[ReceiptSlice, ...] = ()
-    digests: dict[str, Crc32c] = {}
+    digests: dict[str, Crc32c] = field(default_factory=dict)
     tensors: tuple[TensorRecord, ...] = ()
-    python_state: dict[str, Any] = {}
+    python_state: dict[str, Any] = field(default_factory=dict)
 
 
 class Claim(Record, frozen=True, kw_only=True):
@@ -275,6 +275,8 @@ def check_manifest(manifest: Manifest, where: str) -> None:
             used.sort()
             if any(end > start for (_, end), (start, _) in itertools.pairwise(used)):
                 raise ValueError(f"slices overlap in {shard.name}")
+        if manifest.object_graph is not None:
+            check_graph(manifest.object_graph, {tensor.name for tensor in manifest.tensors})
     except ValueError as error:
         raise CorruptCheckpointError(f"{where}: {error}") from error
 

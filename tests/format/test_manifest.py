@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
 from ckptflow.format import manifest as manifest_module
 from ckptflow.format.manifest import (
-    MAX_NAME_CHARACTERS,
-    MAX_RANK,
     Claim,
     Manifest,
     Receipt,
@@ -27,6 +25,8 @@ from ckptflow.format.manifest import (
     decode,
     encode,
 )
+from ckptflow.format.object_graph import Derived, GraphNode, ObjectGraph
+from ckptflow.format.record import MAX_NAME_CHARACTERS, MAX_RANK
 from ckptflow.format.values import to_json
 
 SHARD = "shard-00000-of-00001-0000.safetensors"
@@ -296,3 +296,75 @@ def test_a_slice_for_each_row_is_checked_in_linear_time() -> None:
 def test_text_that_is_no_unicode_is_not_written() -> None:
     with pytest.raises(ValueError, match="surrogates"):
         encode(replace(CLAIM, host="\ud800"))
+
+
+GRAPH = ObjectGraph(
+    nodes=(
+        GraphNode(
+            children={"model": 1, "büro/大": 0}, values={"table": {"-keys": "model/kernel", "-values": "model/bias"}}
+        ),
+        GraphNode(children=(2, 1), slots=(("momentum", 2, 3),)),
+        "model/kernel",
+        "model/bias",
+        GraphNode(
+            values={
+                "table": {"": Derived(tensor="model/kernel", shape=(1,)), "-values": Derived(dtype="int64", shape=(0,))}
+            }
+        ),
+    ),
+    model=1,
+)
+
+
+def with_graph(graph: ObjectGraph) -> Manifest:
+    return replace(manifest(), object_graph=graph)
+
+
+def test_an_object_graph_comes_back_and_older_manifests_need_none() -> None:
+    decoded = decode(encode(with_graph(GRAPH)), Manifest, "here")
+    assert decoded.object_graph == GRAPH
+    check_manifest(decoded, "here")
+    assert decode(encode(manifest()), Manifest, "here").object_graph is None
+
+
+NODE = GraphNode()
+HOSTILE_GRAPHS: dict[str, bytes] = {
+    "no nodes": b'{"nodes":[]}',
+    "no root": b'{"nodes":["model/kernel"]}',
+    "no such model": b'{"nodes":[{}],"model":1}',
+    "a negative model": b'{"nodes":[{}],"model":-1}',
+    "no such child": b'{"nodes":[{"children":{"x":1}}]}',
+    "no such child in a list": b'{"nodes":[{"children":[0,1]}]}',
+    "a negative child": b'{"nodes":[{"children":[-1]}]}',
+    "a huge child": b'{"nodes":[{"children":[18446744073709551616]}]}',
+    "no such slot": b'{"nodes":[{"slots":[["m",0,1]]}]}',
+    "no such variable of a slot": b'{"nodes":[{"slots":[["m",1,0]]}]}',
+    "half a slot": b'{"nodes":[{"slots":[["m",0]]}]}',
+    "no such tensor": b'{"nodes":[{},"c"]}',
+    "no such tensor in a value": b'{"nodes":[{"values":{"t":{"":"c"}}}]}',
+    "no such tensor with rows": b'{"nodes":[{"values":{"t":{"":{"tensor":"c","shape":[1]}}}}]}',
+    "zeros of no dtype": b'{"nodes":[{"values":{"t":{"":{"shape":[1]}}}}]}',
+    "zeros of an unknown dtype": b'{"nodes":[{"values":{"t":{"":{"dtype":"float7","shape":[1]}}}}]}',
+    "too many zeros": b'{"nodes":[{"values":{"t":{"":{"dtype":"int8","shape":[65537]}}}}]}',
+    "far too many zeros": b'{"nodes":[{"values":{"t":{"":{"dtype":"int8","shape":[4611686018427387904,4]}}}}]}',
+    "an unknown member": b'{"nodes":[{}],"x":1}',
+    "an unknown member of a node": b'{"nodes":[{"x":1}]}',
+    "a member twice": b'{"nodes":[{}],"nodes":[{}]}',
+    "another type": b'[["model/kernel"]]',
+    "a number for a node": b'{"nodes":[{},7]}',
+    "an empty edge": b'{"nodes":[{"children":{"":0}}]}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_GRAPHS)
+def test_a_hostile_object_graph_is_refused(name: str) -> None:
+    body = unsealed(with_graph(ObjectGraph(nodes=(NODE,))))
+    assert decode(seal(body), Manifest, "here").object_graph is not None
+    body = body.replace(b'"object_graph":{"nodes":[{}]}', b'"object_graph":' + HOSTILE_GRAPHS[name])
+    assert HOSTILE_GRAPHS[name] in body
+    with pytest.raises(CorruptCheckpointError, match="here"):
+        decode(seal(body), Manifest, "here")
+
+
+def test_a_graph_that_goes_in_circles_is_read() -> None:
+    assert decode(encode(with_graph(ObjectGraph(nodes=(GraphNode(children=(0, 0)),)))), Manifest, "here")

@@ -17,6 +17,7 @@ from hypothesis import given
 from ckptflow.format import dtypes, values
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Manifest, Receipt, TensorRecord
+from ckptflow.format.object_graph import Derived, GraphNode, ObjectGraph
 from ckptflow.format.spec import TensorSpec
 from ckptflow.storage.local import LocalStore
 from tests.format import second_reader
@@ -39,7 +40,10 @@ def example() -> DictStore:
     words: Array = np.array([b"ab", b""], object)
     means: list[Array] = [np.array([1, 2], np.float32), np.array([3, 4], np.float32)]
     store = DictStore()
-    write_checkpoint(store, [ArraySource(specs, [kernel, words, mean]) for mean in means], folder=EXAMPLE)
+    layer = GraphNode(children={"kernel": 2, "mean": 3})
+    graph = ObjectGraph(nodes=(GraphNode(children={"model": 1}), layer, "model/kernel", "model/mean"), model=1)
+    sources = [ArraySource(specs, [kernel, words, mean]) for mean in means]
+    write_checkpoint(store, sources, folder=EXAMPLE, object_graph=graph)
     return store
 
 
@@ -161,7 +165,12 @@ def documented(text: str, kinds: Sequence[type[msgspec.Struct]]) -> set[str]:
 
 def test_every_member_and_dtype_is_on_the_page_and_the_page_is_short() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert documented(text, [Manifest, Receipt, Claim, TensorRecord]) - {"format", "version", "kind"} == set()
+    assert (
+        documented(text, [Manifest, Receipt, Claim, TensorRecord, ObjectGraph, GraphNode])
+        - {"format", "version", "kind"}
+        == set()
+    )
+    assert all(f'"{field.name}"' in text for field in msgspec.structs.fields(Derived))
     named = set(re.findall(r"`(\w+)`", text)) | {"int16", "int32", "uint16", "uint32"}
     assert set(dtypes.names()) <= named
     assert len(text.splitlines()) < 200

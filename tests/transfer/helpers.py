@@ -15,6 +15,7 @@ from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord, encode
+from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry, Store
 from ckptflow.transfer.buffers import BufferPool
@@ -166,6 +167,7 @@ def write_checkpoint(
     pool: BufferPool | None = None,
     metadata: Any = None,
     python_state: Mapping[str, Any] | None = None,
+    object_graph: ObjectGraph | None = None,
 ) -> Manifest:
     """Every worker's shards by the real plan and writer, and the manifest that they add up to."""
     specs, world_size = workers[0].specs, len(workers)
@@ -192,6 +194,7 @@ def write_checkpoint(
         for i, spec in enumerate(specs)
     ]
     manifest = make_manifest(folder, world_size, tensors, written, metadata=metadata, python_state=python_state)
+    manifest = msgspec.structs.replace(manifest, object_graph=object_graph)
     store.create(folder.manifest_key, memoryview(encode(manifest)))
     return manifest
 

@@ -1,0 +1,102 @@
+"""The object graph in a manifest: the state as TensorFlow's own checkpoints see it, with our names for its tensors.
+
+It is what a checkpoint of TensorFlow's is made of without the program that saved ours. A node is an object; edges have
+the names of attributes, of keys, or of positions in a list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from typing import TypeAlias
+
+from msgspec import field
+
+from ckptflow.format import dtypes
+from ckptflow.format.record import Record, Shape, ShortText, Size, TensorName
+
+MAX_ZEROS = 2**16  # elements of a tensor that is not stored
+
+
+class Derived(Record, frozen=True, kw_only=True, gc=False):
+    """What TensorFlow holds where no stored tensor is quite that: the rows of `tensor`, each in `shape`; or, without a
+    tensor, zeros (or empty strings) of `dtype` and `shape`."""
+
+    tensor: TensorName | None = None
+    dtype: ShortText = ""
+    shape: Shape = ()
+
+
+Value: TypeAlias = TensorName | Derived
+
+
+class GraphNode(Record, frozen=True, kw_only=True, gc=False):
+    """One object that is no plain variable.
+
+    `children` are nodes by the name of the edge, a list where the names are 0, 1, 2, …. `values`: for each attribute
+    that TensorFlow knows the object's tensors by, what is behind it: a tensor for each suffix ("" where the attribute
+    is one tensor). `slots` of a legacy optimizer: slot's name, node of its variable, node of the slot.
+    """
+
+    children: dict[TensorName, Size] | tuple[Size, ...] = ()
+    values: dict[ShortText, dict[ShortText, Value]] = field(default_factory=dict)
+    slots: tuple[tuple[ShortText, Size, Size], ...] = ()
+
+
+class ObjectGraph(Record, frozen=True, kw_only=True):
+    """The whole graph. Node 0 is the root, whose children are the entries of the state.
+
+    A node that is text is a variable: the name of its tensor. `model` is the node of the one model in the state.
+    `gives_names`: the tensors have their names from this graph, because they were imported without the program; a
+    restore finds their places in the state by the graph.
+    """
+
+    nodes: tuple[TensorName | GraphNode, ...]
+    model: Size | None = None
+    gives_names: bool = False
+
+
+VARIABLE = "VARIABLE_VALUE"  # a variable's one attribute
+EMPTY = GraphNode()
+
+
+def edges(node: str | GraphNode) -> Iterator[tuple[str, int]]:
+    """A node's children: the name of the edge and the number of the child."""
+    if isinstance(node, str):
+        return iter(())
+    if isinstance(node.children, dict):
+        return iter(node.children.items())
+    return ((str(position), number) for position, number in enumerate(node.children))
+
+
+def tensor_of(value: Value) -> str | None:
+    """The name of the tensor behind a value, None for one that is not stored."""
+    return value if isinstance(value, str) else value.tensor
+
+
+def values_of(node: str | GraphNode) -> Iterator[tuple[str, str, Value]]:
+    """A node's values: attribute, suffix, what is behind it."""
+    if isinstance(node, str):
+        return iter(((VARIABLE, "", node),))
+    return ((name, suffix, value) for name, parts in node.values.items() for suffix, value in parts.items())
+
+
+def check_graph(graph: ObjectGraph, names: Collection[str]) -> None:
+    """Raises ValueError unless the graph has a root, and refers to nothing but its own nodes and these tensors."""
+    count = len(graph.nodes)
+    if not count or isinstance(graph.nodes[0], str) or (graph.model or 0) >= count:
+        raise ValueError("its object graph has no root, or a model that it does not have")
+    for node in graph.nodes:
+        if isinstance(node, str):
+            if node not in names:
+                raise ValueError(f"its object graph names {node!r}, which is none of the tensors")
+            continue
+        if any(number >= count for _, number in edges(node)) or any(max(pair) >= count for _, *pair in node.slots):
+            raise ValueError("its object graph refers to a node that it does not have")
+        for _, _, value in values_of(node):
+            if isinstance(value, Derived) and value.tensor is None:
+                dtypes.item_size_bytes(value.dtype)
+                if math.prod(value.shape) > MAX_ZEROS:
+                    raise ValueError("its object graph has too many zeros")
+            elif tensor_of(value) not in names:
+                raise ValueError(f"its object graph names {tensor_of(value)!r}, which is none of the tensors")
