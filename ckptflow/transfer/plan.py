@@ -12,7 +12,7 @@ from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.layout import shard_name
-from ckptflow.format.manifest import MAX_NAME_CHARACTERS
+from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.format.shard import (
     ALIGNMENT_BYTES,
     EMPTY_HEADER_ROOM_BYTES,
