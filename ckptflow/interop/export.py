@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -172,4 +173,5 @@ def _write_model(
         )
         if is_packed:
             pack_tar(folder, path)
+            shutil.rmtree(folder)
     return loaded.left_out + not_held(loaded, chosen)
