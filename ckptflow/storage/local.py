@@ -22,7 +22,7 @@ RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and
 LEFTOVER_NAME = RESERVED + "leftover"  # listed for a folder that holds no object, so that it can be deleted
 _REFRESHED_PREFIX = "lineage/"  # changed before it is listed, so that a network client cannot answer from its cache
 _LOCK_WAIT_S = 2.0
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _ANEW = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # worth one more try, under another name
 _SWEPT = {errno.ENOENT}  # the folder or our temporary file was pruned under us
@@ -192,7 +192,7 @@ class LocalStore:
             except FileExistsError as error:
                 raise from_os_error(error, "create", path) from error
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in NO_LINKS:
                     raise
                 if os.path.lexists(path):
                     raise ObjectExistsError(f"{path}: cannot create: the name is taken") from error
@@ -305,7 +305,7 @@ class LocalStore:
         elif folder != self._root:
             return  # above the root and not made by us
         try:
-            _fsync_path(parent)
+            fsync_path(parent)
         except PermissionError:
             if is_new:
                 raise  # else: the root was there before us, in a folder that we may not open
@@ -313,7 +313,7 @@ class LocalStore:
 
     def _fsync_folder(self, folder: str) -> None:
         try:
-            _fsync_path(folder)
+            fsync_path(folder)
         except FileNotFoundError as error:
             raise StorageError(f"{folder}: was removed while something was being written into it") from error
 
@@ -325,7 +325,7 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 return
             if folder == self._root or any(not name.startswith(RESERVED) for name in names):
-                _fsync_path(folder)
+                fsync_path(folder)
                 return
             for name in names:  # debris; a writer that is alive after all writes anew
                 _remove(os.path.join(folder, name))
@@ -336,7 +336,7 @@ class LocalStore:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
                     raise
-                _fsync_path(folder)
+                fsync_path(folder)
                 return
             self._durable.pop(folder, None)
             folder = os.path.dirname(folder)
@@ -355,7 +355,8 @@ def _clear_direct(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)
 
 
-def _fsync_path(folder: str) -> None:
+def fsync_path(folder: str) -> None:
+    """Makes the names in a folder durable, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

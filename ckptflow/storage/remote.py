@@ -25,6 +25,7 @@ _log = logging.getLogger("ckptflow.storage")
 
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
+HTTP_SCHEMES = ("http", "https")
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
 _MAX_PUT_BYTES = 5 * 2**30  # what one S3 PUT may hold; chunk sizes below are set so that nothing smaller is split
 _DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
@@ -124,7 +125,7 @@ class FsspecStore(RemoteStore):
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._scheme = url.partition("://")[0]
-        self._fs, root = _open_file_system(url, self._scheme, storage_options)
+        self._fs, root = open_file_system(url, self._scheme, storage_options)
         super().__init__(url, root.strip("/"), storage_options)
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
@@ -236,7 +237,8 @@ class _DeleteError(Exception):
         self.code = code
 
 
-def _open_file_system(url: str, scheme: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
+def open_file_system(url: str, scheme: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
+    """fsspec's file system for `url`, with our limits of time and no retries of its own, and the path there."""
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
@@ -258,6 +260,11 @@ def _open_file_system(url: str, scheme: str, storage_options: dict[str, Any]) ->
 
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         options.setdefault("requests_timeout", timeout)
+    elif scheme in HTTP_SCHEMES:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | dict(options.get("client_kwargs") or {})
     file_system = kind(**options)
     # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
     if scheme in S3_SCHEMES:

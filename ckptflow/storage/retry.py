@@ -17,21 +17,17 @@ _log = logging.getLogger("ckptflow.storage")
 _Result = TypeVar("_Result")
 
 
-class RetryingStore(StoreWrapper):
-    """`store`, each verb tried again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`.
+class Retries:
+    """Tries a call again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`."""
 
-    Everything else is raised at once. A `create` whose first try landed although its reply was lost raises
-    `ObjectExistsError` from the second: the caller reads back and compares its own id.
-    """
-
-    def __init__(self, store: Store, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
-        super().__init__(store)
+    def __init__(self, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
         self._stop = tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(max_wait_s)
         self._wait = tenacity.wait_exponential(multiplier=first_wait_s, max=10.0) + tenacity.wait_random(
             0, first_wait_s
         )
 
-    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+    def run(self, call: Callable[[], _Result]) -> _Result:
+        """What `call` returns; whatever else it raises is raised at once."""
         started = time.monotonic()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),
@@ -46,6 +42,21 @@ class RetryingStore(StoreWrapper):
             tries = retrying.statistics.get("attempt_number", 1)
             error.add_note(f"given up after {tries} tries in {time.monotonic() - started:.0f} s")
             raise
+
+
+class RetryingStore(StoreWrapper):
+    """`store`, each verb tried again as `Retries` does it.
+
+    A `create` whose first try landed although its reply was lost raises `ObjectExistsError` from the second: the caller
+    reads back and compares its own id.
+    """
+
+    def __init__(self, store: Store, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
+        super().__init__(store)
+        self._retries = Retries(max_tries, max_wait_s, first_wait_s)
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        return self._retries.run(call)
 
 
 def _say(state: tenacity.RetryCallState) -> None:

@@ -118,6 +118,24 @@ def read_small(store: Store, key: str, max_bytes: int) -> bytes:
     raise ValueError(f"{store.url}/{key} is longer than {max_bytes:,} bytes")
 
 
+def local_path(url: str) -> str | None:
+    """The path on this disk that `url` (a path, or `file://`) stands for; None for a URL of another scheme.
+
+    Raises ValueError for an empty URL, or one that has lost a slash (as in `pathlib.Path("s3://bucket")`).
+    """
+    scheme, separator, path = url.partition("://")
+    if not url:
+        raise ValueError("the URL is empty; for the current folder, say '.'")
+    if not separator and (slashless := _SLASHLESS.match(url)):
+        raise ValueError(
+            f"{slashless[0]}… lacks a slash: write {slashless[1]}://… (pathlib.Path takes one away: hand over a str), "
+            f"or, for a folder of that name, ./{slashless[0]}…"
+        )
+    if not separator or scheme in ("file", "local"):
+        return path if separator else url
+    return None
+
+
 def open_store(url: str, storage_options: dict[str, Any] | None = None) -> Store:
     """The store for `url`: a local folder for a path or `file://`, any fsspec file system for another scheme.
 
@@ -128,14 +146,5 @@ def open_store(url: str, storage_options: dict[str, Any] | None = None) -> Store
     from ckptflow.storage.local import LocalStore
     from ckptflow.storage.remote import open_remote_store
 
-    scheme, separator, path = url.partition("://")
-    if not url:
-        raise ValueError("the URL is empty; for the current folder, say '.'")
-    if not separator and (slashless := _SLASHLESS.match(url)):
-        raise ValueError(
-            f"{slashless[0]}… lacks a slash: write {slashless[1]}://… (pathlib.Path takes one away: hand over a str), "
-            f"or, for a folder of that name, ./{slashless[0]}…"
-        )
-    if not separator or scheme in ("file", "local"):
-        return LocalStore(path if separator else url)
-    return open_remote_store(url, storage_options or {})
+    path = local_path(url)
+    return open_remote_store(url, storage_options or {}) if path is None else LocalStore(path)

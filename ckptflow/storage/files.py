@@ -1,0 +1,155 @@
+"""Whole files and folders between this disk and any storage: `fetched` to be read, `staged` to be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from ckptflow.errors import StorageError, UsageError
+from ckptflow.storage.faults import from_os_error, redact_url
+from ckptflow.storage.http import HttpFile
+from ckptflow.storage.local_files import LocalPlace
+from ckptflow.storage.remote import HTTP_SCHEMES
+from ckptflow.storage.remote_files import RemotePlace, temporary_folder
+from ckptflow.storage.store import check_key, local_path
+from ckptflow.storage.whole import LAST, exists, is_in_group
+
+__all__ = ["LAST", "MAX_FETCH_BYTES", "fetched", "staged"]
+
+MAX_FETCH_BYTES = 2**40
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CHECKPOINT = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?")  # a checkpoint's folder
+_OURS = re.compile(r"(.*/)?(manifest\.json|lineage/.*)")  # below a checkpoint's folder, or a run's root
+
+
+@contextmanager
+def fetched(
+    url: str, storage_options: dict[str, Any] | None = None, *, max_bytes: int = MAX_FETCH_BYTES
+) -> Iterator[str]:
+    """The path on this disk of what is at `url`, for as long as the block lasts.
+
+    A local path is given as it is, without a copy. From elsewhere comes a file, a folder (every object below `url/`),
+    or a prefix group (`url.index`, `url.data-00000-of-00001`, of which the path is what their names begin with) into a
+    private temporary folder, which is removed when the block is left, however that is. From `http://` and `https://`
+    come files only; a query stays out of the file's name, but with `tf-hub-format=compressed` that ends `.tar.gz`.
+
+    `storage_options` are those for a run on that storage; it is always read by fsspec. Raises `ObjectNotFoundError`,
+    naming `url`; `UsageError` where it is longer than `max_bytes`, `StorageFullError` where TMPDIR has no room for it;
+    `CorruptCheckpointError` for names that no folder can hold; else a `StorageError`.
+    """
+    path = local_path(url)
+    if path is not None:
+        yield LocalPlace(path).find()
+        return
+    with temporary_folder() as folder:
+        if url.partition("://")[0] in HTTP_SCHEMES:
+            target = os.path.join(folder, _http_name(url))
+            HttpFile(url, storage_options or {}).download(target, max_bytes)
+        else:
+            place = RemotePlace(url, storage_options or {})
+            try:
+                target = place.download(folder, max_bytes)
+            finally:
+                place.close()
+        yield target
+
+
+@contextmanager
+def staged(
+    url: str, *, overwrite: bool, storage_options: dict[str, Any] | None = None, last: Sequence[str] = LAST
+) -> Iterator[str]:
+    """A private path on this disk to write a file, a folder or a prefix group to; leaving the block publishes it.
+
+    The path ends with the last part of `url`, and nothing is there yet. A block that is left by an exception publishes
+    nothing and leaves nothing. What is published is durable when this returns.
+
+    On this disk the staging folder is a hidden sibling of the destination, and one rename publishes a file or a folder:
+    at every moment the old or the new is there. (Where the file system cannot exchange folders, and for a group of
+    files, the old is moved aside first.) A process that is killed leaves at most `.ckptflow-staging-…` or
+    `.ckptflow-replaced-…`. On remote storage a file appears whole; of several files those that match `last` (patterns
+    of names) come last, in that order, and what was uploaded is deleted after an error.
+
+    `overwrite` replaces what is there. Without it that raises `ObjectExistsError`: at once, and at the end if it came
+    meanwhile. Raises `UsageError` for a destination that is or holds a run, or lies in a checkpoint's folder;
+    `StorageFullError` also where the block raised a plain `OSError` for that reason; else a `StorageError`.
+    """
+    path = local_path(url)
+    where = redact_url(url) if path is None else path
+    if url.partition("://")[0] in HTTP_SCHEMES:
+        raise UsageError(f"{where}: nothing can be written to a web server; name a path or an object storage's URL")
+    place = LocalPlace(path) if path is not None else RemotePlace(url, storage_options or {})
+    try:
+        if not place.name:
+            raise UsageError(f"{where} is no name for a file or folder; add one")
+        _refuse(where, place, overwrite)
+        with place.staging() as folder, _full_disk_named(where):
+            yield os.path.join(folder, place.name)
+            produced = _produced(folder, place.name, where)
+            place.publish(folder, produced, overwrite=overwrite, last=last)
+    finally:
+        place.close()
+
+
+def _http_name(url: str) -> str:
+    """A file name for what is at `url`."""
+    parts = urlsplit(url)
+    name = unquote(posixpath.basename(parts.path.rstrip("/")))
+    try:
+        if "/" in check_key(name):
+            raise ValueError(name)
+    except ValueError:
+        name = "file"
+    is_packed = parse_qs(parts.query).get("tf-hub-format") == ["compressed"]
+    return name + ".tar.gz" if is_packed and not name.endswith((".tar.gz", ".tgz")) else name
+
+
+def _refuse(where: str, place: LocalPlace | RemotePlace, overwrite: bool) -> None:
+    """Raises unless the destination may be written."""
+    if any(map(_CHECKPOINT.fullmatch, place.parts)):
+        raise UsageError(f"{where} is, or lies in, a checkpoint's folder, which holds nothing else; name another place")
+    here = place.all()
+    if here and not overwrite:
+        raise exists(where)
+    ours = next((key for key in here if _OURS.fullmatch(key.partition("/")[2])), None)
+    if ours is not None:
+        raise UsageError(
+            f"{where} holds a run or a checkpoint ({ours}), which is never replaced by an export; name another place, "
+            "or delete it yourself"
+        )
+
+
+def _produced(folder: str, name: str, where: str) -> dict[str, int]:
+    """Every file that was written, by its path in the staging folder, with its size."""
+    found: dict[str, int] = {}
+    for above, folders, files in os.walk(folder):
+        if above == folder:
+            other = [entry for entry in (*folders, *files) if entry != name and not is_in_group(entry, name)]
+            if other:
+                raise UsageError(f"{where}: {other[0]!r} was written beside {name!r}, and nothing was published")
+        for entry in (*folders, *files):
+            path = os.path.join(above, entry)
+            mode = os.lstat(path)
+            if stat.S_ISREG(mode.st_mode):
+                found[os.path.relpath(path, folder)] = mode.st_size
+            elif not stat.S_ISDIR(mode.st_mode):
+                raise UsageError(f"{where}: {path} is neither a file nor a folder, and nothing was published")
+    if not found:
+        raise UsageError(f"{where}: no file was written, so there is nothing to publish")
+    return found
+
+
+@contextmanager
+def _full_disk_named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno not in _FULL:
+            raise
+        raise from_os_error(error, "write", where) from error

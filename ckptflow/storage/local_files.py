@@ -1,0 +1,220 @@
+"""Whole files and folders on this disk: staged beside their place, then published by a rename."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from ckptflow.errors import StorageError, UsageError
+from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.local import NO_LINKS, RESERVED, fsync_path
+from ckptflow.storage.whole import exists, in_steps, is_in_group, not_found
+
+_NAME_CHARACTERS = 40  # of the name that a staging folder shows
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+class LocalPlace:
+    """One path on this disk: what is there, or what shall be."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(os.path.expanduser(path)) if path else ""
+        self._parent, self.name = os.path.split(self._path)
+        self.parts = tuple(self._path.split(os.sep))
+
+    def close(self) -> None:
+        pass
+
+    def find(self) -> str:
+        """The path itself, where a file, a folder or a prefix group is. Raises `ObjectNotFoundError`."""
+        if not self._path or not (os.path.exists(self._path) or os.path.isfile(self._path + ".index")):
+            raise not_found(self._path or "the empty path")
+        return self._path
+
+    def all(self) -> dict[str, int]:
+        """Every file that is here, in whichever form: its path, beginning with this one's name, and its size."""
+        found: dict[str, int] = {}
+        try:
+            if os.path.lexists(self._path) and not _is_folder(self._path):
+                status = os.lstat(self._path)
+                if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+                    raise UsageError(f"{self._path} is neither a file nor a folder; name another place")
+                found[self.name] = status.st_size
+            for above, _, files in os.walk(self._path, onerror=_raise):
+                for name in files:
+                    path = os.path.join(above, name)
+                    found[os.path.relpath(path, self._parent)] = os.lstat(path).st_size
+            for name in self._group():
+                found[name] = os.lstat(os.path.join(self._parent, name)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise from_os_error(error, "look for", error.filename or self._path) from error
+        return found
+
+    def _group(self) -> list[str]:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._parent) as entries:
+            return [entry.name for entry in entries if is_in_group(entry.name, self.name)]
+        return []
+
+    @contextmanager
+    def staging(self) -> Iterator[str]:
+        """A hidden folder beside this path, removed at the end; so are parents that had to be made and stay empty."""
+        made: list[str] = []
+        folder = ""
+        try:
+            try:
+                made = _make_parents(self._parent)
+                folder = self._hidden("staging")
+            except OSError as error:
+                raise from_os_error(error, "write", self._path) from error
+            yield folder
+        finally:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            for parent in reversed(made):
+                with suppress(OSError):  # something is in it
+                    os.rmdir(parent)
+
+    def _hidden(self, why: str) -> str:
+        return tempfile.mkdtemp(prefix=f"{RESERVED}{why}-{self.name[:_NAME_CHARACTERS]}-", dir=self._parent)
+
+    def publish(self, folder: str, sizes: Iterable[str], *, overwrite: bool, last: Sequence[str]) -> None:
+        """Moves what is in `folder` here: durable before it has its name, and its name durable when this returns.
+
+        Raises `ObjectExistsError` where something is here, unless it may be replaced.
+        """
+        steps = in_steps({key.split(os.sep)[0] for key in sizes}, last)
+        names = [name for step in steps for name in step]
+        try:
+            _fsync_all(folder)
+            if overwrite:
+                self._replace(folder, names)
+            else:
+                if self.all():
+                    raise exists(self._path)
+                _move_all([(os.path.join(folder, name), os.path.join(self._parent, name)) for name in names])
+                fsync_path(self._parent)
+        except FileExistsError as error:
+            raise exists(self._path) from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise from_os_error(error, "write", self._path) from error
+
+    def _replace(self, folder: str, names: Sequence[str]) -> None:
+        new = os.path.join(folder, self.name)
+        if names == [self.name] and self._replace_one(new):
+            fsync_path(self._parent)  # before what was exchanged goes with the staging folder
+            return
+        # The old aside, what makes it readable first; the new in, that last.
+        old = sorted(self._group(), reverse=True) if self.name not in names else [self.name]
+        aside = self._hidden("replaced")
+        try:
+            _move_all(
+                [(os.path.join(self._parent, name), os.path.join(aside, name)) for name in old]
+                + [(os.path.join(folder, name), os.path.join(self._parent, name)) for name in names]
+            )
+            fsync_path(self._parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _replace_one(self, new: str) -> bool:
+        """Puts a new file or folder in the old one's place in one step; False where that cannot be."""
+        is_here = os.path.lexists(self._path)
+        if is_here and (_is_folder(self._path) or _is_folder(new)):
+            return _exchange(new, self._path)
+        os.replace(new, self._path)
+        return True
+
+
+def _move_all(moves: Sequence[tuple[str, str]]) -> None:
+    """Renames each to a name where nothing is, in order; after an error everything is where it was."""
+    done: list[tuple[str, str]] = []
+    try:
+        for source, target in moves:
+            _move_to_new(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.rename(target, source)
+        raise
+
+
+def _move_to_new(source: str, target: str) -> None:
+    """Renames. Raises FileExistsError where something is at `target`, but for a folder without anything in it."""
+    if _is_folder(source):
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+            raise
+        return
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        os.rename(source, target)
+    else:
+        os.unlink(source)
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Swaps two names in one step; False where the file system or the C library cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _make_parents(folder: str) -> list[str]:
+    """Makes a folder and those above it, durably; returns those that were not there, topmost first."""
+    missing: list[str] = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    made: list[str] = []
+    try:
+        for path in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(path)
+                made.append(path)
+            if not os.path.isdir(path):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            fsync_path(os.path.dirname(path))
+    except BaseException:
+        for path in reversed(made):
+            os.rmdir(path)
+        raise
+    return made
+
+
+def _fsync_all(folder: str) -> None:
+    for above, _, files in os.walk(folder, onerror=_raise):
+        for name in files:
+            descriptor = os.open(os.path.join(above, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_path(above)
+
+
+def _raise(error: OSError) -> None:
+    raise error
