@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 
 def describe(tree: Tree) -> dict[str, Any]:
     """JSON by path. Models: `framework`, `class`, `variables` (how many), and, as far as they can be had, `config`,
-    `build_config`, `compile_config`. Optimizers: `framework`, `class`, `built`, and,
-    where they are not just their model's, the names of the `variables` they are built for. Never fails a save."""
+    `build_config`, `compile_config`. Optimizers: `framework`, `class`, `built`; where they are not just their model's,
+    the names of the `variables` they are built for; where no model's compile config has them, their `config`. Never
+    fails a save."""
     described: dict[str, Any] = {}
     for path, model in tree.models.items():
         keras, framework = (keras3(), "keras") if is_keras3_model(model) else (tf_keras(), "tf_keras")
@@ -32,7 +33,7 @@ def describe(tree: Tree) -> dict[str, Any]:
         inside = any(
             path.startswith(f"{above}/") and "config" in entry_above for above, entry_above in described.items()
         )
-        serialized = None if inside else _try(lambda: keras.saving.serialize_keras_object(model), path, "config")  # noqa: B023
+        serialized = None if inside else _try(lambda: _serialize(model), path, "config")  # noqa: B023
         if isinstance(serialized, dict):
             parts = {"build_config": serialized.pop("build_config", None)}
             parts["compile_config"] = serialized.pop("compile_config", None)
@@ -51,7 +52,31 @@ def describe(tree: Tree) -> dict[str, Any]:
         }
         if node.built_for and set(node.built_for) != _default_variables(node, tree):
             described[path]["variables"] = list(node.built_for)
+        is_inside = any(path.startswith(f"{above}/") for above in tree.optimizers)
+        if not is_inside and not _is_compiled_with(node, tree, described):
+            config = _try(lambda: _serialize(node.optimizer), path, "config")  # noqa: B023
+            if config:
+                described[path]["config"] = config
     return described
+
+
+def _is_compiled_with(node: OptimizerNode, tree: Tree, described: dict[str, Any]) -> bool:
+    """Whether the compile config of a model in the state says how to make the optimizer."""
+    return any(
+        getattr(model, "optimizer", None) is node.optimizer
+        and described[path].get("compile_config", {}).get("optimizer")
+        for path, model in tree.models.items()
+    )
+
+
+def _serialize(obj: Any) -> Any:
+    """The config of a model or an optimizer of either Keras, in which a layer that is shared is known as one."""
+    if is_keras3_model(obj) or kind_of(obj) is Kind.KERAS3_OPTIMIZER:
+        from keras.src.saving.serialization_lib import ObjectSharingScope, serialize_keras_object
+    else:
+        from tf_keras.src.saving.serialization_lib import ObjectSharingScope, serialize_keras_object
+    with ObjectSharingScope():
+        return serialize_keras_object(obj)
 
 
 def _default_variables(node: OptimizerNode, tree: Tree) -> set[str] | None:

@@ -1,0 +1,294 @@
+"""Keras models and optimizers made again from the configs that a manifest, or a file of Keras's, holds of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+from ckptflow.errors import CorruptCheckpointError, UsageError
+from ckptflow.format.words import some_of
+from ckptflow.interop.keras_trust import Framework, check_config, keras_module, without_files
+
+logger = logging.getLogger("ckptflow")
+
+_SHOWN = 300  # characters of what Keras says
+
+
+def build_model(
+    described: Mapping[str, Any],
+    path: str,
+    *,
+    unsafe: bool = False,
+    imports: tuple[str, ...] = (),
+    max_bytes: int | None = None,
+) -> Any:
+    """The model that a manifest's entry describes, of the Keras that it was of: built, compiled as far as it can be,
+    its optimizer built as well. Its values are those it is made with; the caller gives it the checkpoint's by name.
+
+    Nothing is made before `keras_trust.check_config` has seen every name in the configs. `imports` are the modules that
+    the user named, imported by now. What cannot be had of the compile config (a loss that is a lambda) is left out and
+    logged; the optimizer comes alone then. `max_bytes` bounds what its variables may take together.
+    Raises `UsageError` where there is no config, or it names what is not known, or Keras cannot make the model of it;
+    `CorruptCheckpointError` for variables larger than `max_bytes`.
+    """
+    framework = framework_of(described, path)
+    config = described.get("config")
+    if not isinstance(config, dict):
+        name = described.get("class")
+        raise UsageError(
+            f"{path} ({name}) has no config in the checkpoint, as its class has no get_config that could be stored: "
+            f"hand the model over (model=), made by your code; or give {name} a get_config, register it with "
+            "register_keras_serializable and save again, then import its module (--import)"
+        )
+    full = {**config, "build_config": described.get("build_config"), "compile_config": None}
+    where = f"{path} ({described.get('class')})"
+    if not unsafe:
+        full = without_files(full, where)
+    with limited(max_bytes, where):
+        model = deserialize(full, framework, where, imports=imports, unsafe=unsafe)
+        _check_is_model(model, framework, where)
+        from ckptflow.state.build import build_missing
+
+        build_missing({path: model}, {path: dict(described)})
+        compile_config = described.get("compile_config")
+        if isinstance(compile_config, dict):
+            compile_model(model, compile_config, framework, where, imports=imports, unsafe=unsafe)
+    return model
+
+
+def build_optimizer(
+    described: Mapping[str, Any], path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
+) -> Any:
+    """The optimizer that a manifest's entry describes, not yet built; None, which is logged, where there is no config.
+
+    Raises `UsageError` as `build_model` does.
+    """
+    framework = framework_of(described, path)
+    config = described.get("config")
+    if not isinstance(config, dict):
+        logger.warning("%s (%s) has no config in the checkpoint: it is left out", path, described.get("class"))
+        return None
+    return deserialize(config, framework, f"{path} ({described.get('class')})", imports=imports, unsafe=unsafe)
+
+
+def optimizer_of(
+    described: Mapping[str, Any], path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
+) -> Any:
+    """The optimizer in a model's compile config, alone and not yet built; None where it has none.
+
+    Raises `UsageError` as `build_model` does.
+    """
+    compile_config = described.get("compile_config")
+    config = compile_config.get("optimizer") if isinstance(compile_config, dict) else None
+    if config is None:
+        return None
+    framework = framework_of(described, path)
+    made = deserialize(config, framework, f"{path}'s optimizer", imports=imports, unsafe=unsafe)
+    return keras_module(framework).optimizers.get(made)
+
+
+def framework_of(described: Mapping[str, Any], where: str) -> Framework:
+    """Which Keras an entry of a manifest is of. Raises `CorruptCheckpointError` for another word."""
+    if described.get("framework") == "keras":
+        return "keras"
+    if described.get("framework") == "tf_keras":
+        return "tf_keras"
+    raise CorruptCheckpointError(f"{where}: its framework {str(described.get('framework'))[:80]!r} is not known")
+
+
+def deserialize(
+    config: Any, framework: Framework, where: str, *, imports: tuple[str, ...] = (), unsafe: bool = False
+) -> Any:
+    """What a config describes, once every name in it has been looked up. Raises `UsageError`."""
+    own = check_config(config, framework, where, imports=imports, unsafe=unsafe)
+    keras = keras_module(framework)
+    with _quiet(), _sharing(framework):
+        try:
+            return keras.saving.deserialize_keras_object(
+                copy.deepcopy(config), custom_objects=own, safe_mode=not unsafe
+            )
+        except Exception as error:  # whatever the classes raise, the user's among them
+            raise_unbuildable(error, where)
+
+
+def raise_unbuildable(error: Exception, where: str) -> NoReturn:
+    """Raises a `UsageError` that says what Keras said, unless the error is one of ours."""
+    if isinstance(error, (UsageError, CorruptCheckpointError)):
+        raise error
+    said = " ".join(str(error).split())[:_SHOWN]
+    raise UsageError(
+        f"{where}: Keras cannot make it from its config ({type(error).__name__}: {said}). If a class of yours is "
+        "missing, import the module that registers it (--import); or hand the model over (model=)"
+    ) from error
+
+
+def compile_model(
+    model: Any,
+    config: dict[str, Any],
+    framework: Framework,
+    where: str,
+    *,
+    imports: tuple[str, ...] = (),
+    unsafe: bool = False,
+) -> None:
+    """Compiles a model as its compile config says and builds its optimizer; what cannot be had is left out and logged.
+
+    A lambda cannot be had without `unsafe`, nor can what is not registered. Nothing of a loss or a metric is state, so
+    that a model which lacks them still holds all that its checkpoint does. Never raises for what a config names.
+    """
+    base = keras_module(framework).Model
+    if type(model).compile_from_config is not base.compile_from_config or type(model).compile is not base.compile:
+        _compile_own(model, config, framework, where, imports=imports, unsafe=unsafe)
+        return
+    arguments: dict[str, Any] = {}
+    dropped: list[str] = []
+    for name, value in config.items():
+        try:
+            arguments[name] = deserialize(value, framework, f"{where}: {name}", imports=imports, unsafe=unsafe)
+        except UsageError as error:
+            dropped.append(name)
+            logger.info("%s", error)
+    if "loss" in dropped and arguments.pop("loss_weights", None) is not None:
+        dropped.append("loss_weights")
+    if arguments.get("optimizer") is None:
+        dropped = list(config)
+    else:
+        dropped += _compile(model, arguments)
+        build_optimizer_of(model)
+    if dropped:
+        logger.warning(
+            "%s is compiled without its %s, which cannot be had from its config; compile it again to train it",
+            where,
+            some_of(sorted(dropped), len(dropped)),
+        )
+
+
+def _compile(model: Any, arguments: dict[str, Any]) -> list[str]:
+    """Compiles; returns what it had to leave out for that."""
+    for keys in (list(arguments), ["optimizer", "loss"], ["optimizer"]):
+        try:
+            with _quiet():
+                model.compile(**{key: arguments[key] for key in keys if key in arguments})
+        except Exception as error:  # Keras checks losses and metrics in many ways
+            logger.info("compile(%s): %s: %s", ", ".join(keys), type(error).__name__, error)
+        else:
+            return [key for key in arguments if key not in keys and arguments[key] is not None]
+    return list(arguments)
+
+
+def _compile_own(
+    model: Any,
+    config: dict[str, Any],
+    framework: Framework,
+    where: str,
+    *,
+    imports: tuple[str, ...],
+    unsafe: bool,
+) -> None:
+    """A class that compiles itself in its own way does so from its config, too, if it can."""
+    try:
+        own = check_config(config, framework, where, imports=imports, unsafe=unsafe)
+        with _quiet(), keras_module(framework).saving.custom_object_scope(own):
+            model.compile_from_config(copy.deepcopy(config))
+    except Exception as error:  # the user's code
+        logger.warning("%s is not compiled: %s: %s", where, type(error).__name__, str(error)[:_SHOWN])
+        return
+    if getattr(model, "optimizer", None) is None:
+        logger.warning(
+            "%s is not compiled: its class has a compile() of its own and no compile_from_config() to go with it", where
+        )
+        return
+    build_optimizer_of(model)
+
+
+def build_optimizer_of(model: Any) -> None:
+    """Gives a model's optimizer its slots, if the model has variables by now. Twice does no harm."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not model.trainable_variables:
+        return
+    if hasattr(optimizer, "build"):
+        optimizer.build(model.trainable_variables)
+    else:  # a legacy optimizer of tf_keras
+        optimizer._create_all_weights(model.trainable_variables)
+
+
+def _check_is_model(model: Any, framework: Framework, where: str) -> None:
+    if not isinstance(model, keras_module(framework).Model):
+        raise CorruptCheckpointError(f"{where}: its config makes a {type(model).__name__}, which is no model")
+
+
+def _sharing(framework: Framework) -> Any:
+    """Keras's own scope in which a layer that a config names twice is made once."""
+    if framework == "keras":
+        from keras.src.saving.serialization_lib import ObjectSharingScope
+    else:
+        from tf_keras.src.saving.serialization_lib import ObjectSharingScope
+    return ObjectSharingScope()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():  # of lambdas, of layers that are not built yet: what matters is said above
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def limited(max_bytes: int | None, where: str) -> Iterator[None]:
+    """Variables made inside of it may not take more than `max_bytes` together: none that would is ever allocated.
+
+    Raises `CorruptCheckpointError`, at the end where Keras swallows what is raised inside of it.
+    """
+    if max_bytes is None:
+        yield
+        return
+    import tensorflow as tf
+
+    taken = 0
+    refused: list[CorruptCheckpointError] = []
+
+    def create(make_next: Any, **settings: Any) -> Any:
+        nonlocal taken
+        taken += _size_bytes(settings)
+        if taken > max_bytes:
+            refused.append(
+                CorruptCheckpointError(
+                    f"{where}: its config asks for variables of more than {max_bytes:,} bytes, far more than there is "
+                    "to put into them"
+                )
+            )
+            raise refused[0]
+        return make_next(**settings)
+
+    try:
+        with tf.variable_creator_scope(create):
+            yield
+    except Exception as error:
+        if refused and error is not refused[0]:
+            raise refused[0] from error
+        raise
+    if refused:
+        raise refused[0]
+
+
+def _size_bytes(settings: dict[str, Any]) -> int:
+    """What a variable is about to take: by its shape, or by making its initial value as symbols, never as memory."""
+    import tensorflow as tf
+
+    shape, dtype, value = settings.get("shape"), settings.get("dtype"), settings["initial_value"]
+    if shape is None:
+        try:
+            if callable(value):
+                with tf.Graph().as_default():
+                    made = tf.convert_to_tensor(value())
+                shape, dtype = made.shape, made.dtype
+            else:
+                shape, dtype = value.shape, value.dtype
+        except Exception:  # nothing to go by: it is made as it is
+            return 0
+    elements = tf.TensorShape(shape).num_elements() or 0
+    return int(elements) * int(tf.as_dtype(dtype or tf.float32).size or 1)
