@@ -14,6 +14,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -24,7 +25,7 @@ from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.interop import signatures as sig
 from ckptflow.interop.provenance import FILE_NAME, Provenance, encode
 from ckptflow.state.configs import describe
-from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model, raw_variable
+from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, host_array
 from ckptflow.state.tree import Tree, walk
 
@@ -77,13 +78,36 @@ def write_saved_model(
     own = _Exported(model, tree, path, signatures, input_signature, described)
     if is_tf_keras_model(model):
         root = own.save_tf_keras(folder)
-    elif is_keras3_model(model):
+    elif own.is_keras:
         root = own.save_root(folder, own.keras3_root())
     elif isinstance(model, tf.__internal__.tracking.Trackable):
         root = own.save_root(folder, own.trackable_root())
     else:
         raise UnsupportedStateError(f"a {type(model).__name__} is no model that a SavedModel can hold")
     _write_extra(folder, tree, root, own, provenance)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSignatures:
+    """The names of the signatures in a SavedModel, and the bytes of the variables that they use."""
+
+    names: tuple[str, ...]
+    size_bytes: int
+
+
+def write_signatures(
+    folder: str, model: Any, *, signatures: Any = None, input_signature: Any = None
+) -> WrittenSignatures:
+    """Writes a SavedModel that has the signatures and nothing else: what converters take. Raises as
+    `write_saved_model` does."""
+    own = _Exported(model, walk({"model": model}), "model", signatures, input_signature, None)
+    own.add_default()
+    root = tf.__internal__.tracking.AutoTrackable()
+    root.variables = list(own.variables.values())
+    own.save_root(folder, root)
+    used = {id(variable): variable for function in own.signatures.values() for variable in function.variables}
+    size_bytes = sum(variable.shape.num_elements() * variable.dtype.size for variable in used.values())
+    return WrittenSignatures(tuple(own.signatures), size_bytes)
 
 
 class _Exported:
@@ -99,6 +123,7 @@ class _Exported:
         described: Mapping[str, Any] | None,
     ) -> None:
         self.model, self.path, self.described = model, path, described
+        self.is_keras = kind_of(model) in LAYERS
         optimizers = tuple(f"{name}/" for name in tree.optimizers)
         metrics = {leaf.name for leaf in tree.leaves if leaf.metric}
         self.names = [name for name in tree.variables if not name.startswith(optimizers) and name not in metrics]
@@ -115,23 +140,18 @@ class _Exported:
         root.variables = list(self.variables.values())
         root.trainable_variables = [raw_variable(variable) for variable in self.model.trainable_variables]
         root.regularization_losses = _keras_losses(self.model)
-        self._add_call(root, self.model)
+        self._add_call(root)
         return root
 
     def trackable_root(self) -> Any:
         """An object with the model's own attributes and functions, and Hub's lists beside them."""
-        model = self.model
         root = tf.__internal__.tracking.AutoTrackable()
-        for name, child in tf.train.TrackableView.children(model, save_type="savedmodel", cache={}).items():
+        for name, child in tf.train.TrackableView.children(self.model, save_type="savedmodel", cache={}).items():
             if isinstance(child, (sig.Function, sig.ConcreteFunction)):
                 setattr(root, name, child)
             else:
                 root._track_trackable(child, name)
-        call = model.__call__ if callable(model) else None
-        if call is not None and self.arguments is not None:
-            self._add_call(root, model)
-        elif isinstance(call, sig.Function) and call.input_signature is not None:
-            self._add_default(lambda: sig.trace(call, sig.DEFAULT))
+        self._add_call(root)
         children = tf.train.TrackableView.children(root)
         trainable = [variable for variable in self.variables.values() if variable.trainable]
         for name, variables in (("variables", list(self.variables.values())), ("trainable_variables", trainable)):
@@ -141,11 +161,9 @@ class _Exported:
 
     def save_tf_keras(self, folder: str) -> Any:
         """Its own format; what the signatures use is hung on the model for as long as that takes."""
-        model, arguments = self.model, self.arguments
+        model = self.model
         if self.signatures or self.is_default_asked_for:
-            if arguments is not None:
-                self._add_default(lambda: sig.flat_function(_inference(model), model, arguments))
-            self._require_signatures()
+            self.add_default()
         extra = tf.__internal__.tracking.AutoTrackable()
         extra.resources = sig.resources_of(self.signatures.items(), self.variables.values()).all
         with _hung_on(model, extra if extra.resources else None), _mapped_errors():
@@ -153,7 +171,11 @@ class _Exported:
         return model
 
     def save_root(self, folder: str, root: Any) -> Any:
-        self._require_signatures()
+        if not self.signatures:
+            raise UsageError(
+                f"the inputs of {self.path} ({type(self.model).__name__}) are not known: hand over "
+                "input_signature=[tf.TensorSpec(shape, dtype)], or signatures={name: tf.function}"
+            )
         functions = [*self.signatures.items(), *_functions_of(root)]
         root.resources = sig.resources_of(functions, self.variables.values()).all
         with _mapped_errors():
@@ -162,79 +184,70 @@ class _Exported:
 
     # Functions
 
-    def _add_call(self, root: Any, model: Any) -> None:
-        """`__call__`, for inference and, where the model tells them apart, for training; and what Keras looks for."""
-        arguments = self.arguments
-        if arguments is None:
-            if not self.signatures:
-                raise UsageError(
-                    f"the inputs of {self.path} ({type(model).__name__}) are not known: hand over "
-                    "input_signature=[tf.TensorSpec(shape, dtype)], or signatures={name: tf.function}"
-                )
+    def add_default(self, call: Callable[..., Any] | None = None) -> None:
+        """Adds "serving_default", unless it is the user's own or the inputs are not known. `call`: what it calls."""
+        if sig.DEFAULT in self.signatures or not callable(self.model):
             return
-        function = model.__call__
-        modes = [{}]
-        if is_keras3_model(model):
-            function, modes = _keras_call(model, len(arguments)), [{"training": False}, {"training": True}]
-        else:
-            if not isinstance(function, sig.Function):
-                function = tf.function(function, autograph=False)
-            if "training" in inspect.signature(function.python_function).parameters:
-                modes = [{"training": False}, {"training": True}]
+        function = self.model.__call__
+        if self.arguments is not None:
+            call = call or _with_mode(function, self._modes(function)[0])
+            self.signatures[sig.DEFAULT] = sig.flat_function(call, self.model, self.arguments)
+        elif isinstance(function, sig.Function) and function.input_signature is not None:
+            self.signatures[sig.DEFAULT] = sig.trace(function, sig.DEFAULT)
+
+    def _add_call(self, root: Any) -> None:
+        """`__call__`, for inference and, where the model tells them apart, for training; and what Keras looks for."""
+        if not callable(self.model) or self.arguments is None:
+            self.add_default()
+            return
+        function, modes = self.model.__call__, self._modes(self.model.__call__)
+        if self.is_keras:
+            function = _keras_call(self.model, len(self.arguments))
+        elif not isinstance(function, sig.Function):
+            function = tf.function(function, autograph=False)
         for mode in modes:
-            sig.trace(function, "__call__", *arguments, **mode)
+            sig.trace(function, "__call__", *self.arguments, **mode)
         root.__call__ = function
-        self._add_default(lambda: sig.flat_function(lambda *values: function(*values, **modes[0]), model, arguments))
-        if is_keras3_model(model):
+        self.add_default(_with_mode(function, modes[0]))
+        if self.is_keras:
             for name, mode in zip(("serve", "serve_training"), modes, strict=True):
-                setattr(root, name, _bound(function, arguments, mode))
+                setattr(root, name, _bound(_with_mode(function, mode), self.arguments))
 
-    def _add_default(self, make: Callable[[], Any]) -> None:
-        if sig.DEFAULT not in self.signatures:
-            self.signatures[sig.DEFAULT] = make()
-
-    def _require_signatures(self) -> None:
-        if not self.signatures:
-            raise UsageError(
-                f"{self.path} ({type(self.model).__name__}) has no signature: give its __call__ an input_signature "
-                "(@tf.function(input_signature=[...])), or hand over input_signature= or signatures="
-            )
+    def _modes(self, function: Any) -> list[dict[str, bool]]:
+        code = function.python_function if isinstance(function, sig.Function) else function
+        if self.is_keras or "training" in inspect.signature(code).parameters:
+            return [{"training": False}, {"training": True}]
+        return [{}]
 
 
 def _keras_call(model: Any, count: int) -> Any:
     """The model as a function of TensorFlow. One argument goes by the name that Hub gives it."""
-    if count == 1:
 
-        def call(inputs: Any, training: bool = False) -> Any:
-            return model(inputs, training=training)
-    else:
+    def of_one(inputs: Any, training: bool = False) -> Any:
+        return model(inputs, training=training)
 
-        def call(*inputs: Any, training: bool = False) -> Any:
-            return model(*inputs, training=training)
+    def of_several(*inputs: Any, training: bool = False) -> Any:
+        return model(*inputs, training=training)
 
-    return tf.function(call, autograph=False)
+    return tf.function(of_one if count == 1 else of_several, autograph=False)
 
 
-def _inference(model: Any) -> Callable[..., Any]:
-    return lambda *values: model(*values, training=False)
+def _with_mode(function: Callable[..., Any], mode: Mapping[str, bool]) -> Callable[..., Any]:
+    return lambda *inputs: function(*inputs, **mode)
 
 
-def _bound(function: Any, arguments: tuple[Any, ...], mode: Mapping[str, bool]) -> Any:
-    def call(*inputs: Any) -> Any:
-        return function(*inputs, **mode)
-
-    return tf.function(call, input_signature=arguments, autograph=False)
+def _bound(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return tf.function(function, input_signature=arguments, autograph=False)
 
 
 def _keras_losses(model: Any) -> list[Any]:
     """The losses of regularized weights, as functions without arguments."""
-    losses = []
-    for variable in model.trainable_variables:
-        regularizer = getattr(variable, "regularizer", None)
-        if regularizer is not None:
-            raw = raw_variable(variable)
-            losses.append(_bound(lambda raw=raw, regularizer=regularizer: regularizer(raw), (), {}))
-    return losses
+
+    def loss_of(variable: Any) -> Callable[[], Any]:
+        return lambda: variable.regularizer(raw_variable(variable))
+
+    regularized = [variable for variable in model.trainable_variables if getattr(variable, "regularizer", None)]
+    return [_bound(loss_of(variable), ()) for variable in regularized]
 
 
 def _functions_of(root: Any) -> Iterator[tuple[str, Any]]:

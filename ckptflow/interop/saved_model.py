@@ -1,0 +1,373 @@
+"""Reading a SavedModel or Hub module: its variables as named tensors, as a tf_keras model, or into the user's model.
+
+Only variables are read, never a function run, but for tf_keras models, which tf_keras builds. A SavedModel of our own
+says by which names its tensors went in the run (`assets.extra/`); in any other a tensor is named by its path in the
+object graph, as the walk names those of a `tf.Module` with the same attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import tensorflow as tf
+
+from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnknownVersionError, UsageError
+from ckptflow.format import dtypes
+from ckptflow.format.manifest import Manifest, TensorRecord
+from ckptflow.format.words import some_of
+from ckptflow.interop.reusable import EXTRA, MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, VALUE, Names, keys_of
+from ckptflow.interop.reusable import write_saved_model as write_saved_model
+from ckptflow.interop.tensor_bundle import TensorBundle
+from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
+from ckptflow.interop.tf_checkpoint import names_of
+from ckptflow.state.assign import match
+from ckptflow.state.kinds import is_keras3_model, raw_variable
+from ckptflow.state.tree import Tree, walk
+
+_MAX_PB_BYTES = 2**31 - 1  # protobuf's own bound
+_KERAS_METADATA = "keras_metadata.pb"
+_SHOWN = 20
+# Children of the root that name variables by position. What has another path goes by that one.
+_LISTS = frozenset(
+    {"variables", "trainable_variables", "non_trainable_variables", "_all_variables", "named_variables"}
+    | {"regularization_losses", "resources", "_misc_assets", "keras_api"}
+)
+_NO_STATE = ("function", "bare_concrete_function", "constant", "captured_tensor", "asset")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A SavedModel: its object graph with the kinds of its nodes, its variables, and, if it is our own, their names."""
+
+    folder: str
+    object_graph: Any  # a SavedObjectGraph; None for a SavedModel of TensorFlow 1
+    variables: TensorBundle | None  # None where it has none
+    names: Names | None
+
+
+# Reading without code
+
+
+def read_saved_model(folder: str) -> NamedTensors:
+    """The variables of a SavedModel, each read when it is asked for; of our own also its vocabularies and the like.
+
+    Raises `UsageError` for a folder that is no SavedModel, `CorruptCheckpointError` for a damaged one.
+    """
+    opened = _open(folder)
+    bundle = opened.variables
+    if opened.names is not None:
+        return _read_own(opened, opened.names)
+    if bundle is None:
+        return NamedTensors({}, _no_tensor)
+    found = _names(opened, bundle)
+    keys = {names[0]: key for key, names in found.items()}
+    return NamedTensors(
+        infos={name: bundle.infos[key] for name, key in keys.items()},
+        read=lambda name: bundle.read(keys[name]),
+        aliases={names[0]: tuple(names[1:]) for names in found.values() if len(names) > 1},
+    )
+
+
+def _read_own(opened: _Opened, names: Names) -> NamedTensors:
+    extra = os.path.join(opened.folder, EXTRA)
+    places: dict[str, tuple[TensorBundle, str]] = {}
+    for keys, bundle in (
+        (names.variables, opened.variables),
+        (names.state, _bundle(os.path.join(extra, STATE_PREFIX))),
+    ):
+        for name, key in keys.items():
+            if bundle is None or key not in bundle.infos:
+                raise CorruptCheckpointError(f"{opened.folder}: {name!r} is not in it, its {NAMES_FILE} says it is")
+            places[name] = bundle, key
+    return NamedTensors(
+        infos={name: bundle.infos[key] for name, (bundle, key) in places.items()},
+        read=lambda name: places[name][0].read(places[name][1]),
+        aliases={name: names.aliases[name] for name in places if name in names.aliases},
+        metrics=frozenset(names.metrics) & places.keys(),
+        models=names.models,
+    )
+
+
+def _no_tensor(name: str) -> Array:
+    raise KeyError(name)
+
+
+def _names(opened: _Opened, bundle: TensorBundle) -> dict[str, tuple[str, ...]]:
+    """Name and aliases by key. What can be reached only through a list of all variables is named by it."""
+    graph = bundle.object_graph()
+    if graph is None or opened.object_graph is None:  # TensorFlow 1: the keys are the variables' names
+        return {key: (f"model/{key.strip('/')}",) for key in bundle.infos}
+    stateless = {
+        number for number, node in enumerate(opened.object_graph.nodes) if node.WhichOneof("kind") in _NO_STATE
+    }
+    _drop_children(graph, lambda child: child.node_id in stateless or child.local_name == "signatures")
+    everything = names_of(graph, tuple(bundle.infos), prefix="model")
+    _drop_children(graph, lambda child: child.local_name in _LISTS, of_root=True)
+    named = names_of(graph, tuple(bundle.infos), prefix="model")
+    taken = {name for names in named.values() for name in names}
+    for key, names in everything.items():
+        if key not in named:
+            named[key] = tuple(name for name in names if name not in taken)
+            taken.update(names)
+    return {key: names for key, names in named.items() if names and key in bundle.infos}
+
+
+def _drop_children(graph: Any, is_unwanted: Any, *, of_root: bool = False) -> None:
+    for node in graph.nodes[:1] if of_root else graph.nodes:
+        kept = [child for child in node.children if not is_unwanted(child)]
+        if len(kept) < len(node.children):
+            del node.children[:]
+            node.children.extend(kept)
+
+
+# Reading as a tf_keras model
+
+
+def is_keras_saved_model(folder: str) -> bool:
+    """Whether tf_keras can give the model back that was saved there."""
+    return os.path.isfile(os.path.join(folder, _KERAS_METADATA))
+
+
+def read_keras_saved_model(folder: str, *, unsafe: bool = False) -> Any:
+    """The tf_keras model that a SavedModel of tf_keras holds, with its optimizer.
+
+    Raises `UsageError` where tf_keras is missing or does not know a class, or the model has a Lambda layer, which is
+    code, and not `unsafe`; `CorruptCheckpointError` for a damaged one.
+    """
+    _open(folder)
+    tf_keras = _tf_keras()
+    lambdas = _lambdas(folder)
+    if lambdas and not unsafe:
+        raise UsageError(
+            f"{folder} has Lambda layers ({some_of(lambdas, _SHOWN)}), whose code would run: pass unsafe=True "
+            "(--unsafe) if you trust it"
+        )
+    try:
+        return tf_keras.models.load_model(folder)
+    except (tf.errors.OpError, OSError) as error:
+        raise CorruptCheckpointError(f"{folder}: tf_keras cannot read the model: {error}") from error
+    except Exception as error:  # whatever a class's from_config raises
+        raise UsageError(
+            f"{folder}: tf_keras cannot build the model: {type(error).__name__}: {error}. Where a class is not known, "
+            "name the module that registers it by imports= (--import)"
+        ) from error
+
+
+def _tf_keras() -> ModuleType:
+    try:
+        import tf_keras
+    except ImportError as error:
+        raise UsageError("this is a model of tf_keras, which is not installed: pip install tf_keras") from error
+    module: ModuleType = tf_keras
+    return module
+
+
+def _lambdas(folder: str) -> list[str]:
+    from tf_keras.src.protobuf import saved_metadata_pb2
+
+    path = os.path.join(folder, _KERAS_METADATA)
+    metadata = saved_metadata_pb2.SavedMetadata()
+    try:
+        with open(path, "rb") as file:
+            metadata.ParseFromString(file.read(_MAX_PB_BYTES))
+        layers = [(node.node_path, json.loads(node.metadata)) for node in metadata.nodes]
+    except Exception as error:  # protobuf's errors have no common class
+        raise CorruptCheckpointError(f"{path} cannot be read: {error}") from error
+    return [where for where, layer in layers if "Lambda" in _classes(layer)]
+
+
+def _classes(config: Any) -> list[str]:
+    """Every class named in a config, at any depth."""
+    if isinstance(config, dict):
+        found = [str(config["class_name"])] if "class_name" in config else []
+        return found + [name for value in config.values() for name in _classes(value)]
+    return [name for value in config for name in _classes(value)] if isinstance(config, list) else []
+
+
+# Reading into a model
+
+
+def load_saved_model_into(folder: str, model: Any) -> None:
+    """Gives `model` the values of a SavedModel of it; its optimizer too, where the SavedModel has one.
+
+    Variables go together by the names of the run, for our own; by their order in `variables` for what Keras 3's
+    `model.export()` wrote; else by their path in the object graph. Raises `StateMismatchError` with every variable of
+    the model that is not there or has another shape; no value is changed then.
+    """
+    opened = _open(folder)
+    path = "model" if opened.names is None else opened.names.path
+    tree = walk({path: model})
+    tensors = _read_own(opened, opened.names) if opened.names is not None else _by_identity(opened, model, tree)
+    _assign(folder, tensors, tree)
+
+
+def _by_identity(opened: _Opened, model: Any, tree: Tree) -> NamedTensors:
+    """The tensors under the names that the walk gives the model's variables."""
+    bundle = opened.variables
+    graph = None if bundle is None else bundle.object_graph()
+    if bundle is None or graph is None:
+        raise UsageError(
+            f"{opened.folder}: a SavedModel of TensorFlow 1 says nothing of objects; import it without a model, and "
+            "take it by names: rename={name there: name in the model}"
+        )
+    keys = keys_of(graph, model)
+    if is_keras3_model(model):
+        listed = _listed(graph, "variables")
+        if len(listed) != len(model.variables):
+            raise StateMismatchError(
+                f"{opened.folder} has {len(listed)} variables in order, as Keras's model.export() writes them, and the "
+                f"model has {len(model.variables)}; nothing was changed. Take what fits by names: "
+                "rename={name there: name in the model}, with partial=True"
+            )
+        keys = {id(raw_variable(variable)): key for variable, key in zip(model.variables, listed, strict=True)}
+    names = {
+        name: keys[id(raw)]
+        for name, raw in ((name, raw_variable(variable)) for name, variable in tree.variables.items())
+        if id(raw) in keys and keys[id(raw)] in bundle.infos
+    }
+    return NamedTensors({name: bundle.infos[key] for name, key in names.items()}, lambda name: bundle.read(names[name]))
+
+
+def _listed(graph: Any, name: str) -> list[str]:
+    """The keys of the variables in a list of the root's, in order."""
+    found = [child.node_id for child in graph.nodes[0].children if child.local_name == name]
+    children = graph.nodes[found[0]].children if found else ()
+    nodes = [graph.nodes[child.node_id] for child in sorted(children, key=lambda child: int(child.local_name))]
+    return [attribute.checkpoint_key for node in nodes for attribute in node.attributes if attribute.name == VALUE]
+
+
+def _assign(folder: str, tensors: NamedTensors, tree: Tree) -> None:
+    """Strict for all but the optimizer and metrics. Largest first, one tensor in memory at a time."""
+    texts = {name: tensors.read(name) for name, info in tensors.infos.items() if dtypes.is_encoded(info.dtype)}
+    encoded = {name: dtypes.encode_strings(array) for name, array in texts.items()}
+    records = tuple(
+        TensorRecord(
+            name=name,
+            dtype=info.dtype,
+            shape=info.shape,
+            slices=(),
+            encoded_bytes=len(encoded[name]) if name in encoded else None,
+            aliases=tuple(tensors.aliases.get(name, ())),
+            metric=name in tensors.metrics,
+        )
+        for name, info in tensors.infos.items()
+    )
+    restore = match(tree, _manifest(records), partial=True)
+    optimizers = tuple(f"{name}/" for name in tree.optimizers)
+    needed = [name for name in restore.missing if not name.startswith(optimizers)]
+    if needed:
+        lines = [f"  {name}: {_difference(name, tree, tensors.infos)}" for name in needed]
+        raise StateMismatchError(
+            f"{folder} does not have all of the model; no value was changed.\n{some_of(lines, _SHOWN, chr(10))}\n"
+            "For a warm start, pass partial=True, or rename={name there: name in the model}."
+        )
+    for wanted in restore.wanted:
+        name = records[wanted.tensor].name
+        data = encoded[name] if name in encoded else tensors.read(name)
+        if wanted.box is not None:
+            data = data[tuple(slice(start, start + extent) for start, extent in zip(*wanted.box, strict=True))]
+        restore.open(wanted)[:] = bytes_of(data)
+        restore.finish(wanted)
+    restore.complete()
+
+
+def _difference(name: str, tree: Tree, infos: Mapping[str, TensorInfo]) -> str:
+    if name not in infos:
+        return "not in it"
+    (leaf,) = (leaf for leaf in tree.leaves if leaf.name == name)
+    here, there = f"{leaf.dtype}{list(leaf.shape or ())}", f"{infos[name].dtype}{list(infos[name].shape)}"
+    return f"{here} in the model, {there} in it"
+
+
+def _manifest(records: tuple[TensorRecord, ...]) -> Manifest:
+    """What the tensors would be as a checkpoint: matching names, shapes and dtypes is done there."""
+    return Manifest(
+        folder="000000000000-i0001",
+        step=0,
+        incarnation=1,
+        run_id="",
+        writer_id="",
+        created_at="",
+        world_size=1,
+        reason="start",
+        shards=(),
+        tensors=records,
+    )
+
+
+# Opening
+
+
+def _open(folder: str) -> _Opened:
+    pb, prefix = os.path.join(folder, "saved_model.pb"), os.path.join(folder, "variables", "variables")
+    if not any(os.path.isfile(path) for path in (pb, f"{pb}txt")):
+        raise UsageError(f"{folder} is no SavedModel: it has no saved_model.pb")
+    graphs = _parse(folder, pb)
+    graph = next((graph for graph in graphs if graph.HasField("object_graph_def")), None)
+    object_graph = graph.object_graph_def if graph is not None else None
+    bundle = _bundle(prefix)
+    if bundle is None and object_graph is not None:
+        count = sum(node.WhichOneof("kind") == "variable" for node in object_graph.nodes)
+        if count:
+            raise CorruptCheckpointError(f"{folder} has {count} variables, and {prefix}.index is missing")
+    return _Opened(folder, object_graph, bundle, _read_names(os.path.join(folder, EXTRA, NAMES_FILE)))
+
+
+def _parse(folder: str, pb: str) -> Any:
+    """Its meta graphs. TensorFlow's own reader checks no checksum of `saved_model.pb`, so we do."""
+    from tensorflow.python.saved_model.loader_impl import parse_saved_model
+
+    if os.path.isfile(pb) and os.path.getsize(pb) > _MAX_PB_BYTES:
+        raise CorruptCheckpointError(f"{pb} is larger than any saved_model.pb")
+    try:
+        graphs = parse_saved_model(folder).meta_graphs
+    except (OSError, ValueError) as error:
+        raise CorruptCheckpointError(f"{folder}: saved_model.pb cannot be read: {error}") from error
+    if not graphs:
+        raise CorruptCheckpointError(f"{folder}: saved_model.pb holds no graph")
+    if os.path.isfile(os.path.join(folder, "fingerprint.pb")) and os.path.isfile(pb):
+        _check_fingerprint(folder)
+    return graphs
+
+
+def _check_fingerprint(folder: str) -> None:
+    from tensorflow.core.protobuf import fingerprint_pb2
+    from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+    stored, actual = fingerprint_pb2.FingerprintDef(), fingerprint_pb2.FingerprintDef()
+    try:
+        stored.ParseFromString(fingerprinting.ReadSavedModelFingerprint(folder))
+        actual.ParseFromString(fingerprinting.CreateFingerprintDef(folder))
+    except Exception as error:  # its errors, and protobuf's, have no common class
+        raise CorruptCheckpointError(f"{folder}: fingerprint.pb cannot be read: {error}") from error
+    if stored.saved_model_checksum != actual.saved_model_checksum:
+        raise CorruptCheckpointError(
+            f"{folder}: saved_model.pb does not match the checksum in fingerprint.pb. If it was edited on purpose, "
+            "delete fingerprint.pb"
+        )
+
+
+def _bundle(prefix: str) -> TensorBundle | None:
+    return TensorBundle(prefix) if os.path.isfile(f"{prefix}.index") else None
+
+
+def _read_names(path: str) -> Names | None:
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_NAMES_BYTES + 1)
+        if len(data) > MAX_NAMES_BYTES:
+            raise ValueError(f"longer than {MAX_NAMES_BYTES:,} bytes")
+        names = msgspec.json.decode(data, type=Names)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path} cannot be read: {error}") from error
+    if names.version != 1:
+        raise UnknownVersionError(f"{path}: version {names.version} is not known to this ckptflow; upgrade ckptflow")
+    return names
