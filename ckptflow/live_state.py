@@ -17,8 +17,9 @@ from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture, read_metrics
 from ckptflow.state.cluster import Cluster
+from ckptflow.state.kinds import is_checkpoint
 from ckptflow.state.strategies import check_strategy, join_scheduled
-from ckptflow.state.tree import Tree, as_mapping, walk
+from ckptflow.state.tree import Tree, as_mapping, count_save, walk
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
@@ -35,6 +36,7 @@ class LiveState:
     """Named objects, the tensors found in them, and this worker's plan for writing those."""
 
     def __init__(self, state: Any, cluster: Cluster, shard_bytes: int) -> None:
+        self._state = state
         self._objects = as_mapping(state)
         self.attached: dict[str, Any] = {}
         self._held_metrics: dict[str, Any] = {}
@@ -45,7 +47,10 @@ class LiveState:
 
     def refresh(self) -> None:
         """Walks the objects again if anything was built, added or replaced since."""
-        if self._tree.is_stale():
+        objects = as_mapping(self._state) if is_checkpoint(self._state) else self._objects
+        has_others = list(map(id, objects.values())) != list(map(id, self._objects.values()))
+        if has_others or list(objects) != list(self._objects) or self._tree.is_stale():
+            self._objects = objects
             self._tree, self._plan = self._walk(), None
 
     def attach(self, name: str, obj: Any) -> None:
@@ -97,8 +102,13 @@ class LiveState:
             )
         return self._plan
 
-    def capture(self) -> Snapshot:
-        """Holds every value as it is now, of whatever is there now. On the training thread, between two steps."""
+    def capture(self, *, again: bool = False) -> Snapshot:
+        """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.
+
+        A `tf.train.Checkpoint` counts it as one more save, unless it is what was restored that is saved `again`.
+        """
+        if not again:
+            count_save(self._state)
         self.refresh()
         join_scheduled(self._cluster.strategy)
         snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
@@ -123,6 +133,7 @@ class LiveState:
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
+        self.refresh()
         build_missing(self._objects, manifest.models, self._cluster.strategy)
         self.refresh()
         return match(self._tree, manifest, partial=partial, rename=rename)

@@ -333,7 +333,7 @@ class CheckpointManager:
         captured: list[Snapshot] = []
 
         def take() -> tuple[int, ...]:
-            captured.append(self._live.capture())
+            captured.append(self._live.capture(again=True))
             return ()
 
         def finish() -> tuple[int, ...]:

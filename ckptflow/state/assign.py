@@ -18,7 +18,7 @@ from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.state.cluster import server_is_gone
 from ckptflow.state.kinds import is_normalization
 from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, from_bytes
-from ckptflow.state.tree import RESERVED_PREFIX, Tree
+from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 from ckptflow.state.walker import path_of_slot
 
 Rename = Mapping[str, str] | Callable[[str], str]
@@ -135,8 +135,8 @@ def match(tree: Tree, manifest: Manifest, *, partial: bool = False, rename: Rena
 
     Names match by themselves, or through an alias of either side. `rename` gives a checkpoint's name, or the beginning
     of one up to a slash, its name in the state, and takes a variable's optimizer slots along; or is called with each
-    name. Variables of metrics may differ and be missing. With `partial`, what matches is restored and the rest is
-    reported.
+    name. Variables of metrics, and the `save_counter` of a `tf.train.Checkpoint`, may differ and be missing. With
+    `partial`, what matches is restored and the rest is reported.
 
     Raises:
       StateMismatchError: they differ in names, shapes or dtypes; all differences are in the one message.
@@ -176,12 +176,12 @@ class _Matcher:
             leaf = tree.leaves[of_record[index]] if index in of_record else None
             if leaf is not None:
                 self._compare(index, record, leaf)
-            elif not record.metric:
+            elif not (record.metric or _is_optional(record.name)):
                 self.unexpected.append(record.name)
         self.missing += [
             leaf.name
             for position, leaf in enumerate(tree.leaves)
-            if position not in used and not leaf.metric and not leaf.name.startswith(RESERVED_PREFIX)
+            if not (position in used or leaf.metric or _is_optional(leaf.name))
         ]
         self._match_python(tree, manifest)
 
@@ -252,6 +252,10 @@ class _Matcher:
             for name, (original, _) in found.items()
             if name not in tree.python and not self._own.is_anothers(original)
         ]
+
+
+def _is_optional(name: str) -> bool:
+    return name == SAVE_COUNTER or name.startswith(RESERVED_PREFIX)
 
 
 class _OwnEntries:

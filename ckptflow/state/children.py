@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from ckptflow.state.kinds import CONTAINERS, Kind, kind_of
+from ckptflow.state.kinds import (
+    CONTAINERS,
+    OPTIMIZERS,
+    Kind,
+    is_checkpoint,
+    is_keras3_model,
+    is_tf_keras_model,
+    kind_of,
+)
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
 _NUMBER = re.compile(r"_\d+$")
@@ -115,6 +124,13 @@ def fingerprint(obj: Any, ignored: Collection[str] = ()) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def container_fingerprint(container: Any) -> tuple[int, ...]:
+    """The same of a list, tuple or dict that is an entry of the state itself."""
+    ids: list[int] = []
+    _collect([container], ids, 0)
+    return tuple(ids)
+
+
 def _collect(values: Iterable[Any], ids: list[int], depth: int) -> None:
     for value in values:
         kind = kind_of(value)
@@ -135,8 +151,46 @@ def singular(label: str) -> str:
     return label[:-1] if label.endswith("s") and not label.endswith("ss") else label
 
 
+def root_label(root: Any) -> str:
+    """The name of an object that was handed over without one."""
+    if is_keras3_model(root) or is_tf_keras_model(root):
+        return "model"
+    return "optimizer" if kind_of(root) in OPTIMIZERS else "state"
+
+
+def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
+    """What a `tf.train.Checkpoint` holds now: its root as an object of its own, and its attributes by name.
+
+    The graph that TensorFlow makes of it would merge the two, and give of a root what it tracks and no more.
+    """
+    root = vars(checkpoint).get("_root")
+    root = root() if isinstance(root, weakref.ref) else root
+    tracked = tf.train.TrackableView.children(checkpoint)
+    own: dict[str, Any] = {}
+    for name, value in vars(checkpoint).items():
+        child = value() if isinstance(value, weakref.ref) else tracked.get(name)
+        if name not in _OF_ANY_CHECKPOINT and child is not None:
+            own[name] = child
+    labels = strip_underscores(own)
+    # A dataset stays, so that it is refused by name: without an iterator it has no position.
+    named = [(clean(labels[name]), child) for name, child in own.items() if kind_of(child) is not None]
+    if root is None or root is checkpoint:
+        return named
+    taken = {label for label, _ in named}
+    roots = checkpoint_children(root) if is_checkpoint(root) else [(root_label(root), root)]
+    return [("root" if label in taken else label, child) for label, child in roots] + named
+
+
+_OF_ANY_CHECKPOINT = frozenset({"root", "_kwargs"}).union(
+    *(vars(make()) for make in (tf.train.Checkpoint, tf.compat.v1.train.Checkpoint))
+)
+
+
 def generic(obj: Any) -> Children:
     """The children of any trackable object: what TensorFlow tracks, and for a `tf.Module` also what it does not."""
+    if is_checkpoint(obj):
+        counter = tf.train.TrackableView.children(obj).get("save_counter")
+        return Children(checkpoint_children(obj) + ([] if counter is None else [("save_counter", counter)]), [])
     tracked = {clean(name): child for name, child in tf.train.TrackableView.children(obj).items()}
     labels = strip_underscores(tracked)
     named = [(labels[name], child) for name, child in tracked.items() if kind_of(child) is not None]

@@ -150,6 +150,16 @@ def is_tf_keras_model(obj: object) -> bool:
     return keras is not None and kind_of(obj) is Kind.TF_KERAS_LAYER and isinstance(obj, keras.Model)
 
 
+def is_checkpoint(obj: object) -> bool:
+    """Whether it is a `tf.train.Checkpoint`, of TensorFlow 2 or of 1."""
+    return isinstance(obj, (tf.train.Checkpoint, tf.compat.v1.train.Checkpoint))
+
+
+def is_wrapped_container(obj: object) -> bool:
+    """Whether it is a list, tuple or dict as TensorFlow holds it where it was assigned to an attribute."""
+    return isinstance(obj, (data_structures.ListWrapper, data_structures._DictWrapper, data_structures._TupleWrapper))
+
+
 def is_normalization(obj: object) -> bool:
     """Whether it is a Normalization layer, of either Keras, which computes with copies of its variables."""
     return any(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import tensorflow as tf
-
-from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.errors import UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.format.spec import TensorSpec
-from ckptflow.state.children import clean
-from ckptflow.state.kinds import OPTIMIZERS, Kind, is_keras3_model, is_tf_keras_model, kind_of
+from ckptflow.state.children import checkpoint_children, clean, root_label
+from ckptflow.state.kinds import Kind, is_checkpoint, kind_of
 from ckptflow.state.leaves import Leaf
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.walker import OptimizerNode, Walker
 
 MAX_ENTRY_NAME_BYTES = 1024
+SAVE_COUNTER = "save_counter"  # of a tf.train.Checkpoint, which has one whether or not it is asked for
 RESERVED_PREFIX = "ckptflow."  # of names that are ours: not the user's to give, and passed over by a restore
 
 
@@ -92,16 +92,16 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
 def as_mapping(state: Any) -> dict[str, Any]:
     """The named entries of a `state` argument.
 
-    A dict gives its entries; a `tf.train.Checkpoint` its attributes and its `save_counter`; any other object is the one
-    entry: "model" for a Keras model, "optimizer" for an optimizer, else "state". Raises `UsageError` for names that are
-    no strings, empty, too long, or the same once cleaned, and for an empty dict.
+    A dict gives its entries; a `tf.train.Checkpoint` its attributes as they are now and its `save_counter`; any other
+    object is the one entry: "model" for a Keras model, "optimizer" for an optimizer, else "state". Raises `UsageError`
+    for names that are no strings, empty, too long, or the same once cleaned, for an empty dict, and for a string.
     """
-    if isinstance(state, tf.train.Checkpoint):
-        return _checkpoint_entries(state)
+    if isinstance(state, (str, os.PathLike)):
+        raise UsageError("the state is a string or a path: CheckpointManager takes the URL first and then the state")
+    if is_checkpoint(state):
+        return {**dict(checkpoint_children(state)), SAVE_COUNTER: state.save_counter}
     if kind_of(state) is not Kind.DICT:
-        if is_keras3_model(state) or is_tf_keras_model(state):
-            return {"model": state}
-        return {"optimizer" if kind_of(state) in OPTIMIZERS else "state": state}
+        return {root_label(state): state}
     entries: dict[str, Any] = {}
     for name, obj in dict(state).items():
         if not isinstance(name, str):
@@ -121,15 +121,7 @@ def as_mapping(state: Any) -> dict[str, Any]:
     return entries
 
 
-def _checkpoint_entries(checkpoint: Any) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    root = checkpoint._root
-    if root is not None and root is not checkpoint:
-        entries.update(as_mapping(root))
-    for name, child in tf.train.TrackableView.children(checkpoint).items():
-        if name in vars(checkpoint) and not name.startswith("_") and child is not root:
-            entries.setdefault(clean(name), child)
-    entries["save_counter"] = checkpoint.save_counter
-    if not entries:
-        raise UnsupportedStateError("the tf.train.Checkpoint holds nothing")
-    return entries
+def count_save(state: Any) -> None:
+    """Counts one more save in the `save_counter` of a `tf.train.Checkpoint`, as its own `save` does."""
+    if is_checkpoint(state):
+        state.save_counter.assign_add(1)

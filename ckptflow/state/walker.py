@@ -27,11 +27,13 @@ from ckptflow.state.kinds import (
     METRICS,
     OPTIMIZERS,
     Kind,
+    Trackable,
     carries_python_state,
     is_keras3_model,
     is_on_mesh,
     is_sharded,
     is_tf_keras_model,
+    is_wrapped_container,
     kind_of,
     raw_variable,
 )
@@ -178,7 +180,9 @@ class Walker:
         if kind in OPTIMIZERS:
             self._add_optimizer(node, kind, path, owner)
         found = _children(obj, kind)
-        if kind not in CONTAINERS:  # these are watched as part of whatever holds them
+        if kind in CONTAINERS and not node.parent:
+            self.watched.append((obj, children.container_fingerprint, children.container_fingerprint(obj)))
+        elif kind not in CONTAINERS:  # the others are watched as part of whatever holds them
             look = keras3.layer_fingerprint if kind is Kind.KERAS3_LAYER else children.fingerprint
             self.watched.append((obj, look, look(obj)))
         metric = node.metric or (kind in METRICS and bool(node.parent))
@@ -338,9 +342,27 @@ def check_entry(name: str, obj: Any) -> None:
     kind = kind_of(obj)
     if kind is Kind.DATASET:
         raise UnsupportedStateError(f"{name}: a tf.data.Dataset has no position; hand over its iterator, iter(dataset)")
-    if kind is None or kind in CONTAINERS:
+    if kind in CONTAINERS:
+        _check_items(name, obj, set())
+    elif kind is None:
         raise UnsupportedStateError(
             f"{name} is a {type(obj).__module__}.{type(obj).__qualname__}, which holds no state that ckptflow knows. "
             "Hand over models, optimizers, tf.Module, tf.Variable and other trackable objects each under a name of its "
             "own; for plain Python state, an object with get_state() and set_state(state)"
         )
+
+
+def _check_items(name: str, container: Any, seen: set[int]) -> None:
+    """What is in a list or dict of the user's own must be state: a number there would be lost without a word.
+
+    TensorFlow's wrapped ones come from a `tf.train.Checkpoint`, which passes over what it does not track.
+    """
+    if is_wrapped_container(container) or id(container) in seen:
+        return
+    seen.add(id(container))
+    pairs = container.items() if kind_of(container) is Kind.DICT else enumerate(container)
+    for label, item in pairs:
+        if kind_of(item) in CONTAINERS:
+            _check_items(f"{name}/{label}", item, seen)
+        elif not isinstance(item, Trackable):
+            check_entry(f"{name}/{label}", item)

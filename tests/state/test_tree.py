@@ -103,7 +103,7 @@ def _distributed_iterator() -> Any:
 
 
 UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
-    "list": (lambda: [tf.Variable(1.0)], "get_state"),
+    "list": (lambda: [tf.Variable(1.0), {"deep": 3}], "1/deep.*get_state"),
     "int": (lambda: 3, "get_state"),
     "lambda": (lambda: lambda: 0, "get_state"),
     "dataset": (lambda: tf.data.Dataset.range(3), "iter"),
