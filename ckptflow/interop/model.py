@@ -24,6 +24,7 @@ logger = logging.getLogger("ckptflow")
 Rename = Mapping[str, str] | Callable[[str], str]
 
 _NAMES_SHOWN = 10
+_MIN_BOUND_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def load_model(
     if model is None:
         if not isinstance(described, dict):
             raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
-        model = build_model(described, path, unsafe=unsafe, imports=imports)
+        model = build_model(described, path, unsafe=unsafe, imports=imports, max_bytes=_bound(manifest))
     optimizer_path = _path_of_optimizer(manifest, path)
     if optimizer_path and is_ours and model.optimizer is None:
         described_optimizer = manifest.models[optimizer_path]
@@ -67,7 +68,7 @@ def load_model(
         if optimizer is not None:
             model.compile(optimizer=optimizer)
     state = {path: model}
-    if optimizer_path and getattr(model, "optimizer", None) is not None:
+    if optimizer_path and not optimizer_path.startswith(f"{path}/") and getattr(model, "optimizer", None) is not None:
         state[optimizer_path] = model.optimizer
     tree, restore = fill(opened, state, partial=True)
     _check_weights(model, tree, restore, opened.checkpoint.url)
@@ -151,13 +152,17 @@ def _kind(described: object) -> object:
 
 
 def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
-    """The one optimizer that was an entry of its own in the state, beside the model."""
-    paths = [
-        other
-        for other, described in manifest.models.items()
-        if _kind(described) == "optimizer" and not other.startswith(f"{path}/")
-    ]
+    """The model's own optimizer, or the one that was an entry by itself in the state, beside the model."""
+    optimizers = [other for other, described in manifest.models.items() if _kind(described) == "optimizer"]
+    if f"{path}/optimizer" in optimizers:
+        return f"{path}/optimizer"
+    paths = [other for other in optimizers if not other.startswith(f"{path}/")]
     return paths[0] if len(paths) == 1 and _kind(manifest.models.get(path)) == "model" else None
+
+
+def _bound(manifest: Manifest) -> int:
+    """What a model of that checkpoint may take at most: its configs are not trusted."""
+    return max(_MIN_BOUND_BYTES, 4 * manifest.size_bytes)
 
 
 def _check_weights(model: Any, tree: Tree, restore: Restore, url: str) -> None:
