@@ -1,4 +1,4 @@
-"""Whole files and folders between this disk and any storage: `fetched` to be read, `staged` to be written."""
+"""Whole files and folders between this disk and any storage: `fetched` or `opened` to read, `staged` to write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ckptflow.errors import StorageError, UsageError
@@ -21,7 +21,7 @@ from ckptflow.storage.remote_files import RemotePlace, temporary_folder
 from ckptflow.storage.store import check_key, local_path
 from ckptflow.storage.whole import LAST, exists, is_in_group
 
-__all__ = ["LAST", "MAX_FETCH_BYTES", "fetched", "staged"]
+__all__ = ["LAST", "MAX_FETCH_BYTES", "fetched", "opened", "staged"]
 
 MAX_FETCH_BYTES = 2**40
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,6 +59,30 @@ def fetched(
             finally:
                 place.close()
         yield target
+
+
+@contextmanager
+def opened(url: str, storage_options: dict[str, Any] | None = None) -> Iterator[BinaryIO]:
+    """The file at `url`, seekable. No more of it is read than is asked for; from a web server it comes whole.
+
+    Raises `ObjectNotFoundError` where there is no file, or a folder; else as `fetched`.
+    """
+    path = local_path(url)
+    if path is None and url.partition("://")[0] not in HTTP_SCHEMES:
+        place = RemotePlace(url, storage_options or {})
+        try:
+            with place.open() as file:
+                yield file
+        finally:
+            place.close()
+        return
+    with fetched(url, storage_options) as local:
+        try:
+            opened_file = open(local, "rb")  # noqa: SIM115 - what the block raises is not ours to map
+        except OSError as error:
+            raise from_os_error(error, "read", local) from error
+        with opened_file:
+            yield opened_file
 
 
 @contextmanager

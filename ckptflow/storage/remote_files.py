@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from ckptflow.errors import (
     CorruptCheckpointError,
@@ -21,13 +22,14 @@ from ckptflow.errors import (
 from ckptflow.storage import faults
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.retry import RetryingStore
-from ckptflow.storage.store import Entry, check_key
+from ckptflow.storage.store import Entry, Store, check_key
 from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found, write_all
 
 logger = logging.getLogger("ckptflow.storage")
 
 PART_BYTES = 16 * 2**20  # in memory at once, twice, in each thread; a file that is not longer is one request
 MAX_FILES = 100_000
+_READ_BYTES = 256 * 2**10  # asked for at once where a file is read here and there
 _MAX_PARTS = 10_000  # of one S3 object
 TEMPORARY = "ckptflow-"  # what temporary folders' names begin with
 _VERSION = ("ETag", "etag", "generation", "LastModified", "mtime", "updated", "created")
@@ -74,6 +76,13 @@ class RemotePlace:
     def all(self) -> dict[str, int]:
         """Every object that is here, in whichever form: key and size in bytes."""
         return {entry.key: entry.size_bytes for entry in (*self._file(), *self._below(), *self._group())}
+
+    def open(self) -> BinaryIO:
+        """The object of this very name, read in ranges as it is asked for. Raises `ObjectNotFoundError`."""
+        stamp = self._stamp(self.name) if self.name else None
+        if stamp is None:
+            raise not_found(self.url)
+        return io.BufferedReader(_Ranges(self._store, self.name, stamp[0]), _READ_BYTES)
 
     def _file(self) -> tuple[Entry, ...]:
         stamp = self._stamp(self.name) if self.name else None
@@ -235,6 +244,36 @@ def _check_names(url: str, entries: Sequence[Entry]) -> None:
                     raise ValueError(f"{above!r} is both an object and a folder")
     except ValueError as error:
         raise CorruptCheckpointError(f"{url} cannot be brought to a disk: {error}") from error
+
+
+class _Ranges(io.RawIOBase):
+    """One object as a file, to be read."""
+
+    def __init__(self, store: Store, key: str, size_bytes: int) -> None:
+        self._store, self._key, self._size_bytes = store, key, size_bytes
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._size_bytes - self._at)]
+        count = self._store.get(self._key, view, self._at) if view else 0
+        if count < len(view):
+            raise StorageError(f"{self._store.url}/{self._key} was replaced while it was read; fetch it again")
+        self._at += count
+        return count
 
 
 class _Files(FsspecStore):
