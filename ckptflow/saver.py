@@ -6,7 +6,7 @@ import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import crc32c
 import msgspec
@@ -20,7 +20,8 @@ from ckptflow.errors import CkptflowError, SaveFailedError, StorageError, Storag
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, encode
-from ckptflow.state.capture import Snapshot
+from ckptflow.format.object_graph import ObjectGraph
+from ckptflow.format.spec import Source
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
@@ -31,12 +32,30 @@ logger = logging.getLogger("ckptflow")
 MAX_FAILURE_CHARACTERS = 4000
 
 
+class Captured(Source, Protocol):
+    """What a save is made of: a snapshot of live objects, or tensors that were read from elsewhere.
+
+    As in a manifest; `own_names` are the names, in a checkpoint, of the entries `per_worker`.
+    """
+
+    @property
+    def python_state(self) -> Mapping[str, Any]: ...
+    @property
+    def models(self) -> Mapping[str, Any]: ...
+    @property
+    def object_graph(self) -> ObjectGraph | None: ...
+    @property
+    def per_worker(self) -> tuple[str, ...]: ...
+    @property
+    def own_names(self) -> frozenset[str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One save, ready to be done in the background."""
 
     folder: Folder
-    snapshot: Snapshot
+    snapshot: Captured
     plan: Callable[[], WorkerPlan]  # made once, here in the background: it takes long for many variables
     metrics: Mapping[str, float]
     metadata: Any
@@ -120,7 +139,7 @@ class Saver:
         python_state = {name: state for name, state in snapshot.python_state.items() if name in snapshot.own_names}
         return tuple(self._record(snapshot, i) for i, spec in enumerate(snapshot.specs) if spec.own), python_state
 
-    def _digests(self, snapshot: Snapshot, plan: WorkerPlan) -> dict[str, int]:
+    def _digests(self, snapshot: Captured, plan: WorkerPlan) -> dict[str, int]:
         """Digests of this worker's copies of replicated state, so that the chief can name what differs."""
         if self.cluster.world_size == 1:
             return {}
@@ -153,10 +172,11 @@ class Saver:
                 if spec.is_replicated and not spec.may_differ and self.verify_replicas == "all"
             ),
             models=snapshot.models,
+            object_graph=snapshot.object_graph if self.cluster.is_chief else None,
             software=self.software,
         )
 
-    def _record(self, snapshot: Snapshot, index: int) -> TensorRecord:
+    def _record(self, snapshot: Captured, index: int) -> TensorRecord:
         """What the manifest says of a tensor, but for its slices."""
         spec = snapshot.specs[index]
         shape = snapshot.shape(index) if spec.dynamic else spec.shape
@@ -220,7 +240,7 @@ def software_versions() -> dict[str, str]:
     return versions
 
 
-def _size_bytes(snapshot: Snapshot, index: int) -> int:
+def _size_bytes(snapshot: Captured, index: int) -> int:
     spec = snapshot.specs[index]
     size = dtypes.item_size_bytes(spec.dtype)
     for length in spec.shape:

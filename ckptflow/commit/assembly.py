@@ -14,6 +14,7 @@ from ckptflow.commit.resume import Start
 from ckptflow.errors import SaveFailedError
 from ckptflow.format.layout import Folder, own_name, parse_shard_name
 from ckptflow.format.manifest import Manifest, Receipt, ShardRecord, SliceRecord, TensorRecord, check_manifest
+from ckptflow.format.object_graph import ObjectGraph, check_graph
 from ckptflow.format.words import some_of
 
 logger = logging.getLogger("ckptflow")
@@ -38,6 +39,7 @@ class Draft:
     per_worker: tuple[str, ...] = ()
     must_be_equal: frozenset[str] = frozenset()
     models: Mapping[str, Any] = field(default_factory=dict)
+    object_graph: ObjectGraph | None = None
     software: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -74,6 +76,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
         metadata=draft.metadata,
         python_state=python_state,
         models=dict(draft.models),
+        object_graph=_graph_of(draft, tensors),
         diverged=diverged,
         per_worker=draft.per_worker,
         shards=shards,
@@ -91,6 +94,18 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
             some_of(diverged, _NAMES_SHOWN),
         )
     return manifest
+
+
+def _graph_of(draft: Draft, tensors: Sequence[TensorRecord]) -> ObjectGraph | None:
+    """The object graph, unless it does not fit: what only exports need must not fail a save."""
+    graph = draft.object_graph
+    try:
+        if graph is not None:
+            check_graph(graph, {tensor.name for tensor in tensors})
+    except ValueError as error:
+        logger.warning("%s is saved without its object graph: %s", draft.folder, error)
+        return None
+    return graph
 
 
 def find_diverged(tensors: Sequence[TensorRecord], receipts: Sequence[Receipt]) -> tuple[str, ...]:

@@ -21,9 +21,16 @@ Array = npt.NDArray[Any]
 
 
 class Bundle(ABC):
-    """One object that becomes several tensors of sizes known only when they are captured."""
+    """One object that becomes several tensors of sizes known only when they are captured.
 
+    `obj` is that object. `stock_names`: what TensorFlow's own checkpoints call the parts that they have; `row_shapes`:
+    in which shape they hold each row of a part, where that is another.
+    """
+
+    obj: Any
     dtypes: dict[str, str]
+    stock_names: Mapping[str, str] = {}
+    row_shapes: Mapping[str, tuple[int, ...]] = {}
 
     @abstractmethod
     def read(self) -> dict[str, Any]:
@@ -37,31 +44,42 @@ class Bundle(ABC):
 class TableBundle(Bundle):
     """A mutable or dense hash table. Keys that are not in a checkpoint are removed when it is restored."""
 
+    stock_names: Mapping[str, str] = {"keys": "-keys", "values": "-values"}
+
     def __init__(self, table: Any) -> None:
-        self._table = table
+        self.obj = self._table = table
         self._is_dense = isinstance(table, tf.lookup.experimental.DenseHashTable)
         self.dtypes = {"keys": table.key_dtype.name, "values": table.value_dtype.name}
+        if self._is_dense:
+            self._marks = [tf.constant(key, table.key_dtype) for key in (table._empty_key, table._deleted_key)]
+            shapes = {"keys": self._marks[0].shape, "values": table._value_shape}
+            self.row_shapes = {part: (1,) for part, shape in shapes.items() if shape.rank == 0}
 
     def read(self) -> dict[str, Any]:
         keys, values = self._table.export()
-        if self._is_dense:  # it exports its empty buckets, too, and scalars as vectors of one
-            marks = [tf.constant(key, keys.dtype) for key in (self._table._empty_key, self._table._deleted_key)]
-            keys = tf.reshape(keys, [-1, *marks[0].shape])
-            values = tf.reshape(values, [-1, *self._table._value_shape])
-            axes = list(range(1, keys.shape.rank))
-            unused = [tf.reduce_all(tf.equal(keys, mark), axis=axes) for mark in marks]
-            rows = tf.where(~(unused[0] | unused[1]))[:, 0]
-            keys, values = tf.gather(keys, rows), tf.gather(values, rows)
+        if self._is_dense:
+            keys, values = self._in_use(keys, values)
         return {"keys": keys, "values": values}
 
     def write(self, parts: Mapping[str, Array]) -> None:
         keys = tf.constant(parts["keys"], self._table.key_dtype)
         values = tf.constant(parts["values"], self._table.value_dtype)
+        if self._is_dense:  # one that TensorFlow has saved holds them all
+            keys, values = self._in_use(keys, values)
         present = self.read()["keys"]
         if present.shape[0]:
             self._table.remove(present)
         if keys.shape[0]:
             self._table.insert(keys, values)
+
+    def _in_use(self, keys: Any, values: Any) -> tuple[Any, Any]:
+        """A dense table's rows without its empty buckets, which it exports, too, and scalars as vectors of one."""
+        keys = tf.reshape(keys, [-1, *self._marks[0].shape])
+        values = tf.reshape(values, [-1, *self._table._value_shape])
+        axes = list(range(1, keys.shape.rank))
+        unused = [tf.reduce_all(tf.equal(keys, mark), axis=axes) for mark in self._marks]
+        rows = tf.where(~(unused[0] | unused[1]))[:, 0]
+        return tf.gather(keys, rows), tf.gather(values, rows)
 
 
 class IteratorBundle(Bundle):
@@ -70,9 +88,11 @@ class IteratorBundle(Bundle):
     One limit is TensorFlow's: `shuffle` without a seed goes on exactly to the end of its epoch, and then draws anew.
     """
 
+    stock_names: Mapping[str, str] = {"position": "_STATE"}
+
     def __init__(self, iterator: Any) -> None:
         self.dtypes = {"position": "string"}
-        self._iterator = iterator
+        self.obj = self._iterator = iterator
 
     def read(self) -> dict[str, Any]:
         (state,) = self._iterator._serialize_to_tensors().values()
@@ -106,7 +126,7 @@ class VocabularyBundle(Bundle):
     """The vocabulary of a StringLookup, IntegerLookup or, inside of it, TextVectorization layer, of either Keras."""
 
     def __init__(self, layer: Any) -> None:
-        self._layer = layer
+        self.obj = self._layer = layer
         self._read_of: Any = None
         self._read: dict[str, Any] = {}
         self.dtypes = {"vocabulary": layer.vocabulary_dtype}
@@ -164,7 +184,7 @@ class BoundariesBundle(Bundle):
 
     def __init__(self, layer: Any) -> None:
         self.dtypes = {"bin_boundaries": "float64"}
-        self._layer = layer
+        self.obj = self._layer = layer
 
     def read(self) -> dict[str, Any]:
         boundaries = self._layer.bin_boundaries
@@ -179,14 +199,16 @@ class TrackableBundle(Bundle):
     """Any other trackable that tells TensorFlow's own checkpoints which tensors it is made of."""
 
     def __init__(self, trackable: Any) -> None:
-        self._trackable = trackable
-        self.dtypes = {name: tensor.dtype.name for name, tensor in self.read().items()}
+        self.obj = self._trackable = trackable
+        read = self.read()
+        self.dtypes = {name: tensor.dtype.name for name, tensor in read.items()}
+        self.stock_names = {_part_of(name): name for name in trackable._serialize_to_tensors()}
 
     def read(self) -> dict[str, Any]:
         parts = {}
         for name, tensor in self._trackable._serialize_to_tensors().items():
             value = tensor() if callable(tensor) else tensor
-            parts[name.strip("-_/") or "state"] = tf.convert_to_tensor(value)
+            parts[_part_of(name)] = tf.convert_to_tensor(value)
         return parts
 
     def write(self, parts: Mapping[str, Array]) -> None:
@@ -194,9 +216,11 @@ class TrackableBundle(Bundle):
             self._trackable.deserialize(parts["py_state"].item())
             return
         names = self._trackable._serialize_to_tensors()
-        self._trackable._restore_from_tensors(
-            {name: tf.constant(parts[name.strip("-_/") or "state"]) for name in names}
-        )
+        self._trackable._restore_from_tensors({name: tf.constant(parts[_part_of(name)]) for name in names})
+
+
+def _part_of(stock_name: str) -> str:
+    return stock_name.strip("-_/") or "state"
 
 
 def bundle_of(obj: Any, path: str) -> Bundle | None:

@@ -16,10 +16,12 @@ from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.boxes import Box
+from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
 from ckptflow.state.blocks import PartsLeaf
 from ckptflow.state.configs import describe
+from ckptflow.state.graph import describe_graph
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, aggregate, host_array, is_remote, to_bytes
 from ckptflow.state.tree import Tree
 
@@ -41,6 +43,17 @@ class Snapshot:
         self.is_chief = is_chief
         self.per_worker = tuple(tree.per_worker)
         self.own_names = tree.own_names
+
+    @property
+    def object_graph(self) -> ObjectGraph | None:
+        """The state as TensorFlow's own checkpoints see it, where that can be had. From any thread, one at a time.
+
+        Made when it is first asked for, and again only after a failure: training may have changed an object meanwhile.
+        """
+        graph: ObjectGraph | None = self._tree.cache.get("object_graph")
+        if graph is None:
+            graph = self._tree.cache["object_graph"] = describe_graph(self._tree.state, self._tree)
+        return graph
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

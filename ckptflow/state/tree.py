@@ -25,12 +25,13 @@ RESERVED_PREFIX = "ckptflow."  # of names that are ours: not the user's to give,
 class Tree:
     """The state as leaves sorted by name, which is the same order on every worker and in every process.
 
-    `specs` are theirs, in order, and `holders` the leaf of each. `python` are the entries with plain Python state,
-    `per_worker` the entries that are this worker's own, `models` and `optimizers` those of either Keras by their path,
-    `layers` all Keras layers that were met, `variables` all variables by name. `cache` is for whatever is prepared
-    once per tree.
+    `state` are the objects that were walked. `specs` are the leaves', in order, and `holders` the leaf of each.
+    `python` are the entries with plain Python state, `per_worker` the entries that are this worker's own, `models` and
+    `optimizers` those of either Keras by their path, `layers` all Keras layers that were met, `variables` all variables
+    by name. `cache` is for whatever is prepared once per tree.
     """
 
+    state: Mapping[str, Any]
     worker: int
     world_size: int
     leaves: tuple[Leaf, ...]
@@ -72,6 +73,7 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
     leaves = tuple(sorted(walker.leaves, key=lambda leaf: leaf.name))
     held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
     return Tree(
+        state,
         worker,
         world_size,
         leaves,
