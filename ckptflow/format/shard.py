@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,6 +23,7 @@ ALIGNMENT_BYTES = 64
 MAX_HEADER_BYTES = 100_000_000  # the safetensors package refuses longer ones
 _METADATA = {"format": "ckptflow", "version": "1"}
 _PREFIX_BYTES = 8
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)', re.DOTALL)  # one without an end as well: linear in any text
 _encoder = msgspec.json.Encoder()
 
 
@@ -42,6 +44,15 @@ class ShardEntry:
     @property
     def key(self) -> str:
         return slice_key(self.name, self.shape, self.start, self.extents)
+
+
+class FileEntry(NamedTuple):
+    """One entry of a safetensors file to be laid out, as its header names it."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +98,28 @@ def layout_shard(entries: Sequence[ShardEntry]) -> ShardLayout:
     Slices whose size is a multiple of 64 come first, then those of 32, 16, … so that each is aligned as far as its size
     allows, always at least to its elements. Raises ValueError where two entries are one slice.
     """
+    named = [
+        FileEntry(
+            entry.key,
+            dtypes.safetensors_name(entry.dtype),
+            dtypes.safetensors_shape(entry.dtype, entry.extents),
+            entry.size_bytes,
+        )
+        for entry in entries
+    ]
+    return layout_file(named, _METADATA)
+
+
+def layout_file(entries: Sequence[FileEntry], metadata: Mapping[str, str]) -> ShardLayout:
+    """Lays out a safetensors file, as `layout_shard` does it. Raises ValueError where a key stands twice."""
     sizes = [entry.size_bytes for entry in entries]
     order = sorted(range(len(entries)), key=lambda i: -_alignment(sizes[i]))
-    header: dict[str, Any] = {"__metadata__": _METADATA}
+    header: dict[str, Any] = {"__metadata__": metadata}
     relative, end = [0] * len(entries), 0
     for i in order:
         entry, relative[i] = entries[i], end
         end += sizes[i]
-        header[entry.key] = {
-            "dtype": dtypes.safetensors_name(entry.dtype),
-            "shape": dtypes.safetensors_shape(entry.dtype, entry.extents),
-            "data_offsets": (relative[i], end),
-        }
+        header[entry.key] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (relative[i], end)}
     if len(header) != len(entries) + 1:
         raise ValueError("a slice stands twice in a shard")
     text = _encoder.encode(header)
@@ -141,14 +162,28 @@ def parse_header(head: bytes, file_size_bytes: int) -> tuple[HeaderEntry, ...]:
     Checks, in this order: the length against the file's size, UTF-8 and JSON without a key twice, types, each size
     against dtype and shape, and that the entries fill the file exactly, without gap or overlap. Raises ValueError.
     """
+    return parse_file(head, file_size_bytes)[0]
+
+
+def parse_file(
+    head: bytes, file_size_bytes: int, other_bits: Mapping[str, int] | None = None
+) -> tuple[tuple[HeaderEntry, ...], dict[str, str]]:
+    """The entries of any safetensors file, as `parse_header` has them, and its metadata.
+
+    `other_bits`: the bits of an element, for dtypes that no checkpoint holds.
+    """
     data_start = header_size_bytes(head[:_PREFIX_BYTES], file_size_bytes)
     if len(head) < data_start:
         raise ValueError("the header is cut short")
+    text = head[_PREFIX_BYTES:data_start]
+    bare = _STRING.sub(b"", text)
+    if bare.count(b"[") + bare.count(b"{") > len(text) // 16 + 16:  # each costs far more memory than its bracket
+        raise ValueError("the header holds more lists and objects than entries need")
     try:
-        pairs = json.loads(head[_PREFIX_BYTES:data_start].decode("utf-8"), object_pairs_hook=unique_members)
+        pairs = json.loads(text.decode("utf-8"), object_pairs_hook=unique_members)
         if not isinstance(pairs, dict):
             raise ValueError("the header is no JSON object")
-        pairs.pop("__metadata__", None)
+        metadata = msgspec.convert(pairs.pop("__metadata__", {}), dict[str, str])
         found = [
             HeaderEntry(key, raw.dtype, raw.shape, data_start + raw.data_offsets[0], data_start + raw.data_offsets[1])
             for key, raw in ((key, msgspec.convert(value, _Raw)) for key, value in pairs.items())
@@ -156,17 +191,17 @@ def parse_header(head: bytes, file_size_bytes: int) -> tuple[HeaderEntry, ...]:
     except (msgspec.ValidationError, RecursionError) as error:
         raise ValueError(f"the header is malformed: {error}") from error
     found.sort(key=lambda entry: (entry.begin, entry.end))
-    end = data_start
+    end, others = data_start, other_bits or {}
     for entry in found:
-        item_size = _ITEM_SIZE_BYTES.get(entry.dtype)
-        if item_size is None or min(entry.shape, default=0) < 0:
+        bits = 8 * _ITEM_SIZE_BYTES[entry.dtype] if entry.dtype in _ITEM_SIZE_BYTES else others.get(entry.dtype)
+        if bits is None or min(entry.shape, default=0) < 0:
             raise ValueError(f"{entry.key!r} has dtype {entry.dtype!r} and shape {list(entry.shape)}")
-        if entry.begin != end or entry.end - entry.begin != boxes.volume(entry.shape) * item_size:
+        if entry.begin != end or 8 * (entry.end - entry.begin) != boxes.volume(entry.shape) * bits:
             raise ValueError(f"the bytes of {entry.key!r} do not follow those before, or do not fit its shape")
         end = entry.end
     if end != file_size_bytes:
         raise ValueError(f"the entries end at byte {end:,} of {file_size_bytes:,}")
-    return tuple(found)
+    return tuple(found), metadata
 
 
 def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
