@@ -157,7 +157,7 @@ def compile_model(
     if arguments.get("optimizer") is None:
         dropped = list(config)
     else:
-        dropped += _compile(model, arguments)
+        dropped += compile_with(model, arguments)
         build_optimizer_of(model)
     if dropped:
         logger.warning(
@@ -167,7 +167,7 @@ def compile_model(
         )
 
 
-def _compile(model: Any, arguments: dict[str, Any]) -> list[str]:
+def compile_with(model: Any, arguments: dict[str, Any]) -> list[str]:
     """Compiles; returns what it had to leave out for that."""
     for keys in (list(arguments), ["optimizer", "loss"], ["optimizer"]):
         try:

@@ -48,6 +48,7 @@ _PLACES: dict[Framework, tuple[str, ...]] = {
         "src.mixed_precision.loss_scale_optimizer", "src.initializers.initializers_v1",
     ),
 }  # fmt: skip
+_OPERATIONS = tuple(f"src.ops.{name}" for name in ("numpy", "nn", "core", "math", "linalg", "image"))
 _FUNCTIONS: dict[Framework, tuple[str, ...]] = {
     "keras": ("keras.src.activations.", "keras.src.losses.", "keras.src.metrics.", "keras.src.ops."),
     "tf_keras": ("tf_keras.src.activations", "tf_keras.src.losses", "tf_keras.src.metrics.", "tf_keras.src.backend"),
@@ -80,6 +81,21 @@ def check_config(
     for described in objects:
         check.check(described)
     return own
+
+
+def operations(config: Any, framework: Framework) -> dict[str, Any]:
+    """Keras 3's operations that a config names without their module, as `custom_objects`: HDF5 files do, and Keras does
+    not find them again."""
+    if framework == "tf_keras":
+        return {}
+    found: dict[str, Any] = {}
+    for described in _content(config)[1]:
+        name = described["class_name"]
+        if isinstance(name, str) and "module" not in described and _at(framework, "src.layers", name) is None:
+            for each in (_at(framework, place, name) for place in _OPERATIONS):
+                if inspect.isclass(each) and issubclass(each, _kinds(framework)):
+                    found[name] = each
+    return found
 
 
 def _content(config: Any) -> tuple[set[str], list[dict[str, Any]]]:
@@ -151,7 +167,8 @@ class _Check:
     def _find(self, module: str | None, name: str) -> list[Any]:
         """What Keras would find under a name if nothing registered has it; empty where Keras knows nothing of it."""
         if module is None or module == "builtins":
-            found = [_at(self._framework, place, name) for place in _PLACES[self._framework]]
+            places = _PLACES[self._framework] + (_OPERATIONS if self._framework == "keras" else ())
+            found = [_at(self._framework, place, name) for place in places]
             return [each for each in found if isinstance(each, (type, FunctionType))]
         root, _, rest = module.partition(".")
         if root not in ("keras", self._framework):

@@ -1,0 +1,296 @@
+"""Keras's own files: `.keras`, whole models in `.h5` and `.weights.h5`, of Keras 3 and tf_keras, both ways.
+
+Whatever is written is what the model's own Keras writes, and is read by it without ckptflow. Whatever is read is looked
+over first: the archive, the HDF5 file, every name in the configs; see `archives`, `keras_hdf5` and `keras_trust`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, UnsupportedStateError, UsageError
+from ckptflow.interop import keras_hdf5, provenance
+from ckptflow.interop.archives import check_zip
+from ckptflow.interop.keras_backup import find_backup
+from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
+from ckptflow.interop.provenance import Provenance
+from ckptflow.storage.faults import from_os_error
+
+__all__ = [
+    "find_backup",
+    "is_whole_model",
+    "load_weights",
+    "read_model",
+    "read_provenance",
+    "read_weights",
+    "write_h5",
+    "write_keras",
+    "write_weights",
+]
+
+logger = logging.getLogger("ckptflow")
+
+_METADATA, _CONFIG = "metadata.json", "config.json"
+_COPY_BYTES = 2**20
+
+
+def write_keras(path: str, model: Any, origin: Provenance) -> None:
+    """Writes a live model as the `.keras` file of its own Keras, with its optimizer's state and its vocabularies.
+
+    The provenance is in `metadata.json` under `ckptflow`: for one more member stock `load_model` would unpack all of
+    the archive to a temporary folder. For Keras 3 no second copy of the weights is in memory; tf_keras's writer makes
+    two. Raises `UnsupportedStateError` where Keras cannot write the model, `StorageError`.
+    """
+    from ckptflow.interop.keras_weights import framework_of_model
+
+    framework = framework_of_model(model)
+    with _writing(path, ".keras", "models that have a get_config") as target:
+        folder = os.path.dirname(target)
+        if framework == "keras":
+            import keras
+
+            inside = os.path.join(folder, "model")
+            keras.saving.save_model(model, inside, zipped=False)
+            _zip_folder(inside, target, origin)
+            return
+        from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
+
+        if isinstance(getattr(model, "optimizer", None), OptimizerV2):
+            logger.warning("tf_keras writes no state of a legacy optimizer into a .keras file; a .h5 file has it")
+        inside = os.path.join(folder, "inside.keras")
+        model.save(inside, save_format="keras")
+        with zipfile.ZipFile(inside) as archive:
+            _copy_members(archive, target, origin)
+
+
+def write_h5(path: str, model: Any, origin: Provenance) -> None:
+    """Writes a live model as a legacy HDF5 file: config, weights, and the optimizer with its state.
+
+    Stock tf_keras takes all of it back. Stock Keras 3 takes no optimizer's state back, whatever is in the file: what it
+    would then train with is a new one; `read_model` takes all.
+    Raises `UnsupportedStateError` where Keras cannot write the model, or could not read it again; `StorageError`.
+    """
+    from ckptflow.interop.keras_legacy import save_h5
+
+    with _writing(path, ".h5", "functional and sequential models, those of tf_keras without vocabularies") as target:
+        save_h5(target, model)
+        keras_hdf5.write_provenance(target, provenance.encode(origin))
+
+
+def write_weights(path: str, model: Any, origin: Provenance) -> None:
+    """Writes a live model's weights, with its optimizer's state if it is compiled, as a `.weights.h5` file.
+
+    Takes no memory beside one tensor. Raises `UnsupportedStateError` where Keras cannot write it, `StorageError`.
+    """
+    from ckptflow.interop.keras_weights import framework_of_model
+
+    framework_of_model(model)
+    with _writing(path, ".weights.h5", "models that are built") as target:
+        model.save_weights(target)
+        keras_hdf5.write_provenance(target, provenance.encode(origin))
+
+
+def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
+    """Which checkpoint a `.keras` or HDF5 file was exported from; None where it was not. Does not import TensorFlow.
+
+    Reads no tensor. Raises `CorruptCheckpointError` where the file is damaged.
+    """
+    with damage(where):
+        file.seek(0)
+        head = file.read(len(keras_hdf5.MAGIC))
+        file.seek(0)
+        if head == keras_hdf5.MAGIC:
+            with opened(file, where) as found:
+                return keras_hdf5.read_provenance(found, where)
+        if head[:2] != b"PK":
+            raise CorruptCheckpointError(f"{where} is neither a .keras file nor HDF5")
+        with zipfile.ZipFile(file) as archive:
+            if _METADATA not in archive.namelist():
+                return None
+            origin = _metadata_of(archive, where).get(provenance.NAME)
+    if origin is None:
+        return None
+    return provenance.decode(json.dumps(origin), where)
+
+
+def is_whole_model(path: str) -> bool:
+    """Whether a file holds a model's config beside its weights. Raises `CorruptCheckpointError`."""
+    from ckptflow.interop.keras_weights import kind_of_file
+
+    return kind_of_file(path) in ("keras", "whole")
+
+
+def load_weights(path: str, model: Any) -> None:
+    """As `keras_weights.load_weights`."""
+    from ckptflow.interop import keras_weights
+
+    keras_weights.load_weights(path, model)
+
+
+def read_weights(path: str) -> Any:
+    """As `keras_weights.read_weights`."""
+    from ckptflow.interop import keras_weights
+
+    return keras_weights.read_weights(path)
+
+
+def read_model(path: str, *, unsafe: bool = False, imports: tuple[str, ...] = (), framework: str | None = None) -> Any:
+    """The model in a `.keras` or whole `.h5` file, of the Keras that wrote it: compiled as far as it can be, with its
+    optimizer's state and its vocabularies, every variable filled from the file.
+
+    `framework` is "keras" or "tf_keras", where the file's own word on that is not to be taken. `unsafe` and `imports`
+    are as in `keras_config.build_model`.
+    Raises `CorruptCheckpointError` where the file is damaged, or names anything outside of itself, or asks for far more
+    memory than it stores; `UsageError` for what it names and nobody has registered, and for marshalled code.
+    """
+    from ckptflow.interop import keras_legacy
+    from ckptflow.interop.keras_weights import kind_of_file
+
+    kind = kind_of_file(path)
+    if kind == "keras":
+        check_zip(path)
+        with damage(path), zipfile.ZipFile(path) as archive:
+            config = json_of(_member(archive, _CONFIG, path), _CONFIG, path)
+            metadata = _metadata_of(archive, path)
+        version = metadata.get("keras_version")
+        return _read_keras(path, config, _framework(framework, version, config, path), unsafe=unsafe, imports=imports)
+    if kind != "whole":
+        raise UsageError(f"{path} holds weights and no model: hand over the model that they are for (model=)")
+    with opened(path, path) as file:
+        check_file(file, path, os.path.getsize(path))
+        config = json_of(text_of(file, "model_config"), "model_config", path)
+        chosen = _framework(framework, text_of(file, "keras_version"), config, path)
+    return keras_legacy.read_h5(path, config, chosen, unsafe=unsafe, imports=imports)
+
+
+def _framework(given: str | None, version: Any, config: dict[str, Any], where: str) -> Any:
+    """Which Keras wrote a file: by the version that it says, else by what its config looks like."""
+    if given is not None:
+        if given not in ("keras", "tf_keras"):
+            raise UsageError(f'framework is "keras" or "tf_keras", not {given!r}')
+        return given
+    major = str(version or "").partition(".")[0]
+    if major in ("1", "2"):
+        return "tf_keras"
+    if major.isdecimal():
+        return "keras"
+    logger.info("%s does not say which Keras wrote it", where)
+    text = json.dumps(config)
+    return "tf_keras" if "keras.src.engine" in text or '"batch_input_shape"' in text else "keras"
+
+
+def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
+    from ckptflow.interop.keras_config import compile_model, limited, raise_unbuildable
+    from ckptflow.interop.keras_trust import check_config, keras_module
+    from ckptflow.interop.keras_weights import check_filled, datasets_of, load_stock, max_bytes_of, named
+
+    stored = datasets_of(path, "keras")
+    compile_config = config.get("compile_config")
+    bare = {**config, "compile_config": None}
+    own = check_config(bare, framework, path, imports=imports, unsafe=unsafe)
+    is_trusted = True
+    try:
+        own |= check_config(compile_config, framework, path, imports=imports, unsafe=unsafe)
+    except UsageError:  # a lambda as the loss, say: the rest of the model can be had
+        is_trusted = False
+
+    def load(file: str, *, compiled: bool) -> Any:
+        with limited(max_bytes_of(stored), path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return keras_module(framework).models.load_model(
+                file, custom_objects=own, compile=compiled, safe_mode=not unsafe
+            )
+
+    model = None
+    with named(path, ".keras") as file:
+        if is_trusted:
+            with contextlib.suppress(Exception):  # said by the second try, which leaves out what is less needed
+                model = load(file, compiled=True)
+        if model is None:
+            try:
+                model = load(file, compiled=False)
+            except Exception as error:  # whatever the classes raise, the user's among them
+                raise_unbuildable(error, path)
+            if isinstance(compile_config, dict):
+                compile_model(model, compile_config, framework, path, imports=imports, unsafe=unsafe)
+                if getattr(model, "optimizer", None) is not None:
+                    load_stock(path, model, "keras", framework, set())
+    check_filled(path, model, framework, stored)
+    return model
+
+
+# Archives
+
+
+def _metadata_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any]:
+    return json_of(_member(archive, _METADATA, where), _METADATA, where) if _METADATA in archive.namelist() else {}
+
+
+def _member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+    """A member's bytes, no more of them than it may have. Raises `CorruptCheckpointError`."""
+    if name not in archive.namelist():
+        raise CorruptCheckpointError(f"{where} is no .keras file: it has no {name}")
+    with archive.open(name) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise CorruptCheckpointError(f"{where}: its {name} is longer than {MAX_JSON_BYTES:,} bytes")
+    return data
+
+
+def _zip_folder(folder: str, target: str, origin: Provenance) -> None:
+    """Packs what Keras 3 wrote as a folder: the same members as in the file that it writes by itself."""
+    with zipfile.ZipFile(target, "w") as archive:
+        with open(os.path.join(folder, _METADATA), "rb") as file:
+            archive.writestr(_METADATA, _with_origin(file.read(), origin))
+        for above, folders, names in os.walk(folder):
+            folders.sort()
+            for name in sorted(names):
+                file_path = os.path.join(above, name)
+                inside = os.path.relpath(file_path, folder)
+                if inside != _METADATA:
+                    archive.write(file_path, inside)
+
+
+def _copy_members(source: zipfile.ZipFile, target: str, origin: Provenance) -> None:
+    with zipfile.ZipFile(target, "w") as archive:
+        for information in source.infolist():
+            if information.filename == _METADATA:
+                archive.writestr(_METADATA, _with_origin(source.read(_METADATA), origin))
+                continue
+            with source.open(information) as old, archive.open(information.filename, "w", force_zip64=True) as new:
+                shutil.copyfileobj(old, new, _COPY_BYTES)
+
+
+def _with_origin(metadata: bytes, origin: Provenance) -> str:
+    return json.dumps({**json.loads(metadata), provenance.NAME: json.loads(provenance.encode(origin))})
+
+
+@contextlib.contextmanager
+def _writing(path: str, suffix: str, what_it_takes: str) -> Iterator[str]:
+    """A path to write to, which ends as Keras wants it to; what is there at the end takes the place of `path`."""
+    with tempfile.TemporaryDirectory(prefix=".ckptflow-", dir=os.path.dirname(path) or ".") as folder:
+        target = os.path.join(folder, f"model{suffix}")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that HDF5 is legacy, that a layer is not built: nothing to act on
+                yield target
+            os.replace(target, path)
+        except CkptflowError:
+            raise
+        except OSError as error:
+            raise from_os_error(error, "write", path) from error
+        except Exception as error:  # whatever the classes raise, the user's among them
+            said = " ".join(str(error).split())[:300]
+            raise UnsupportedStateError(
+                f"Keras cannot write this model as a {suffix} file, which takes {what_it_takes} "
+                f"({type(error).__name__}: {said}). Any model can be exported as a tf-checkpoint or as safetensors"
+            ) from error

@@ -1,0 +1,215 @@
+"""Whole models in HDF5, Keras's format before `.keras`, as its readers of today can and cannot have them.
+
+Keras 3.15 writes what its own `load_model` cannot read. It raises for losses that were given by a short name ("mse");
+it builds the optimizer for no variables, so that its state is lost and the next `fit` raises; it takes the optimizer
+out of the live model's compile config while saving; and adapted vocabularies are not in the file. tf_keras has none of
+these faults, but refuses vocabularies. Neither can hold a subclassed model, and both lose a loss that is a lambda.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import h5py
+
+from ckptflow.errors import StateMismatchError, UnsupportedStateError
+from ckptflow.format.words import some_of
+from ckptflow.interop.keras_config import build_optimizer_of, compile_with, limited, raise_unbuildable
+from ckptflow.interop.keras_hdf5 import json_of, opened, text_of
+from ckptflow.interop.keras_trust import Framework, check_config, keras_module, operations
+from ckptflow.interop.keras_weights import (
+    OPTIMIZER_GROUPS,
+    datasets_of,
+    framework_of_model,
+    max_bytes_of,
+    named,
+    set_optimizer,
+)
+from ckptflow.state.keras3 import is_graph_model
+
+logger = logging.getLogger("ckptflow")
+
+_LOOKUPS = frozenset({"TextVectorization", "StringLookup", "IntegerLookup"})
+_COMPILED = {"loss": "losses", "metrics": "metrics", "weighted_metrics": "metrics"}
+_AS_THEY_ARE = frozenset({"accuracy", "acc", "crossentropy", "ce"})  # Keras takes these by the shape of the output
+_PLAIN = ("loss_weights", "run_eagerly", "steps_per_execution", "jit_compile")
+
+
+def save_h5(path: str, model: Any) -> None:
+    """Has a model's Keras write it, and mends what stock readers would stumble over. The live model stays as it is.
+
+    Raises `UnsupportedStateError` for a model that no stock reader could make again from the file.
+    """
+    framework = framework_of_model(model)
+    if framework == "keras" and not is_graph_model(model):
+        raise UnsupportedStateError(
+            f"a .h5 file holds functional and sequential models, and a {type(model).__name__} is neither: Keras could "
+            "not read it again. A .keras file can hold it"
+        )
+    with _compile_config_kept(model):
+        model.save(path)
+    with h5py.File(path, "r+") as file:
+        if framework == "keras":
+            if OPTIMIZER_GROUPS[0] in file:  # with it, stock load_model gives an optimizer that cannot train
+                file.move(OPTIMIZER_GROUPS[0], OPTIMIZER_GROUPS[1])
+            config = json_of(text_of(file, "model_config"), "model_config", path)
+            _mend_layers(config, model)
+            file.attrs["model_config"] = json.dumps(config)
+        if "training_config" in file.attrs:
+            training = json_of(text_of(file, "training_config"), "training_config", path)
+            _mend_training(training, framework, type(model).__name__)
+            file.attrs["training_config"] = json.dumps(training)
+
+
+@contextlib.contextmanager
+def _compile_config_kept(model: Any) -> Iterator[None]:
+    held = getattr(getattr(model, "_compile_config", None), "config", None)
+    kept = dict(held) if isinstance(held, dict) else None
+    try:
+        yield
+    finally:
+        if kept is not None and isinstance(held, dict):
+            held.clear()
+            held.update(kept)
+
+
+def _mend_layers(config: dict[str, Any], model: Any) -> None:
+    """Vocabularies go into the configs of their layers. Raises for a layer that stock Keras would not find."""
+    import keras
+    from keras.src import layers
+
+    found = {layer.name: layer for layer in model._flatten_layers() if type(layer).__name__ in _LOOKUPS}
+    waiting = [config]
+    while waiting:
+        described = waiting.pop()
+        name, inner = described.get("class_name"), described.get("config")
+        if isinstance(name, str) and isinstance(inner, dict):
+            is_known = hasattr(layers, name) or name in ("Functional", "Model", "Sequential")
+            if not is_known and keras.saving.get_registered_object(name) is None:
+                raise UnsupportedStateError(
+                    f"a .h5 file cannot hold this model: stock Keras 3 does not find {name} again when it reads one. A "
+                    ".keras file can hold it"
+                )
+            layer = found.get(inner.get("name", ""))
+            if layer is not None and inner.get("vocabulary") is None:
+                _put_vocabulary(inner, layer)
+            waiting += [each for each in inner.get("layers", ()) if isinstance(each, dict)]
+
+
+def _put_vocabulary(inner: dict[str, Any], layer: Any) -> None:
+    lookup = getattr(layer, "_lookup_layer", layer)
+    words = [word.item() if hasattr(word, "item") else word for word in lookup.get_vocabulary(False)]
+    if words:
+        inner["vocabulary"] = words
+        if lookup.output_mode == "tf_idf":
+            inner["idf_weights"] = lookup.idf_weights.numpy()[-len(words) :].tolist()
+
+
+def _mend_training(training: dict[str, Any], framework: Framework, what: str) -> None:
+    """Names that stock readers find; what they would not find is left out and logged."""
+    keras = keras_module(framework)
+    for key, place in _COMPILED.items():
+        try:
+            training[key] = _each(training.get(key), partial(_findable, place=getattr(keras, place)))
+        except Exception as error:  # a lambda, a class that is not registered
+            logger.warning("the .h5 file of the %s is without its %s: %s", what, key, str(error)[:200])
+            training[key] = None
+
+
+def _findable(value: Any, place: Any) -> Any:
+    """A loss or metric as stock readers find it. Raises where they do not."""
+    if isinstance(value, str):
+        if value in _AS_THEY_ARE:
+            return value
+        made = place.get(value)
+        value = getattr(made, "__name__", value)
+    place.deserialize(copy.deepcopy(value))
+    return value
+
+
+def _each(value: Any, use: Callable[[Any], Any]) -> Any:
+    """Applies a function to every object in a nest of dicts and lists of them."""
+    if value is None:
+        return None
+    if isinstance(value, str) or (isinstance(value, dict) and "class_name" in value):
+        return use(value)
+    if isinstance(value, dict):
+        return {key: _each(inner, use) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_each(inner, use) for inner in value]
+    return value
+
+
+# Reading
+
+
+def read_h5(
+    path: str, config: dict[str, Any], framework: Framework, *, unsafe: bool = False, imports: tuple[str, ...] = ()
+) -> Any:
+    """The model in a file that was looked over; `config` is its `model_config`. Raises as `keras_files.read_model`."""
+    stored = datasets_of(path, "whole")
+    own = check_config(config, framework, path, imports=imports, unsafe=unsafe)
+    own |= operations(config, framework)
+    keras = keras_module(framework)
+    options = {"safe_mode": not unsafe} if framework == "keras" else {}
+    with limited(max_bytes_of(stored), path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with named(path, ".h5") as file:
+            try:
+                model = keras.models.load_model(file, custom_objects=own, compile=False, **options)
+            except Exception as error:  # whatever the classes raise, the user's among them
+                raise_unbuildable(error, path)
+        with opened(path, path) as found:
+            text = text_of(found, "training_config")
+            if text is None:
+                return model
+            training = json_of(text, "training_config", path)
+            _compile(model, training, framework, path, imports, unsafe)
+            if getattr(model, "optimizer", None) is not None:
+                try:
+                    set_optimizer(model.optimizer, found, path)
+                except StateMismatchError as error:
+                    raise StateMismatchError(
+                        f"{error}. To take the weights alone, load them into a model that is not compiled (model=)"
+                    ) from error
+    return model
+
+
+def _compile(
+    model: Any, training: dict[str, Any], framework: Framework, path: str, imports: tuple[str, ...], unsafe: bool
+) -> None:
+    keras = keras_module(framework)
+    arguments: dict[str, Any] = {key: training[key] for key in _PLAIN if training.get(key) is not None}
+    dropped = []
+    parts = {"optimizer": (training.get("optimizer_config"), "optimizers")}
+    parts |= {key: (training.get(key), place) for key, place in _COMPILED.items()}
+    for key, (value, place) in parts.items():
+        try:
+            own = check_config(value, framework, f"{path}: {key}", imports=imports, unsafe=unsafe)
+            with keras.saving.custom_object_scope(own):
+                arguments[key] = _each(value, partial(_made, place=getattr(keras, place)))
+        except Exception as error:  # a lambda, a class that is not registered; or ours, that says so
+            logger.info("%s: %s: %s", path, type(error).__name__, error)
+            dropped.append(key)
+    if arguments.get("optimizer") is None:
+        logger.warning("%s: its optimizer cannot be had, so the model is not compiled", path)
+        return
+    dropped += compile_with(model, arguments)
+    build_optimizer_of(model)
+    if dropped:
+        logger.warning("%s is compiled without its %s; compile it again to train it", path, some_of(dropped, 9))
+
+
+def _made(value: Any, place: Any) -> Any:
+    if isinstance(value, dict):
+        return place.deserialize(copy.deepcopy(value))
+    if value not in _AS_THEY_ARE:
+        place.get(value)  # Keras finds names itself; this raises where it would not
+    return value

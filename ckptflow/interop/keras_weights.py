@@ -1,0 +1,326 @@
+"""A file's weights in a model that user code made, all of them or an error; and weights without a model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.format.words import some_of
+from ckptflow.interop import keras_hdf5
+from ckptflow.interop.archives import check_zip
+from ckptflow.interop.keras_config import build_optimizer_of
+from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras_trust import Framework
+from ckptflow.interop.tensors import NamedTensors
+from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
+
+logger = logging.getLogger("ckptflow")
+
+Array = npt.NDArray[Any]
+Kind = Literal["keras", "whole", "legacy", "weights"]
+
+WEIGHTS_MEMBER = "model.weights.h5"
+OPTIMIZER_GROUPS = ("optimizer_weights", "ckptflow_optimizer_weights")  # of whole models in HDF5
+_OPTIMIZER, _METRICS = "optimizer/", "metrics/"
+_OF_KERAS_2_13 = "_layer_checkpoint_dependencies"  # what it called `layers`
+_SHOWN = 20
+
+
+def kind_of_file(path: str) -> Kind:
+    """What a file of Keras's is, by its content: a `.keras`; a whole model in HDF5; weights in HDF5, as tf_keras and
+    Keras 2 wrote them, or as `.weights.h5`. Raises `CorruptCheckpointError` for anything else."""
+    with damage(path), open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+    if is_zip:
+        return "keras"
+    with opened(path, path) as found:
+        if "model_config" in found.attrs:
+            return "whole"
+        return "legacy" if {"layer_names", "layer_names0"} & set(found.attrs) else "weights"
+
+
+def load_weights(path: str, model: Any) -> None:
+    """Gives a Keras model, made and built by user code, all weights of a `.weights.h5`, `.keras` or `.h5` file.
+
+    All or nothing is checked before the first value is written: every variable of the model is in the file, and of its
+    shape, and the file has none beside them. The optimizer's state comes along where the file has it and the model is
+    compiled; vocabularies where it is a `.keras`. What does not come is logged.
+    Raises `StateMismatchError` with all differences, `CorruptCheckpointError`, `UsageError` for a model not yet built.
+    """
+    framework = framework_of_model(model)
+    if not model.built or not model.weights:
+        raise UsageError(
+            f"{path}: the model has no variables yet; call it once on a batch before its weights are loaded"
+        )
+    kind = kind_of_file(path)
+    if kind in ("whole", "legacy"):
+        _load_legacy(path, model, framework, is_whole=kind == "whole")
+        return
+    if kind == "keras":
+        check_zip(path)
+    stored = datasets_of(path, kind)
+    if any(each.path.startswith(_OPTIMIZER) for each in stored):
+        if getattr(model, "optimizer", None) is None:
+            logger.warning("%s holds an optimizer's state, and the model is not compiled: it is not taken", path)
+        build_optimizer_of(model)
+    absent = _check_fit(path, model, framework, stored)
+    load_stock(path, model, kind, framework, absent)
+    if kind == "keras":
+        load_assets(path, model, framework)
+
+
+def read_weights(path: str) -> NamedTensors:
+    """The tensors of a weights file of Keras's, without its model's code; names as `keras_hdf5.named_tensors` says.
+
+    Raises `CorruptCheckpointError`.
+    """
+    kind = kind_of_file(path)
+    if kind == "keras":
+        raise UsageError(f"{path} is a whole model: read it as one, or hand over a model to load its weights into")
+    return keras_hdf5.named_tensors(path, datasets_of(path, kind), lambda: opened(path, path))
+
+
+def framework_of_model(model: Any) -> Framework:
+    """Which Keras a live model is of. Raises `UnsupportedStateError` for one of neither."""
+    if is_keras3_model(model):
+        return "keras"
+    if is_tf_keras_model(model):
+        return "tf_keras"
+    raise UnsupportedStateError(
+        f"a {type(model).__module__}.{type(model).__qualname__} is no Keras model, and this is a file of Keras's"
+    )
+
+
+def datasets_of(path: str, kind: Kind) -> list[Stored]:
+    """Every dataset of a file, looked over. Raises `CorruptCheckpointError`."""
+    with weights_of(path, kind) as (file, size_bytes):
+        return keras_hdf5.check_file(file, path, size_bytes)
+
+
+@contextlib.contextmanager
+def weights_of(path: str, kind: Kind) -> Iterator[tuple[h5py.File, int]]:
+    """The HDF5 file that a file is, or that lies in it, and its size."""
+    if kind != "keras":
+        with opened(path, path) as file:
+            yield file, os.path.getsize(path)
+        return
+    with damage(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        if WEIGHTS_MEMBER not in archive.namelist() and "model.weights.npz" in archive.namelist():
+            raise UnsupportedStateError(
+                f"{path}: its weights are pickled in a .npz, which nothing here reads; save the model with its weights "
+                "in HDF5, as Keras does by default"
+            )
+        with keras_hdf5.member(archive, WEIGHTS_MEMBER, path) as inside, opened(inside, path) as file:
+            yield file, archive.getinfo(WEIGHTS_MEMBER).file_size
+
+
+# Does it fit?
+
+
+def _check_fit(path: str, model: Any, framework: Framework, stored: list[Stored]) -> set[str]:
+    """Raises unless a model's variables are those of a file; returns the paths of the model's that may be absent."""
+    there = {_plain(each.path): each.shape for each in stored}
+    wanted = places_of(model, framework)
+    has_optimizer = any(name.startswith(_OPTIMIZER) for name in there)
+    missing, other, absent = [], [], set()
+    for name, shape in wanted.items():
+        if name not in there:
+            if name.startswith(_METRICS) or (name.startswith(_OPTIMIZER) and not has_optimizer):
+                absent.add(name)
+            else:
+                missing.append(name)
+        elif there[name] != shape:
+            other.append(f"{name} is {list(there[name])} and has to be {list(shape)}")
+    is_compiled = getattr(model, "optimizer", None) is not None
+    unexpected = [
+        name
+        for name in there
+        if name not in wanted and not name.startswith(_METRICS) and (is_compiled or not name.startswith(_OPTIMIZER))
+    ]
+    problems = [f"missing: {some_of(missing, _SHOWN)}"] if missing else []
+    problems += [f"not in the model: {some_of(unexpected, _SHOWN)}"] if unexpected else []
+    problems += [f"of another shape: {some_of(other, _SHOWN)}"] if other else []
+    if problems:
+        raise StateMismatchError(
+            f"{path} does not fit the model ({type(model).__name__}); {'; '.join(problems)}. The names are the "
+            "file's. Nothing was written"
+        )
+    if any(name.startswith(_OPTIMIZER) for name in absent):
+        logger.warning("%s holds no optimizer's state: the model's optimizer is as it was made", path)
+    return absent
+
+
+def _plain(path: str) -> str:
+    return path.replace(_OF_KERAS_2_13, "layers") if path.startswith(_OF_KERAS_2_13) else path
+
+
+def places_of(model: Any, framework: Framework) -> dict[str, tuple[int, ...]]:
+    """Where Keras would put each variable of a model in a `.weights.h5`, and its shape. Copies no more than one."""
+    if framework == "keras":
+        from keras.src.saving import saving_lib
+
+        recorder = _recorder(saving_lib.H5IOStore)
+        saving_lib._save_state(model, weights_store=recorder, assets_store=None, inner_path="", visited_saveables=set())
+    else:
+        from tf_keras.src.saving import saving_lib as tf_saving_lib
+
+        recorder = _recorder(object)
+        tf_saving_lib._save_state(
+            model, weights_store=recorder, assets_store=None, inner_path="", visited_trackables=set()
+        )
+    found: dict[str, tuple[int, ...]] = recorder.found
+    return found
+
+
+def _recorder(base: type) -> Any:
+    """What takes the place of the file when a model is saved, and keeps no values."""
+
+    class Recorder(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.found: dict[str, tuple[int, ...]] = {}
+            self._at = ""
+
+        def __bool__(self) -> bool:
+            return True
+
+        def make(self, path: str, metadata: Any = None) -> Any:
+            self._at = f"{path}/vars" if path else "vars"
+            return self
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            shape = getattr(value, "shape", None)
+            self.found[f"{self._at}/{key}"] = tuple(np.shape(value) if shape is None else map(int, shape))
+
+    return Recorder()
+
+
+# Loading
+
+
+def load_stock(path: str, model: Any, kind: Kind, framework: Framework, absent: set[str]) -> None:
+    """Has Keras load the weights of a file that was found to fit."""
+    # tf_keras raises for metrics that a file lacks unless told to pass over what does not fit; then it only warns.
+    options = {"skip_mismatch": True} if absent and framework == "tf_keras" else {}
+    with (
+        named(path, ".keras" if kind == "keras" else ".weights.h5") as file,
+        warnings.catch_warnings(record=True) as said,
+    ):
+        warnings.simplefilter("always")
+        with damage(path):
+            model.load_weights(file, **options)
+    passed_over = [str(each.message) for each in said if "Could not load weights" in str(each.message)]
+    if len(passed_over) > len({name.rpartition("/vars/")[0] for name in absent}):
+        raise StateMismatchError(f"{path} does not fit the model: {some_of(passed_over, 3, '; ')}")
+
+
+def load_assets(path: str, model: Any, framework: Framework) -> None:
+    """Gives a model the files (vocabularies) that a `.keras` holds for its layers."""
+    with tempfile.TemporaryDirectory(prefix="ckptflow-keras-") as folder, damage(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.startswith("assets/")]
+            archive.extractall(folder, names)
+        if not names:
+            return
+        where: dict[str, Any] = {"inner_path": "", "weights_store": None}
+        if framework == "keras":
+            from keras.src.saving import saving_lib
+
+            failed: dict[int, Any] = {}
+            where |= {"failed_saveables": set(), "error_msgs": failed, "visited_saveables": set()}
+            saving_lib._load_state(model, assets_store=saving_lib.DiskIOStore(f"{folder}/assets", mode="r"), **where)
+            if failed:
+                raise ValueError(f"{[error for _, error in failed.values()]}")
+        else:
+            from tf_keras.src.saving import saving_lib as tf_saving_lib
+
+            store = tf_saving_lib.DiskIOStore(f"{folder}/assets", mode="r")
+            tf_saving_lib._load_state(model, assets_store=store, visited_trackables=set(), **where)
+
+
+def _load_legacy(path: str, model: Any, framework: Framework, *, is_whole: bool) -> None:
+    datasets_of(path, "whole")
+    with named(path, ".h5") as file, damage(path):
+        try:
+            model.load_weights(file)
+        except ValueError as error:  # Keras goes by the order of layers, and counts
+            said = " ".join(str(error).split())[:1000]
+            raise StateMismatchError(f"{path} does not fit the model ({type(model).__name__}): {said}") from error
+    if is_whole and getattr(model, "optimizer", None) is not None:
+        build_optimizer_of(model)
+        with opened(path, path) as found:
+            if not set_optimizer(model.optimizer, found, path):
+                logger.warning("%s holds no optimizer's state: the model's optimizer is as it was made", path)
+
+
+def set_optimizer(optimizer: Any, file: h5py.File, where: str) -> bool:
+    """Gives a built optimizer the state that an HDF5 file of a whole model holds; False where it holds none.
+
+    Raises `StateMismatchError` before anything is written where it does not fit.
+    """
+    names = [name for name in OPTIMIZER_GROUPS if name in file]
+    if not names:
+        return False
+    group = file[names[0]]
+    datasets = [group[name] for name in keras_hdf5.texts_of(group, "weight_names")]
+    variables = optimizer.variables
+    variables = list(variables() if callable(variables) and not isinstance(variables, list) else variables)
+    shapes = [tuple(map(int, variable.shape)) for variable in variables]
+    if shapes != [tuple(dataset.shape) for dataset in datasets]:
+        raise StateMismatchError(
+            f"{where}: the state of its optimizer has {len(datasets)} tensors and does not fit the model's "
+            f"{type(optimizer).__name__}, which has {len(shapes)}"
+        )
+    for variable, dataset in zip(variables, datasets, strict=True):
+        variable.assign(np.asarray(dataset[()]))
+    return True
+
+
+@contextlib.contextmanager
+def named(path: str, suffix: str) -> Iterator[str]:
+    """A name of a file that ends as Keras wants it to."""
+    if path.endswith(suffix) and not (suffix == ".h5" and path.endswith(".weights.h5")):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="ckptflow-keras-") as folder:
+        link = os.path.join(folder, f"model{suffix}")
+        os.symlink(os.path.abspath(path), link)
+        yield link
+
+
+def check_filled(path: str, model: Any, framework: Framework, stored: list[Stored]) -> None:
+    """Raises `CorruptCheckpointError` where a model that Keras read from a file has variables that the file has not.
+
+    Keras only warns where the file lacks a group of layers, or where its optimizer's state has another length.
+    """
+    there = {_plain(each.path): each.shape for each in stored}
+    has_optimizer = any(name.startswith(_OPTIMIZER) for name in there)
+    wanted = places_of(model, framework)
+    missing = [
+        name
+        for name, shape in wanted.items()
+        if there.get(name) != shape
+        and not name.startswith(_METRICS)
+        and (has_optimizer or not name.startswith(_OPTIMIZER))
+    ]
+    if missing:
+        raise CorruptCheckpointError(
+            f"{path} does not hold all of its own model; missing, or of another shape: {some_of(missing, _SHOWN)}"
+        )
+
+
+def max_bytes_of(stored: list[Stored]) -> int:
+    """What a model's variables may take whose file stores so much: the optimizer's may be new, all may be wider."""
+    return FREE_BYTES + 8 * sum(each.size_bytes for each in stored)
