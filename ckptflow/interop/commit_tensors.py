@@ -125,7 +125,6 @@ class _Alone:
 class _Captured:
     """Named tensors as a save wants its snapshot: each is read when it is first asked for. Thread-safe."""
 
-    per_worker: tuple[str, ...] = ()
     own_names: frozenset[str] = frozenset()
 
     def __init__(self, tensors: NamedTensors) -> None:
@@ -134,6 +133,10 @@ class _Captured:
         self.specs = tuple(map(self._spec, self._names))
         self._locks = [threading.Lock() for _ in self._names]
         self._held: list[Bytes1D | None] = [None] * len(self._names)
+
+    @property
+    def per_worker(self) -> tuple[str, ...]:
+        return self._tensors.per_worker
 
     @property
     def python_state(self) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ class NamedTensors:
     read: Callable[[str], Array]
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: frozenset[str] = frozenset()  # names of variables of metrics
+    per_worker: tuple[str, ...] = ()  # as in a manifest of one worker
     python_state: Mapping[str, Any] = field(default_factory=dict)
     models: Mapping[str, Any] = field(default_factory=dict)
     object_graph: Any = None
