@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -130,6 +130,21 @@ def runs(shape: Sequence[int], begin: int, end: int) -> list[Box]:
     if first < last:
         found.append(((first, *(0 for _ in inner)), (last - first, *inner)))
     return found + within(last, 0, tail)
+
+
+def spans(shape: Sequence[int], box: Box) -> Iterator[tuple[int, int, int]]:
+    """The runs of elements that a box is in a row-major tensor of `shape`: each one's begin there and in the box, and
+    its length; in order."""
+    start, extents = box
+    axis = len(shape)
+    while axis and (axis == len(shape) or extents[axis] == shape[axis]):
+        axis -= 1
+    length = volume(extents[axis:])
+    if not length:
+        return
+    for number, outer in enumerate(itertools.product(*map(range, extents[:axis]))):
+        position = (*(a + b for a, b in zip(start, outer, strict=False)), *start[axis:])
+        yield row_major_offset(shape, position), number * length, length
 
 
 def check_cover(shape: Sequence[int], parts: Sequence[Box]) -> None:

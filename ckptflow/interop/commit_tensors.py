@@ -8,6 +8,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ckptflow.arguments import (
     DEFAULT_COMMIT_TIMEOUT_S,
     DEFAULT_KEEP,
@@ -19,7 +21,7 @@ from ckptflow.commit.catalog import Checkpoint, Summaries, list_root
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, SaveFailedError, UsageError
-from ckptflow.format import dtypes
+from ckptflow.format import boxes, dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
 from ckptflow.format.object_graph import ObjectGraph
@@ -30,6 +32,8 @@ from ckptflow.saver import Job, Saver, software_versions
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
+
+LARGE_BYTES = 2**26
 
 
 def commit_tensors(
@@ -185,10 +189,21 @@ class _Captured:
         return dtypes.encode_strings(array) if dtypes.is_encoded(info.dtype) else bytes_of(array)
 
     def is_remote(self, index: int) -> bool:
-        return False
+        """Whether it is fetched in parts: no large tensor need ever be in memory as a whole."""
+        info = self._tensors.infos[self._names[index]]
+        size_bytes = boxes.volume(info.shape) * dtypes.item_size_bytes(info.dtype)
+        return self._tensors.read_part is not None and not dtypes.is_encoded(info.dtype) and size_bytes > LARGE_BYTES
 
     def fetch(self, index: int, box: Box) -> Bytes1D:
-        raise UsageError(f"{self._names[index]} is here and is not fetched")
+        name = self._names[index]
+        info, read_part = self._tensors.infos[name], self._tensors.read_part
+        if read_part is None:
+            raise UsageError(f"{name} is not read in parts")
+        item = dtypes.item_size_bytes(info.dtype)
+        parts = [
+            read_part(name, there * item, (there + count) * item) for there, _, count in boxes.spans(info.shape, box)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def release(self, index: int) -> None:
         self._held[index] = None

@@ -20,7 +20,6 @@ from msgspec import field
 
 from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError
 from ckptflow.format import boxes, dtypes
-from ckptflow.format.boxes import Box
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import MAX_CONTAINERS, Manifest, TensorRecord
 from ckptflow.format.object_graph import ObjectGraph, check_graph
@@ -240,7 +239,7 @@ class _FileTarget:
         memory = self._open.pop(wanted)
         item = dtypes.item_size_bytes(record.dtype)
         box = wanted.box or boxes.whole(record.storage_shape)
-        for there, here, count in _runs(record.storage_shape, box):
+        for there, here, count in boxes.spans(record.storage_shape, box):
             self.write(memory.data[here * item : (here + count) * item], offset + there * item)
         self._spare.append(memory)
 
@@ -249,20 +248,6 @@ class _FileTarget:
         while data:
             count = os.pwrite(self._descriptor, data, at)
             data, at = data[count:], at + count
-
-
-def _runs(shape: Sequence[int], box: Box) -> Iterator[tuple[int, int, int]]:
-    """The runs that a box's elements make in a tensor of `shape`: each one's begin there and in the box, and length."""
-    start, extents = box
-    axis = len(shape)
-    while axis and (axis == len(shape) or extents[axis] == shape[axis]):
-        axis -= 1
-    length = boxes.volume(extents[axis:])
-    if not length:
-        return
-    for number, outer in enumerate(np.ndindex(*extents[:axis])):
-        position = (*(a + b for a, b in zip(start, outer, strict=False)), *start[axis:])
-        yield boxes.row_major_offset(shape, position), number * length, length
 
 
 # Reading
@@ -332,6 +317,7 @@ def _named(path: str, size_bytes: int, entries: Sequence[HeaderEntry], metadata:
     return NamedTensors(
         infos=infos,
         read=lambda name: _read(path, size_bytes, places[name], infos[name]),
+        read_part=lambda name, begin, end: _read_bytes(path, size_bytes, places[name], infos[name], begin, end),
         aliases={name: names for name, names in carried.aliases.items() if name in infos},
         metrics=frozenset(carried.metrics) & infos.keys(),
         per_worker=carried.per_worker,
@@ -357,24 +343,29 @@ def _info(entry: HeaderEntry, disguised: _Disguised | None) -> TensorInfo | None
 
 
 def _read(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo) -> Array:
-    data = np.empty(entry.end - entry.begin, np.uint8)
-    with _os_errors_named(path), open(path, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size != size_bytes:
-            raise CorruptCheckpointError(f"{path} has changed since it was opened")
-        done = 0
-        while done < data.size:
-            count = os.preadv(file.fileno(), [data.data[done:]], entry.begin + done)
-            if not count:
-                raise CorruptCheckpointError(f"{path} ends within {entry.key!r}")
-            done += count
+    data = _read_bytes(path, size_bytes, entry, info, 0, entry.end - entry.begin)
     if dtypes.is_encoded(info.dtype):
         try:
             return dtypes.decode_strings(data, info.shape)
         except ValueError as error:
             raise CorruptCheckpointError(f"{path}: {entry.key!r}: {error}") from error
+    return data.view(dtypes.numpy_dtype(info.dtype)).reshape(info.shape)
+
+
+def _read_bytes(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo, begin: int, end: int) -> Bytes1D:
+    data = np.empty(end - begin, np.uint8)
+    with _os_errors_named(path), open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size != size_bytes:
+            raise CorruptCheckpointError(f"{path} has changed since it was opened")
+        done = 0
+        while done < data.size:
+            count = os.preadv(file.fileno(), [data.data[done:]], entry.begin + begin + done)
+            if not count:
+                raise CorruptCheckpointError(f"{path} ends within {entry.key!r}")
+            done += count
     if info.dtype == "bool" and data.size and data.max() > 1:
         raise CorruptCheckpointError(f"{path}: {entry.key!r} holds bytes that are no bool")
-    return data.view(dtypes.numpy_dtype(info.dtype)).reshape(info.shape)
+    return data
 
 
 @contextlib.contextmanager

@@ -25,9 +25,10 @@ class NamedTensors:
     """Tensors by the name that they get in a checkpoint, and what belongs to them.
 
     `read(name)` gives one whole tensor as an array of the dtype and shape that `infos` says (strings as an array of
-    objects, bytes each); it is called from several threads, once for each tensor. `python_state`, `models` and
-    `object_graph` are as in a manifest. `aliases`: further names of a tensor. `left_out` names what the file has and a
-    checkpoint cannot hold.
+    objects, bytes each); it is called from several threads, once for each tensor. `read_part(name, begin, end)`, where
+    there is one, gives these bytes of a tensor in row-major order: large tensors of numbers are read by it, and never
+    whole. `python_state`, `models` and `object_graph` are as in a manifest. `aliases`: further names of a tensor.
+    `left_out` names what the file has and a checkpoint cannot hold.
     """
 
     infos: Mapping[str, TensorInfo]
@@ -39,6 +40,7 @@ class NamedTensors:
     models: Mapping[str, Any] = field(default_factory=dict)
     object_graph: Any = None
     left_out: tuple[str, ...] = ()
+    read_part: Callable[[str, int, int], npt.NDArray[np.uint8]] | None = None
 
 
 def bytes_of(array: Array) -> npt.NDArray[np.uint8]:
