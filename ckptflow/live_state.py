@@ -17,6 +17,7 @@ from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture, read_metrics
 from ckptflow.state.cluster import Cluster
+from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import is_checkpoint
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, walk
@@ -134,9 +135,9 @@ class LiveState:
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
         self.refresh()
-        build_missing(self._objects, manifest.models, self._cluster.strategy)
+        build_missing(self._objects, in_names_of(self._tree, manifest).models, self._cluster.strategy)
         self.refresh()
-        return match(self._tree, manifest, partial=partial, rename=rename)
+        return match(self._tree, in_names_of(self._tree, manifest), partial=partial, rename=rename)
 
     def loader(
         self, store: Store, pool: BufferPool, *, partial: bool, rename: Rename | None

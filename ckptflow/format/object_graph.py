@@ -6,6 +6,7 @@ the names of attributes, of keys, or of positions in a list.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator
 from typing import TypeAlias
@@ -13,7 +14,7 @@ from typing import TypeAlias
 from msgspec import field
 
 from ckptflow.format import dtypes
-from ckptflow.format.record import Record, Shape, ShortText, Size, TensorName
+from ckptflow.format.record import MAX_NAME_CHARACTERS, MAX_RANK, Record, Shape, ShortText, Size, TensorName
 
 MAX_ZEROS = 2**16  # elements of a tensor that is not stored
 
@@ -69,6 +70,11 @@ def edges(node: str | GraphNode) -> Iterator[tuple[str, int]]:
     return ((str(position), number) for position, number in enumerate(node.children))
 
 
+def slots_of(node: str | GraphNode) -> tuple[tuple[str, int, int], ...]:
+    """A node's slots."""
+    return () if isinstance(node, str) else node.slots
+
+
 def tensor_of(value: Value) -> str | None:
     """The name of the tensor behind a value, None for one that is not stored."""
     return value if isinstance(value, str) else value.tensor
@@ -93,10 +99,14 @@ def check_graph(graph: ObjectGraph, names: Collection[str]) -> None:
             continue
         if any(number >= count for _, number in edges(node)) or any(max(pair) >= count for _, *pair in node.slots):
             raise ValueError("its object graph refers to a node that it does not have")
+        labels = node.children if isinstance(node.children, dict) else ()
+        texts = (*labels, *(slot for slot, _, _ in node.slots), *node.values, *itertools.chain(*node.values.values()))
+        if "" in labels or any(len(text) > MAX_NAME_CHARACTERS for text in texts):
+            raise ValueError(f"a name in its object graph is empty, or longer than {MAX_NAME_CHARACTERS} characters")
         for _, _, value in values_of(node):
             if isinstance(value, Derived) and value.tensor is None:
                 dtypes.item_size_bytes(value.dtype)
-                if math.prod(value.shape) > MAX_ZEROS:
+                if len(value.shape) > MAX_RANK or math.prod(value.shape) > MAX_ZEROS:
                     raise ValueError("its object graph has too many zeros")
             elif tensor_of(value) not in names:
                 raise ValueError(f"its object graph names {tensor_of(value)!r}, which is none of the tensors")

@@ -9,15 +9,27 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 import tensorflow as tf
 from tensorflow.python.checkpoint import saveable_compat
 
-from ckptflow.format.object_graph import VARIABLE, Derived, GraphNode, ObjectGraph, Value, edges
+from ckptflow.format.manifest import Manifest
+from ckptflow.format.object_graph import (
+    VARIABLE,
+    Derived,
+    GraphNode,
+    ObjectGraph,
+    Value,
+    edges,
+    slots_of,
+    values_of,
+)
 from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.format.values import is_unicode
 from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import Bundle
+from ckptflow.state.graph_names import find_bound, rename_by_graph
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
 from ckptflow.state.per_worker import PerWorker
@@ -218,6 +230,59 @@ class _Walk:
             values=value or {},
             slots=tuple((name, places[of], places[slot]) for name, of, slot in slots),
         )
+
+
+def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
+    """A manifest whose names come from its object graph, with the names that the tree has for the same objects.
+
+    As it is, for any other manifest. Tensors stay in their order, and keep their own names as aliases. `models` then
+    says which of the tree's optimizers the checkpoint has slots for.
+    """
+    theirs = manifest.object_graph
+    if theirs is None or not theirs.gives_names:
+        return manifest
+    ours = describe(tree.state, tree)
+    names = rename_by_graph(theirs, ours.graph)
+    taken = set(names.values())
+    tensors = []
+    for tensor in manifest.tensors:
+        name = names.get(tensor.name, tensor.name)
+        while tensor.name not in names and name in taken:  # another's name now
+            name += "_"
+        aliases = tuple(dict.fromkeys(other for other in (tensor.name, *tensor.aliases) if other not in taken))
+        taken |= {name, *aliases}
+        aliases = tuple(other for other in aliases if other != name)
+        tensors.append(msgspec.structs.replace(tensor, name=name, aliases=aliases))
+    models = _models(tree, theirs, ours)
+    return msgspec.structs.replace(manifest, tensors=tuple(tensors), models=models | manifest.models)
+
+
+def models_by_graph(tree: Tree, theirs: ObjectGraph) -> dict[str, Any]:
+    """What a manifest of the tree would say of its models and optimizers, as far as a checkpoint's graph tells it."""
+    return _models(tree, theirs, describe(tree.state, tree))
+
+
+def _models(tree: Tree, theirs: ObjectGraph, ours: Described) -> dict[str, Any]:
+    bound = find_bound(theirs, ours.graph)
+    models: dict[str, Any] = {path: {"kind": "model"} for path in tree.models}
+    for path, node in tree.optimizers.items():
+        our = ours.numbers.get(id(node.optimizer), -1)
+        is_built = our in bound and _count_values(theirs, bound[our]) > _count_values(ours.graph, our)
+        models[path] = {"kind": "optimizer", "built": is_built}
+    return models
+
+
+def _count_values(graph: ObjectGraph, start: int) -> int:
+    """How many objects with values there are below an optimizer, but for the variables that it trains."""
+    seen, waiting = {start}, [start]
+    count = 0
+    while waiting:
+        node = graph.nodes[waiting.pop()]
+        count += sum(1 for _ in values_of(node)) + len(slots_of(node))
+        below = {number for label, number in edges(node) if label != "_trainable_variables"} - seen
+        seen |= below
+        waiting += below
+    return count
 
 
 def as_children(children: dict[str, int]) -> dict[str, int] | tuple[int, ...]:
