@@ -16,9 +16,6 @@ from ckptflow.reading import OpenCheckpoint, open_checkpoint
 from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import staged
 
-# What makes a folder, or a group of files, readable is put in place last.
-_LAST = ("saved_model.pb", "*.index")
-
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -85,7 +82,7 @@ def export_checkpoint(
     import_modules(imports)
     with (
         open_checkpoint(source, step, storage_options=storage_options) as opened,
-        staged(target, overwrite=overwrite, last=_LAST, storage_options=destination_options) as path,
+        staged(target, overwrite=overwrite, storage_options=destination_options) as path,
     ):
         provenance = _provenance(opened, chosen)
         if chosen.holds == "tensors":
@@ -93,7 +90,8 @@ def export_checkpoint(
         else:
             how = {"entry": entry, "imports": tuple(imports), "unsafe": unsafe}
             left_out = _write_model(chosen, path, opened, provenance, model, signatures, input_signature, how)
-        left_out += tuple(sorted(opened.manifest.python_state))
+        if chosen.name != "safetensors":  # which has a place for it
+            left_out += tuple(sorted(opened.manifest.python_state))
         checkpoint = opened.checkpoint
     return Exported(redact_url(target), chosen.name, checkpoint.url, checkpoint.step, tuple(left_out))
 

@@ -49,7 +49,7 @@ FORMATS: dict[str, Format] = {
             False,
             "model",
             True,
-            frozenset({"optimizer"}),
+            frozenset({"optimizer", "vocabularies"}),
             "a whole Keras model in the legacy HDF5 format",
         ),
         Format(
