@@ -137,6 +137,8 @@ class _Check:
     def check(self, described: dict[str, Any]) -> None:
         """Raises unless one described object, without those inside of it, is one that may be made."""
         class_name, inner = described["class_name"], described.get("config")
+        if not isinstance(class_name, str):
+            self._refuse(f"a class called {str(class_name)[:80]!r}")
         if class_name in _PLAIN:
             return
         if class_name == "__lambda__":
@@ -152,7 +154,7 @@ class _Check:
             self._refuse(f"something called {str(name)[:80]!r}")
         found = self._find(module, name)
         if not all(map(self._is_harmless, found)) or not (found or self._is_known(key, name, module)):
-            self._refuse(f"{module}.{name}" if module else name)
+            self._refuse(f"{module}.{name}" if module and module != "builtins" else repr(name))
         for each in found:
             if inspect.isclass(each):
                 self._check_class(each, inner if isinstance(inner, dict) else {})
