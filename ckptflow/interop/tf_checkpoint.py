@@ -22,7 +22,7 @@ from ckptflow.interop.tf_checkpoint_writer import write_tf_checkpoint
 from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean
 from ckptflow.state.graph import as_children, describe, models_by_graph
-from ckptflow.state.graph_names import find_bound, name_values, rename_by_graph, root_label
+from ckptflow.state.graph_names import find_bound, name_values, names_passed_over, rename_by_graph, root_label
 from ckptflow.state.kinds import is_normalization, kind_of
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.tree import Tree, walk
@@ -212,7 +212,7 @@ def _trackables(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 def _restore_stock(prefix: str, checkpoint: Any) -> None:
     try:
-        checkpoint.read(prefix).assert_existing_objects_matched()
+        checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
     except AssertionError as error:
         raise StateMismatchError(f"{prefix} does not fit: {str(error).splitlines()[0][:2000]}") from error
     except tf.errors.OpError as error:
@@ -225,8 +225,7 @@ def _compare(prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph) ->
     """Raises `StateMismatchError`, with every difference, before anything is changed; warns of what nobody can save."""
     names = rename_by_graph(found.object_graph, ours)
     matched = {our: their for their, our in names.items()}
-    bound = find_bound(found.object_graph, ours).values()
-    taken = {value for number in bound for _, _, value in values_of(found.object_graph.nodes[number])}
+    taken = names_passed_over(found.object_graph, ours)
     reached = {tensor_of(value) for node in ours.nodes for _, _, value in values_of(node)}
     weights = {id(weight) for model in tree.models.values() for weight in model.weights}
     lines: list[str] = []

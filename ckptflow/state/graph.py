@@ -29,7 +29,7 @@ from ckptflow.format.values import is_unicode
 from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import Bundle
-from ckptflow.state.graph_names import find_bound, rename_by_graph
+from ckptflow.state.graph_names import find_bound, names_passed_over, rename_by_graph
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
 from ckptflow.state.per_worker import PerWorker
@@ -235,14 +235,16 @@ class _Walk:
 def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
     """A manifest whose names come from its object graph, with the names that the tree has for the same objects.
 
-    As it is, for any other manifest. Tensors stay in their order, and keep their own names as aliases. `models` then
-    says which of the tree's optimizers the checkpoint has slots for.
+    As it is, for any other manifest. Tensors stay in their order, and keep their own names as aliases. What the tree
+    does without, of an object that is there (what a vocabulary was counted from), may be missing as a metric may.
+    `models` then says which of the tree's optimizers the checkpoint has slots for.
     """
     theirs = manifest.object_graph
     if theirs is None or not theirs.gives_names:
         return manifest
     ours = describe(tree.state, tree)
     names = rename_by_graph(theirs, ours.graph)
+    passed_over = names_passed_over(theirs, ours.graph) - names.keys()
     taken = set(names.values())
     tensors = []
     for tensor in manifest.tensors:
@@ -252,7 +254,8 @@ def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
         aliases = tuple(dict.fromkeys(other for other in (tensor.name, *tensor.aliases) if other not in taken))
         taken |= {name, *aliases}
         aliases = tuple(other for other in aliases if other != name)
-        tensors.append(msgspec.structs.replace(tensor, name=name, aliases=aliases))
+        is_metric = tensor.metric or tensor.name in passed_over
+        tensors.append(msgspec.structs.replace(tensor, name=name, aliases=aliases, metric=is_metric))
     models = _models(tree, theirs, ours)
     return msgspec.structs.replace(manifest, tensors=tuple(tensors), models=models | manifest.models)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from typing import NamedTuple
@@ -161,6 +162,20 @@ def rename_by_graph(theirs: ObjectGraph, ours: ObjectGraph) -> dict[str, str]:
     otherwise, or is the root itself, it is found by which of the root's children fits best.
     """
     return _pair(theirs, ours)[1]
+
+
+def names_passed_over(theirs: ObjectGraph, ours: ObjectGraph) -> set[str]:
+    """Their names for what our graph has, too, and we do not save."""
+    return {
+        name
+        for their, our in _pair(theirs, ours)[0].items()
+        for name, mine in itertools.product(_tensors(theirs.nodes[their]), _tensors(ours.nodes[our]))
+        if name is not None and mine is None
+    }
+
+
+def _tensors(node: str | GraphNode) -> set[str | None]:
+    return {tensor_of(value) for _, _, value in values_of(node)}
 
 
 def find_bound(theirs: ObjectGraph, ours: ObjectGraph) -> dict[int, int]:
