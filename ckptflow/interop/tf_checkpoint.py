@@ -105,20 +105,30 @@ def read_bundle(prefix: str) -> NamedTensors:
     """
     bundle = TensorBundle(prefix)
     proto = bundle.object_graph()
-    graph, iterators = None, set()
     if proto is None:
-        names = _names_by_key(bundle.infos)
-    else:
-        graph = from_proto(proto, bundle.infos, f"{prefix}.index")
-        names = _name_values(graph, root_label(graph), f"{prefix}.index")
-        iterators = {key for node in graph.nodes for attribute, _, key in values_of(node) if attribute == "ITERATOR"}
+        return named_tensors(bundle, None, _names_by_key(bundle.infos), "")
+    graph = from_proto(proto, bundle.infos, f"{prefix}.index")
+    label = root_label(graph)
+    return named_tensors(bundle, graph, _name_values(graph, label, f"{prefix}.index"), label)
+
+
+def named_tensors(
+    bundle: TensorBundle, graph: ObjectGraph | None, names: Mapping[str, tuple[str, ...]], label: str
+) -> NamedTensors:
+    """The tensors of a bundle under these names (and aliases) by key, with its graph in the same names.
+
+    `label` is the entry that the graph's root is, "" where it only holds the entries.
+    """
+    nodes = () if graph is None else graph.nodes
+    iterators = {key for node in nodes for attribute, _, key in values_of(node) if attribute == "ITERATOR"}
     kept = {key: names[key] for key, info in bundle.infos.items() if key in names and _can_hold(info, key in iterators)}
     keys = {given[0]: key for key, given in kept.items()}
+    by_key = {key: given[0] for key, given in kept.items()}
     return NamedTensors(
         infos={name: _info_of(bundle.infos[key]) for name, key in keys.items()},
         read=lambda name: bundle.read(keys[name]),
         aliases={given[0]: given[1:] for given in kept.values() if given[1:]},
-        object_graph=None if graph is None else _with_names(graph, {key: given[0] for key, given in kept.items()}),
+        object_graph=None if graph is None else _with_names(graph, by_key, label),
         left_out=tuple(sorted(set(bundle.infos) - set(kept) - {GRAPH_KEY, provenances.NAME})),
     )
 
@@ -145,10 +155,9 @@ def _names_by_key(infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, ...]]
     return names
 
 
-def _with_names(graph: ObjectGraph, names: Mapping[str, str]) -> ObjectGraph:
+def _with_names(graph: ObjectGraph, names: Mapping[str, str], label: str) -> ObjectGraph:
     """A graph of TensorFlow's keys as one of names; what has none is left out. A root that is an object becomes one
     entry below a new root."""
-    label = root_label(graph)
     shift = 1 if label else 0
     nodes: list[str | GraphNode] = []
     for node in graph.nodes:
