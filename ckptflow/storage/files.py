@@ -26,7 +26,7 @@ __all__ = ["LAST", "MAX_FETCH_BYTES", "fetched", "opened", "staged"]
 MAX_FETCH_BYTES = 2**40
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHECKPOINT = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?")  # a checkpoint's folder
-_OURS = re.compile(r"(.*/)?(manifest\.json|lineage/.*)")  # below a checkpoint's folder, or a run's root
+_OURS = re.compile(r"(.*/)?(manifest\.json|lineage/.*)", re.DOTALL)  # in a checkpoint's folder, in a run's root
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def _refuse(where: str, place: LocalPlace | RemotePlace, overwrite: bool) -> Non
     here = place.all()
     if here and not overwrite:
         raise exists(where)
-    ours = next((key for key in here if _OURS.fullmatch(key.partition("/")[2])), None)
+    ours = next(filter(_OURS.fullmatch, here), None)
     if ours is not None:
         raise UsageError(
             f"{where} holds a run or a checkpoint ({ours}), which is never replaced by an export; name another place, "

@@ -41,22 +41,17 @@ class LocalPlace:
         """Every file that is here, in whichever form: its path, beginning with this one's name, and its size."""
         found: dict[str, int] = {}
         try:
-            if os.path.lexists(self._path) and not _is_folder(self._path):
+            if _is_folder(self._path):
+                for above, _, names in os.walk(self._path, onerror=_raise):
+                    paths = (os.path.join(above, name) for name in names)
+                    found |= {os.path.relpath(path, self._parent): os.lstat(path).st_size for path in paths}
+            elif os.path.lexists(self._path):
                 status = os.lstat(self._path)
                 if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                     raise UsageError(f"{self._path} is neither a file nor a folder; name another place")
                 found[self.name] = status.st_size
-            for above, _, files in os.walk(self._path, onerror=_raise):
-                for name in files:
-                    path = os.path.join(above, name)
-                    found[os.path.relpath(path, self._parent)] = os.lstat(path).st_size
-            for name in self._group():
-                found[name] = os.lstat(os.path.join(self._parent, name)).st_size
-        except (FileNotFoundError, NotADirectoryError):
-            pass
+            found |= {name: os.lstat(os.path.join(self._parent, name)).st_size for name in self._group()}
         except OSError as error:
-            if isinstance(error, StorageError):
-                raise
             raise from_os_error(error, "look for", error.filename or self._path) from error
         return found
 
