@@ -15,6 +15,7 @@ from ckptflow.interop.keras_config import build_model, build_optimizer
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
+from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import is_tf_keras_model
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree, walk
@@ -112,9 +113,9 @@ def fill(
     opened: OpenCheckpoint, state: Mapping[str, Any], *, partial: bool = False, rename: Rename | None = None
 ) -> tuple[Tree, Restore]:
     """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does."""
-    build_missing(state, opened.manifest.models)
+    build_missing(state, in_names_of(walk(state), opened.manifest).models)
     tree = walk(state)
-    restore = match(tree, opened.manifest, partial=partial, rename=rename)
+    restore = match(tree, in_names_of(tree, opened.manifest), partial=partial, rename=rename)
     opened.read_into(restore.wanted, restore)
     restore.complete()
     return tree, restore
