@@ -19,16 +19,14 @@ from ckptflow.format.record import MAX_NAME_CHARACTERS, MAX_RANK, Record, Shape,
 MAX_ZEROS = 2**16  # elements of a tensor that is not stored
 
 
-class Derived(Record, frozen=True, kw_only=True, gc=False):
-    """What TensorFlow holds where no stored tensor is quite that: the rows of `tensor`, each in `shape`; or, without a
-    tensor, zeros (or empty strings) of `dtype` and `shape`."""
+class Zeros(Record, frozen=True, kw_only=True, gc=False):
+    """A tensor that is not stored: zeros, or empty strings, of this dtype and shape."""
 
-    tensor: TensorName | None = None
-    dtype: ShortText = ""
-    shape: Shape = ()
+    dtype: ShortText
+    shape: Shape
 
 
-Value: TypeAlias = TensorName | Derived
+Value: TypeAlias = TensorName | Zeros
 
 
 class GraphNode(Record, frozen=True, kw_only=True, gc=False):
@@ -77,7 +75,7 @@ def slots_of(node: str | GraphNode) -> tuple[tuple[str, int, int], ...]:
 
 def tensor_of(value: Value) -> str | None:
     """The name of the tensor behind a value, None for one that is not stored."""
-    return value if isinstance(value, str) else value.tensor
+    return value if isinstance(value, str) else None
 
 
 def values_of(node: str | GraphNode) -> Iterator[tuple[str, str, Value]]:
@@ -104,9 +102,9 @@ def check_graph(graph: ObjectGraph, names: Collection[str]) -> None:
         if "" in labels or any(len(text) > MAX_NAME_CHARACTERS for text in texts):
             raise ValueError(f"a name in its object graph is empty, or longer than {MAX_NAME_CHARACTERS} characters")
         for _, _, value in values_of(node):
-            if isinstance(value, Derived) and value.tensor is None:
+            if isinstance(value, Zeros):
                 dtypes.item_size_bytes(value.dtype)
                 if len(value.shape) > MAX_RANK or math.prod(value.shape) > MAX_ZEROS:
                     raise ValueError("its object graph has too many zeros")
-            elif tensor_of(value) not in names:
-                raise ValueError(f"its object graph names {tensor_of(value)!r}, which is none of the tensors")
+            elif value not in names:
+                raise ValueError(f"its object graph names {value!r}, which is none of the tensors")

@@ -14,10 +14,10 @@ from tensorflow.python.trackable import trackable_utils
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.object_graph import (
     VARIABLE,
-    Derived,
     GraphNode,
     ObjectGraph,
     Value,
+    Zeros,
     check_graph,
     edges,
     slots_of,
@@ -63,7 +63,7 @@ def to_proto(graph: ObjectGraph) -> tuple[Any, dict[str, tuple[str, str, Value]]
         root.children.add(node_id=len(proto.nodes), local_name=SAVE_COUNTER)
         entry = proto.nodes.add()
         entry.has_checkpoint_values.value = True
-        _add_attribute(entry, keys, SAVE_COUNTER, VARIABLE, "", Derived(dtype="int64", shape=()))
+        _add_attribute(entry, keys, SAVE_COUNTER, VARIABLE, "", Zeros(dtype="int64", shape=()))
     return proto, keys
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from ckptflow.errors import CorruptCheckpointError, StorageError, StorageFullError
 from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box, volume
-from ckptflow.format.object_graph import Derived, Value, tensor_of
+from ckptflow.format.object_graph import Zeros, tensor_of
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.interop import provenance as provenances
 from ckptflow.interop.object_graph_proto import to_proto
@@ -39,7 +39,7 @@ def write_tf_checkpoint(prefix: str, opened: OpenCheckpoint, provenance: Provena
         proto, keys = to_proto(graph)
     except ValueError as error:
         raise CorruptCheckpointError(f"{opened.checkpoint.url}: {error}") from error
-    places: dict[str, list[tuple[str, str, Value]]] = {}
+    places: dict[str, list[tuple[str, str]]] = {}
     folder = os.path.dirname(prefix) or "."
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ckptflow-parts-", dir=folder, ignore_cleanup_errors=True) as parts_folder:
@@ -47,8 +47,8 @@ def write_tf_checkpoint(prefix: str, opened: OpenCheckpoint, provenance: Provena
         for key, (attribute, _, value) in keys.items():
             name = tensor_of(value)
             if name is not None:
-                places.setdefault(name, []).append((key, attribute, value))
-            elif isinstance(value, Derived):
+                places.setdefault(name, []).append((key, attribute))
+            elif isinstance(value, Zeros):
                 parts.add(key, _zeros(value, opened.checkpoint.url))
         opened.read_into(parts.wanted(), parts)
         parts.add(GRAPH_KEY, tf.constant(proto.SerializeToString()))
@@ -57,7 +57,7 @@ def write_tf_checkpoint(prefix: str, opened: OpenCheckpoint, provenance: Provena
     return tuple(tensor.name for tensor in manifest.tensors if tensor.name not in places)
 
 
-def _zeros(value: Derived, url: str) -> Any:
+def _zeros(value: Zeros, url: str) -> Any:
     try:
         return tf.zeros(value.shape, value.dtype)
     except (tf.errors.OpError, TypeError, ValueError) as error:
@@ -67,7 +67,7 @@ def _zeros(value: Derived, url: str) -> Any:
 class _Parts:
     """Tensors on their way into files, as many at a time as `PART_BYTES` hold; implements `format.spec.Target`."""
 
-    def __init__(self, prefix: str, opened: OpenCheckpoint, places: Mapping[str, list[tuple[str, str, Value]]]) -> None:
+    def __init__(self, prefix: str, opened: OpenCheckpoint, places: Mapping[str, list[tuple[str, str]]]) -> None:
         self._prefix = prefix
         self._tensors = opened.manifest.tensors
         self._url = opened.checkpoint.url
@@ -88,13 +88,7 @@ class _Parts:
         return found
 
     def _is_plain(self, index: int) -> bool:
-        tensor = self._tensors[index]
-        places = self._places[tensor.name]
-        return (
-            tensor.encoded_bytes is None
-            and tensor.components is None
-            and all(isinstance(value, str) for _, _, value in places)
-        )
+        return self._tensors[index].encoded_bytes is None and self._tensors[index].components is None
 
     def open(self, wanted: Wanted) -> Bytes1D:
         tensor = self._tensors[wanted.tensor]
@@ -115,17 +109,15 @@ class _Parts:
             with tf.device("CPU:0"):
                 value = tf.convert_to_tensor(array) if array.size else tf.zeros(array.shape, tensor.dtype)
         box = "" if wanted.box is None else _box_text(tensor.shape, wanted.box)
-        for key, attribute, place in self._places[tensor.name]:
-            self.add(key, self._as_stock(value, attribute, place, tensor.name), box)
+        for key, attribute in self._places[tensor.name]:
+            is_position = attribute == "ITERATOR" and value.dtype == tf.string
+            self.add(key, self._iterator_state(value, tensor.name) if is_position else value, box)
 
-    def _as_stock(self, value: Any, attribute: str, place: Value, name: str) -> Any:
-        """The value as TensorFlow holds it there."""
+    def _iterator_state(self, value: Any, name: str) -> Any:
         try:
-            if attribute == "ITERATOR" and value.dtype == tf.string:
-                return tf.io.parse_tensor(value, tf.variant)
-            return tf.reshape(value, [-1, *place.shape]) if isinstance(place, Derived) else value
+            return tf.io.parse_tensor(value, tf.variant)
         except tf.errors.OpError as error:
-            raise CorruptCheckpointError(f"{self._url}: {name!r} is not what its object graph says") from error
+            raise CorruptCheckpointError(f"{self._url}: {name!r} is no position of an iterator") from error
 
     def add(self, key: str, value: Any, box: str = "") -> None:
         """One more tensor, or slice of one."""

@@ -23,14 +23,12 @@ Array = npt.NDArray[Any]
 class Bundle(ABC):
     """One object that becomes several tensors of sizes known only when they are captured.
 
-    `obj` is that object. `stock_names`: what TensorFlow's own checkpoints call the parts that they have; `row_shapes`:
-    in which shape they hold each row of a part, where that is another.
+    `obj` is that object. `stock_names`: what TensorFlow's own checkpoints call the parts, where they hold the same.
     """
 
     obj: Any
     dtypes: dict[str, str]
     stock_names: Mapping[str, str] = {}
-    row_shapes: Mapping[str, tuple[int, ...]] = {}
 
     @abstractmethod
     def read(self) -> dict[str, Any]:
@@ -52,8 +50,7 @@ class TableBundle(Bundle):
         self.dtypes = {"keys": table.key_dtype.name, "values": table.value_dtype.name}
         if self._is_dense:
             self._marks = [tf.constant(key, table.key_dtype) for key in (table._empty_key, table._deleted_key)]
-            shapes = {"keys": self._marks[0].shape, "values": table._value_shape}
-            self.row_shapes = {part: (1,) for part, shape in shapes.items() if shape.rank == 0}
+            self.stock_names = {}  # all its buckets, in the order of their hashes
 
     def read(self) -> dict[str, Any]:
         keys, values = self._table.export()

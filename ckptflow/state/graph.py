@@ -16,10 +16,10 @@ from tensorflow.python.checkpoint import saveable_compat
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.object_graph import (
     VARIABLE,
-    Derived,
     GraphNode,
     ObjectGraph,
     Value,
+    Zeros,
     edges,
     slots_of,
     values_of,
@@ -155,31 +155,29 @@ class _Walk:
             if kind is Kind.LOOKUP and self._values[children[name]] is None:
                 self._values[children[name]] = self._lookup_values(obj, child, child_kind)
 
-    def _bundle_values(self, obj: Any) -> Values:
+    def _bundle_values(self, obj: Any) -> Values | None:
         """A table's, iterator's or other trackable's tensors as TensorFlow knows them."""
         bundle, names = self._bundles[id(obj)]
         values: Values = {}
         attribute = saveable_compat.get_saveable_name(obj)  # one name for all that it stores, or None
         for part, stock_name in bundle.stock_names.items():
-            shape = bundle.row_shapes.get(part)
-            value = names[part] if shape is None else Derived(tensor=names[part], shape=shape)
             if attribute is None:
-                values[stock_name] = {"": value}
+                values[stock_name] = {"": names[part]}
             else:
-                values.setdefault(attribute, {})[stock_name] = value
-        return values
+                values.setdefault(attribute, {})[stock_name] = names[part]
+        return values or None
 
     def _lookup_values(self, layer: Any, child: Any, kind: Kind) -> str | Values | None:
         """What a layer with a vocabulary has beside it: what it counted while it adapted, and its weights."""
         if kind is Kind.TABLE:
             keys, values = child.key_dtype.name, child.value_dtype.name
-            return {"table": {"-keys": Derived(dtype=keys, shape=(0,)), "-values": Derived(dtype=values, shape=(0,))}}
+            return {"table": {"-keys": Zeros(dtype=keys, shape=(0,)), "-values": Zeros(dtype=values, shape=(0,))}}
         if kind is not Kind.VARIABLE:
             return None
         weights = self._bundles[id(layer)][1].get("idf_weights") if id(layer) in self._bundles else None
         if weights is not None and child is vars(layer).get("idf_weights"):
             return weights
-        return {VARIABLE: {"": Derived(dtype=child.dtype.name, shape=tuple(child.shape.as_list()))}}
+        return {VARIABLE: {"": Zeros(dtype=child.dtype.name, shape=tuple(child.shape.as_list()))}}
 
     def _add_slots(self) -> None:
         """The slots of optimizers that keep them beside their attributes."""

@@ -17,7 +17,7 @@ from hypothesis import given
 from ckptflow.format import dtypes, values
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Manifest, Receipt, TensorRecord
-from ckptflow.format.object_graph import Derived, GraphNode, ObjectGraph
+from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.format.spec import TensorSpec
 from ckptflow.storage.local import LocalStore
 from tests.format import second_reader
@@ -170,7 +170,6 @@ def test_every_member_and_dtype_is_on_the_page_and_the_page_is_short() -> None:
         - {"format", "version", "kind"}
         == set()
     )
-    assert all(f'"{field.name}"' in text for field in msgspec.structs.fields(Derived))
     named = set(re.findall(r"`(\w+)`", text)) | {"int16", "int32", "uint16", "uint32"}
     assert set(dtypes.names()) <= named
     assert len(text.splitlines()) < 200
