@@ -95,7 +95,7 @@ class _Namer:
         if _is_optimizer(self._nodes[number]):
             self._expand_optimizer(number, path, owner, children)
             return
-        labels = _labels(children) if number else {label: clean(label) for label, _ in children}
+        labels = _labels(children) if path else {label: clean(label) for label, _ in children}
         for label, child in children:
             below = _OPTIMIZERS if _is_optimizer(self._nodes[child]) else phase
             self._queues[max(below, phase)].append(_Waiting(child, path, labels[label], owner))
