@@ -159,10 +159,11 @@ def codes_of(error: BaseException) -> list[str]:
     if isinstance(response, dict):  # botocore's ClientError
         codes.append(str(response.get("Error", {}).get("Code", "")))
         codes.append(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
-    for name in ("code", "status", "status_code"):  # gcsfs's HttpError, aiohttp
+    for name in ("status", "status_code", "code"):  # aiohttp, which warns of its code, and gcsfs's HttpError
         value = getattr(error, name, None)
         if isinstance(value, int | str):
             codes.append(str(value))
+            break
     text = str(error)
     if _OBSTORE in text:  # the reply is in the text, whatever the class
         codes += re.findall(r"<Code>(\w+)</Code>", text) + re.findall(r"status code: (\d{3})", text)

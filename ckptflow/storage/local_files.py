@@ -162,8 +162,12 @@ def _move_to_new(source: str, target: str) -> None:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
         os.rename(source, target)
-    else:
+        return
+    try:
         os.unlink(source)
+    except BaseException:
+        os.unlink(target)
+        raise
 
 
 def _exchange(one: str, other: str) -> bool:

@@ -169,15 +169,17 @@ class RemotePlace:
             raise exists(self.url)
         is_group = all(is_in_group(key, self.name) for key in sizes)
         old = {key for key in here if is_in_group(key, self.name) == is_group}
-        in_the_way: set[str] = set()
+        in_the_way: list[str] = []
         clashes = bool(old) and (self.name in old) != (self.name in sizes)
         if clashes:
-            in_the_way = old  # a file where a folder shall be, or the other way round: not all storages hold both
+            in_the_way = sorted(
+                old
+            )  # a file where a folder shall be, or the other way round: not all storages hold both
         elif len(sizes) > 1:
-            in_the_way = {key for step in in_steps(old, last)[1:] for key in step}
+            in_the_way = [key for step in reversed(in_steps(old, last)[1:]) for key in step]
         done: list[str] = []
         try:
-            self._store.delete(sorted(in_the_way))
+            self._store.delete(in_the_way)
             if clashes and not self._files.is_flat:
                 self._store.run("delete", self.name, lambda: self._files.clear(self.name))
             for step in in_steps(sizes, last):
@@ -185,7 +187,7 @@ class RemotePlace:
         except BaseException as error:
             self._undo(done, old, in_the_way, error)
             raise
-        stale = sorted(old - in_the_way - sizes.keys())
+        stale = sorted(old - set(in_the_way) - sizes.keys())
         try:
             self._store.delete(stale)
         except StorageError as error:
@@ -216,7 +218,7 @@ class RemotePlace:
             if buffer[:count] != data:  # else by a try of ours whose reply was lost
                 raise exists(self.url) from None
 
-    def _undo(self, done: list[str], old: set[str], in_the_way: set[str], error: BaseException) -> None:
+    def _undo(self, done: list[str], old: set[str], in_the_way: list[str], error: BaseException) -> None:
         try:
             self._store.delete(done)
         except StorageError as second:
