@@ -130,7 +130,8 @@ class _Exported:
         self.variables = {name: raw_variable(tree.variables[name]) for name in self.names}
         self.arguments = sig.arguments_of(model, input_signature, described)
         self.is_default_asked_for = input_signature is not None
-        self.signatures = sig.users_signatures(signatures, model)
+        self.given = sig.given_signatures(signatures, model)
+        self.signatures = {name: sig.concrete(name, function) for name, function in self.given.items()}
 
     # The three sorts of models
 

@@ -8,8 +8,9 @@ object graph, as the walk names those of a `tf.Module` with the same attributes.
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,15 +21,23 @@ import tensorflow as tf
 from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnknownVersionError, UsageError
 from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, TensorRecord
+from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.words import some_of
-from ckptflow.interop.reusable import EXTRA, MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, VALUE, Names, keys_of
+from ckptflow.interop.object_graph_proto import from_proto
+from ckptflow.interop.reusable import EXTRA, MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, VALUE, Names
 from ckptflow.interop.reusable import write_saved_model as write_saved_model
 from ckptflow.interop.tensor_bundle import TensorBundle
-from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
-from ckptflow.interop.tf_checkpoint import names_of
+from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
+from ckptflow.interop.tf_checkpoint import named_tensors, names_of
 from ckptflow.state.assign import match
+from ckptflow.state.build import build_missing
+from ckptflow.state.children import clean
+from ckptflow.state.graph import in_names_of, models_by_graph
 from ckptflow.state.kinds import is_keras3_model, raw_variable
+from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree, walk
+
+logger = logging.getLogger("ckptflow")
 
 _MAX_PB_BYTES = 2**31 - 1  # protobuf's own bound
 _KERAS_METADATA = "keras_metadata.pb"
@@ -60,18 +69,41 @@ def read_saved_model(folder: str) -> NamedTensors:
     Raises `UsageError` for a folder that is no SavedModel, `CorruptCheckpointError` for a damaged one.
     """
     opened = _open(folder)
+    return _read_own(opened, opened.names) if opened.names is not None else _read_any(opened)
+
+
+def _read_any(opened: _Opened) -> NamedTensors:
+    """By the object graph, which goes along: a restore finds the objects by it."""
     bundle = opened.variables
-    if opened.names is not None:
-        return _read_own(opened, opened.names)
     if bundle is None:
         return NamedTensors({}, _no_tensor)
-    found = _names(opened, bundle)
-    keys = {names[0]: key for key, names in found.items()}
-    return NamedTensors(
-        infos={name: bundle.infos[key] for name, key in keys.items()},
-        read=lambda name: bundle.read(keys[name]),
-        aliases={names[0]: tuple(names[1:]) for names in found.values() if len(names) > 1},
-    )
+    proto = bundle.object_graph()
+    if proto is None or opened.object_graph is None:  # TensorFlow 1: the keys are the variables' names
+        plain: dict[str, tuple[str, ...]] = {key: (f"model/{clean(key)}",) for key in bundle.infos}
+        return named_tensors(bundle, None, plain, "")
+    stateless = {
+        number for number, node in enumerate(opened.object_graph.nodes) if node.WhichOneof("kind") in _NO_STATE
+    }
+    _drop_children(proto.nodes, lambda child: child.node_id in stateless or child.local_name == "signatures")
+    where = opened.folder
+    graph = from_proto(proto, bundle.infos, where)
+    everything = names_of(proto, bundle.infos, prefix="model")
+    _drop_children(proto.nodes[:1], lambda child: child.local_name in _LISTS)
+    names = names_of(proto, bundle.infos, prefix="model")
+    taken = {name for given in names.values() for name in given}
+    for key, given in everything.items():  # what can be reached only through a list of all variables
+        if key not in names:
+            names[key] = tuple(name for name in given if name not in taken)
+            taken.update(given)
+    return named_tensors(bundle, graph, {key: given for key, given in names.items() if given}, "model")
+
+
+def _drop_children(nodes: Any, is_unwanted: Callable[[Any], bool]) -> None:
+    for node in nodes:
+        kept = [child for child in node.children if not is_unwanted(child)]
+        if len(kept) < len(node.children):
+            del node.children[:]
+            node.children.extend(kept)
 
 
 def _read_own(opened: _Opened, names: Names) -> NamedTensors:
@@ -98,34 +130,6 @@ def _no_tensor(name: str) -> Array:
     raise KeyError(name)
 
 
-def _names(opened: _Opened, bundle: TensorBundle) -> dict[str, tuple[str, ...]]:
-    """Name and aliases by key. What can be reached only through a list of all variables is named by it."""
-    graph = bundle.object_graph()
-    if graph is None or opened.object_graph is None:  # TensorFlow 1: the keys are the variables' names
-        return {key: (f"model/{key.strip('/')}",) for key in bundle.infos}
-    stateless = {
-        number for number, node in enumerate(opened.object_graph.nodes) if node.WhichOneof("kind") in _NO_STATE
-    }
-    _drop_children(graph, lambda child: child.node_id in stateless or child.local_name == "signatures")
-    everything = names_of(graph, tuple(bundle.infos), prefix="model")
-    _drop_children(graph, lambda child: child.local_name in _LISTS, of_root=True)
-    named = names_of(graph, tuple(bundle.infos), prefix="model")
-    taken = {name for names in named.values() for name in names}
-    for key, names in everything.items():
-        if key not in named:
-            named[key] = tuple(name for name in names if name not in taken)
-            taken.update(names)
-    return {key: names for key, names in named.items() if names and key in bundle.infos}
-
-
-def _drop_children(graph: Any, is_unwanted: Any, *, of_root: bool = False) -> None:
-    for node in graph.nodes[:1] if of_root else graph.nodes:
-        kept = [child for child in node.children if not is_unwanted(child)]
-        if len(kept) < len(node.children):
-            del node.children[:]
-            node.children.extend(kept)
-
-
 # Reading as a tf_keras model
 
 
@@ -135,12 +139,12 @@ def is_keras_saved_model(folder: str) -> bool:
 
 
 def read_keras_saved_model(folder: str, *, unsafe: bool = False) -> Any:
-    """The tf_keras model that a SavedModel of tf_keras holds, with its optimizer.
+    """The tf_keras model that a SavedModel of tf_keras holds, with its optimizer's state, which tf_keras itself leaves.
 
     Raises `UsageError` where tf_keras is missing or does not know a class, or the model has a Lambda layer, which is
     code, and not `unsafe`; `CorruptCheckpointError` for a damaged one.
     """
-    _open(folder)
+    opened = _open(folder)
     tf_keras = _tf_keras()
     lambdas = _lambdas(folder)
     if lambdas and not unsafe:
@@ -149,7 +153,7 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False) -> Any:
             "(--unsafe) if you trust it"
         )
     try:
-        return tf_keras.models.load_model(folder)
+        model = tf_keras.models.load_model(folder)
     except (tf.errors.OpError, OSError) as error:
         raise CorruptCheckpointError(f"{folder}: tf_keras cannot read the model: {error}") from error
     except Exception as error:  # whatever a class's from_config raises
@@ -157,6 +161,8 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False) -> Any:
             f"{folder}: tf_keras cannot build the model: {type(error).__name__}: {error}. Where a class is not known, "
             "name the module that registers it by imports= (--import)"
         ) from error
+    _assign(folder, _read_any(opened), {"model": model}, is_strict=False)
+    return model
 
 
 def _tf_keras() -> ModuleType:
@@ -169,7 +175,7 @@ def _tf_keras() -> ModuleType:
 
 
 def _lambdas(folder: str) -> list[str]:
-    from tf_keras.src.protobuf import saved_metadata_pb2
+    from tf_keras.protobuf import saved_metadata_pb2
 
     path = os.path.join(folder, _KERAS_METADATA)
     metadata = saved_metadata_pb2.SavedMetadata()
@@ -201,37 +207,31 @@ def load_saved_model_into(folder: str, model: Any) -> None:
     the model that is not there or has another shape; no value is changed then.
     """
     opened = _open(folder)
-    path = "model" if opened.names is None else opened.names.path
-    tree = walk({path: model})
-    tensors = _read_own(opened, opened.names) if opened.names is not None else _by_identity(opened, model, tree)
-    _assign(folder, tensors, tree)
+    if opened.names is not None:
+        _assign(folder, _read_own(opened, opened.names), {opened.names.path: model})
+        return
+    is_in_order = is_keras3_model(model) and opened.object_graph is not None
+    tensors = _in_order(opened, model) if is_in_order else _read_any(opened)
+    _assign(folder, tensors, {"model": model})
 
 
-def _by_identity(opened: _Opened, model: Any, tree: Tree) -> NamedTensors:
-    """The tensors under the names that the walk gives the model's variables."""
+def _in_order(opened: _Opened, model: Any) -> NamedTensors:
+    """What Keras 3's `model.export()` lists as the variables, under the names that the walk gives the model's."""
     bundle = opened.variables
-    graph = None if bundle is None else bundle.object_graph()
-    if bundle is None or graph is None:
-        raise UsageError(
-            f"{opened.folder}: a SavedModel of TensorFlow 1 says nothing of objects; import it without a model, and "
-            "take it by names: rename={name there: name in the model}"
+    listed = [] if bundle is None else _listed(bundle.object_graph(), "variables")
+    if bundle is None or len(listed) != len(model.variables):
+        raise StateMismatchError(
+            f"{opened.folder} has {len(listed)} variables in order, as Keras's model.export() writes them, and the "
+            f"model has {len(model.variables)}; nothing was changed. Take what fits by names: "
+            "rename={name there: name in the model}, with partial=True"
         )
-    keys = keys_of(graph, model)
-    if is_keras3_model(model):
-        listed = _listed(graph, "variables")
-        if len(listed) != len(model.variables):
-            raise StateMismatchError(
-                f"{opened.folder} has {len(listed)} variables in order, as Keras's model.export() writes them, and the "
-                f"model has {len(model.variables)}; nothing was changed. Take what fits by names: "
-                "rename={name there: name in the model}, with partial=True"
-            )
-        keys = {id(raw_variable(variable)): key for variable, key in zip(model.variables, listed, strict=True)}
-    names = {
-        name: keys[id(raw)]
-        for name, raw in ((name, raw_variable(variable)) for name, variable in tree.variables.items())
-        if id(raw) in keys and keys[id(raw)] in bundle.infos
-    }
+    found = {id(raw): name for name, raw in _raw_variables({"model": model}).items()}
+    names = {found[id(raw_variable(variable))]: key for variable, key in zip(model.variables, listed, strict=True)}
     return NamedTensors({name: bundle.infos[key] for name, key in names.items()}, lambda name: bundle.read(names[name]))
+
+
+def _raw_variables(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: raw_variable(variable) for name, variable in walk(state).variables.items()}
 
 
 def _listed(graph: Any, name: str) -> list[str]:
@@ -242,8 +242,15 @@ def _listed(graph: Any, name: str) -> list[str]:
     return [attribute.checkpoint_key for node in nodes for attribute in node.attributes if attribute.name == VALUE]
 
 
-def _assign(folder: str, tensors: NamedTensors, tree: Tree) -> None:
-    """Strict for all but the optimizer and metrics. Largest first, one tensor in memory at a time."""
+def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:
+    """Gives the state the values, largest first, one tensor in memory at a time.
+
+    What is unbuilt is built first. Optimizers and metrics may lack some, and so may vocabularies and tables, which
+    are constants of the graph in most SavedModels.
+    """
+    graph = tensors.object_graph
+    build_missing(state, dict(tensors.models) if graph is None else models_by_graph(walk(state), graph))
+    tree = walk(state)
     texts = {name: tensors.read(name) for name, info in tensors.infos.items() if dtypes.is_encoded(info.dtype)}
     encoded = {name: dtypes.encode_strings(array) for name, array in texts.items()}
     records = tuple(
@@ -258,11 +265,17 @@ def _assign(folder: str, tensors: NamedTensors, tree: Tree) -> None:
         )
         for name, info in tensors.infos.items()
     )
-    restore = match(tree, _manifest(records), partial=True)
+    manifest = in_names_of(tree, _manifest(records, graph))
+    restore = match(tree, manifest, partial=True)
     optimizers = tuple(f"{name}/" for name in tree.optimizers)
-    needed = [name for name in restore.missing if not name.startswith(optimizers)]
-    if needed:
-        lines = [f"  {name}: {_difference(name, tree, tensors.infos)}" for name in needed]
+    parts = {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
+    needed = [name for name in restore.missing if not name.startswith(optimizers) and name not in parts]
+    kept = sorted(parts & set(restore.missing))
+    if kept:
+        logger.warning("%s has no %s as tensors: they stay as they were made", folder, some_of(kept, _SHOWN))
+    if needed and is_strict:
+        there = {record.name: record for record in manifest.tensors}
+        lines = [f"  {name}: {_difference(name, tree, there)}" for name in needed]
         raise StateMismatchError(
             f"{folder} does not have all of the model; no value was changed.\n{some_of(lines, _SHOWN, chr(10))}\n"
             "For a warm start, pass partial=True, or rename={name there: name in the model}."
@@ -277,15 +290,15 @@ def _assign(folder: str, tensors: NamedTensors, tree: Tree) -> None:
     restore.complete()
 
 
-def _difference(name: str, tree: Tree, infos: Mapping[str, TensorInfo]) -> str:
-    if name not in infos:
+def _difference(name: str, tree: Tree, there: Mapping[str, TensorRecord]) -> str:
+    if name not in there:
         return "not in it"
     (leaf,) = (leaf for leaf in tree.leaves if leaf.name == name)
-    here, there = f"{leaf.dtype}{list(leaf.shape or ())}", f"{infos[name].dtype}{list(infos[name].shape)}"
-    return f"{here} in the model, {there} in it"
+    record = there[name]
+    return f"{leaf.dtype}{list(leaf.shape or ())} in the model, {record.dtype}{list(record.shape)} in it"
 
 
-def _manifest(records: tuple[TensorRecord, ...]) -> Manifest:
+def _manifest(records: tuple[TensorRecord, ...], graph: ObjectGraph | None) -> Manifest:
     """What the tensors would be as a checkpoint: matching names, shapes and dtypes is done there."""
     return Manifest(
         folder="000000000000-i0001",
@@ -298,6 +311,7 @@ def _manifest(records: tuple[TensorRecord, ...]) -> Manifest:
         reason="start",
         shards=(),
         tensors=records,
+        object_graph=graph,
     )
 
 

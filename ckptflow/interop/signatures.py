@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.format.words import some_of
 from ckptflow.state.children import automatic_base
 from ckptflow.state.kinds import Kind, is_keras3_model, is_tf_keras_model, kind_of, local_copies, raw_variable
 
@@ -220,11 +221,11 @@ def _shorten(error: Exception) -> str:
     return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"
 
 
-def users_signatures(signatures: Any, model: Any) -> dict[str, Any]:
-    """The user's signatures as ConcreteFunctions by name.
+def given_signatures(signatures: Any, model: Any) -> dict[str, Any]:
+    """The user's functions by name: `signatures` is a mapping of them, or is called with the model to give one.
 
-    `signatures` is a mapping of functions, or is called with the model to give one. Raises `UsageError` for what is
-    none, and for a function whose inputs are not known.
+    Keep them until the SavedModel is written: a table or file may have no other holder than its function. Raises
+    `UsageError` for what is no such thing.
     """
     if callable(signatures) and not isinstance(signatures, (Mapping, Function, ConcreteFunction)):
         signatures = signatures(model)
@@ -240,10 +241,11 @@ def users_signatures(signatures: Any, model: Any) -> dict[str, Any]:
     for name in signatures:
         if not isinstance(name, str) or not name or name in _RESERVED:
             raise UsageError(f"{name!r} cannot be the name of a signature")
-    return {name: _concrete(name, function) for name, function in signatures.items()}
+    return dict(signatures)
 
 
-def _concrete(name: str, function: Any) -> Any:
+def concrete(name: str, function: Any) -> Any:
+    """A function as a ConcreteFunction. Raises `UsageError` where it is none, or its inputs are not known."""
     if isinstance(function, ConcreteFunction):
         return function
     if not isinstance(function, Function):
@@ -272,7 +274,8 @@ def resources_of(functions: Iterable[tuple[str, Any]], variables: Iterable[Any])
     function uses, and for a resource that nobody holds any more.
     """
     own = {id(copy.handle) for variable in variables for copy in _copies(variable)}
-    foreign: dict[str, list[str]] = {}
+    foreign: dict[str, set[str]] = {}
+    gone: set[str] = set()
     tables: dict[int, Any] = {}
     texts: dict[int, Any] = {}
     for name, function in functions:
@@ -282,17 +285,24 @@ def resources_of(functions: Iterable[tuple[str, Any]], variables: Iterable[Any])
             if captured.dtype != tf.resource or id(captured) in own:
                 continue
             owner = getattr(captured, "_parent_trackable", lambda: None)()
-            if owner is None or kind_of(owner) is Kind.VARIABLE:
-                foreign.setdefault(name, []).append(_describe(owner))
+            if owner is None:
+                gone.add(name)
+            elif kind_of(owner) is Kind.VARIABLE:
+                foreign.setdefault(name, set()).add(f"{owner.name} {owner.dtype.name}{list(owner.shape)}")
             else:
                 tables[id(owner)] = owner
     if foreign:
-        lines = [f"  {name}: {', '.join(sorted(set(found))[:5])}" for name, found in foreign.items()]
+        lines = [f"  {name}: {some_of(sorted(found), 5)}" for name, found in foreign.items()]
         raise UsageError(
             "signatures use variables that are not the exported model's, so that they would answer with other "
             "values than the checkpoint's:\n" + "\n".join(lines) + "\nMake them of the model that is exported: pass "
             "signatures=lambda model: {name: tf.function}; other variables that they need must be the model's own "
             "(an attribute of it)"
+        )
+    if gone:
+        raise UsageError(
+            f"{', '.join(sorted(gone))}: uses a table or another resource that no object holds any more; keep it, or "
+            "hand over the tf.function in place of a concrete function"
         )
     # An asset does not mark its path as its own. Few functions use a text, so that this look is rare.
     live = [obj for obj in gc.get_objects() if type(obj) is tf.saved_model.Asset] if texts else []
@@ -306,7 +316,3 @@ def _copies(variable: Any) -> list[Any]:
 
 def _captures(function: Any) -> list[Any]:
     return [captured for captured, _ in function.graph.captures if hasattr(captured, "dtype")]
-
-
-def _describe(owner: Any) -> str:
-    return "one that is gone" if owner is None else f"{owner.name} {owner.dtype.name}{list(owner.shape)}"

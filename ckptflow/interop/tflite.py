@@ -65,8 +65,9 @@ def write_tflite(
         file.write(data)
     if selected:
         logger.warning(
-            "%s needs operations that LiteRT does not have: %s. tf.lite.Interpreter has them, and so has LiteRT with "
-            "its Flex delegate (select TensorFlow ops); others cannot run it. A recurrent model needs none where "
+            "%s needs operations of TensorFlow's own beside LiteRT's: %s. It runs where the Flex delegate is (select "
+            "TensorFlow ops: in Android's tensorflow-lite-select-tf-ops; not in the packages ai-edge-litert and "
+            "tensorflow 2.21). Text can be prepared outside of the graph; a recurrent layer needs none of them where "
             "input_signature= fixes the batch size",
             path,
             some_of(selected, _SHOWN),

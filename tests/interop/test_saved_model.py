@@ -1,0 +1,446 @@
+"""SavedModels for serving and for reuse: read by stock TensorFlow, TensorFlow Hub and both Kerases."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ckptflow.errors import UsageError
+from ckptflow.interop.provenance import Provenance, decode
+from ckptflow.interop.reusable import write_saved_model
+from tests.interop import models
+from tests.interop.stock import run_stock
+
+EXPORTS = [
+    *(("keras", name) for name in ("dense", "text", "transformer", "many_inputs", "subclassed")),
+    *(("tf_keras", name) for name in ("dense", "text", "subclassed")),
+    ("tensorflow", "module"),
+]
+PROVENANCE = Provenance(
+    run_url="s3://bucket/run",
+    run_id="run",
+    folder="000000000003-i0001",
+    step=3,
+    incarnation=1,
+    manifest_sha256="0" * 64,
+    format="saved-model",
+    ckptflow="1",
+    exported_at="2026-01-01T00:00:00+00:00",
+)
+
+LOADER = """
+import numpy as np, tensorflow as tf, tensorflow_hub as hub
+
+answer = {}
+for key, case in argument.items():
+    data = np.load(case["data"])
+    inputs = {name[3:]: data[name] for name in data if name.startswith("in_")}
+    if list(inputs) == ["0"]:
+        structure = tf.constant(inputs["0"])
+    elif "0" in inputs:
+        structure = [tf.constant(inputs[str(position)]) for position in range(len(inputs))]
+    else:
+        structure = {name: tf.constant(value) for name, value in inputs.items()}
+    loaded = hub.load(case["folder"])
+    signature = loaded.signatures["serving_default"]
+    names = list(signature.structured_input_signature[1])
+    if isinstance(structure, dict):
+        assert sorted(names) == sorted(structure), names
+        named = structure
+    else:
+        flat = tf.nest.flatten(structure)
+        named = dict(zip(case["names"] or names, flat, strict=True))
+    difference = lambda value: float(np.abs(np.asarray(value) - data["out"]).max())
+    one = {name: value[:1] for name, value in named.items()}
+    answer[key] = {
+        "call": difference(loaded(structure)),
+        "signature": difference(next(iter(signature(**named).values()))),
+        "one": next(iter(signature(**one).values())).shape[0],
+        "inputs": names,
+        "outputs": list(signature.structured_outputs),
+        "variables": len(loaded.variables),
+        "trainable": len(loaded.trainable_variables),
+        "losses": [float(loss()) for loss in getattr(loaded, "regularization_losses", ())],
+    }
+"""
+
+
+def save_case(path: Path, inputs: Any, outputs: Any) -> str:
+    """Inputs and outputs as arrays in one file, strings without pickle."""
+    parts = inputs if isinstance(inputs, dict) else dict(enumerate(inputs if isinstance(inputs, list) else [inputs]))
+    arrays: dict[str, Any] = {f"in_{name}": np.asarray(value.tolist()) for name, value in parts.items()}
+    arrays = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in arrays.items()}
+    for name, value in arrays.items():
+        if value.dtype == np.int64:
+            arrays[name] = value.astype(np.int32)
+    np.savez(path, out=np.asarray(outputs), **arrays)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    return {f"{framework}-{name}": models.CASES[name].make(framework) for framework, name in EXPORTS}
+
+
+@pytest.fixture(scope="module")
+def exports(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("exports")
+    for key, model in made.items():
+        write_saved_model(str(root / key), model, PROVENANCE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def loaded(made: dict[str, Any], exports: Path) -> Any:
+    """What stock TensorFlow and Hub say of every export, in one process."""
+    cases = {}
+    for framework, name in EXPORTS:
+        key, case = f"{framework}-{name}", models.CASES[name]
+        data = save_case(exports / f"{key}.npz", case.sample_inputs(), case.predict(made[key]))
+        names = ["picture", "numbers"] if name == "many_inputs" else None
+        cases[key] = {"folder": str(exports / key), "data": data, "names": names}
+    return run_stock(LOADER, cases)
+
+
+@pytest.mark.parametrize("key", [f"{framework}-{name}" for framework, name in EXPORTS])
+def test_stock_tensorflow_predicts_the_same(key: str, loaded: Any, made: dict[str, Any]) -> None:
+    answer = loaded[key]
+    assert answer["call"] <= 1e-6
+    assert answer["signature"] <= 1e-6
+    assert answer["one"] == 1  # any batch size
+    assert answer["trainable"] == len(made[key].trainable_variables)
+    assert answer["variables"] >= answer["trainable"] > 0
+
+
+def test_names_of_inputs_and_outputs(loaded: Any, tmp_path: Path) -> None:
+    assert sorted(loaded["keras-text"]["inputs"]) == ["author", "text"]
+    assert sorted(loaded["keras-many_inputs"]["inputs"]) == ["numbers", "picture"]
+    assert loaded["keras-dense"]["inputs"] == ["inputs"]  # Keras made the layer's name up
+    assert loaded["keras-dense"]["outputs"] == ["output_0"]
+    assert loaded["keras-transformer"]["inputs"] == ["tokens"]
+    inputs = keras.Input((3,), name="features")
+    heads = [keras.layers.Dense(1, name="price")(inputs), keras.layers.Dense(2)(inputs)]
+    write_saved_model(str(tmp_path / "m"), keras.Model(inputs, heads), None)
+    signature = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_default"]
+    assert sorted(signature.structured_outputs) == ["output_1", "price"]
+
+
+REUSER = """
+import os
+import numpy as np, tensorflow as tf, tensorflow_hub as hub, tf_keras, keras
+
+def fit(folder):
+    layer = hub.KerasLayer(folder, trainable=True)
+    model = tf_keras.Sequential([tf_keras.Input((8,)), layer])
+    model.compile(tf_keras.optimizers.SGD(0.1), "mse")
+    x = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    before = {v.name: v.numpy().copy() for v in layer.variables}
+    dropped = [model(x, training=True).numpy() for _ in range(2)]
+    still = [model(x, training=False).numpy() for _ in range(2)]
+    moved = {v.name: bool((v.numpy() != before[v.name]).any()) for v in layer.variables}
+    losses = [float(loss) for loss in layer.losses]
+    model.fit(x, np.zeros((16, 5), np.float32), epochs=2, verbose=0)
+    trained = [bool((v.numpy() != before[v.name]).any()) for v in layer.trainable_variables]
+    return {
+        "random": bool((dropped[0] != dropped[1]).any()),
+        "repeats": bool((still[0] == still[1]).all()),
+        "moved": sorted(name for name, value in moved.items() if value),
+        "trained": trained,
+        "losses": losses,
+    }
+
+answer = {key: fit(os.path.join(argument["root"], key)) for key in ("keras-dense", "tf_keras-dense")}
+answer["regularized"] = fit(argument["regularized"])["losses"]
+
+folder = os.path.join(argument["root"], "keras-dense")
+data = np.load(argument["data"])
+layer = keras.layers.TFSMLayer(folder, call_training_endpoint="serve_training")
+named = keras.layers.TFSMLayer(folder, call_endpoint="serving_default")
+answer["tfsm"] = [
+    float(np.abs(np.asarray(layer(data["in_0"])) - data["out"]).max()),
+    float(np.abs(np.asarray(named(data["in_0"])["output_0"]) - data["out"]).max()),
+]
+model = keras.Sequential([keras.Input((8,)), layer])
+model.compile("sgd", "mse")
+before = [v.numpy() for v in layer.trainable_variables]
+model.fit(data["in_0"], np.zeros_like(data["out"]), epochs=2, verbose=0)
+answer["tfsm trained"] = [bool((v.numpy() != old).any()) for v, old in zip(layer.trainable_variables, before)]
+
+model = tf_keras.models.load_model(os.path.join(argument["root"], "tf_keras-dense"))
+answer["tf_keras"] = {
+    "class": type(model.optimizer).__name__,
+    "iterations": int(model.optimizer.iterations.numpy()),
+    "slots": [float(np.abs(v.numpy()).sum()) for v in model.optimizer.variables],
+    "difference": float(np.abs(model.predict(data["tf_keras_in"], verbose=0) - data["tf_keras_out"]).max()),
+}
+model.fit(data["tf_keras_in"], np.zeros(4), epochs=1, verbose=0)
+answer["tf_keras"]["next"] = int(model.optimizer.iterations.numpy())
+"""
+
+
+def test_reuse_in_larger_models(made: dict[str, Any], exports: Path, tmp_path: Path) -> None:
+    """Fine-tuning: Dropout is random and moving averages move in training alone; weights learn; losses come along."""
+    regularized = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(5, kernel_regularizer="l2"), keras.layers.Dropout(0.5, seed=1)]
+    )
+    write_saved_model(str(tmp_path / "regularized"), regularized, None)
+    case, key = models.CASES["dense"], "keras-dense"
+    other = made["tf_keras-dense"]
+    inputs = case.sample_inputs()
+    np.savez(
+        tmp_path / "data.npz",
+        in_0=inputs,
+        out=case.predict(made[key]),
+        tf_keras_in=inputs,
+        tf_keras_out=case.predict(other),
+    )
+    about = {"root": str(exports), "regularized": str(tmp_path / "regularized"), "data": str(tmp_path / "data.npz")}
+    answer = run_stock(REUSER, about)
+    for name in ("keras-dense", "tf_keras-dense"):
+        reused = answer[name]
+        assert reused["random"]
+        assert reused["repeats"]
+        assert reused["trained"] == [True] * 6
+        assert any("moving_mean" in moved for moved in reused["moved"])
+        assert not any("kernel" in moved for moved in reused["moved"])
+    np.testing.assert_allclose(answer["regularized"], [float(loss) for loss in regularized.losses], rtol=1e-6)
+    assert max(answer["tfsm"]) <= 1e-6
+    assert answer["tfsm trained"] == [True] * 6
+    restored = answer["tf_keras"]
+    assert (restored["class"], restored["iterations"], restored["next"]) == ("Adam", 3, 4)
+    slots = [float(np.abs(variable.numpy()).sum()) for variable in other.optimizer.variables]
+    np.testing.assert_allclose(restored["slots"], slots, rtol=1e-6)
+    assert restored["difference"] <= 1e-6
+
+
+COMMANDS = """
+import contextlib, io, sys
+from tensorflow.python.tools import saved_model_cli
+
+answer = []
+for command in argument:
+    sys.argv = ["saved_model_cli", *command]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            saved_model_cli.main()
+        except SystemExit as done:
+            assert not done.code, done.code
+    answer.append(printed.getvalue())
+"""
+
+
+def test_the_stock_command(made: dict[str, Any], exports: Path, tmp_path: Path) -> None:
+    folder, case = str(exports / "keras-dense"), models.CASES["dense"]
+    np.save(tmp_path / "in.npy", case.sample_inputs())
+    show = ["show", "--dir", folder, "--all"]
+    run = ["run", "--dir", folder, "--tag_set", "serve", "--signature_def", "serving_default"]
+    run += ["--inputs", f"inputs={tmp_path}/in.npy", "--outdir", str(tmp_path)]
+    shown, _ = run_stock(COMMANDS, [show, run])
+    assert "MetaGraphDef with tag-set: 'serve'" in shown
+    assert "inputs['inputs'] tensor_info:\n        dtype: DT_FLOAT\n        shape: (-1, 8)" in shown
+    np.testing.assert_allclose(np.load(tmp_path / "output_0.npy"), case.predict(made["keras-dense"]), atol=1e-6)
+
+
+def test_it_says_where_it_comes_from(exports: Path) -> None:
+    for framework, name in EXPORTS:
+        text = (exports / f"{framework}-{name}" / "assets.extra" / "ckptflow.json").read_text()
+        assert decode(text, name) == PROVENANCE
+
+
+# Signatures
+
+
+def small_model() -> Any:
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="out")])
+
+
+SIGNATURES = """
+import numpy as np, tensorflow as tf
+
+def answers(signatures):
+    return {
+        "by_word": signatures["by_word"](words=tf.constant(["b", "a", "?"]))["scores"].numpy().tolist(),
+        "by_file": signatures["by_file"]()["text"].numpy().decode(),
+        "scaled": signatures["scaled"](tf.constant([[3.0, 5.0]]))["output_0"].numpy().tolist(),
+        "concrete": signatures["concrete"](x=tf.constant([1.0, 2.0]))["output_0"].numpy().tolist(),
+        "default": sorted(signatures["serving_default"].structured_input_signature[1]),
+    }
+
+answer = [answers(tf.saved_model.load(folder).signatures) for folder in argument]
+"""
+
+
+def signatures_of(folder: Path) -> Callable[[Any], dict[str, Any]]:
+    """Functions that use a table, a file, an adapted layer, and the model."""
+    file = folder / "labels.txt"
+    file.write_text("from the file")
+
+    def make(model: Any) -> dict[str, Any]:
+        keys = tf.constant(["a", "b"])
+        table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, [[1.0], [2.0]][0] + [2.0]), 0.0)
+        lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+        scale = keras.layers.Normalization(mean=[1.0, 1.0], variance=[4.0, 4.0])
+        asset = tf.saved_model.Asset(str(file))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="words")])
+        def by_word(words: Any) -> dict[str, Any]:
+            numbers = tf.stack([table.lookup(words), tf.cast(lookup(words), tf.float32)], axis=-1)
+            return {"scores": model(numbers, training=False)}
+
+        @tf.function(input_signature=[])
+        def by_file() -> dict[str, Any]:
+            return {"text": tf.io.read_file(asset.asset_path)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32)])
+        def scaled(x: Any) -> Any:
+            return scale(x)
+
+        plain = tf.function(lambda x: x * 2.0)
+        concrete = plain.get_concrete_function(tf.TensorSpec([None], tf.float32, name="x"))
+        return {"by_word": by_word, "by_file": by_file, "scaled": scaled, "concrete": concrete}
+
+    return make
+
+
+def model_and_signatures(framework: str, folder: Path) -> tuple[Any, Any]:
+    if framework == "tensorflow":
+        model: Any = tf.Module()
+        model.kernel = tf.Variable([[1.0], [10.0]])
+        call = tf.function(lambda x, training=False: x @ model.kernel)
+
+        def signatures(_: Any) -> dict[str, Any]:
+            default = call.get_concrete_function(tf.TensorSpec([None, 2], tf.float32, name="inputs"))
+            return {**signatures_of(folder)(call), "serving_default": default}
+
+        return model, signatures
+    keras_module = sys.modules[framework]
+    inputs = keras_module.Input((2,), name="inputs")
+    model = keras_module.Model(inputs, keras_module.layers.Dense(1, use_bias=False)(inputs))
+    model.set_weights([np.asarray([[1.0], [10.0]], np.float32)])
+    return model, signatures_of(folder)
+
+
+def test_what_signatures_use_travels_along(tmp_path: Path) -> None:
+    frameworks = [*models.KERASES, "tensorflow"]
+    for framework in frameworks:
+        model, signatures = model_and_signatures(framework, tmp_path)
+        write_saved_model(str(tmp_path / framework), model, None, signatures=signatures)
+        shutil.move(tmp_path / framework, tmp_path / f"moved-{framework}")
+        (tmp_path / "labels.txt").unlink()
+    answer = run_stock(SIGNATURES, [str(tmp_path / f"moved-{framework}") for framework in frameworks])
+    expected = {
+        "by_word": [[22.0], [11.0], [0.0]],
+        "by_file": "from the file",
+        "scaled": [[1.0, 2.0]],
+        "concrete": [2.0, 4.0],
+        "default": ["inputs"],
+    }
+    assert answer == [expected] * len(frameworks)
+
+
+def test_a_table_that_nothing_holds(tmp_path: Path) -> None:
+    def make() -> Any:
+        table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["a"], [1.0]), 0.0)
+        return tf.function(lambda x: table.lookup(x)).get_concrete_function(tf.TensorSpec([None], tf.string))
+
+    function = make()
+    gc.collect()
+    with pytest.raises(UsageError, match=r"f: uses a table .* no object holds"):
+        write_saved_model(str(tmp_path / "m"), small_model(), None, signatures={"f": function})
+
+
+def test_variables_of_another_model_are_refused(tmp_path: Path) -> None:
+    """The live model is not the one that is exported: its values would go into the signature unseen."""
+    live, exported = small_model(), small_model()
+    threshold = tf.Variable(0.5, name="threshold")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32)])
+    def of_live(x: Any) -> Any:
+        return live(x, training=False)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32)])
+    def with_threshold(x: Any) -> Any:
+        return exported(x, training=False) > threshold
+
+    with pytest.raises(UsageError, match=r"lambda model") as caught:
+        write_saved_model(str(tmp_path / "m"), exported, None, signatures={"a": of_live, "b": with_threshold})
+    assert "out/kernel:0 float32[2, 1]" in str(caught.value)
+    assert "b: threshold:0 float32[]" in str(caught.value)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("signatures", "words"),
+    [
+        ({"f": lambda x: x}, "'f' is a function, not a tf.function"),
+        ({"f": tf.function(lambda x: x)}, "traced for 0 sorts of inputs"),
+        ({"": tf.function(lambda x: x)}, "cannot be the name"),
+        ({"__saved_model_init_op": tf.function(lambda x: x)}, "cannot be the name"),
+        ("f", "signatures is a dict"),
+        ({"f": tf.function(lambda x: x @ x, input_signature=[tf.TensorSpec([2])])}, "'f' cannot be made"),
+        ({"f": tf.function(lambda: {"a": {"b": 1}}, input_signature=[])}, "TensorFlow cannot save"),
+    ],
+)
+def test_what_is_no_signature(signatures: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        write_saved_model(str(tmp_path / "m"), small_model(), None, signatures=signatures)
+
+
+def test_inputs_that_are_not_known(tmp_path: Path) -> None:
+    class Words(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+
+        def call(self, words: Any) -> Any:
+            return self.lookup(words)
+
+    class Two(keras.Model):  # type: ignore[misc]
+        def call(self, left: Any, right: Any) -> Any:
+            return {"sum": left + right, "parts": [left, right]}
+
+    with pytest.raises(UsageError, match="hand over input_signature="):
+        write_saved_model(str(tmp_path / "m"), Words(), None)
+    with pytest.raises(UsageError, match="input_signature is a"):
+        write_saved_model(str(tmp_path / "m"), Words(), None, input_signature="text")
+    write_saved_model(str(tmp_path / "m"), Words(), None, input_signature=tf.TensorSpec([None], tf.string))
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    assert loaded(tf.constant(["b", "?"])).numpy().tolist() == [2, 0]
+    assert loaded.signatures["serving_default"](tf.constant(["b"]))["output_0"].numpy().tolist() == [2]
+    spec = tf.TensorSpec([None, 2], tf.float32)
+    write_saved_model(str(tmp_path / "two"), Two(), None, input_signature=[spec, spec])
+    signature = tf.saved_model.load(str(tmp_path / "two")).signatures["serving_default"]
+    assert sorted(signature.structured_input_signature[1]) == ["left", "right"]
+    assert sorted(signature.structured_outputs) == ["parts_output_0", "parts_output_1", "sum"]
+
+
+def test_a_module_without_signatures_of_its_own(tmp_path: Path) -> None:
+    class Plain(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.variable = tf.Variable([2.0])
+
+        def __call__(self, x: Any) -> Any:
+            return self.variable * x
+
+        @tf.function(input_signature=[tf.TensorSpec([], tf.float32)])
+        def shifted(self, by: Any) -> Any:
+            return self.variable + by
+
+    with pytest.raises(UsageError, match="hand over"):
+        write_saved_model(str(tmp_path / "m"), Plain(), None)
+    write_saved_model(str(tmp_path / "m"), Plain(), None, input_signature=[tf.TensorSpec([1], name="x")])
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    assert loaded(tf.constant([3.0])).numpy().tolist() == [6.0]
+    assert loaded.signatures["serving_default"](x=tf.constant([3.0]))["output_0"].numpy().tolist() == [6.0]
+    assert loaded.shifted(1.0).numpy().tolist() == [3.0]
+    assert [variable.numpy().tolist() for variable in loaded.trainable_variables] == [[2.0]]
