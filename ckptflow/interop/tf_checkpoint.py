@@ -62,9 +62,12 @@ def find_prefix(path: str) -> str:
     if os.path.isfile(state_file):
         if os.path.getsize(state_file) > _MAX_STATE_BYTES:
             raise CorruptCheckpointError(f"{state_file} is larger than {_MAX_STATE_BYTES:,} bytes")
-        state = tf.train.get_checkpoint_state(path)
-        named = state.model_checkpoint_path if state is not None else ""
-        inside = os.path.realpath(named)
+        try:
+            state = tf.train.get_checkpoint_state(path)
+            named = state.model_checkpoint_path if state is not None else ""
+            inside = os.path.realpath(named)
+        except ValueError as error:
+            raise CorruptCheckpointError(f"{state_file} names no checkpoint: {error}") from error
         if not named or os.path.commonpath([os.path.realpath(path), inside]) != os.path.realpath(path):
             raise CorruptCheckpointError(
                 f"{state_file} names {named!r}, which is not in its folder; give the checkpoint's prefix instead"

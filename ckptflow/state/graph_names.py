@@ -102,6 +102,8 @@ class _Namer:
 
     def _expand_optimizer(self, number: int, path: str, owner: str, children: list[tuple[str, int]]) -> None:
         labels = _labels(children)
+        if "iter" in labels and "iterations" not in labels.values():  # TensorFlow's name for it in a legacy optimizer
+            labels["iter"] = "iterations"
         lists = {label: dict(edges(self._nodes[child])) for label, child in children if _is_list(self._nodes[child])}
         trained = lists.pop("_trainable_variables", {})
         lists.pop("_variables", None)
