@@ -23,6 +23,7 @@ CHUNK_BYTES = 2**20
 _END = struct.Struct("<4sHHHHIIH")  # of a zip's directory
 _END64, _LOCATOR = struct.Struct("<4sQHHIIQQQQ"), struct.Struct("<4sIQI")
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
+_DESCRIPTOR_BYTES = 24  # at most, behind a member whose sizes follow it
 _ENCRYPTED, _LATER, _UTF8 = 0x2041, 0x8, 0x800  # bits of a member's flags; later: sizes follow the content
 _WRONG = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, NotImplementedError)
 
@@ -38,8 +39,10 @@ def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_B
     """
     try:
         with open(path, "rb") as file:
-            _check_directory(file)
+            count = _check_directory(file)
             with zipfile.ZipFile(file) as archive:
+                if len(archive.infolist()) != count:
+                    raise ValueError(f"it says that it has {count:,} members, and has {len(archive.infolist()):,}")
                 _check_members(file, archive, bound_of(file, max_bytes, max_ratio))
     except _WRONG as error:
         raise CorruptCheckpointError(
@@ -49,8 +52,8 @@ def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_B
         raise from_os_error(error, "read", path) from error
 
 
-def _check_directory(file: BinaryIO) -> None:
-    """Bounds the directory before `zipfile` reads it into memory."""
+def _check_directory(file: BinaryIO) -> int:
+    """Bounds the directory before `zipfile` reads it into memory; returns how many members it says there are."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END.size - 2**16))
     tail = file.read()
@@ -68,23 +71,25 @@ def _check_directory(file: BinaryIO) -> None:
             raise ValueError("its directory is not where it should be")
     if count > MAX_MEMBERS or directory_bytes > MAX_MEMBERS * 2**10:
         raise ValueError(f"it says that it has {count:,} members; at most {MAX_MEMBERS:,} are taken")
+    return int(count)
 
 
 def _check_members(file: BinaryIO, archive: zipfile.ZipFile, max_bytes: int) -> None:
     names: set[str] = set()
-    end, left = 0, max_bytes
+    end, left, gap = 0, max_bytes, 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         _check_entry(info, names)
-        if info.header_offset < end:
-            raise ValueError(f"{info.filename!r} overlaps another member")
+        if not end <= info.header_offset <= end + gap:
+            raise ValueError(f"{info.filename!r} does not follow the member before it: they overlap, or hide something")
         begin = _check_local_header(file, info)
         end = begin + info.compress_size
-        if end > archive.start_dir:
-            raise ValueError(f"{info.filename!r} overlaps the directory")
+        gap = _DESCRIPTOR_BYTES if info.flag_bits & _LATER else 0
         left -= info.file_size
         if left < 0:
             raise ValueError(f"it says that it unpacks to more than {max_bytes:,} bytes")
         _check_content(file, info, begin)
+    if not end <= archive.start_dir <= end + gap:
+        raise ValueError("its directory does not follow the last member")
     for name in names:
         if any(above in names for above in itertools.accumulate(name.split("/")[:-1], "{}/{}".format)):
             raise ValueError(f"a part of {name!r} is both a file and a folder")
