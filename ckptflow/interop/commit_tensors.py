@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,6 +135,9 @@ class _Captured:
     def __init__(self, tensors: NamedTensors) -> None:
         self._tensors = tensors
         self._names = sorted(tensors.infos)
+        counts = Counter(name for names in (self._names, *tensors.aliases.values()) for name in names)
+        if len(counts) < counts.total():
+            raise CorruptCheckpointError(f"{counts.most_common(1)[0][0]!r} is the name of two tensors")
         self.specs = tuple(map(self._spec, self._names))
         self._locks = [threading.Lock() for _ in self._names]
         self._held: list[Bytes1D | None] = [None] * len(self._names)
