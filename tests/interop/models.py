@@ -25,10 +25,7 @@ AUTHORS = ("ada", "grace", "barbara", "edsger")
 
 @dataclass(frozen=True)
 class Case:
-    """One architecture. `modules` are to be imported before a stock reader can make it from its config.
-
-    `in_lists`: it holds layers in a list, which the object graph of a Keras 3 model leaves out.
-    """
+    """One architecture. `modules` are to be imported before a stock reader can make it from its config."""
 
     name: str
     build: Callable[[str], Any]
@@ -36,7 +33,6 @@ class Case:
     frameworks: tuple[str, ...] = KERASES
     steps: int = 2
     modules: tuple[str, ...] = ()
-    in_lists: bool = False
 
     def train(self, model: Any) -> None:
         """A few real steps of its optimizer on fixed data."""
@@ -222,6 +218,6 @@ _LIST = [
     Case("text", _text, _sentences),
     Case("transformer", _transformer, _tokens),
     Case("many_inputs", _many_inputs, lambda: [_random(BATCH, 8, 8, 3), _random(BATCH, 6, seed=1)]),
-    Case("subclassed", _mixer, lambda: _random(BATCH, 8), modules=("tests.interop.custom",), in_lists=True),
+    Case("subclassed", _mixer, lambda: _random(BATCH, 8), modules=("tests.interop.custom",)),
 ]
 CASES = {case.name: case for case in _LIST}
