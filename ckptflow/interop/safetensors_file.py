@@ -160,13 +160,15 @@ def _layout(
 ) -> tuple[ShardLayout, tuple[str, ...]]:
     """The file's layout with as much of the checkpoint in its metadata as the header holds, and what is lost."""
     carried = _carry(items, manifest)
-    for without, lost in (({}, ()), ({"object_graph": None}, ("object_graph",)),
-                          ({"object_graph": None, "models": {}}, ("object_graph", "models"))):  # fmt: skip
-        text = msgspec.json.encode(msgspec.structs.replace(carried, **without))
+    steps: tuple[dict[str, Any], ...] = ({}, {"object_graph": None}, {"object_graph": None, "models": {}})
+    for without in steps:
+        kept = msgspec.structs.replace(carried, **without)
+        text = msgspec.json.encode(kept)
         metadata = {"format": "tf", origin.NAME: origin.encode(provenance), CARRIED: text.decode()}
         layout = layout_file([item.entry for item in items], metadata)
         if len(layout.header) <= MAX_HEADER_BYTES and _is_flat(text):
-            return layout, tuple(name for name in lost if getattr(manifest, name))
+            lost = (name for name in ("object_graph", "models") if getattr(manifest, name) and not getattr(kept, name))
+            return layout, tuple(lost)
     raise UnsupportedStateError(
         f"{where}: {len(items):,} tensors, with the Python state, need a header of {len(layout.header):,} bytes, and "
         f"safetensors allows {MAX_HEADER_BYTES:,}: the format tf-checkpoint has no such limit"
@@ -311,7 +313,7 @@ def _named(path: str, size_bytes: int, entries: Sequence[HeaderEntry], metadata:
         if info is not None:
             infos[name] = info
     for name, value in carried.python_state.items():
-        from_json(value, name)
+        from_json(value, f"{path}: {name}")
     if carried.object_graph is not None:
         check_graph(carried.object_graph, set(infos))
     return NamedTensors(
