@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_trust import Framework, check_config, keras_module, without_files
+from ckptflow.state.configs import inputs_of
 
 logger = logging.getLogger("ckptflow")
 
@@ -50,10 +51,12 @@ def build_model(
         full = without_files(full, where)
     with limited(max_bytes, where):
         model = deserialize(full, framework, where, imports=imports, unsafe=unsafe)
-        _check_is_model(model, framework, where)
+        check_is_model(model, framework, where)
         from ckptflow.state.build import build_missing
 
         build_missing({path: model}, {path: dict(described)})
+        if framework == "tf_keras":
+            _call_once(model, described, where)
         compile_config = described.get("compile_config")
         if isinstance(compile_config, dict):
             compile_model(model, compile_config, framework, where, imports=imports, unsafe=unsafe)
@@ -216,7 +219,27 @@ def build_optimizer_of(model: Any) -> None:
         optimizer._create_all_weights(model.trainable_variables)
 
 
-def _check_is_model(model: Any, framework: Framework, where: str) -> None:
+def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
+    """Calls a subclassed model of tf_keras on symbols: what it was called with is what its files and signatures need."""
+    try:
+        arguments = inputs_of(described)
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{where}: {error}") from error
+    if arguments is None or model.save_spec() is not None:
+        return
+    keras = keras_module("tf_keras")
+
+    def symbol(spec: Any) -> Any:
+        return keras.Input(shape=spec.shape[1:], batch_size=spec.shape[0], dtype=spec.dtype)
+
+    try:
+        model(*tf.nest.map_structure(symbol, arguments))
+    except Exception as error:  # whatever a user's call raises
+        logger.warning("%s cannot be called on what it was called with (%s): it has no signature", where, error)
+
+
+def check_is_model(model: Any, framework: Framework, where: str) -> None:
+    """Raises `CorruptCheckpointError` unless what a config made is a model."""
     if not isinstance(model, keras_module(framework).Model):
         raise CorruptCheckpointError(f"{where}: its config makes a {type(model).__name__}, which is no model")
 

@@ -75,8 +75,8 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
 def write_h5(path: str, model: Any, origin: Provenance) -> None:
     """Writes a live model as a legacy HDF5 file: config, weights, and the optimizer with its state.
 
-    Stock tf_keras takes all of it back. Stock Keras 3 takes no optimizer's state back, whatever is in the file: what it
-    would then train with is a new one; `read_model` takes all.
+    Stock tf_keras takes all of it back, and so does `read_model`. Of the optimizer's state, which lies where Keras 3
+    puts it, stock Keras 3 takes the step and the learning rate alone, and has to be compiled anew before it trains.
     Raises `UnsupportedStateError` where Keras cannot write the model, or could not read it again; `StorageError`.
     """
     from ckptflow.interop.keras_legacy import save_h5
@@ -189,7 +189,7 @@ def _framework(given: str | None, version: Any, config: dict[str, Any], where: s
 
 
 def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
-    from ckptflow.interop.keras_config import compile_model, limited, raise_unbuildable
+    from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable
     from ckptflow.interop.keras_trust import check_config, keras_module
     from ckptflow.interop.keras_weights import check_filled, datasets_of, load_stock, max_bytes_of, named
 
@@ -220,10 +220,12 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
                 model = load(file, compiled=False)
             except Exception as error:  # whatever the classes raise, the user's among them
                 raise_unbuildable(error, path)
+            check_is_model(model, framework, path)
             if isinstance(compile_config, dict):
                 compile_model(model, compile_config, framework, path, imports=imports, unsafe=unsafe)
                 if getattr(model, "optimizer", None) is not None:
                     load_stock(path, model, "keras", framework, set())
+    check_is_model(model, framework, path)
     check_filled(path, model, framework, stored)
     return model
 

@@ -319,7 +319,7 @@ def _short_name(path: str) -> str:
         return "/".join([*parts[:-2], parts[-1]])
     if parts[0] == "model_weights":
         parts = parts[1:]
-    elif parts[0].endswith("optimizer_weights"):
+    elif parts[0] == "optimizer_weights":
         parts[0] = "optimizer"
     if len(parts) > 2 and (parts[0] == parts[1] or parts[0] == "top_level_model_weights"):
         parts = parts[1:]

@@ -1,9 +1,10 @@
 """Whole models in HDF5, Keras's format before `.keras`, as its readers of today can and cannot have them.
 
 Keras 3.15 writes what its own `load_model` cannot read. It raises for losses that were given by a short name ("mse");
-it builds the optimizer for no variables, so that its state is lost and the next `fit` raises; it takes the optimizer
-out of the live model's compile config while saving; and adapted vocabularies are not in the file. tf_keras has none of
-these faults, but refuses vocabularies. Neither can hold a subclassed model, and both lose a loss that is a lambda.
+it builds the optimizer for no variables, so that of its state the step and the rate alone come back and the next `fit`
+raises; it takes the optimizer out of the live model's compile config while saving; and adapted vocabularies are not in
+the file. tf_keras has none of these faults, but refuses vocabularies. Neither can hold a subclassed model, and both
+lose a loss that is a lambda. What can be mended in the file is mended; the optimizer's state is where Keras puts it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ import h5py
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras_config import build_optimizer_of, compile_with, limited, raise_unbuildable
+from ckptflow.interop.keras_config import (
+    build_optimizer_of,
+    check_is_model,
+    compile_with,
+    limited,
+    raise_unbuildable,
+)
 from ckptflow.interop.keras_hdf5 import json_of, opened, text_of
 from ckptflow.interop.keras_trust import Framework, check_config, keras_module, operations
 from ckptflow.interop.keras_weights import (
-    OPTIMIZER_GROUPS,
     datasets_of,
     framework_of_model,
     max_bytes_of,
@@ -56,12 +62,12 @@ def save_h5(path: str, model: Any) -> None:
     with _compile_config_kept(model):
         model.save(path)
     with h5py.File(path, "r+") as file:
+        config = json_of(text_of(file, "model_config"), "model_config", path)
         if framework == "keras":
-            if OPTIMIZER_GROUPS[0] in file:  # with it, stock load_model gives an optimizer that cannot train
-                file.move(OPTIMIZER_GROUPS[0], OPTIMIZER_GROUPS[1])
-            config = json_of(text_of(file, "model_config"), "model_config", path)
             _mend_layers(config, model)
-            file.attrs["model_config"] = json.dumps(config)
+        else:
+            config = _with_plain_functions(config)
+        file.attrs["model_config"] = json.dumps(config)
         if "training_config" in file.attrs:
             training = json_of(text_of(file, "training_config"), "training_config", path)
             _mend_training(training, framework, type(model).__name__)
@@ -81,26 +87,31 @@ def _compile_config_kept(model: Any) -> Iterator[None]:
 
 
 def _mend_layers(config: dict[str, Any], model: Any) -> None:
-    """Vocabularies go into the configs of their layers. Raises for a layer that stock Keras would not find."""
-    import keras
-    from keras.src import layers
-
+    """Vocabularies go into the configs of their layers. Raises for operations, which stock Keras does not find."""
+    lost = operations(config, "keras")
+    if lost:
+        raise UnsupportedStateError(
+            f"a .h5 file cannot hold this model: stock Keras 3 does not find {some_of(sorted(lost), 5)} again when it "
+            "reads one. A .keras file can hold it"
+        )
     found = {layer.name: layer for layer in model._flatten_layers() if type(layer).__name__ in _LOOKUPS}
     waiting = [config]
     while waiting:
-        described = waiting.pop()
-        name, inner = described.get("class_name"), described.get("config")
-        if isinstance(name, str) and isinstance(inner, dict):
-            is_known = hasattr(layers, name) or name in ("Functional", "Model", "Sequential")
-            if not is_known and keras.saving.get_registered_object(name) is None:
-                raise UnsupportedStateError(
-                    f"a .h5 file cannot hold this model: stock Keras 3 does not find {name} again when it reads one. A "
-                    ".keras file can hold it"
-                )
+        inner = waiting.pop().get("config")
+        if isinstance(inner, dict):
             layer = found.get(inner.get("name", ""))
             if layer is not None and inner.get("vocabulary") is None:
                 _put_vocabulary(inner, layer)
             waiting += [each for each in inner.get("layers", ()) if isinstance(each, dict)]
+
+
+def _with_plain_functions(config: Any) -> Any:
+    """Functions by their names, as tf_keras reads them from HDF5, not as it writes them there."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "function" and isinstance(config.get("config"), str):
+            return config["config"]
+        return {key: _with_plain_functions(value) for key, value in config.items()}
+    return [_with_plain_functions(value) for value in config] if isinstance(config, list) else config
 
 
 def _put_vocabulary(inner: dict[str, Any], layer: Any) -> None:
@@ -166,6 +177,7 @@ def read_h5(
                 model = keras.models.load_model(file, custom_objects=own, compile=False, **options)
             except Exception as error:  # whatever the classes raise, the user's among them
                 raise_unbuildable(error, path)
+        check_is_model(model, framework, path)
         with opened(path, path) as found:
             text = text_of(found, "training_config")
             if text is None:

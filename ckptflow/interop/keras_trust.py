@@ -147,9 +147,8 @@ class _Check:
         if class_name == "__typespec__":
             self._check_type_spec(described)
             return
-        module, name, key = described.get("module"), class_name, described.get("registered_name", class_name)
-        if class_name == "function":
-            name = key = inner
+        module, name = described.get("module"), inner if class_name == "function" else class_name
+        key = name if class_name == "function" else described.get("registered_name", name)
         if not isinstance(name, str) or not isinstance(key, str | None) or not isinstance(module, str | None):
             self._refuse(f"something called {str(name)[:80]!r}")
         found = self._find(module, name)

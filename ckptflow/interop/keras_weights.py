@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import h5py
@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 Kind = Literal["keras", "whole", "legacy", "weights"]
 
 WEIGHTS_MEMBER = "model.weights.h5"
-OPTIMIZER_GROUPS = ("optimizer_weights", "ckptflow_optimizer_weights")  # of whole models in HDF5
+_OPTIMIZER_GROUP = "optimizer_weights"  # of whole models in HDF5
 _OPTIMIZER, _METRICS = "optimizer/", "metrics/"
 _OF_KERAS_2_13 = "_layer_checkpoint_dependencies"  # what it called `layers`
 _SHOWN = 20
@@ -134,7 +134,7 @@ def _check_fit(path: str, model: Any, framework: Framework, stored: list[Stored]
     """Raises unless a model's variables are those of a file; returns the paths of the model's that may be absent."""
     there = {_plain(each.path): each.shape for each in stored}
     wanted = places_of(model, framework)
-    has_optimizer = any(name.startswith(_OPTIMIZER) for name in there)
+    has_optimizer = _has_slots(there)
     missing, other, absent = [], [], set()
     for name, shape in wanted.items():
         if name not in there:
@@ -161,6 +161,11 @@ def _check_fit(path: str, model: Any, framework: Framework, stored: list[Stored]
     if any(name.startswith(_OPTIMIZER) for name in absent):
         logger.warning("%s holds no optimizer's state: the model's optimizer is as it was made", path)
     return absent
+
+
+def _has_slots(there: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether an optimizer was built when it was saved. Before that it has counters alone."""
+    return any(name.startswith(_OPTIMIZER) and shape for name, shape in there.items())
 
 
 def _plain(path: str) -> str:
@@ -270,10 +275,9 @@ def set_optimizer(optimizer: Any, file: h5py.File, where: str) -> bool:
 
     Raises `StateMismatchError` before anything is written where it does not fit.
     """
-    names = [name for name in OPTIMIZER_GROUPS if name in file]
-    if not names:
+    if _OPTIMIZER_GROUP not in file:
         return False
-    group = file[names[0]]
+    group = file[_OPTIMIZER_GROUP]
     datasets = [group[name] for name in keras_hdf5.texts_of(group, "weight_names")]
     variables = optimizer.variables
     variables = list(variables() if callable(variables) and not isinstance(variables, list) else variables)
@@ -306,7 +310,7 @@ def check_filled(path: str, model: Any, framework: Framework, stored: list[Store
     Keras only warns where the file lacks a group of layers, or where its optimizer's state has another length.
     """
     there = {_plain(each.path): each.shape for each in stored}
-    has_optimizer = any(name.startswith(_OPTIMIZER) for name in there)
+    has_optimizer = _has_slots(there)
     wanted = places_of(model, framework)
     missing = [
         name
