@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ckptflow.errors import StorageError, UsageError
+from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.storage.faults import from_os_error, redact_url
 from ckptflow.storage.http import HttpFile
 from ckptflow.storage.local_files import LocalPlace
@@ -102,7 +102,7 @@ def staged(
 
     `overwrite` replaces what is there. Without it that raises `ObjectExistsError`: at once, and at the end if it came
     meanwhile. Raises `UsageError` for a destination that is or holds a run, or lies in a checkpoint's folder;
-    `StorageFullError` also where the block raised a plain `OSError` for that reason; else a `StorageError`.
+    `StorageFullError` also where what the block raised says so; else a `StorageError`.
     """
     path = local_path(url)
     where = redact_url(url) if path is None else path
@@ -113,7 +113,7 @@ def staged(
         if not place.name:
             raise UsageError(f"{where} is no name for a file or folder; add one")
         _refuse(where, place, overwrite)
-        with place.staging() as folder, _full_disk_named(where):
+        with place.staging() as folder, _full_disk_named(folder, where):
             yield os.path.join(folder, place.name)
             produced = _produced(folder, place.name, where)
             place.publish(folder, produced, overwrite=overwrite, last=last)
@@ -170,10 +170,12 @@ def _produced(folder: str, name: str, where: str) -> dict[str, int]:
 
 
 @contextmanager
-def _full_disk_named(where: str) -> Iterator[None]:
+def _full_disk_named(folder: str, where: str) -> Iterator[None]:
+    """Whichever library wrote, a full disk is a full disk: TensorFlow and HDF5 say so in words."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StorageError) or error.errno not in _FULL:
+    except Exception as error:
+        codes = [code for code in _FULL if code == getattr(error, "errno", None) or os.strerror(code) in str(error)]
+        if isinstance(error, CkptflowError) or not codes:
             raise
-        raise from_os_error(error, "write", where) from error
+        raise from_os_error(OSError(codes[0], os.strerror(codes[0])), "write", f"{folder}, to be {where}") from error

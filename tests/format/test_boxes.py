@@ -183,3 +183,15 @@ def test_contiguous_boxes_are_one_run(shape: tuple[int, ...], data: st.DataObjec
     begin = boxes.row_major_offset(shape, start)
     is_run = part.tolist() == list(range(begin, begin + part.size))
     assert boxes.is_contiguous(shape, extents) == is_run
+
+
+@given(shapes, st.data())
+def test_spans_are_the_runs_of_a_box(shape: tuple[int, ...], data: st.DataObject) -> None:
+    start, extents = data.draw(boxes_in(shape))
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    part = numbers[tuple(slice(at, at + n) for at, n in zip(start, extents, strict=True))].reshape(-1).tolist()
+    spans = list(boxes.spans(shape, (start, extents)))
+    assert [there + i for there, _, count in spans for i in range(count)] == part
+    assert [here for _, here, _ in spans] == list(itertools.accumulate((count for *_, count in spans), initial=0))[:-1]
+    if part and boxes.is_contiguous(shape, extents):
+        assert len({there - here for there, here, _ in spans}) == 1

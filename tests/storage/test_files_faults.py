@@ -72,6 +72,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
     with files_at_most(2**20), pytest.raises(StorageFullError, match=r"/m: cannot write: .*make room"):
         work()
     assert read(str(tmp_path)) == {"m": b"old"}
+    for words in ("ResourceExhausted: variables/x; No space left on device", "Disk quota exceeded"):
+        with pytest.raises(StorageFullError, match=r"staging-m-.*, to be .*/m: cannot write"):
+            with staged(str(tmp_path / "m"), overwrite=True):
+                raise RuntimeError(words)
 
 
 def test_no_room_for_what_is_fetched(tmp_path: Path) -> None:
