@@ -25,7 +25,7 @@ from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.interop import signatures as sig
 from ckptflow.interop.provenance import FILE_NAME, Provenance, encode
 from ckptflow.state.configs import describe
-from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of, raw_variable
+from ckptflow.state.kinds import LAYERS, Kind, is_tf_keras_model, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, host_array
 from ckptflow.state.tree import Tree, walk
 
@@ -167,7 +167,7 @@ class _Exported:
             self.add_default()
         extra = tf.__internal__.tracking.AutoTrackable()
         extra.resources = sig.resources_of(self.signatures.items(), self.variables.values()).all
-        with _hung_on(model, extra if extra.resources else None), _mapped_errors():
+        with _hung_on(model, extra if extra.resources else None), _without_handlers(model), _mapped_errors():
             model.save(folder, save_format="tf", signatures=self.signatures or None)
         return model
 
@@ -272,6 +272,23 @@ def _hung_on(model: Any, extra: Any) -> Iterator[None]:
         yield
     finally:
         model._delete_tracking(name)
+
+
+@contextlib.contextmanager
+def _without_handlers(model: Any) -> Iterator[None]:
+    """tf_keras counts a vocabulary among a layer's weights, by an object that loads as None in a list of variables: Hub
+    cannot read that. The vocabulary itself is in the layer's table."""
+    changed = []
+    for layer in model.submodules:
+        if kind_of(layer) is Kind.LOOKUP:
+            weights = layer._non_trainable_weights
+            changed.append((layer, weights))
+            layer._non_trainable_weights = [weight for weight in weights if kind_of(weight) is Kind.VARIABLE]
+    try:
+        yield
+    finally:
+        for layer, weights in changed:
+            layer._non_trainable_weights = weights
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from tests.interop import models
 from tests.interop.stock import run_stock
 
 EXPORTS = [
-    *(("keras", name) for name in ("dense", "text", "transformer", "many_inputs", "subclassed")),
-    *(("tf_keras", name) for name in ("dense", "text", "subclassed")),
+    *(("keras", name) for name in ("dense", "text", "many_inputs", "subclassed")),
+    *(("tf_keras", name) for name in ("dense", "text")),
     ("tensorflow", "module"),
 ]
 PROVENANCE = Provenance(
@@ -126,7 +126,6 @@ def test_names_of_inputs_and_outputs(loaded: Any, tmp_path: Path) -> None:
     assert sorted(loaded["keras-many_inputs"]["inputs"]) == ["numbers", "picture"]
     assert loaded["keras-dense"]["inputs"] == ["inputs"]  # Keras made the layer's name up
     assert loaded["keras-dense"]["outputs"] == ["output_0"]
-    assert loaded["keras-transformer"]["inputs"] == ["tokens"]
     inputs = keras.Input((3,), name="features")
     heads = [keras.layers.Dense(1, name="price")(inputs), keras.layers.Dense(2)(inputs)]
     write_saved_model(str(tmp_path / "m"), keras.Model(inputs, heads), None)
@@ -178,12 +177,16 @@ answer["tfsm trained"] = [bool((v.numpy() != old).any()) for v, old in zip(layer
 model = tf_keras.models.load_model(os.path.join(argument["root"], "tf_keras-dense"))
 answer["tf_keras"] = {
     "class": type(model.optimizer).__name__,
-    "iterations": int(model.optimizer.iterations.numpy()),
-    "slots": [float(np.abs(v.numpy()).sum()) for v in model.optimizer.variables],
     "difference": float(np.abs(model.predict(data["tf_keras_in"], verbose=0) - data["tf_keras_out"]).max()),
 }
-model.fit(data["tf_keras_in"], np.zeros(4), epochs=1, verbose=0)
-answer["tf_keras"]["next"] = int(model.optimizer.iterations.numpy())
+# Its own loader brings the optimizer's config alone; the values are there for TensorFlow's.
+model.optimizer.build(model.trainable_variables)
+variables = os.path.join(argument["root"], "tf_keras-dense", "variables", "variables")
+tf.train.Checkpoint(model).read(variables).assert_existing_objects_matched()
+answer["tf_keras"]["iterations"] = int(model.optimizer.iterations.numpy())
+answer["tf_keras"]["slots"] = [float(np.abs(v.numpy()).sum()) for v in model.optimizer.variables]
+text = hub.KerasLayer(os.path.join(argument["root"], "tf_keras-text"), trainable=True)
+answer["text"] = len(text.trainable_weights)
 """
 
 
@@ -216,10 +219,11 @@ def test_reuse_in_larger_models(made: dict[str, Any], exports: Path, tmp_path: P
     assert max(answer["tfsm"]) <= 1e-6
     assert answer["tfsm trained"] == [True] * 6
     restored = answer["tf_keras"]
-    assert (restored["class"], restored["iterations"], restored["next"]) == ("Adam", 3, 4)
+    assert (restored["class"], restored["iterations"]) == ("Adam", 3)
     slots = [float(np.abs(variable.numpy()).sum()) for variable in other.optimizer.variables]
     np.testing.assert_allclose(restored["slots"], slots, rtol=1e-6)
     assert restored["difference"] <= 1e-6
+    assert answer["text"] == len(made["tf_keras-text"].trainable_variables)
 
 
 COMMANDS = """
