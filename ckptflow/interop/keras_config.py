@@ -57,6 +57,10 @@ def build_model(
         build_missing({path: model}, {path: dict(described)})
         if framework == "tf_keras":
             _call_once(model, described, where)
+            # Noted only by a call that builds; a file without it cannot be loaded.
+            build_config = described.get("build_config")
+            if isinstance(build_config, dict) and getattr(model, "_build_input_shape", None) is None:
+                model._build_input_shape = build_config.get("input_shape")
         compile_config = described.get("compile_config")
         if isinstance(compile_config, dict):
             compile_model(model, compile_config, framework, where, imports=imports, unsafe=unsafe)
@@ -220,13 +224,15 @@ def build_optimizer_of(model: Any) -> None:
 
 
 def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
-    """Calls a subclassed model of tf_keras on symbols: what it was called with is what its files and signatures need."""
+    """Calls a subclassed model of tf_keras on symbols: its files and signatures need what it was called with."""
     try:
         arguments = inputs_of(described)
     except ValueError as error:
         raise CorruptCheckpointError(f"{where}: {error}") from error
     if arguments is None or model.save_spec() is not None:
         return
+    import tensorflow as tf
+
     keras = keras_module("tf_keras")
 
     def symbol(spec: Any) -> Any:

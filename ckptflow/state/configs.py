@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any
+
+import tensorflow as tf
 
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.tree import Tree
@@ -16,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 def describe(tree: Tree) -> dict[str, Any]:
     """JSON by path. Models: `framework`, `class`, `variables` (how many), and, as far as they can be had, `config`,
-    `build_config`, `compile_config`. Optimizers: `framework`, `class`, `built`; where they are not just their model's,
-    the names of the `variables` they are built for; where no model's compile config has them, their `config`. Never
-    fails a save."""
+    `build_config`, `compile_config`, `inputs` (what a subclassed model of tf_keras was called with). Optimizers:
+    `framework`, `class`, `built`; where they are not just their model's, the names of the `variables` they are built
+    for; where no model's compile config has them, their `config`. Never fails a save."""
     described: dict[str, Any] = {}
     for path, model in tree.models.items():
         keras, framework = (keras3(), "keras") if is_keras3_model(model) else (tf_keras(), "tf_keras")
@@ -40,6 +43,8 @@ def describe(tree: Tree) -> dict[str, Any]:
             entry["config"] = serialized
         else:
             parts = {"build_config": _try(model.get_build_config, path, "build config"), "compile_config": None}
+        if framework == "tf_keras" and not getattr(model, "inputs", None):
+            parts["inputs"] = _try(lambda: _describe_inputs(model), path, "inputs")  # noqa: B023
         entry.update({name: part for name, part in parts.items() if part})
         described[path] = entry
     for path, node in tree.optimizers.items():
@@ -58,6 +63,43 @@ def describe(tree: Tree) -> dict[str, Any]:
             if config:
                 described[path]["config"] = config
     return described
+
+
+def _describe_inputs(model: Any) -> Any:
+    """What the model was called with, for `inputs_of`; None where it was not."""
+    spec = model.save_spec()
+    return [_describe_spec(argument) for argument in spec[0]] if spec is not None else None
+
+
+def _describe_spec(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {"dict": {key: _describe_spec(inner) for key, inner in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_describe_spec(inner) for inner in value]
+    return {"tensor": [value.shape.as_list(), value.dtype.name]}
+
+
+def inputs_of(described: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The arguments that a described model was called with, structures of TensorSpecs; None where it is not said.
+
+    Raises ValueError for what `describe` did not write.
+    """
+    inputs = described.get("inputs")
+    if inputs is None:
+        return None
+    try:
+        return tuple(_spec_of(argument) for argument in inputs)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its inputs are not as they are written: {error}") from error
+
+
+def _spec_of(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_spec_of(inner) for inner in value]
+    if "dict" in value:
+        return {str(key): _spec_of(inner) for key, inner in value["dict"].items()}
+    shape, dtype = value["tensor"]
+    return tf.TensorSpec(shape, dtype)
 
 
 def _is_compiled_with(node: OptimizerNode, tree: Tree, described: dict[str, Any]) -> bool:
