@@ -137,19 +137,27 @@ def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
 
 
 def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
-    """What the source holds without any code of the user's: the state of a live model, or named tensors."""
-    from ckptflow.interop import keras_files, saved_model, tf_checkpoint
-    from ckptflow.interop.safetensors_file import read_safetensors
+    """What the source holds without any code of the user's: the state of a live model, or named tensors.
 
+    Each format is imported where it is read: not all of them load TensorFlow.
+    """
     name, path = found.format.name, found.path
-    if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
-        return {"model": keras_files.read_model(path, unsafe=unsafe, imports=imports)}
-    if name in ("h5", "weights"):
+    if name == "safetensors":
+        from ckptflow.interop.safetensors_file import read_safetensors
+
+        return read_safetensors(path)
+    if name in ("keras", "h5", "weights"):
+        from ckptflow.interop import keras_files
+
+        if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
+            return {"model": keras_files.read_model(path, unsafe=unsafe, imports=imports)}
         return keras_files.read_weights(path)
     if name == "tf-checkpoint":
+        from ckptflow.interop import tf_checkpoint
+
         return tf_checkpoint.read_bundle(tf_checkpoint.find_prefix(path))
-    if name == "safetensors":
-        return read_safetensors(path)
+    from ckptflow.interop import saved_model
+
     if os.path.isfile(os.path.join(path, "keras_metadata.pb")):
         return {"model": saved_model.read_keras_saved_model(path, unsafe=unsafe)}
     return saved_model.read_saved_model(path)
