@@ -21,6 +21,7 @@ from ckptflow.state.kinds import (
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
 _NUMBER = re.compile(r"_\d+$")
+COALESCED = "_coalesced_children"  # where an optimizer of tf_keras keeps what it first told TensorFlow of its children
 
 
 class Children(NamedTuple):
@@ -115,6 +116,7 @@ def fingerprint(obj: Any, ignored: Collection[str] = ()) -> tuple[int, ...]:
         value
         for name, value in vars(obj).items()
         if name not in ignored and (not name.startswith("_self_") or name == "_self_tracked_trackables")
+        if name != COALESCED
     )
     _collect(values, ids, 0)
     for name in ("compiled_metrics", "compiled_loss"):  # tf_keras keeps metrics in objects that are not tracked

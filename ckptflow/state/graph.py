@@ -29,6 +29,7 @@ from ckptflow.format.values import is_unicode
 from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import Bundle
+from ckptflow.state.children import COALESCED
 from ckptflow.state.graph_names import find_bound, names_passed_over, rename_by_graph
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
@@ -84,7 +85,7 @@ def describe(objects: Mapping[str, Any], tree: Tree) -> Described:
             entries[name] = obj
     models = [obj for name, obj in entries.items() if name in tree.models]
     if not models:  # one that is no Keras model, if it is clear which
-        models = [obj for obj in entries.values() if kind_of(obj) is Kind.TRACKABLE]
+        models = [obj for obj in entries.values() if isinstance(obj, tf.Module) and kind_of(obj) is Kind.TRACKABLE]
     return walk.run(entries, models[0] if len(models) == 1 else None)
 
 
@@ -300,11 +301,15 @@ def _first_part(variable: Any) -> Any:
 
 def _children_of(obj: Any) -> Mapping[str, Any]:
     """An object's children as TensorFlow sees them; {} where it refuses (a dict that was changed behind its back)."""
+    is_new = COALESCED not in getattr(obj, "__dict__", {COALESCED})
     try:
         return dict(tf.train.TrackableView.children(obj))
     except Exception as error:  # whatever user code raises
         logger.info("TensorFlow cannot tell what a %s holds: %s", type(obj).__name__, error)
         return {}
+    finally:
+        if is_new:  # it would tell the same for ever, also once it is built
+            vars(obj).pop(COALESCED, None)
 
 
 def _characters(node: str | GraphNode) -> int:

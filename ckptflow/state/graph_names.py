@@ -110,6 +110,7 @@ class _Namer:
         found = list(slots_of(self._nodes[number]))
         for label, slots in lists.items():
             if trained and len(slots) == len(trained):
+                children = [child for child in children if child[0] != label]
                 found += [(singular(labels[label]), trained.get(place, -1), child) for place, child in slots.items()]
         for position, (slot, of, child) in enumerate(found):
             variable = self._paths.get(of, str(position))

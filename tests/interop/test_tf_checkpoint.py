@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 import ckptflow
 from ckptflow.interop import tf_checkpoint, tf_checkpoint_writer
+from ckptflow.interop.object_graph_proto import to_proto
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensor_bundle import GRAPH_KEY, TensorBundle
+from ckptflow.state.graph import describe_graph
+from ckptflow.state.tree import walk
 from tests import roots
 from tests.interop import tf_states
 from tests.interop.stock import run_stock
@@ -113,6 +117,19 @@ def test_variables_of_a_strategy(tmp_path: Path) -> None:
         manager.save(1)
     export(tmp_path / "run", tmp_path / "ours")
     assert content(tmp_path / "ours") == content(stock)
+
+
+@pytest.mark.parametrize("make", [lambda: tf_keras.optimizers.Adam(0.1), lambda: tf_states.legacy.Adam(0.1)])
+def test_sharded_variables_and_their_slots_have_stock_s_keys(make: Any, tmp_path: Path) -> None:
+    parts = [tf.Variable(tf.ones([rows, 2]), name=f"w/part_{number}") for number, rows in enumerate((1, 2))]
+    module, optimizer = tf.Module(), make()
+    module.w = ShardedVariable(parts, name="w")
+    tf_states.build(optimizer, parts)
+    state = {"net": module, "optimizer": optimizer}
+    graph = describe_graph(state, walk(state))
+    assert graph is not None
+    stock = TensorBundle(tf.train.Checkpoint(**state).save(str(tmp_path / "stock")))
+    assert set(to_proto(graph)[1]) == set(stock.infos) - {GRAPH_KEY}
 
 
 def test_the_components_of_several_workers_come_as_their_aggregate(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def _sequential(framework: Any, policy: str | None = None) -> Any:
     return framework.Sequential([framework.Input((4,)), *layers])
 
 
-def _build(optimizer: Any, variables: Any) -> None:
+def build(optimizer: Any, variables: Any) -> None:
+    """Makes an optimizer's slots."""
     optimizer.build(variables) if hasattr(optimizer, "build") else optimizer._create_all_weights(variables)
 
 
@@ -99,7 +100,7 @@ def compiled(framework: Any, optimizer: Callable[[], Any], policy: str | None = 
     def make() -> dict[str, Any]:
         model = _sequential(framework, policy)
         model.compile(optimizer(), "mse")
-        _build(model.optimizer, model.trainable_variables)
+        build(model.optimizer, model.trainable_variables)
         return {"model": model}
 
     return State(make, lambda state: _step(state["model"], state["model"].optimizer))
@@ -110,7 +111,7 @@ def custom_loop(framework: Any, optimizer: Callable[[], Any]) -> State:
 
     def make() -> dict[str, Any]:
         model, made = _sequential(framework), optimizer()
-        _build(made, model.trainable_variables)
+        build(made, model.trainable_variables)
         return {"net": model, "optimizer": made, "step": tf.Variable(0, dtype=tf.int64)}
 
     def train(state: dict[str, Any]) -> None:
