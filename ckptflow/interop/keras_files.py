@@ -22,6 +22,7 @@ from ckptflow.interop import keras_hdf5, provenance
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_backup import find_backup
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
+from ckptflow.interop.keras_probe import check_survives
 from ckptflow.interop.provenance import Provenance
 from ckptflow.storage.faults import from_os_error
 
@@ -109,6 +110,9 @@ def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
         head = file.read(len(keras_hdf5.MAGIC))
         file.seek(0)
         if head == keras_hdf5.MAGIC:
+            name = getattr(file, "name", None)
+            if isinstance(name, str) and os.path.isfile(name):  # of a file elsewhere only what is needed is read
+                check_survives(name)
             with opened(file, where) as found:
                 return keras_hdf5.read_provenance(found, where)
         if head[:2] != b"PK":

@@ -114,6 +114,7 @@ def check_file(file: h5py.File, where: str, size_bytes: int) -> list[Stored]:
                 seen.add(address)
                 waiting.append((obj, inside, depth + 1))
             elif isinstance(obj, h5py.Dataset):
+                _check_attributes(obj, inside, where, size_bytes)
                 found.append(_check_dataset(obj, inside, where))
                 total += found[-1].size_bytes
             else:
@@ -123,6 +124,25 @@ def check_file(file: h5py.File, where: str, size_bytes: int) -> list[Stored]:
                 f"{where}: its {objects:,} datasets and groups take {total:,} bytes, in a file of {size_bytes:,}"
             )
     return found
+
+
+def touch(file: h5py.File, where: str, size_bytes: int) -> None:
+    """Reads all of a file that HDF5 has to make sense of: attributes, texts, what is in chunks."""
+    for stored in check_file(file, where, size_bytes):
+        dataset = file[stored.path]
+        _read_attributes(dataset)
+        if stored.dtype == "string" or dataset.chunks is not None:
+            dataset[()]
+    waiting: list[h5py.Group] = [file]
+    while waiting:
+        group = waiting.pop()
+        _read_attributes(group)
+        waiting += [each for each in group.values() if isinstance(each, h5py.Group)]
+
+
+def _read_attributes(obj: Any) -> None:
+    for name in obj.attrs:
+        obj.attrs[name]
 
 
 def _check_attributes(obj: Any, path: str, where: str, size_bytes: int) -> None:

@@ -21,6 +21,7 @@ from ckptflow.interop import keras_hdf5
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_config import build_optimizer_of
 from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.keras_trust import Framework
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
@@ -30,7 +31,6 @@ logger = logging.getLogger("ckptflow")
 Array = npt.NDArray[Any]
 Kind = Literal["keras", "whole", "legacy", "weights"]
 
-WEIGHTS_MEMBER = "model.weights.h5"
 _OPTIMIZER_GROUP = "optimizer_weights"  # of whole models in HDF5
 _OPTIMIZER, _METRICS = "optimizer/", "metrics/"
 _OF_KERAS_2_13 = "_layer_checkpoint_dependencies"  # what it called `layers`
@@ -42,6 +42,7 @@ def kind_of_file(path: str) -> Kind:
     Keras 2 wrote them, or as `.weights.h5`. Raises `CorruptCheckpointError` for anything else."""
     with damage(path), open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
+    check_survives(path)
     if is_zip:
         return "keras"
     with opened(path, path) as found:
@@ -282,7 +283,10 @@ def set_optimizer(optimizer: Any, file: h5py.File, where: str) -> bool:
     variables = optimizer.variables
     variables = list(variables() if callable(variables) and not isinstance(variables, list) else variables)
     shapes = [tuple(map(int, variable.shape)) for variable in variables]
-    if shapes != [tuple(dataset.shape) for dataset in datasets]:
+    stored = [tuple(dataset.shape) for dataset in datasets]
+    if not any(stored):  # counters alone: it was saved before its first step, and now has slots that are as they were
+        variables = variables[: len(stored)]
+    if stored != shapes[: len(variables)]:
         raise StateMismatchError(
             f"{where}: the state of its optimizer has {len(datasets)} tensors and does not fit the model's "
             f"{type(optimizer).__name__}, which has {len(shapes)}"
