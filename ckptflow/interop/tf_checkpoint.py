@@ -210,6 +210,8 @@ def restore_objects(prefix: str, objects: dict[str, Any]) -> None:
         for name, obj in _trackables(objects).items()
     }
     root = root_label(from_proto(TensorBundle(prefix).object_graph(), {}, f"{prefix}.index"))
+    if root and root not in named:
+        raise StateMismatchError(f"{prefix} holds one object, and none of {some_of(list(named), _NAMES_SHOWN)} is it")
     _restore_stock(prefix, tf.train.Checkpoint(named[root]) if root else tf.train.Checkpoint(**named))
     if SAVE_COUNTER in objects and SAVE_COUNTER in found.infos:
         objects[SAVE_COUNTER].assign(found.read(SAVE_COUNTER))

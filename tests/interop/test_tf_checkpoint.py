@@ -13,16 +13,21 @@ import tf_keras
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 import ckptflow
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.format.object_graph import GraphNode, ObjectGraph, Zeros
+from ckptflow.format.spec import TensorSpec
 from ckptflow.interop import tf_checkpoint, tf_checkpoint_writer
 from ckptflow.interop.object_graph_proto import to_proto
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensor_bundle import GRAPH_KEY, TensorBundle
 from ckptflow.state.graph import describe_graph
 from ckptflow.state.tree import walk
+from ckptflow.storage.local import LocalStore
 from tests import roots
 from tests.interop import tf_states
 from tests.interop.stock import run_stock
 from tests.interop.tf_states import STATES
+from tests.transfer.helpers import FOLDER, ArraySource, write_checkpoint
 
 COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
 PROVENANCE = Provenance(
@@ -92,8 +97,10 @@ def test_it_is_what_stock_writes(name: str, tmp_path: Path) -> None:
 
 
 def test_a_tf_train_checkpoint_as_the_state(tmp_path: Path) -> None:
-    """With its own save_counter."""
-    checkpoint = tf.train.Checkpoint(**trained("tf_keras custom loop"))
+    """With its own save_counter, with lists and dicts, and with one inside of it."""
+    inner = tf.train.Checkpoint(v=tf.Variable(3.0), rows=[tf.Variable(4), {"a": tf.Variable(5)}])
+    more = {"inner": inner, "several": [tf.Variable(1), tf.Variable(2)]}
+    checkpoint = tf.train.Checkpoint(**trained("tf_keras custom loop"), **more)
     save(tmp_path / "run", checkpoint)
     stock = checkpoint.write(str(tmp_path / "stock"))
     export(tmp_path / "run", tmp_path / "ours")
@@ -133,8 +140,6 @@ def test_sharded_variables_and_their_slots_have_stock_s_keys(make: Any, tmp_path
 
 
 def test_the_components_of_several_workers_come_as_their_aggregate(tmp_path: Path) -> None:
-    from ckptflow.format.spec import TensorSpec
-
     specs = {how: TensorSpec(how, "float32", (2,), components=how) for how in ("sum", "mean", "first")}
     arrays: dict[str, Any] = dict.fromkeys(specs, np.array([3, 5], np.float32))
     roots.make_root(str(tmp_path / "run"), [1], world_size=2, arrays=arrays, specs=specs)
@@ -173,6 +178,31 @@ def test_tensors_without_a_graph_go_by_their_names(tmp_path: Path) -> None:
     assert inner.c.numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert words.numpy().tolist() == [b"x", b""]
     assert tf_checkpoint.read_bundle(str(tmp_path / "ours")).read("a/b").tolist() == 3
+
+
+def _chain(label: str, length: int) -> ObjectGraph:
+    nodes = [GraphNode(children={label: number + 1}) for number in range(length)]
+    return ObjectGraph(nodes=(*nodes, "v"))
+
+
+HOSTILE = {
+    "a path too long": _chain("x", 3000),
+    "labels too long together": _chain("x" * 1000, 5),
+    "no position of an iterator": ObjectGraph(nodes=(GraphNode(values={"ITERATOR": {"_STATE": "words"}}),)),
+    "zeros that cannot be": ObjectGraph(
+        nodes=(GraphNode(values={"a": {"": Zeros(dtype="float4_e2m1fn", shape=(2,))}}),)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_graph_in_a_manifest_is_refused(name: str, tmp_path: Path) -> None:
+    specs = [TensorSpec("v", "float32", (2,)), TensorSpec("words", "string", (), dynamic=True)]
+    source = ArraySource(specs, [np.ones(2, np.float32), np.array(b"x", object)])
+    write_checkpoint(LocalStore(str(tmp_path / "run")), [source], object_graph=HOSTILE[name])
+    with pytest.raises(CorruptCheckpointError, match="run"):
+        export(tmp_path / "run" / str(FOLDER), tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_it_says_where_it_comes_from(tmp_path: Path) -> None:
