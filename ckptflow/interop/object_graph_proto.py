@@ -67,6 +67,18 @@ def to_proto(graph: ObjectGraph) -> tuple[Any, dict[str, tuple[str, str, Value]]
     return proto, keys
 
 
+def without_shortcuts(graph: ObjectGraph) -> ObjectGraph:
+    """The graph of an export of ours without the edges that let the one model be the root as well."""
+    entries = dict(edges(graph.nodes[0]))
+    for label, child in entries.items():
+        below = dict(edges(graph.nodes[child]))
+        if below and below.keys() <= entries.keys() - {label}:
+            kept = {other: number for other, number in entries.items() if below.get(other) != number}
+            root = GraphNode(children=as_children(kept))
+            return ObjectGraph(nodes=(root, *graph.nodes[1:]), model=child)
+    return graph
+
+
 def _add_attribute(
     entry: Any, keys: dict[str, tuple[str, str, Value]], path: str, attribute: str, suffix: str, value: Value
 ) -> None:

@@ -14,7 +14,7 @@ from ckptflow.format import dtypes
 from ckptflow.format.object_graph import GraphNode, ObjectGraph, Value, edges, slots_of, tensor_of, values_of
 from ckptflow.format.words import some_of
 from ckptflow.interop import provenance as provenances
-from ckptflow.interop.object_graph_proto import SAVE_COUNTER, from_proto
+from ckptflow.interop.object_graph_proto import SAVE_COUNTER, from_proto, without_shortcuts
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensor_bundle import GRAPH_KEY, TensorBundle
 from ckptflow.interop.tensors import NamedTensors, TensorInfo
@@ -106,13 +106,20 @@ def read_bundle(prefix: str) -> NamedTensors:
     called in the state. A root that is a model itself becomes the entry "model". A checkpoint without an object graph
     (of `tf.compat.v1.train.Saver`) keeps its names. Raises `CorruptCheckpointError` for a damaged one.
     """
+    return _read(prefix)[0]
+
+
+def _read(prefix: str) -> tuple[NamedTensors, str]:
+    """Also the entry that the root is, "" where it only holds the entries."""
     bundle = TensorBundle(prefix)
     proto = bundle.object_graph()
     if proto is None:
-        return named_tensors(bundle, None, _names_by_key(bundle.infos), "")
+        return named_tensors(bundle, None, _names_by_key(bundle.infos), ""), ""
     graph = from_proto(proto, bundle.infos, f"{prefix}.index")
+    if provenances.NAME in bundle.infos:
+        graph = without_shortcuts(graph)
     label = root_label(graph)
-    return named_tensors(bundle, graph, _name_values(graph, label, f"{prefix}.index"), label)
+    return named_tensors(bundle, graph, _name_values(graph, label, f"{prefix}.index"), label), label
 
 
 def named_tensors(
@@ -193,7 +200,7 @@ def restore_objects(prefix: str, objects: dict[str, Any]) -> None:
     or something in the checkpoint has no place: all in one message, and nothing was changed. Raises
     `CorruptCheckpointError` for a damaged checkpoint.
     """
-    found = read_bundle(prefix)
+    found, root = _read(prefix)
     objects = {name: obj.obj if isinstance(obj, PerWorker) else obj for name, obj in objects.items()}
     theirs = found.object_graph
     if theirs is None:
@@ -209,7 +216,6 @@ def restore_objects(prefix: str, objects: dict[str, Any]) -> None:
         labels.get(bound.get(ours.numbers.get(id(obj), -1), -1), name): obj
         for name, obj in _trackables(objects).items()
     }
-    root = root_label(from_proto(TensorBundle(prefix).object_graph(), {}, f"{prefix}.index"))
     if root and root not in named:
         raise StateMismatchError(f"{prefix} holds one object, and none of {some_of(list(named), _NAMES_SHOWN)} is it")
     _restore_stock(prefix, tf.train.Checkpoint(named[root]) if root else tf.train.Checkpoint(**named))

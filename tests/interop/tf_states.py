@@ -70,7 +70,8 @@ class Everything(tf.Module):  # type: ignore[misc]
         return [np.asarray(value).tolist() for value in values]
 
 
-def _step(model: Any, optimizer: Any) -> None:
+def train_step(model: Any, optimizer: Any) -> None:
+    """One eager step, whatever scales the loss."""
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(tf.cast(model(X, training=True), tf.float32) - Y))
         scaled = optimizer.get_scaled_loss(loss) if hasattr(optimizer, "get_scaled_loss") else loss
@@ -103,7 +104,7 @@ def compiled(framework: Any, optimizer: Callable[[], Any], policy: str | None = 
         build(model.optimizer, model.trainable_variables)
         return {"model": model}
 
-    return State(make, lambda state: _step(state["model"], state["model"].optimizer))
+    return State(make, lambda state: train_step(state["model"], state["model"].optimizer))
 
 
 def custom_loop(framework: Any, optimizer: Callable[[], Any]) -> State:
@@ -115,7 +116,7 @@ def custom_loop(framework: Any, optimizer: Callable[[], Any]) -> State:
         return {"net": model, "optimizer": made, "step": tf.Variable(0, dtype=tf.int64)}
 
     def train(state: dict[str, Any]) -> None:
-        _step(state["net"], state["optimizer"])
+        train_step(state["net"], state["optimizer"])
         state["step"].assign_add(1)
 
     return State(make, train)
