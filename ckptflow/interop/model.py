@@ -63,7 +63,7 @@ def load_model(
             raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
         model = build_model(described, path, unsafe=unsafe, imports=imports, max_bytes=_bound(manifest))
     optimizer_path = _path_of_optimizer(manifest, path)
-    if optimizer_path and is_ours and model.optimizer is None:
+    if optimizer_path and is_ours and getattr(model, "optimizer", None) is None:
         described_optimizer = manifest.models[optimizer_path]
         optimizer = build_optimizer(described_optimizer, optimizer_path, unsafe=unsafe, imports=imports)
         if optimizer is not None:
