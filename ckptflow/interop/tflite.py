@@ -59,10 +59,10 @@ def write_tflite(
                     "signatures= that leave these operations out (preprocessing of text can stay outside of the "
                     'graph), or export format="saved-model"'
                 ) from error
-    data, selected = _finish(data, provenance)
-    _check_size(len(data))
+    finished, selected = _finish(data, provenance)
+    _check_size(len(finished))
     with open(path, "wb") as file:
-        file.write(data)
+        file.write(finished)
     if selected:
         logger.warning(
             "%s needs operations of TensorFlow's own beside LiteRT's: %s. It runs where the Flex delegate is (select "
@@ -104,7 +104,7 @@ def _check_size(size_bytes: int) -> None:
         )
 
 
-def _finish(data: bytes, provenance: Provenance | None) -> tuple[bytes, tuple[str, ...]]:
+def _finish(data: bytes, provenance: Provenance | None) -> tuple[memoryview, tuple[str, ...]]:
     """The file with one more metadata entry, and the names of TensorFlow's operations in it."""
     import flatbuffers
     from tensorflow.lite.python import schema_py_generated as schema
@@ -114,15 +114,15 @@ def _finish(data: bytes, provenance: Provenance | None) -> tuple[bytes, tuple[st
     custom = {code.decode() if isinstance(code, bytes) else code for code in codes if code}
     selected = tuple(sorted(code.removeprefix(_FLEX) for code in custom if code.startswith(_FLEX)))
     if provenance is None:
-        return data, selected
+        return memoryview(data), selected
     buffer, entry = schema.BufferT(), schema.MetadataT()
     buffer.data = list(encode(provenance).encode())
     entry.name, entry.buffer = NAME, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]
-    builder = flatbuffers.Builder(1024)
+    builder = flatbuffers.Builder(min(len(data) + 2 * MAX_BYTES, MAX_TFLITE_BYTES))  # it doubles where it is too small
     builder.Finish(model.Pack(builder), _IDENTIFIER)
-    return bytes(builder.Output()), selected
+    return memoryview(builder.Bytes)[builder.Head() :], selected
 
 
 # Reading the metadata
