@@ -21,8 +21,8 @@ from ckptflow.interop.tensors import NamedTensors, TensorInfo
 from ckptflow.interop.tf_checkpoint_writer import write_tf_checkpoint
 from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean
-from ckptflow.state.graph import as_children, describe, models_by_graph
-from ckptflow.state.graph_names import find_bound, name_values, names_passed_over, rename_by_graph, root_label
+from ckptflow.state.graph import as_children, described, models_by_graph
+from ckptflow.state.graph_names import Pairs, name_values, pair, root_label
 from ckptflow.state.kinds import is_normalization, kind_of
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.tree import Tree, walk
@@ -208,9 +208,10 @@ def restore_objects(prefix: str, objects: dict[str, Any]) -> None:
         return
     build_missing(objects, models_by_graph(walk(objects), theirs))
     tree = walk(objects)
-    ours = describe(objects, tree)
-    _compare(prefix, found, tree, ours.graph)
-    bound = find_bound(theirs, ours.graph)
+    ours = described(tree)
+    pairs = pair(theirs, ours.graph)
+    _compare(prefix, found, tree, ours.graph, pairs)
+    bound = pairs.theirs()
     labels = {number: label for label, number in edges(theirs.nodes[0])}
     named = {
         labels.get(bound.get(ours.numbers.get(id(obj), -1), -1), name): obj
@@ -241,11 +242,9 @@ def _restore_stock(prefix: str, checkpoint: Any) -> None:
         raise StateMismatchError(f"{prefix} does not fit: {error}") from error
 
 
-def _compare(prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph) -> None:
+def _compare(prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph, pairs: Pairs) -> None:
     """Raises `StateMismatchError`, with every difference, before anything is changed; warns of what nobody can save."""
-    names = rename_by_graph(found.object_graph, ours)
-    matched = {our: their for their, our in names.items()}
-    taken = names_passed_over(found.object_graph, ours)
+    matched = {our: their for their, our in pairs.names.items()}
     reached = {tensor_of(value) for node in ours.nodes for _, _, value in values_of(node)}
     weights = {id(weight) for model in tree.models.values() for weight in model.weights}
     lines: list[str] = []
@@ -264,7 +263,7 @@ def _compare(prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph) ->
     lines += [
         f"{name}: in the checkpoint, not in the state"
         for name in sorted(found.infos)
-        if name not in names and name not in taken and name != SAVE_COUNTER
+        if name not in pairs.names and name not in pairs.passed_over and name != SAVE_COUNTER
     ]
     if lines:
         raise StateMismatchError(

@@ -30,7 +30,7 @@ from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import Bundle
 from ckptflow.state.children import COALESCED
-from ckptflow.state.graph_names import find_bound, names_passed_over, rename_by_graph
+from ckptflow.state.graph_names import Pairs, pair
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
 from ckptflow.state.per_worker import PerWorker
@@ -87,6 +87,14 @@ def describe(objects: Mapping[str, Any], tree: Tree) -> Described:
     if not models:  # one that is no Keras model, if it is clear which
         models = [obj for obj in entries.values() if isinstance(obj, tf.Module) and kind_of(obj) is Kind.TRACKABLE]
     return walk.run(entries, models[0] if len(models) == 1 else None)
+
+
+def described(tree: Tree) -> Described:
+    """The tree's own state, described once for as long as it holds."""
+    found: Described | None = tree.cache.get("described")
+    if found is None:
+        found = tree.cache["described"] = describe(tree.state, tree)
+    return found
 
 
 class _Walk:
@@ -241,9 +249,8 @@ def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
     theirs = manifest.object_graph
     if theirs is None or not theirs.gives_names:
         return manifest
-    ours = describe(tree.state, tree)
-    names = rename_by_graph(theirs, ours.graph)
-    passed_over = names_passed_over(theirs, ours.graph) - names.keys()
+    pairs = pair(theirs, described(tree).graph)
+    names = pairs.names
     taken = set(names.values())
     tensors = []
     for tensor in manifest.tensors:
@@ -253,19 +260,19 @@ def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
         aliases = tuple(dict.fromkeys(other for other in (tensor.name, *tensor.aliases) if other not in taken))
         taken |= {name, *aliases}
         aliases = tuple(other for other in aliases if other != name)
-        is_metric = tensor.metric or tensor.name in passed_over
+        is_metric = tensor.metric or tensor.name in pairs.passed_over
         tensors.append(msgspec.structs.replace(tensor, name=name, aliases=aliases, metric=is_metric))
-    models = _models(tree, theirs, ours)
+    models = _models(tree, theirs, pairs)
     return msgspec.structs.replace(manifest, tensors=tuple(tensors), models=models | manifest.models)
 
 
 def models_by_graph(tree: Tree, theirs: ObjectGraph) -> dict[str, Any]:
     """What a manifest of the tree would say of its models and optimizers, as far as a checkpoint's graph tells it."""
-    return _models(tree, theirs, describe(tree.state, tree))
+    return _models(tree, theirs, pair(theirs, described(tree).graph))
 
 
-def _models(tree: Tree, theirs: ObjectGraph, ours: Described) -> dict[str, Any]:
-    bound = find_bound(theirs, ours.graph)
+def _models(tree: Tree, theirs: ObjectGraph, pairs: Pairs) -> dict[str, Any]:
+    ours, bound = described(tree), pairs.theirs()
     models: dict[str, Any] = {path: {"kind": "model"} for path in tree.models}
     for path, node in tree.optimizers.items():
         our = ours.numbers.get(id(node.optimizer), -1)

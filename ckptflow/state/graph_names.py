@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import deque
 from typing import NamedTuple
@@ -158,36 +157,25 @@ def _join(path: str, label: str) -> str:
     return f"{path}/{label}" if path else label
 
 
-def rename_by_graph(theirs: ObjectGraph, ours: ObjectGraph) -> dict[str, str]:
-    """Our name for each tensor of theirs whose object is in both graphs; both are walked side by side from their roots.
+class Pairs(NamedTuple):
+    """What is in two graphs: our node for each of theirs, and our name for each tensor of theirs. `passed_over`: their
+    names for what ours has, too, and does not save."""
 
-    As TensorFlow does it: the same edges lead to the same object, whatever its name. Where the one model is called
-    otherwise, or is the root itself, it is found by which of the root's children fits best.
+    nodes: dict[int, int]
+    names: dict[str, str]
+    passed_over: frozenset[str]
+
+    def theirs(self) -> dict[int, int]:
+        """Their node for each of ours."""
+        return {our: their for their, our in reversed(self.nodes.items())}
+
+
+def pair(theirs: ObjectGraph, ours: ObjectGraph) -> Pairs:
+    """Walks two graphs side by side from their roots: as TensorFlow does it, the same edges lead to the same object.
+
+    Where the one model is called otherwise, or is the root itself, it is found by which of the root's children fits
+    best.
     """
-    return _pair(theirs, ours)[1]
-
-
-def names_passed_over(theirs: ObjectGraph, ours: ObjectGraph) -> set[str]:
-    """Their names for what our graph has, too, and we do not save."""
-    return {
-        name
-        for their, our in _pair(theirs, ours)[0].items()
-        for name, mine in itertools.product(_tensors(theirs.nodes[their]), _tensors(ours.nodes[our]))
-        if name is not None and mine is None
-    }
-
-
-def _tensors(node: str | GraphNode) -> set[str | None]:
-    return {tensor_of(value) for _, _, value in values_of(node)}
-
-
-def find_bound(theirs: ObjectGraph, ours: ObjectGraph) -> dict[int, int]:
-    """Their node for each of our nodes that is in both graphs."""
-    return {our: their for their, our in reversed(_pair(theirs, ours)[0].items())}
-
-
-def _pair(theirs: ObjectGraph, ours: ObjectGraph) -> tuple[dict[int, int], dict[str, str]]:
-    """Our node for each of theirs, and our name."""
     bound = _bind(theirs, ours, 0, 0, {})
     names = _names_of(theirs, ours, bound)
     if ours.model is not None and ours.model not in bound.values():
@@ -196,8 +184,19 @@ def _pair(theirs: ObjectGraph, ours: ObjectGraph) -> tuple[dict[int, int], dict[
         tried = [(_names_of(theirs, ours, each), each) for each in tries]
         best, best_bound = max(tried, key=lambda each: len(each[0]))
         if len(best) > len(names):
-            return best_bound, best
-    return bound, names
+            bound, names = best_bound, best
+    passed_over = {
+        name
+        for their, our in bound.items()
+        if None in _tensors(ours.nodes[our])
+        for name in _tensors(theirs.nodes[their])
+        if name is not None and name not in names
+    }
+    return Pairs(bound, names, frozenset(passed_over))
+
+
+def _tensors(node: str | GraphNode) -> set[str | None]:
+    return {tensor_of(value) for _, _, value in values_of(node)}
 
 
 _MAX_STARTS = 32

@@ -18,7 +18,7 @@ from ckptflow.format.object_graph import GraphNode, ObjectGraph, Zeros, check_gr
 from ckptflow.state import graph as graph_module
 from ckptflow.state.capture import capture
 from ckptflow.state.graph import describe_graph, graph_of_names
-from ckptflow.state.graph_names import name_values, names_passed_over, rename_by_graph, root_label
+from ckptflow.state.graph_names import name_values, pair, root_label
 from ckptflow.state.tree import as_mapping, walk
 
 
@@ -327,12 +327,12 @@ def test_tensors_are_found_again_by_the_edges() -> None:
     inner = GraphNode(children={"w": 2, "more": 3})
     theirs = ObjectGraph(nodes=(GraphNode(children={"net": 1, "old": 4}), inner, "1", "2", "3"))
     ours = ObjectGraph(nodes=(GraphNode(children={"net": 1, "new": 3}), GraphNode(children={"w": 2}), "W", "N"))
-    assert rename_by_graph(theirs, ours) == {"1": "W"}
+    assert pair(theirs, ours).names == {"1": "W"}
     renamed = ObjectGraph(nodes=(GraphNode(children={"model": 1}), *ours.nodes[1:]), model=1)
-    assert rename_by_graph(theirs, renamed) == {"1": "W"}
+    assert pair(theirs, renamed).names == {"1": "W"}
     root = ObjectGraph(nodes=(inner, GraphNode(), "1", "2"))
-    assert rename_by_graph(root, renamed) == {"1": "W"}
-    assert rename_by_graph(root, ours) == {}
+    assert pair(root, renamed).names == {"1": "W"}
+    assert pair(root, ours).names == {}
 
 
 def test_no_tensor_is_found_twice_and_other_values_are_no_match() -> None:
@@ -346,5 +346,5 @@ def test_no_tensor_is_found_twice_and_other_values_are_no_match() -> None:
             GraphNode(values={"table": {"-keys": Zeros(dtype="int8", shape=())}}),
         )
     )
-    assert rename_by_graph(theirs, ours) == {"1": "A"}
-    assert names_passed_over(theirs, ours) == {"3"}
+    assert pair(theirs, ours).names == {"1": "A"}
+    assert pair(theirs, ours).passed_over == {"3"}
