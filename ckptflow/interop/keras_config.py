@@ -26,13 +26,15 @@ def build_model(
     unsafe: bool = False,
     imports: tuple[str, ...] = (),
     max_bytes: int | None = None,
+    optimizer_class: str = "",
 ) -> Any:
     """The model that a manifest's entry describes, of the Keras that it was of: built, compiled as far as it can be,
     its optimizer built as well. Its values are those it is made with; the caller gives it the checkpoint's by name.
 
     Nothing is made before `keras_trust.check_config` has seen every name in the configs. `imports` are the modules that
     the user named, imported by now. What cannot be had of the compile config (a loss that is a lambda) is left out and
-    logged; the optimizer comes alone then. `max_bytes` bounds what its variables may take together.
+    logged; the optimizer comes alone then. `max_bytes` bounds what its variables may take together. `optimizer_class`:
+    what it was, as Keras scales losses under a mixed precision policy, of which the compile config is silent.
     Raises `UsageError` where there is no config, or it names what is not known, or Keras cannot make the model of it;
     `CorruptCheckpointError` for variables larger than `max_bytes`.
     """
@@ -63,7 +65,8 @@ def build_model(
                 model._build_input_shape = build_config.get("input_shape")
         compile_config = described.get("compile_config")
         if isinstance(compile_config, dict):
-            compile_model(model, compile_config, framework, where, imports=imports, unsafe=unsafe)
+            is_scaled = "LossScaleOptimizer" in optimizer_class
+            compile_model(model, compile_config, framework, where, imports=imports, unsafe=unsafe, is_scaled=is_scaled)
     return model
 
 
@@ -141,6 +144,7 @@ def compile_model(
     *,
     imports: tuple[str, ...] = (),
     unsafe: bool = False,
+    is_scaled: bool = False,
 ) -> None:
     """Compiles a model as its compile config says and builds its optimizer; what cannot be had is left out and logged.
 
@@ -159,6 +163,8 @@ def compile_model(
         except UsageError as error:
             dropped.append(name)
             logger.info("%s", error)
+    if is_scaled and arguments.get("optimizer") is not None:
+        arguments["optimizer"] = _scaled(arguments["optimizer"], framework)
     if "loss" in dropped and arguments.pop("loss_weights", None) is not None:
         dropped.append("loss_weights")
     if arguments.get("optimizer") is None:
@@ -172,6 +178,14 @@ def compile_model(
             where,
             some_of(sorted(dropped), len(dropped)),
         )
+
+
+def _scaled(optimizer: Any, framework: Framework) -> Any:
+    """The optimizer inside of one that scales losses, as Keras itself wraps it where the policy is mixed_float16."""
+    keras = keras_module(framework)
+    optimizer = keras.optimizers.get(optimizer)
+    base = keras.mixed_precision.LossScaleOptimizer
+    return optimizer if "LossScaleOptimizer" in type(optimizer).__name__ else base(optimizer)
 
 
 def compile_with(model: Any, arguments: dict[str, Any]) -> list[str]:

@@ -61,7 +61,14 @@ def load_model(
     if model is None:
         if not isinstance(described, dict):
             raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
-        model = build_model(described, path, unsafe=unsafe, imports=imports, max_bytes=_bound(manifest))
+        model = build_model(
+            described,
+            path,
+            unsafe=unsafe,
+            imports=imports,
+            max_bytes=_bound(manifest),
+            optimizer_class=_class_of(manifest.models.get(f"{path}/optimizer")),
+        )
     optimizer_path = _path_of_optimizer(manifest, path)
     if optimizer_path and is_ours and getattr(model, "optimizer", None) is None:
         described_optimizer = manifest.models[optimizer_path]
@@ -146,6 +153,10 @@ def _path_of(manifest: Manifest, model: Any, entry: str | None, url: str) -> str
 
 def _what_can() -> str:
     return f"These formats can hold any state: {', '.join(TENSOR_FORMATS)}"
+
+
+def _class_of(described: object) -> str:
+    return str(described.get("class", "")) if isinstance(described, dict) else ""
 
 
 def _kind(described: object) -> object:

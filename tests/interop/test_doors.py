@@ -307,3 +307,20 @@ def test_a_damaged_source(name: str, damage: Callable[[bytes], bytes], run: str,
 def test_a_module_that_cannot_be_imported(run: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'no\.such\.module' cannot be imported"):
         ckptflow.export_checkpoint(run, tmp_path / "m.keras", imports=["no.such.module"])
+
+
+def test_losses_that_were_scaled_by_the_policy(tmp_path: Path) -> None:
+    """The compile config does not tell of the optimizer that scales losses; the policy of this process is another."""
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = make_model()
+        model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
+        save(str(tmp_path / "run"), {"model": model})
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    exported = ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
+    assert not any("optimizer" in name for name in exported.left_out)
+    again = keras.models.load_model(tmp_path / "m.keras")
+    assert float(again.optimizer.learning_rate) == pytest.approx(0.01)
+    assert int(again.optimizer.iterations) == 3
+    assert len(again.optimizer.variables) == len(model.optimizer.variables)
