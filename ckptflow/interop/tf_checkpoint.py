@@ -235,7 +235,7 @@ def _restore_stock(prefix: str, checkpoint: Any) -> None:
     try:
         checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
     except AssertionError as error:
-        raise StateMismatchError(f"{prefix} does not fit: {str(error).splitlines()[0][:2000]}") from error
+        raise StateMismatchError(f"{prefix} does not fit: {' '.join(str(error).split())[:2000]}") from error
     except tf.errors.OpError as error:
         raise CorruptCheckpointError(f"{prefix}: {error.message}") from error
     except ValueError as error:  # shapes
