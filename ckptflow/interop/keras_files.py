@@ -51,9 +51,7 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
     the archive to a temporary folder. For Keras 3 no second copy of the weights is in memory; tf_keras's writer makes
     two. Raises `UnsupportedStateError` where Keras cannot write the model, `StorageError`.
     """
-    from ckptflow.interop.keras_weights import framework_of_model
-
-    framework = framework_of_model(model)
+    framework = _framework_of_built(model)
     with _writing(path, ".keras", "models that have a get_config") as target:
         folder = os.path.dirname(target)
         if framework == "keras":
@@ -63,10 +61,7 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
             keras.saving.save_model(model, inside, zipped=False)
             _zip_folder(inside, target, origin)
             return
-        from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
-
-        if isinstance(getattr(model, "optimizer", None), OptimizerV2):
-            logger.warning("tf_keras writes no state of a legacy optimizer into a .keras file; a .h5 file has it")
+        _warn_of_legacy(model, ".keras")
         inside = os.path.join(folder, "inside.keras")
         model.save(inside, save_format="keras")
         with zipfile.ZipFile(inside) as archive:
@@ -82,6 +77,7 @@ def write_h5(path: str, model: Any, origin: Provenance) -> None:
     """
     from ckptflow.interop.keras_legacy import save_h5
 
+    _framework_of_built(model)
     with _writing(path, ".h5", "functional and sequential models, those of tf_keras without vocabularies") as target:
         save_h5(target, model)
         keras_hdf5.write_provenance(target, provenance.encode(origin))
@@ -92,9 +88,8 @@ def write_weights(path: str, model: Any, origin: Provenance) -> None:
 
     Takes no memory beside one tensor. Raises `UnsupportedStateError` where Keras cannot write it, `StorageError`.
     """
-    from ckptflow.interop.keras_weights import framework_of_model
-
-    framework_of_model(model)
+    if _framework_of_built(model) == "tf_keras":
+        _warn_of_legacy(model, ".weights.h5")
     with _writing(path, ".weights.h5", "models that are built") as target:
         model.save_weights(target)
         keras_hdf5.write_provenance(target, provenance.encode(origin))
@@ -232,6 +227,23 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
     check_is_model(model, framework, path)
     check_filled(path, model, framework, stored)
     return model
+
+
+def _framework_of_built(model: Any) -> str:
+    """Which Keras a model is of. Raises where it has no variables to write yet: Keras would write a file without."""
+    from ckptflow.interop.keras_weights import framework_of_model
+
+    framework = framework_of_model(model)
+    if not model.built:
+        raise UsageError(f"the model ({type(model).__name__}) has no variables yet; call it once on a batch")
+    return framework
+
+
+def _warn_of_legacy(model: Any, suffix: str) -> None:
+    from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
+
+    if isinstance(getattr(model, "optimizer", None), OptimizerV2):
+        logger.warning("tf_keras writes no state of a legacy optimizer into a %s file; a .h5 file has it", suffix)
 
 
 # Archives

@@ -13,6 +13,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
@@ -131,6 +132,32 @@ def test_a_loss_that_is_a_lambda_is_left_out(
     assert np.array_equal(outputs(made), outputs(model))
 
 
+@pytest.mark.parametrize("kind", ["scaled", "scaled tf_keras", "legacy"])
+def test_optimizers_inside_of_others_and_legacy_ones(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer: Any = {
+        "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.5)),
+        "scaled tf_keras": lambda: tf_keras.mixed_precision.LossScaleOptimizer(tf_keras.optimizers.Adam(0.5)),
+        "legacy": lambda: tf_keras.optimizers.legacy.Adam(0.5),
+    }[kind]()
+    model = small("keras" if kind == "scaled" else "tf_keras", loss="mse")
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), verbose=0)
+    variables = optimizer.variables() if kind == "legacy" else optimizer.variables
+    values = [np.array(each.numpy()) for each in variables]
+    for name, path in write_all(model, "model", tmp_path).items():
+        if name == "weights":
+            continue
+        made = keras_files.read_model(str(path))
+        assert type(made.optimizer) is type(optimizer)
+        if (name, kind) == ("keras", "legacy"):
+            assert "legacy optimizer into a .keras file" in caplog.text
+            continue
+        found = made.optimizer.variables() if kind == "legacy" else made.optimizer.variables
+        assert same([np.array(each.numpy()) for each in found], values), name
+
+
 @pytest.mark.parametrize("framework", KERASES)
 def test_weights_without_a_model(framework: str, tmp_path: Path) -> None:
     model = small(framework, optimizer="adam", loss="mse")
@@ -195,6 +222,11 @@ def test_weights_that_do_not_fit_are_all_listed(
         assert "holds no optimizer's state" in caplog.text
     assert np.array_equal(outputs(plain), outputs(model))
     unbuilt = kit.Sequential([kit.layers.Dense(4), kit.layers.Dense(2)])
+    for write in (keras_files.write_keras, keras_files.write_h5, keras_files.write_weights):
+        with pytest.raises(UsageError, match="call it once"):
+            write(str(tmp_path / "unbuilt"), unbuilt, ORIGIN)
+    with pytest.raises(UnsupportedStateError, match="no Keras model"):
+        keras_files.write_keras(str(tmp_path / "module"), tf.Module(), ORIGIN)
     with pytest.raises(UsageError, match="call it once"):
         keras_files.load_weights(str(paths["weights"]), unbuilt)
 
