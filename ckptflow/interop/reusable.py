@@ -24,6 +24,7 @@ from msgspec import Meta
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.interop import signatures as sig
 from ckptflow.interop.provenance import FILE_NAME, Provenance, encode
+from ckptflow.interop.tf_checkpoint_writer import storage_errors
 from ckptflow.state.configs import describe
 from ckptflow.state.kinds import LAYERS, Kind, is_tf_keras_model, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, host_array
@@ -167,7 +168,7 @@ class _Exported:
             self.add_default()
         extra = tf.__internal__.tracking.AutoTrackable()
         extra.resources = sig.resources_of(self.signatures.items(), self.variables.values()).all
-        with _hung_on(model, extra if extra.resources else None), _without_handlers(model), _mapped_errors():
+        with _hung_on(model, extra if extra.resources else None), _without_handlers(), _mapped_errors(folder):
             model.save(folder, save_format="tf", signatures=self.signatures or None)
         return model
 
@@ -179,7 +180,7 @@ class _Exported:
             )
         functions = [*self.signatures.items(), *_functions_of(root)]
         root.resources = sig.resources_of(functions, self.variables.values()).all
-        with _mapped_errors():
+        with _mapped_errors(folder):
             tf.saved_model.save(root, folder, signatures=self.signatures)
         return root
 
@@ -275,27 +276,25 @@ def _hung_on(model: Any, extra: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_handlers(model: Any) -> Iterator[None]:
-    """tf_keras counts a vocabulary among a layer's weights, by an object that loads as None in a list of variables: Hub
-    cannot read that. The vocabulary itself is in the layer's table."""
-    changed = []
-    for layer in model.submodules:
-        if kind_of(layer) is Kind.LOOKUP:
-            weights = layer._non_trainable_weights
-            changed.append((layer, weights))
-            layer._non_trainable_weights = [weight for weight in weights if kind_of(weight) is Kind.VARIABLE]
+def _without_handlers() -> Iterator[None]:
+    """tf_keras counts a vocabulary among a layer's variables, by an object that loads as None in the lists of them: Hub
+    cannot read those. The vocabulary itself is in the layer's table. So the lists, and only they, are kept clean."""
+    from tf_keras.src.saving.legacy.saved_model import save_impl
+
+    of_lists = save_impl._filter_shards
+    save_impl._filter_shards = lambda found: [each for each in of_lists(found) if kind_of(each) is Kind.VARIABLE]
     try:
         yield
     finally:
-        for layer, weights in changed:
-            layer._non_trainable_weights = weights
+        save_impl._filter_shards = of_lists
 
 
 @contextlib.contextmanager
-def _mapped_errors() -> Iterator[None]:
+def _mapped_errors(folder: str) -> Iterator[None]:
     """TensorFlow's ways to say that something cannot be saved, as ours."""
     try:
-        yield
+        with storage_errors(folder):
+            yield
     except (AssertionError, NotImplementedError) as error:
         raise UnsupportedStateError(f"TensorFlow cannot save the model: {error}") from error
     except (ValueError, TypeError) as error:
@@ -332,9 +331,9 @@ def _write_extra(folder: str, tree: Tree, root: Any, own: _Exported, provenance:
             tf.constant(host_array(bundles[id(leaf.bundle)][leaf.part]), leaf.tf_dtype) for leaf in parts.values()
         ]
         prefix = os.path.join(extra, STATE_PREFIX)
-        tf.raw_ops.SaveV2(
-            prefix=prefix, tensor_names=list(state.values()), shape_and_slices=[""] * len(values), tensors=values
-        )
+        numbers, slices = list(state.values()), [""] * len(values)
+        with storage_errors(prefix), tf.device("CPU:0"):
+            tf.raw_ops.SaveV2(prefix=prefix, tensor_names=numbers, shape_and_slices=slices, tensors=values)
     if provenance is not None:
         with open(os.path.join(extra, FILE_NAME), "w", encoding="utf-8") as file:
             file.write(encode(provenance))

@@ -21,10 +21,10 @@ import tensorflow as tf
 from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnknownVersionError, UsageError
 from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, TensorRecord
-from ckptflow.format.object_graph import ObjectGraph
+from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
 from ckptflow.format.words import some_of
 from ckptflow.interop.object_graph_proto import from_proto
-from ckptflow.interop.reusable import EXTRA, MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, VALUE, Names
+from ckptflow.interop.reusable import EXTRA, MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.reusable import write_saved_model as write_saved_model
 from ckptflow.interop.tensor_bundle import TensorBundle
 from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
@@ -218,7 +218,8 @@ def load_saved_model_into(folder: str, model: Any) -> None:
 def _in_order(opened: _Opened, model: Any) -> NamedTensors:
     """What Keras 3's `model.export()` lists as the variables, under the names that the walk gives the model's."""
     bundle = opened.variables
-    listed = [] if bundle is None else _listed(bundle.object_graph(), "variables")
+    graph = bundle.object_graph() if bundle is not None else None
+    listed = [] if bundle is None or graph is None else _listed(from_proto(graph, bundle.infos, opened.folder))
     if bundle is None or len(listed) != len(model.variables):
         raise StateMismatchError(
             f"{opened.folder} has {len(listed)} variables in order, as Keras's model.export() writes them, and the "
@@ -230,16 +231,16 @@ def _in_order(opened: _Opened, model: Any) -> NamedTensors:
     return NamedTensors({name: bundle.infos[key] for name, key in names.items()}, lambda name: bundle.read(names[name]))
 
 
+def _listed(graph: ObjectGraph) -> list[str]:
+    """The keys of the variables in the root's list of them, in order."""
+    children = dict(edges(graph.nodes[dict(edges(graph.nodes[0])).get("variables", 0)]))
+    ordered = [children.get(str(position)) for position in range(len(children))]
+    values = [value for number in ordered if number is not None for value in values_of(graph.nodes[number])]
+    return [key for attribute, suffix, key in values if (attribute, suffix) == (VARIABLE, "") and isinstance(key, str)]
+
+
 def _raw_variables(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: raw_variable(variable) for name, variable in walk(state).variables.items()}
-
-
-def _listed(graph: Any, name: str) -> list[str]:
-    """The keys of the variables in a list of the root's, in order."""
-    found = [child.node_id for child in graph.nodes[0].children if child.local_name == name]
-    children = graph.nodes[found[0]].children if found else ()
-    nodes = [graph.nodes[child.node_id] for child in sorted(children, key=lambda child: int(child.local_name))]
-    return [attribute.checkpoint_key for node in nodes for attribute in node.attributes if attribute.name == VALUE]
 
 
 def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:

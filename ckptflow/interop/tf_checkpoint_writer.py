@@ -130,7 +130,7 @@ class _Parts:
         if self._held:
             prefix = f"{self._prefix}-{len(self._written):05d}"
             keys, boxes, tensors = zip(*self._held, strict=True)
-            with _storage_errors(prefix), tf.device("CPU:0"):
+            with storage_errors(prefix), tf.device("CPU:0"):
                 tf.raw_ops.SaveV2(prefix=prefix, tensor_names=keys, shape_and_slices=boxes, tensors=list(tensors))
             self._written.append(prefix)
         self._held, self._held_bytes = [], 0
@@ -138,13 +138,13 @@ class _Parts:
     def merge_into(self, prefix: str) -> None:
         """Makes one checkpoint of all parts: their data files are renamed, the index is written last."""
         self._write()
-        with _storage_errors(prefix), tf.device("CPU:0"):
+        with storage_errors(prefix), tf.device("CPU:0"):
             tf.raw_ops.MergeV2Checkpoints(
                 checkpoint_prefixes=self._written, destination_prefix=prefix, delete_old_dirs=False
             )
 
 
-class _storage_errors:  # noqa: N801 - reads as a statement
+class storage_errors:  # noqa: N801 - reads as a statement
     """TensorFlow's errors of files as ours."""
 
     def __init__(self, path: str) -> None:

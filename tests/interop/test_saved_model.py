@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ckptflow.errors import UsageError
+from ckptflow.errors import StorageError, UsageError
 from ckptflow.interop.provenance import Provenance, decode
 from ckptflow.interop.reusable import write_saved_model
 from tests.interop import models
@@ -448,3 +448,11 @@ def test_a_module_without_signatures_of_its_own(tmp_path: Path) -> None:
     assert loaded.signatures["serving_default"](x=tf.constant([3.0]))["output_0"].numpy().tolist() == [6.0]
     assert loaded.shifted(1.0).numpy().tolist() == [3.0]
     assert [variable.numpy().tolist() for variable in loaded.trainable_variables] == [[2.0]]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for framework in models.KERASES:
+        model = models.CASES["dense"].build(framework)
+        with pytest.raises(StorageError, match="file"):
+            write_saved_model(str(tmp_path / "file" / "m"), model, None)

@@ -325,3 +325,16 @@ def test_a_model_without_variables(tmp_path: Path) -> None:
     module.f = tf.function(lambda x: x, input_signature=[tf.TensorSpec([])])
     tf.saved_model.save(module, str(tmp_path / "m"))
     assert dict(read_saved_model(str(tmp_path / "m")).infos) == {}
+
+
+def test_our_own_tf_keras_model_comes_back_by_the_graph(tmp_path: Path) -> None:
+    """Layers count as TensorFlow counts them: stock `load_weights`, and the optimizer, go by that."""
+    case = models.CASES["text"]
+    model = case.make("tf_keras")
+    write_saved_model(str(tmp_path / "m"), model, None)
+    read = read_keras_saved_model(str(tmp_path / "m"))
+    mine, other = values_of({"optimizer": read.optimizer}), values_of({"optimizer": model.optimizer})
+    assert differing(mine, other) == []
+    stock = case.make("tf_keras")
+    stock.load_weights(str(tmp_path / "m")).assert_existing_objects_matched()
+    np.testing.assert_allclose(case.predict(stock), case.predict(model), atol=1e-6)
