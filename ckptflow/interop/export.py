@@ -79,6 +79,8 @@ def export_checkpoint(
     chosen = for_destination(target, format)
     if chosen.name not in _WITH_SIGNATURES and (signatures is not None or input_signature is not None):
         raise UsageError(f"the format {chosen.name!r} has no signatures; these have: {', '.join(_WITH_SIGNATURES)}")
+    if chosen.holds == "tensors" and (model is not None or entry is not None):
+        raise UsageError(f"the format {chosen.name!r} holds the whole state: model= and entry= are for the others")
     import_modules(imports)
     with (
         open_checkpoint(source, step, storage_options=storage_options) as opened,

@@ -16,7 +16,7 @@ from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.graph import in_names_of
-from ckptflow.state.kinds import is_tf_keras_model
+from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree, walk
 
@@ -85,25 +85,38 @@ def load_model(
 
 def not_held(loaded: LoadedModel, chosen: Format) -> tuple[str, ...]:
     """What of a model's own tensors a format has no place for: optimizer, vocabularies, seeds, states of RNNs."""
-    model = loaded.model
-    optimizer = getattr(model, "optimizer", None)
-    of_optimizer = {id(variable) for variable in _variables_of(optimizer)}
-    weights = {id(variable) for variable in _weights_of(model)}
-    keeps_optimizer = "optimizer" in chosen.keeps or (
-        chosen.name in ("saved-model", "hub") and is_tf_keras_model(model)
-    )
+    weights = {id(variable) for variable in _weights_of(loaded.model)}
+    is_kept_of_optimizer = _optimizer_rule(loaded, chosen)
     names = []
     for leaf in loaded.tree.leaves:
-        key = id(loaded.tree.variables.get(leaf.name))
-        if leaf.metric or key in weights:
+        if leaf.metric or id(loaded.tree.variables.get(leaf.name)) in weights:
             continue
         if isinstance(leaf, PartLeaf):
             is_kept = "vocabularies" in chosen.keeps
+        elif any(leaf.name.startswith(f"{path}/") for path in loaded.tree.optimizers):
+            is_kept = is_kept_of_optimizer(leaf.name)
         else:
-            is_kept = keeps_optimizer if key in of_optimizer else "other" in chosen.keeps
+            is_kept = "other" in chosen.keeps
         if not is_kept:
             names.append(leaf.name)
     return tuple(names)
+
+
+def _optimizer_rule(loaded: LoadedModel, chosen: Format) -> Callable[[str], bool]:
+    """Whether a format keeps the optimizer's tensor of that name."""
+    optimizer = getattr(loaded.model, "optimizer", None)
+    is_old = is_tf_keras_model(loaded.model)
+    if "optimizer" not in chosen.keeps and not (chosen.name in ("saved-model", "hub") and is_old):
+        return lambda name: False
+    in_config = {f"{path}/{hyper}" for path in loaded.tree.optimizers for hyper in _HYPERPARAMETERS}
+    if is_old and not hasattr(optimizer, "build") and chosen.name in ("keras", "weights"):  # tf_keras's legacy ones
+        return lambda name: name in in_config and chosen.name == "keras"
+    kept = {id(variable) for variable in _variables_of(optimizer)}
+    return lambda name: name in in_config or id(loaded.tree.variables.get(name)) in kept
+
+
+# What an optimizer of tf_keras holds in variables that it does not count, and writes into its config.
+_HYPERPARAMETERS = ("learning_rate", "optimizer/learning_rate", "decay", "momentum", "rho", "beta_1", "beta_2")
 
 
 def _weights_of(model: Any) -> Any:
@@ -132,6 +145,8 @@ def _path_of(manifest: Manifest, model: Any, entry: str | None, url: str) -> str
     """Where in the state the model is."""
     models = [path for path, described in manifest.models.items() if _kind(described) == "model"]
     models = [path for path in models if not any(path.startswith(f"{above}/") for above in models)]
+    if model is not None and kind_of(model) not in LAYERS:  # a module, which may hold models
+        models = []
     names = [tensor.name for tensor in manifest.tensors]
     if entry is not None:
         if not any(name == entry or name.startswith(f"{entry}/") for name in names):

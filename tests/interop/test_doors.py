@@ -324,3 +324,41 @@ def test_losses_that_were_scaled_by_the_policy(tmp_path: Path) -> None:
     assert float(again.optimizer.learning_rate) == pytest.approx(0.01)
     assert int(again.optimizer.iterations) == 3
     assert len(again.optimizer.variables) == len(model.optimizer.variables)
+
+
+def test_a_module_that_holds_a_keras_model(tmp_path: Path) -> None:
+    class Module(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+            self.scale = tf.Variable(2.0)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 3])])
+        def __call__(self, x: Any) -> Any:
+            return self.net(x) * self.scale
+
+    module, other = Module(), Module()
+    module.scale.assign(5.0)
+    save(str(tmp_path / "run"), {"m": module})
+    ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "served", format="saved-model", model=other)
+    loaded = tf.saved_model.load(str(tmp_path / "served"))
+    x = tf.ones([2, 3])
+    np.testing.assert_allclose(loaded(x), module(x), atol=1e-6)
+    with pytest.raises(UsageError, match="holds the whole state"):
+        ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.ckpt", entry="m")
+
+
+def test_what_comes_of_the_optimizers_of_tf_keras(tmp_path: Path) -> None:
+    import tf_keras
+
+    x = np.ones((8, 3), np.float32)
+    for optimizer, lost in ((tf_keras.optimizers.Adam(0.01), 0), (tf_keras.optimizers.legacy.Adam(0.01), 1 + 2 * 2)):
+        model = tf_keras.Sequential([tf_keras.layers.InputLayer((3,)), tf_keras.layers.Dense(2)])
+        model.compile(optimizer, "mse")
+        model.fit(x, np.ones((8, 2), np.float32), epochs=3, verbose=0)
+        name = f"m{lost}"
+        save(str(tmp_path / name), {"model": model})
+        exported = ckptflow.export_checkpoint(tmp_path / name, tmp_path / f"{name}.keras")
+        assert len(exported.left_out) == lost, exported.left_out
+        again = tf_keras.models.load_model(tmp_path / f"{name}.keras")
+        assert (int(again.optimizer.iterations) == 3) == (not lost)
