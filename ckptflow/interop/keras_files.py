@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json
 from ckptflow.interop.keras_probe import check_survives
 from ckptflow.interop.provenance import Provenance
 from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.whole import ensure_room
 
 __all__ = [
     "find_backup",
@@ -42,6 +44,7 @@ logger = logging.getLogger("ckptflow")
 
 _METADATA, _CONFIG = "metadata.json", "config.json"
 _COPY_BYTES = 2**20
+_FILE_BYTES, _DATASET_BYTES = 2**20, 4096  # more than HDF5 adds to a file, and to a tensor
 
 
 def write_keras(path: str, model: Any, origin: Provenance) -> None:
@@ -54,6 +57,7 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
     framework = _framework_of_built(model)
     with _writing(path, ".keras", "models that have a get_config") as target:
         folder = os.path.dirname(target)
+        ensure_room(folder, 2 * _size_bytes(model))  # what is zipped, and the zip
         if framework == "keras":
             import keras
 
@@ -79,6 +83,7 @@ def write_h5(path: str, model: Any, origin: Provenance) -> None:
 
     _framework_of_built(model)
     with _writing(path, ".h5", "functional and sequential models, those of tf_keras without vocabularies") as target:
+        ensure_room(os.path.dirname(target), _size_bytes(model))
         save_h5(target, model)
         keras_hdf5.write_provenance(target, provenance.encode(origin))
 
@@ -91,6 +96,7 @@ def write_weights(path: str, model: Any, origin: Provenance) -> None:
     if _framework_of_built(model) == "tf_keras":
         _warn_of_legacy(model, ".weights.h5")
     with _writing(path, ".weights.h5", "models that are built") as target:
+        ensure_room(os.path.dirname(target), _size_bytes(model))
         model.save_weights(target)
         keras_hdf5.write_provenance(target, provenance.encode(origin))
 
@@ -290,6 +296,18 @@ def _copy_members(source: zipfile.ZipFile, target: str, origin: Provenance) -> N
 
 def _with_origin(metadata: bytes, origin: Provenance) -> str:
     return json.dumps({**json.loads(metadata), provenance.NAME: json.loads(provenance.encode(origin))})
+
+
+def _size_bytes(model: Any) -> int:
+    """What a file of the model takes at most: its weights, its optimizer's variables, and HDF5 around each of them."""
+    import tensorflow as tf
+
+    optimizer = getattr(model, "optimizer", None)
+    of_optimizer = getattr(optimizer, "variables", ())
+    variables = [*model.weights, *(of_optimizer() if callable(of_optimizer) else of_optimizer)]
+    held = [variable for variable in variables if hasattr(variable, "shape")]  # a vocabulary has none
+    sizes = [math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in held]
+    return _FILE_BYTES + sum(sizes) + _DATASET_BYTES * len(sizes)
 
 
 @contextlib.contextmanager

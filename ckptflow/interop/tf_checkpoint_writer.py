@@ -22,6 +22,7 @@ from ckptflow.interop.tensor_bundle import GRAPH_KEY
 from ckptflow.reading import OpenCheckpoint, to_array
 from ckptflow.state.graph import graph_of_names
 from ckptflow.state.leaves import Landing
+from ckptflow.storage.whole import FULL_ERRNOS
 
 PART_BYTES = 256 * 2**20  # one data file, and what is held of a checkpoint at a time
 
@@ -155,7 +156,10 @@ class storage_errors:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, tf.errors.OpError):
-            is_full = isinstance(error, tf.errors.ResourceExhaustedError) or "No space left" in str(error.message)
+            words = (os.strerror(code) for code in FULL_ERRNOS)
+            is_full = isinstance(error, tf.errors.ResourceExhaustedError) or any(
+                word in error.message for word in words
+            )
             raise (StorageFullError if is_full else StorageError)(f"{self._path}: {error.message}") from error
 
 

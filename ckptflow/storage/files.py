@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import re
@@ -19,12 +18,11 @@ from ckptflow.storage.local_files import LocalPlace
 from ckptflow.storage.remote import HTTP_SCHEMES
 from ckptflow.storage.remote_files import RemotePlace, temporary_folder
 from ckptflow.storage.store import check_key, local_path
-from ckptflow.storage.whole import LAST, exists, is_in_group
+from ckptflow.storage.whole import FULL_ERRNOS, LAST, exists, is_in_group
 
 __all__ = ["LAST", "MAX_FETCH_BYTES", "fetched", "opened", "staged"]
 
 MAX_FETCH_BYTES = 2**40
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHECKPOINT = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?")  # a checkpoint's folder
 _OURS = re.compile(r"(.*/)?(manifest\.json|lineage/.*)", re.DOTALL)  # in a checkpoint's folder, in a run's root
 
@@ -175,7 +173,9 @@ def _full_disk_named(folder: str, where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        codes = [code for code in _FULL if code == getattr(error, "errno", None) or os.strerror(code) in str(error)]
+        codes = [
+            code for code in FULL_ERRNOS if code == getattr(error, "errno", None) or os.strerror(code) in str(error)
+        ]
         if isinstance(error, CkptflowError) or not codes:
             raise
         raise from_os_error(OSError(codes[0], os.strerror(codes[0])), "write", f"{folder}, to be {where}") from error

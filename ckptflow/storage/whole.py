@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import io
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -17,6 +19,7 @@ from ckptflow.storage.faults import redact_url
 # What makes the files around it readable: a TensorFlow checkpoint, a folder of such, a SavedModel.
 LAST = ("*.index", "checkpoint", "saved_model.pb", "saved_model.pbtxt")
 THREADS = 4
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GROUP = re.compile(r"\.(index|data-\d{5}-of-\d{5})")
 _Result = TypeVar("_Result")
 
@@ -64,6 +67,22 @@ def check_room(url: str, size_bytes: int, max_bytes: int, folder: str) -> None:
             f"{url} has {size_bytes:,} bytes, and {folder} has room for {free_bytes:,}: make room, or let TMPDIR name "
             "a folder that has it"
         )
+
+
+def ensure_room(folder: str, size_bytes: int) -> None:
+    """Raises `StorageFullError` where no file of that size can be written in `folder`: by making one, and removing it.
+
+    For writers that do not live through a full disk (libhdf5 crashes the process).
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(size_bytes, 1))
+        except OSError as error:
+            if error.errno in FULL_ERRNOS:
+                raise StorageFullError(
+                    f"{folder} has no room for {size_bytes:,} bytes ({error.strerror}): make room, or raise the quota "
+                    "or the file-size limit; nothing was written"
+                ) from error
 
 
 def not_found(url: str) -> ObjectNotFoundError:

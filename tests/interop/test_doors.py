@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,7 +329,7 @@ def test_losses_that_were_scaled_by_the_policy(tmp_path: Path) -> None:
 
 
 def test_a_module_that_holds_a_keras_model(tmp_path: Path) -> None:
-    class Module(tf.Module):
+    class Module(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -362,3 +364,29 @@ def test_what_comes_of_the_optimizers_of_tf_keras(tmp_path: Path) -> None:
         assert len(exported.left_out) == lost, exported.left_out
         again = tf_keras.models.load_model(tmp_path / f"{name}.keras")
         assert (int(again.optimizer.iterations) == 3) == (not lost)
+
+
+_FULL = """
+import resource, sys
+import ckptflow
+from ckptflow.errors import StorageFullError
+import keras, tensorflow
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for name in ("m.keras", "m.h5", "m.weights.h5", "m.safetensors", "m.ckpt", "m.tflite"):
+    try:
+        ckptflow.export_checkpoint(sys.argv[1], f"{sys.argv[2]}/{name}")
+    except StorageFullError as error:
+        print(name, "is told")
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """In a process of its own: libhdf5 would take it down."""
+    model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(300)])
+    save(str(tmp_path / "run"), {"model": model})
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", _FULL, str(tmp_path / "run"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("is told") == 6
+    assert names_in(tmp_path / "out") == []
