@@ -122,9 +122,13 @@ def _write_saved_model(framework: str, model: Any, path: str) -> None:
 
 
 def _write_hub(framework: str, model: Any, path: str) -> None:
-    _write_saved_model(framework, model, path + ".folder")
+    """The SavedModel, packed; the one that has been written, where it has."""
+    folder = os.path.join(os.path.dirname(path), NAMES["saved-model"])
+    if not os.path.isdir(folder):
+        folder = path + ".folder"
+        _write_saved_model(framework, model, folder)
     with tarfile.open(path, "w:gz") as tar:
-        tar.add(path + ".folder", ".")
+        tar.add(folder, ".")
 
 
 def _write_checkpoint(_: str, model: Any, path: str) -> None:
