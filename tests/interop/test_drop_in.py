@@ -275,7 +275,7 @@ def test_under_a_strategy_and_in_fit(tmp_path: Path) -> None:
 def test_what_cannot_be_a_state_is_refused_with_what_to_do(tmp_path: Path) -> None:
     variable = tf.Variable(1.0)
     with pytest.raises(UsageError, match="takes the URL first"):
-        CheckpointManager(tf.train.Checkpoint(variable=variable), str(tmp_path))  # type: ignore[arg-type]
+        CheckpointManager(tf.train.Checkpoint(variable=variable), str(tmp_path))
     with pytest.raises(UnsupportedStateError, match=r"data: .*iter\(dataset\)"):
         CheckpointManager(tmp_path, tf.train.Checkpoint(data=tf.data.Dataset.range(3)))
     with pytest.raises(UnsupportedStateError, match=r"epochs/1 is a builtins\.int"):
