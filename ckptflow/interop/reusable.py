@@ -75,8 +75,7 @@ def write_saved_model(
       UsageError: the inputs are not known, a signature cannot be made, or uses variables that are not the model's.
       UnsupportedStateError: an object that TensorFlow cannot save.
     """
-    tree = walk({path: model})
-    own = _Exported(model, tree, path, signatures, input_signature, described)
+    own = _Exported(model, path, signatures, input_signature, described)
     if is_tf_keras_model(model):
         root = own.save_tf_keras(folder)
     elif own.is_keras:
@@ -85,7 +84,7 @@ def write_saved_model(
         root = own.save_root(folder, own.trackable_root())
     else:
         raise UnsupportedStateError(f"a {type(model).__name__} is no model that a SavedModel can hold")
-    _write_extra(folder, tree, root, own, provenance)
+    _write_extra(folder, own.tree, root, own, provenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def write_signatures(
 ) -> WrittenSignatures:
     """Writes a SavedModel that has the signatures and nothing else: what converters take. Raises as
     `write_saved_model` does."""
-    own = _Exported(model, walk({"model": model}), "model", signatures, input_signature, None)
+    own = _Exported(model, "model", signatures, input_signature, None)
     own.add_default()
     root = tf.__internal__.tracking.AutoTrackable()
     root.variables = list(own.variables.values())
@@ -117,7 +116,6 @@ class _Exported:
     def __init__(
         self,
         model: Any,
-        tree: Tree,
         path: str,
         signatures: Any,
         input_signature: Any,
@@ -125,13 +123,14 @@ class _Exported:
     ) -> None:
         self.model, self.path, self.described = model, path, described
         self.is_keras = kind_of(model) in LAYERS
+        self.given = sig.given_signatures(signatures, model)  # this may give the model what its signatures need
+        self.tree = tree = walk({path: model})
         optimizers = tuple(f"{name}/" for name in tree.optimizers)
         metrics = {leaf.name for leaf in tree.leaves if leaf.metric}
         self.names = [name for name in tree.variables if not name.startswith(optimizers) and name not in metrics]
         self.variables = {name: raw_variable(tree.variables[name]) for name in self.names}
         self.arguments = sig.arguments_of(model, input_signature, described)
         self.is_default_asked_for = input_signature is not None
-        self.given = sig.given_signatures(signatures, model)
         self.signatures = {name: sig.concrete(name, function) for name, function in self.given.items()}
 
     # The three sorts of models

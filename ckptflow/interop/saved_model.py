@@ -200,7 +200,7 @@ def _classes(config: Any) -> list[str]:
 
 
 def load_saved_model_into(folder: str, model: Any) -> None:
-    """Gives `model` the values of a SavedModel of it; its optimizer too, where the SavedModel has one.
+    """Gives `model` the values of a SavedModel of it; its optimizer too, or a warning that this begins anew.
 
     Variables go together by the names of the run, for our own; by their order in `variables` for what Keras 3's
     `model.export()` wrote; else by their path in the object graph. Raises `StateMismatchError` with every variable of
@@ -210,44 +210,43 @@ def load_saved_model_into(folder: str, model: Any) -> None:
     if opened.names is not None:
         _assign(folder, _read_own(opened, opened.names), {opened.names.path: model})
         return
-    is_in_order = is_keras3_model(model) and opened.object_graph is not None
-    tensors = _in_order(opened, model) if is_in_order else _read_any(opened)
+    listed = _listed(opened) if is_keras3_model(model) else []
+    tensors = _in_order(opened, model, listed) if listed else _read_any(opened)
     _assign(folder, tensors, {"model": model})
 
 
-def _in_order(opened: _Opened, model: Any) -> NamedTensors:
+def _listed(opened: _Opened) -> list[str]:
+    """The keys of the variables in the root's list of them, in order."""
+    bundle = opened.variables
+    proto = bundle.object_graph() if bundle is not None else None
+    if bundle is None or proto is None:
+        return []
+    graph = from_proto(proto, bundle.infos, opened.folder)
+    number = dict(edges(graph.nodes[0])).get("variables")
+    children = {} if number is None else dict(edges(graph.nodes[number]))
+    ordered = [children.get(str(position)) for position in range(len(children))]
+    values = [value for number in ordered if number is not None for value in values_of(graph.nodes[number])]
+    return [key for attribute, suffix, key in values if (attribute, suffix) == (VARIABLE, "") and isinstance(key, str)]
+
+
+def _in_order(opened: _Opened, model: Any, listed: list[str]) -> NamedTensors:
     """What Keras 3's `model.export()` lists as the variables, under the names that the walk gives the model's."""
     bundle = opened.variables
-    graph = bundle.object_graph() if bundle is not None else None
-    listed = [] if bundle is None or graph is None else _listed(from_proto(graph, bundle.infos, opened.folder))
     if bundle is None or len(listed) != len(model.variables):
         raise StateMismatchError(
             f"{opened.folder} has {len(listed)} variables in order, as Keras's model.export() writes them, and the "
             f"model has {len(model.variables)}; nothing was changed. Take what fits by names: "
             "rename={name there: name in the model}, with partial=True"
         )
-    found = {id(raw): name for name, raw in _raw_variables({"model": model}).items()}
+    found = {id(raw_variable(variable)): name for name, variable in walk({"model": model}).variables.items()}
     names = {found[id(raw_variable(variable))]: key for variable, key in zip(model.variables, listed, strict=True)}
     return NamedTensors({name: bundle.infos[key] for name, key in names.items()}, lambda name: bundle.read(names[name]))
-
-
-def _listed(graph: ObjectGraph) -> list[str]:
-    """The keys of the variables in the root's list of them, in order."""
-    children = dict(edges(graph.nodes[dict(edges(graph.nodes[0])).get("variables", 0)]))
-    ordered = [children.get(str(position)) for position in range(len(children))]
-    values = [value for number in ordered if number is not None for value in values_of(graph.nodes[number])]
-    return [key for attribute, suffix, key in values if (attribute, suffix) == (VARIABLE, "") and isinstance(key, str)]
-
-
-def _raw_variables(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: raw_variable(variable) for name, variable in walk(state).variables.items()}
 
 
 def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:
     """Gives the state the values, largest first, one tensor in memory at a time.
 
-    What is unbuilt is built first. Optimizers and metrics may lack some, and so may vocabularies and tables, which
-    are constants of the graph in most SavedModels.
+    What is unbuilt is built first. The optimizer may begin anew, with a warning.
     """
     graph = tensors.object_graph
     build_missing(state, dict(tensors.models) if graph is None else models_by_graph(walk(state), graph))
@@ -269,11 +268,13 @@ def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_
     manifest = in_names_of(tree, _manifest(records, graph))
     restore = match(tree, manifest, partial=True)
     optimizers = tuple(f"{name}/" for name in tree.optimizers)
-    parts = {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
-    needed = [name for name in restore.missing if not name.startswith(optimizers) and name not in parts]
-    kept = sorted(parts & set(restore.missing))
+    lost = _lost(tree, is_by_graph=graph is not None)
+    needed = [name for name in restore.missing if not name.startswith(optimizers) and name not in lost]
+    kept = sorted(lost & set(restore.missing))
     if kept:
-        logger.warning("%s has no %s as tensors: they stay as they were made", folder, some_of(kept, _SHOWN))
+        logger.warning("%s does not have %s: they stay as they were made", folder, some_of(kept, _SHOWN))
+    if any(name.startswith(optimizers) for name in restore.missing):
+        logger.warning("%s has not all of the optimizer's state: what it lacks begins anew", folder)
     if needed and is_strict:
         there = {record.name: record for record in manifest.tensors}
         lines = [f"  {name}: {_difference(name, tree, there)}" for name in needed]
@@ -289,6 +290,18 @@ def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_
         restore.open(wanted)[:] = bytes_of(data)
         restore.finish(wanted)
     restore.complete()
+
+
+def _lost(tree: Tree, *, is_by_graph: bool) -> set[str]:
+    """What a SavedModel may lack: vocabularies and tables, which are constants in most, and what TensorFlow's object
+    graph does not have of a Keras model: seeds, states of RNNs."""
+    lost = {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
+    if is_by_graph and tree.models:
+        weights = {id(weight) for model in tree.models.values() for weight in model.weights}
+        of_models = tuple(f"{path}/" for path in tree.models)
+        found = tree.variables.items()
+        lost |= {name for name, each in found if id(each) not in weights and name.startswith(of_models)}
+    return lost
 
 
 def _difference(name: str, tree: Tree, there: Mapping[str, TensorRecord]) -> str:

@@ -70,11 +70,11 @@ def arguments_of(
 
 def _as_arguments(model: Any, given: Any) -> tuple[Any, ...]:
     if isinstance(given, Mapping) or _is_spec(given):
-        return (given,)
+        given = [given]
     if not isinstance(given, (list, tuple)) or not given or not all(map(_is_spec, tf.nest.flatten(given))):
         raise UsageError(
             "input_signature is a tf.TensorSpec, or a list with one for each argument of the model, or a dict or list "
-            f"of them for an argument that is one; not {given!r:.200}"
+            f"of them for an argument that is one, each with a shape and a dtype; not {given!r:.200}"
         )
     inputs = getattr(model, "inputs", None)
     if inputs and len(given) == len(inputs) > 1:  # one argument, which is a list
@@ -83,7 +83,7 @@ def _as_arguments(model: Any, given: Any) -> tuple[Any, ...]:
 
 
 def _is_spec(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, (list, tuple, Mapping))
+    return getattr(value, "shape", None) is not None and getattr(value, "dtype", None) is not None
 
 
 def _shapes_of(described: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -228,7 +228,10 @@ def given_signatures(signatures: Any, model: Any) -> dict[str, Any]:
     `UsageError` for what is no such thing.
     """
     if callable(signatures) and not isinstance(signatures, (Mapping, Function, ConcreteFunction)):
-        signatures = signatures(model)
+        try:
+            signatures = signatures(model)
+        except Exception as error:  # whatever a user's code raises
+            raise UsageError(f"signatures= raised {type(error).__name__}: {_shorten(error)}") from error
     if signatures is None:
         return {}
     if isinstance(signatures, (Function, ConcreteFunction)):

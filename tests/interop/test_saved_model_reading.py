@@ -187,6 +187,26 @@ def test_what_keras_exports_goes_into_the_model(name: str, stock: Path) -> None:
         load_saved_model_into(str(stock / f"keras-{name}"), other)
 
 
+def test_a_keras_model_that_tensorflow_saved_goes_by_the_graph(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = models.CASES["dense"]
+    model = case.make("keras")
+    tf.saved_model.save(model, str(tmp_path / "m"))
+    again = case.build("keras")
+    load_saved_model_into(str(tmp_path / "m"), again)
+    np.testing.assert_allclose(case.predict(again), case.predict(model), atol=1e-6)
+    assert int(again.optimizer.iterations) == case.steps
+    assert "begins anew" not in caplog.text
+
+
+def test_a_source_without_the_optimizer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = models.CASES["dense"].make("keras")
+    write_saved_model(str(tmp_path / "m"), model, None)
+    load_saved_model_into(str(tmp_path / "m"), models.CASES["dense"].make("keras"))
+    assert "begins anew" in caplog.text
+
+
 def test_keras_exports_of_another_shape_are_refused(stock: Path) -> None:
     layers = [keras.Input((8,)), keras.layers.Dense(17), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
     model = keras.Sequential([*layers, keras.layers.Dense(5)])
