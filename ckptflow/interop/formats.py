@@ -127,7 +127,7 @@ def by_name(name: str) -> Format:
 
 def by_suffix(url: str) -> Format | None:
     """The format that a file's name tells, or None."""
-    path = (urlsplit(url).path if "://" in url else url).rstrip("/").lower()
+    path = (urlsplit(url).path if "://" in url else url).rstrip("/")
     suffixes = {suffix: entry for entry in FORMATS.values() for suffix in entry.suffixes}
     fitting = [suffix for suffix in suffixes if path.endswith(suffix)]
     return suffixes[max(fitting, key=len)] if fitting else None

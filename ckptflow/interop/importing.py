@@ -11,7 +11,8 @@ from typing import Any
 
 from ckptflow.arguments import check_step
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
 from ckptflow.interop.tensors import NamedTensors
@@ -70,6 +71,7 @@ def import_model(
     origin, root = os.fspath(source), os.fspath(url)
     if model is None and (partial or rename is not None):
         raise UsageError("partial= and rename= say how the source goes into a model: give model= as well")
+    _check_rename(rename)
     import_modules(imports)
     _check_empty(root, storage_options)
     with fetched(origin, source_options) as local, _found(local, origin, format) as found:
@@ -80,8 +82,8 @@ def import_model(
 
         state = as_mapping(model)
         if partial or rename is not None or found.format.name == "safetensors":
-            content = _read(found, unsafe=unsafe, imports=tuple(imports))
-            lists = _fill(state, content, partial=partial, rename=rename)
+            content = _read(found, unsafe=unsafe, imports=tuple(imports), state=state)
+            lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin))
         else:
             lists = {}
             _load_into(found, state)
@@ -109,6 +111,11 @@ def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
         if backup is not None:
             format_name, local, notes = backup
             chosen = FORMATS[format_name]
+    if os.path.isdir(os.path.join(local, "lineage")):
+        raise UsageError(
+            f"{redact_url(origin)} is a run of ckptflow: restore from it (restore_latest(partial=True, rename=…) for a "
+            "warm start), or export it"
+        )
     if chosen is None:
         raise UsageError(
             f"{redact_url(origin)}: neither its name nor its content tells what it is; say format= (--format), one of "
@@ -127,6 +134,14 @@ def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
     yield _Found(chosen, local, notes)
 
 
+def _check_rename(rename: Any) -> None:
+    is_map = isinstance(rename, Mapping) and all(isinstance(name, str) for pair in rename.items() for name in pair)
+    if not (rename is None or callable(rename) or is_map):
+        raise UsageError(
+            f"rename is a dict from text to text, or a function from a name to a name, not {rename!r:.100}"
+        )
+
+
 def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
     there = list_checkpoints(root, storage_options=storage_options)
     if there:
@@ -136,8 +151,9 @@ def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
         )
 
 
-def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
-    """What the source holds without any code of the user's: the state of a live model, or named tensors.
+def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mapping[str, Any] | None = None) -> Any:
+    """What the source holds without any code of the user's: the state of a live model, or named tensors, in the names
+    of `state` where the source only has places.
 
     Each format is imported where it is read: not all of them load TensorFlow.
     """
@@ -151,7 +167,7 @@ def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
 
         if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
             return {"model": keras_files.read_model(path, unsafe=unsafe, imports=imports)}
-        return keras_files.read_weights(path)
+        return keras_files.read_weights(path, state)
     if name == "tf-checkpoint":
         from ckptflow.interop import tf_checkpoint
 
@@ -175,15 +191,30 @@ def _load_into(found: _Found, state: Mapping[str, Any]) -> None:
     if found.format.name in ("keras", "h5", "weights"):
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
+        _check_alone(state, models[0], found)
         keras_files.load_weights(found.path, models[0])
         return
     targets = models or list(state.values())
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
+    _check_alone(state, targets[0], found)
     saved_model.load_saved_model_into(found.path, targets[0])
 
 
-def _fill(state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None) -> dict[str, Any]:
+def _check_alone(state: Mapping[str, Any], model: Any, found: _Found) -> None:
+    """Raises where the state holds more than the one model that such a source is of."""
+    optimizer = getattr(model, "optimizer", None)
+    others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
+    if others:
+        raise StateMismatchError(
+            f"a source of the format {found.format.name!r} holds one model, and nothing for {some_of(others, 5)} of "
+            "model=: leave that out, or pass partial=True, which leaves it as it is"
+        )
+
+
+def _fill(
+    state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None, where: str
+) -> dict[str, Any]:
     """Puts what was read into the user's objects by name, by way of a checkpoint on this disk."""
     from ckptflow.interop.model import fill
     from ckptflow.reading import open_checkpoint
@@ -192,8 +223,18 @@ def _fill(state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rena
         _commit(root, 0, content, {}, None)
         with open_checkpoint(root) as opened:
             _, restore = fill(opened, state, partial=partial, rename=rename)
+            if not restore.wanted:
+                raise UsageError(
+                    f"nothing of the source has a place in model=: it holds {some_of(restore.unexpected, 5)}, and the "
+                    f"model {some_of(restore.missing, 5)}; rename= says which is which"
+                )
     if not partial:
         return {}
+    if not restore.wanted:
+        raise UsageError(
+            f"nothing of {where} fits model=, so that this is no warm start. It has {some_of(restore.unexpected, 5)}; "
+            f"the model has {some_of(restore.missing, 5)}; say by rename= which is which"
+        )
     return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": list(restore.unexpected[:MAX_NAMES])}
 
 

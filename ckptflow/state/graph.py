@@ -81,7 +81,11 @@ def describe(objects: Mapping[str, Any], tree: Tree) -> Described:
             if tree.world_size > 1:
                 continue  # each worker has one of its own
             obj = obj.obj
-        if kind_of(obj) is not None and not name.startswith(RESERVED_PREFIX):
+        if name.startswith(RESERVED_PREFIX):
+            continue
+        if isinstance(obj, (dict, list, tuple)):  # what TensorFlow makes of them when they become its attributes
+            obj = getattr(tf.train.Checkpoint(entry=obj), "entry", None)
+        if kind_of(obj) is not None:
             entries[name] = obj
     models = [obj for name, obj in entries.items() if name in tree.models]
     if not models:  # one that is no Keras model, if it is clear which

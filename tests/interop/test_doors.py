@@ -1,11 +1,9 @@
-"""`export_checkpoint` and `import_model`: what they refuse, what they leave behind, what they tell."""
+"""`export_checkpoint`: what it refuses, what it leaves behind, what it tells; and each way back."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,53 +24,7 @@ from ckptflow.errors import (
 )
 from ckptflow.interop import keras_files
 from ckptflow.interop.origin import find_provenance
-
-MODEL_FORMATS = {"keras": "m.keras", "h5": "m.h5", "weights": "m.weights.h5", "saved-model": "m", "hub": "m.tar.gz",
-                 "tflite": "m.tflite"}  # fmt: skip
-TENSOR_FORMATS = {"tf-checkpoint": "m.ckpt", "safetensors": "m.safetensors"}
-
-
-def make_model(width: int = 4) -> Any:
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(width, name="features"), keras.layers.Dropout(0.5),
-         keras.layers.Dense(2, name="head")]
-    )  # fmt: skip
-    model.compile(keras.optimizers.Adam(0.01), "mse")
-    return model
-
-
-def save(url: str, state: Any, step: int = 3) -> None:
-    with ckptflow.CheckpointManager(url, state) as manager:
-        manager.save(step)
-
-
-@pytest.fixture(scope="module")
-def trained() -> Any:
-    model = make_model()
-    model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
-    return model
-
-
-@pytest.fixture(scope="module")
-def run(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("run") / "run")
-    save(url, {"model": trained})
-    return url
-
-
-@pytest.fixture(scope="module")
-def plain_run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("plain") / "run")
-    save(url, {"w": tf.Variable([1.0, 2.0]), "v": tf.Variable(3)})
-    return url
-
-
-def predict(model: Any) -> Any:
-    return model(np.arange(6, dtype=np.float32).reshape(2, 3)).numpy()
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model, names_in, predict, save
 
 
 @pytest.mark.parametrize("name", [*MODEL_FORMATS, *TENSOR_FORMATS])
@@ -239,78 +191,6 @@ def test_signatures_where_there_are_none(run: str, tmp_path: Path) -> None:
         ckptflow.export_checkpoint(run, tmp_path / "m.keras", signatures={"serve": lambda: 1})
 
 
-# Importing
-
-
-def test_an_import_begins_a_run(run: str, tmp_path: Path) -> None:
-    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
-    first = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again")
-    assert first.step == 0
-    assert first.metadata == {"imported": {"source": str(tmp_path / "m.keras"), "format": "keras"}}
-    with pytest.raises(UsageError, match="an import begins a run"):
-        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", step=1)
-    assert len(ckptflow.list_checkpoints(tmp_path / "again")) == 1
-
-
-def test_a_warm_start(run: str, trained: Any, tmp_path: Path) -> None:
-    backbone = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="dense")], name="backbone")
-    model = keras.Sequential([keras.Input((3,)), backbone, keras.layers.Dense(7, name="other")])
-    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
-    rename = {"model/features": "model/backbone/dense"}
-    fresh = model.layers[1].kernel.numpy()
-    done = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "warm", model=model, partial=True, rename=rename)
-    about = done.metadata["imported"]
-    assert about["left_as_they_were"] == ["model/other/bias", "model/other/kernel"]
-    assert {"model/head/kernel", "model/optimizer/iterations"} <= set(about["not_used"])
-    assert np.array_equal(backbone.layers[0].kernel, trained.layers[0].kernel)
-    assert np.array_equal(model.layers[1].kernel, fresh)
-    with pytest.raises(StateMismatchError, match="model/other/kernel"):
-        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=rename)
-    with pytest.raises(UsageError, match="give model="):
-        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "nowhere", partial=True)
-    assert not (tmp_path / "strict").exists()
-    assert not (tmp_path / "nowhere").exists()
-
-
-def flipped(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
-
-
-def cut(data: bytes) -> bytes:
-    return data[: len(data) // 16]
-
-
-def garbage(data: bytes) -> bytes:
-    return b"not at all" * 100
-
-
-@pytest.mark.parametrize("damage", [cut, garbage])
-@pytest.mark.parametrize("name", ["keras", "h5", "weights", "hub", "safetensors", "saved-model", "tf-checkpoint"])
-def test_a_damaged_source(name: str, damage: Callable[[bytes], bytes], run: str, tmp_path: Path) -> None:
-    destination = tmp_path / {**MODEL_FORMATS, **TENSOR_FORMATS}[name]
-    ckptflow.export_checkpoint(run, destination, format=name)
-    files = [destination]
-    if name == "saved-model":
-        files = [destination / "saved_model.pb", *(destination / "variables").iterdir()]
-    elif name == "tf-checkpoint":
-        files = sorted(tmp_path.glob("m.ckpt.*"))
-    for file in files:
-        good = file.read_bytes()
-        file.write_bytes(damage(good))
-        for model in (None, make_model()):
-            with pytest.raises(CorruptCheckpointError) as caught:
-                ckptflow.import_model(destination, tmp_path / "again", format=name, model=model)
-            assert str(destination) in str(caught.value)
-            assert ckptflow.list_checkpoints(tmp_path / "again") == []
-        file.write_bytes(good)
-
-
-def test_a_module_that_cannot_be_imported(run: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'no\.such\.module' cannot be imported"):
-        ckptflow.export_checkpoint(run, tmp_path / "m.keras", imports=["no.such.module"])
-
-
 def test_losses_that_were_scaled_by_the_policy(tmp_path: Path) -> None:
     """The compile config does not tell of the optimizer that scales losses; the policy of this process is another."""
     keras.mixed_precision.set_global_policy("mixed_float16")
@@ -364,6 +244,23 @@ def test_what_comes_of_the_optimizers_of_tf_keras(tmp_path: Path) -> None:
         assert len(exported.left_out) == lost, exported.left_out
         again = tf_keras.models.load_model(tmp_path / f"{name}.keras")
         assert (int(again.optimizer.iterations) == 3) == (not lost)
+
+
+def test_entries_that_are_containers(tmp_path: Path) -> None:
+    """As `tf.train.Checkpoint(nets={…}, steps=[…])` has them."""
+
+    def state() -> dict[str, Any]:
+        return {"nets": {"small": make_model(2)}, "steps": [tf.Variable(0.0), make_model(3)]}
+
+    saved, restored = state(), state()
+    saved["steps"][0].assign(7.0)
+    save(str(tmp_path / "run"), saved)
+    assert not [
+        name for name in ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.ckpt").left_out if "kernel" in name
+    ]
+    tf.train.Checkpoint(**restored).read(str(tmp_path / "m.ckpt")).assert_existing_objects_matched()
+    assert restored["steps"][0].numpy() == 7.0
+    np.testing.assert_array_equal(predict(restored["nets"]["small"]), predict(saved["nets"]["small"]))
 
 
 _FULL = """

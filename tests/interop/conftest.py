@@ -1,0 +1,32 @@
+"""Runs that the tests of exports and imports share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.interop.doors import make_model, save
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    model = make_model()
+    model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("run") / "run")
+    save(url, {"model": trained})
+    return url
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("plain") / "run")
+    save(url, {"w": tf.Variable([1.0, 2.0]), "v": tf.Variable(3)})
+    return url

@@ -1,0 +1,104 @@
+"""`import_model`: how a run begins, what is refused, and what it tells of a warm start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ckptflow
+from ckptflow.errors import (
+    CorruptCheckpointError,
+    StateMismatchError,
+    UsageError,
+)
+from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model
+
+
+def test_an_import_begins_a_run(run: str, tmp_path: Path) -> None:
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
+    first = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again")
+    assert first.step == 0
+    assert first.metadata == {"imported": {"source": str(tmp_path / "m.keras"), "format": "keras"}}
+    with pytest.raises(UsageError, match="an import begins a run"):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", step=1)
+    assert len(ckptflow.list_checkpoints(tmp_path / "again")) == 1
+
+
+def test_a_warm_start(run: str, trained: Any, tmp_path: Path) -> None:
+    backbone = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="dense")], name="backbone")
+    model = keras.Sequential([keras.Input((3,)), backbone, keras.layers.Dense(7, name="other")])
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
+    rename = {"model/features": "model/backbone/dense"}
+    fresh = model.layers[1].kernel.numpy()
+    done = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "warm", model=model, partial=True, rename=rename)
+    about = done.metadata["imported"]
+    assert about["left_as_they_were"] == ["model/other/bias", "model/other/kernel"]
+    assert {"model/head/kernel", "model/optimizer/iterations"} <= set(about["not_used"])
+    assert np.array_equal(backbone.layers[0].kernel, trained.layers[0].kernel)
+    assert np.array_equal(model.layers[1].kernel, fresh)
+    with pytest.raises(StateMismatchError, match="model/other/kernel"):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=rename)
+    with pytest.raises(UsageError, match="give model="):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "nowhere", partial=True)
+    with pytest.raises(UsageError, match=r"nothing of .* fits model="):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model={"other": model}, partial=True)
+    with pytest.raises(UsageError, match="rename is a dict from text to text"):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=[("a", "b")])
+    with pytest.raises(UsageError, match="is a run of ckptflow"):
+        ckptflow.import_model(run, tmp_path / "strict", model=model)
+    assert not (tmp_path / "strict").exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 16]
+
+
+def garbage(data: bytes) -> bytes:
+    return b"not at all" * 100
+
+
+@pytest.mark.parametrize("damage", [cut, garbage])
+@pytest.mark.parametrize("name", ["keras", "h5", "weights", "hub", "safetensors", "saved-model", "tf-checkpoint"])
+def test_a_damaged_source(name: str, damage: Callable[[bytes], bytes], run: str, tmp_path: Path) -> None:
+    destination = tmp_path / {**MODEL_FORMATS, **TENSOR_FORMATS}[name]
+    ckptflow.export_checkpoint(run, destination, format=name)
+    files = [destination]
+    if name == "saved-model":
+        files = [destination / "saved_model.pb", *(destination / "variables").iterdir()]
+    elif name == "tf-checkpoint":
+        files = sorted(tmp_path.glob("m.ckpt.*"))
+    for file in files:
+        good = file.read_bytes()
+        file.write_bytes(damage(good))
+        for model in (None, make_model()):
+            with pytest.raises(CorruptCheckpointError) as caught:
+                ckptflow.import_model(destination, tmp_path / "again", format=name, model=model)
+            assert str(destination) in str(caught.value)
+            assert ckptflow.list_checkpoints(tmp_path / "again") == []
+        file.write_bytes(good)
+
+
+def test_a_module_that_cannot_be_imported(run: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'no\.such\.module' cannot be imported"):
+        ckptflow.export_checkpoint(run, tmp_path / "m.keras", imports=["no.such.module"])
+
+
+def test_a_source_of_one_model_for_several_objects(run: str, tmp_path: Path) -> None:
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
+    state = {"model": make_model(), "step": tf.Variable(5)}
+    with pytest.raises(StateMismatchError, match="nothing for step of model="):
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", model=state)
+    done = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", model=state, partial=True)
+    assert done.metadata["imported"]["left_as_they_were"] == ["step"]
