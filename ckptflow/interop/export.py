@@ -92,7 +92,7 @@ def export_checkpoint(
         else:
             how = {"entry": entry, "imports": tuple(imports), "unsafe": unsafe}
             left_out = _write_model(chosen, path, opened, provenance, model, signatures, input_signature, how)
-        if chosen.name != "safetensors":  # which has a place for it
+        if chosen.name == "tf-checkpoint":  # the others say so by themselves
             left_out += tuple(sorted(opened.manifest.python_state))
         checkpoint = opened.checkpoint
     return Exported(redact_url(target), chosen.name, checkpoint.url, checkpoint.step, tuple(left_out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +17,11 @@ from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
 from ckptflow.interop.tensors import NamedTensors
-from ckptflow.reading import list_checkpoints
+from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched
+
+logger = logging.getLogger("ckptflow")
 
 Rename = Any  # a map or a function, as in `CheckpointManager.restore_latest`
 
@@ -129,6 +132,9 @@ def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
         with tempfile.TemporaryDirectory(prefix="ckptflow-hub-") as folder:
             unpacked = os.path.join(folder, "module")
             unpack_tar(local, unpacked)
+            inside = os.listdir(unpacked)
+            if len(inside) == 1 and os.path.isdir(os.path.join(unpacked, inside[0])):  # packed with its folder
+                unpacked = os.path.join(unpacked, inside[0])
             yield _Found(chosen, unpacked, notes)
         return
     yield _Found(chosen, local, notes)
@@ -143,6 +149,8 @@ def _check_rename(rename: Any) -> None:
 
 
 def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
+    if split_url(root)[1] is not None:
+        raise UsageError(f"{redact_url(root)} is a checkpoint's folder; name a root of its own for the new run")
     there = list_checkpoints(root, storage_options=storage_options)
     if there:
         raise UsageError(
@@ -193,12 +201,27 @@ def _load_into(found: _Found, state: Mapping[str, Any]) -> None:
             raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
         _check_alone(state, models[0], found)
         keras_files.load_weights(found.path, models[0])
+        if found.format.name != "keras":
+            _warn_of_vocabularies(state, found)
         return
     targets = models or list(state.values())
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
     _check_alone(state, targets[0], found)
     saved_model.load_saved_model_into(found.path, targets[0])
+
+
+def _warn_of_vocabularies(state: Mapping[str, Any], found: _Found) -> None:
+    from ckptflow.state.leaves import PartLeaf
+    from ckptflow.state.tree import walk
+
+    names = [leaf.name for leaf in walk(state).leaves if isinstance(leaf, PartLeaf)]
+    if names:
+        logger.warning(
+            "no %s file gives a model its vocabulary; these are as your code made them: %s",
+            found.format.name,
+            some_of(names, 5),
+        )
 
 
 def _check_alone(state: Mapping[str, Any], model: Any, found: _Found) -> None:
@@ -223,11 +246,6 @@ def _fill(
         _commit(root, 0, content, {}, None)
         with open_checkpoint(root) as opened:
             _, restore = fill(opened, state, partial=partial, rename=rename)
-            if not restore.wanted:
-                raise UsageError(
-                    f"nothing of the source has a place in model=: it holds {some_of(restore.unexpected, 5)}, and the "
-                    f"model {some_of(restore.missing, 5)}; rename= says which is which"
-                )
     if not partial:
         return {}
     if not restore.wanted:

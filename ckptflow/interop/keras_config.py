@@ -231,10 +231,12 @@ def build_optimizer_of(model: Any) -> None:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or not model.trainable_variables:
         return
-    if hasattr(optimizer, "build"):
-        optimizer.build(model.trainable_variables)
-    else:  # a legacy optimizer of tf_keras
-        optimizer._create_all_weights(model.trainable_variables)
+    strategy = getattr(model, "distribute_strategy", None)
+    with strategy.scope() if strategy is not None else contextlib.nullcontext():
+        if hasattr(optimizer, "build"):
+            optimizer.build(model.trainable_variables)
+        else:  # a legacy optimizer of tf_keras
+            optimizer._create_all_weights(model.trainable_variables)
 
 
 def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:

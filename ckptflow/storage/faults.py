@@ -204,7 +204,12 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def redact_url(url: str) -> str:
-    """`url` without user name, password, query string and fragment; Azure's container before the @ stays."""
+    """`url` without user name, password, query string and fragment; Azure's container before the @ stays.
+
+    A path is no URL, whatever is in it.
+    """
+    if "://" not in url:
+        return url
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -18,7 +18,8 @@ from tests import servers
 from tests.cli.runner import Runner, run_alone
 from tests.roots import make_root
 
-VERBS = ("ls", "show", "verify")
+LOOKING = ("ls", "show", "verify")
+VERBS = (*LOOKING, "export", "import")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 NO_TENSORFLOW = """
 import sys
@@ -31,7 +32,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", LOOKING)
 def test_no_verb_loads_tensorflow(root: str, verb: str) -> None:
     ran = run_alone(verb, root, script=NO_TENSORFLOW)
     assert (ran.code, ran.err) == (0, "loaded: []\n")
@@ -47,7 +48,7 @@ def test_help_loads_nothing_that_is_slow() -> None:
 def test_help_shows_an_example_that_parses(runner: Runner, verb: str) -> None:
     ran = runner(verb, "--help")
     assert ran.code == 0
-    example = re.search(r"Example:\n\s+ckptflow (.*)", ran.out)
+    example = re.search(r"Examples?:\n\s+ckptflow (.*)", ran.out)
     assert example is not None
     assert example[1].split()[0] == verb
     known = set(re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", ran.out.replace("/", " ")))
@@ -91,7 +92,7 @@ def test_usage_errors(runner: Runner, root: str) -> None:
 
 
 def test_an_unknown_scheme_names_those_that_work(runner: Runner) -> None:
-    for verb in VERBS:
+    for verb in LOOKING:
         ran = runner(verb, "foo://bucket/run")
         assert (ran.code, ran.out) == (2, "")
         assert re.fullmatch(r"ckptflow: foo://bucket/run: .*s3://.*gs://.*\n", ran.err)
@@ -181,7 +182,7 @@ def test_on_s3(runner: Runner, moto: servers.Server, monkeypatch: pytest.MonkeyP
     assert runner("verify", "s3://cli-bucket/run", "--all", *options).code == 0
     monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", json.dumps(moto.storage_options))
     assert "of run" in runner("show", "s3://cli-bucket/run/000000000001-i0001").out
-    for verb in VERBS:
+    for verb in LOOKING:
         ran = runner(verb, "s3://cli-no-such-bucket/run")
         assert (ran.code, ran.out) == (3, "")
         assert "bucket" in ran.err

@@ -204,7 +204,7 @@ def test_losses_that_were_scaled_by_the_policy(tmp_path: Path) -> None:
     assert not any("optimizer" in name for name in exported.left_out)
     again = keras.models.load_model(tmp_path / "m.keras")
     assert float(again.optimizer.learning_rate) == pytest.approx(0.01)
-    assert int(again.optimizer.iterations) == 3
+    assert int(again.optimizer.iterations) == int(model.optimizer.iterations)
     assert len(again.optimizer.variables) == len(model.optimizer.variables)
 
 
