@@ -27,8 +27,8 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     `BackupAndRestore` of Keras 3: its weights with the optimizer's state, as "weights"; the copy before them, which it
     keeps with `double_checkpoint=True`, where they are gone or damaged. Of tf_keras: "tf-checkpoint", the prefix that
     its manager names as the newest. `ModelCheckpoint`: the one `.keras`, `.h5` or `.weights.h5` file, or the newest
-    tf-checkpoint where there is one. The metadata has the callback as `written_by`, and the `epoch` and `batch` that
-    Keras 3 notes.
+    tf-checkpoint where there is one. The metadata has `written_by` where that is certain (`BackupAndRestore`), and the
+    `epoch` and `batch` that Keras 3 notes.
     Raises `UsageError` where there are several files, as only a person knows which is meant; `CorruptCheckpointError`
     where what is noted of a backup cannot be read.
     """
@@ -47,8 +47,7 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
             return "tf-checkpoint", prefix, {"written_by": "BackupAndRestore"}
     newest = _newest_prefix(folder) if names else None
     if newest is not None:
-        is_backup = os.path.basename(folder.rstrip("/")) == _CHIEF
-        return "tf-checkpoint", newest, {"written_by": "BackupAndRestore" if is_backup else "ModelCheckpoint"}
+        return "tf-checkpoint", newest, {}
     files = [(name, found) for name in names if (found := _suffix_of(name)) is not None]
     if len(files) > 1:
         raise UsageError(
@@ -58,7 +57,7 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     if not files:
         return None
     name, kind = files[0]
-    return _SUFFIXES[kind], os.path.join(folder, name), {"written_by": "ModelCheckpoint"}
+    return _SUFFIXES[kind], os.path.join(folder, name), {}
 
 
 def _suffix_of(name: str) -> str | None:

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UnsupportedStateError, UsageError
@@ -54,6 +54,8 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
     the archive to a temporary folder. For Keras 3 no second copy of the weights is in memory; tf_keras's writer makes
     two. Raises `UnsupportedStateError` where Keras cannot write the model, `StorageError`.
     """
+    from ckptflow.interop.keras_legacy import check_dtypes
+
     framework = _framework_of_built(model)
     with _writing(path, ".keras", "models that have a get_config") as target:
         folder = os.path.dirname(target)
@@ -65,6 +67,7 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
             keras.saving.save_model(model, inside, zipped=False)
             _zip_folder(inside, target, origin)
             return
+        check_dtypes(model, ".keras")
         _warn_of_legacy(model, ".keras")
         inside = os.path.join(folder, "inside.keras")
         model.save(inside, save_format="keras")
@@ -93,8 +96,12 @@ def write_weights(path: str, model: Any, origin: Provenance) -> None:
 
     Takes no memory beside one tensor. Raises `UnsupportedStateError` where Keras cannot write it, `StorageError`.
     """
+    from ckptflow.interop.keras_legacy import check_dtypes
+
     if _framework_of_built(model) == "tf_keras":
+        check_dtypes(model, ".weights.h5")
         _warn_of_legacy(model, ".weights.h5")
+        _build_metrics(model)
     with _writing(path, ".weights.h5", "models that are built") as target:
         ensure_room(os.path.dirname(target), _size_bytes(model))
         model.save_weights(target)
@@ -141,11 +148,11 @@ def load_weights(path: str, model: Any) -> None:
     keras_weights.load_weights(path, model)
 
 
-def read_weights(path: str) -> Any:
+def read_weights(path: str, state: Mapping[str, Any] | None = None) -> Any:
     """As `keras_weights.read_weights`."""
     from ckptflow.interop import keras_weights
 
-    return keras_weights.read_weights(path)
+    return keras_weights.read_weights(path, state)
 
 
 def read_model(path: str, *, unsafe: bool = False, imports: tuple[str, ...] = (), framework: str | None = None) -> Any:
@@ -196,10 +203,15 @@ def _framework(given: str | None, version: Any, config: dict[str, Any], where: s
 def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
     from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable
     from ckptflow.interop.keras_trust import check_config, keras_module
-    from ckptflow.interop.keras_weights import check_filled, datasets_of, load_stock, max_bytes_of, named
+    from ckptflow.interop.keras_weights import check_filled, datasets_of, has_slots, load_stock, max_bytes_of, named
 
     stored = datasets_of(path, "keras")
     compile_config = config.get("compile_config")
+    if has_slots(stored) and not (isinstance(compile_config, dict) and compile_config.get("optimizer")):
+        raise UsageError(
+            f"{path} holds an optimizer's state, and its compile config names no optimizer (Keras 3 takes it out of a "
+            "model that is saved as .h5, and leaves it out of all files after); hand over the model, compiled (model=)"
+        )
     bare = {**config, "compile_config": None}
     own = check_config(bare, framework, path, imports=imports, unsafe=unsafe)
     is_trusted = True
@@ -243,6 +255,26 @@ def _framework_of_built(model: Any) -> str:
     if not model.built:
         raise UsageError(f"the model ({type(model).__name__}) has no variables yet; call it once on a batch")
     return framework
+
+
+def _build_metrics(model: Any) -> None:
+    """Gives a compiled model of tf_keras the variables of its metrics, which it makes with its first batch.
+
+    They are in the file then, and stock tf_keras wants them there when it loads it into a model that has been trained.
+    """
+    import tf_keras
+    from tf_keras.src.saving.legacy.saving_utils import try_build_compiled_arguments
+
+    if getattr(model, "optimizer", None) is None:
+        return
+    shape = getattr(model, "_build_input_shape", None)
+    with contextlib.suppress(Exception):  # without them, the file serves models that have not been trained
+        if model.outputs is None and shape is not None:  # a subclassed one is asked on symbols
+            outputs = model(tf_keras.Input(batch_shape=tuple(shape)))
+            model.compiled_loss.build(outputs)
+            model.compiled_metrics.build(outputs, outputs)
+            return
+        try_build_compiled_arguments(model)
 
 
 def _warn_of_legacy(model: Any, suffix: str) -> None:
@@ -306,8 +338,8 @@ def _size_bytes(model: Any) -> int:
     of_optimizer = getattr(optimizer, "variables", ())
     variables = [*model.weights, *(of_optimizer() if callable(of_optimizer) else of_optimizer)]
     held = [variable for variable in variables if hasattr(variable, "shape")]  # a vocabulary has none
-    sizes = [math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in held]
-    return _FILE_BYTES + sum(sizes) + _DATASET_BYTES * len(sizes)
+    sizes = [math.prod(size or 0 for size in each.shape) * (tf.as_dtype(each.dtype).size or 0) for each in held]
+    return int(_FILE_BYTES + sum(sizes) + _DATASET_BYTES * len(sizes))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO
 
@@ -310,13 +310,15 @@ def read_provenance(file: h5py.File, where: str) -> Provenance | None:
 # Weights without a model
 
 
-def named_tensors(where: str, stored: list[Stored], open_file: Callable[[], Any]) -> NamedTensors:
+def named_tensors(
+    where: str, stored: list[Stored], open_file: Callable[[], Any], renamed: Mapping[str, str] | None = None
+) -> NamedTensors:
     """The datasets of a weights file by name. The name is the path in the file, as HDF5 has it, without what only Keras
     needs: the group `vars` that the variables of each object lie in (`layers/dense/0`, `optimizer/3`); in files of the
     legacy format the root `model_weights`, the layer's name where the variable's begins with it, and `:0` at its end
-    (`dense/kernel`). Where two would be the same, both keep their path.
+    (`dense/kernel`). Where two would be the same, both keep their path. `renamed` are better names, by path.
     """
-    short = {each.path: _short_name(each.path) for each in stored}
+    short = {each.path: (renamed or {}).get(each.path) or _short_name(each.path) for each in stored}
     taken: dict[str, int] = {}
     for name in short.values():
         taken[name] = taken.get(name, 0) + 1

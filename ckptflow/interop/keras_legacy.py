@@ -37,6 +37,7 @@ from ckptflow.interop.keras_weights import (
     max_bytes_of,
     named,
     set_optimizer,
+    variables_of,
 )
 from ckptflow.state.keras3 import is_graph_model
 
@@ -45,6 +46,7 @@ logger = logging.getLogger("ckptflow")
 _LOOKUPS = frozenset({"TextVectorization", "StringLookup", "IntegerLookup"})
 _COMPILED = {"loss": "losses", "metrics": "metrics", "weighted_metrics": "metrics"}
 _AS_THEY_ARE = frozenset({"accuracy", "acc", "crossentropy", "ce"})  # Keras takes these by the shape of the output
+_NOT_IN_HDF5 = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4"})
 _PLAIN = ("loss_weights", "run_eagerly", "steps_per_execution", "jit_compile")
 
 
@@ -59,6 +61,7 @@ def save_h5(path: str, model: Any) -> None:
             f"a .h5 file holds functional and sequential models, and a {type(model).__name__} is neither: Keras could "
             "not read it again. A .keras file can hold it"
         )
+    check_dtypes(model, ".h5")
     with _compile_config_kept(model):
         model.save(path)
     with h5py.File(path, "r+") as file:
@@ -72,6 +75,18 @@ def save_h5(path: str, model: Any) -> None:
             training = json_of(text_of(file, "training_config"), "training_config", path)
             _mend_training(training, framework, type(model).__name__)
             file.attrs["training_config"] = json.dumps(training)
+
+
+def check_dtypes(model: Any, suffix: str) -> None:
+    """Raises `UnsupportedStateError` for dtypes that HDF5 does not know: Keras writes them, and cannot read them."""
+    variables = [*model.weights, *variables_of(getattr(model, "optimizer", None))]
+    held = [each.dtype for each in variables if hasattr(each, "shape")]  # a vocabulary of tf_keras has neither
+    unknown = {str(getattr(dtype, "name", dtype)) for dtype in held} & _NOT_IN_HDF5
+    if unknown:
+        raise UnsupportedStateError(
+            f"this model has variables of {some_of(sorted(unknown), 5)}, which its Keras writes into a {suffix} file "
+            "and cannot read again. A tf-checkpoint or safetensors can hold them, and so can a .keras file of Keras 3"
+        )
 
 
 @contextlib.contextmanager
@@ -88,11 +103,15 @@ def _compile_config_kept(model: Any) -> Iterator[None]:
 
 def _mend_layers(config: dict[str, Any], model: Any) -> None:
     """Vocabularies go into the configs of their layers. Raises for operations, which stock Keras does not find."""
-    lost = operations(config, "keras")
+    import keras
+
+    graphs = [model, *model._flatten_layers()]
+    every = {type(each).__name__: each for graph in graphs for each in getattr(graph, "operations", ())}
+    lost = sorted(name for name, each in every.items() if not isinstance(each, keras.layers.Layer))
     if lost:
         raise UnsupportedStateError(
-            f"a .h5 file cannot hold this model: stock Keras 3 does not find {some_of(sorted(lost), 5)} again when it "
-            "reads one. A .keras file can hold it"
+            f"a .h5 file cannot hold this model: stock Keras 3 does not find the operations {some_of(lost, 5)} again "
+            "when it reads one. A .keras file can hold it"
         )
     found = {layer.name: layer for layer in model._flatten_layers() if type(layer).__name__ in _LOOKUPS}
     waiting = [config]

@@ -21,6 +21,7 @@ from ckptflow.interop import keras_hdf5
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_config import build_optimizer_of
 from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras_places import names_by_order, names_by_place, places_of
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.keras_trust import Framework
 from ckptflow.interop.tensors import NamedTensors
@@ -41,6 +42,8 @@ _SHOWN = 20
 def kind_of_file(path: str) -> Kind:
     """What a file of Keras's is, by its content: a `.keras`; a whole model in HDF5; weights in HDF5, as tf_keras and
     Keras 2 wrote them, or as `.weights.h5`. Raises `CorruptCheckpointError` for anything else."""
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a folder, and a file of Keras's is wanted")
     with damage(path), open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
     check_survives(path)
@@ -67,7 +70,7 @@ def load_weights(path: str, model: Any) -> None:
         )
     kind = kind_of_file(path)
     if kind in ("whole", "legacy"):
-        _load_legacy(path, model, framework, is_whole=kind == "whole")
+        _load_legacy(path, model, is_whole=kind == "whole")
         return
     if kind == "keras":
         check_zip(path)
@@ -82,15 +85,29 @@ def load_weights(path: str, model: Any) -> None:
         load_assets(path, model, framework)
 
 
-def read_weights(path: str) -> NamedTensors:
+def read_weights(path: str, state: Mapping[str, Any] | None = None) -> NamedTensors:
     """The tensors of a weights file of Keras's, without its model's code; names as `keras_hdf5.named_tensors` says.
 
-    Raises `CorruptCheckpointError`.
+    With `state`, which holds one Keras model, those that lie where Keras would put a variable of that model have the
+    name that the variable has in a checkpoint of the state, for a warm start. Raises `CorruptCheckpointError`, and
+    `UsageError` where the state holds no model, or several.
     """
     kind = kind_of_file(path)
     if kind == "keras":
         raise UsageError(f"{path} is a whole model: read it as one, or hand over a model to load its weights into")
-    return keras_hdf5.named_tensors(path, datasets_of(path, kind), lambda: opened(path, path))
+    stored = datasets_of(path, kind)
+    renamed: dict[str, str] = {}
+    if state is not None:
+        models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
+        if len(models) != 1:
+            raise UsageError(f"model= holds {len(models)} Keras models; {path} is for one")
+        build_optimizer_of(models[0])
+        if kind == "weights":
+            renamed = names_by_place(models[0], framework_of_model(models[0]), state)
+        else:
+            with opened(path, path) as found:
+                renamed = names_by_order(found, models[0], state)
+    return keras_hdf5.named_tensors(path, stored, lambda: opened(path, path), renamed)
 
 
 def framework_of_model(model: Any) -> Framework:
@@ -173,48 +190,13 @@ def _has_slots(there: Mapping[str, tuple[int, ...]]) -> bool:
     return any(name.startswith(_OPTIMIZER) and shape for name, shape in there.items())
 
 
+def has_slots(stored: list[Stored]) -> bool:
+    """Whether a file holds the state of an optimizer that was built."""
+    return _has_slots({each.path: each.shape for each in stored})
+
+
 def _plain(path: str) -> str:
     return path.replace(_OF_KERAS_2_13, "layers") if path.startswith(_OF_KERAS_2_13) else path
-
-
-def places_of(model: Any, framework: Framework) -> dict[str, tuple[int, ...]]:
-    """Where Keras would put each variable of a model in a `.weights.h5`, and its shape. Copies no more than one."""
-    if framework == "keras":
-        from keras.src.saving import saving_lib
-
-        recorder = _recorder(saving_lib.H5IOStore)
-        saving_lib._save_state(model, weights_store=recorder, assets_store=None, inner_path="", visited_saveables=set())
-    else:
-        from tf_keras.src.saving import saving_lib as tf_saving_lib
-
-        recorder = _recorder(object)
-        tf_saving_lib._save_state(
-            model, weights_store=recorder, assets_store=None, inner_path="", visited_trackables=set()
-        )
-    found: dict[str, tuple[int, ...]] = recorder.found
-    return found
-
-
-def _recorder(base: type) -> Any:
-    """What takes the place of the file when a model is saved, and keeps no values."""
-
-    class Recorder(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.found: dict[str, tuple[int, ...]] = {}
-            self._at = ""
-
-        def __bool__(self) -> bool:
-            return True
-
-        def make(self, path: str, metadata: Any = None) -> Any:
-            self._at = f"{path}/vars" if path else "vars"
-            return self
-
-        def __setitem__(self, key: str, value: Any) -> None:
-            shape = getattr(value, "shape", None)
-            self.found[f"{self._at}/{key}"] = tuple(np.shape(value) if shape is None else map(int, shape))
-
-    return Recorder()
 
 
 # Loading
@@ -260,32 +242,68 @@ def load_assets(path: str, model: Any, framework: Framework) -> None:
             tf_saving_lib._load_state(model, assets_store=store, visited_trackables=set(), **where)
 
 
-def _load_legacy(path: str, model: Any, framework: Framework, *, is_whole: bool) -> None:
+def _load_legacy(path: str, model: Any, *, is_whole: bool) -> None:
     datasets_of(path, "whole")
+    optimizer = getattr(model, "optimizer", None) if is_whole else None
+    build_optimizer_of(model)
+    with opened(path, path) as found:
+        problems = _legacy_problems(found, model)
+        if problems:
+            raise StateMismatchError(
+                f"{path} does not fit the model ({type(model).__name__}): {some_of(problems, _SHOWN, '; ')}. Nothing "
+                "was written"
+            )
+        if optimizer is not None:
+            set_optimizer(optimizer, found, path, write=False)
     with named(path, ".h5") as file, damage(path):
         try:
             model.load_weights(file)
-        except ValueError as error:  # Keras goes by the order of layers, and counts
+        except ValueError as error:
             said = " ".join(str(error).split())[:1000]
             raise StateMismatchError(f"{path} does not fit the model ({type(model).__name__}): {said}") from error
-    if is_whole and getattr(model, "optimizer", None) is not None:
-        build_optimizer_of(model)
+    if optimizer is not None:
         with opened(path, path) as found:
-            if not set_optimizer(model.optimizer, found, path):
+            if not set_optimizer(optimizer, found, path):
                 logger.warning("%s holds no optimizer's state: the model's optimizer is as it was made", path)
 
 
-def set_optimizer(optimizer: Any, file: h5py.File, where: str) -> bool:
+def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
+    """What differs, layer by layer in their order, as Keras takes them from such a file."""
+    root = file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
+    stored = [
+        (name, keras_hdf5.texts_of(root[name], "weight_names")) for name in keras_hdf5.texts_of(root, "layer_names")
+    ]
+    stored = [(name, weights) for name, weights in stored if weights]
+    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
+    if len(stored) != len(layers):
+        return [f"it has {len(stored)} layers with weights, and the model {len(layers)}"]
+    problems = []
+    for (name, weights), layer in zip(stored, layers, strict=True):
+        if "LSTM" in type(layer).__name__ or "GRU" in type(layer).__name__:
+            continue  # Keras turns the weights of one implementation into those of another
+        there = [tuple(root[name][weight].shape) for weight in weights]
+        wanted = [tuple(map(int, each.shape)) for each in (*layer.trainable_weights, *layer.non_trainable_weights)]
+        if there != wanted:
+            problems.append(f"{name} is {there} and has to be {wanted}")
+    return problems
+
+
+def variables_of(optimizer: Any) -> list[Any]:
+    """An optimizer's variables in the order in which Keras writes them; none where there is no optimizer."""
+    variables = getattr(optimizer, "variables", ())
+    return list(variables() if callable(variables) and not isinstance(variables, list) else variables)
+
+
+def set_optimizer(optimizer: Any, file: h5py.File, where: str, *, write: bool = True) -> bool:
     """Gives a built optimizer the state that an HDF5 file of a whole model holds; False where it holds none.
 
-    Raises `StateMismatchError` before anything is written where it does not fit.
+    Raises `StateMismatchError` before anything is written where it does not fit; with `write` False that is all.
     """
     if _OPTIMIZER_GROUP not in file:
         return False
     group = file[_OPTIMIZER_GROUP]
     datasets = [group[name] for name in keras_hdf5.texts_of(group, "weight_names")]
-    variables = optimizer.variables
-    variables = list(variables() if callable(variables) and not isinstance(variables, list) else variables)
+    variables = variables_of(optimizer)
     shapes = [tuple(map(int, variable.shape)) for variable in variables]
     stored = [tuple(dataset.shape) for dataset in datasets]
     if not any(stored):  # counters alone: it was saved before its first step, and now has slots that are as they were
@@ -293,9 +311,9 @@ def set_optimizer(optimizer: Any, file: h5py.File, where: str) -> bool:
     if stored != shapes[: len(variables)]:
         raise StateMismatchError(
             f"{where}: the state of its optimizer has {len(datasets)} tensors and does not fit the model's "
-            f"{type(optimizer).__name__}, which has {len(shapes)}"
+            f"{type(optimizer).__name__}, which has {len(shapes)}. Nothing was written"
         )
-    for variable, dataset in zip(variables, datasets, strict=True):
+    for variable, dataset in zip(variables, datasets, strict=True) if write else ():
         variable.assign(np.asarray(dataset[()]))
     return True
 

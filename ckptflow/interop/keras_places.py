@@ -1,0 +1,131 @@
+"""Where Keras puts each variable of a model in a weights file: its place, as shape and as the variable itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ckptflow.interop import keras_hdf5
+from ckptflow.interop.keras_trust import Framework
+from ckptflow.state.kinds import raw_variable
+from ckptflow.state.tree import walk
+
+_OWN = ("_trainable_variables", "_non_trainable_variables", "_trainable_weights", "_non_trainable_weights")
+
+
+def places_of(model: Any, framework: Framework) -> dict[str, tuple[int, ...]]:
+    """Where Keras would put each variable of a model in a `.weights.h5`, and its shape. Copies no more than one."""
+    return {place: shape for place, (shape, _) in _record(model, framework).items()}
+
+
+def names_by_place(model: Any, framework: Framework, state: Mapping[str, Any]) -> dict[str, str]:
+    """The name in a checkpoint of `state` of each variable of a model in it, by its place in a `.weights.h5`."""
+    names = _names(state)
+    places = {place: variable for place, (_, variable) in _record(model, framework).items() if variable is not None}
+    found = {place: names.get(id(raw_variable(variable))) for place, variable in places.items()}
+    return {place: name for place, name in found.items() if name is not None}
+
+
+def names_by_order(file: h5py.File, model: Any, state: Mapping[str, Any]) -> dict[str, str]:
+    """The same for a file of the legacy format: by the order of the layers where there are as many of them, as Keras
+    takes them, else by the layers' names."""
+    names = _names(state)
+    root = file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
+    stored = [
+        name for name in keras_hdf5.texts_of(root, "layer_names") if keras_hdf5.texts_of(root[name], "weight_names")
+    ]
+    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
+    if len(stored) == len(layers):
+        pairs = list(zip(stored, layers, strict=True))
+    else:
+        pairs = [(layer.name, layer) for layer in layers if layer.name in stored]
+    found: dict[str, str] = {}
+    for stored_name, layer in pairs:
+        variables = [*layer.trainable_weights, *layer.non_trainable_weights]
+        for weight, variable in zip(keras_hdf5.texts_of(root[stored_name], "weight_names"), variables, strict=False):
+            name = names.get(id(raw_variable(variable)))
+            if name is not None:
+                found[root[stored_name][weight].name.strip("/")] = name
+    return found
+
+
+def _names(state: Mapping[str, Any]) -> dict[int, str]:
+    return {id(raw_variable(variable)): name for name, variable in walk(state).variables.items()}
+
+
+def _record(model: Any, framework: Framework) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """(shape, variable or None) of each place: what is written where the file would be."""
+    optimizer = getattr(model, "optimizer", None)
+    inner = vars(optimizer).get("inner_optimizer", vars(optimizer).get("_optimizer")) if optimizer is not None else None
+    known = {id(each): each for each in (*model._flatten_layers(), optimizer, inner)}
+    if framework == "keras":
+        from keras.src.saving import saving_lib
+
+        recorder = _recorder(saving_lib.H5IOStore)
+        visited = _Visited(recorder, known)
+        saving_lib._save_state(
+            model, weights_store=recorder, assets_store=None, inner_path="", visited_saveables=visited
+        )
+    else:
+        from tf_keras.src.saving import saving_lib as tf_saving_lib
+
+        recorder = _recorder(object)
+        visited = _Visited(recorder, known)
+        tf_saving_lib._save_state(
+            model, weights_store=recorder, assets_store=None, inner_path="", visited_trackables=visited
+        )
+    found = {}
+    for place, shape in recorder.found.items():
+        variable = visited.variables.get(place)
+        found[place] = (shape, variable if variable is not None and _shape_of(variable) == shape else None)
+    return found
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    shape = getattr(value, "shape", None)
+    return tuple(np.shape(value) if shape is None else map(int, shape))
+
+
+class _Visited(set[int]):
+    """What Keras notes of the objects that it has saved. It hands over values alone; this tells whose they are."""
+
+    def __init__(self, recorder: Any, known: Mapping[int, Any]) -> None:
+        super().__init__()
+        self._recorder, self._known = recorder, known
+        self.variables: dict[str, Any] = {}
+
+    def add(self, key: int) -> None:
+        super().add(key)
+        obj = self._known.get(key)
+        if obj is None:
+            return
+        if hasattr(obj, "apply_gradients"):
+            variables = list(obj.variables)
+        else:  # as a layer writes its own
+            variables = [each for name in _OWN for each in vars(obj).get(name, ())]
+        for number, variable in enumerate(variables):
+            self.variables[f"{self._recorder.at}/{number}"] = variable
+
+
+def _recorder(base: type) -> Any:
+    """What takes the place of the file when a model is saved."""
+
+    class Recorder(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.found: dict[str, tuple[int, ...]] = {}
+            self.at = ""
+
+        def __bool__(self) -> bool:
+            return True
+
+        def make(self, path: str, metadata: Any = None) -> Any:
+            self.at = f"{path}/vars" if path else "vars"
+            return self
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            self.found[f"{self.at}/{key}"] = _shape_of(value)  # values are not kept
+
+    return Recorder()
