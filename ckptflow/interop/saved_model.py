@@ -244,7 +244,7 @@ def _in_order(opened: _Opened, model: Any, listed: list[str]) -> NamedTensors:
 
 
 def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:
-    """Gives the state the values, one tensor in memory at a time, and builds what is unbuilt. The optimizer may lack."""
+    """Gives the state the values, one tensor in memory at a time; builds what is unbuilt. The optimizer may lack."""
     graph = tensors.object_graph
     build_missing(state, dict(tensors.models) if graph is None else models_by_graph(walk(state), graph))
     tree = walk(state)

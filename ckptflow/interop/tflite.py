@@ -67,8 +67,8 @@ def write_tflite(
         logger.warning(
             "the LiteRT file needs operations of TensorFlow's own beside LiteRT's: %s. It runs where the Flex delegate "
             "is (select TensorFlow ops: in Android's tensorflow-lite-select-tf-ops, in tensorflow 2.19's "
-            "tf.lite.Interpreter; not in the packages ai-edge-litert and tensorflow 2.21). Text can be prepared outside "
-            "of the graph; a recurrent layer needs none of them where input_signature= fixes the batch size",
+            "tf.lite.Interpreter; not in the packages ai-edge-litert and tensorflow 2.21). Text can be prepared "
+            "outside of the graph; a recurrent layer needs none of them where input_signature= fixes the batch size",
             some_of(selected, _SHOWN),
         )
     return selected
