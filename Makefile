@@ -5,7 +5,7 @@ BIN := .venv/bin
 URL ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test lint types pytest chaos matrix bench clean
+.PHONY: help setup demo test lint types pytest chaos matrix tfjs bench clean
 
 help:
 	@echo "make setup          .venv with everything (done by the others when needed)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test           lint, types and tests: what CI runs"
 	@echo "make chaos          the long runs: kill -9, every interleaving, every way that fit is killed"
 	@echo "make matrix         save under every strategy, restore under every other, bit for bit: docs/matrix.md"
+	@echo "make tfjs           exports converted by the stock tensorflowjs_converter and run in Node, in environments of their own"
 	@echo "make bench          save and restore beside raw writes and tf.train.Checkpoint"
 	@echo "make clean          removes .venv and everything that was generated"
 
@@ -49,6 +50,9 @@ chaos: setup
 
 matrix: setup
 	@$(BIN)/python -m tests.matrix.run $(MATRIX_ARGS)
+
+tfjs: setup
+	@$(BIN)/python -m tests.interop.tfjs.run $(TFJS_ARGS)
 
 bench: setup
 	$(BIN)/python -m benchmarks.save_restore

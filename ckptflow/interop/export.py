@@ -151,10 +151,11 @@ def _write_model(
 ) -> tuple[str, ...]:
     from ckptflow.interop import keras_files, saved_model, tflite
     from ckptflow.interop.archives import pack_tar
-    from ckptflow.interop.model import load_model, not_held
+    from ckptflow.interop.model import check_order, load_model, not_held
 
     loaded = load_model(opened, model, **how)
     if chosen.name in ("keras", "h5", "weights"):
+        check_order(loaded)
         write = {"keras": keras_files.write_keras, "h5": keras_files.write_h5, "weights": keras_files.write_weights}
         write[chosen.name](path, loaded.model, provenance)
     elif chosen.name == "tflite":

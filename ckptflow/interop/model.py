@@ -11,7 +11,7 @@ from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageErro
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.words import some_of
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
-from ckptflow.interop.keras_config import build_model, build_optimizer
+from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
@@ -75,6 +75,8 @@ def load_model(
         optimizer = build_optimizer(described_optimizer, optimizer_path, unsafe=unsafe, imports=imports)
         if optimizer is not None:
             model.compile(optimizer=optimizer)
+            # In the model's order, in which Keras's files are read, whatever it was built for: slots have names here.
+            build_optimizer_of(model)
     state = {path: model}
     if optimizer_path and not optimizer_path.startswith(f"{path}/") and getattr(model, "optimizer", None) is not None:
         state[optimizer_path] = model.optimizer
@@ -190,6 +192,22 @@ def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
 def _bound(manifest: Manifest) -> int:
     """What a model of that checkpoint may take at most: its configs are not trusted."""
     return max(_MIN_BOUND_BYTES, 4 * manifest.size_bytes)
+
+
+def check_order(loaded: LoadedModel) -> None:
+    """Raises `UsageError` where a model's optimizer was built for its variables in another order, or for some of them.
+
+    Keras's files hold slots by their order, and are read in the model's.
+    """
+    optimizer = getattr(loaded.model, "optimizer", None)
+    node = next((node for node in loaded.tree.optimizers.values() if node.optimizer is optimizer), None)
+    names = {id(variable): name for name, variable in loaded.tree.variables.items()}
+    wanted = [names.get(id(variable)) for variable in loaded.model.trainable_variables]
+    if node is not None and node.built_for and list(node.built_for) != wanted:
+        raise UsageError(
+            "the optimizer of model= was built for other variables than model.trainable_variables, or for these in "
+            "another order, and a file of Keras's would give its slots to others. Leave model= out, or compile it anew"
+        )
 
 
 def _check_weights(model: Any, tree: Tree, restore: Restore, url: str) -> None:

@@ -263,6 +263,27 @@ def test_entries_that_are_containers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(predict(restored["nets"]["small"]), predict(saved["nets"]["small"]))
 
 
+def test_slots_go_to_their_variables_whatever_the_order_of_the_optimizer(tmp_path: Path) -> None:
+    """A custom loop's optimizer, built for the head first; a file of Keras's is read in the model's order."""
+
+    def make() -> tuple[Any, Any]:
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(4)])
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        optimizer.build([*model.layers[1].trainable_variables, *model.layers[0].trainable_variables])
+        return model, optimizer
+
+    model, optimizer = make()
+    for number, slot in enumerate(optimizer.variables[2:]):
+        slot.assign(np.full(slot.shape, number + 1.0, np.float32))
+    save(str(tmp_path / "run"), {"model": model, "optimizer": optimizer})
+    ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    assert [float(slot.numpy().flat[0]) for slot in again.optimizer.variables[2:]] == [3, 4, 1, 2]
+    other, other.optimizer = make()
+    with pytest.raises(UsageError, match="another order"):
+        ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "other.keras", model=other)
+
+
 _FULL = """
 import resource, sys
 import ckptflow
