@@ -232,6 +232,10 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
         if is_trusted:
             with contextlib.suppress(Exception):  # said by the second try, which leaves out what is less needed
                 model = load(file, compiled=True)
+        # What a policy of mixed precision wraps an optimizer in is in no config, and the policy may be another now.
+        is_scaled = any(each.path.startswith("optimizer/inner_optimizer/") for each in stored)
+        if is_scaled and "LossScale" not in type(getattr(model, "optimizer", None)).__name__:
+            model = None
         if model is None:
             try:
                 model = load(file, compiled=False)
@@ -239,9 +243,16 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
                 raise_unbuildable(error, path)
             check_is_model(model, framework, path)
             if isinstance(compile_config, dict):
-                compile_model(model, compile_config, framework, path, imports=imports, unsafe=unsafe)
+                compile_model(
+                    model, compile_config, framework, path, imports=imports, unsafe=unsafe, is_scaled=is_scaled
+                )
                 if getattr(model, "optimizer", None) is not None:
                     load_stock(path, model, "keras", framework, set())
+                elif has_slots(stored):
+                    raise UsageError(
+                        f"{path}: its optimizer cannot be had from its config. If the class is yours, import the "
+                        "module that registers it (--import), or hand the model over, compiled (model=)"
+                    )
     check_is_model(model, framework, path)
     check_filled(path, model, framework, stored)
     return model

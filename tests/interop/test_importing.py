@@ -102,3 +102,28 @@ def test_a_source_of_one_model_for_several_objects(run: str, tmp_path: Path) -> 
         ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", model=state)
     done = ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", model=state, partial=True)
     assert done.metadata["imported"]["left_as_they_were"] == ["step"]
+
+
+def test_optimizers_that_the_compile_config_does_not_tell(tmp_path: Path) -> None:
+    """One that a policy wrapped, in a file that is read under another policy; and one of a class that nobody knows."""
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = make_model()
+        model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
+        model.save(tmp_path / "scaled.keras")
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    ckptflow.import_model(tmp_path / "scaled.keras", tmp_path / "scaled")
+    with ckptflow.open_checkpoint(tmp_path / "scaled") as found:
+        step = "model/optimizer/inner_optimizer/iterations"
+        assert int(found[step]) == int(model.optimizer.inner_optimizer.iterations)
+
+    class Mine(keras.optimizers.SGD):  # type: ignore[misc]
+        pass
+
+    model = make_model()
+    model.compile(Mine(0.1, momentum=0.9), "mse")
+    model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), verbose=0)
+    model.save(tmp_path / "mine.keras")
+    with pytest.raises(UsageError, match="its optimizer cannot be had"):
+        ckptflow.import_model(tmp_path / "mine.keras", tmp_path / "mine")
