@@ -279,7 +279,8 @@ def test_slots_go_to_their_variables_whatever_the_order_of_the_optimizer(tmp_pat
     ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
     assert [float(slot.numpy().flat[0]) for slot in again.optimizer.variables[2:]] == [3, 4, 1, 2]
-    other, other.optimizer = make()
+    other, unordered = make()
+    other.optimizer = unordered
     with pytest.raises(UsageError, match="another order"):
         ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "other.keras", model=other)
 
