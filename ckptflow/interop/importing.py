@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckptflow.arguments import check_step
@@ -25,6 +25,7 @@ logger = logging.getLogger("ckptflow")
 
 Rename = Any  # a map or a function, as in `CheckpointManager.restore_latest`
 
+_BOOK_KEEPING = frozenset({"ckpt_saved_batch", "ckpt_saved_epoch", "train_counter"})
 MAX_NAMES = 10_000  # of tensors that were not taken, in the checkpoint's metadata
 
 
@@ -179,12 +180,18 @@ def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mappi
     if name == "tf-checkpoint":
         from ckptflow.interop import tf_checkpoint
 
-        return tf_checkpoint.read_bundle(tf_checkpoint.find_prefix(path))
+        tensors = tf_checkpoint.read_bundle(tf_checkpoint.find_prefix(path))
+        return replace(tensors, metrics=tensors.metrics | _beside(found))  # a restore may do without them
     from ckptflow.interop import saved_model
 
     if os.path.isfile(os.path.join(path, "keras_metadata.pb")):
         return {"model": saved_model.read_keras_saved_model(path, unsafe=unsafe)}
     return saved_model.read_saved_model(path)
+
+
+def _beside(found: _Found) -> frozenset[str]:
+    """What tf_keras's BackupAndRestore keeps for itself beside the model."""
+    return _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
 
 
 def _load_into(found: _Found, state: Mapping[str, Any]) -> None:
@@ -193,7 +200,8 @@ def _load_into(found: _Found, state: Mapping[str, Any]) -> None:
     from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
     if found.format.name == "tf-checkpoint":
-        tf_checkpoint.restore_objects(tf_checkpoint.find_prefix(found.path), dict(state))
+        prefix = tf_checkpoint.find_prefix(found.path)
+        tf_checkpoint.restore_objects(prefix, dict(state), beside=_beside(found))
         return
     models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
     if found.format.name in ("keras", "h5", "weights"):
@@ -273,8 +281,14 @@ def _commit(
         return commit_tensors(root, step, content, metadata=metadata, storage_options=storage_options)
     from ckptflow.manager import CheckpointManager
 
-    with CheckpointManager(root, content, storage_options=storage_options) as manager:
+    with CheckpointManager(root, content, strategy=_strategy_of(content), storage_options=storage_options) as manager:
         checkpoint = manager.save(step, metadata=metadata).result()
     if checkpoint is None:
         raise UsageError("an import is done by one process")
     return checkpoint
+
+
+def _strategy_of(state: Mapping[str, Any]) -> Any:
+    """The strategy that a model in the state was made under, or None for TensorFlow's default one."""
+    strategies = (getattr(obj, "distribute_strategy", None) for obj in state.values())
+    return next((found for found in strategies if found is not None and "Default" not in type(found).__name__), None)

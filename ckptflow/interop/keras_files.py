@@ -84,9 +84,14 @@ def write_h5(path: str, model: Any, origin: Provenance) -> None:
     """
     from ckptflow.interop.keras_legacy import save_h5
 
-    _framework_of_built(model)
+    framework = _framework_of_built(model)
     with _writing(path, ".h5", "functional and sequential models, those of tf_keras without vocabularies") as target:
         ensure_room(os.path.dirname(target), _size_bytes(model))
+        if framework == "keras" and getattr(model, "optimizer", None) is not None:
+            logger.warning(
+                "stock Keras 3 takes of an optimizer in a .h5 file its step and learning rate alone, and the model has "
+                "to be compiled again before it trains; a .keras file has no such limit"
+            )
         save_h5(target, model)
         keras_hdf5.write_provenance(target, provenance.encode(origin))
 

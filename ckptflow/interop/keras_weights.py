@@ -69,6 +69,8 @@ def load_weights(path: str, model: Any) -> None:
             f"{path}: the model has no variables yet; call it once on a batch before its weights are loaded"
         )
     kind = kind_of_file(path)
+    if framework == "tf_keras" and getattr(model, "optimizer", None) is not None:
+        logger.warning("%s: tf_keras has the learning rate in no weights; it is as your code made it", path)
     if kind in ("whole", "legacy"):
         _load_legacy(path, model, is_whole=kind == "whole")
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,7 @@ def _named(model: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
                 "the model takes a sparse or ragged tensor, which no signature can; write a signature that makes one "
                 "of dense tensors, and hand it over as signatures={name: tf.function}"
             )
-        name = "_".join(path) or _name_of(value) or fallback
+        name = _identifier("_".join(path) or _name_of(value) or fallback)
         label, count = name, 0
         while label in taken:
             count += 1
@@ -137,6 +138,12 @@ def _named(model: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         convert(argument, (), parameters[i] if several and i < len(parameters) else "inputs")
         for i, argument in enumerate(arguments)
     )
+
+
+def _identifier(name: str) -> str:
+    """A name that a function's argument can have, as TensorFlow makes it: "my-feature" is my_feature, "1st" arg_1st."""
+    cleaned = re.sub(r"[^0-9A-Za-z_]", "_", name)
+    return cleaned if cleaned[:1].isalpha() else f"arg_{cleaned}"
 
 
 _COMPOSITE = (tf.SparseTensorSpec, tf.RaggedTensorSpec)

@@ -189,7 +189,7 @@ def _with_names(graph: ObjectGraph, names: Mapping[str, str], label: str) -> Obj
     return ObjectGraph(nodes=(root, *nodes), model=1, gives_names=True)
 
 
-def restore_objects(prefix: str, objects: dict[str, Any]) -> None:
+def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[str] = frozenset()) -> None:
     """Gives live objects, by their names in the state, a checkpoint's values, by stock `tf.train.Checkpoint`.
 
     The checkpoint's root may hold the objects by these names, or the one model by another, or be the model itself (as
@@ -197,8 +197,8 @@ def restore_objects(prefix: str, objects: dict[str, Any]) -> None:
     (seeds, vocabularies) stays as it is, with a warning that names it.
 
     Raises `StateMismatchError` where a weight, or anything that TensorFlow's graph reaches, is not in the checkpoint,
-    or something in the checkpoint has no place: all in one message, and nothing was changed. Raises
-    `CorruptCheckpointError` for a damaged checkpoint.
+    or something in the checkpoint has no place (but for the names `beside`): all in one message, and nothing was
+    changed. Raises `CorruptCheckpointError` for a damaged checkpoint.
     """
     found, root = _read(prefix)
     objects = {name: obj.obj if isinstance(obj, PerWorker) else obj for name, obj in objects.items()}
@@ -210,7 +210,7 @@ def restore_objects(prefix: str, objects: dict[str, Any]) -> None:
     tree = walk(objects)
     ours = described(tree)
     pairs = pair(theirs, ours.graph)
-    _compare(prefix, found, tree, ours.graph, pairs)
+    _compare(prefix, found, tree, ours.graph, pairs, pairs.passed_over | beside | {SAVE_COUNTER})
     bound = pairs.theirs()
     labels = {number: label for label, number in edges(theirs.nodes[0])}
     named = {
@@ -242,7 +242,9 @@ def _restore_stock(prefix: str, checkpoint: Any) -> None:
         raise StateMismatchError(f"{prefix} does not fit: {error}") from error
 
 
-def _compare(prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph, pairs: Pairs) -> None:
+def _compare(
+    prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph, pairs: Pairs, passed_over: frozenset[str]
+) -> None:
     """Raises `StateMismatchError`, with every difference, before anything is changed; warns of what nobody can save."""
     matched = {our: their for their, our in pairs.names.items()}
     reached = {tensor_of(value) for node in ours.nodes for _, _, value in values_of(node)}
@@ -263,7 +265,7 @@ def _compare(prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph, pa
     lines += [
         f"{name}: in the checkpoint, not in the state"
         for name in sorted(found.infos)
-        if name not in pairs.names and name not in pairs.passed_over and name != SAVE_COUNTER
+        if name not in pairs.names and name not in passed_over
     ]
     if lines:
         raise StateMismatchError(

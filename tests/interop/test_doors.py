@@ -285,6 +285,17 @@ def test_slots_go_to_their_variables_whatever_the_order_of_the_optimizer(tmp_pat
         ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "other.keras", model=other)
 
 
+def test_inputs_with_names_that_no_argument_can_have(tmp_path: Path) -> None:
+    inputs = [keras.Input((2,), name="my-feature"), keras.Input((2,), name="1st")]
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(inputs)))
+    save(str(tmp_path / "run"), {"model": model})
+    ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "served", format="saved-model")
+    serve = tf.saved_model.load(str(tmp_path / "served")).signatures["serving_default"]
+    x = tf.ones([1, 2])
+    (answer,) = serve(my_feature=x, arg_1st=2 * x).values()
+    np.testing.assert_allclose(answer, model([x, 2 * x]), atol=1e-6)
+
+
 _FULL = """
 import resource, sys
 import ckptflow

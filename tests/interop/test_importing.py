@@ -17,7 +17,7 @@ from ckptflow.errors import (
     StateMismatchError,
     UsageError,
 )
-from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model
+from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model, predict
 
 
 def test_an_import_begins_a_run(run: str, tmp_path: Path) -> None:
@@ -127,3 +127,35 @@ def test_optimizers_that_the_compile_config_does_not_tell(tmp_path: Path) -> Non
     model.save(tmp_path / "mine.keras")
     with pytest.raises(UsageError, match="its optimizer cannot be had"):
         ckptflow.import_model(tmp_path / "mine.keras", tmp_path / "mine")
+
+
+def test_a_backup_of_tf_keras(tmp_path: Path) -> None:
+    """Beside the model it holds what the callback keeps for itself: no place in the model, and no reason to refuse."""
+    import tf_keras
+
+    def make() -> Any:
+        model = tf_keras.Sequential([tf_keras.layers.InputLayer((3,)), tf_keras.layers.Dense(2)])
+        model.compile(tf_keras.optimizers.Adam(0.01), "mse")
+        return model
+
+    model = make()
+    backup = tf_keras.callbacks.BackupAndRestore(str(tmp_path / "backup"), save_freq=2, delete_checkpoint=False)
+    data = np.ones((8, 3), np.float32), np.ones((8, 2), np.float32)
+    model.fit(*data, batch_size=2, epochs=2, verbose=0, callbacks=[backup])
+    for given in (None, make()):
+        name = f"run-{given is None}"
+        ckptflow.import_model(tmp_path / "backup", tmp_path / name, model=given)
+        again = make()
+        again.optimizer.build(again.trainable_variables)
+        with ckptflow.CheckpointManager(tmp_path / name, {"model": again}) as manager:
+            assert manager.restore_latest() is not None
+        assert int(again.optimizer.iterations) > 0
+        np.testing.assert_array_equal(again.layers[0].kernel, model.layers[0].kernel)
+
+
+def test_a_model_made_under_a_strategy(run: str, trained: Any, tmp_path: Path) -> None:
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras")
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = make_model()
+    ckptflow.import_model(tmp_path / "m.keras", tmp_path / "again", model=model)
+    np.testing.assert_allclose(predict(model), predict(trained), atol=1e-6)
