@@ -88,7 +88,7 @@ def export(
         unsafe=unsafe,
         overwrite=overwrite,
         storage_options=there,
-        destination_options=storage_options(None, destination_options)
+        destination_options=storage_options(None, destination_options, "--destination-options")
         if destination_options
         else options_if_same(there, url, destination),
     )

@@ -85,7 +85,9 @@ def import_(
         rename=_renames(rename),
         imports=imports or (),
         unsafe=unsafe,
-        source_options=storage_options(None, source_options) if source_options else options_if_same(there, url, source),
+        source_options=storage_options(None, source_options, "--source-options")
+        if source_options
+        else options_if_same(there, url, source),
         storage_options=there,
     )
     about = dict(checkpoint.metadata["imported"])
@@ -110,5 +112,6 @@ def _renames(pairs: list[str] | None) -> dict[str, str] | None:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
             raise ValueError(f"--rename {pair!r} is not of the form OLD=NEW")
-        renames[old] = new
+        if renames.setdefault(old, new) != new:
+            raise ValueError(f"--rename says what {old!r} becomes twice")
     return renames

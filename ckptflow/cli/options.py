@@ -39,16 +39,16 @@ Step = Annotated[int | None, typer.Option(min=0, help="The checkpoint of this st
 _WORDS = {"true": True, "false": False, "null": None}
 
 
-def storage_options(pairs: list[str] | None, text: str | None) -> dict[str, Any]:
-    """The storage options of a command line, `-o` over `--storage-options`.
+def storage_options(pairs: list[str] | None, text: str | None, name: str = "--storage-options") -> dict[str, Any]:
+    """The storage options of a command line, `-o` over the JSON of the option `name`.
 
     Raises ValueError for what is malformed, without showing any of it: it may hold a secret.
     """
     options: dict[str, Any] = {}
     if text:
-        parsed = _parse_json(text, "--storage-options")
+        parsed = _parse_json(text, name)
         if not isinstance(parsed, dict):
-            raise ValueError("--storage-options is not a JSON object")
+            raise ValueError(f"{name} is not a JSON object")
         options = parsed
     for number, pair in enumerate(pairs or [], 1):
         key, equals, value = pair.partition("=")

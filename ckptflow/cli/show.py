@@ -73,7 +73,7 @@ def show(
     from ckptflow.reading import open_checkpoint
 
     there = storage_options(options, options_json)
-    if by_suffix(url) is not None and _show_export(url, there, as_json=as_json):
+    if step is None and by_suffix(url) is not None and _show_export(url, there, as_json=as_json):
         return
     try:
         with open_checkpoint(url, step, storage_options=there) as opened:
