@@ -60,7 +60,7 @@ def export_checkpoint(
             what the suffix tells (.keras, .h5, .weights.h5, .ckpt, .tar.gz, .tflite, .safetensors).
         step: which checkpoint; default: the newest that counts.
         model: the model to fill, for formats that need one: a Keras model or `tf.Module` as it was in the state.
-            Default: it is built from the Keras config in the manifest.
+            Default: it is built from the Keras config in the manifest. "tf-checkpoint" and "safetensors" need none.
         signatures: for "saved-model", "hub" and "tflite": a dict from name to `tf.function` with an input signature, or
             to a concrete function; or a callable that takes the model and returns such a dict.
         input_signature: the default signature's inputs as `tf.TensorSpec`s, where the model does not tell them.
@@ -79,8 +79,8 @@ def export_checkpoint(
     chosen = for_destination(target, format)
     if chosen.name not in _WITH_SIGNATURES and (signatures is not None or input_signature is not None):
         raise UsageError(f"the format {chosen.name!r} has no signatures; these have: {', '.join(_WITH_SIGNATURES)}")
-    if chosen.holds == "tensors" and (model is not None or entry is not None):
-        raise UsageError(f"the format {chosen.name!r} holds the whole state: model= and entry= are for the others")
+    if chosen.holds == "tensors" and entry is not None:
+        raise UsageError(f"the format {chosen.name!r} holds the whole state: entry= is for the others")
     import_modules(imports)
     with (
         open_checkpoint(source, step, storage_options=storage_options) as opened,
