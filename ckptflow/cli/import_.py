@@ -107,7 +107,7 @@ def _print_lists(about: dict[str, Any]) -> None:
 def _renames(pairs: list[str] | None) -> dict[str, str] | None:
     if not pairs:
         return None
-    renames = {}
+    renames: dict[str, str] = {}
     for pair in pairs:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):

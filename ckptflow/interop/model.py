@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.format.manifest import Manifest
+from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
@@ -26,6 +28,7 @@ Rename = Mapping[str, str] | Callable[[str], str]
 
 _NAMES_SHOWN = 10
 _MIN_BOUND_BYTES = 64 * 2**20
+_TRIM_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +141,33 @@ def fill(
     build_missing(state, in_names_of(walk(state), opened.manifest).models)
     tree = walk(state)
     restore = match(tree, in_names_of(tree, opened.manifest), partial=partial, rename=rename)
-    opened.read_into(restore.wanted, restore)
+    opened.read_into(restore.wanted, _Frugal(restore))
     restore.complete()
     return tree, restore
+
+
+class _Frugal:
+    """Takes values over as a restore does, and gives the memory that the old ones leave back to the system.
+
+    glibc keeps it, and where it does not fit the next value the process grows to twice the model (seen with tensors of
+    16 MiB: 2.1 times the model, with this 1.2). Training would have to touch that memory anew; an export ends.
+    """
+
+    def __init__(self, restore: Restore) -> None:
+        self._restore = restore
+        self._since_trim_bytes = 0
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+    def open(self, wanted: Wanted) -> Bytes1D:
+        memory = self._restore.open(wanted)
+        self._since_trim_bytes += memory.nbytes
+        return memory
+
+    def finish(self, wanted: Wanted) -> None:
+        self._restore.finish(wanted)
+        if self._trim is not None and self._since_trim_bytes > _TRIM_BYTES:
+            self._trim(0)
+            self._since_trim_bytes = 0
 
 
 def _path_of(manifest: Manifest, model: Any, entry: str | None, url: str) -> str:
