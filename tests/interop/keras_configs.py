@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from pathlib import Path
 from typing import Any
 
 PROBE = """
@@ -18,6 +19,15 @@ def probe(inputs):
     pathlib.Path(MARK).touch()
     return inputs
 """
+PROBES = ("hostile_probe", "keras_probe", "tf_keras_probe")
+
+
+def place_probes(folder: Path, mark: Path) -> None:
+    """Modules that leave `mark` when they are imported or run, to be found in `folder`."""
+    for name in PROBES:
+        (folder / f"{name}.py").write_text(PROBE.replace("MARK", repr(str(mark))))
+
+
 # The module that users import, with classes and a function that are not registered, for either Keras.
 UNREGISTERED = """
 import KERAS as keras

@@ -101,8 +101,7 @@ def test_a_hostile_config_is_refused_before_keras_sees_it(
     framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = tmp_path / "mark"
-    for name in ("hostile_probe", "keras_probe", "tf_keras_probe"):
-        (tmp_path / f"{name}.py").write_text(keras_configs.PROBE.replace("MARK", repr(str(mark))))
+    keras_configs.place_probes(tmp_path, mark)
     monkeypatch.syspath_prepend(tmp_path)
     secret = tmp_path / "secret"
     secret.write_text("a\nb\n")

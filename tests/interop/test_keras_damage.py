@@ -292,8 +292,7 @@ def test_marshalled_code_is_for_those_who_say_so(framework: str, tmp_path: Path)
 @pytest.mark.parametrize("framework", KERASES)
 def test_hostile_configs_in_files(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "mark"
-    for name in ("hostile_probe", "keras_probe", "tf_keras_probe"):
-        (tmp_path / f"{name}.py").write_text(keras_configs.PROBE.replace("MARK", repr(str(mark))))
+    keras_configs.place_probes(tmp_path, mark)
     monkeypatch.syspath_prepend(tmp_path)
     secret = tmp_path / "secret"
     secret.write_text("a\nb\n")
