@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
+from ckptflow.cli.options import (
+    Json,
+    Options,
+    OptionsJson,
+    Step,
+    UrlOrFolder,
+    other_options,
+    print_json,
+    storage_options,
+)
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
 
 _FORMATS = "keras, h5, weights, saved-model, tf-checkpoint, hub, tflite or safetensors"
@@ -88,9 +97,7 @@ def export(
         unsafe=unsafe,
         overwrite=overwrite,
         storage_options=there,
-        destination_options=storage_options(None, destination_options, "--destination-options")
-        if destination_options
-        else options_if_same(there, url, destination),
+        destination_options=other_options(destination_options, "--destination-options", there, url, destination),
     )
     if as_json:
         print_json(asdict(done))
@@ -98,12 +105,3 @@ def export(
     typer.echo(f"{done.url}: {done.format} of step {done.step}, {done.checkpoint_url}")
     if done.left_out:
         typer.echo(f"left out, since the format or the model has no place for it: {some_of(done.left_out, 20)}")
-
-
-def options_if_same(options: dict[str, object], url: str, other: str) -> dict[str, object]:
-    """The options of one end for the other, where both have the same scheme: they are then mostly the same storage."""
-    return options if _scheme(url) == _scheme(other) else {}
-
-
-def _scheme(url: str) -> str:
-    return url.partition("://")[0] if "://" in url else ""

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ckptflow.cli.export import options_if_same
-from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
+from ckptflow.cli.options import Json, Options, OptionsJson, other_options, print_json, storage_options
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
 
 
@@ -85,9 +84,7 @@ def import_(
         rename=_renames(rename),
         imports=imports or (),
         unsafe=unsafe,
-        source_options=storage_options(None, source_options, "--source-options")
-        if source_options
-        else options_if_same(there, url, source),
+        source_options=other_options(source_options, "--source-options", there, url, source),
         storage_options=there,
     )
     about = dict(checkpoint.metadata["imported"])

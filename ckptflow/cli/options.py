@@ -67,6 +67,18 @@ def storage_options(pairs: list[str] | None, text: str | None, name: str = "--st
     return options
 
 
+def other_options(text: str | None, name: str, options: dict[str, Any], url: str, other: str) -> dict[str, Any]:
+    """The storage options for a command's other end: the JSON of the option `name`, else those of `url` where both have
+    the same scheme and are mostly the same storage."""
+    if text:
+        return storage_options(None, text, name)
+    return options if _scheme(url) == _scheme(other) else {}
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else ""
+
+
 def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)

@@ -184,7 +184,7 @@ def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mappi
         return replace(tensors, metrics=tensors.metrics | _beside(found))  # a restore may do without them
     from ckptflow.interop import saved_model
 
-    if os.path.isfile(os.path.join(path, "keras_metadata.pb")):
+    if saved_model.is_keras_saved_model(path):
         return {"model": saved_model.read_keras_saved_model(path, unsafe=unsafe)}
     return saved_model.read_saved_model(path)
 

@@ -350,9 +350,9 @@ def _size_bytes(model: Any) -> int:
     """What a file of the model takes at most: its weights, its optimizer's variables, and HDF5 around each of them."""
     import tensorflow as tf
 
-    optimizer = getattr(model, "optimizer", None)
-    of_optimizer = getattr(optimizer, "variables", ())
-    variables = [*model.weights, *(of_optimizer() if callable(of_optimizer) else of_optimizer)]
+    from ckptflow.interop.keras_weights import variables_of
+
+    variables = [*model.weights, *variables_of(getattr(model, "optimizer", None))]
     held = [variable for variable in variables if hasattr(variable, "shape")]  # a vocabulary has none
     sizes = [math.prod(size or 0 for size in each.shape) * (tf.as_dtype(each.dtype).size or 0) for each in held]
     return int(_FILE_BYTES + sum(sizes) + _DATASET_BYTES * len(sizes))

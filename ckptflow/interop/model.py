@@ -14,6 +14,7 @@ from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
+from ckptflow.interop.keras_weights import variables_of
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
@@ -116,7 +117,7 @@ def _optimizer_rule(loaded: LoadedModel, chosen: Format) -> Callable[[str], bool
     in_config = {f"{path}/{hyper}" for path in loaded.tree.optimizers for hyper in _HYPERPARAMETERS}
     if is_old and not hasattr(optimizer, "build") and chosen.name in ("keras", "weights"):  # tf_keras's legacy ones
         return lambda name: name in in_config and chosen.name == "keras"
-    kept = {id(variable) for variable in _variables_of(optimizer)}
+    kept = {id(variable) for variable in variables_of(optimizer)}
     return lambda name: name in in_config or id(loaded.tree.variables.get(name)) in kept
 
 
@@ -126,12 +127,6 @@ _HYPERPARAMETERS = ("learning_rate", "optimizer/learning_rate", "decay", "moment
 
 def _weights_of(model: Any) -> Any:
     return getattr(model, "weights", None) or getattr(model, "variables", None) or ()
-
-
-def _variables_of(optimizer: Any) -> Any:
-    """An optimizer's variables: a property in Keras 3, in tf_keras a list or, in the legacy ones, a method."""
-    variables = getattr(optimizer, "variables", ())
-    return variables() if callable(variables) else variables
 
 
 def fill(

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 from ckptflow.errors import ObjectNotFoundError
 from ckptflow.interop import archives, keras_files, safetensors_file, tflite
 from ckptflow.interop.formats import by_suffix
-from ckptflow.interop.provenance import FILE_NAME, MAX_BYTES, Provenance, decode
+from ckptflow.interop.provenance import EXTRA, FILE_NAME, MAX_BYTES, Provenance, decode
 from ckptflow.storage.files import fetched, opened
 
-_IN_SAVED_MODEL = posixpath.join("assets.extra", FILE_NAME)
+_IN_SAVED_MODEL = posixpath.join(EXTRA, FILE_NAME)
 
 
 def find_provenance(url: str, storage_options: dict[str, Any] | None = None) -> Provenance | None:

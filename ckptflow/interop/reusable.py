@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.interop import signatures as sig
-from ckptflow.interop.provenance import FILE_NAME, Provenance, encode
+from ckptflow.interop.provenance import EXTRA, FILE_NAME, Provenance, encode
 from ckptflow.interop.tf_checkpoint_writer import storage_errors
 from ckptflow.state.configs import describe
 from ckptflow.state.kinds import LAYERS, Kind, is_tf_keras_model, kind_of, raw_variable
@@ -32,7 +32,6 @@ from ckptflow.state.tree import Tree, walk
 
 logger = logging.getLogger("ckptflow")
 
-EXTRA = "assets.extra"  # SavedModel's place for what TensorFlow itself does not read
 NAMES_FILE = "ckptflow-model.json"
 STATE_PREFIX = "ckptflow-state"  # a TensorBundle of what the graph holds as constants: vocabularies, boundaries
 MAX_NAMES_BYTES = 256 * 2**20

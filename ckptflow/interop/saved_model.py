@@ -24,7 +24,8 @@ from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
 from ckptflow.format.words import some_of
 from ckptflow.interop.object_graph_proto import from_proto
-from ckptflow.interop.reusable import EXTRA, MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
+from ckptflow.interop.provenance import EXTRA
+from ckptflow.interop.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.reusable import write_saved_model as write_saved_model
 from ckptflow.interop.tensor_bundle import TensorBundle
 from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
