@@ -38,6 +38,7 @@ from ckptflow.live_state import LiveState, Rename
 from ckptflow.pending import PendingCheckpoint
 from ckptflow.reading import await_checkpoint, find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
 from ckptflow.saver import Job, Saver, software_versions
+from ckptflow.spans import span
 from ckptflow.state.cluster import find_cluster
 from ckptflow.storage.store import open_store
 from ckptflow.transfer.buffers import BufferPool
@@ -167,7 +168,8 @@ class CheckpointManager:
                     "restore(step)"
                 )
             checked = check_metrics(metrics), to_json(metadata, "metadata")
-            prepared.append((number, *checked, self._live.capture()))
+            with span("capture"):
+                prepared.append((number, *checked, self._live.capture()))
             return (number, self._live.checksum())
 
         votes = self._agree((_SAVE,), prepare)

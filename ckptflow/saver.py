@@ -22,6 +22,7 @@ from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, encode
 from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Source
+from ckptflow.spans import span
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
@@ -112,7 +113,8 @@ class Saver:
     def _write(self, job: Job) -> Receipt:
         """Writes this worker's shards and then, last, its receipt."""
         snapshot, worker = job.snapshot, self.cluster.worker
-        plan = job.plan()
+        with span("plan"):
+            plan = job.plan()
         digests = self._digests(snapshot, plan)
         own, own_python = self._own(job)
         plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
@@ -128,7 +130,8 @@ class Saver:
             tensors=own,
             python_state=own_python,
         )
-        self.store.put(job.folder.key(receipt_name(worker, self.cluster.world_size)), memoryview(encode(receipt)))
+        with span("receipt"):
+            self.store.put(job.folder.key(receipt_name(worker, self.cluster.world_size)), memoryview(encode(receipt)))
         return receipt
 
     def _own(self, job: Job) -> tuple[tuple[TensorRecord, ...], dict[str, Any]]:

@@ -33,6 +33,7 @@ from ckptflow.format.manifest import (
     decode,
     encode,
 )
+from ckptflow.spans import span
 from ckptflow.storage.store import Store, read_small
 
 logger = logging.getLogger("ckptflow")
@@ -79,7 +80,24 @@ class Coordinator:
         """
         deadline = time.monotonic() + self._commit_timeout_s
         try:
-            receipts = [own, *self._collect(draft, deadline)]
+            with span("await"):
+                receipts = [own, *self._collect(draft, deadline)]
+        except Exception:
+            self.give_up(draft.folder)
+            raise
+        with span("commit"):
+            summary = self._create_manifest(draft, receipts, deadline)
+            listing = self._list_to_prune() if prune else None
+            if listing is not None and listing.top_number > self._held.number:
+                raise fenced(self._store, self._held, listing.top_number)
+            check_fence(self._store, self._held)
+        if listing is not None:
+            with span("prune"):
+                self._prune(listing)
+        return summary
+
+    def _create_manifest(self, draft: Draft, receipts: list[Receipt], deadline: float) -> Summary:
+        try:
             manifest = assemble(draft, receipts, self._start, self._held, self._store.url)
             data = encode(manifest)
         except Exception:
@@ -89,12 +107,6 @@ class Coordinator:
         summary = summarize(manifest, self._store.url)
         self._summaries.add(summary)
         self._committed.append(summary)
-        listing = self._list_to_prune() if prune else None
-        if listing is not None and listing.top_number > self._held.number:
-            raise fenced(self._store, self._held, listing.top_number)
-        check_fence(self._store, self._held)
-        if listing is not None:
-            self._prune(listing)
         return summary
 
     @property

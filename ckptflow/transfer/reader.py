@@ -19,6 +19,7 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, SliceRecord, TensorRecord
 from ckptflow.format.shard import crc32c_combine
 from ckptflow.format.spec import Bytes1D, Target, Wanted
+from ckptflow.spans import span
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
@@ -292,16 +293,23 @@ class _Reading:
         def read(number: int, buffer: Buffer) -> None:
             each = ranges[number]
             view = buffer.view[: each.end - each.begin]
-            self._fetch(each.shard, view, each.begin)
-            for part in each.parts:
-                checksum = crc32c.crc32c(view[part.begin - each.begin : part.end - each.begin])
-                if not part.is_whole:
-                    checksums[part] = checksum
-                elif checksum != part.slice.crc32c:
-                    raise self._mismatch(part, checksum)
+            shard = self._manifest.shards[each.shard].name
+            with span("read", shard=shard, size_bytes=len(view)):
+                self._fetch(each.shard, view, each.begin)
+            with span("verify", shard=shard):
+                for part in each.parts:
+                    checksum = crc32c.crc32c(view[part.begin - each.begin : part.end - each.begin])
+                    if not part.is_whole:
+                        checksums[part] = checksum
+                    elif checksum != part.slice.crc32c:
+                        raise self._mismatch(part, checksum)
 
         def consume(number: int, buffer: Buffer) -> None:
             each = ranges[number]
+            with span("assign", size_bytes=each.end - each.begin):
+                hand_over(each, buffer)
+
+        def hand_over(each: Range, buffer: Buffer) -> None:
             for part in each.parts:
                 for user in self._users(part):
                     copy(user, part, buffer.array[part.begin - each.begin : part.end - each.begin])

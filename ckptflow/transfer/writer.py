@@ -13,6 +13,7 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import ReceiptSlice, ShardRecord
 from ckptflow.format.shard import crc32c_combine
 from ckptflow.format.spec import Bytes1D, Source
+from ckptflow.spans import span
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
@@ -47,8 +48,10 @@ def write_shards(
 
     def write(number: int, buffer: Buffer) -> None:
         shard = plan.shards[number]
-        checksums, checksum = packer.pack(shard, buffer)
-        store.put(folder.key(shard.name), buffer.view[: shard.size_bytes])
+        with span("pack", shard=shard.name, size_bytes=shard.size_bytes):
+            checksums, checksum = packer.pack(shard, buffer)
+        with span("write", shard=shard.name, size_bytes=shard.size_bytes):
+            store.put(folder.key(shard.name), buffer.view[: shard.size_bytes])
         records[number] = ShardRecord(name=shard.name, size_bytes=shard.size_bytes, crc32c=checksum)
         slices[number] = [
             ReceiptSlice(
