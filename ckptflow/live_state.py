@@ -135,7 +135,7 @@ class LiveState:
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
         self.refresh()
-        build_missing(self._objects, in_names_of(self._tree, manifest).models, self._cluster.strategy)
+        build_missing(self._tree, in_names_of(self._tree, manifest).models, self._cluster.strategy)
         self.refresh()
         return match(self._tree, in_names_of(self._tree, manifest), partial=partial, rename=rename)
 

@@ -55,8 +55,9 @@ def build_model(
         model = deserialize(full, framework, where, imports=imports, unsafe=unsafe)
         check_is_model(model, framework, where)
         from ckptflow.state.build import build_missing
+        from ckptflow.state.tree import walk
 
-        build_missing({path: model}, {path: dict(described)})
+        build_missing(walk({path: model}), {path: dict(described)})
         if framework == "tf_keras":
             _call_once(model, described, where)
             # Noted only by a call that builds; a file without it cannot be loaded.

@@ -133,8 +133,8 @@ def fill(
     opened: OpenCheckpoint, state: Mapping[str, Any], *, partial: bool = False, rename: Rename | None = None
 ) -> tuple[Tree, Restore]:
     """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does."""
-    build_missing(state, in_names_of(walk(state), opened.manifest).models)
     tree = walk(state)
+    tree = build_missing(tree, in_names_of(tree, opened.manifest).models)
     restore = match(tree, in_names_of(tree, opened.manifest), partial=partial, rename=rename)
     opened.read_into(restore.wanted, _Frugal(restore))
     restore.complete()

@@ -247,8 +247,8 @@ def _in_order(opened: _Opened, model: Any, listed: list[str]) -> NamedTensors:
 def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:
     """Gives the state the values, one tensor in memory at a time; builds what is unbuilt. The optimizer may lack."""
     graph = tensors.object_graph
-    build_missing(state, dict(tensors.models) if graph is None else models_by_graph(walk(state), graph))
     tree = walk(state)
+    tree = build_missing(tree, dict(tensors.models) if graph is None else models_by_graph(tree, graph))
     texts = {name: tensors.read(name) for name, info in tensors.infos.items() if dtypes.is_encoded(info.dtype)}
     encoded = {name: dtypes.encode_strings(array) for name, array in texts.items()}
     records = tuple(

@@ -206,8 +206,8 @@ def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[s
     if theirs is None:
         _restore_stock(prefix, tf.train.Checkpoint(**_trackables(objects)))
         return
-    build_missing(objects, models_by_graph(walk(objects), theirs))
     tree = walk(objects)
+    tree = build_missing(tree, models_by_graph(tree, theirs))
     ours = described(tree)
     pairs = pair(theirs, ours.graph)
     _compare(prefix, found, tree, ours.graph, pairs, pairs.passed_over | beside | {SAVE_COUNTER})

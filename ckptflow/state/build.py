@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -22,29 +21,35 @@ from ckptflow.state.kinds import (
     kind_of,
     raw_variable,
 )
-from ckptflow.state.tree import Tree, walk
+from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.walker import OptimizerNode
 
 
-def build_missing(state: Mapping[str, Any], models: dict[str, Any], strategy: Any = None) -> None:
-    """Builds what is unbuilt in `state` and was built when `models` (of a manifest) was written.
+def build_missing(tree: Tree, models: dict[str, Any], strategy: Any = None) -> Tree:
+    """Builds what is unbuilt in the tree's objects and was built when `models` (of a manifest) was written.
 
-    Keras models are built from their stored build config, optimizers for their model's trainable variables. Call it
-    before `walk`. `strategy` is the one that variables on parameter servers were made under. Raises `UsageError`,
-    naming the call that is missing, for what cannot be built.
+    Keras models are built from their stored build config, optimizers for their model's trainable variables. Returns the
+    tree of what is there then. `strategy` is the one that variables on parameter servers were made under. Raises
+    `UsageError`, naming the call that is missing, for what cannot be built.
     """
-    tree = walk(state)
     for path, model in tree.models.items():
         described = models.get(path)
         if isinstance(described, dict) and described.get("kind") == "model":
             _build_model(path, model, described)
-    for layer in walk(state).layers:
+    tree = _up_to_date(tree)
+    for layer in tree.layers:
         _make_states(layer)
-    tree = walk(state)
+    tree = _up_to_date(tree)
     for path, node in tree.optimizers.items():
         described = models.get(path) or _under_another_name(path, node, models)
         if _is_optimizer(described) and described.get("built") and not is_built(node.optimizer):
-            _build_optimizer(path, node, described, tree, state, strategy)
+            _build_optimizer(path, node, described, tree, strategy)
+    return _up_to_date(tree)
+
+
+def _up_to_date(tree: Tree) -> Tree:
+    """Walked again only where something was built: a walk of many variables takes longer than reading them back."""
+    return walk(tree.state, worker=tree.worker, world_size=tree.world_size) if tree.is_stale() else tree
 
 
 def _is_optimizer(described: Any) -> bool:
@@ -120,10 +125,9 @@ def _build_optimizer(
     node: OptimizerNode,
     described: dict[str, Any],
     tree: Tree,
-    state: Mapping[str, Any],
     strategy: Any,
 ) -> None:
-    variables = _variables_by_name(described, tree) or _trainable_variables(path, node, tree, state)
+    variables = _variables_by_name(described, tree) or _trainable_variables(path, node, tree)
     first, scope = raw_variable(variables[0]), contextlib.nullcontext()
     if is_distributed(first):
         scope = first.distribute_strategy.scope()
@@ -152,11 +156,12 @@ def _parts(variable: Any) -> list[Any]:
     return list(variable.variables) if is_sharded(variable) else [variable]
 
 
-def _trainable_variables(path: str, node: OptimizerNode, tree: Tree, state: Mapping[str, Any]) -> list[Any]:
+def _trainable_variables(path: str, node: OptimizerNode, tree: Tree) -> list[Any]:
     """Those of the model that holds the optimizer, else of the one entry of the state that has any."""
     owner = owner_of(node, tree)
-    owners = [owner] if owner is not None else [obj for obj in state.values() if kind_of(obj) in LAYERS]
-    owners = owners or [obj for obj in state.values() if kind_of(obj) is Kind.TRACKABLE]
+    entries = [obj for name, obj in tree.state.items() if not name.startswith(RESERVED_PREFIX)]
+    owners = [owner] if owner is not None else [obj for obj in entries if kind_of(obj) in LAYERS]
+    owners = owners or [obj for obj in entries if kind_of(obj) is Kind.TRACKABLE]
     owners = [obj for obj in owners if getattr(obj, "trainable_variables", None)]
     if len(owners) != 1:
         why = f"{len(owners)} entries of state could be its model" if owners else "its model has no variables yet"

@@ -193,6 +193,9 @@ def aggregate(components: list[Array], how: Components) -> Array:
     return np.asarray(total / np.asarray(len(components), dtype=total.dtype), dtype=total.dtype)
 
 
+_STRING = tf.string  # looking it up in the module takes longer than all else that is asked of a tensor here
+
+
 def host_array(tensor: Any) -> Array:
     """A tensor's value as an array on the host, without a copy where TensorFlow shares its memory. Read-only."""
     if isinstance(tensor, np.ndarray):
@@ -200,9 +203,9 @@ def host_array(tensor: Any) -> Array:
     if "CPU" not in tensor.backing_device:
         with tf.device("CPU:0"):
             tensor = tf.identity(tensor)
-    if tensor.dtype == tf.string:
+    if tensor.dtype is _STRING:
         return np.asarray(tensor.numpy(), dtype=object).reshape(tensor.shape)
-    if tensor.shape.rank == 0:  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
+    if not tensor._rank():  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
         return np.asarray(tf.reshape(tensor, [1])).reshape(())
     return np.asarray(tensor)
 

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import boxes, dtypes
@@ -115,6 +116,19 @@ class _Held:
 
 
 _Piece = tuple[_Held, Box]
+
+
+class _Sized(NamedTuple):
+    """A piece on its way into a shard, and what it takes there: of many small tensors both are asked for often."""
+
+    held: _Held
+    box: Box
+    size_bytes: int
+    header_bytes: int
+
+    @classmethod
+    def of(cls, held: _Held, box: Box) -> _Sized:
+        return cls(held, box, held.size_bytes(box), header_room_bytes(held.entry(box)))
 
 
 def plan_shards(
@@ -232,8 +246,9 @@ def _pack(
     pieces: Iterable[_Piece], worker: int, world_size: int, shard_bytes: int, first_index: int
 ) -> tuple[PlannedShard, ...]:
     """Fills shards with the pieces, biggest first, dividing those that do not fit; all shards nearly equally long."""
-    stack = sorted(pieces, key=lambda piece: (piece[0].size_bytes(piece[1]), -piece[0].index))
-    total = sum(held.size_bytes(box) + header_room_bytes(held.entry(box)) for held, box in stack)
+    stack = [_Sized.of(held, box) for held, box in pieces]
+    stack.sort(key=lambda piece: (piece.size_bytes, -piece.held.index))
+    total = sum(piece.size_bytes + piece.header_bytes for piece in stack)
     even = total // -(-total // (shard_bytes - EMPTY_HEADER_ROOM_BYTES) or 1)
     capacity = min(shard_bytes, max(even + even // 16, MIN_SHARD_BYTES))
     numbers = itertools.count(first_index)
@@ -242,22 +257,23 @@ def _pack(
     used = header = EMPTY_HEADER_ROOM_BYTES
     while stack or current:
         if stack:
-            held, box = stack.pop()
-            header_room = header_room_bytes(held.entry(box))
-            room = capacity - used - header_room if header + header_room <= MAX_HEADER_BYTES else -1
-            head: list[Box] = [box]
-            tail: list[Box] = []
-            if held.size_bytes(box) > room:
+            piece = stack.pop()
+            room = capacity - used - piece.header_bytes if header + piece.header_bytes <= MAX_HEADER_BYTES else -1
+            if piece.size_bytes > room:
+                held, box = piece.held, piece.box
                 is_nearly_full = bool(current) and room < capacity // 8
                 head, tail = ([], [box]) if is_nearly_full else held.divide(box, max(room, 0), capacity // 16)
-            stack += [(held, part) for part in reversed(head[1:] + tail)]
-            if head:
-                current.append((held, head[0]))
-                used += header_room + held.size_bytes(head[0])
-                header += header_room
+                stack += [_Sized.of(held, part) for part in reversed(head[1:] + tail)]
+                fitting = [_Sized.of(held, part) for part in head[:1]]
+            else:
+                fitting = [piece]
+            if fitting:
+                current.append((fitting[0].held, fitting[0].box))
+                used += piece.header_bytes + fitting[0].size_bytes
+                header += piece.header_bytes
                 continue
             if not current:
-                raise ValueError(f"no shard of {shard_bytes:,} bytes can hold an element of {held.name!r}")
+                raise ValueError(f"no shard of {shard_bytes:,} bytes can hold an element of {piece.held.name!r}")
         shards.append(_plan_shard(shard_name(worker, world_size, next(numbers)), current))
         current = []
         used = header = EMPTY_HEADER_ROOM_BYTES

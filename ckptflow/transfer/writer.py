@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,9 +80,19 @@ class _Packer:
         self._source = source
         self._parts_left = dict(plan.part_counts)
         self._lock = threading.Lock()
+        self._small = threading.Lock()  # held while small slices are packed: that is Python's work, for one at a time
 
     def pack(self, shard: PlannedShard, buffer: Buffer) -> tuple[list[int], int]:
-        """Copies header and slices into the buffer; returns the crc32c of each slice, and of the whole file."""
+        """Copies header and slices into the buffer; returns the crc32c of each slice, and of the whole file.
+
+        Two threads that pack small slices take twice the CPU that one takes for both, passing the interpreter's lock to
+        and fro (20,000 slices of 4 KiB: 0.40 s and 0.12 s), and the training thread waits for it, too.
+        """
+        is_small = shard.size_bytes < len(shard.slices) * CHUNK_BYTES
+        with self._small if is_small else contextlib.nullcontext():
+            return self._pack(shard, buffer)
+
+    def _pack(self, shard: PlannedShard, buffer: Buffer) -> tuple[list[int], int]:
         staged, view, source = buffer.array, buffer.view, self._source
         if shard.size_bytes > staged.size:
             raise ValueError(f"{shard.name} of {shard.size_bytes:,} bytes is longer than a buffer of {staged.size:,}")

@@ -148,8 +148,8 @@ def of_snapshot(snapshot: Snapshot) -> Saved:
 def restore(state: Any, saved: Saved, **options: Any) -> Restore:
     """Puts a checkpoint into a state, building what is unbuilt, as a manager does."""
     entries = as_mapping(state)
-    build_missing(entries, saved.models)
-    restoring = match(walk(entries), saved.manifest(), **options)
+    tree = build_missing(walk(entries), saved.models)
+    restoring = match(tree, saved.manifest(), **options)
     fill(restoring, saved)
     return restoring
 
