@@ -29,12 +29,19 @@ def check_policies(keep: Sequence[Policy] | Policy) -> tuple[Policy, ...]:
 
 
 def check_arguments(
-    shard_bytes: int, memory_budget_bytes: int, commit_timeout_s: float, on_save_error: str, verify_replicas: str
+    shard_bytes: int,
+    memory_budget_bytes: int,
+    commit_timeout_s: float,
+    on_save_error: str,
+    verify_replicas: str,
+    concurrency: int | None,
 ) -> None:
     if shard_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes is at least {MIN_SHARD_BYTES}, not {shard_bytes}")
     if memory_budget_bytes < shard_bytes:
         raise ValueError(f"memory_budget_bytes={memory_budget_bytes} holds no shard of shard_bytes={shard_bytes}")
+    if concurrency is not None and concurrency < 1:
+        raise ValueError(f"concurrency is at least 1, not {concurrency}")
     if not commit_timeout_s > 0:
         raise ValueError(f"commit_timeout_s is above 0, not {commit_timeout_s}")
     if on_save_error not in ("raise", "log"):

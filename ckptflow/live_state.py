@@ -13,6 +13,7 @@ from ckptflow.commit.team import Vote
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.words import some_of
+from ckptflow.spans import span
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture, read_metrics
@@ -110,10 +111,11 @@ class LiveState:
         """
         if not again:
             count_save(self._state)
-        self.refresh()
-        join_scheduled(self._cluster.strategy)
-        snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
-        snapshot.put_metrics(self._held_metrics)
+        with span("capture"):
+            self.refresh()
+            join_scheduled(self._cluster.strategy)
+            snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
+            snapshot.put_metrics(self._held_metrics)
         return snapshot
 
     def hold_metrics(self) -> None:
@@ -140,7 +142,7 @@ class LiveState:
         return match(self._tree, in_names_of(self._tree, manifest), partial=partial, rename=rename)
 
     def loader(
-        self, store: Store, pool: BufferPool, *, partial: bool, rename: Rename | None
+        self, store: Store, pool: BufferPool, threads: int | None, *, partial: bool, rename: Rename | None
     ) -> tuple[Callable[[Manifest], None], Load]:
         """What a restore does with a manifest: check it against the state, and load its values into it."""
 
@@ -153,7 +155,7 @@ class LiveState:
                 files = {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}
             check_sizes(manifest, files, f"{store.url}/{folder}")
             restore = self.match(manifest, partial=partial, rename=rename)
-            read_tensors(store, folder, manifest, restore.wanted, restore, pool)
+            read_tensors(store, folder, manifest, restore.wanted, restore, pool, threads=threads)
             restore.complete()
             if restore.missing or restore.unexpected:  # a warm start
                 logger.warning(

@@ -14,17 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsIndex
 
-from ckptflow.arguments import (
-    DEFAULT_COMMIT_TIMEOUT_S,
-    DEFAULT_KEEP,
-    DEFAULT_MEMORY_BUDGET_BYTES,
-    DEFAULT_SHARD_BYTES,
-    LEAVING_S,
-    check_arguments,
-    check_metrics,
-    check_policies,
-    check_step,
-)
+from ckptflow import arguments
 from ckptflow.background import Background
 from ckptflow.commit.catalog import Checkpoint, Summaries, Summary
 from ckptflow.commit.coordinator import Coordinator
@@ -38,7 +28,6 @@ from ckptflow.live_state import LiveState, Rename
 from ckptflow.pending import PendingCheckpoint
 from ckptflow.reading import await_checkpoint, find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
 from ckptflow.saver import Job, Saver, software_versions
-from ckptflow.spans import span
 from ckptflow.state.cluster import find_cluster
 from ckptflow.storage.store import open_store
 from ckptflow.transfer.buffers import BufferPool
@@ -83,6 +72,8 @@ class CheckpointManager:
             script, it starts over at every restart.
         verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
             tensor, at the cost of reading all of them on every worker.
+        concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
+            many. Default 2 on a disk, 8 on an object store. `ckptflow bench URL` finds what suits a storage.
 
     Raises:
         ValueError, UnsupportedStateError, StorageError: at once, before anything is written.
@@ -94,24 +85,28 @@ class CheckpointManager:
         state: Any,
         *,
         strategy: tf.distribute.Strategy | None = None,
-        keep: Sequence[Policy] | Policy = DEFAULT_KEEP,
+        keep: Sequence[Policy] | Policy = arguments.DEFAULT_KEEP,
         storage_options: dict[str, Any] | None = None,
-        shard_bytes: int = DEFAULT_SHARD_BYTES,
-        memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET_BYTES,
-        commit_timeout_s: float = DEFAULT_COMMIT_TIMEOUT_S,
+        shard_bytes: int = arguments.DEFAULT_SHARD_BYTES,
+        memory_budget_bytes: int = arguments.DEFAULT_MEMORY_BUDGET_BYTES,
+        commit_timeout_s: float = arguments.DEFAULT_COMMIT_TIMEOUT_S,
         on_save_error: Literal["raise", "log"] = "raise",
         read_only: bool = False,
         fresh: bool = False,
         verify_replicas: Literal["small", "all"] = "small",
+        concurrency: int | None = None,
     ) -> None:
-        check_arguments(shard_bytes, memory_budget_bytes, commit_timeout_s, on_save_error, verify_replicas)
-        self._policies = check_policies(keep)
+        arguments.check_arguments(
+            shard_bytes, memory_budget_bytes, commit_timeout_s, on_save_error, verify_replicas, concurrency
+        )
+        self._policies = arguments.check_policies(keep)
         self._shard_bytes = shard_bytes
         self._commit_timeout_s = commit_timeout_s
         self._on_save_error = on_save_error
         self._read_only = read_only
         self._fresh = fresh
         self._verify_replicas = verify_replicas
+        self._concurrency = concurrency
         self._thread, self._process = threading.get_ident(), os.getpid()
         self._is_closed = False
 
@@ -161,15 +156,14 @@ class CheckpointManager:
         def prepare() -> tuple[int, ...]:
             self._background.settle()
             self._background.raise_failure(only_fenced=self._on_save_error == "log")
-            number = check_step(step)
+            number = arguments.check_step(step)
             if number < self._last_step:
                 raise StepOrderError(
                     f"step {number} is below step {self._last_step}, which was saved or restored; to go back, call "
                     "restore(step)"
                 )
-            checked = check_metrics(metrics), to_json(metadata, "metadata")
-            with span("capture"):
-                prepared.append((number, *checked, self._live.capture()))
+            checked = arguments.check_metrics(metrics), to_json(metadata, "metadata")
+            prepared.append((number, *checked, self._live.capture()))
             return (number, self._live.checksum())
 
         votes = self._agree((_SAVE,), prepare)
@@ -216,7 +210,7 @@ class CheckpointManager:
             self.close()
         elif not self._is_closed and os.getpid() == self._process:
             if self._saver is not None and self._saver.coordinator is not None:
-                self._saver.coordinator.hurry(LEAVING_S)  # the others may be dead
+                self._saver.coordinator.hurry(arguments.LEAVING_S)  # the others may be dead
             self._background.settle()
             self._release()
 
@@ -245,7 +239,7 @@ class CheckpointManager:
         Unless it is the newest, it is saved again as this incarnation's own before this method returns, so that the
         rollback holds. Raises `CheckpointNotFoundError` (names the steps there are), and what `restore_latest` raises.
         """
-        restored = self._restore(check_step(step), partial, rename)
+        restored = self._restore(arguments.check_step(step), partial, rename)
         if restored is None:
             raise UsageError("restore(step) found nothing and said nothing")
         return restored
@@ -271,13 +265,13 @@ class CheckpointManager:
         self._check_usable(writes=True)
         if self._cluster.is_chief:
             self._background.settle()
-            pin_checkpoint(self._store, self._summaries, check_step(step))
+            pin_checkpoint(self._store, self._summaries, arguments.check_step(step))
 
     def unpin(self, step: SupportsIndex) -> None:
         """Lets retention decide again. One that is not pinned is no error. No collective; done by the chief."""
         self._check_usable(writes=True)
         if self._cluster.is_chief:
-            unpin_checkpoint(self._store, check_step(step))
+            unpin_checkpoint(self._store, arguments.check_step(step))
 
     # Inside
 
@@ -361,7 +355,7 @@ class CheckpointManager:
     def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
         partial, rename = how if how is not None else (False, None)
-        check, load = self._live.loader(self._store, self._pool, partial=partial, rename=rename)
+        check, load = self._live.loader(self._store, self._pool, self._concurrency, partial=partial, rename=rename)
         return Resume(
             self._store,
             self._cluster,
@@ -397,6 +391,7 @@ class CheckpointManager:
             coordinator=coordinator,
             shard_bytes=self._shard_bytes,
             verify_replicas=self._verify_replicas,
+            concurrency=self._concurrency,
             software=software_versions(),
         )
 

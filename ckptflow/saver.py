@@ -74,6 +74,7 @@ class Saver:
     coordinator: Coordinator | None
     shard_bytes: int
     verify_replicas: Literal["small", "all"]
+    concurrency: int | None
     software: Mapping[str, str]
 
     @property
@@ -118,7 +119,7 @@ class Saver:
         digests = self._digests(snapshot, plan)
         own, own_python = self._own(job)
         plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
-        written = write_shards(self.store, job.folder, plan, snapshot, self.pool)
+        written = write_shards(self.store, job.folder, plan, snapshot, self.pool, threads=self.concurrency)
         receipt = Receipt(
             folder=str(job.folder),
             writer_id=self.held.writer_id,

@@ -77,6 +77,7 @@ def commit_tensors(
             coordinator=coordinator,
             shard_bytes=shard_bytes,
             verify_replicas="small",
+            concurrency=None,
             software=software_versions(),
         )
         job = Job(
