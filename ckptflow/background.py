@@ -12,6 +12,7 @@ from ckptflow.errors import FencedError
 logger = logging.getLogger("ckptflow")
 
 SaveFuture = Future[Checkpoint | None]
+Acknowledge = Callable[[Checkpoint | None], None]
 
 
 class Background:
@@ -19,13 +20,15 @@ class Background:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "ckptflow-save")
-        self._in_flight: SaveFuture | None = None
+        self._in_flight: Future[None] | None = None
         self.failure: Exception | None = None
         self.newest_error: BaseException | None = None  # of the newest save that was waited for; stays once raised
 
-    def submit(self, save: Callable[[], Checkpoint | None]) -> SaveFuture:
-        self._in_flight = self._thread.submit(lambda: self._run(save))
-        return self._in_flight
+    def submit(self, save: Callable[[Acknowledge], None]) -> SaveFuture:
+        """Hands a save over. What is returned ends when the save acknowledges, or fails: pruning may still go on."""
+        acknowledged: SaveFuture = Future()
+        self._in_flight = self._thread.submit(self._run, save, acknowledged)
+        return acknowledged
 
     def settle(self) -> None:
         """Waits for the save under way and remembers how it failed; another failure never hides being fenced."""
@@ -46,11 +49,12 @@ class Background:
             self.failure = None
             raise failure
 
-    def _run(self, save: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    def _run(self, save: Callable[[Acknowledge], None], acknowledged: SaveFuture) -> None:
         try:
-            return save()
-        except Exception as error:
+            save(acknowledged.set_result)
+        except BaseException as error:
             logger.error("%s", error)  # at once: a program that never closes its manager would end without a word
+            acknowledged.set_exception(error)
             raise
 
     def stop(self) -> None:

@@ -289,7 +289,7 @@ class CheckpointManager:
         self._last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])
         job = Job(folder, snapshot, self._live.plan, metrics, metadata, prune)
-        future = self._background.submit(lambda: saver.run(job))
+        future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
         return PendingCheckpoint(step, future, self._look_for(folder))
 
     def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:

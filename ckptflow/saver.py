@@ -82,8 +82,8 @@ class Saver:
         """What the coordinator's says; False on the other workers, who do not know."""
         return self.coordinator is not None and self.coordinator.has_checkpoints
 
-    def run(self, job: Job) -> Checkpoint | None:
-        """Returns the acknowledged checkpoint on the chief, None on the other workers once they have reported.
+    def run(self, job: Job, acknowledge: Callable[[Checkpoint | None], None]) -> None:
+        """Acknowledges the checkpoint on the chief, None on the other workers once they have reported; then prunes.
 
         Raises `SaveFailedError` with the cause, or what `Coordinator.commit` raises.
         """
@@ -96,9 +96,10 @@ class Saver:
             self._after_failure(job.folder, error)
             raise self._failed(job.folder, error) from error
         if self.coordinator is None:
-            return None
+            acknowledge(None)
+            return
         try:
-            return self.coordinator.commit(draft, receipt, prune=job.prune).checkpoint
+            summary = self.coordinator.commit(draft, receipt, prune=job.prune)
         except StorageError as error:
             self._after_failure(job.folder, error)
             raise self._failed(job.folder, error) from error
@@ -110,6 +111,8 @@ class Saver:
             raise
         except Exception as error:  # a manifest that is too large to be read back
             raise self._failed(job.folder, error) from error
+        acknowledge(summary.checkpoint)
+        self.coordinator.prune()
 
     def _write(self, job: Job) -> Receipt:
         """Writes this worker's shards and then, last, its receipt."""

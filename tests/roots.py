@@ -135,6 +135,7 @@ class Life:
                 software=software or {"ckptflow": "0", "python": "3"},
             )
             self._coordinator.commit(draft, receipts[0], prune=prunes)
+            self._coordinator.prune()
         return folder
 
     def _write(self, folder: Folder, source: ArraySource, worker: int) -> Receipt:

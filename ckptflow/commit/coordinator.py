@@ -69,10 +69,13 @@ class Coordinator:
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
         self._hurry_deadline = math.inf
+        self._listing: Listing | None = None  # of the last commit, until it is pruned by
         self._is_swept = False  # nothing is left outside what counts that a later save could delete
 
     def commit(self, draft: Draft, own: Receipt, *, prune: bool = True) -> Summary:
         """Waits for the receipts, creates the manifest, checks the fence, and only then returns: acknowledged.
+
+        With `prune` it lists the root, for `prune` to be called next.
 
         Raises `CommitTimeoutError` (who is missing), `SaveFailedError` (a worker reported a failure, or what they wrote
         does not fit together), `CommitUnknownError` (sent, no reply), `FencedError` (it may be there, and does not
@@ -91,10 +94,18 @@ class Coordinator:
             if listing is not None and listing.top_number > self._held.number:
                 raise fenced(self._store, self._held, listing.top_number)
             check_fence(self._store, self._held)
+        self._listing = listing
+        return summary
+
+    def prune(self) -> None:
+        """Deletes what need not stay, by the listing of the commit before. Nobody waits for it who waits for the save.
+
+        A failure is logged and never fails the save; the next prune tries again.
+        """
+        listing, self._listing = self._listing, None
         if listing is not None:
             with span("prune"):
                 self._prune(listing)
-        return summary
 
     def _create_manifest(self, draft: Draft, receipts: list[Receipt], deadline: float) -> Summary:
         try:
@@ -244,7 +255,6 @@ class Coordinator:
         return found
 
     def _prune(self, listing: Listing) -> None:
-        """Deletes what need not stay. A failure is logged and never fails the save; the next prune tries again."""
         committed = listing.committed
         number = self._held.number  # an own manifest that was thought lost and has landed late counts, too
         counts = {folder for folder in committed if folder.incarnation == number or folder in self._start.lineage}

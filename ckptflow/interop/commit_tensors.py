@@ -104,17 +104,18 @@ def _refuse_used(store: Store) -> None:
 
 
 def _run(saver: Saver, coordinator: Coordinator, job: Job) -> Checkpoint:
+    acknowledged: list[Checkpoint | None] = []
     try:
-        checkpoint = saver.run(job)
+        saver.run(job, acknowledged.append)
     except SaveFailedError as error:
         with contextlib.suppress(CkptflowError):
             coordinator.sweep_partials()
         if isinstance(error.__cause__, CkptflowError):  # there are no workers to speak of
             raise error.__cause__ from error.__cause__.__cause__
         raise
-    if checkpoint is None:
+    if not acknowledged or acknowledged[0] is None:
         raise SaveFailedError(f"{job.folder} was saved and not acknowledged")
-    return checkpoint
+    return acknowledged[0]
 
 
 class _Alone:

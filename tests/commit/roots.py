@@ -54,7 +54,9 @@ class Job:
         folder = Folder(step, self.start.held.number, self.calls[step])
         self.value = value if value is not None else (*self.value, str(folder))
         draft, receipt = write_checkpoint(self.store, self.start, folder, shard_bytes(self.value))
-        return self.coordinator.commit(replace(draft, metrics=dict(metrics or {})), receipt, prune=prune)
+        summary = self.coordinator.commit(replace(draft, metrics=dict(metrics or {})), receipt, prune=prune)
+        self.coordinator.prune()
+        return summary
 
     def _resume(self) -> Resume:
         return Resume(

@@ -176,6 +176,7 @@ class Incarnations:
         self.process.unpromised = self.ancestry
         coordinator.commit(draft, receipt, prune=prune)
         acknowledge()
+        coordinator.prune()
 
     def _load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         ancestry = parse_ancestry(read_checkpoint(self.store, folder, manifest, files))

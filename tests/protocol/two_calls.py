@@ -59,6 +59,7 @@ def chief(process: Process) -> None:
             coordinator.commit(Draft(folder=Folder(500, 1, call), world_size=2, tensors=(tensor,)), own)
         except SaveFailedError:
             continue
+        coordinator.prune()
         return
 
 
