@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import tensorflow as tf
 import ckptflow
 from ckptflow import CheckpointManager, KeepBest, KeepEvery, KeepLast
 from ckptflow.commit.retention import Policy
-from ckptflow.testing import CountingStore, FaultyStore, LatencyStore
+from ckptflow.testing import FaultyStore, LatencyStore
 from tests.manager.states import PlainState, Weights, committed, folders, wrap_store
 
 
@@ -197,27 +196,6 @@ def test_a_tensor_larger_than_a_shard_and_many_shards(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path, {"big": big}) as manager:
         manager.restore_latest()
     np.testing.assert_array_equal(big.numpy(), np.arange(500_000, dtype=np.float32))
-
-
-def test_requests_of_a_save_and_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The price list: a save is shards + workers + 1 writes and one or two lists."""
-    stores = wrap_store(monkeypatch, CountingStore)
-    weights = Weights()
-    with CheckpointManager(tmp_path, {"w": weights}, keep=KeepLast(2)) as manager:
-        for step in (1, 2):
-            manager.save(step).result()
-        before = Counter(stores[0].counts)
-        manager.save(3).result()  # KeepLast(2) lets step 1 go
-        assert stores[0].counts - before == {"put": 2, "create": 1, "list": 2, "delete": 2}
-    with CheckpointManager(tmp_path, {"w": weights}, keep=KeepLast(100)) as manager:
-        manager.restore_latest()
-        assert stores[1].counts["create"] == 1
-        assert stores[1].counts["list"] == 4
-        assert stores[1].counts["get"] <= 8
-        manager.save(4).result()
-        before = Counter(stores[1].counts)
-        manager.save(5).result()
-        assert stores[1].counts - before == {"put": 2, "create": 1, "list": 1}
 
 
 def test_a_pin_made_during_a_save_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

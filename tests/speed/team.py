@@ -1,0 +1,85 @@
+"""Several workers of one job as threads of this process: real managers, whose one exchange is a barrier."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pytest
+import tensorflow as tf
+
+import ckptflow.manager
+from ckptflow.state.cluster import Cluster
+from ckptflow.storage.store import Store, open_store
+from tests.speed.stores import MeasuredStore
+
+_TIMEOUT_S = 60.0  # a worker that skips an exchange breaks the barrier: the test fails, and does not hang
+_T = TypeVar("_T")
+
+
+class _Meeting:
+    def __init__(self, world_size: int) -> None:
+        self.rows: list[tuple[int, ...]] = [()] * world_size
+        self.barrier = threading.Barrier(world_size)
+
+
+@dataclass(frozen=True)
+class _Member(Cluster):
+    meeting: Any = None
+
+    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
+        self.meeting.rows[self.worker] = tuple(int(number) for number in row)
+        self.meeting.barrier.wait(_TIMEOUT_S)
+        rows = list(self.meeting.rows)
+        self.meeting.barrier.wait(_TIMEOUT_S)
+        return rows
+
+    def is_alive(self, worker: int) -> bool:
+        return True
+
+
+class Team:
+    """Workers that run one program together; every manager that they make works on a store that is measured."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, storage: Callable[[str], Store] | None = None) -> None:
+        """`storage` opens what the managers' URLs stand for; default: what they say."""
+        self.stores: dict[int, MeasuredStore] = {}  # each worker's newest
+        self._member = threading.local()
+        self._storage = storage
+        patch.setattr(ckptflow.manager, "open_store", self._open)
+        patch.setattr(ckptflow.manager, "find_cluster", lambda *_, **__: self._member.now)
+
+    def run(self, world_size: int, work: Callable[[int], _T]) -> list[_T]:
+        """What `work(worker)` returns on each worker; raises what one of them raised."""
+        meeting = _Meeting(world_size)
+        self.stores.clear()
+
+        def run_one(worker: int) -> _T:
+            strategy = tf.distribute.get_strategy()
+            self._member.now = _Member(worker, world_size, strategy, meeting=meeting)
+            try:
+                return work(worker)
+            except BaseException:
+                meeting.barrier.abort()
+                raise
+
+        with ThreadPoolExecutor(world_size) as threads:
+            running = [threads.submit(run_one, worker) for worker in range(world_size)]
+        errors = [error for future in running if (error := future.exception()) is not None]
+        errors.sort(key=lambda error: isinstance(error, threading.BrokenBarrierError))
+        if errors:
+            raise errors[0]
+        return [future.result() for future in running]
+
+    def forget(self) -> None:
+        """Counts from here on; call it while no worker saves or restores."""
+        for store in self.stores.values():
+            store.forget()
+
+    def _open(self, url: str, storage_options: dict[str, Any] | None = None) -> Store:
+        store = MeasuredStore(self._storage(url) if self._storage else open_store(url, storage_options))
+        self.stores[self._member.now.worker] = store
+        return store

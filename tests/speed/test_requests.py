@@ -1,0 +1,120 @@
+"""The price list: how many requests a save and a start are, with one worker and with several."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from ckptflow import CheckpointManager, KeepLast
+from ckptflow.format.layout import parse_receipt_name
+from ckptflow.storage.store import Store
+from ckptflow.testing import MemoryStore
+from tests.speed.stores import MeasuredStore, kind_of
+from tests.speed.team import Team
+
+SHARD_BYTES = 2**20
+
+
+@pytest.fixture(params=["disk", "objects"])
+def team(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Team:
+    """Workers on a local disk, and on what costs a round trip for each request."""
+    objects: dict[str, bytes] = {}
+
+    def open_memory(url: str) -> Store:
+        return MemoryStore(objects)
+
+    return Team(monkeypatch, open_memory if request.param == "objects" else None)
+
+
+def state() -> dict[str, tf.Variable]:
+    """One tensor that workers divide into several shards each, and small ones, the chief's."""
+    return {"large": tf.Variable(tf.ones([5_000_000])), **{f"small{i}": tf.Variable(tf.ones([64])) for i in range(20)}}
+
+
+def manager(root: Path, keep: int) -> CheckpointManager:
+    return CheckpointManager(root, state(), keep=KeepLast(keep), shard_bytes=SHARD_BYTES, memory_budget_bytes=2**22)
+
+
+def save_is_priced(stores: dict[int, MeasuredStore], *, lists: list[str], deletes: int) -> None:
+    """Shards + workers + 1 writes, the lists, and no get but for receipts of others; the chief alone commits."""
+    world_size = len(stores)
+    written = sum((store.kinds("put") + store.kinds("create") for store in stores.values()), Counter[str]())
+    assert written["shard"] >= 20
+    assert written == {"shard": written["shard"], "receipt": world_size, "manifest": 1}
+    chief = stores[0]
+    assert chief.keys("create") == [key for key in chief.keys("create") if kind_of(key) == "manifest"]
+    assert chief.keys("list") == lists
+    assert len(chief.keys("delete")) == deletes
+    assert set(chief.kinds("get")) <= {"receipt"}  # one that is not there yet is asked for again
+    asked = {parse_receipt_name(key.rpartition("/")[2]) for key in chief.keys("get")}
+    assert asked == {(worker, world_size) for worker in range(1, world_size)}
+    for worker in range(1, world_size):
+        assert set(stores[worker].counts) == {"put"}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_save_is_shards_and_workers_and_one_writes(team: Team, world_size: int, tmp_path: Path) -> None:
+    def work(worker: int) -> None:
+        with manager(tmp_path, keep=2) as saving:
+            for step in (1, 2, 3):
+                saving.save(step)
+            saving.wait()
+            if worker == 0:
+                team.forget()
+            saving.wait()  # nobody saves before that
+            saving.save(4)  # lets step 2 go
+            saving.wait()
+            if worker == 0:
+                save_is_priced(team.stores, lists=["", "lineage/"], deletes=2)
+            saving.wait()
+
+    team.run(world_size, work)
+
+    def keep_all(worker: int) -> None:
+        with manager(tmp_path, keep=100) as saving:
+            restored = saving.restore_latest()
+            assert restored is not None
+            assert restored.step == 4
+            saving.save(5)
+            saving.wait()
+            if worker == 0:
+                team.forget()
+            saving.wait()
+            saving.save(6)  # nothing is pruned
+            saving.wait()
+            if worker == 0:
+                save_is_priced(team.stores, lists=["lineage/"], deletes=0)
+            saving.wait()
+
+    team.run(world_size, keep_all)
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_a_start_is_one_claim_and_four_lists(team: Team, world_size: int, tmp_path: Path) -> None:
+    """Shards apart, each worker reads the manifest, and the chief a handful of small objects beside it."""
+
+    def save(worker: int) -> None:
+        with manager(tmp_path, keep=2) as saving:
+            for step in (1, 2, 3):
+                saving.save(step)
+
+    def start(worker: int) -> None:
+        with manager(tmp_path, keep=2) as starting:
+            starting.restore_latest()
+            starting.wait()
+
+    team.run(world_size, save)
+    team.run(world_size, start)
+    chief = team.stores[0]
+    assert chief.keys("create") == ["lineage/000002.json"]
+    assert sorted(chief.keys("list")) == ["", "", "", "lineage/"]
+    assert sum(chief.counts.values()) - chief.kinds("get")["shard"] <= 1 + 4 + 8
+    for worker in range(1, world_size):
+        others = team.stores[worker]
+        assert set(others.counts) <= {"get", "list"}
+        assert others.counts["list"] <= 1  # the sizes of the shards, of that one folder
+        assert others.kinds("get")["manifest"] <= 2
+        assert set(others.kinds("get")) == {"manifest", "shard"}
