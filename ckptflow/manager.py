@@ -285,6 +285,8 @@ class CheckpointManager:
         saver = self._saver
         if saver is None:
             raise UsageError("this manager has not begun an incarnation")
+        if step != self._last_step:
+            self._calls.clear()  # steps do not fall: an earlier one is never saved again in this life
         self._calls[step] += 1
         self._last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])

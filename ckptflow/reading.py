@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -47,7 +46,6 @@ Array = npt.NDArray[Any]
 
 logger = logging.getLogger("ckptflow")
 
-_MANIFEST_READERS = 8
 _BUFFER_BYTES = 16 * 2**20
 _BUFFER_COUNT = 4
 _TRIES = 5  # listings that name a manifest which is gone when it is read
@@ -264,23 +262,8 @@ def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
     """The checkpoints that count and whose manifest can be read, oldest first."""
     _, counting = read_counting(store, summaries)
-    found = read_summaries(summaries, reversed(counting.folders))
+    found = summaries.read_many(reversed(counting.folders))
     return [summary.checkpoint for summary in found.values() if isinstance(summary, Summary)]
-
-
-def read_summaries(summaries: Summaries, folders: Iterable[Folder]) -> dict[Folder, Summary | CorruptCheckpointError]:
-    """Many summaries at once; those that are gone by now are left out."""
-
-    def read(folder: Folder) -> Summary | CorruptCheckpointError | None:
-        try:
-            return summaries.get(folder)
-        except ObjectNotFoundError:
-            return None
-
-    ordered = list(folders)
-    with ThreadPoolExecutor(_MANIFEST_READERS) as threads:
-        found = zip(ordered, threads.map(read, ordered), strict=True)
-        return {folder: summary for folder, summary in found if summary is not None}
 
 
 def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:

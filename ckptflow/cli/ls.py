@@ -112,7 +112,7 @@ def look(store: Store, *, show_all: bool) -> Overview:
     not there at all (an object store cannot tell that from an empty one)."""
     from ckptflow.commit.catalog import Summaries
     from ckptflow.errors import CheckpointNotFoundError
-    from ckptflow.reading import read_counting, read_summaries
+    from ckptflow.reading import read_counting
 
     summaries = Summaries(store)
     listing, counting = read_counting(store, summaries)
@@ -125,7 +125,7 @@ def look(store: Store, *, show_all: bool) -> Overview:
         progress.expect(len(shown))
         for first in range(0, len(shown), _BATCH):
             batch = shown[first : first + _BATCH]
-            found |= read_summaries(summaries, batch)
+            found |= summaries.read_many(batch)
             progress.advance(len(batch))
     rows = [_committed_row(folder, summary, listing, counting) for folder, summary in found.items()]
     if show_all:

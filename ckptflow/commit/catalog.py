@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,11 +21,14 @@ from ckptflow.format.layout import (
     claim_key,
     parse_claim_key,
     parse_folder,
+    parse_folders,
     parse_pin_key,
 )
 from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, decode
 from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, read_small
+
+_READERS = 8  # manifests read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,6 @@ def read_manifest(store: Store, folder: Folder) -> Manifest:
 def summarize(manifest: Manifest, root_url: str) -> Summary:
     """The summary of a checked manifest."""
     folder = parse_folder(manifest.folder)
-    lineage = frozenset(f for name in manifest.lineage if (f := parse_folder(name)) is not None)
     if folder is None:
         raise CorruptCheckpointError(f"{root_url}: {manifest.folder!r} is no folder")
     try:
@@ -158,7 +161,7 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
         folder=folder,
         run_id=manifest.run_id,
         reason=manifest.reason,
-        lineage=lineage,
+        lineage=parse_folders(manifest.lineage),
         barrier=manifest.barrier,
         fresh_since=manifest.fresh_since,
         shard_sizes={shard.name: shard.size_bytes for shard in manifest.shards},
@@ -196,6 +199,27 @@ class Summaries:
             with self._lock:
                 self._known[folder] = known
         return known
+
+    def read_many(self, folders: Iterable[Folder]) -> dict[Folder, Summary | CorruptCheckpointError]:
+        """Several at once; those that are gone by now are left out."""
+
+        def read(folder: Folder) -> Summary | CorruptCheckpointError | None:
+            try:
+                return self.get(folder)
+            except ObjectNotFoundError:
+                return None
+
+        ordered = list(folders)
+        with ThreadPoolExecutor(_READERS) as threads:
+            found = zip(ordered, threads.map(read, ordered), strict=True)
+            return {folder: summary for folder, summary in found if summary is not None}
+
+    def read_ahead(self, folders: Iterable[Folder]) -> None:
+        """Has those ready that are about to be asked for, where there are enough to be worth threads."""
+        with self._lock:
+            unknown = [folder for folder in folders if folder not in self._known]
+        if len(unknown) > _READERS:
+            self.read_many(unknown)
 
     def add(self, summary: Summary) -> None:
         """What was just committed need not be read back."""

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, list_root, summarize
@@ -38,6 +39,7 @@ from ckptflow.storage.store import Store, read_small
 
 logger = logging.getLogger("ckptflow")
 
+_READERS = 8  # receipts read at once, where there are more
 _ASK_EVERY_S = 2.0
 _DEAD_AFTER_S = 6.0  # of silence, so that no hiccup of a network is a death
 
@@ -160,11 +162,8 @@ class Coordinator:
         asked = heard
         while missing:
             dead_s = time.monotonic() - heard  # before looking for the receipts: they may be the last it wrote
-            for worker in sorted(missing):
-                receipt = self._read_receipt(draft, worker)
-                if receipt is not None:
-                    missing.discard(worker)
-                    found.append(receipt)
+            found += self._read_receipts(draft, sorted(missing))
+            missing -= {receipt.worker for receipt in found}
             if missing and time.monotonic() >= min(deadline, self._hurry_deadline):
                 raise CommitTimeoutError(
                     f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, sorted(missing)))} of "
@@ -186,6 +185,15 @@ class Coordinator:
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 1.5, 1.0 if self._store.is_object_store else 0.05)
         return sorted(found, key=lambda receipt: receipt.worker)
+
+    def _read_receipts(self, draft: Draft, workers: Sequence[int]) -> list[Receipt]:
+        """Those of these workers' receipts that are there: of many workers several at once, or a look takes seconds."""
+        if len(workers) <= _READERS:
+            read = [self._read_receipt(draft, worker) for worker in workers]
+        else:
+            with ThreadPoolExecutor(_READERS) as threads:
+                read = list(threads.map(lambda worker: self._read_receipt(draft, worker), workers))
+        return [receipt for receipt in read if receipt is not None]
 
     def _read_receipt(self, draft: Draft, worker: int) -> Receipt | None:
         key = draft.folder.key(receipt_name(worker, draft.world_size))
@@ -230,13 +238,13 @@ class Coordinator:
         Never raises: the commit stands, and its fence check is still to come.
         """
         try:
+            if not self._is_swept:
+                return list_root(self._store)
             known = [*self._known_lineage(), *self._committed]
             by_step = {summary.folder.step: summary.checkpoint for summary in known}
             checkpoints = [by_step[step] for step in sorted(by_step)]
             keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
-            if self._is_swept and keeps_all and not self._given_up:
-                return None
-            return list_root(self._store)
+            return None if keeps_all and not self._given_up else list_root(self._store)
         except Exception as error:
             logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, error)
             return None
@@ -267,6 +275,7 @@ class Coordinator:
             fresh_since=self._start.fresh_since,
         )
         try:
+            self._summaries.read_ahead(committed)
             plan = plan_prune(
                 listing,
                 counting,
@@ -281,7 +290,7 @@ class Coordinator:
             return
         gone = set(plan.deletions)
         self._is_swept = not counting.outside
-        self._gone |= gone
+        self._gone |= gone & self._start.lineage
         self._given_up -= gone
         self._committed = [summary for summary in self._committed if summary.folder not in gone]
         self._summaries.forget(gone)

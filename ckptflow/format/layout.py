@@ -6,6 +6,7 @@ Every parser is the exact inverse of its writer: a name that is not what the wri
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -59,6 +60,18 @@ def parse_folder(name: str) -> Folder | None:
         return None
     folder = Folder(step, incarnation, call)
     return folder if str(folder) == name else None
+
+
+@functools.lru_cache(maxsize=64)
+def parse_folders(names: tuple[str, ...]) -> frozenset[Folder]:
+    """The folders of a lineage. Remembered: all manifests of one life have the same, and it may name thousands.
+
+    Raises ValueError where one is no folder's name.
+    """
+    found = [parse_folder(name) for name in names]
+    if None in found:
+        raise ValueError("its lineage names something that is no folder")
+    return frozenset(folder for folder in found if folder is not None)
 
 
 def shard_name(worker: int, world_size: int, index: int) -> str:

@@ -287,8 +287,8 @@ def _check_names(manifest: Manifest) -> None:
         raise ValueError(
             f"folder {manifest.folder!r} is not step {manifest.step} of incarnation {manifest.incarnation}"
         )
-    if any(layout.parse_folder(name) is None for name in (*manifest.lineage, *filter(None, [manifest.restored]))):
-        raise ValueError("its lineage names something that is no folder")
+    layout.parse_folders(manifest.lineage)
+    layout.parse_folders((manifest.restored,) if manifest.restored else ())
     _check_shards(manifest.shards, manifest.world_size)
     if not all(map(math.isfinite, manifest.metrics.values())):
         raise ValueError("a metric is not finite")

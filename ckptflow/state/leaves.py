@@ -206,7 +206,7 @@ def host_array(tensor: Any) -> Array:
     if tensor.dtype is _STRING:
         return np.asarray(tensor.numpy(), dtype=object).reshape(tensor.shape)
     if not tensor._rank():  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
-        return np.asarray(tf.reshape(tensor, [1])).reshape(())
+        return np.asarray(tensor.numpy())
     return np.asarray(tensor)
 
 

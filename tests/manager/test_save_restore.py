@@ -94,7 +94,8 @@ def test_restore_of_a_step_is_a_rollback_that_holds(tmp_path: Path) -> None:
         assert restored is not None
         assert (restored.step, restored.incarnation) == (2, 2)
         weights.fill(3)
-        manager.save(3).result()
+        manager.save(3)
+        manager.wait()
         # what was cut off stays until the new line has reached its step, and goes then
         assert "000000000003-i0001" not in folders(tmp_path)
 

@@ -1,0 +1,218 @@
+"""Save and restore, measured beside the limit and beside what else there is.
+
+    python -m benchmarks [--full] [--only size,objects] [--peers ckptflow,…] [--out bench-results/quick.json]
+
+Writes JSON, an HTML page and Chrome traces; prints tables. See docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+from msgspec import structs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import experiments, machine, tables
+from benchmarks.experiments import Turns
+from benchmarks.results import FORMAT, Result, Run, Stat, Timeline, encode
+from benchmarks.turns import take_turns
+
+CANNOT_SHOW = (
+    "An accelerator: there, values must first come to the host. All of this is on CPUs.",
+    "A network: servers run on this machine, on loopback, and share its cores with what is measured.",
+    "GCS's speed: the server is an emulator in memory. Only that the path works, and what clients cost beside it.",
+    "Several machines: up to four workers share these cores and this disk, so more of them are not faster here.",
+    "Any other machine. Trust ratios within one run; single rounds on a shared disk differ by a factor of two.",
+)
+BIAS = (
+    "We wrote it, and chose what is measured: many equal float32 variables that all change between saves.",
+    "Ours fsyncs and checksums every byte; the others are fsynced by the benchmark, and check less.",
+    "TensorFlow, Keras, Orbax and PyTorch run with their defaults; somebody who knows them well may tune more.",
+    "Orbax and PyTorch hold their own arrays: their figures compare whole ways of working, not one function.",
+)
+
+
+def main() -> None:
+    arguments = _arguments()
+    console = Console(width=120)
+    _say_first(console)
+    names = {name.strip() for name in arguments.only.split(",") if name.strip()}
+    points = [each for each in experiments.turns(is_full=arguments.full) if not names or each.experiment in names]
+    if arguments.rounds:
+        points = [replace(each, rounds=arguments.rounds) for each in points]
+    if arguments.size_mib:
+        points = [replace(each, size_bytes=int(arguments.size_mib * 2**20)) for each in points]
+    counts: Sequence[int] = experiments.WORKERS[arguments.full] if not names or "workers" in names else ()
+    about = machine.describe(arguments.folder)
+    results: list[Result] = []
+    timelines: list[Timeline] = []
+    with _progress(console) as progress, tempfile.TemporaryDirectory(prefix="ckptflow-bench-logs-") as logs:
+        task = progress.add_task("", total=len(points) + len(counts))
+        for each in points:
+            progress.update(task, description=each.title)
+            results += run_turns(each, arguments.folder, logs, _chosen(arguments.peers))
+            progress.advance(task)
+        for count in counts:
+            progress.update(task, description=f"{count} worker(s)")
+            try:
+                from benchmarks.workers import measure_workers
+
+                size_bytes = int(arguments.size_mib * 2**20) or experiments.WORKERS_SIZE_BYTES
+                result, line = measure_workers(count, size_bytes, arguments.rounds or 5, arguments.folder)
+                results.append(result)
+                timelines.append(line)
+            except Exception as error:
+                traceback.print_exc()
+                results.append(_failed("workers", count, str(error)))
+            progress.advance(task)
+    run = Run(
+        format=FORMAT,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command="python -m benchmarks " + shlex.join(sys.argv[1:]),
+        machine=about,
+        cannot_show=CANNOT_SHOW,
+        bias=BIAS,
+        results=tuple(results),
+        timelines=tuple(timelines),
+    )
+    tables.print_run(console, run)
+    _write(console, run, arguments.out)
+    if any(result.error and result.peer.startswith("ckptflow") for result in results):
+        raise SystemExit(1)
+
+
+def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list[Result]:
+    """The results of one point; a server is started for it where it needs one."""
+    chosen = {name: target for name, target in each.peers.items() if not peers or name in peers}
+    skipped = [name for name in chosen if each.variable_count > experiments.MAX_VARIABLES.get(name, sys.maxsize)]
+    with _place(each, folder) as (url, options):
+        points = {
+            name: {
+                "url": f"{url}/{number}",
+                "size_bytes": each.size_bytes,
+                "variable_count": each.variable_count,
+                "storage": each.storage,
+                "options": options,
+                "settings": each.settings,
+            }
+            for number, name in enumerate(chosen)
+        }
+        results: list[Result] = []
+        for group in _groups([name for name in chosen if name not in skipped], each):
+            targets = {name: chosen[name] for name in group}
+            results += take_turns(each.experiment, targets, points, rounds=each.rounds, logs=logs)
+    if each.experiment == "training":
+        results = with_slowdown(results)
+    reason = "not run: it takes minutes for a round with so many variables"
+    return results + [_skipped(each, name, reason) for name in skipped]
+
+
+def with_slowdown(results: Sequence[Result]) -> list[Result]:
+    """How much longer a step takes with saves than without: 0.1 is a tenth."""
+    steps = {result.peer: result.measures["step_s"] for result in results if not result.error}
+    without = steps.get("no saves")
+    if without is None:
+        return list(results)
+
+    def slowdown(step: Stat) -> Stat:
+        return Stat(*(value / without.median - 1 for value in (step.median, step.low, step.high)))
+
+    return [
+        structs.replace(result, measures={**result.measures, "slowdown": slowdown(steps[result.peer])})
+        if result.peer in steps and result.peer != "no saves"
+        else result
+        for result in results
+    ]
+
+
+def _groups(names: list[str], each: Turns) -> list[list[str]]:
+    """All at once, where the machine has the memory; else one after the other, each for itself."""
+    needed = len(names) * experiments.MEMORY_PER_PEER * each.size_bytes
+    return [names] if needed < 0.9 * psutil.virtual_memory().available else [[name] for name in names]
+
+
+@contextlib.contextmanager
+def _place(each: Turns, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where a point's peers put what they save, and the options to get there."""
+    if each.storage == "local":
+        with tempfile.TemporaryDirectory(dir=os.path.abspath(folder), prefix="ckptflow-bench-") as place:
+            yield place, {}
+        return
+    from tests.servers import fake_gcs, seaweedfs
+
+    with seaweedfs() if each.storage == "s3" else fake_gcs() as server:
+        server.make_bucket("bench")
+        yield f"{'s3' if each.storage == 's3' else 'gs'}://bench", server.storage_options
+
+
+def _failed(experiment: str, worker_count: int, error: str) -> Result:
+    return Result(experiment, "ckptflow", "local", 0, experiments.TENSOR_COUNT, worker_count, error=error[-300:])
+
+
+def _skipped(each: Turns, peer: str, why: str) -> Result:
+    return Result(each.experiment, peer, each.storage, each.size_bytes, each.variable_count, 1, error=why)
+
+
+def _chosen(text: str) -> list[str]:
+    return [name.strip() for name in text.split(";") if name.strip()]
+
+
+def _say_first(console: Console) -> None:
+    console.print("What this cannot show:", style="bold")
+    for line in CANNOT_SHOW:
+        console.print(f"  - {line}")
+    console.print("Its bias:", style="bold")
+    for line in BIAS:
+        console.print(f"  - {line}")
+    if os.getloadavg()[0] > 0.5:
+        console.print(f"This machine is busy (load {os.getloadavg()[0]:.1f}): figures will be off.", style="bold red")
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _write(console: Console, run: Run, path: str) -> None:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(encode(run))
+    console.print(f"{path}: all figures")
+    from benchmarks.report import write_report, write_trace
+
+    base = path.removesuffix(".json")
+    write_report(run, f"{base}.html")
+    console.print(f"{base}.html: the report")
+    for number, line in enumerate(run.timelines):
+        write_trace(line, f"{base}-{number}.trace.json")
+        console.print(f"{base}-{number}.trace.json: {line.title}; open it in ui.perfetto.dev")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="all scales: hours, 24 GiB of memory, 60 GiB of disk")
+    parser.add_argument("--only", default="", help="experiments: size, variables, objects, training, workers")
+    parser.add_argument("--peers", default="", help="names as in the tables, separated by semicolons")
+    parser.add_argument("--rounds", type=int, default=0, help="instead of each experiment's own number")
+    parser.add_argument("--size-mib", type=float, default=0, help="instead of each experiment's own size")
+    parser.add_argument("--folder", default=".", help="on the disk to measure; what is written is removed")
+    parser.add_argument("--out", default="bench-results/quick.json", help="the JSON; the page lies beside it")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""PyTorch's `torch.distributed.checkpoint` on the CPU, as one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.meters import fsync_all
+from benchmarks.peers.base import Peer, Point, Samples, sample_indices
+
+
+class DistributedCheckpoint(Peer):
+    """`async_save` and `load`; its writer fsyncs its files itself."""
+
+    note = "PyTorch tensors on the CPU, one process in a gloo group"
+
+    def __init__(self, point: Point) -> None:
+        import torch
+        import torch.distributed as dist
+        import torch.distributed.checkpoint as dcp
+
+        store = dist.HashStore()
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        self._torch, self._dist, self._dcp = torch, dist, dcp
+        self._point, self._path = point, f"{point.url}/dcp"
+        self._state = {f"v{i}": torch.randn(point.element_count) for i in range(point.variable_count)}
+        self._samples = Samples()
+        self._future: Any = None
+
+    def change(self) -> None:
+        for value in self._state.values():
+            value.mul_(1.5).add_(1.0)
+        self._samples.remember(self._values())
+
+    def save(self, round_number: int) -> None:
+        self._future = self._dcp.async_save(self._state, checkpoint_id=self._path)
+
+    def finish(self) -> None:
+        self._future.result()
+        fsync_all(self._point.url)
+
+    def spoil(self) -> None:
+        for value in self._state.values():
+            value.zero_()
+
+    def restore(self) -> None:
+        self._dcp.load(self._state, checkpoint_id=self._path)
+
+    def check(self) -> None:
+        self._samples.compare(self._values())
+
+    def close(self) -> None:
+        self._dist.destroy_process_group()
+
+    def _values(self) -> list[float]:
+        sampled = [self._state[f"v{i}"] for i in sample_indices(self._point.variable_count)]
+        return [float(value[place]) for value in sampled for place in (0, -1)]

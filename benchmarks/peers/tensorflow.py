@@ -1,0 +1,141 @@
+"""TensorFlow's own ways, and the state that they and ckptflow save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.meters import fsync_all
+from benchmarks.peers.base import Peer, Point, Samples, sample_indices
+
+
+class Variables:
+    """Float32 variables in one `tf.Module`; their values change in each round and are compared after a restore."""
+
+    def __init__(self, point: Point) -> None:
+        import tensorflow as tf
+
+        self.module = tf.Module()
+        count = point.variable_count
+        self.module.v = [tf.Variable(tf.random.normal((point.element_count,))) for _ in range(count)]
+        self._sampled = [self.module.v[i] for i in sample_indices(count)]
+        self._samples = Samples()
+
+    def change(self) -> None:
+        for variable in self.module.v:
+            variable.assign_add(variable * 0.5 + 1.0)
+        self._samples.remember(self._values())
+
+    def spoil(self) -> None:
+        for variable in self.module.v:
+            variable.assign(variable * 0.0)
+
+    def check(self) -> None:
+        self._samples.compare(self._values())
+
+    def _values(self) -> list[float]:
+        return [float(variable[place]) for variable in self._sampled for place in (0, -1)]
+
+
+class OnVariables(Peer):
+    """A peer whose state is `Variables`."""
+
+    def __init__(self, point: Point) -> None:
+        self.point = point
+        self.variables = Variables(point)
+
+    def change(self) -> None:
+        self.variables.change()
+
+    def spoil(self) -> None:
+        self.variables.spoil()
+
+    def check(self) -> None:
+        self.variables.check()
+
+
+class TrainCheckpoint(OnVariables):
+    """`tf.train.Checkpoint.write` and `read`."""
+
+    note = "its files are fsynced by the benchmark, as TensorFlow does not; no checksum over a shard"
+    options: Any = None
+
+    def __init__(self, point: Point) -> None:
+        import tensorflow as tf
+
+        super().__init__(point)
+        self.checkpoint = tf.train.Checkpoint(module=self.variables.module)
+        self._prefix = f"{point.url}/tf"
+
+    def save(self, round_number: int) -> None:
+        self.checkpoint.write(self._prefix, options=self.options)
+
+    def finish(self) -> None:
+        fsync_all(self.point.url)
+
+    def restore(self) -> None:
+        self.checkpoint.read(self._prefix).assert_consumed()
+
+
+class AsyncTrainCheckpoint(TrainCheckpoint):
+    """The same with `experimental_enable_async_checkpoint`."""
+
+    def __init__(self, point: Point) -> None:
+        import tensorflow as tf
+
+        super().__init__(point)
+        self.options = tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True)
+
+    def finish(self) -> None:
+        self.checkpoint.sync()  # waits for the save in the background
+        super().finish()
+
+
+class ModelCheckpoint(Peer):
+    """Keras's callback, weights alone: the least that it writes."""
+
+    note = "Keras 3's ModelCheckpoint(save_weights_only=True), one .weights.h5; fsynced by the benchmark"
+
+    def __init__(self, point: Point) -> None:
+        import keras
+
+        class Weights(keras.layers.Layer):  # type: ignore[misc]
+            def build(self, shape: Any) -> None:
+                self.all = [
+                    self.add_weight(shape=(point.element_count,), name=f"w{i}") for i in range(point.variable_count)
+                ]
+
+            def call(self, inputs: Any) -> Any:
+                return inputs
+
+        self._point = point
+        self._path = f"{point.url}/model.weights.h5"
+        self._model = keras.Sequential([Weights()])
+        self._model.build((None, 1))
+        self._callback = keras.callbacks.ModelCheckpoint(self._path, save_weights_only=True)
+        self._callback.set_model(self._model)
+        self._samples = Samples()
+        self._sampled = [self._model.variables[i] for i in sample_indices(point.variable_count)]
+
+    def change(self) -> None:
+        for variable in self._model.variables:
+            variable.assign(variable * 1.5 + 1.0)
+        self._samples.remember(self._values())
+
+    def save(self, round_number: int) -> None:
+        self._callback.on_epoch_end(round_number, {})
+
+    def finish(self) -> None:
+        fsync_all(self._point.url)
+
+    def spoil(self) -> None:
+        for variable in self._model.variables:
+            variable.assign(variable * 0.0)
+
+    def restore(self) -> None:
+        self._model.load_weights(self._path)
+
+    def check(self) -> None:
+        self._samples.compare(self._values())
+
+    def _values(self) -> list[float]:
+        return [float(variable[place]) for variable in self._sampled for place in (0, -1)]

@@ -1,0 +1,67 @@
+"""Tables of a run for the terminal."""
+
+from __future__ import annotations
+
+import itertools
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.results import Result, Run
+
+_MIB = 2**20
+# Measure, heading, factor, digits.
+_COLUMNS = (
+    ("blocked_s", "blocked ms", 1e3, 1),
+    ("durable_s", "durable s", 1, 3),
+    ("save_cpu_s", "save CPU-s", 1, 2),
+    ("peak_save_bytes", "peak MiB", 1 / _MIB, 0),
+    ("restore_cold_s", "cold restore s", 1, 3),
+    ("restore_warm_s", "warm restore s", 1, 3),
+    ("restore_cpu_s", "restore CPU-s", 1, 2),
+    ("peak_restore_bytes", "peak MiB", 1 / _MIB, 0),
+    ("save_requests", "save requests", 1, 0),
+    ("step_s", "step ms", 1e3, 1),
+    ("slowdown", "slowed by", 100, 1),
+    ("commit_after_last_shard_s", "commit after last shard ms", 1e3, 1),
+    ("most_written_share", "most share", 1, 3),
+    ("least_written_share", "least share", 1, 3),
+)
+
+
+def print_run(console: Console, run: Run) -> None:
+    """One table for each point; a peer without figures says why."""
+    console.print(machine.one_line(run.machine))
+
+    def point(result: Result) -> tuple[str, str, int, int, str]:
+        threads = result.parameters.get("threads")
+        return (result.experiment, result.storage, result.size_bytes, result.variable_count, str(threads or ""))
+
+    for key, group in itertools.groupby(run.results, key=point):
+        experiment, storage, size_bytes, count, threads = key
+        title = f"{experiment}, {storage}: {size_bytes / _MIB:,.0f} MiB in {count:,} variables"
+        console.print(_table(title + (f", {threads} thread(s)" if threads else ""), list(group)))
+
+
+def _table(title: str, results: list[Result]) -> Table:
+    columns = [column for column in _COLUMNS if any(column[0] in result.measures for result in results)]
+    table = Table(title=title, title_justify="left")
+    table.add_column("workers" if results[0].experiment == "workers" else "peer", no_wrap=True)
+    for _, heading, _, _ in columns:
+        table.add_column(heading, justify="right")
+    missing: list[str] = []
+    for result in results:
+        name = str(result.worker_count) if result.experiment == "workers" else result.peer
+        if result.error:
+            table.add_row(name, style="dim")
+            missing.append(f"{name}: {result.error}")
+            continue
+        cells = []
+        for measure, _, factor, digits in columns:
+            stat = result.measures.get(measure)
+            cells.append("" if stat is None else f"{stat.median * factor:,.{digits}f}")
+        table.add_row(name, *cells, style="dim" if result.is_limit else "")
+    table.caption = "\n".join(missing)
+    table.caption_justify = "left"
+    return table

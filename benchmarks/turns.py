@@ -1,0 +1,136 @@
+"""Peers side by side: each in a process of its own, doing its rounds in turn with the others'."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.results import Result, Stat
+
+_LOG_CHARACTERS = 300
+
+
+class Seat:
+    """One peer's process. Once it has failed it does nothing more, and says why."""
+
+    def __init__(self, peer: str, target: str, point: Mapping[str, Any], log: str, env: Mapping[str, str]) -> None:
+        self.peer = peer
+        self.error = self.note = ""
+        self.is_limit = False
+        self.rounds: list[dict[str, float]] = []
+        self._log = log
+        with open(log, "wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.process", target, json.dumps(point)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **env},
+            )
+
+    def begin(self) -> None:
+        """Waits until the peer is there."""
+        hello = self._answer()
+        self.note, self.is_limit = hello.get("note", ""), hello.get("is_limit", False)
+
+    def round(self, number: int) -> None:
+        if not self.error:
+            self._tell(str(number))
+            if measures := self._answer():
+                self.rounds.append(measures)
+
+    def end(self) -> None:
+        """Closes the peer, and in any case ends its process."""
+        if not self.error:
+            self._tell("close")
+            self._answer()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _tell(self, line: str) -> None:
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            self.error = "its process ended"
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        with open(self._log, errors="replace") as log:
+            lines = [line.strip() for line in log if line.strip()]
+        self.error = lines[-1][-_LOG_CHARACTERS:] if lines else "its process ended without a word"
+        return {}
+
+
+def take_turns(
+    experiment: str,
+    peers: Mapping[str, str],
+    points: Mapping[str, Mapping[str, Any]],
+    *,
+    rounds: int,
+    logs: str,
+    env: Mapping[str, str] | None = None,
+    on_round: Callable[[], None] = lambda: None,
+) -> list[Result]:
+    """One result for each peer at its point, medians over `rounds` after one that warms up.
+
+    `peers` are targets by name ("package.module:Class"). What a peer leaves in a local folder is removed.
+    """
+    seats: list[Seat] = []
+    try:
+        for peer, target in peers.items():
+            log = os.path.join(logs, f"{len(seats)}.log")
+            seats.append(Seat(peer, target, points[peer], log, env or {}))
+            seats[-1].begin()  # one after the other: their starts would disturb no figure, but fill the memory
+        for number in range(rounds + 1):
+            for seat in seats:
+                seat.round(number)
+                on_round()
+    finally:
+        for seat in seats:
+            seat.end()
+            if points[seat.peer].get("storage", "local") == "local":
+                shutil.rmtree(points[seat.peer]["url"], ignore_errors=True)
+    return [_result(experiment, seat, points[seat.peer]) for seat in seats]
+
+
+def _result(experiment: str, seat: Seat, point: Mapping[str, Any]) -> Result:
+    return Result(
+        experiment=experiment,
+        peer=seat.peer,
+        storage=point.get("storage", "local"),
+        size_bytes=point["size_bytes"],
+        variable_count=point["variable_count"],
+        worker_count=1,
+        is_limit=seat.is_limit,
+        rounds=max(0, len(seat.rounds) - 1),
+        measures=summarize(seat.rounds) if not seat.error else {},
+        parameters=dict(point.get("settings") or {}),
+        note=seat.note,
+        error=seat.error,
+    )
+
+
+def summarize(rounds: Sequence[Mapping[str, float]]) -> dict[str, Stat]:
+    """Median, lowest and highest of each measure; the first round is told apart."""
+    first, counted = (rounds[0], rounds[1:]) if len(rounds) > 1 else ({}, rounds)
+    found = {}
+    for name in counted[0] if counted else ():
+        values = [each[name] for each in counted if name in each]
+        found[name] = Stat(statistics.median(values), min(values), max(values), first.get(name))
+    return found
