@@ -1,0 +1,32 @@
+"use strict";
+// Draws each figure where it is, once it can be seen: a plot in a folded place has no width.
+const figures = JSON.parse(document.getElementById("figures").textContent);
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+
+function template() {
+  const css = getComputedStyle(document.documentElement);
+  const [ink, line, card] = ["--ink", "--line", "--card"].map((name) => css.getPropertyValue(name).trim());
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickcolor: line, minor: { tickcolor: line } };
+  const errors = { error_x: { color: ink }, error_y: {} };
+  return {
+    layout: {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 12 },
+      xaxis: axis, yaxis: axis, hoverlabel: { align: "left", bgcolor: card, bordercolor: line, font: { color: ink } },
+    },
+    data: { bar: [errors], scatter: [errors] },
+  };
+}
+
+function draw(place) {
+  const { data, layout } = figures[place.dataset.figure];
+  Plotly.react(place, data, { ...layout, template: template() }, config);
+}
+
+const seen = (place) => place.offsetParent !== null;
+const places = [...document.querySelectorAll(".plot")];
+places.filter(seen).forEach(draw);
+document.querySelectorAll("details").forEach((details) =>
+  details.addEventListener("toggle", () => [...details.querySelectorAll(".plot")].filter(seen).forEach(draw)));
+dark.addEventListener("change", () => places.filter(seen).forEach(draw));
+document.documentElement.dataset.drawn = "yes";

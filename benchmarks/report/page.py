@@ -1,0 +1,187 @@
+"""The page: one HTML file that needs nothing else, put together from a run's figures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+from collections.abc import Iterable, Sequence
+from string import Template
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from benchmarks import machine
+from benchmarks.report import sections
+from benchmarks.report.colours import colours
+from benchmarks.report.comparisons import Comparison, compare, number, size
+from benchmarks.report.headline import Block, headline
+from benchmarks.report.sections import Plot, Section
+from benchmarks.report.timeline import SPANS, gantt, totals
+from benchmarks.report.trace import encode_trace
+from benchmarks.results import Run, Timeline
+
+_TITLE = "Checkpoints of TensorFlow training: how fast, and at what cost"
+
+
+def write_report(run: Run, path: str) -> None:
+    """Writes `run` as one HTML page that reads nothing from anywhere."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page(run))
+
+
+def page(run: Run) -> str:
+    """What cannot be shown and the bias first; then what was found. Every string of the run is text, never markup."""
+    figures: list[str] = []
+    comparisons = compare(run)
+    parts = [_head(run), _first(run)]
+    if run.results:
+        parts.append(_headline(headline(comparisons)))
+        parts += [_section(section, figures) for section in sections.sections(run, comparisons, colours(run))]
+    else:
+        parts.append("<p>This run has no results.</p>")
+    parts.append(_timelines(run.timelines, figures))
+    return Template(_text("page.html")).substitute(
+        title=_TITLE,
+        style=_text("page.css"),
+        body="\n".join(parts),
+        figures=f"[{','.join(figures)}]",
+        plotly=get_plotlyjs(),
+        draw=_text("page.js"),
+    )
+
+
+def _head(run: Run) -> str:
+    rows = "".join(f"<tr><th>{_e(name)}</th><td>{_e(_flat(value))}</td></tr>" for name, value in run.machine.items())
+    return f"""<header class="meta"><h1>{_TITLE}</h1>
+<p>Run of {_e(run.created_at)}: <code>{_e(run.command)}</code></p>
+<p>{_e(machine.one_line(run.machine))}</p>
+<details><summary>More of the machine, and versions</summary><div class="wide"><table>{rows}</table></div></details>
+</header>"""
+
+
+def _first(run: Run) -> str:
+    return f"""<section class="first" id="first"><h2>What this cannot show</h2>{_list(run.cannot_show)}
+<h2>Its bias</h2>{_list(run.bias)}</section>"""
+
+
+def _headline(blocks: Sequence[Block]) -> str:
+    heads = ("", "ckptflow", "the limit", "ckptflow / limit", "best of the others", "that one / ckptflow")
+    columns = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    rows = []
+    for block in blocks:
+        rows.append(f'<tr><th class="block" colspan="6">{_e(block.title)}</th></tr>')
+        for row in block.rows:
+            behind = " behind" if row.is_behind else ""
+            cells = zip(
+                ("ours", "", "ratio", "", f"ratio{behind}"),
+                heads[1:],
+                (row.ours, row.limit, row.to_limit, row.peer, row.to_peer),
+                strict=True,
+            )
+            tds = "".join(f'<td class="{css}" data-head="{head}:">{_e(text)}</td>' for css, head, text in cells)
+            rows.append(f'<tr><th scope="row">{_e(row.what)}</th>{tds}</tr>')
+    return f"""<section id="headline"><h2>In short</h2>
+<p class="soft">Medians. The limit moves the same bytes with the bare device or client, and neither packs nor checks
+them: a ratio of 1.00 × cannot be beaten. The last column is how many times more the best of the others takes than
+ckptflow; where it is dotted, that other one is ahead. Empty: there is nothing of that kind to compare with.</p>
+<div class="wide"><table class="stacked"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+</section>"""
+
+
+def _section(section: Section, figures: list[str]) -> str:
+    parts = [f'<section id="{section.name}"><h2>{_e(section.title)}</h2><p class="soft">{_e(section.words)}</p>']
+    parts.append(_grid(section.plots, figures))
+    for part in section.parts:
+        is_open = " open" if part.is_open else ""
+        grid, missing = _grid(part.plots, figures), _missing(part.comparison)
+        notes = _notes(part.comparison)
+        parts.append(f"<details{is_open}><summary>{_e(part.title)}</summary>{grid}{missing}{notes}</details>")
+    parts.append("</section>")
+    return "".join(parts)
+
+
+def _grid(plots: Sequence[Plot], figures: list[str]) -> str:
+    return f'<div class="grid">{"".join(_plot(plot, figures) for plot in plots)}</div>' if plots else ""
+
+
+def _plot(plot: Plot, figures: list[str]) -> str:
+    words = f'<div class="soft">{_e(plot.words)}</div>' if plot.words else ""
+    return f"<figure><figcaption><h3>{_e(plot.title)}</h3>{words}</figcaption>{_place(plot.figure, figures)}</figure>"
+
+
+def _place(figure: go.Figure, figures: list[str]) -> str:
+    """Where the script draws `figure`, which is put beside the others: `<` is written so that no string ends it."""
+    figures.append(figure.to_json().replace("<", "\\u003c"))
+    return f'<div class="plot" data-figure="{len(figures) - 1}" style="height:{figure.layout.height}px"></div>'
+
+
+def _missing(comparison: Comparison) -> str:
+    failed = [
+        f"<li><b>{_e(label)}</b>: {_e(result.error)}</li>"
+        for result, label in zip(comparison.results, comparison.labels, strict=True)
+        if result.error
+    ]
+    return f'<div class="missing">Missing here:<ul>{"".join(failed)}</ul></div>' if failed else ""
+
+
+def _notes(comparison: Comparison) -> str:
+    lines = [
+        f"<li><b>{_e(label)}</b>, {result.rounds} rounds: {_e(result.note)}</li>"
+        for result, label in zip(comparison.results, comparison.labels, strict=True)
+        if result.note
+    ]
+    return f"<details><summary>What to know of each</summary><ul>{''.join(lines)}</ul></details>" if lines else ""
+
+
+def _timelines(timelines: Iterable[Timeline], figures: list[str]) -> str:
+    parts = [_timeline(timeline, number, figures) for number, timeline in enumerate(timelines)]
+    if not parts:
+        return ""
+    return f"""<section id="timelines"><h2>One save, as it went</h2>
+<p class="soft">A lane is a thread of a worker (w0 is the coordinator), a bar is a piece of work; what lies within
+another is thinner. Zero is the call of <code>save</code>. Drag to look closer, double-click to go back.</p>
+{"".join(parts)}</section>"""
+
+
+def _timeline(timeline: Timeline, index: int, figures: list[str]) -> str:
+    about = f"{timeline.title}: {size(timeline.size_bytes)}, {timeline.worker_count} worker(s), {timeline.storage}"
+    if not timeline.events:
+        return f"<h3>{_e(about)}</h3><p>Nothing was recorded of it.</p>"
+    rows = []
+    for total in totals(timeline):
+        colour = SPANS.get(total.name, ("#6E4B3A", ""))[0]
+        moved = size(total.size_bytes) if total.size_bytes else ""
+        cells = (str(total.count), f"{number(total.busy_s * 1e3)} ms", moved)
+        span = f"{number(total.first_s * 1e3)} to {number(total.last_s * 1e3)} ms"
+        numbers = "".join(f'<td class="number">{_e(cell)}</td>' for cell in (*cells, span))
+        key = f'<span class="key" style="background:{colour}"></span>'
+        rows.append(f"<tr><th>{key}{_e(total.name)}</th>{numbers}<td>{_e(total.meaning)}</td></tr>")
+    heads = "".join(f"<th>{head}</th>" for head in ("", "spans", "in all", "bytes", "from, to", "what"))
+    trace = base64.b64encode(encode_trace(timeline)).decode()
+    return f"""<figure class="timeline"><figcaption><h3>{_e(about)}</h3></figcaption>
+{_place(gantt(timeline), figures)}
+<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+<p class="soft"><a download="save-{index}.trace.json" href="data:application/json;base64,{trace}">Save it as a trace</a>
+that ui.perfetto.dev and chrome://tracing open.</p></figure>"""
+
+
+def _list(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_e(line)}</li>' for line in lines) or '<li>Nothing was said.</li>'}</ul>"
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(each)}" for name, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _e(text: str) -> str:
+    return html.escape(text)
+
+
+def _text(name: str) -> str:
+    with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:
+        return file.read()

@@ -1,0 +1,130 @@
+"""Which plots the page has, in which order, for any run: every result is in at least one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from benchmarks.report.comparisons import MEASURES, Comparison, of, size, storage_name
+from benchmarks.report.figures import Scale, bars, curves
+from benchmarks.results import Run
+
+_PAIR = ("restore_cold_s", "restore_warm_s")
+_SCALES = {
+    "size": Scale(
+        ("durable_s", "blocked_s", "restore_cold_s", "peak_save_bytes"), lambda result: result.size_bytes, size, "state"
+    ),
+    "variables": Scale(
+        ("durable_s", "blocked_s", "save_cpu_s", "restore_warm_s"),
+        lambda result: result.variable_count,
+        "{:,}".format,
+        "variables",
+    ),
+    "workers": Scale(
+        ("durable_s", "blocked_s", "commit_after_last_shard_s"),
+        lambda result: result.worker_count,
+        str,
+        "workers",
+        is_log=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    title: str
+    words: str
+    figure: go.Figure
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison, folded unless it is the one to look at."""
+
+    title: str
+    comparison: Comparison
+    plots: tuple[Plot, ...]
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment: curves over its scale, then its comparisons."""
+
+    name: str
+    title: str
+    words: str
+    plots: tuple[Plot, ...]
+    parts: tuple[Part, ...]
+
+
+_BARS = (
+    "A bar is the median of the rounds, its whisker goes from the lowest to the highest; shorter is better. "
+    "Hatched grey is a limit, and the dashed line the best limit: the same bytes, not packed and not checked."
+)
+_KNOWN = {
+    "size": ("By size of the state", _BARS),
+    "variables": (
+        "By number of variables",
+        "Variables of 4 KiB each: the work for each counts, not the bytes. " + _BARS,
+    ),
+    "objects": ("Object storage", "Saves and restores beside the clients alone, at the same concurrency. " + _BARS),
+    "training": (
+        "Training while saving",
+        "Training steps while the state is saved every 15 of them. “no saves” is the same training without.",
+    ),
+    "workers": (
+        "Several workers",
+        "Workers of one job on one machine and one disk: what working together costs, not what more machines gain.",
+    ),
+}
+
+
+def sections(run: Run, comparisons: Sequence[Comparison], colours: Mapping[str, str]) -> list[Section]:
+    """In the order of `_KNOWN`, then any other experiment of the run."""
+    names = list(_KNOWN) + [each.experiment for each in comparisons]
+    found = []
+    for i, name in enumerate(dict.fromkeys(names)):
+        mine = of(comparisons, name)
+        if not mine:
+            continue
+        title, words = _KNOWN.get(name, (f"Experiment “{name}”", _BARS))
+        main = max(mine, key=lambda each: (bool(each.ours()), each.size_bytes, each.variable_count))
+        all_open = name not in ("size", "variables")
+        parts = tuple(
+            Part(each.title, each, tuple(_bars(each, colours)), all_open or each is main) for each in mine
+        )  # fmt: skip
+        found.append(Section(f"experiment-{i}", title, words, tuple(_curves(name, mine, colours)), parts))
+    return found
+
+
+def _bars(comparison: Comparison, colours: Mapping[str, str]) -> list[Plot]:
+    measures = comparison.measures()
+    pair = [measure for measure in measures if measure.name in _PAIR]
+    found = []
+    for measure in measures:
+        if len(pair) == 2 and measure.name in _PAIR:
+            if measure is pair[0]:
+                words = "solid, left: read from the disk (page cache dropped); pale, right: again, from the page cache"
+                found.append(Plot("Restore, cold / warm", words, bars(comparison, pair, colours)))
+            continue
+        words = "◇ the first save of a job" if measure.name == "blocked_s" else ""
+        found.append(Plot(measure.title, words, bars(comparison, [measure], colours)))
+    return found
+
+
+def _curves(name: str, comparisons: Sequence[Comparison], colours: Mapping[str, str]) -> list[Plot]:
+    """Over the experiment's scale, where it has one, for each storage."""
+    results = [result for comparison in comparisons for result in comparison.results]
+    storages = list(dict.fromkeys(result.storage for result in results))
+    found = []
+    for storage in storages if name in _SCALES else ():
+        scale = _SCALES[name]
+        mine = [result for result in results if result.storage == storage and scale.place(result)]
+        for measure in (measure for measure in MEASURES if measure.name in scale.measures):
+            figure = curves(mine, measure, scale, colours)
+            if figure is not None:
+                found.append(Plot(measure.title, storage_name(storage) if len(storages) > 1 else "", figure))
+    return found
