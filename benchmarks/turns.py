@@ -8,12 +8,14 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.results import Result, Stat
 
 _LOG_CHARACTERS = 300
+_LIMIT_S = 900  # for a start or a round; what takes longer is ended, and its error says so
 
 
 class Seat:
@@ -67,13 +69,17 @@ class Seat:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        limit = threading.Timer(_LIMIT_S, self._process.kill)
+        limit.start()
         line = self._process.stdout.readline()
+        limit.cancel()
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
         with open(self._log, errors="replace") as log:
             lines = [line.strip() for line in log if line.strip()]
-        self.error = lines[-1][-_LOG_CHARACTERS:] if lines else "its process ended without a word"
+        ended = f"its process ended, or was ended after {_LIMIT_S} s, without a word"
+        self.error = lines[-1][-_LOG_CHARACTERS:] if lines else ended
         return {}
 
 

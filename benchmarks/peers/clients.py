@@ -100,7 +100,7 @@ class Fsspec(Client):
         self._file_system.pipe_file(f"{self.bucket}/{key}", bytes(data), chunksize=max(len(data), 5 << 20))
 
     def get(self, key: str, into: memoryview) -> None:
-        if len(self._file_system.cat_file(f"{self.bucket}/{key}", 0, len(into))) != len(into):
+        if len(self._file_system.cat_file(f"{self.bucket}/{key}", start=0, end=len(into))) != len(into):
             raise OSError("short read")
 
 

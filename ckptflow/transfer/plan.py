@@ -26,6 +26,7 @@ from ckptflow.format.shard import (
 from ckptflow.format.spec import Source, TensorSpec
 
 SMALL_BYTES = 2**20  # replicated tensors below this are never divided: workers' copies can differ
+BLOCK_SLICE_BYTES = 2**18  # of a block of a mesh, at least: finer ones cost more in the manifest than they save
 MIN_SHARD_BYTES = 2**16  # room for the longest name's header and one element
 CHIEF = 0
 
@@ -104,6 +105,13 @@ class _Held:
     def size_bytes(self, box: Box) -> int:
         return boxes.volume(box[1]) * self.item_size_bytes
 
+    def cut_for_other_meshes(self, box: Box) -> list[Box]:
+        """A large block in up to 64 slices: they are read whole, and another mesh may need a half or a third of it."""
+        size_bytes = self.size_bytes(box)
+        if size_bytes < SMALL_BYTES:
+            return [box]
+        return boxes.split(box, max(1, max(BLOCK_SLICE_BYTES, size_bytes // 64) // self.item_size_bytes))
+
     def divide(self, box: Box, size_bytes: int, slack_bytes: int) -> tuple[list[Box], list[Box]]:
         """`boxes.divide` in bytes, with slices of a multiple of 64 bytes where that can be."""
         item = self.item_size_bytes
@@ -164,7 +172,7 @@ def plan_shards(
             continue
         if spec.box is not None:
             held = _Held(index, spec.name, spec.dtype, spec.shape, spec.box[1], spec.box[0])
-            own.append((held, spec.box))
+            own += [(held, piece) for piece in held.cut_for_other_meshes(spec.box)]
             continue
         held = _Held(index, spec.name, spec.dtype, spec.shape, spec.shape, (0,) * len(spec.shape))
         if spec.own:
