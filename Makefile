@@ -5,7 +5,7 @@ BIN := .venv/bin
 URL ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test lint types pytest chaos matrix tfjs bench clean
+.PHONY: help setup demo test lint types pytest chaos matrix tfjs bench bench-full clean
 
 help:
 	@echo "make setup          .venv with everything (done by the others when needed)"
@@ -14,7 +14,8 @@ help:
 	@echo "make chaos          the long runs: kill -9, every interleaving, every way that fit is killed"
 	@echo "make matrix         save under every strategy, restore under every other, bit for bit: docs/matrix.md"
 	@echo "make tfjs           exports converted by the stock tensorflowjs_converter and run in Node, in environments of their own"
-	@echo "make bench          save and restore beside raw writes and tf.train.Checkpoint"
+	@echo "make bench          save and restore beside the limit and beside what else there is; 20 minutes, a page to look at"
+	@echo "make bench-full     the same at every scale: hours, 24 GiB of memory, 60 GiB of disk"
 	@echo "make clean          removes .venv and everything that was generated"
 
 setup: .venv/.installed
@@ -54,9 +55,19 @@ matrix: setup
 tfjs: setup
 	@$(BIN)/python -m tests.interop.tfjs.run $(TFJS_ARGS)
 
-bench: setup
-	$(BIN)/python -m benchmarks.save_restore
+# What is compared is not needed for anything else.
+.venv/.bench-installed: .venv/.installed
+	@echo "installing what is compared: PyTorch"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]' \
+		|| echo "PyTorch cannot be had here: it is left out"
+	@touch $@
+
+bench: .venv/.bench-installed
+	@$(BIN)/python -m benchmarks --out bench-results/quick.json $(BENCH_ARGS)
+
+bench-full: .venv/.bench-installed
+	@$(BIN)/python -m benchmarks --full --out bench-results/full.json $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv build dist demo-run* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist bench-results demo-run* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

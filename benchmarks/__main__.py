@@ -56,6 +56,7 @@ def main() -> None:
         points = [replace(each, rounds=arguments.rounds) for each in points]
     if arguments.size_mib:
         points = [replace(each, size_bytes=int(arguments.size_mib * 2**20)) for each in points]
+        points = [each for number, each in enumerate(points) if each not in points[:number]]
     counts: Sequence[int] = experiments.WORKERS[arguments.full] if not names or "workers" in names else ()
     about = machine.describe(arguments.folder)
     results: list[Result] = []

@@ -56,9 +56,21 @@ def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[s
         _add_first(figure, labels, stats[0])
     _add_words(figure, comparison, measures, labels, stats)
     _add_limit_line(figure, comparison, measures[0], is_log)
-    figure.update_yaxes(type="category", categoryarray=labels, autorange="reversed", automargin=True, showgrid=False)
+    figure.update_yaxes(
+        type="category",
+        categoryarray=labels,
+        autorange="reversed",
+        automargin=True,
+        showgrid=False,
+        ticklabelstandoff=6,
+    )
     title = measures[0].unit + (", logarithmic" if is_log else "")
-    figure.update_xaxes(title=title, type="log" if is_log else "linear", range=_range(present, is_log), nticks=5)
+    figure.update_xaxes(
+        title={"text": title, "standoff": 6},
+        type="log" if is_log else "linear",
+        range=_range(present, is_log),
+        nticks=5,
+    )
     return figure
 
 
@@ -96,13 +108,12 @@ def curves(results: Sequence[Result], measure: Measure, scale: Scale, colours: M
             figure.data[-1].line.width = 4
     kind = "log" if scale.is_log else "linear"
     ticks = [scale.text(place) for place in places]
-    figure.update_xaxes(title=scale.title, type=kind, tickvals=places, ticktext=ticks)
+    figure.update_xaxes(title={"text": scale.title, "standoff": 6}, type=kind, tickvals=places, ticktext=ticks)
     figure.update_yaxes(title=measure.unit, type=kind, automargin=True, nticks=6)
-    if scale.is_log:
-        figure.update_yaxes(dtick=1, minor={"ticks": "outside", "dtick": "D2"})
-    else:
+    if not scale.is_log:
         figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(showlegend=len(peers) > 1, height=400, hovermode="closest")
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    figure.update_layout(showlegend=len(peers) > 1, height=400, hovermode="closest", legend=legend)
     return figure
 
 
@@ -213,10 +224,9 @@ def _layout(row_count: float) -> dict[str, Any]:
     return {
         "template": "none",
         "autosize": True,
-        "height": round(_ROW_PX * row_count) + 70,
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 48},
+        "height": round(_ROW_PX * row_count) + 56,
+        "margin": {"l": 8, "r": 8, "t": 8, "b": 44},
         "showlegend": False,
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
         "bargap": 0.3,
         "dragmode": False,
     }

@@ -40,7 +40,7 @@ _MEASURES = {
 
 
 def headline(comparisons: Sequence[Comparison]) -> list[Block]:
-    """The largest size, the most variables, each object storage, training, and each number of workers."""
+    """The largest size, the most variables, each object storage, training, and the most workers."""
     chosen = [_largest(of(comparisons, "size"), "size_bytes"), _largest(of(comparisons, "variables"), "variable_count")]
     chosen += of(comparisons, "objects") + of(comparisons, "training") + of(comparisons, "workers")
     names = {
@@ -59,10 +59,11 @@ def headline(comparisons: Sequence[Comparison]) -> list[Block]:
 
 
 def _rows(comparison: Comparison) -> Iterator[Row]:
+    is_alone = sum(is_ours(each) for each in comparison.results) == 1
+    most = max(result.worker_count for result in comparison.results)
     for result, label in zip(comparison.results, comparison.labels, strict=True):
-        if not is_ours(result):
+        if not is_ours(result) or (comparison.experiment == "workers" and result.worker_count < most):
             continue
-        is_alone = sum(is_ours(each) for each in comparison.results) == 1
         name = "" if is_alone else f" ({label.removeprefix('ckptflow, ')})"
         if not result.measures:
             yield Row(f"all of it{name}", f"missing: {why_missing(result, _ANY)}", "", "", "", "", False)

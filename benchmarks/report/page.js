@@ -12,7 +12,8 @@ function template() {
   return {
     layout: {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 12 },
-      xaxis: axis, yaxis: axis, hoverlabel: { align: "left", bgcolor: card, bordercolor: line, font: { color: ink } },
+      xaxis: axis, yaxis: axis, annotationdefaults: { bgcolor: card },
+      hoverlabel: { align: "left", bgcolor: card, bordercolor: line, font: { color: ink } },
     },
     data: { bar: [errors], scatter: [errors] },
   };

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from benchmarks import machine
 from benchmarks.report import sections
 from benchmarks.report.colours import colours
-from benchmarks.report.comparisons import Comparison, compare, number, size
+from benchmarks.report.comparisons import Comparison, compare, number, size, storage_name
 from benchmarks.report.headline import Block, headline
 from benchmarks.report.sections import Plot, Section
 from benchmarks.report.timeline import SPANS, gantt, totals
@@ -37,11 +37,10 @@ def page(run: Run) -> str:
     figures: list[str] = []
     comparisons = compare(run)
     parts = [_head(run), _first(run)]
-    if run.results:
-        parts.append(_headline(headline(comparisons)))
-        parts += [_section(section, figures) for section in sections.sections(run, comparisons, colours(run))]
-    else:
-        parts.append("<p>This run has no results.</p>")
+    found = sections.sections(comparisons, colours(run))
+    parts.append(_links(found, has_timelines=bool(run.timelines)))
+    parts.append(_headline(headline(comparisons)) if run.results else "<p>This run has no results.</p>")
+    parts += [_section(section, figures) for section in found]
     parts.append(_timelines(run.timelines, figures))
     return Template(_text("page.html")).substitute(
         title=_TITLE,
@@ -67,6 +66,13 @@ def _first(run: Run) -> str:
 <h2>Its bias</h2>{_list(run.bias)}</section>"""
 
 
+def _links(found: Sequence[Section], *, has_timelines: bool) -> str:
+    places = [("headline", "In short"), *((section.name, section.title) for section in found)]
+    places += [("timelines", "One save, as it went")] if has_timelines else []
+    links = (f'<a href="#{name}">{_e(title)}</a>' for name, title in places)
+    return f"<nav>{' '.join(links)}</nav>"
+
+
 def _headline(blocks: Sequence[Block]) -> str:
     heads = ("", "ckptflow", "the limit", "ckptflow / limit", "best of the others", "that one / ckptflow")
     columns = "".join(f'<th scope="col">{head}</th>' for head in heads)
@@ -85,7 +91,7 @@ def _headline(blocks: Sequence[Block]) -> str:
             rows.append(f'<tr><th scope="row">{_e(row.what)}</th>{tds}</tr>')
     return f"""<section id="headline"><h2>In short</h2>
 <p class="soft">Medians. The limit moves the same bytes with the bare device or client, and neither packs nor checks
-them: a ratio of 1.00 × cannot be beaten. The last column is how many times more the best of the others takes than
+them: 1.00 × is as fast as the storage goes. The last column is how many times more the best of the others takes than
 ckptflow; where it is dotted, that other one is ahead. Empty: there is nothing of that kind to compare with.</p>
 <div class="wide"><table class="stacked"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 </section>"""
@@ -147,7 +153,7 @@ another is thinner. Zero is the call of <code>save</code>. Drag to look closer, 
 
 
 def _timeline(timeline: Timeline, index: int, figures: list[str]) -> str:
-    about = f"{timeline.title}: {size(timeline.size_bytes)}, {timeline.worker_count} worker(s), {timeline.storage}"
+    about = f"{timeline.title}: {size(timeline.size_bytes)}, {storage_name(timeline.storage)}"
     if not timeline.events:
         return f"<h3>{_e(about)}</h3><p>Nothing was recorded of it.</p>"
     rows = []

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 
 from benchmarks.report.comparisons import MEASURES, Comparison, of, size, storage_name
 from benchmarks.report.figures import Scale, bars, curves
-from benchmarks.results import Run
 
 _PAIR = ("restore_cold_s", "restore_warm_s")
 _SCALES = {
@@ -82,7 +81,7 @@ _KNOWN = {
 }
 
 
-def sections(run: Run, comparisons: Sequence[Comparison], colours: Mapping[str, str]) -> list[Section]:
+def sections(comparisons: Sequence[Comparison], colours: Mapping[str, str]) -> list[Section]:
     """In the order of `_KNOWN`, then any other experiment of the run."""
     names = list(_KNOWN) + [each.experiment for each in comparisons]
     found = []

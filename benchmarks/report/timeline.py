@@ -90,14 +90,15 @@ def gantt(timeline: Timeline) -> go.Figure:
         template="none",
         autosize=True,
         barmode="overlay",
-        height=_LANE_PX * len(found) + 130,
-        margin={"l": 8, "r": 8, "t": 8, "b": 48},
+        height=_LANE_PX * len(found) + 110,
+        margin={"l": 8, "r": 8, "t": 8, "b": 44},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         showlegend=True,
         hovermode="closest",
         dragmode="zoom",
     )
-    figure.update_xaxes(title="ms since save was called on the coordinator", zeroline=True)
+    title = {"text": "ms since save was called on the coordinator", "standoff": 6}
+    figure.update_xaxes(title=title, zeroline=True)
     figure.update_yaxes(
         type="category",
         categoryorder="array",
@@ -105,6 +106,7 @@ def gantt(timeline: Timeline) -> go.Figure:
         autorange="reversed",
         automargin=True,
         fixedrange=True,
+        ticklabelstandoff=6,
         tickfont={"size": 11},
     )
     return figure
