@@ -151,6 +151,8 @@ def why_missing(result: Result, measure: Measure) -> str:
     """In a few words, for a bar that is not there."""
     if result.error:
         return result.error
+    if result.peer == NO_SAVES:
+        return "what the others are compared with"
     if result.is_limit:
         return "does not apply: only moves the bytes"
     return "not measured"
@@ -161,9 +163,9 @@ def is_ours(result: Result) -> bool:
 
 
 def number(value: float) -> str:
-    """Three significant digits, no exponent."""
-    if value == 0:
-        return "0"
+    """Three significant digits, no exponent; counts as they are."""
+    if value == 0 or (value == int(value) and abs(value) >= 10):
+        return f"{value:,.0f}"
     digits = max(0, 2 - _magnitude(value))
     return f"{value:,.{min(digits, 6)}f}"
 

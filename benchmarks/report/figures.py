@@ -70,6 +70,7 @@ def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[s
         type="log" if is_log else "linear",
         range=_range(present, is_log),
         nticks=5,
+        exponentformat="none",
     )
     return figure
 
@@ -109,11 +110,11 @@ def curves(results: Sequence[Result], measure: Measure, scale: Scale, colours: M
     kind = "log" if scale.is_log else "linear"
     ticks = [scale.text(place) for place in places]
     figure.update_xaxes(title={"text": scale.title, "standoff": 6}, type=kind, tickvals=places, ticktext=ticks)
-    figure.update_yaxes(title=measure.unit, type=kind, automargin=True, nticks=6)
+    figure.update_yaxes(title=measure.unit, type=kind, automargin=True, nticks=6, exponentformat="none")
     if not scale.is_log:
         figure.update_yaxes(rangemode="tozero")
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    figure.update_layout(showlegend=len(peers) > 1, height=400, hovermode="closest", legend=legend)
+    figure.update_layout(showlegend=len(peers) > 1, height=380 + 8 * len(peers), hovermode="closest", legend=legend)
     return figure
 
 

@@ -82,7 +82,7 @@ def _row(comparison: Comparison, result: Result, measure: Measure, name: str) ->
     limit, peer = comparison.limit(result, measure), comparison.best_peer(measure)
     limit_stat = measure.of(limit) if limit else None
     peer_stat = measure.of(peer) if peer else None
-    is_ratio = measure.unit not in ("%", "× an equal share")  # a ratio of ratios says nothing
+    is_ratio = measure.unit != "× an equal share"  # a ratio of ratios says nothing
     return Row(
         what=f"{measure.title}{name}",
         ours=ours,

@@ -24,10 +24,18 @@ function draw(place) {
   Plotly.react(place, data, { ...layout, template: template() }, config);
 }
 
-const seen = (place) => place.offsetParent !== null;
 const places = [...document.querySelectorAll(".plot")];
-places.filter(seen).forEach(draw);
+const isSeen = (place) => place.offsetParent !== null;
+
+// One after the other, so that the page can be read and scrolled meanwhile.
+async function drawAll(chosen) {
+  for (const place of chosen.filter(isSeen)) {
+    draw(place);
+    await new Promise((resume) => setTimeout(resume));
+  }
+}
+
 document.querySelectorAll("details").forEach((details) =>
-  details.addEventListener("toggle", () => [...details.querySelectorAll(".plot")].filter(seen).forEach(draw)));
-dark.addEventListener("change", () => places.filter(seen).forEach(draw));
-document.documentElement.dataset.drawn = "yes";
+  details.addEventListener("toggle", () => drawAll([...details.querySelectorAll(".plot")])));
+dark.addEventListener("change", () => drawAll(places));
+drawAll(places).then(() => { document.documentElement.dataset.drawn = "yes"; });

@@ -99,12 +99,11 @@ ckptflow; where it is dotted, that other one is ahead. Empty: there is nothing o
 
 def _section(section: Section, figures: list[str]) -> str:
     parts = [f'<section id="{section.name}"><h2>{_e(section.title)}</h2><p class="soft">{_e(section.words)}</p>']
-    parts.append(_grid(section.plots, figures))
+    parts += [_grid(section.plots, figures), _missing(section)]
     for part in section.parts:
         is_open = " open" if part.is_open else ""
-        grid, missing = _grid(part.plots, figures), _missing(part.comparison)
-        notes = _notes(part.comparison)
-        parts.append(f"<details{is_open}><summary>{_e(part.title)}</summary>{grid}{missing}{notes}</details>")
+        grid, notes = _grid(part.plots, figures), _notes(part.comparison)
+        parts.append(f"<details{is_open}><summary>{_e(part.title)}</summary>{grid}{notes}</details>")
     parts.append("</section>")
     return "".join(parts)
 
@@ -124,13 +123,18 @@ def _place(figure: go.Figure, figures: list[str]) -> str:
     return f'<div class="plot" data-figure="{len(figures) - 1}" style="height:{figure.layout.height}px"></div>'
 
 
-def _missing(comparison: Comparison) -> str:
-    failed = [
-        f"<li><b>{_e(label)}</b>: {_e(result.error)}</li>"
-        for result, label in zip(comparison.results, comparison.labels, strict=True)
-        if result.error
+def _missing(section: Section) -> str:
+    """Who failed, why, and at which points, in view also where those are folded."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for part in section.parts:
+        for result, label in zip(part.comparison.results, part.comparison.labels, strict=True):
+            if result.error:
+                where.setdefault((label, result.error), []).append(part.title)
+    lines = [
+        f'<li><b>{_e(label)}</b>: {_e(error)} <span class="soft">({_e("; ".join(titles))})</span></li>'
+        for (label, error), titles in where.items()
     ]
-    return f'<div class="missing">Missing here:<ul>{"".join(failed)}</ul></div>' if failed else ""
+    return f'<div class="missing">Missing:<ul>{"".join(lines)}</ul></div>' if lines else ""
 
 
 def _notes(comparison: Comparison) -> str:
@@ -156,20 +160,23 @@ def _timeline(timeline: Timeline, index: int, figures: list[str]) -> str:
     about = f"{timeline.title}: {size(timeline.size_bytes)}, {storage_name(timeline.storage)}"
     if not timeline.events:
         return f"<h3>{_e(about)}</h3><p>Nothing was recorded of it.</p>"
-    rows = []
+    heads, rows = ("", "spans", "in all", "bytes", "from, to", "what"), []
     for total in totals(timeline):
         colour = SPANS.get(total.name, ("#6E4B3A", ""))[0]
         moved = size(total.size_bytes) if total.size_bytes else ""
         cells = (str(total.count), f"{number(total.busy_s * 1e3)} ms", moved)
         span = f"{number(total.first_s * 1e3)} to {number(total.last_s * 1e3)} ms"
-        numbers = "".join(f'<td class="number">{_e(cell)}</td>' for cell in (*cells, span))
+        numbers = "".join(
+            f'<td class="number" data-head="{head}:">{_e(cell)}</td>'
+            for head, cell in zip(heads[1:], (*cells, span), strict=False)
+        )
         key = f'<span class="key" style="background:{colour}"></span>'
-        rows.append(f"<tr><th>{key}{_e(total.name)}</th>{numbers}<td>{_e(total.meaning)}</td></tr>")
-    heads = "".join(f"<th>{head}</th>" for head in ("", "spans", "in all", "bytes", "from, to", "what"))
+        rows.append(f"<tr><th scope='row'>{key}{_e(total.name)}</th>{numbers}<td>{_e(total.meaning)}</td></tr>")
+    columns = "".join(f"<th>{head}</th>" for head in heads)
     trace = base64.b64encode(encode_trace(timeline)).decode()
     return f"""<figure class="timeline"><figcaption><h3>{_e(about)}</h3></figcaption>
 {_place(gantt(timeline), figures)}
-<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+<div class="wide"><table class="stacked"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 <p class="soft"><a download="save-{index}.trace.json" href="data:application/json;base64,{trace}">Save it as a trace</a>
 that ui.perfetto.dev and chrome://tracing open.</p></figure>"""
 

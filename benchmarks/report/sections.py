@@ -95,7 +95,11 @@ def sections(comparisons: Sequence[Comparison], colours: Mapping[str, str]) -> l
         parts = tuple(
             Part(each.title, each, tuple(_bars(each, colours)), all_open or each is main) for each in mine
         )  # fmt: skip
-        found.append(Section(f"experiment-{i}", title, words, tuple(_curves(name, mine, colours)), parts))
+        found.append(
+            Section(
+                f"experiment-{name if name in _KNOWN else i}", title, words, tuple(_curves(name, mine, colours)), parts
+            )
+        )
     return found
 
 

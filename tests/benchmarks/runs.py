@@ -101,7 +101,10 @@ def timeline(worker_count: int = 2) -> Timeline:
         events.append(Event(worker, "ckptflow-save", "plan", late_s + 0.002, late_s + 0.003))
         for i in range(4):
             thread, start_s = f"ckptflow-transfer-{i % 2}", late_s + 0.003 + 0.05 * (i // 2)
-            what = {"size_bytes": 64 * MIB, "shard": f"shard-{worker:05}-of-{worker_count:05}-{i:04}.safetensors"}
+            what: dict[str, Any] = {
+                "size_bytes": 64 * MIB,
+                "shard": f"shard-{worker:05}-of-{worker_count:05}-{i:04}.safetensors",
+            }
             events.append(Event(worker, thread, "pack", start_s, start_s + 0.01, **what))
             events.append(Event(worker, thread, "write", start_s + 0.01, start_s + 0.05, **what))
         events.append(Event(worker, "ckptflow-save", "receipt", 0.104 + late_s, 0.106 + late_s, size_bytes=800))
