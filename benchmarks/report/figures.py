@@ -35,8 +35,8 @@ class Scale:
 
 
 def plain(text: str) -> str:
-    """Text as it is: plotly reads a small HTML, in which a name may not take part."""
-    return html.escape(" ".join(text.split()), quote=False)
+    """Text as it is: plotly reads a small HTML, and formulas between dollars, in which a name may not take part."""
+    return html.escape(" ".join(text.split()), quote=False).replace("$", "&#36;")
 
 
 def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[str, str]) -> go.Figure:
