@@ -107,10 +107,14 @@ class Comparison:
         return [result for result in self.results if is_ours(result) and result.measures]
 
     def limit(self, ours: Result, measure: Measure) -> Result | None:
-        """What the storage can do: the client that `ours` goes through, alone; or the best of the limits."""
-        limits = [result for result in self.results if result.is_limit and measure.name in result.measures]
-        same = [result for result in limits if result.peer == _CLIENTS.get(ours.peer)]
-        return _best(same or limits, measure)
+        """What the storage can do: the client that `ours` goes through, alone; else the best of the limits."""
+        client = self.client(ours)
+        limits = [client] if client else [result for result in self.results if result.is_limit]
+        return _best([result for result in limits if measure.name in result.measures], measure)
+
+    def client(self, ours: Result) -> Result | None:
+        """The client that `ours` goes through, alone; None on a disk."""
+        return next((result for result in self.results if result.peer == _CLIENTS.get(ours.peer)), None)
 
     def best_peer(self, measure: Measure) -> Result | None:
         """The one with the lowest figure that is neither ours nor a limit."""
@@ -153,7 +157,7 @@ def why_missing(result: Result, measure: Measure) -> str:
         return result.error
     if result.peer == NO_SAVES:
         return "what the others are compared with"
-    if result.is_limit:
+    if result.is_limit and measure.name in ("blocked_s", "peak_save_bytes", "peak_restore_bytes"):
         return "does not apply: only moves the bytes"
     return "not measured"
 
@@ -164,7 +168,7 @@ def is_ours(result: Result) -> bool:
 
 def number(value: float) -> str:
     """Three significant digits, no exponent; counts as they are."""
-    if value == 0 or (value == int(value) and abs(value) >= 10):
+    if value == int(value) and (value == 0 or abs(value) >= 10):
         return f"{value:,.0f}"
     digits = max(0, 2 - _magnitude(value))
     return f"{value:,.{min(digits, 6)}f}"

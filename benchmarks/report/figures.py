@@ -17,9 +17,9 @@ from benchmarks.results import Result, Stat
 
 _ROW_PX = 34
 _LABEL_CHARACTERS = 20
-_REASON_CHARACTERS = 46
+_REASON_CHARACTERS = 36
 _LOG_FROM = 30  # times between the lowest and the highest figure: bars would hide the lowest
-_VALUES_SHARE = 0.34  # of the width, on the right, for the figures in words
+_VALUES_SHARE = 0.25  # of the width, on the right, for the figure in words; twice that for two
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon", "cross")
 
 
@@ -68,7 +68,7 @@ def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[s
     figure.update_xaxes(
         title={"text": title, "standoff": 6},
         type="log" if is_log else "linear",
-        range=_range(present, is_log),
+        range=_range(present, is_log, _VALUES_SHARE * len(measures)),
         nticks=5,
         exponentformat="none",
     )
@@ -160,10 +160,12 @@ def _points(
         error_x={"type": "data", "symmetric": False, "width": 3, "thickness": 1, **_spread(stats)},
         marker={
             "color": [colours[result.peer] for result in comparison.results],
-            "opacity": 0.45 if is_pale else 1,
-            "symbol": ["line-ns" if result.is_limit else "circle" for result in comparison.results],
-            "size": 13,
-            "line": {"width": [3 if result.is_limit else 0 for result in comparison.results], "color": LIMIT},
+            "symbol": [
+                ("square" if result.is_limit else "circle") + ("-open" if is_pale else "")
+                for result in comparison.results
+            ],
+            "size": 12,
+            "line": {"width": 2 if is_pale else 0},
         },
         hovertext=_hovers(comparison, labels, measure, stats),
         hoverinfo="text",
@@ -198,9 +200,7 @@ def _add_words(
     for result, label, column in zip(comparison.results, labels, zip(*stats, strict=True), strict=True):
         if any(column):
             words = " / ".join(number(stat.median) if stat else "–" for stat in column)
-            figure.add_annotation(
-                xref="paper", x=1, xanchor="right", y=label, text=f"<b>{words}</b> {plain(measures[0].unit)}"
-            )
+            figure.add_annotation(xref="paper", x=1, xanchor="right", y=label, text=f"<b>{words}</b>")
         else:
             why = textwrap.shorten(why_missing(result, measures[0]), _REASON_CHARACTERS, placeholder="…")
             figure.add_annotation(
@@ -246,14 +246,14 @@ def _is_wide(stats: Sequence[Stat]) -> bool:
     return len(values) > 1 and min(stat.low for stat in stats) >= 0 and max(values) > _LOG_FROM * min(values)
 
 
-def _range(stats: Sequence[Stat], is_log: bool) -> list[float]:
+def _range(stats: Sequence[Stat], is_log: bool, words_share: float) -> list[float]:
     """As far as the figures go, and room on the right for their words."""
     highest = max((max(stat.high, stat.first or 0) for stat in stats), default=1)
     if not is_log:
         lowest = min(0, *(stat.low for stat in stats)) if stats else 0
-        return [lowest, lowest + (highest - lowest or 1) / (1 - _VALUES_SHARE)]
+        return [lowest, lowest + (highest - lowest or 1) / (1 - words_share)]
     low = math.log10(min(min(stat.median, stat.low or stat.median) for stat in stats if stat.median > 0)) - 0.1
-    return [low, low + (math.log10(highest) - low) / (1 - _VALUES_SHARE)]
+    return [low, low + (math.log10(highest) - low) / (1 - words_share)]
 
 
 def _folded(label: str) -> str:

@@ -82,11 +82,13 @@ def _row(comparison: Comparison, result: Result, measure: Measure, name: str) ->
     limit, peer = comparison.limit(result, measure), comparison.best_peer(measure)
     limit_stat = measure.of(limit) if limit else None
     peer_stat = measure.of(peer) if peer else None
+    client = comparison.client(result)
+    without_limit = f"missing: {client.peer} failed" if client and client.error else ""
     is_ratio = measure.unit != "× an equal share"  # a ratio of ratios says nothing
     return Row(
         what=f"{measure.title}{name}",
         ours=ours,
-        limit=f"{measure.text(limit_stat.median)}, {limit.peer}" if limit and limit_stat else "",
+        limit=f"{measure.text(limit_stat.median)}, {limit.peer}" if limit and limit_stat else without_limit,
         to_limit=_ratio(stat.median, limit_stat.median) if limit_stat else "",
         peer=f"{measure.text(peer_stat.median)}, {peer.peer}" if peer and peer_stat else "",
         to_peer=_ratio(peer_stat.median, stat.median) if peer_stat and is_ratio else "",

@@ -57,7 +57,7 @@ def _head(run: Run) -> str:
     return f"""<header class="meta"><h1>{_TITLE}</h1>
 <p>Run of {_e(run.created_at)}: <code>{_e(run.command)}</code></p>
 <p>{_e(machine.one_line(run.machine))}</p>
-<details><summary>More of the machine, and versions</summary><div class="wide"><table>{rows}</table></div></details>
+<details><summary>More of the machine, and versions</summary><div class="wide"><table>{rows}</table></div>
 </header>"""
 
 
@@ -176,7 +176,9 @@ def _timeline(timeline: Timeline, index: int, figures: list[str]) -> str:
     trace = base64.b64encode(encode_trace(timeline)).decode()
     return f"""<figure class="timeline"><figcaption><h3>{_e(about)}</h3></figcaption>
 {_place(gantt(timeline), figures)}
+<details{" open" if index == 0 else ""}><summary>What each of these is, and took</summary>
 <div class="wide"><table class="stacked"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+</details>
 <p class="soft"><a download="save-{index}.trace.json" href="data:application/json;base64,{trace}">Save it as a trace</a>
 that ui.perfetto.dev and chrome://tracing open.</p></figure>"""
 

@@ -97,7 +97,7 @@ def gantt(timeline: Timeline) -> go.Figure:
         hovermode="closest",
         dragmode="zoom",
     )
-    title = {"text": "ms since save was called on the coordinator", "standoff": 6}
+    title = {"text": "ms since the call on the coordinator", "standoff": 6}
     figure.update_xaxes(title=title, zeroline=True)
     figure.update_yaxes(
         type="category",

@@ -91,6 +91,14 @@ def test_headline_says_where_another_one_is_ahead_and_where_ours_failed() -> Non
     assert 'class="ratio behind"' in page(ahead)
 
 
+def test_ours_is_not_compared_with_another_client_where_its_own_failed() -> None:
+    where: dict[str, Any] = {"experiment": "objects", "storage": "s3"}
+    ours, other = runs.result("ckptflow, s3fs", 1.5, **where), runs.result("obstore alone", 0.9, is_limit=True, **where)
+    own = runs.failed("s3fs alone", "range", is_limit=True, **where)
+    row = headline(compare(runs.run(ours, other, own)))[0].rows[0]
+    assert (row.limit, row.to_limit) == ("missing: s3fs alone failed", "")
+
+
 def test_a_peer_without_a_figure_has_a_row_that_says_why() -> None:
     run = runs.run(*runs.local())
     (comparison,) = compare(run)
@@ -100,9 +108,10 @@ def test_a_peer_without_a_figure_has_a_row_that_says_why() -> None:
     bar = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
     assert bar["ckptflow"] == 0.3
     assert bar["PyTorch DCP async"] is None
-    words = {each.y: each.text for each in figure.layout.annotations}
-    assert words["PyTorch DCP async"] == "<i>ModuleNotFoundError: No module named 'torch'</i>"
-    assert words["ckptflow"] == "<b>0.300</b> s"
+    words = {each.y: each for each in figure.layout.annotations}
+    assert words["PyTorch DCP async"].text == "<i>ModuleNotFoundError: No module…</i>"
+    assert words["PyTorch DCP async"].hovertext == "ModuleNotFoundError: No module named 'torch'"
+    assert words["ckptflow"].text == "<b>0.300</b>"
     assert "ModuleNotFoundError" in Markup(page(run)).text
 
 
