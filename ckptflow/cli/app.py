@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckptflow.cli import export, import_, ls, show, verify
+from ckptflow.cli import bench, export, import_, ls, show, verify
 from ckptflow.cli.exits import exits_text
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command(short_help="What is there, and what of it counts.")(ls.ls)
 app.command(short_help="Everything that one checkpoint's manifest says.")(show.show)
 app.command(short_help="Read every byte and check it.")(verify.verify)
 app.command(short_help="Write a checkpoint for Keras, TensorFlow, Hub, LiteRT, safetensors.")(export.export)
+app.command(short_help="Measure saves and restores on a storage; says what to set.")(bench.bench)
 app.command("import", short_help="Begin a run from what something else saved.")(import_.import_)
 
 
@@ -47,7 +48,9 @@ def _main(
       ckptflow verify s3://bucket/run-7
       ckptflow export s3://bucket/run-7 model.keras
       ckptflow import model.keras s3://bucket/run-8
+      ckptflow bench s3://bucket/scratch
 
-    URL is a run's root: a path, s3://…, gs://…, or any other that fsspec knows. Only import writes to it.
+    URL is a run's root: a path, s3://…, gs://…, or any other that fsspec knows. Only import and bench
+    write to it.
     CKPTFLOW_TRACEBACK=1 in the environment shows where an error was raised.
     """

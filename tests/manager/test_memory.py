@@ -46,10 +46,12 @@ with ckptflow.CheckpointManager(sys.argv[1], state, **options) as manager:
         manager.save(1).result()
     for step in range(2, 6):
         manager.save(step).result()
+    manager.wait()  # the prune after the last one as well
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     with Peak() as warm:
         for step in range(6, 14):
             manager.save(step).result()
+        manager.wait()
     found["threads"] = threading.active_count() - threads
     found["descriptors"] = len(os.listdir("/proc/self/fd")) - descriptors
 with ckptflow.CheckpointManager(sys.argv[1], state, **options) as manager:
@@ -75,5 +77,6 @@ def test_the_pool_is_all_that_a_save_takes(tmp_path: Path) -> None:
     assert found["warm"] < slack_mib, found
     assert found["threads"] <= 0, found
     assert found["descriptors"] <= 0, found
-    # a restore holds one tensor (16 MiB) beside the pool and the model at a time
-    assert found["restore"] < 32 + 2 * 16 + slack_mib, found
+    # a restore holds, beside the pool and the model, those tensors (16 MiB) of which a part has come: each lies in two
+    # shards here, and two are read at once
+    assert found["restore"] < 32 + 3 * 16 + slack_mib, found

@@ -1,0 +1,89 @@
+"""Which settings are tried, and what was found at each: pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+MIB = 2**20
+TENSOR_BYTES = 16 * MIB
+HEADER_ROOM_BYTES = 2**16  # beside whole tensors in a shard, so that none is cut for the header's sake
+_CONCURRENCIES = {False: (1, 2, 4), True: (1, 4, 8, 16, 32)}
+_SHARD_MIB = {False: (16, 64, 128), True: (16, 32, 64, 128)}
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Setting:
+    """What is adjustable: how many shards are under way at once, and how long each is at most."""
+
+    concurrency: int
+    shard_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """The budget that it takes: one more shard is packed while the others are under way."""
+        return (self.concurrency + 1) * self.shard_bytes
+
+
+@dataclass(slots=True)
+class Rates:
+    """Bytes per second in each round, ours and the raw client's in the same round; CPU seconds of ours per GiB."""
+
+    ours: list[float] = field(default_factory=list)
+    raw: list[float] = field(default_factory=list)
+    cpu_s_per_gib: list[float] = field(default_factory=list)
+
+    @property
+    def bytes_per_s(self) -> float:
+        return median(self.ours)
+
+    @property
+    def raw_bytes_per_s(self) -> float:
+        return median(self.raw)
+
+    @property
+    def share_of_raw(self) -> float:
+        """The median of the rounds' own ratios: a storage's speed drifts between rounds."""
+        return median(ours / raw for ours, raw in zip(self.ours, self.raw, strict=True))
+
+
+@dataclass(slots=True)
+class Point:
+    """One setting, and what has been measured of it so far."""
+
+    setting: Setting
+    save: Rates = field(default_factory=Rates)
+    restore: Rates = field(default_factory=Rates)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.restore.ours)
+
+
+def settings(
+    *,
+    is_object_store: bool,
+    memory_bytes: int,
+    concurrencies: Sequence[int] = (),
+    shard_mib: Sequence[int] = (),
+) -> tuple[list[Setting], list[Setting]]:
+    """What to try, and what would take more memory than that; the defaults of this kind of storage, or those given.
+
+    What stands in the middle comes first: where time runs out, the ends are what is left.
+    """
+    found = [
+        Setting(concurrency, mib * MIB + HEADER_ROOM_BYTES)
+        for concurrency in concurrencies or _CONCURRENCIES[is_object_store]
+        for mib in shard_mib or _SHARD_MIB[is_object_store]
+    ]
+    fitting = [setting for setting in found if setting.memory_bytes <= memory_bytes]
+    middle = Setting(8 if is_object_store else 2, 64 * MIB + HEADER_ROOM_BYTES)
+    fitting.sort(key=lambda setting: (_distance(setting, middle), setting))
+    return fitting, [setting for setting in found if setting not in fitting]
+
+
+def _distance(setting: Setting, middle: Setting) -> float:
+    """How many doublings away."""
+    ratios = (setting.concurrency / middle.concurrency, setting.shard_bytes / middle.shard_bytes)
+    return sum(max(ratio, 1 / ratio) for ratio in ratios)

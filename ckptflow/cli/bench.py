@@ -1,0 +1,226 @@
+"""`ckptflow bench`: how fast checkpoints can be saved to and restored from a storage, and what to set for it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
+from ckptflow.cli.render import bar, clean, make_console, print_table
+
+if TYPE_CHECKING:
+    from ckptflow.bench.grid import Point, Setting
+    from ckptflow.bench.measure import Measured
+    from ckptflow.bench.recommend import Recommendation
+
+_MIB = 2**20
+_MAX_ROUNDS = 3
+CANNOT_SHOW = (
+    "one process on this machine: many workers share a storage's limits, and each has a network of its own",
+    "bytes in host memory: a device's must come to the host first, and TensorFlow takes its own time",
+    "a storage's caches: what was written a moment ago may be read faster than what is old",
+)
+
+
+def bench(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="Where to measure: a new folder in it, removed again.", show_default=False),
+    ],
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure, about.")] = 120,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Try this many at once; may be repeated.", show_default=False),
+    ] = None,
+    shard_mib: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=4096, help="Try shards of this many MiB; may be repeated.", show_default=False),
+    ] = None,
+    memory_mib: Annotated[
+        int, typer.Option(min=64, help="Memory for staging: nothing that takes more is tried.")
+    ] = 1280,
+    size_mib: Annotated[
+        int | None,
+        typer.Option(min=16, help="Of what is saved each time; else as fits the time.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+) -> None:
+    """Measure saves and restores on your storage beside the raw client, and say what to set.
+
+    Shards of several sizes, several at once; ours (packed, checksummed, durable; read back and verified) and the raw
+    client take turns. Nothing that is in URL is touched: all is written to a new folder in it, and deleted again.
+
+    \b
+    Example:
+      ckptflow bench s3://bucket/scratch
+    """
+    from ckptflow.bench.recommend import recommend
+
+    measured = _measure(
+        url,
+        storage_options(options, options_json),
+        seconds,
+        tuple(concurrency or ()),
+        tuple(shard_mib or ()),
+        memory_mib * _MIB,
+        size_mib,
+    )
+    recommendation = recommend(measured.points)
+    if as_json:
+        print_json(to_json(measured, recommendation))
+    else:
+        render(measured, recommendation)
+
+
+def _measure(
+    url: str,
+    storage: dict[str, Any],
+    seconds: float,
+    concurrencies: tuple[int, ...],
+    shard_mib: tuple[int, ...],
+    memory_bytes: int,
+    size_mib: int | None,
+) -> Measured:
+    from ckptflow.bench import measure
+    from ckptflow.bench.grid import TENSOR_BYTES, Point, settings
+
+    deadline_s = time.monotonic() + seconds
+    with measure.bench_folder(url, storage) as store, bar("measuring") as progress:
+        latency_s = measure.latencies(store)
+        fitting, too_large = settings(
+            is_object_store=store.is_object_store,
+            memory_bytes=memory_bytes,
+            concurrencies=concurrencies,
+            shard_mib=shard_mib,
+        )
+        if not fitting:
+            raise ValueError(f"--memory-mib {memory_bytes // _MIB} holds none of the settings to be tried")
+        size_bytes = (
+            -(-size_mib * _MIB // TENSOR_BYTES) * TENSOR_BYTES
+            if size_mib
+            else measure.choose_size(store, fitting, seconds)
+        )
+        points = [Point(setting) for setting in fitting]
+        rounds = measure.Rounds(store, size_bytes)
+        progress.expect(_MAX_ROUNDS * len(points))
+        for _ in range(_MAX_ROUNDS):
+            for point in points:
+                if time.monotonic() < deadline_s or not points[0].rounds:
+                    rounds.run(point)
+                    progress.advance(1)
+        unmeasured = [(setting, f"it takes more than {memory_bytes // _MIB} MiB of memory") for setting in too_large]
+        unmeasured += [(point.setting, f"{seconds:g} s were over") for point in points if not point.rounds]
+        return measure.Measured(
+            url=url,
+            client=rounds.client,
+            is_object_store=store.is_object_store,
+            size_bytes=size_bytes,
+            latency_s=latency_s,
+            points=[point for point in points if point.rounds],
+            unmeasured=unmeasured,
+        )
+
+
+def to_json(measured: Measured, recommendation: Recommendation) -> dict[str, Any]:
+    """The documented shape: see docs/cli.md."""
+    from ckptflow.storage.faults import redact_url
+
+    return {
+        "url": redact_url(measured.url),
+        "client": measured.client,
+        "size_bytes": measured.size_bytes,
+        "latency_s": measured.latency_s,
+        "points": [_point_json(point) for point in _ordered(measured.points)],
+        "not_measured": [{**_setting_json(setting), "why": why} for setting, why in measured.unmeasured],
+        "recommendation": {
+            **_setting_json(recommendation.setting),
+            "memory_budget_bytes": recommendation.setting.memory_bytes,
+            "why": list(recommendation.reasons),
+        },
+        "cannot_show": list(CANNOT_SHOW),
+    }
+
+
+def _setting_json(setting: Setting) -> dict[str, Any]:
+    return {"concurrency": setting.concurrency, "shard_bytes": setting.shard_bytes}
+
+
+def _point_json(point: Point) -> dict[str, Any]:
+    from statistics import median
+
+    return {
+        **_setting_json(point.setting),
+        "rounds": point.rounds,
+        **{
+            name: {
+                "bytes_per_s": rates.bytes_per_s,
+                "raw_bytes_per_s": rates.raw_bytes_per_s,
+                "share_of_raw": rates.share_of_raw,
+                "cpu_s_per_gib": median(rates.cpu_s_per_gib),
+            }
+            for name, rates in (("save", point.save), ("restore", point.restore))
+        },
+    }
+
+
+def _ordered(points: list[Point]) -> list[Point]:
+    return sorted(points, key=lambda point: point.setting)
+
+
+def render(measured: Measured, recommendation: Recommendation) -> None:
+    """Prints what it cannot show, then a line for each setting, and last what to set."""
+    from statistics import median
+
+    console = make_console()
+    console.print("This cannot show:")
+    for line in CANNOT_SHOW:
+        console.print(f"  - {line}", soft_wrap=True)
+    size_mib = measured.size_bytes // _MIB
+    console.print(f"\n{size_mib:,} MiB each time, beside {measured.client} alone; medians, MiB/s", style="bold")
+    columns = (
+        "at once",
+        "shards of",
+        "memory",
+        "save",
+        "raw",
+        "share",
+        "CPU-s/GiB",
+        "restore",
+        "raw",
+        "share",
+        "rounds",
+    )
+    rows, styles = [], []
+    for point in _ordered(measured.points):
+        setting = point.setting
+        cells = [str(setting.concurrency), f"{setting.shard_bytes // _MIB} MiB", f"{setting.memory_bytes // _MIB} MiB"]
+        for rates in (point.save, point.restore):
+            cells += [f"{rates.bytes_per_s / _MIB:,.0f}", f"{rates.raw_bytes_per_s / _MIB:,.0f}"]
+            cells += [f"{rates.share_of_raw:.0%}"]
+            cells += [f"{median(rates.cpu_s_per_gib):.2f}"] if rates is point.save else []
+        rows.append([*cells, str(point.rounds)])
+        styles.append("bold green" if setting == recommendation.setting else "")
+    _print(console, columns, rows, styles)
+    for setting, why in measured.unmeasured:
+        console.print(f"not measured: {setting.concurrency} at once of {setting.shard_bytes // _MIB} MiB: {why}")
+    latency = ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in measured.latency_s.items())
+    console.print(f"\nA small object: {latency}. A commit creates one and lists once or twice.")
+    chosen = recommendation.setting
+    console.print("\nTo use:", style="bold")
+    console.print(
+        f"  CheckpointManager({clean(measured.url)!r}, …, concurrency={chosen.concurrency}, "
+        f"shard_bytes={chosen.shard_bytes}, memory_budget_bytes={chosen.memory_bytes})",
+        soft_wrap=True,
+    )
+    for reason in recommendation.reasons:
+        console.print(f"  - {reason}", soft_wrap=True)
+
+
+def _print(console: Any, columns: tuple[str, ...], rows: list[list[str]], styles: list[str]) -> None:
+    """A table whose headings stand twice: the ones of the restore are told apart by where they are."""
+    unique = {name if columns.index(name) == i else f"{name} ": "right" for i, name in enumerate(columns)}
+    print_table(console, unique, rows, styles)  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+"""The client below a store, with nothing of ours between: what a measurement takes as the limit. For nothing else.
+
+No retries, no checksums of ours, no errors mapped, and on a disk no names moved and no folders made durable.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+from ckptflow.errors import UsageError
+from ckptflow.storage.local import LocalStore
+from ckptflow.storage.remote import RemoteStore
+from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import StoreWrapper
+
+
+class RawClient(Protocol):
+    """Whole objects there and back. `data` and `into` are page-aligned and whole pages long."""
+
+    name: str
+
+    def put(self, key: str, data: memoryview) -> None:
+        """Writes one object, new or in another's place, and on a disk makes its bytes durable."""
+
+    def get(self, key: str, into: memoryview) -> None:
+        """Reads one object of that length."""
+
+
+def raw_client(store: Store) -> RawClient:
+    """The client that `store` uses. Raises `UsageError` for a store that is none of ours."""
+    while isinstance(store, StoreWrapper):
+        store = store.store
+    if isinstance(store, LocalStore):
+        return _Disk(store)
+    if isinstance(store, RemoteStore):
+        return _Obstore(store) if hasattr(store, "_client") else _Fsspec(store)
+    raise UsageError(f"{store.url}: nothing is known of what is below this store")
+
+
+class _Disk:
+    """Direct writes and fsync; through the page cache where the file system refuses direct ones."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._direct = os.O_DIRECT
+        os.makedirs(store._root, exist_ok=True)
+        probe = store._path("direct")
+        try:
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o666))
+        except OSError:
+            self._direct = 0
+        finally:
+            if os.path.exists(probe):
+                os.unlink(probe)
+        self.name = "direct writes + fsync" if self._direct else "buffered writes + fsync"
+
+    def put(self, key: str, data: memoryview) -> None:
+        descriptor = os.open(self._store._path(key), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | self._direct, 0o666)
+        try:
+            if os.pwrite(descriptor, data, 0) != len(data):
+                raise OSError(f"{key}: a short write")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def get(self, key: str, into: memoryview) -> None:
+        descriptor = os.open(self._store._path(key), os.O_RDONLY | os.O_CLOEXEC | self._direct)
+        try:
+            if os.preadv(descriptor, [into], 0) != len(into):
+                raise OSError(f"{key}: a short read")
+        finally:
+            os.close(descriptor)
+
+
+class _Obstore:
+    name = "obstore"
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def put(self, key: str, data: memoryview) -> None:
+        import obstore
+
+        obstore.put(self._store._client, self._store._path(key), data, use_multipart=False)
+
+    def get(self, key: str, into: memoryview) -> None:
+        import obstore
+
+        found = obstore.get_range(self._store._client, self._store._path(key), start=0, length=len(into))
+        if len(found) != len(into):
+            raise OSError(f"{key}: a short read")
+
+
+class _Fsspec:
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.name = type(store._fs).__module__.partition(".")[0]
+
+    def put(self, key: str, data: memoryview) -> None:
+        chunks = {"chunksize": 5 * 2**30} if self.name in ("s3fs", "gcsfs") else {}
+        self._store._fs.pipe_file(self._store._path(key), bytes(data), **chunks)
+
+    def get(self, key: str, into: memoryview) -> None:
+        if len(self._store._fs.cat_file(self._store._path(key), start=0, end=len(into))) != len(into):
+            raise OSError(f"{key}: a short read")

@@ -1,0 +1,172 @@
+"""`ckptflow bench`: real rounds on real storages, nothing left behind, a recommendation that follows from figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptflow.bench.grid import MIB, Point, Rates, Setting, settings
+from ckptflow.bench.measure import FOLDER_PREFIX
+from ckptflow.bench.recommend import GOOD_ENOUGH, recommend
+from tests.cli.runner import Runner, run_alone
+from tests.servers import Server
+
+QUICK = ("--seconds", "2", "--size-mib", "64", "--concurrency", "1", "--concurrency", "2", "--shard-mib", "16")
+
+
+def check_shape(found: Any) -> None:
+    """What docs/cli.md says."""
+    assert found["size_bytes"] == 64 * MIB
+    assert set(found["latency_s"]) == {"create", "get", "list"}
+    assert len(found["points"]) + len(found["not_measured"]) == 2
+    for point in found["points"]:
+        assert point["rounds"] >= 1
+        for what in ("save", "restore"):
+            rates = point[what]
+            assert rates["bytes_per_s"] > 0
+            assert rates["raw_bytes_per_s"] > 0
+            assert rates["share_of_raw"] > 0
+            assert rates["cpu_s_per_gib"] > 0
+    chosen = found["recommendation"]
+    assert chosen["why"]
+    assert {"concurrency": chosen["concurrency"], "shard_bytes": chosen["shard_bytes"]} in [
+        {"concurrency": point["concurrency"], "shard_bytes": point["shard_bytes"]} for point in found["points"]
+    ]
+    assert chosen["memory_budget_bytes"] == (chosen["concurrency"] + 1) * chosen["shard_bytes"]
+
+
+def test_on_a_disk_beside_a_run_that_is_not_touched(runner: Runner, root: str) -> None:
+    before = {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+    ran = runner("bench", root, *QUICK, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    check_shape(ran.json)
+    assert ran.json["client"] in ("direct writes + fsync", "buffered writes + fsync")
+    assert {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()} == before
+    assert not list(Path(root).glob(FOLDER_PREFIX + "*"))
+
+
+def test_what_it_prints(runner: Runner, tmp_path: Path) -> None:
+    ran = runner("bench", str(tmp_path / "new"), *QUICK)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.index("This cannot show") < ran.out.index("at once") < ran.out.index("To use:")
+    line = next(line for line in ran.out.splitlines() if "CheckpointManager(" in line)
+    assert "concurrency=" in line
+    assert "memory_budget_bytes=" in line
+    assert not list(tmp_path.iterdir())  # the folder was not there before
+
+
+@pytest.mark.parametrize("client", ["obstore", "fsspec"])
+def test_on_an_object_store(seaweedfs: Server, client: str) -> None:
+    bucket = f"bench-{client}"
+    seaweedfs.make_bucket(bucket)
+    options = json.dumps({**seaweedfs.storage_options, "client": client})
+    script = "import sys; from ckptflow.cli import main\ntry: main()\nfinally: assert 'tensorflow' not in sys.modules"
+    ran = run_alone(
+        "bench", f"s3://{bucket}/some/where", *QUICK, "--json", script=script, CKPTFLOW_STORAGE_OPTIONS=options
+    )
+    assert ran.code == 0, ran.err
+    check_shape(ran.json)
+    assert ran.json["client"] == {"obstore": "obstore", "fsspec": "s3fs"}[client]
+    assert seaweedfs.storage_options["secret"] not in ran.out + ran.err
+    from tests.servers import s3_client
+
+    assert s3_client(seaweedfs).list_objects_v2(Bucket=bucket).get("KeyCount") == 0
+
+
+def test_a_bucket_that_is_not_there(seaweedfs: Server) -> None:
+    ran = run_alone("bench", "s3://no-such-bucket", CKPTFLOW_STORAGE_OPTIONS=json.dumps(seaweedfs.storage_options))
+    assert ran.code == 3
+    assert "no such bucket" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_folder_that_cannot_be_written(runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    ran = runner("bench", str(tmp_path / "file"), *QUICK)
+    assert ran.code == 3
+    assert "cannot" in ran.err
+
+
+def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from ckptflow.cli import main; main()", "bench", str(tmp_path), "--seconds", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(f"{FOLDER_PREFIX}*/*/*.safetensors")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not os.listdir(tmp_path)
+
+
+def test_memory_that_holds_nothing_to_try(runner: Runner, tmp_path: Path) -> None:
+    ran = runner("bench", str(tmp_path), "--memory-mib", "64", "--shard-mib", "64")
+    assert ran.code == 2
+    assert "--memory-mib 64 holds none of the settings to be tried" in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+# What to try, and what to recommend
+
+
+@given(st.booleans(), st.integers(1, 4096))
+def test_nothing_is_tried_that_takes_more_memory(is_object_store: bool, memory_mib: int) -> None:
+    fitting, too_large = settings(is_object_store=is_object_store, memory_bytes=memory_mib * MIB)
+    assert all(setting.memory_bytes <= memory_mib * MIB for setting in fitting)
+    assert all(setting.memory_bytes > memory_mib * MIB for setting in too_large)
+    assert len({*fitting, *too_large}) == len(fitting) + len(too_large) == (20 if is_object_store else 9)
+
+
+def point(concurrency: int, shard_mib: int, save: float, restore: float = 100.0, rounds: int = 3) -> Point:
+    return Point(
+        Setting(concurrency, shard_mib * MIB),
+        Rates([save * MIB] * rounds, [200.0 * MIB] * rounds, [0.3] * rounds),
+        Rates([restore * MIB] * rounds, [200.0 * MIB] * rounds, [0.3] * rounds),
+    )
+
+
+rates = st.floats(1, 10_000)
+
+
+measurements = st.tuples(st.integers(1, 32), st.integers(1, 128), rates, rates)
+
+
+@given(st.lists(measurements, min_size=1, unique_by=lambda each: each[:2]))
+def test_what_is_recommended_is_fast_and_no_smaller_one_is(found: list[tuple[int, int, float, float]]) -> None:
+    points = [point(*each) for each in found]
+    chosen = next(p for p in points if p.setting == recommend(points).setting)
+    fastest = max(p.save.bytes_per_s for p in points)
+    assert chosen.save.bytes_per_s >= GOOD_ENOUGH * fastest
+    smaller = [p for p in points if p.setting.memory_bytes < chosen.setting.memory_bytes]
+    assert all(p.save.bytes_per_s < GOOD_ENOUGH * fastest for p in smaller)
+
+
+def test_the_reasons_say_what_was_weighed() -> None:
+    points = [point(2, 64, 970, restore=500), point(8, 64, 1000, restore=900), point(1, 16, 400)]
+    found = recommend(points)
+    assert found.setting == Setting(2, 64 * MIB)
+    assert found.reasons == (
+        "saves at 970 MiB/s, 485% of the raw client",
+        "within 3% of the fastest (8 at once of 64 MiB), with 192 MiB of memory in place of 576",
+        "restores at 500 MiB/s; 8 at once of 64 MiB would at 900 MiB/s",
+    )
+    assert "measured only once" in recommend([point(2, 64, 970, rounds=1)]).reasons[-1]
+    with pytest.raises(ValueError, match="nothing was measured"):
+        recommend([Point(Setting(1, MIB))])
