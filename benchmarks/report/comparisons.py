@@ -35,7 +35,11 @@ class Measure:
         """With the unit; short times in milliseconds."""
         if self.unit == "s" and abs(value) < 0.1:
             return f"{number(value * 1e3)} ms"
-        return f"{number(value)} {self.unit}"
+        return f"{self.figure(value)} {self.unit}"
+
+    def figure(self, value: float) -> str:
+        """Without the unit; what is counted has no decimals, unless it is the middle of two."""
+        return f"{value:,.0f}" if self.unit == "requests" and value == int(value) else number(value)
 
 
 MEASURES = (

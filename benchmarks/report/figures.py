@@ -72,6 +72,8 @@ def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[s
         nticks=5,
         exponentformat="none",
     )
+    if is_log:
+        figure.update_xaxes(dtick=1)  # at least one power of ten lies between figures that are so far apart
     return figure
 
 
@@ -199,7 +201,7 @@ def _add_words(
     """The figures, right of the bars; or why there is none."""
     for result, label, column in zip(comparison.results, labels, zip(*stats, strict=True), strict=True):
         if any(column):
-            words = " / ".join(number(stat.median) if stat else "–" for stat in column)
+            words = " / ".join(measures[0].figure(stat.median) if stat else "–" for stat in column)
             figure.add_annotation(xref="paper", x=1, xanchor="right", y=label, text=f"<b>{words}</b>")
         else:
             why = textwrap.shorten(why_missing(result, measures[0]), _REASON_CHARACTERS, placeholder="…")

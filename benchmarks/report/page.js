@@ -2,7 +2,7 @@
 // Draws each figure where it is, once it can be seen: a plot in a folded place has no width.
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const config = { responsive: true, displayModeBar: false };
 
 function template() {
   const css = getComputedStyle(document.documentElement);

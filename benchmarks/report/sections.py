@@ -110,7 +110,7 @@ def _bars(comparison: Comparison, colours: Mapping[str, str]) -> list[Plot]:
     for measure in measures:
         if len(pair) == 2 and measure.name in _PAIR:
             if measure is pair[0]:
-                words = "First, solid: from the disk (page cache dropped). Second, pale: from the page cache."
+                words = "First, solid: from the disk (page cache dropped). Second, pale or open: from the page cache."
                 found.append(Plot("Restore, cold / warm", words, bars(comparison, pair, colours)))
             continue
         words = "◇ the first save of a job" if measure.name == "blocked_s" else ""
