@@ -27,6 +27,8 @@ from ckptflow.format.spec import Source, TensorSpec
 
 SMALL_BYTES = 2**20  # replicated tensors below this are never divided: workers' copies can differ
 BLOCK_SLICE_BYTES = 2**18  # of a block of a mesh, at least: finer ones cost more in the manifest than they save
+MAX_BLOCK_SLICES = 64
+MIN_RUN_BYTES = 2**6  # shorter ones, where a slice is no single run of bytes, are slow to copy
 MIN_SHARD_BYTES = 2**16  # room for the longest name's header and one element
 CHIEF = 0
 
@@ -106,11 +108,26 @@ class _Held:
         return boxes.volume(box[1]) * self.item_size_bytes
 
     def cut_for_other_meshes(self, box: Box) -> list[Box]:
-        """A large block in up to 64 slices: they are read whole, and another mesh may need a half or a third of it."""
-        size_bytes = self.size_bytes(box)
-        if size_bytes < SMALL_BYTES:
+        """A large block in up to 64 slices: they are read whole, and another mesh may need a half or a third of it.
+
+        Up to four side by side, where each still is long runs of bytes, so that the last axis can be divided anew, too.
+        """
+        size_bytes, count = self.size_bytes(box), 1
+        slice_bytes = max(BLOCK_SLICE_BYTES, size_bytes // MAX_BLOCK_SLICES)
+        if size_bytes < SMALL_BYTES or len(box[1]) > boxes.MAX_CUT_AXES:  # more cuts than can be checked
             return [box]
-        return boxes.split(box, max(1, max(BLOCK_SLICE_BYTES, size_bytes // 64) // self.item_size_bytes))
+        while count < 4 and self._may_halve_columns(box[1], count, size_bytes // slice_bytes):
+            count *= 2
+        last = len(box[1]) - 1
+        columns = [
+            boxes.take(box, last, box[1][last] * i // count, box[1][last] * (i + 1) // count) for i in range(count)
+        ]
+        return [piece for part in columns for piece in boxes.split(part, max(1, slice_bytes // self.item_size_bytes))]
+
+    def _may_halve_columns(self, shape: tuple[int, ...], count: int, slices: int) -> bool:
+        """Whether `count` columns of a block may become twice as many: runs stay long, and rows are cut no less."""
+        run_bytes = shape[-1] // (2 * count) * self.item_size_bytes
+        return len(shape) > 1 and run_bytes >= MIN_RUN_BYTES and slices >= (2 * count) ** 2
 
     def divide(self, box: Box, size_bytes: int, slack_bytes: int) -> tuple[list[Box], list[Box]]:
         """`boxes.divide` in bytes, with slices of a multiple of 64 bytes where that can be."""
@@ -147,9 +164,9 @@ def plan_shards(
     Replicated tensors under `small_bytes`, and those that may differ, are the chief's, whole. Larger ones are divided
     so that all workers write the same number of bytes, within 5 % or `small_bytes / 8`, whichever is more, as far as
     the chief's own allow. Of a tensor with components, of blocks and of its own tensors every worker writes what it
-    holds. Dynamic tensors are left to `plan_dynamic`. No shard is longer
-    than `shard_bytes`, header included. Raises ValueError where `shard_bytes` is under 64 KiB, `UnsupportedStateError`
-    for a name that no header can hold.
+    holds; where there are several workers, large blocks in several slices. Dynamic tensors are left to `plan_dynamic`.
+    No shard is longer than `shard_bytes`, header included. Raises ValueError where `shard_bytes` is under 64 KiB,
+    `UnsupportedStateError` for a name that no header can hold.
     """
     if shard_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes is {shard_bytes}, at least {MIN_SHARD_BYTES} are needed")
@@ -172,7 +189,8 @@ def plan_shards(
             continue
         if spec.box is not None:
             held = _Held(index, spec.name, spec.dtype, spec.shape, spec.box[1], spec.box[0])
-            own += [(held, piece) for piece in held.cut_for_other_meshes(spec.box)]
+            cut = held.cut_for_other_meshes(spec.box) if world_size > 1 else [spec.box]  # one needs all of them again
+            own += [(held, piece) for piece in cut]
             continue
         held = _Held(index, spec.name, spec.dtype, spec.shape, spec.shape, (0,) * len(spec.shape))
         if spec.own:

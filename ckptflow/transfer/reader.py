@@ -25,7 +25,7 @@ from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
 
 PAGE_BYTES = 4096  # ranges start at multiples of this, so that a local disk can be read past the page cache
-MAX_GAP_BYTES = 2**20  # unwanted bytes between two slices that are read rather than asked for anew
+MAX_GAP_BYTES = 2**18  # unwanted bytes between two slices that are read rather than asked for anew
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
