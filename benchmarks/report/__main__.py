@@ -6,6 +6,7 @@ python -m benchmarks.report bench-results/quick.json [--out page.html] [--screen
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from benchmarks.report import write_report, write_trace
@@ -20,6 +21,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"{arguments.results}: {error}")
     out = arguments.out or f"{arguments.results.removesuffix('.json')}.html"
+    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
     write_report(run, out)
     print(out)
     for number, timeline in enumerate(run.timelines):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ _PICTURES = {
     "variables": "#experiment-variables > .grid",
     "timeline": "#timelines .timeline:last-of-type",
 }
+_LEFT_OUT = re.compile("^(Requests|Extra memory)")  # so that a picture stays small; the page has all
 _WIDTH_PX, _TIMEOUT_MS = 1000, 60_000
 
 
@@ -50,6 +52,9 @@ def take_pictures(page: str, folder: str) -> list[str]:
         view = browser.new_page(viewport={"width": _WIDTH_PX, "height": 900})
         view.goto(f"file://{os.path.abspath(page)}")
         view.wait_for_selector("html[data-drawn]", timeout=_TIMEOUT_MS)
+        view.locator("figure", has=view.locator("h3", has_text=_LEFT_OUT)).evaluate_all(
+            "places => places.forEach((place) => place.remove())"
+        )
         for name, selector in _PICTURES.items():
             place = view.locator(selector)
             if place.count():

@@ -11,6 +11,8 @@ from benchmarks.results import Result, Run, Stat
 MIB, GIB = 2**20, 2**30
 OURS = "ckptflow"
 NO_SAVES = "no saves"  # the training that the others of its experiment are compared with
+# Where the first save of a job costs more than those after it, which a median would hide.
+FIRST_TOLD = ("blocked_s", "peak_save_bytes", "peak_restore_bytes")
 _CLIENTS = {"ckptflow, fast": "obstore alone", "ckptflow, s3fs": "s3fs alone", "ckptflow, gcsfs": "gcsfs alone"}
 
 
@@ -30,6 +32,10 @@ class Measure:
             return None
         first = None if stat.first is None else stat.first * self.factor
         return Stat(stat.median * self.factor, stat.low * self.factor, stat.high * self.factor, first)
+
+    @property
+    def is_memory(self) -> bool:
+        return self.name.startswith("peak_")
 
     def text(self, value: float) -> str:
         """With the unit; short times in milliseconds."""

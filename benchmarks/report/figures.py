@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from benchmarks.report.colours import LIMIT, OURS
-from benchmarks.report.comparisons import Comparison, Measure, number, why_missing
+from benchmarks.report.comparisons import FIRST_TOLD, Comparison, Measure, number, why_missing
 from benchmarks.results import Result, Stat
 
 _ROW_PX = 34
@@ -47,13 +47,13 @@ def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[s
     labels = [_folded(label) for label in comparison.labels]
     stats = [[measure.of(result) for result in comparison.results] for measure in measures]
     present = [stat for row in stats for stat in row if stat is not None]
-    is_log = _is_wide(present)
+    is_log = _is_wide(present) and not measures[0].is_memory  # a little memory is as good as none
     figure = go.Figure(layout=_layout(len(labels) * (1 if len(measures) == 1 else 1.4)))
     for i, (measure, row) in enumerate(zip(measures, stats, strict=True)):
         kind = _points if is_log else _bars
         figure.add_trace(kind(comparison, measure, labels, row, colours, is_pale=i > 0))
-    if len(measures) == 1 and measures[0].name == "blocked_s":
-        _add_first(figure, labels, stats[0])
+    if measures[0].name in FIRST_TOLD:
+        _add_first(figure, measures[0], labels, stats[0])
     _add_words(figure, comparison, measures, labels, stats)
     _add_limit_line(figure, comparison, measures[0], is_log)
     figure.update_yaxes(
@@ -112,8 +112,10 @@ def curves(results: Sequence[Result], measure: Measure, scale: Scale, colours: M
     kind = "log" if scale.is_log else "linear"
     ticks = [scale.text(place) for place in places]
     figure.update_xaxes(title={"text": scale.title, "standoff": 6}, type=kind, tickvals=places, ticktext=ticks)
+    if measure.is_memory:
+        kind = "linear"
     figure.update_yaxes(title=measure.unit, type=kind, automargin=True, nticks=6, exponentformat="none")
-    if not scale.is_log:
+    if kind == "linear":
         figure.update_yaxes(rangemode="tozero")
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     figure.update_layout(showlegend=len(peers) > 1, height=380 + 8 * len(peers), hovermode="closest", legend=legend)
@@ -174,18 +176,18 @@ def _points(
     )
 
 
-def _add_first(figure: go.Figure, labels: list[str], stats: list[Stat | None]) -> None:
-    """The first save of a job, which no median tells of, as an open diamond."""
+def _add_first(figure: go.Figure, measure: Measure, labels: list[str], stats: list[Stat | None]) -> None:
+    """What no median tells of, as an open diamond."""
     firsts = [(label, stat.first) for label, stat in zip(labels, stats, strict=True) if stat and stat.first]
     if firsts:
         figure.add_trace(
             go.Scatter(
                 mode="markers",
-                name="the first save of a job",
+                name="the first time in a job",
                 y=[label for label, _ in firsts],
                 x=[first for _, first in firsts],
                 marker={"symbol": "diamond-open", "size": 10, "color": LIMIT, "line": {"width": 2}},
-                hovertext=[f"first save: {number(first)} ms" for _, first in firsts],
+                hovertext=[f"the first time: {plain(measure.text(first))}" for _, first in firsts],
                 hoverinfo="text",
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.comparisons import Comparison, Measure, is_ours, number, of, why_missing
+from benchmarks.report.comparisons import FIRST_TOLD, Comparison, Measure, is_ours, number, of, why_missing
 from benchmarks.results import Result
 
 
@@ -77,8 +77,8 @@ def _row(comparison: Comparison, result: Result, measure: Measure, name: str) ->
     stat = measure.of(result)
     assert stat is not None  # asked for only where it is
     ours = measure.text(stat.median)
-    if measure.name == "blocked_s" and stat.first is not None:
-        ours += f" (first save {measure.text(stat.first)})"
+    if measure.name in FIRST_TOLD and stat.first is not None:
+        ours += f" (the first time {measure.text(stat.first)})"
     limit, peer = comparison.limit(result, measure), comparison.best_peer(measure)
     limit_stat = measure.of(limit) if limit else None
     peer_stat = measure.of(peer) if peer else None

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from benchmarks.report.comparisons import MEASURES, Comparison, of, size, storage_name
+from benchmarks.report.comparisons import FIRST_TOLD, MEASURES, Comparison, of, size, storage_name
 from benchmarks.report.figures import Scale, bars, curves
 
 _PAIR = ("restore_cold_s", "restore_warm_s")
-_SCALES = {
+SCALES = {
     "size": Scale(
         ("durable_s", "blocked_s", "restore_cold_s", "peak_save_bytes"), lambda result: result.size_bytes, size, "state"
     ),
@@ -113,7 +113,7 @@ def _bars(comparison: Comparison, colours: Mapping[str, str]) -> list[Plot]:
                 words = "First, solid: from the disk (page cache dropped). Second, pale or open: from the page cache."
                 found.append(Plot("Restore, cold / warm", words, bars(comparison, pair, colours)))
             continue
-        words = "◇ the first save of a job" if measure.name == "blocked_s" else ""
+        words = "◇ the first time in a job" if measure.name in FIRST_TOLD else ""
         found.append(Plot(measure.title, words, bars(comparison, [measure], colours)))
     return found
 
@@ -123,8 +123,8 @@ def _curves(name: str, comparisons: Sequence[Comparison], colours: Mapping[str, 
     results = [result for comparison in comparisons for result in comparison.results]
     storages = list(dict.fromkeys(result.storage for result in results))
     found = []
-    for storage in storages if name in _SCALES else ():
-        scale = _SCALES[name]
+    for storage in storages if name in SCALES else ():
+        scale = SCALES[name]
         mine = [result for result in results if result.storage == storage and scale.place(result)]
         for measure in (measure for measure in MEASURES if measure.name in scale.measures):
             figure = curves(mine, measure, scale, colours)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from benchmarks.report.colours import LIMIT
 from benchmarks.report.comparisons import number, size
 from benchmarks.report.figures import plain
 from benchmarks.report.lanes import Lane, lanes
@@ -97,6 +98,14 @@ def gantt(timeline: Timeline) -> go.Figure:
         hovermode="closest",
         dragmode="zoom",
     )
+    commits = [event.end_s * 1e3 for event in timeline.events if event.name == "commit"]
+    if commits:
+        figure.add_vline(
+            x=max(commits),
+            line={"color": LIMIT, "width": 1, "dash": "dash"},
+            annotation={"text": "acknowledged", "font": {"size": 11}},
+            annotation_position="bottom right",
+        )
     title = {"text": "ms since the call on the coordinator", "standoff": 6}
     figure.update_xaxes(title=title, zeroline=True)
     figure.update_yaxes(

@@ -14,17 +14,22 @@ from typing import Any
 import pytest
 
 from benchmarks.report import write_report, write_trace
+from benchmarks.report.browser import browser_path, open_browser
 from benchmarks.report.colours import LIMIT, OURS, colours
 from benchmarks.report.comparisons import compare, number, of
 from benchmarks.report.figures import bars, curves
 from benchmarks.report.headline import headline
 from benchmarks.report.lanes import lanes
 from benchmarks.report.page import page
-from benchmarks.report.sections import _SCALES, sections
+from benchmarks.report.sections import SCALES, sections
 from benchmarks.report.timeline import gantt, totals
 from benchmarks.results import Event, Stat, Timeline, encode
 from tests.benchmarks import runs
 from tests.waiting import until
+
+needs_browser = pytest.mark.skipif(
+    browser_path() is None, reason="no Chromium here, so nobody has looked at the page (apt-get install chromium)"
+)
 
 
 class Markup(HTMLParser):
@@ -60,8 +65,13 @@ def test_every_result_is_in_exactly_one_comparison_and_on_the_page_by_name() -> 
         assert len(set(comparison.labels)) == len(comparison.results)
 
 
-def test_limits_of_the_page_are_told_before_any_figure() -> None:
-    text = Markup(page(runs.whole())).text
+@pytest.fixture(scope="module")
+def whole() -> Markup:
+    return Markup(page(runs.whole()))
+
+
+def test_limits_of_the_page_are_told_before_any_figure(whole: Markup) -> None:
+    text = whole.text
     places = [text.index(words) for words in ("python -m benchmarks", "A CPU", "An accelerator.", "We wrote it.")]
     places += [text.index("0.300 s")]
     places += [text.rindex(words) for words in ("By size of the state", "Object storage", "One save, as it went")]
@@ -73,7 +83,7 @@ def test_headline_compares_with_the_best_limit_and_the_best_of_the_others() -> N
     durable, blocked = blocks["Large state"][:2]
     assert (durable.ours, durable.limit, durable.to_limit) == ("0.300 s", "0.250 s, raw device, two at once", "1.20 ×")
     assert (durable.peer, durable.to_peer, durable.is_behind) == ("1.20 s, tf.train.Checkpoint, async", "4.00 ×", False)
-    assert (blocked.ours, blocked.limit) == ("2.00 ms (first save 4.00 ms)", "")
+    assert (blocked.ours, blocked.limit) == ("2.00 ms (the first time 4.00 ms)", "")
     by_client = {row.what: row.limit for row in blocks["Object storage"] if row.what.startswith("Save")}
     assert by_client == {
         "Save, until it is durable (fast)": "0.900 s, obstore alone",
@@ -135,7 +145,7 @@ def test_what_lies_far_apart_is_points_on_a_logarithmic_scale() -> None:
     assert blocked is not None and memory is not None  # noqa: PT018
     figure = bars(comparison, [blocked], colours(run))
     assert (figure.layout.xaxis.type, figure.data[0].type, figure.data[0].mode) == ("log", "scatter", "markers")
-    assert figure.data[1].name == "the first save of a job"
+    assert figure.data[1].name == "the first time in a job"
     assert bars(comparison, [memory], colours(run)).layout.xaxis.type == "linear"
 
 
@@ -144,12 +154,12 @@ def test_a_curve_has_a_gap_where_its_peer_has_no_figure_and_none_is_made_of_one_
     results = [result for comparison in of(compare(run), "variables") for result in comparison.results]
     measure = of(compare(run), "variables")[0].measure("durable_s")
     assert measure is not None
-    figure = curves(results, measure, _SCALES["variables"], colours(run))
+    figure = curves(results, measure, SCALES["variables"], colours(run))
     assert figure is not None
     keras = next(line for line in figure.data if line.name == "Keras ModelCheckpoint")
     assert list(keras.x) == [10, 1000, 20_000]
     assert [value is None for value in keras.y] == [False, False, True]
-    assert curves(runs.local(), measure, _SCALES["size"], colours(run)) is None
+    assert curves(runs.local(), measure, SCALES["size"], colours(run)) is None
 
 
 def test_a_peer_has_one_colour_in_all_plots_and_shares_it_with_no_other_peer() -> None:
@@ -205,12 +215,11 @@ def test_a_measure_that_is_not_known_is_shown_with_the_unit_of_its_name() -> Non
     assert (plot.figure.data[0].x[0], plot.figure.layout.xaxis.title.text) == (3, "MiB")
 
 
-def test_nothing_on_the_page_comes_from_elsewhere() -> None:
-    markup = Markup(page(runs.whole()))
-    places = [value for _, attributes in markup.elements for name in ("src", "href") if (value := attributes.get(name))]
+def test_nothing_on_the_page_comes_from_elsewhere(whole: Markup) -> None:
+    places = [value for _, attributes in whole.elements for name in ("src", "href") if (value := attributes.get(name))]
     assert len(places) > 4
     assert [place for place in places if not place.startswith(("#", "data:"))] == []
-    policy = next(attributes["content"] for _, attributes in markup.elements if "http-equiv" in attributes)
+    policy = next(attributes["content"] for _, attributes in whole.elements if "http-equiv" in attributes)
     assert policy is not None
     assert policy.startswith("default-src 'none';")
 
@@ -284,12 +293,25 @@ def test_the_command_makes_the_page_and_the_traces_again(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
+@needs_browser
+def test_the_command_takes_pictures_of_what_the_page_has(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(encode(runs.run(*runs.local(), timelines=(runs.timeline(2),))))
+    done = _command(str(tmp_path / "run.json"), "--screenshots", str(tmp_path / "images"))
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "images")) == [
+        f"benchmark-{name}.png" for name in ("headline", "save-and-restore", "timeline")
+    ]
+    for path in (tmp_path / "images").iterdir():
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG")
+        width_px, height_px = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+        assert width_px > 900
+        assert height_px > 300
+
+
+@needs_browser
 def test_in_a_browser(tmp_path: Path) -> None:
     """All plots drawn, nothing asked for elsewhere, no error, no overflow; wide and narrow, light and dark."""
-    from benchmarks.report.browser import browser_path, open_browser
-
-    if browser_path() is None:
-        pytest.skip("no Chromium here: the page was not opened (apt-get install chromium)")
     run = _hostile()
     write_report(run, str(tmp_path / "page.html"))
     said: list[str] = []
