@@ -133,7 +133,7 @@ def _bars(
 ) -> go.Bar:
     return go.Bar(
         orientation="h",
-        name=measure.title,
+        name=plain(measure.title),
         y=labels,
         x=[stat.median if stat else None for stat in stats],
         error_x={"type": "data", "symmetric": False, "width": 3, "thickness": 1, **_spread(stats)},
@@ -158,7 +158,7 @@ def _points(
 ) -> go.Scatter:
     return go.Scatter(
         mode="markers",
-        name=measure.title,
+        name=plain(measure.title),
         y=labels,
         x=[stat.median if stat and stat.median > 0 else None for stat in stats],
         error_x={"type": "data", "symmetric": False, "width": 3, "thickness": 1, **_spread(stats)},
@@ -270,7 +270,10 @@ def _hovers(comparison: Comparison, labels: list[str], measure: Measure, stats: 
 
 
 def _hover(result: Result, place: str, measure: Measure, stat: Stat) -> str:
-    lines = [f"<b>{plain(result.peer)}</b> {place}", f"{measure.title}: <b>{plain(measure.text(stat.median))}</b>"]
+    lines = [
+        f"<b>{plain(result.peer)}</b> {place}",
+        f"{plain(measure.title)}: <b>{plain(measure.text(stat.median))}</b>",
+    ]
     lines.append(f"median of {result.rounds} rounds, {number(stat.low)} to {number(stat.high)}")
     if stat.first is not None:
         lines.append(f"the first round, not counted: {number(stat.first)}")

@@ -118,8 +118,8 @@ def _plot(plot: Plot, figures: list[str]) -> str:
 
 
 def _place(figure: go.Figure, figures: list[str]) -> str:
-    """Where the script draws `figure`, which is put beside the others: `<` is written so that no string ends it."""
-    figures.append(figure.to_json().replace("<", "\\u003c"))
+    """Where the script draws `figure`; plotly writes `<` in its JSON so that no string ends the element it is in."""
+    figures.append(figure.to_json())
     return f'<div class="plot" data-figure="{len(figures) - 1}" style="height:{figure.layout.height}px"></div>'
 
 

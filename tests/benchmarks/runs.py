@@ -138,3 +138,25 @@ def whole() -> Run:
         counts += many
     results = sizes + counts + objects() + training() + workers()
     return run(*results, timelines=(timeline(1), timeline(2)))
+
+
+def hostile() -> Run:
+    """Every string that a run can hold, as somebody else would have it."""
+    name = HOSTILE
+    where: dict[str, Any] = {"experiment": name, "storage": name, "parameters": {"threads": name}}
+    results = [
+        *local(size_bytes=16 * MIB),
+        *local(),
+        *objects(),
+        *training(),
+        *workers(),
+        result(name, 0.5, note=name),
+        failed(f"{name}!", name),
+        result(name, 0.5, note=name, **where),
+        result("ckptflow", 0.5, note=name, **where),
+    ]
+    results[-1].measures[f"{name}_bytes"] = Stat(1, 1, 1)
+    event = Event(0, f"{name} thread", f"{name} span", 0.0, 0.1, 5, f"{name} shard")
+    line = Timeline(name, name, 1, 1, (event,))
+    said = {"created_at": name, "command": name, "machine": {"cpu": name, name: {name: name}}}
+    return run(*results, timelines=(timeline(2), line), cannot_show=(name,), bias=(name,), **said)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.report import write_report, write_trace
-from benchmarks.report.browser import browser_path, open_browser
+from benchmarks.report import write_trace
 from benchmarks.report.colours import LIMIT, OURS, colours
 from benchmarks.report.comparisons import compare, number, of
 from benchmarks.report.figures import bars, curves
@@ -22,14 +23,10 @@ from benchmarks.report.headline import headline
 from benchmarks.report.lanes import lanes
 from benchmarks.report.page import page
 from benchmarks.report.sections import SCALES, sections
-from benchmarks.report.timeline import gantt, totals
+from benchmarks.report.timeline import SPANS, gantt, totals
 from benchmarks.results import Event, Stat, Timeline, encode
+from ckptflow import spans
 from tests.benchmarks import runs
-from tests.waiting import until
-
-needs_browser = pytest.mark.skipif(
-    browser_path() is None, reason="no Chromium here, so nobody has looked at the page (apt-get install chromium)"
-)
 
 
 class Markup(HTMLParser):
@@ -225,11 +222,20 @@ def test_nothing_on_the_page_comes_from_elsewhere(whole: Markup) -> None:
 
 
 def test_strings_of_a_run_are_text() -> None:
-    markup = Markup(page(_hostile()))
+    markup = Markup(page(runs.hostile()))
     assert markup.text.count("<script>window.hacked") > 5
     assert not [attributes for _, attributes in markup.elements if "onerror" in attributes]
     scripts = [attributes for tag, attributes in markup.elements if tag == "script"]
     assert len(scripts) == 3
+
+
+def test_strings_of_a_run_are_text_within_the_figures_too() -> None:
+    source = page(runs.hostile()).partition('id="figures">')[2].partition("</script>")[0]
+    assert "<" not in source  # nothing in it can end the element
+    texts = list(_strings(json.loads(source)))
+    assert sum("&lt;script&gt;" in text for text in texts) > 20
+    tags = {tag for text in texts for tag, _ in Markup(text).elements}
+    assert tags == {"b", "br", "i"}
 
 
 def test_a_time_line_has_a_bar_for_each_event_and_what_is_within_another_is_thinner() -> None:
@@ -241,6 +247,11 @@ def test_a_time_line_has_a_bar_for_each_event_and_what_is_within_another_is_thin
     assert sum(len(trace.x) for trace in gantt(line).data) == len(line.events)
     assert sum(total.count for total in totals(line)) == len(line.events)
     assert next(total for total in totals(line) if total.name == "write").size_bytes == 16 * 64 * runs.MIB
+
+
+def test_each_span_that_ckptflow_has_is_told_on_the_page() -> None:
+    assert spans.__doc__ is not None
+    assert set(re.findall(r"^    (\w+) {2,}", spans.__doc__, re.MULTILINE)) == set(SPANS)
 
 
 def test_events_of_one_thread_name_that_overlap_lie_in_lanes_of_their_own() -> None:
@@ -293,86 +304,15 @@ def test_the_command_makes_the_page_and_the_traces_again(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
-@needs_browser
-def test_the_command_takes_pictures_of_what_the_page_has(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_bytes(encode(runs.run(*runs.local(), timelines=(runs.timeline(2),))))
-    done = _command(str(tmp_path / "run.json"), "--screenshots", str(tmp_path / "images"))
-    assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path / "images")) == [
-        f"benchmark-{name}.png" for name in ("headline", "save-and-restore", "timeline")
-    ]
-    for path in (tmp_path / "images").iterdir():
-        data = path.read_bytes()
-        assert data.startswith(b"\x89PNG")
-        width_px, height_px = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-        assert width_px > 900
-        assert height_px > 300
-
-
-@needs_browser
-def test_in_a_browser(tmp_path: Path) -> None:
-    """All plots drawn, nothing asked for elsewhere, no error, no overflow; wide and narrow, light and dark."""
-    run = _hostile()
-    write_report(run, str(tmp_path / "page.html"))
-    said: list[str] = []
-    asked: list[str] = []
-    with open_browser() as browser:
-        view = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
-        view.on("console", lambda message: said.append(message.text))
-        view.on("pageerror", lambda error: said.append(str(error)))
-        view.on("request", lambda request: asked.append(request.url))
-        view.goto(f"file://{tmp_path}/page.html")
-        view.wait_for_selector("html[data-drawn]")
-        view.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
-        plots = view.locator(".plot").count()
-        assert plots > 20
-        until(lambda: view.evaluate("document.querySelectorAll('.plot:has(.main-svg)').length") == plots, timeout_s=60)
-        assert view.locator(".plot:not(:has(.point))").count() == 0
-        for timeline, place in zip(run.timelines, view.locator(".timeline").all(), strict=True):
-            assert place.locator(".bars .point").count() == len(timeline.events)
-        assert _overflow(view) == 0
-        ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
-        light = view.evaluate(ink)
-        view.emulate_media(color_scheme="dark")
-        until(lambda: view.evaluate(ink) != light, timeout_s=60)
-        view.set_viewport_size({"width": 400, "height": 900})
-        widest = "Math.max(...[...document.querySelectorAll('.main-svg')].map((svg) => svg.clientWidth))"
-        until(lambda: view.evaluate(widest) < 400, timeout_s=60)
-        assert _overflow(view) == 0
-        assert view.evaluate("window.hacked") is None
-        assert view.locator(".plot a, .plot img").count() == 0
-        assert view.locator(".plot text", has_text="<script>").count() > 0
-        assert view.locator("td.ours").first.inner_text() != ""
-    assert said == []
-    assert asked == [f"file://{tmp_path}/page.html"]
-
-
-def _hostile() -> Any:
-    """Every string that a run can hold, as somebody else would have it."""
-    name = runs.HOSTILE
-    where: dict[str, Any] = {"experiment": name, "storage": name, "parameters": {"threads": name}}
-    results = [
-        *runs.local(size_bytes=16 * runs.MIB),
-        *runs.local(),
-        *runs.objects(),
-        *runs.training(),
-        *runs.workers(),
-        runs.result(name, 0.5, note=name),
-        runs.failed(f"{name}!", name),
-        runs.result(name, 0.5, note=name, **where),
-        runs.result("ckptflow", 0.5, note=name, **where),
-    ]
-    results[-1].measures[f"{name}_bytes"] = Stat(1, 1, 1)
-    event = Event(0, f"{name} thread", f"{name} span", 0.0, 0.1, 5, f"{name} shard")
-    line = Timeline(name, name, 1, 1, (event,))
-    said = {"created_at": name, "command": name, "machine": {"cpu": name, name: {name: name}}}
-    return runs.run(*results, timelines=(runs.timeline(2), line), cannot_show=(name,), bias=(name,), **said)
-
-
-def _overflow(view: Any) -> int:
-    """Pixels by which the page is wider than its window."""
-    root = "document.documentElement"
-    return int(view.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
