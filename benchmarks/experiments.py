@@ -37,7 +37,7 @@ TRAINING = {
     "tf.train.Checkpoint, async": "benchmarks.peers.training:TrainingWithAsyncCheckpoint",
 }
 # Above these, a peer takes minutes for a round or more memory than a small machine has.
-MAX_VARIABLES = {"Keras ModelCheckpoint": 1000, "Orbax async": 20_000, "PyTorch DCP async": 1000}
+MAX_VARIABLES = {"Keras ModelCheckpoint": 1000, "Orbax async": 1000, "PyTorch DCP async": 1000}
 MEMORY_PER_PEER = 2.5  # times the state, in the middle of a save
 
 
