@@ -54,7 +54,8 @@ class Background:
             save(acknowledged.set_result)
         except BaseException as error:
             logger.error("%s", error)  # at once: a program that never closes its manager would end without a word
-            acknowledged.set_exception(error)
+            if not acknowledged.done():  # else it failed in pruning: the save stands, `settle` reports it
+                acknowledged.set_exception(error)
             raise
 
     def stop(self) -> None:
