@@ -125,7 +125,7 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
 def with_slowdown(results: Sequence[Result]) -> list[Result]:
     """How much longer a step takes with saves than without: 0.1 is a tenth."""
     steps = {result.peer: result.measures["step_s"] for result in results if not result.error}
-    without = steps.get("no saves")
+    without = steps.get(experiments.NO_SAVES)
     if without is None:
         return list(results)
 
@@ -134,7 +134,7 @@ def with_slowdown(results: Sequence[Result]) -> list[Result]:
 
     return [
         structs.replace(result, measures={**result.measures, "slowdown": slowdown(steps[result.peer])})
-        if result.peer in steps and result.peer != "no saves"
+        if result.peer in steps and result.peer != experiments.NO_SAVES
         else result
         for result in results
     ]

@@ -28,11 +28,12 @@ S3 = {
     "boto3 alone": "benchmarks.peers.clients:Boto3",
 }
 GCS = {
-    "gcsfs alone": "benchmarks.peers.clients:Gcsfs",
+    "gcsfs alone": "benchmarks.peers.clients:Fsspec",
     "ckptflow, gcsfs": "benchmarks.peers.ours:CkptflowFsspec",
 }
+NO_SAVES = "no saves"  # the training that the others are compared with
 TRAINING = {
-    "no saves": "benchmarks.peers.training:Training",
+    NO_SAVES: "benchmarks.peers.training:Training",
     "ckptflow": "benchmarks.peers.training:TrainingWithCkptflow",
     "tf.train.Checkpoint, async": "benchmarks.peers.training:TrainingWithAsyncCheckpoint",
 }

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.results import Result, Stat
@@ -91,7 +91,6 @@ def take_turns(
     rounds: int,
     logs: str,
     env: Mapping[str, str] | None = None,
-    on_round: Callable[[], None] = lambda: None,
 ) -> list[Result]:
     """One result for each peer at its point, medians over `rounds` after one that warms up.
 
@@ -106,7 +105,6 @@ def take_turns(
         for number in range(rounds + 1):
             for seat in seats:
                 seat.round(number)
-                on_round()
     finally:
         for seat in seats:
             seat.end()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,17 +74,40 @@ class Peer:
 class Samples:
     """Some values of a state, remembered before a save and compared after a restore."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], Sequence[Any]]) -> None:
+        """`now` gives the variables; the first and the last value of some of them are looked at."""
+        self._now = now
         self._values: list[float] = []
 
-    def remember(self, values: list[float]) -> None:
-        self._values = values
+    def remember(self) -> None:
+        self._values = self._read()
 
-    def compare(self, values: list[float]) -> None:
+    def compare(self) -> None:
+        """Raises AssertionError where they are others now."""
+        values = self._read()
         if values != self._values:
             raise AssertionError(f"the restored values are not the saved ones: {values[:3]} for {self._values[:3]}")
 
+    def _read(self) -> list[float]:
+        """Of the first variable, the last and some in between."""
+        variables = self._now()
+        places = sorted({round(i * (len(variables) - 1) / 7) for i in range(8)})
+        return [float(variables[i][place]) for i in places for place in (0, -1)]
 
-def sample_indices(count: int) -> list[int]:
-    """The first, the last and some in between."""
-    return sorted({round(i * (count - 1) / 7) for i in range(8)})
+
+def divided(size_bytes: int, piece_bytes: int) -> list[int]:
+    """The sizes of the pieces: all alike, but for the last."""
+    whole, rest = divmod(size_bytes, piece_bytes)
+    return [piece_bytes] * whole + ([rest] if rest else [])
+
+
+def each_at_once(sizes: Sequence[int], buffers: Sequence[mmap.mmap], do: Callable[[int, memoryview], None]) -> None:
+    """Calls `do(number, memory)` for each size, in as many threads as there are buffers, each with one of its own."""
+
+    def run(thread: int) -> None:
+        view = memoryview(buffers[thread])
+        for number in range(thread, len(sizes), len(buffers)):
+            do(number, view[: sizes[number]])
+
+    with ThreadPoolExecutor(len(buffers)) as pool:
+        list(pool.map(run, range(len(buffers))))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.base import Peer, Point
+from benchmarks.peers.base import Peer, Point, divided, each_at_once
 
 
 class Client(Peer):
@@ -19,116 +17,78 @@ class Client(Peer):
     note = "no tensors, no checksums of ours; what the client itself checks"
 
     def __init__(self, point: Point) -> None:
-        self.bucket, _, self.prefix = point.url.partition("://")[2].partition("/")
-        self.options = point.options
-        self._concurrency = point.settings["concurrency"]
         size_bytes = min(point.settings["shard_bytes"], point.size_bytes)
-        whole, rest = divmod(point.size_bytes, size_bytes)
-        self._sizes = [size_bytes] * whole + ([rest] if rest else [])
-        self._buffers = [mmap.mmap(-1, size_bytes) for _ in range(self._concurrency)]
+        self._sizes = divided(point.size_bytes, size_bytes)
+        self._buffers = [mmap.mmap(-1, size_bytes) for _ in range(point.settings["concurrency"])]
         generator = np.random.default_rng(0)
         for buffer in self._buffers:
             np.frombuffer(buffer, np.uint8)[:] = generator.integers(0, 256, size_bytes, np.uint8)
-        self.connect()
+        self.connect(point)
 
     def save(self, round_number: int) -> None:
-        self._each(lambda i, data: self.put(f"{self.prefix}/{i}", data))
+        each_at_once(self._sizes, self._buffers, lambda i, data: self.put(str(i), data))
 
     def restore(self) -> None:
-        self._each(lambda i, data: self.get(f"{self.prefix}/{i}", data))
+        each_at_once(self._sizes, self._buffers, lambda i, into: self.get(str(i), into))
 
-    def connect(self) -> None:
+    def connect(self, point: Point) -> None:
         raise NotImplementedError
 
     def put(self, key: str, data: memoryview) -> None:
         raise NotImplementedError
 
     def get(self, key: str, into: memoryview) -> None:
-        """Reads the whole object; into the memory given, where the client can."""
+        """Reads the whole object."""
         raise NotImplementedError
 
-    def _each(self, do: Callable[[int, memoryview], None]) -> None:
-        def run(thread: int) -> None:
-            view = memoryview(self._buffers[thread])
-            for i in range(thread, len(self._sizes), self._concurrency):
-                do(i, view[: self._sizes[i]])
 
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            list(pool.map(run, range(self._concurrency)))
+class Raw(Client):
+    """The client below a store of ours, as `ckptflow bench` takes it."""
+
+    client: str
+
+    def connect(self, point: Point) -> None:
+        from ckptflow.storage.raw import raw_client
+        from ckptflow.storage.store import open_store
+
+        raw = raw_client(open_store(point.url, {**point.options, "client": self.client}))
+        self.put, self.get = raw.put, raw.get  # type: ignore[method-assign]
 
 
-class Obstore(Client):
+class Obstore(Raw):
     """The Rust client of the extra `fast`."""
 
-    def connect(self) -> None:
-        from obstore.store import S3Store
-
-        client = self.options["client_kwargs"]
-        self._store = S3Store(
-            self.bucket,
-            endpoint=client["endpoint_url"],
-            region=client["region_name"],
-            access_key_id=self.options["key"],
-            secret_access_key=self.options["secret"],
-            client_options={"allow_http": True, "timeout": "300s"},
-        )
-
-    def put(self, key: str, data: memoryview) -> None:
-        import obstore
-
-        obstore.put(self._store, key, data, use_multipart=False)
-
-    def get(self, key: str, into: memoryview) -> None:
-        import obstore
-
-        if len(obstore.get_range(self._store, key, start=0, length=len(into))) != len(into):
-            raise OSError("short read")
+    client = "obstore"
 
 
-class Fsspec(Client):
-    """s3fs or gcsfs alone."""
+class Fsspec(Raw):
+    """s3fs or gcsfs alone, by the URL. It wants bytes: a copy that ckptflow has to make as well."""
 
-    scheme = "s3"
-
-    def connect(self) -> None:
-        import fsspec
-
-        self._file_system: Any = fsspec.filesystem(self.scheme, **self.options)
-
-    def put(self, key: str, data: memoryview) -> None:
-        # bytes, as its parts need them: a copy that ckptflow has to make as well
-        self._file_system.pipe_file(f"{self.bucket}/{key}", bytes(data), chunksize=max(len(data), 5 << 20))
-
-    def get(self, key: str, into: memoryview) -> None:
-        if len(self._file_system.cat_file(f"{self.bucket}/{key}", start=0, end=len(into))) != len(into):
-            raise OSError("short read")
-
-
-class Gcsfs(Fsspec):
-    scheme = "gs"
+    client = "fsspec"
 
 
 class Boto3(Client):
     """AWS's own client for Python."""
 
-    def connect(self) -> None:
+    def connect(self, point: Point) -> None:
         import boto3
         from botocore.config import Config
 
-        client = self.options["client_kwargs"]
+        self._bucket, _, self._prefix = point.url.partition("://")[2].partition("/")
+        client = point.options["client_kwargs"]
         self._client: Any = boto3.client(
             "s3",
             endpoint_url=client["endpoint_url"],
             region_name=client["region_name"],
-            aws_access_key_id=self.options["key"],
-            aws_secret_access_key=self.options["secret"],
-            config=Config(max_pool_connections=self._concurrency, s3={"addressing_style": "path"}),
+            aws_access_key_id=point.options["key"],
+            aws_secret_access_key=point.options["secret"],
+            config=Config(max_pool_connections=len(self._buffers), s3={"addressing_style": "path"}),
         )
 
     def put(self, key: str, data: memoryview) -> None:
-        self._client.put_object(Bucket=self.bucket, Key=key, Body=bytes(data))
+        self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}", Body=bytes(data))
 
     def get(self, key: str, into: memoryview) -> None:
-        body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+        body = self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}")["Body"]
         if len(body.read()) != len(into):
             raise OSError("short read")

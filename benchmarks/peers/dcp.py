@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.meters import fsync_all
-from benchmarks.peers.base import Peer, Point, Samples, sample_indices
+from benchmarks.peers.base import Peer, Point, Samples
 
 
 class DistributedCheckpoint(Peer):
@@ -23,13 +23,13 @@ class DistributedCheckpoint(Peer):
         self._torch, self._dist, self._dcp = torch, dist, dcp
         self._point, self._path = point, f"{point.url}/dcp"
         self._state = {f"v{i}": torch.randn(point.element_count) for i in range(point.variable_count)}
-        self._samples = Samples()
+        self._samples = Samples(lambda: list(self._state.values()))
         self._future: Any = None
 
     def change(self) -> None:
         for value in self._state.values():
             value.mul_(1.5).add_(1.0)
-        self._samples.remember(self._values())
+        self._samples.remember()
 
     def save(self, round_number: int) -> None:
         self._future = self._dcp.async_save(self._state, checkpoint_id=self._path)
@@ -46,11 +46,7 @@ class DistributedCheckpoint(Peer):
         self._dcp.load(self._state, checkpoint_id=self._path)
 
     def check(self) -> None:
-        self._samples.compare(self._values())
+        self._samples.compare()
 
     def close(self) -> None:
         self._dist.destroy_process_group()
-
-    def _values(self) -> list[float]:
-        sampled = [self._state[f"v{i}"] for i in sample_indices(self._point.variable_count)]
-        return [float(value[place]) for value in sampled for place in (0, -1)]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.peers.base import Peer, Point
+from benchmarks.peers.base import Peer, Point, divided, each_at_once
 
 BLOCK_BYTES = 64 << 20
 
@@ -24,8 +23,7 @@ class Device(Peer):
 
     def __init__(self, point: Point) -> None:
         self._folder = point.url
-        whole, rest = divmod(point.size_bytes, BLOCK_BYTES)
-        self._sizes = [BLOCK_BYTES] * whole + ([-(-rest // 4096) * 4096] if rest else [])
+        self._sizes = divided(-(-point.size_bytes // 4096) * 4096, BLOCK_BYTES)
         self._buffers = [mmap.mmap(-1, max(self._sizes)) for _ in range(self.threads)]
         for buffer in self._buffers:
             np.frombuffer(buffer, np.uint8)[:] = 1
@@ -37,29 +35,18 @@ class Device(Peer):
             self._written,
             [f"{self._folder}/{round_number}-{i}" for i in range(len(self._sizes))],
         )
-        self._each(self._write)
+        each_at_once(self._sizes, self._buffers, self._write)
 
     def tidy(self) -> None:
         for path in self._old:
             os.unlink(path)
 
     def restore(self) -> None:
-        self._each(self._read)
+        each_at_once(self._sizes, self._buffers, self._read)
 
     def close(self) -> None:
         for path in self._written:
             os.unlink(path)
-
-    def _each(self, do: Callable[[int, memoryview], None]) -> None:
-        """Every thread has a buffer of its own."""
-
-        def run(thread: int) -> None:
-            view = memoryview(self._buffers[thread])
-            for i in range(thread, len(self._sizes), self.threads):
-                do(i, view[: self._sizes[i]])
-
-        with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(run, range(self.threads)))
 
     def _write(self, number: int, view: memoryview) -> None:
         with self._open(number, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:

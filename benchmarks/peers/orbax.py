@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.meters import fsync_all
-from benchmarks.peers.base import Peer, Point, Samples, sample_indices
+from benchmarks.peers.base import Peer, Point, Samples
 
 
 class OrbaxAsync(Peer):
@@ -26,11 +26,11 @@ class OrbaxAsync(Peer):
         self._spoil = jax.jit(lambda state: {name: jnp.zeros_like(value) for name, value in state.items()})
         self._abstract = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in self._state.items()}
         self._jax = jax
-        self._samples = Samples()
+        self._samples = Samples(lambda: list(self._state.values()))
 
     def change(self) -> None:
         self._state = self._jax.block_until_ready(self._change(self._state))
-        self._samples.remember(self._values())
+        self._samples.remember()
 
     def save(self, round_number: int) -> None:
         self._checkpointer.save(self._path, args=self._ocp.args.StandardSave(self._state), force=True)
@@ -47,12 +47,7 @@ class OrbaxAsync(Peer):
         self._state = self._jax.block_until_ready(restored)
 
     def check(self) -> None:
-        self._samples.compare(self._values())
+        self._samples.compare()
 
     def close(self) -> None:
         self._checkpointer.close()
-
-    def _values(self) -> list[float]:
-        names = list(self._state)
-        sampled = [self._state[names[i]] for i in sample_indices(self._point.variable_count)]
-        return [float(value[place]) for value in sampled for place in (0, -1)]

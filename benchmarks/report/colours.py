@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.report.comparisons import NO_SAVES, is_ours
+from benchmarks.experiments import NO_SAVES
+from benchmarks.report.comparisons import is_ours
 from benchmarks.results import Run
 
 OURS = "#D55E00"

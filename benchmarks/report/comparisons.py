@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.experiments import NO_SAVES
 from benchmarks.results import Result, Run, Stat
 
 MIB, GIB = 2**20, 2**30
 OURS = "ckptflow"
-NO_SAVES = "no saves"  # the training that the others of its experiment are compared with
 # Where the first save of a job costs more than those after it, which a median would hide.
 FIRST_TOLD = ("blocked_s", "peak_save_bytes", "peak_restore_bytes")
 _CLIENTS = {"ckptflow, fast": "obstore alone", "ckptflow, s3fs": "s3fs alone", "ckptflow, gcsfs": "gcsfs alone"}

@@ -96,7 +96,7 @@ def curves(results: Sequence[Result], measure: Measure, scale: Scale, colours: M
                 name=plain(peer),
                 x=places,
                 y=[stat.median if stat else None for stat in stats],
-                error_y={"type": "data", "symmetric": False, "width": 3, "thickness": 1, **_spread(stats)},
+                error_y=_spread(stats),
                 mode="lines+markers",
                 line={"color": colours[peer], "dash": "dot" if is_limit else "solid", "width": 3 if i == 0 else 2},
                 marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 8},
@@ -133,17 +133,14 @@ def _bars(
 ) -> go.Bar:
     return go.Bar(
         orientation="h",
-        name=plain(measure.title),
         y=labels,
         x=[stat.median if stat else None for stat in stats],
-        error_x={"type": "data", "symmetric": False, "width": 3, "thickness": 1, **_spread(stats)},
         marker={
             "color": [colours[result.peer] for result in comparison.results],
             "opacity": 0.45 if is_pale else 1,
             "pattern": {"shape": ["/" if result.is_limit else "" for result in comparison.results], "size": 6},
         },
-        hovertext=_hovers(comparison, labels, measure, stats),
-        hoverinfo="text",
+        **_told(comparison, measure, stats),
     )
 
 
@@ -158,10 +155,8 @@ def _points(
 ) -> go.Scatter:
     return go.Scatter(
         mode="markers",
-        name=plain(measure.title),
         y=labels,
         x=[stat.median if stat and stat.median > 0 else None for stat in stats],
-        error_x={"type": "data", "symmetric": False, "width": 3, "thickness": 1, **_spread(stats)},
         marker={
             "color": [colours[result.peer] for result in comparison.results],
             "symbol": [
@@ -171,8 +166,7 @@ def _points(
             "size": 12,
             "line": {"width": 2 if is_pale else 0},
         },
-        hovertext=_hovers(comparison, labels, measure, stats),
-        hoverinfo="text",
+        **_told(comparison, measure, stats),
     )
 
 
@@ -237,9 +231,24 @@ def _layout(row_count: float) -> dict[str, Any]:
     }
 
 
-def _spread(stats: Sequence[Stat | None]) -> dict[str, list[float]]:
-    """From the lowest round to the highest."""
+def _told(comparison: Comparison, measure: Measure, stats: Sequence[Stat | None]) -> dict[str, Any]:
+    """What bars and points say alike: their name, the range of the rounds, and what is read when pointed at."""
+    rows = zip(comparison.results, stats, strict=True)
     return {
+        "name": plain(measure.title),
+        "error_x": _spread(stats),
+        "hovertext": [_hover(result, "", measure, stat) if stat else "" for result, stat in rows],
+        "hoverinfo": "text",
+    }
+
+
+def _spread(stats: Sequence[Stat | None]) -> dict[str, Any]:
+    """A whisker from the lowest round to the highest."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "width": 3,
+        "thickness": 1,
         "array": [stat.high - stat.median if stat else 0 for stat in stats],
         "arrayminus": [stat.median - stat.low if stat else 0 for stat in stats],
     }
@@ -262,11 +271,6 @@ def _range(stats: Sequence[Stat], is_log: bool, words_share: float) -> list[floa
 
 def _folded(label: str) -> str:
     return "<br>".join(plain(line) for line in textwrap.wrap(label, _LABEL_CHARACTERS)) or "(no name)"
-
-
-def _hovers(comparison: Comparison, labels: list[str], measure: Measure, stats: list[Stat | None]) -> list[str]:
-    rows = zip(comparison.results, labels, stats, strict=True)
-    return [_hover(result, "", measure, stat) if stat else "" for result, _, stat in rows]
 
 
 def _hover(result: Result, place: str, measure: Measure, stat: Stat) -> str:

@@ -13,6 +13,11 @@ _CONCURRENCIES = {False: (1, 2, 4), True: (1, 4, 8, 16, 32)}
 _SHARD_MIB = {False: (16, 64, 128), True: (16, 32, 64, 128)}
 
 
+def whole_tensors(size_bytes: int) -> int:
+    """The bytes of as many tensors as hold so much."""
+    return -(-size_bytes // TENSOR_BYTES) * TENSOR_BYTES
+
+
 @dataclass(frozen=True, order=True, slots=True)
 class Setting:
     """What is adjustable: how many shards are under way at once, and how long each is at most."""
@@ -32,7 +37,7 @@ class Rates:
 
     ours: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
-    cpu_s_per_gib: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
 
     @property
     def bytes_per_s(self) -> float:
@@ -41,6 +46,10 @@ class Rates:
     @property
     def raw_bytes_per_s(self) -> float:
         return median(self.raw)
+
+    @property
+    def cpu_s_per_gib(self) -> float:
+        return median(self.cpu_s)
 
     @property
     def share_of_raw(self) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ckptflow.bench.grid import TENSOR_BYTES, Point, Rates, Setting
+from ckptflow.bench.grid import TENSOR_BYTES, Point, Rates, Setting, whole_tensors
 from ckptflow.bench.state import RandomState, ReusedMemory
 from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.lineage import Held
@@ -23,6 +23,7 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Receipt, TensorRecord
 from ckptflow.format.spec import Wanted
 from ckptflow.storage.faults import redact
+from ckptflow.storage.local import PAGE_BYTES
 from ckptflow.storage.raw import RawClient, raw_client
 from ckptflow.storage.store import Store, local_path, open_store
 from ckptflow.transfer.buffers import BufferPool
@@ -31,7 +32,6 @@ from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.writer import write_shards
 
 FOLDER_PREFIX = "ckptflow-bench-"
-_PAGE = 4096
 _SMALL = bytes(2048)  # about a receipt
 _LATENCY_ROUNDS = 10
 _HELD = Held(1, "bench", "bench")
@@ -43,7 +43,6 @@ class Measured:
 
     url: str
     client: str
-    is_object_store: bool
     size_bytes: int
     latency_s: dict[str, float]
     points: list[Point]
@@ -106,7 +105,7 @@ def choose_size(store: Store, settings: Sequence[Setting], seconds: float) -> in
     passes = 3 * 4 * max(1, len(settings))  # save and restore, ours and raw
     least = max(max(setting.concurrency * setting.shard_bytes for setting in settings), 8 * TENSOR_BYTES)
     size_bytes = min(max(int(rate * seconds / passes), least), max(2**30, least))
-    return -(-size_bytes // TENSOR_BYTES) * TENSOR_BYTES
+    return whole_tensors(size_bytes)
 
 
 class Rounds:
@@ -117,8 +116,12 @@ class Rounds:
         self._raw: RawClient = raw_client(store)
         self._state = RandomState(size_bytes // TENSOR_BYTES)
         self._target = ReusedMemory()
-        self.client = self._raw.name
         self._number = 0
+
+    @property
+    def client(self) -> str:
+        """The raw client's name."""
+        return self._raw.name
 
     def run(self, point: Point) -> None:
         """One round of one setting: save and restore through ours, then through the raw client; all deleted again."""
@@ -134,7 +137,7 @@ class Rounds:
             self._timed(point.save, lambda: manifest.append(self._save(folder, plan, pool, setting)))
             self._timed(point.restore, lambda: self._restore(folder, manifest[0], pool, setting))
             # Whole pages, as direct writes need them; the odd bytes of the header's end are nothing to a network.
-            sizes = [shard.size_bytes // _PAGE * _PAGE for shard in plan.shards]
+            sizes = [shard.size_bytes // PAGE_BYTES * PAGE_BYTES for shard in plan.shards]
             names = [f"{folder}/raw-{i}" for i in range(len(sizes))]
             put, get = self._raw.put, self._raw.get
             put_s = _each(setting, pool, sizes, lambda i, view: put(names[i], view))
@@ -150,7 +153,7 @@ class Rounds:
         do()
         size_bytes = self._state.size_bytes
         rates.ours.append(size_bytes / (time.perf_counter() - start_s))
-        rates.cpu_s_per_gib.append((time.process_time() - cpu_s) / size_bytes * 2**30)
+        rates.cpu_s.append((time.process_time() - cpu_s) / size_bytes * 2**30)
 
     def _save(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, setting: Setting) -> Manifest:
         written = write_shards(self._store, folder, plan, self._state, pool, threads=setting.concurrency)
@@ -177,7 +180,7 @@ def _touch(pool: BufferPool) -> None:
     """Takes the memory before the clock runs, as a job that has saved once has it."""
     buffers = [pool.acquire() for _ in range(pool.count)]
     for buffer in buffers:
-        buffer.array[::_PAGE] = 1
+        buffer.array[::PAGE_BYTES] = 1
     for buffer in buffers:
         pool.release(buffer)
 

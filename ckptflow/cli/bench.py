@@ -86,7 +86,7 @@ def _measure(
     size_mib: int | None,
 ) -> Measured:
     from ckptflow.bench import measure
-    from ckptflow.bench.grid import TENSOR_BYTES, Point, settings
+    from ckptflow.bench.grid import Point, settings, whole_tensors
 
     deadline_s = time.monotonic() + seconds
     with measure.bench_folder(url, storage) as store, bar("measuring") as progress:
@@ -99,11 +99,7 @@ def _measure(
         )
         if not fitting:
             raise ValueError(f"--memory-mib {memory_bytes // _MIB} holds none of the settings to be tried")
-        size_bytes = (
-            -(-size_mib * _MIB // TENSOR_BYTES) * TENSOR_BYTES
-            if size_mib
-            else measure.choose_size(store, fitting, seconds)
-        )
+        size_bytes = whole_tensors(size_mib * _MIB) if size_mib else measure.choose_size(store, fitting, seconds)
         points = [Point(setting) for setting in fitting]
         rounds = measure.Rounds(store, size_bytes)
         progress.expect(_MAX_ROUNDS * len(points))
@@ -117,7 +113,6 @@ def _measure(
         return measure.Measured(
             url=url,
             client=rounds.client,
-            is_object_store=store.is_object_store,
             size_bytes=size_bytes,
             latency_s=latency_s,
             points=[point for point in points if point.rounds],
@@ -150,8 +145,6 @@ def _setting_json(setting: Setting) -> dict[str, Any]:
 
 
 def _point_json(point: Point) -> dict[str, Any]:
-    from statistics import median
-
     return {
         **_setting_json(point.setting),
         "rounds": point.rounds,
@@ -160,7 +153,7 @@ def _point_json(point: Point) -> dict[str, Any]:
                 "bytes_per_s": rates.bytes_per_s,
                 "raw_bytes_per_s": rates.raw_bytes_per_s,
                 "share_of_raw": rates.share_of_raw,
-                "cpu_s_per_gib": median(rates.cpu_s_per_gib),
+                "cpu_s_per_gib": rates.cpu_s_per_gib,
             }
             for name, rates in (("save", point.save), ("restore", point.restore))
         },
@@ -173,8 +166,6 @@ def _ordered(points: list[Point]) -> list[Point]:
 
 def render(measured: Measured, recommendation: Recommendation) -> None:
     """Prints what it cannot show, then a line for each setting, and last what to set."""
-    from statistics import median
-
     console = make_console()
     console.print("This cannot show:")
     for line in CANNOT_SHOW:
@@ -201,7 +192,7 @@ def render(measured: Measured, recommendation: Recommendation) -> None:
         for rates in (point.save, point.restore):
             cells += [f"{rates.bytes_per_s / _MIB:,.0f}", f"{rates.raw_bytes_per_s / _MIB:,.0f}"]
             cells += [f"{rates.share_of_raw:.0%}"]
-            cells += [f"{median(rates.cpu_s_per_gib):.2f}"] if rates is point.save else []
+            cells += [f"{rates.cpu_s_per_gib:.2f}"] if rates is point.save else []
         rows.append([*cells, str(point.rounds)])
         styles.append("bold green" if setting == recommendation.setting else "")
     _print(console, columns, rows, styles)

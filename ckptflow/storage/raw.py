@@ -18,7 +18,9 @@ from ckptflow.storage.wrappers import StoreWrapper
 class RawClient(Protocol):
     """Whole objects there and back. `data` and `into` are page-aligned and whole pages long."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Known for certain once something has been written."""
 
     def put(self, key: str, data: memoryview) -> None:
         """Writes one object, new or in another's place, and on a disk makes its bytes durable."""
@@ -43,20 +45,13 @@ class _Disk:
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
-        self._direct = os.O_DIRECT
-        os.makedirs(store._root, exist_ok=True)
-        probe = store._path("direct")
-        try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o666))
-        except OSError:
-            self._direct = 0
-        finally:
-            if os.path.exists(probe):
-                os.unlink(probe)
-        self.name = "direct writes + fsync" if self._direct else "buffered writes + fsync"
+
+    @property
+    def name(self) -> str:
+        return f"{'direct' if self._store._has_direct else 'buffered'} writes + fsync"
 
     def put(self, key: str, data: memoryview) -> None:
-        descriptor = os.open(self._store._path(key), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | self._direct, 0o666)
+        descriptor = self._store._open(self._store._path(key), os.O_WRONLY | os.O_CREAT, direct=True)
         try:
             if os.pwrite(descriptor, data, 0) != len(data):
                 raise OSError(f"{key}: a short write")
@@ -65,7 +60,7 @@ class _Disk:
             os.close(descriptor)
 
     def get(self, key: str, into: memoryview) -> None:
-        descriptor = os.open(self._store._path(key), os.O_RDONLY | os.O_CLOEXEC | self._direct)
+        descriptor = self._store._open(self._store._path(key), os.O_RDONLY, direct=True)
         try:
             if os.preadv(descriptor, [into], 0) != len(into):
                 raise OSError(f"{key}: a short read")

@@ -290,13 +290,13 @@ def _pack(
                 is_nearly_full = bool(current) and room < capacity // 8
                 head, tail = ([], [box]) if is_nearly_full else held.divide(box, max(room, 0), capacity // 16)
                 stack += [_Sized.of(held, part) for part in reversed(head[1:] + tail)]
-                fitting = [_Sized.of(held, part) for part in head[:1]]
+                fitting = piece._replace(box=head[0], size_bytes=held.size_bytes(head[0])) if head else None
             else:
-                fitting = [piece]
-            if fitting:
-                current.append((fitting[0].held, fitting[0].box))
-                used += piece.header_bytes + fitting[0].size_bytes
-                header += piece.header_bytes
+                fitting = piece
+            if fitting is not None:
+                current.append((fitting.held, fitting.box))
+                used += fitting.header_bytes + fitting.size_bytes
+                header += fitting.header_bytes
                 continue
             if not current:
                 raise ValueError(f"no shard of {shard_bytes:,} bytes can hold an element of {piece.held.name!r}")
