@@ -1,6 +1,6 @@
 """Save and restore, measured beside the limit and beside what else there is.
 
-    python -m benchmarks [--full] [--only size,objects] [--peers ckptflow,…] [--out bench-results/quick.json]
+    python -m benchmarks [--full] [--only size,objects] [--peers "ckptflow;raw device"] [--out bench-results/quick.json]
 
 Writes JSON, an HTML page and Chrome traces; prints tables. See docs/performance.md.
 """
@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -25,9 +25,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import experiments, machine, tables
-from benchmarks.experiments import Turns
-from benchmarks.results import FORMAT, Result, Run, Stat, Timeline, encode
+from benchmarks.experiments import MIB, Turns
+from benchmarks.results import FORMAT, Result, Run, Timeline, encode
 from benchmarks.turns import take_turns
+from benchmarks.workers import measure_workers
+from tests.servers import fake_gcs, seaweedfs
 
 # gcsfs asks the bucket's type over gRPC, and an emulator lets it hang for a minute.
 _ENV = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
@@ -36,11 +38,13 @@ CANNOT_SHOW = (
     "A network: servers run on this machine, on loopback, and share its cores with what is measured.",
     "GCS's speed: the server is an emulator in memory. Only that the path works, and what clients cost beside it.",
     "Several machines: up to four workers share these cores and this disk, so more of them are not faster here.",
+    "A disk that nobody caches: “cold” drops this machine's page cache, and a virtual disk's host keeps its own.",
     "Any other machine. Trust ratios within one run; single rounds on a shared disk differ by a factor of two.",
 )
 BIAS = (
     "We wrote it, and chose what is measured: many equal float32 variables that all change between saves.",
     "Ours fsyncs and checksums every byte; the others are fsynced by the benchmark, and check less.",
+    "On object storage, “durable” is what the server has acknowledged.",
     "TensorFlow, Keras, Orbax and PyTorch run with their defaults; somebody who knows them well may tune more.",
     "Orbax and PyTorch hold their own arrays: their figures compare whole ways of working, not one function.",
 )
@@ -50,49 +54,42 @@ def main() -> None:
     arguments = _arguments()
     console = Console(width=120)
     _say_first(console)
-    names = {name.strip() for name in arguments.only.split(",") if name.strip()}
-    points = [each for each in experiments.turns(is_full=arguments.full) if not names or each.experiment in names]
-    if arguments.rounds:
-        points = [replace(each, rounds=arguments.rounds) for each in points]
-    if arguments.size_mib:
-        points = [replace(each, size_bytes=int(arguments.size_mib * 2**20)) for each in points]
-        points = [each for number, each in enumerate(points) if each not in points[:number]]
-    counts: Sequence[int] = experiments.WORKERS[arguments.full] if not names or "workers" in names else ()
-    about = machine.describe(arguments.folder)
-    results: list[Result] = []
-    timelines: list[Timeline] = []
-    with _progress(console) as progress, tempfile.TemporaryDirectory(prefix="ckptflow-bench-logs-") as logs:
-        task = progress.add_task("", total=len(points) + len(counts))
-        for each in points:
-            progress.update(task, description=each.title)
-            results += run_turns(each, arguments.folder, logs, _chosen(arguments.peers))
-            progress.advance(task)
-        for count in counts:
-            progress.update(task, description=f"{count} worker(s)")
-            try:
-                from benchmarks.workers import measure_workers
-
-                size_bytes = int(arguments.size_mib * 2**20) or experiments.WORKERS_SIZE_BYTES
-                result, line = measure_workers(count, size_bytes, arguments.rounds or 5, arguments.folder)
-                results.append(result)
-                timelines.append(line)
-            except Exception as error:
-                traceback.print_exc()
-                results.append(_failed("workers", count, str(error)))
-            progress.advance(task)
+    counts: Sequence[int] = experiments.WORKERS[arguments.full] if "workers" in arguments.only else ()
+    points = _points(arguments)
     run = Run(
         format=FORMAT,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command="python -m benchmarks " + shlex.join(sys.argv[1:]),
-        machine=about,
+        machine=machine.describe(arguments.folder),
         cannot_show=CANNOT_SHOW,
         bias=BIAS,
-        results=tuple(results),
-        timelines=tuple(timelines),
+        results=(),
     )
+    with _progress(console) as progress, tempfile.TemporaryDirectory(prefix="ckptflow-bench-logs-") as logs:
+        task = progress.add_task("", total=len(points) + len(counts))
+
+        def found(*results: Result, timelines: Sequence[Timeline] = ()) -> None:
+            """Written at once: what was found outlives an end in the middle."""
+            nonlocal run
+            run = structs.replace(run, results=run.results + results, timelines=run.timelines + tuple(timelines))
+            _write_json(run, arguments.out)
+            progress.advance(task)
+
+        for each in points:
+            progress.update(task, description=each.title)
+            found(*run_turns(each, arguments.folder, logs, arguments.peers))
+        for count in counts:
+            progress.update(task, description=f"{count} worker(s)")
+            try:
+                size_bytes = int(arguments.size_mib * MIB) or experiments.WORKERS_SIZE_BYTES
+                result, line = measure_workers(count, size_bytes, arguments.rounds or 5, arguments.folder)
+                found(result, timelines=[line])
+            except Exception as error:
+                traceback.print_exc()
+                found(_failed("workers", count, str(error)))
     tables.print_run(console, run)
-    _write(console, run, arguments.out)
-    if any(result.error and result.peer.startswith("ckptflow") for result in results):
+    _write_pages(console, run, arguments.out)
+    if any(result.error and result.peer.startswith("ckptflow") for result in run.results):
         raise SystemExit(1)
 
 
@@ -100,6 +97,7 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
     """The results of one point; a server is started for it where it needs one."""
     chosen = {name: target for name, target in each.peers.items() if not peers or name in peers}
     skipped = [name for name in chosen if each.variable_count > experiments.MAX_VARIABLES.get(name, sys.maxsize)]
+    results: list[Result] = []
     with _place(each, folder) as (url, options):
         points = {
             name: {
@@ -112,38 +110,36 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
             }
             for number, name in enumerate(chosen)
         }
-        results: list[Result] = []
-        for group in _groups([name for name in chosen if name not in skipped], each):
+        groups = _groups([name for name in chosen if name not in skipped], each)
+        for group in groups:
             targets = {name: chosen[name] for name in group}
-            results += take_turns(each.experiment, targets, points, rounds=each.rounds, logs=logs, env=_ENV)
-    if each.experiment == "training":
-        results = with_slowdown(results)
+            found = take_turns(each.experiment, targets, points, rounds=each.rounds, logs=logs, env=_ENV)
+            results += found if len(groups) == 1 else [_not_beside(result) for result in found]
     reason = "not run: it takes minutes for a round with so many variables"
     return results + [_skipped(each, name, reason) for name in skipped]
 
 
-def with_slowdown(results: Sequence[Result]) -> list[Result]:
-    """How much longer a step takes with saves than without: 0.1 is a tenth."""
-    steps = {result.peer: result.measures["step_s"] for result in results if not result.error}
-    without = steps.get(experiments.NO_SAVES)
-    if without is None:
-        return list(results)
-
-    def slowdown(step: Stat) -> Stat:
-        return Stat(*(value / without.median - 1 for value in (step.median, step.low, step.high)))
-
-    return [
-        structs.replace(result, measures={**result.measures, "slowdown": slowdown(steps[result.peer])})
-        if result.peer in steps and result.peer != experiments.NO_SAVES
-        else result
-        for result in results
-    ]
+def _points(arguments: argparse.Namespace) -> list[Turns]:
+    """What is to be measured, each once."""
+    points = [each for each in experiments.turns(is_full=arguments.full) if each.experiment in arguments.only]
+    if arguments.rounds:
+        points = [replace(each, rounds=arguments.rounds) for each in points]
+    if arguments.size_mib:
+        points = [replace(each, size_bytes=int(arguments.size_mib * MIB)) for each in points]
+    points = [each for number, each in enumerate(points) if each not in points[:number]]
+    return [each for each in points if not arguments.peers or set(arguments.peers) & set(each.peers)]
 
 
 def _groups(names: list[str], each: Turns) -> list[list[str]]:
     """All at once, where the machine has the memory; else one after the other, each for itself."""
-    needed = len(names) * experiments.MEMORY_PER_PEER * each.size_bytes
+    holding = [name for name in names if name not in experiments.LIMITS]
+    needed = len(holding) * experiments.MEMORY_PER_PEER * each.size_bytes
     return [names] if needed < 0.9 * psutil.virtual_memory().available else [[name] for name in names]
+
+
+def _not_beside(result: Result) -> Result:
+    warning = "measured by itself, as the memory does not hold all of them: the disk may have been another by then"
+    return structs.replace(result, note=f"{warning}; {result.note}")
 
 
 @contextlib.contextmanager
@@ -153,9 +149,7 @@ def _place(each: Turns, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
         with tempfile.TemporaryDirectory(dir=os.path.abspath(folder), prefix="ckptflow-bench-") as place:
             yield place, {}
         return
-    from tests.servers import fake_gcs, seaweedfs
-
-    with seaweedfs() if each.storage == "s3" else fake_gcs() as server:
+    with seaweedfs(os.path.abspath(folder)) if each.storage == "s3" else fake_gcs() as server:
         server.make_bucket("bench")
         yield f"{'s3' if each.storage == 's3' else 'gs'}://bench", server.storage_options
 
@@ -166,10 +160,6 @@ def _failed(experiment: str, worker_count: int, error: str) -> Result:
 
 def _skipped(each: Turns, peer: str, why: str) -> Result:
     return Result(each.experiment, peer, each.storage, each.size_bytes, each.variable_count, 1, error=why)
-
-
-def _chosen(text: str) -> list[str]:
-    return [name.strip() for name in text.split(";") if name.strip()]
 
 
 def _say_first(console: Console) -> None:
@@ -188,13 +178,16 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-def _write(console: Console, run: Run, path: str) -> None:
+def _write_json(run: Run, path: str) -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "wb") as file:
         file.write(encode(run))
-    console.print(f"{path}: all figures")
+
+
+def _write_pages(console: Console, run: Run, path: str) -> None:
     from benchmarks.report import write_report, write_trace
 
+    console.print(f"{path}: all figures")
     base = path.removesuffix(".json")
     write_report(run, f"{base}.html")
     console.print(f"{base}.html: the report")
@@ -203,13 +196,30 @@ def _write(console: Console, run: Run, path: str) -> None:
         console.print(f"{base}-{number}.trace.json: {line.title}; open it in ui.perfetto.dev")
 
 
+def _names(allowed: Sequence[str], separator: str) -> Callable[[str], list[str]]:
+    """For argparse: some of `allowed`."""
+
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(separator) if name.strip()]
+        if unknown := [name for name in names if name not in allowed]:
+            raise argparse.ArgumentTypeError(f"no {unknown[0]!r} here; there are: {separator.join(allowed)}")
+        return names
+
+    return parse
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="all scales: hours, 24 GiB of memory, 60 GiB of disk")
-    parser.add_argument("--only", default="", help="experiments: size, variables, objects, training, workers")
-    parser.add_argument("--peers", default="", help="names as in the tables, separated by semicolons")
+    names = experiments.EXPERIMENTS
+    parser.add_argument(
+        "--only", type=_names(names, ","), default=list(names), help=f"some of {','.join(names)}", metavar="A,B"
+    )
+    parser.add_argument(
+        "--peers", type=_names(experiments.PEERS, ";"), default=[], help="names as in the tables", metavar="A;B"
+    )
     parser.add_argument("--rounds", type=int, default=0, help="instead of each experiment's own number")
     parser.add_argument("--size-mib", type=float, default=0, help="instead of each experiment's own size")
     parser.add_argument("--folder", default=".", help="on the disk to measure; what is written is removed")

@@ -11,8 +11,8 @@ SHARD_BYTES = 65 * MIB
 CONCURRENCY = 4
 
 LOCAL = {
-    "raw device": "benchmarks.peers.device:Device",
-    "raw device, two at once": "benchmarks.peers.device:DeviceTwice",
+    "raw device": "benchmarks.peers.clients:Device",
+    "raw device, two at once": "benchmarks.peers.clients:DeviceTwice",
     "ckptflow": "benchmarks.peers.ours:Ckptflow",
     "tf.train.Checkpoint": "benchmarks.peers.tensorflow:TrainCheckpoint",
     "tf.train.Checkpoint, async": "benchmarks.peers.tensorflow:AsyncTrainCheckpoint",
@@ -31,15 +31,14 @@ GCS = {
     "gcsfs alone": "benchmarks.peers.clients:Fsspec",
     "ckptflow, gcsfs": "benchmarks.peers.ours:CkptflowFsspec",
 }
-NO_SAVES = "no saves"  # the training that the others are compared with
+LIMITS = ("raw device", "raw device, two at once", "obstore alone", "s3fs alone", "boto3 alone", "gcsfs alone")
 TRAINING = {
-    NO_SAVES: "benchmarks.peers.training:Training",
     "ckptflow": "benchmarks.peers.training:TrainingWithCkptflow",
     "tf.train.Checkpoint, async": "benchmarks.peers.training:TrainingWithAsyncCheckpoint",
 }
 # Above these, a peer takes minutes for a round or more memory than a small machine has.
 MAX_VARIABLES = {"Keras ModelCheckpoint": 1000, "Orbax async": 1000, "PyTorch DCP async": 1000}
-MEMORY_PER_PEER = 2.5  # times the state, in the middle of a save
+MEMORY_PER_PEER = 2.5  # times the state, in the middle of a save; the limits hold a few buffers
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,15 @@ def turns(*, is_full: bool) -> list[Turns]:
     found += [Turns("variables", "local", count * 4096, count, rounds, {}) for count, rounds in counts.items()]
     settings = {"concurrency": CONCURRENCY, "shard_bytes": SHARD_BYTES, "memory_budget_bytes": 5 * SHARD_BYTES}
     found.append(Turns("objects", "s3", GIB, TENSOR_COUNT, 5 if is_full else 3, settings))
-    found.append(Turns("objects", "gcs", 256 * MIB if is_full else 64 * MIB, TENSOR_COUNT, 3, settings))
+    small = {"concurrency": CONCURRENCY, "shard_bytes": 17 * MIB, "memory_budget_bytes": 5 * 17 * MIB}
+    found.append(Turns("objects", "gcs", 256 * MIB if is_full else 64 * MIB, TENSOR_COUNT, 3, small))
     for threads in (1, 2):
         how = {"threads": threads, "batch": 24 * threads}
-        found.append(Turns("training", "local", GIB // 2, TENSOR_COUNT, 15 if is_full else 7, how))
+        found.append(Turns("training", "local", GIB // 2, TENSOR_COUNT, 41 if is_full else 15, how))
     return found
 
 
+EXPERIMENTS = ("size", "variables", "objects", "training", "workers")
+PEERS = tuple({**LOCAL, **S3, **GCS, **TRAINING})
 WORKERS = {False: (1, 2, 4), True: (1, 2, 3, 4)}
 WORKERS_SIZE_BYTES = GIB // 2

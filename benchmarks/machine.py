@@ -35,7 +35,7 @@ def one_line(machine: dict[str, Any]) -> str:
     gib = machine.get("memory_bytes", 0) / 2**30
     return (
         f"{machine.get('cpu')}, {machine.get('core_count')} cores, {gib:.0f} GiB, Linux {machine.get('kernel')}, "
-        f"{machine.get('file_system')}; load {machine.get('load_average')} at the start"
+        f"{str(machine.get('file_system')).partition(' (')[0]}; load {machine.get('load_average')} at the start"
     )
 
 
@@ -70,5 +70,5 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return done.stdout.strip()

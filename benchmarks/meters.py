@@ -16,7 +16,7 @@ def cpu_s() -> float:
 
 
 class Meter:
-    """Wall time, CPU and peak memory of what happens in the block; resident memory above what it was before."""
+    """Wall time, CPU and the peak of resident memory of what happens in the block."""
 
     wall_s = 0.0
     cpu_s = 0.0
@@ -35,12 +35,27 @@ def metered() -> Iterator[Meter]:
     """Measures the block. The kernel's high-water mark of this process is put back to where it is now."""
     with open("/proc/self/clear_refs", "w") as marks:
         marks.write("5")
-    before_bytes, cpu = _status_bytes("VmRSS"), cpu_s()
+    cpu = cpu_s()
     meter = Meter()
     yield meter
     meter.wall_s = meter.lap()
     meter.cpu_s = cpu_s() - cpu
-    meter.peak_bytes = max(0, _status_bytes("VmHWM") - before_bytes)
+    meter.peak_bytes = _status_bytes("VmHWM")
+
+
+class Memory:
+    """What this process held before it saved anything."""
+
+    _before_bytes: int | None = None
+
+    def begin(self) -> None:
+        """The first call counts, so that what a save takes and keeps is seen in every round after it."""
+        if self._before_bytes is None:
+            self._before_bytes = _status_bytes("VmRSS")
+
+    def above(self, peak_bytes: int) -> int:
+        assert self._before_bytes is not None  # `begin` has been called
+        return max(0, peak_bytes - self._before_bytes)
 
 
 def _status_bytes(field: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -94,6 +95,9 @@ def take_turns(
 ) -> list[Result]:
     """One result for each peer at its point, medians over `rounds` after one that warms up.
 
+    In every round each has its turn, in another order each time: what one leaves behind (dirty pages, a disk that is
+    still busy) does not always fall on the same other one.
+
     `peers` are targets by name ("package.module:Class"). What a peer leaves in a local folder is removed.
     """
     seats: list[Seat] = []
@@ -103,7 +107,7 @@ def take_turns(
             seats.append(Seat(peer, target, points[peer], log, env or {}))
             seats[-1].begin()  # one after the other: their starts would disturb no figure, but fill the memory
         for number in range(rounds + 1):
-            for seat in seats:
+            for seat in random.Random(number).sample(seats, len(seats)):
                 seat.round(number)
     finally:
         for seat in seats:

@@ -117,9 +117,12 @@ def _answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def seaweedfs() -> Iterator[Server]:
-    """A SeaweedFS with its S3 gateway; `S3_KEY` and `S3_SECRET` are the only credentials that it takes."""
-    folder = tempfile.mkdtemp(prefix="ckptflow-seaweedfs-")
+def seaweedfs(parent: str | None = None) -> Iterator[Server]:
+    """A SeaweedFS with its S3 gateway; `S3_KEY` and `S3_SECRET` are the only credentials that it takes.
+
+    Its data lie in `parent`, else where temporary files do.
+    """
+    folder = tempfile.mkdtemp(prefix="ckptflow-seaweedfs-", dir=parent)
     master, volume, filer, s3 = free_ports(4)
     identity = {"name": "test", "credentials": [{"accessKey": S3_KEY, "secretKey": S3_SECRET}], "actions": ["Admin"]}
     with open(os.path.join(folder, "s3.json"), "w") as config:

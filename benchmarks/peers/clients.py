@@ -1,4 +1,4 @@
-"""The limit on an object storage: the same bytes in objects of the same size, by the client alone."""
+"""The limits: the same bytes in pieces, straight to the disk or by an object storage's client alone."""
 
 from __future__ import annotations
 
@@ -8,28 +8,48 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.base import Peer, Point, divided, each_at_once
+from ckptflow.storage.raw import raw_client
+from ckptflow.storage.store import open_store
 
 
 class Client(Peer):
-    """Whole-object puts and gets, `concurrency` at once, from memory that is there; nothing is packed or checked."""
+    """Whole pieces there and back, several at once, from memory that is there; nothing is packed or checked."""
 
     is_limit = True
     note = "no tensors, no checksums of ours; what the client itself checks"
+    piece_bytes = 0  # 0: a shard of the point's settings
+    concurrency = 0  # 0: of the point's settings
 
     def __init__(self, point: Point) -> None:
-        size_bytes = min(point.settings["shard_bytes"], point.size_bytes)
-        self._sizes = divided(point.size_bytes, size_bytes)
-        self._buffers = [mmap.mmap(-1, size_bytes) for _ in range(point.settings["concurrency"])]
+        piece_bytes = min(self.piece_bytes or point.settings["shard_bytes"], -(-point.size_bytes // 4096) * 4096)
+        self._sizes = divided(-(-point.size_bytes // 4096) * 4096, piece_bytes)
+        concurrency = self.concurrency or point.settings["concurrency"]
+        self._buffers = [mmap.mmap(-1, piece_bytes) for _ in range(concurrency)]
         generator = np.random.default_rng(0)
         for buffer in self._buffers:
-            np.frombuffer(buffer, np.uint8)[:] = generator.integers(0, 256, size_bytes, np.uint8)
+            np.frombuffer(buffer, np.uint8)[:] = generator.integers(0, 256, piece_bytes, np.uint8)
+        self._store = open_store(point.url, {**point.options, **self.options()})
+        self._written: list[str] = []
+        self._old: list[str] = []
         self.connect(point)
 
     def save(self, round_number: int) -> None:
-        each_at_once(self._sizes, self._buffers, lambda i, data: self.put(str(i), data))
+        self._old, self._written = self._written, [f"{round_number}-{i}" for i in range(len(self._sizes))]
+        each_at_once(self._sizes, self._buffers, lambda i, data: self.put(self._written[i], data))
+
+    def tidy(self) -> None:
+        self._store.delete(self._old)
 
     def restore(self) -> None:
-        each_at_once(self._sizes, self._buffers, lambda i, into: self.get(str(i), into))
+        each_at_once(self._sizes, self._buffers, lambda i, into: self.get(self._written[i], into))
+
+    def close(self) -> None:
+        self._store.delete(self._written)
+        self._store.close()
+
+    def options(self) -> dict[str, Any]:
+        """Of the storage, beside the point's."""
+        return {}
 
     def connect(self, point: Point) -> None:
         raise NotImplementedError
@@ -38,33 +58,44 @@ class Client(Peer):
         raise NotImplementedError
 
     def get(self, key: str, into: memoryview) -> None:
-        """Reads the whole object."""
+        """Reads the whole piece."""
         raise NotImplementedError
 
 
 class Raw(Client):
     """The client below a store of ours, as `ckptflow bench` takes it."""
 
-    client: str
-
     def connect(self, point: Point) -> None:
-        from ckptflow.storage.raw import raw_client
-        from ckptflow.storage.store import open_store
-
-        raw = raw_client(open_store(point.url, {**point.options, "client": self.client}))
+        raw = raw_client(self._store)
         self.put, self.get = raw.put, raw.get  # type: ignore[method-assign]
+
+
+class Device(Raw):
+    """Files of 64 MiB, each fsynced, by direct I/O where the file system has it; one or two at once."""
+
+    note = "no tensors, no checksums; direct writes and fsync, buffered where the file system refuses direct ones"
+    piece_bytes = 64 << 20
+    concurrency = 1
+
+
+class DeviceTwice(Device):
+    """Two at once: some devices need that to show all they can."""
+
+    concurrency = 2
 
 
 class Obstore(Raw):
     """The Rust client of the extra `fast`."""
 
-    client = "obstore"
+    def options(self) -> dict[str, Any]:
+        return {"client": "obstore"}
 
 
 class Fsspec(Raw):
     """s3fs or gcsfs alone, by the URL. It wants bytes: a copy that ckptflow has to make as well."""
 
-    client = "fsspec"
+    def options(self) -> dict[str, Any]:
+        return {"client": "fsspec"}
 
 
 class Boto3(Client):

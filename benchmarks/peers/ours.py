@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.peers.base import Point
 from benchmarks.peers.tensorflow import OnVariables
+from ckptflow.storage.store import Store, open_store
+from ckptflow.testing import CountingStore
+
+
+class Counted(CountingStore):
+    """Counts requests, and the bytes that they carry there and back."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.sent: list[int] = []  # lists, as threads append to them safely
+        self.read: list[int] = []
+
+    def put(self, key: str, data: memoryview) -> None:
+        super().put(key, data)
+        self.sent.append(len(data))
+
+    def create(self, key: str, data: memoryview) -> None:
+        super().create(key, data)
+        self.sent.append(len(data))
+
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        read_bytes = super().get(key, into, start)
+        self.read.append(read_bytes)
+        return read_bytes
+
+    def clear(self) -> None:
+        for noted in (self.calls, self.sent, self.read):
+            noted.clear()
 
 
 class Ckptflow(OnVariables):
@@ -17,14 +46,12 @@ class Ckptflow(OnVariables):
     def __init__(self, point: Point) -> None:
         import ckptflow
         from ckptflow import manager
-        from ckptflow.storage.store import open_store
-        from ckptflow.testing import CountingStore
 
         super().__init__(point)
-        stores: list[Any] = []
+        stores: list[Counted] = []
 
-        def open_counted(url: str, storage_options: dict[str, Any] | None = None) -> Any:
-            stores.append(CountingStore(open_store(url, storage_options)))
+        def open_counted(url: str, storage_options: dict[str, Any] | None = None) -> Store:
+            stores.append(Counted(open_store(url, storage_options)))
             return stores[-1]
 
         vars(manager)["open_store"] = open_counted  # requests are counted where the manager makes them
@@ -38,10 +65,11 @@ class Ckptflow(OnVariables):
         )
         self._store = stores[0]
         self._pending: Any = None
+        self._saved: Sequence[int] = (0, 0)
         self._manager.restore_latest()
 
     def save(self, round_number: int) -> None:
-        self._store.calls.clear()
+        self._store.clear()
         self._pending = self._manager.save(round_number)
 
     def finish(self) -> None:
@@ -49,20 +77,23 @@ class Ckptflow(OnVariables):
 
     def tidy(self) -> None:
         self._manager.wait()
-        self._saved = self._count()
+        self._saved = (len(self._store.calls), sum(self._store.sent))
 
     def restore(self) -> None:
-        self._store.calls.clear()
+        self._store.clear()
         self._manager.restore_latest()
 
     def counters(self) -> dict[str, float]:
-        return {"save_requests": self._saved, "restore_requests": self._count()}
+        requests, sent_bytes = self._saved
+        return {
+            "save_requests": requests,
+            "save_sent_bytes": sent_bytes,
+            "restore_requests": len(self._store.calls),
+            "restore_read_bytes": sum(self._store.read),
+        }
 
     def close(self) -> None:
         self._manager.close()
-
-    def _count(self) -> int:
-        return len(self._store.calls)
 
 
 class CkptflowFast(Ckptflow):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from benchmarks.meters import fsync_all
-from benchmarks.peers.base import Peer, Point, Samples
+from benchmarks.peers.base import Digests, Peer, Places, Point
 
 
 class Variables:
@@ -17,19 +18,19 @@ class Variables:
         self.module = tf.Module()
         count = point.variable_count
         self.module.v = [tf.Variable(tf.random.normal((point.element_count,))) for _ in range(count)]
-        self._samples = Samples(lambda: self.module.v)
+        self._digests = Digests(lambda: self.module.v)
 
     def change(self) -> None:
         for variable in self.module.v:
             variable.assign_add(variable * 0.5 + 1.0)
-        self._samples.remember()
+        self._digests.remember()
 
     def spoil(self) -> None:
         for variable in self.module.v:
             variable.assign(variable * 0.0)
 
     def check(self) -> None:
-        self._samples.compare()
+        self._digests.compare()
 
 
 class OnVariables(Peer):
@@ -60,16 +61,19 @@ class TrainCheckpoint(OnVariables):
 
         super().__init__(point)
         self.checkpoint = tf.train.Checkpoint(module=self.variables.module)
-        self._prefix = f"{point.url}/tf"
+        self._places = Places(point.url)
 
     def save(self, round_number: int) -> None:
-        self.checkpoint.write(self._prefix, options=self.options)
+        self.checkpoint.write(self._places.next(), options=self.options)
 
     def finish(self) -> None:
         fsync_all(self.point.url)
 
+    def tidy(self) -> None:
+        self._places.remove_old()
+
     def restore(self) -> None:
-        self.checkpoint.read(self._prefix).assert_consumed()
+        self.checkpoint.read(self._places.now).assert_consumed()
 
 
 class AsyncTrainCheckpoint(TrainCheckpoint):
@@ -104,30 +108,35 @@ class ModelCheckpoint(Peer):
                 return inputs
 
         self._point = point
-        self._path = f"{point.url}/model.weights.h5"
+        self._places = Places(point.url, ".weights.h5")
         self._model = keras.Sequential([Weights()])
         self._model.build((None, 1))
-        self._callback = keras.callbacks.ModelCheckpoint(self._path, save_weights_only=True)
+        path = f"{point.url}/{{epoch}}/state.weights.h5"
+        self._callback = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
         self._callback.set_model(self._model)
-        self._samples = Samples(lambda: self._model.variables)
+        self._digests = Digests(lambda: self._model.variables)
 
     def change(self) -> None:
         for variable in self._model.variables:
             variable.assign(variable * 1.5 + 1.0)
-        self._samples.remember()
+        self._digests.remember()
 
     def save(self, round_number: int) -> None:
-        self._callback.on_epoch_end(round_number, {})
+        os.makedirs(os.path.dirname(self._places.next()))
+        self._callback.on_epoch_end(round_number - 1, {})  # it counts from 1
 
     def finish(self) -> None:
         fsync_all(self._point.url)
+
+    def tidy(self) -> None:
+        self._places.remove_old()
 
     def spoil(self) -> None:
         for variable in self._model.variables:
             variable.assign(variable * 0.0)
 
     def restore(self) -> None:
-        self._model.load_weights(self._path)
+        self._model.load_weights(self._places.now)
 
     def check(self) -> None:
-        self._samples.compare()
+        self._digests.compare()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.experiments import NO_SAVES
 from benchmarks.report.comparisons import is_ours
 from benchmarks.results import Run
 
@@ -13,7 +12,7 @@ _PEERS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#CCBB44", "#8C6BB1", "#6E
 
 
 def colours(run: Run) -> dict[str, str]:
-    """By peer: ours in the accent, limits and training without saves in grey, others by the order of the run."""
+    """By peer: ours in the accent, limits in grey, others by the order of the run."""
     found: dict[str, str] = {}
     other_count = 0
     for result in run.results:
@@ -21,7 +20,7 @@ def colours(run: Run) -> dict[str, str]:
             continue
         if is_ours(result):
             found[result.peer] = OURS
-        elif result.is_limit or result.peer == NO_SAVES:
+        elif result.is_limit:
             found[result.peer] = LIMIT
         else:
             found[result.peer] = _PEERS[other_count % len(_PEERS)]

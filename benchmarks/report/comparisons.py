@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.experiments import NO_SAVES
 from benchmarks.results import Result, Run, Stat
 
 MIB, GIB = 2**20, 2**30
@@ -54,11 +53,12 @@ MEASURES = (
     Measure("save_cpu_s", "CPU time of a save", "CPU-s"),
     Measure("peak_save_bytes", "Extra memory at the peak of a save", "MiB", 1 / MIB),
     Measure("restore_cold_s", "Restore, read from the disk", "s"),
-    Measure("restore_warm_s", "Restore, from the page cache", "s"),
+    Measure("restore_warm_s", "Restore, a second time", "s"),
     Measure("restore_cpu_s", "CPU time of a restore", "CPU-s"),
     Measure("peak_restore_bytes", "Extra memory at the peak of a restore", "MiB", 1 / MIB),
     Measure("slowdown", "Training slowed down by", "%", 100),
     Measure("step_s", "One training step, mean with saves", "ms", 1e3),
+    Measure("plain_step_s", "One training step without saves", "ms", 1e3),
     Measure("commit_after_last_shard_s", "From the last shard to the commit", "ms", 1e3),
     Measure("most_written_share", "Bytes of the worker with the most", "× an equal share"),
     Measure("least_written_share", "Bytes of the worker with the least", "× an equal share"),
@@ -129,12 +129,13 @@ class Comparison:
     def best_peer(self, measure: Measure) -> Result | None:
         """The one with the lowest figure that is neither ours nor a limit."""
         others = [result for result in self.results if not (is_ours(result) or result.is_limit)]
-        with_it = [result for result in others if measure.name in result.measures and result.peer != NO_SAVES]
-        return _best(with_it, measure)
+        return _best([result for result in others if measure.name in result.measures], measure)
 
     def _as_here(self, measure: Measure) -> Measure:
         if measure.name == "restore_warm_s" and self.storage != "local":
             return Measure(measure.name, "Restore", measure.unit)  # whatever the server caches, each peer finds it so
+        if measure.name == "durable_s" and self.storage != "local":
+            return Measure(measure.name, "Save, until the server has acknowledged it", measure.unit)
         if measure.unit != "CPU-s" or self.experiment not in ("size", "objects") or not self.size_bytes:
             return measure
         return Measure(measure.name, f"{measure.title}, by the GiB", "CPU-s/GiB", GIB / self.size_bytes)
@@ -165,8 +166,6 @@ def why_missing(result: Result, measure: Measure) -> str:
     """In a few words, for a bar that is not there."""
     if result.error:
         return result.error
-    if result.peer == NO_SAVES:
-        return "what the others are compared with"
     if result.is_limit and measure.name in ("blocked_s", "peak_save_bytes", "peak_restore_bytes"):
         return "does not apply: only moves the bytes"
     return "not measured"

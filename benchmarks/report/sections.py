@@ -72,7 +72,7 @@ _KNOWN = {
     "objects": ("Object storage", "Saves and restores beside the clients alone, at the same concurrency. " + _BARS),
     "training": (
         "Training while saving",
-        "Training steps while the state is saved every 15 of them. “no saves” is the same training without.",
+        "Training steps while the state is saved every 15 of them, beside 15 without in the same process, in turn.",
     ),
     "workers": (
         "Several workers",
@@ -110,7 +110,10 @@ def _bars(comparison: Comparison, colours: Mapping[str, str]) -> list[Plot]:
     for measure in measures:
         if len(pair) == 2 and measure.name in _PAIR:
             if measure is pair[0]:
-                words = "First, solid: from the disk (page cache dropped). Second, pale or open: from the page cache."
+                words = (
+                    "First, solid: from the disk (page cache dropped). Second, pale or open: once more, from the page "
+                    "cache where the peer reads through it; raw device and ckptflow read past it."
+                )
                 found.append(Plot("Restore, cold / warm", words, bars(comparison, pair, colours)))
             continue
         words = "◇ the first time in a job" if measure.name in FIRST_TOLD else ""

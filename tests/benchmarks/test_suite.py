@@ -6,13 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.__main__ import run_turns, with_slowdown
+from benchmarks import experiments
+from benchmarks.__main__ import _groups, run_turns
 from benchmarks.experiments import MIB, Turns
-from benchmarks.peers.base import Point
-from benchmarks.peers.device import Device
+from benchmarks.meters import Memory
+from benchmarks.peers.base import Digests, Peer, Places, Point
+from benchmarks.peers.clients import Device
+from benchmarks.process import do_round
 from benchmarks.results import Result, Stat, decode
 from benchmarks.turns import summarize, take_turns
 
@@ -21,13 +27,52 @@ LOCAL_MEASURES = {"durable_s", "save_cpu_s", "restore_cold_s", "restore_warm_s",
 TENSORFLOW_MEASURES = LOCAL_MEASURES | {"blocked_s", "peak_save_bytes", "peak_restore_bytes"}
 
 
-class Liar(Device):
-    """Restores, and other values are there than were saved."""
+class Honest(Peer):
+    """Saves a copy in memory."""
 
-    is_limit = False
+    def __init__(self, point: Point) -> None:
+        self.state = [np.zeros(1000, np.float32) for _ in range(4)]
+        self.saved = self.state
+        self.digests = Digests(lambda: self.state)
+
+    def change(self) -> None:
+        for value in self.state:
+            value += 1
+        self.digests.remember()
+
+    def save(self, round_number: int) -> None:
+        self.saved = [value.copy() for value in self.state]
+
+    def spoil(self) -> None:
+        for value in self.state:
+            value[:] = 0
+
+    def restore(self) -> None:
+        self.state = [value.copy() for value in self.saved]
 
     def check(self) -> None:
-        raise AssertionError("the restored values are not the saved ones: [1.0] for [2.0]")
+        self.digests.compare()
+
+
+class Liar(Honest):
+    """One value in the middle comes back as another."""
+
+    def restore(self) -> None:
+        super().restore()
+        self.state[2][500] = np.nextafter(self.state[2][500], np.float32(9))
+
+
+class Unproven(Honest):
+    """All its rounds are well, and what it shows at the end is not."""
+
+    def measure(self, number: int) -> dict[str, float]:
+        return {"step_s": 1.0}
+
+    def prove(self) -> None:
+        self.change()
+        self.check()
+        self.spoil()
+        self.check()
 
 
 class Dying(Device):
@@ -54,8 +99,11 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     for result in run.results:
         assert (result.error, result.rounds, result.size_bytes) == ("", 2, 2 * MIB)
         expected = LOCAL_MEASURES if result.is_limit else TENSORFLOW_MEASURES
+        assert result.is_limit == (result.peer in experiments.LIMITS)
         if result.peer == "ckptflow":
-            expected = expected | {"save_requests", "restore_requests"}
+            expected = expected | {"save_requests", "restore_requests", "save_sent_bytes", "restore_read_bytes"}
+            assert 2 * MIB < result.measures["save_sent_bytes"].median < 2.1 * MIB
+            assert 2 * MIB < result.measures["restore_read_bytes"].median < 2.1 * MIB
             # a shard, a receipt, a manifest; the fence, and the root to prune by
             assert result.measures["save_requests"].low >= 5
         assert set(result.measures) == expected
@@ -71,7 +119,14 @@ def _take(tmp_path: Path, name: str) -> Result:
     return take_turns("size", {name: target}, points, rounds=2, logs=str(tmp_path))[0]
 
 
-@pytest.mark.parametrize(("name", "why"), [("Liar", "are not the saved ones"), ("Dying", "its process ended")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Liar", "1 of 4 restored variables are not the saved ones: [2]"),
+        ("Unproven", "4 of 4 restored variables are not the saved ones"),
+        ("Dying", "its process ended"),
+    ],
+)
 def test_what_went_wrong_is_an_error_and_no_figure(tmp_path: Path, name: str, why: str) -> None:
     result = _take(tmp_path, name)
     assert why in result.error
@@ -90,6 +145,12 @@ def test_the_device_takes_all_the_bytes_there_and_back(tmp_path: Path) -> None:
     device.save(0)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 65 * MIB + 8192  # whole pages
     device.restore()
+    device.save(1)
+    device.tidy()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "1-0",
+        "1-1",
+    }  # new files; the old ones go outside of the save
     device.close()
     assert not list(tmp_path.iterdir())
 
@@ -99,14 +160,54 @@ def test_the_first_round_is_told_apart_and_not_counted() -> None:
     assert stats == {"blocked_s": Stat(2.0, 1.0, 3.0, 9.0)}
 
 
-def test_slowdown_is_against_training_without_saves() -> None:
-    results = [
-        Result("training", peer, "local", MIB, 4, 1, measures={"step_s": Stat(step, step, 2 * step)})
-        for peer, step in (("no saves", 1.0), ("ckptflow", 1.25))
-    ]
-    without, ours = with_slowdown(results)
-    assert "slowdown" not in without.measures
-    assert ours.measures["slowdown"] == Stat(0.25, 0.25, 1.5)
+def test_memory_counts_from_before_the_first_save() -> None:
+    """A pool that is taken once and kept is seen in every round."""
+    kept: list[np.ndarray[Any, Any]] = []
+
+    class Keeping(Honest):
+        def save(self, round_number: int) -> None:
+            super().save(round_number)
+            if not kept:
+                kept.append(np.ones(64 * MIB, np.uint8))
+
+    point, memory = Point("", MIB, 4, storage="memory"), Memory()
+    peer = Keeping(point)
+    peaks = [do_round(peer, point, number, memory)["peak_save_bytes"] for number in range(3)]
+    assert all(60 * MIB < peak < 80 * MIB for peak in peaks)
+
+
+def test_a_save_leaves_one_place(tmp_path: Path) -> None:
+    places = Places(str(tmp_path), ".h5")
+    for _ in range(3):
+        os.makedirs(os.path.dirname(places.next()))
+        Path(places.now).write_text("saved")
+        places.remove_old()
+    assert [str(path) for path in tmp_path.rglob("*.h5")] == [places.now]
+
+
+@pytest.mark.parametrize("option", [["--only", "sizes"], ["--peers", "raw device,ckptflow"]])
+def test_what_is_not_there_is_an_error(option: list[str]) -> None:
+    command = [sys.executable, "-m", "benchmarks", *option]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert f"no '{option[1]}' here; there are: " in done.stderr
+
+
+def test_peers_that_memory_does_not_hold_together_take_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = Turns("size", "local", 1024 * MIB, 64, 1, {})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=6 * 1024 * MIB))
+    names = ["raw device", "raw device, two at once", "ckptflow", "tf.train.Checkpoint"]
+    assert _groups(names, point) == [names]
+    names.append("Orbax async")
+    assert _groups(names, point) == [[name] for name in names]
+
+
+@pytest.mark.parametrize("name", list(experiments.TRAINING))
+def test_training_is_measured_with_saves_and_without(tmp_path: Path, name: str) -> None:
+    point = Turns("training", "local", MIB, 4, 2, {"threads": 1, "batch": 4})
+    (result,) = run_turns(point, str(tmp_path), str(tmp_path), [name])
+    assert result.error == ""
+    assert set(result.measures) == {"step_s", "plain_step_s", "slowdown", "blocked_s"}
 
 
 def test_what_would_take_too_long_is_named(tmp_path: Path) -> None:
