@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import time
@@ -16,7 +17,7 @@ def cpu_s() -> float:
 
 
 class Meter:
-    """Wall time, CPU and the peak of resident memory of what happens in the block."""
+    """Wall time, CPU and the peak of resident memory during the block."""
 
     wall_s = 0.0
     cpu_s = 0.0
@@ -43,19 +44,10 @@ def metered() -> Iterator[Meter]:
     meter.peak_bytes = _status_bytes("VmHWM")
 
 
-class Memory:
-    """What this process held before it saved anything."""
-
-    _before_bytes: int | None = None
-
-    def begin(self) -> None:
-        """The first call counts, so that what a save takes and keeps is seen in every round after it."""
-        if self._before_bytes is None:
-            self._before_bytes = _status_bytes("VmRSS")
-
-    def above(self, peak_bytes: int) -> int:
-        assert self._before_bytes is not None  # `begin` has been called
-        return max(0, peak_bytes - self._before_bytes)
+def resident_bytes() -> int:
+    """What this process holds, once it has given back what it has freed: glibc keeps that otherwise."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status_bytes("VmRSS")
 
 
 def _status_bytes(field: str) -> int:

@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from benchmarks.meters import Memory, drop_from_page_cache, metered
+from benchmarks.meters import drop_from_page_cache, metered, resident_bytes
 from benchmarks.peers.base import Peer, Point
 
 
@@ -31,58 +31,50 @@ def main() -> None:
     def answer(**what: Any) -> None:
         print(json.dumps(what), file=answers, flush=True)
 
-    memory = Memory()
     answer(note=peer.note, is_limit=peer.is_limit)
     for line in sys.stdin:
         if line.strip() == "close":
             break
-        answer(**do_round(peer, point, int(line), memory))
+        answer(**do_round(peer, point, int(line)))
     peer.prove()
     peer.close()
     answer()
 
 
-def do_round(peer: Peer, point: Point, number: int, memory: Memory) -> dict[str, float]:
+def do_round(peer: Peer, point: Point, number: int) -> dict[str, float]:
     """Change, save, spoil, restore from cold and from warm, and check. A peer that measures by itself does so.
 
-    Memory is counted above what the process held before its first save: the model, and no pool or copy of anything.
+    Memory is looked at in the first round alone, the one that warms up. Later a process keeps what it has freed, so
+    that a save would be charged for the restore before it.
     """
     if (found := peer.measure(number)) is not None:
         return found
     peer.change()
-    memory.begin()
+    is_first = number == 0
+    before_bytes = resident_bytes() if is_first else 0
     with metered() as save:
         peer.save(number)
         blocked_s = save.lap()
         peer.finish()
+    measures: dict[str, float] = {"blocked_s": blocked_s, "durable_s": save.wall_s, "save_cpu_s": save.cpu_s}
+    if is_first:
+        measures["peak_save_bytes"] = save.peak_bytes - before_bytes
     peer.tidy()
-    peer.spoil()
-    measures: dict[str, float] = {
-        "blocked_s": blocked_s,
-        "durable_s": save.wall_s,
-        "save_cpu_s": save.cpu_s,
-        "peak_save_bytes": memory.above(save.peak_bytes),
-    }
-    if point.storage == "local":
-        drop_from_page_cache(point.url)
-        with metered() as cold:
+    for how in ("cold", "warm") if point.storage == "local" else ("warm",):
+        peer.spoil()
+        if how == "cold":
+            drop_from_page_cache(point.url)
+        if is_first:
+            resident_bytes()
+        with metered() as restore:
             peer.restore()
         peer.check()
-        peer.spoil()
-        measures |= {
-            "restore_cold_s": cold.wall_s,
-            "restore_cpu_s": cold.cpu_s,
-            "peak_restore_bytes": memory.above(cold.peak_bytes),
-        }
-    with metered() as warm:
-        peer.restore()
-    peer.check()
-    measures["restore_warm_s"] = warm.wall_s
-    if "restore_cpu_s" not in measures:
-        measures |= {"restore_cpu_s": warm.cpu_s, "peak_restore_bytes": memory.above(warm.peak_bytes)}
+        measures[f"restore_{how}_s"] = restore.wall_s
+        measures.setdefault("restore_cpu_s", restore.cpu_s)
+        if is_first:
+            measures.setdefault("peak_restore_bytes", restore.peak_bytes - before_bytes)
     if peer.is_limit:  # memory that it has once is no measure of anything, and it blocks nobody
-        for name in ("blocked_s", "peak_save_bytes", "peak_restore_bytes"):
-            del measures[name]
+        measures = {name: value for name, value in measures.items() if name != "blocked_s" and "peak" not in name}
     return {**measures, **peer.counters()}
 
 

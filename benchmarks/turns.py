@@ -135,10 +135,10 @@ def _result(experiment: str, seat: Seat, point: Mapping[str, Any]) -> Result:
 
 
 def summarize(rounds: Sequence[Mapping[str, float]]) -> dict[str, Stat]:
-    """Median, lowest and highest of each measure; the first round is told apart."""
+    """Median, lowest and highest of each measure; the first round is told apart, and alone has some."""
     first, counted = (rounds[0], rounds[1:]) if len(rounds) > 1 else ({}, rounds)
     found = {}
-    for name in counted[0] if counted else ():
-        values = [each[name] for each in counted if name in each]
+    for name in rounds[0] if rounds else ():
+        values = [each[name] for each in counted if name in each] or [first[name]]
         found[name] = Stat(statistics.median(values), min(values), max(values), first.get(name))
     return found

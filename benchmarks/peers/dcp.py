@@ -17,13 +17,13 @@ class DistributedCheckpoint(Peer):
         import torch
         import torch.distributed as dist
         import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.staging import BlockingAsyncStager
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
         store = dist.HashStore()
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         self._torch, self._dist, self._dcp = torch, dist, dcp
         self._point, self._places = point, Places(point.url)
-        self._stager = BlockingAsyncStager(cache_staged_state_dict=True)
+        self._stager = DefaultStager(StagingOptions(False, False, False, False))  # what is not for an accelerator
         self._state = {f"v{i}": torch.randn(point.element_count) for i in range(point.variable_count)}
         self._digests = Digests(lambda: list(self._state.values()))
         self._future: Any = None
