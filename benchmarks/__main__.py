@@ -115,7 +115,7 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
             targets = {name: chosen[name] for name in group}
             found = take_turns(each.experiment, targets, points, rounds=each.rounds, logs=logs, env=_ENV)
             results += found if len(groups) == 1 else [_not_beside(result) for result in found]
-    reason = "not run: it takes minutes for a round with so many variables"
+    reason = "not run: it takes more than a minute for a round with so many variables"
     return results + [_skipped(each, name, reason) for name in skipped]
 
 
