@@ -6,7 +6,9 @@ import contextlib
 import os
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -214,6 +216,74 @@ def test_a_create_whose_reply_is_lost(seaweedfs: Server, proxy: LossyProxy, clie
     store.put("shard", X)  # replaces itself
     assert proxy.dropped == 3
     assert sorted(entry.key for entry in store.list()) == ["once", "shard", "twice", "warm"]
+
+
+# ---- bodies that are not as they were announced
+
+
+@contextlib.contextmanager
+def s3_that_sends(status: int, body: bytes, announced: int) -> Iterator[str]:
+    """An S3 that answers every GET with `body`, whatever it was asked for, and says that `announced` bytes follow."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(announced))
+            self.send_header("Content-Range", f"bytes 0-{announced - 1}/{announced}")
+            self.send_header("ETag", '"1"')
+            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(body)
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(
+    ("status", "sent", "announced", "error"),
+    [
+        (206, 1000, 5000, StorageUnavailableError),  # cut off: worth another try
+        (206, 0, 5000, StorageUnavailableError),
+        (206, 6000, 6000, StorageError),  # more than was asked for
+        (200, 9000, 9000, StorageError),
+    ],
+)
+def test_a_body_of_another_length(client: str, status: int, sent: int, announced: int, error: type[Exception]) -> None:
+    with s3_that_sends(status, b"x" * sent, announced) as endpoint:
+        options = {"key": S3_KEY, "secret": S3_SECRET, "client_kwargs": {"endpoint_url": endpoint, "region_name": "x"}}
+        store = bare("s3://bucket/run", {**options, "client": client})
+        into = bytearray(8000)
+        with pytest.raises(error):
+            store.get("shard", memoryview(into)[:5000])
+        assert not any(into[5000:]), "bytes were written behind the end"
+        store.close()
+
+
+def test_what_s3fs_reads_is_held_once(seaweedfs: Server) -> None:
+    """Straight into the caller's memory: the body is never collected as a whole beside it."""
+    store = bare("s3://ckptflow-tests/once", s3_options(seaweedfs, "fsspec"))
+    size_bytes = 32 << 20
+    store.put("shard", memoryview(bytes(size_bytes)))
+    into = memoryview(bytearray(size_bytes))
+    store.get("shard", into)
+    tracemalloc.start()
+    try:
+        assert store.get("shard", into) == size_bytes
+        assert tracemalloc.get_traced_memory()[1] < size_bytes / 4
+    finally:
+        tracemalloc.stop()
 
 
 # ---- URLs, options and clients
