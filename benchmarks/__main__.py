@@ -107,6 +107,7 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
                 "storage": each.storage,
                 "options": options,
                 "settings": each.settings,
+                "restores": each.restores,
             }
             for number, name in enumerate(chosen)
         }

@@ -60,7 +60,7 @@ def do_round(peer: Peer, point: Point, number: int) -> dict[str, float]:
     if is_first:
         measures["peak_save_bytes"] = save.peak_bytes - before_bytes
     peer.tidy()
-    for how in ("cold", "warm") if point.storage == "local" else ("warm",):
+    for how in point.restores:
         peer.spoil()
         if how == "cold":
             drop_from_page_cache(point.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -51,14 +52,17 @@ class Seat:
 
     def end(self) -> None:
         """Closes the peer, and in any case ends its process."""
-        if not self.error:
-            self._tell("close")
-            self._answer()
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        try:
+            if not self.error:
+                self._tell("close")
+                self._answer()
+        finally:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):  # a line that nobody took
+                    assert pipe is not None
+                    pipe.close()
 
     def _tell(self, line: str) -> None:
         try:
@@ -72,8 +76,10 @@ class Seat:
         assert self._process.stdout is not None
         limit = threading.Timer(_LIMIT_S, self._process.kill)
         limit.start()
-        line = self._process.stdout.readline()
-        limit.cancel()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            limit.cancel()
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
@@ -109,6 +115,10 @@ def take_turns(
         for number in range(rounds + 1):
             for seat in random.Random(number).sample(seats, len(seats)):
                 seat.round(number)
+    except BaseException:
+        for seat in seats:
+            seat.error = "ended before its last round"  # nobody is waited for
+        raise
     finally:
         for seat in seats:
             seat.end()

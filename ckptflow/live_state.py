@@ -16,7 +16,7 @@ from ckptflow.format.words import some_of
 from ckptflow.spans import span
 from ckptflow.state.assign import Restore, match
 from ckptflow.state.build import build_missing
-from ckptflow.state.capture import Snapshot, capture, read_metrics
+from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
 from ckptflow.state.cluster import Cluster
 from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import is_checkpoint
@@ -118,6 +118,11 @@ class LiveState:
             snapshot.put_metrics(self._held_metrics)
         return snapshot
 
+    def prepare(self) -> None:
+        """Works out how to capture, so that the first save blocks no longer than the later ones."""
+        self.refresh()
+        prepare(self._tree)
+
     def hold_metrics(self) -> None:
         """From here on, until `release_metrics`, metrics are captured as they are now."""
         self.refresh()
@@ -126,13 +131,13 @@ class LiveState:
     def release_metrics(self) -> None:
         self._held_metrics = {}
 
-    def restore_metrics(self, store: Store, folder: Folder, pool: BufferPool) -> None:
+    def restore_metrics(self, store: Store, folder: Folder, pool: BufferPool, threads: int | None) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
         manifest = read_manifest(store, folder)
         self.refresh()
         restore = match(self._tree, manifest, partial=True)
         wanted = [piece for piece in restore.wanted if manifest.tensors[piece.tensor].metric]
-        read_tensors(store, folder, manifest, wanted, restore, pool)
+        read_tensors(store, folder, manifest, wanted, restore, pool, threads=threads)
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""

@@ -375,6 +375,7 @@ class CheckpointManager:
         self._last_step = start.restored.checkpoint.step if start.restored else -1
         if start.held is None:
             return
+        self._live.prepare()
         coordinator = None
         if self._cluster.is_chief:
             coordinator = Coordinator(

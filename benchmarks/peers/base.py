@@ -17,7 +17,8 @@ import numpy as np
 class Point:
     """Where on the scales a peer is measured. `url` is a folder of its own, on a disk or in a bucket.
 
-    `options` are the storage's, and `settings` what else a peer is told: concurrency, shard size.
+    `options` are the storage's, and `settings` what else a peer is told: concurrency, shard size. `restores` are those
+    of a round: "cold" with its files out of the page cache, "warm" as they are.
     """
 
     url: str
@@ -26,6 +27,7 @@ class Point:
     storage: str = "local"
     options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    restores: Sequence[str] = ("cold", "warm")
 
     @property
     def element_count(self) -> int:

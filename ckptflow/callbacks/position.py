@@ -156,7 +156,7 @@ class FitState(Trackable):  # type: ignore[misc]
 
         def read() -> tuple[int, ...]:
             if folder is not None:
-                manager._live.restore_metrics(manager._store, folder, manager._pool)
+                manager._live.restore_metrics(manager._store, folder, manager._pool, manager._concurrency)
             return ()
 
         manager._agree((READ_METRICS,), read)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks import experiments
@@ -20,6 +23,7 @@ from benchmarks.peers.clients import Device
 from benchmarks.process import do_round
 from benchmarks.results import Result, Stat, decode
 from benchmarks.turns import summarize, take_turns
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL_MEASURES = {"durable_s", "save_cpu_s", "restore_cold_s", "restore_warm_s", "restore_cpu_s"}
@@ -112,6 +116,21 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert left == {"results"}
 
 
+def test_an_interrupted_run_leaves_nothing_but_what_it_found(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--only", "size", "--rounds", "100000", "--size-mib", "1"]
+    command += ["--peers", "raw device", "--folder", str(tmp_path), "--out", str(out)]
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed)
+    until(lambda: list(tmp_path.glob("ckptflow-bench-*/0/*-0")), timeout_s=60)  # in the middle of a round
+    children = psutil.Process(run.pid).children()
+    assert children
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) != 0
+    assert not list(tmp_path.iterdir())
+    assert not any(child.is_running() for child in children)
+
+
 def _take(tmp_path: Path, name: str) -> Result:
     points = {name: {"url": f"{tmp_path}/place", "size_bytes": MIB, "variable_count": 4}}
     target = f"{__name__}:{name}"
@@ -175,7 +194,7 @@ def test_memory_is_that_of_the_first_save() -> None:
             if self.kept is None:
                 self.kept = np.ones(64 * MIB, np.uint8)
 
-    point = Point("", MIB, 4, storage="memory")
+    point = Point("", MIB, 4, storage="memory", restores=("warm",))
     peer = Keeping(point)
     rounds = [do_round(peer, point, number) for number in range(3)]
     assert ["peak_save_bytes" in each for each in rounds] == [True, False, False]
