@@ -37,7 +37,7 @@ TRAINING = {
     "tf.train.Checkpoint, async": "benchmarks.peers.training:TrainingWithAsyncCheckpoint",
 }
 # Above these, a peer takes more than a minute for a round, or more memory than a small machine has.
-MAX_VARIABLES = {"Keras ModelCheckpoint": 1000, "Orbax async": 10_000, "PyTorch DCP async": 20_000}
+MAX_VARIABLES = {"Keras ModelCheckpoint": 1000, "Orbax async": 10_000, "PyTorch DCP async": 10_000}
 MEMORY_PER_PEER = 2.5  # times the state, in the middle of a save; the limits hold a few buffers
 
 
@@ -83,7 +83,7 @@ def turns(*, is_full: bool) -> list[Turns]:
     found.append(Turns("objects", "gcs", 256 * MIB if is_full else 64 * MIB, TENSOR_COUNT, 3, small))
     for threads in (1, 2):
         how = {"threads": threads, "batch": 24 * threads}
-        found.append(Turns("training", "local", GIB // 2, TENSOR_COUNT, 41 if is_full else 15, how))
+        found.append(Turns("training", "local", GIB // 2, TENSOR_COUNT, 41 if is_full else 5, how))
     return found
 
 
