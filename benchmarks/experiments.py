@@ -75,7 +75,7 @@ def turns(*, is_full: bool) -> list[Turns]:
     if is_full:
         sizes |= {2 * GIB: 3, 4 * GIB: 3, 8 * GIB: 3}
     found += [Turns("size", "local", size, TENSOR_COUNT, rounds, {}) for size, rounds in sizes.items()]
-    counts = {10: 3, 1000: 3, 20_000: 2} if not is_full else {10: 7, 100: 7, 1000: 7, 10_000: 3, 20_000: 5, 100_000: 2}
+    counts = {1000: 3, 20_000: 3} if not is_full else {10: 7, 100: 7, 1000: 7, 10_000: 3, 20_000: 5, 100_000: 2}
     found += [Turns("variables", "local", count * 4096, count, rounds, {}) for count, rounds in counts.items()]
     settings = {"concurrency": CONCURRENCY, "shard_bytes": SHARD_BYTES, "memory_budget_bytes": 5 * SHARD_BYTES}
     found.append(Turns("objects", "s3", GIB, TENSOR_COUNT, 5 if is_full else 3, settings))

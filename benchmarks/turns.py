@@ -111,7 +111,8 @@ def take_turns(
         for peer, target in peers.items():
             log = os.path.join(logs, f"{len(seats)}.log")
             seats.append(Seat(peer, target, points[peer], log, env or {}))
-            seats[-1].begin()  # one after the other: their starts would disturb no figure, but fill the memory
+        for seat in seats:
+            seat.begin()  # all start together, and nothing is measured before the last is there
         for number in range(rounds + 1):
             for seat in random.Random(number).sample(seats, len(seats)):
                 seat.round(number)

@@ -30,6 +30,14 @@ class Setting:
         """The budget that it takes: one more shard is packed while the others are under way."""
         return (self.concurrency + 1) * self.shard_bytes
 
+    @property
+    def under_way_bytes(self) -> int:
+        """What a state has at least to have, for so many shards of that size to be under way at once."""
+        return self.concurrency * (self.shard_bytes - HEADER_ROOM_BYTES)
+
+    def __str__(self) -> str:
+        return f"{self.concurrency} at once of {self.shard_bytes // MIB} MiB"
+
 
 @dataclass(slots=True)
 class Rates:
@@ -38,6 +46,11 @@ class Rates:
     ours: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
+
+    @property
+    def spread(self) -> float:
+        """How far the rounds lie to either side of their median, as a part of it: what chance makes of the figure."""
+        return (max(self.ours) - min(self.ours)) / 2 / median(self.ours)
 
     @property
     def bytes_per_s(self) -> float:
@@ -83,8 +96,8 @@ def settings(
     """
     found = [
         Setting(concurrency, mib * MIB + HEADER_ROOM_BYTES)
-        for concurrency in concurrencies or _CONCURRENCIES[is_object_store]
-        for mib in shard_mib or _SHARD_MIB[is_object_store]
+        for concurrency in dict.fromkeys(concurrencies or _CONCURRENCIES[is_object_store])
+        for mib in dict.fromkeys(shard_mib or _SHARD_MIB[is_object_store])
     ]
     fitting = [setting for setting in found if setting.memory_bytes <= memory_bytes]
     middle = Setting(8 if is_object_store else 2, 64 * MIB + HEADER_ROOM_BYTES)

@@ -1,40 +1,20 @@
-"""Rounds of saves and restores through our own path and through the raw client, in turn, in a folder of their own."""
+"""The measurement as a whole: what is tried on a storage, for how long, and what was found."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
-from ckptflow.bench.grid import TENSOR_BYTES, Point, Rates, Setting, whole_tensors
-from ckptflow.bench.state import RandomState, ReusedMemory
-from ckptflow.commit.assembly import Draft, assemble
-from ckptflow.commit.lineage import Held
-from ckptflow.commit.resume import Start
-from ckptflow.errors import StorageError
-from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Manifest, Receipt, TensorRecord
-from ckptflow.format.spec import Wanted
-from ckptflow.storage.faults import redact
-from ckptflow.storage.local import PAGE_BYTES
-from ckptflow.storage.raw import RawClient, raw_client
-from ckptflow.storage.store import Store, local_path, open_store
-from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.plan import WorkerPlan, plan_shards
-from ckptflow.transfer.reader import read_tensors
-from ckptflow.transfer.writer import write_shards
+from ckptflow.bench.folder import bench_folder, free_bytes
+from ckptflow.bench.grid import MIB, TENSOR_BYTES, Point, Setting, settings, whole_tensors
+from ckptflow.bench.rounds import Rounds, latencies, save_rate
+from ckptflow.storage.faults import redact_url
 
-FOLDER_PREFIX = "ckptflow-bench-"
-_SMALL = bytes(2048)  # about a receipt
-_LATENCY_ROUNDS = 10
-_HELD = Held(1, "bench", "bench")
+MAX_ROUNDS = 3
+_PASSES = 4  # of a round over its bytes: save and restore, ours and raw
+_MAX_BYTES = 2**30
 
 
 @dataclass(slots=True)
@@ -49,153 +29,71 @@ class Measured:
     unmeasured: list[tuple[Setting, str]] = field(default_factory=list)
 
 
-@contextlib.contextmanager
-def bench_folder(url: str, storage_options: dict[str, Any]) -> Iterator[Store]:
-    """A store on a new folder in `url`; the folder, and whatever is in it, is gone afterwards."""
-    path = local_path(url)
-    is_new = path is not None and not os.path.exists(path)
-    name = FOLDER_PREFIX + secrets.token_hex(6)
-    store = open_store(f"{url.rstrip('/')}/{name}" if path is None else os.path.join(path, name), storage_options)
-    try:
-        yield store
-    finally:
-        with contextlib.suppress(Exception) if path is not None else contextlib.nullcontext():
-            store.delete([entry.key for entry in store.list()])
-        store.close()
-        if path is not None:
-            shutil.rmtree(os.path.join(path, name), ignore_errors=True)
-            if is_new:
-                with contextlib.suppress(OSError):
-                    os.rmdir(path)
+def measure(
+    url: str,
+    storage_options: dict[str, Any],
+    *,
+    seconds: float,
+    memory_bytes: int,
+    concurrencies: Sequence[int] = (),
+    shard_mib: Sequence[int] = (),
+    size_bytes: int | None = None,
+    tell: Callable[[str, int, int], None] = lambda doing, done, total: None,
+) -> Measured:
+    """Up to three rounds of each setting; none begins after `seconds`, but for the very first.
 
-
-def latencies(store: Store) -> dict[str, float]:
-    """The median time, in seconds, of what a commit is made of: creating, reading and listing something small."""
-    taken: dict[str, list[float]] = {"create": [], "get": [], "list": []}
-    buffer = memoryview(bytearray(len(_SMALL)))
-    for number in range(_LATENCY_ROUNDS):
-        key = f"small/{number}"
-        calls: dict[str, Callable[[], object]] = {
-            "create": lambda key=key: store.create(key, memoryview(_SMALL)),  # type: ignore[misc]
-            "get": lambda key=key: store.get(key, buffer),  # type: ignore[misc]
-            "list": lambda: store.list("small/"),
-        }
-        for name, call in calls.items():
-            start_s = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - start_s)
-    return {name: median(values) for name, values in taken.items()}
-
-
-def choose_size(store: Store, settings: Sequence[Setting], seconds: float) -> int:
-    """How many bytes a save has, so that three rounds of all settings fit the time; no more than 1 GiB.
-
-    At least enough for the most that is to be under way at once. Judged by writing four tensors.
+    Without `size_bytes`, a save is as large as lets every setting have one round in that time, 1 GiB at most, and
+    settings that have more than that under way at once are left out, unless they were asked for. `tell` hears what is
+    being done, and how many rounds of how many are. Raises ValueError, before anything large is written, where memory
+    or the disk's free space does not hold what is to be tried.
     """
-    state = RandomState(4)
-    pool = BufferPool(2 * TENSOR_BYTES + 2**17, TENSOR_BYTES + 2**16)
-    plan = plan_shards(state.specs, worker=0, world_size=1, shard_bytes=pool.buffer_bytes)
-    try:
-        start_s = time.perf_counter()
-        write_shards(store, Folder(0, 1), plan, state, pool)
-        rate = state.size_bytes / (time.perf_counter() - start_s)
-    finally:
-        pool.close()
-        store.delete([entry.key for entry in store.list()])
-    passes = 3 * 4 * max(1, len(settings))  # save and restore, ours and raw
-    least = max(max(setting.concurrency * setting.shard_bytes for setting in settings), 8 * TENSOR_BYTES)
-    size_bytes = min(max(int(rate * seconds / passes), least), max(2**30, least))
-    return whole_tensors(size_bytes)
-
-
-class Rounds:
-    """Measures settings one round after another, so that a storage that gets slower does so for all of them."""
-
-    def __init__(self, store: Store, size_bytes: int) -> None:
-        self._store = store
-        self._raw: RawClient = raw_client(store)
-        self._state = RandomState(size_bytes // TENSOR_BYTES)
-        self._target = ReusedMemory()
-        self._number = 0
-
-    @property
-    def client(self) -> str:
-        """The raw client's name."""
-        return self._raw.name
-
-    def run(self, point: Point) -> None:
-        """One round of one setting: save and restore through ours, then through the raw client; all deleted again."""
-        setting = point.setting
-        self._number += 1
-        self._state.next_round()
-        plan = plan_shards(self._state.specs, worker=0, world_size=1, shard_bytes=setting.shard_bytes)
-        pool = BufferPool(setting.memory_bytes, setting.shard_bytes)
-        folder = Folder(self._number, 1)
-        try:
-            _touch(pool)
-            manifest: list[Manifest] = []
-            self._timed(point.save, lambda: manifest.append(self._save(folder, plan, pool, setting)))
-            self._timed(point.restore, lambda: self._restore(folder, manifest[0], pool, setting))
-            # Whole pages, as direct writes need them; the odd bytes of the header's end are nothing to a network.
-            sizes = [shard.size_bytes // PAGE_BYTES * PAGE_BYTES for shard in plan.shards]
-            names = [f"{folder}/raw-{i}" for i in range(len(sizes))]
-            put, get = self._raw.put, self._raw.get
-            put_s = _each(setting, pool, sizes, lambda i, view: put(names[i], view))
-            get_s = _each(setting, pool, sizes, lambda i, view: get(names[i], view))
-            point.save.raw.append(sum(sizes) / put_s)
-            point.restore.raw.append(sum(sizes) / get_s)
-        finally:
-            pool.close()
-            self._store.delete([entry.key for entry in self._store.list(f"{folder}/")])
-
-    def _timed(self, rates: Rates, do: Callable[[], object]) -> None:
-        start_s, cpu_s = time.perf_counter(), time.process_time()
-        do()
-        size_bytes = self._state.size_bytes
-        rates.ours.append(size_bytes / (time.perf_counter() - start_s))
-        rates.cpu_s.append((time.process_time() - cpu_s) / size_bytes * 2**30)
-
-    def _save(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, setting: Setting) -> Manifest:
-        written = write_shards(self._store, folder, plan, self._state, pool, threads=setting.concurrency)
-        receipt = Receipt(
-            folder=str(folder),
-            writer_id=_HELD.writer_id,
-            worker=0,
-            world_size=1,
-            shards=written.shards,
-            slices=written.slices,
+    deadline_s = time.monotonic() + seconds
+    with bench_folder(url, storage_options) as store:
+        tell("how far away it is", 0, 1)
+        latency_s = latencies(store)
+        fitting, too_large = settings(
+            is_object_store=store.is_object_store,
+            memory_bytes=memory_bytes,
+            concurrencies=concurrencies,
+            shard_mib=shard_mib,
         )
-        tensors = tuple(
-            TensorRecord(name=spec.name, dtype=spec.dtype, shape=spec.shape, slices=()) for spec in self._state.specs
+        unmeasured = [(setting, f"it takes more than {memory_bytes // MIB} MiB of memory") for setting in too_large]
+        if not fitting:
+            raise ValueError(f"--memory-mib {memory_bytes // MIB} holds none of the settings to be tried")
+        if size_bytes is None:
+            tell("how fast it is", 0, 1)
+            rate = save_rate(store, seconds / 20)
+            size_bytes = _size(rate * seconds, fitting, free_bytes(url), is_asked=bool(concurrencies or shard_mib))
+            too_slow = [each for each in fitting if each.under_way_bytes > size_bytes]
+            unmeasured += [(each, f"{seconds:g} s are too short for it here") for each in too_slow]
+            fitting = [each for each in fitting if each not in too_slow]
+        size_bytes = whole_tensors(size_bytes)
+        _check_room(url, size_bytes)
+        points = [Point(setting) for setting in fitting]
+        rounds = Rounds(store, size_bytes)
+        turns = [point for _ in range(MAX_ROUNDS) for point in points]
+        for number, point in enumerate(turns):
+            if time.monotonic() < deadline_s or number == 0:
+                tell(str(point.setting), number, len(turns))
+                rounds.run(point)
+        unmeasured += [(point.setting, f"{seconds:g} s were over") for point in points if not point.rounds]
+        measured = [point for point in points if point.rounds]
+        return Measured(redact_url(url), rounds.client, size_bytes, latency_s, measured, unmeasured)
+
+
+def _size(bytes_in_time: float, fitting: Sequence[Setting], free: int | None, *, is_asked: bool) -> int:
+    """How many bytes a save has. At least the smallest setting has room; what was asked for has room as well."""
+    most = [each.under_way_bytes for each in fitting]
+    size_bytes = min(int(bytes_in_time / (_PASSES * len(fitting))), _MAX_BYTES)
+    if free is not None:
+        size_bytes = min(size_bytes, free // 3)  # ours and the raw client's are there together
+    return max(size_bytes, max(most) if is_asked else min(most), TENSOR_BYTES)
+
+
+def _check_room(url: str, size_bytes: int) -> None:
+    free = free_bytes(url)
+    if free is not None and free < 2.2 * size_bytes:
+        raise ValueError(
+            f"{url}: {free // MIB:,} MiB are free, and a round writes {2 * size_bytes // MIB:,} MiB: "
+            "give a smaller --size-mib, or another folder"
         )
-        draft = Draft(folder=folder, world_size=1, tensors=tensors)
-        return assemble(draft, [receipt], Start(_HELD), _HELD, self._store.url)
-
-    def _restore(self, folder: Folder, manifest: Manifest, pool: BufferPool, setting: Setting) -> None:
-        wanted = [Wanted(index) for index in range(len(manifest.tensors))]
-        read_tensors(self._store, folder, manifest, wanted, self._target, pool, threads=setting.concurrency)
-
-
-def _touch(pool: BufferPool) -> None:
-    """Takes the memory before the clock runs, as a job that has saved once has it."""
-    buffers = [pool.acquire() for _ in range(pool.count)]
-    for buffer in buffers:
-        buffer.array[::PAGE_BYTES] = 1
-    for buffer in buffers:
-        pool.release(buffer)
-
-
-def _each(setting: Setting, pool: BufferPool, sizes: Sequence[int], do: Callable[[int, memoryview], None]) -> float:
-    """The seconds that it takes to do it for each size, `concurrency` at once, from pooled memory."""
-
-    def one(number: int) -> None:
-        with pool.buffer() as buffer:
-            try:
-                do(number, buffer.view[: sizes[number]])
-            except Exception as error:  # whatever a client raises: nothing maps or retries it here
-                raise StorageError(f"the raw client failed: {redact(str(error))}") from None
-
-    start_s = time.perf_counter()
-    with ThreadPoolExecutor(setting.concurrency) as threads:
-        list(threads.map(one, range(len(sizes))))
-    return time.perf_counter() - start_s

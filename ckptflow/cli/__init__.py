@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -15,9 +18,23 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names are any Unicode; a terminal may not be
+    with _heeding_sigterm():
+        try:
+            app(args=args, prog_name="ckptflow")
+        except Exception as error:
+            if os.environ.get("CKPTFLOW_TRACEBACK"):
+                raise
+            sys.exit(report(error))
+
+
+@contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """In the block, SIGTERM leaves by SystemExit as Ctrl-C does by its own: what is half done is cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app(args=args, prog_name="ckptflow")
-    except Exception as error:
-        if os.environ.get("CKPTFLOW_TRACEBACK"):
-            raise
-        sys.exit(report(error))
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

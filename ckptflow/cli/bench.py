@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from ckptflow.bench.recommend import Recommendation
 
 _MIB = 2**20
-_MAX_ROUNDS = 3
 CANNOT_SHOW = (
     "one process on this machine: many workers share a storage's limits, and each has a network of its own",
     "bytes in host memory: a device's must come to the host first, and TensorFlow takes its own time",
@@ -58,17 +56,24 @@ def bench(
     Example:
       ckptflow bench s3://bucket/scratch
     """
+    from ckptflow.bench.measure import measure
     from ckptflow.bench.recommend import recommend
 
-    measured = _measure(
-        url,
-        storage_options(options, options_json),
-        seconds,
-        tuple(concurrency or ()),
-        tuple(shard_mib or ()),
-        memory_mib * _MIB,
-        size_mib,
-    )
+    with bar("measuring", is_long=True) as progress:
+
+        def tell(doing: str, done: int, total: int) -> None:
+            progress.say(f"measuring: {doing}", done, total)
+
+        measured = measure(
+            url,
+            storage_options(options, options_json),
+            seconds=seconds,
+            memory_bytes=memory_mib * _MIB,
+            concurrencies=concurrency or (),
+            shard_mib=shard_mib or (),
+            size_bytes=size_mib * _MIB if size_mib else None,
+            tell=tell,
+        )
     recommendation = recommend(measured.points)
     if as_json:
         print_json(to_json(measured, recommendation))
@@ -76,56 +81,10 @@ def bench(
         render(measured, recommendation)
 
 
-def _measure(
-    url: str,
-    storage: dict[str, Any],
-    seconds: float,
-    concurrencies: tuple[int, ...],
-    shard_mib: tuple[int, ...],
-    memory_bytes: int,
-    size_mib: int | None,
-) -> Measured:
-    from ckptflow.bench import measure
-    from ckptflow.bench.grid import Point, settings, whole_tensors
-
-    deadline_s = time.monotonic() + seconds
-    with measure.bench_folder(url, storage) as store, bar("measuring") as progress:
-        latency_s = measure.latencies(store)
-        fitting, too_large = settings(
-            is_object_store=store.is_object_store,
-            memory_bytes=memory_bytes,
-            concurrencies=concurrencies,
-            shard_mib=shard_mib,
-        )
-        if not fitting:
-            raise ValueError(f"--memory-mib {memory_bytes // _MIB} holds none of the settings to be tried")
-        size_bytes = whole_tensors(size_mib * _MIB) if size_mib else measure.choose_size(store, fitting, seconds)
-        points = [Point(setting) for setting in fitting]
-        rounds = measure.Rounds(store, size_bytes)
-        progress.expect(_MAX_ROUNDS * len(points))
-        for _ in range(_MAX_ROUNDS):
-            for point in points:
-                if time.monotonic() < deadline_s or not points[0].rounds:
-                    rounds.run(point)
-                    progress.advance(1)
-        unmeasured = [(setting, f"it takes more than {memory_bytes // _MIB} MiB of memory") for setting in too_large]
-        unmeasured += [(point.setting, f"{seconds:g} s were over") for point in points if not point.rounds]
-        return measure.Measured(
-            url=url,
-            client=rounds.client,
-            size_bytes=size_bytes,
-            latency_s=latency_s,
-            points=[point for point in points if point.rounds],
-            unmeasured=unmeasured,
-        )
-
-
 def to_json(measured: Measured, recommendation: Recommendation) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
-    from ckptflow.storage.faults import redact_url
-
     return {
-        "url": redact_url(measured.url),
+        "url": measured.url,
         "client": measured.client,
         "size_bytes": measured.size_bytes,
         "latency_s": measured.latency_s,
@@ -197,7 +156,7 @@ def render(measured: Measured, recommendation: Recommendation) -> None:
         styles.append("bold green" if setting == recommendation.setting else "")
     _print(console, columns, rows, styles)
     for setting, why in measured.unmeasured:
-        console.print(f"not measured: {setting.concurrency} at once of {setting.shard_bytes // _MIB} MiB: {why}")
+        console.print(f"not measured: {setting}: {why}")
     latency = ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in measured.latency_s.items())
     console.print(f"\nA small object: {latency}. A commit creates one and lists once or twice.")
     chosen = recommendation.setting

@@ -25,6 +25,7 @@ EXITS = {
     5: "written by a newer ckptflow: upgrade",
     70: "a bug in ckptflow: please report it",
     130: "interrupted",
+    143: "ended by SIGTERM",
 }
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first that fits

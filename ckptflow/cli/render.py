@@ -97,7 +97,7 @@ def print_table(
 class Bar:
     """A progress bar on stderr: none where that is no terminal, none for what is quickly done."""
 
-    def __init__(self, what: str, *, is_bytes: bool) -> None:
+    def __init__(self, what: str, *, is_bytes: bool, is_long: bool) -> None:
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -114,11 +114,17 @@ class Bar:
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task(what, total=None)
         self._start_s = time.monotonic()
-        self._is_shown = False
+        self._is_shown = is_long
+        if is_long:
+            self._progress.start()
 
     def expect(self, total: int) -> None:
         """So much there is to do in all."""
         self._progress.update(self._task, total=total)
+
+    def say(self, what: str, done: int, total: int) -> None:
+        """What is being done, and how far it is."""
+        self._progress.update(self._task, description=what, completed=done, total=total)
 
     def advance(self, amount: int) -> None:
         """So much more is done. From any thread."""
@@ -132,9 +138,9 @@ class Bar:
 
 
 @contextmanager
-def bar(what: str, *, is_bytes: bool = False) -> Iterator[Bar]:
-    """A bar that is gone when the block is left."""
-    shown = Bar(what, is_bytes=is_bytes)
+def bar(what: str, *, is_bytes: bool = False, is_long: bool = False) -> Iterator[Bar]:
+    """A bar that is gone when the block is left, and there at once for what is certain to be long."""
+    shown = Bar(what, is_bytes=is_bytes, is_long=is_long)
     try:
         yield shown
     finally:

@@ -53,8 +53,9 @@ class _Disk:
     def put(self, key: str, data: memoryview) -> None:
         descriptor = self._store._open(self._store._path(key), os.O_WRONLY | os.O_CREAT, direct=True)
         try:
-            if os.pwrite(descriptor, data, 0) != len(data):
-                raise OSError(f"{key}: a short write")
+            end = 0
+            while end < len(data):  # once, but where the disk is full: the second then says so
+                end += os.pwrite(descriptor, data[end:], end)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
