@@ -45,7 +45,6 @@ class LiveState:
         self._cluster = cluster
         self._shard_bytes = shard_bytes
         self._tree = self._walk()
-        self._plan: WorkerPlan | None = None
 
     def refresh(self) -> None:
         """Walks the objects again if anything was built, added or replaced since."""
@@ -53,12 +52,12 @@ class LiveState:
         has_others = list(map(id, objects.values())) != list(map(id, self._objects.values()))
         if has_others or list(objects) != list(self._objects) or self._tree.is_stale():
             self._objects = objects
-            self._tree, self._plan = self._walk(), None
+            self._tree = self._walk()
 
     def attach(self, name: str, obj: Any) -> None:
         """Makes `obj` part of what is captured, under a reserved name: a restore passes over it."""
         self.attached[name] = obj
-        self._tree, self._plan = self._walk(), None
+        self._tree = self._walk()
 
     def models(self) -> list[Any]:
         """The models of either Keras in the state."""
@@ -90,19 +89,21 @@ class LiveState:
         if len({v.numbers[1] for v in votes}) > 1:
             raise_differences(self._cluster, _describe(self._tree))
 
-    def plan(self) -> WorkerPlan:
-        """This worker's plan, made at the first save and after each change.
+    def plan(self, snapshot: Snapshot) -> WorkerPlan:
+        """This worker's plan for writing what was captured, made once for each tree.
 
-        Called in the background, by one save at a time; `refresh` is called only between saves.
+        Called in the background, by one save at a time. It is of the snapshot's own tree: what is built or attached
+        meanwhile, while a fit begins, must not move the places of what is held.
         """
-        if self._plan is None:
-            self._plan = plan_shards(
-                self._tree.specs,
+        plan: WorkerPlan | None = snapshot.cache.get("plan")
+        if plan is None:
+            plan = snapshot.cache["plan"] = plan_shards(
+                snapshot.specs,
                 worker=self._cluster.worker,
                 world_size=self._cluster.world_size,
                 shard_bytes=self._shard_bytes,
             )
-        return self._plan
+        return plan
 
     def capture(self, *, again: bool = False) -> Snapshot:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.

@@ -290,7 +290,7 @@ class CheckpointManager:
         self._calls[step] += 1
         self._last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])
-        job = Job(folder, snapshot, self._live.plan, metrics, metadata, prune)
+        job = Job(folder, snapshot, lambda: self._live.plan(snapshot), metrics, metadata, prune)
         future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
         return PendingCheckpoint(step, future, self._look_for(folder))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +26,7 @@ from ckptflow.format.layout import (
 from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, decode
 from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, read_small
+from ckptflow.threads import at_once
 
 _READERS = 8  # manifests read at once
 
@@ -210,9 +210,8 @@ class Summaries:
                 return None
 
         ordered = list(folders)
-        with ThreadPoolExecutor(_READERS) as threads:
-            found = zip(ordered, threads.map(read, ordered), strict=True)
-            return {folder: summary for folder, summary in found if summary is not None}
+        found = zip(ordered, at_once(_READERS, read, ordered), strict=True)
+        return {folder: summary for folder, summary in found if summary is not None}
 
     def read_ahead(self, folders: Iterable[Folder]) -> None:
         """Has those ready that are about to be asked for, where there are enough to be worth threads."""

@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, list_root, summarize
@@ -36,6 +35,7 @@ from ckptflow.format.manifest import (
 )
 from ckptflow.spans import span
 from ckptflow.storage.store import Store, read_small
+from ckptflow.threads import at_once
 
 logger = logging.getLogger("ckptflow")
 
@@ -191,8 +191,7 @@ class Coordinator:
         if len(workers) <= _READERS:
             read = [self._read_receipt(draft, worker) for worker in workers]
         else:
-            with ThreadPoolExecutor(_READERS) as threads:
-                read = list(threads.map(lambda worker: self._read_receipt(draft, worker), workers))
+            read = at_once(_READERS, lambda worker: self._read_receipt(draft, worker), workers)
         return [receipt for receipt in read if receipt is not None]
 
     def _read_receipt(self, draft: Draft, worker: int) -> Receipt | None:

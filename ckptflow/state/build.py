@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.errors import UsageError
+from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
 from ckptflow.state.configs import count_variables, is_built, owner_of
 from ckptflow.state.kinds import (
@@ -32,6 +33,7 @@ def build_missing(tree: Tree, models: dict[str, Any], strategy: Any = None) -> T
     tree of what is there then. `strategy` is the one that variables on parameter servers were made under. Raises
     `UsageError`, naming the call that is missing, for what cannot be built.
     """
+    models = _as_own(tree, models)
     for path, model in tree.models.items():
         described = models.get(path)
         if isinstance(described, dict) and described.get("kind") == "model":
@@ -45,6 +47,17 @@ def build_missing(tree: Tree, models: dict[str, Any], strategy: Any = None) -> T
         if _is_optimizer(described) and described.get("built") and not is_built(node.optimizer):
             _build_optimizer(path, node, described, tree, strategy)
     return _up_to_date(tree)
+
+
+def _as_own(tree: Tree, models: dict[str, Any]) -> dict[str, Any]:
+    """Models of `PerWorker` entries by this worker's own names: the chief described its own, and all are alike."""
+    found = dict(models)
+    for entry in tree.per_worker:
+        of_chief, own = own_name(entry, 0), own_name(entry, tree.worker)
+        for path, described in models.items():
+            if path == of_chief or path.startswith(f"{of_chief}/"):
+                found[own + path.removeprefix(of_chief)] = described
+    return found
 
 
 def _up_to_date(tree: Tree) -> Tree:

@@ -73,6 +73,11 @@ class Snapshot:
         """What is held, sorted by name."""
         return self._tree.specs
 
+    @property
+    def cache(self) -> dict[str, Any]:
+        """For what is prepared once for all snapshots of the same objects."""
+        return self._tree.cache
+
     def shape(self, index: int) -> tuple[int, ...]:
         """The captured shape of what is held (the spec's, but for a dynamic tensor)."""
         held = self._value(index)

@@ -10,7 +10,6 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,6 +25,7 @@ from ckptflow.storage.remote import (
     is_past_end,
 )
 from ckptflow.storage.store import Entry, Store, check_prefix
+from ckptflow.threads import at_once
 
 _log = logging.getLogger("ckptflow.storage")
 
@@ -120,8 +120,7 @@ class ObstoreStore(RemoteStore):
                 raise self._no_bucket("delete") from error
             return
         self._check_usable()
-        with ThreadPoolExecutor(min(8, len(paths))) as threads:
-            list(threads.map(self._delete_one, keys, paths))
+        at_once(8, lambda each: self._delete_one(*each), list(zip(keys, paths, strict=True)))
 
     def _write(self, key: str, data: memoryview, mode: Any) -> None:
         import obstore

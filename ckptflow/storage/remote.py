@@ -8,7 +8,6 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import MethodType
 from typing import Any
@@ -21,6 +20,7 @@ from ckptflow.errors import ObjectNotFoundError, StorageError, UsageError
 from ckptflow.storage import faults
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
+from ckptflow.threads import at_once
 
 _log = logging.getLogger("ckptflow.storage")
 
@@ -178,8 +178,7 @@ class FsspecStore(RemoteStore):
                     self._delete_s3(paths[first : first + _DELETE_BATCH])
             return
         self._check_usable()
-        with ThreadPoolExecutor(min(8, len(paths) or 1)) as threads:
-            list(threads.map(self._delete_one, keys, paths))
+        at_once(8, lambda each: self._delete_one(*each), list(zip(keys, paths, strict=True)))
 
     # ---- how each kind of file system is asked
 

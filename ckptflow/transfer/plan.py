@@ -108,7 +108,7 @@ class _Held:
         return boxes.volume(box[1]) * self.item_size_bytes
 
     def cut_for_other_meshes(self, box: Box) -> list[Box]:
-        """A large block in up to 64 slices: they are read whole, and another mesh may need a half or a third of it.
+        """A large block in about 64 slices: they are read whole, and another mesh may need a half or a third of it.
 
         Up to four side by side, where each still is long runs of bytes, so that the last axis can be divided anew, too.
         """

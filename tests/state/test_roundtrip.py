@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import pytest
 
+from ckptflow.state.build import build_missing
+from ckptflow.state.configs import describe
+from ckptflow.state.per_worker import PerWorker
+from ckptflow.state.tree import walk
 from tests.state import roundtrip
 from tests.state.cases import CASES
 from tests.state.cases_keras3 import OPTIMIZERS
@@ -101,3 +106,18 @@ def test_every_optimizer_of_keras_is_a_case() -> None:
         if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer)
     }
     assert classes - {"Optimizer"} <= set(OPTIMIZERS)
+
+
+def test_a_model_of_its_own_is_built_on_every_worker() -> None:
+    """The chief describes its `PerWorker` model; the others build theirs by it."""
+
+    def make() -> Any:
+        return keras.Sequential([keras.layers.Dense(3)])
+
+    built = make()
+    built.build((None, 2))
+    models = describe(walk({"own": PerWorker(built)}, worker=0, world_size=2))
+    mine = make()
+    tree = build_missing(walk({"own": PerWorker(mine)}, worker=1, world_size=2), models)
+    assert [tuple(variable.shape) for variable in mine.variables] == [(2, 3), (3,)]
+    assert all(leaf.name.startswith("own/worker-1") for leaf in tree.leaves)

@@ -1,0 +1,25 @@
+"""Several calls at once, also while the program is ending: `concurrent.futures` takes no work then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def at_once(count: int, call: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """What `call` returns for each item, in their order; up to `count` run at once.
+
+    A save that a script leaves behind goes on while the interpreter waits for its threads. All calls have ended when
+    this returns or raises; what it raises is the first error that came.
+    """
+    if not items:
+        return []
+    with ThreadPool(min(count, len(items))) as threads:
+        results = threads.map_async(call, items, chunksize=1)
+        threads.close()
+        threads.join()
+        return results.get()
