@@ -21,7 +21,7 @@ ROWS: tuple[tuple[set[str], ...], ...] = (
     ({"state"}, {"transfer"}),
     ({"commit"},),
     ({"arguments", "background", "live_state", "manager", "pending", "reading", "saver"},),
-    ({"interop"}, {"bench"}),
+    ({"interop"}, {"bench"}, {"testing"}),
 )
 FACES_ROW = len(ROWS)
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}

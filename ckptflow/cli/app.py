@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckptflow.cli import bench, export, import_, ls, show, verify
+from ckptflow.cli import bench, copy, diff, doctor, export, import_, ls, pin, prune, show, verify, watch
 from ckptflow.cli.exits import exits_text
 
 app = typer.Typer(
@@ -20,6 +20,13 @@ app = typer.Typer(
 app.command(short_help="What is there, and what of it counts.")(ls.ls)
 app.command(short_help="Everything that one checkpoint's manifest says.")(show.show)
 app.command(short_help="Read every byte and check it.")(verify.verify)
+app.command(short_help="Compare two checkpoints tensor by tensor.")(diff.diff)
+app.command(short_help="Follow a live run.")(watch.watch)
+app.command(short_help="Copy checkpoints to another storage.")(copy.copy)
+app.command(short_help="Show what would be deleted and why; --yes deletes.")(prune.prune)
+app.command(short_help="Keep a checkpoint whatever the policies say.")(pin.pin)
+app.command(short_help="Let the policies decide about it again.")(pin.unpin)
+app.command(short_help="Try a storage against every promise that checkpoints rest on.")(doctor.doctor)
 app.command(short_help="Write a checkpoint for Keras, TensorFlow, Hub, LiteRT, safetensors.")(export.export)
 app.command(short_help="Measure saves and restores on a storage; says what to set.")(bench.bench)
 app.command("import", short_help="Begin a run from what something else saved.")(import_.import_)
@@ -46,11 +53,14 @@ def _main(
       ckptflow ls s3://bucket/run-7
       ckptflow show s3://bucket/run-7
       ckptflow verify s3://bucket/run-7
+      ckptflow diff s3://bucket/run-7 --step 1000 --other-step 1500
+      ckptflow copy s3://bucket/run-7 gs://copies/run-7
+      ckptflow prune s3://bucket/run-7 --last 3 --best val_loss
       ckptflow export s3://bucket/run-7 model.keras
       ckptflow import model.keras s3://bucket/run-8
       ckptflow bench s3://bucket/scratch
 
-    URL is a run's root: a path, s3://…, gs://…, or any other that fsspec knows. Only import and bench
-    write to it.
+    URL is a run's root: a path, s3://…, gs://…, or any other that fsspec knows. Only import, pin, unpin,
+    prune, bench and doctor write to it.
     CKPTFLOW_TRACEBACK=1 in the environment shows where an error was raised.
     """

@@ -17,7 +17,7 @@ from ckptflow.errors import (
 
 EXITS = {
     0: "all is well",
-    1: "damage was found, or nothing where something was asked for",
+    1: "damage was found, or a difference, or a broken promise, or nothing where something was asked for",
     2: "the command line: a bad URL, scheme, argument or option, something that cannot be done here, or a package that "
     "it needs is not installed",
     3: "the storage refused: credentials, permissions, no such bucket",

@@ -165,20 +165,35 @@ def refuse_by_hand(listing: Listing, counting: Counting) -> str | None:
     )
 
 
-def prune_by_hand(
-    store: Store, summaries: Summaries, policies: Sequence[Policy], *, dry_run: bool = False
-) -> PrunePlan:
-    """Plans and, but for a `dry_run`, does from outside and without a claim what an incarnation would prune.
+@dataclass(frozen=True, slots=True)
+class ByHand:
+    """A prune from outside: its plan, what is in the folders, and why it may not be done now, if so."""
 
-    Raises `UsageError` where `refuse_by_hand` says so; then nothing was deleted.
-    """
+    plan: PrunePlan
+    files: Mapping[Folder, Mapping[str, int]]
+    why_not: str | None
+
+    def size_bytes(self, folder: Folder) -> int:
+        return sum(self.files[folder].values())
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(self.size_bytes(folder) for folder in self.plan.deletions)
+
+
+def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy]) -> ByHand:
+    """Plans, from outside and without a claim, what an incarnation would prune. Deletes nothing."""
     listing = list_root(store)
     claims = {*listing.claims, *list_claims(store)}  # listed last, as in an incarnation's own fence check
     counting = find_counting(listing, find_run_id(store, listing, summaries), summaries.get)
     plan = plan_prune(listing, counting, summaries.get, policies, incarnation=counting.incarnation)
-    why_not = refuse_by_hand(replace(listing, claims=tuple(claims)), counting)
-    if not dry_run:
-        if why_not is not None:
-            raise UsageError(f"{store.url}: nothing was pruned: {why_not}")
-        act(store, plan, listing.folders)
-    return plan
+    return ByHand(plan, listing.folders, refuse_by_hand(replace(listing, claims=tuple(claims)), counting))
+
+
+def prune_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy]) -> ByHand:
+    """Does it. Raises `UsageError` where `refuse_by_hand` says why not; then nothing was deleted."""
+    found = plan_by_hand(store, summaries, policies)
+    if found.why_not is not None:
+        raise UsageError(f"{store.url}: nothing was pruned: {found.why_not}")
+    act(store, found.plan, found.files)
+    return found

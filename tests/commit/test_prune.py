@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from ckptflow.commit.catalog import Counting, Listing, Summaries, find_counting, list_root
-from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, act, plan_prune, prune_by_hand, refuse_by_hand
+from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, act, plan_by_hand, plan_prune, prune_by_hand, refuse_by_hand
 from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, claim_key, pin_key
@@ -189,7 +189,7 @@ def test_by_hand_nothing_is_pruned_while_the_newest_claim_has_no_commit(caplog: 
     with pytest.raises(UsageError, match="incarnation 2 has started and committed nothing"):
         prune_by_hand(store, Summaries(store), [KeepLast(1)])
     assert store.objects == before
-    assert len(prune_by_hand(store, Summaries(store), [KeepLast(1)], dry_run=True).deletions) == 2
+    assert len(plan_by_hand(store, Summaries(store), [KeepLast(1)]).plan.deletions) == 2
     assert store.objects == before
     waiting.save(4)
     with caplog.at_level(logging.INFO, "ckptflow"):
@@ -216,7 +216,7 @@ def test_by_hand_a_claim_that_was_made_after_the_listing_is_seen() -> None:
 
 def test_by_hand_an_empty_root_is_nothing_to_do() -> None:
     assert refuse_by_hand(Listing({}, (), frozenset()), Counting()) is None
-    assert prune_by_hand(MemoryStore(), Summaries(MemoryStore()), [KeepLast(1)]).decisions == ()
+    assert prune_by_hand(MemoryStore(), Summaries(MemoryStore()), [KeepLast(1)]).plan.decisions == ()
 
 
 def test_a_full_storage_is_swept_of_dead_leftovers_before_the_first_commit() -> None:

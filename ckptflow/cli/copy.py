@@ -1,0 +1,122 @@
+"""`ckptflow copy`: checkpoints from one storage to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptflow.cli.options import (
+    Json,
+    Options,
+    OptionsJson,
+    Step,
+    UrlOrFolder,
+    other_options,
+    print_json,
+    storage_options,
+)
+from ckptflow.cli.render import bar, clean, make_console, size_text
+
+if TYPE_CHECKING:
+    from ckptflow.commit.copying import Copied
+
+
+def copy(
+    url: UrlOrFolder,
+    destination: Annotated[
+        str, typer.Argument(metavar="DESTINATION", help="The root to copy to, on any storage.", show_default=False)
+    ],
+    step: Step = None,
+    copy_all: Annotated[bool, typer.Option("--all", help="Every checkpoint that counts, not only the newest.")] = False,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+    destination_options: Annotated[
+        str | None,
+        typer.Option(
+            "--destination-options",
+            metavar="JSON",
+            help="Options for DESTINATION's storage. Default: those of URL where both are on the same kind of storage.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Copy checkpoints to another storage; a job can resume from the copy.
+
+    Every byte is checked when it is read and read back where it was written; the manifest comes last, so that a copy
+    counts only when it is whole. Run it again after an interruption: what is there and right is not sent again.
+    DESTINATION must be a root of its own: empty, or an earlier copy of the same run that no job has started from.
+
+    \b
+    Examples:
+      ckptflow copy s3://bucket/run-7 /data/run-7
+      ckptflow copy runs/7 gs://bucket/run-7 --all
+    """
+    from ckptflow.cli.verify import choose
+    from ckptflow.commit.copying import check_destination, copy_checkpoint
+    from ckptflow.errors import CheckpointGoneError
+    from ckptflow.reading import split_url
+    from ckptflow.storage.store import open_store
+
+    root, folder = split_url(url)
+    if copy_all and (step is not None or folder is not None):
+        raise ValueError("--all goes with a run's root and without --step")
+    if folder is not None and step not in (None, folder.step):
+        raise ValueError(f"this is the folder of step {folder.step}, not {step}")
+    here = storage_options(options, options_json)
+    there = other_options(destination_options, "--destination-options", here, url, destination)
+    source = open_store(root, here)
+    try:
+        target = open_store(destination, there)
+        try:
+            wanted = choose(source, folder, step, verify_all=copy_all)
+            check_destination(source, target, list(wanted))
+            copied, gone = [], []
+            with bar("copying", is_bytes=True) as progress:
+                progress.expect(sum(wanted.values()))
+                for each in wanted:
+                    try:
+                        copied.append(copy_checkpoint(source, target, each, progress.advance))
+                    except CheckpointGoneError:
+                        if len(wanted) == 1:
+                            raise
+                        gone.append(str(each))
+        finally:
+            target.close()
+    finally:
+        source.close()
+    if as_json:
+        print_json(to_json(source.url, target.url, copied, gone))
+    else:
+        render(target.url, copied, gone)
+
+
+def to_json(url: str, destination: str, copied: Sequence[Copied], gone: Sequence[str]) -> dict[str, Any]:
+    """The documented shape: see docs/cli.md."""
+    return {
+        "url": url,
+        "destination": destination,
+        "checkpoints": [
+            {
+                "folder": str(each.folder),
+                "step": each.folder.step,
+                "size_bytes": each.size_bytes,
+                "sent_bytes": each.sent_bytes,
+            }
+            for each in copied
+        ],
+        "gone": list(gone),
+    }
+
+
+def render(destination: str, copied: Sequence[Copied], gone: Sequence[str]) -> None:
+    """Prints a line for each checkpoint."""
+    console = make_console()
+    for each in copied:
+        there = each.size_bytes - each.sent_bytes
+        already = f", {size_text(there)} of it were there already" if there else ""
+        console.print(f"{clean(destination)}/{each.folder}  {size_text(each.size_bytes)}{already}", soft_wrap=True)
+    for folder in gone:
+        console.print(f"{folder}  pruned meanwhile", style="dim")

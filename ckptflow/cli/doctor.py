@@ -1,0 +1,189 @@
+"""`ckptflow doctor`: whether a storage keeps the promises that checkpoints rest on."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
+from ckptflow.cli.render import bar, clean, make_console
+
+if TYPE_CHECKING:
+    from ckptflow.storage.store import Store
+
+# Told of every storage: no test of a minute can see it.
+_CANNOT_SEE = (
+    "that what it has acknowledged outlives its machines: that is the storage's own promise",
+    "that two machines see the same: all of this ran on one; run it on another against the same URL as well",
+    "rare failures: each promise was tried for seconds",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One promise, tried. `why` says how it was broken."""
+
+    promise: str
+    is_kept: bool
+    seconds: float
+    why: str = ""
+
+
+def doctor(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="Where to try: a new folder in it, removed again.", show_default=False),
+    ],
+    large_mib: Annotated[int, typer.Option(min=1, max=4096, help="The largest object that is written.")] = 200,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+) -> None:
+    """Try your storage against every promise that a checkpoint rests on, and say in words what it cannot promise.
+
+    The same tests that this library runs on its own storages (`ckptflow.testing.StoreContract`): racing creates have
+    one winner, a reader never sees a part, a list shows what was written before it, names cannot leave the root, and so
+    on; what is written is looked at behind the client's back. Takes a minute or two, and some 2 GB of traffic with
+    the default size. Exit code 1 where a promise is broken.
+
+    \b
+    Example:
+      ckptflow doctor s3://bucket/scratch
+    """
+    from ckptflow.bench.folder import bench_folder
+
+    there = storage_options(options, options_json)
+    with bench_folder(url, there) as store:
+        findings = examine(store.url, there, large_mib * 2**20)
+        words = cannot_promise(store)
+    if as_json:
+        print_json(
+            {
+                "url": url_text(url),
+                "ok": all(finding.is_kept for finding in findings),
+                "promises": [
+                    {"promise": each.promise, "kept": each.is_kept, "seconds": each.seconds, "why": each.why or None}
+                    for each in findings
+                ],
+                "cannot_promise": words,
+            }
+        )
+    else:
+        render(findings, words)
+    if not all(finding.is_kept for finding in findings):
+        raise typer.Exit(1)
+
+
+class UrlBackend:
+    """A folder of its own under a URL for each promise; looked at by plain file calls, or by fsspec's file system."""
+
+    def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
+        from ckptflow.storage.remote import open_file_system
+        from ckptflow.storage.store import local_path
+
+        self._url, self._options = url, storage_options
+        self._path = local_path(url)
+        self._fs: Any = None
+        if self._path is None:
+            plain = {name: value for name, value in storage_options.items() if name != "client"}
+            self._fs, self._root = open_file_system(url, url.partition("://")[0], plain)
+
+    def open(self) -> Store:
+        from ckptflow.storage.store import open_store
+
+        return open_store(self._url, self._options)
+
+    def raw_put(self, key: str, data: bytes) -> None:
+        if self._path is None:
+            self._fs.pipe_file(f"{self._root}/{key}", data)
+            return
+        path = os.path.join(self._path, key)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(data)
+
+    def raw_get(self, key: str) -> bytes:
+        if self._path is None:
+            return bytes(self._fs.cat_file(f"{self._root}/{key}"))
+        with open(os.path.join(self._path, key), "rb") as file:
+            return file.read()
+
+    def raw_list(self) -> dict[str, int]:
+        if self._path is None:
+            base = self._root.strip("/") + "/"
+            found = self._fs.find(self._root, detail=True)
+            return {name.lstrip("/").removeprefix(base): int(info["size"]) for name, info in found.items()}
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(self._path) for name in names]
+        return {os.path.relpath(path, self._path): os.path.getsize(path) for path in paths}
+
+
+def promises(contract: type) -> dict[str, Callable[[Any, Any], None]]:
+    """The tests of a contract by the promise that their name says, in the order in which they stand."""
+    tests = [
+        (name, test) for name, test in vars(contract).items() if name.startswith("test_") and inspect.isfunction(test)
+    ]
+    return {name.removeprefix("test_").replace("_", " "): test for name, test in tests}
+
+
+def examine(url: str, storage_options: dict[str, Any], large_bytes: int) -> list[Finding]:
+    """Tries every promise, each in an empty folder of its own, whatever became of those before."""
+    from ckptflow.storage.faults import redact
+    from ckptflow.testing import StoreContract
+
+    contract = StoreContract()
+    contract.large_bytes = large_bytes
+    contract.replaced_bytes = min(contract.replaced_bytes, large_bytes)
+    found = []
+    tests = promises(StoreContract)
+    with bar("trying", is_long=True) as progress:
+        for number, (promise, test) in enumerate(tests.items()):
+            progress.say(f"trying: {promise}", number, len(tests))
+            start_s = time.monotonic()
+            try:
+                test(contract, UrlBackend(f"{url}/{number:02d}", storage_options))
+                why = ""
+            except Exception as error:  # whatever a storage does
+                why = redact(str(error)) or type(error).__name__
+            found.append(Finding(promise, not why, round(time.monotonic() - start_s, 3), why))
+    return found
+
+
+def cannot_promise(store: Store) -> list[str]:
+    """In words, what this storage lacks, and what nobody can try in a minute."""
+    words = []
+    if not store.is_create_only:
+        words.append(
+            "that of two jobs which start on one root in the same moment only one goes on: this file system has no "
+            "exclusive create; see to it that there is never a second one"
+        )
+    return [*words, *_CANNOT_SEE]
+
+
+def url_text(url: str) -> str:
+    from ckptflow.storage.faults import redact_url
+
+    return redact_url(url)
+
+
+def render(findings: Sequence[Finding], words: Sequence[str]) -> None:
+    """Prints a line for each promise, then what could not be tried."""
+    console = make_console()
+    for each in findings:
+        mark = "kept  " if each.is_kept else "BROKEN"
+        console.print(f"{mark}  {each.seconds:6.1f} s  {each.promise}", style="green" if each.is_kept else "red")
+        if each.why:
+            console.print(f"        {clean(each.why)}", soft_wrap=True)
+    broken = sum(not each.is_kept for each in findings)
+    if broken:
+        console.print(f"\n{broken} of {len(findings)} promises are broken: do not keep checkpoints here.", style="red")
+    else:
+        console.print(f"\nAll {len(findings)} promises were kept.")
+    console.print("This cannot show:")
+    for line in words:
+        console.print(f"  - {line}", soft_wrap=True)

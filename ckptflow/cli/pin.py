@@ -1,0 +1,62 @@
+"""`ckptflow pin` and `unpin`: what retention leaves alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+
+StepToPin = Annotated[int, typer.Option("--step", min=0, help="The checkpoint of this step.", show_default=False)]
+
+
+def pin(
+    url: Url, step: StepToPin, as_json: Json = False, options: Options = None, options_json: OptionsJson = None
+) -> None:
+    """Keep the checkpoint of a step until it is unpinned, whatever the retention policies say.
+
+    Ends with 1 where no such checkpoint is there, or it was pruned before the pin was. A job that is pruning at this
+    very moment may not see the pin: `ckptflow ls` shows whether it is there afterwards.
+
+    \b
+    Example:
+      ckptflow pin s3://bucket/run-7 --step 1500
+    """
+    from ckptflow.commit.catalog import Summaries
+    from ckptflow.reading import pin_checkpoint
+    from ckptflow.storage.store import open_store
+
+    store = open_store(url, storage_options(options, options_json))
+    try:
+        pin_checkpoint(store, Summaries(store), step)
+    finally:
+        store.close()
+    _say(store.url, step, is_pinned=True, as_json=as_json)
+
+
+def unpin(
+    url: Url, step: StepToPin, as_json: Json = False, options: Options = None, options_json: OptionsJson = None
+) -> None:
+    """Let the retention policies decide about a checkpoint again. One that is not pinned is no error.
+
+    \b
+    Example:
+      ckptflow unpin s3://bucket/run-7 --step 1500
+    """
+    from ckptflow.reading import unpin_checkpoint
+    from ckptflow.storage.store import open_store
+
+    store = open_store(url, storage_options(options, options_json))
+    try:
+        unpin_checkpoint(store, step)
+    finally:
+        store.close()
+    _say(store.url, step, is_pinned=False, as_json=as_json)
+
+
+def _say(url: str, step: int, *, is_pinned: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"url": url, "step": step, "pinned": is_pinned})
+    else:
+        typer.echo(f"{url}: step {step} is {'pinned' if is_pinned else 'not pinned'}")

@@ -1,0 +1,152 @@
+"""`ckptflow prune`: shows what retention would delete and why, and does it when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.cli.render import clean, make_console, print_table, size_text
+
+if TYPE_CHECKING:
+    from ckptflow.commit.catalog import Checkpoint
+    from ckptflow.commit.prune import ByHand
+    from ckptflow.commit.retention import Policy
+
+
+def prune(
+    url: Url,
+    last: Annotated[int | None, typer.Option("--last", min=0, help="Keep the newest N.", show_default=False)] = None,
+    best: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC[:max][:N]",
+            help="Keep the N best (1) by a metric, the lowest unless :max is given; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    every_steps: Annotated[
+        int | None, typer.Option(min=1, help="Keep one for every N steps.", show_default=False)
+    ] = None,
+    every_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Keep one for every S seconds.", show_default=False)
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")] = False,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+) -> None:
+    """Show what would be deleted, with the reason for each folder; delete it with --yes.
+
+    What any of the policies keeps stays, and so do the newest, what is pinned, and what a running job may need. A job
+    prunes by itself after each save; this is for a root that no job works on, or whose policies were too generous.
+
+    \b
+    Examples:
+      ckptflow prune s3://bucket/run-7 --last 3 --best val_loss
+      ckptflow prune s3://bucket/run-7 --last 3 --best accuracy:max:2 --yes
+    """
+    from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.prune import plan_by_hand, prune_by_hand
+    from ckptflow.reading import list_counting
+    from ckptflow.storage.store import open_store
+
+    policies = _policies(last, best or (), every_steps, every_seconds)
+    store = open_store(url, storage_options(options, options_json))
+    try:
+        summaries = Summaries(store)
+        _check_metrics(policies, list_counting(store, summaries))
+        found = (prune_by_hand if yes else plan_by_hand)(store, summaries, policies)
+    finally:
+        store.close()
+    if as_json:
+        print_json(to_json(store.url, found, has_acted=yes))
+    else:
+        render(store.url, found, has_acted=yes)
+
+
+def _policies(
+    last: int | None, best: Sequence[str], every_steps: int | None, every_seconds: float | None
+) -> list[Policy]:
+    from ckptflow.commit.retention import KeepEvery, KeepLast
+
+    policies: list[Policy] = [KeepLast(last)] if last is not None else []
+    policies += [_best(text) for text in best]
+    policies += [KeepEvery(steps=every_steps)] if every_steps else []
+    policies += [KeepEvery(seconds=every_seconds)] if every_seconds else []
+    if not policies:
+        raise ValueError("say what to keep: --last, --best, --every-steps or --every-seconds")
+    return policies
+
+
+def _best(text: str) -> Policy:
+    from ckptflow.commit.retention import KeepBest
+
+    metric, *rest = text.split(":")
+    count = rest.pop() if rest and rest[-1].isdecimal() else "1"
+    mode = rest.pop() if rest else "min"
+    if rest or not metric or mode not in ("min", "max"):
+        raise ValueError(f"--best {text!r} is not of the form METRIC, METRIC:max, METRIC:3 or METRIC:max:3")
+    return KeepBest(metric, int(count), mode)  # type: ignore[arg-type]  # one of the two
+
+
+def _check_metrics(policies: Sequence[Policy], checkpoints: Sequence[Checkpoint]) -> None:
+    """A metric that no checkpoint has keeps nothing: a typo must not cost the best ones."""
+    from ckptflow.commit.retention import KeepBest
+
+    known = sorted({name for checkpoint in checkpoints for name in checkpoint.metrics})
+    for policy in policies:
+        if isinstance(policy, KeepBest) and checkpoints and policy.metric not in known:
+            there = f"there is {', '.join(known)}" if known else "there are none"
+            raise ValueError(f"no checkpoint here has the metric {policy.metric!r}; {there}")
+
+
+def to_json(url: str, found: ByHand, *, has_acted: bool) -> dict[str, Any]:
+    """The documented shape: see docs/cli.md."""
+    return {
+        "url": url,
+        "deleted": has_acted,
+        "frees_bytes": found.freed_bytes,
+        "refused": found.why_not,
+        "folders": [
+            {
+                "folder": str(decision.folder),
+                "step": decision.folder.step,
+                "incarnation": decision.folder.incarnation,
+                "size_bytes": found.size_bytes(decision.folder),
+                "keep": decision.keep,
+                "reason": decision.reason,
+            }
+            for decision in found.plan.decisions
+        ],
+    }
+
+
+def render(url: str, found: ByHand, *, has_acted: bool) -> None:
+    """Prints a line for each folder, and the sum."""
+    console = make_console()
+    decisions = found.plan.decisions
+    if not decisions:
+        console.print(f"{clean(url)}: nothing is here")
+        return
+    rows = [
+        [
+            str(decision.folder.step),
+            str(decision.folder.incarnation),
+            size_text(found.size_bytes(decision.folder)),
+            "keep" if decision.keep else "delete",
+            clean(decision.reason),
+        ]
+        for decision in decisions
+    ]
+    columns = {"step": "right", "inc": "right", "size": "right", "what": "left", "why": "left"}
+    print_table(console, columns, rows, ["" if decision.keep else "red" for decision in decisions])  # type: ignore[arg-type]
+    count = len(found.plan.deletions)
+    what = "deleted" if has_acted else "would be deleted"
+    console.print(f"{count} of {len(decisions)} {what}: {size_text(found.freed_bytes)}")
+    if found.why_not and not has_acted:
+        console.print(f"Now it would be refused: {found.why_not}", style="red", soft_wrap=True)
+    elif count and not has_acted:
+        console.print("Nothing was deleted. Add --yes to do it.", style="dim")

@@ -1,0 +1,110 @@
+"""`ckptflow watch`: what happens in a run, a line for each thing as it happens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, storage_options
+from ckptflow.cli.render import clean, make_console, metrics_text, size_text, time_text
+
+if TYPE_CHECKING:
+    from ckptflow.cli.ls import Overview, Row
+    from ckptflow.format.layout import Folder
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that happened between two looks. `what`: "started", "writing", "committed", "pruned", "damaged"."""
+
+    what: str
+    folder: str | None
+    step: int | None
+    incarnation: int
+    detail: str
+    size_bytes: int | None = None
+
+
+def watch(
+    url: Url,
+    every: Annotated[float, typer.Option(min=0.2, metavar="SECONDS", help="How often to look.")] = 5,
+    until_step: Annotated[
+        int | None, typer.Option(min=0, help="End when this step, or a later one, is committed.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+) -> None:
+    """Follow a live run: starts, saves under way, commits, what is pruned, what is damaged. Ctrl-C ends it.
+
+    First what is there, then each change. One listing for each look, and the manifest of what is new; nothing is
+    written, and the job is not disturbed. With --json one object a line. What comes and goes between two looks is not
+    seen.
+
+    \b
+    Example:
+      ckptflow watch s3://bucket/run-7 --until-step 10000
+    """
+    from ckptflow.cli.ls import look
+    from ckptflow.storage.store import open_store
+
+    store = open_store(url, storage_options(options, options_json))
+    before: Overview | None = None
+    try:
+        while True:
+            now = look(store, show_all=True)
+            for change in changes(before, now):
+                _say(change, as_json=as_json)
+            before = now
+            if until_step is not None and any(row.checkpoint and row.folder.step >= until_step for row in now.rows):
+                return
+            time.sleep(every)
+    finally:
+        store.close()
+
+
+def changes(before: Overview | None, now: Overview) -> Iterator[Change]:
+    """What is different, oldest first. Pure."""
+    if (before is None or now.incarnation != before.incarnation) and now.incarnation:
+        yield Change("started", None, None, now.incarnation, f"incarnation {now.incarnation} has claimed the root")
+    old: dict[Folder, Row] = {row.folder: row for row in before.rows} if before else {}
+    new = {row.folder: row for row in now.rows}
+    for folder in sorted(old.keys() - new.keys()):
+        yield Change("pruned", str(folder), folder.step, folder.incarnation, "gone")
+    for folder, row in new.items():
+        was = old.get(folder)
+        if row.checkpoint is not None and (was is None or was.checkpoint is None):
+            detail = f"{row.shard_count} shards by {row.worker_count or '?'} workers"
+            metrics = metrics_text(row.checkpoint.metrics)
+            yield _change("committed", row, f"{detail}  {metrics}".rstrip())
+        elif row.state == "partial" and (was is None or was.size_bytes != row.size_bytes):
+            yield _change("writing", row, row.why or "")
+        if row.problem and (was is None or was.problem != row.problem):
+            yield _change("damaged", row, row.problem)
+
+
+def _change(what: str, row: Row, detail: str) -> Change:
+    return Change(what, str(row.folder), row.folder.step, row.folder.incarnation, detail, row.size_bytes)
+
+
+def _say(change: Change, *, as_json: bool) -> None:
+    seen_at = datetime.now(UTC)
+    if as_json:
+        import msgspec
+
+        line: dict[str, Any] = {"seen_at": seen_at.isoformat(timespec="seconds"), **msgspec.to_builtins(change)}
+        sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+        sys.stdout.flush()
+        return
+    styles = {"committed": "green", "damaged": "red", "pruned": "dim", "writing": "dim"}
+    size = f"  {size_text(change.size_bytes)}" if change.size_bytes is not None else ""
+    step = f"  step {change.step}" if change.step is not None else ""
+    text = f"{time_text(seen_at)}  {change.what:<9}{step}{size}  {clean(change.detail)}"
+    make_console().print(text, style=styles.get(change.what), soft_wrap=True)
+    sys.stdout.flush()

@@ -1,0 +1,133 @@
+"""A committed checkpoint from one root to another: shards first, each verified at both ends, its manifest last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import crc32c
+
+from ckptflow.commit.catalog import Summaries, list_root, read_manifest
+from ckptflow.commit.lineage import find_run_id
+from ckptflow.errors import (
+    CheckpointGoneError,
+    CorruptCheckpointError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageError,
+    UsageError,
+)
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import MAX_MANIFEST_BYTES, ShardRecord
+from ckptflow.storage.store import Store, read_small
+from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.pipeline import run, thread_count
+
+_MEMORY_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """One checkpoint that is now at the destination; `sent_bytes` were not there before."""
+
+    folder: Folder
+    size_bytes: int
+    sent_bytes: int
+
+
+def check_destination(source: Store, target: Store, folders: Sequence[Folder]) -> None:
+    """Raises `UsageError` where a copy into `target` would mix two runs, or get in the way of a job.
+
+    A claim there says that a job has started: what it builds on is its own, and a folder from elsewhere among its
+    folders could be taken for newer, or for older, than it is.
+    """
+    listing = list_root(target)
+    if listing.claims:
+        raise UsageError(f"{target.url}: a job has started here: copy into a root of its own")
+    if not listing.folders:
+        return
+    theirs, ours = (
+        find_run_id(store, each, Summaries(store)) for store, each in ((target, listing), (source, list_root(source)))
+    )
+    if theirs is not None and theirs != ours:
+        raise UsageError(f"{target.url}: another run's checkpoints are here: copy into a root of its own")
+
+
+def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Callable[[int], None]) -> Copied:
+    """Copies one, or the rest of one that was cut off. Nothing counts at the destination before all of it is right.
+
+    Raises `CorruptCheckpointError` for what is damaged at the source, `CheckpointGoneError` where it was pruned
+    meanwhile, `StorageError` where the destination does not give back what was written, and `UsageError` where it
+    holds another checkpoint of that name.
+    """
+    try:
+        manifest = read_manifest(source, folder)
+        sealed = read_small(source, folder.manifest_key, MAX_MANIFEST_BYTES)
+    except ObjectNotFoundError as error:
+        raise CheckpointGoneError(f"{source.url}/{folder} is gone: it was pruned; pin what must stay") from error
+    is_committed = _has_manifest(target, folder, sealed)
+    there = {entry.key: entry.size_bytes for entry in target.list(f"{folder}/")}
+    largest = max((shard.size_bytes for shard in manifest.shards), default=1)
+    pool = BufferPool(max(_MEMORY_BYTES, largest + 2**16), largest)
+    sent: list[int] = []
+
+    def copy(number: int, buffer: Buffer) -> None:
+        shard = manifest.shards[number]
+        key = folder.key(shard.name)
+        if there.get(key) != shard.size_bytes or _damage(target, key, shard, buffer) is not None:
+            _send(source, target, key, shard, buffer)
+            sent.append(shard.size_bytes)
+        on_bytes(shard.size_bytes)
+
+    try:
+        run(pool, len(manifest.shards), copy, threads=min(thread_count(source), thread_count(target)))
+    except ObjectNotFoundError as error:
+        raise _missing(source, folder, error) from error
+    finally:
+        pool.close()
+    if not is_committed:
+        try:
+            target.create(folder.manifest_key, memoryview(sealed))
+        except ObjectExistsError:  # another copy of the same was quicker
+            _has_manifest(target, folder, sealed)
+    return Copied(folder, manifest.size_bytes, sum(sent))
+
+
+def _missing(source: Store, folder: Folder, error: Exception) -> CheckpointGoneError | CorruptCheckpointError:
+    """A prune deletes the manifest first: where that is still there, a shard is missing."""
+    try:
+        read_manifest(source, folder)
+    except ObjectNotFoundError:
+        return CheckpointGoneError(f"{source.url}/{folder} was pruned while it was copied; pin what must stay")
+    return CorruptCheckpointError(f"{error}; verify the checkpoint, and copy one that is whole")
+
+
+def _has_manifest(target: Store, folder: Folder, sealed: bytes) -> bool:
+    """Whether the manifest is at the destination; raises where another one is."""
+    try:
+        there = read_small(target, folder.manifest_key, MAX_MANIFEST_BYTES)
+    except ObjectNotFoundError:
+        return False
+    if there != sealed:
+        raise UsageError(f"{target.url}/{folder}: another checkpoint of this name is here; copy into a root of its own")
+    return True
+
+
+def _send(source: Store, target: Store, key: str, shard: ShardRecord, buffer: Buffer) -> None:
+    if (why := _damage(source, key, shard, buffer)) is not None:
+        raise CorruptCheckpointError(f"{source.url}/{key} {why}; verify the checkpoint, and copy one that is whole")
+    target.put(key, buffer.view[: shard.size_bytes])
+    if (why := _damage(target, key, shard, buffer)) is not None:
+        raise StorageError(f"{target.url}/{key} {why}, right after it was written: this storage cannot be trusted")
+
+
+def _damage(store: Store, key: str, shard: ShardRecord, buffer: Buffer) -> str | None:
+    """What is wrong with a shard, in words; it is in the buffer afterwards."""
+    view = buffer.view[: shard.size_bytes]
+    count = store.get(key, view)
+    if count < shard.size_bytes:
+        return f"ends at byte {count:,}, the manifest says that it has {shard.size_bytes:,}"
+    checksum = crc32c.crc32c(view)
+    if checksum != shard.crc32c:
+        return f"has crc32c {checksum:08x}, the manifest says {shard.crc32c:08x}"
+    return None

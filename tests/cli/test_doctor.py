@@ -1,0 +1,74 @@
+"""`ckptflow doctor`: the contract on a stranger's storage, broken promises found and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckptflow.bench.folder import FOLDER_PREFIX
+from ckptflow.cli import doctor
+from ckptflow.storage import store as stores
+from ckptflow.storage.local import LocalStore
+from ckptflow.testing import StoreContract
+from tests.cli.runner import Runner, run_alone
+from tests.servers import Server, s3_client
+
+SMALL = ("--large-mib", "2")
+COUNT = sum(name.startswith("test_") for name in vars(StoreContract))
+
+
+def test_a_disk_keeps_them_all(runner: Runner, root: str) -> None:
+    before = {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+    ran = runner("doctor", root, *SMALL, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert set(ran.json) == {"url", "ok", "promises", "cannot_promise"}
+    assert len(ran.json["promises"]) == COUNT > 15
+    assert all(set(each) == {"promise", "kept", "seconds", "why"} for each in ran.json["promises"])
+    assert all(each["kept"] and each["why"] is None for each in ran.json["promises"])
+    assert "racing creators have exactly one winner" in [each["promise"] for each in ran.json["promises"]]
+    assert {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()} == before
+    assert not list(Path(root).glob(FOLDER_PREFIX + "*"))
+
+
+def test_a_bucket(seaweedfs: Server) -> None:
+    seaweedfs.make_bucket("doctor")
+    options = json.dumps({**seaweedfs.storage_options, "client": "obstore"})
+    ran = run_alone("doctor", "s3://doctor/place", *SMALL, CKPTFLOW_STORAGE_OPTIONS=options)
+    assert ran.code == 0, ran.out + ran.err
+    assert f"All {COUNT} promises were kept." in ran.out
+    assert "This cannot show:" in ran.out
+    assert seaweedfs.storage_options["secret"] not in ran.out
+    assert s3_client(seaweedfs).list_objects_v2(Bucket="doctor").get("KeyCount") == 0
+
+
+def test_a_broken_promise_is_told_in_words(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Careless(LocalStore):
+        """Takes create for put."""
+
+        def create(self, key: str, data: memoryview) -> None:
+            self.put(key, data)
+
+    monkeypatch.setattr(stores, "open_store", lambda url, options=None: Careless(url))
+    monkeypatch.setattr("ckptflow.bench.folder.open_store", lambda url, options=None: Careless(url))
+    ran = runner("doctor", str(tmp_path), *SMALL)
+    assert ran.code == 1
+    assert "BROKEN" in ran.out
+    assert "do not keep checkpoints here" in ran.out
+    line = next(line for line in ran.out.splitlines() if "create leaves what is there" in line)
+    assert line.startswith("BROKEN")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_storage_without_exclusive_create_is_named(runner: Runner) -> None:
+    ran = runner("doctor", "dummyfs://somewhere", *SMALL)
+    assert ran.code == 2
+    words = doctor.cannot_promise(_Store(is_create_only=False))  # type: ignore[arg-type]
+    assert "no exclusive create" in words[0]
+    assert "no exclusive create" not in " ".join(doctor.cannot_promise(_Store(is_create_only=True)))  # type: ignore[arg-type]
+
+
+class _Store:
+    def __init__(self, *, is_create_only: bool) -> None:
+        self.is_create_only = is_create_only

@@ -1,0 +1,106 @@
+"""`ckptflow prune`, `pin` and `unpin`: the plan with its reasons, nothing without --yes, and what stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ckptflow.cli import prune as verb
+from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
+from ckptflow.storage.store import open_store
+from tests.cli.runner import Runner
+from tests.roots import Life
+
+
+def steps(runner: Runner, root: str) -> list[int]:
+    return [row["step"] for row in runner("ls", root, "--json").json["checkpoints"]]
+
+
+def test_the_plan_is_shown_with_reasons_and_nothing_is_deleted(runner: Runner, root: str) -> None:
+    ran = runner("prune", root, "--last", "1")
+    assert (ran.code, ran.err) == (0, "")
+    what = {line.split()[0]: line.split(maxsplit=4)[3:] for line in ran.out.splitlines()[1:4]}
+    assert [what[step][1].split()[0] for step in ("100", "200", "300")] == ["delete", "delete", "keep"]
+    assert "no policy keeps it" in ran.out
+    assert "the newest" in ran.out
+    assert "2 of 3 would be deleted" in ran.out
+    assert "Add --yes" in ran.out
+    assert steps(runner, root) == [100, 200, 300]
+
+
+def test_with_yes_it_is_done_and_told(runner: Runner, root: str) -> None:
+    before = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
+    ran = runner("prune", root, "--last", "1", "--yes", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert set(ran.json) == {"url", "deleted", "frees_bytes", "refused", "folders"}
+    assert (ran.json["deleted"], ran.json["refused"]) == (True, None)
+    assert [(row["step"], row["keep"]) for row in ran.json["folders"]] == [(100, False), (200, False), (300, True)]
+    assert set(ran.json["folders"][0]) == {"folder", "step", "incarnation", "size_bytes", "keep", "reason"}
+    after = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
+    assert before - after == ran.json["frees_bytes"] > 0
+    assert steps(runner, root) == [300]
+
+
+def test_what_is_pinned_stays_until_it_is_unpinned(runner: Runner, root: str) -> None:
+    ran = runner("pin", root, "--step", "100", "--json")
+    assert (ran.code, ran.json) == (0, {"url": root, "step": 100, "pinned": True})
+    assert runner("prune", root, "--last", "1", "--yes").code == 0
+    assert steps(runner, root) == [100, 300]
+    ran = runner("unpin", root, "--step", "100")
+    assert (ran.code, ran.out) == (0, f"{root}: step 100 is not pinned\n")
+    assert runner("unpin", root, "--step", "100").code == 0
+    assert runner("prune", root, "--last", "1", "--yes").code == 0
+    assert steps(runner, root) == [300]
+
+
+def test_a_step_that_is_not_there_cannot_be_pinned(runner: Runner, root: str) -> None:
+    ran = runner("pin", root, "--step", "150")
+    assert ran.code == 1
+    assert "no checkpoint of step 150 is here; there are steps 100, 200, 300" in ran.err
+    assert not list(Path(root).glob("pins/*"))
+
+
+def test_while_a_job_may_be_resuming_nothing_goes(runner: Runner, root: str) -> None:
+    Life(open_store(root))  # has claimed, and committed nothing
+    ran = runner("prune", root, "--last", "1")
+    assert ran.code == 0
+    assert "Now it would be refused: incarnation 2 has started" in ran.out
+    ran = runner("prune", root, "--last", "1", "--yes")
+    assert ran.code == 2
+    assert "nothing was pruned" in ran.err
+    assert steps(runner, root) == [100, 200, 300]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "say what to keep"),
+        (("--best", "loss:lowest"), "is not of the form"),
+        (("--best", ":max"), "is not of the form"),
+        (("--best", "los"), "no checkpoint here has the metric 'los'; there is loss"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(runner: Runner, root: str, args: tuple[str, ...], words: str) -> None:
+    ran = runner("prune", root, *args, "--yes")
+    assert ran.code == 2
+    assert words in ran.err
+    assert steps(runner, root) == [100, 200, 300]
+
+
+def test_policies_of_the_command_line() -> None:
+    found = verb._policies(3, ["loss", "accuracy:max", "loss:2", "accuracy:max:4"], 1000, 3600)
+    assert found == [
+        KeepLast(3),
+        KeepBest("loss"),
+        KeepBest("accuracy", mode="max"),
+        KeepBest("loss", 2),
+        KeepBest("accuracy", 4, "max"),
+        KeepEvery(steps=1000),
+        KeepEvery(seconds=3600),
+    ]
+
+
+def test_an_empty_root(runner: Runner, tmp_path: Path) -> None:
+    ran = runner("prune", str(tmp_path), "--last", "1", "--yes")
+    assert (ran.code, ran.out) == (0, f"{tmp_path}: nothing is here\n")

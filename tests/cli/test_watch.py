@@ -1,0 +1,80 @@
+"""`ckptflow watch`: every change of a run once, in the order in which it happened."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ckptflow.cli.ls import look
+from ckptflow.cli.watch import changes
+from ckptflow.storage.store import open_store
+from tests.cli.runner import Runner
+from tests.roots import Life
+from tests.waiting import until
+
+
+def told(root: str, before: object, *, show: bool = True) -> tuple[list[tuple[str, int | None]], object]:
+    store = open_store(root)
+    now = look(store, show_all=show)
+    return [(change.what, change.step) for change in changes(before, now)], now  # type: ignore[arg-type]
+
+
+def test_what_happens_in_a_run(tmp_path: Path) -> None:
+    root = str(tmp_path / "run")
+    life = Life(open_store(root))
+    found, now = told(root, None)
+    assert found == [("started", None)]
+    life.save(10, commit=False)
+    found, now = told(root, now)
+    assert found == [("writing", 10)]
+    folder = life.save(20)
+    found, now = told(root, now)
+    assert ("committed", 20) in found
+    found, now = told(root, now)
+    assert found == []
+    (shard, *_) = sorted(Path(root, str(folder)).glob("shard-*"))
+    shard.unlink()
+    found, now = told(root, now)
+    assert found == [("damaged", 20)]
+    store = open_store(root)
+    store.delete([entry.key for entry in store.list(f"{folder}/")])
+    found, now = told(root, now)
+    assert found == [("pruned", 20)]
+    Life(open_store(root))
+    found, now = told(root, now)
+    assert found == [("started", None)]
+
+
+def test_until_a_step_that_is_there(runner: Runner, root: str) -> None:
+    ran = runner("watch", root, "--until-step", "300", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    lines = [json.loads(line) for line in ran.out.splitlines()]
+    assert [(line["what"], line["step"]) for line in lines] == [
+        ("started", None),
+        ("committed", 100),
+        ("committed", 200),
+        ("committed", 300),
+    ]
+    assert set(lines[0]) == {"seen_at", "what", "folder", "step", "incarnation", "detail", "size_bytes"}
+    assert "3 shards by 2 workers  loss=0.5" in runner("watch", root, "--until-step", "300").out
+
+
+def test_it_sees_what_another_process_saves(tmp_path: Path) -> None:
+    root = str(tmp_path / "run")
+    life = Life(open_store(root))
+    command = [sys.executable, "-u", "-c", "from ckptflow.cli import main; main()", "watch", root, "--every", "0.2"]
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        process = subprocess.Popen([*command, "--until-step", "2"], stdout=file)
+        try:
+            until(lambda: b"started" in out.read_bytes(), timeout_s=60)
+            life.save(1)
+            until(lambda: b"step 1 " in out.read_bytes(), timeout_s=60)
+            life.save(2)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert b"step 2 " in out.read_bytes()
