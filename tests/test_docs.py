@@ -6,6 +6,7 @@ in an empty folder. Fences of other languages (text, json) are not looked at.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from ckptflow import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -92,3 +95,12 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_error_has_a_section_by_its_name() -> None:
+    """A message is searched for by the error's name, and what is found says what to do."""
+    parts = re.split(r"^## (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE)[1:]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    found = [error for error in vars(errors).values() if inspect.isclass(error) and error.__module__ == errors.__name__]
+    assert list(sections) == [error.__name__ for error in found]
+    assert all(len(words.split()) > 10 for words in sections.values())

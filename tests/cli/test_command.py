@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ckptflow import errors
+from ckptflow.cli.app import app
 from ckptflow.cli.exits import EXITS, exit_code
 from ckptflow.cli.options import storage_options
 from ckptflow.cli.render import age_text, size_text
@@ -18,8 +19,21 @@ from tests import servers
 from tests.cli.runner import Runner, run_alone
 from tests.roots import make_root
 
+WITHOUT_TENSORFLOW = {
+    "ls": (),
+    "show": (),
+    "verify": (),
+    "diff": ("--step", "100", "--other-step", "100"),
+    "watch": ("--until-step", "300"),
+    "copy": ("COPY",),
+    "prune": ("--last", "1"),
+    "pin": ("--step", "200"),
+    "unpin": ("--step", "200"),
+    "doctor": ("--large-mib", "1"),
+    "bench": ("--seconds", "1", "--size-mib", "16", "--concurrency", "1", "--shard-mib", "16"),
+}
 LOOKING = ("ls", "show", "verify")
-VERBS = (*LOOKING, "export", "import")
+VERBS = tuple(command.name or str(command.callback.__name__) for command in app.registered_commands if command.callback)
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 NO_TENSORFLOW = """
 import sys
@@ -32,10 +46,15 @@ finally:
 """
 
 
-@pytest.mark.parametrize("verb", LOOKING)
+@pytest.mark.parametrize("verb", WITHOUT_TENSORFLOW)
 def test_no_verb_loads_tensorflow(root: str, verb: str) -> None:
-    ran = run_alone(verb, root, script=NO_TENSORFLOW)
+    args = [f"{root}-copy" if arg == "COPY" else arg for arg in WITHOUT_TENSORFLOW[verb]]
+    ran = run_alone(verb, root, *args, script=NO_TENSORFLOW)
     assert (ran.code, ran.err) == (0, "loaded: []\n")
+
+
+def test_every_verb_is_tried_here() -> None:
+    assert sorted(VERBS) == sorted({*WITHOUT_TENSORFLOW, "export", "import"})
 
 
 def test_help_loads_nothing_that_is_slow() -> None:
