@@ -60,6 +60,7 @@ def doctor(
 
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
+        store.put("begin", memoryview(b"\n"))  # what cannot be reached at all has broken no promise: that is raised
         findings = examine(store.url, there, large_mib * 2**20)
         words = cannot_promise(store)
     if as_json:
@@ -132,7 +133,11 @@ def promises(contract: type) -> dict[str, Callable[[Any, Any], None]]:
 
 
 def examine(url: str, storage_options: dict[str, Any], large_bytes: int) -> list[Finding]:
-    """Tries every promise, each in an empty folder of its own, whatever became of those before."""
+    """Tries every promise, each in an empty folder of its own, whatever became of those before.
+
+    Raises `StorageUnavailableError` where the storage goes away meanwhile.
+    """
+    from ckptflow.errors import StorageUnavailableError
     from ckptflow.storage.faults import redact
     from ckptflow.testing import StoreContract
 
@@ -148,6 +153,8 @@ def examine(url: str, storage_options: dict[str, Any], large_bytes: int) -> list
             try:
                 test(contract, UrlBackend(f"{url}/{number:02d}", storage_options))
                 why = ""
+            except StorageUnavailableError:
+                raise
             except Exception as error:  # whatever a storage does
                 why = redact(str(error)) or type(error).__name__
             found.append(Finding(promise, not why, round(time.monotonic() - start_s, 3), why))

@@ -111,13 +111,12 @@ def look(store: Store, *, show_all: bool) -> Overview:
     """Lists the root once and reads the manifest of each row; raises `CheckpointNotFoundError` where a local root is
     not there at all (an object store cannot tell that from an empty one)."""
     from ckptflow.commit.catalog import Summaries
-    from ckptflow.errors import CheckpointNotFoundError
     from ckptflow.reading import read_counting
 
     summaries = Summaries(store)
     listing, counting = read_counting(store, summaries)
-    if not listing.folders and not store.is_object_store and not os.path.isdir(store.url):
-        raise CheckpointNotFoundError(f"{store.url}: there is no such folder")
+    if not listing.folders:
+        check_root(store)
     partial = sorted(set(listing.folders) - set(listing.committed))
     shown = sorted((*counting.folders, *(counting.outside if show_all else ())))
     found: dict[Folder, Summary | CorruptCheckpointError] = {}
@@ -138,6 +137,14 @@ def look(store: Store, *, show_all: bool) -> Overview:
         rows=tuple(sorted(rows, key=lambda row: row.folder)),
         hidden=hidden,
     )
+
+
+def check_root(store: Store) -> None:
+    """Raises `CheckpointNotFoundError` where a root on a disk is not there at all."""
+    from ckptflow.errors import CheckpointNotFoundError
+
+    if not store.is_object_store and not os.path.isdir(store.url):
+        raise CheckpointNotFoundError(f"{store.url}: there is no such folder")
 
 
 def _committed_row(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.render import clean, make_console, print_table, size_text
 
@@ -56,6 +57,7 @@ def prune(
     policies = _policies(last, best or (), every_steps, every_seconds)
     store = open_store(url, storage_options(options, options_json))
     try:
+        check_root(store)
         summaries = Summaries(store)
         _check_metrics(policies, list_counting(store, summaries))
         found = (prune_by_hand if yes else plan_by_hand)(store, summaries, policies)

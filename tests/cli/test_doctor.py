@@ -11,6 +11,7 @@ from ckptflow.bench.folder import FOLDER_PREFIX
 from ckptflow.cli import doctor
 from ckptflow.storage import store as stores
 from ckptflow.storage.local import LocalStore
+from ckptflow.storage.retry import Retries
 from ckptflow.testing import StoreContract
 from tests.cli.runner import Runner, run_alone
 from tests.servers import Server, s3_client
@@ -59,6 +60,14 @@ def test_a_broken_promise_is_told_in_words(runner: Runner, tmp_path: Path, monke
     line = next(line for line in ran.out.splitlines() if "create leaves what is there" in line)
     assert line.startswith("BROKEN")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_reached_has_broken_no_promise(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Retries.__init__, "__defaults__", (1, 1.0, 0.1))
+    options = ["-o", "key=k", "-o", "secret=s", "-o", "client_kwargs.endpoint_url=http://127.0.0.1:9"]
+    ran = runner("doctor", "s3://bucket/place", *options, "-o", "client_kwargs.region_name=x", *SMALL)
+    assert ran.code == 4
+    assert "BROKEN" not in ran.out
 
 
 def test_a_storage_without_exclusive_create_is_named(runner: Runner) -> None:

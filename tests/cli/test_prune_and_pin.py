@@ -101,6 +101,12 @@ def test_policies_of_the_command_line() -> None:
     ]
 
 
+def test_a_folder_that_is_not_there(runner: Runner, tmp_path: Path) -> None:
+    ran = runner("prune", str(tmp_path / "runn"), "--last", "1", "--yes")
+    assert ran.code == 1
+    assert "there is no such folder" in ran.err
+
+
 def test_an_empty_root(runner: Runner, tmp_path: Path) -> None:
     ran = runner("prune", str(tmp_path), "--last", "1", "--yes")
     assert (ran.code, ran.out) == (0, f"{tmp_path}: nothing is here\n")
