@@ -40,14 +40,18 @@ def check_arguments(
         raise ValueError(f"shard_bytes is at least {MIN_SHARD_BYTES}, not {shard_bytes}")
     if memory_budget_bytes < shard_bytes:
         raise ValueError(f"memory_budget_bytes={memory_budget_bytes} holds no shard of shard_bytes={shard_bytes}")
-    if concurrency is not None and concurrency < 1:
-        raise ValueError(f"concurrency is at least 1, not {concurrency}")
+    if concurrency is not None and (not _is_whole(concurrency) or concurrency < 1):
+        raise ValueError(f"concurrency is a whole number of at least 1, or None, not {concurrency!r}")
     if not commit_timeout_s > 0:
         raise ValueError(f"commit_timeout_s is above 0, not {commit_timeout_s}")
     if on_save_error not in ("raise", "log"):
         raise ValueError(f'on_save_error is "raise" or "log", not {on_save_error!r}')
     if verify_replicas not in ("small", "all"):
         raise ValueError(f'verify_replicas is "small" or "all", not {verify_replicas!r}')
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
 def check_step(step: SupportsIndex) -> int:

@@ -8,7 +8,7 @@ from statistics import median
 
 from ckptflow.bench.grid import MIB, Point, Setting
 
-_LEAST, _MOST = 0.05, 0.25
+_LEAST, _UNKNOWN, _MOST = 0.05, 0.1, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,15 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     """The setting that saves as fast as any can be told to, and of those takes the least memory.
 
     What can be told: 5 %, or as much as the rounds of one setting differ by (the median of their spreads), 25 % at
-    most. Saves decide: a job makes thousands of them and restores once. Among equals of the same memory the faster
-    restore wins. Raises ValueError where nothing was measured.
+    most; 10 % where nothing was measured twice. Saves decide: a job makes thousands of them and restores once. Among
+    equals of the same memory the faster restore wins. Raises ValueError where nothing was measured.
     """
     measured = [point for point in points if point.rounds]
     if not measured:
         raise ValueError("nothing was measured")
-    margin = min(max(_LEAST, median(point.save.spread for point in measured)), _MOST)
+    spreads = [point.save.spread for point in measured if point.rounds > 1]
+    spread = median(spreads) if spreads else _UNKNOWN
+    margin = min(max(_LEAST, spread), _MOST)
     fastest = max(measured, key=lambda point: point.save.bytes_per_s)
     good = [point for point in measured if point.save.bytes_per_s >= (1 - margin) * fastest.save.bytes_per_s]
     chosen = min(good, key=lambda point: (point.setting.memory_bytes, -point.restore.bytes_per_s, point.setting))
@@ -46,12 +48,16 @@ def recommend(points: Sequence[Point]) -> Recommendation:
             f"restores at {_rate(chosen.restore.bytes_per_s)}; {best_restore.setting} would at "
             f"{_rate(best_restore.restore.bytes_per_s)}"
         )
-    else:
+    elif len(measured) > 1:
         reasons.append(f"restores at {_rate(chosen.restore.bytes_per_s)}, as fast as any")
+    else:
+        reasons.append(f"restores at {_rate(chosen.restore.bytes_per_s)}; nothing else was measured")
+    if spread > _MOST:
+        reasons.append(f"rounds of one setting differ by {spread:.0%} either way: little can be told, run it again")
+    elif spreads and spread > _LEAST:
+        reasons.append(f"rounds of one setting differ by about {spread:.0%} either way: nearer than that all are alike")
     if min(point.rounds for point in measured) < 2:
         reasons.append("some settings were measured only once: more --seconds would tell more surely")
-    elif margin > _LEAST:
-        reasons.append(f"rounds of one setting differ by about {margin:.0%} either way: nearer than that all are alike")
     return Recommendation(chosen.setting, tuple(reasons))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
+from ckptflow.bench.folder import finished
 from ckptflow.bench.grid import TENSOR_BYTES, Point, Rates, Setting
 from ckptflow.bench.state import RandomState, ReusedMemory
 from ckptflow.commit.assembly import Draft, assemble
@@ -42,23 +43,23 @@ def latencies(store: Store) -> dict[str, float]:
             "list": lambda: store.list("small/"),
         }
         for name, call in calls.items():
-            start_s = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - start_s)
+            taken[name].append(finished(lambda call=call: _seconds(call)))  # type: ignore[misc]
     return {name: median(values) for name, values in taken.items()}
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    do()
+    return time.perf_counter() - start_s
 
 
 def save_rate(store: Store, enough_s: float) -> float:
     """About how many bytes a second a save takes: one tensor, and unless that took longer than this, sixteen."""
     state = RandomState(1)
-    start_s = time.perf_counter()
-    _probe(store, state)
-    taken_s = time.perf_counter() - start_s
+    taken_s = _seconds(lambda: _probe(store, state))
     if taken_s < enough_s:
         state = RandomState(16)
-        start_s = time.perf_counter()
-        _probe(store, state)
-        taken_s = time.perf_counter() - start_s
+        taken_s = _seconds(lambda: _probe(store, state))
     return state.size_bytes / taken_s
 
 
@@ -101,7 +102,7 @@ class Rounds:
         turns = [self._ours, self._raw_client]
         try:
             _touch(pool)
-            self._store.put(f"{folder}/begin", memoryview(b"\n"))  # the raw client makes no folders
+            finished(lambda: self._store.put(f"{folder}/begin", memoryview(b"\n")))  # the raw client makes no folders
             for turn in turns if point.rounds % 2 == 0 else reversed(turns):
                 turn(folder, plan, pool, point)
         finally:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,6 +15,10 @@ from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage
 from ckptflow.cli.render import bar, clean, make_console, print_table
 
 if TYPE_CHECKING:
+    from types import FrameType
+
+    from rich.console import Console
+
     from ckptflow.bench.grid import Point, Setting
     from ckptflow.bench.measure import Measured
     from ckptflow.bench.recommend import Recommendation
@@ -41,7 +50,7 @@ def bench(
     ] = 1280,
     size_mib: Annotated[
         int | None,
-        typer.Option(min=16, help="Of what is saved each time; else as fits the time.", show_default=False),
+        typer.Option(min=16, max=2**20, help="Of what is saved each time; else as fits the time.", show_default=False),
     ] = None,
     as_json: Json = False,
     options: Options = None,
@@ -59,7 +68,7 @@ def bench(
     from ckptflow.bench.measure import measure
     from ckptflow.bench.recommend import recommend
 
-    with bar("measuring", is_long=True) as progress:
+    with _clearing_away(), bar("measuring", is_long=True) as progress:
 
         def tell(doing: str, done: int, total: int) -> None:
             progress.say(f"measuring: {doing}", done, total)
@@ -79,6 +88,31 @@ def bench(
         print_json(to_json(measured, recommendation))
     else:
         render(measured, recommendation)
+
+
+@contextmanager
+def _clearing_away() -> Iterator[None]:
+    """In the block, Ctrl-C ends it as ever; a second one while that clears away says what a third would leave."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    def second(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(
+            2, b"\nckptflow: removing what was written; another Ctrl-C leaves it: a folder ckptflow-bench-... in URL\n"
+        )
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def to_json(measured: Measured, recommendation: Recommendation) -> dict[str, Any]:
@@ -112,6 +146,7 @@ def _point_json(point: Point) -> dict[str, Any]:
                 "bytes_per_s": rates.bytes_per_s,
                 "raw_bytes_per_s": rates.raw_bytes_per_s,
                 "share_of_raw": rates.share_of_raw,
+                "spread": rates.spread if point.rounds > 1 else None,
                 "cpu_s_per_gib": rates.cpu_s_per_gib,
             }
             for name, rates in (("save", point.save), ("restore", point.restore))
@@ -131,32 +166,10 @@ def render(measured: Measured, recommendation: Recommendation) -> None:
         console.print(f"  - {line}", soft_wrap=True)
     size_mib = measured.size_bytes // _MIB
     console.print(f"\n{size_mib:,} MiB each time, beside {measured.client} alone; medians, MiB/s", style="bold")
-    columns = (
-        "at once",
-        "shards of",
-        "memory",
-        "save",
-        "raw",
-        "share",
-        "CPU-s/GiB",
-        "restore",
-        "raw",
-        "share",
-        "rounds",
-    )
-    rows, styles = [], []
-    for point in _ordered(measured.points):
-        setting = point.setting
-        cells = [str(setting.concurrency), f"{setting.shard_bytes // _MIB} MiB", f"{setting.memory_bytes // _MIB} MiB"]
-        for rates in (point.save, point.restore):
-            cells += [f"{rates.bytes_per_s / _MIB:,.0f}", f"{rates.raw_bytes_per_s / _MIB:,.0f}"]
-            cells += [f"{rates.share_of_raw:.0%}"]
-            cells += [f"{rates.cpu_s_per_gib:.2f}"] if rates is point.save else []
-        rows.append([*cells, str(point.rounds)])
-        styles.append("bold green" if setting == recommendation.setting else "")
-    _print(console, columns, rows, styles)
-    for setting, why in measured.unmeasured:
-        console.print(f"not measured: {setting}: {why}")
+    print_points(console, _ordered(measured.points), recommendation.setting)
+    for why in dict.fromkeys(why for _, why in measured.unmeasured):
+        left_out = ", ".join(str(setting) for setting, its in sorted(measured.unmeasured) if its == why)
+        console.print(f"not measured, {why}: {left_out}", soft_wrap=True)
     latency = ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in measured.latency_s.items())
     console.print(f"\nA small object: {latency}. A commit creates one and lists once or twice.")
     chosen = recommendation.setting
@@ -170,7 +183,31 @@ def render(measured: Measured, recommendation: Recommendation) -> None:
         console.print(f"  - {reason}", soft_wrap=True)
 
 
-def _print(console: Any, columns: tuple[str, ...], rows: list[list[str]], styles: list[str]) -> None:
-    """A table whose headings stand twice: the ones of the restore are told apart by where they are."""
-    unique = {name if columns.index(name) == i else f"{name} ": "right" for i, name in enumerate(columns)}
-    print_table(console, unique, rows, styles)  # type: ignore[arg-type]
+def print_points(console: Console, points: list[Point], chosen: Setting) -> None:
+    """A line for each setting; a narrow terminal is shown fewer columns."""
+    rows = []
+    for point in points:
+        save, restore, setting = point.save, point.restore, point.setting
+        row = {
+            "at once": str(setting.concurrency),
+            "MiB": str(setting.shard_bytes // _MIB),
+            "memory": f"{setting.memory_bytes // _MIB} MiB",
+            "save": f"{save.bytes_per_s / _MIB:,.0f}",
+            "±": f"{save.spread:.0%}" if point.rounds > 1 else "?",
+            "raw": f"{save.raw_bytes_per_s / _MIB:,.0f}",
+            "share": f"{save.share_of_raw:.0%}",
+            "CPU-s/GiB": f"{save.cpu_s_per_gib:.2f}",
+            "restore": f"{restore.bytes_per_s / _MIB:,.0f}",
+            "raw ": f"{restore.raw_bytes_per_s / _MIB:,.0f}",  # headings are unique: these are the restore's
+            "share ": f"{restore.share_of_raw:.0%}",
+            "rounds": str(point.rounds),
+        }
+        rows.append(row)
+    hidden: set[str] = set()
+    for more in ({"memory", "CPU-s/GiB", "rounds"}, {"±", "share", "share "}):
+        widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name not in hidden]
+        if sum(widths) + 2 * (len(widths) - 1) > console.width:
+            hidden |= more
+    shown: dict[str, Literal["left", "right"]] = {name: "right" for name in rows[0] if name not in hidden}
+    styles = ["bold green" if point.setting == chosen else "" for point in points]
+    print_table(console, shown, [[row[name] for name in shown] for row in rows], styles)

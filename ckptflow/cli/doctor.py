@@ -60,7 +60,6 @@ def doctor(
 
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
-        store.put("begin", memoryview(b"\n"))  # what cannot be reached at all has broken no promise: that is raised
         findings = examine(store.url, there, large_mib * 2**20)
         words = cannot_promise(store)
     if as_json:

@@ -21,10 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptflow.bench import measure as measuring
-from ckptflow.bench.folder import FOLDER_PREFIX, bench_folder
+from ckptflow.bench.folder import FOLDER_PREFIX, bench_folder, finished
 from ckptflow.bench.grid import MIB, Point, Rates, Setting, settings
 from ckptflow.bench.measure import measure
 from ckptflow.bench.recommend import recommend
+from ckptflow.cli.bench import print_points
+from ckptflow.cli.render import make_console
 from ckptflow.errors import StorageError
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import LatencyStore
@@ -43,6 +45,8 @@ def check_shape(found: Any) -> None:
         assert point["rounds"] >= 1
         for what in ("save", "restore"):
             rates = point[what]
+            assert set(rates) == {"bytes_per_s", "raw_bytes_per_s", "share_of_raw", "spread", "cpu_s_per_gib"}
+            assert (rates["spread"] is None) == (point["rounds"] == 1)
             assert rates["bytes_per_s"] > 0
             assert rates["raw_bytes_per_s"] > 0
             assert rates["share_of_raw"] > 0
@@ -97,6 +101,7 @@ def test_a_bucket_that_is_not_there(seaweedfs: Server) -> None:
     ran = run_alone("bench", "s3://no-such-bucket", CKPTFLOW_STORAGE_OPTIONS=json.dumps(seaweedfs.storage_options))
     assert ran.code == 3
     assert "no such bucket" in ran.err
+    assert "could not be removed" not in ran.err  # nothing was written
     assert "Traceback" not in ran.err
 
 
@@ -178,6 +183,98 @@ def test_what_cannot_be_removed_is_named(tmp_path: Path, caplog: pytest.LogCaptu
     assert f"{left} could not be removed, delete it" in caplog.text
 
 
+def test_a_second_interrupt_waits_until_all_is_removed(tmp_path: Path) -> None:
+    """The first one is on its way out while a shard is still being written; it is never there after the removal."""
+    script = """
+import os, signal, threading, time
+from ckptflow.cli import main
+from ckptflow.storage.local import LocalStore
+put = LocalStore.put
+def slow(store, key, data):
+    if key.endswith(".safetensors") and "-i0001/" in key:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+    put(store, key, data)
+LocalStore.put = slow
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+    ran = run_alone("bench", str(tmp_path), *QUICK[:4], "--concurrency", "1", "--shard-mib", "64", script=script)
+    assert ran.code == 130, ran.err
+    assert "another Ctrl-C leaves it" in ran.err
+    assert not os.listdir(tmp_path)
+
+
+def test_a_removal_that_is_interrupted_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def interrupted(path: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt), bench_folder(str(tmp_path), {}):
+            pass
+    (left,) = tmp_path.iterdir()
+    assert f"{left} could not be removed, delete it: KeyboardInterrupt" in caplog.text
+
+
+def test_what_an_interrupt_cuts_short_is_over_before_it_is_raised() -> None:
+    """fsspec's requests go on in a thread of its own when the one that waits for them is interrupted."""
+    is_over = False
+
+    def request() -> None:
+        nonlocal is_over
+        time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)  # the main thread's, which waits by now
+        time.sleep(0.2)
+        is_over = True
+
+    with pytest.raises(KeyboardInterrupt):
+        finished(request)
+    assert is_over
+
+
+def test_a_save_too_small_for_a_setting_is_not_shown_as_its_figure(runner: Runner, tmp_path: Path) -> None:
+    small = ("--seconds", "1", "--size-mib", "16", "--concurrency", "1", "--shard-mib", "128")
+    ran = runner("bench", str(tmp_path), *small, "--shard-mib", "16", "--json")
+    assert ran.code == 0, ran.err
+    assert [point["shard_bytes"] // MIB for point in ran.json["points"]] == [16]
+    (left_out,) = ran.json["not_measured"]
+    assert left_out["shard_bytes"] // MIB == 128
+    assert left_out["why"] == "--size-mib 16 does not have so much under way"
+    ran = runner("bench", str(tmp_path), *small)
+    assert ran.code == 2
+    assert "--size-mib 16 is too small for any of the settings to be tried" in ran.err
+
+
+def test_more_than_the_machine_has_memory_for(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "free_memory_bytes", lambda: 100 * MIB)
+    ran = runner("bench", str(tmp_path), *QUICK, "--shard-mib", "64", "--memory-mib", "100000", "--json")
+    assert ran.code == 0, ran.err
+    assert [point["concurrency"] for point in ran.json["points"]] == [1, 2]
+    assert {each["why"] for each in ran.json["not_measured"]} == {
+        "half of this machine's free memory (50 MiB) does not hold its buffers"
+    }
+    ran = runner("bench", str(tmp_path), "--shard-mib", "64", "--memory-mib", "100000")
+    assert ran.code == 2
+    assert "half of this machine's free memory (50 MiB) holds none" in ran.err
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_a_narrow_terminal_is_shown_whole_figures(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console = make_console()
+    with console.capture() as shown:
+        print_points(console, [point(1, 64, 1234.0, restore=5678.0)], Setting(1, 64 * MIB))
+    *_, line = shown.get().splitlines()
+    assert len(line) <= columns
+    assert line.split()[:2] == ["1", "64"]
+    assert {"1,234", "5,678"} <= set(line.split())
+    assert ("617%" in line) == (columns >= 60)
+    assert ("0.30" in line) == (columns == 120)
+
+
 def test_a_slow_storage_is_measured_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smaller settings with few bytes; what would take longer than the time is named."""
 
@@ -195,7 +292,7 @@ def test_a_slow_storage_is_measured_in_time(tmp_path: Path, monkeypatch: pytest.
     started_s = time.monotonic()
     found = measure(str(tmp_path), {}, seconds=4, memory_bytes=1280 * MIB)
     assert found.size_bytes <= 64 * MIB
-    assert found.points
+    assert len(found.points) > 1
     assert "4 s are too short for it here" in {why for _, why in found.unmeasured}
     assert all(point.setting.under_way_bytes <= found.size_bytes for point in found.points)
     assert time.monotonic() - started_s < 60  # four seconds, on a machine that may be busy
@@ -261,6 +358,12 @@ def test_what_chance_explains_decides_nothing() -> None:
     assert "rounds of one setting differ by about 20% either way" in found.reasons[-1]
     assert recommend([noisy(2, 700), noisy(8, 1000)]).setting.concurrency == 8
     assert recommend([point(2, 64, 850), point(8, 64, 1000)]).setting.concurrency == 8
+    once = point(4, 64, 100, rounds=1)  # says nothing about chance, not that there is none
+    assert recommend([noisy(2, 850), noisy(8, 1000), once, once]).setting.concurrency == 2
+    wild = [noisy(2, 500), noisy(8, 1000)]
+    for each in wild:
+        each.save.ours = [0.4 * each.save.ours[1], each.save.ours[1], 1.6 * each.save.ours[1]]
+    assert "differ by 60% either way: little can be told" in recommend(wild).reasons[-1]
 
 
 def test_the_reasons_say_what_was_weighed() -> None:
@@ -272,6 +375,7 @@ def test_the_reasons_say_what_was_weighed() -> None:
         "within 3% of the fastest (8 at once of 64 MiB), with 192 MiB of memory in place of 576",
         "restores at 500 MiB/s; 8 at once of 64 MiB would at 900 MiB/s",
     )
+    assert "nothing else was measured" in recommend([point(2, 64, 970)]).reasons[-1]
     assert "measured only once" in recommend([point(2, 64, 970, rounds=1)]).reasons[-1]
     with pytest.raises(ValueError, match="nothing was measured"):
         recommend([Point(Setting(1, MIB))])

@@ -194,6 +194,12 @@ def test_an_unknown_scheme_names_those_that_are_known(tmp_path: Path) -> None:
     "wrong",
     [
         {"shard_bytes": 10},
+        {"concurrency": 0},
+        {"concurrency": -1},
+        {"concurrency": True},
+        {"concurrency": 2.0},
+        {"concurrency": float("nan")},
+        {"concurrency": "4"},
         {"memory_budget_bytes": 10},
         {"commit_timeout_s": 0},
         {"on_save_error": "ignore"},
