@@ -13,13 +13,13 @@ from ckptflow.bench.state import RandomState, ReusedMemory
 from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Start
-from ckptflow.errors import StorageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Receipt, TensorRecord
 from ckptflow.format.spec import Wanted
-from ckptflow.storage.faults import redact
+from ckptflow.storage.faults import from_client_error
 from ckptflow.storage.local import PAGE_BYTES
 from ckptflow.storage.raw import RawClient, raw_client
+from ckptflow.storage.retry import Retries
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
@@ -118,9 +118,8 @@ class Rounds:
         # Whole pages, as direct writes need them; the odd bytes of the header's end are nothing to a network.
         sizes = [shard.size_bytes // PAGE_BYTES * PAGE_BYTES for shard in plan.shards]
         names = [f"{folder}/raw-{i}" for i in range(len(sizes))]
-        put, get = self._raw.put, self._raw.get
-        put_s = _each(point.setting, pool, sizes, lambda i, view: put(names[i], view))
-        get_s = _each(point.setting, pool, sizes, lambda i, view: get(names[i], view))
+        put_s = _each(point.setting, pool, names, sizes, self._raw.put, "write")
+        get_s = _each(point.setting, pool, names, sizes, self._raw.get, "read")
         point.save.raw.append(sum(sizes) / put_s)
         point.restore.raw.append(sum(sizes) / get_s)
 
@@ -161,15 +160,29 @@ def _touch(pool: BufferPool) -> None:
         pool.release(buffer)
 
 
-def _each(setting: Setting, pool: BufferPool, sizes: Sequence[int], do: Callable[[int, memoryview], None]) -> float:
-    """The seconds that it takes to do it for each size, `concurrency` at once, from pooled memory."""
+def _each(
+    setting: Setting,
+    pool: BufferPool,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    do: Callable[[str, memoryview], None],
+    doing: str,
+) -> float:
+    """The seconds that it takes to do it for each name, `concurrency` at once, from pooled memory.
+
+    What may succeed is tried again, as ours is: one lost connection is not the end of a measurement.
+    """
+    retries = Retries()
+
+    def once(name: str, view: memoryview) -> None:
+        try:
+            do(name, view)
+        except Exception as error:  # whatever a client raises
+            raise from_client_error(error, doing, f"the raw client: {name}") from None
 
     def one(number: int) -> None:
         with pool.buffer() as buffer:
-            try:
-                do(number, buffer.view[: sizes[number]])
-            except Exception as error:  # whatever a client raises: nothing maps or retries it here
-                raise StorageError(f"the raw client failed: {redact(str(error))}") from None
+            retries.run(lambda: once(names[number], buffer.view[: sizes[number]]))
 
     start_s = time.perf_counter()
     with ThreadPoolExecutor(setting.concurrency) as threads:

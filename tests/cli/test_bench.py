@@ -28,6 +28,7 @@ from ckptflow.bench.recommend import recommend
 from ckptflow.cli.bench import print_points
 from ckptflow.cli.render import make_console
 from ckptflow.errors import StorageError
+from ckptflow.storage.raw import _Disk as RawDisk
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import LatencyStore
 from tests.cli.runner import Runner, run_alone
@@ -273,6 +274,41 @@ def test_a_narrow_terminal_is_shown_whole_figures(monkeypatch: pytest.MonkeyPatc
     assert {"1,234", "5,678"} <= set(line.split())
     assert ("617%" in line) == (columns >= 60)
     assert ("0.30" in line) == (columns == 120)
+
+
+def test_a_connection_that_the_raw_client_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measurement goes on, as it does when ours loses one; what no retry helps is raised in one line."""
+    put, get = RawDisk.put, RawDisk.get
+    lost: list[str] = []
+
+    def lose(name: str) -> None:
+        if name not in lost:
+            lost.append(name)
+            raise ConnectionResetError("the other end went away")
+
+    def losing_put(client: RawDisk, key: str, data: memoryview) -> None:
+        lose(f"put {key}")
+        put(client, key, data)
+
+    def losing_get(client: RawDisk, key: str, into: memoryview) -> None:
+        lose(f"get {key}")
+        get(client, key, into)
+
+    monkeypatch.setattr(RawDisk, "put", losing_put)
+    monkeypatch.setattr(RawDisk, "get", losing_get)
+    one: Any = {"concurrencies": (1,), "shard_mib": (16,), "size_bytes": 16 * MIB}
+    found = measure(str(tmp_path), {}, seconds=1, memory_bytes=512 * MIB, **one)
+    assert len(lost) == 2 * found.points[0].rounds
+
+    def refuse(client: RawDisk, key: str, data: memoryview) -> None:
+        raise PermissionError("https://user:secret@host/bucket?signature=abc says no")
+
+    monkeypatch.setattr(RawDisk, "put", refuse)
+    with pytest.raises(StorageError, match=r"the raw client: .*raw-0: cannot write: .*says no") as raised:
+        measure(str(tmp_path), {}, seconds=1, memory_bytes=512 * MIB, **one)
+    assert "secret" not in str(raised.value)
+    assert "signature=abc" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_slow_storage_is_measured_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
