@@ -65,8 +65,10 @@ def measure(
         unmeasured = [(each, f"{limit} does not hold its buffers") for each in too_large]
         if size_bytes is None:
             tell("how fast it is", 0, 1)
-            rate = save_rate(store, seconds / 20)
-            size_bytes = _size(rate * seconds, fitting, free_bytes(url), is_asked=bool(concurrencies or shard_mib))
+            _check_room(url, TENSOR_BYTES)
+            free = free_bytes(url)
+            rate = save_rate(store, seconds / 20, _MAX_BYTES if free is None else free // 3)
+            size_bytes = _size(rate * seconds, fitting, free, is_asked=bool(concurrencies or shard_mib))
             too_much = f"{seconds:g} s are too short for it here"
         else:
             too_much = f"--size-mib {size_bytes // MIB} does not have so much under way"

@@ -53,12 +53,14 @@ def _seconds(do: Callable[[], object]) -> float:
     return time.perf_counter() - start_s
 
 
-def save_rate(store: Store, enough_s: float) -> float:
-    """About how many bytes a second a save takes: one tensor, and unless that took longer than this, sixteen."""
+def save_rate(store: Store, enough_s: float, most_bytes: int) -> float:
+    """About how many bytes a second a save takes: one tensor, then as many as that leaves time and room for, sixteen at
+    most."""
     state = RandomState(1)
     taken_s = _seconds(lambda: _probe(store, state))
-    if taken_s < enough_s:
-        state = RandomState(16)
+    count = min(16, int(enough_s / taken_s), most_bytes // TENSOR_BYTES)
+    if count > 1:
+        state = RandomState(count)
         taken_s = _seconds(lambda: _probe(store, state))
     return state.size_bytes / taken_s
 

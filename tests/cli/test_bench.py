@@ -25,6 +25,7 @@ from ckptflow.bench.folder import FOLDER_PREFIX, bench_folder, finished
 from ckptflow.bench.grid import MIB, Point, Rates, Setting, settings
 from ckptflow.bench.measure import measure
 from ckptflow.bench.recommend import recommend
+from ckptflow.bench.rounds import save_rate
 from ckptflow.cli.bench import print_points
 from ckptflow.cli.render import make_console
 from ckptflow.errors import StorageError
@@ -163,6 +164,11 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ran = run_alone("bench", str(place), *QUICK[:2], "--size-mib", "32", "--json")
         assert ran.code == 0, ran.err
         assert ran.json["client"] in ("buffered writes + fsync", "direct writes + fsync")
+        assert not list(place.iterdir())
+        ran = run_alone(
+            "bench", str(place), "--seconds", "1", "--json"
+        )  # nor does its own choice, and what it tries first
+        assert ran.code == 0, ran.err
         assert not list(place.iterdir())
     finally:
         subprocess.run(["umount", str(place)], check=True)
@@ -332,6 +338,22 @@ def test_a_slow_storage_is_measured_in_time(tmp_path: Path, monkeypatch: pytest.
     assert "4 s are too short for it here" in {why for _, why in found.unmeasured}
     assert all(point.setting.under_way_bytes <= found.size_bytes for point in found.points)
     assert time.monotonic() - started_s < 60  # four seconds, on a machine that may be busy
+
+
+def test_how_fast_it_is_takes_no_more_than_its_time_and_room(tmp_path: Path) -> None:
+    class Slow(LatencyStore):
+        written_bytes = 0
+
+        def put(self, key: str, data: memoryview) -> None:
+            self.written_bytes += len(data)
+            time.sleep(0.2)
+            super().put(key, data)
+
+    with bench_folder(str(tmp_path), {}) as store:
+        for enough_s, most_mib, written_mib in ((0.1, 1000, 16), (10.0, 1000, 16 + 256), (10.0, 40, 16 + 32)):
+            slow = Slow(store, 0.0)
+            assert 1 < save_rate(slow, enough_s, most_mib * MIB) / MIB < 16 * 16 / 0.2
+            assert slow.written_bytes // MIB == written_mib
 
 
 def test_what_is_asked_for_twice_is_tried_once() -> None:
