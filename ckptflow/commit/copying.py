@@ -41,6 +41,8 @@ def check_destination(source: Store, target: Store, folders: Sequence[Folder]) -
     A claim there says that a job has started: what it builds on is its own, and a folder from elsewhere among its
     folders could be taken for newer, or for older, than it is.
     """
+    if f"{target.url}/".startswith(f"{source.url}/"):
+        raise UsageError(f"{target.url} is, or is inside of, what is copied: copy into a root of its own")
     listing = list_root(target)
     if listing.claims:
         raise UsageError(f"{target.url}: a job has started here: copy into a root of its own")

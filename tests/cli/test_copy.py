@@ -134,6 +134,15 @@ def test_another_run_is_in_the_way(runner: Runner, root: str, tmp_path: Path) ->
     assert "another run's checkpoints are here" in ran.err
 
 
+@pytest.mark.parametrize("inside", ["", "/copies"])
+def test_a_root_is_not_copied_into_itself(runner: Runner, root: str, inside: str) -> None:
+    before = content(root)
+    ran = runner("copy", root, root + inside)
+    assert ran.code == 2
+    assert "copy into a root of its own" in ran.err
+    assert content(root) == before
+
+
 def test_what_goes_meanwhile_is_gone(root: str, tmp_path: Path) -> None:
     class Pruned(StoreWrapper):
         """Its checkpoint goes when the first shard is asked for, manifest first."""
