@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.options import (
+    DestinationOptions,
     Json,
     Options,
     OptionsJson,
@@ -33,15 +34,7 @@ def copy(
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
-    destination_options: Annotated[
-        str | None,
-        typer.Option(
-            "--destination-options",
-            metavar="JSON",
-            help="Options for DESTINATION's storage. Default: those of URL where both are on the same kind of storage.",
-            show_default=False,
-        ),
-    ] = None,
+    destination_options: DestinationOptions = None,
 ) -> None:
     """Copy checkpoints to another storage; a job can resume from the copy.
 
@@ -54,17 +47,12 @@ def copy(
       ckptflow copy s3://bucket/run-7 /data/run-7
       ckptflow copy runs/7 gs://bucket/run-7 --all
     """
-    from ckptflow.cli.verify import choose
+    from ckptflow.cli.verify import choose, root_and_folder
     from ckptflow.commit.copying import check_destination, copy_checkpoint
     from ckptflow.errors import CheckpointGoneError
-    from ckptflow.reading import split_url
     from ckptflow.storage.store import open_store
 
-    root, folder = split_url(url)
-    if copy_all and (step is not None or folder is not None):
-        raise ValueError("--all goes with a run's root and without --step")
-    if folder is not None and step not in (None, folder.step):
-        raise ValueError(f"this is the folder of step {folder.step}, not {step}")
+    root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)
     there = other_options(destination_options, "--destination-options", here, url, destination)
     source = open_store(root, here)

@@ -11,6 +11,7 @@ from ckptflow.cli.options import (
     Json,
     Options,
     OptionsJson,
+    OtherOptions,
     Step,
     UrlOrFolder,
     other_options,
@@ -73,15 +74,7 @@ def diff(
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
-    options_of_other: Annotated[
-        str | None,
-        typer.Option(
-            "--other-options",
-            metavar="JSON",
-            help="Options for OTHER's storage. Default: those of URL where both are on the same kind of storage.",
-            show_default=False,
-        ),
-    ] = None,
+    options_of_other: OtherOptions = None,
 ) -> None:
     """Compare two checkpoints tensor by tensor: names, shapes, dtypes, the largest difference and its norm.
 

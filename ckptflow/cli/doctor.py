@@ -57,6 +57,7 @@ def doctor(
       ckptflow doctor s3://bucket/scratch
     """
     from ckptflow.bench.folder import bench_folder
+    from ckptflow.storage.faults import redact_url
 
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
@@ -65,7 +66,7 @@ def doctor(
     if as_json:
         print_json(
             {
-                "url": url_text(url),
+                "url": redact_url(url),
                 "ok": all(finding.is_kept for finding in findings),
                 "promises": [
                     {"promise": each.promise, "kept": each.is_kept, "seconds": each.seconds, "why": each.why or None}
@@ -169,12 +170,6 @@ def cannot_promise(store: Store) -> list[str]:
             "exclusive create; see to it that there is never a second one"
         )
     return [*words, *_CANNOT_SEE]
-
-
-def url_text(url: str) -> str:
-    from ckptflow.storage.faults import redact_url
-
-    return redact_url(url)
 
 
 def render(findings: Sequence[Finding], words: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ckptflow.cli.options import (
+    DestinationOptions,
     Json,
     Options,
     OptionsJson,
@@ -59,15 +60,7 @@ def export(
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
-    destination_options: Annotated[
-        str | None,
-        typer.Option(
-            "--destination-options",
-            metavar="JSON",
-            help="Options for DESTINATION's storage. Default: those of URL where both are on the same kind of storage.",
-            show_default=False,
-        ),
-    ] = None,
+    destination_options: DestinationOptions = None,
 ) -> None:
     """Export a checkpoint for Keras, TensorFlow, TensorFlow Hub, serving, LiteRT or any safetensors reader.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ckptflow.cli.options import Json, Options, OptionsJson, other_options, print_json, storage_options
+from ckptflow.cli.options import Json, Options, OptionsJson, SourceOptions, other_options, print_json, storage_options
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
 
 
@@ -49,15 +49,7 @@ def import_(
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
-    source_options: Annotated[
-        str | None,
-        typer.Option(
-            "--source-options",
-            metavar="JSON",
-            help="Options for SOURCE's storage. Default: those of URL where both are on the same kind of storage.",
-            show_default=False,
-        ),
-    ] = None,
+    source_options: SourceOptions = None,
 ) -> None:
     """Begin a run from a Keras file, a SavedModel, a TensorFlow checkpoint, a Hub module or a safetensors file.
 

@@ -33,6 +33,21 @@ OptionsJson = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _of_other_end(end: str) -> Any:
+    return typer.Option(
+        f"--{end.lower()}-options",
+        metavar="JSON",
+        help=f"Options for {end}'s storage. Default: those of URL where both are on the same kind of storage.",
+        show_default=False,
+    )
+
+
+DestinationOptions = Annotated[str | None, _of_other_end("DESTINATION")]
+SourceOptions = Annotated[str | None, _of_other_end("SOURCE")]
+OtherOptions = Annotated[str | None, _of_other_end("OTHER")]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape that docs/cli.md gives.")]
 Step = Annotated[int | None, typer.Option(min=0, help="The checkpoint of this step.", show_default=False)]
 

@@ -50,14 +50,9 @@ def verify(
     Example:
       ckptflow verify s3://bucket/run-7 --all
     """
-    from ckptflow.reading import split_url
     from ckptflow.storage.store import open_store
 
-    root, folder = split_url(url)
-    if verify_all and (step is not None or folder is not None):
-        raise ValueError("--all goes with a run's root and without --step")
-    if folder is not None and step not in (None, folder.step):
-        raise ValueError(f"this is the folder of step {folder.step}, not {step}")
+    root, folder = root_and_folder(url, step, is_all=verify_all)
     store = open_store(root, storage_options(options, options_json))
     start_s = time.monotonic()
     try:
@@ -70,6 +65,18 @@ def verify(
         render(verdicts, time.monotonic() - start_s)
     if any(verdict.problems for verdict in verdicts):
         raise typer.Exit(1)
+
+
+def root_and_folder(url: str, step: int | None, *, is_all: bool) -> tuple[str, Folder | None]:
+    """What `url` names; raises ValueError where --step or --all does not go with it."""
+    from ckptflow.reading import split_url
+
+    root, folder = split_url(url)
+    if is_all and (step is not None or folder is not None):
+        raise ValueError("--all goes with a run's root and without --step")
+    if folder is not None and step not in (None, folder.step):
+        raise ValueError(f"this is the folder of step {folder.step}, not {step}")
+    return root, folder
 
 
 def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> list[Verdict]:

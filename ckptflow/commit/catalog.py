@@ -136,6 +136,11 @@ def list_claims(store: Store) -> tuple[int, ...]:
 
 def read_manifest(store: Store, folder: Folder) -> Manifest:
     """Reads and checks one manifest. Raises `ObjectNotFoundError` (gone) or `CorruptCheckpointError` (damaged)."""
+    return read_sealed(store, folder)[0]
+
+
+def read_sealed(store: Store, folder: Folder) -> tuple[Manifest, bytes]:
+    """The same, and the very bytes, seal and all."""
     where = f"{store.url}/{folder.manifest_key}"
     try:
         data = read_small(store, folder.manifest_key, MAX_MANIFEST_BYTES)
@@ -144,7 +149,7 @@ def read_manifest(store: Store, folder: Folder) -> Manifest:
     manifest = decode(data, Manifest, where)
     if manifest.folder != str(folder):
         raise CorruptCheckpointError(f"{where}: it is the manifest of {manifest.folder}")
-    return manifest
+    return manifest, data
 
 
 def summarize(manifest: Manifest, root_url: str) -> Summary:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import crc32c
 
-from ckptflow.commit.catalog import Summaries, list_root, read_manifest
+from ckptflow.commit.catalog import Summaries, list_root, read_manifest, read_sealed
 from ckptflow.commit.lineage import find_run_id
 from ckptflow.errors import (
     CheckpointGoneError,
@@ -63,8 +63,7 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
     holds another checkpoint of that name.
     """
     try:
-        manifest = read_manifest(source, folder)
-        sealed = read_small(source, folder.manifest_key, MAX_MANIFEST_BYTES)
+        manifest, sealed = read_sealed(source, folder)
     except ObjectNotFoundError as error:
         raise CheckpointGoneError(f"{source.url}/{folder} is gone: it was pruned; pin what must stay") from error
     is_committed = _has_manifest(target, folder, sealed)

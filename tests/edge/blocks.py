@@ -12,21 +12,9 @@ from tensorflow.experimental import dtensor
 
 from ckptflow import CheckpointManager, manager
 from ckptflow.storage.store import Store, open_store
-from ckptflow.testing import StoreWrapper
+from tests.speed.stores import MeasuredStore
 
 ROWS, COLUMNS = 2048, 1024  # blocks of 2 MiB under every mesh of four
-
-
-class Counting(StoreWrapper):
-    """Counts the bytes of shards that are read."""
-
-    read_bytes = 0
-
-    def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        count = super().get(key, into, start)
-        if "shard-" in key:
-            self.read_bytes += count
-        return count
 
 
 def blocks() -> None:
@@ -34,10 +22,10 @@ def blocks() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     dtensor.initialize_accelerator_system("CPU")
-    stores: list[Counting] = []
+    stores: list[MeasuredStore] = []
 
     def open_counted(url: str, storage_options: dict[str, Any] | None = None) -> Store:
-        stores.append(Counting(open_store(url, storage_options)))
+        stores.append(MeasuredStore(open_store(url, storage_options)))
         return stores[-1]
 
     vars(manager)["open_store"] = open_counted
@@ -65,6 +53,9 @@ def blocks() -> None:
         for block, part in zip(own, mine, strict=True):
             assert block.tobytes() == part.tobytes(), dimensions
         needed_bytes = sum(part.nbytes for part in mine)
-        assert needed_bytes <= stores[-1].read_bytes <= 1.05 * needed_bytes, (dimensions, stores[-1].read_bytes)
+        assert needed_bytes <= stores[-1].shard_bytes_read() <= 1.05 * needed_bytes, (
+            dimensions,
+            stores[-1].shard_bytes_read(),
+        )
     print("well", flush=True)
     os._exit(0)  # DTensor's service waits for both at exit
