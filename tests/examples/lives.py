@@ -1,0 +1,107 @@
+"""Lives of an example: started as its first lines say, killed when something is committed, started again."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ckptflow
+from tests.processes import Worker, start_workers
+from tests.waiting import until
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+TIMEOUT_S = 120.0
+WITHOUT_END = "1000000"  # steps or epochs of a life that is to be killed
+
+
+@dataclass(frozen=True)
+class Example:
+    """A script of examples/ and how it is started; `tasks` are the processes, of which the first `trainers` train."""
+
+    script: str
+    folder: Path  # for the processes' output
+    args: Sequence[str] = ()
+    tasks: Sequence[str] = ()  # types in TF_CONFIG; none: one process without it
+    env: Mapping[str, str] = field(default_factory=dict)
+    trainers: int = 1
+    storage_options: dict[str, Any] | None = None
+
+    def _start(self, url: str | Path, args: Sequence[str]) -> Any:
+        return start_workers(
+            str(EXAMPLES / self.script),
+            max(1, len(self.tasks)),
+            args=["--url", str(url), *self.args, *args],
+            env={**self.env, **({} if self.tasks else {"TF_CONFIG": ""})},
+            folder=self.folder,
+            tasks=self.tasks or None,
+        )
+
+    def steps(self, url: str | Path) -> list[int]:
+        """The steps that count in the root."""
+        found = ckptflow.list_checkpoints(url, storage_options=self.storage_options)
+        return [checkpoint.step for checkpoint in found]
+
+    def be_killed(self, url: str | Path, *args: str, victims: Sequence[int] | None = None) -> int:
+        """SIGKILL to the victims (else to all) after something new was committed; the step that is newest then.
+
+        Whoever is no victim has to notice, and to leave with an exit code of its own.
+        """
+        before = self.steps(url)
+        with self._start(url, args) as workers:
+
+            def is_committed() -> bool:
+                _check_alive(workers)
+                return self.steps(url)[-1:] > before[-1:]
+
+            until(is_committed, TIMEOUT_S)
+            killed = workers if victims is None else [workers[index] for index in victims]
+            for worker in killed:
+                worker.kill()
+            assert [worker.process.returncode for worker in killed] == [-9] * len(killed), killed[0].output()
+            for worker in workers[: self.trainers]:
+                if worker not in killed:
+                    assert worker.wait(TIMEOUT_S) == 74, worker.output()
+        return self.steps(url)[-1]
+
+    def run(self, *urls: str | Path, args: Sequence[str] = ()) -> list[str]:
+        """A life on each root, all at once, that nothing interrupts; what the first process of each printed."""
+        with contextlib.ExitStack() as stack:
+            lives = [stack.enter_context(self._start(url, args))[: self.trainers] for url in urls]
+            codes = [[worker.wait(TIMEOUT_S) for worker in life] for life in lives]
+            assert codes == [[0] * len(life) for life in lives], "\n".join(w.output() for life in lives for w in life)
+            return [life[0].output() for life in lives]
+
+    def tensors(self, url: str | Path, step: int) -> dict[str, Any]:
+        """All of a checkpoint, as a process without TensorFlow reads it."""
+        with ckptflow.open_checkpoint(url, step, storage_options=self.storage_options) as checkpoint:
+            return {name: np.asarray(array) for name, array in checkpoint.items()}
+
+    def assert_same(self, url: str | Path, reference: str | Path, step: int) -> None:
+        """Both runs have the same tensors at that step, bit for bit."""
+        ours, theirs = self.tensors(url, step), self.tensors(reference, step)
+        assert ours.keys() == theirs.keys()
+        assert ours
+        assert [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()] == []
+
+
+def _check_alive(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        assert worker.process.poll() is None, worker.output()
+
+
+def resumed_after(output: str) -> int:
+    """The step after which a life says that it goes on; 0 for one that begins."""
+    (found,) = re.findall(r"goes on after step (\d+)", output)
+    return int(found)
+
+
+def finished_after(output: str) -> int:
+    """The step after which a life says that it has finished."""
+    (found,) = re.findall(r"finished after step (\d+)", output)
+    return int(found)
