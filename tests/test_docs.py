@@ -1,7 +1,8 @@
 """Documentation is executed: each block in README.md and docs/*.md runs, or says why it does not.
 
-A fence is ```python run, ```sh run, or ```python no-test: reason. The blocks of one page run in order, in one process,
-in an empty folder. Fences of other languages (text, json) are not looked at.
+A fence is ```python run, ```sh run, ```python save-as: train.py (a later block must run that file), or
+```python no-test: reason. The blocks of one page run in order, in one process, in an empty folder. Fences of other
+languages (text, json) are not looked at.
 """
 
 from __future__ import annotations
@@ -42,12 +43,28 @@ def blocks_of(text: str) -> list[Block]:
     return blocks
 
 
+def saved_as(block: Block) -> str | None:
+    """The name of the file that a block is saved as, for a later block to run."""
+    match = re.fullmatch(r"save-as: ([\w-]+\.\w+)", block.mark)
+    return match[1] if match else None
+
+
 def unmarked(text: str) -> list[str]:
     """The executable blocks that neither run nor say why not."""
+    blocks = blocks_of(text)
+
+    def is_run(number: int, block: Block) -> bool:
+        name = saved_as(block)
+        if name is None:
+            return block.mark == "run"
+        return any(name in later.text for later in blocks[number + 1 :] if later.mark == "run")
+
     return [
         f"line {block.line}: ```{block.language} {block.mark}"
-        for block in blocks_of(text)
-        if block.language in _EXECUTABLE and block.mark != "run" and not re.fullmatch(r"no-test: \S.*", block.mark)
+        for number, block in enumerate(blocks)
+        if block.language in _EXECUTABLE
+        and not is_run(number, block)
+        and not re.fullmatch(r"no-test: \S.*", block.mark)
     ]
 
 
@@ -55,9 +72,12 @@ def script_of(page: str, text: str) -> str:
     """One Python program that runs the marked blocks in order, each under its page's name and line."""
     lines = ["import subprocess", "names = {'__name__': '__main__'}"]
     for block in blocks_of(text):
-        if block.mark != "run":
+        name = saved_as(block)
+        if name is not None:
+            lines.append(f"open({name!r}, 'w').write({block.text!r})")
+        elif block.mark != "run":
             continue
-        if block.language == "python":
+        elif block.language == "python":
             code = "\n" * block.line + block.text
             lines.append(f"exec(compile({code!r}, {page!r}, 'exec'), names)")
         else:
@@ -87,6 +107,9 @@ def test_every_block_runs_or_says_why_not(page: Path, tmp_path: Path) -> None:
 def test_a_silent_block_is_found() -> None:
     assert unmarked("```python\nx = 1\n```\n") == ["line 1: ```python "]
     assert unmarked("```sh no-test:\nls\n```\n") == ["line 1: ```sh no-test:"]
+    saved = "```python save-as: train.py\nx = 1\n```\n"
+    assert unmarked(saved) == ["line 1: ```python save-as: train.py"]
+    assert unmarked(saved + "```sh run\npython train.py\n```\n") == []
     assert unmarked("```python no-test: needs a cluster\nx\n```\n```json\n{}\n```\n") == []
 
 
