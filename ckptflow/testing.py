@@ -1,6 +1,6 @@
 """The storage contract as tests that anyone can run on their own storage, and stores for testing what stands on one.
 
-A subclass supplies one fixture and inherits every test:
+A subclass supplies one fixture and inherits every test::
 
     class TestMyStorage(StoreContract):
         @pytest.fixture

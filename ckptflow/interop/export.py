@@ -63,7 +63,7 @@ def export_checkpoint(
             Default: it is built from the Keras config in the manifest. "tf-checkpoint" and "safetensors" need none.
         signatures: for "saved-model", "hub" and "tflite": a dict from name to `tf.function` with an input signature, or
             to a concrete function; or a callable that takes the model and returns such a dict.
-        input_signature: the default signature's inputs as `tf.TensorSpec`s, where the model does not tell them.
+        input_signature: the default signature's inputs, each a `tf.TensorSpec`, where the model does not tell them.
         entry: the model's path in the state, where it has several.
         imports: modules to import first: they register custom classes.
         unsafe: also builds Lambda layers, which run code that the manifest carries.

@@ -81,7 +81,7 @@ class PreemptionWatcher:
 
     @property
     def is_preempted(self) -> bool:
-        """Whether this worker was told to leave. Others may have been told: only `check` finds out."""
+        """Whether this worker was told to leave. Others may have been told; only `check` finds out."""
         return self._notices.told is not None
 
     def check(
