@@ -55,8 +55,9 @@ def main() -> None:
     held_out = (images[-HELD_OUT:], labels[-HELD_OUT:])
 
     model = build_model()
-    keep = [ckptflow.KeepLast(3), ckptflow.KeepEvery(steps=1000)]
-    with ckptflow.CheckpointManager(arguments.url, {"model": model}, keep=keep) as manager:
+    with ckptflow.CheckpointManager(
+        arguments.url, {"model": model}, keep=[ckptflow.KeepLast(3), ckptflow.KeepEvery(steps=1000)]
+    ) as manager:
         newest = manager.latest()
         print(f"process {os.getpid()} goes on after step {newest.step if newest else 0}", flush=True)
         model.fit(
