@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
 
 from ckptflow.commit.retention import KeepLast, Policy
+from ckptflow.events import Event
 from ckptflow.format.layout import MAX_NUMBER
 from ckptflow.format.values import is_unicode
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
@@ -26,6 +27,17 @@ def check_policies(keep: Sequence[Policy] | Policy) -> tuple[Policy, ...]:
         if not callable(policy):
             raise ValueError(f"keep: {policy!r} is no policy; see KeepLast, KeepBest and KeepEvery")
     return policies
+
+
+def check_hooks(on_event: object) -> tuple[Callable[[Event], object], ...]:
+    """One hook or several, as a tuple."""
+    hooks: tuple[Any, ...] = (
+        (on_event,) if callable(on_event) or not isinstance(on_event, Sequence) else tuple(on_event)
+    )
+    for hook in hooks:
+        if not callable(hook):
+            raise ValueError(f"on_event: {hook!r} cannot be called with an event; see ckptflow.events")
+    return hooks
 
 
 def check_arguments(

@@ -1,7 +1,7 @@
 """`CheckpointManager`: wires the rooms together; decides nothing itself.
 
 Everything here runs on the thread that made the manager, but for what `saver.Saver` does in the background. Collectives
-are in `_agree`, in `Resume`, and nowhere else.
+are in `_agree`, in `Resume`, in `Incarnation.save_again`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsIndex
 
 from ckptflow import arguments
 from ckptflow.background import Background
-from ckptflow.commit.catalog import Checkpoint, Summaries, Summary
+from ckptflow.commit.catalog import Checkpoint, Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.commit.team import Vote, agree
-from ckptflow.errors import FencedError, StepOrderError, UsageError
-from ckptflow.format.layout import Folder
+from ckptflow.errors import StepOrderError, UsageError
+from ckptflow.events import Restored
 from ckptflow.format.values import to_json
+from ckptflow.hooks import Hook, Hooks
+from ckptflow.incarnation import Incarnation
 from ckptflow.live_state import LiveState, Rename
 from ckptflow.pending import PendingCheckpoint
-from ckptflow.reading import await_checkpoint, find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
-from ckptflow.saver import Job, Saver, software_versions
+from ckptflow.reading import find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
+from ckptflow.saver import Saver, Stopwatch, software_versions
 from ckptflow.state.cluster import find_cluster
 from ckptflow.storage.store import open_store
 from ckptflow.transfer.buffers import BufferPool
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ckptflow")
 
 
-_SAVE, _WAIT, _RESTORE, _SAVE_AGAIN = 1, 2, 3, 4  # what workers call together
+_SAVE, _WAIT, _RESTORE = 1, 2, 3  # what workers call together; `incarnation.SAVE_AGAIN` is another
 
 
 class CheckpointManager:
@@ -74,6 +75,8 @@ class CheckpointManager:
             tensor, at the cost of reading all of them on every worker.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
             many. Default 2 on a disk, 8 on an object store. `ckptflow bench URL` finds what suits a storage.
+        on_event: called with each event of `ckptflow.events`, in a thread of its own, one after another; or several
+            such callables. One that raises is logged. `ckptflow.telemetry` has some.
 
     Raises:
         ValueError, UnsupportedStateError, StorageError: at once, before anything is written.
@@ -95,11 +98,13 @@ class CheckpointManager:
         fresh: bool = False,
         verify_replicas: Literal["small", "all"] = "small",
         concurrency: int | None = None,
+        on_event: Hook | Sequence[Hook] = (),
     ) -> None:
         arguments.check_arguments(
             shard_bytes, memory_budget_bytes, commit_timeout_s, on_save_error, verify_replicas, concurrency
         )
         self._policies = arguments.check_policies(keep)
+        hooks = arguments.check_hooks(on_event)
         self._shard_bytes = shard_bytes
         self._commit_timeout_s = commit_timeout_s
         self._on_save_error = on_save_error
@@ -112,7 +117,9 @@ class CheckpointManager:
 
         self._cluster = find_cluster(strategy, arrival_timeout_s=commit_timeout_s)
         self._live = LiveState(state, self._cluster, shard_bytes)
-        self._store = open_store(os.fspath(url), storage_options)
+        self._hooks = Hooks(hooks, self._cluster.worker)
+        self._store = open_store(os.fspath(url), storage_options, self._hooks.tell)
+        self._hooks.url = self._store.url
         if not self._store.is_create_only and not read_only:
             logger.warning(
                 "%s cannot create a file only where none is: if two copies of this job ever run at once, neither may "
@@ -123,10 +130,7 @@ class CheckpointManager:
         self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
         self._background = Background()
 
-        self._start: Start | None = None
-        self._saver: Saver | None = None
-        self._calls: Counter[int] = Counter()
-        self._last_step = -1
+        self._incarnation: Incarnation | None = None
 
     # Saving
 
@@ -151,7 +155,9 @@ class CheckpointManager:
             PeerError: another worker raised.
         """
         self._check_usable(writes=True)
+        watch = Stopwatch()
         prepared: list[tuple[int, dict[str, float], Any, Snapshot]] = []
+        capture_s: list[float] = []
 
         def prepare() -> tuple[int, ...]:
             self._background.settle()
@@ -163,7 +169,9 @@ class CheckpointManager:
                     "restore(step)"
                 )
             checked = arguments.check_metrics(metrics), to_json(metadata, "metadata")
+            before_s = watch.elapsed_s()
             prepared.append((number, *checked, self._live.capture()))
+            capture_s.append(watch.elapsed_s() - before_s)
             return (number, self._live.checksum())
 
         votes = self._agree((_SAVE,), prepare)
@@ -172,9 +180,10 @@ class CheckpointManager:
         steps = [v.numbers[0] for v in votes]
         if len(set(steps)) > 1:
             raise UsageError(f"workers save different steps at once: {dict(enumerate(steps))}")
-        if self._start is None:
-            self._begin(self._resume(None).start_anew(fresh=self._fresh))
-        return self._submit(number, snapshot, checked_metrics, checked_metadata, prune=True)
+        incarnation = self._incarnation or self._begin(self._resume(None).start_anew(fresh=self._fresh))
+        return incarnation.save(
+            number, snapshot, checked_metrics, checked_metadata, watch=watch, capture_s=capture_s[0]
+        )
 
     def wait(self) -> None:
         """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
@@ -209,8 +218,8 @@ class CheckpointManager:
         if kind is None:
             self.close()
         elif not self._is_closed and os.getpid() == self._process:
-            if self._saver is not None and self._saver.coordinator is not None:
-                self._saver.coordinator.hurry(arguments.LEAVING_S)  # the others may be dead
+            if self._incarnation is not None:
+                self._incarnation.hurry(arguments.LEAVING_S)  # the others may be dead
             self._background.settle()
             self._release()
 
@@ -275,32 +284,23 @@ class CheckpointManager:
 
     # Inside
 
+    @property
+    def _last_step(self) -> int:
+        """The newest step that this life has restored or saved; -1 before either."""
+        return self._incarnation.last_step if self._incarnation is not None else -1
+
     def _agree(self, call: tuple[int, ...], do: Callable[[], tuple[int, ...]]) -> list[Vote]:
         return agree(self._cluster, call, do)
 
-    def _submit(
-        self, step: int, snapshot: Snapshot, metrics: dict[str, float], metadata: Any, *, prune: bool
-    ) -> PendingCheckpoint:
-        """Hands the save to the background."""
-        saver = self._saver
-        if saver is None:
-            raise UsageError("this manager has not begun an incarnation")
-        if step != self._last_step:
-            self._calls.clear()  # steps do not fall: an earlier one is never saved again in this life
-        self._calls[step] += 1
-        self._last_step = step
-        folder = Folder(step, saver.held.number, self._calls[step])
-        job = Job(folder, snapshot, lambda: self._live.plan(snapshot), metrics, metadata, prune)
-        future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
-        return PendingCheckpoint(step, future, self._look_for(folder))
-
     def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:
         self._check_usable()
+        watch = Stopwatch()
 
         def settle() -> tuple[int, ...]:
             self._background.settle()
             self._background.raise_failure(only_fenced=True)
-            return (int(self._saver is not None and self._saver.has_checkpoints), self._live.checksum())
+            incarnation = self._incarnation
+            return (int(incarnation is not None and incarnation.has_checkpoints), self._live.checksum())
 
         how = (_RESTORE, 0 if step is None else step + 1, int(self._read_only), int(self._fresh))
         votes = self._agree(how, settle)
@@ -315,44 +315,25 @@ class CheckpointManager:
             start = resume.run(step)
         except BaseException:
             if resume.has_claimed:  # the incarnation before is fenced by our own claim, and the state may be a mixture
-                self._start = self._saver = None
+                self._incarnation = None
             raise
         self._background.failure = None  # logged; what failed to be saved has been left behind
-        if not self._read_only:
-            self._begin(start)
-        if start.restored is not None and start.save_again:
-            self._save_again(start, start.restored)
-        return start.restored.checkpoint if start.restored else None
-
-    def _save_again(self, start: Start, restored: Summary) -> None:
-        """What was restored is not the newest that counted: until it is saved as our own, nothing protects it."""
-
-        checkpoint = restored.checkpoint
-        captured: list[Snapshot] = []
-
-        def take() -> tuple[int, ...]:
-            captured.append(self._live.capture(again=True))
-            return ()
-
-        def finish() -> tuple[int, ...]:
-            metadata = to_json(checkpoint.metadata, "metadata")
-            self._submit(checkpoint.step, captured.pop(), dict(checkpoint.metrics), metadata, prune=False)
-            self._background.settle()
-            self._background.raise_failure()
-            return ()
-
-        try:
-            self._agree((_SAVE_AGAIN,), take)  # a vote of its own: the others must not wait for one that could not
-            self._agree((_SAVE_AGAIN,), finish)
-        except Exception as error:
-            if start.reason == "rollback" or isinstance(error, FencedError):
-                raise
-            logger.warning(
-                "step %d was restored after damage, and saving it again failed: nothing protects it until the next "
-                "save (%s)",
-                checkpoint.step,
-                error,
+        incarnation = None if self._read_only else self._begin(start)
+        if start.restored is None:
+            return None
+        found = start.restored.checkpoint
+        self._hooks.tell(
+            Restored(
+                step=found.step,
+                folder=str(start.restored.folder),
+                size_bytes=found.size_bytes,
+                restore_s=watch.elapsed_s(),
+                created_at=found.created_at,
             )
+        )
+        if incarnation is not None and start.save_again:
+            incarnation.save_again()
+        return found
 
     def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
@@ -366,15 +347,13 @@ class CheckpointManager:
             load=load,
             read_only=self._read_only,
             claim_timeout_s=min(self._commit_timeout_s, 60.0),
+            tell=self._hooks.tell,
         )
 
-    def _begin(self, start: Start) -> None:
+    def _begin(self, start: Start) -> Incarnation:
         """From here on this process is the incarnation that `start` claimed."""
-        self._start = start
-        self._calls.clear()
-        self._last_step = start.restored.checkpoint.step if start.restored else -1
         if start.held is None:
-            return
+            raise UsageError("a reader begins no incarnation")
         self._live.prepare()
         coordinator = None
         if self._cluster.is_chief:
@@ -385,8 +364,9 @@ class CheckpointManager:
                 self._policies,
                 commit_timeout_s=self._commit_timeout_s,
                 is_alive=self._cluster.is_alive,
+                tell=self._hooks.tell,
             )
-        self._saver = Saver(
+        saver = Saver(
             store=self._store,
             cluster=self._cluster,
             pool=self._pool,
@@ -396,12 +376,10 @@ class CheckpointManager:
             verify_replicas=self._verify_replicas,
             concurrency=self._concurrency,
             software=software_versions(),
+            tell=self._hooks.tell,
         )
-
-    def _look_for(self, folder: Folder) -> Callable[[float], Checkpoint]:
-        """How a worker that is not the chief learns of a commit without a collective."""
-        limit_s = self._commit_timeout_s
-        return lambda timeout_s: await_checkpoint(self._store, folder, limit_s if timeout_s < 0 else timeout_s)
+        self._incarnation = Incarnation(start, saver, self._background, self._live, self._commit_timeout_s)
+        return self._incarnation
 
     def _check_usable(self, *, writes: bool = False) -> None:
         if os.getpid() != self._process:
@@ -418,3 +396,4 @@ class CheckpointManager:
         self._background.stop()
         self._pool.close()
         self._store.close()
+        self._hooks.close()

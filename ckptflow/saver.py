@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 import crc32c
@@ -17,9 +19,10 @@ from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.team import Cluster
 from ckptflow.errors import CkptflowError, SaveFailedError, StorageError, StorageFullError
+from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, receipt_name
-from ckptflow.format.manifest import Receipt, TensorRecord, encode
+from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
 from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Source
 from ckptflow.spans import span
@@ -52,6 +55,17 @@ class Captured(Source, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Since when a save goes on: by the clock, for people, and by one that does not jump."""
+
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _started: float = field(default_factory=time.monotonic)
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One save, ready to be done in the background."""
 
@@ -61,6 +75,8 @@ class Job:
     metrics: Mapping[str, float]
     metadata: Any
     prune: bool
+    watch: Stopwatch = field(default_factory=Stopwatch)  # since `save` was called
+    blocked_s: float = 0.0  # how long `save` held the training thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,7 @@ class Saver:
     verify_replicas: Literal["small", "all"]
     concurrency: int | None
     software: Mapping[str, str]
+    tell: Tell = tell_nobody
 
     @property
     def has_checkpoints(self) -> bool:
@@ -87,6 +104,22 @@ class Saver:
 
         Raises `SaveFailedError` with the cause, or what `Coordinator.commit` raises.
         """
+        step, folder = job.folder.step, str(job.folder)
+        try:
+            checkpoint = self._save(job)
+        except Exception as error:
+            self.tell(SaveFailed(step=step, folder=folder, error=f"{type(error).__name__}: {error}"))
+            raise
+        acknowledge(checkpoint)
+        if self.coordinator is not None and checkpoint is not None:
+            save_s, size_bytes = job.watch.elapsed_s(), checkpoint.size_bytes
+            self.tell(
+                Committed(step=step, folder=folder, size_bytes=size_bytes, save_s=save_s, metrics=checkpoint.metrics)
+            )
+            self.coordinator.prune()
+
+    def _save(self, job: Job) -> Checkpoint | None:
+        """All of a save but acknowledging and pruning."""
         try:
             draft = self._draft(job)  # before the shards: writing lets go of the values
             receipt = self._write(job)
@@ -96,8 +129,7 @@ class Saver:
             self._after_failure(job.folder, error)
             raise self._failed(job.folder, error) from error
         if self.coordinator is None:
-            acknowledge(None)
-            return
+            return None
         try:
             summary = self.coordinator.commit(draft, receipt, prune=job.prune)
         except StorageError as error:
@@ -111,8 +143,7 @@ class Saver:
             raise
         except Exception as error:  # a manifest that is too large to be read back
             raise self._failed(job.folder, error) from error
-        acknowledge(summary.checkpoint)
-        self.coordinator.prune()
+        return summary.checkpoint
 
     def _write(self, job: Job) -> Receipt:
         """Writes this worker's shards and then, last, its receipt."""
@@ -133,9 +164,16 @@ class Saver:
             digests=digests,
             tensors=own,
             python_state=own_python,
+            timing=Timing(blocked_s=job.blocked_s, write_s=job.watch.elapsed_s()),
         )
         with span("receipt"):
             self.store.put(job.folder.key(receipt_name(worker, self.cluster.world_size)), memoryview(encode(receipt)))
+        size_bytes = sum(shard.size_bytes for shard in written.shards)
+        self.tell(
+            ShardsWritten(
+                step=job.folder.step, folder=str(job.folder), size_bytes=size_bytes, write_s=job.watch.elapsed_s()
+            )
+        )
         return receipt
 
     def _own(self, job: Job) -> tuple[tuple[TensorRecord, ...], dict[str, Any]]:
@@ -181,6 +219,7 @@ class Saver:
             models=snapshot.models,
             object_graph=snapshot.object_graph if self.cluster.is_chief else None,
             software=self.software,
+            began_at=job.watch.at,
         )
 
     def _record(self, snapshot: Captured, index: int) -> TensorRecord:

@@ -16,11 +16,11 @@ MAX_LINES = 420
 
 # A room imports from rows above its own, and from itself. What is not named here is a face, in the last row.
 ROWS: tuple[tuple[set[str], ...], ...] = (
-    ({"errors"}, {"spans"}, {"threads"}),
+    ({"errors"}, {"events"}, {"spans"}, {"threads"}),
     ({"format"}, {"storage"}),
     ({"state"}, {"transfer"}),
     ({"commit"},),
-    ({"arguments", "background", "live_state", "manager", "pending", "reading", "saver"},),
+    ({"arguments", "background", "hooks", "incarnation", "live_state", "manager", "pending", "reading", "saver"},),
     ({"interop"}, {"bench"}, {"testing"}),
 )
 FACES_ROW = len(ROWS)

@@ -110,7 +110,7 @@ class CheckpointCallback:
         loop = find_loop(self, self._is_rival)
         self._check_fit(loop)
         self._state = state = FitState.of(self._manager)
-        if self._manager._start is None or state.is_interrupted:
+        if self._manager._incarnation is None or state.is_interrupted:
             self._manager.restore_latest()
         self._loop = loop
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)

@@ -12,9 +12,9 @@ import tensorflow as tf
 from ckptflow.callbacks.loops import Counters, Loop, Start
 from ckptflow.callbacks.others import Array, Others
 from ckptflow.commit.catalog import read_manifest
-from ckptflow.commit.resume import Start as Incarnation
 from ckptflow.errors import CheckpointGoneError, ObjectNotFoundError, UsageError
 from ckptflow.format.layout import Folder
+from ckptflow.incarnation import Incarnation
 from ckptflow.manager import CheckpointManager
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.kinds import Trackable
@@ -118,18 +118,19 @@ class FitState(Trackable):  # type: ignore[misc]
 
     def load(self, manager: CheckpointManager) -> None:
         """Reads the position out of the checkpoint that the manager has restored, once. A collective, if it has."""
-        incarnation = manager._start
+        incarnation = manager._incarnation
         if incarnation is self._incarnation or incarnation is None:
             return
         is_first, self._incarnation = self._incarnation is None, incarnation
-        if incarnation.restored is None:
+        restored = incarnation.start.restored
+        if restored is None:
             self.position, self.fits = None, 0
             return
-        self._restored = incarnation.restored.folder
+        self._restored = restored.folder
         found: dict[str, Any] = {}
 
         def read() -> tuple[int, ...]:
-            found.update(_read(manager, incarnation.restored.folder) if incarnation.restored else {})
+            found.update(_read(manager, restored.folder))
             return ()
 
         manager._agree((READ_POSITION,), read)
@@ -139,7 +140,7 @@ class FitState(Trackable):  # type: ignore[misc]
         if self.position is None:
             logger.warning(
                 "the checkpoint of step %d was not made inside of a fit: this fit begins at its first batch",
-                incarnation.restored.folder.step,
+                restored.folder.step,
             )
         elif not is_first:  # a restore between two fits: the next one is the one that it was made in
             self.fits = self.position.fit - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from ckptflow.commit.lineage import Held, now_text
 from ckptflow.commit.resume import Start
 from ckptflow.errors import SaveFailedError
 from ckptflow.format.layout import Folder, own_name, parse_shard_name
-from ckptflow.format.manifest import Manifest, Receipt, ShardRecord, SliceRecord, TensorRecord, check_manifest
+from ckptflow.format.manifest import Manifest, Receipt, ShardRecord, SliceRecord, TensorRecord, Timing, check_manifest
 from ckptflow.format.object_graph import ObjectGraph, check_graph
 from ckptflow.format.words import some_of
 
@@ -41,6 +42,7 @@ class Draft:
     models: Mapping[str, Any] = field(default_factory=dict)
     object_graph: ObjectGraph | None = None
     software: Mapping[str, str] = field(default_factory=dict)
+    began_at: datetime | None = None  # when `save` was called, by the chief's clock; for people
 
 
 def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held, url: str) -> Manifest:
@@ -64,6 +66,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
         incarnation=held.number,
         run_id=held.run_id,
         writer_id=held.writer_id,
+        began_at=draft.began_at.isoformat() if draft.began_at else None,
         created_at=now_text(),
         world_size=draft.world_size,
         reason=start.reason,
@@ -78,6 +81,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
         models=dict(draft.models),
         object_graph=_graph_of(draft, tensors),
         diverged=diverged,
+        timings=_timings_of(receipts),
         per_worker=draft.per_worker,
         shards=shards,
         tensors=tensors,
@@ -94,6 +98,12 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
             some_of(diverged, _NAMES_SHOWN),
         )
     return manifest
+
+
+def _timings_of(receipts: Sequence[Receipt]) -> tuple[Timing, ...]:
+    """How long it took each worker, in the order of their numbers; none where one does not say."""
+    timings = tuple(receipt.timing for receipt in receipts if receipt.timing is not None)
+    return timings if len(timings) == len(receipts) else ()
 
 
 def _graph_of(draft: Draft, tensors: Sequence[TensorRecord]) -> ObjectGraph | None:

@@ -23,7 +23,7 @@ from ckptflow.format.layout import (
     parse_folders,
     parse_pin_key,
 )
-from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, decode
+from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, Timing, decode
 from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, read_small
 from ckptflow.threads import at_once
@@ -72,7 +72,10 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The parts of a manifest that decisions are made from; small enough to keep for every checkpoint of a run."""
+    """The parts of a manifest that decisions are made from; small enough to keep for every checkpoint of a run.
+
+    `began_at` and `timings` are for people: when `save` was called, and how long it took each worker, where known.
+    """
 
     folder: Folder
     run_id: str
@@ -82,6 +85,8 @@ class Summary:
     fresh_since: int
     shard_sizes: Mapping[str, int]
     checkpoint: Checkpoint
+    began_at: datetime | None = None
+    timings: tuple[Timing, ...] = ()
 
     def is_complete(self, files: Mapping[str, int]) -> bool:
         """Whether every shard is listed at the size that the manifest gives it."""
@@ -158,7 +163,8 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
     if folder is None:
         raise CorruptCheckpointError(f"{root_url}: {manifest.folder!r} is no folder")
     try:
-        created_at = datetime.fromisoformat(manifest.created_at)
+        created_at = _as_time(manifest.created_at)
+        began_at = _as_time(manifest.began_at) if manifest.began_at is not None else None
         metadata = from_json(manifest.metadata, "metadata")
     except ValueError as error:
         raise CorruptCheckpointError(f"{root_url}/{folder.manifest_key}: {error}") from error
@@ -175,11 +181,18 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
             incarnation=manifest.incarnation,
             metrics=manifest.metrics,
             metadata=metadata,
-            created_at=created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC),
+            created_at=created_at,
             size_bytes=manifest.size_bytes,
             url=f"{root_url}/{folder}",
         ),
+        began_at=began_at,
+        timings=manifest.timings,
     )
+
+
+def _as_time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 class Summaries:

@@ -26,6 +26,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UnknownVersionError,
 )
+from ckptflow.events import Pruned, Tell, tell_nobody
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import (
     MAX_RECEIPT_BYTES,
@@ -56,6 +57,7 @@ class Coordinator:
         *,
         commit_timeout_s: float,
         is_alive: Callable[[int], bool] = lambda worker: True,
+        tell: Tell = tell_nobody,
     ) -> None:
         """`is_alive`: whether a worker's process still answers; one that has died is not waited for."""
         if start.held is None:
@@ -67,6 +69,7 @@ class Coordinator:
         self._policies = policies
         self._commit_timeout_s = commit_timeout_s
         self._is_alive = is_alive
+        self._tell = tell
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
@@ -287,6 +290,10 @@ class Coordinator:
         except Exception as error:
             logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, error)
             return
+        for decision in plan.decisions:
+            if not decision.keep:
+                folder, size_bytes = decision.folder, sum(listing.folders[decision.folder].values())
+                self._tell(Pruned(step=folder.step, folder=str(folder), size_bytes=size_bytes, reason=decision.reason))
         gone = set(plan.deletions)
         self._is_swept = not counting.outside
         self._gone |= gone & self._start.lineage

@@ -39,6 +39,7 @@ from ckptflow.errors import (
     ObjectNotFoundError,
     UsageError,
 )
+from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
 from ckptflow.storage.store import Store
@@ -98,6 +99,7 @@ class Resume:
         load: Load,
         read_only: bool = False,
         claim_timeout_s: float = 60.0,
+        tell: Tell = tell_nobody,
     ) -> None:
         self._store = store
         self._cluster = cluster
@@ -106,6 +108,7 @@ class Resume:
         self._load = load
         self._read_only = read_only
         self._claim_timeout_s = claim_timeout_s
+        self._tell = tell
         self._view: _View | None = None
         self.has_claimed = False
 
@@ -136,7 +139,8 @@ class Resume:
                 self._cluster, lambda: self._choose(step, held)
             )[:6]
             if not found:
-                return self._nothing(held)
+                logger.warning("%s: no checkpoint is here, starting anew", self._store.url)
+                return Start(held)
             folder = Folder(folder_step, number, call)
             summary, votes = self._attempt(folder)
             if summary is not None:
@@ -249,6 +253,7 @@ class Resume:
             raise CorruptCheckpointError(f"{text}; restore(step) takes no other step, restore_latest() would")
         if self._view is not None:
             self._view.damaged[folder] = text
+        self._tell(Damaged(step=folder.step, folder=str(folder), error=text))
         logger.error("damaged checkpoint, trying the one before: %s", text)
         return text
 
@@ -257,10 +262,6 @@ class Resume:
             self._view.is_stale = True
             self._view.gone += 1
         logger.info("%s/%s went while it was read; listing again", self._store.url, folder)
-
-    def _nothing(self, held: Held | None) -> Start:
-        logger.warning("%s: no checkpoint is here, starting anew", self._store.url)
-        return Start(held)
 
     def _start(
         self, held: Held | None, restored: Summary, step: int | None, again: bool, outside: bool, problems: list[str]
@@ -395,10 +396,9 @@ class Resume:
         listing = view.listing.only(f for f in counting.outside if f not in view.damaged)
         open_listing = listing.only(f for f in listing.folders if f.incarnation >= barrier)
         rest = self._count(open_listing, counting.run_id)
-        candidates = [f for f in (*rest.folders, *rest.outside) if f not in view.damaged]
-        if candidates:
-            folder = candidates[0]
-            return (1, folder.incarnation, folder.step, folder.call, 1, 1)
+        for folder in (*rest.folders, *rest.outside):
+            if folder not in view.damaged:
+                return (1, folder.incarnation, folder.step, folder.call, 1, 1)
         if not view.damaged and not counting.outside:
             return (0, 0, 0, 0, 0, 0)
         barred = sorted({f.step for f in listing.folders} - {f.step for f in open_listing.folders})

@@ -27,6 +27,7 @@ from ckptflow.format.record import (
     MAX_RANK,
     Crc32c,
     Record,
+    Seconds,
     Shape,
     ShortText,
     Size,
@@ -97,6 +98,14 @@ class TensorRecord(Record, frozen=True, kw_only=True, gc=False):
         return self.shape if self.encoded_bytes is None else (self.encoded_bytes,)
 
 
+class Timing(Record, frozen=True, kw_only=True, gc=False):
+    """How long a save took one worker, for people: `save` held its training thread for `blocked_s` seconds, and its
+    shards were durable `write_s` seconds after `save` was called."""
+
+    blocked_s: Seconds
+    write_s: Seconds
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """The commit record of one checkpoint. Present and whole = committed.
 
@@ -106,7 +115,9 @@ class Manifest(Record, frozen=True, kw_only=True):
     taken by themselves. `fresh_since` is the same for fresh starts alone: what they left is deleted only by hand.
     `metadata` and the values of `python_state` are in the form of `format.values`. `per_worker` names the entries of
     the state that each worker had for itself: worker 3 of the entry `data` has the Python state `data/worker-3`, and
-    tensors whose names begin with `data/worker-3/`. `object_graph` is there where the state has one.
+    tensors whose names begin with `data/worker-3/`. `object_graph` is there where the state has one. `began_at` is when
+    `save` was called and `created_at` when the manifest was made, both by the coordinator's clock; these and `timings`,
+    one for each worker, or none, are for people.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -118,6 +129,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     run_id: ShortText
     writer_id: ShortText
     created_at: ShortText
+    began_at: ShortText | None = None
     world_size: Annotated[int, Meta(ge=1, le=10**9)]
     reason: Reason
     restored: ShortText | None = None
@@ -131,6 +143,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     models: dict[str, Any] = field(default_factory=dict)
     object_graph: ObjectGraph | None = None
     diverged: tuple[TensorName, ...] = ()
+    timings: tuple[Timing, ...] = ()
     per_worker: tuple[TensorName, ...] = ()
     shards: tuple[ShardRecord, ...]
     tensors: tuple[TensorRecord, ...]
@@ -152,7 +165,7 @@ class Receipt(Record, frozen=True, kw_only=True):
 
     `digests` holds a crc32c of each replicated tensor that this worker has a copy of and did not write, so that the
     coordinator can name those that have diverged. `tensors` (without slices) and `python_state` are what this worker
-    alone has: their names are for the manifest's entries `per_worker`.
+    alone has: their names are for the manifest's entries `per_worker`. `timing` is how long it took.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -168,6 +181,7 @@ class Receipt(Record, frozen=True, kw_only=True):
     digests: dict[str, Crc32c] = field(default_factory=dict)
     tensors: tuple[TensorRecord, ...] = ()
     python_state: dict[str, Any] = field(default_factory=dict)
+    timing: Timing | None = None
 
 
 class Claim(Record, frozen=True, kw_only=True):
@@ -292,6 +306,8 @@ def _check_names(manifest: Manifest) -> None:
     _check_shards(manifest.shards, manifest.world_size)
     if not all(map(math.isfinite, manifest.metrics.values())):
         raise ValueError("a metric is not finite")
+    if manifest.timings and len(manifest.timings) != manifest.world_size:
+        raise ValueError(f"{len(manifest.timings)} timings for {manifest.world_size} workers")
     names = {tensor.name for tensor in manifest.tensors}
     count = len(manifest.tensors)
     for tensor in manifest.tensors:

@@ -11,6 +11,7 @@ MAX_RANK = 64  # NumPy's
 MAX_NUMBER = 2**62
 
 Size = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Crc32c = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Shape = Annotated[tuple[Size, ...], Meta(max_length=MAX_RANK)]
 TensorName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]

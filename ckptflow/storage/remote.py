@@ -17,6 +17,7 @@ import fsspec
 import fsspec.asyn
 
 from ckptflow.errors import ObjectNotFoundError, StorageError, UsageError
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
@@ -33,7 +34,7 @@ _DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60, 120
 
 
-def open_remote_store(url: str, storage_options: dict[str, Any]) -> Store:
+def open_remote_store(url: str, storage_options: dict[str, Any], tell: Tell = tell_nobody) -> Store:
     """The store for a URL with a scheme, its verbs retried where that may help.
 
     `s3://` and `gs://` go through obstore where it is installed and understands every option given, else through s3fs
@@ -50,8 +51,8 @@ def open_remote_store(url: str, storage_options: dict[str, Any]) -> Store:
 
         fast = open_fast_store(url, scheme, options, is_required=client == "obstore")
         if fast is not None:
-            return RetryingStore(fast)
-    return RetryingStore(FsspecStore(url, options))
+            return RetryingStore(fast, tell=tell)
+    return RetryingStore(FsspecStore(url, options), tell=tell)
 
 
 class RemoteStore:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import tenacity
 
 from ckptflow.errors import StorageUnavailableError
+from ckptflow.events import Retried, Tell, tell_nobody
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
 
@@ -26,14 +27,21 @@ class Retries:
             0, first_wait_s
         )
 
-    def run(self, call: Callable[[], _Result]) -> _Result:
-        """What `call` returns; whatever else it raises is raised at once."""
+    def run(self, call: Callable[[], _Result], verb: str = "", key: str = "", tell: Tell = tell_nobody) -> _Result:
+        """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events."""
+
+        def say(state: tenacity.RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            wait_s = state.next_action.sleep if state.next_action else 0.0
+            _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, error)
+            tell(Retried(verb=verb, key=key, tries=state.attempt_number, wait_s=wait_s, error=str(error)))
+
         started = time.monotonic()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),
             stop=self._stop,
             wait=self._wait,
-            before_sleep=_say,
+            before_sleep=say,
             reraise=True,
         )
         try:
@@ -51,15 +59,17 @@ class RetryingStore(StoreWrapper):
     reads back and compares its own id.
     """
 
-    def __init__(self, store: Store, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
+    def __init__(
+        self,
+        store: Store,
+        max_tries: int = 8,
+        max_wait_s: float = 60.0,
+        first_wait_s: float = 0.25,
+        tell: Tell = tell_nobody,
+    ) -> None:
         super().__init__(store)
         self._retries = Retries(max_tries, max_wait_s, first_wait_s)
+        self._tell = tell
 
     def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
-        return self._retries.run(call)
-
-
-def _say(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    wait_s = state.next_action.sleep if state.next_action else 0.0
-    _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, error)
+        return self._retries.run(call, verb, key, self._tell)

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ckptflow.events import Tell, tell_nobody
+
 # What a key may be: relative, "/"-separated, no empty, "." or ".." part, no control character or backslash.
 MAX_KEY_BYTES = 900
 _BAD_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -41,7 +43,7 @@ class Store(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the root is, for messages: no credentials, no trailing slash."""
+        """Where the root is, in messages, without credentials or a trailing slash."""
 
     @property
     def is_create_only(self) -> bool:
@@ -136,15 +138,16 @@ def local_path(url: str) -> str | None:
     return None
 
 
-def open_store(url: str, storage_options: dict[str, Any] | None = None) -> Store:
+def open_store(url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
     """The store for `url`: a local folder for a path or `file://`, any fsspec file system for another scheme.
 
     `storage_options` go to the file system (or to obstore, where the extra `fast` is installed) as they are. Raises
     ValueError for a scheme that nothing here knows, naming the schemes that would work, and for an empty URL or one
-    that has lost a slash (as in `pathlib.Path("s3://bucket")`). Nothing is read or written yet.
+    that has lost a slash (as in `pathlib.Path("s3://bucket")`). Nothing is read or written yet. `tell` hears of each
+    request that is made again.
     """
     from ckptflow.storage.local import LocalStore
     from ckptflow.storage.remote import open_remote_store
 
     path = local_path(url)
-    return open_remote_store(url, storage_options or {}) if path is None else LocalStore(path)
+    return open_remote_store(url, storage_options or {}, tell) if path is None else LocalStore(path)

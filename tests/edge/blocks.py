@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from ckptflow import CheckpointManager, manager
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage.store import Store, open_store
 from tests.speed.stores import MeasuredStore
 
@@ -24,8 +25,8 @@ def blocks() -> None:
     dtensor.initialize_accelerator_system("CPU")
     stores: list[MeasuredStore] = []
 
-    def open_counted(url: str, storage_options: dict[str, Any] | None = None) -> Store:
-        stores.append(MeasuredStore(open_store(url, storage_options)))
+    def open_counted(url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
+        stores.append(MeasuredStore(open_store(url, storage_options, tell)))
         return stores[-1]
 
     vars(manager)["open_store"] = open_counted

@@ -22,6 +22,7 @@ import ckptflow
 import ckptflow.commit.lineage
 import ckptflow.manager
 from ckptflow import CheckpointManager, KeepEvery, KeepLast, PeerError, UsageError
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.state.cluster import Cluster
 from ckptflow.storage.store import Store, open_store
 from ckptflow.storage.wrappers import StoreWrapper
@@ -79,8 +80,8 @@ class Hooked(StoreWrapper):
 def hook_stores(hook: Callable[[str, str], None]) -> None:
     """Every manager made from here on in this process works on a hooked store."""
 
-    def open_hooked(url: str, options: dict[str, Any] | None = None) -> Store:
-        return Hooked(open_store(url, options), hook)
+    def open_hooked(url: str, options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
+        return Hooked(open_store(url, options, tell), hook)
 
     ckptflow.manager.open_store = open_hooked  # type: ignore[attr-defined, assignment]
 

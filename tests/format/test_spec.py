@@ -16,7 +16,7 @@ from hypothesis import given
 
 from ckptflow.format import dtypes, values
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Claim, Manifest, Receipt, TensorRecord
+from ckptflow.format.manifest import Claim, Manifest, Receipt, TensorRecord, Timing
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.format.spec import TensorSpec
 from ckptflow.storage.local import LocalStore
@@ -166,7 +166,7 @@ def documented(text: str, kinds: Sequence[type[msgspec.Struct]]) -> set[str]:
 def test_every_member_and_dtype_is_on_the_page_and_the_page_is_short() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert (
-        documented(text, [Manifest, Receipt, Claim, TensorRecord, ObjectGraph, GraphNode])
+        documented(text, [Manifest, Receipt, Claim, Timing, TensorRecord, ObjectGraph, GraphNode])
         - {"format", "version", "kind"}
         == set()
     )

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import ckptflow.manager
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage.store import Store, open_store
 
 
@@ -66,8 +67,8 @@ def wrap_store(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Store], S]) -> l
     real = open_store
     made: list[S] = []
 
-    def open_wrapped(url: str, storage_options: dict[str, Any] | None = None) -> Store:
-        made.append(wrap(real(url, storage_options)))
+    def open_wrapped(url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
+        made.append(wrap(real(url, storage_options, tell)))
         return made[-1]
 
     monkeypatch.setattr(ckptflow.manager, "open_store", open_wrapped)

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import ckptflow.manager
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.state.cluster import Cluster
 from ckptflow.storage.store import Store, open_store
 from tests.speed.stores import MeasuredStore
@@ -79,7 +80,7 @@ class Team:
         for store in self.stores.values():
             store.forget()
 
-    def _open(self, url: str, storage_options: dict[str, Any] | None = None) -> Store:
-        store = MeasuredStore(self._storage(url) if self._storage else open_store(url, storage_options))
+    def _open(self, url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
+        store = MeasuredStore(self._storage(url) if self._storage else open_store(url, storage_options, tell))
         self.stores[self._member.now.worker] = store
         return store

@@ -16,6 +16,7 @@ import ckptflow.manager
 import ckptflow.reading
 from ckptflow import CheckpointManager, KeepEvery, KeepLast, open_checkpoint
 from ckptflow.commit.retention import Policy
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.storage.store import Store, open_store
 from ckptflow.testing import MemoryStore
@@ -56,7 +57,7 @@ class Root:
         assert self.store is not None
         return {verb: self.store.kinds(verb) for verb in self.store.counts}
 
-    def _open(self, url: str, storage_options: dict[str, object] | None = None) -> Store:
+    def _open(self, url: str, storage_options: dict[str, object] | None = None, tell: Tell = tell_nobody) -> Store:
         objects = self.objects
         self.store = MeasuredStore(open_store(url) if objects is None else MemoryStore(objects))
         return self.store

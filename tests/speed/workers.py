@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import ckptflow.manager
 from ckptflow import CheckpointManager, KeepLast
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage.store import Store, open_store
 from tests.speed.stores import MeasuredStore
 
@@ -20,8 +21,8 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()
 _stores: list[MeasuredStore] = []
 
 
-def _open_measured(url: str, storage_options: dict[str, object] | None = None) -> Store:
-    _stores.append(MeasuredStore(open_store(url, storage_options)))
+def _open_measured(url: str, storage_options: dict[str, object] | None = None, tell: Tell = tell_nobody) -> Store:
+    _stores.append(MeasuredStore(open_store(url, storage_options, tell)))
     return _stores[-1]
 
 

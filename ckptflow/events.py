@@ -1,0 +1,146 @@
+"""What happens to checkpoints, as typed events: for `CheckpointManager(on_event=…)`, its log and its metrics.
+
+Every worker tells of its own. An event is plain data: it holds no tensor and no secret, and its fields are numbers,
+texts and times, so that `dataclasses.asdict` gives what any log or queue can take.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+__all__ = [
+    "Claimed",
+    "Committed",
+    "Damaged",
+    "Event",
+    "Pruned",
+    "Restored",
+    "Retried",
+    "SaveBegan",
+    "SaveFailed",
+    "ShardsWritten",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What all events have: `url` the root of the run, `worker` who tells, `at` when it happened, by its own clock."""
+
+    url: str = ""
+    worker: int = 0
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def name(self) -> str:
+        """The class's name as a word of a log: `save_began` of `SaveBegan`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed(Event):
+    """This life of the job holds the root. `reason`: start, resume, rollback, damage, outside or fresh."""
+
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored(Event):
+    """The state is that of `folder`, committed at `created_at`; getting there took `restore_s`, the vote included."""
+
+    step: int
+    folder: str
+    size_bytes: int
+    restore_s: float
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged(Event):
+    """`folder` cannot be restored, and the one before it is tried: `error` says what is wrong with it."""
+
+    step: int
+    folder: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveBegan(Event):
+    """`save` is about to return, and has held the training thread for `blocked_s`.
+
+    `capture_s` of these went into taking hold of the values; the rest was spent waiting for the save before, for the
+    other workers, and, at the first save of a life that restored nothing, for the claim.
+    """
+
+    step: int
+    folder: str
+    blocked_s: float
+    capture_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardsWritten(Event):
+    """This worker's shards, `size_bytes` in all, and its receipt are durable, `write_s` after `save` was called."""
+
+    step: int
+    folder: str
+    size_bytes: int
+    write_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed(Event):
+    """The chief alone: the checkpoint is committed and acknowledged, `save_s` after `save` was called.
+
+    `size_bytes` counts the shards of all workers; `gib_per_s` is that over `save_s`.
+    """
+
+    step: int
+    folder: str
+    size_bytes: int
+    save_s: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def gib_per_s(self) -> float:
+        return self.size_bytes / 2**30 / self.save_s if self.save_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveFailed(Event):
+    """This worker's part of a save failed in the background. `error` begins with the error's class."""
+
+    step: int
+    folder: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned(Event):
+    """The chief alone: `folder`, `size_bytes` in all its files, was deleted, and why."""
+
+    step: int
+    folder: str
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried(Event):
+    """A request to the storage failed for the `tries`-th time, and is made again after `wait_s`."""
+
+    verb: str
+    key: str
+    tries: int
+    wait_s: float
+    error: str
+
+
+Tell = Callable[[Event], None]
+
+
+def tell_nobody(event: Event) -> None:
+    """For whoever works without a manager."""

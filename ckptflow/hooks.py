@@ -1,0 +1,114 @@
+"""Who is told of events: hooks and a log, in a thread of their own, so that they hold up neither training nor saves."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from ckptflow.events import Event
+
+logger = logging.getLogger("ckptflow")
+event_logger = logging.getLogger("ckptflow.events")
+
+Hook = Callable[[Event], object]
+
+MAX_WAITING = 10_000  # events, some 10 MB; a hook that hangs must not eat the job's memory
+CLOSING_S = 10.0
+
+
+class Hooks:
+    """Tells every hook of every event, in the order in which they happened, in one thread.
+
+    `tell` returns at once and never raises. A hook that raises is logged, and told of the next event all the same. What
+    is still to be told at `close`, or at the end of a program that closes nothing, is told first, for at most 10 s.
+    Each event is also one line of the log `ckptflow.events`, at level INFO.
+    """
+
+    def __init__(self, hooks: Sequence[Hook], worker: int) -> None:
+        self.url = ""  # of the root, once the store is open
+        self._hooks = tuple(hooks)
+        self._worker = worker
+        self._process = os.getpid()
+        self._waiting: queue.Queue[Event | None] = queue.Queue(MAX_WAITING)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._dropped = 0
+
+    def tell(self, event: Event) -> None:
+        """From any thread."""
+        if not self._hooks and not event_logger.isEnabledFor(logging.INFO):
+            return
+        try:
+            self._waiting.put_nowait(dataclasses.replace(event, url=self.url, worker=self._worker))
+        except queue.Full:
+            self._dropped += 1
+            return
+        with self._lock:
+            if self._thread is None:
+                # A daemon: a hook that hangs must not keep a finished job alive. Saves that a program leaves behind end
+                # before the functions of `atexit` are called, so what they tell is still told.
+                self._thread = threading.Thread(target=self._run, name="ckptflow-events", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
+
+    def close(self) -> None:
+        """Waits until all is told, at most 10 s. What is told later is lost."""
+        thread = self._thread
+        atexit.unregister(self.close)
+        if thread is None or os.getpid() != self._process or threading.current_thread() is thread:
+            return
+        deadline = time.monotonic() + CLOSING_S
+        try:
+            self._waiting.put(None, timeout=CLOSING_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        except queue.Full:
+            pass
+        left = self._dropped + self._waiting.qsize()
+        if left or thread.is_alive():
+            logger.warning("a hook of on_event is too slow or hangs: %d event(s) were not told", max(left, 1))
+
+    def _run(self) -> None:
+        failed: set[int] = set()
+        while (event := self._waiting.get()) is not None:
+            event_logger.info("%s", as_line(event), extra={"ckptflow_event": as_fields(event)})
+            for number, hook in enumerate(self._hooks):
+                try:
+                    hook(event)
+                except Exception as error:
+                    # Its first failure with the stack, the others in one line: a hook may fail at every event.
+                    logger.warning(
+                        "on_event: %r failed at %s: %s", hook, event.name, error, exc_info=number not in failed
+                    )
+                    failed.add(number)
+
+
+def as_fields(event: Event) -> dict[str, Any]:
+    """The event's name and fields as JSON-able values, times as ISO texts: what a structured log takes."""
+    fields = {"event": event.name, **dataclasses.asdict(event)}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
+
+
+def as_line(event: Event) -> str:
+    """`committed step=500 size_bytes=…`: the fields as `name=value`, a value in JSON's quotes where it needs them."""
+    fields = as_fields(event)
+    name = fields.pop("event")
+    return " ".join([name, *(f"{key}={_as_value(value)}" for key, value in fields.items())])
+
+
+def _as_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping) or (
+        isinstance(value, str) and (not value.isprintable() or set(value) & set(' "=') or not value)
+    ):
+        return json.dumps(value)
+    return str(value)
