@@ -20,8 +20,21 @@ ROWS: tuple[tuple[set[str], ...], ...] = (
     ({"format"}, {"storage"}),
     ({"state"}, {"transfer"}),
     ({"commit"},),
-    ({"arguments", "background", "hooks", "incarnation", "live_state", "manager", "pending", "reading", "saver"},),
-    ({"interop"}, {"bench"}, {"testing"}),
+    (
+        {
+            "arguments",
+            "background",
+            "hooks",
+            "incarnation",
+            "live_state",
+            "manager",
+            "overview",
+            "pending",
+            "reading",
+            "saver",
+        },
+    ),
+    ({"interop"}, {"bench"}, {"report"}, {"testing"}),
 )
 FACES_ROW = len(ROWS)
 TENSORFLOW = {"tensorflow", "keras", "tf_keras"}

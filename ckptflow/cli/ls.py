@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,50 +24,14 @@ from ckptflow.cli.render import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from rich.console import Console
 
-    from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summary
-    from ckptflow.errors import CorruptCheckpointError
-    from ckptflow.format.layout import Folder
+    from ckptflow.overview import Overview, Row
     from ckptflow.storage.store import Store
 
-_BATCH = 256  # manifests read between two moves of the bar
 _TEXTS = ("created", "metrics", "state")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One folder of a root. `why` says why it is outside or partial, `problem` what is wrong with it as far as a
-    listing and the manifest tell; `checkpoint` is None where there is no manifest that can be read."""
-
-    folder: Folder
-    state: Literal["newest", "counts", "outside", "partial"]
-    why: str | None
-    problem: str | None
-    is_pinned: bool
-    size_bytes: int
-    shard_count: int
-    worker_count: int | None
-    checkpoint: Checkpoint | None
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out."""
-
-    url: str
-    run_id: str | None
-    incarnation: int
-    rows: tuple[Row, ...]
-    hidden: Mapping[str, int]
-
-    @property
-    def resumes_from(self) -> Row | None:
-        """The newest that counts and shows no problem: where a restart would begin."""
-        counting = (row for row in reversed(self.rows) if row.state in ("newest", "counts"))
-        return next((row for row in counting if row.problem is None), None)
 
 
 def ls(
@@ -111,6 +74,7 @@ def look(store: Store, *, show_all: bool) -> Overview:
     """Lists the root once and reads the manifest of each row; raises `CheckpointNotFoundError` where a local root is
     not there at all (an object store cannot tell that from an empty one)."""
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
     from ckptflow.reading import read_counting
 
     summaries = Summaries(store)
@@ -119,16 +83,12 @@ def look(store: Store, *, show_all: bool) -> Overview:
         check_root(store)
     partial = sorted(set(listing.folders) - set(listing.committed))
     shown = sorted((*counting.folders, *(counting.outside if show_all else ())))
-    found: dict[Folder, Summary | CorruptCheckpointError] = {}
     with bar("reading manifests") as progress:
         progress.expect(len(shown))
-        for first in range(0, len(shown), _BATCH):
-            batch = shown[first : first + _BATCH]
-            found |= summaries.read_many(batch)
-            progress.advance(len(batch))
-    rows = [_committed_row(folder, summary, listing, counting) for folder, summary in found.items()]
+        found = read_summaries(summaries, shown, progress.advance)
+    rows = [committed_row(folder, summary, listing, counting) for folder, summary in found.items()]
     if show_all:
-        rows += [_partial_row(folder, listing) for folder in partial]
+        rows += [partial_row(folder, listing) for folder in partial]
     hidden = {} if show_all else {"outside": len(counting.outside), "partial": len(partial)}
     return Overview(
         url=store.url,
@@ -145,84 +105,6 @@ def check_root(store: Store) -> None:
 
     if not store.is_object_store and not os.path.isdir(store.url):
         raise CheckpointNotFoundError(f"{store.url}: there is no such folder")
-
-
-def _committed_row(
-    folder: Folder, summary: Summary | CorruptCheckpointError, listing: Listing, counting: Counting
-) -> Row:
-    from ckptflow.commit.catalog import Summary
-
-    files = listing.folders[folder]
-    is_readable = isinstance(summary, Summary)
-    shards = summary.shard_sizes if isinstance(summary, Summary) else _shard_sizes(files)
-    why_damaged = str(summary).partition(f"{folder.manifest_key}: ")[2] or str(summary)  # the line names the folder
-    why = _why_outside(folder, summary, counting) if folder in counting.outside else None
-    return Row(
-        folder=folder,
-        state="newest" if folder == counting.newest else "outside" if why is not None else "counts",
-        why=why,
-        problem=_find_problem(shards, files) if is_readable else f"damaged manifest: {why_damaged}",
-        is_pinned=folder in listing.pins,
-        size_bytes=sum(shards.values()),
-        shard_count=len(shards),
-        worker_count=_count_workers((*shards, *files)),
-        checkpoint=summary.checkpoint if isinstance(summary, Summary) else None,
-    )
-
-
-def _partial_row(folder: Folder, listing: Listing) -> Row:
-    shards = _shard_sizes(listing.folders[folder])
-    is_over = folder.incarnation < listing.top_number
-    return Row(
-        folder=folder,
-        state="partial",
-        why="never committed" if is_over else "not committed yet",
-        problem=None,
-        is_pinned=folder in listing.pins,
-        size_bytes=sum(shards.values()),
-        shard_count=len(shards),
-        worker_count=_count_workers(listing.folders[folder]),
-        checkpoint=None,
-    )
-
-
-def _why_outside(folder: Folder, summary: Summary | CorruptCheckpointError, counting: Counting) -> str:
-    from ckptflow.commit.catalog import Summary
-
-    if isinstance(summary, Summary) and summary.run_id != counting.run_id:
-        return "of another run"
-    if folder.incarnation < counting.fresh_since:
-        return "from before a fresh start"
-    if folder.incarnation < counting.barrier:
-        return "cut off by a rollback"
-    return f"not what incarnation {counting.incarnation} started from"
-
-
-def _find_problem(shards: Mapping[str, int], files: Mapping[str, int]) -> str | None:
-    missing = sum(name not in files for name in shards)
-    if missing:
-        return f"shards missing: {missing} of {len(shards)}"
-    wrong = next((name for name, size_bytes in shards.items() if files[name] != size_bytes), None)
-    if wrong is None:
-        return None
-    return f"{wrong} has {files[wrong]:,} bytes, not {shards[wrong]:,}"
-
-
-def _shard_sizes(files: Mapping[str, int]) -> dict[str, int]:
-    from ckptflow.format.layout import parse_shard_name
-
-    return {name: size_bytes for name, size_bytes in files.items() if parse_shard_name(name)}
-
-
-def _count_workers(names: tuple[str, ...] | Mapping[str, int]) -> int | None:
-    """How many workers wrote a checkpoint: the name of each of its shards and receipts says so."""
-    from ckptflow.format.layout import parse_receipt_name, parse_shard_name
-
-    for name in names:
-        shard, receipt = parse_shard_name(name), parse_receipt_name(name)
-        if shard or receipt:
-            return shard[1] if shard else receipt[1] if receipt else None
-    return None
 
 
 def to_json(overview: Overview) -> dict[str, Any]:

@@ -10,8 +10,25 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Literal
 
+from ckptflow.format.words import age_text, size_text
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+__all__ = [
+    "WIDE",
+    "Bar",
+    "Justify",
+    "age_text",
+    "bar",
+    "clean",
+    "make_console",
+    "metrics_text",
+    "print_table",
+    "size_text",
+    "time_text",
+    "utc_text",
+]
 
 Justify = Literal["left", "right"]
 WIDE = 110  # columns from which on tables show all they know
@@ -22,25 +39,6 @@ _BAR_AFTER_S = 0.8  # work that is done by then needs no bar
 def clean(text: str) -> str:
     """`text` on one line, without control characters: names come from storage, and a terminal obeys what it is sent."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def size_text(size_bytes: int) -> str:
-    """1023 B, 1.5 KiB, 23.4 GiB."""
-    size, unit = float(size_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1000 or unit == "PiB":
-            break
-        size /= 1024
-    return f"{size_bytes} B" if unit == "B" else f"{size:.{2 if size < 10 else 1}f} {unit}"
-
-
-def age_text(created_at: datetime, now: datetime) -> str:
-    """How long ago; clocks differ, so what lies ahead is "just now"."""
-    seconds = (now - created_at).total_seconds()
-    for unit, unit_s in (("y", 365 * 86_400), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * unit_s:
-            return f"{int(seconds // unit_s)} {unit} ago"
-    return "just now"
 
 
 def time_text(created_at: datetime) -> str:

@@ -15,8 +15,8 @@ from ckptflow.cli.options import Json, Options, OptionsJson, Url, storage_option
 from ckptflow.cli.render import clean, make_console, metrics_text, size_text, time_text
 
 if TYPE_CHECKING:
-    from ckptflow.cli.ls import Overview, Row
     from ckptflow.format.layout import Folder
+    from ckptflow.overview import Overview, Row
 
 
 @dataclass(frozen=True, slots=True)

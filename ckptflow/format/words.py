@@ -1,11 +1,31 @@
-"""Lists in messages: the first few, and how many more."""
+"""How lists, sizes and ages are said: in messages, in the terminal, on pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 
 def some_of(items: Sequence[str], most: int, separator: str = ", ") -> str:
     """At most so many of the items, and how many there are beside them."""
     more = len(items) - most
     return separator.join(items[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def size_text(size_bytes: int) -> str:
+    """1023 B, 1.5 KiB, 23.4 GiB."""
+    size, unit = float(size_bytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if size < 1000 or unit == "PiB":
+            break
+        size /= 1024
+    return f"{size_bytes} B" if unit == "B" else f"{size:.{2 if size < 10 else 1}f} {unit}"
+
+
+def age_text(created_at: datetime, now: datetime) -> str:
+    """How long ago; clocks differ, so what lies ahead is "just now"."""
+    seconds = (now - created_at).total_seconds()
+    for unit, unit_s in (("y", 365 * 86_400), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * unit_s:
+            return f"{int(seconds // unit_s)} {unit} ago"
+    return "just now"

@@ -1,0 +1,133 @@
+"""What a root looks like from outside: its folders, which of them count, and what can be seen to be wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summaries, Summary
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.format.layout import Folder, parse_receipt_name, parse_shard_name
+
+_BATCH = 256  # manifests read between two words on how far it is
+
+Found = Mapping[Folder, Summary | CorruptCheckpointError]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One folder of a root. `why` says why it is outside or partial, `problem` what is wrong with it as far as a
+    listing and the manifest tell; `checkpoint` is None where there is no manifest that can be read."""
+
+    folder: Folder
+    state: Literal["newest", "counts", "outside", "partial"]
+    why: str | None
+    problem: str | None
+    is_pinned: bool
+    size_bytes: int
+    shard_count: int
+    worker_count: int | None
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out."""
+
+    url: str
+    run_id: str | None
+    incarnation: int
+    rows: tuple[Row, ...]
+    hidden: Mapping[str, int]
+
+    @property
+    def resumes_from(self) -> Row | None:
+        """The newest that counts and shows no problem: where a restart would begin."""
+        counting = (row for row in reversed(self.rows) if row.state in ("newest", "counts"))
+        return next((row for row in counting if row.problem is None), None)
+
+
+def read_summaries(
+    summaries: Summaries, folders: Iterable[Folder], advance: Callable[[int], None]
+) -> dict[Folder, Summary | CorruptCheckpointError]:
+    """Reads manifests, many at once, and says how many more it has read; those that are gone by now are left out."""
+    found: dict[Folder, Summary | CorruptCheckpointError] = {}
+    ordered = list(folders)
+    for first in range(0, len(ordered), _BATCH):
+        batch = ordered[first : first + _BATCH]
+        found |= summaries.read_many(batch)
+        advance(len(batch))
+    return found
+
+
+def committed_row(
+    folder: Folder, summary: Summary | CorruptCheckpointError, listing: Listing, counting: Counting
+) -> Row:
+    """The row of a folder with a manifest."""
+    files = listing.folders[folder]
+    is_readable = isinstance(summary, Summary)
+    shards = summary.shard_sizes if isinstance(summary, Summary) else _shard_sizes(files)
+    why_damaged = str(summary).partition(f"{folder.manifest_key}: ")[2] or str(summary)  # the line names the folder
+    why = _why_outside(folder, summary, counting) if folder in counting.outside else None
+    return Row(
+        folder=folder,
+        state="newest" if folder == counting.newest else "outside" if why is not None else "counts",
+        why=why,
+        problem=_find_problem(shards, files) if is_readable else f"damaged manifest: {why_damaged}",
+        is_pinned=folder in listing.pins,
+        size_bytes=sum(shards.values()),
+        shard_count=len(shards),
+        worker_count=_count_workers((*shards, *files)),
+        checkpoint=summary.checkpoint if isinstance(summary, Summary) else None,
+    )
+
+
+def partial_row(folder: Folder, listing: Listing) -> Row:
+    """The row of a folder without one."""
+    shards = _shard_sizes(listing.folders[folder])
+    is_over = folder.incarnation < listing.top_number
+    return Row(
+        folder=folder,
+        state="partial",
+        why="never committed" if is_over else "not committed yet",
+        problem=None,
+        is_pinned=folder in listing.pins,
+        size_bytes=sum(shards.values()),
+        shard_count=len(shards),
+        worker_count=_count_workers(listing.folders[folder]),
+        checkpoint=None,
+    )
+
+
+def _why_outside(folder: Folder, summary: Summary | CorruptCheckpointError, counting: Counting) -> str:
+    if isinstance(summary, Summary) and summary.run_id != counting.run_id:
+        return "of another run"
+    if folder.incarnation < counting.fresh_since:
+        return "from before a fresh start"
+    if folder.incarnation < counting.barrier:
+        return "cut off by a rollback"
+    return f"not what incarnation {counting.incarnation} started from"
+
+
+def _find_problem(shards: Mapping[str, int], files: Mapping[str, int]) -> str | None:
+    missing = sum(name not in files for name in shards)
+    if missing:
+        return f"shards missing: {missing} of {len(shards)}"
+    wrong = next((name for name, size_bytes in shards.items() if files[name] != size_bytes), None)
+    if wrong is None:
+        return None
+    return f"{wrong} has {files[wrong]:,} bytes, not {shards[wrong]:,}"
+
+
+def _shard_sizes(files: Mapping[str, int]) -> dict[str, int]:
+    return {name: size_bytes for name, size_bytes in files.items() if parse_shard_name(name)}
+
+
+def _count_workers(names: tuple[str, ...] | Mapping[str, int]) -> int | None:
+    """How many workers wrote a checkpoint: the name of each of its shards and receipts says so."""
+    for name in names:
+        shard, receipt = parse_shard_name(name), parse_receipt_name(name)
+        if shard or receipt:
+            return shard[1] if shard else receipt[1] if receipt else None
+    return None
