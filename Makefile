@@ -5,12 +5,13 @@ BIN := .venv/bin
 URL ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test lint types pytest chaos matrix tfjs bench bench-full clean
+.PHONY: help setup demo test lint types pytest docs chaos matrix tfjs bench bench-full clean
 
 help:
 	@echo "make setup          .venv with everything (done by the others when needed)"
 	@echo "make demo [URL=…]   two workers train, one is killed, the run resumes; on local disk or any storage"
 	@echo "make test           lint, types and tests: what CI runs"
+	@echo "make docs           the site of these pages and docstrings, in build/docs"
 	@echo "make chaos          the long runs: kill -9, every interleaving, every way that fit is killed"
 	@echo "make matrix         save under every strategy, restore under every other, bit for bit: docs/matrix.md"
 	@echo "make tfjs           exports converted by the stock tensorflowjs_converter and run in Node, in environments of their own"
@@ -45,6 +46,10 @@ types: setup
 
 pytest: setup
 	$(BIN)/python -m pytest -m 'not chaos'
+
+docs: setup
+	$(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/docs-doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos -s -o faulthandler_timeout=0

@@ -35,7 +35,6 @@ python_maximum_signature_line_length = 90
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-suppress_warnings = ["toc.empty_glob"]  # a toctree may keep a place for a page that is still to come
 nitpicky = True
 nitpick_ignore = [
     ("py:class", "ckptflow.callbacks.callback.Watcher"),  # what its argument's text calls a PreemptionWatcher
