@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import plotly.graph_objects as go
 from benchmarks.report.colours import LIMIT, OURS
 from benchmarks.report.comparisons import FIRST_TOLD, Comparison, Measure, number, why_missing
 from benchmarks.results import Result, Stat
+from ckptflow.report.skeleton import plain
 
 _ROW_PX = 34
 _LABEL_CHARACTERS = 20
@@ -32,11 +32,6 @@ class Scale:
     text: Callable[[int], str]
     title: str
     is_log: bool = True
-
-
-def plain(text: str) -> str:
-    """Text as it is: plotly reads a small HTML, and formulas between dollars, in which a name may not take part."""
-    return html.escape(" ".join(text.split()), quote=False).replace("$", "&#36;")
 
 
 def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[str, str]) -> go.Figure:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 from collections.abc import Iterable, Sequence
-from string import Template
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup
 
 from benchmarks import machine
 from benchmarks.report import sections
@@ -22,6 +19,7 @@ from benchmarks.report.sections import Plot, Section
 from benchmarks.report.timeline import SPANS, gantt, totals
 from benchmarks.report.trace import encode_trace
 from benchmarks.results import Run, Timeline
+from ckptflow.report.skeleton import Figures, render
 
 _TITLE = "Checkpoints of TensorFlow training: how fast, and at what cost"
 
@@ -34,7 +32,7 @@ def write_report(run: Run, path: str) -> None:
 
 def page(run: Run) -> str:
     """What cannot be shown and the bias first; then what was found. Every string of the run is text, never markup."""
-    figures: list[str] = []
+    figures = Figures()
     comparisons = compare(run)
     parts = [_head(run), _first(run)]
     found = sections.sections(comparisons, colours(run))
@@ -42,14 +40,8 @@ def page(run: Run) -> str:
     parts.append(_headline(headline(comparisons)) if run.results else "<p>This run has no results.</p>")
     parts += [_section(section, figures) for section in found]
     parts.append(_timelines(run.timelines, figures))
-    return Template(_text("page.html")).substitute(
-        title=_TITLE,
-        style=_text("page.css"),
-        body="\n".join(parts),
-        figures=f"[{','.join(figures)}]",
-        plotly=get_plotlyjs(),
-        draw=_text("page.js"),
-    )
+    body = Markup("\n".join(parts))  # each part escapes what it shows
+    return render("skeleton.html", figures, title=_TITLE, generator="benchmarks.report", body=body)
 
 
 def _head(run: Run) -> str:
@@ -97,7 +89,7 @@ ckptflow; where it is dotted, that other one is ahead. Empty: there is nothing o
 </section>"""
 
 
-def _section(section: Section, figures: list[str]) -> str:
+def _section(section: Section, figures: Figures) -> str:
     parts = [f'<section id="{section.name}"><h2>{_e(section.title)}</h2><p class="soft">{_e(section.words)}</p>']
     parts += [_grid(section.plots, figures), _missing(section)]
     for part in section.parts:
@@ -108,19 +100,14 @@ def _section(section: Section, figures: list[str]) -> str:
     return "".join(parts)
 
 
-def _grid(plots: Sequence[Plot], figures: list[str]) -> str:
+def _grid(plots: Sequence[Plot], figures: Figures) -> str:
     return f'<div class="grid">{"".join(_plot(plot, figures) for plot in plots)}</div>' if plots else ""
 
 
-def _plot(plot: Plot, figures: list[str]) -> str:
+def _plot(plot: Plot, figures: Figures) -> str:
     words = f'<div class="soft">{_e(plot.words)}</div>' if plot.words else ""
-    return f"<figure><figcaption><h3>{_e(plot.title)}</h3>{words}</figcaption>{_place(plot.figure, figures)}</figure>"
-
-
-def _place(figure: go.Figure, figures: list[str]) -> str:
-    """Where the script draws `figure`; plotly writes `<` in its JSON so that no string ends the element it is in."""
-    figures.append(figure.to_json())
-    return f'<div class="plot" data-figure="{len(figures) - 1}" style="height:{figure.layout.height}px"></div>'
+    place = figures.place(plot.figure, plot.title)
+    return f"<figure><figcaption><h3>{_e(plot.title)}</h3>{words}</figcaption>{place}</figure>"
 
 
 def _missing(section: Section) -> str:
@@ -146,7 +133,7 @@ def _notes(comparison: Comparison) -> str:
     return f"<details><summary>What to know of each</summary><ul>{''.join(lines)}</ul></details>" if lines else ""
 
 
-def _timelines(timelines: Iterable[Timeline], figures: list[str]) -> str:
+def _timelines(timelines: Iterable[Timeline], figures: Figures) -> str:
     parts = [_timeline(timeline, number, figures) for number, timeline in enumerate(timelines)]
     if not parts:
         return ""
@@ -156,7 +143,7 @@ another is thinner. Zero is the call of <code>save</code>. Drag to look closer, 
 {"".join(parts)}</section>"""
 
 
-def _timeline(timeline: Timeline, index: int, figures: list[str]) -> str:
+def _timeline(timeline: Timeline, index: int, figures: Figures) -> str:
     about = f"{timeline.title}: {size(timeline.size_bytes)}, {storage_name(timeline.storage)}"
     if not timeline.events:
         return f"<h3>{_e(about)}</h3><p>Nothing was recorded of it.</p>"
@@ -175,7 +162,7 @@ def _timeline(timeline: Timeline, index: int, figures: list[str]) -> str:
     columns = "".join(f"<th>{head}</th>" for head in heads)
     trace = base64.b64encode(encode_trace(timeline)).decode()
     return f"""<figure class="timeline"><figcaption><h3>{_e(about)}</h3></figcaption>
-{_place(gantt(timeline), figures)}
+{figures.place(gantt(timeline), about)}
 <details{" open" if index == 0 else ""}><summary>What each of these is, and took</summary>
 <div class="wide"><table class="stacked"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 </details>
@@ -195,8 +182,3 @@ def _flat(value: Any) -> str:
 
 def _e(text: str) -> str:
     return html.escape(text)
-
-
-def _text(name: str) -> str:
-    with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:
-        return file.read()

@@ -1,0 +1,61 @@
+"""Reads what a run page is made of: one listing, the manifests and the claims; no tensor data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from ckptflow.commit.catalog import Counting, Summaries, Summary, read_claim, read_manifest
+from ckptflow.commit.retention import Policy
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.format.manifest import Claim, Manifest
+from ckptflow.overview import Found, read_summaries
+from ckptflow.reading import read_counting
+from ckptflow.report.run import Run, describe
+from ckptflow.storage.faults import redact_url
+from ckptflow.storage.store import Store
+from ckptflow.threads import at_once
+
+_READERS = 8  # claims read at once
+
+
+def _tell_nobody(_: int) -> None:
+    pass
+
+
+def read_run(
+    store: Store,
+    policies: Sequence[Policy] = (),
+    *,
+    now: datetime,
+    expect: Callable[[int], None] = _tell_nobody,
+    advance: Callable[[int], None] = _tell_nobody,
+) -> Run:
+    """The run in `store` as it is now. `expect` is told how many files there are to read, `advance` how many more are.
+
+    A job may save and prune meanwhile: what went is left out. Nothing is written.
+    """
+    summaries = Summaries(store)
+    listing, counting = read_counting(store, summaries)
+    expect(len(listing.committed) + len(listing.claims))
+    found = read_summaries(summaries, listing.committed, advance)
+
+    def read(number: int) -> tuple[int, Claim | None]:
+        claim = read_claim(store, number)
+        advance(1)
+        return number, claim
+
+    claims = {number: claim for number, claim in at_once(_READERS, read, listing.claims) if claim is not None}
+    newest = _read_newest(store, counting, found)
+    return describe(redact_url(store.url), listing, counting, found, claims, newest, policies, now)
+
+
+def _read_newest(store: Store, counting: Counting, found: Found) -> Manifest | None:
+    """The whole manifest of the newest that counts and can be read."""
+    for folder in counting.folders:
+        if isinstance(found.get(folder), Summary):
+            try:
+                return read_manifest(store, folder)
+            except (ObjectNotFoundError, CorruptCheckpointError):
+                continue
+    return None

@@ -1,0 +1,125 @@
+"""The lives of a job, one incarnation each, as claims and folders tell of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from ckptflow.commit.catalog import Listing, Summary
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Claim, Reason
+from ckptflow.overview import Found
+
+_GIVING_UP = ("rollback", "damage", "outside")  # what starts at something older than the newest that counted
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """One life of the job. What is None is not in storage, or not any more.
+
+    `reason`, why it started where it did, and `restored` are by its manifests; without any `reason` is by its claim.
+    `checkpoints`, `first_step` to `last_saved_at` tell of what is still there. `previous_step`: the last that is still
+    there of those that the life before had committed. `given_up_steps`: how far below that it began, so that this
+    much committed work was thrown away; what the life before had trained since its last save is not in storage.
+    `next`: the incarnation that claimed the root after it; None for the newest, and nobody knows whether that still
+    runs.
+    """
+
+    number: int
+    reason: Reason | None
+    claimed_at: datetime | None
+    host: str | None
+    pid: int | None
+    restored: str | None
+    restored_step: int | None
+    checkpoints: int
+    first_step: int | None
+    last_step: int | None
+    first_saved_at: datetime | None
+    last_saved_at: datetime | None
+    partial: int
+    partial_bytes: int
+    previous: int | None
+    previous_step: int | None
+    given_up_steps: int | None
+    next: int | None
+
+
+def list_incarnations(listing: Listing, found: Found, claims: Mapping[int, Claim]) -> Iterator[Incarnation]:
+    """Every incarnation that has a claim or a folder, oldest first."""
+    numbers = sorted({*listing.claims, *(folder.incarnation for folder in listing.folders)})
+    folders: dict[int, list[Folder]] = {number: [] for number in numbers}
+    for folder in sorted(listing.folders):
+        folders[folder.incarnation].append(folder)
+    before: Incarnation | None = None  # the last that has committed anything
+    for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+        life = _life(number, folders[number], listing, found, claims.get(number))
+        life = replace(life, next=following)
+        if before is not None:
+            life = _after(life, before)
+        if life.checkpoints:
+            before = life
+        yield life
+
+
+def to_utc(time: datetime) -> datetime | None:
+    """In UTC; None for what has no place there, as the first hours of year 1 in the east."""
+    try:
+        return time.astimezone(UTC)
+    except (OverflowError, ValueError):
+        return None
+
+
+def _life(number: int, folders: list[Folder], listing: Listing, found: Found, claim: Claim | None) -> Incarnation:
+    committed = [folder for folder in folders if folder in found]
+    partial = [folder for folder in folders if folder not in found]
+    summaries = [summary for folder in committed if isinstance(summary := found[folder], Summary)]
+    saved_at = [time for summary in summaries if (time := to_utc(summary.checkpoint.created_at)) is not None]
+    restored = _restored(summaries[0]) if summaries else None
+    reason = summaries[0].reason if summaries else claim.reason if claim else None
+    return Incarnation(
+        number=number,
+        reason=reason,  # type: ignore[arg-type]  # a Summary has it as text; its manifest was checked
+        claimed_at=_parse_time(claim.created_at) if claim else None,
+        host=claim.host if claim else None,
+        pid=claim.pid if claim else None,
+        restored=str(restored) if restored else None,
+        restored_step=restored.step if restored else None,
+        checkpoints=len(committed),
+        first_step=committed[0].step if committed else None,
+        last_step=committed[-1].step if committed else None,
+        first_saved_at=min(saved_at, default=None),
+        last_saved_at=max(saved_at, default=None),
+        partial=len(partial),
+        partial_bytes=sum(sum(listing.folders[folder].values()) for folder in partial),
+        previous=None,
+        previous_step=None,
+        given_up_steps=None,
+        next=None,
+    )
+
+
+def _after(life: Incarnation, before: Incarnation) -> Incarnation:
+    """With what is known of the life before it, and how far back from there it began."""
+    last = before.last_step
+    given_up: int | None = None
+    if life.reason == "fresh":
+        given_up = last  # all of it
+    elif life.restored_step is not None and last is not None:
+        given_up = max(0, last - life.restored_step)
+        if given_up == 0 and life.reason in _GIVING_UP:
+            given_up = None  # what was cut off has been pruned since
+    return replace(life, previous=before.number, previous_step=last, given_up_steps=given_up)
+
+
+def _restored(summary: Summary) -> Folder | None:
+    return max(summary.lineage, default=None)
+
+
+def _parse_time(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return to_utc(time if time.tzinfo else time.replace(tzinfo=UTC))
