@@ -14,6 +14,7 @@ import os
 
 import keras
 import numpy as np
+import tensorflow as tf
 from sklearn.datasets import load_digits
 
 import ckptflow
@@ -23,7 +24,7 @@ BATCH_SIZE = 64
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True, help="s3://bucket/prefix: the bucket must be there, the prefix need not")
+    parser.add_argument("--url", required=True, help="s3://bucket/prefix; the bucket must be there")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--save-every", type=int, default=200, help="steps")
     return parser.parse_args()
@@ -31,7 +32,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    # Only for a run that can be compared bit for bit with another; going on works without these two.
     keras.utils.set_random_seed(7)
+    tf.config.experimental.enable_op_determinism()
     digits = load_digits()
     images, labels = (digits.data / 16).astype("float32"), digits.target
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256, "relu"), keras.layers.Dense(10)])

@@ -52,12 +52,12 @@ class Example:
 
         Whoever is no victim has to notice, and to leave with an exit code of its own.
         """
-        before = self.steps(url)
+        before = max(self.steps(url), default=0)
         with self._start(url, args) as workers:
 
             def is_committed() -> bool:
                 _check_alive(workers)
-                return self.steps(url)[-1:] > before[-1:]
+                return max(self.steps(url), default=0) > before
 
             until(is_committed, TIMEOUT_S)
             killed = workers if victims is None else [workers[index] for index in victims]
