@@ -74,7 +74,8 @@ class Listing:
 class Summary:
     """The parts of a manifest that decisions are made from; small enough to keep for every checkpoint of a run.
 
-    `began_at` and `timings` are for people: when `save` was called, and how long it took each worker, where known.
+    `restored`, `began_at` and `timings` are for people: what its incarnation resumed from, when `save` was called, and how
+    long it took each worker, where known.
     """
 
     folder: Folder
@@ -85,6 +86,7 @@ class Summary:
     fresh_since: int
     shard_sizes: Mapping[str, int]
     checkpoint: Checkpoint
+    restored: Folder | None = None
     began_at: datetime | None = None
     timings: tuple[Timing, ...] = ()
 
@@ -185,6 +187,7 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
             size_bytes=manifest.size_bytes,
             url=f"{root_url}/{folder}",
         ),
+        restored=parse_folder(manifest.restored) if manifest.restored else None,
         began_at=began_at,
         timings=manifest.timings,
     )

@@ -23,6 +23,7 @@ def run(name: str, count: int, root: Path) -> list[str]:
 def test_workers_share_the_bytes_and_another_number_resumes(tmp_path: Path) -> None:
     run("save_and_restore", 2, tmp_path)
     manifest = json.loads((tmp_path / "000000000002-i0001" / "manifest.json").read_bytes())
+    assert len(manifest["timings"]) == 2
     written = {0: 0, 1: 0}
     for shard in manifest["shards"]:
         assert shard["size_bytes"] <= 2**21

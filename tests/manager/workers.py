@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow import CheckpointManager, PeerError, SaveFailedError
+from ckptflow.events import Claimed, Committed, Event, SaveBegan, ShardsWritten
 
 ROOT = Path(os.environ.get("ROOT", "."))
 # Before anything else touches TensorFlow.
@@ -34,8 +35,10 @@ def values(module: tf.Module) -> dict[str, Any]:
 def save_and_restore() -> None:
     """Large tensors are divided, small ones the chief's; every worker gets everything back."""
     module = make_variables({"large": 3_000_000, "wide": 700_000, "small": 10})
-    state = {"m": module}
-    with CheckpointManager(ROOT, state, strategy=strategy, shard_bytes=2**21, memory_budget_bytes=2**23) as manager:
+    state, told = {"m": module}, list[Event]()
+    with CheckpointManager(
+        ROOT, state, strategy=strategy, shard_bytes=2**21, memory_budget_bytes=2**23, on_event=told.append
+    ) as manager:
         assert manager.restore_latest() is None
         pending = manager.save(1, metrics={"loss": 0.5})
         assert pending.result().step == 1
@@ -45,6 +48,9 @@ def save_and_restore() -> None:
         manager.wait()
         for v in module.variables:
             v.assign(tf.zeros_like(v))
+    a_save = [SaveBegan, ShardsWritten, *([Committed] if worker == 0 else [])]  # each worker tells of its own part
+    assert [type(event) for event in told] == [Claimed, *a_save, *a_save]
+    assert {event.worker for event in told} == {worker}
     with CheckpointManager(ROOT, state, strategy=strategy) as manager:
         restored = manager.restore_latest()
         assert restored is not None
