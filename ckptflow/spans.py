@@ -56,10 +56,17 @@ def span(name: str, **arguments: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def record() -> Iterator[list[Span]]:
     """The spans that end in the block, of every thread, in the order of their ends."""
-    global _listener
     spans: list[Span] = []
-    before, _listener = _listener, spans.append
-    try:
+    with listen(spans.append):
         yield spans
+
+
+@contextlib.contextmanager
+def listen(listener: Callable[[Span], None]) -> Iterator[None]:
+    """Calls `listener` at each span that ends in the block, in the span's own thread."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
     finally:
         _listener = before

@@ -19,6 +19,7 @@ from ckptflow.cli.options import (
     storage_options,
 )
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
+from ckptflow.cli.render import bar_of_spans
 
 _FORMATS = "keras, h5, weights, saved-model, tf-checkpoint, hub, tflite or safetensors"
 
@@ -75,23 +76,28 @@ def export(
     """
     from ckptflow.format.words import some_of
     from ckptflow.interop.export import export_checkpoint
+    from ckptflow.reading import open_checkpoint
 
     there = storage_options(options, options_json)
     prepare()
-    done = export_checkpoint(
-        url,
-        destination,
-        format=format,
-        step=step,
-        model=load_object(model, is_made=True),
-        signatures=load_object(signatures),
-        entry=entry,
-        imports=imports or (),
-        unsafe=unsafe,
-        overwrite=overwrite,
-        storage_options=there,
-        destination_options=other_options(destination_options, "--destination-options", there, url, destination),
-    )
+    with bar_of_spans("exporting", "read") as progress:
+        if progress.is_seen:
+            with open_checkpoint(url, step, storage_options=there) as opened:
+                progress.expect(opened.checkpoint.size_bytes)
+        done = export_checkpoint(
+            url,
+            destination,
+            format=format,
+            step=step,
+            model=load_object(model, is_made=True),
+            signatures=load_object(signatures),
+            entry=entry,
+            imports=imports or (),
+            unsafe=unsafe,
+            overwrite=overwrite,
+            storage_options=there,
+            destination_options=other_options(destination_options, "--destination-options", there, url, destination),
+        )
     if as_json:
         print_json(asdict(done))
         return

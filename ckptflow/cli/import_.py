@@ -8,6 +8,7 @@ import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, SourceOptions, other_options, print_json, storage_options
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
+from ckptflow.cli.render import bar_of_spans
 
 
 def import_(
@@ -66,19 +67,20 @@ def import_(
 
     there = storage_options(options, options_json)
     prepare()
-    checkpoint = import_model(
-        source,
-        url,
-        format=format,
-        model=load_object(model, is_made=True),
-        step=step,
-        partial=partial,
-        rename=_renames(rename),
-        imports=imports or (),
-        unsafe=unsafe,
-        source_options=other_options(source_options, "--source-options", there, url, source),
-        storage_options=there,
-    )
+    with bar_of_spans("importing", "write"):
+        checkpoint = import_model(
+            source,
+            url,
+            format=format,
+            model=load_object(model, is_made=True),
+            step=step,
+            partial=partial,
+            rename=_renames(rename),
+            imports=imports or (),
+            unsafe=unsafe,
+            source_options=other_options(source_options, "--source-options", there, url, source),
+            storage_options=there,
+        )
     about = dict(checkpoint.metadata["imported"])
     if as_json:
         print_json({"url": checkpoint.url, "step": checkpoint.step, "size_bytes": checkpoint.size_bytes, **about})

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Literal
 
 from ckptflow.format.words import age_text, size_text
+from ckptflow.spans import Span, listen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,7 @@ __all__ = [
     "Justify",
     "age_text",
     "bar",
+    "bar_of_spans",
     "clean",
     "make_console",
     "metrics_text",
@@ -133,6 +135,24 @@ class Bar:
 
     def stop(self) -> None:
         self._progress.stop()
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether there is a terminal to show it: what only the bar needs may be left out else."""
+        return not self._progress.disable
+
+
+@contextmanager
+def bar_of_spans(what: str, name: str) -> Iterator[Bar]:
+    """A bar for calls that know no bar: it advances by the bytes of each span called `name`."""
+    with bar(what, is_bytes=True, is_long=True) as progress:
+
+        def advance(span: Span) -> None:
+            if span.name == name:
+                progress.advance(span.arguments["size_bytes"])
+
+        with listen(advance):
+            yield progress
 
 
 @contextmanager

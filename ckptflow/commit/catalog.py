@@ -74,8 +74,8 @@ class Listing:
 class Summary:
     """The parts of a manifest that decisions are made from; small enough to keep for every checkpoint of a run.
 
-    `restored`, `began_at` and `timings` are for people: what its incarnation resumed from, when `save` was called, and how
-    long it took each worker, where known.
+    `restored`, `began_at` and `timings` are for people: what its incarnation resumed from, when `save` was called,
+    and how long it took each worker, where known.
     """
 
     folder: Folder
