@@ -19,11 +19,11 @@ class Incarnation:
     """One life of the job. What is None is not in storage, or not any more.
 
     `reason`, why it started where it did, and `restored` are by its manifests; without any `reason` is by its claim.
-    `checkpoints`, `first_step` to `last_saved_at` tell of what is still there. `previous_step`: the last that is still
-    there of those that the life before had committed. `given_up_steps`: how far below that it began, so that this
-    much committed work was thrown away; what the life before had trained since its last save is not in storage.
-    `next`: the incarnation that claimed the root after it; None for the newest, and nobody knows whether that still
-    runs.
+    `checkpoints` and what follows, to `last_saved_at`, tell of what is still there; `pruned` counts those that are not,
+    and that a later manifest names. `previous` is the last life before it of which any checkpoint is known, and
+    `previous_step` the highest of those. `given_up_steps`: how far below that this one began, so that so much committed
+    work was thrown away; what the life before had trained since its last save is not in storage. `next`: the
+    incarnation that claimed the root after it; None for the newest, and nobody knows whether that still runs.
     """
 
     number: int
@@ -38,6 +38,7 @@ class Incarnation:
     last_step: int | None
     first_saved_at: datetime | None
     last_saved_at: datetime | None
+    pruned: int
     partial: int
     partial_bytes: int
     previous: int | None
@@ -52,15 +53,28 @@ def list_incarnations(listing: Listing, found: Found, claims: Mapping[int, Claim
     folders: dict[int, list[Folder]] = {number: [] for number in numbers}
     for folder in sorted(listing.folders):
         folders[folder.incarnation].append(folder)
-    before: Incarnation | None = None  # the last that has committed anything
+    known = _known(folders, found)
+    before: tuple[int, int] | None = None  # the last of which any checkpoint is known, and its highest step
     for number, following in zip(numbers, [*numbers[1:], None], strict=True):
         life = _life(number, folders[number], listing, found, claims.get(number))
-        life = replace(life, next=following)
-        if before is not None:
-            life = _after(life, before)
-        if life.checkpoints:
-            before = life
-        yield life
+        own = known.get(number, set())
+        life = replace(life, next=following, pruned=len(own - found.keys()))
+        yield _after(life, *before) if before else life
+        if own:
+            before = (number, max(own).step)
+
+
+def _known(folders: Mapping[int, list[Folder]], found: Found) -> dict[int, set[Folder]]:
+    """Every checkpoint that is known to have been committed, by its incarnation: those there, and those that a
+    manifest names as what its life began with, which all manifests of a life name alike."""
+    known: dict[int, set[Folder]] = {}
+    for own in folders.values():
+        committed = [folder for folder in own if folder in found]
+        summary = next((summary for folder in committed if isinstance(summary := found[folder], Summary)), None)
+        named = (*summary.lineage, *((summary.restored,) if summary.restored else ())) if summary else ()
+        for folder in (*committed, *named):
+            known.setdefault(folder.incarnation, set()).add(folder)
+    return known
 
 
 def to_utc(time: datetime) -> datetime | None:
@@ -76,7 +90,7 @@ def _life(number: int, folders: list[Folder], listing: Listing, found: Found, cl
     partial = [folder for folder in folders if folder not in found]
     summaries = [summary for folder in committed if isinstance(summary := found[folder], Summary)]
     saved_at = [time for summary in summaries if (time := to_utc(summary.checkpoint.created_at)) is not None]
-    restored = _restored(summaries[0]) if summaries else None
+    restored = summaries[0].restored if summaries else None
     reason = summaries[0].reason if summaries else claim.reason if claim else None
     return Incarnation(
         number=number,
@@ -91,6 +105,7 @@ def _life(number: int, folders: list[Folder], listing: Listing, found: Found, cl
         last_step=committed[-1].step if committed else None,
         first_saved_at=min(saved_at, default=None),
         last_saved_at=max(saved_at, default=None),
+        pruned=0,
         partial=len(partial),
         partial_bytes=sum(sum(listing.folders[folder].values()) for folder in partial),
         previous=None,
@@ -100,21 +115,16 @@ def _life(number: int, folders: list[Folder], listing: Listing, found: Found, cl
     )
 
 
-def _after(life: Incarnation, before: Incarnation) -> Incarnation:
+def _after(life: Incarnation, previous: int, last_step: int) -> Incarnation:
     """With what is known of the life before it, and how far back from there it began."""
-    last = before.last_step
     given_up: int | None = None
     if life.reason == "fresh":
-        given_up = last  # all of it
-    elif life.restored_step is not None and last is not None:
-        given_up = max(0, last - life.restored_step)
+        given_up = last_step  # all of it
+    elif life.restored_step is not None:
+        given_up = max(0, last_step - life.restored_step)
         if given_up == 0 and life.reason in _GIVING_UP:
             given_up = None  # what was cut off has been pruned since
-    return replace(life, previous=before.number, previous_step=last, given_up_steps=given_up)
-
-
-def _restored(summary: Summary) -> Folder | None:
-    return max(summary.lineage, default=None)
+    return replace(life, previous=previous, previous_step=last_step, given_up_steps=given_up)
 
 
 def _parse_time(text: str) -> datetime | None:
