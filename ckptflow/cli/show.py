@@ -127,6 +127,8 @@ def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dic
         "url": checkpoint.url,
         **{name: getattr(manifest, name) for name in names},
         "created_at": utc_text(checkpoint.created_at),
+        "began_at": manifest.began_at,
+        "timings": [{"blocked_s": timing.blocked_s, "write_s": timing.write_s} for timing in manifest.timings],
         "shards": shards,
         **shown,
     }
@@ -194,6 +196,7 @@ def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("began as", _REASONS[manifest.reason].format(manifest.restored or "?")),
         ("builds on", _lineage_text(manifest)),
         ("created", f"{time_text(checkpoint.created_at)} ({age})"),
+        ("took", _timing_text(manifest)),
         ("size", f"{size_text(manifest.size_bytes)} in {_count(shards, 'shard')} by {_count(workers, 'worker')}"),
         ("tensors", f"{len(manifest.tensors)}, {size_text(tensor_bytes)}"),
         ("metrics", metrics_text(manifest.metrics)),
@@ -204,6 +207,15 @@ def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("diverged", _names_text(manifest.diverged, "differ between workers, the chief's were saved")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _timing_text(manifest: Manifest) -> str:
+    """How long the slowest worker's part took; empty where nobody said."""
+    if not manifest.timings:
+        return ""
+    write_s = max(timing.write_s for timing in manifest.timings)
+    blocked_s = max(timing.blocked_s for timing in manifest.timings)
+    return f"{write_s:.3g} s until the last worker's shards were durable; held up training for {blocked_s:.3g} s"
 
 
 def _lineage_text(manifest: Manifest) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import ckptflow
 from ckptflow.format.spec import TensorSpec
 from ckptflow.storage.store import open_store
 from tests.cli.runner import Runner
@@ -16,7 +18,7 @@ from tests.roots import Life
 
 MEMBERS = {"url", "folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"}
 MEMBERS |= {"barrier", "fresh_since", "size_bytes", "software", "metrics", "metadata", "python_state", "models"}
-MEMBERS |= {"diverged", "created_at", "shards", "tensors"}
+MEMBERS |= {"diverged", "created_at", "began_at", "timings", "shards", "tensors"}
 TENSOR = {"name", "dtype", "shape", "size_bytes", "aliases", "components", "metric", "slices"}
 
 
@@ -108,3 +110,14 @@ def test_a_damaged_manifest_is_passed_over_aloud(runner: Runner, root: str) -> N
     ran = runner("show", root, "--step", "300")
     assert ran.code == 1
     assert "do not match the checksum" in ran.err
+
+
+def test_how_long_it_took_is_told_where_it_is_known(runner: Runner, root: str, tmp_path: Path) -> None:
+    assert "held up training" not in runner("show", root).out  # written by hand
+    with ckptflow.CheckpointManager(tmp_path / "timed", tf.Variable(tf.zeros([10]))) as manager:
+        checkpoint = manager.save(1).result()
+    shown = runner("show", str(tmp_path / "timed"), "--json").json
+    (timing,) = shown["timings"]
+    assert 0 < timing["blocked_s"] < timing["write_s"]
+    assert shown["began_at"] <= checkpoint.created_at.isoformat()
+    assert f"held up training for {timing['blocked_s']:.3g} s" in runner("show", str(tmp_path / "timed")).out
