@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckptflow.cli import bench, copy, diff, doctor, export, import_, ls, pin, prune, show, verify, watch
+from ckptflow.cli import bench, copy, diff, doctor, export, import_, ls, pin, prune, report, show, verify, watch
 from ckptflow.cli.exits import exits_text
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command(short_help="Everything that one checkpoint's manifest says.")(show.s
 app.command(short_help="Read every byte and check it.")(verify.verify)
 app.command(short_help="Compare two checkpoints tensor by tensor.")(diff.diff)
 app.command(short_help="Follow a live run.")(watch.watch)
+app.command(short_help="Write one HTML page of a run.")(report.report)
 app.command(short_help="Copy checkpoints to another storage.")(copy.copy)
 app.command(short_help="Show what would be deleted and why; --yes deletes.")(prune.prune)
 app.command(short_help="Keep a checkpoint whatever the policies say.")(pin.pin)
@@ -54,6 +55,7 @@ def _main(
       ckptflow show s3://bucket/run-7
       ckptflow verify s3://bucket/run-7
       ckptflow diff s3://bucket/run-7 --step 1000 --other-step 1500
+      ckptflow report s3://bucket/run-7
       ckptflow copy s3://bucket/run-7 gs://copies/run-7
       ckptflow prune s3://bucket/run-7 --last 3 --best val_loss
       ckptflow export s3://bucket/run-7 model.keras

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,28 +12,34 @@ from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, st
 from ckptflow.cli.render import clean, make_console, print_table, size_text
 
 if TYPE_CHECKING:
-    from ckptflow.commit.catalog import Checkpoint
     from ckptflow.commit.prune import ByHand
     from ckptflow.commit.retention import Policy
 
 
+Last = Annotated[int | None, typer.Option("--last", min=0, help="Keep the newest N.", show_default=False)]
+Best = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--best",
+        metavar="METRIC[:max][:N]",
+        help="Keep the N best (1) by a metric, the lowest unless :max is given; may be repeated.",
+        show_default=False,
+    ),
+]
+EverySteps = Annotated[
+    int | None, typer.Option("--every-steps", min=1, help="Keep one for every N steps.", show_default=False)
+]
+EverySeconds = Annotated[
+    float | None, typer.Option("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)
+]
+
+
 def prune(
     url: Url,
-    last: Annotated[int | None, typer.Option("--last", min=0, help="Keep the newest N.", show_default=False)] = None,
-    best: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METRIC[:max][:N]",
-            help="Keep the N best (1) by a metric, the lowest unless :max is given; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    every_steps: Annotated[
-        int | None, typer.Option(min=1, help="Keep one for every N steps.", show_default=False)
-    ] = None,
-    every_seconds: Annotated[
-        float | None, typer.Option(min=1, help="Keep one for every S seconds.", show_default=False)
-    ] = None,
+    last: Last = None,
+    best: Best = None,
+    every_steps: EverySteps = None,
+    every_seconds: EverySeconds = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")] = False,
     as_json: Json = False,
     options: Options = None,
@@ -54,12 +60,14 @@ def prune(
     from ckptflow.reading import list_counting
     from ckptflow.storage.store import open_store
 
-    policies = _policies(last, best or (), every_steps, every_seconds)
+    policies = read_policies(last, best or (), every_steps, every_seconds)
+    if not policies:
+        raise ValueError("say what to keep: --last, --best, --every-steps or --every-seconds")
     store = open_store(url, storage_options(options, options_json))
     try:
         check_root(store)
         summaries = Summaries(store)
-        _check_metrics(policies, list_counting(store, summaries))
+        check_metrics(policies, [checkpoint.metrics for checkpoint in list_counting(store, summaries)])
         found = (prune_by_hand if yes else plan_by_hand)(store, summaries, policies)
     finally:
         store.close()
@@ -69,17 +77,16 @@ def prune(
         render(store.url, found, has_acted=yes)
 
 
-def _policies(
+def read_policies(
     last: int | None, best: Sequence[str], every_steps: int | None, every_seconds: float | None
 ) -> list[Policy]:
+    """The policies that a command line names, perhaps none."""
     from ckptflow.commit.retention import KeepEvery, KeepLast
 
     policies: list[Policy] = [KeepLast(last)] if last is not None else []
     policies += [_best(text) for text in best]
     policies += [KeepEvery(steps=every_steps)] if every_steps else []
     policies += [KeepEvery(seconds=every_seconds)] if every_seconds else []
-    if not policies:
-        raise ValueError("say what to keep: --last, --best, --every-steps or --every-seconds")
     return policies
 
 
@@ -94,13 +101,13 @@ def _best(text: str) -> Policy:
     return KeepBest(metric, int(count), mode)  # type: ignore[arg-type]  # one of the two
 
 
-def _check_metrics(policies: Sequence[Policy], checkpoints: Sequence[Checkpoint]) -> None:
-    """A metric that no checkpoint has keeps nothing: a typo must not cost the best ones."""
+def check_metrics(policies: Sequence[Policy], metrics: Sequence[Mapping[str, float]]) -> None:
+    """A metric that no checkpoint has keeps nothing: a typo must not cost the best ones. `metrics`: each one's."""
     from ckptflow.commit.retention import KeepBest
 
-    known = sorted({name for checkpoint in checkpoints for name in checkpoint.metrics})
+    known = sorted({name for each in metrics for name in each})
     for policy in policies:
-        if isinstance(policy, KeepBest) and checkpoints and policy.metric not in known:
+        if isinstance(policy, KeepBest) and metrics and policy.metric not in known:
             there = f"there is {', '.join(known)}" if known else "there are none"
             raise ValueError(f"no checkpoint here has the metric {policy.metric!r}; {there}")
 

@@ -118,15 +118,14 @@ def _over_time(
     checkpoints: Sequence[SavedCheckpoint],
     measures: Sequence[tuple[str, str, str, Callable[[SavedCheckpoint], float | None]]],
 ) -> go.Figure | None:
-    known = [
-        value for each in checkpoints for *_, of in measures if each.created_at and (value := of(each)) is not None
-    ]
+    by_time = sorted((each for each in checkpoints if each.created_at), key=lambda each: _x(each.created_at) or "")
+    known = [value for each in by_time for *_, of in measures if (value := of(each)) is not None]
     if not known:
         return None
     unit, factor = ("ms", 1e3) if max(known) < 1 else ("s", 1)
     figure = go.Figure(layout=_layout(290))
     for name, colour, symbol, of in measures:
-        told = [(each, value) for each in checkpoints if each.created_at and (value := of(each)) is not None]
+        told = [(each, value) for each in by_time if (value := of(each)) is not None]
         shown = _spread(told, lambda pair: pair[1])
         figure.add_trace(
             go.Scatter(
@@ -150,8 +149,8 @@ def _over_time(
 
 
 def _starts(lives: Sequence[Incarnation]) -> dict[int, _Point]:
-    """When and at which step each incarnation began, where that is known; the step of one that saved nothing is that of
-    the last save before it."""
+    """When each incarnation began, where that is known, and at which step; where that is not, at that of the last save
+    before it."""
     found: dict[int, _Point] = {}
     for life in lives:
         time = life.claimed_at or life.first_saved_at
@@ -159,10 +158,10 @@ def _starts(lives: Sequence[Incarnation]) -> dict[int, _Point]:
             continue
         if life.restored_step is not None:
             found[life.number] = (time, life.restored_step)
-        elif life.checkpoints or life.reason in ("start", "fresh"):
+        elif life.reason in ("start", "fresh"):
             found[life.number] = (time, 0)
         else:
-            found[life.number] = (time, life.previous_step or 0)
+            found[life.number] = (time, life.previous_step or life.first_step or 0)
     return found
 
 
@@ -236,7 +235,7 @@ def _add_starts(figure: go.Figure, lives: Sequence[Incarnation], starts: dict[in
                 y=[starts[life.number][1] for life in shown],
                 marker={"symbol": "triangle-right", "color": GREEN, "size": 12},
                 text=[f"i{life.number}" if life.number in numbers else "" for life in shown],
-                textposition="bottom center",
+                textposition="top center",
                 cliponaxis=False,
                 hovertext=[
                     f"<b>incarnation {life.number}</b>: {life.reason or 'why is not known'}<br>"

@@ -88,9 +88,11 @@ def _timeline(run: Run, figures: Figures) -> Plot | None:
         return None
     count = len(run.checkpoints)
     few = f" {count:,} checkpoints are too many: some are drawn." if count > drawn.MAX_POINTS else ""
+    untimed = sum(each.created_at is None for each in run.checkpoints)
+    few += f" {untimed:,} of which no time is known {'is' if untimed == 1 else 'are'} not drawn." if untimed else ""
     said = (
         "A line is an incarnation as its checkpoints show it, from its start to its last save; a dotted line leads "
-        f"from the checkpoint that was restored to the incarnation that did.{few}"
+        f"from the checkpoint that was restored, where that is still there, to the incarnation that did.{few}"
     )
     return Plot("Steps over time", said, figures.place(drawn.timeline(run), "Steps over time; told in the table below"))
 

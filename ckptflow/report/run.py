@@ -108,11 +108,16 @@ class Run:
     @property
     def name(self) -> str:
         """The last part of the URL."""
-        return self.url.rstrip("/").rpartition("/")[2] or self.url
+        return name_of(self.url)
 
     @property
     def newest(self) -> SavedCheckpoint | None:
         return next((each for each in reversed(self.checkpoints) if each.state == "newest"), None)
+
+    @property
+    def restart(self) -> SavedCheckpoint | None:
+        """What `resumes_from` names."""
+        return next((each for each in self.checkpoints if each.folder == self.resumes_from), None)
 
     @property
     def counting(self) -> list[SavedCheckpoint]:
@@ -125,6 +130,11 @@ class Run:
     @property
     def orphaned(self) -> list[PartialFolder]:
         return [each for each in self.partial if each.is_orphaned]
+
+
+def name_of(url: str) -> str:
+    """What a run is called: the last part of its URL."""
+    return url.rstrip("/").rpartition("/")[2] or url
 
 
 def describe(

@@ -17,12 +17,12 @@ def seconds_text(seconds: float | None) -> str:
     """0.4 ms, 12 ms, 3.4 s, 2 min, 3.1 h."""
     if seconds is None:
         return "not recorded"
-    if seconds < 1:
+    if 0 < seconds < 1:
         return f"{seconds * 1e3:.{1 if seconds < 0.01 else 0}f} ms"
     for unit, unit_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * unit_s:
-            return f"{seconds / unit_s:.1f} {unit}"
-    return f"{seconds:.{2 if seconds < 10 else 0}f} s"
+            return f"{seconds / unit_s:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def time_text(time: datetime | None) -> str:
@@ -62,7 +62,7 @@ def why_text(life: Incarnation) -> str:
         return "Not known: neither a manifest nor a claim of it can be read."
     if life.restored is None and life.reason not in ("start", "fresh"):
         meant = "to go back to an older step" if life.reason == "rollback" else "to go on from the newest checkpoint"
-        return f"Meant {meant}; nothing that it committed is there, so from which is not known."
+        return f"Meant {meant}; no manifest of it can be read, so from which is not known."
     said = {
         "start": "Began anew: nothing counted here yet.",
         "fresh": "Began anew with fresh=True: what was there before no longer counts.",
@@ -72,7 +72,10 @@ def why_text(life: Incarnation) -> str:
         "outside": f"Took {where}, which did not count: nothing that counted could be restored.",
     }[life.reason]
     if life.given_up_steps and life.reason != "fresh":
-        said += f" Threw away {count_text(life.given_up_steps, 'step')} that incarnation {life.previous} had committed."
+        said += (
+            f" Threw away {count_text(life.given_up_steps, 'committed step')}: incarnation {life.previous} had come to "
+        )
+        said += f"step {life.previous_step:,}."
     elif life.given_up_steps and life.previous_step is not None:
         said += f" Incarnation {life.previous} had come to step {life.previous_step:,}."
     elif life.given_up_steps is None and life.reason in ("rollback", "damage", "outside"):
@@ -100,8 +103,10 @@ def end_text(life: Incarnation, following: Incarnation | None) -> str:
     """How an incarnation ended: storage knows of the next one's claim, and of nothing else."""
     if life.next is None:
         return "The newest. Whether it still runs is not in storage."
-    if following is None or following.claimed_at is None or life.last_saved_at is None:
+    if following is None or following.claimed_at is None:
         return f"Ended: incarnation {life.next} took over; when is not known."
+    if life.last_saved_at is None:
+        return f"Ended: incarnation {life.next} took over on {time_text(following.claimed_at)}."
     after_s = (following.claimed_at - life.last_saved_at).total_seconds()
     if after_s < 0:
         return f"Ended: incarnation {life.next} took over before its last save, by the clocks."

@@ -89,7 +89,7 @@ def test_what_makes_no_sense_is_refused(runner: Runner, root: str, args: tuple[s
 
 
 def test_policies_of_the_command_line() -> None:
-    found = verb._policies(3, ["loss", "accuracy:max", "loss:2", "accuracy:max:4"], 1000, 3600)
+    found = verb.read_policies(3, ["loss", "accuracy:max", "loss:2", "accuracy:max:4"], 1000, 3600)
     assert found == [
         KeepLast(3),
         KeepBest("loss"),

@@ -1,0 +1,147 @@
+"""`ckptflow report`: a run as one page."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptflow.cli.ls import check_root
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.cli.prune import Best, EverySeconds, EverySteps, Last, check_metrics, read_policies
+from ckptflow.cli.render import bar, clean, make_console, size_text, utc_text
+
+if TYPE_CHECKING:
+    from ckptflow.report.run import Run
+
+_HEAD_BYTES = 4096  # of a page, in which it says what made it
+
+
+def report(
+    url: Url,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="FILE", help="Where the page goes. Default: NAME-report.html, in the current folder."
+        ),
+    ] = None,
+    last: Last = None,
+    best: Best = None,
+    every_steps: EverySteps = None,
+    every_seconds: EverySeconds = None,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
+) -> None:
+    """Write one HTML page of a run: its lives, checkpoints, saves, tensors, and what is damaged or orphaned.
+
+    The page needs nothing else: it can be mailed, and opened without a network. Reads one listing, the manifests and
+    the claims, no tensor data. Say what to keep, as for `prune`, and the page tells what that keeps and why. A
+    page that is there is replaced, any other file is not. With --json the data is printed and no page is written. The
+    page needs `pip install 'ckptflow[report]'`.
+
+    \b
+    Examples:
+      ckptflow report s3://bucket/run-7 --last 3 --best val_loss
+      ckptflow report s3://bucket/run-7 --output /tmp/run-7.html
+    """
+    from ckptflow.reading import split_url
+    from ckptflow.report.gather import read_run
+    from ckptflow.report.run import name_of
+    from ckptflow.storage.faults import redact_url
+    from ckptflow.storage.store import open_store
+
+    root, folder = split_url(url)
+    if folder is not None:
+        raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or its root, {root}")
+    policies = read_policies(last, best or (), every_steps, every_seconds)
+    if not as_json:
+        _check_extra()
+    store = open_store(root, storage_options(options, options_json))
+    try:
+        check_root(store)
+        path = output or f"{_file_name(name_of(redact_url(store.url)))}-report.html"
+        if not as_json:
+            _check_place(path)
+        with bar("reading manifests and claims") as progress:
+            now = datetime.now(UTC)
+            run = read_run(store, policies, now=now, expect=progress.expect, advance=progress.advance)
+    finally:
+        store.close()
+    check_metrics(policies, [each.metrics for each in run.counting])
+    if as_json:
+        print_json(to_json(run))
+        return
+    size_bytes = _write(path, run)
+    make_console().print(f"{clean(path)}: {size_text(size_bytes)}", soft_wrap=True)
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """The documented shape: see docs/cli.md."""
+    import msgspec
+
+    found: dict[str, Any] = _with_time_texts(msgspec.to_builtins(run, builtin_types=(datetime,)))
+    return found
+
+
+def _with_time_texts(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return utc_text(value)
+    if isinstance(value, dict):
+        return {key: _with_time_texts(each) for key, each in value.items()}
+    return [_with_time_texts(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_extra() -> None:
+    """Says what to install before anything is read."""
+    try:
+        import jinja2  # noqa: F401
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"a page is made with jinja2 and plotly ({error}): pip install 'ckptflow[report]'; --json needs neither"
+        ) from error
+
+
+def _file_name(name: str) -> str:
+    """A run's name as a file's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "run"
+
+
+def _check_place(path: str) -> None:
+    """Raises ValueError where there is something else than such a page: that is not to be replaced."""
+    from ckptflow.report.page import GENERATOR
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        if not os.path.isdir(os.path.dirname(path) or "."):
+            raise ValueError(f"{path}: there is no such folder") from None
+        return
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; name another file with --output") from error
+    if head and f'name="generator" content="{GENERATOR} '.encode() not in head:
+        raise ValueError(f"{path} is there and no page of `ckptflow report`; name another file with --output")
+
+
+def _write(path: str, run: Run) -> int:
+    """Writes the page whole or not at all, and says how many bytes it has."""
+    from ckptflow.report.page import make_page
+
+    page = make_page(run).encode("utf-8", "backslashreplace")
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        try:
+            with open(part, "wb") as file:
+                file.write(page)
+            os.replace(part, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+    return len(page)
