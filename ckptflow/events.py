@@ -35,7 +35,7 @@ class Event:
 
     @property
     def name(self) -> str:
-        """The class's name as a word of a log: `save_began` of `SaveBegan`."""
+        """The class's name as a word of a log, as `save_began` for `SaveBegan`."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
 

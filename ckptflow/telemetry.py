@@ -1,4 +1,4 @@
-"""Metrics of a running job, for TensorBoard, Prometheus and OpenTelemetry: hooks for `CheckpointManager(on_event=…)`.
+"""Metrics of a running job, for TensorBoard, Prometheus and OpenTelemetry: hooks for `CheckpointManager(on_event=…)`::
 
     CheckpointManager(url, state, on_event=[telemetry.TensorBoard("logs"), telemetry.Prometheus()])
 

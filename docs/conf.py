@@ -7,6 +7,12 @@ becomes a link, any other stays code.
 
 from __future__ import annotations
 
+import re
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.domains.python import PyXRefRole
+
 import ckptflow
 
 project = "ckptflow"
@@ -38,9 +44,21 @@ napoleon_use_rtype = False
 nitpicky = True
 nitpick_ignore = [
     ("py:class", "ckptflow.callbacks.callback.Watcher"),  # what its argument's text calls a PreemptionWatcher
-    ("py:class", "Hook"),  # any callable that takes an event
 ]
 nitpick_ignore_regex = [
     ("py:obj", r".*"),  # code that is not one of our names
     ("py:(class|exc|data)", r"(builtins|typing|collections|os|datetime|types|signal|numpy|np|tf|tensorflow)\b.*"),
 ]
+
+
+class Code(PyXRefRole):
+    """A name that may be one of ours; anything else is code as it stands, with its dots and signs."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        if re.fullmatch(r"[A-Za-z_][\w.]*(\(\))?", self.text):
+            return super().run()
+        return [nodes.literal(self.rawtext, self.text)], []
+
+
+def setup(app: Sphinx) -> None:
+    app.add_role_to_domain("py", "obj", Code(), override=True)

@@ -130,6 +130,8 @@ def test_docstrings_are_rendered(site: Site) -> None:
     assert article is not None
     texts = [str(text) for text in article.find_all(string=True) if text.find_parent("pre") is None]
     assert [text for text in texts if "`" in text] == []
+    shown = [text_of(code) for code in article.find_all("code")]
+    assert ".keras" in shown  # what begins with a dot is shown with it
     entry = page.find("dt", id="ckptflow.CheckpointManager")
     assert entry is not None
     described = entry.find_next_sibling("dd")
