@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 
 from ckptflow.commit.catalog import Listing, Summary
 from ckptflow.format.layout import Folder
@@ -55,7 +56,7 @@ def list_incarnations(listing: Listing, found: Found, claims: Mapping[int, Claim
         folders[folder.incarnation].append(folder)
     known = _known(folders, found)
     before: tuple[int, int] | None = None  # the last of which any checkpoint is known, and its highest step
-    for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+    for number, following in zip_longest(numbers, numbers[1:]):
         life = _life(number, folders[number], listing, found, claims.get(number))
         own = known.get(number, set())
         life = replace(life, next=following, pruned=len(own - found.keys()))

@@ -134,7 +134,7 @@ class Run:
 
 def name_of(url: str) -> str:
     """What a run is called: the last part of its URL."""
-    return url.rstrip("/").rpartition("/")[2] or url
+    return url.removesuffix("?***").rstrip("/").rpartition("/")[2] or url  # so ends what was redacted
 
 
 def describe(

@@ -29,6 +29,7 @@ WITHOUT_TENSORFLOW = {
     "prune": ("--last", "1"),
     "pin": ("--step", "200"),
     "unpin": ("--step", "200"),
+    "report": ("--output", "COPY"),
     "doctor": ("--large-mib", "1"),
     "bench": ("--seconds", "1", "--size-mib", "16", "--concurrency", "1", "--shard-mib", "16"),
 }
