@@ -303,6 +303,6 @@ def _layout(height_px: int) -> dict[str, Any]:
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hovermode": "closest",
         "dragmode": False,
-        "yaxis": {"automargin": True, "nticks": 6},
-        "xaxis": {"automargin": True},
+        "yaxis": {"automargin": True, "nticks": 6, "separatethousands": True},
+        "xaxis": {"automargin": True, "separatethousands": True},
     }

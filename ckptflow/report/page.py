@@ -16,6 +16,7 @@ from ckptflow.report.skeleton import Figures, render
 
 GENERATOR = "ckptflow report"
 CHECKPOINTS_SHOWN = 500
+ROWS_OPENED = 40  # of a table that is folded from there on
 FOLDERS_SHOWN = 200
 METRICS_SHOWN = 6
 
@@ -78,6 +79,7 @@ def make_page(run: Run) -> str:
         plots=_plots(run, figures),
         save_plots=_save_plots(run, figures),
         measured=_measured(run),
+        opened=ROWS_OPENED,
         most_folders=FOLDERS_SHOWN,
         most_metrics=METRICS_SHOWN,
     )
@@ -89,7 +91,7 @@ def _timeline(run: Run, figures: Figures) -> Plot | None:
     count = len(run.checkpoints)
     few = f" {count:,} checkpoints are too many: some are drawn." if count > drawn.MAX_POINTS else ""
     untimed = sum(each.created_at is None for each in run.checkpoints)
-    few += f" {untimed:,} of which no time is known {'is' if untimed == 1 else 'are'} not drawn." if untimed else ""
+    few += f" Not drawn, since no time of them is known: {untimed:,}." if untimed else ""
     said = (
         "A line is an incarnation as its checkpoints show it, from its start to its last save; a dotted line leads "
         f"from the checkpoint that was restored, where that is still there, to the incarnation that did.{few}"
