@@ -16,7 +16,7 @@ from tests.processes import Worker, start_workers
 from tests.waiting import until
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 WITHOUT_END = "1000000"  # steps or epochs of a life that is to be killed
 
 
