@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ckptflow.cli import completion
 from ckptflow.cli.options import (
     Json,
     Options,
@@ -68,7 +69,8 @@ def diff(
     ] = None,
     step: Step = None,
     other_step: Annotated[
-        int | None, typer.Option(min=0, help="The other checkpoint's step.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="The other checkpoint's step.", show_default=False, autocompletion=completion.steps),
     ] = None,
     show_equal: Annotated[bool, typer.Option("--all", help="Also the tensors that are equal.")] = False,
     as_json: Json = False,

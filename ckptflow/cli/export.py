@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ckptflow.cli import completion
 from ckptflow.cli.options import (
     DestinationOptions,
     Json,
@@ -33,7 +34,11 @@ def export(
     format: Annotated[  # noqa: A002 - the name of the option
         str | None,
         typer.Option(
-            "--format", metavar="NAME", help=f"{_FORMATS}. Default: what the suffix tells.", show_default=False
+            "--format",
+            metavar="NAME",
+            help=f"{_FORMATS}. Default: what the suffix tells.",
+            show_default=False,
+            autocompletion=completion.export_formats,
         ),
     ] = None,
     model: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ckptflow.cli import completion
 from ckptflow.cli.options import Json, Options, OptionsJson, SourceOptions, other_options, print_json, storage_options
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
 from ckptflow.cli.render import bar_of_spans
@@ -24,6 +25,7 @@ def import_(
             metavar="NAME",
             help="keras, h5, weights, saved-model, tf-checkpoint, hub or safetensors. Default: what SOURCE tells.",
             show_default=False,
+            autocompletion=completion.import_formats,
         ),
     ] = None,
     model: Annotated[

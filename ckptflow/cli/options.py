@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ckptflow.cli import completion
+
 Url = Annotated[str, typer.Argument(metavar="URL", help="A run's root.", show_default=False)]
 UrlOrFolder = Annotated[
     str, typer.Argument(metavar="URL", help="A run's root, or one checkpoint's folder in it.", show_default=False)
@@ -49,7 +51,10 @@ SourceOptions = Annotated[str | None, _of_other_end("SOURCE")]
 OtherOptions = Annotated[str | None, _of_other_end("OTHER")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape that docs/cli.md gives.")]
-Step = Annotated[int | None, typer.Option(min=0, help="The checkpoint of this step.", show_default=False)]
+Step = Annotated[
+    int | None,
+    typer.Option(min=0, help="The checkpoint of this step.", show_default=False, autocompletion=completion.steps),
+]
 
 _WORDS = {"true": True, "false": False, "null": None}
 

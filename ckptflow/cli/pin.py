@@ -6,9 +6,19 @@ from typing import Annotated
 
 import typer
 
+from ckptflow.cli import completion
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 
-StepToPin = Annotated[int, typer.Option("--step", min=0, help="The checkpoint of this step.", show_default=False)]
+StepToPin = Annotated[
+    int,
+    typer.Option(
+        "--step",
+        min=0,
+        help="The checkpoint of this step.",
+        show_default=False,
+        autocompletion=completion.steps,
+    ),
+]
 
 
 def pin(
