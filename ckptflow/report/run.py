@@ -186,7 +186,6 @@ def _undecided(checkpoints: Sequence[Checkpoint]) -> Sequence[str]:
 
 
 def _saved(row: Row, summary: Summary | CorruptCheckpointError, decision: Decision) -> SavedCheckpoint:
-    is_readable = isinstance(summary, Summary)
     created_at = to_utc(row.checkpoint.created_at) if row.checkpoint else None
     began_at = to_utc(summary.began_at) if isinstance(summary, Summary) and summary.began_at else None
     save_s = (created_at - began_at).total_seconds() if created_at and began_at else None
@@ -205,7 +204,7 @@ def _saved(row: Row, summary: Summary | CorruptCheckpointError, decision: Decisi
         size_bytes=row.size_bytes,
         shards=row.shard_count,
         workers=row.worker_count,
-        metrics=dict(row.checkpoint.metrics) if is_readable and row.checkpoint else {},
+        metrics=dict(row.checkpoint.metrics) if row.checkpoint else {},
         save_s=save_s if save_s is not None and save_s >= 0 else None,  # below: the clock was set back meanwhile
         write_s=max((timing.write_s for timing in timings), default=None),
         blocked_s=max((timing.blocked_s for timing in timings), default=None),

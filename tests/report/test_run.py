@@ -17,7 +17,7 @@ from ckptflow.report.lives import Incarnation
 from ckptflow.report.run import TENSORS_SHOWN, UNDECIDED, Run
 from ckptflow.report.words import end_text, saves_text, seconds_text, why_text
 from ckptflow.storage.store import open_store
-from ckptflow.testing import CountingStore
+from ckptflow.testing import CountingStore, MemoryStore
 from tests.report import runs
 from tests.roots import Life, make_root
 
@@ -238,6 +238,20 @@ def test_reading_a_run_writes_nothing_and_reads_no_tensor(eventful: Path) -> Non
     assert {path: path.read_bytes() for path in eventful.rglob("*") if path.is_file()} == before
     assert files == [sum(read)] == [len(list(eventful.glob("*/manifest.json"))) + 6]
     assert not any("shard" in key for key in store.keys("get"))
+
+
+def test_what_is_pruned_while_it_is_read_is_left_out() -> None:
+    objects: dict[str, bytes] = {}
+    make_root(MemoryStore(objects), (1, 2, 3))
+
+    def prune(verb: str, key: str) -> None:
+        if verb == "get" and key == Folder(1, 1).manifest_key:
+            objects.pop(key, None)
+
+    run = read_run(MemoryStore(objects, prune), (KeepLast(1),), now=runs.NOW)
+    assert [each.step for each in run.checkpoints] == [2, 3]
+    assert run.partial == ()
+    assert (run.incarnations[0].checkpoints, run.incarnations[0].first_step) == (2, 2)
 
 
 def test_words_of_ends(run: Run) -> None:
