@@ -1,0 +1,48 @@
+"""What is released, built as a release is: the sdist from the work tree, and the wheel from that sdist."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """The two files of a release."""
+
+    sdist: Path
+    wheel: Path
+
+
+def build(factory: pytest.TempPathFactory) -> Distributions:
+    """Builds both, once a session, with the build backend in an environment of its own, as pip has it."""
+    return _build(factory.getbasetemp())
+
+
+@functools.cache
+def _build(parent: Path) -> Distributions:
+    skip_without_an_index(parent / "index")
+    folder = parent / "dist"
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (sdist,) = folder.glob("*.tar.gz")
+    (wheel,) = folder.glob("*.whl")
+    return Distributions(sdist, wheel)
+
+
+def skip_without_an_index(folder: Path) -> None:
+    """Skips on a machine that reaches no package index. CI has one, and fails there instead."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "hatchling"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode != 0 and not os.environ.get("CI"):
+        pytest.skip(f"no package index is reached from here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
