@@ -17,6 +17,7 @@ from tests.waiting import until
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 TIMEOUT_S = 240.0
+PEER_IS_GONE, IS_FENCED = 74, 76  # exit codes of examples/multi_worker.py
 WITHOUT_END = "1000000"  # steps or epochs of a life that is to be killed
 
 
@@ -32,12 +33,13 @@ class Example:
     trainers: int = 1
     storage_options: dict[str, Any] | None = None
 
-    def _start(self, url: str | Path, args: Sequence[str]) -> Any:
+    def start(self, url: str | Path, args: Sequence[str]) -> Any:
+        """The processes of one life, for a `with` block."""
         return start_workers(
             str(EXAMPLES / self.script),
             max(1, len(self.tasks)),
             args=["--url", str(url), *self.args, *args],
-            env={**self.env, **({} if self.tasks else {"TF_CONFIG": ""})},
+            env={**self.env, **({} if self.tasks else {"TF_CONFIG": "{}"})},
             folder=self.folder,
             tasks=self.tasks or None,
         )
@@ -53,7 +55,7 @@ class Example:
         Whoever is no victim has to notice, and to leave with an exit code of its own.
         """
         before = max(self.steps(url), default=0)
-        with self._start(url, args) as workers:
+        with self.start(url, args) as workers:
 
             def is_committed() -> bool:
                 _check_alive(workers)
@@ -66,13 +68,13 @@ class Example:
             assert [worker.process.returncode for worker in killed] == [-9] * len(killed), killed[0].output()
             for worker in workers[: self.trainers]:
                 if worker not in killed:
-                    assert worker.wait(TIMEOUT_S) == 74, worker.output()
+                    assert worker.wait(TIMEOUT_S) == PEER_IS_GONE, worker.output()
         return self.steps(url)[-1]
 
     def run(self, *urls: str | Path, args: Sequence[str] = ()) -> list[str]:
         """A life on each root, all at once, that nothing interrupts; what the first process of each printed."""
         with contextlib.ExitStack() as stack:
-            lives = [stack.enter_context(self._start(url, args))[: self.trainers] for url in urls]
+            lives = [stack.enter_context(self.start(url, args))[: self.trainers] for url in urls]
             codes = [[worker.wait(TIMEOUT_S) for worker in life] for life in lives]
             assert codes == [[0] * len(life) for life in lives], "\n".join(w.output() for life in lives for w in life)
             return [life[0].output() for life in lives]
@@ -83,18 +85,20 @@ class Example:
             return {name: np.asarray(array) for name, array in checkpoint.items()}
 
     def assert_same(self, url: str | Path, reference: str | Path, step: int) -> None:
-        """Both runs have the same tensors at that step, bit for bit."""
+        """Both runs have the same tensors at that step, bit for bit.
+
+        But for positions in the input: how far ahead tf.data has read by then, and so the bytes that it writes, is
+        chance. The batches that follow are the same; a wrong one would show in the weights.
+        """
         ours, theirs = self.tensors(url, step), self.tensors(reference, step)
         assert ours.keys() == theirs.keys()
-        assert ours
-        different = [name for name in ours if not _is_same(ours[name], theirs[name])]
-        assert different == []
+        compared = [name for name in ours if not name.endswith("/position")]
+        assert any("kernel" in name for name in compared), compared
+        different = [name for name in compared if not _is_same(ours[name], theirs[name])]
+        assert different == [], different
 
 
 def _is_same(ours: Any, theirs: Any) -> bool:
-    """To the last bit; strings are compared as such."""
-    if ours.dtype == object:
-        return bool(ours.tolist() == theirs.tolist())
     return (ours.dtype, ours.shape, ours.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import pytest
 import yaml
 
 import ckptflow
-from examples import multi_worker
 from tests.examples.commands import started, two_ports
-from tests.examples.lives import EXAMPLES, TIMEOUT_S, WITHOUT_END
+from tests.examples.lives import EXAMPLES, IS_FENCED, PEER_IS_GONE, TIMEOUT_S, WITHOUT_END
 from tests.processes import Worker
 from tests.waiting import until
 
@@ -45,7 +45,7 @@ def test_its_parts_fit_together() -> None:
     assert int(environment["WORKER_PORT"]) == SERVICE["spec"]["ports"][0]["port"]
     accounts = [document["metadata"]["name"] for document in DOCUMENTS if document["kind"] == "ServiceAccount"]
     assert accounts == [POD["serviceAccountName"]]
-    codes = (multi_worker.IS_FENCED, multi_worker.PEER_IS_GONE, 75, 1, 137)
+    codes = (IS_FENCED, PEER_IS_GONE, 75, 1, 137)
     assert [_action(code) for code in codes] == ["FailJob", "Ignore", "Ignore", "Count", "Count"]
 
 
@@ -65,35 +65,36 @@ def test_the_command_makes_a_cluster_and_each_pod_is_started_again_alone(tmp_pat
     with contextlib.ExitStack() as stack:
         pods = [stack.enter_context(pod(index, WITHOUT_END)) for index in (0, 1)]
         until(lambda: ckptflow.list_checkpoints(url) or not all(_runs(pod) for pod in pods), TIMEOUT_S)
+        survivor = pods[0]
         pods[1].kill()
-        with contextlib.suppress(RuntimeError):  # it ends without having said so
-            pods[0].wait_for_output("never", TIMEOUT_S)
-        assert pods[0].process.returncode == multi_worker.PEER_IS_GONE, pods[0].output()
-        killed_at = ckptflow.list_checkpoints(url)[-1].step
-        last = killed_at + 50
+        last = ckptflow.list_checkpoints(url)[-1].step + 100
+        pods[1] = stack.enter_context(pod(1, str(last)))  # at once, while the other has not noticed yet
+        codes = _control(pods, lambda index: stack.enter_context(pod(index, str(last))))
+        assert survivor.process.returncode == PEER_IS_GONE, survivor.output()
+        assert "Count" not in [_action(code) for code in codes]
 
-        pods = [stack.enter_context(pod(index, str(last))) for index in (0, 1)]
-        counted = _control(pods, lambda index: stack.enter_context(pod(index, str(last))))
-        assert counted == 0
+        checkpoints = ckptflow.list_checkpoints(url)
+        killed_at = max(checkpoint.step for checkpoint in checkpoints if checkpoint.incarnation == 1)
         for number, process in enumerate(pods):
-            assert f"worker {number} of 2, goes on after step {killed_at}" in process.output()
-    assert ckptflow.list_checkpoints(url)[-1].step == last
+            assert f"worker {number} of 2, goes on after step {killed_at}\n" in process.output()
+    assert checkpoints[-1].step == last
 
 
-def _control(pods: list[Worker], start: Any) -> int:
-    """Starts each pod that fails again, for itself, as the Job's controller; how many failures were counted."""
-    counted = 0
+def _control(pods: list[Worker], start: Callable[[int], Worker]) -> list[int]:
+    """Starts each pod that fails again, for itself, as the Job's controller; the exit codes of those that failed."""
+    failed: list[int] = []
     deadline = time.monotonic() + TIMEOUT_S
     while any(pod.process.poll() != 0 for pod in pods):
-        assert time.monotonic() < deadline, "\n".join(pod.output() for pod in pods)
+        said = "\n".join(pod.output() for pod in pods)
+        assert time.monotonic() < deadline, said
         for index, pod in enumerate(pods):
-            if pod.process.poll():
-                assert _action(pod.process.returncode) != "FailJob", pod.output()
-                counted += _action(pod.process.returncode) == "Count"
-                assert counted <= JOB["spec"]["backoffLimit"], pod.output()
+            if code := pod.process.poll():
+                failed.append(code)
+                assert _action(code) != "FailJob", said
+                assert len(failed) <= JOB["spec"]["backoffLimit"], said
                 pods[index] = start(index)
         time.sleep(0.05)
-    return counted
+    return failed
 
 
 def _runs(pod: Worker) -> bool:

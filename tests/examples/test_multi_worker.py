@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.examples.lives import WITHOUT_END, Example, finished_after, resumed_after
+from tests.examples.lives import IS_FENCED, TIMEOUT_S, WITHOUT_END, Example, finished_after, resumed_after
+from tests.waiting import until
 
 
 def test_one_worker_is_killed_and_all_go_on(tmp_path: Path) -> None:
@@ -20,3 +21,14 @@ def test_one_worker_is_killed_and_all_go_on(tmp_path: Path) -> None:
     assert (resumed_after(resumed), resumed_after(uninterrupted)) == (killed_at, 0)
     assert finished_after(resumed) == example.steps(run)[-1] == last
     example.assert_same(run, reference, last)
+
+
+def test_of_two_jobs_on_one_root_the_older_leaves_with_a_code_of_its_own(tmp_path: Path) -> None:
+    """So that no supervisor starts it again. One worker each, without TF_CONFIG."""
+    example = Example("multi_worker.py", tmp_path / "logs", args=["--save-every", "40"])
+    run = tmp_path / "run"
+    with example.start(run, ["--steps", WITHOUT_END]) as [older]:
+        until(lambda: example.steps(run) or older.process.poll() is not None, TIMEOUT_S)
+        with example.start(run, ["--steps", WITHOUT_END]) as [newer]:
+            assert older.wait(TIMEOUT_S) == IS_FENCED, older.output()
+            assert newer.process.poll() is None, newer.output()
