@@ -1,4 +1,4 @@
-"""Documentation is executed: each block in README.md and docs/*.md runs, or says why it does not.
+"""Documentation is executed: each block in README.md, CONTRIBUTING.md and docs/*.md runs, or says why it does not.
 
 A fence is ```python run, ```sh run, ```python save-as: train.py (a later block must run that file), or
 ```python no-test: reason. The blocks of one page run in order, in one process, in an empty folder. Fences of other
@@ -20,7 +20,7 @@ import pytest
 from ckptflow import errors
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _EXECUTABLE = {"python", "py", "sh", "bash", "shell", "console"}
 
