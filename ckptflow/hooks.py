@@ -72,9 +72,10 @@ class Hooks:
             thread.join(max(0.0, deadline - time.monotonic()))
         except queue.Full:
             pass
-        left = self._dropped + self._waiting.qsize()
-        if left or thread.is_alive():
-            logger.warning("a hook of on_event is too slow or hangs: %d event(s) were not told", max(left, 1))
+        # With a hook that hangs, one event is still with it, and the mark of the end waits behind the others.
+        left = self._dropped + (self._waiting.qsize() if thread.is_alive() else 0)
+        if left:
+            logger.warning("a hook of on_event is too slow or hangs: %d event(s) were not told", left)
 
     def _run(self) -> None:
         failed: set[int] = set()
@@ -83,7 +84,7 @@ class Hooks:
             for number, hook in enumerate(self._hooks):
                 try:
                     hook(event)
-                except Exception as error:
+                except BaseException as error:  # also SystemExit, which would end this thread without a word
                     # Its first failure with the stack, the others in one line: a hook may fail at every event.
                     logger.warning(
                         "on_event: %r failed at %s: %s", hook, event.name, error, exc_info=number not in failed
