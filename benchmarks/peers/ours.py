@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.peers.base import Point
 from benchmarks.peers.tensorflow import OnVariables
+from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage.store import Store, open_store
 from ckptflow.testing import CountingStore
 
@@ -50,8 +51,8 @@ class Ckptflow(OnVariables):
         super().__init__(point)
         stores: list[Counted] = []
 
-        def open_counted(url: str, storage_options: dict[str, Any] | None = None) -> Store:
-            stores.append(Counted(open_store(url, storage_options)))
+        def open_counted(url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
+            stores.append(Counted(open_store(url, storage_options, tell)))
             return stores[-1]
 
         vars(manager)["open_store"] = open_counted  # requests are counted where the manager makes them
