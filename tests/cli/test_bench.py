@@ -303,7 +303,7 @@ def test_a_slow_storage_is_measured_in_time(tmp_path: Path, monkeypatch: pytest.
 
     class Slow(LatencyStore):
         def put(self, key: str, data: memoryview) -> None:
-            time.sleep(len(data) / (100 * MIB))
+            time.sleep(len(data) / (33 * MIB))  # so slow that a busy machine changes little
             super().put(key, data)
 
     @contextlib.contextmanager
@@ -313,12 +313,12 @@ def test_a_slow_storage_is_measured_in_time(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(measuring, "bench_folder", slow_folder)
     started_s = time.monotonic()
-    found = measure(str(tmp_path), {}, seconds=4, memory_bytes=1280 * MIB)
+    found = measure(str(tmp_path), {}, seconds=12, memory_bytes=1280 * MIB)
     assert found.size_bytes <= 64 * MIB
     assert len(found.points) > 1
-    assert "4 s are too short for it here" in {why for _, why in found.unmeasured}
+    assert "12 s are too short for it here" in {why for _, why in found.unmeasured}
     assert all(point.setting.under_way_bytes <= found.size_bytes for point in found.points)
-    assert time.monotonic() - started_s < 60  # four seconds, on a machine that may be busy
+    assert time.monotonic() - started_s < 180  # twelve seconds, on a machine that may be busy
 
 
 def test_how_fast_it_is_takes_no_more_than_its_time_and_room(tmp_path: Path) -> None:
