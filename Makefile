@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 URL ?=
+TEST_PROCESSES ?= 2 # files of tests at once; many tests start several processes of their own
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: help setup demo test lint types pytest docs chaos matrix tfjs bench bench-full clean
@@ -45,7 +46,7 @@ types: setup
 	$(BIN)/mypy
 
 pytest: setup
-	$(BIN)/python -m pytest -m 'not chaos'
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not chaos'
 
 docs: setup
 	$(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/docs-doctrees docs build/docs
