@@ -74,8 +74,11 @@ class Result:
     output: str
 
 
-_FIRST_PORT = 20000 + (os.getpid() * 37) % 20000
-_candidates = itertools.cycle([*range(_FIRST_PORT, 50000), *range(20000, _FIRST_PORT)])
+# Where this process begins to look for ports: far from where another one does that runs tests at the same time, and not
+# 10,000 away, where SeaweedFS has its gRPC ports.
+_TEST_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+FIRST_PORT = 20000 + (os.getpid() * 37 + _TEST_PROCESS * 5000) % 20000
+_candidates = itertools.cycle([*range(FIRST_PORT, 50000), *range(20000, FIRST_PORT)])
 
 
 def free_ports(count: int) -> list[int]:

