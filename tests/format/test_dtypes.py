@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ckptflow.format import dtypes
 
 
-@pytest.mark.parametrize("name", dtypes.names())
+@pytest.mark.parametrize("name", sorted(dtypes.names()))  # one order in every test process
 def test_each_dtype_is_known_throughout(name: str) -> None:
     dtype = dtypes.numpy_dtype(name)
     assert dtypes.safetensors_name(name)
