@@ -66,7 +66,17 @@ class TestSeaweedfsByObstore(StoreContract):
         return S3Backend(seaweedfs, "obstore")
 
 
-class TestMotoByS3fs(StoreContract):
+class OnMoto(StoreContract):
+    """moto's server looks whether an object is there, and writes it, in two steps: under load two racers have won.
+
+    SeaweedFS and fake-gcs, which do it in one, are raced.
+    """
+
+    def test_racing_creators_have_exactly_one_winner(self, backend: Backend) -> None:
+        pytest.skip("moto's server does not create in one step")
+
+
+class TestMotoByS3fs(OnMoto):
     many_objects = 50  # a slow server; paging and large objects are tried on SeaweedFS
     large_bytes = 20 * 2**20
 
@@ -75,7 +85,7 @@ class TestMotoByS3fs(StoreContract):
         return S3Backend(moto, "fsspec")
 
 
-class TestMotoByObstore(StoreContract):
+class TestMotoByObstore(OnMoto):
     many_objects = 1_100  # paging and bulk deletion by obstore are tried here
     large_bytes = 20 * 2**20
 
