@@ -3,6 +3,11 @@
 results = run_workers("tests.state.workers:exchange", 2, env={"CASE": "rows"}, timeout_s=60)
 with start_workers("/path/script.py", 3, folder=tmp_path) as workers:   # handles: kill one, wait for the others
     workers[1].kill()
+done = run_python("-c", "import ckptflow", timeout_s=60)                 # one process, without TF_CONFIG
+
+They are forked from a process that has imported TensorFlow, Keras and ckptflow (`tests.zygote`). One begins with an
+empty interpreter instead where its environment has something else that is read at an import, and where it is asked for,
+`fresh=True`: where what is tried is an import, a start, or how long or how large a process is from its beginning.
 """
 
 from __future__ import annotations
@@ -16,13 +21,79 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-_ROOT = Path(__file__).resolve().parent.parent
+from tests.forked import ROOT, Process, Zygote, read_at_start
+
 _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
+
+
+_zygotes: list[Zygote] = []
+_zygote_lock = threading.Lock()
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """A test process's: quiet, without GPUs, with this repository on the path; and `env`."""
+    return {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        **env,
+    }
+
+
+def start_python(
+    args: Sequence[str],
+    env: Mapping[str, str],
+    out: IO[bytes],
+    err: IO[bytes],
+    *,
+    cwd: Path = ROOT,
+    fresh: bool = False,
+) -> Process:
+    """Starts `python ARGS`, where `args` begins with -c, -m or a script, with `environment(env)`."""
+    full = environment(env)
+    with _zygote_lock:
+        if not fresh and not _zygotes:
+            _zygotes.append(Zygote(environment({})))
+    if not fresh and read_at_start(full) == _zygotes[0].env:
+        return _zygotes[0].fork(args, full, cwd, out.fileno(), err.fileno())
+    return subprocess.Popen(
+        [sys.executable, *args], env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+    )
+
+
+def run_python(
+    *args: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    timeout_s: float = 300,
+    fresh: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python ARGS` to its end; its stdout and stderr are texts. TimeoutError where it does not end."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = start_python(args, {"TF_CONFIG": "{}", **(env or {})}, out, err, cwd=cwd, fresh=fresh)
+        try:
+            code: int | None = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            process.kill()
+            process.wait()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    if code is None:
+        raise TimeoutError(f"python {args[:2]} still runs after {timeout_s} s:\n{texts[0]}{texts[1]}")
+    return subprocess.CompletedProcess(["python", *args], code, *texts)
 
 
 @dataclass
@@ -30,7 +101,7 @@ class Worker:
     """One running worker process; its output goes to a file, so that no pipe can fill up and block it."""
 
     index: int
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
 
     def output(self) -> str:
@@ -108,6 +179,7 @@ def start_workers(
     folder: str | os.PathLike[str] | None = None,
     chief: bool = False,
     tasks: Sequence[str] | None = None,
+    fresh: bool = False,
 ) -> Iterator[list[Worker]]:
     """Starts `count` workers and yields their handles; on leaving, whatever still runs is killed.
 
@@ -127,26 +199,14 @@ def start_workers(
         stack.callback(_kill_all, workers)
         for index in range(count):
             task = {"type": tasks[index], "index": list(tasks[:index]).count(tasks[index])}
-            full_env = {
-                **os.environ,
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                "CUDA_VISIBLE_DEVICES": "-1",
-                "PYTHONUNBUFFERED": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+            own = {
                 "TF_CONFIG": json.dumps({"cluster": cluster, "task": task}),
                 **(env or {}),
                 **(per_worker_env[index] if per_worker_env else {}),
             }
             log = logs / f"worker-{index}-{time.monotonic_ns()}.log"
             with log.open("wb") as out:
-                process = subprocess.Popen(
-                    [sys.executable, *command, *args],
-                    env=full_env,
-                    cwd=_ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                )
+                process = start_python([*command, *args], own, out, out, fresh=fresh)
             workers.append(Worker(index, process, log))
         yield workers
 
@@ -161,16 +221,17 @@ def run_workers(
     check: bool = True,
     folder: str | os.PathLike[str] | None = None,
     chief: bool = False,
+    fresh: bool = False,
 ) -> list[Result]:
     """Runs `count` workers to their end and returns how each ended, in worker order.
 
     Raises TimeoutError after `timeout_s` in all, and RuntimeError with every output if `check` and one has failed.
     """
     deadline = time.monotonic() + timeout_s
-    with start_workers(target, count, args=args, env=env, folder=folder, chief=chief) as workers:
+    with start_workers(target, count, args=args, env=env, folder=folder, chief=chief, fresh=fresh) as workers:
         for worker in workers:
             worker.wait(max(0.1, deadline - time.monotonic()))
-        results = [Result(worker.index, worker.process.returncode, worker.output()) for worker in workers]
+        results = [Result(worker.index, worker.wait(0), worker.output()) for worker in workers]
     if check and any(result.exit_code for result in results):
         raise RuntimeError(
             "\n".join(f"--- worker {result.index}: exit code {result.exit_code}\n{result.output}" for result in results)

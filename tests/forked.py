@@ -1,0 +1,110 @@
+"""Forked processes as a test sees them: the zygote's other end."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.zygote import STATUS
+
+ROOT = Path(__file__).resolve().parent.parent
+# What TensorFlow, Keras, Python and the libraries under them read when they are imported; not what they read later.
+_READ_AT_START = re.compile(
+    r"(?!TF_CONFIG$|TF_NUM_INTRAOP_THREADS$)(TF_|TF2_|XLA_|KERAS_|PYTHON|LD_|OMP_|OPENBLAS_|MALLOC_)"
+)
+
+
+def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if _READ_AT_START.match(name)}
+
+
+class Forked:
+    """A process that is the zygote's child: what is used of `subprocess.Popen`."""
+
+    def __init__(self, status: int) -> None:
+        weakref.finalize(self, os.close, status)
+        self._status, self._lock = status, threading.Lock()
+        self.pid, self.returncode = self._read(), None  # waits for the zygote, where that has just been started
+
+    returncode: int | None
+
+    def _read(self) -> int:
+        found = os.read(self._status, STATUS.size)
+        if not found:
+            raise RuntimeError("the zygote has ended; see what it has printed on stderr")
+        return int(STATUS.unpack(found)[0])
+
+    def poll(self) -> int | None:
+        with self._lock:
+            if self.returncode is None and self._has_ended(0):
+                self.returncode = self._read()
+        return self.returncode
+
+    def _has_ended(self, timeout_s: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        return bool(poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000))
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._has_ended(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired([f"forked process {self.pid}"], timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+Process = subprocess.Popen[bytes] | Forked
+
+
+class Zygote:
+    """The process that the others are forked from; it ends with this one."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = read_at_start(env)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, "-m", "tests.zygote", str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            )
+        atexit.register(self._end)
+
+    def fork(self, args: Sequence[str], env: Mapping[str, str], cwd: Path, out: int, err: int) -> Forked:
+        status, theirs = os.pipe()
+        request = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd)})
+        try:
+            socket.send_fds(self._control, [request.encode()], [theirs, out, err])
+        finally:
+            os.close(theirs)
+        return Forked(status)
+
+    def _end(self) -> None:
+        self._control.close()
+        self._process.wait()
