@@ -9,44 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ckptflow.commit.catalog import (
-    Counting,
-    Listing,
-    Summaries,
-    Summary,
-    find_counting,
-    list_root,
-    read_claim,
-    read_manifest,
-    summarize,
-)
-from ckptflow.commit.lineage import (
-    Held,
-    check_fence,
-    claim_next,
-    fenced,
-    find_run_id,
-    pack_writer_id,
-    unpack_writer_id,
-)
+from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
+from ckptflow.commit.choosing import Chooser, View
+from ckptflow.commit.lineage import Held, check_fence, claim_next, pack_writer_id, unpack_writer_id
 from ckptflow.commit.team import Cluster, Outcome, Vote, chief_says, raise_together, vote, vote_for
-from ckptflow.errors import (
-    CheckpointGoneError,
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-    ObjectNotFoundError,
-    UsageError,
-)
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
-
-_MAX_GONE = 20  # listings in a row that name a checkpoint which is gone when it is read
 
 Load = Callable[[Folder, Manifest, Mapping[str, int] | None], None]
 
@@ -66,19 +41,6 @@ class Start:
     barrier: int = 0
     fresh_since: int = 0
     save_again: bool = False
-
-
-@dataclass(slots=True)
-class _View:
-    """The chief's view of the root during one restore: the newest listing, what counts, what was tried in vain."""
-
-    listing: Listing
-    counting: Counting
-    damaged: dict[Folder, str] = field(default_factory=dict)
-    lineage: frozenset[Folder] = frozenset()
-    gone: int = 0
-    is_stale: bool = False
-    is_last: bool = False
 
 
 class Resume:
@@ -109,19 +71,19 @@ class Resume:
         self._read_only = read_only
         self._claim_timeout_s = claim_timeout_s
         self._tell = tell
-        self._view: _View | None = None
+        self._chooser = Chooser(store, summaries)
         self.has_claimed = False
 
     def start_anew(self, *, fresh: bool) -> Start:
         """Claims without restoring: on an empty root, or over what is there with `fresh`."""
         reason: Reason = "fresh" if fresh else "start"
         if not fresh:
-            chief_says(self._cluster, lambda: self._refuse_used_root())
+            chief_says(self._cluster, self._chooser.refuse_used_root)
         held = self._claim(reason)
 
         def look_after_claim() -> tuple[int, ...]:
             check_fence(self._store, held)
-            return self._warn_of_fresh() if fresh else self._refuse_used_root()
+            return self._chooser.warn_of_fresh() if fresh else self._chooser.refuse_used_root()
 
         chief_says(self._cluster, look_after_claim)
         barrier = held.number if fresh else 0
@@ -136,7 +98,7 @@ class Resume:
         problems: list[str] = []
         while True:
             found, number, folder_step, call, again, outside = chief_says(
-                self._cluster, lambda: self._choose(step, held)
+                self._cluster, lambda: self._chooser.choose(step, held)
             )[:6]
             if not found:
                 logger.warning("%s: no checkpoint is here, starting anew", self._store.url)
@@ -150,6 +112,10 @@ class Resume:
                 problems.append(self._met_damage(folder, step, votes))
             else:
                 self._met_gone(folder)
+
+    @property
+    def _view(self) -> View | None:
+        return self._chooser.view
 
     # What all workers do
 
@@ -170,7 +136,7 @@ class Resume:
         reason: list[Reason] = ["resume"]
 
         def choose() -> tuple[int, ...]:
-            numbers = self._choose(step, None)
+            numbers = self._chooser.choose(step, None)
             view = self._view
             is_rollback = step is not None and view is not None and bool(numbers[4])
             reason[0] = "rollback" if is_rollback else "resume" if numbers[0] else "start"
@@ -197,7 +163,7 @@ class Resume:
             self._load(folder, manifests[0], files)
             found.append(summarize(manifests[0], self._store.url))
             if view is not None and self._cluster.is_chief:
-                view.lineage = self._lineage_of(found[0], view)
+                view.lineage = self._chooser.lineage_of(found[0], view)
 
         parts = [lambda: manifests.append(read_manifest(self._store, folder)), lambda: self._check(manifests[0]), load]
         if self._cluster.world_size == 1:
@@ -287,134 +253,3 @@ class Resume:
             fresh_since=max(counting.fresh_since, restored.fresh_since),
             save_again=again,
         )
-
-    def _lineage_of(self, restored: Summary, view: _View) -> frozenset[Folder]:
-        """What `restored` builds on: what counts, up to it; where it is outside, what its own incarnation counted.
-
-        Without the second half, one damaged manifest would cut off all that policies have kept, and prune it.
-        """
-        if restored.folder in view.counting.folders:
-            return view.counting.lineage_up_to(restored.folder) - view.damaged.keys()
-        counting, files, found = view.counting, view.listing.folders, set[Folder]()
-        if restored.run_id != counting.run_id or restored.folder.incarnation < counting.fresh_since:
-            return frozenset()  # what is there is deleted only by hand, so it must not come under the policies
-        for folder in view.listing.committed:
-            is_own = folder.incarnation == restored.folder.incarnation or folder in restored.lineage
-            if is_own and folder <= restored.folder and folder not in view.damaged:
-                summary = self._summaries.get(folder)
-                if isinstance(summary, Summary) and summary.is_complete(files[folder]):
-                    found.add(folder)
-        return frozenset(found)
-
-    # What the chief decides
-
-    def _refuse_used_root(self) -> tuple[int, ...]:
-        committed = list_root(self._store).committed
-        if committed:
-            raise UsageError(
-                f"{self._store.url} holds {len(committed)} checkpoint(s), the newest {committed[-1]}: call "
-                "restore_latest() before the first save, or open the manager with fresh=True to start over"
-            )
-        return ()
-
-    def _warn_of_fresh(self) -> tuple[int, ...]:
-        committed = list_root(self._store).committed
-        if committed:
-            logger.warning(
-                "%s: fresh=True starts over; %d checkpoint(s), the newest %s, no longer count and are deleted only by "
-                "hand. Take fresh=True out of the script, or every restart starts over",
-                self._store.url,
-                len(committed),
-                committed[-1],
-            )
-        return ()
-
-    def _choose(self, step: int | None, held: Held | None) -> tuple[int, ...]:
-        """(found, incarnation, step, call, save again?, outside?) of what to restore next."""
-        view = self._view
-        if view is None or view.is_stale:
-            view = self._list(held)
-        if view.gone > _MAX_GONE:
-            raise CheckpointGoneError(f"{self._store.url}: checkpoints go faster than they can be read; pin one")
-        if step is not None:
-            return self._at_step(view, step)
-        folder = next((f for f in view.counting.folders if f not in view.damaged), None)
-        if folder is not None:
-            return (1, folder.incarnation, folder.step, folder.call, int(folder != view.counting.newest), 0)
-        if not view.is_last and (view.damaged or view.counting.outside):
-            view = self._list(held)  # a commit may have landed since: list once more before anything outside is taken
-            view.is_last = True
-            return self._choose(step, held)
-        return self._outside(view)
-
-    def _list(self, held: Held | None) -> _View:
-        """Lists after the claim, `lineage/` first, and decides what counts."""
-        if held is not None:
-            check_fence(self._store, held)
-        listing = list_root(self._store)
-        if held is not None and listing.top_number > held.number:
-            raise fenced(self._store, held, listing.top_number)
-        run_id = held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
-        counting = self._count(listing, run_id)
-        old = self._view
-        self._view = _View(listing, counting)
-        if old is not None:
-            self._view.damaged, self._view.gone, self._view.is_last = old.damaged, old.gone, old.is_last
-        return self._view
-
-    def _count(self, listing: Listing, run_id: str | None) -> Counting:
-        """What counts in `listing`, but for manifests that go while they are read: as if they had not been listed."""
-        gone: set[Folder] = set()
-
-        def read(folder: Folder) -> Summary | CorruptCheckpointError:
-            try:
-                return self._summaries.get(folder)
-            except ObjectNotFoundError:
-                gone.add(folder)
-                raise
-
-        while True:
-            try:
-                return find_counting(listing.only(f for f in listing.folders if f not in gone), run_id, read)
-            except ObjectNotFoundError:
-                continue
-
-    def _at_step(self, view: _View, step: int) -> tuple[int, ...]:
-        same = [f for f in view.counting.folders if f.step == step and f not in view.damaged]
-        others = [f for f in view.counting.outside if f.step == step]
-        folder = next(iter(same + sorted(others, key=lambda f: (f.incarnation, f.call), reverse=True)), None)
-        if folder is None:
-            steps = sorted({f.step for f in view.listing.committed})
-            raise CheckpointNotFoundError(f"{self._store.url}: no checkpoint of step {step}; there are steps {steps}")
-        again = folder != view.counting.newest
-        return (1, folder.incarnation, folder.step, folder.call, int(again), int(folder not in same))
-
-    def _outside(self, view: _View) -> tuple[int, ...]:
-        """Rule 4's last resort: the newest valid one outside what counts, but never past a rollback or fresh start."""
-        counting = view.counting
-        barrier = max(counting.barrier, self._barrier_by_claim(counting))
-        listing = view.listing.only(f for f in counting.outside if f not in view.damaged)
-        open_listing = listing.only(f for f in listing.folders if f.incarnation >= barrier)
-        rest = self._count(open_listing, counting.run_id)
-        for folder in (*rest.folders, *rest.outside):
-            if folder not in view.damaged:
-                return (1, folder.incarnation, folder.step, folder.call, 1, 1)
-        if not view.damaged and not counting.outside:
-            return (0, 0, 0, 0, 0, 0)
-        barred = sorted({f.step for f in listing.folders} - {f.step for f in open_listing.folders})
-        hint = (
-            f" Steps {barred} were cut off by a rollback or a fresh start and are not taken by themselves: "
-            f"restore({barred[-1]}) would take one."
-            if barred
-            else ""
-        )
-        raise CorruptCheckpointError(
-            f"{self._store.url}: no valid checkpoint is left, and the state may hold a mixture of those that were "
-            "tried: do not go on with it. " + " | ".join(view.damaged.values()) + hint
-        )
-
-    def _barrier_by_claim(self, counting: Counting) -> int:
-        """A rollback whose every manifest is unreadable is still known by its claim."""
-        numbers = {folder.incarnation for folder in counting.folders} if not counting.barrier else set()
-        claims = [claim for n in numbers if (claim := read_claim(self._store, n)) is not None]
-        return max((claim.number for claim in claims if claim.reason in ("rollback", "fresh")), default=0)

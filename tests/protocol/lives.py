@@ -24,6 +24,7 @@ from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.choosing import Chooser
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Resume, Start
@@ -261,7 +262,7 @@ def _sleep(seconds: float) -> None:
 
 def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
     """Lets the explorer see when a process acts on its claim and what is promised, and which histories are one."""
-    look, claim, lists, creates = Resume._look, Resume._claim, Resume._list, lineage_module.create_once
+    look, claim, lists, creates = Resume._look, Resume._claim, Chooser.list_anew, lineage_module.create_once
 
     def left(view: Any) -> Any:
         return (view.damaged, view.gone) if view else ()  # `run` lists anew after the claim, whatever was listed before
@@ -283,7 +284,7 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
             current().merge(held, left(self._view))
         return held
 
-    def shows(self: Resume, held: Held | None) -> Any:
+    def shows(self: Chooser, held: Held | None) -> Any:
         view = lists(self, held)
         if held is not None:
             current().show(number=held.number)
@@ -295,7 +296,7 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Resume, "_look", looks)
     patch.setattr(Resume, "_claim", claims)
-    patch.setattr(Resume, "_list", shows)
+    patch.setattr(Chooser, "list_anew", shows)
     patch.setattr(lineage_module, "create_once", creates_claim)
     patch.setattr(coordinator_module, "check_fence", checks_fence)
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from ckptflow.commit import choosing as choosing_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import resume as resume_module
 from ckptflow.commit.catalog import Counting, Listing, list_root
+from ckptflow.commit.choosing import Chooser
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.prune import Decision, PrunePlan
@@ -55,17 +57,17 @@ def _blind(listing: Listing | None) -> Listing | None:
 
 
 def no_listing_after_the_claim(patch: pytest.MonkeyPatch) -> None:
-    choose = Resume._choose
+    choose = Chooser.choose
 
     def chooses(self: Any, step: int | None, held: Held | None) -> tuple[int, ...]:
         if held is not None and not hasattr(self, "is_mutated"):
             self.is_mutated = True
-            self._view.is_stale = False
+            self.view.is_stale = False
             current().show(number=held.number)
         return choose(self, step, held)
 
     patch.setattr(lives, "MERGE_AT_CLAIM", False)
-    patch.setattr(Resume, "_choose", chooses)
+    patch.setattr(Chooser, "choose", chooses)
 
 
 def no_fence_check_after_a_commit(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +108,7 @@ def newest_step_wins(patch: pytest.MonkeyPatch) -> None:
         folders = tuple(sorted(listing.committed, reverse=True))
         return Counting(max((f.incarnation for f in folders), default=0), run_id, folders)
 
-    patch.setattr(resume_module, "find_counting", counts)
+    patch.setattr(choosing_module, "find_counting", counts)
 
 
 def not_saved_again(patch: pytest.MonkeyPatch) -> None:
@@ -157,8 +159,8 @@ def prune_by_hand_during_a_start(patch: pytest.MonkeyPatch) -> None:
 
 
 def newer_claim_ignored_at_start(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(resume_module, "check_fence", lambda *_: None)
-    patch.setattr(resume_module, "list_root", lambda store: _blind(list_root(store)))
+    patch.setattr(choosing_module, "check_fence", lambda *_: None)
+    patch.setattr(choosing_module, "list_root", lambda store: _blind(list_root(store)))
 
 
 def partials_of_newer_incarnations_swept(patch: pytest.MonkeyPatch) -> None:
