@@ -17,7 +17,7 @@ from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.state.cluster import server_is_gone
 from ckptflow.state.kinds import is_normalization
-from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, from_bytes
+from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, as_tensor, from_bytes
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 from ckptflow.state.walker import path_of_slot
 
@@ -103,7 +103,7 @@ class Restore:
             return
         pieces = {box: array if box is None else array[tuple(map(_range, *box))] for box in leaf.boxes}
         with tf.device("CPU:0"):
-            copies = {box: tf.convert_to_tensor(piece) for box, piece in pieces.items()}
+            copies = {box: as_tensor(piece) for box, piece in pieces.items()}
         self._assign(leaf, copies)
 
     def _assign(self, leaf: Leaf, values_of: Mapping[Box | None, Any]) -> None:

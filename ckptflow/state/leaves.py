@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
@@ -14,6 +15,7 @@ from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box
+from ckptflow.format.record import MAX_NUMBER, MAX_RANK
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
 from ckptflow.state.bundles import Bundle
@@ -22,6 +24,8 @@ from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variabl
 Array = npt.NDArray[Any]
 StaticShape: TypeAlias = tuple[int | None, ...] | None
 Components = Literal["sum", "mean", "first"]
+
+_MAX_EMPTY_DIMENSION = 2**31 - 1
 
 _AGGREGATIONS: dict[Any, Components] = {
     tf.VariableAggregation.SUM: "sum",
@@ -55,6 +59,7 @@ class Leaf(ABC):
             dtypes.is_encoded(self.dtype)
         except ValueError as error:
             raise UnsupportedStateError(f"{name}: a checkpoint cannot hold the dtype {self.dtype}") from error
+        _check_shape(name, self.dtype, shape)
 
     @abstractmethod
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -78,6 +83,16 @@ class Leaf(ABC):
 
     def _spec(self, shape: tuple[int, ...], **more: Any) -> TensorSpec:
         return TensorSpec(self.name, self.dtype, shape, aliases=self.aliases, metric=self.metric, own=self.own, **more)
+
+
+def _check_shape(name: str, dtype: str, shape: StaticShape) -> None:
+    """Refuses, before anything is saved, what NumPy or a manifest cannot hold, even of no element."""
+    sizes = [size for size in shape or () if size]
+    if len(shape or ()) > MAX_RANK or math.prod(sizes) * dtypes.numpy_dtype(dtype).itemsize > MAX_NUMBER:
+        raise UnsupportedStateError(
+            f"{name}: a checkpoint cannot hold the shape {shape}: at most {MAX_RANK} dimensions and 2**62 bytes, where "
+            "a dimension of 0 counts as 1. Reshape it, or leave it out of the state"
+        )
 
 
 class VariableLeaf(Leaf):
@@ -127,7 +142,7 @@ class VariableLeaf(Leaf):
         value = values[None]
         if self.on_read == "sum":
             takes_it = self.own or cluster.worker_index(self.variable.distribute_strategy) == 0
-            zeros = tf.zeros_like(value)
+            zeros = as_tensor(np.zeros_like(host_array(value)))  # `tf.zeros_like` does not know every dtype
             for position, copy in enumerate(self._copies):
                 for part in copy:
                     self._assign(part, _copy(value if takes_it and position == 0 else zeros))
@@ -169,7 +184,7 @@ def _is_trained(variable: Any) -> bool:
 def _copy(value: Any) -> Any:
     if value.dtype.name in _EMPTY_DTYPES:
         return tf.raw_ops.DeepCopy(x=value)
-    return tf.convert_to_tensor(host_array(value))
+    return as_tensor(host_array(value))
 
 
 # The dtypes for which TensorFlow can make an empty tensor (and a deep copy); found by trying, and held by a test.
@@ -204,10 +219,18 @@ def host_array(tensor: Any) -> Array:
         with tf.device("CPU:0"):
             tensor = tf.identity(tensor)
     if tensor.dtype is _STRING:
-        return np.asarray(tensor.numpy(), dtype=object).reshape(tensor.shape)
+        flat = tf.reshape(tensor, [-1])  # more than 32 dimensions of strings end the process, in either direction
+        return np.asarray(flat.numpy(), dtype=object).reshape(tensor.shape)
     if not tensor._rank():  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
         return np.asarray(tensor.numpy())
     return np.asarray(tensor)
+
+
+def as_tensor(array: Array) -> Any:
+    """An array as a tensor with memory of its own."""
+    if array.dtype != object:
+        return tf.convert_to_tensor(array)
+    return tf.reshape(tf.convert_to_tensor(array.reshape(-1), tf.string), tf.constant(array.shape, tf.int64))
 
 
 def is_remote(tensor: Any) -> bool:
@@ -244,7 +267,7 @@ class Landing:
         self._tensor = None
         if dtype in _EMPTY_DTYPES and size_bytes >= self.SMALL_BYTES:
             with tf.device("CPU:0"):
-                self._tensor = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=False)
+                self._tensor = _empty(shape, tf.as_dtype(dtype))
             self.bytes: Bytes1D = np.asarray(_Memory(self._tensor))
         else:
             self.bytes = np.empty(size_bytes, dtype=np.uint8)
@@ -256,7 +279,14 @@ class Landing:
         if tensor is not None:
             return tensor
         with tf.device("CPU:0"):
-            return tf.convert_to_tensor(from_bytes(data, self._dtype, self._shape))  # always a copy
+            return as_tensor(from_bytes(data, self._dtype, self._shape))
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A tensor whose memory is to be written. `Empty` takes 32-bit dimensions; a filled one may have any."""
+    if max(shape, default=0) <= _MAX_EMPTY_DIMENSION:
+        return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=False)
+    return tf.raw_ops.Fill(dims=tf.constant(shape, tf.int64), value=tf.zeros([], dtype))
 
 
 class _Memory:
