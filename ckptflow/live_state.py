@@ -25,7 +25,7 @@ from ckptflow.state.tree import Tree, as_mapping, count_save, walk
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
-from ckptflow.transfer.reader import check_sizes, read_tensors
+from ckptflow.transfer.reader import check_shards, read_tensors
 
 logger = logging.getLogger("ckptflow")
 
@@ -156,10 +156,7 @@ class LiveState:
             self.match(manifest, partial=partial, rename=rename)
 
         def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
-            if files is None:
-                entries = store.list(f"{folder}/")
-                files = {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}
-            check_sizes(manifest, files, f"{store.url}/{folder}")
+            check_shards(store, folder, manifest, files)
             restore = self.match(manifest, partial=partial, rename=rename)
             read_tensors(store, folder, manifest, restore.wanted, restore, pool, threads=threads)
             restore.complete()

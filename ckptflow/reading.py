@@ -22,6 +22,7 @@ from ckptflow.commit.catalog import (
     find_counting,
     list_root,
     read_manifest,
+    read_sealed,
     summarize,
 )
 from ckptflow.commit.lineage import find_run_id
@@ -34,12 +35,12 @@ from ckptflow.errors import (
 )
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, parse_folder, pin_key
-from ckptflow.format.manifest import MAX_MANIFEST_BYTES, Manifest, TensorRecord
+from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.values import from_json
-from ckptflow.storage.store import Store, open_store, read_small
+from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.reader import check_sizes, read_tensors
+from ckptflow.transfer.reader import check_shards, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
 
 Array = npt.NDArray[Any]
@@ -134,7 +135,7 @@ class OpenCheckpoint(Mapping[str, Array]):
     def read_into(self, wanted: Sequence[Wanted], target: Target) -> None:
         """Reads tensors, or boxes of them, into `target`, each checked before it is handed over."""
         try:
-            self._check_sizes()
+            self._check_shards()
             read_tensors(self._store, self._folder, self.manifest, wanted, target, self._buffers())
         except CorruptCheckpointError as error:
             self._raise_if_gone(error)
@@ -143,7 +144,7 @@ class OpenCheckpoint(Mapping[str, Array]):
     def manifest_sha256(self) -> str:
         """The SHA-256 of `manifest.json` as it lies in storage, in hex. Raises `CheckpointGoneError`."""
         try:
-            data = read_small(self._store, self._folder.manifest_key, MAX_MANIFEST_BYTES)
+            _, data = read_sealed(self._store, self._folder)
         except ObjectNotFoundError as error:
             raise CheckpointGoneError(
                 f"{self.checkpoint.url} was pruned while it was read; pin what must stay"
@@ -189,12 +190,10 @@ class OpenCheckpoint(Mapping[str, Array]):
             self._pool = BufferPool(_BUFFER_COUNT * _BUFFER_BYTES, _BUFFER_BYTES)
         return self._pool
 
-    def _check_sizes(self) -> None:
+    def _check_shards(self) -> None:
         """Once, before memory is taken on the manifest's word: are the shards as long as it says?"""
         if not self._is_checked:
-            entries = self._store.list(f"{self._folder}/")
-            files = {entry.key.partition("/")[2]: entry.size_bytes for entry in entries}
-            check_sizes(self.manifest, files, self.checkpoint.url)
+            check_shards(self._store, self._folder, self.manifest)
             self._is_checked = True
 
     def _raise_if_gone(self, error: Exception | None) -> None:
@@ -304,7 +303,7 @@ def await_checkpoint(store: Store, folder: Folder, timeout_s: float) -> Checkpoi
     pause_s = 0.01
     while True:
         try:
-            return summarize(read_manifest(store, folder), store.url).checkpoint
+            return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
         except ObjectNotFoundError:
             if time.monotonic() >= deadline:
                 raise CommitTimeoutError(

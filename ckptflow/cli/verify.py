@@ -11,6 +11,7 @@ import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
 from ckptflow.cli.render import bar, clean, make_console, size_text
+from ckptflow.storage.again import renew
 
 if TYPE_CHECKING:
     from ckptflow.format.layout import Folder
@@ -159,6 +160,9 @@ class WatchedStore:
     @property
     def is_object_store(self) -> bool:
         return self._store.is_object_store
+
+    def renew(self, key: str) -> None:
+        renew(self._store, key)
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
         count = self._store.get(key, into, start)

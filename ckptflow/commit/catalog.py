@@ -25,7 +25,8 @@ from ckptflow.format.layout import (
 )
 from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, Timing, decode
 from ckptflow.format.values import from_json
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.again import read_record
+from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
 _READERS = 8  # manifests read at once
@@ -141,22 +142,25 @@ def list_claims(store: Store) -> tuple[int, ...]:
     return tuple(number for number in numbers if number is not None)
 
 
-def read_manifest(store: Store, folder: Folder) -> Manifest:
-    """Reads and checks one manifest. Raises `ObjectNotFoundError` (gone) or `CorruptCheckpointError` (damaged)."""
-    return read_sealed(store, folder)[0]
+def read_manifest(store: Store, folder: Folder, *, may_be_missing: bool = False) -> Manifest:
+    """Reads and checks one manifest. Raises `ObjectNotFoundError` (gone) or `CorruptCheckpointError` (damaged).
+
+    Both only for what was so twice; with `may_be_missing`, where it is still to be written, the first at once.
+    """
+    return read_sealed(store, folder, may_be_missing=may_be_missing)[0]
 
 
-def read_sealed(store: Store, folder: Folder) -> tuple[Manifest, bytes]:
+def read_sealed(store: Store, folder: Folder, *, may_be_missing: bool = False) -> tuple[Manifest, bytes]:
     """The same, and the very bytes, seal and all."""
     where = f"{store.url}/{folder.manifest_key}"
-    try:
-        data = read_small(store, folder.manifest_key, MAX_MANIFEST_BYTES)
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{where}: {error}") from error
-    manifest = decode(data, Manifest, where)
-    if manifest.folder != str(folder):
-        raise CorruptCheckpointError(f"{where}: it is the manifest of {manifest.folder}")
-    return manifest, data
+
+    def check(data: bytes) -> tuple[Manifest, bytes]:
+        manifest = decode(data, Manifest, where)
+        if manifest.folder != str(folder):
+            raise CorruptCheckpointError(f"{where}: it is the manifest of {manifest.folder}")
+        return manifest, data
+
+    return read_record(store, folder.manifest_key, MAX_MANIFEST_BYTES, check, may_be_missing=may_be_missing)
 
 
 def summarize(manifest: Manifest, root_url: str) -> Summary:
@@ -253,10 +257,10 @@ class Summaries:
 
 
 def read_claim(store: Store, number: int) -> Claim | None:
-    """The claim with this number, or None where it is gone, torn or another's: it fences all the same."""
+    """The claim with this number, or None where it is gone, torn or another's (twice): it fences all the same."""
     key = claim_key(number)
     try:
-        claim = decode(read_small(store, key, MAX_CLAIM_BYTES), Claim, f"{store.url}/{key}")
+        claim = read_record(store, key, MAX_CLAIM_BYTES, lambda data: decode(data, Claim, f"{store.url}/{key}"))
     except (ObjectNotFoundError, ValueError):
         return None
     return claim if claim.number == number else None

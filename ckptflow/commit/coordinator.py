@@ -35,7 +35,8 @@ from ckptflow.format.manifest import (
     encode,
 )
 from ckptflow.spans import span
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.again import read_record
+from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
 logger = logging.getLogger("ckptflow")
@@ -201,7 +202,9 @@ class Coordinator:
         key = draft.folder.key(receipt_name(worker, draft.world_size))
         where = f"{self._store.url}/{key}"
         try:
-            receipt = decode(read_small(self._store, key, MAX_RECEIPT_BYTES), Receipt, where)
+            receipt = read_record(
+                self._store, key, MAX_RECEIPT_BYTES, lambda data: decode(data, Receipt, where), may_be_missing=True
+            )
         except ObjectNotFoundError:
             return None
         except (CorruptCheckpointError, UnknownVersionError) as error:

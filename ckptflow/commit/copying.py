@@ -19,11 +19,13 @@ from ckptflow.errors import (
 )
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import MAX_MANIFEST_BYTES, ShardRecord
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.again import agreed, read_record
+from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
 
 _MEMORY_BYTES = 512 * 2**20
+_MISSING = "is missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +107,27 @@ def _missing(source: Store, folder: Folder, error: Exception) -> CheckpointGoneE
 
 def _has_manifest(target: Store, folder: Folder, sealed: bytes) -> bool:
     """Whether the manifest is at the destination; raises where another one is."""
+
+    def check(there: bytes) -> bool:
+        if there != sealed:
+            raise CorruptCheckpointError("not the manifest that was copied")
+        return True
+
     try:
-        there = read_small(target, folder.manifest_key, MAX_MANIFEST_BYTES)
+        return read_record(target, folder.manifest_key, MAX_MANIFEST_BYTES, check, may_be_missing=True)
     except ObjectNotFoundError:
         return False
-    if there != sealed:
-        raise UsageError(f"{target.url}/{folder}: another checkpoint of this name is here; copy into a root of its own")
-    return True
+    except CorruptCheckpointError as error:
+        raise UsageError(
+            f"{target.url}/{folder}: another checkpoint of this name is here; copy into a root of its own"
+        ) from error
 
 
 def _send(source: Store, target: Store, key: str, shard: ShardRecord, buffer: Buffer) -> None:
-    if (why := _damage(source, key, shard, buffer)) is not None:
+    why = _damage(source, key, shard, buffer)
+    if why == _MISSING:
+        raise ObjectNotFoundError(f"{source.url}/{key} {why}")
+    if why is not None:
         raise CorruptCheckpointError(f"{source.url}/{key} {why}; verify the checkpoint, and copy one that is whole")
     target.put(key, buffer.view[: shard.size_bytes])
     if (why := _damage(target, key, shard, buffer)) is not None:
@@ -123,12 +135,17 @@ def _send(source: Store, target: Store, key: str, shard: ShardRecord, buffer: Bu
 
 
 def _damage(store: Store, key: str, shard: ShardRecord, buffer: Buffer) -> str | None:
-    """What is wrong with a shard, in words; it is in the buffer afterwards."""
+    """What is wrong with a shard, in words, and was so twice; it is in the buffer afterwards."""
     view = buffer.view[: shard.size_bytes]
-    count = store.get(key, view)
-    if count < shard.size_bytes:
-        return f"ends at byte {count:,}, the manifest says that it has {shard.size_bytes:,}"
-    checksum = crc32c.crc32c(view)
-    if checksum != shard.crc32c:
-        return f"has crc32c {checksum:08x}, the manifest says {shard.crc32c:08x}"
-    return None
+
+    def ask() -> str | None:
+        try:
+            count = store.get(key, view)
+        except ObjectNotFoundError:
+            return _MISSING
+        if count < shard.size_bytes:
+            return f"ends at byte {count:,}, the manifest says that it has {shard.size_bytes:,}"
+        checksum = crc32c.crc32c(view)
+        return None if checksum == shard.crc32c else f"has crc32c {checksum:08x}, the manifest says {shard.crc32c:08x}"
+
+    return agreed(store, key, ask, lambda problem: problem is None)

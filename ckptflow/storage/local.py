@@ -115,6 +115,15 @@ class LocalStore:
     def close(self) -> None:
         self._is_closed = True
 
+    def renew(self, key: str) -> None:
+        """Lets go of what the page cache holds of `key`, so that it is read from the disk or the share again."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
     # ---- names
 
     def _check_open(self) -> None:

@@ -39,7 +39,11 @@ class Entry:
 
 
 class Store(Protocol):
-    """Five verbs on the keys under one root. Thread-safe; every method is synchronous."""
+    """Five verbs on the keys under one root. Thread-safe; every method is synchronous.
+
+    A store that keeps connections or a cache may have `renew(key)` as well: it lets go of them, so that what is asked
+    of `key` next comes from the storage itself. It is called before a wrong answer is asked again.
+    """
 
     @property
     def url(self) -> str:

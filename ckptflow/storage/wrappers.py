@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
+from ckptflow.storage.again import renew
 from ckptflow.storage.faults import closed_error
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
 
@@ -57,6 +58,9 @@ class StoreWrapper:
 
     def close(self) -> None:
         self.store.close()
+
+    def renew(self, key: str) -> None:
+        renew(self.store, key)
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import crc32c
@@ -20,26 +20,45 @@ from ckptflow.format.manifest import Manifest, SliceRecord, TensorRecord
 from ckptflow.format.shard import crc32c_combine
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.spans import span
+from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
-
-PAGE_BYTES = 4096  # ranges start at multiples of this, so that a local disk can be read past the page cache
-MAX_GAP_BYTES = 2**18  # unwanted bytes between two slices that are read rather than asked for anew
+from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
     """Raises `CorruptCheckpointError` unless every shard is in `files` (name in the folder -> bytes) at its size."""
-    wrong = [
+    wrong = wrong_sizes(manifest, files)
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise CorruptCheckpointError(f"{where}: {'; '.join(wrong[:3])}{more}")
+
+
+def wrong_sizes(manifest: Manifest, files: Mapping[str, int]) -> list[str]:
+    """What differs between the shards of a manifest and those that are listed, in words."""
+    return [
         f"{shard.name} is missing"
         if shard.name not in files
         else f"{shard.name} has {files[shard.name]:,} bytes, the manifest says {shard.size_bytes:,}"
         for shard in manifest.shards
         if files.get(shard.name) != shard.size_bytes
     ]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CorruptCheckpointError(f"{where}: {'; '.join(wrong[:3])}{more}")
+
+
+def check_shards(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None = None) -> None:
+    """The same for what is listed now, or was in `files`. What is not there, or has another size, is listed again."""
+    prefix = f"{folder}/"
+
+    def listings() -> Iterator[Mapping[str, int]]:
+        if files is not None:
+            yield files
+        while True:
+            yield {entry.key.removeprefix(prefix): entry.size_bytes for entry in store.list(prefix)}
+
+    looks = listings()
+    found = agreed(store, prefix, lambda: dict(next(looks)), lambda listed: not wrong_sizes(manifest, listed))
+    check_sizes(manifest, found, f"{store.url}/{folder}")
 
 
 def read_tensors(
@@ -59,7 +78,7 @@ def read_tensors(
     all slices that it touches have passed their checksums. A slice is read once, however many wanted boxes it touches.
     Big tensors first, the slices of one tensor close together. With `verify_first` everything is read and verified once
     before the first `open`. Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed
-    checksum, a short or a missing shard, and `StorageError` unchanged.
+    checksum, a short or a missing shard, each only where it came so twice, and `StorageError` unchanged.
     """
     landings = {each: _Landing(manifest, each) for each in wanted}
     of_tensor: dict[int, list[_Landing]] = {}
@@ -170,70 +189,6 @@ class _BoxTarget:
         pass
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A slice, or, where that is larger than a buffer, a part of one: the bytes `begin` … `end` of its shard."""
-
-    tensor: int
-    slice: SliceRecord
-    begin: int
-    end: int
-    is_whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bytes of one shard that are read at once, at most a buffer long."""
-
-    shard: int
-    begin: int
-    end: int
-    parts: tuple[Part, ...]
-
-
-def plan_ranges(manifest: Manifest, pieces: Iterable[tuple[int, SliceRecord]], buffer_bytes: int) -> tuple[Range, ...]:
-    """The ranges to read for these (tensor, slice) pairs: neighbours together, ordered by each one's first pair."""
-    ranked = [
-        (rank, part)
-        for rank, (tensor, piece) in enumerate(pieces)
-        for part in _cut(manifest, tensor, piece, buffer_bytes)
-    ]
-    ranked.sort(key=lambda item: (item[1].slice.shard, item[1].begin))
-    found: list[tuple[int, list[Part]]] = []
-    for rank, part in ranked:
-        if found:
-            first, last = found[-1][1][0], found[-1][1][-1]
-            if (
-                part.slice.shard == last.slice.shard
-                and part.begin - last.end <= MAX_GAP_BYTES
-                and part.end - _page(first.begin) <= buffer_bytes
-            ):
-                found[-1][1].append(part)
-                found[-1] = min(rank, found[-1][0]), found[-1][1]
-                continue
-        found.append((rank, [part]))
-    found.sort(key=lambda item: item[0])
-    return tuple(Range(parts[0].slice.shard, _page(parts[0].begin), parts[-1].end, tuple(parts)) for _, parts in found)
-
-
-def _cut(manifest: Manifest, tensor: int, piece: SliceRecord, buffer_bytes: int) -> list[Part]:
-    """The parts of a slice that each fit a buffer; parts of elements there are none."""
-    item = dtypes.item_size_bytes(manifest.tensors[tensor].dtype)
-    end = piece.offset + boxes.volume(piece.shape) * item
-    if end - _page(piece.offset) <= buffer_bytes:
-        return [Part(tensor, piece, piece.offset, end, is_whole=True)] if end > piece.offset else []
-    parts, begin = [], piece.offset
-    while begin < end:
-        room = (buffer_bytes - (begin - _page(begin))) // item * item
-        parts.append(Part(tensor, piece, begin, min(end, begin + room), is_whole=False))
-        begin = parts[-1].end
-    return parts
-
-
-def _page(position: int) -> int:
-    return position // PAGE_BYTES * PAGE_BYTES
-
-
 def _scatter(into: npt.NDArray[Any], box: Box, part: Part, data: Bytes1D, item_size: int) -> None:
     """Copies into the array of `box` what lies in it of a part's elements; both are boxes of one tensor."""
     begin = (part.begin - part.slice.offset) // item_size
@@ -291,58 +246,104 @@ class _Reading:
         checksums: dict[Part, int] = {}
 
         def read(number: int, buffer: Buffer) -> None:
-            each = ranges[number]
-            view = buffer.view[: each.end - each.begin]
-            shard = self._manifest.shards[each.shard].name
-            with span("read", shard=shard, size_bytes=len(view)):
-                self._fetch(each.shard, view, each.begin)
-            with span("verify", shard=shard):
-                for part in each.parts:
-                    checksum = crc32c.crc32c(view[part.begin - each.begin : part.end - each.begin])
-                    if not part.is_whole:
-                        checksums[part] = checksum
-                    elif checksum != part.slice.crc32c:
-                        raise self._mismatch(part, checksum)
+            bring(ranges[number], buffer, 0)
+
+        def bring(each: Range, buffer: Buffer, first: int) -> None:
+            sums = list(zip(each.parts, self._read(each, buffer), strict=True))[first:]
+            checksums.update((part, checksum) for part, checksum in sums if not part.is_whole)
 
         def consume(number: int, buffer: Buffer) -> None:
             each = ranges[number]
             with span("assign", size_bytes=each.end - each.begin):
-                hand_over(each, buffer)
+                for done, part in enumerate(each.parts, 1):
+                    is_overwritten = hand_over(each, part, buffer)
+                    if is_overwritten and done < len(each.parts):
+                        bring(each, buffer, done)
 
-        def hand_over(each: Range, buffer: Buffer) -> None:
-            for part in each.parts:
-                for user in self._users(part):
-                    copy(user, part, buffer.array[part.begin - each.begin : part.end - each.begin])
-                    left[user] -= 1
-                    if not left[user]:
-                        self._check_divided(divided.get(user, ()), checksums)
-                        finish(user)
+        def hand_over(each: Range, part: Part, buffer: Buffer) -> bool:
+            came_wrong: list[bool] = []
+            users = self._users(part)
+            for user in users:
+                copy(user, part, _bytes_of(part, each, buffer))
+                left[user] -= 1
+            for user in users:
+                if not left[user]:
+                    slices = _slices_of(divided.get(user, ()))
+                    came_wrong += [self._settle(pieces, checksums, buffer, copy) for pieces in slices]
+                    finish(user)
+            return any(came_wrong)
 
         run(self._pool, len(ranges), read, consume, threads=self._threads)
 
-    def _fetch(self, shard: int, view: memoryview, begin: int) -> None:
-        record = self._manifest.shards[shard]
-        where = f"{self._store.url}/{self._folder}/{record.name}"
-        try:
-            count = self._store.get(self._folder.key(record.name), view, begin)
-        except ObjectNotFoundError as error:
-            raise CorruptCheckpointError(
-                f"{where} is missing; the manifest says that it has {record.size_bytes:,} bytes"
-            ) from error
-        if count < len(view):
-            raise CorruptCheckpointError(
-                f"{where} ends at byte {begin + count:,}, the manifest says that it has {record.size_bytes:,} bytes"
-            )
+    def _read(self, each: Range, buffer: Buffer) -> tuple[int, ...]:
+        """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
+        record = self._manifest.shards[each.shard]
+        key = self._folder.key(record.name)
+        view = buffer.view[: each.end - each.begin]
 
-    def _check_divided(self, parts: Iterable[Part], checksums: Mapping[Part, int]) -> None:
-        """Raises unless the slices that were read in parts have the checksums that the manifest says."""
-        by_slice = sorted(parts, key=lambda part: (part.slice.shard, part.begin))
-        for _, group in itertools.groupby(by_slice, key=lambda part: (part.slice.shard, part.slice.offset)):
-            checksum = 0
-            for part in group:
-                checksum = crc32c_combine(checksum, checksums[part], part.end - part.begin)
-            if checksum != part.slice.crc32c:
-                raise self._mismatch(part, checksum)
+        def ask() -> _Got:
+            try:
+                with span("read", shard=record.name, size_bytes=len(view)):
+                    count = self._store.get(key, view, each.begin)
+            except ObjectNotFoundError as error:
+                return _Got(missing=error)
+            if count < len(view):
+                return _Got(count)
+            with span("verify", shard=record.name):
+                places = [(part.begin - each.begin, part.end - each.begin) for part in each.parts]
+                return _Got(count, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
+
+        got = agreed(self._store, key, ask, lambda got: self._problem(each, got) is None)
+        problem = self._problem(each, got)
+        if problem is not None:
+            raise problem from got.missing
+        return got.checksums
+
+    def _problem(self, each: Range, got: _Got) -> CorruptCheckpointError | None:
+        """What is wrong with what was read."""
+        record = self._manifest.shards[each.shard]
+        where, says = f"{self._store.url}/{self._folder}/{record.name}", "the manifest says that it has"
+        if got.count is None:
+            return CorruptCheckpointError(f"{where} is missing; {says} {record.size_bytes:,} bytes")
+        if got.count < each.end - each.begin:
+            end = each.begin + got.count
+            return CorruptCheckpointError(f"{where} ends at byte {end:,}, {says} {record.size_bytes:,} bytes")
+        for part, checksum in zip(each.parts, got.checksums, strict=True):
+            if part.is_whole and checksum != part.slice.crc32c:
+                return self._mismatch(part, checksum)
+        return None
+
+    def _settle(
+        self,
+        parts: Sequence[Part],
+        checksums: dict[Part, int],
+        buffer: Buffer,
+        copy: Callable[[Wanted, Part, Bytes1D], None],
+    ) -> bool:
+        """Verifies a slice that was read in parts; one that came wrong is read and copied again, through `buffer`.
+
+        Returns whether that was so. Raises where it came wrong twice.
+        """
+        first = parts[0]
+        answers = [tuple(checksums[part] for part in parts)]
+
+        def ask() -> tuple[int, ...]:
+            return answers.pop() if answers else tuple(again(part) for part in parts)
+
+        def again(part: Part) -> int:
+            each = Range(part.slice.shard, page_of(part.begin), part.end, (part,))
+            (checksum,) = self._read(each, buffer)
+            for user in self._users(part):
+                copy(user, part, _bytes_of(part, each, buffer))
+            return checksum
+
+        key = self._folder.key(self._manifest.shards[first.slice.shard].name)
+        known = answers[0]
+        found = agreed(self._store, key, ask, lambda sums: _combined(parts, sums) == first.slice.crc32c)
+        if _combined(parts, found) != first.slice.crc32c:
+            raise self._mismatch(first, _combined(parts, found))
+        checksums.update(zip(parts, found, strict=True))
+        return found != known
 
     def _mismatch(self, part: Part, checksum: int) -> CorruptCheckpointError:
         tensor, record = self._manifest.tensors[part.tensor], self._manifest.shards[part.slice.shard]
@@ -350,3 +351,29 @@ class _Reading:
             f"{self._store.url}/{self._folder}/{record.name}: the slice of {tensor.name!r} at byte "
             f"{part.slice.offset:,} has crc32c {checksum:08x}, the manifest says {part.slice.crc32c:08x}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Got:
+    """What came of one request for a range: how many bytes, and, where that is all, each part's checksum."""
+
+    count: int | None = None
+    checksums: tuple[int, ...] = ()
+    missing: ObjectNotFoundError | None = field(default=None, compare=False)
+
+
+def _bytes_of(part: Part, each: Range, buffer: Buffer) -> Bytes1D:
+    return buffer.array[part.begin - each.begin : part.end - each.begin]
+
+
+def _slices_of(parts: Iterable[Part]) -> list[list[Part]]:
+    """The parts by the slices that they are of, each in order."""
+    by_slice = sorted(parts, key=lambda part: (part.slice.shard, part.begin))
+    return [list(group) for _, group in itertools.groupby(by_slice, lambda part: (part.slice.shard, part.slice.offset))]
+
+
+def _combined(parts: Sequence[Part], checksums: Sequence[int]) -> int:
+    whole = 0
+    for part, checksum in zip(parts, checksums, strict=True):
+        whole = crc32c_combine(whole, checksum, part.end - part.begin)
+    return whole

@@ -12,6 +12,7 @@ from ckptflow.format import boxes, dtypes
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord
 from ckptflow.format.shard import header_size_bytes, parse_header, slice_key
+from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
@@ -33,8 +34,9 @@ def verify_checkpoint(
 ) -> list[Problem]:
     """Reads all of a checkpoint and returns what does not agree with its manifest; an empty list where all does.
 
-    Checks each shard's size, its header, and the crc32c of the whole file and of every slice. Raises `StorageError`
-    where the storage fails: that says nothing about the checkpoint.
+    Checks each shard's size, its header, and the crc32c of the whole file and of every slice; a shard in which
+    something is wrong is listed and read again, and only what is wrong twice is told. Raises `StorageError` where the
+    storage fails: that says nothing about the checkpoint.
     """
     sizes = {entry.key: entry.size_bytes for entry in store.list(f"{folder}/")}
     inside: list[list[tuple[TensorRecord, SliceRecord]]] = [[] for _ in manifest.shards]
@@ -45,17 +47,14 @@ def verify_checkpoint(
 
     def verify(number: int, buffer: Buffer) -> None:
         record = manifest.shards[number]
-        size = sizes.get(folder.key(record.name))
-        if size is None:
-            problems = ["is missing"]
-        elif size != record.size_bytes:
-            problems = [f"has {size:,} bytes, the manifest says {record.size_bytes:,}"]
-        else:
-            try:
-                problems = _verify_header(store, folder.key(record.name), record, inside[number])
-                problems += _verify_data(store, folder.key(record.name), record, inside[number], buffer)
-            except ObjectNotFoundError:
-                problems = ["is missing"]
+        key = folder.key(record.name)
+        listed = [sizes.get(key)]
+
+        def look() -> tuple[str, ...]:
+            size = listed.pop() if listed else _listed_bytes(store, folder, key)
+            return _verify_shard(store, key, record, inside[number], size, buffer)
+
+        problems = agreed(store, key, look, lambda problems: not problems)
         found[number] = [Problem(record.name, what) for what in problems]
 
     run(pool, len(manifest.shards), verify, threads=threads or thread_count(store))
@@ -63,6 +62,24 @@ def verify_checkpoint(
 
 
 _Slices = Sequence[tuple[TensorRecord, SliceRecord]]
+
+
+def _listed_bytes(store: Store, folder: Folder, key: str) -> int | None:
+    return next((entry.size_bytes for entry in store.list(f"{folder}/") if entry.key == key), None)
+
+
+def _verify_shard(
+    store: Store, key: str, record: ShardRecord, slices: _Slices, size_bytes: int | None, buffer: Buffer
+) -> tuple[str, ...]:
+    """What is wrong with one shard, of which the listing said `size_bytes`, in words."""
+    if size_bytes is None:
+        return ("is missing",)
+    if size_bytes != record.size_bytes:
+        return (f"has {size_bytes:,} bytes, the manifest says {record.size_bytes:,}",)
+    try:
+        return (*_verify_header(store, key, record, slices), *_verify_data(store, key, record, slices, buffer))
+    except ObjectNotFoundError:
+        return ("is missing",)
 
 
 def _verify_header(store: Store, key: str, record: ShardRecord, slices: _Slices) -> list[str]:

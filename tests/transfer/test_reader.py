@@ -15,7 +15,8 @@ from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, decode
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.reader import check_sizes, plan_ranges, read_box, read_tensors
+from ckptflow.transfer.ranges import plan_ranges
+from ckptflow.transfer.reader import check_sizes, read_box, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
 from tests.transfer.helpers import (
     FOLDER,

@@ -1,0 +1,122 @@
+"""What a reply must show before it is believed. A proxy, a gateway or a sign-in page answers anything with 200.
+
+A page of HTML parses as an S3 listing of nothing, as a write that was done, and as a deletion without errors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote_plus
+
+# One request by botocore's name for it: `call("list_objects_v2", Bucket=…)` gives the parsed reply.
+Call = Callable[..., Any]
+_RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
+
+
+class StrangeReplyError(Exception):
+    """A reply with 200 that is not one to the request. Worth another try: what is between may have been mended."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; something between here and the storage (a proxy, a sign-in page) may have answered")
+
+
+class DeleteError(Exception):
+    """One of the errors in the reply to a deletion of many, with its code."""
+
+    def __init__(self, code: str, text: str, count: int) -> None:
+        super().__init__(f"{text} ({code}; {count} in all)")
+        self.code = code
+
+
+def check_range(status: int, content_range: str | None, size_bytes: int, start: int, length: int) -> None:
+    """Raises unless a reply with `size_bytes` of body is to a request for `length` bytes from `start` on."""
+    if status == 200 and size_bytes == 0:
+        return  # an empty object, where the server does not say 416
+    found = _RANGE.fullmatch(content_range or "")
+    if status != 206 or found is None:
+        raise StrangeReplyError(f"asked for a range, got status {status} and {size_bytes:,} bytes without one")
+    first, last, total = int(found[1]), int(found[2]), found[3]
+    is_all = last == start + length - 1 or total == str(last + 1)
+    if first != start or not is_all or last >= start + length or size_bytes != last - first + 1:
+        raise StrangeReplyError(
+            f"asked for {length:,} bytes from byte {start:,} on, got {size_bytes:,} bytes said to be {content_range}"
+        )
+
+
+# ---- S3
+
+
+def list_s3(call: Call, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Names and sizes of every object whose name begins with `prefix`, a page for each request."""
+    token: str | None = None
+    while True:
+        more = {"ContinuationToken": token} if token else {}
+        reply = call("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+        before, token = token, reply.get("NextContinuationToken")
+        entries = reply.get("Contents", [])
+        is_listing = "Name" in reply and isinstance(reply.get("IsTruncated"), bool)
+        # Compared as decoded: not every server encodes what it says it does.
+        if not is_listing or unquote_plus(reply.get("Prefix") or "") != unquote_plus(prefix):
+            raise StrangeReplyError("the reply is not the listing that was asked for")
+        if any("Size" not in entry or not entry["Key"].startswith(prefix) for entry in entries):
+            raise StrangeReplyError("the listing holds names that were not asked for")
+        yield from ((entry["Key"], entry["Size"]) for entry in entries)
+        if not reply["IsTruncated"]:
+            return
+        if not token or token == before:
+            raise StrangeReplyError("the listing goes on, and does not say where")
+
+
+def check_put(reply: Mapping[str, Any]) -> None:
+    """Raises unless this is S3's reply to a PUT: an ETag, and no body."""
+    headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    if not reply.get("ETag") or headers.get("content-length", "0") != "0":
+        raise StrangeReplyError("the reply is not one to a write, so it is not known whether anything was written")
+
+
+def delete_s3(call: Call, bucket: str, names: Sequence[str]) -> None:
+    """Deletes up to a thousand objects; the reply must account for each."""
+    objects = [{"Key": name} for name in names]
+    reply = call("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": False})
+    errors = reply.get("Errors", [])
+    failed = [error for error in errors if error.get("Code") != "NoSuchKey"]
+    if failed:
+        first = failed[0]
+        raise DeleteError(first.get("Code", ""), f"{first.get('Key')}: {first.get('Message')}", len(failed))
+    if len(reply.get("Deleted", [])) + len(errors) < len(names):
+        raise StrangeReplyError("the reply does not say of each object that it is deleted")
+
+
+# ---- Google Cloud Storage, by its JSON API
+
+
+def check_gcs(method: str, path: str, asked: Mapping[str, str], status: int, got: Mapping[str, str], body: bytes) -> None:
+    """Raises unless a reply of success is one to the request, as far as what this library asks for goes.
+
+    `path` is gcsfs's, a template or a whole URL; `asked` and `got` are headers.
+    """
+    if method == "GET" and "alt=media" in path:
+        wanted = _RANGE.fullmatch(asked.get("Range", ""))
+        if wanted is not None:
+            start, last = int(wanted[1]), int(wanted[2])
+            check_range(status, got.get("Content-Range"), len(body), start, last - start + 1)
+    elif method == "GET" and path == "b/{}/o":
+        _check_kind(body, "storage#objects", "the reply is not a listing")
+    elif method == "GET" and path == "b/{}/o/{}":
+        _check_kind(body, "storage#object", "the reply does not describe an object")
+    elif method == "POST" and path.endswith("/o"):
+        _check_kind(body, "storage#object", "the reply is not one to a write, so it is not known whether it was done")
+    elif method == "DELETE" and body.strip() not in (b"", b"null"):
+        raise StrangeReplyError("the reply is not one to a deletion")
+
+
+def _check_kind(body: bytes, kind: str, what: str) -> None:
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict) or reply.get("kind") != kind:
+        raise StrangeReplyError(what)
