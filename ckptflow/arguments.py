@@ -48,6 +48,9 @@ def check_arguments(
     verify_replicas: str,
     concurrency: int | None,
 ) -> None:
+    for name, size_bytes in (("shard_bytes", shard_bytes), ("memory_budget_bytes", memory_budget_bytes)):
+        if not _is_whole(size_bytes):
+            raise ValueError(f"{name} is a whole number of bytes, not {size_bytes!r}")
     if shard_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes is at least {MIN_SHARD_BYTES}, not {shard_bytes}")
     if memory_budget_bytes < shard_bytes:
@@ -67,12 +70,14 @@ def _is_whole(value: object) -> bool:
 
 
 def check_step(step: SupportsIndex) -> int:
-    number: int | None
+    """A whole number in any form, also a tensor's or a variable's; never one that had to be rounded."""
+    value: Any = step
     try:
-        number = operator.index(step)
-    except TypeError:
-        number = int(step.numpy()) if hasattr(step, "numpy") else None
-    if number is None or isinstance(step, bool):
+        value = value.numpy() if hasattr(value, "numpy") else value
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, NotImplementedError):  # the latter: a variable in a graph
+        number = None
+    if number is None:
         raise ValueError(f"a step is a whole number, not {step!r}")
     if not 0 <= number < MAX_NUMBER:
         raise ValueError(f"a step is between 0 and 2**62, not {number}")
@@ -85,6 +90,8 @@ def check_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, floa
         if not isinstance(name, str) or not name or not is_unicode(name):
             raise ValueError(f"a metric's name is a text, not {name!r}")
         try:
+            if isinstance(value, str | bytes | bytearray) or "complex" in str(getattr(value, "dtype", "")):
+                raise TypeError("float() would read a text, and drop an imaginary part")
             checked[name] = float(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"metric {name!r} is no number: {value!r}") from error

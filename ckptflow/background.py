@@ -1,13 +1,17 @@
-"""The one save under way, and what it left behind: nothing that failed in the background is ever lost."""
+"""The saves under way and what they left behind, and the calls that learn of it: nothing that failed is ever lost."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.errors import FencedError
+from ckptflow.errors import CkptflowError, FencedError, SaveFailedError, UsageError
 
 logger = logging.getLogger("ckptflow")
 
@@ -16,48 +20,141 @@ Acknowledge = Callable[[Checkpoint | None], None]
 
 
 class Background:
-    """Runs saves one after another in one thread; remembers the newest failure until it is raised or forgotten."""
+    """Runs saves one after another in one thread; keeps the newest failure until it has been raised to the program."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "ckptflow-save")
-        self._in_flight: Future[None] | None = None
-        self.failure: Exception | None = None
-        self.newest_error: BaseException | None = None  # of the newest save that was waited for; stays once raised
+        self._begun = 0  # how many saves were handed over
+        self._settled = 0  # how many of them have been waited for
+        self.failure: Exception | None = None  # noted by the thread itself: no interrupt of the caller can lose it
+        self.newest_error: Exception | None = None  # of the newest save that has ended; stays once raised
 
     def submit(self, save: Callable[[Acknowledge], None]) -> SaveFuture:
         """Hands a save over. What is returned ends when the save acknowledges, or fails: pruning may still go on."""
         acknowledged: SaveFuture = Future()
-        self._in_flight = self._thread.submit(self._run, save, acknowledged)
+        self._begun += 1  # before: an interrupt between the two must not leave a save that nobody waits for
+        self._thread.submit(self._run, save, acknowledged)
         return acknowledged
 
     def settle(self) -> None:
-        """Waits for the save under way and remembers how it failed; another failure never hides being fenced."""
-        if self._in_flight is None:
-            return
-        error = self._in_flight.exception()
-        self._in_flight = None
-        self.newest_error = error
-        if isinstance(error, Exception) and not isinstance(self.failure, FencedError):
-            self.failure = error
+        """Waits until every save that was handed over has ended, also those that a signal's handler adds meanwhile."""
+        while self._settled < self._begun:
+            begun = self._begun
+            with contextlib.suppress(RuntimeError):  # no more is taken: the thread has ended, all saves with it
+                self._thread.submit(_nothing).result()  # one thread, first come first served
+            self._settled = begun
 
     def raise_failure(self, *, only_fenced: bool = False) -> None:
-        """Raises what a save left behind, once; being fenced is raised each time."""
+        """Raises what a save left behind. It stays until it has left a `delivery`; being fenced stays for ever."""
+        if self.failure is not None and (isinstance(self.failure, FencedError) or not only_fenced):
+            raise self.failure
+
+    def raise_on_leaving(self, error: BaseException) -> None:
+        """The last chance: `error` leaves the manager's block, and says by itself whether something went wrong."""
         failure = self.failure
-        if isinstance(failure, FencedError):
+        if failure is None or failure is error:
+            return
+        if _says_all_is_well(error):
             raise failure
-        if failure is not None and not only_fenced:
-            self.failure = None
-            raise failure
+        error.add_note(f"Beside this a save had failed: {type(failure).__name__}: {failure}")
+
+    def delivery(self) -> Delivery:
+        """The outermost block of a public call: a failure that leaves it has reached the program, and is forgotten."""
+        return Delivery(self)
 
     def _run(self, save: Callable[[Acknowledge], None], acknowledged: SaveFuture) -> None:
+        error: Exception | None = None
         try:
             save(acknowledged.set_result)
-        except BaseException as error:
-            logger.error("%s", error)  # at once: a program that never closes its manager would end without a word
-            if not acknowledged.done():  # else it failed in pruning: the save stands, `settle` reports it
-                acknowledged.set_exception(error)
-            raise
+        except BaseException as caught:  # whatever ended it: a save that was not acknowledged has failed
+            error = _as_failure(caught)
+        self.newest_error = error
+        if error is None:
+            return
+        if not isinstance(self.failure, FencedError):  # which no other failure hides
+            self.failure = error
+        if not acknowledged.done():  # else it failed in pruning: the save stands, and this is raised later
+            acknowledged.set_exception(error)
+        logger.error("%s", error)  # at once: a program that never closes its manager would end without a word
 
     def stop(self) -> None:
-        """Ends the thread, after the save under way."""
+        """Ends the thread, after the saves under way."""
         self._thread.shutdown(wait=True)
+
+
+class Delivery:
+    """See `Background.delivery`."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Forgetting is the last thing that is done: an interrupt before it is raised instead, and the failure stays.
+        if error is not None and error is self._background.failure and not isinstance(error, FencedError):
+            self._background.failure = None
+
+
+class Calls:
+    """The calls of one manager: from the thread and in the process that made it, one at a time, until it is closed."""
+
+    def __init__(self, background: Background, *, read_only: bool) -> None:
+        self.is_closed = False
+        self.under_way = threading.Lock()  # held while a call does what nothing may come between; no interrupt keeps it
+        self._background = background
+        self._read_only = read_only
+        self._thread, self._process = threading.get_ident(), os.getpid()
+
+    @property
+    def is_of_this_process(self) -> bool:
+        return os.getpid() == self._process
+
+    def begin(self, *, writes: bool = False) -> None:
+        """Waits for the saves under way. What a signal's handler calls meanwhile is done before this call."""
+        self.check_turn(writes=writes)
+        self._background.settle()
+        self.check_turn(writes=writes)
+
+    def check_turn(self, *, writes: bool = False) -> None:
+        """Raises `UsageError` also inside of another call: what is half captured or half restored must not be saved."""
+        self.check(writes=writes)
+        if self.under_way.locked():
+            raise UsageError(
+                "this call comes from inside of another one of this manager: from a signal's handler, or from code "
+                "that the manager calls, as get_state. Set a flag there and call it later, as PreemptionWatcher does"
+            )
+
+    def check(self, *, writes: bool = False) -> None:
+        """Raises `UsageError` where the manager may not be used, or not so."""
+        if not self.is_of_this_process:
+            raise UsageError("this manager was made before a fork; make one in the new process")
+        if self.is_closed:
+            raise UsageError("this manager is closed; make a new one")
+        if threading.get_ident() != self._thread:
+            raise UsageError("a manager is used from the thread that made it: its calls are collectives")
+        if writes and self._read_only:
+            raise UsageError("this manager was opened with read_only=True")
+
+
+def _as_failure(error: BaseException) -> Exception:
+    """What the program gets: raised as it is, SystemExit would end the job with code 0 and without a word."""
+    if isinstance(error, CkptflowError):
+        return error
+    failure = SaveFailedError(f"a save failed in the background: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _says_all_is_well(error: BaseException) -> bool:
+    """Whether a program that ends by it ends with exit code 0, or goes on without a word, as a generator does."""
+    if isinstance(error, SystemExit):
+        return error.code is None or (isinstance(error.code, int) and error.code % 256 == 0)
+    return not isinstance(error, Exception | KeyboardInterrupt)
+
+
+def _nothing() -> None:
+    pass

@@ -47,6 +47,10 @@ __all__ = [
     "UsageError",
 ]
 
+# How a program leaves, by Ctrl-C, by its own end, or out of a generator: on the main thread no failure of ours. What
+# else is no Exception, as a client's panic, is an error like any other.
+LEAVING = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
 
 class CkptflowError(Exception):
     """The root of everything that ckptflow raises on purpose."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -10,6 +12,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -20,6 +23,7 @@ logger = logging.getLogger("ckptflow")
 event_logger = logging.getLogger("ckptflow.events")
 
 Hook = Callable[[Event], object]
+_Waiting = queue.SimpleQueue[tuple[Event, tuple[Hook, ...]] | None]  # one that a finalizer may put into
 
 MAX_WAITING = 10_000  # events, some 10 MB; a hook that hangs must not eat the job's memory
 CLOSING_S = 10.0
@@ -28,9 +32,9 @@ CLOSING_S = 10.0
 class Hooks:
     """Tells every hook of every event, in the order in which they happened, in one thread.
 
-    `tell` returns at once and never raises. A hook that raises is logged, and told of the next event all the same. What
-    is still to be told at `close`, or at the end of a program that closes nothing, is told first, for at most 10 s.
-    Each event is also one line of the log `ckptflow.events`, at level INFO.
+    `tell` returns at once and never raises. Each hook gets an event of its own. One that raises is logged, and told of
+    the next event all the same. What is still to be told at `close`, or at the end of a program that closes nothing, is
+    told first, for at most 10 s. Each event is also one line of the log `ckptflow.events`, at level INFO.
     """
 
     def __init__(self, hooks: Sequence[Hook], worker: int) -> None:
@@ -38,58 +42,83 @@ class Hooks:
         self._hooks = tuple(hooks)
         self._worker = worker
         self._process = os.getpid()
-        self._waiting: queue.Queue[Event | None] = queue.Queue(MAX_WAITING)
+        self._waiting: _Waiting = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._dropped = 0
 
     def tell(self, event: Event) -> None:
         """From any thread."""
         if not self._hooks and not event_logger.isEnabledFor(logging.INFO):
             return
-        try:
-            self._waiting.put_nowait(dataclasses.replace(event, url=self.url, worker=self._worker))
-        except queue.Full:
+        if self._waiting.qsize() >= MAX_WAITING:
             self._dropped += 1
             return
+        self._waiting.put((dataclasses.replace(event, url=self.url, worker=self._worker), (_log, *self._hooks)))
         with self._lock:
             if self._thread is None:
-                # A daemon: a hook that hangs must not keep a finished job alive. Saves that a program leaves behind end
-                # before the functions of `atexit` are called, so what they tell is still told.
-                self._thread = threading.Thread(target=self._run, name="ckptflow-events", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)
+                self._thread = _start(self._waiting)
+                weakref.finalize(self, self._waiting.put, None).atexit = False  # nobody is left who could tell more
 
     def close(self) -> None:
         """Waits until all is told, at most 10 s. What is told later is lost."""
         thread = self._thread
-        atexit.unregister(self.close)
         if thread is None or os.getpid() != self._process or threading.current_thread() is thread:
             return
-        deadline = time.monotonic() + CLOSING_S
-        try:
-            self._waiting.put(None, timeout=CLOSING_S)
-            thread.join(max(0.0, deadline - time.monotonic()))
-        except queue.Full:
-            pass
+        self._waiting.put(None)
+        thread.join(CLOSING_S)
+        _telling.pop(thread, None)
         # With a hook that hangs, one event is still with it, and the mark of the end waits behind the others.
         left = self._dropped + (self._waiting.qsize() if thread.is_alive() else 0)
         if left:
             logger.warning("a hook of on_event is too slow or hangs: %d event(s) were not told", left)
 
-    def _run(self) -> None:
-        failed: set[int] = set()
-        while (event := self._waiting.get()) is not None:
-            event_logger.info("%s", as_line(event), extra={"ckptflow_event": as_fields(event)})
-            for number, hook in enumerate(self._hooks):
-                try:
-                    hook(event)
-                except BaseException as error:  # also SystemExit, which would end this thread without a word
-                    # Its first failure with the stack, the others in one line: a hook may fail at every event.
+
+_telling: dict[threading.Thread, _Waiting] = {}
+
+
+def _start(waiting: _Waiting) -> threading.Thread:
+    """A daemon: a hook that hangs must not keep a finished job alive.
+
+    It knows the queue alone, so that a manager which nobody closes can be collected, hooks and all, and this ends.
+    """
+    thread = threading.Thread(target=_tell_all, args=(waiting,), name="ckptflow-events", daemon=True)
+    thread.start()
+    _telling[thread] = waiting
+    return thread
+
+
+def _tell_all(waiting: _Waiting) -> None:
+    failed: set[int] = set()
+    while (item := waiting.get()) is not None:
+        event, hooks = item
+        for number, hook in enumerate(hooks):
+            try:
+                hook(copy.deepcopy(event))  # what one changes in it is seen by nobody else
+            except BaseException as error:  # also SystemExit, which would end this thread without a word
+                # Its first failure with the stack, the others in one line: a hook may fail at every event.
+                with contextlib.suppress(BaseException):  # a handler of the log may be what raises
                     logger.warning(
                         "on_event: %r failed at %s: %s", hook, event.name, error, exc_info=number not in failed
                     )
-                    failed.add(number)
+                failed.add(number)
+        del item, event, hooks, hook  # nothing of the manager's is held while this waits
+    _telling.pop(threading.current_thread(), None)
+
+
+@atexit.register
+def _tell_the_rest() -> None:
+    """Saves that a program leaves behind end before the functions of `atexit` are called: what they tell is told."""
+    deadline = time.monotonic() + CLOSING_S
+    for thread, waiting in list(_telling.items()):
+        waiting.put(None)
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            logger.warning("a hook of on_event is too slow or hangs: %d event(s) were not told", waiting.qsize())
+
+
+def _log(event: Event) -> None:
+    event_logger.info("%s", as_line(event), extra={"ckptflow_event": as_fields(event)})
 
 
 def as_fields(event: Event) -> dict[str, Any]:

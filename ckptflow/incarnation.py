@@ -89,17 +89,20 @@ class Incarnation:
         def finish() -> tuple[int, ...]:
             metadata = to_json(checkpoint.metadata, "metadata")
             metrics = dict(checkpoint.metrics)
-            self.save(checkpoint.step, captured.pop(), metrics, metadata, watch=Stopwatch(), prune=False)
-            self._background.settle()
-            self._background.raise_failure()
+            pending = self.save(checkpoint.step, captured.pop(), metrics, metadata, watch=Stopwatch(), prune=False)
+            if (error := pending.exception()) is not None:
+                raise error
             return ()
 
+        before = self._background.failure  # of a save before the restore: not ours to forget
         try:
             agree(self._saver.cluster, (SAVE_AGAIN,), take)  # a vote of its own: nobody waits for one that could not
             agree(self._saver.cluster, (SAVE_AGAIN,), finish)
         except Exception as error:
             if self.start.reason == "rollback" or isinstance(error, FencedError):
                 raise
+            self._background.settle()
+            self._background.failure = before
             logger.warning(
                 "step %d was restored after damage, and saving it again failed: nothing protects it until the next "
                 "save (%s)",
@@ -112,7 +115,7 @@ class Incarnation:
         if self._saver.coordinator is not None:
             self._saver.coordinator.hurry(timeout_s)
 
-    def _look_for(self, folder: Folder) -> Callable[[float], Checkpoint]:
+    def _look_for(self, folder: Folder) -> Callable[[float | None], Checkpoint]:
         """How a worker that is not the chief learns of a commit without a collective."""
         store, limit_s = self._saver.store, self._commit_timeout_s
-        return lambda timeout_s: await_checkpoint(store, folder, limit_s if timeout_s < 0 else timeout_s)
+        return lambda timeout_s: await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s)

@@ -6,15 +6,15 @@ are in `_agree`, in `Resume`, in `Incarnation.save_again`, and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsIndex
 
 from ckptflow import arguments
-from ckptflow.background import Background
+from ckptflow.background import Background, Calls
 from ckptflow.commit.catalog import Checkpoint, Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
@@ -112,8 +112,6 @@ class CheckpointManager:
         self._fresh = fresh
         self._verify_replicas = verify_replicas
         self._concurrency = concurrency
-        self._thread, self._process = threading.get_ident(), os.getpid()
-        self._is_closed = False
 
         self._cluster = find_cluster(strategy, arrival_timeout_s=commit_timeout_s)
         self._live = LiveState(state, self._cluster, shard_bytes)
@@ -129,6 +127,7 @@ class CheckpointManager:
         self._summaries = Summaries(self._store)
         self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
         self._background = Background()
+        self._calls = Calls(self._background, read_only=read_only)
 
         self._incarnation: Incarnation | None = None
 
@@ -154,13 +153,18 @@ class CheckpointManager:
             FencedError: another incarnation holds the root.
             PeerError: another worker raised.
         """
-        self._check_usable(writes=True)
         watch = Stopwatch()
+        self._calls.begin(writes=True)
+        with self._background.delivery(), self._calls.under_way:
+            return self._save(step, metrics, metadata, watch)
+
+    def _save(
+        self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
+    ) -> PendingCheckpoint:
         prepared: list[tuple[int, dict[str, float], Any, Snapshot]] = []
         capture_s: list[float] = []
 
         def prepare() -> tuple[int, ...]:
-            self._background.settle()
             self._background.raise_failure(only_fenced=self._on_save_error == "log")
             number = arguments.check_step(step)
             if number < self._last_step:
@@ -187,23 +191,32 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
-        self._check_usable()
+        self._calls.begin()
+        with self._background.delivery(), self._calls.under_way:
+            self._raise_failure()
 
-        def settle() -> tuple[int, ...]:
-            self._background.settle()
+    def _raise_failure(self) -> None:
+        def look() -> tuple[int, ...]:
             self._background.raise_failure()
             return ()
 
-        self._agree((_WAIT,), settle)
+        self._agree((_WAIT,), look)
 
     def close(self) -> None:
-        """Like `wait`, and then gives back memory and threads, whether it raises or not. Closing twice does nothing."""
+        """Like `wait`, and then gives back memory and threads, whether it raises or not. Closing twice does nothing.
+
+        A call that may not be made, as from another thread, raises `UsageError` and changes nothing.
+        """
         if self._is_closed:
             return
-        try:
-            self.wait()
-        finally:
-            self._release()
+        self._calls.check_turn()
+        with self._background.delivery():
+            try:
+                self._background.settle()
+                with self._calls.under_way:
+                    self._raise_failure()
+            finally:
+                self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -213,15 +226,18 @@ class CheckpointManager:
     ) -> None:
         """Leaving well closes. Leaving by an exception uses no collective.
 
-        It waits for this worker's part of a save, and the chief at most 15 s for the others, which may be dead.
+        It waits for this worker's part of a save, and the chief at most 15 s for the others, which may be dead. A save
+        that failed and was not raised yet is raised in the place of what says that all is well, as `sys.exit(0)` does;
+        any other exception goes on, with a note of it.
         """
-        if kind is None:
+        if error is None:
             self.close()
-        elif not self._is_closed and os.getpid() == self._process:
+        elif not self._is_closed and self._calls.is_of_this_process:
             if self._incarnation is not None:
                 self._incarnation.hurry(arguments.LEAVING_S)  # the others may be dead
             self._background.settle()
             self._release()
+            self._background.raise_on_leaving(error)
 
     # Restoring
 
@@ -293,17 +309,21 @@ class CheckpointManager:
         return agree(self._cluster, call, do)
 
     def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:
-        self._check_usable()
         watch = Stopwatch()
+        self._calls.begin()
+        with self._background.delivery(), self._calls.under_way:
+            return self._restore_now(step, partial, rename, watch)
 
-        def settle() -> tuple[int, ...]:
-            self._background.settle()
-            self._background.raise_failure(only_fenced=True)
+    def _restore_now(
+        self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch
+    ) -> Checkpoint | None:
+        def look() -> tuple[int, ...]:
+            self._background.raise_failure(only_fenced=True)  # another is raised next: restoring saves nothing
             incarnation = self._incarnation
             return (int(incarnation is not None and incarnation.has_checkpoints), self._live.checksum())
 
         how = (_RESTORE, 0 if step is None else step + 1, int(self._read_only), int(self._fresh))
-        votes = self._agree(how, settle)
+        votes = self._agree(how, look)
         self._live.check_same(votes)
         if votes[0].numbers[0]:
             self._fresh = False  # it has started over; from here on the newest is this run's own
@@ -317,7 +337,6 @@ class CheckpointManager:
             if resume.has_claimed:  # the incarnation before is fenced by our own claim, and the state may be a mixture
                 self._incarnation = None
             raise
-        self._background.failure = None  # logged; what failed to be saved has been left behind
         incarnation = None if self._read_only else self._begin(start)
         if start.restored is None:
             return None
@@ -382,18 +401,14 @@ class CheckpointManager:
         return self._incarnation
 
     def _check_usable(self, *, writes: bool = False) -> None:
-        if os.getpid() != self._process:
-            raise UsageError("this manager was made before a fork; make one in the new process")
-        if self._is_closed:
-            raise UsageError("this manager is closed; make a new one")
-        if threading.get_ident() != self._thread:
-            raise UsageError("a manager is used from the thread that made it: its calls are collectives")
-        if writes and self._read_only:
-            raise UsageError("this manager was opened with read_only=True")
+        self._calls.check(writes=writes)
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._calls.is_closed
 
     def _release(self) -> None:
-        self._is_closed = True
-        self._background.stop()
-        self._pool.close()
-        self._store.close()
-        self._hooks.close()
+        self._calls.is_closed = True
+        with contextlib.ExitStack() as stack:  # each of them, also after an interrupt
+            for close in (self._hooks.close, self._store.close, self._pool.close, self._background.stop):
+                stack.callback(close)  # the last one first

@@ -19,7 +19,9 @@ class PendingCheckpoint:
     looks for the manifest in storage, and being fenced is learnt at the next `save`, `wait` or close of the manager.
     """
 
-    def __init__(self, step: int, future: Future[Checkpoint | None], look: Callable[[float], Checkpoint]) -> None:
+    def __init__(
+        self, step: int, future: Future[Checkpoint | None], look: Callable[[float | None], Checkpoint]
+    ) -> None:
         self._step = step
         self._future = future
         self._look = look
@@ -48,7 +50,7 @@ class PendingCheckpoint:
         found = self._future.result(timeout_s)
         if found is not None:
             return found
-        return self._look(-1.0 if deadline is None else deadline - time.monotonic())
+        return self._look(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def exception(self, timeout_s: float | None = None) -> BaseException | None:
         """Why this worker's part failed, or None where it went well. Raises `TimeoutError` like `result`."""

@@ -107,7 +107,7 @@ class Saver:
         step, folder = job.folder.step, str(job.folder)
         try:
             checkpoint = self._save(job)
-        except Exception as error:
+        except BaseException as error:  # whatever ends a save: what is not acknowledged has failed, and is told
             self.tell(SaveFailed(step=step, folder=folder, error=f"{type(error).__name__}: {error}"))
             raise
         acknowledge(checkpoint)
@@ -123,7 +123,7 @@ class Saver:
         try:
             draft = self._draft(job)  # before the shards: writing lets go of the values
             receipt = self._write(job)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, or a panic of a client: the coordinator must not wait for it
             if self.coordinator is not None:
                 self.coordinator.give_up(job.folder)
             self._after_failure(job.folder, error)
@@ -141,7 +141,7 @@ class Saver:
             raise
         except CkptflowError:
             raise
-        except Exception as error:  # a manifest that is too large to be read back
+        except BaseException as error:  # a manifest that is too large to be read back, a panic of a client
             raise self._failed(job.folder, error) from error
         return summary.checkpoint
 
@@ -237,7 +237,7 @@ class Saver:
             metric=spec.metric,
         )
 
-    def _after_failure(self, folder: Folder, error: Exception) -> None:
+    def _after_failure(self, folder: Folder, error: BaseException) -> None:
         """Tells the coordinator at once, instead of letting it wait for `commit_timeout_s`; the chief makes room."""
         if self.coordinator is not None:
             if isinstance(error, StorageFullError):
@@ -253,8 +253,8 @@ class Saver:
         key = folder.key(receipt_name(self.cluster.worker, self.cluster.world_size))
         try:
             self.store.put(key, memoryview(encode(receipt)))
-        except CkptflowError as second:
-            logger.warning("cannot report a failed save to the coordinator, which will wait for it: %s", second)
+        except BaseException as second:  # it must not hide the first
+            logger.warning("cannot report a failed save to the coordinator, which will wait for it: %r", second)
 
     def _make_room(self) -> None:
         """A full storage must not keep this incarnation from ever committing: dead lives' leftovers go."""
@@ -263,10 +263,10 @@ class Saver:
         try:
             freed_bytes = self.coordinator.sweep_partials()
             logger.warning("%s is full: %d bytes of uncommitted leftovers were deleted", self.store.url, freed_bytes)
-        except CkptflowError as error:
-            logger.warning("%s is full, and its leftovers could not be deleted: %s", self.store.url, error)
+        except BaseException as error:  # it must not hide that the storage is full
+            logger.warning("%s is full, and its leftovers could not be deleted: %r", self.store.url, error)
 
-    def _failed(self, folder: Folder, error: Exception) -> SaveFailedError:
+    def _failed(self, folder: Folder, error: BaseException) -> SaveFailedError:
         return SaveFailedError(
             f"{self.store.url}/{folder} was not saved on worker {self.cluster.worker}, older ones are untouched: "
             f"{type(error).__name__}: {error}"

@@ -18,8 +18,19 @@ def at_once(count: int, call: Callable[[_Item], _Result], items: Sequence[_Item]
     """
     if not items:
         return []
+    errors: list[BaseException] = []
+
+    def attempt(item: _Item) -> list[_Result]:
+        try:
+            return [call(item)]
+        except BaseException as error:  # one that is no Exception would end the pool's thread, and be waited for
+            errors.append(error)
+            return []
+
     with ThreadPool(min(count, len(items))) as threads:
-        results = threads.map_async(call, items, chunksize=1)
+        results = threads.map_async(attempt, items, chunksize=1)
         threads.close()
         threads.join()
-        return results.get()
+    if errors:
+        raise errors[0]
+    return [result for found in results.get() for result in found]

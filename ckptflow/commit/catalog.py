@@ -6,6 +6,7 @@ decides; its manifests count, and those that its lineage names. A claim only fen
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,11 +33,12 @@ from ckptflow.threads import at_once
 _READERS = 8  # manifests read at once
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """A committed checkpoint: what its manifest says, without its tensors.
 
-    `created_at` is aware of its time zone; `size_bytes` counts the shards; `url` is the checkpoint's folder.
+    `created_at` is aware of its time zone; `size_bytes` counts the shards; `url` is the checkpoint's folder. `metrics`
+    and `metadata` are copies each time: changing them changes no checkpoint.
     """
 
     step: int
@@ -46,6 +48,24 @@ class Checkpoint:
     created_at: datetime
     size_bytes: int
     url: str
+
+
+class _Copied:
+    """A field that is copied on its way in and on its way out: whatever hooks, policies and programs do with what they
+    get, retention, which reads the same one, does not see it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, kind: type) -> Any:
+        return self if owner is None else copy.deepcopy(vars(owner)[self._name])
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        vars(owner)[self._name] = copy.deepcopy(value)
+
+
+for _name in ("metrics", "metadata"):
+    setattr(Checkpoint, _name, _Copied(_name))  # afterwards: for the class's own fields it would be a default
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class Coordinator:
         try:
             with span("await"):
                 receipts = [own, *self._collect(draft, deadline)]
-        except Exception:
+        except BaseException:
             self.give_up(draft.folder)
             raise
         with span("commit"):
@@ -117,7 +117,7 @@ class Coordinator:
         try:
             manifest = assemble(draft, receipts, self._start, self._held, self._store.url)
             data = encode(manifest)
-        except Exception:
+        except BaseException:
             self.give_up(draft.folder)
             raise
         self._create(draft.folder, data, deadline)
@@ -224,13 +224,18 @@ class Coordinator:
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. From the first try on this incarnation never sweeps the folder: it may land late."""
         key = folder.manifest_key
-        try:
-            is_ours = create_once(self._store, key, data, max(deadline, time.monotonic() + 10.0))
-        except StorageUnavailableError as error:
-            raise CommitUnknownError(
-                f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not count; the next "
-                "restore finds out"
-            ) from error
+        deadline = max(deadline, time.monotonic() + 10.0)
+        while True:
+            try:  # in bits: `hurry` may come while it goes on
+                is_ours = create_once(self._store, key, data, min(deadline, time.monotonic() + _ASK_EVERY_S))
+                break
+            except StorageUnavailableError as error:
+                if time.monotonic() < min(deadline, self._hurry_deadline):
+                    continue
+                raise CommitUnknownError(
+                    f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not count; the "
+                    "next restore finds out"
+                ) from error
         if not is_ours:
             raise FencedError(
                 f"{self._store.url}/{key} is there and is another's: another copy of this job writes to this root. "
@@ -250,7 +255,7 @@ class Coordinator:
             checkpoints = [by_step[step] for step in sorted(by_step)]
             keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
             return None if keeps_all and not self._given_up else list_root(self._store)
-        except Exception as error:
+        except BaseException as error:  # a policy may raise anything, SystemExit too
             logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, error)
             return None
 
@@ -290,7 +295,7 @@ class Coordinator:
                 given_up=self._given_up,
             )
             act(self._store, plan, listing.folders)
-        except Exception as error:
+        except BaseException as error:  # a policy may raise anything, SystemExit too
             logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, error)
             return
         for decision in plan.decisions:

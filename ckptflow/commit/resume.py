@@ -185,14 +185,14 @@ class Resume:
                 break
         return votes
 
-    def _try(self, folder: Folder, part: Callable[[], None]) -> tuple[Exception | None, Vote]:
+    def _try(self, folder: Folder, part: Callable[[], None]) -> tuple[BaseException | None, Vote]:
         try:
             part()
         except ObjectNotFoundError as error:
             return error, Vote(Outcome.GONE, str(error))
         except CorruptCheckpointError as error:
             return error, self._is_it_damage(folder, error)
-        except Exception as error:
+        except BaseException as error:
             return error, vote_for(error)
         return None, Vote(Outcome.FINE)
 
@@ -204,7 +204,7 @@ class Resume:
             return Vote(Outcome.GONE, str(error))
         except CorruptCheckpointError:
             pass
-        except Exception as unreadable:  # no proof of damage
+        except BaseException as unreadable:  # no proof of damage
             return vote_for(unreadable)
         return Vote(Outcome.DAMAGED, str(error))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 from ckptflow.commit.catalog import Checkpoint
 
@@ -76,8 +76,9 @@ class KeepEvery:
         if (self.steps is None) == (self.seconds is None):
             raise ValueError("give steps or seconds, one of the two")
         period = self.steps if self.steps is not None else self.seconds
-        if period is None or not period > 0 or not math.isfinite(period):
-            raise ValueError(f"a period is a number above 0, not {period!r}")
+        is_whole = self.steps is None or (isinstance(self.steps, SupportsIndex) and not isinstance(self.steps, bool))
+        if period is None or not is_whole or not period > 0 or not math.isfinite(period):
+            raise ValueError(f"a period is a number above 0, and whole for steps, not {period!r}")
 
     def __call__(self, checkpoints: Sequence[Checkpoint]) -> Sequence[str | None]:
         return self._by_steps(checkpoints, self.steps) if self.steps is not None else self._by_seconds(checkpoints)
@@ -113,9 +114,8 @@ def reasons_to_keep(checkpoints: Sequence[Checkpoint], policies: Sequence[Policy
     """
     found: list[list[str]] = [[] for _ in checkpoints]
     for policy in policies:
-        answers = list(
-            policy(tuple(checkpoints))
-        )  # one that sorts what it is given must not mix up the others' answers
+        # Each its own: one that sorts what it is given, or changes it, must not mix up the others' answers.
+        answers = list(policy(tuple(checkpoints)))
         if len(answers) != len(checkpoints):
             raise ValueError(f"{policy!r} returned {len(answers)} answers for {len(checkpoints)} checkpoints")
         for reasons, answer in zip(found, answers, strict=True):

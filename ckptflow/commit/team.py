@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from ckptflow import errors
-from ckptflow.errors import CkptflowError, FencedError, PeerError, UsageError
+from ckptflow.errors import LEAVING, CkptflowError, FencedError, PeerError, UsageError
 
 _NUMBERS = 8  # numbers that a vote carries beside its outcome
 _TEXT_WORDS = 128  # seven bytes of text in each, so that a word stays below 2**62
@@ -83,10 +83,10 @@ def agree(cluster: Cluster, call: tuple[int, ...], do: Callable[[], tuple[int, .
     `call` says in numbers what is called, and how: where workers differ in it, their next collectives would be taken
     for one another's.
     """
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         mine = Vote(Outcome.FINE, "", (*call, *do()))
-    except Exception as caught:
+    except BaseException as caught:
         error, mine = caught, vote_for(caught)
     try:
         votes = vote(cluster, mine)
@@ -111,7 +111,7 @@ def chief_says(cluster: Cluster, decide: Callable[[], tuple[int, ...]]) -> tuple
     if cluster.is_chief:
         try:
             mine = Vote(Outcome.FINE, "", decide())
-        except Exception as caught:
+        except BaseException as caught:
             error = caught
             mine = vote_for(caught)
     chief = vote(cluster, mine)[0]
@@ -123,7 +123,9 @@ def chief_says(cluster: Cluster, decide: Callable[[], tuple[int, ...]]) -> tuple
 
 
 def vote_for(error: BaseException) -> Vote:
-    """The vote of a worker that raised."""
+    """The vote of a worker that raised, unless it raised to leave the program: then it leaves, without a collective."""
+    if isinstance(error, LEAVING):
+        raise error
     outcome = Outcome.FENCED if isinstance(error, FencedError) else Outcome.FAILED
     text = str(error) if isinstance(error, FencedError) else f"{type(error).__name__}: {error}"
     return Vote(outcome, text)

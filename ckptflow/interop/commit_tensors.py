@@ -21,7 +21,7 @@ from ckptflow.arguments import (
 from ckptflow.commit.catalog import Checkpoint, Summaries, list_root
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, SaveFailedError, UsageError
+from ckptflow.errors import LEAVING, CkptflowError, CorruptCheckpointError, SaveFailedError, UsageError
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
@@ -110,7 +110,7 @@ def _run(saver: Saver, coordinator: Coordinator, job: Job) -> Checkpoint:
     except SaveFailedError as error:
         with contextlib.suppress(CkptflowError):
             coordinator.sweep_partials()
-        if isinstance(error.__cause__, CkptflowError):  # there are no workers to speak of
+        if isinstance(error.__cause__, (CkptflowError, *LEAVING)):  # no workers to speak of, and the caller's thread
             raise error.__cause__ from error.__cause__.__cause__
         raise
     if not acknowledged or acknowledged[0] is None:

@@ -156,7 +156,7 @@ class Notices:
                 if ask():
                     self._tell(Notice(BY_FUNCTION, time.monotonic()))
                     return
-            except Exception:
+            except BaseException:  # also SystemExit, which would end this thread without a word
                 if not has_failed:
                     logger.exception("the notice function raised; it is asked again, and this is not said again")
                 has_failed = True

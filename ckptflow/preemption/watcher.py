@@ -162,8 +162,8 @@ class PreemptionWatcher:
             self._start_clock(left_s)
         try:
             was_saved = self._save(step, metrics, metadata)
-        except Exception as error:
-            logger.error("told to leave: step %d could not be saved: %s", step, error)
+        except BaseException as error:
+            logger.error("told to leave: step %d could not be saved: %r", step, error)
             raise
         finally:
             self._stop_clock()

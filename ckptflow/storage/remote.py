@@ -16,7 +16,7 @@ import crc32c
 import fsspec
 import fsspec.asyn
 
-from ckptflow.errors import ObjectNotFoundError, StorageError, UsageError
+from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
 from ckptflow.storage.retry import RetryingStore
@@ -91,9 +91,9 @@ class RemoteStore:
         where = f"{self._url}/{key}" if key else self._url
         try:
             yield
-        except (StorageError, UsageError):
+        except (StorageError, UsageError, *LEAVING):
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic of obstore is no Exception
             mapped = faults.from_client_error(error, doing, where, self._secrets)
             # The client's own error helps, unless it shows what must not be seen.
             raise mapped from (None if self._tells_secrets(error) else error)

@@ -14,15 +14,19 @@ from ckptflow.format.spec import Bytes1D
 
 
 class Buffer:
-    """Page-aligned memory of a fixed length, holding whatever was last put there."""
+    """Page-aligned memory of a fixed length, holding whatever was last put there.
 
-    __slots__ = ("array", "view")
+    `turn` counts how often it was acquired: who held it before can be told from who holds it now.
+    """
+
+    __slots__ = ("array", "turn", "view")
 
     def __init__(self, size_bytes: int) -> None:
         # Private, so that it is this process's own anonymous memory and not accounted as shared.
         memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(memory)
         self.array: Bytes1D = np.frombuffer(memory, dtype=np.uint8)
+        self.turn = 0
 
 
 class BufferPool:
@@ -41,7 +45,7 @@ class BufferPool:
             raise ValueError(
                 f"a memory budget of {budget_bytes:,} bytes does not hold one staging buffer of {self.buffer_bytes:,}"
             )
-        self._free: list[Buffer] = []
+        self._free: dict[Buffer, None] = {}  # the last released first, which the cache may still hold
         self._made = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -56,7 +60,9 @@ class BufferPool:
         with self._changed:
             while not self._is_closed:
                 if self._free:
-                    return self._free.pop()
+                    buffer, _ = self._free.popitem()
+                    buffer.turn += 1
+                    return buffer
                 if self._made < self.count:
                     self._made += 1
                     break
@@ -71,11 +77,15 @@ class BufferPool:
                 self._changed.notify()
             raise
 
-    def release(self, buffer: Buffer) -> None:
-        """Gives a buffer back. No transfer may still be using it."""
+    def release(self, buffer: Buffer, turn: int | None = None) -> None:
+        """Gives a buffer back. No transfer may still be using it.
+
+        With the `turn` that it had when it was acquired it may be given back more than once: an interrupt can hit
+        between any two lines, and who cannot know whether it came before or after gives it back again.
+        """
         with self._changed:
-            if not self._is_closed:
-                self._free.append(buffer)
+            if not self._is_closed and turn in (None, buffer.turn):
+                self._free[buffer] = None
                 self._changed.notify()
 
     @contextlib.contextmanager

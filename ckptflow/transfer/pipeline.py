@@ -30,14 +30,16 @@ def run(
     """
     # A piece of work goes through these states, each thread taking the next number when it has finished one:
     #
-    #   numbered -> staging (waits for a buffer) -> working -> done (its buffer in the queue) -> consumed (buffer free)
+    #   numbered -> staging (waits for a buffer) -> working -> done (its buffer in `held`) -> consumed (buffer free)
     #
     # After an error, or once the caller is interrupted, `stop` is set: nothing new is numbered, what waits for a buffer
-    # gives it back, and what is done is not consumed.
+    # gives it back, and what is done is not consumed. An interrupt can come between any two lines of the caller, so it
+    # counts nothing on the way out: it gives back whatever is held (again, it may be), and waits for the threads.
     numbers = iter(range(count))
     lock = threading.Lock()
-    stop = threading.Event()
-    done: queue.SimpleQueue[tuple[int, Buffer] | BaseException | None] = queue.SimpleQueue()
+    stop, is_left = threading.Event(), threading.Event()
+    held: dict[int, tuple[Buffer, int]] = {}
+    done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
 
     def loop() -> None:
         try:
@@ -47,25 +49,31 @@ def run(
                 if number is None:
                     return
                 buffer = pool.acquire()
+                turn = buffer.turn
                 try:
                     if not stop.is_set():
                         work(number, buffer)
                 except BaseException:
-                    pool.release(buffer)
+                    pool.release(buffer, turn)
                     raise
-                done.put((number, buffer))
+                held[number] = buffer, turn
+                done.put(number)
+                if is_left.is_set():  # the caller may have looked into `held` before
+                    pool.release(buffer, turn)
         except BaseException as error:
             stop.set()
             done.put(error)
         finally:
             done.put(None)
 
-    alive = 0
+    threads_made = [
+        threading.Thread(target=loop, name=f"ckptflow-transfer-{i}") for i in range(min(threads, count, pool.count))
+    ]
     first_error: BaseException | None = None
     try:
-        for i in range(min(threads, count, pool.count)):
-            threading.Thread(target=loop, name=f"ckptflow-transfer-{i}").start()
-            alive += 1
+        for thread in threads_made:
+            thread.start()
+        alive = len(threads_made)
         while alive:
             item = done.get()
             if item is None:
@@ -73,18 +81,17 @@ def run(
             elif isinstance(item, BaseException):
                 first_error = first_error or item
             else:
-                try:
-                    if consume is not None and not stop.is_set():
-                        consume(*item)
-                finally:
-                    pool.release(item[1])
+                if consume is not None and not stop.is_set():
+                    consume(item, held[item][0])
+                pool.release(*held[item])
+                held.pop(item)
     finally:
         stop.set()
-        while alive:
-            item = done.get()
-            if item is None:
-                alive -= 1
-            elif isinstance(item, tuple):
-                pool.release(item[1])
+        is_left.set()
+        for lease in held.copy().values():
+            pool.release(*lease)
+        for thread in threads_made:
+            if thread.is_alive():  # one that has not begun finds `stop` set, and takes nothing
+                thread.join()
     if first_error is not None:
         raise first_error
