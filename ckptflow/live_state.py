@@ -143,7 +143,9 @@ class LiveState:
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
         self.refresh()
-        build_missing(self._tree, in_names_of(self._tree, manifest).models, self._cluster.strategy)
+        named = in_names_of(self._tree, manifest)
+        names = {record.name for record in named.tensors}
+        build_missing(self._tree, named.models, self._cluster.strategy, names=names)
         self.refresh()
         return match(self._tree, in_names_of(self._tree, manifest), partial=partial, rename=rename)
 

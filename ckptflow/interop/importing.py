@@ -249,11 +249,18 @@ def _fill(
     """Puts what was read into the user's objects by name, by way of a checkpoint on this disk."""
     from ckptflow.interop.model import fill
     from ckptflow.reading import open_checkpoint
+    from ckptflow.state.configs import count_variables
 
     with tempfile.TemporaryDirectory(prefix="ckptflow-import-") as root:
         _commit(root, 0, content, {}, None)
         with open_checkpoint(root) as opened:
-            _, restore = fill(opened, state, partial=partial, rename=rename)
+            tree, restore = fill(opened, state, partial=partial, rename=rename)
+    unbuilt = [path for path, model in tree.models.items() if not model.built and not count_variables(model)]
+    if unbuilt:
+        raise UsageError(
+            f"{where}: {some_of(unbuilt, 5)} of model= has no variables yet, and the source does not say for which "
+            "inputs to make them; call the model once on a batch first"
+        )
     if not partial:
         return {}
     if not restore.wanted:

@@ -13,6 +13,7 @@ from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_trust import Framework, check_config, keras_module, without_files
 from ckptflow.state.configs import inputs_of
+from ckptflow.state.weights import trainable_of
 
 logger = logging.getLogger("ckptflow")
 
@@ -230,14 +231,15 @@ def _compile_own(
 def build_optimizer_of(model: Any) -> None:
     """Gives a model's optimizer its slots, if the model has variables by now. Twice does no harm."""
     optimizer = getattr(model, "optimizer", None)
-    if optimizer is None or not model.trainable_variables:
+    variables = trainable_of(model)
+    if optimizer is None or not variables:
         return
     strategy = getattr(model, "distribute_strategy", None)
     with strategy.scope() if strategy is not None else contextlib.nullcontext():
         if hasattr(optimizer, "build"):
-            optimizer.build(model.trainable_variables)
+            optimizer.build(variables)
         else:  # a legacy optimizer of tf_keras
-            optimizer._create_all_weights(model.trainable_variables)
+            optimizer._create_all_weights(variables)
 
 
 def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
@@ -248,15 +250,10 @@ def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
         raise CorruptCheckpointError(f"{where}: {error}") from error
     if arguments is None or model.save_spec() is not None:
         return
-    import tensorflow as tf
-
-    keras = keras_module("tf_keras")
-
-    def symbol(spec: Any) -> Any:
-        return keras.Input(shape=spec.shape[1:], batch_size=spec.shape[0], dtype=spec.dtype)
+    from ckptflow.state.tf_keras import symbols
 
     try:
-        model(*tf.nest.map_structure(symbol, arguments))
+        model(*symbols(arguments))
     except Exception as error:  # whatever a user's call raises
         logger.warning("%s cannot be called on what it was called with (%s): it has no signature", where, error)
 

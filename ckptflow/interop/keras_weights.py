@@ -25,6 +25,7 @@ from ckptflow.interop.keras_places import names_by_order, names_by_place, places
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.keras_trust import Framework
 from ckptflow.interop.tensors import NamedTensors
+from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
 logger = logging.getLogger("ckptflow")
@@ -64,7 +65,7 @@ def load_weights(path: str, model: Any) -> None:
     Raises `StateMismatchError` with all differences, `CorruptCheckpointError`, `UsageError` for a model not yet built.
     """
     framework = framework_of_model(model)
-    if not model.built or not model.weights:
+    if not model.built or not count_variables(model):
         raise UsageError(
             f"{path}: the model has no variables yet; call it once on a batch before its weights are loaded"
         )

@@ -22,6 +22,7 @@ from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree, walk
+from ckptflow.state.weights import weights_of
 
 logger = logging.getLogger("ckptflow")
 
@@ -126,7 +127,7 @@ _HYPERPARAMETERS = ("learning_rate", "optimizer/learning_rate", "decay", "moment
 
 
 def _weights_of(model: Any) -> Any:
-    return getattr(model, "weights", None) or getattr(model, "variables", None) or ()
+    return weights_of(model) or getattr(model, "variables", None) or ()
 
 
 def fill(
@@ -134,7 +135,8 @@ def fill(
 ) -> tuple[Tree, Restore]:
     """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does."""
     tree = walk(state)
-    tree = build_missing(tree, in_names_of(tree, opened.manifest).models)
+    named = in_names_of(tree, opened.manifest)
+    tree = build_missing(tree, named.models, names={record.name for record in named.tensors})
     restore = match(tree, in_names_of(tree, opened.manifest), partial=partial, rename=rename)
     opened.read_into(restore.wanted, _Frugal(restore))
     restore.complete()

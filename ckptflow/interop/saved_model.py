@@ -37,6 +37,7 @@ from ckptflow.state.graph import in_names_of, models_by_graph
 from ckptflow.state.kinds import is_keras3_model, raw_variable
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree, walk
+from ckptflow.state.weights import weights_of
 
 logger = logging.getLogger("ckptflow")
 
@@ -295,7 +296,7 @@ def _lost(tree: Tree, *, is_by_graph: bool) -> set[str]:
     graph does not have of a Keras model: seeds, states of RNNs."""
     lost = {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
     if is_by_graph and tree.models:
-        weights = {id(weight) for model in tree.models.values() for weight in model.weights}
+        weights = {id(weight) for model in tree.models.values() for weight in weights_of(model)}
         of_models = tuple(f"{path}/" for path in tree.models)
         found = tree.variables.items()
         lost |= {name for name, each in found if id(each) not in weights and name.startswith(of_models)}

@@ -27,6 +27,7 @@ from ckptflow.state.kinds import is_normalization, kind_of
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.walker import MAX_NAME_BYTES
+from ckptflow.state.weights import weights_of
 
 __all__ = ["find_prefix", "names_of", "read_bundle", "read_provenance", "restore_objects", "write_tf_checkpoint"]
 
@@ -248,7 +249,7 @@ def _compare(
     """Raises `StateMismatchError`, with every difference, before anything is changed; warns of what nobody can save."""
     matched = {our: their for their, our in pairs.names.items()}
     reached = {tensor_of(value) for node in ours.nodes for _, _, value in values_of(node)}
-    weights = {id(weight) for model in tree.models.values() for weight in model.weights}
+    weights = {id(weight) for model in tree.models.values() for weight in weights_of(model)}
     lines: list[str] = []
     lost: list[str] = []
     for leaf in tree.leaves:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
@@ -10,7 +11,7 @@ import tensorflow as tf
 from ckptflow.errors import UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
-from ckptflow.state.configs import count_variables, is_built, owner_of
+from ckptflow.state.configs import count_variables, inputs_of, is_built, owner_of
 from ckptflow.state.kinds import (
     LAYERS,
     Kind,
@@ -24,14 +25,17 @@ from ckptflow.state.kinds import (
 )
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.walker import OptimizerNode
+from ckptflow.state.weights import trainable_of
 
 
-def build_missing(tree: Tree, models: dict[str, Any], strategy: Any = None) -> Tree:
+def build_missing(
+    tree: Tree, models: dict[str, Any], strategy: Any = None, *, names: Collection[str] = frozenset()
+) -> Tree:
     """Builds what is unbuilt in the tree's objects and was built when `models` (of a manifest) was written.
 
     Keras models are built from their stored build config, optimizers for their model's trainable variables. Returns the
-    tree of what is there then. `strategy` is the one that variables on parameter servers were made under. Raises
-    `UsageError`, naming the call that is missing, for what cannot be built.
+    tree of what is there then. `strategy` is the one that variables on parameter servers were made under, `names` are
+    those of the checkpoint's tensors. Raises `UsageError`, naming the call that is missing, for what cannot be built.
     """
     models = _as_own(tree, models)
     for path, model in tree.models.items():
@@ -43,9 +47,14 @@ def build_missing(tree: Tree, models: dict[str, Any], strategy: Any = None) -> T
         _make_states(layer)
     tree = _up_to_date(tree)
     for path, node in tree.optimizers.items():
-        described = models.get(path) or _under_another_name(path, node, models)
-        if _is_optimizer(described) and described.get("built") and not is_built(node.optimizer):
+        their_path = path if path in models else _another_path(node, models)
+        described: Any = models.get(their_path)
+        if not _is_optimizer(described) or is_built(node.optimizer):
+            continue
+        if described.get("built") or tf_keras.has_hypers(node.optimizer, their_path, names):
             _build_optimizer(path, node, described, tree, strategy)
+        elif tf_keras.is_legacy(node.optimizer) and f"{their_path}/iterations" in names:
+            _ = node.optimizer.iterations  # made when it is first asked for
     return _up_to_date(tree)
 
 
@@ -69,33 +78,49 @@ def _is_optimizer(described: Any) -> bool:
     return isinstance(described, dict) and described.get("kind") == "optimizer"
 
 
-def _under_another_name(path: str, node: OptimizerNode, models: dict[str, Any]) -> Any:
-    """The optimizer's entry where it was saved in the other way: as its model's own, or as an entry."""
-    optimizers = [entry for entry in models.values() if _is_optimizer(entry)]
+def _another_path(node: OptimizerNode, models: dict[str, Any]) -> str:
+    """The optimizer's path where it was saved in the other way: as its model's own, or as an entry; "" if unknown."""
     name = f"{type(node.optimizer).__module__}.{type(node.optimizer).__qualname__}"
-    same = [entry for entry in optimizers if entry.get("class") == name]
-    return same[0] if len(same) == 1 else None
+    same = [path for path, entry in models.items() if _is_optimizer(entry) and entry.get("class") == name]
+    return same[0] if len(same) == 1 else ""
 
 
 def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:
     wanted = described.get("variables", 0)
     if not isinstance(wanted, int) or count_variables(model) >= wanted or _all_built(model):
         return
-    build_config = described.get("build_config")
-    failure: Exception | None = None
-    if isinstance(build_config, dict):
-        try:
-            with _scope(model):
-                model.build_from_config(build_config)
-                if is_keras3_model(model) and not _all_built(model):
-                    _trace(model, build_config.get("input_shape"))
-        except Exception as error:  # whatever a user's build() raises
-            failure = error
-    if count_variables(model) < wanted and not _all_built(model):
+    failures = []
+    with _scope(model):
+        for attempt in (_build_from_config, _call_on_symbols):
+            try:
+                attempt(model, described)
+            except Exception as error:  # whatever a user's build() or call() raises
+                failures.append(error)
+            if _all_built(model):
+                return
+    if count_variables(model) < wanted:
         raise UsageError(
             f"{path} ({type(model).__name__}) has {count_variables(model)} of the {wanted} variables saved, "
             f"and its build config cannot make the others; call it once on a batch ({path}(inputs)) before restoring"
-        ) from failure
+        ) from (failures[0] if failures else None)
+
+
+def _build_from_config(model: Any, described: dict[str, Any]) -> None:
+    build_config = described.get("build_config")
+    if isinstance(build_config, dict):
+        model.build_from_config(build_config)
+
+
+def _call_on_symbols(model: Any, described: dict[str, Any]) -> None:
+    """A model whose own `build` leaves layers unbuilt, or which has none, has them afterwards."""
+    if not is_keras3_model(model):
+        arguments = inputs_of(described)
+        if arguments is not None:
+            model(*tf_keras.symbols(arguments))
+        return
+    build_config = described.get("build_config")
+    if isinstance(build_config, dict):
+        _trace(model, build_config.get("input_shape"))
 
 
 def _make_states(layer: Any) -> None:
@@ -108,7 +133,6 @@ def _make_states(layer: Any) -> None:
 
 
 def _trace(model: Any, input_shape: Any) -> None:
-    """Calls a model on symbols: one whose own `build` leaves layers unbuilt has them afterwards."""
     keras = keras3()
 
     def symbols(shape: Any) -> Any:
@@ -175,10 +199,12 @@ def _trainable_variables(path: str, node: OptimizerNode, tree: Tree) -> list[Any
     entries = [obj for name, obj in tree.state.items() if not name.startswith(RESERVED_PREFIX)]
     owners = [owner] if owner is not None else [obj for obj in entries if kind_of(obj) in LAYERS]
     owners = owners or [obj for obj in entries if kind_of(obj) is Kind.TRACKABLE]
-    owners = [obj for obj in owners if getattr(obj, "trainable_variables", None)]
+    owners = [obj for obj in owners if trainable_of(obj)]
     if len(owners) != 1:
-        why = f"{len(owners)} entries of state could be its model" if owners else "its model has no variables yet"
+        if not owners:
+            raise UsageError(f"{path} is not built and its model has no variables yet; call the model once on a batch")
         raise UsageError(
-            f"{path} is not built and {why}; call {path}.build(model.trainable_variables) before restoring"
+            f"{path} is not built and {len(owners)} entries of state could be its model; call "
+            f"{path}.build(model.trainable_variables) before restoring"
         )
-    return list(owners[0].trainable_variables)
+    return trainable_of(owners[0])

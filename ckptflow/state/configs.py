@@ -13,6 +13,7 @@ import tensorflow as tf
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.tree import Tree
 from ckptflow.state.walker import OptimizerNode
+from ckptflow.state.weights import trainable_of, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _default_variables(node: OptimizerNode, tree: Tree) -> set[str] | None:
     if model is None:
         return None
     names = {id(variable): name for name, variable in tree.variables.items()}
-    return {names.get(id(variable), "") for variable in model.trainable_variables}
+    return {names.get(id(variable), "") for variable in trainable_of(model)}
 
 
 def owner_of(node: OptimizerNode, tree: Tree) -> Any:
@@ -140,18 +141,18 @@ def owner_of(node: OptimizerNode, tree: Tree) -> Any:
 
 def count_variables(model: Any) -> int:
     """How many weights a model has now."""
-    return len(model.weights)
+    return len(weights_of(model))
 
 
 def is_built(optimizer: Any) -> bool:
-    """Whether an optimizer has its slots."""
+    """Whether an optimizer has its variables. A legacy one of tf_keras may have no slots: SGD without momentum."""
     if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:
         return bool(optimizer.built)
     found = vars(optimizer)
     if "_optimizer" in found:  # a loss scale around another one
         return is_built(found["_optimizer"])
     if "_slots" in found:
-        return bool(found["_slots"])
+        return bool(found["_slots"] or found.get("_hypers_created"))
     return bool(found.get("_built", False))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
@@ -42,6 +43,16 @@ def is_stateful(layer: Any) -> bool:
     return bool(vars(layer).get("_stateful")) and vars(layer).get("_states") is not None
 
 
+def symbols(arguments: Any) -> Any:
+    """Symbolic inputs in the place of TensorSpecs, for a model to be called on once."""
+    keras = tf_keras()
+
+    def symbol(spec: Any) -> Any:
+        return keras.Input(shape=spec.shape[1:], batch_size=spec.shape[0], dtype=spec.dtype)
+
+    return tf.nest.map_structure(symbol, arguments)
+
+
 def metric_children(metric: Any) -> Children:
     """A metric's variables."""
     return Children([(_short_name(weight), weight) for weight in metric.weights], [])
@@ -58,6 +69,16 @@ def optimizer_children(optimizer: Any) -> Children:
     named += [(name, child) for name, child in hyper.items() if kind_of(child) is Kind.VARIABLE]
     others = vars(optimizer).get("_variables") or vars(optimizer).get("_weights") or ()
     return Children(named, [(_short_name(child), child) for child in others if kind_of(child) is Kind.VARIABLE])
+
+
+def is_legacy(optimizer: Any) -> bool:
+    """Whether it is one of the optimizers whose variables are all made late: hyperparameters and counter, too."""
+    return "_hyper" in vars(optimizer)
+
+
+def has_hypers(optimizer: Any, path: str, names: Collection[str]) -> bool:
+    """Whether tensors of these names are hyperparameters of a legacy optimizer at that path."""
+    return any(f"{path}/{name}" in names for name in vars(optimizer).get("_hyper", ()))
 
 
 def optimizer_slots(optimizer: Any, model_variables: list[Any]) -> list[tuple[str, Any, Any]]:
