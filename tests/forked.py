@@ -83,28 +83,33 @@ class Zygote:
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = read_at_start(env)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = [sys.executable, "-m", "tests.zygote", str(theirs.fileno())]
+        self._stock_control, stock_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, stock_theirs:
+            numbers = [theirs.fileno(), stock_theirs.fileno()]
+            command = [sys.executable, "-m", "tests.zygote", *map(str, numbers)]
             self._process = subprocess.Popen(
                 command,
                 env=env,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=numbers,
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others
             )
         atexit.register(self._end)
 
-    def fork(self, args: Sequence[str], env: Mapping[str, str], cwd: Path, out: int, err: int) -> Forked:
+    def fork(
+        self, args: Sequence[str], env: Mapping[str, str], cwd: Path, out: int, err: int, stock: bool = False
+    ) -> Forked:
         status, theirs = os.pipe()
         request = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd)})
         try:
-            socket.send_fds(self._control, [request.encode()], [theirs, out, err])
+            socket.send_fds(self._stock_control if stock else self._control, [request.encode()], [theirs, out, err])
         finally:
             os.close(theirs)
         return Forked(status)
 
     def _end(self) -> None:
+        self._stock_control.close()
         self._control.close()
         self._process.wait()

@@ -57,14 +57,18 @@ def start_python(
     *,
     cwd: Path = ROOT,
     fresh: bool = False,
+    stock: bool = False,
 ) -> Process:
-    """Starts `python ARGS`, where `args` begins with -c, -m or a script, with `environment(env)`."""
+    """Starts `python ARGS`, where `args` begins with -c, -m or a script, with `environment(env)`.
+
+    In a `stock` process TensorFlow and Keras have been imported, and ckptflow has not.
+    """
     full = environment(env)
     with _zygote_lock:
         if not fresh and not _zygotes:
             _zygotes.append(Zygote(environment({})))
     if not fresh and read_at_start(full) == _zygotes[0].env:
-        return _zygotes[0].fork(args, full, cwd, out.fileno(), err.fileno())
+        return _zygotes[0].fork(args, full, cwd, out.fileno(), err.fileno(), stock)
     return subprocess.Popen(
         [sys.executable, *args], env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
     )
@@ -76,10 +80,11 @@ def run_python(
     cwd: Path = ROOT,
     timeout_s: float = 300,
     fresh: bool = False,
+    stock: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python ARGS` to its end; its stdout and stderr are texts. TimeoutError where it does not end."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start_python(args, {"TF_CONFIG": "{}", **(env or {})}, out, err, cwd=cwd, fresh=fresh)
+        process = start_python(args, env or {}, out, err, cwd=cwd, fresh=fresh, stock=stock)
         try:
             code: int | None = process.wait(timeout_s)
         except subprocess.TimeoutExpired:

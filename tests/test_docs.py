@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ckptflow import errors
+from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -91,16 +91,8 @@ def test_every_block_runs_or_says_why_not(page: Path, tmp_path: Path) -> None:
     assert unmarked(text) == []
     if not any(block.mark == "run" for block in blocks_of(text)):
         return
-    done = subprocess.run(
-        [sys.executable, "-c", script_of(page.name, text)],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = run_python("-c", script_of(page.name, text), cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 
 

@@ -20,6 +20,7 @@ import pytest
 
 import ckptflow
 from tests.distributions import ROOT, build
+from tests.processes import run_python
 from tests.servers import Server
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -195,9 +196,7 @@ import sys, tf_keras
 tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)]).save(sys.argv[1])
 """
     file = str(tmp_path / "old.keras")
-    made = subprocess.run(
-        [sys.executable, "-c", program, file], capture_output=True, text=True, timeout=120, check=False
-    )
+    made = run_python("-c", program, file)
     assert made.returncode == 0, made.stderr
     said = bare.run("ckptflow", "import", file, "runs/old", code=2)
     assert "pip install tf_keras" in said.splitlines()[-1]

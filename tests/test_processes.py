@@ -143,6 +143,11 @@ def test_what_is_read_at_an_import_needs_an_empty_interpreter() -> None:
         assert run_python("-c", program, env=env).stdout == f"{is_forked}\n", env
 
 
+def test_a_stock_process_does_not_know_ckptflow() -> None:
+    program = "import sys; print({'tensorflow', 'keras'} <= set(sys.modules), 'ckptflow' in sys.modules)"
+    assert run_python("-c", program, stock=True).stdout == "True False\n"
+
+
 def test_signals_come_to_a_process(tmp_path: Path) -> None:
     with start_workers(f"{__name__}:hang", 2) as workers:
         for worker in workers:
@@ -175,10 +180,11 @@ with start_workers("{__name__}:hang", 2) as workers:
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-        (zygote,) = psutil.Process(parent.pid).children()
-        assert sorted(zygote.children(), key=lambda child: child.pid) == sorted(workers, key=lambda child: child.pid)
+        everyone = psutil.Process(parent.pid).children(recursive=True)
+        assert len(everyone) == 4  # and the zygotes: with ckptflow and without
+        assert {process.pid for process in workers} < {process.pid for process in everyone}
         parent.kill()
-    until(lambda: not any(map(_runs, [zygote, *workers])), HANG_S)
+    until(lambda: not any(map(_runs, everyone)), HANG_S)
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -110,20 +110,35 @@ def run(args: list[str]) -> None:
     exec(program, main.__dict__)
 
 
-def _load() -> None:
-    """All that takes long to import."""
+def load_tensorflow() -> None:
     import keras
     import tensorflow as tf
 
-    import ckptflow
-
-    for name in ckptflow.__all__:
-        getattr(ckptflow, name)
     assert all((tf.data, tf.distribute, tf.saved_model, keras.layers))  # no lazy module is left
     gc.collect()
     gc.freeze()  # else each child's collector touches, and so copies, every page
 
 
+def load_ckptflow() -> None:
+    import ckptflow
+
+    for name in ckptflow.__all__:
+        getattr(ckptflow, name)
+    gc.collect()
+    gc.freeze()
+
+
+def main(control: socket.socket, stock_control: socket.socket) -> None:
+    """Is the zygote, and from the fork on that of stock processes, which do not know ckptflow."""
+    load_tensorflow()
+    if os.fork() == 0:
+        control.close()
+        run(serve(stock_control))
+        return
+    stock_control.close()
+    load_ckptflow()
+    run(serve(control))
+
+
 if __name__ == "__main__":
-    _load()
-    run(serve(socket.socket(fileno=int(sys.argv[1]))))
+    main(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))

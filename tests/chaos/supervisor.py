@@ -1,20 +1,14 @@
-"""Starts the chaos job, kills workers at random moments, starts it again, and holds each life to what was promised.
-
-Workers come from a fork server that has TensorFlow loaded, so that a life takes three seconds and many fit in a minute;
-each is a process of its own, and is killed for real.
-"""
+"""Starts the chaos job, kills workers at random moments, starts it again, and holds each life to what was promised."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerProcess
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +16,10 @@ import ckptflow
 from ckptflow.commit.catalog import list_root
 from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.storage.store import open_store
-from tests.chaos.worker import Task, work
-from tests.servers import free_ports
+from tests.chaos.worker import Task
+from tests.processes import Worker, start_workers
 
-PRELOAD = ["tensorflow", "keras", "ckptflow.manager"]
-START_S = 120.0  # to the first word of a life; generous, since a shared machine may be busy
+HANG_S = 300.0
 SURVIVOR_S = 3.0  # how long survivors get before they are killed as well
 
 
@@ -35,29 +28,26 @@ class Life:
     """One life of the job: its processes and what each has said."""
 
     number: int
-    processes: list[ForkServerProcess]
-    logs: list[Path]
+    workers: list[Worker]
 
     def said(self, worker: int) -> list[dict[str, Any]]:
         """The events that this worker has printed, torn last line excluded."""
-        text = self.logs[worker].read_text(errors="replace") if self.logs[worker].exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        lines = self.workers[worker].output().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def events(self, worker: int, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.said(worker) if event["event"] == kind]
 
     def wait_for(self, worker: int, kind: str) -> None:
         """Returns once this worker has said so; raises with all logs where it ends without, or takes too long."""
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + HANG_S
         while not self.events(worker, kind):
-            if not self.processes[worker].is_alive() or time.monotonic() > deadline:
+            if self.workers[worker].process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"life {self.number}: worker {worker} never said {kind!r}\n{self.all_logs()}")
             time.sleep(0.02)
 
     def all_logs(self) -> str:
-        return "\n".join(
-            f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in self.logs if log.exists()
-        )
+        return "\n".join(f"--- {worker.index}\n{worker.output()[-4000:]}" for worker in self.workers)
 
 
 @dataclass
@@ -77,49 +67,39 @@ class Supervisor:
     def life(self, world_size: int, stop_after_acknowledged: int | None = None) -> Iterator[Life]:
         """Starts one life; on leaving nothing of it runs any more, and what it said has been judged."""
         expected = self._newest()
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
         self.lives += 1
-        ports = tuple(free_ports(world_size))
-        logs = [self.folder / f"life-{self.lives}-worker-{worker}.log" for worker in range(world_size)]
-        life = Life(self.lives, [], logs)
-        try:
-            for worker in range(world_size):
-                task = Task(self.url, worker, ports, str(logs[worker]), self.storage_options,
-                            stop_after_acknowledged=stop_after_acknowledged)  # fmt: skip
-                process = context.Process(target=work, args=(task,), daemon=True)
-                process.start()
-                life.processes.append(process)
+        task = Task(self.url, self.storage_options, stop_after_acknowledged=stop_after_acknowledged)
+        logs = self.folder / f"life-{self.lives}"
+        program, args = "tests.chaos.worker:main", [json.dumps(asdict(task))]
+        with start_workers(program, world_size, args=args, folder=logs) as workers:
+            life = Life(self.lives, workers)
             yield life
-        finally:
-            for process in life.processes:
-                process.kill()
-                process.join()
         self._judge(life, expected)
 
     def kill_one(self, world_size: int) -> None:
         """A life that ends by kill -9 of one worker, or of all at once, at a random moment from its start on."""
         with self.life(world_size) as life:
             victim, early = self.rng.randrange(world_size), self.rng.random() < 0.15
-            if early:
+            if self.lives == 1:
+                life.wait_for(0, "acknowledged")  # there is something to resume from
+            elif early:
                 time.sleep(self.rng.uniform(0.0, 3.0))
             else:
                 life.wait_for(0, "restored")
                 time.sleep(self.rng.uniform(0.0, 2.5))
             everyone = self.rng.random() < 0.25
-            for process in life.processes if everyone else [life.processes[victim]]:
-                process.kill()
+            for worker in life.workers if everyone else [life.workers[victim]]:
+                worker.kill()
             self.killed.append("all" if everyone else f"{victim} of {world_size}")
             deadline = time.monotonic() + SURVIVOR_S
-            for process in life.processes:
-                process.join(max(0.0, deadline - time.monotonic()))
+            for worker in life.workers:
+                with contextlib.suppress(TimeoutError):
+                    worker.wait(max(0.0, deadline - time.monotonic()))
 
     def finish(self, world_size: int) -> None:
         """A last life that nothing kills, through three commits to its end; then nothing of the dead may be left."""
         with self.life(world_size, stop_after_acknowledged=3) as life:
-            for process in life.processes:
-                process.join(START_S)
-            codes = [process.exitcode for process in life.processes]
+            codes = [worker.wait(HANG_S) for worker in life.workers]
             assert codes == [0] * world_size, f"exit codes {codes}\n{life.all_logs()}"
         store = open_store(self.url, self.storage_options)
         listing = list_root(store)
@@ -140,9 +120,10 @@ class Supervisor:
         assert expected[0] >= self.acknowledged, (
             f"step {self.acknowledged} was acknowledged, now newest is {expected[0]}"
         )
-        for worker, process in enumerate(life.processes):
+        for worker, process in enumerate(life.workers):
             assert not life.events(worker, "wrong"), f"life {life.number}: wrong values\n{life.all_logs()}"
-            assert process.exitcode in (0, 3, -signal.SIGKILL), f"exit code {process.exitcode}\n{life.all_logs()}"
+            code = process.wait(0)
+            assert code in (0, 3, -signal.SIGKILL), f"exit code {code}\n{life.all_logs()}"
             for event in life.events(worker, "restored"):
                 assert (event["step"], event["incarnation"]) == expected, f"{event}, not {expected}\n{life.all_logs()}"
         self.resumes += bool(life.events(0, "restored") and expected[0])

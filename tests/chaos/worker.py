@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,16 +31,9 @@ class Task:
     """What a worker is to do; plain data, since it travels to another process."""
 
     url: str
-    worker: int
-    ports: tuple[int, ...]
-    log: str
     storage_options: dict[str, Any] = field(default_factory=dict)
     width: int = 384  # 0.7 MiB of weights, 2 MiB with Adam's: several shards for each worker
     stop_after_acknowledged: int | None = None
-
-    @property
-    def world_size(self) -> int:
-        return len(self.ports)
 
 
 def digest_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> str:
@@ -52,19 +44,11 @@ def digest_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> str:
     return digest.hexdigest()
 
 
-def work(task: Task) -> None:
+def main() -> None:
     """The process's whole life; prints one JSON object a line for the supervisor."""
-    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
-    addresses = [f"127.0.0.1:{port}" for port in task.ports]
-    cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": task.worker}}
-    os.environ["TF_CONFIG"] = json.dumps(cluster)
     try:
-        _train(task)
+        _train(Task(**json.loads(sys.argv[1])))
     except (tf.errors.OpError, ckptflow.PeerError) as error:
         _say(event="left", why=type(error).__name__)
         sys.exit(3)
@@ -101,7 +85,7 @@ def _train(task: Task) -> None:
         acknowledged = 0
         pending: ckptflow.PendingCheckpoint | None = None
         for step in itertools.count(restored.step + 1 if restored else 1):
-            step_on(step, task)
+            step_on(step)
             if step % SAVE_EVERY:
                 continue
             if pending is not None:
@@ -117,7 +101,7 @@ def _train(task: Task) -> None:
     _say(event="finished", step=step)
 
 
-def _make_step(strategy: Any, model: keras.Model, optimizer: Any) -> Callable[[int, Task], None]:
+def _make_step(strategy: Any, model: keras.Model, optimizer: Any) -> Callable[[int], None]:
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
 
     @tf.function
@@ -131,10 +115,12 @@ def _make_step(strategy: Any, model: keras.Model, optimizer: Any) -> Callable[[i
 
         strategy.run(on_replica, args=(inputs, labels))
 
-    def step_on(step: int, task: Task) -> None:
+    worker, world_size = strategy.cluster_resolver.task_id, strategy.num_replicas_in_sync
+
+    def step_on(step: int) -> None:
         rng = np.random.default_rng(step)
-        inputs = np.array_split(rng.random((GLOBAL_BATCH, 64), np.float32), task.world_size)[task.worker]
-        labels = np.array_split(rng.integers(0, 10, GLOBAL_BATCH), task.world_size)[task.worker]
+        inputs = np.array_split(rng.random((GLOBAL_BATCH, 64), np.float32), world_size)[worker]
+        labels = np.array_split(rng.integers(0, 10, GLOBAL_BATCH), world_size)[worker]
         train_step(tf.constant(inputs), tf.constant(labels, tf.int32))
 
     return step_on

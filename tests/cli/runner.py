@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ckptflow.cli import main
+from tests.processes import run_python
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,7 @@ class Runner:
         return Ran(code if isinstance(code, int) else 0, captured.out, captured.err)
 
 
-def run_alone(*args: str, script: str = "from ckptflow.cli import main; main()", **env: str) -> Ran:
-    """Runs `script` with `args` as its command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *args],
-        env={**os.environ, **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def run_alone(*args: str, script: str = "from ckptflow.cli import main; main()", fresh: bool = True, **env: str) -> Ran:
+    """Runs `script` with `args` as its command line in a process of its own, empty or with TensorFlow loaded."""
+    done = run_python("-c", script, *args, env=env, cwd=Path.cwd(), fresh=fresh)
     return Ran(done.returncode, done.stdout, done.stderr)

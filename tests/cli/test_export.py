@@ -101,7 +101,7 @@ def test_a_warm_start(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "train.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     assert run_alone("export", root, "m.safetensors").code == 0
-    ran = run_alone("import", "m.safetensors", "warm", "--model", "train:build", "--partial")
+    ran = run_alone("import", "m.safetensors", "warm", "--model", "train:build", "--partial", fresh=False)
     assert ran.code == 0, ran.err
     assert "left as it was made: model/head" in ran.out
     assert "in the source and not used: model/dense/kernel" in ran.out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from ckptflow.errors import (
 from ckptflow.interop import keras_files
 from ckptflow.interop.origin import find_provenance
 from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model, names_in, predict, save
+from tests.processes import run_python
 
 
 @pytest.mark.parametrize("name", [*MODEL_FORMATS, *TENSOR_FORMATS])
@@ -315,8 +314,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(300)])
     save(str(tmp_path / "run"), {"model": model})
     (tmp_path / "out").mkdir()
-    command = [sys.executable, "-c", _FULL, str(tmp_path / "run"), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = run_python("-c", _FULL, str(tmp_path / "run"), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("is told") == 6
     assert names_in(tmp_path / "out") == []

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import ckptflow
 from ckptflow import CheckpointManager
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from tests.interop import models
+from tests.processes import run_python
 
 # The loop of TensorFlow's guide to training checkpoints, under both Kerases one after the other.
 GUIDE = """
@@ -68,15 +66,7 @@ for framework in ("keras", "tf_keras"):
 
 
 def _run_guide(folder: Path, first: int, last: int, saves: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", GUIDE, *map(str, (folder, first, last, saves))],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_python("-c", GUIDE, *map(str, (folder, first, last, saves)))
     assert done.returncode == 0, done.stderr[-5000:]
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ckptflow import (
 )
 from ckptflow.testing import FaultyStore
 from tests.manager.states import Weights, committed, folders, wrap_store
+from tests.processes import run_python
 from tests.waiting import raised_in_a_thread
 
 
@@ -123,7 +123,7 @@ def test_after_close_and_from_another_thread(used: Path) -> None:
 
 
 def test_a_fork_after_start(used: Path) -> None:
-    """In a fresh process, since forking one that runs TensorFlow's threads is not safe by itself."""
+    """In a process of its own, since forking one that runs TensorFlow's threads is not safe by itself."""
     code = f"""
 import os, sys, tensorflow as tf, ckptflow
 manager = ckptflow.CheckpointManager({str(used)!r}, {{"v": tf.Variable(1.0)}}, fresh=True)
@@ -140,7 +140,7 @@ manager.save(3).result()
 manager.close()
 sys.exit(child)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
 
 
@@ -248,7 +248,7 @@ except ckptflow.StorageAccessError as error:
         if parent == Path("/tmp"):
             break
         parent.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_python("-c", code)
     assert "refused" in done.stdout, done.stderr
     assert len(committed(used)) == 1
 
@@ -272,7 +272,7 @@ except ckptflow.SaveFailedError as error:
 manager.save(3).result()
 manager.close()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert [c.step for c in ckptflow.list_checkpoints(used)] == [1, 3]
     assert "000000000002-i0002" not in folders(used)

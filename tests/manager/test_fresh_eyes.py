@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import ckptflow
 from ckptflow import CheckpointManager, KeepBest, SaveFailedError, StepOrderError
 from ckptflow.format.manifest import MAX_MANIFEST_BYTES
 from tests.manager.states import PlainState, Weights
+from tests.processes import run_python
 
 
 @pytest.mark.parametrize("url", [Path("s3://bucket/run"), "s3:/bucket/run", "gs:bucket/run", "file:/data/run", ""])
@@ -42,7 +41,7 @@ manager.save(1).wait()
 shutil.rmtree({str(tmp_path / "run")!r})
 manager.save(2)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ended = run_python("-c", code)
     assert "000000000002-i0001 was not saved" in ended.stderr
 
 

@@ -65,7 +65,7 @@ def signal_until_it_ends(worker: Worker, when: str) -> int:
         assert time.monotonic() < deadline, worker.output()
         worker.send(signal.SIGTERM)
         time.sleep(0.01)
-    return worker.process.returncode
+    return worker.wait(TIMEOUT_S)
 
 
 def send_second_signal(workers: list[Worker]) -> None:

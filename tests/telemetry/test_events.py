@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +35,7 @@ from ckptflow.hooks import Hooks, as_fields, as_line
 from ckptflow.storage.store import open_store
 from ckptflow.storage.wrappers import FaultyStore
 from tests.manager.states import Weights, wrap_store
+from tests.processes import run_python
 
 
 def kinds(told: list[Event]) -> list[str]:
@@ -205,7 +204,8 @@ manager = ckptflow.CheckpointManager({str(tmp_path)!r}, tf.Variable(tf.zeros([10
                                      on_event=lambda event: print(event.name, flush=True))
 manager.save(1)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = run_python("-c", program)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["claimed", "save_began", "shards_written", "committed"]
 
 
