@@ -65,7 +65,7 @@ def junk(rng: random.Random, path: Path, other: Path) -> None:
 
 def huge(rng: random.Random, path: Path, other: Path) -> None:
     """Sparse: nobody may read all of it, nor allocate it."""
-    os.truncate(path, 2**26 if path.name == "manifest.json" else rng.choice([2**33, 2**40]))
+    os.truncate(path, 2**23 if path.name == "manifest.json" else rng.choice([2**33, 2**40]))
 
 
 def of_another_checkpoint(rng: random.Random, path: Path, other: Path) -> None:
