@@ -13,11 +13,9 @@ empty interpreter instead where its environment has something else that is read 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.forked import ROOT, Process, Zygote, read_at_start
+from tests.ports import free_ports
 
 _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
 
@@ -148,24 +147,6 @@ class Result:
     index: int
     exit_code: int
     output: str
-
-
-# Where this process begins to look for ports: far from where another one does that runs tests at the same time, and not
-# 10,000 away, where SeaweedFS has its gRPC ports.
-_TEST_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-FIRST_PORT = 20000 + (os.getpid() * 37 + _TEST_PROCESS * 5000) % 20000
-_candidates = itertools.cycle([*range(FIRST_PORT, 50000), *range(20000, FIRST_PORT)])
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that are free, all below 50000; not those given before, whose processes may still be starting."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = next(_candidates)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.append(port)
-    return ports
 
 
 def _kill_all(workers: list[Worker]) -> None:

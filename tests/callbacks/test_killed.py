@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.processes import free_ports, run_workers
+from tests.ports import free_ports
+from tests.processes import run_workers
 
 TIMEOUT_S = 240
 

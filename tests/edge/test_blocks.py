@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptflow import open_checkpoint
-from tests.processes import free_ports, start_workers
+from tests.ports import free_ports
+from tests.processes import start_workers
 
 
 def test_large_blocks_are_read_in_part_under_another_mesh(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Worker, free_ports, start_workers
+from tests.ports import free_ports
+from tests.processes import Worker, start_workers
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.examples.lives import EXAMPLES
-from tests.processes import Worker, free_ports
+from tests.ports import free_ports
+from tests.processes import Worker
 
 
 @contextlib.contextmanager
@@ -46,7 +47,4 @@ def started(command: Sequence[str], env: Mapping[str, str], logs: Path) -> Itera
 
 def two_ports() -> int:
     """The first of two free ports that follow one another."""
-    first, second = free_ports(2)
-    while second != first + 1:
-        first, second = second, free_ports(1)[0]
-    return first
+    return free_ports(1, also=1)[0]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 import ckptflow
 from tests.matrix.settings import Described, Group
-from tests.processes import free_ports, start_workers
+from tests.ports import free_ports
+from tests.processes import start_workers
 
 Array = npt.NDArray[Any]
 

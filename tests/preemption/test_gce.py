@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ckptflow.preemption import gce_notice
-from tests.processes import free_ports
+from tests.ports import free_ports
 
 ANSWERS: dict[str, tuple[int, str]] = {}
 IS_GOOGLE = [True]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import ckptflow
-from tests.processes import Worker, free_ports, start_workers
+from tests.ports import free_ports
+from tests.processes import Worker, start_workers
 
 TIMEOUT_S = 120.0
 

@@ -67,13 +67,17 @@ class TestSeaweedfsByObstore(StoreContract):
 
 
 class OnMoto(StoreContract):
-    """moto's server looks whether an object is there, and writes it, in two steps: under load two racers have won.
+    """moto's server does in two steps what a storage does in one: it has let two racing creators win, and answered a
+    reader 500, or with no bytes, while an object was replaced. It is not asked for these two promises.
 
-    SeaweedFS and fake-gcs, which do it in one, are raced.
+    SeaweedFS and fake-gcs-server keep them, and are.
     """
 
     def test_racing_creators_have_exactly_one_winner(self, backend: Backend) -> None:
         pytest.skip("moto's server does not create in one step")
+
+    def test_no_reader_sees_a_part(self, backend: Backend) -> None:
+        pytest.skip("moto's server does not replace in one step")
 
 
 class TestMotoByS3fs(OnMoto):
