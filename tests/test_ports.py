@@ -38,7 +38,8 @@ def test_they_are_free_and_below_those_of_connections() -> None:
 
 def test_one_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     taken, free = free_ports(2)
-    monkeypatch.setattr(ports, "_candidates", lambda: iter([taken, free]))
+    candidates = iter([taken, free])
+    monkeypatch.setattr(ports, "_candidates", lambda: candidates)
     with socket.socket() as server:
         server.bind(("127.0.0.1", taken))
         assert free_ports(1) == [free]

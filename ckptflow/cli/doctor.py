@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 _CANNOT_SEE = (
     "that what it has acknowledged outlives its machines: that is the storage's own promise",
     "that two machines see the same: all of this ran on one; run it on another against the same URL as well",
-    "rare failures: each promise was tried for seconds, and a server that creates or replaces an object in two steps, as "
-    "moto's does, breaks one only when two requests meet",
+    "rare failures: each promise was tried for seconds; a server that works in two steps, as moto's does, may pass",
 )
 
 
