@@ -85,7 +85,7 @@ class UrlBackend:
     """A folder of its own under a URL for each promise; looked at by plain file calls, or by fsspec's file system."""
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
-        from ckptflow.storage.remote import open_file_system
+        from ckptflow.storage.clients import open_file_system
         from ckptflow.storage.store import local_path
 
         self._url, self._options = url, storage_options

@@ -6,31 +6,25 @@ that botocore and gcsfs would find, asked of them, so that installing the extra 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ckptflow.errors import ObjectNotFoundError, StorageUnavailableError
+from ckptflow.errors import ObjectNotFoundError
 from ckptflow.storage import faults
-from ckptflow.storage.remote import (
-    CONNECT_TIMEOUT_S,
-    GCS_SCHEMES,
-    REQUEST_TIMEOUT_S,
-    S3_SCHEMES,
-    RemoteStore,
-    is_past_end,
-)
-from ckptflow.storage.store import Entry, Store, check_prefix
-from ckptflow.threads import at_once
+from ckptflow.storage.clients import CONNECT_TIMEOUT_S, GCS_SCHEMES, NO_CACHE, REQUEST_TIMEOUT_S, S3_SCHEMES
+from ckptflow.storage.remote import FsspecStore
+from ckptflow.storage.replies import StrangeReplyError
+from ckptflow.storage.store import Store
 
 _log = logging.getLogger("ckptflow.storage")
 
 _CHUNK_BYTES = 4 * 2**20
-_LIST_PAGE = 1000
 _CREDENTIALS_TTL = timedelta(minutes=5)  # how long one look at botocore's credentials, which renew themselves, is kept
 _S3_OPTIONS = {"key", "username", "secret", "password", "token", "anon", "endpoint_url", "profile", "client_kwargs"}
 _S3_CLIENT_OPTIONS = {
@@ -63,69 +57,28 @@ def open_fast_store(url: str, scheme: str, storage_options: dict[str, Any], *, i
         return None
 
 
-class ObstoreStore(RemoteStore):
-    """S3 or Google Cloud Storage by obstore: one PUT per object, `create` by the service's own condition."""
+class ObstoreStore(FsspecStore):
+    """S3 or Google Cloud Storage: bytes by obstore, one PUT per object, `create` by the service's own condition.
 
-    is_create_only = True
+    Listing and deleting stay with fsspec: of a listing that is a proxy's page, obstore makes an empty one.
+    """
 
     def __init__(self, url: str, scheme: str, storage_options: dict[str, Any], *, is_required: bool = False) -> None:
-        bucket, _, inner = url.partition("://")[2].rstrip("/").partition("/")
-        super().__init__(url, inner.strip("/"), storage_options)
-        self._is_s3 = scheme in S3_SCHEMES
-        if self._is_s3:
-            self._client = _s3_client(bucket, storage_options)
-        else:
-            self._client = _gcs_client(bucket, storage_options, is_required)
+        bucket = url.partition("://")[2].partition("/")[0]
+        make = _s3_client if scheme in S3_SCHEMES else functools.partial(_gcs_client, is_required=is_required)
+        self._make = functools.partial(make, bucket, dict(storage_options))
+        self._client = self._reader = self._make()
+        super().__init__(url, storage_options)
 
-    def put(self, key: str, data: memoryview) -> None:
-        self._write(key, data, "overwrite")
-
-    def create(self, key: str, data: memoryview) -> None:
-        self._write(key, data, "create")
-
-    def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        path = self._path(key)
-        if not into.nbytes:
-            return 0
-        try:
-            with self._mapped("read", key):
-                return self._read(path, into.cast("B"), start)
-        except ObjectNotFoundError:
-            self._check_bucket(key)
-            raise
-
-    def list(self, prefix: str = "") -> list[Entry]:
-        import obstore
-
-        base = f"{self._root}/" if self._root else ""
-        full = base + check_prefix(prefix)
-        try:
-            with self._mapped("list", prefix):
-                found = list(obstore.list(self._client, full or None, chunk_size=_LIST_PAGE).collect())
-        except ObjectNotFoundError as error:
-            raise self._no_bucket("list") from error
-        return [Entry(meta["path"][len(base) :], meta["size"]) for meta in found if meta["path"].startswith(full)]
-
-    def delete(self, keys: Sequence[str]) -> None:
-        import obstore
-
-        paths = [self._path(key) for key in keys]
-        if not paths:
-            return
-        if self._is_s3:
-            try:
-                with self._mapped("delete"):
-                    obstore.delete(self._client, paths)  # in one request per thousand
-            except ObjectNotFoundError as error:
-                raise self._no_bucket("delete") from error
-            return
-        self._check_usable()
-        at_once(8, lambda each: self._delete_one(*each), list(zip(keys, paths, strict=True)))
+    def renew(self, key: str) -> None:
+        super().renew(key)
+        with suppress(Exception):
+            self._reader = self._make(headers=NO_CACHE)
 
     def _write(self, key: str, data: memoryview, mode: Any) -> None:
         import obstore
 
-        path = self._path(key)
+        path = self._name(key)
         doing = "create" if mode == "create" else "write"
         flat = data.cast("B") if data.nbytes else memoryview(b"")
         try:
@@ -134,38 +87,40 @@ class ObstoreStore(RemoteStore):
         except ObjectNotFoundError as error:
             raise self._no_bucket(doing) from error
 
-    def _read(self, path: str, view: memoryview, start: int) -> int:
+    def _read_s3(self, path: str, into: memoryview, start: int) -> int:
+        return self._read(path, into, start)
+
+    def _read(self, path: str, into: memoryview, start: int) -> int:
         import obstore
 
-        try:
-            result = obstore.get(self._client, path, options={"range": (start, start + len(view))})
-        except Exception as error:
-            if is_past_end(error):
-                return 0
-            raise
+        view = into.cast("B")
+        result = obstore.get(self._reader, path.partition("/")[2], options={"range": (start, start + len(view))})
         first, last = result.range
+        if first != start or last != min(start + len(view), result.meta["size"]):
+            raise StrangeReplyError(f"asked for {len(view):,} bytes from byte {start:,} on, got {first:,} to {last:,}")
         done = 0
         for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
+            if done + len(chunk) > last - first:
+                raise StrangeReplyError(f"{last - first:,} bytes were announced, and more came")
             view[done : done + len(chunk)] = memoryview(chunk)
             done += len(chunk)
         if done != last - first:
-            raise StorageUnavailableError(f"{self._url}: {path} came short: {done:,} of {last - first:,} bytes")
+            raise StrangeReplyError(f"{last - first:,} bytes were announced, and {done:,} came")
         return done
 
-    def _delete_one(self, key: str, path: str) -> None:
-        import obstore
-
-        with self._mapped("delete", key), suppress(FileNotFoundError):
-            obstore.delete(self._client, path)
+    def _name(self, key: str) -> str:
+        return self._path(key).partition("/")[2]
 
 
-def _common(ca_bundle: str | None = None) -> dict[str, Any]:
+def _common(headers: dict[str, str] | None, ca_bundle: str | None = None) -> dict[str, Any]:
     """What both services get: bounded times, plain HTTP where the endpoint asks for it, one try (retries are ours)."""
     client: dict[str, Any] = {
         "allow_http": True,
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
         "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
     }
+    if headers:
+        client["default_headers"] = headers
     if ca_bundle:
         with open(ca_bundle, "rb") as pem:
             client["root_certificate"] = pem.read()
@@ -178,7 +133,7 @@ def _refuse_unknown(options: dict[str, Any], known: set[str], what: str) -> None
         raise _NotTranslatableError(f"obstore has no equivalent of {what} {', '.join(unknown)}")
 
 
-def _s3_client(bucket: str, options: dict[str, Any]) -> Any:
+def _s3_client(bucket: str, options: dict[str, Any], headers: dict[str, str] | None = None) -> Any:
     from obstore.store import S3Store
 
     _refuse_unknown(options, _S3_OPTIONS, "storage option")
@@ -197,7 +152,7 @@ def _s3_client(bucket: str, options: dict[str, Any]) -> Any:
     config: Any = {"region": region or "us-east-1", "endpoint": found.meta.endpoint_url}
     if is_aws:
         config["checksum_algorithm"] = "CRC64NVME"  # checked by the server; obstore knows no crc32c
-    common = _common(session.get_config_variable("ca_bundle"))
+    common = _common(headers, session.get_config_variable("ca_bundle"))
     if options.get("anon"):
         config["skip_signature"] = True
         return S3Store(bucket, config=config, **common)
@@ -238,7 +193,9 @@ def _s3_credentials(session: Any) -> Callable[[], Any]:
     return provide
 
 
-def _gcs_client(bucket: str, options: dict[str, Any], is_required: bool) -> Any:
+def _gcs_client(
+    bucket: str, options: dict[str, Any], headers: dict[str, str] | None = None, *, is_required: bool
+) -> Any:
     from obstore.store import GCSStore
 
     _refuse_unknown(options, _GCS_OPTIONS, "storage option")
@@ -246,12 +203,12 @@ def _gcs_client(bucket: str, options: dict[str, Any], is_required: bool) -> Any:
     if endpoint and not is_required:
         raise _NotTranslatableError("obstore speaks Google's XML API, which an emulator or another endpoint may lack")
     if endpoint and options.get("token") == "anon":
-        return GCSStore(bucket, config={"base_url": endpoint, "bearer_token": "anon"}, **_common())
+        return GCSStore(bucket, config={"base_url": endpoint, "bearer_token": "anon"}, **_common(headers))
     provider = _gcs_credentials(options)
     if provider is None:
-        return GCSStore(bucket, config={"skip_signature": True}, **_common())
+        return GCSStore(bucket, config={"skip_signature": True}, **_common(headers))
     config: Any = {"base_url": endpoint} if endpoint else {}
-    return GCSStore(bucket, config=config, credential_provider=provider, **_common())
+    return GCSStore(bucket, config=config, credential_provider=provider, **_common(headers))
 
 
 def _gcs_credentials(options: dict[str, Any]) -> Callable[[], Any] | None:

@@ -52,7 +52,8 @@ _TRANSIENT_CODES = {
     "ConditionalRequestConflict", "InternalError", "OperationAborted", "PriorRequestNotComplete",
     "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "RequestTimeoutException", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "BadDigest", "IncompleteBody",
-    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "408", "409", "429", "500", "502", "503", "504",
+    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "302", "303", "307", "308", "408", "409", "429", "500",
+    "502", "503", "504", "TemporaryRedirect",
 }  # fmt: skip
 _ACCESS_CODES = {
     "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "AuthFailure",
@@ -83,7 +84,7 @@ _TRANSIENT_CLASSES = {
     "ReadTimeoutError", "ResponseParserError", "ResponseStreamingError", "ClientConnectionError",
     "ClientPayloadError", "ServerDisconnectedError", "ChecksumError", "ProxyError", "ChunkedEncodingError",
     "ContentDecodingError", "Timeout", "TransportError", "gaierror", "AioConnectionClosedError",
-    "FlexibleChecksumError",
+    "FlexibleChecksumError", "StrangeReplyError",
 }  # fmt: skip
 _ACCESS_CLASSES = {
     "PermissionError", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",

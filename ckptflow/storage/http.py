@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptflow.storage import faults
-from ckptflow.storage.remote import RemoteStore, open_file_system
+from ckptflow.storage.clients import open_file_system
+from ckptflow.storage.remote import RemoteStore
 from ckptflow.storage.retry import Retries
 from ckptflow.storage.whole import check_room, write_all
 

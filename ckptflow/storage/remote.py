@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import os
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import MethodType
 from typing import Any
 
 import crc32c
@@ -19,19 +20,16 @@ import fsspec.asyn
 from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
+from ckptflow.storage.clients import GCS_SCHEMES, S3_SCHEMES, open_file_system, wants_checksum
+from ckptflow.storage.replies import StrangeReplyError, check_put, check_range, delete_s3, list_gcs, list_s3
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
 from ckptflow.threads import at_once
 
 _log = logging.getLogger("ckptflow.storage")
 
-S3_SCHEMES = ("s3", "s3a")
-GCS_SCHEMES = ("gs", "gcs")
-HTTP_SCHEMES = ("http", "https")
-_SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
-_MAX_PUT_BYTES = 5 * 2**30  # what one S3 PUT may hold; chunk sizes below are set so that nothing smaller is split
 _DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60, 120
+_RENEW_PAUSE_S = 0.25  # what answers wrong may be about to be replaced
 
 
 def open_remote_store(url: str, storage_options: dict[str, Any], tell: Tell = tell_nobody) -> Store:
@@ -127,12 +125,13 @@ class FsspecStore(RemoteStore):
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._scheme = url.partition("://")[0]
-        self._fs, root = open_file_system(url, self._scheme, storage_options)
+        self._open = functools.partial(open_file_system, url, self._scheme, dict(storage_options))
+        self._fs, root = self._open()
         super().__init__(url, root.strip("/"), storage_options)
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
-        self._sends_checksum = self._is_s3 and _wants_checksum(storage_options)
+        self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
 
     def put(self, key: str, data: memoryview) -> None:
         self._write(key, data, "overwrite")
@@ -164,19 +163,19 @@ class FsspecStore(RemoteStore):
                 found = self._find(base + prefix)
         except ObjectNotFoundError as error:
             raise self._no_bucket("list") from error
-        entries = []
-        for name, info in found.items():
-            name = name.lstrip("/")
-            if name.startswith(base + prefix) and not name.endswith("/"):  # else a folder's marker
-                entries.append(Entry(name[len(base) :], int(info["size"])))
-        return entries
+        return [
+            Entry(name[len(base) :], size_bytes)
+            for name, size_bytes in found
+            if name.startswith(base + prefix) and not name.endswith("/")  # else a folder's marker
+        ]
 
     def delete(self, keys: Sequence[str]) -> None:
         paths = [self._path(key) for key in keys]
         if self._is_s3:
             for first in range(0, len(paths), _DELETE_BATCH):
+                names = [path.partition("/")[2] for path in paths[first : first + _DELETE_BATCH]]
                 with self._mapped("delete"):
-                    self._delete_s3(paths[first : first + _DELETE_BATCH])
+                    delete_s3(self._fs.call_s3, self._root.partition("/")[0], names)
             return
         self._check_usable()
         at_once(8, lambda each: self._delete_one(*each), list(zip(keys, paths, strict=True)))
@@ -186,64 +185,75 @@ class FsspecStore(RemoteStore):
     def _read(self, path: str, into: memoryview, start: int) -> int:
         data = self._fs.cat_file(path, start=start, end=start + into.nbytes)
         if len(data) > into.nbytes:
-            raise self._too_much(path, into)
+            raise StrangeReplyError(f"asked for {into.nbytes:,} bytes, got {len(data):,}")
         into.cast("B")[: len(data)] = data
         return len(data)
 
     def _read_s3(self, path: str, into: memoryview, start: int) -> int:
         """The body goes to `into` as it comes in: `cat_file` would collect it, join it, and have it copied here."""
+        fs = self._fs  # and no other one before the body is read
         bucket, _, name = path.partition("/")
         wanted = f"bytes={start}-{start + into.nbytes - 1}"
-        body = self._fs.call_s3("get_object", Bucket=bucket, Key=name, Range=wanted)["Body"]
-        count: int = fsspec.asyn.sync(self._fs.loop, _read_body, body, into.cast("B"))
-        if count > into.nbytes:
-            raise self._too_much(path, into)
+        reply = fs.call_s3("get_object", Bucket=bucket, Key=name, Range=wanted)
+        status, size_bytes = reply["ResponseMetadata"]["HTTPStatusCode"], reply.get("ContentLength", -1)
+        try:
+            check_range(status, reply.get("ContentRange"), size_bytes, start, into.nbytes)
+        except StrangeReplyError:
+            reply["Body"].close()
+            raise
+        count: int = fsspec.asyn.sync(fs.loop, _read_body, reply["Body"], into.cast("B"))
+        if count != size_bytes:
+            raise StrangeReplyError(f"{size_bytes:,} bytes were announced, and {count:,} came")
         return count
-
-    def _too_much(self, path: str, into: memoryview) -> StorageError:
-        return StorageError(f"{self._url}: {path}: the storage sent more than the {into.nbytes:,} bytes asked for")
 
     def _write(self, key: str, data: memoryview, mode: str) -> None:
         path = self._path(key)
-        options: dict[str, Any] = {"mode": mode}
-        if self._is_s3:
-            options["chunksize"] = _MAX_PUT_BYTES
-            if self._sends_checksum:
-                options["ChecksumCRC32C"] = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
-        elif self._is_gcs:
-            options["chunksize"] = data.nbytes + 1
         lock: AbstractContextManager[Any] = nullcontext() if self._is_s3 or self._is_gcs else _create_lock(self._fs)
         doing = "create" if mode == "create" else "write"
         try:
             with self._mapped(doing, key), lock:
-                if self._has_folders:
-                    self._fs.makedirs(self._fs._parent(path), exist_ok=True)
-                self._fs.pipe_file(path, data if self._is_gcs else bytes(data), **options)
+                if self._is_s3:
+                    self._write_s3(path, data, is_new=mode == "create")
+                elif self._is_gcs:
+                    self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
+                else:
+                    if self._has_folders:
+                        self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+                    self._fs.pipe_file(path, bytes(data), mode=mode)
         except ObjectNotFoundError as error:
             raise self._no_bucket(doing) from error
 
-    def _find(self, prefix: str) -> dict[str, Any]:
-        if self._is_s3 or self._is_gcs:  # a listing by prefix, one request per page
-            bucket, _, inner = prefix.partition("/")
-            return dict(self._fs.find(bucket, prefix=inner, detail=True))
-        try:
-            return dict(self._fs.find(prefix.rstrip("/"), detail=True, on_error="raise"))
-        except FileNotFoundError:
-            return {}
+    def _write_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
+        bucket, _, name = path.partition("/")
+        options = {"IfNoneMatch": "*"} if is_new else {}
+        if self._sends_checksum:
+            options["ChecksumCRC32C"] = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
+        check_put(self._fs.call_s3("put_object", Bucket=bucket, Key=name, Body=bytes(data), **options))
 
-    def _delete_s3(self, paths: Sequence[str]) -> None:
-        bucket = self._root.partition("/")[0]
-        objects = [{"Key": path.partition("/")[2]} for path in paths]
-        reply = self._fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
-        failed = [error for error in reply.get("Errors", []) if error.get("Code") != "NoSuchKey"]
-        if failed:
-            first = failed[0]
-            raise _DeleteError(first.get("Code", ""), f"{first.get('Key')}: {first.get('Message')}", len(failed))
+    def _find(self, prefix: str) -> Iterable[tuple[str, int]]:
+        """The full name and the size of each file whose name begins with `prefix`."""
+        if self._is_s3 or self._is_gcs:
+            bucket, _, inner = prefix.partition("/")
+            found = list_s3(self._fs.call_s3, bucket, inner) if self._is_s3 else list_gcs(self._fs.call, bucket, inner)
+            return [(f"{bucket}/{name}", size_bytes) for name, size_bytes in found]
+        try:
+            files = self._fs.find(prefix.rstrip("/"), detail=True, on_error="raise")
+        except FileNotFoundError:
+            return []
+        return [(name.lstrip("/"), int(info["size"])) for name, info in files.items()]
 
     def _delete_one(self, key: str, path: str) -> None:
-        with self._mapped("delete", key):
-            with suppress(FileNotFoundError):
+        with self._mapped("delete", key), suppress(FileNotFoundError):
+            try:
                 self._fs.rm_file(path)
+            except FileNotFoundError:
+                self._fs.rm_file(path)  # is it? One answer is no proof
+
+    def renew(self, key: str) -> None:
+        """Another client, with connections of its own, takes over; from here on it asks past caches."""
+        time.sleep(_RENEW_PAUSE_S)
+        with suppress(Exception):  # then the old one asks again
+            self._fs = self._open(past_caches=True)[0]
 
 
 async def _read_body(body: Any, into: memoryview) -> int:
@@ -258,57 +268,6 @@ async def _read_body(body: Any, into: memoryview) -> int:
         return count + len(await body.read(1))  # at the end it has its length checked
     finally:
         body.close()
-
-
-class _DeleteError(Exception):
-    """One of the errors in the reply to a deletion of many, with its code."""
-
-    def __init__(self, code: str, text: str, count: int) -> None:
-        super().__init__(f"{text} ({code}; {count} in all)")
-        self.code = code
-
-
-def open_file_system(url: str, scheme: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
-    """fsspec's file system for `url`, with our limits of time and no retries of its own, and the path there."""
-    try:
-        kind = fsspec.get_filesystem_class(scheme)
-    except ImportError as error:
-        raise ImportError(f"{faults.redact_url(url)}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{faults.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
-    if scheme in GCS_SCHEMES and (storage_options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
-        from gcsfs.core import GCSFileSystem  # the default class asks Google's gRPC endpoint, which no emulator has
-
-        kind = GCSFileSystem
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    options |= kind._get_kwargs_from_urls(url) | storage_options
-    if scheme in S3_SCHEMES:
-        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
-        tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
-        options["config_kwargs"] = timeouts | tries | dict(options.get("config_kwargs") or {})
-    elif scheme in GCS_SCHEMES:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        options.setdefault("requests_timeout", timeout)
-    elif scheme in HTTP_SCHEMES:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-        options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | dict(options.get("client_kwargs") or {})
-    file_system = kind(**options)
-    # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
-    if scheme in S3_SCHEMES:
-        file_system.retries = 1
-    elif scheme in GCS_SCHEMES and hasattr(kind._request, "__wrapped__"):
-        file_system._request = MethodType(kind._request.__wrapped__, file_system)
-    return file_system, str(kind._strip_protocol(url))
-
-
-def _wants_checksum(storage_options: dict[str, Any]) -> bool:
-    chosen = dict(storage_options.get("config_kwargs") or {}).get("request_checksum_calculation")
-    chosen = chosen or os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
-    return str(chosen).lower() != "when_required"
 
 
 def is_past_end(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ from ckptflow.errors import (
 )
 from ckptflow.storage import faults
 from ckptflow.storage.remote import FsspecStore
+from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Entry, Store, check_key
 from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found, write_all
@@ -305,10 +306,11 @@ class _Files(FsspecStore):
                 found = self._find(base + start)
             else:
                 try:
-                    found = {info["name"]: info for info in self._fs.ls(self._root, detail=True)}
+                    infos = self._fs.ls(self._root, detail=True)
+                    found = [(info["name"].lstrip("/"), int(info["size"] or 0)) for info in infos]
                 except FileNotFoundError:
                     return []
-        entries = [Entry(name.lstrip("/")[len(base) :], int(info["size"] or 0)) for name, info in found.items()]
+        entries = [Entry(name[len(base) :], size_bytes) for name, size_bytes in found]
         return [entry for entry in entries if entry.key.startswith(start) and "/" not in entry.key]
 
     def clear(self, key: str) -> None:
@@ -349,7 +351,10 @@ class _Files(FsspecStore):
         def call(verb: str, **words: Any) -> Any:
             def once() -> Any:
                 with self._mapped("write", key):
-                    return self._fs.call_s3(verb, Bucket=bucket, Key=name, **words)
+                    reply = self._fs.call_s3(verb, Bucket=bucket, Key=name, **words)
+                    if verb != "abort_multipart_upload" and not reply.keys() & {"UploadId", "ETag"}:
+                        raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
+                    return reply
 
             return again.run("put", key, once)
 

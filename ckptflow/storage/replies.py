@@ -74,7 +74,7 @@ def check_put(reply: Mapping[str, Any]) -> None:
     """Raises unless this is S3's reply to a PUT: an ETag, and no body."""
     headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     if not reply.get("ETag") or headers.get("content-length", "0") != "0":
-        raise StrangeReplyError("the reply is not one to a write, so it is not known whether anything was written")
+        raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
 
 
 def delete_s3(call: Call, bucket: str, names: Sequence[str]) -> None:
@@ -93,30 +93,49 @@ def delete_s3(call: Call, bucket: str, names: Sequence[str]) -> None:
 # ---- Google Cloud Storage, by its JSON API
 
 
-def check_gcs(method: str, path: str, asked: Mapping[str, str], status: int, got: Mapping[str, str], body: bytes) -> None:
-    """Raises unless a reply of success is one to the request, as far as what this library asks for goes.
+def list_gcs(call: Call, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Names and sizes of every object whose name begins with `prefix`; `call` is gcsfs's."""
+    token: str | None = None
+    while True:
+        more = {"pageToken": token} if token else {}
+        reply = _of_kind("storage#objects", call("GET", "b/{}/o", bucket, prefix=prefix, **more)[1], "a listing")
+        before, token = token, reply.get("nextPageToken")
+        for entry in reply.get("items", []):
+            if not str(entry.get("name")).startswith(prefix):
+                raise StrangeReplyError("the listing holds names that were not asked for")
+            yield entry["name"], int(entry["size"])
+        if not token:
+            return
+        if token == before:
+            raise StrangeReplyError("the listing goes on, and does not say where")
 
-    `path` is gcsfs's, a template or a whole URL; `asked` and `got` are headers.
+
+def check_gcs(
+    method: str, path: str, query: Mapping[str, Any], asked: Mapping[str, str], reply: tuple[Any, Any, Any, bytes]
+) -> None:
+    """Raises unless a reply of success is one to a read, a write or a deletion, where it is one of these.
+
+    `path` is gcsfs's, a template or a whole URL; `asked` are the request's headers, `reply` is what gcsfs makes of it.
     """
+    status, headers, _, body = reply
     if method == "GET" and "alt=media" in path:
         wanted = _RANGE.fullmatch(asked.get("Range", ""))
         if wanted is not None:
             start, last = int(wanted[1]), int(wanted[2])
-            check_range(status, got.get("Content-Range"), len(body), start, last - start + 1)
-    elif method == "GET" and path == "b/{}/o":
-        _check_kind(body, "storage#objects", "the reply is not a listing")
+            check_range(status, headers.get("Content-Range"), len(body), start, last - start + 1)
     elif method == "GET" and path == "b/{}/o/{}":
-        _check_kind(body, "storage#object", "the reply does not describe an object")
-    elif method == "POST" and path.endswith("/o"):
-        _check_kind(body, "storage#object", "the reply is not one to a write, so it is not known whether it was done")
+        _of_kind("storage#object", body, "one about an object")
+    elif method == "POST" and query.get("uploadType") == "multipart":
+        _of_kind("storage#object", body, "one to a write, and nothing may have been written")
     elif method == "DELETE" and body.strip() not in (b"", b"null"):
         raise StrangeReplyError("the reply is not one to a deletion")
 
 
-def _check_kind(body: bytes, kind: str, what: str) -> None:
+def _of_kind(kind: str, body: bytes, what: str) -> dict[str, Any]:
     try:
         reply = json.loads(body)
     except ValueError:
         reply = None
     if not isinstance(reply, dict) or reply.get("kind") != kind:
-        raise StrangeReplyError(what)
+        raise StrangeReplyError(f"the reply is not {what}")
+    return reply

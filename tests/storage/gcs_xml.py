@@ -1,23 +1,25 @@
 """The part of Google's XML API that obstore uses, in this process: for the one client that no emulator here can serve.
 
-Written from https://cloud.google.com/storage/docs/xml-api: PUT, GET with Range, DELETE, list-type=2 with paging, and
-`x-goog-if-generation-match: 0`, which is what makes a creation exclusive.
+Written from https://cloud.google.com/storage/docs/xml-api: PUT and GET with Range, and
+`x-goog-if-generation-match: 0`, which is what makes a creation exclusive. Listing with paging and deleting are those of
+the JSON API, as the store asks for them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
 
 from ckptflow.storage.store import Store, open_store
 
 PAGE = 1_000
+JSON_API = "/storage/v1/b/bucket/o"
 PREFIX = "run 7/ü/"
 
 
@@ -66,7 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def _name(self) -> str:
-        return unquote(urlsplit(self.path).path).partition("/")[2].partition("/")[2]
+        path = unquote(urlsplit(self.path).path)
+        return path.removeprefix(JSON_API if path.startswith(JSON_API) else "/bucket").removeprefix("/")
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -110,11 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         objects: dict[str, bytes] = dict(self.server.objects)  # type: ignore[attr-defined]
         names = sorted(name for name in objects if name.startswith(query.get("prefix", "")))
-        page = [name for name in names if name > query.get("continuation-token", "")][: PAGE + 1]
-        entries = "".join(
-            f"<Contents><Key>{escape(name)}</Key><LastModified>2026-11-24T16:00:00.000Z</LastModified>"
-            f'<ETag>"1"</ETag><Size>{len(objects[name])}</Size></Contents>'
-            for name in page[:PAGE]
-        )
-        more = f"<NextContinuationToken>{escape(page[PAGE - 1])}</NextContinuationToken>" if len(page) > PAGE else ""
-        self._answer(200, f"<ListBucketResult>{entries}{more}</ListBucketResult>".encode())
+        page = [name for name in names if name > query.get("pageToken", "")][: PAGE + 1]
+        items = [{"kind": "storage#object", "name": name, "size": str(len(objects[name]))} for name in page[:PAGE]]
+        more = {"nextPageToken": page[PAGE - 1]} if len(page) > PAGE else {}
+        self._answer(200, json.dumps({"kind": "storage#objects", "items": items, **more}).encode())
