@@ -1,14 +1,21 @@
-"""Starts the chaos job, kills workers at random moments, starts it again, and holds each life to what was promised."""
+"""Starts the chaos job, kills workers at chosen and random moments, starts it again, and holds each life to its promises.
+
+Workers come from a fork server that has TensorFlow loaded, so that a life takes half a second with one worker and two
+seconds with three; each is a process of its own, and is killed for real.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +23,31 @@ import ckptflow
 from ckptflow.commit.catalog import list_root
 from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.storage.store import open_store
-from tests.chaos.worker import Task
-from tests.processes import Worker, start_workers
+from tests.chaos.worker import Moment, Task, work
+from tests.servers import free_ports
 
-HANG_S = 300.0
-SURVIVOR_S = 3.0  # how long survivors get before they are killed as well
+PRELOAD = ["tests.chaos.worker", "ckptflow.storage.remote", "ckptflow.storage.fast", "s3fs"]
+START_S = 120.0  # to the first word of a life; generous, since a shared machine may be busy
+SURVIVORS_S = (0.0, 0.0, 0.05, 0.5)  # how long survivors get before they are killed as well
+
+CHIEFS: dict[str, Moment] = {
+    "before the claim": Moment("create", "lineage/"),
+    "after the claim": Moment("create", "lineage/", is_after=True),
+    "before the manifest": Moment("create", "manifest.json"),
+    "after the manifest": Moment("create", "manifest.json", is_after=True),
+    "in the fence check": Moment("list", "lineage/", is_after=True),
+    "before a prune": Moment("delete", ""),
+    "in a prune": Moment("delete", "manifest.json", is_after=True),
+    "after a prune": Moment("delete", "shard-", is_after=True),
+}
+ANYONES: dict[str, Moment] = {
+    "in the restore": Moment("get", "shard-"),
+    "before a shard": Moment("put", "shard-"),
+    "after a shard": Moment("put", "shard-", is_after=True),
+    "before the receipt": Moment("put", "receipt-"),
+    "after the receipt": Moment("put", "receipt-", is_after=True),
+}
+TIMES = ["while it starts", "at any time", "all at once"]
 
 
 @dataclass
@@ -28,26 +55,29 @@ class Life:
     """One life of the job: its processes and what each has said."""
 
     number: int
-    workers: list[Worker]
+    processes: list[ForkServerProcess]
+    logs: list[Path]
 
     def said(self, worker: int) -> list[dict[str, Any]]:
         """The events that this worker has printed, torn last line excluded."""
-        lines = self.workers[worker].output().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        text = self.logs[worker].read_text(errors="replace") if self.logs[worker].exists() else ""
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
     def events(self, worker: int, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.said(worker) if event["event"] == kind]
 
     def wait_for(self, worker: int, kind: str) -> None:
         """Returns once this worker has said so; raises with all logs where it ends without, or takes too long."""
-        deadline = time.monotonic() + HANG_S
+        deadline = time.monotonic() + START_S
         while not self.events(worker, kind):
-            if self.workers[worker].process.poll() is not None or time.monotonic() > deadline:
+            if not self.processes[worker].is_alive() or time.monotonic() > deadline:
                 raise AssertionError(f"life {self.number}: worker {worker} never said {kind!r}\n{self.all_logs()}")
             time.sleep(0.02)
 
     def all_logs(self) -> str:
-        return "\n".join(f"--- {worker.index}\n{worker.output()[-4000:]}" for worker in self.workers)
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in self.logs if log.exists()
+        )
 
 
 @dataclass
@@ -61,45 +91,77 @@ class Supervisor:
     lives: int = 0
     acknowledged: int = 0  # the highest step that any life was told is committed
     resumes: int = 0  # lives that resumed from a checkpoint
-    killed: list[str] = field(default_factory=list)
+    killed: Counter[str] = field(default_factory=Counter)  # how often, by the moment
 
     @contextlib.contextmanager
-    def life(self, world_size: int, stop_after_acknowledged: int | None = None) -> Iterator[Life]:
-        """Starts one life; on leaving nothing of it runs any more, and what it said has been judged."""
+    def life(self, world_size: int, *, saves: int, dying: tuple[int, Moment] | None = None) -> Iterator[Life]:
+        """Starts one life, in which worker `dying[0]` may kill itself; on leaving none of it runs, and it was judged."""
         expected = self._newest()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
         self.lives += 1
-        task = Task(self.url, self.storage_options, stop_after_acknowledged=stop_after_acknowledged)
-        logs = self.folder / f"life-{self.lives}"
-        program, args = "tests.chaos.worker:main", [json.dumps(asdict(task))]
-        with start_workers(program, world_size, args=args, folder=logs) as workers:
-            life = Life(self.lives, workers)
+        ports = tuple(free_ports(world_size))
+        logs = [self.folder / f"life-{self.lives}-worker-{worker}.log" for worker in range(world_size)]
+        life = Life(self.lives, [], logs)
+        try:
+            for worker in range(world_size):
+                moment = dying[1] if dying is not None and dying[0] == worker else None
+                task = Task(self.url, worker, ports, str(logs[worker]), saves, self.storage_options, moment)
+                process = context.Process(target=work, args=(task,), daemon=True)
+                process.start()
+                life.processes.append(process)
             yield life
+        finally:
+            for process in life.processes:
+                process.kill()
+                process.join()
         self._judge(life, expected)
+        for log in logs:
+            log.unlink(missing_ok=True)  # nothing was wrong
 
     def kill_one(self, world_size: int) -> None:
-        """A life that ends by kill -9 of one worker, or of all at once, at a random moment from its start on."""
-        with self.life(world_size) as life:
-            victim, early = self.rng.randrange(world_size), self.rng.random() < 0.15
-            if self.lives == 1:
-                life.wait_for(0, "acknowledged")  # there is something to resume from
-            elif early:
-                time.sleep(self.rng.uniform(0.0, 3.0))
-            else:
-                life.wait_for(0, "restored")
-                time.sleep(self.rng.uniform(0.0, 2.5))
-            everyone = self.rng.random() < 0.25
-            for worker in life.workers if everyone else [life.workers[victim]]:
-                worker.kill()
-            self.killed.append("all" if everyone else f"{victim} of {world_size}")
-            deadline = time.monotonic() + SURVIVOR_S
-            for worker in life.workers:
-                with contextlib.suppress(TimeoutError):
-                    worker.wait(max(0.0, deadline - time.monotonic()))
+        """A life that ends by kill -9 of one worker, or of all at once, by chance at one of the moments or at any time."""
+        moment = self.rng.choice([*CHIEFS, *ANYONES, *TIMES])
+        if moment in TIMES:
+            self._kill_in_time(moment, world_size)
+        else:
+            self._kill_at(moment, world_size)
+
+    def _kill_at(self, name: str, world_size: int) -> None:
+        victim = 0 if name in CHIEFS else self.rng.randrange(world_size)
+        moment = replace((CHIEFS | ANYONES)[name], number=self.rng.choice([1, 1, 2, 3]))
+        with self.life(world_size, saves=5, dying=(victim, moment)) as life:
+            process = life.processes[victim]
+            process.join(START_S)
+            assert not process.is_alive(), f"life {life.number} hangs\n{life.all_logs()}"
+            self._note(name, life, [process])
+
+    def _kill_in_time(self, name: str, world_size: int) -> None:
+        with self.life(world_size, saves=20) as life:
+            if name != "while it starts":
+                life.wait_for(0, "begins")
+            time.sleep(self.rng.uniform(0.0, 0.4))
+            victims = life.processes if name == "all at once" else [self.rng.choice(life.processes)]
+            for process in victims:
+                process.kill()
+            for process in victims:
+                process.join()
+            self._note(name, life, victims)
+
+    def _note(self, name: str, life: Life, victims: list[ForkServerProcess]) -> None:
+        """Counts the kill, if it was one, and gives the survivors a moment."""
+        if any(process.exitcode == -signal.SIGKILL for process in victims):
+            self.killed[name] += 1
+        deadline = time.monotonic() + self.rng.choice(SURVIVORS_S)
+        for process in life.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
 
     def finish(self, world_size: int) -> None:
         """A last life that nothing kills, through three commits to its end; then nothing of the dead may be left."""
-        with self.life(world_size, stop_after_acknowledged=3) as life:
-            codes = [worker.wait(HANG_S) for worker in life.workers]
+        with self.life(world_size, saves=4) as life:
+            for process in life.processes:
+                process.join(START_S)
+            codes = [process.exitcode for process in life.processes]
             assert codes == [0] * world_size, f"exit codes {codes}\n{life.all_logs()}"
         store = open_store(self.url, self.storage_options)
         listing = list_root(store)
@@ -120,10 +182,9 @@ class Supervisor:
         assert expected[0] >= self.acknowledged, (
             f"step {self.acknowledged} was acknowledged, now newest is {expected[0]}"
         )
-        for worker, process in enumerate(life.workers):
+        for worker, process in enumerate(life.processes):
             assert not life.events(worker, "wrong"), f"life {life.number}: wrong values\n{life.all_logs()}"
-            code = process.wait(0)
-            assert code in (0, 3, -signal.SIGKILL), f"exit code {code}\n{life.all_logs()}"
+            assert process.exitcode in (0, 3, -signal.SIGKILL), f"exit code {process.exitcode}\n{life.all_logs()}"
             for event in life.events(worker, "restored"):
                 assert (event["step"], event["incarnation"]) == expected, f"{event}, not {expected}\n{life.all_logs()}"
         self.resumes += bool(life.events(0, "restored") and expected[0])

@@ -1,29 +1,43 @@
-"""One worker of the chaos job: trains for ever, saves all the time, and checks what it was given back.
+"""One worker of the chaos job: changes its state, saves all the time, and checks what it was given back.
 
 Each save carries in its metadata the digest of the values that the chief had at that step. After a restore every worker
 compares it with the digest of what it now holds, so that each resume is proved bit for bit, on each worker, for
-whatever checkpoint it came from.
+whatever checkpoint it came from. The next values follow from the ones before, so that a wrong one would stay.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 import ckptflow
+import ckptflow.manager
+from ckptflow.events import Tell, tell_nobody
+from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.wrappers import StoreWrapper
 
-SAVE_EVERY = 2
-GLOBAL_BATCH = 12
+LENGTH = 30_000  # floats of each variable: several shards for each worker
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a worker kills itself: before or after its `number`th call of `verb` on a key with `key` in it."""
+
+    verb: str
+    key: str
+    is_after: bool = False
+    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -31,106 +45,111 @@ class Task:
     """What a worker is to do; plain data, since it travels to another process."""
 
     url: str
+    worker: int
+    ports: tuple[int, ...]
+    log: str
+    saves: int
     storage_options: dict[str, Any] = field(default_factory=dict)
-    width: int = 384  # 0.7 MiB of weights, 2 MiB with Adam's: several shards for each worker
-    stop_after_acknowledged: int | None = None
+    dies_at: Moment | None = None
 
 
-def digest_of(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> str:
-    """A digest of every value that is saved, in the order in which the model lists its variables."""
+class _DyingStore(StoreWrapper):
+    """`store`, until the moment has come."""
+
+    def __init__(self, store: Store, moment: Moment) -> None:
+        super().__init__(store)
+        self._moment = moment
+        self._calls_left = moment.number
+
+    def run(self, verb: str, key: str, call: Callable[[], T]) -> T:
+        is_it = verb == self._moment.verb and self._moment.key in key
+        self._calls_left -= is_it
+        if is_it and self._calls_left == 0 and not self._moment.is_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = call()
+        if is_it and self._calls_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+def digest_of(variables: list[Any]) -> str:
+    """A digest of every value that is saved."""
     digest = hashlib.sha256()
-    for variable in [*model.variables, *optimizer.variables]:
+    for variable in variables:
         digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
     return digest.hexdigest()
 
 
-def main() -> None:
+def work(task: Task) -> None:
     """The process's whole life; prints one JSON object a line for the supervisor."""
+    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    addresses = [f"127.0.0.1:{port}" for port in task.ports]
+    cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": task.worker}}
+    os.environ["TF_CONFIG"] = json.dumps(cluster)
+    moment = task.dies_at
+    if moment is not None:
+
+        def open_dying(url: str, options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
+            return _DyingStore(open_store(url, options, tell), moment)
+
+        ckptflow.manager.open_store = open_dying
     try:
-        _train(Task(**json.loads(sys.argv[1])))
+        _run(task)
     except (tf.errors.OpError, ckptflow.PeerError) as error:
         _say(event="left", why=type(error).__name__)
         sys.exit(3)
 
 
-def _train(task: Task) -> None:
-    keras.utils.set_random_seed(11)
+def _run(task: Task) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
-        model = keras.Sequential(
-            [
-                keras.Input((64,)),
-                keras.layers.Dense(task.width, activation="relu"),
-                keras.layers.Dropout(0.2),
-                keras.layers.Dense(task.width, activation="relu"),
-                keras.layers.Dense(10),
-            ]
-        )
-        optimizer = keras.optimizers.Adam(1e-3)
-        optimizer.build(model.trainable_variables)
-    step_on = _make_step(strategy, model, optimizer)
+        state = tf.Module()
+        state.weights = [tf.Variable(tf.zeros([LENGTH])) for _ in range(3)]
+        state.step = tf.Variable(0, dtype=tf.int64)
+    variables = [*state.weights, state.step]
     with ckptflow.CheckpointManager(
         task.url,
-        {"model": model, "optimizer": optimizer},
+        {"state": state},
         strategy=strategy,
         keep=[ckptflow.KeepLast(2), ckptflow.KeepEvery(steps=40)],
         storage_options=task.storage_options,
-        shard_bytes=256 << 10,
-        memory_budget_bytes=1 << 20,
+        shard_bytes=1 << 16,
+        memory_budget_bytes=1 << 18,
         commit_timeout_s=20,
     ) as manager:
+        _say(event="begins")
         restored = manager.restore_latest()
-        _check_restored(restored, model, optimizer)
-        acknowledged = 0
-        pending: ckptflow.PendingCheckpoint | None = None
-        for step in itertools.count(restored.step + 1 if restored else 1):
-            step_on(step)
-            if step % SAVE_EVERY:
-                continue
-            if pending is not None:
-                if task.stop_after_acknowledged is not None:
-                    manager.wait()  # a collective, so that every worker counts the same
-                    acknowledged += 1
-                if pending.exception() is None:  # a failed save is raised by the next one
-                    _say(event="acknowledged", step=pending.step)
-            if task.stop_after_acknowledged is not None and acknowledged >= task.stop_after_acknowledged:
-                break
+        _check_restored(restored, variables)
+        first = restored.step + 1 if restored else 1
+        for step in range(first, first + task.saves):
+            _advance(state, step)
             _say(event="saving", step=step)
-            pending = manager.save(step, metadata={"digest": digest_of(model, optimizer)})
-    _say(event="finished", step=step)
+            pending = manager.save(step, metadata={"digest": digest_of(variables)})
+            if step % 2:  # else the next save goes on while this one is under way
+                manager.wait()
+                _say(event="acknowledged", step=pending.step)
+    _say(event="acknowledged", step=step)
+    _say(event="finished")
 
 
-def _make_step(strategy: Any, model: keras.Model, optimizer: Any) -> Callable[[int], None]:
-    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
-
-    @tf.function
-    def train_step(inputs: Any, labels: Any) -> None:
-        def on_replica(inputs: Any, labels: Any) -> None:
-            with tf.GradientTape() as tape:
-                losses = loss_of(labels, model(inputs, training=True))
-                loss = tf.nn.compute_average_loss(losses, global_batch_size=GLOBAL_BATCH)
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-
-        strategy.run(on_replica, args=(inputs, labels))
-
-    worker, world_size = strategy.cluster_resolver.task_id, strategy.num_replicas_in_sync
-
-    def step_on(step: int) -> None:
-        rng = np.random.default_rng(step)
-        inputs = np.array_split(rng.random((GLOBAL_BATCH, 64), np.float32), world_size)[worker]
-        labels = np.array_split(rng.integers(0, 10, GLOBAL_BATCH), world_size)[worker]
-        train_step(tf.constant(inputs), tf.constant(labels, tf.int32))
-
-    return step_on
+def _advance(state: Any, step: int) -> None:
+    """What training does: the next values follow from these and from the step."""
+    change = np.random.default_rng(step).random(LENGTH, np.float32)
+    for variable in state.weights:
+        variable.assign(variable.numpy() * np.float32(0.5) + change)
+    state.step.assign(step)
 
 
-def _check_restored(restored: ckptflow.Checkpoint | None, model: keras.Model, optimizer: Any) -> None:
+def _check_restored(restored: ckptflow.Checkpoint | None, variables: list[Any]) -> None:
     if restored is None:
         _say(event="restored", step=0, incarnation=0)
         return
-    if digest_of(model, optimizer) != restored.metadata["digest"]:
+    if digest_of(variables) != restored.metadata["digest"]:
         _say(event="wrong", step=restored.step, incarnation=restored.incarnation)
         sys.exit(4)
     _say(event="restored", step=restored.step, incarnation=restored.incarnation)
