@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from ckptflow.storage.store import Store
 _log = logging.getLogger("ckptflow.storage")
 
 _CHUNK_BYTES = 4 * 2**20
+_ETAG = re.compile(r'"?[0-9a-fA-F]{32}(-\d+)?"?')  # as S3 and GCS make them
 _CREDENTIALS_TTL = timedelta(minutes=5)  # how long one look at botocore's credentials, which renew themselves, is kept
 _S3_OPTIONS = {"key", "username", "secret", "password", "token", "anon", "endpoint_url", "profile", "client_kwargs"}
 _S3_CLIENT_OPTIONS = {
@@ -83,7 +85,11 @@ class ObstoreStore(FsspecStore):
         flat = data.cast("B") if data.nbytes else memoryview(b"")
         try:
             with self._mapped(doing, key):
-                obstore.put(self._client, path, flat, mode=mode, use_multipart=False)
+                result = obstore.put(self._client, path, flat, mode=mode, use_multipart=False)
+                if not _ETAG.fullmatch(result["e_tag"] or ""):  # of a proxy's page, perhaps: is the object there?
+                    whole = self._path(key)
+                    if dict(self._find(whole)).get(whole) != data.nbytes:
+                        raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
         except ObjectNotFoundError as error:
             raise self._no_bucket(doing) from error
 

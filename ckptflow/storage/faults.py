@@ -168,7 +168,8 @@ def codes_of(error: BaseException) -> list[str]:
     text = str(error)
     if _OBSTORE in text:  # the reply is in the text, whatever the class
         codes += re.findall(r"<Code>(\w+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
-        if not codes and "HTTP error" in text:  # no reply at all: refused, reset, timed out
+        # No reply at all (refused, reset, timed out), or one to something else.
+        if not codes and ("HTTP error" in text or _STRANGE.search(text)):
             codes.append("503")
     elif type(error) is OSError and text.startswith("Forbidden"):  # gcsfs for 403
         codes.append("403")
@@ -186,6 +187,7 @@ def _text_of(error: BaseException) -> str:
 
 
 _OBSTORE = "Debug source:"  # what its messages carry at their end
+_STRANGE = re.compile(r"(?i)non-partial response|header missing from response|content.range header|Requested .*, got ")
 _CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
 _USER = re.compile(r"://[^\s\"'<>@]+@")  # a password may hold anything, even slashes

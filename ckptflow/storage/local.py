@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +13,15 @@ import numpy as np
 
 from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.storage.faults import closed_error, from_os_error
+from ckptflow.storage.local_calls import RESERVED as RESERVED
+from ckptflow.storage.local_calls import change, clear_direct, drop_cached, fsync_path, remove
 from ckptflow.storage.store import Entry, check_key, check_prefix
 
 PAGE_BYTES = 4096
 DIRECT_MIN_BYTES = 256 * 1024  # below this a direct write costs more than it saves
-RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and locks
 LEFTOVER_NAME = RESERVED + "leftover"  # listed for a folder that holds no object, so that it can be deleted
 _REFRESHED_PREFIX = "lineage/"  # changed before it is listed, so that a network client cannot answer from its cache
+_DECIDES = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?|lineage|pins")  # names in a root on which something depends
 _LOCK_WAIT_S = 2.0
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -81,10 +82,11 @@ class LocalStore:
         self._check_open()
         folder = os.path.join(self._root, check_prefix(prefix))
         if prefix == _REFRESHED_PREFIX:
-            _change(folder)
+            change(folder)
         try:
             self._check_root()
             if prefix and os.path.realpath(folder) != os.path.join(os.path.realpath(self._root), prefix[:-1]):
+                _check_no_link(os.path.join(self._root, prefix.partition("/")[0]))
                 return []  # a link to a folder elsewhere: not in the root's own listing either
             return list(_walk(folder, prefix))
         except OSError as error:
@@ -116,13 +118,8 @@ class LocalStore:
         self._is_closed = True
 
     def renew(self, key: str) -> None:
-        """Lets go of what the page cache holds of `key`, so that it is read from the disk or the share again."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
+        """What is read of `key` next is not what the page cache holds."""
+        drop_cached(os.path.join(self._root, key))
 
     # ---- names
 
@@ -173,7 +170,7 @@ class LocalStore:
             self._write_file(temporary, view)
             publish(temporary)
         finally:
-            _remove(temporary)
+            remove(temporary)
         self._fsync_folder(folder)
 
     def _write_file(self, temporary: str, view: memoryview) -> None:
@@ -184,7 +181,7 @@ class LocalStore:
             if direct_bytes and self._has_direct:
                 end = self._transfer(lambda at, part: os.pwrite(descriptor, part, at), view[:direct_bytes], 0)
             if direct_bytes:
-                _clear_direct(descriptor)
+                clear_direct(descriptor)
             while end < len(view):
                 end += os.pwrite(descriptor, view[end:], end)
             os.fsync(descriptor)
@@ -229,7 +226,7 @@ class LocalStore:
                 raise ObjectExistsError(f"{path}: cannot create: the name is taken")
             os.rename(temporary, path)
         finally:
-            _remove(lock)
+            remove(lock)
 
     # ---- direct I/O
 
@@ -249,7 +246,7 @@ class LocalStore:
                     raise
                 self._has_direct = False  # tmpfs and some network and FUSE file systems
                 if flags & os.O_EXCL:
-                    _remove(path)  # the file is made before O_DIRECT is refused
+                    remove(path)  # the file is made before O_DIRECT is refused
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
 
     def _transfer(self, move: Callable[[int, memoryview], int], view: memoryview, start: int) -> int:
@@ -276,7 +273,7 @@ class LocalStore:
             if direct_bytes and self._has_direct:
                 done = self._transfer(lambda at, part: os.preadv(descriptor, [part], at), view[:direct_bytes], start)
             if direct_bytes:
-                _clear_direct(descriptor)
+                clear_direct(descriptor)
             elif len(view) >= DIRECT_MIN_BYTES:
                 os.posix_fadvise(descriptor, start, len(view), os.POSIX_FADV_SEQUENTIAL)
             while done < len(view):
@@ -337,7 +334,7 @@ class LocalStore:
                 fsync_path(folder)
                 return
             for name in names:  # debris; a writer that is alive after all writes anew
-                _remove(os.path.join(folder, name))
+                remove(os.path.join(folder, name))
             try:
                 os.rmdir(folder)
             except FileNotFoundError:
@@ -355,34 +352,6 @@ def _flat(data: memoryview) -> memoryview:
     return data.cast("B") if data.nbytes else memoryview(bytearray())
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):  # gone already, or debris that the deletion of its folder takes
-        os.unlink(path)
-
-
-def _clear_direct(descriptor: int) -> None:
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)
-
-
-def fsync_path(folder: str) -> None:
-    """Makes the names in a folder durable, where its file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system whose folders cannot be fsynced
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _change(folder: str) -> None:
-    path = os.path.join(folder, f"{RESERVED}tmp-{secrets.token_hex(12)}")
-    with contextlib.suppress(OSError):  # not there yet, read-only or full: then there is only the list as it is
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        os.unlink(path)
-
-
 def _walk(folder: str, prefix: str) -> Iterator[Entry]:
     """Every file below `folder`, links to folders not followed, whatever vanishes meanwhile left out."""
     pending = [(folder, prefix)]
@@ -395,6 +364,8 @@ def _walk(folder: str, prefix: str) -> Iterator[Entry]:
                     key = prefix + entry.name
                     if entry.name.startswith(RESERVED) or not _is_key(key) or key == "lost+found":
                         continue
+                    if not prefix and entry.is_symlink():
+                        _check_no_link(entry.path)
                     is_leftover = False
                     try:
                         if entry.is_dir(follow_symlinks=False):
@@ -407,6 +378,18 @@ def _walk(folder: str, prefix: str) -> Iterator[Entry]:
             continue
         if is_leftover:
             yield Entry(prefix + LEFTOVER_NAME, 0)
+
+
+def _check_no_link(path: str) -> None:
+    """Raises where a link has the name of a folder that decides something: passed over, an older one would count.
+
+    Links to folders are not followed, since what is deleted in them would be deleted elsewhere.
+    """
+    if os.path.islink(path) and _DECIDES.fullmatch(os.path.basename(path)):
+        raise StorageError(
+            f"{path}: cannot list: it is a symbolic link to {os.readlink(path)}; links to folders are not followed. "
+            "Move the folder itself here, mount it here, or rename the link if it is not part of this run"
+        )
 
 
 def _is_key(key: str) -> bool:

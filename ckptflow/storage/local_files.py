@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 
 from ckptflow.errors import StorageError, UsageError
 from ckptflow.storage.faults import from_os_error
-from ckptflow.storage.local import NO_LINKS, RESERVED, fsync_path
+from ckptflow.storage.local import NO_LINKS
+from ckptflow.storage.local_calls import RESERVED, fsync_path
 from ckptflow.storage.whole import exists, in_steps, is_in_group, not_found
 
 _NAME_CHARACTERS = 40  # of the name that a staging folder shows

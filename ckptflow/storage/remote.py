@@ -195,9 +195,9 @@ class FsspecStore(RemoteStore):
         bucket, _, name = path.partition("/")
         wanted = f"bytes={start}-{start + into.nbytes - 1}"
         reply = fs.call_s3("get_object", Bucket=bucket, Key=name, Range=wanted)
-        status, size_bytes = reply["ResponseMetadata"]["HTTPStatusCode"], reply.get("ContentLength", -1)
+        about, size_bytes = reply["ResponseMetadata"], reply.get("ContentLength", -1)
         try:
-            check_range(status, reply.get("ContentRange"), size_bytes, start, into.nbytes)
+            check_range(about["HTTPStatusCode"], about["HTTPHeaders"], size_bytes, start, into.nbytes)
         except StrangeReplyError:
             reply["Body"].close()
             raise

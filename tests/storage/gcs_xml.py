@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"ETag": '"1"', "Last-Modified": "Tue, 24 Nov 2026 16:00:00 GMT", **headers}.items():
+        for name, value in {"ETag": f'"{0:032x}"', "Last-Modified": "Tue, 24 Nov 2026 16:00:00 GMT", **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

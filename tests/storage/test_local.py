@@ -15,6 +15,7 @@ import pytest
 
 from ckptflow.errors import (
     ObjectExistsError,
+    StorageError,
     StorageUnavailableError,
 )
 from ckptflow.storage.local import DIRECT_MIN_BYTES, RESERVED, LocalStore
@@ -352,6 +353,24 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     through_a_link = tmp_path / "root-link"
     through_a_link.symlink_to(root)
     assert [entry.key for entry in LocalStore(str(through_a_link)).list("a/")] == ["a/file"]
+
+
+@pytest.mark.parametrize("name", ["000000000020-i0001", "000000000020-i0001-r2", "lineage", "pins"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_in_the_place_of_a_folder_that_decides(tmp_path: Path, name: str, is_there: bool) -> None:
+    """Passed over, the newest checkpoint or the claims would be as if they had never been."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    if is_there:
+        outside.mkdir()
+        (outside / "manifest.json").write_bytes(b"1")
+    (root / name).symlink_to(outside)
+    store = LocalStore(str(root))
+    for prefix in ("", f"{name}/"):
+        with pytest.raises(StorageError, match=rf"{name}: cannot list: it is a symbolic link to .*outside; .*Move the"):
+            store.list(prefix)
+    store.put("elsewhere/key", X)
+    assert store.list("elsewhere/") != []
 
 
 def test_names_that_no_store_of_ours_wrote_are_left_out(tmp_path: Path) -> None:
