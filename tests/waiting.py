@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+HANG_S = 300.0  # nothing takes so long that ends, however busy the machine: pytest's own limit for a test is twice this
+
 
 def until(is_so: Callable[[], object], timeout_s: float) -> None:
     """Returns once it is so; fails when the time is over."""

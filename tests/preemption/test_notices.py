@@ -16,9 +16,7 @@ import pytest
 
 from ckptflow.preemption import notices
 from ckptflow.preemption.notices import BY_FUNCTION, Notice, Notices
-from tests.waiting import until
-
-TIMEOUT_S = 20.0
+from tests.waiting import HANG_S, until
 
 
 def listeners() -> list[str]:
@@ -37,7 +35,7 @@ def listening(
     finally:
         heard.close()
         heard.close()
-    until(lambda: not listeners(), TIMEOUT_S)
+    until(lambda: not listeners(), HANG_S)
 
 
 def test_a_signal_is_heard_and_everything_is_put_back() -> None:
@@ -46,14 +44,14 @@ def test_a_signal_is_heard_and_everything_is_put_back() -> None:
 
     theirs, mine = socket.socketpair()
     theirs.setblocking(False)
-    mine.settimeout(TIMEOUT_S)
+    mine.settimeout(HANG_S)
     before = signal.signal(signal.SIGUSR1, handler_before)
     descriptor_before = signal.set_wakeup_fd(theirs.fileno())
     try:
         with listening(signal.SIGUSR1, signal.SIGUSR2) as (heard, told):
             before_s = time.monotonic()
             os.kill(os.getpid(), signal.SIGUSR1)
-            until(lambda: told, TIMEOUT_S)
+            until(lambda: told, HANG_S)
             assert heard.told is told[0][0]
             assert told[0][0].by == signal.SIGUSR1
             assert before_s <= told[0][0].at_s <= time.monotonic()
@@ -79,7 +77,7 @@ def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
     heard_before: list[int] = []
     theirs, mine = socket.socketpair()
     theirs.setblocking(False)
-    mine.settimeout(TIMEOUT_S)
+    mine.settimeout(HANG_S)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     before = signal.signal(signal.SIGTERM, lambda number, _: heard_before.append(number))
@@ -98,7 +96,7 @@ def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
         first.close()
         os.dup2(writer, reused)  # as with the next file that is opened
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: told, TIMEOUT_S)
+        until(lambda: told, HANG_S)
         assert mine.recv(16) == bytes([signal.SIGTERM])  # passed on by way of both that are open, not by the closed one
         with pytest.raises(BlockingIOError):
             os.read(reader, 16)
@@ -107,7 +105,7 @@ def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
         assert told == ["third"]
         assert not heard_before
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: heard_before, TIMEOUT_S)
+        until(lambda: heard_before, HANG_S)
         assert mine.recv(16) == bytes([signal.SIGTERM])
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
         assert signal.set_wakeup_fd(-1) == theirs.fileno()
@@ -120,7 +118,7 @@ def test_several_may_be_closed_in_the_order_in_which_they_were_made() -> None:
             os.close(descriptor)
         theirs.close()
         mine.close()
-    until(lambda: not listeners(), TIMEOUT_S)
+    until(lambda: not listeners(), HANG_S)
 
 
 def test_what_somebody_else_installed_meanwhile_stays() -> None:
@@ -131,7 +129,7 @@ def test_what_somebody_else_installed_meanwhile_stays() -> None:
         signal.signal(signal.SIGUSR2, later)
         ours = signal.set_wakeup_fd(-1)  # as asyncio does when its last handler goes
         os.kill(os.getpid(), signal.SIGUSR1)
-        until(lambda: told, TIMEOUT_S)  # by way of the handler
+        until(lambda: told, HANG_S)  # by way of the handler
         assert ours != -1
     assert signal.signal(signal.SIGUSR2, signal.SIG_DFL) is later
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
@@ -143,23 +141,27 @@ def test_a_signal_that_cannot_be_caught_leaves_nothing_behind() -> None:
         with listening(signal.SIGUSR1, signal.SIGKILL):
             pass
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-    until(lambda: not listeners(), TIMEOUT_S)
+    until(lambda: not listeners(), HANG_S)
 
 
 def test_a_child_is_not_heard_and_can_be_ended() -> None:
     with listening(signal.SIGTERM) as (heard, told):
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            time.sleep(TIMEOUT_S)
+            os.write(writer, b"forked")
+            time.sleep(HANG_S)
             os._exit(1)
-        time.sleep(0.1)
+        assert os.read(reader, 6) == b"forked"
+        os.close(reader)
+        os.close(writer)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
             process.terminate()
-            assert process.wait(TIMEOUT_S) == -signal.SIGTERM
+            assert process.wait(HANG_S) == -signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: told, TIMEOUT_S)
+        until(lambda: told, HANG_S)
         assert heard.told is not None
 
 
@@ -176,7 +178,7 @@ def test_a_function_is_asked_until_it_says_yes(
         return len(asked) == 6
 
     with listening(signal.SIGTERM, ask=ask) as (heard, told):
-        until(lambda: told, TIMEOUT_S)
+        until(lambda: told, HANG_S)
         assert heard.told is not None
         assert heard.told.by == BY_FUNCTION
         os.kill(os.getpid(), signal.SIGTERM)  # the first signal after a notice is no second signal
@@ -188,9 +190,9 @@ def test_a_function_is_asked_until_it_says_yes(
 
 def test_a_function_that_hangs_keeps_no_signal_back() -> None:
     is_over = threading.Event()
-    with listening(signal.SIGTERM, ask=lambda: is_over.wait(TIMEOUT_S)) as (_, told):
+    with listening(signal.SIGTERM, ask=lambda: is_over.wait(HANG_S)) as (_, told):
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: told, TIMEOUT_S)
+        until(lambda: told, HANG_S)
         is_over.set()
         assert told[0][0].by == signal.SIGTERM
 
@@ -223,7 +225,7 @@ def test_a_second_signal_leaves_at_once(case: str) -> None:
             time.sleep(notices.SAME_SIGNAL_S + 0.2)
             assert process.poll() is None
             process.send_signal(signal.SIGTERM)
-            assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+            assert process.wait(HANG_S) == 128 + signal.SIGTERM
             if case == "logging works":
                 assert "SIGTERM again: leaving at once with exit code 143" in process.stderr.read()
                 assert process.stdout.read() == "kept"

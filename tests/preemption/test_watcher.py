@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,13 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow.errors import StorageUnavailableError
-from tests.waiting import until
-
-TIMEOUT_S = 60.0
+from tests.waiting import HANG_S, until
 
 
 def tell(watcher: ckptflow.PreemptionWatcher) -> None:
     """SIGTERM, and back once it was heard."""
     os.kill(os.getpid(), signal.SIGTERM)
-    until(lambda: watcher.is_preempted, TIMEOUT_S)
+    until(lambda: watcher.is_preempted, HANG_S)
 
 
 def folders(root: Path) -> list[str]:
@@ -42,15 +39,17 @@ def make_manager(root: Path, **more: object) -> ckptflow.CheckpointManager:
     return manager
 
 
-def commit_slowly(manager: ckptflow.CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def commit_when(
+    is_due: Callable[[], bool], manager: ckptflow.CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create = manager._store.create
 
-    def slowly(key: str, data: memoryview) -> None:
+    def late(key: str, data: memoryview) -> None:
         if key.endswith("manifest.json"):
-            time.sleep(0.5)
+            until(is_due, HANG_S)
         create(key, data)
 
-    monkeypatch.setattr(manager._store, "create", slowly)
+    monkeypatch.setattr(manager._store, "create", late)
 
 
 def leave(watcher: ckptflow.PreemptionWatcher, step: int, **more: object) -> object:
@@ -89,7 +88,7 @@ def test_told_between_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 def test_the_end_of_the_grace_period_is_said_when_it_comes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager, grace_period_s=0.05) as watcher:
         tell(watcher)  # in a step that is too long
-        until(lambda: "the grace period of 0.05 s is over" in caplog.text, TIMEOUT_S)
+        until(lambda: "the grace period of 0.05 s is over" in caplog.text, HANG_S)
         assert leave(watcher, 1) == 75
     assert caplog.text.count("the grace period of 0.05 s is over") == 1
     assert ckptflow.list_checkpoints(tmp_path)[-1].step == 1
@@ -98,7 +97,7 @@ def test_the_end_of_the_grace_period_is_said_when_it_comes(tmp_path: Path, caplo
 def test_told_before_the_first_check_and_by_a_function(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     with manager, ckptflow.PreemptionWatcher(manager, notice=lambda: True, exit_code=9) as watcher:
-        until(lambda: watcher.is_preempted, TIMEOUT_S)
+        until(lambda: watcher.is_preempted, HANG_S)
         assert leave(watcher, 0) == 9
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager) as watcher:
         tell(watcher)
@@ -110,10 +109,9 @@ def test_a_save_under_way_is_waited_for_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager, grace_period_s=0.2) as watcher:
-        commit_slowly(manager, monkeypatch)
+        commit_when(lambda: "the grace period of 0.2 s is over" in caplog.text, manager, monkeypatch)
         pending = manager.save(7)
         tell(watcher)
-        assert not pending.done()
         assert leave(watcher, 7) == 75
         assert pending.done()
     assert folders(tmp_path) == ["000000000007-i0001"]
@@ -160,10 +158,12 @@ def test_told_when_the_training_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager) as watcher:
-        commit_slowly(manager, monkeypatch)
+        is_due = threading.Event()
+        commit_when(is_due.is_set, manager, monkeypatch)
         watcher.check(1)
         pending = manager.save(1)
         tell(watcher)
+        threading.Timer(0.2, is_due.set).start()  # while the next line waits for it
         watcher.__exit__(None, None, None)
         assert pending.done()  # before the default handler could end the process
     assert "was told to leave when the training was over" in caplog.text

@@ -1,7 +1,8 @@
 """What the worker processes of test_workers.py run: life after life on one root, each ended by a real SIGTERM.
 
 LIVES names them, "step:1,restore:0": where a worker is when it is told, and which one is told. A life begins with a
-restore that must give exactly the step at which the life before was left.
+restore that must give exactly the step at which the life before was left. What must last until a worker has heard that
+it is told lasts until there is a file in HEARD of the life's number.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import itertools
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 import ckptflow
+from tests.waiting import HANG_S, until
 
 logging.basicConfig(level=logging.WARNING)
 # Before anything else touches TensorFlow.
@@ -26,8 +29,9 @@ worker = strategy.cluster_resolver.task_id
 class Life:
     """One life: trains until told to leave; the only variable counts its steps, over all lives."""
 
-    def __init__(self, name: str, kind: str, is_told: bool) -> None:
-        self.name = name
+    def __init__(self, number: int, kind: str, is_told: bool) -> None:
+        self.name = f"life {number}"
+        self.heard = Path(os.environ["HEARD"]) / str(number)
         self.kind = kind
         self.is_told = is_told
         self.watcher: ckptflow.PreemptionWatcher | None = None
@@ -55,7 +59,8 @@ class Life:
 
     def train(self, manager: ckptflow.CheckpointManager, watcher: ckptflow.PreemptionWatcher, start: int) -> None:
         for step in itertools.count(start + 1):
-            self.train_step(tf.constant(self.seconds_of(step - start), tf.float64))
+            seconds, waits = self.seconds_of(step - start), self.waits(step - start)
+            self.train_step(tf.constant(seconds, tf.float64), tf.constant(waits))
             if self.kind == "save" and step == start + 2:
                 self.save_slowly(manager, step)
             if self.kind == "save before" and step == start + 2:
@@ -63,7 +68,7 @@ class Life:
                 continue  # the next check is the next step's
             watcher.check(step)
             if self.kind == "evaluation" and step == start + 2:
-                self.evaluate(watcher, step, batches=2000)  # 40 s
+                self.evaluate(watcher, step, batches=10**9)
             if self.kind == "anywhere":
                 if step % 7 == 0:
                     manager.save(step)
@@ -71,21 +76,31 @@ class Life:
                     self.evaluate(watcher, step, batches=step % 30)
             if self.kind == "hang" and step == start + 2:
                 print(f"{self.name}: about to hang", flush=True)
+                if worker == 0:
+                    time.sleep(3600)  # the other one waits for it in a collective
 
     def seconds_of(self, steps_done: int) -> float:
-        """A long third step on the worker that is told; in C++, and the others wait for it in a collective."""
-        if self.kind == "anywhere":
-            return steps_done % 5 * 0.05
-        if not (self.kind == "step" and steps_done == 3 and self.is_told):
-            return 0.0
-        self.tell_me()
-        return 2.0
+        return steps_done % 5 * 0.05 if self.kind == "anywhere" else 0.0
 
-    def _train_step(self, seconds: Any) -> None:
+    def waits(self, steps_done: int) -> bool:
+        """A long third step on the worker that is told; in C++, and the others wait for it in a collective."""
+        waits = self.kind == "step" and steps_done == 3 and self.is_told
+        if waits:
+            self.tell_me()
+        return waits
+
+    def _train_step(self, seconds: Any, waits: Any) -> None:
         if self.kind == "trace":  # this is Python, run once
             self.wait_until_told()
         end = tf.timestamp() + seconds
-        tf.while_loop(lambda now: now < end, lambda now: tf.timestamp(), [tf.timestamp()])
+
+        def goes_on(count: Any) -> Any:
+            path = tf.strings.regex_replace(
+                tf.strings.as_string(count), ".+", str(self.heard)
+            )  # a constant is read once
+            return tf.timestamp() < end or (waits and tf.size(tf.io.matching_files(path)) == 0)
+
+        tf.while_loop(goes_on, lambda count: count + 1, [tf.constant(0)])
 
         def on_replica() -> None:
             one = tf.distribute.get_replica_context().all_reduce("MEAN", tf.constant(1.0))
@@ -104,14 +119,12 @@ class Life:
         create = manager._store.create
 
         def slowly(key: str, data: memoryview) -> None:
-            time.sleep(1.0)
+            until(self.heard.exists, HANG_S)
             create(key, data)
 
         manager._store.create = slowly  # type: ignore[method-assign]
-        pending = manager.save(step)
+        manager.save(step)
         self.wait_until_told()
-        if worker == 0:
-            assert not pending.done()
 
     # The state's entry "restoring"
 
@@ -131,10 +144,8 @@ class Life:
         if not self.is_told or self.watcher is None:
             return
         self.tell_me()
-        deadline = time.monotonic() + 60
-        while not self.watcher.is_preempted:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        watcher = self.watcher
+        until(lambda: watcher.is_preempted, HANG_S)
 
     def counted(self) -> int:
         return int(self.count.values[0].numpy())
@@ -146,5 +157,5 @@ def live() -> None:
         kind, _, who = life.partition(":")
         is_last = number == len(lives) - 1
         with contextlib.nullcontext() if is_last else contextlib.suppress(SystemExit):
-            Life(f"life {number}", kind, who in (str(worker), "all")).run()
+            Life(number, kind, who in (str(worker), "all")).run()
             raise RuntimeError("a life ended without being told")
