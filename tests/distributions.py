@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_S
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,7 +34,7 @@ def _build(parent: Path) -> Distributions:
     skip_without_an_index(parent / "index")
     folder = parent / "dist"
     command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
@@ -42,7 +44,7 @@ def _build(parent: Path) -> Distributions:
 def skip_without_an_index(folder: Path) -> None:
     """Skips on a machine that reaches no package index. CI has one, and fails there instead."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "hatchling"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     if done.returncode != 0 and not os.environ.get("CI"):
         pytest.skip(f"no package index is reached from here: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr

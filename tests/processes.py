@@ -28,6 +28,7 @@ from typing import IO
 
 from tests.forked import ROOT, Process, Zygote, read_at_start
 from tests.ports import free_ports
+from tests.waiting import HANG_S
 
 _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
 
@@ -77,7 +78,7 @@ def run_python(
     *args: str,
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
-    timeout_s: float = 300,
+    timeout_s: float = HANG_S,
     fresh: bool = False,
     stock: bool = False,
 ) -> subprocess.CompletedProcess[str]:
@@ -203,7 +204,7 @@ def run_workers(
     *,
     args: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
-    timeout_s: float = 120,
+    timeout_s: float = HANG_S,
     check: bool = True,
     folder: str | os.PathLike[str] | None = None,
     chief: bool = False,
@@ -216,7 +217,7 @@ def run_workers(
     deadline = time.monotonic() + timeout_s
     with start_workers(target, count, args=args, env=env, folder=folder, chief=chief, fresh=fresh) as workers:
         for worker in workers:
-            worker.wait(max(0.1, deadline - time.monotonic()))
+            worker.wait(max(0.1, deadline - time.monotonic()))  # what is left of the time for all
         results = [Result(worker.index, worker.wait(0), worker.output()) for worker in workers]
     if check and any(result.exit_code for result in results):
         raise RuntimeError(

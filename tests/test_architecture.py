@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_S
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ckptflow"
 MAX_LINES = 420
@@ -134,5 +136,5 @@ loaded = sorted(set(sys.modules) & {TENSORFLOW!r})
 sys.exit(f"loaded: {{loaded}}" if loaded else 0)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import ckptflow
 from tests import servers
+from tests.waiting import HANG_S
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "security.md"
 _ANY = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": servers.S3_REGION}
@@ -53,7 +54,7 @@ def options() -> Iterator[Options]:
         start_asking = urllib.request.Request(
             server.endpoint + "/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"}, method="POST"
         )
-        urllib.request.urlopen(start_asking, timeout=30).close()
+        urllib.request.urlopen(start_asking, timeout=HANG_S).close()
 
         def options_of(name: str) -> dict[str, Any]:
             key = keys[name]

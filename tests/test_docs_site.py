@@ -18,6 +18,7 @@ from bs4 import BeautifulSoup, Tag
 
 import ckptflow
 from benchmarks.report.browser import browser_path, open_browser
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "docs").rglob("*.md"))
@@ -73,7 +74,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     return Site(folder / "html", done.stderr, done.returncode)

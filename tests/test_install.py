@@ -22,6 +22,7 @@ import ckptflow
 from tests.distributions import ROOT, build
 from tests.processes import run_python
 from tests.servers import Server
+from tests.waiting import HANG_S
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_FOR_USERS = {"bench", "dev", "docs"}
@@ -94,7 +95,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """The wheel and what it requires, nothing else."""
     wheel = build(tmp_path_factory).wheel
     environment = Environment(tmp_path_factory.mktemp("bare") / "venv", tmp_path_factory.mktemp("elsewhere"))
-    subprocess.run([sys.executable, "-m", "venv", str(environment.path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(environment.path)], check=True, timeout=HANG_S)
     environment.install(str(wheel))
     yield environment
     shutil.rmtree(environment.path)  # 2 GiB

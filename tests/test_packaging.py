@@ -16,6 +16,7 @@ import pytest
 
 import ckptflow
 from tests.distributions import ROOT, build
+from tests.waiting import HANG_S
 
 NAME = f"ckptflow-{ckptflow.__version__}"
 NOT_IN_THE_SDIST = {".ci"}  # how this repository's own CI is started
@@ -61,7 +62,7 @@ def test_the_sdist_holds_what_is_tracked_and_nothing_generated(sdist: Path) -> N
 
 def _git_files(*options: str) -> set[str]:
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=True)
     return set(filter(None, done.stdout.split("\0")))
 
 
@@ -81,7 +82,7 @@ print("package:", ckptflow.__file__)
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *{tests}]))
 """
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=sdist, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=sdist, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"package: {sdist / 'ckptflow' / '__init__.py'}" in done.stdout
 

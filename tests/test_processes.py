@@ -17,9 +17,7 @@ import pytest
 
 from tests.forked import ROOT, Forked
 from tests.processes import run_python, run_workers, start_python, start_workers, was_killed
-from tests.waiting import until
-
-HANG_S = 120
+from tests.waiting import HANG_S, until
 
 
 def show_task() -> None:
@@ -36,19 +34,19 @@ def fail() -> None:
 
 
 def test_each_worker_gets_its_task() -> None:
-    results = run_workers(f"{__name__}:show_task", 3, chief=True, timeout_s=60)
+    results = run_workers(f"{__name__}:show_task", 3, chief=True)
     assert [result.output.split() for result in results] == [["chief", "0"], ["worker", "0"], ["worker", "1"]]
 
 
 def test_a_failure_shows_every_output() -> None:
     with pytest.raises(RuntimeError, match="worker 1: exit code 1\non purpose"):
-        run_workers(f"{__name__}:fail", 2, timeout_s=60)
+        run_workers(f"{__name__}:fail", 2)
 
 
 def test_a_hang_times_out_and_nothing_is_left_running() -> None:
     with start_workers(f"{__name__}:hang", 2) as workers:
         for worker in workers:
-            worker.wait_for_output("up", 60)
+            worker.wait_for_output("up", HANG_S)
         workers[0].kill()
         assert workers[0].process.returncode == -signal.SIGKILL
         with pytest.raises(TimeoutError, match="worker 1 still runs"):
@@ -59,7 +57,7 @@ def test_a_hang_times_out_and_nothing_is_left_running() -> None:
 
 
 def test_was_killed_tells_sigkill_from_an_exit() -> None:
-    result = run_workers(f"{__name__}:fail", 1, timeout_s=60, check=False)[0]
+    result = run_workers(f"{__name__}:fail", 1, check=False)[0]
     assert not was_killed(result)
 
 

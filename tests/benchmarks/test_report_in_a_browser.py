@@ -11,7 +11,7 @@ import pytest
 from benchmarks.report import write_report
 from benchmarks.report.browser import browser_path, open_browser, take_pictures
 from tests.benchmarks import runs
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 pytestmark = pytest.mark.skipif(
     browser_path() is None, reason="no Chromium here, so nobody has looked at the page (apt-get install chromium)"
@@ -48,7 +48,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         view.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         plots = view.locator(".plot").count()
         assert plots > 20
-        until(lambda: view.evaluate("document.querySelectorAll('.plot:has(.main-svg)').length") == plots, timeout_s=60)
+        until(lambda: view.evaluate("document.querySelectorAll('.plot:has(.main-svg)').length") == plots, HANG_S)
         assert view.locator(".plot:not(:has(.point))").count() == 0
         for timeline, place in zip(run.timelines, view.locator(".timeline").all(), strict=True):
             assert place.locator(".bars .point").count() == len(timeline.events)
@@ -56,10 +56,10 @@ def test_in_a_browser(tmp_path: Path) -> None:
         ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
         light = view.evaluate(ink)
         view.emulate_media(color_scheme="dark")
-        until(lambda: view.evaluate(ink) != light, timeout_s=60)
+        until(lambda: view.evaluate(ink) != light, HANG_S)
         view.set_viewport_size({"width": 400, "height": 900})
         widest = "Math.max(...[...document.querySelectorAll('.main-svg')].map((svg) => svg.clientWidth))"
-        until(lambda: view.evaluate(widest) < 400, timeout_s=60)
+        until(lambda: view.evaluate(widest) < 400, HANG_S)
         assert _overflow(view) == 0
         assert view.evaluate("window.hacked") is None
         assert view.locator(".plot a, .plot img").count() == 0

@@ -23,7 +23,7 @@ from benchmarks.peers.clients import Device
 from benchmarks.process import do_round
 from benchmarks.results import Result, Stat, decode
 from benchmarks.turns import summarize, take_turns
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL_MEASURES = {"durable_s", "save_cpu_s", "restore_cold_s", "restore_warm_s", "restore_cpu_s"}
@@ -91,7 +91,7 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "results" / "tiny.json"
     command = [sys.executable, "-m", "benchmarks", "--only", "size", "--rounds", "2", "--size-mib", "2"]
     command += ["--peers", "raw device;tf.train.Checkpoint;ckptflow", "--folder", str(tmp_path), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("What this cannot show") < done.stdout.index("Its bias") < done.stdout.index("raw device")
     run = decode(out.read_bytes())
@@ -122,11 +122,11 @@ def test_an_interrupted_run_leaves_nothing_but_what_it_found(tmp_path: Path) -> 
     command += ["--peers", "raw device", "--folder", str(tmp_path), "--out", str(out)]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed)
-    until(lambda: list(tmp_path.glob("ckptflow-bench-*/0/*-0")), timeout_s=60)  # in the middle of a round
+    until(lambda: list(tmp_path.glob("ckptflow-bench-*/0/*-0")), HANG_S)  # in the middle of a round
     children = psutil.Process(run.pid).children()
     assert children
     run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=60) != 0
+    assert run.wait(timeout=HANG_S) != 0
     assert not list(tmp_path.iterdir())
     assert not any(child.is_running() for child in children)
 
@@ -215,7 +215,7 @@ def test_a_save_leaves_one_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", [["--only", "sizes"], ["--peers", "raw device,ckptflow"]])
 def test_what_is_not_there_is_an_error(option: list[str]) -> None:
     command = [sys.executable, "-m", "benchmarks", *option]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=HANG_S)
     assert done.returncode == 2
     assert f"no '{option[1]}' here; there are: " in done.stderr
 

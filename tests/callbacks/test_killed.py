@@ -13,8 +13,6 @@ import pytest
 from tests.ports import free_ports
 from tests.processes import run_workers
 
-TIMEOUT_S = 240
-
 
 def seeded() -> random.Random:
     """A new seed each time, printed, and taken from CKPTFLOW_CHAOS_SEED where that is set."""
@@ -36,7 +34,7 @@ def check(found: dict[str, Any], expected: dict[str, Any], *, has_replicas: bool
 
 def test_a_killed_fit_of_one_process(tmp_path: Path) -> None:
     env = {"ROOT": str(tmp_path), "SEED": str(seeded().randrange(10**6)), "TF_CONFIG": "{}"}
-    run_workers("tests.callbacks.single:main", 1, env=env, timeout_s=TIMEOUT_S)
+    run_workers("tests.callbacks.single:main", 1, env=env)
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     jobs = [name for name in results if f"{name}-reference" in results]
     assert len(jobs) == 5
@@ -50,7 +48,7 @@ def test_a_killed_fit_of_one_process(tmp_path: Path) -> None:
 def test_a_killed_fit_of_two_workers(tmp_path: Path) -> None:
     ports = ",".join(map(str, free_ports(4)[2:]))
     env = {"ROOT": str(tmp_path), "KILL_AFTER": str(seeded().randint(4, 24)), "PORTS": ports}
-    run_workers("tests.callbacks.workers:main", 2, env=env, timeout_s=TIMEOUT_S)
+    run_workers("tests.callbacks.workers:main", 2, env=env)
     for index in range(2):
         found, expected = json.loads((tmp_path / f"{index}.json").read_text())
         check(found, expected, has_replicas=True)

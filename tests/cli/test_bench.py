@@ -29,6 +29,7 @@ from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import LatencyStore
 from tests.cli.runner import Runner, run_alone
 from tests.servers import Server
+from tests.waiting import HANG_S
 
 QUICK = ("--seconds", "2", "--size-mib", "64", "--concurrency", "1", "--concurrency", "2", "--shard-mib", "16")
 
@@ -115,13 +116,13 @@ def test_ended_it_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while not list(tmp_path.glob(f"{FOLDER_PREFIX}*/*/*.safetensors")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(sent)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
         process.wait()

@@ -18,6 +18,7 @@ import pytest
 
 from tests.cli.runner import run_alone
 from tests.roots import make_root
+from tests.waiting import HANG_S
 
 BIN = str(Path(sys.executable).parent)
 # The function that bash calls, with the words of a line as bash gives them.
@@ -56,7 +57,7 @@ def install(shell: str, home: Path) -> None:
     """`ckptflow --install-completion` from that shell: not as its last command, which it would become itself."""
     line = "ckptflow --install-completion; true"
     done = subprocess.run(
-        [shell, "-c", line], env=shell_env(home), cwd=home, capture_output=True, text=True, timeout=60, check=False
+        [shell, "-c", line], env=shell_env(home), cwd=home, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert f"{shell} completion installed" in done.stdout, done.stdout + done.stderr
 
@@ -70,7 +71,7 @@ def offered(home: Path, *words: str) -> list[str]:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -85,7 +86,7 @@ def typed(shell: list[str], keys: str, wanted: str, env: Mapping[str, str], home
         os.execvpe(shell[0], shell, env)
     shown = b""
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         is_typed = False
         while wanted not in _as_seen(shown) and time.monotonic() < deadline:
             if select.select([terminal], [], [], 0.2)[0]:
@@ -128,7 +129,7 @@ def test_fish_completes_verbs_and_values(home: Path) -> None:
             cwd=home,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
         assert wanted in [entry.split("\t")[0] for entry in done.stdout.splitlines()], done.stdout + done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import Runner
+from tests.waiting import HANG_S
 
 
 def run_in_a_terminal(*args: str) -> str:
@@ -28,7 +29,7 @@ def run_in_a_terminal(*args: str) -> str:
         pass
     finally:
         os.close(ours)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=HANG_S) == 0
     return shown.decode()
 
 

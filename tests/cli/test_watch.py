@@ -12,7 +12,7 @@ from ckptflow.cli.watch import changes
 from ckptflow.storage.store import open_store
 from tests.cli.runner import Runner
 from tests.roots import Life
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 
 def told(root: str, before: object, *, show: bool = True) -> tuple[list[tuple[str, int | None]], object]:
@@ -69,11 +69,11 @@ def test_it_sees_what_another_process_saves(tmp_path: Path) -> None:
     with out.open("wb") as file:
         process = subprocess.Popen([*command, "--until-step", "2"], stdout=file)
         try:
-            until(lambda: b"started" in out.read_bytes(), timeout_s=60)
+            until(lambda: b"started" in out.read_bytes(), HANG_S)
             life.save(1)
-            until(lambda: b"step 1 " in out.read_bytes(), timeout_s=60)
+            until(lambda: b"step 1 " in out.read_bytes(), HANG_S)
             life.save(2)
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=HANG_S) == 0
         finally:
             process.kill()
             process.wait()

@@ -16,6 +16,7 @@ from ckptflow import CheckpointManager, KeepEvery, KeepLast
 from tests.edge import programs
 from tests.manager.states import Weights, committed, folders
 from tests.processes import run_workers, start_workers, was_killed
+from tests.waiting import HANG_S
 
 
 def verify(root: Path) -> list[int]:
@@ -67,7 +68,7 @@ def test_a_zombie_chief(tmp_path: Path) -> None:
             for where in ("create", "created")
         }
         for where, (chief, other) in jobs.items():
-            chief.wait_for_output("standing still", 120)
+            chief.wait_for_output("standing still", HANG_S)
             chief.send(signal.SIGSTOP)
             other.kill()
             root = tmp_path / where / "run"
@@ -85,7 +86,7 @@ def test_a_zombie_chief(tmp_path: Path) -> None:
 
             (tmp_path / where / "go").touch()
             chief.send(signal.SIGCONT)
-            assert chief.wait(60) == 7, chief.output()
+            assert chief.wait(HANG_S) == 7, chief.output()
             assert "fenced" in chief.output()
             assert before.items() <= files_of(root).items()  # nothing deleted, nothing touched
             assert verify(root) == [restored.step + 2]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.ports import free_ports
 from tests.processes import Worker, start_workers
+from tests.waiting import HANG_S
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +27,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Wo
 
 def test_dtensor_clients(jobs: dict[str, list[Worker]]) -> None:
     survivor, victim = jobs["clients"]
-    assert survivor.wait(180) == 0, survivor.output()
-    assert victim.wait(60) == -9, victim.output()
+    assert survivor.wait(HANG_S) == 0, survivor.output()
+    assert victim.wait(HANG_S) == -9, victim.output()
     assert "well" in survivor.output()
 
 
 def test_late_missing_and_different_workers(jobs: dict[str, list[Worker]]) -> None:
     """And every exchange of whole save cycles is made on the main thread."""
     for worker in jobs["workers"]:
-        assert worker.wait(240) == 0, worker.output()
+        assert worker.wait(HANG_S) == 0, worker.output()
         assert "well" in worker.output()

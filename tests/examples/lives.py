@@ -13,10 +13,9 @@ import numpy as np
 
 import ckptflow
 from tests.processes import Worker, start_workers
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
-TIMEOUT_S = 240.0
 PEER_IS_GONE, IS_FENCED = 74, 76  # exit codes of examples/multi_worker.py
 WITHOUT_END = "1000000"  # steps or epochs of a life that is to be killed
 
@@ -61,21 +60,21 @@ class Example:
                 _check_alive(workers)
                 return max(self.steps(url), default=0) > before
 
-            until(is_committed, TIMEOUT_S)
+            until(is_committed, HANG_S)
             killed = workers if victims is None else [workers[index] for index in victims]
             for worker in killed:
                 worker.kill()
             assert [worker.process.returncode for worker in killed] == [-9] * len(killed), killed[0].output()
             for worker in workers[: self.trainers]:
                 if worker not in killed:
-                    assert worker.wait(TIMEOUT_S) == PEER_IS_GONE, worker.output()
+                    assert worker.wait(HANG_S) == PEER_IS_GONE, worker.output()
         return self.steps(url)[-1]
 
     def run(self, *urls: str | Path, args: Sequence[str] = ()) -> list[str]:
         """A life on each root, all at once, that nothing interrupts; what the first process of each printed."""
         with contextlib.ExitStack() as stack:
             lives = [stack.enter_context(self.start(url, args))[: self.trainers] for url in urls]
-            codes = [[worker.wait(TIMEOUT_S) for worker in life] for life in lives]
+            codes = [[worker.wait(HANG_S) for worker in life] for life in lives]
             assert codes == [[0] * len(life) for life in lives], "\n".join(w.output() for life in lives for w in life)
             return [life[0].output() for life in lives]
 

@@ -15,9 +15,9 @@ import yaml
 
 import ckptflow
 from tests.examples.commands import started, two_ports
-from tests.examples.lives import EXAMPLES, IS_FENCED, PEER_IS_GONE, TIMEOUT_S, WITHOUT_END
+from tests.examples.lives import EXAMPLES, IS_FENCED, PEER_IS_GONE, WITHOUT_END
 from tests.processes import Worker
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 DOCUMENTS = list(yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()))
 [SERVICE] = [document for document in DOCUMENTS if document["kind"] == "Service"]
@@ -64,7 +64,7 @@ def test_the_command_makes_a_cluster_and_each_pod_is_started_again_alone(tmp_pat
 
     with contextlib.ExitStack() as stack:
         pods = [stack.enter_context(pod(index, WITHOUT_END)) for index in (0, 1)]
-        until(lambda: ckptflow.list_checkpoints(url) or not all(_runs(pod) for pod in pods), TIMEOUT_S)
+        until(lambda: ckptflow.list_checkpoints(url) or not all(_runs(pod) for pod in pods), HANG_S)
         survivor = pods[0]
         pods[1].kill()
         last = ckptflow.list_checkpoints(url)[-1].step + 100
@@ -83,7 +83,7 @@ def test_the_command_makes_a_cluster_and_each_pod_is_started_again_alone(tmp_pat
 def _control(pods: list[Worker], start: Callable[[int], Worker]) -> list[int]:
     """Starts each pod that fails again, for itself, as the Job's controller; the exit codes of those that failed."""
     failed: list[int] = []
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + HANG_S
     while any(pod.process.poll() != 0 for pod in pods):
         said = "\n".join(pod.output() for pod in pods)
         assert time.monotonic() < deadline, said

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.examples.lives import IS_FENCED, TIMEOUT_S, WITHOUT_END, Example, finished_after, resumed_after
-from tests.waiting import until
+from tests.examples.lives import IS_FENCED, WITHOUT_END, Example, finished_after, resumed_after
+from tests.waiting import HANG_S, until
 
 
 def test_one_worker_is_killed_and_all_go_on(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_of_two_jobs_on_one_root_the_older_leaves_with_a_code_of_its_own(tmp_pat
     example = Example("multi_worker.py", tmp_path / "logs", args=["--save-every", "40"])
     run = tmp_path / "run"
     with example.start(run, ["--steps", WITHOUT_END]) as [older]:
-        until(lambda: example.steps(run) or older.process.poll() is not None, TIMEOUT_S)
+        until(lambda: example.steps(run) or older.process.poll() is not None, HANG_S)
         with example.start(run, ["--steps", WITHOUT_END]) as [newer]:
-            assert older.wait(TIMEOUT_S) == IS_FENCED, older.output()
+            assert older.wait(HANG_S) == IS_FENCED, older.output()
             assert newer.process.poll() is None, newer.output()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ckptflow
 from tests.examples.commands import started, two_ports
-from tests.examples.lives import EXAMPLES, TIMEOUT_S, WITHOUT_END
-from tests.waiting import until
+from tests.examples.lives import EXAMPLES, WITHOUT_END
+from tests.waiting import HANG_S, until
 
 SCRIPT = EXAMPLES / "slurm.sh"
 
@@ -59,10 +59,10 @@ def test_it_is_told_to_leave_requeued_and_ends(tmp_path: Path) -> None:
     environment = stand_ins(tmp_path) | {"CHECKPOINT_URL": str(url), "WORKER_PORT": str(two_ports())}
 
     with started([str(SCRIPT), "--save-every", "40", "--steps", WITHOUT_END], environment, tmp_path / "logs") as job:
-        until(lambda: ckptflow.list_checkpoints(url) or job.process.poll() is not None, TIMEOUT_S)
+        until(lambda: ckptflow.list_checkpoints(url) or job.process.poll() is not None, HANG_S)
         assert job.process.poll() is None, job.output()
         os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGTERM)
-        assert job.wait(TIMEOUT_S) == 0, job.output()
+        assert job.wait(HANG_S) == 0, job.output()
     assert "ended with 75: back into the queue" in job.output()
     assert (tmp_path / "requeued").read_text() == "4711\n"
     left_at = ckptflow.list_checkpoints(url)[-1].step
@@ -70,7 +70,7 @@ def test_it_is_told_to_leave_requeued_and_ends(tmp_path: Path) -> None:
     again = environment | {"SLURM_RESTART_COUNT": "1", "WORKER_PORT": str(two_ports())}
     last = left_at + 20
     with started([str(SCRIPT), "--steps", str(last)], again, tmp_path / "logs") as job:
-        assert job.wait(TIMEOUT_S) == 0, job.output()
+        assert job.wait(HANG_S) == 0, job.output()
     assert job.output().count(f"goes on after step {left_at}") == 2  # both workers
     assert job.output().count(f"finished after step {last}") == 2
     assert ckptflow.list_checkpoints(url)[-1].step == last
@@ -88,7 +88,7 @@ def test_what_it_makes_of_each_exit_code(tmp_path: Path) -> None:
         (tmp_path / "requeued").unlink(missing_ok=True)
         own = {"CODE": str(code), "SLURM_RESTART_COUNT": str(restarts)}
         with started([str(SCRIPT)], environment | own, tmp_path / "logs") as job:
-            return job.wait(TIMEOUT_S), (tmp_path / "requeued").exists()
+            return job.wait(HANG_S), (tmp_path / "requeued").exists()
 
     assert [end(code) for code in (0, 1, 76)] == [(0, False), (1, False), (76, False)]
     assert [end(code) for code in (74, 75, 137)] == [(0, True)] * 3

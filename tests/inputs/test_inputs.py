@@ -17,6 +17,7 @@ from ckptflow.state.tree import walk
 from tests.inputs import programs
 from tests.processes import run_workers, start_workers
 from tests.state import roundtrip
+from tests.waiting import HANG_S
 
 PROGRAM = "tests.inputs.programs:read_and_save"
 
@@ -34,11 +35,11 @@ def uninterrupted(worker: int, world_size: int) -> list[list[int]]:
 def test_no_element_is_repeated_or_dropped_over_a_kill(tmp_path: Path) -> None:
     env = {"ROOT": str(tmp_path / "root")}
     with start_workers(PROGRAM, 2, env=env, folder=tmp_path) as workers:
-        workers[1].wait_for_output('"step": 14', 120)
+        workers[1].wait_for_output('"step": 14', HANG_S)
         for process in workers:
             process.kill()
         first = [lines(process.output()) for process in workers]
-    second = [lines(result.output) for result in run_workers(PROGRAM, 2, env=env, timeout_s=120)]
+    second = [lines(result.output) for result in run_workers(PROGRAM, 2, env=env)]
     for worker in range(2):
         resumed = second[worker][0]["first"]
         assert resumed % programs.SAVE_EVERY == 1
@@ -50,18 +51,18 @@ def test_no_element_is_repeated_or_dropped_over_a_kill(tmp_path: Path) -> None:
         assert second[worker][0]["files"] == (resumed - 1) * (1 + worker)
 
     # Another number of workers: an iterator is refused by name, a position that can be dealt out anew is.
-    (refused, *_) = run_workers(PROGRAM, 1, env=env, timeout_s=120)
+    (refused, *_) = run_workers(PROGRAM, 1, env=env)
     assert "own: it was kept by each of 2 workers for itself, and there are 1 now" in refused.output
     assert "position:" not in refused.output
-    alone = run_workers(PROGRAM, 1, env=env | {"WITHOUT_ITERATORS": "1"}, timeout_s=120)
+    alone = run_workers(PROGRAM, 1, env=env | {"WITHOUT_ITERATORS": "1"})
     assert "refused: " in alone[0].output  # the checkpoint has what the state has not
     assert "own/worker-0/position: in the checkpoint, not in the state" in alone[0].output
 
 
 def test_positions_in_python_are_dealt_out_to_another_number_of_workers(tmp_path: Path) -> None:
     env = {"ROOT": str(tmp_path), "WITHOUT_ITERATORS": "1"}
-    run_workers(PROGRAM, 2, env=env, timeout_s=120)  # the last save: step 28, 28 and 56 files
-    results = run_workers(PROGRAM, 3, env=env, timeout_s=120)
+    run_workers(PROGRAM, 2, env=env)  # the last save: step 28, 28 and 56 files
+    results = run_workers(PROGRAM, 3, env=env)
     assert [lines(result.output)[0] for result in results] == [{"first": 29, "files": 28}] * 3
     with ckptflow.open_checkpoint(tmp_path, step=28) as checkpoint:
         assert checkpoint.manifest.per_worker == ("position",)
@@ -73,14 +74,14 @@ def test_positions_in_python_are_dealt_out_to_another_number_of_workers(tmp_path
 def test_the_strategys_own_iterator_goes_on_where_it_was(tmp_path: Path) -> None:
     seen: list[list[list[int]]] = []
     for _ in range(2):
-        (result,) = run_workers("tests.inputs.programs:replicas", 1, env={"ROOT": str(tmp_path)}, timeout_s=120)
+        (result,) = run_workers("tests.inputs.programs:replicas", 1, env={"ROOT": str(tmp_path)})
         seen += lines(result.output)[0]["seen"]
     assert [first for first, _ in seen] == uninterrupted(0, 2)
     assert [second for _, second in seen] == uninterrupted(1, 2)
 
 
 def test_an_unmarked_iterator_of_several_workers_is_refused_at_once(tmp_path: Path) -> None:
-    for result in run_workers("tests.inputs.programs:unmarked", 2, env={"ROOT": str(tmp_path)}, timeout_s=120):
+    for result in run_workers("tests.inputs.programs:unmarked", 2, env={"ROOT": str(tmp_path)}):
         assert "refused: data: with 2 workers an input position is each worker's own" in result.output
         assert "ckptflow.PerWorker(iterator)" in result.output
 

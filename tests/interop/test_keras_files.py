@@ -22,6 +22,7 @@ from ckptflow.state.configs import is_built
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, ask_stock, optimizer_values, write_all
 from tests.interop.models import CASES, KERASES
+from tests.waiting import HANG_S
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 NAMES = ("dense", "text", "subclassed")
@@ -312,7 +313,7 @@ sys.exit(sorted({"tensorflow", "keras", "tf_keras"} & set(sys.modules)) or 0)
     import subprocess
 
     command = [sys.executable, "-c", program, str(tmp_path / "m.keras"), str(tmp_path / "m.h5")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tmp_path / "m.keras") as archive:
         assert sorted(archive.namelist()) == ["config.json", "metadata.json", "model.weights.h5"]

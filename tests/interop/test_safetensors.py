@@ -34,6 +34,7 @@ from tests.interop.stock import run_stock
 from tests.interop.test_commit_tensors import SHARD_BYTES, named, same, sample
 from tests.roots import Life
 from tests.storage.test_files_faults import files_at_most
+from tests.waiting import HANG_S
 
 GRAPH = ObjectGraph(nodes=(GraphNode(children={"large": 1}), "large"))
 NUMPY_HAS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
@@ -389,4 +390,4 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_tensorflow_is_not_loaded() -> None:
     program = "import sys, ckptflow.interop.safetensors_file; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=HANG_S, check=False).returncode == 0

@@ -19,6 +19,7 @@ from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tflite import read_provenance, write_tflite
 from tests.interop import models
 from tests.interop.stock import run_stock
+from tests.waiting import HANG_S
 
 CASES = [("keras", name) for name in ("dense", "transformer", "many_inputs", "subclassed", "mobilenet_v2")]
 CASES += [("tf_keras", "dense"), ("tf_keras", "many_inputs"), ("tensorflow", "module")]
@@ -189,7 +190,7 @@ with open({str(written)!r}, "rb") as file:
     print(read_provenance(file, "m").run_url)
 sys.exit(f"loaded {{loaded}}" if (loaded := {{"tensorflow", "keras"}} & set(sys.modules)) else 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, PROVENANCE.run_url), done.stderr
     plain = tmp_path / "plain.tflite"
     write_tflite(str(plain), keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), None)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import HANG_S
+
 _PROGRAM = """
 import gc, json, os, sys, threading, time
 import tensorflow as tf
@@ -63,7 +65,7 @@ print(json.dumps(found))
 
 
 def measure(root: Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", _PROGRAM, str(root)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", _PROGRAM, str(root)], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

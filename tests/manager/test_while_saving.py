@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow.saver import Saver
+from tests.waiting import HANG_S
 
 
 def test_what_is_attached_meanwhile_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +85,6 @@ Background().submit(save)
 def test_a_save_that_is_left_behind_is_committed(tmp_path: Path, worker_count: int) -> None:
     """A script ends without closing its manager, and the other workers report after that."""
     command = [sys.executable, "-c", _LEFT_BEHIND, str(tmp_path), str(worker_count)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert [checkpoint.step for checkpoint in ckptflow.list_checkpoints(tmp_path)] == [1]

@@ -14,7 +14,7 @@ from tests.processes import run_workers
 
 
 def run(name: str, count: int, root: Path) -> list[str]:
-    results = run_workers(f"tests.manager.workers:{name}", count, env={"ROOT": str(root)}, timeout_s=180)
+    results = run_workers(f"tests.manager.workers:{name}", count, env={"ROOT": str(root)})
     for result in results:
         assert "well" in result.output, result.output
     return [result.output for result in results]

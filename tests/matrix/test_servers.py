@@ -9,6 +9,7 @@ import numpy as np
 
 import ckptflow
 from tests.processes import start_workers
+from tests.waiting import HANG_S
 
 TASKS = ("chief", "worker", "ps", "ps")
 
@@ -17,10 +18,10 @@ def test_a_server_that_dies_is_named_and_nothing_saved_is_lost(tmp_path: Path) -
     root, killed = tmp_path / "root", tmp_path / "killed"
     env = {"ROOT": str(root), "KILLED": str(killed)}
     with start_workers("tests.matrix.servers:lose_one", 4, tasks=TASKS, env=env, folder=tmp_path / "logs") as workers:
-        workers[0].wait_for_output("ready to lose one", 120)
+        workers[0].wait_for_output("ready to lose one", HANG_S)
         workers[3].kill()
         killed.touch()
-        assert workers[0].wait(120) == 0, workers[0].output()
+        assert workers[0].wait(HANG_S) == 0, workers[0].output()
         output = workers[0].output()
     assert "raised the state cannot be read, and nothing was saved now: /job:ps/replica:0/task:1 that" in output
     assert re.search(r"raised v cannot be restored: (a parameter server|/job:ps/replica:0/task:1) that holds", output)

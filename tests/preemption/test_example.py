@@ -10,8 +10,7 @@ from pathlib import Path
 
 import ckptflow
 from tests.processes import Worker, start_python
-
-TIMEOUT_S = 120.0
+from tests.waiting import HANG_S
 
 
 @contextlib.contextmanager
@@ -28,12 +27,12 @@ def start(url: Path, steps: int) -> Iterator[Worker]:
 
 def test_it_is_told_to_leave_and_goes_on(tmp_path: Path) -> None:
     with start(tmp_path / "spot", 10_000_000) as first:
-        first.wait_for_output("step 250: loss", TIMEOUT_S)
+        first.wait_for_output("step 250: loss", HANG_S)
         first.send(signal.SIGTERM)
-        assert first.wait(TIMEOUT_S) == 75
+        assert first.wait(HANG_S) == 75
         assert re.search(r"committed after .*leaving with exit code 75", first.output()), first.output()
     (saved,) = ckptflow.list_checkpoints(tmp_path / "spot")
     assert saved.step >= 250
     with start(tmp_path / "spot", saved.step + 20) as again:
-        assert again.wait(TIMEOUT_S) == 0
+        assert again.wait(HANG_S) == 0
         assert re.search(rf"begins with step {saved.step + 1}\b.*finished", again.output(), re.DOTALL), again.output()

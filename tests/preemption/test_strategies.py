@@ -11,16 +11,15 @@ import pytest
 import ckptflow
 from tests.ports import free_ports
 from tests.processes import Worker, start_workers
-
-TIMEOUT_S = 120.0
+from tests.waiting import HANG_S
 
 
 def tell_twice(programs: list[Worker], told: tuple[int, int], root: Path) -> None:
     for life, index in enumerate(told):
         for program in programs:
-            program.wait_for_output(f"life {life}: tell me", TIMEOUT_S)
+            program.wait_for_output(f"life {life}: tell me", HANG_S)
         programs[index].send(signal.SIGTERM)
-    assert [program.wait(TIMEOUT_S) for program in programs] == [75] * len(programs)
+    assert [program.wait(HANG_S) for program in programs] == [75] * len(programs)
     for program in programs:
         begun = re.findall(r"begins after step (\d+)", program.output())
         left = re.findall(r"left at step (\d+)", program.output())

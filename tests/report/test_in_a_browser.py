@@ -12,7 +12,7 @@ from benchmarks.report.browser import browser_path, open_browser
 from ckptflow.commit.retention import KeepLast
 from ckptflow.report.page import make_page
 from tests.report import runs
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 pytestmark = pytest.mark.skipif(
     browser_path() is None, reason="no Chromium here, so nobody has looked at the page (apt-get install chromium)"
@@ -25,7 +25,6 @@ SECTIONS = {
     "tensors": "125.0 KiB",
     "damage": "shards missing: 1 of 2",
 }
-TIMEOUT_S = 60
 
 
 @pytest.mark.parametrize("kind", ["eventful", "hostile"])
@@ -41,7 +40,7 @@ def test_in_a_browser(tmp_path: Path, kind: str) -> None:
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("request", lambda request: asked.append(request.url))
         view.goto(f"file://{tmp_path}/page.html")
-        view.wait_for_selector("html[data-drawn]", timeout=TIMEOUT_S * 1000)
+        view.wait_for_selector("html[data-drawn]", timeout=HANG_S * 1000)
         for section, words in SECTIONS.items():
             assert words in view.locator(f"#{section}").inner_text(), section
         assert view.locator(".plot").count() == view.locator(".plot:has(.main-svg):has(.point)").count() == 6
@@ -50,12 +49,12 @@ def test_in_a_browser(tmp_path: Path, kind: str) -> None:
         assert _overflow(view) == 0
         light = _ink(view)
         view.emulate_media(color_scheme="dark")
-        until(lambda: _ink(view) != light, timeout_s=TIMEOUT_S)
+        until(lambda: _ink(view) != light, timeout_s=HANG_S)
         assert _ink(view) == _colour(view, "body", "color")
         assert _brightness(_colour(view, "body", "backgroundColor")) < 60 < 180 < _brightness(_ink(view))
         view.set_viewport_size({"width": 360, "height": 740})
         widest = "Math.max(...[...document.querySelectorAll('.main-svg')].map((svg) => svg.clientWidth))"
-        until(lambda: view.evaluate(widest) < 360, timeout_s=TIMEOUT_S)
+        until(lambda: view.evaluate(widest) < 360, timeout_s=HANG_S)
         assert _overflow(view) == 0
         assert view.evaluate("window.hacked") is None
         assert view.locator("main script, main img").count() == 0

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.servers import Server
+from tests.waiting import HANG_S
 
 _PROGRAM = "from tests.speed.steady import run; run()"
 # Of Python's free lists and of caches that fill once, in all; a folder's name kept by each of 159 saves is 25 KiB.
@@ -26,7 +27,7 @@ def measure(url: str, *, saves: int = 200, restores: int = 30, options: dict[str
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **env},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=HANG_S,
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ WORLD_SIZE = 4
 
 def test_four_workers(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    results = run_workers("tests.speed.workers:save_and_restore", WORLD_SIZE, env={"ROOT": str(root)}, timeout_s=240)
+    results = run_workers("tests.speed.workers:save_and_restore", WORLD_SIZE, env={"ROOT": str(root)})
     found = [json.loads(result.output.splitlines()[-1]) for result in results]
 
     folder = root / str(Folder(2, 1))

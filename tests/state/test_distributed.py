@@ -20,11 +20,11 @@ from tests.waiting import raised_in_a_thread
 
 
 def test_mirrored() -> None:
-    run_workers("tests.state.distributed:mirrored", 1, timeout_s=240)
+    run_workers("tests.state.distributed:mirrored", 1)
 
 
 def test_two_workers(tmp_path: Path) -> None:
-    results = run_workers("tests.state.distributed:workers", 2, env={"FOLDER": str(tmp_path)}, timeout_s=240)
+    results = run_workers("tests.state.distributed:workers", 2, env={"FOLDER": str(tmp_path)})
     assert all("done" in result.output for result in results)
     # What they held restores in one process without a strategy, too.
     stacked = distributed.stack([roundtrip.read(tmp_path / f"worker-{worker}") for worker in range(2)])

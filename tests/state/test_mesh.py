@@ -6,5 +6,5 @@ from tests.processes import run_workers
 
 
 def test_blocks() -> None:
-    (result,) = run_workers("tests.state.mesh:blocks", 1, timeout_s=120)
+    (result,) = run_workers("tests.state.mesh:blocks", 1)
     assert "well" in result.output

@@ -19,6 +19,7 @@ from tests.state import roundtrip
 from tests.state.cases import CASES
 from tests.state.cases_keras3 import OPTIMIZERS
 from tests.state.roundtrip import answer_bytes, assert_equal
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +78,7 @@ def in_new_process(trained: dict[str, Trained], tmp_path_factory: pytest.TempPat
         env={**os.environ, "PYTHONHASHSEED": "77", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]

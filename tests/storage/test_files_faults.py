@@ -27,6 +27,7 @@ from tests.servers import Server, s3_client
 from tests.storage import backends
 from tests.storage.test_files import FOLDER, GROUP, LARGE, PART, Place, below, make_place, read, temporary, write
 from tests.storage.test_remote import LossyProxy
+from tests.waiting import HANG_S
 
 __all__ = ["temporary"]  # a fixture
 
@@ -202,7 +203,7 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(change: str, exchange: boo
     """Beside what is clearly a leftover. Where folders cannot be exchanged, the old may be found in it alone."""
     argument = json.dumps([change, exchange, str(tmp_path / "killed")])
     command = [sys.executable, "-c", textwrap.dedent(KILLED), argument]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
     old, _, after = ({key: data.decode("latin1") for key, data in files.items()} if isinstance(files, dict) else {}
@@ -350,4 +351,4 @@ def test_no_such_bucket(moto: Server) -> None:
 
 def test_tensorflow_is_not_loaded() -> None:
     program = "import sys, ckptflow.storage.files; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=HANG_S, check=False).returncode == 0

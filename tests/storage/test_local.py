@@ -20,6 +20,7 @@ from ckptflow.errors import (
 )
 from ckptflow.storage.local import DIRECT_MIN_BYTES, RESERVED, LocalStore
 from ckptflow.testing import read_whole
+from tests.waiting import HANG_S
 
 REPO = Path(__file__).resolve().parents[2]
 X = memoryview(b"x")
@@ -38,7 +39,7 @@ def debris(root: Path) -> list[str]:
 def run_python(code: str, *args: str, expect: int = 0) -> str:
     """Runs `code` in a fresh interpreter and returns what it printed."""
     command = [sys.executable, "-c", textwrap.dedent(code), *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPO)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, cwd=REPO)
     assert done.returncode == expect, done.stderr
     return done.stdout
 
@@ -266,7 +267,7 @@ def test_sixteen_processes_race_and_one_wins(tmp_path: Path, way: str) -> None:
             assert racer.stdin is not None
             racer.stdin.write("go\n")
             racer.stdin.flush()
-        outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+        outputs = [racer.communicate(timeout=HANG_S)[0] for racer in racers]
     finally:
         for racer in racers:
             racer.kill()

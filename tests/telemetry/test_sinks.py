@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ckptflow import CheckpointManager, KeepLast, events, telemetry
 from ckptflow.events import Committed, Event, Restored, Retried, SaveBegan, SaveFailed
 from tests.manager.states import Weights
+from tests.waiting import HANG_S
 
 HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -94,7 +95,7 @@ def test_prometheus_scrapes_what_was_measured(tmp_path: Path) -> None:
     server, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry)
     try:
         url = f"http://127.0.0.1:{server.server_port}/metrics"
-        text = urllib.request.urlopen(url, timeout=30).read().decode()
+        text = urllib.request.urlopen(url, timeout=HANG_S).read().decode()
     finally:
         server.shutdown()
         thread.join()
@@ -165,5 +166,5 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert "pip install 'ckptflow[telemetry]'" in done.stdout
