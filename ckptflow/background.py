@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import TypeVar
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import CkptflowError, FencedError, SaveFailedError, UsageError
@@ -17,6 +19,7 @@ logger = logging.getLogger("ckptflow")
 
 SaveFuture = Future[Checkpoint | None]
 Acknowledge = Callable[[Checkpoint | None], None]
+_Result = TypeVar("_Result")
 
 
 class Background:
@@ -104,7 +107,6 @@ class Calls:
 
     def __init__(self, background: Background, *, read_only: bool) -> None:
         self.is_closed = False
-        self.under_way = threading.Lock()  # held while a call does what nothing may come between; no interrupt keeps it
         self._background = background
         self._read_only = read_only
         self._thread, self._process = threading.get_ident(), os.getpid()
@@ -112,6 +114,11 @@ class Calls:
     @property
     def is_of_this_process(self) -> bool:
         return os.getpid() == self._process
+
+    def alone(self, do: Callable[[], _Result]) -> _Result:
+        """What `do` returns: the part of a call that no other call may come between."""
+        with self._background.delivery():
+            return do()
 
     def begin(self, *, writes: bool = False) -> None:
         """Waits for the saves under way. What a signal's handler calls meanwhile is done before this call."""
@@ -122,11 +129,20 @@ class Calls:
     def check_turn(self, *, writes: bool = False) -> None:
         """Raises `UsageError` also inside of another call: what is half captured or half restored must not be saved."""
         self.check(writes=writes)
-        if self.under_way.locked():
+        if self._is_inside():
             raise UsageError(
                 "this call comes from inside of another one of this manager: from a signal's handler, or from code "
                 "that the manager calls, as get_state. Set a flag there and call it later, as PreemptionWatcher does"
             )
+
+    def _is_inside(self) -> bool:
+        """Whether who calls is called by `alone`: a flag for it could be left set by an interrupt, the stack cannot."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code is Calls.alone.__code__ and frame.f_locals["self"] is self:
+                return True
+            frame = frame.f_back
+        return False
 
     def check(self, *, writes: bool = False) -> None:
         """Raises `UsageError` where the manager may not be used, or not so."""

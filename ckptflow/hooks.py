@@ -46,15 +46,24 @@ class Hooks:
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()
         self._dropped = 0
+        if self._is_heard():
+            self._begin()
 
     def tell(self, event: Event) -> None:
         """From any thread."""
-        if not self._hooks and not event_logger.isEnabledFor(logging.INFO):
+        if not self._is_heard():
             return
         if self._waiting.qsize() >= MAX_WAITING:
             self._dropped += 1
             return
         self._waiting.put((dataclasses.replace(event, url=self.url, worker=self._worker), (_log, *self._hooks)))
+        if self._thread is None:  # the log is listened to by now
+            self._begin()
+
+    def _is_heard(self) -> bool:
+        return bool(self._hooks) or event_logger.isEnabledFor(logging.INFO)
+
+    def _begin(self) -> None:
         with self._lock:
             if self._thread is None:
                 self._thread = _start(self._waiting)

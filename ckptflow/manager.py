@@ -155,8 +155,7 @@ class CheckpointManager:
         """
         watch = Stopwatch()
         self._calls.begin(writes=True)
-        with self._background.delivery(), self._calls.under_way:
-            return self._save(step, metrics, metadata, watch)
+        return self._calls.alone(lambda: self._save(step, metrics, metadata, watch))
 
     def _save(
         self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
@@ -192,8 +191,7 @@ class CheckpointManager:
     def wait(self) -> None:
         """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
         self._calls.begin()
-        with self._background.delivery(), self._calls.under_way:
-            self._raise_failure()
+        self._calls.alone(self._raise_failure)
 
     def _raise_failure(self) -> None:
         def look() -> tuple[int, ...]:
@@ -213,10 +211,11 @@ class CheckpointManager:
         with self._background.delivery():
             try:
                 self._background.settle()
-                with self._calls.under_way:
-                    self._raise_failure()
-            finally:
-                self._release()
+                self._calls.alone(self._raise_failure)
+            except BaseException as error:
+                self._leave_by(error)
+                raise
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -236,8 +235,7 @@ class CheckpointManager:
             if self._incarnation is not None:
                 self._incarnation.hurry(arguments.LEAVING_S)  # the others may be dead
             self._background.settle()
-            self._release()
-            self._background.raise_on_leaving(error)
+            self._leave_by(error)
 
     # Restoring
 
@@ -311,8 +309,7 @@ class CheckpointManager:
     def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:
         watch = Stopwatch()
         self._calls.begin()
-        with self._background.delivery(), self._calls.under_way:
-            return self._restore_now(step, partial, rename, watch)
+        return self._calls.alone(lambda: self._restore_now(step, partial, rename, watch))
 
     def _restore_now(
         self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch
@@ -406,6 +403,11 @@ class CheckpointManager:
     @property
     def _is_closed(self) -> bool:
         return self._calls.is_closed
+
+    def _leave_by(self, error: BaseException) -> None:
+        """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""
+        self._release()
+        self._background.raise_on_leaving(error)
 
     def _release(self) -> None:
         self._calls.is_closed = True

@@ -7,7 +7,6 @@ decides; its manifests count, and those that its lineage names. A claim only fen
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -230,19 +229,17 @@ class Summaries:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        # Used by several threads and without a lock, which an interrupt could leave held: each use is one of a key.
         self._known: dict[Folder, Summary | CorruptCheckpointError] = {}
-        self._lock = threading.Lock()
 
     def get(self, folder: Folder) -> Summary | CorruptCheckpointError:
-        with self._lock:
-            known = self._known.get(folder)
+        known = self._known.get(folder)
         if known is None:
             try:
                 known = summarize(read_manifest(self._store, folder), self._store.url)
             except CorruptCheckpointError as error:
                 known = error
-            with self._lock:
-                self._known[folder] = known
+            self._known[folder] = known
         return known
 
     def read_many(self, folders: Iterable[Folder]) -> dict[Folder, Summary | CorruptCheckpointError]:
@@ -260,20 +257,17 @@ class Summaries:
 
     def read_ahead(self, folders: Iterable[Folder]) -> None:
         """Has those ready that are about to be asked for, where there are enough to be worth threads."""
-        with self._lock:
-            unknown = [folder for folder in folders if folder not in self._known]
+        unknown = [folder for folder in folders if folder not in self._known]
         if len(unknown) > _READERS:
             self.read_many(unknown)
 
     def add(self, summary: Summary) -> None:
         """What was just committed need not be read back."""
-        with self._lock:
-            self._known[summary.folder] = summary
+        self._known[summary.folder] = summary
 
     def forget(self, folders: Iterable[Folder]) -> None:
-        with self._lock:
-            for folder in folders:
-                self._known.pop(folder, None)
+        for folder in folders:
+            self._known.pop(folder, None)
 
 
 def read_claim(store: Store, number: int) -> Claim | None:

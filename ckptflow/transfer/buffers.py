@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import queue
 import threading
 from collections.abc import Iterator
 
@@ -45,9 +46,15 @@ class BufferPool:
             raise ValueError(
                 f"a memory budget of {budget_bytes:,} bytes does not hold one staging buffer of {self.buffer_bytes:,}"
             )
-        self._free: dict[Buffer, None] = {}  # the last released first, which the cache may still hold
+        # A slot is a buffer or the right to make one. Whoever takes a token from `_tokens` looks for a free slot; there
+        # are never fewer tokens than free slots, and one too many does no harm. All that `release` does is two calls
+        # which cannot be torn apart by an interrupt, and which may be done again.
+        self._free: list[tuple[Buffer, int]] = []  # with the turn that is over; the last one first: it is in the cache
         self._made = 0
-        self._changed = threading.Condition()
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(self.count):
+            self._tokens.put(None)
+        self._lock = threading.Lock()
         self._is_closed = False
 
     @property
@@ -57,25 +64,27 @@ class BufferPool:
 
     def acquire(self) -> Buffer:
         """A buffer for the caller alone; waits while all are in use. Raises `UsageError` once the pool is closed."""
-        with self._changed:
-            while not self._is_closed:
-                if self._free:
-                    buffer, _ = self._free.popitem()
-                    buffer.turn += 1
-                    return buffer
-                if self._made < self.count:
-                    self._made += 1
-                    break
-                self._changed.wait()
+        while True:
+            self._tokens.get()
             if self._is_closed:
+                self._tokens.put(None)  # the next one who waits
                 raise UsageError("the buffer pool is closed")
-        try:
-            return Buffer(self.buffer_bytes)
-        except BaseException:
-            with self._changed:
-                self._made -= 1
-                self._changed.notify()
-            raise
+            with self._lock:
+                while self._free:
+                    buffer, turn = self._free.pop()
+                    if turn == buffer.turn:  # else it was given back twice, and has been taken since
+                        buffer.turn += 1
+                        return buffer
+                if self._made == self.count:
+                    continue
+                self._made += 1
+            try:
+                return Buffer(self.buffer_bytes)
+            except BaseException:
+                with self._lock:
+                    self._made -= 1
+                self._tokens.put(None)
+                raise
 
     def release(self, buffer: Buffer, turn: int | None = None) -> None:
         """Gives a buffer back. No transfer may still be using it.
@@ -83,10 +92,9 @@ class BufferPool:
         With the `turn` that it had when it was acquired it may be given back more than once: an interrupt can hit
         between any two lines, and who cannot know whether it came before or after gives it back again.
         """
-        with self._changed:
-            if not self._is_closed and turn in (None, buffer.turn):
-                self._free[buffer] = None
-                self._changed.notify()
+        if not self._is_closed:
+            self._free.append((buffer, buffer.turn if turn is None else turn))
+            self._tokens.put(None)
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[Buffer]:
@@ -99,7 +107,6 @@ class BufferPool:
 
     def close(self) -> None:
         """Lets the memory go, and raises in whoever waits. Buffers in use stay valid until they are released."""
-        with self._changed:
-            self._is_closed = True
-            self._free.clear()
-            self._changed.notify_all()
+        self._is_closed = True
+        self._free.clear()
+        self._tokens.put(None)

@@ -225,11 +225,12 @@ def test_a_signal_handler_that_saves_while_a_call_waits_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_signal: Callable[[Callable[[], object]], object], call: str
 ) -> None:
     """The handler's save is one more that is waited for, and how it fails is raised as ever."""
-    stores, gate = wrap_store(monkeypatch, FaultyStore), threading.Event()
+    is_out, gate = threading.Event(), threading.Event()
 
     class Waits(FaultyStore):
         def run(self, verb: str, key: str, call: Any) -> Any:
             if verb == "put" and "000000000002" in key and not gate.is_set():
+                is_out.wait(60)
                 os.kill(os.getpid(), signal.SIGUSR1)  # the main thread waits for this save by now, or soon
                 gate.wait(60)
             return super().run(verb, key, call)
@@ -246,6 +247,7 @@ def test_a_signal_handler_that_saves_while_a_call_waits_loses_nothing(
     manager.save(1).result()
     on_signal(save)
     pending = manager.save(2)
+    is_out.set()
     if call == "restore_latest":
         assert manager.restore_latest() is not None
     with pytest.raises(SaveFailedError, match="503 from the test"):
