@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ckptflow.commit.catalog import read_manifest
-from ckptflow.commit.resume import Load
 from ckptflow.commit.sameness import checksum, raise_differences
 from ckptflow.commit.team import Vote
+from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
-from ckptflow.format.words import some_of
 from ckptflow.spans import span
-from ckptflow.state.assign import Restore, match
+from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
 from ckptflow.state.cluster import Cluster
 from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import is_checkpoint
+from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, walk
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
-from ckptflow.transfer.reader import check_shards, read_tensors
-
-logger = logging.getLogger("ckptflow")
+from ckptflow.transfer.reader import read_tensors
 
 Rename = Mapping[str, str] | Callable[[str], str]
-
-_NAMES_SHOWN = 20
 
 
 class LiveState:
@@ -41,6 +36,7 @@ class LiveState:
         self._state = state
         self._objects = as_mapping(state)
         self.attached: dict[str, Any] = {}
+        self.unfinished: dict[str, str] = {}  # what a restore has assigned, and of which folder, until one succeeds
         self._held_metrics: dict[str, Any] = {}
         self._cluster = cluster
         self._shard_bytes = shard_bytes
@@ -109,7 +105,13 @@ class LiveState:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.
 
         A `tf.train.Checkpoint` counts it as one more save, unless it is what was restored that is saved `again`.
+        Raises `UsageError` after a restore that failed in the middle.
         """
+        if self.unfinished:
+            raise UsageError(
+                f"nothing was saved: {self.mixture}. Call restore_latest() or restore(step) until one succeeds, or "
+                "build the state anew and make a new manager"
+            )
         if not again:
             count_save(self._state)
         with span("capture"):
@@ -118,6 +120,27 @@ class LiveState:
             snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
             snapshot.put_metrics(self._held_metrics)
         return snapshot
+
+    @property
+    def mixture(self) -> str:
+        """What the state holds after a restore that failed in the middle; empty where none has."""
+        folders = sorted(set(self.unfinished.values()))
+        if not folders:
+            return ""
+        return (
+            f"the state holds a mixture, since a restore failed in the middle: {len(self.unfinished)} of its values "
+            f"are of {' and '.join(folders)}, the others as they were before"
+        )
+
+    def tell_of_mixture(self, error: BaseException) -> None:
+        """Makes an error say what the restore that it ended has left behind."""
+        if not self.unfinished:
+            return
+        text = f"Now {self.mixture}. Do not go on with it: nothing is saved until a restore succeeds"
+        if isinstance(error, CkptflowError):
+            error.args = (f"{error}\n{text}",)
+        else:
+            error.add_note(text)
 
     def prepare(self) -> None:
         """Works out how to capture, so that the first save blocks no longer than the later ones."""
@@ -136,9 +159,9 @@ class LiveState:
         """Brings back the variables of metrics alone, those that are there by now."""
         manifest = read_manifest(store, folder)
         self.refresh()
-        restore = match(self._tree, manifest, partial=True)
-        wanted = [piece for piece in restore.wanted if manifest.tensors[piece.tensor].metric]
-        read_tensors(store, folder, manifest, wanted, restore, pool, threads=threads)
+        restore = match(self._tree, manifest, partial=True).only_metrics()
+        read_tensors(store, folder, manifest, restore.wanted, restore, pool, threads=threads)
+        restore.complete()
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
@@ -147,32 +170,7 @@ class LiveState:
         names = {record.name for record in named.tensors}
         build_missing(self._tree, named.models, self._cluster.strategy, names=names)
         self.refresh()
-        return match(self._tree, in_names_of(self._tree, manifest), partial=partial, rename=rename)
-
-    def loader(
-        self, store: Store, pool: BufferPool, threads: int | None, *, partial: bool, rename: Rename | None
-    ) -> tuple[Callable[[Manifest], None], Load]:
-        """What a restore does with a manifest: check it against the state, and load its values into it."""
-
-        def check(manifest: Manifest) -> None:
-            self.match(manifest, partial=partial, rename=rename)
-
-        def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
-            check_shards(store, folder, manifest, files)
-            restore = self.match(manifest, partial=partial, rename=rename)
-            read_tensors(store, folder, manifest, restore.wanted, restore, pool, threads=threads)
-            restore.complete()
-            if restore.missing or restore.unexpected:  # a warm start
-                logger.warning(
-                    "%s/%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",
-                    store.url,
-                    folder,
-                    len(restore.wanted),
-                    some_of(restore.missing, _NAMES_SHOWN) or "nothing",
-                    some_of(restore.unexpected, _NAMES_SHOWN) or "nothing",
-                )
-
-        return check, load
+        return match(self._tree, named, partial=partial, rename=rename, assigned=self.unfinished)
 
 
 def _describe(tree: Tree) -> list[str]:

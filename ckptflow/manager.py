@@ -26,6 +26,7 @@ from ckptflow.format.values import to_json
 from ckptflow.hooks import Hook, Hooks
 from ckptflow.incarnation import Incarnation
 from ckptflow.live_state import LiveState, Rename
+from ckptflow.loading import Loading
 from ckptflow.pending import PendingCheckpoint
 from ckptflow.reading import find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
 from ckptflow.saver import Saver, Stopwatch, software_versions
@@ -330,10 +331,13 @@ class CheckpointManager:
         resume = self._resume((partial, rename))
         try:
             start = resume.run(step)
-        except BaseException:
-            if resume.has_claimed:  # the incarnation before is fenced by our own claim, and the state may be a mixture
+        except BaseException as error:
+            if resume.has_claimed:  # the incarnation before is fenced by our own claim
                 self._incarnation = None
+            self._live.tell_of_mixture(error)
             raise
+        if start.restored is not None:
+            self._live.unfinished.clear()
         incarnation = None if self._read_only else self._begin(start)
         if start.restored is None:
             return None
@@ -354,13 +358,14 @@ class CheckpointManager:
     def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
         partial, rename = how if how is not None else (False, None)
-        check, load = self._live.loader(self._store, self._pool, self._concurrency, partial=partial, rename=rename)
+        loading = Loading(self._live, self._store, self._pool, self._concurrency, partial=partial, rename=rename)
         return Resume(
             self._store,
             self._cluster,
             self._summaries,
-            check=check,
-            load=load,
+            check=loading.check,
+            load=loading.load,
+            complete=loading.complete,
             read_only=self._read_only,
             claim_timeout_s=min(self._commit_timeout_s, 60.0),
             tell=self._hooks.tell,

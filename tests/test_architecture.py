@@ -29,6 +29,7 @@ ROWS: tuple[tuple[set[str], ...], ...] = (
             "hooks",
             "incarnation",
             "live_state",
+            "loading",
             "manager",
             "overview",
             "pending",

@@ -15,7 +15,7 @@ from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
 from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.lineage import Held, check_fence, claim_next, pack_writer_id, unpack_writer_id
 from ckptflow.commit.team import Cluster, Outcome, Vote, chief_says, raise_together, vote, vote_for
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
@@ -46,9 +46,10 @@ class Start:
 class Resume:
     """One restore: `check` refuses a manifest that does not fit the state, `load` brings its values back.
 
-    `check(manifest)` and `load(folder, manifest, files)` run on every worker; `load` checks again. It raises
-    `CorruptCheckpointError` only where bytes came whole and wrong or a shard is missing; whatever else it raises stops
-    the restore on all workers.
+    `check(manifest)`, `load(folder, manifest, files)` and `complete()` run on every worker, each only once the one
+    before has gone well on all of them. `load` may assign only what every other checkpoint that fits the state
+    replaces; `complete` assigns the rest. They raise `CorruptCheckpointError` only where bytes came whole and wrong or
+    a shard is missing; whatever else they raise stops the restore on all workers.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Resume:
         *,
         check: Callable[[Manifest], None],
         load: Load,
+        complete: Callable[[], None] = lambda: None,
         read_only: bool = False,
         claim_timeout_s: float = 60.0,
         tell: Tell = tell_nobody,
@@ -68,6 +70,8 @@ class Resume:
         self._summaries = summaries
         self._check = check
         self._load = load
+        self._complete = complete
+        self._has_loaded = False
         self._read_only = read_only
         self._claim_timeout_s = claim_timeout_s
         self._tell = tell
@@ -101,6 +105,11 @@ class Resume:
                 self._cluster, lambda: self._chooser.choose(step, held)
             )[:6]
             if not found:
+                if self._has_loaded:
+                    raise CheckpointGoneError(
+                        f"{self._store.url}: the checkpoint that was being restored is gone, and there is no other. "
+                        "Start again with a state that is made anew"
+                    )
                 logger.warning("%s: no checkpoint is here, starting anew", self._store.url)
                 return Start(held)
             folder = Folder(folder_step, number, call)
@@ -160,15 +169,22 @@ class Resume:
         found: list[Summary] = []
 
         def load() -> None:
+            self._has_loaded = True
             self._load(folder, manifests[0], files)
+
+        def complete() -> None:
+            self._complete()
             found.append(summarize(manifests[0], self._store.url))
             if view is not None and self._cluster.is_chief:
                 view.lineage = self._chooser.lineage_of(found[0], view)
 
-        parts = [lambda: manifests.append(read_manifest(self._store, folder)), lambda: self._check(manifests[0]), load]
-        if self._cluster.world_size == 1:
-            del parts[1]  # `load` checks again
-        votes = self._in_parts(folder, *parts)
+        votes = self._in_parts(
+            folder,
+            lambda: manifests.append(read_manifest(self._store, folder)),
+            lambda: self._check(manifests[0]),
+            load,
+            complete,
+        )
         return (found[0] if all(v.outcome is Outcome.FINE for v in votes) else None), votes
 
     def _in_parts(self, folder: Folder, *parts: Callable[[], None]) -> list[Vote]:

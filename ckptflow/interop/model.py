@@ -16,11 +16,12 @@ from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
 from ckptflow.interop.keras_weights import variables_of
 from ckptflow.reading import OpenCheckpoint
-from ckptflow.state.assign import Restore, match
+from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
 from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
+from ckptflow.state.restore import Restore
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.weights import weights_of
 
@@ -138,7 +139,10 @@ def fill(
     named = in_names_of(tree, opened.manifest)
     tree = build_missing(tree, named.models, names={record.name for record in named.tensors})
     restore = match(tree, in_names_of(tree, opened.manifest), partial=partial, rename=rename)
-    opened.read_into(restore.wanted, _Frugal(restore))
+    if restore.early:
+        opened.read_into(restore.early, restore)
+        restore.rehearse()
+    opened.read_into(restore.rest, _Frugal(restore))
     restore.complete()
     return tree, restore
 

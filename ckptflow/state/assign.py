@@ -1,142 +1,37 @@
-"""Assign: from a manifest's tensors to the state's leaves. First everything is compared, then values are taken over."""
+"""Assign: from a manifest's tensors to the state's leaves. Here they are compared; `restore` takes the values over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-import tensorflow as tf
-
-from ckptflow.errors import StateMismatchError, UsageError
-from ckptflow.format import dtypes, values
-from ckptflow.format.boxes import Box, volume
+from ckptflow.errors import UsageError
+from ckptflow.format import values
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import Manifest, TensorRecord
-from ckptflow.format.spec import Bytes1D, Wanted
-from ckptflow.state.cluster import server_is_gone
-from ckptflow.state.kinds import is_normalization
-from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, as_tensor, from_bytes
-from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
+from ckptflow.state.leaves import Leaf, PartLeaf
+from ckptflow.state.restore import Pair, Restore, is_optional, misfit_error
+from ckptflow.state.tree import RESERVED_PREFIX, Tree
 from ckptflow.state.walker import path_of_slot
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
 
-@dataclass(frozen=True)
-class _Pair:
-    record: TensorRecord
-    leaf: Leaf
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the value, of one component where there are several."""
-        return self.record.shape[1:] if self.record.components else self.record.shape
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its bytes in storage are the variable's value, or one box of them a block of it."""
-        record = self.record
-        return not isinstance(self.leaf, PartLeaf) and record.encoded_bytes is None and record.components is None
-
-
-class Restore:
-    """A checkpoint's way into a tree; implements `format.spec.Target`. Nothing is assigned before `finish`.
-
-    `wanted` is what to read of the manifest, largest first: whole tensors, or those boxes that are held here. After
-    `partial`, `missing` names what the state has and the checkpoint has not, `unexpected` the opposite; what has
-    another shape or dtype is in both.
-    """
-
-    def __init__(
-        self,
-        tree: Tree,
-        pairs: dict[int, _Pair],
-        python_state: dict[str, Any],
-        missing: tuple[str, ...],
-        unexpected: tuple[str, ...],
-    ) -> None:
-        self._tree = tree
-        self._pairs = pairs
-        self._python_state = python_state
-        self._landings: dict[Wanted, Landing | Bytes1D] = {}
-        self._parts: dict[int, tuple[Any, dict[str, Array]]] = {}
-        self._blocks: dict[int, dict[Box | None, Any]] = {}  # of what is assigned only when all of it is there
-        # The largest first: the memory that their old values free serves the smaller ones.
-        self.wanted = tuple(
-            Wanted(index, box)
-            for index in sorted(pairs, key=lambda index: (-pairs[index].record.size_bytes, index))
-            for box in (pairs[index].leaf.boxes if pairs[index].is_plain else (None,))
-        )
-        self.missing = missing
-        self.unexpected = unexpected
-
-    def open(self, wanted: Wanted) -> Bytes1D:
-        """Memory for what is wanted as it is in storage, to be filled; once for each. Drop it before `finish`."""
-        pair = self._pairs[wanted.tensor]
-        record = pair.record
-        if pair.is_plain:
-            shape = record.shape if wanted.box is None else wanted.box[1]
-            size_bytes = volume(shape) * dtypes.item_size_bytes(record.dtype)
-            landing = self._landings[wanted] = Landing(record.dtype, shape, size_bytes)
-            return landing.bytes
-        memory = self._landings[wanted] = np.empty(record.size_bytes, np.uint8)
-        return memory
-
-    def finish(self, wanted: Wanted) -> None:
-        """Takes it over: a variable has its value afterwards, a table or an iterator after `complete`."""
-        pair, landing = self._pairs[wanted.tensor], self._landings.pop(wanted)
-        leaf, record = pair.leaf, pair.record
-        if isinstance(landing, Landing):
-            blocks = self._blocks.pop(wanted.tensor, {}) | {wanted.box: landing.take()}
-            if leaf.needs_all and len(blocks) < len(leaf.boxes):
-                self._blocks[wanted.tensor] = blocks
-            else:
-                self._assign(leaf, blocks)
-            return
-        array = from_bytes(landing, record.dtype, record.shape)
-        if record.components:
-            array = aggregate(list(array), record.components)
-        if isinstance(leaf, PartLeaf):
-            self._parts.setdefault(id(leaf.bundle), (leaf.bundle, {}))[1][leaf.part] = array
-            return
-        pieces = {box: array if box is None else array[tuple(map(_range, *box))] for box in leaf.boxes}
-        with tf.device("CPU:0"):
-            copies = {box: as_tensor(piece) for box, piece in pieces.items()}
-        self._assign(leaf, copies)
-
-    def _assign(self, leaf: Leaf, values_of: Mapping[Box | None, Any]) -> None:
-        try:
-            leaf.assign(values_of)
-        except tf.errors.UnavailableError as error:
-            raise server_is_gone(error, f"{leaf.name} cannot be restored") from error
-
-    def complete(self) -> None:
-        """Call once after the last `finish`: sets tables, iterators, vocabularies and Python state, and lets layers
-        that keep something computed from their variables compute it again."""
-        for bundle, parts in self._parts.values():
-            if len(parts) == len(bundle.dtypes):
-                bundle.write(parts)
-        self._parts.clear()
-        for layer in self._tree.layers:
-            if is_normalization(layer):
-                layer.finalize_state()
-        for name, state in self._python_state.items():
-            self._tree.python[name].set_state(state)
-
-
-def _range(start: int, extent: int) -> slice:
-    return slice(start, start + extent)
-
-
-def match(tree: Tree, manifest: Manifest, *, partial: bool = False, rename: Rename | None = None) -> Restore:
+def match(
+    tree: Tree,
+    manifest: Manifest,
+    *,
+    partial: bool = False,
+    rename: Rename | None = None,
+    assigned: dict[str, str] | None = None,
+) -> Restore:
     """Compares a checkpoint with the state and changes nothing.
 
     Names match by themselves, or through an alias of either side. `rename` gives a checkpoint's name, or the beginning
     of one up to a slash, its name in the state, and takes a variable's optimizer slots along; or is called with each
     name. Variables of metrics, and the `save_counter` of a `tf.train.Checkpoint`, may differ and be missing. With
-    `partial`, what matches is restored and the rest is reported.
+    `partial`, what matches is restored and the rest is reported. `assigned` are the values that a restore before this
+    one has left in the state, as `Restore` has it, which adds its own.
 
     Raises:
       StateMismatchError: they differ in names, shapes or dtypes; all differences are in the one message.
@@ -144,13 +39,16 @@ def match(tree: Tree, manifest: Manifest, *, partial: bool = False, rename: Rena
     """
     matcher = _Matcher(tree, manifest, _renamer(rename, manifest))
     if matcher.differences and not partial:
-        raise StateMismatchError(
-            f"{manifest.folder} does not fit the state; no value was changed.\n"
-            + "\n".join(f"  {line}" for line in matcher.differences)
-            + "\nFor a warm start, pass partial=True, or rename={checkpoint name: state name}."
-        )
+        raise misfit_error(manifest.folder, matcher.differences, is_changed=bool(assigned))
     return Restore(
-        tree, matcher.pairs, matcher.python_state, tuple(sorted(matcher.missing)), tuple(sorted(matcher.unexpected))
+        tree,
+        manifest.folder,
+        matcher.pairs,
+        matcher.python_state,
+        matcher.missing,
+        matcher.unexpected,
+        partial=partial,
+        assigned=assigned,
     )
 
 
@@ -158,7 +56,7 @@ class _Matcher:
     """Pairs each tensor of a manifest with a leaf and notes every difference."""
 
     def __init__(self, tree: Tree, manifest: Manifest, renamed: Callable[[str], str]) -> None:
-        self.pairs: dict[int, _Pair] = {}
+        self.pairs: dict[int, Pair] = {}
         self.python_state: dict[str, Any] = {}
         self.missing: list[str] = []
         self.unexpected: list[str] = []
@@ -176,12 +74,12 @@ class _Matcher:
             leaf = tree.leaves[of_record[index]] if index in of_record else None
             if leaf is not None:
                 self._compare(index, record, leaf)
-            elif not (record.metric or _is_optional(record.name)):
+            elif not (record.metric or is_optional(record.name)):
                 self.unexpected.append(record.name)
         self.missing += [
             leaf.name
             for position, leaf in enumerate(tree.leaves)
-            if not (position in used or leaf.metric or _is_optional(leaf.name))
+            if not (position in used or leaf.metric or is_optional(leaf.name))
         ]
         self._match_python(tree, manifest)
 
@@ -219,7 +117,7 @@ class _Matcher:
         return found
 
     def _compare(self, index: int, record: TensorRecord, leaf: Leaf) -> None:
-        pair = _Pair(record, leaf)
+        pair = Pair(record, leaf)
         problems = []
         if record.dtype != leaf.dtype:
             problems.append(f"dtype {record.dtype} in the checkpoint, {leaf.dtype} in the state")
@@ -252,10 +150,6 @@ class _Matcher:
             for name, (original, _) in found.items()
             if name not in tree.python and not self._own.is_anothers(original)
         ]
-
-
-def _is_optional(name: str) -> bool:
-    return name == SAVE_COUNTER or name.startswith(RESERVED_PREFIX)
 
 
 class _OwnEntries:

@@ -48,11 +48,11 @@ def build_missing(
     tree = _up_to_date(tree)
     for path, node in tree.optimizers.items():
         their_path = path if path in models else _another_path(node, models)
-        described: Any = models.get(their_path)
-        if not _is_optimizer(described) or is_built(node.optimizer):
+        entry: Any = models.get(their_path)
+        if not _is_optimizer(entry) or is_built(node.optimizer):
             continue
-        if described.get("built") or tf_keras.has_hypers(node.optimizer, their_path, names):
-            _build_optimizer(path, node, described, tree, strategy)
+        if entry.get("built") or tf_keras.has_hypers(node.optimizer, their_path, names):
+            _build_optimizer(path, node, entry, tree, strategy)
         elif tf_keras.is_legacy(node.optimizer) and f"{their_path}/iterations" in names:
             _ = node.optimizer.iterations  # made when it is first asked for
     return _up_to_date(tree)

@@ -38,6 +38,10 @@ class Bundle(ABC):
     def write(self, parts: Mapping[str, Array]) -> None:
         """Replaces the object's state by `parts`."""
 
+    def misfit(self, parts: Mapping[str, Array]) -> str:
+        """Why `write` cannot take these parts; empty where it can. Leaves the object as it is."""
+        return ""
+
 
 class TableBundle(Bundle):
     """A mutable or dense hash table. Keys that are not in a checkpoint are removed when it is restored."""
@@ -69,6 +73,27 @@ class TableBundle(Bundle):
         if keys.shape[0]:
             self._table.insert(keys, values)
 
+    def misfit(self, parts: Mapping[str, Array]) -> str:
+        keys, values = parts["keys"], parts["values"]
+        key_shape = tuple(self._marks[0].shape) if self._is_dense else ()
+        value_shape = tuple(self._table._value_shape.as_list())
+        if self._is_dense and not key_shape:  # TensorFlow's own checkpoints hold scalars as vectors of one
+            keys, values = keys.reshape(-1), values.reshape(-1, *value_shape)
+        if keys.shape[1:] != key_shape or values.shape != (*keys.shape[:1], *value_shape):
+            return (
+                f"its keys are of shape {key_shape} and its values of shape {value_shape}, those in the checkpoint of "
+                f"{keys.shape[1:]} and {values.shape[1:]}, in {keys.shape[0]} and {values.shape[0]} rows"
+            )
+        return self._marked(keys) if self._is_dense else ""
+
+    def _marked(self, keys: Array) -> str:
+        """Whether rows would be taken for empty ones: not where one that TensorFlow has saved holds them many times."""
+        rows = set(map(tuple, keys.reshape(len(keys), -1).tolist()))
+        marks = {tuple(np.asarray(mark.numpy()).reshape(-1).tolist()) for mark in self._marks}
+        if len(rows) < len(keys) or not marks & rows:
+            return ""
+        return "the checkpoint has a key in it that is its empty_key or deleted_key"
+
     def _in_use(self, keys: Any, values: Any) -> tuple[Any, Any]:
         """A dense table's rows without its empty buckets, which it exports, too, and scalars as vectors of one."""
         keys = tf.reshape(keys, [-1, *self._marks[0].shape])
@@ -99,6 +124,22 @@ class IteratorBundle(Bundle):
         (name,) = self._iterator._serialize_to_tensors()
         state = tf.io.parse_tensor(tf.constant(parts["position"].item()), tf.variant)
         self._iterator._restore_from_tensors({name: state})
+
+    def misfit(self, parts: Mapping[str, Array]) -> str:
+        """Tried on the iterator, which gets its own position back: making a second one of the same dataset draws from
+        the seeds that both share. What failed to be restored would be at its end."""
+        before = np.array(self.read()["position"].numpy(), dtype=object)
+        try:
+            self.write(parts)
+        except (tf.errors.OpError, ValueError) as error:
+            says = error.message if isinstance(error, tf.errors.OpError) else str(error)
+            return (
+                "the position in the checkpoint is one in another pipeline: other operations, or in another order. "
+                f"Make the dataset as it was when it was saved. TensorFlow says: {says.partition(chr(10))[0][:300]}"
+            )
+        finally:
+            self.write({"position": before})
+        return ""
 
     def check(self, path: str) -> None:
         """Raises `UnsupportedStateError` where the pipeline cannot be saved."""
@@ -170,6 +211,26 @@ class VocabularyBundle(Bundle):
         # The layer pads and averages what it is given; these are the weights as they were.
         layer.idf_weights.assign(weights)
         layer.idf_weights_const = layer.idf_weights.value()
+
+    def misfit(self, parts: Mapping[str, Array]) -> str:
+        """Tried on a layer of the same config. Special tokens elsewhere, as with another `num_oov_indices`, can be
+        taken for words, without an error."""
+        if not len(parts["vocabulary"]) or self._is(parts):
+            return ""
+        spare = VocabularyBundle(self._spare())
+        try:
+            spare.write(parts)
+        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+            return str(error).partition("\n")[0]
+        return (
+            "" if spare._is(parts) else "its special tokens are not those of the checkpoint (mask, oov, their number)"
+        )
+
+    def _spare(self) -> Any:
+        layer = self._layer
+        spare = type(layer).from_config({**layer.get_config(), "vocabulary": None, "idf_weights": None})
+        spare._frozen_vocab_size = getattr(layer, "_frozen_vocab_size", None)
+        return spare
 
     def _is(self, parts: Mapping[str, Array]) -> bool:
         now = self.read()

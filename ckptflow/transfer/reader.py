@@ -69,15 +69,15 @@ def read_tensors(
     target: Target,
     pool: BufferPool,
     *,
-    verify_first: bool = False,
+    only_verify: bool = False,
     threads: int | None = None,
 ) -> None:
     """Brings what is wanted, tensors and boxes of tensors, into the target's memory, all bytes verified.
 
     Threads read and verify; the calling thread alone opens, copies and finishes, and finishes what is wanted only when
     all slices that it touches have passed their checksums. A slice is read once, however many wanted boxes it touches.
-    Big tensors first, the slices of one tensor close together. With `verify_first` everything is read and verified once
-    before the first `open`. Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed
+    Big tensors first, the slices of one tensor close together. With `only_verify` everything is read and verified,
+    and nothing opened. Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed
     checksum, a short or a missing shard, each only where it came so twice, and `StorageError` unchanged.
     """
     landings = {each: _Landing(manifest, each) for each in wanted}
@@ -101,8 +101,9 @@ def read_tensors(
 
     reading = _Reading(store, folder, manifest, pool, threads or thread_count(store), users)
     ranges = plan_ranges(manifest, pieces, pool.buffer_bytes)
-    if verify_first:
+    if only_verify:
         reading.run(ranges, lambda each, part, data: None, lambda each: None)
+        return
     reading.run(ranges, lambda each, part, data: landings[each].take(target, part, data), finish)
     for each, landing in landings.items():
         if not landing.size_bytes:

@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord
 from ckptflow.format.spec import TensorSpec
-from ckptflow.state.assign import Restore, match
+from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture
 from ckptflow.state.leaves import from_bytes, to_bytes
+from ckptflow.state.restore import Restore
 from ckptflow.state.tree import Tree, as_mapping, walk
 
 FOLDER = "000000000001-i0001"

@@ -1,0 +1,102 @@
+"""How one restore brings a checkpoint into the state, and the next one where that was damaged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from ckptflow.format.layout import Folder, parse_folder
+from ckptflow.format.manifest import Manifest
+from ckptflow.format.spec import Wanted
+from ckptflow.format.words import some_of
+from ckptflow.live_state import LiveState, Rename
+from ckptflow.state.restore import Restore
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.reader import check_shards, read_tensors
+
+logger = logging.getLogger("ckptflow")
+
+_NAMES_SHOWN = 20
+
+
+class Loading:
+    """What `Resume` does with a manifest, step by step, each on all workers before any of them begins the next.
+
+    `check` finds what does not fit and changes no value: tables, iterators and vocabularies are read for that. With
+    `partial` it verifies every byte, too, since an older checkpoint may have no value for what this one would leave.
+    `load` assigns whatever any other checkpoint that fits has, too; `complete` all the rest.
+    """
+
+    def __init__(
+        self,
+        live: LiveState,
+        store: Store,
+        pool: BufferPool,
+        threads: int | None,
+        *,
+        partial: bool,
+        rename: Rename | None,
+    ) -> None:
+        self._live = live
+        self._store = store
+        self._pool = pool
+        self._threads = threads
+        self._partial = partial
+        self._rename = rename
+        self._checked: tuple[Manifest, Restore] | None = None
+        self._loaded: Restore | None = None
+
+    def check(self, manifest: Manifest) -> None:
+        """Raises `StateMismatchError`, and `CorruptCheckpointError` for what it reads. What is checked stays so."""
+        if self._checked is not None and self._checked[0] == manifest:
+            return
+        self._checked = None
+        restore = self._live.match(manifest, partial=self._partial, rename=self._rename)
+        self._read(manifest, restore, restore.early)
+        restore.rehearse()
+        if self._partial:
+            self._read(manifest, restore, restore.rest, only_verify=True)
+        self._checked = manifest, restore
+
+    def load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+        """Checks the shards' sizes, in `files` or as they are listed, and assigns."""
+        check_shards(self._store, folder, manifest, files)
+        self.check(manifest)
+        checked, self._checked = self._checked, None  # once: what is read again is checked again
+        if checked is not None:
+            self._read(manifest, checked[1], checked[1].rest)
+            self._loaded = checked[1]
+
+    def complete(self) -> None:
+        """Assigns what was kept back."""
+        restore, self._loaded = self._loaded, None
+        if restore is None:
+            return
+        restore.complete()
+        if restore.missing or restore.unexpected:  # a warm start
+            logger.warning(
+                "%s/%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",
+                self._store.url,
+                restore.folder,
+                len(restore.wanted),
+                some_of(restore.missing, _NAMES_SHOWN) or "nothing",
+                some_of(restore.unexpected, _NAMES_SHOWN) or "nothing",
+            )
+
+    def _read(
+        self, manifest: Manifest, restore: Restore, wanted: tuple[Wanted, ...], *, only_verify: bool = False
+    ) -> None:
+        folder = parse_folder(manifest.folder)
+        if folder is None or not wanted:  # a manifest that was read names its folder
+            return
+        read_tensors(
+            self._store,
+            folder,
+            manifest,
+            wanted,
+            restore,
+            self._pool,
+            only_verify=only_verify,
+            threads=self._threads,
+        )

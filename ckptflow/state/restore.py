@@ -1,0 +1,255 @@
+"""A checkpoint's way into a tree: what can fail without touching the state first, what an older one may lack last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ckptflow.errors import StateMismatchError
+from ckptflow.format import dtypes
+from ckptflow.format.boxes import Box, volume
+from ckptflow.format.manifest import TensorRecord
+from ckptflow.format.spec import Bytes1D, Wanted
+from ckptflow.state.bundles import Bundle
+from ckptflow.state.cluster import server_is_gone
+from ckptflow.state.kinds import is_normalization
+from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, as_tensor, from_bytes
+from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
+
+logger = logging.getLogger("ckptflow")
+
+_HINT = "For a warm start, pass partial=True, or rename={checkpoint name: state name}."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of a checkpoint and the leaf that it goes to."""
+
+    record: TensorRecord
+    leaf: Leaf
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value, of one component where there are several."""
+        return self.record.shape[1:] if self.record.components else self.record.shape
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes in storage are the variable's value, or one box of them a block of it."""
+        record = self.record
+        return not isinstance(self.leaf, PartLeaf) and record.encoded_bytes is None and record.components is None
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether another checkpoint may lack it and yet fit the same state."""
+        return self.record.metric or self.leaf.metric or is_optional(self.record.name)
+
+
+def is_optional(name: str) -> bool:
+    """Whether a checkpoint, or a state, may do without what has this name."""
+    return name == SAVE_COUNTER or name.startswith(RESERVED_PREFIX)
+
+
+@dataclass
+class _Held:
+    """The parts of a bundle that have been read, and the leaves that they are for."""
+
+    bundle: Bundle
+    leaves: list[PartLeaf] = field(default_factory=list)
+    parts: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        leaf = self.leaves[0]
+        return leaf.name.removesuffix(f"/{leaf.part}")
+
+    def misfit(self) -> str:
+        """Why they cannot be written; empty where they can."""
+        lacking = sorted(self.bundle.dtypes.keys() - self.parts.keys())
+        return f"the checkpoint has no {' and no '.join(lacking)} for it" if lacking else self.bundle.misfit(self.parts)
+
+
+class Restore:
+    """Takes a checkpoint's tensors over; implements `format.spec.Target`. Nothing is assigned before `finish`.
+
+    `wanted` is what to read of the manifest, largest first: whole tensors, or those boxes that are held here. `early`
+    of it, tables, iterators and vocabularies, can be read first: `rehearse` then finds out, before any value is
+    changed, whether they can be written. The `rest` is assigned as it comes, but for what another checkpoint may lack,
+    metrics above all: `complete` assigns that, when everything else is there and verified. So a checkpoint that turns
+    out to be damaged leaves nothing behind that an older one does not replace.
+
+    `names` are all names in the state that get a value, and `assigned` has those that have got one, with the folder it
+    came from. After `partial`, `missing` names what the state has and the checkpoint has not, `unexpected` the
+    opposite; what has another shape or dtype, or could not be written, is in both.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        folder: str,
+        pairs: dict[int, Pair],
+        python_state: dict[str, Any],
+        missing: Iterable[str],
+        unexpected: Iterable[str],
+        *,
+        partial: bool = False,
+        assigned: dict[str, str] | None = None,
+    ) -> None:
+        self._tree = tree
+        self.folder = folder
+        self._pairs = pairs
+        self._python_state = python_state
+        self._is_partial = partial
+        self._is_rehearsed = False
+        self._landings: dict[Wanted, Landing | Bytes1D] = {}
+        self._held: dict[int, _Held] = {}
+        self._blocks: dict[int, dict[Box | None, Any]] = {}  # of what is assigned only when all of it is there
+        self._last: list[tuple[Leaf, Mapping[Box | None, Any]]] = []
+        # The largest first: the memory that their old values free serves the smaller ones.
+        self.wanted = tuple(
+            Wanted(index, box)
+            for index in sorted(pairs, key=lambda index: (-pairs[index].record.size_bytes, index))
+            for box in (pairs[index].leaf.boxes if pairs[index].is_plain else (None,))
+        )
+        self.early = tuple(each for each in self.wanted if isinstance(pairs[each.tensor].leaf, PartLeaf))
+        self.rest = tuple(each for each in self.wanted if not isinstance(pairs[each.tensor].leaf, PartLeaf))
+        self.names = frozenset({pair.leaf.name for pair in pairs.values()} | python_state.keys())
+        self.assigned = {} if assigned is None else assigned
+        self.missing = tuple(sorted(missing))
+        self.unexpected = tuple(sorted(unexpected))
+
+    def only_metrics(self) -> Restore:
+        """The same for the variables of metrics alone."""
+        pairs = {index: pair for index, pair in self._pairs.items() if pair.record.metric}
+        return Restore(self._tree, self.folder, pairs, {}, (), (), partial=True)
+
+    def open(self, wanted: Wanted) -> Bytes1D:
+        """Memory for what is wanted as it is in storage, to be filled; once for each. Drop it before `finish`."""
+        pair = self._pairs[wanted.tensor]
+        record = pair.record
+        if pair.is_plain:
+            shape = record.shape if wanted.box is None else wanted.box[1]
+            size_bytes = volume(shape) * dtypes.item_size_bytes(record.dtype)
+            landing = self._landings[wanted] = Landing(record.dtype, shape, size_bytes)
+            return landing.bytes
+        memory = self._landings[wanted] = np.empty(record.size_bytes, np.uint8)
+        return memory
+
+    def finish(self, wanted: Wanted) -> None:
+        """Takes it over: a variable has its value afterwards, what is optional or no variable after `complete`."""
+        pair, landing = self._pairs[wanted.tensor], self._landings.pop(wanted)
+        leaf, record = pair.leaf, pair.record
+        if isinstance(landing, Landing):
+            blocks = self._blocks.pop(wanted.tensor, {}) | {wanted.box: landing.take()}
+            if leaf.needs_all and len(blocks) < len(leaf.boxes):
+                self._blocks[wanted.tensor] = blocks
+            else:
+                self._take(pair, blocks)
+            return
+        array = from_bytes(landing, record.dtype, record.shape)
+        if record.components:
+            array = aggregate(list(array), record.components)
+        if isinstance(leaf, PartLeaf):
+            held = self._held.setdefault(id(leaf.bundle), _Held(leaf.bundle))
+            held.leaves.append(leaf)
+            held.parts[leaf.part] = array
+            return
+        pieces = {box: array if box is None else array[tuple(map(_range, *box))] for box in leaf.boxes}
+        with tf.device("CPU:0"):
+            copies = {box: as_tensor(piece) for box, piece in pieces.items()}
+        self._take(pair, copies)
+
+    def rehearse(self) -> None:
+        """Finds out whether the tables, iterators and vocabularies that have been read can be written.
+
+        Changes nothing. Raises `StateMismatchError` with a line for each that cannot; with `partial` these are warned
+        of, and left as they are. Raises it, too, if values of another checkpoint, assigned before, would stay.
+        """
+        self._is_rehearsed = True
+        misfits = {key: reason for key, held in self._held.items() if (reason := held.misfit())}
+        lines = sorted(f"{self._held[key].name}: {reason}" for key, reason in misfits.items())
+        if lines and not self._is_partial:
+            raise misfit_error(self.folder, lines, is_changed=bool(self.assigned))
+        for line in lines:
+            logger.warning("%s: left as it was: %s", self.folder, line)
+        left = {leaf.name for key in misfits for leaf in self._held.pop(key).leaves}
+        self.names -= left
+        self.missing = tuple(sorted({*self.missing, *left}))
+        self.unexpected = tuple(sorted({*self.unexpected, *left}))
+        stuck = sorted(self.assigned.keys() - self.names)
+        if stuck:
+            lines = [f"{name}: has its value of {self.assigned[name]} already, and would keep it" for name in stuck]
+            raise misfit_error(self.folder, lines, is_changed=True, hint="")
+
+    def complete(self) -> None:
+        """Call once after the last `finish`: sets what is optional, tables, iterators, vocabularies and Python state,
+        and lets layers that keep something computed from their variables compute it again.
+
+        Raises `StateMismatchError` for what does not take its state over, with its name.
+        """
+        if not self._is_rehearsed:
+            self.rehearse()
+        for leaf, values_of in self._last:
+            self._assign(leaf, values_of)
+        self._last.clear()
+        for held in self._held.values():
+            self._write(held)
+        self._held.clear()
+        for layer in self._tree.layers:
+            if is_normalization(layer):
+                layer.finalize_state()
+        for name, state in self._python_state.items():
+            self._set_python_state(name, state)
+
+    def _take(self, pair: Pair, values_of: Mapping[Box | None, Any]) -> None:
+        if pair.is_optional:
+            self._last.append((pair.leaf, values_of))
+        else:
+            self._assign(pair.leaf, values_of)
+
+    def _assign(self, leaf: Leaf, values_of: Mapping[Box | None, Any]) -> None:
+        self.assigned[leaf.name] = self.folder
+        try:
+            leaf.assign(values_of)
+        except tf.errors.UnavailableError as error:
+            raise server_is_gone(error, f"{leaf.name} cannot be restored") from error
+
+    def _write(self, held: _Held) -> None:
+        self.assigned |= dict.fromkeys((leaf.name for leaf in held.leaves), self.folder)
+        try:
+            held.bundle.write(held.parts)
+        except Exception as error:
+            raise self._not_taken(held.name, error) from error
+
+    def _set_python_state(self, name: str, state: Any) -> None:
+        entry = self._tree.python[name]
+        before = entry.get_state() if self._is_partial else None
+        self.assigned[name] = self.folder
+        try:
+            entry.set_state(state)
+        except Exception as error:
+            if not self._is_partial:
+                raise self._not_taken(name, error) from error
+            entry.set_state(before)
+            del self.assigned[name]
+            logger.warning("%s: left as it was: %s", self.folder, self._not_taken(name, error))
+
+    def _not_taken(self, name: str, error: Exception) -> StateMismatchError:
+        return StateMismatchError(
+            f"{name} does not take its state of {self.folder} over: {type(error).__name__}: {error}"
+        )
+
+
+def misfit_error(folder: str, lines: Iterable[str], *, is_changed: bool, hint: str = _HINT) -> StateMismatchError:
+    """The error for a checkpoint that does not fit the state, with a line for each difference."""
+    head = f"{folder} does not fit the state{'' if is_changed else '; no value was changed'}."
+    return StateMismatchError("\n".join([head, *(f"  {line}" for line in lines), *([hint] if hint else [])]))
+
+
+def _range(start: int, extent: int) -> slice:
+    return slice(start, start + extent)
