@@ -89,7 +89,7 @@ class CheckpointGoneError(CheckpointNotFoundError):
 
 
 class CorruptCheckpointError(CkptflowError, ValueError):
-    """Bytes came whole and wrong, or a shard that the manifest names is missing; says which, where and why."""
+    """Bytes came whole and wrong, or a shard that the manifest names is missing, twice; says which, where and why."""
 
 
 class UnknownVersionError(CkptflowError, ValueError):

@@ -142,7 +142,10 @@ class OpenCheckpoint(Mapping[str, Array]):
             raise
 
     def manifest_sha256(self) -> str:
-        """The SHA-256 of `manifest.json` as it lies in storage, in hex. Raises `CheckpointGoneError`."""
+        """The SHA-256 of `manifest.json` as it lies in storage, in hex.
+
+        Raises `CheckpointGoneError`, and `CorruptCheckpointError` if it is damaged.
+        """
         try:
             _, data = read_sealed(self._store, self._folder)
         except ObjectNotFoundError as error:

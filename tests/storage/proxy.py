@@ -206,6 +206,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # whoever has met a fault goes away
+            super().handle()
+
     def _handle(self) -> None:
         body = self._body()
         headers = dict(self.headers.items())

@@ -74,16 +74,20 @@ class WrongStore(StoreWrapper):
 
 
 class ForgetfulStore(StoreWrapper):
-    """`store`, whose next `times` listings are without the first object that contains `key`, or say a wrong size."""
+    """`store`, of whose listings after `skip` the next `times` lack the first object that contains `key`, or say a
+    wrong size."""
 
-    def __init__(self, store: Store, key: str, size_bytes: int | None = None, times: int = 1) -> None:
+    def __init__(self, store: Store, key: str, size_bytes: int | None = None, times: int = 1, skip: int = 0) -> None:
         super().__init__(store)
-        self.key, self.size_bytes, self.left = key, size_bytes, times
+        self.key, self.size_bytes, self.left, self.skip = key, size_bytes, times, skip
 
     def list(self, prefix: str = "") -> list[Entry]:
         entries = super().list(prefix)
         found = next((entry for entry in entries if self.key in entry.key), None)
         if found is None or not self.left:
+            return entries
+        if self.skip:
+            self.skip -= 1
             return entries
         self.left -= 1
         entries.remove(found)
