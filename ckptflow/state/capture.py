@@ -6,9 +6,7 @@ the caller is blocked for one read per variable, and bytes are touched only by `
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
 from ckptflow.state.blocks import PartsLeaf
+from ckptflow.state.collector import no_collection
 from ckptflow.state.configs import describe
 from ckptflow.state.graph import describe_graph
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, aggregate, host_array, is_remote, to_bytes
@@ -188,7 +187,7 @@ class _Plan:
 
     def read(self) -> list[Any]:
         held: list[Any] = [None] * self._count
-        with _no_collection():
+        with no_collection():
             for batch in self._batches:
                 batch.read(held)
         for first, leaf in self._others:
@@ -218,22 +217,6 @@ class _Plan:
             raise UsageError(
                 f"these variables have no value yet, initialize them before saving: {', '.join(sorted(without))}"
             )
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keeps Python's cyclic garbage collector from running in the block.
-
-    Thousands of new tensors make it run dozens of times, and every fourth save over everything that the process has:
-    0.3 s with TensorFlow loaded, for tensors that are in no cycle and gone a moment later.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Batch:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.util.object_identity import Reference
 
 from ckptflow.state.kinds import (
     CONTAINERS,
     OPTIMIZERS,
     Kind,
+    Trackable,
     is_checkpoint,
     is_keras3_model,
+    is_python_state,
     is_tf_keras_model,
     kind_of,
+    tells_children_itself,
 )
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
@@ -25,10 +29,22 @@ COALESCED = "_coalesced_children"  # where an optimizer of tf_keras keeps what i
 
 
 class Children(NamedTuple):
-    """An object's children by label, in order; `fallback` those that are named last, if no other path names them."""
+    """An object's children by label, in order; `fallback` those that are named last, if no other path names them.
+
+    `nameless`: those for which there is no name that would be the same in another process, each with the reason. They
+    must be named by another path. `by_key`: the labels are keys, in an order that means nothing.
+    """
 
     named: list[tuple[str, Any]]
     fallback: list[tuple[str, Any]]
+    nameless: Sequence[tuple[str, Any]] = ()
+    by_key: bool = False
+
+    def without(self, objects: Iterable[Any]) -> Children:
+        """These children but for some objects."""
+        ids = set(map(id, objects))
+        named, fallback = ([pair for pair in pairs if id(pair[1]) not in ids] for pairs in (self.named, self.fallback))
+        return self._replace(named=named, fallback=fallback)
 
 
 def clean(label: object) -> str:
@@ -61,32 +77,92 @@ def holds_state(value: Any) -> bool:
     """Whether an attribute's value takes part in the walk. An empty list does (it may grow), a tuple of numbers not."""
     kind = kind_of(value)
     if kind is None or kind is Kind.DATASET:
-        return False
+        return kind is None and is_python_state(value)
     return not (type(value) is tuple and not any(holds_state(item) for item in value))
 
 
-def items(container: Any) -> list[tuple[str, Any]]:
-    """The items of a list, tuple or dict that hold state, by position or key."""
-    if kind_of(container) is Kind.DICT:
-        pairs: Iterable[tuple[Any, Any]] = list(container.items())
-    elif isinstance(container, tuple) and hasattr(container, "_fields"):
-        pairs = zip(container._fields, container, strict=True)
-    else:
-        pairs = enumerate(_values(container))
-    return [(clean(key), value) for key, value in pairs if holds_state(value)]
+def of_container(container: Any) -> Children:
+    """The items of a list, tuple, dict, set or record that hold state, by position, key or field."""
+    kind = kind_of(container)
+    pairs = [(key, value) for key, value in pairs_of(container) if holds_state(value)]
+    if kind is Kind.SET:
+        return _of_set([value for _, value in pairs])
+    is_dict = kind is Kind.DICT
+    problems = [_key_problem(key) if is_dict else "" for key, _ in pairs]
+    named = [(clean(key), value) for (key, value), problem in zip(pairs, problems, strict=True) if not problem]
+    nameless = [(problem, value) for (_, value), problem in zip(pairs, problems, strict=True) if problem]
+    return Children(named, [], nameless, by_key=is_dict)
 
 
-def _values(container: Any) -> Iterable[Any]:
+def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
+    """What a container holds, by key, field or position. A set's positions mean nothing."""
+    kind = kind_of(container)
+    if kind is Kind.DICT:
+        return list(container.items())
+    if kind is Kind.RECORD:
+        fields = getattr(type(container), "__attrs_attrs__", None)
+        if fields is None:
+            return enumerate(container.__tf_flatten__()[1])
+        return [(field.name, getattr(container, field.name, None)) for field in fields]
+    if isinstance(container, tuple) and hasattr(container, "_fields"):
+        return zip(container._fields, container, strict=True)
     # TensorFlow's list wrapper answers item by item in Python; its storage is a plain list.
     storage = vars(container).get("_storage") if hasattr(container, "__dict__") else None
-    return storage if isinstance(storage, list) else container
+    return enumerate(storage if isinstance(storage, list) else container)
+
+
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+
+
+def _key_problem(key: Any) -> str:
+    """Why a dict's key gives no name that is the same in every process; "" if it does."""
+    if isinstance(key, (str, bytes, int, float)) or key is None:
+        return ""
+    if isinstance(key, tuple):
+        return next(filter(None, map(_key_problem, key)), "")
+    if not isinstance(key, (frozenset, Trackable, Reference)) and not _ADDRESS.search(str(key)):
+        return ""
+    return (
+        f"it is held in a dict under a key of type {type(key).__qualname__}, which does not read the same in every "
+        "process; make the key a string or a number"
+    )
+
+
+def _of_set(values: list[Any]) -> Children:
+    """The members of a set in the order in which they were made, as far as Keras's numbers in their names tell it."""
+    keys = [_order_key(value) for value in values]
+    order = sorted((place for place, key in enumerate(keys) if keys.count(key) == 1), key=lambda place: keys[place])
+    nameless = [(_same_in_set(key[0]), values[place]) for place, key in enumerate(keys) if keys.count(key) > 1]
+    return Children(list(layer_labels(values[place] for place in order)), [], nameless)
+
+
+def _same_in_set(name: str) -> str:
+    return (
+        "it is held in a set, which has no order that is the same in every process, beside another of the name "
+        f"{name!r}; hold them in a list or a dict, or give each a name of its own"
+    )
+
+
+def _order_key(value: Any) -> tuple[str, int]:
+    """A name without the number that Keras made up, and that number: it counts what a process has made."""
+    name, class_name = name_of(value), type(value).__name__
+    base = automatic_base(name, class_name)
+    number = name.removeprefix(base).removeprefix("_") if base is not None else ""
+    return (name if base is None else base, int(number or 0))
+
+
+def name_of(value: Any) -> str:
+    """What an object is called, or, without a name, what its class is called."""
+    # A variable is not asked for what it may lack: see `kinds`.
+    name = value.name if kind_of(value) is Kind.VARIABLE else getattr(value, "name", None)
+    return str(name or type(value).__name__.lower()).split(":")[0]
 
 
 def layer_labels(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """Layers by the name that their user gave them, or, where Keras made one up, by class, counted here."""
     counts: dict[str, int] = {}
     for layer in layers:
-        name = str(layer.name)
+        name = name_of(layer)
         base = automatic_base(name, type(layer).__name__)
         if base is None:
             yield clean(name), layer
@@ -119,6 +195,8 @@ def fingerprint(obj: Any, ignored: Collection[str] = ()) -> tuple[int, ...]:
         if name != COALESCED
     )
     _collect(values, ids, 0)
+    if tells_children_itself(obj):
+        _collect(tracked(obj).values(), ids, 0)
     for name in ("compiled_metrics", "compiled_loss"):  # tf_keras keeps metrics in objects that are not tracked
         container = vars(obj).get(name)
         if container is not None and kind_of(container) is None:
@@ -136,13 +214,10 @@ def container_fingerprint(container: Any) -> tuple[int, ...]:
 def _collect(values: Iterable[Any], ids: list[int], depth: int) -> None:
     for value in values:
         kind = kind_of(value)
-        if kind is None:
-            continue
         if kind in CONTAINERS:
             if depth < 20:
-                inner = value.values() if kind is Kind.DICT else _values(value)
-                _collect(inner, ids, depth + 1)
-        else:
+                _collect((item for _, item in pairs_of(value)), ids, depth + 1)
+        elif kind is not None or is_python_state(value):
             ids.append(id(value))
 
 
@@ -167,10 +242,10 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
     """
     root = vars(checkpoint).get("_root")
     root = root() if isinstance(root, weakref.ref) else root
-    tracked = tf.train.TrackableView.children(checkpoint)
+    edges = tracked(checkpoint)
     own: dict[str, Any] = {}
     for name, value in vars(checkpoint).items():
-        child = value() if isinstance(value, weakref.ref) else tracked.get(name)
+        child = value() if isinstance(value, weakref.ref) else edges.get(name)
         if name not in _OF_ANY_CHECKPOINT and child is not None:
             own[name] = child
     labels = strip_underscores(own)
@@ -188,13 +263,30 @@ _OF_ANY_CHECKPOINT = frozenset({"root", "_kwargs"}).union(
 )
 
 
+def tracked(obj: Any) -> dict[str, Any]:
+    """What TensorFlow tracks of a trackable object, by its name for each."""
+    is_new = COALESCED not in getattr(obj, "__dict__", {COALESCED})
+    try:
+        return dict(tf.train.TrackableView.children(obj))
+    finally:
+        if is_new:  # it would tell the same for ever, also once it is built
+            vars(obj).pop(COALESCED, None)
+
+
+def graph_children(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, Any]]:
+    """What TensorFlow itself tracks of an object, labelled by its edges."""
+    if not isinstance(obj, Trackable):
+        return []
+    found = {
+        clean(name): child for name, child in tracked(obj).items() if name not in ignored and kind_of(child) is not None
+    }
+    labels = strip_underscores(found)
+    return [(labels[name], child) for name, child in found.items()]
+
+
 def generic(obj: Any) -> Children:
     """The children of any trackable object: what TensorFlow tracks, and for a `tf.Module` also what it does not."""
     if is_checkpoint(obj):
-        counter = tf.train.TrackableView.children(obj).get("save_counter")
+        counter = tracked(obj).get("save_counter")
         return Children(checkpoint_children(obj) + ([] if counter is None else [("save_counter", counter)]), [])
-    tracked = {clean(name): child for name, child in tf.train.TrackableView.children(obj).items()}
-    labels = strip_underscores(tracked)
-    named = [(labels[name], child) for name, child in tracked.items() if kind_of(child) is not None]
-    fallback = attributes(obj) if isinstance(obj, tf.Module) else []
-    return Children(named, fallback)
+    return Children(graph_children(obj), attributes(obj) if isinstance(obj, tf.Module) else [])

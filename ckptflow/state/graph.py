@@ -29,7 +29,7 @@ from ckptflow.format.values import is_unicode
 from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import Bundle
-from ckptflow.state.children import COALESCED
+from ckptflow.state.children import tracked
 from ckptflow.state.graph_names import Pairs, pair
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
@@ -312,15 +312,11 @@ def _first_part(variable: Any) -> Any:
 
 def _children_of(obj: Any) -> Mapping[str, Any]:
     """An object's children as TensorFlow sees them; {} where it refuses (a dict that was changed behind its back)."""
-    is_new = COALESCED not in getattr(obj, "__dict__", {COALESCED})
     try:
-        return dict(tf.train.TrackableView.children(obj))
+        return tracked(obj)
     except Exception as error:  # whatever user code raises
         logger.info("TensorFlow cannot tell what a %s holds: %s", type(obj).__name__, error)
         return {}
-    finally:
-        if is_new:  # it would tell the same for ever, also once it is built
-            vars(obj).pop(COALESCED, None)
 
 
 def _characters(node: str | GraphNode) -> int:

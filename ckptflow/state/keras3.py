@@ -4,6 +4,8 @@ seeds and vocabularies."""
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 from typing import Any
 
 from ckptflow.state.children import (
@@ -11,7 +13,10 @@ from ckptflow.state.children import (
     attributes,
     automatic_base,
     fingerprint,
+    graph_children,
+    holds_state,
     layer_labels,
+    name_of,
     singular,
     strip_underscores,
 )
@@ -19,49 +24,66 @@ from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of
 
 # What Keras tracks of a layer, whatever attribute holds it.
 _TRACKED = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers", "_metrics")
-_MODEL_METRICS = ("_loss_tracker", "_compile_metrics")
-_OF_TRAINING = frozenset(
-    {"_compiled_trainable_state", "_compile_config", "_eval_epoch_iterator", "history", "optimizer"}
-)
+_OF_TRAINING = ("_loss_tracker", "_compile_metrics", "optimizer")  # of a model, in the order in which they are named
+_OF_OPTIMIZERS = ("_variables", "_trainable_variables", "_tracker")
 
 
 @functools.cache
-def _own_attributes() -> frozenset[str]:
-    """The attributes that every layer and model has of Keras's own. Named, so that Keras's counters do not move."""
-    keras = keras3()
+def _bare(base: str) -> Any:
+    """An object of a class of Keras itself, with nothing in it. Named, so that Keras's counters do not move."""
+    keras, name = keras3(), f"ckptflow_{base}"
     inputs = keras.Input((1,), name="ckptflow_input")
-    bare: list[Any] = [
-        keras.layers.Layer(name="ckptflow_layer"),
-        keras.Model(inputs, inputs, name="ckptflow_functional"),
-        keras.Sequential([keras.layers.InputLayer((1,), name="ckptflow_input_layer")], name="ckptflow_sequential"),
-        keras.metrics.Metric(name="ckptflow_metric"),
-    ]
-    names = frozenset(name for obj in bare for name in vars(obj))
-    return names | _OF_TRAINING
+    if base == "functional":
+        return keras.Model(inputs, inputs, name=name)
+    if base == "sequential":
+        return keras.Sequential([keras.layers.InputLayer((1,), name="ckptflow_input_layer")], name=name)
+    classes = {"model": keras.Model, "layer": keras.layers.Layer, "metric": keras.metrics.Metric}
+    return (classes | {"optimizer": keras.optimizers.Optimizer})[base](name=name)
+
+
+@functools.cache
+def _own_attributes(base: str) -> frozenset[str]:
+    """The attributes that Keras itself needs: names that no user can give to anything else."""
+    return _own_containers(base) | frozenset(name for name in vars(_bare(base)) if name.startswith("_"))
+
+
+@functools.cache
+def _own_containers(base: str) -> frozenset[str]:
+    """Those of them in which Keras keeps what it tracks."""
+    names = {name for name, value in vars(_bare(base)).items() if kind_of(value) is not None}
+    if base in ("model", "functional", "sequential"):
+        names |= {*_OF_TRAINING, "_functional"}  # of a sequential model, with the same layers
+    return frozenset(names)
+
+
+def _base_of(layer: Any) -> str:
+    """The class of Keras that a layer or model is one of, as far as that decides on its attributes."""
+    if not is_keras3_model(layer):
+        return "layer"
+    from keras.src.models.functional import Functional
+
+    if isinstance(layer, Functional):
+        return "functional"
+    return "sequential" if isinstance(layer, keras3().Sequential) else "model"
 
 
 def layer_children(layer: Any) -> Children:
     """A layer's or model's children; its optimizer and metrics are among them."""
-    ignored = _own_attributes()
+    base = _base_of(layer)
+    ignored = _own_attributes(base)
     named: list[tuple[str, Any]] = []
-    if is_graph_model(layer):
+    if base in ("functional", "sequential"):
         named += layer_labels(layer.layers)
     named += attributes(layer, ignored)
-    if is_keras3_model(layer):
+    if base != "layer":
         found = vars(layer)
-        named += [(name.lstrip("_"), found[name]) for name in _MODEL_METRICS if found.get(name) is not None]
-        if kind_of(found.get("optimizer")) is not None:
-            named.append(("optimizer", found["optimizer"]))
-    return Children(named, _tracked(layer))
+        named += [(name.lstrip("_"), found[name]) for name in _OF_TRAINING if holds_state(found.get(name))]
+    return Children(named, _tracked(layer) + graph_children(layer, _own_containers(base)))
 
 
 def is_graph_model(layer: Any) -> bool:
     """Whether it is a functional or sequential model, whose `layers` are its children."""
-    if not is_keras3_model(layer):
-        return False
-    from keras.src.models.functional import Functional
-
-    return isinstance(layer, (keras3().Sequential, Functional))
+    return is_keras3_model(layer) and _base_of(layer) in ("functional", "sequential")
 
 
 def _tracked(layer: Any) -> list[tuple[str, Any]]:
@@ -78,21 +100,20 @@ def _tracked(layer: Any) -> list[tuple[str, Any]]:
 
 def _tracked_label(child: Any) -> str:
     """Without the number that Keras made up for it: that counts everything made before it, in any model."""
-    name = str(getattr(child, "name", "seed_generator"))
+    name = name_of(child)
     return automatic_base(name, type(child).__name__) or name
 
 
 def layer_fingerprint(layer: Any) -> tuple[int, ...]:
     """Tells whether a layer's children have changed."""
-    ignored = _own_attributes() - {*_TRACKED, *_MODEL_METRICS, "optimizer"}
-    return fingerprint(layer, ignored)
+    return fingerprint(layer, _own_attributes(_base_of(layer)) - {*_TRACKED, *_OF_TRAINING})
 
 
 def metric_children(metric: Any) -> Children:
     """A metric's variables and inner metrics."""
     found = vars(metric)
-    fallback = [(str(child.name), child) for name in ("_variables", "_metrics") for child in found.get(name, ())]
-    return Children(attributes(metric, _own_attributes()), fallback)
+    fallback = [(_tracked_label(child), child) for name in ("_variables", "_metrics") for child in found.get(name, ())]
+    return Children(attributes(metric, _own_attributes("metric")), fallback)
 
 
 def seed_children(seed: Any) -> Children:
@@ -102,22 +123,19 @@ def seed_children(seed: Any) -> Children:
 
 def optimizer_children(optimizer: Any) -> Children:
     """What an optimizer has beside slots: counters, rates, inner optimizers; then whatever else is its own."""
-    named = [
-        (label, child)
-        for label, child in attributes(optimizer, ("_variables", "_trainable_variables", "_tracker"))
-        if kind_of(child) in (Kind.VARIABLE, Kind.KERAS3_OPTIMIZER)
-    ]
-    for label, child in attributes(optimizer):
+    found = attributes(optimizer, _OF_OPTIMIZERS)
+    named = [(label, child) for label, child in found if kind_of(child) in (Kind.VARIABLE, Kind.KERAS3_OPTIMIZER)]
+    for label, child in found:
         if kind_of(child) is Kind.LIST and any(kind_of(item) is Kind.KERAS3_OPTIMIZER for item in child):
             named.append((label, child))
     of_the_model = {id(variable) for variable in optimizer._trainable_variables}
-    fallback = [(str(child.name), child) for child in optimizer.variables if id(child) not in of_the_model]
-    return Children(named, fallback)
+    listed = [(_tracked_label(child), child) for child in optimizer.variables if id(child) not in of_the_model]
+    return Children(named, [*listed, *found, *graph_children(optimizer, _OF_OPTIMIZERS)])
 
 
 def optimizer_slots(optimizer: Any) -> list[tuple[str, Any, Any]]:
     """(slot's name, model variable or None, slot variable) for every slot, told by lists as long as that of the model
-    variables: by position, since names in Keras are automatic."""
+    variables: by position, since names in Keras are automatic. Others by the variable that they were made for."""
     own = {id(variable) for variable in optimizer.variables}
     model_variables = list(optimizer._trainable_variables)
     lists = {
@@ -133,6 +151,22 @@ def optimizer_slots(optimizer: Any) -> list[tuple[str, Any, Any]]:
         for model_variable, slot in zip(model_variables, values, strict=True):
             if kind_of(slot) is Kind.VARIABLE and id(slot) in own:
                 slots.append((labels[name], model_variable, slot))
+    held = {id(slot) for _, _, slot in slots} | set(map(id, vars(optimizer).values()))
+    others = [each for each in optimizer._variables if id(each) not in held]  # not those of an optimizer that it wraps
+    return slots + _slots_by_path(others, model_variables)
+
+
+def _slots_by_path(variables: list[Any], model_variables: list[Any]) -> list[tuple[str, Any, Any]]:
+    """Those made by `add_variable_from_reference`: Keras calls them by the path of that variable, and the slot."""
+    keras_variables = [variable for variable in model_variables if isinstance(variable, keras3().Variable)]
+    counts = Counter(variable.path.replace("/", "_") for variable in keras_variables)
+    by_path = {path: each for each in keras_variables if counts[path := each.path.replace("/", "_")] == 1}
+    slots = []
+    for variable in variables:
+        name = str(variable.name)
+        ends = [match.start() for match in re.finditer("_", name) if name[: match.start()] in by_path]
+        if ends:
+            slots.append((name[ends[-1] + 1 :] or "var", by_path[name[: ends[-1]]], variable))
     return slots
 
 

@@ -6,7 +6,10 @@ collective.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections import UserList, deque
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
@@ -20,7 +23,10 @@ from tensorflow.python.ops import lookup_ops
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
 from tensorflow.python.trackable import data_structures
 
+from ckptflow.state.per_worker import PerWorker
+
 Trackable = tf.__internal__.tracking.Trackable
+AutoTrackable = tf.__internal__.tracking.AutoTrackable
 
 
 class Kind(Enum):
@@ -29,6 +35,8 @@ class Kind(Enum):
     VARIABLE = auto()
     LIST = auto()
     DICT = auto()
+    SET = auto()
+    RECORD = auto()  # of a class made by attrs, or one that tells TensorFlow how to take it apart
     TABLE = auto()
     ITERATOR = auto()
     DISTRIBUTED_ITERATOR = auto()
@@ -43,12 +51,20 @@ class Kind(Enum):
     TF_KERAS_METRIC = auto()
     TRACKABLE = auto()
     DATASET = auto()
+    PER_WORKER = auto()
 
 
 OPTIMIZERS = frozenset({Kind.KERAS3_OPTIMIZER, Kind.TF_KERAS_OPTIMIZER})
 METRICS = frozenset({Kind.KERAS3_METRIC, Kind.TF_KERAS_METRIC})
-CONTAINERS = frozenset({Kind.LIST, Kind.DICT})
+CONTAINERS = frozenset({Kind.LIST, Kind.DICT, Kind.SET, Kind.RECORD})
 LAYERS = frozenset({Kind.KERAS3_LAYER, Kind.TF_KERAS_LAYER, Kind.LOOKUP, Kind.DISCRETIZATION})
+# What such a layer has of Keras's own: its bundle holds what of it is state.
+OF_PREPROCESSING: dict[Kind | None, frozenset[str]] = {
+    Kind.LOOKUP: frozenset(
+        {"idf_weights", "input_vocabulary", "lookup_table", "num_documents", "token_counts", "token_document_counts"}
+    ),
+    Kind.DISCRETIZATION: frozenset({"bin_boundaries", "input_bin_boundaries", "summary"}),
+}
 
 _ON_SERVERS = (ps_values.CachingVariable, ps_values.AggregatingVariable)
 
@@ -68,10 +84,14 @@ def _classify(cls: type) -> Kind | None:
     # tf.Module wraps dicts and tuples in proxies, which are no dict or tuple by type.
     if issubclass(cls, data_structures._DictWrapper):
         return Kind.DICT
-    if issubclass(cls, (data_structures._TupleWrapper, list, tuple)):
+    if issubclass(cls, (data_structures._TupleWrapper, list, tuple, deque, UserList)):
         return Kind.LIST
-    if issubclass(cls, Mapping):
+    if issubclass(cls, Mapping) and not issubclass(cls, (tf.Module, AutoTrackable)):  # those have attributes as well
         return Kind.DICT
+    if issubclass(cls, (set, frozenset)):
+        return Kind.SET
+    if issubclass(cls, PerWorker):
+        return Kind.PER_WORKER
     if issubclass(cls, (tf.Variable, values.DistributedVariable, sharded_variable.ShardedVariable)):
         return Kind.VARIABLE
     if issubclass(cls, input_lib.DistributedIteratorBase):
@@ -85,6 +105,8 @@ def _classify(cls: type) -> Kind | None:
     kind = _classify_keras3(cls) or _classify_tf_keras(cls)
     if kind is None and issubclass(cls, Trackable) and not issubclass(cls, (Function, lookup_ops.StaticHashTable)):
         kind = Kind.TRACKABLE
+    if kind is None and (hasattr(cls, "__attrs_attrs__") or hasattr(cls, "__tf_flatten__")):
+        kind = Kind.RECORD
     return kind
 
 
@@ -142,6 +164,12 @@ def is_keras3_model(obj: object) -> bool:
     """Whether it is a Keras 3 model, of any sort."""
     keras = keras3()
     return keras is not None and kind_of(obj) is Kind.KERAS3_LAYER and isinstance(obj, keras.Model)
+
+
+def is_keras3_layer(obj: object) -> bool:
+    """Whether it is a layer of Keras 3, of any sort."""
+    keras = keras3()
+    return keras is not None and kind_of(obj) in LAYERS and isinstance(obj, keras.layers.Layer)
 
 
 def is_tf_keras_model(obj: object) -> bool:
@@ -231,7 +259,7 @@ def is_resource_variable(variable: Any) -> bool:
     return isinstance(variable, BaseResourceVariable)
 
 
-_FRAMEWORKS = {"keras", "tf_keras", "tensorflow"}
+_LIBRARIES = {"keras", "tf_keras", "tensorflow", "builtins", "numpy", "jax", "torch"}
 
 
 def carries_python_state(obj: object) -> bool:
@@ -240,7 +268,52 @@ def carries_python_state(obj: object) -> bool:
         return False
     if kind_of(obj) is None:
         return callable(getattr(obj, "get_state", None)) and callable(getattr(obj, "set_state", None))
-    owners = [
-        next((cls for cls in type(obj).__mro__ if name in vars(cls)), None) for name in ("get_state", "set_state")
-    ]
-    return all(cls is not None and cls.__module__.partition(".")[0] not in _FRAMEWORKS for cls in owners)
+    return overrides(obj, "get_state") and overrides(obj, "set_state")
+
+
+def is_python_state(obj: object) -> bool:
+    """The same of what an object of the state holds. By its type alone, and only if the two methods can be called as
+    ours are: nobody has handed this one over, and other libraries have methods of these names, too."""
+    cls: Any = type(obj)
+    return _is_python_state(cls)
+
+
+@functools.cache
+def _is_python_state(cls: Any) -> bool:
+    is_users = _overrides(cls, "get_state") and _overrides(cls, "set_state")
+    return is_users and _takes(cls.get_state, 1) and _takes(cls.set_state, 2)
+
+
+def _takes(method: Any, count: int) -> bool:
+    try:
+        inspect.signature(method).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def tells_children_itself(obj: object) -> bool:
+    """Whether a class of the user's own says what TensorFlow tracks in it, beside its attributes, or has slots."""
+    cls: Any = type(obj)
+    return isinstance(obj, Trackable) and (overrides(obj, "_trackable_children") or _has_slots(cls))
+
+
+@functools.cache
+def _has_slots(cls: Any) -> bool:
+    return any(_is_users(base) and vars(base).get("__slots__") for base in cls.__mro__)
+
+
+def overrides(obj: object, name: str) -> bool:
+    """Whether an object's class has an attribute of this name from the user, not from a library."""
+    cls: Any = type(obj)
+    return _overrides(cls, name)
+
+
+@functools.cache
+def _overrides(cls: Any, name: str) -> bool:
+    owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+    return owner is not None and _is_users(owner)
+
+
+def _is_users(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] not in _LIBRARIES

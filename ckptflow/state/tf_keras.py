@@ -8,11 +8,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from ckptflow.state.children import Children, attributes, layer_labels, singular, strip_underscores
+from ckptflow.state.children import (
+    COALESCED,
+    Children,
+    attributes,
+    graph_children,
+    layer_labels,
+    singular,
+    strip_underscores,
+)
 from ckptflow.state.kinds import Kind, is_distributed, is_tf_keras_model, kind_of, raw_variable, tf_keras
 
 # The graph's names for layers by position and for exports; the layers are named below by themselves.
-_BY_POSITION = re.compile(r"layer(_with_weights)?-\d+|keras_api|(train|test|predict)(_tf)?_function")
+_BY_POSITION = re.compile(r"layer(_with_weights)?-\d+|keras_api")
+
+_OF_OPTIMIZERS = ("_variables", "_weights", "_trainable_variables", "_hyper", "_slots", "_index_dict", COALESCED)
 
 
 def layer_children(layer: Any) -> Children:
@@ -21,13 +31,7 @@ def layer_children(layer: Any) -> Children:
     graph_model = is_tf_keras_model(layer) and getattr(layer, "_is_graph_network", False)
     if graph_model or (is_tf_keras_model(layer) and isinstance(layer, tf_keras().Sequential)):
         named += layer_labels(layer.layers)
-    tracked = {
-        name: child
-        for name, child in tf.train.TrackableView.children(layer).items()
-        if not _BY_POSITION.fullmatch(name) and kind_of(child) is not None
-    }
-    labels = strip_underscores(tracked)
-    named += [(labels[name], child) for name, child in tracked.items()]
+    named += [(label, child) for label, child in graph_children(layer) if not _BY_POSITION.fullmatch(label)]
     if is_stateful(layer):
         named.append(("states", tf.nest.flatten(vars(layer)["_states"])))
     metrics: list[tuple[str, Any]] = []
@@ -60,15 +64,17 @@ def metric_children(metric: Any) -> Children:
 
 def optimizer_children(optimizer: Any) -> Children:
     """What an optimizer has beside slots: counters, rates, inner optimizers, the loss scale."""
+    found = attributes(optimizer, _OF_OPTIMIZERS)
     named = [
         (label, child)
-        for label, child in attributes(optimizer, ("_variables", "_weights", "_trainable_variables"))
+        for label, child in found
         if kind_of(child) in (Kind.VARIABLE, Kind.TF_KERAS_OPTIMIZER, Kind.TRACKABLE)
     ]
     hyper = vars(optimizer).get("_hyper", {})
     named += [(name, child) for name, child in hyper.items() if kind_of(child) is Kind.VARIABLE]
     others = vars(optimizer).get("_variables") or vars(optimizer).get("_weights") or ()
-    return Children(named, [(_short_name(child), child) for child in others if kind_of(child) is Kind.VARIABLE])
+    listed = [(_short_name(child), child) for child in others if kind_of(child) is Kind.VARIABLE]
+    return Children(named, [*listed, *found, *graph_children(optimizer, _OF_OPTIMIZERS)])
 
 
 def is_legacy(optimizer: Any) -> bool:

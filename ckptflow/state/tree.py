@@ -11,6 +11,7 @@ from ckptflow.errors import UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.format.spec import TensorSpec
 from ckptflow.state.children import checkpoint_children, clean, root_label
+from ckptflow.state.collector import no_collection
 from ckptflow.state.kinds import Kind, is_checkpoint, kind_of
 from ckptflow.state.leaves import Leaf
 from ckptflow.state.per_worker import PerWorker
@@ -26,7 +27,7 @@ class Tree:
     """The state as leaves sorted by name, which is the same order on every worker and in every process.
 
     `state` are the objects that were walked. `specs` are the leaves', in order, and `holders` the leaf of each.
-    `python` are the entries with plain Python state, `per_worker` the entries that are this worker's own, `models` and
+    `python` is what has plain Python state, by name, `per_worker` the entries that are this worker's own, `models` and
     `optimizers` those of either Keras by their path, `layers` all Keras layers that were met, `variables` all variables
     by name. `cache` is for whatever is prepared once per tree.
     """
@@ -50,8 +51,11 @@ class Tree:
 
     @property
     def own_names(self) -> frozenset[str]:
-        """The names, in a checkpoint, of this worker's own entries."""
-        return frozenset(own_name(entry, self.worker) for entry in self.per_worker)
+        """The names, in a checkpoint, of this worker's own entries, and of the Python state in them."""
+        entries = [own_name(entry, self.worker) for entry in self.per_worker]
+        return frozenset(entries).union(
+            name for name in self.python if any(name.startswith(f"{entry}/") for entry in entries)
+        )
 
     def is_stale(self) -> bool:
         """Whether any object has got, lost or replaced a child since the walk.
@@ -69,9 +73,10 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
     Raises `UnsupportedStateError`, by name and with a way out, for what cannot be saved.
     """
     walker = Walker(worker, world_size)
-    walker.walk(state)
-    leaves = tuple(sorted(walker.leaves, key=lambda leaf: leaf.name))
-    held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
+    with no_collection():
+        walker.walk(state)
+        leaves = tuple(sorted(walker.leaves, key=lambda leaf: leaf.name))
+        held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
     return Tree(
         state,
         worker,

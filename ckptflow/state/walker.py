@@ -17,32 +17,37 @@ from typing import Any
 
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.layout import own_name
-from ckptflow.state import children, keras3, tf_keras
+from ckptflow.state import keras3, tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import bundle_of
-from ckptflow.state.children import Children, clean
+from ckptflow.state.children import clean
+from ckptflow.state.entries import check_entry, replica_iterators
 from ckptflow.state.kinds import (
     CONTAINERS,
     LAYERS,
     METRICS,
+    OF_PREPROCESSING,
     OPTIMIZERS,
     Kind,
-    Trackable,
     carries_python_state,
     is_keras3_model,
     is_on_mesh,
+    is_python_state,
     is_sharded,
     is_tf_keras_model,
-    is_wrapped_container,
     kind_of,
     raw_variable,
 )
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf
+from ckptflow.state.listed import check_listed, family_of, has_own_list
 from ckptflow.state.per_worker import PerWorker
+from ckptflow.state.rules import children_of, fingerprint_of, of_its_bundle
 
 MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
-_OBJECTS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS = range(5)  # the order in which the walk gives names
+# The order in which the walk gives names; what has none must have been named before its turn comes.
+_OBJECTS, _NAMELESS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS, _NAMELESS_LAST = range(7)
+_BY_NO_NODE = (-1, False)
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,19 @@ class OptimizerNode:
     built_for: tuple[str, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Node:
     obj: Any
-    parent: str  # its path; "" for an entry
     label: str
+    parent: str = ""  # its path; "" for an entry
     metric: bool = False
     owner: str = ""  # the path of the nearest model above
     own: bool = False  # this worker's alone
+    depth: int = 0
+    listed_above: Kind | None = None  # of what kind the nearest object above is that lists its variables itself
     fallback: bool = False
+    nameless: str = ""  # why it has no name
+    by_key: bool = False  # its label is a dict's key
 
     @property
     def path(self) -> str:
@@ -98,9 +107,11 @@ class Walker:
         self.watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
         self.kept_alive: list[Any] = []
-        self._queues: list[deque[_Node]] = [deque() for _ in range(5)]
+        self._queues: list[deque[_Node]] = [deque() for _ in range(7)]
         self._paths: dict[int, str] = {}  # by identity
-        self._taken: set[str] = set()
+        self._taken: dict[str, tuple[int, bool]] = {}  # names, and by whom: how deep, and whether by a dict's key
+        self._passed_over: set[int] = set()  # variables, by identity, of which a bundle holds what is state
+        self._listing: list[tuple[str, Any]] = []  # objects that list their variables themselves, by path
         self._other_paths: list[tuple[str, _Node]] = []
         self._slots: dict[str, list[_Slot]] = {}
         self._part_of: dict[int, tuple[PartsLeaf, int]] = {}  # the whole, by identity of a part
@@ -113,16 +124,11 @@ class Walker:
             if own:
                 self.per_worker[entry] = marked
                 name, obj = own_name(entry, self._worker), marked.obj
-            has_python = carries_python_state(obj)
-            if has_python:
-                self.python[name] = obj
-            if has_python and kind_of(obj) is None:
-                self._taken.add(name)
-            else:
-                check_entry(name, obj)
-                self._push(_Node(obj, "", name, own=own), _OBJECTS)
+            check_entry(name, obj)
+            self._push(_Node(obj, name, own=own), _OBJECTS)
         while any(self._queues):
             self._visit(next(queue for queue in self._queues if queue).popleft())
+        check_listed(self._listing, self._is_found)
         for leaf in self.leaves:
             leaf.is_kept_equal = any(leaf.name.startswith(f"{optimizer}/") for optimizer in self.optimizers)
         self._add_aliases()
@@ -133,10 +139,14 @@ class Walker:
             phase = _OF_OPTIMIZERS if node.fallback else _OPTIMIZERS
         elif node.parent and (node.metric or kind in METRICS):
             phase = _METRICS
+        if node.nameless:
+            phase = _NAMELESS if phase == _OBJECTS else _NAMELESS_LAST
         self._queues[phase].append(node)
 
     def _visit(self, node: _Node) -> None:
         kind = kind_of(node.obj)
+        if kind is Kind.PER_WORKER:
+            raise UnsupportedStateError(f"{node.path} is marked PerWorker, which marks an entry of state: make it one")
         target = raw_variable(node.obj) if kind is Kind.VARIABLE else node.obj
         if target is None:
             raise UsageError(
@@ -146,12 +156,17 @@ class Walker:
         first = raw_variable(target.variables[0]) if is_sharded(target) else None
         known = self._paths.get(id(first if id(first) in self._part_of else target))
         if known is not None:
-            if not (node.fallback or id(target) in self._part_of):
+            if not (node.fallback or node.nameless or id(target) in self._part_of):
                 self._other_paths.append((known, node))
             return
-        path = self._unique(node.path)
+        if node.nameless:
+            what = f"{node.parent} holds a {type(node.obj).__qualname__} that has no name in a checkpoint"
+            raise UnsupportedStateError(f"{what}: {node.nameless}")
+        path = self._unique(node.path, node)
         self._paths[id(target)] = path
         self.kept_alive += (node.obj, target)
+        if is_python_state(node.obj) if node.parent else carries_python_state(node.obj):
+            self.python[path] = node.obj
         if kind in (Kind.DISTRIBUTED_ITERATOR, Kind.ITERATOR) and self._world_size > 1 and not node.own:
             raise UnsupportedStateError(
                 f"{path}: with {self._world_size} workers an input position is each worker's own; hand it over as "
@@ -159,15 +174,15 @@ class Walker:
             )
         if kind is Kind.DISTRIBUTED_ITERATOR:
             for label, iterator in enumerate(replica_iterators(path, node.obj)):
-                self._push(_Node(iterator, path, str(label), own=node.own), _OBJECTS)
+                self._push(_Node(iterator, str(label), path, own=node.own), _OBJECTS)
         elif kind is Kind.VARIABLE:
             self._add_variable(path, node.obj, target, node)
-        else:
+        elif kind is not None:
             bundle = bundle_of(node.obj, path)
             if bundle is not None:
                 for part in bundle.dtypes:
-                    self._add(PartLeaf(self._unique(f"{path}/{part}"), bundle, part), node)
-            if bundle is None or kind is Kind.TRACKABLE:
+                    self._add(PartLeaf(self._unique(f"{path}/{part}", node), bundle, part), node)
+            if kind not in (Kind.TABLE, Kind.ITERATOR):
                 self._expand(node, kind, path)
 
     def _expand(self, node: _Node, kind: Kind | None, path: str) -> None:
@@ -179,17 +194,25 @@ class Walker:
             self.layers.append(obj)
         if kind in OPTIMIZERS:
             self._add_optimizer(node, kind, path, owner)
-        found = _children(obj, kind)
-        if kind in CONTAINERS and not node.parent:
-            self.watched.append((obj, children.container_fingerprint, children.container_fingerprint(obj)))
-        elif kind not in CONTAINERS:  # the others are watched as part of whatever holds them
-            look = keras3.layer_fingerprint if kind is Kind.KERAS3_LAYER else children.fingerprint
+        found = children_of(obj)
+        if kind in OF_PREPROCESSING:
+            self._passed_over.update(id(raw_variable(part)) for part in of_its_bundle(obj))
+        if kind not in CONTAINERS or not node.parent:  # the others are watched as part of whatever holds them
+            look = fingerprint_of(kind)
             self.watched.append((obj, look, look(obj)))
+        family = family_of(obj) or node.listed_above
+        if family and (family is not node.listed_above or has_own_list(obj)):
+            self._listing.append((path, obj))
         metric = node.metric or (kind in METRICS and bool(node.parent))
+        above = (path, metric, owner, node.own, node.depth + 1, family)
+        is_fallback = node.fallback and kind in CONTAINERS
         for label, child in found.named:
-            self._push(_Node(child, path, clean(label), metric, owner, node.own), _OBJECTS)
+            phase = _TRACKED if is_fallback else _OBJECTS
+            self._push(_Node(child, clean(label), *above, fallback=is_fallback, by_key=found.by_key), phase)
+        for reason, child in found.nameless:
+            self._push(_Node(child, "", *above, nameless=reason), _OBJECTS)
         for label, child in found.fallback:
-            self._push(_Node(child, path, clean(label), metric, owner, node.own, fallback=True), _TRACKED)
+            self._push(_Node(child, clean(label), *above, fallback=True), _TRACKED)
 
     def _add_variable(self, path: str, variable: Any, raw: Any, node: _Node) -> Leaf:
         leaf: Leaf
@@ -262,14 +285,28 @@ class Walker:
                 self.kept_alive.append(part)
                 self._add_variable(part_path, part, part, node)
 
-    def _unique(self, path: str) -> str:
+    def _is_found(self, variable: Any) -> bool:
+        raw = raw_variable(variable)
+        if raw is None:
+            return True
+        found = id(raw_variable(raw.variables[0]) if is_sharded(raw) else raw)
+        return found in self._paths or found in self._passed_over
+
+    def _unique(self, path: str, node: _Node | None = None) -> str:
+        """The path, or, where another has it, with a number: by an order that every process has."""
         candidate, count = path, 0
         while candidate in self._taken:
+            depth, by_key = self._taken[candidate]
+            if node and node.depth == depth and (node.by_key or by_key):
+                raise UnsupportedStateError(
+                    f"{path} would be the name of two objects, by keys of a dict that read the same (as 1 and '1', or "
+                    "'a/b' and 'b' in 'a'): give one of them another key"
+                )
             count += 1
             candidate = f"{path}_{count}"
         if len(candidate.encode()) > MAX_NAME_BYTES:
             raise UnsupportedStateError(f"the name {candidate[:80]!r}... is longer than {MAX_NAME_BYTES} bytes")
-        self._taken.add(candidate)
+        self._taken[candidate] = (node.depth, node.by_key) if node else _BY_NO_NODE
         return candidate
 
     def _add_aliases(self) -> None:
@@ -281,10 +318,10 @@ class Walker:
             if leaf.own:
                 return  # every worker has one of its own, and a name serves once
             if len(leaf.aliases) < _MAX_ALIASES and alias not in self._taken and len(alias.encode()) <= MAX_NAME_BYTES:
-                self._taken.add(alias)
+                self._taken[alias] = _BY_NO_NODE
                 leaf.aliases += (alias,)
 
-        for known, node in self._other_paths:
+        for known, node in sorted(self._other_paths, key=lambda other: other[1].path):
             if node.path == known or node.path.startswith(known + "/"):
                 continue  # it refers to an object that it is a part of
             named_above: set[str] = set()
@@ -302,67 +339,3 @@ class Walker:
             for name in names[first : bisect.bisect_left(names, known + "0")]:  # "0" comes right after "/"
                 if name not in named_above and len(by_name[name].aliases) < _MAX_ALIASES:
                     add(by_name[name], node.path + name[len(known) :])
-
-
-def _children(obj: Any, kind: Kind | None) -> Children:
-    if kind in CONTAINERS:
-        return Children(children.items(obj), [])
-    rules: dict[Kind | None, Callable[[Any], Children]] = {
-        Kind.KERAS3_LAYER: keras3.layer_children,
-        Kind.KERAS3_METRIC: keras3.metric_children,
-        Kind.KERAS3_SEED: keras3.seed_children,
-        Kind.KERAS3_OPTIMIZER: keras3.optimizer_children,
-        Kind.TF_KERAS_LAYER: tf_keras.layer_children,
-        Kind.TF_KERAS_METRIC: tf_keras.metric_children,
-        Kind.TF_KERAS_OPTIMIZER: tf_keras.optimizer_children,
-    }
-    return rules.get(kind, children.generic)(obj)
-
-
-def replica_iterators(path: str, iterator: Any) -> list[Any]:
-    """The iterators of a DistributedIterator, one for each replica here.
-
-    Raises `UnsupportedStateError` for one that prefetches to devices: TensorFlow gives out no state of that.
-    """
-    found = [getattr(per_worker, "_iterator", None) for per_worker in iterator._iterators or ()]
-    if not found or any(kind_of(each) is not Kind.ITERATOR for each in found):
-        raise UnsupportedStateError(
-            f"{path}: this DistributedIterator cannot be saved, it prefetches to the devices. Either, under "
-            "MirroredStrategy, distribute by strategy.distribute_datasets_from_function(..., "
-            "tf.distribute.InputOptions(experimental_fetch_to_device=False, "
-            "experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)), or keep one iter(dataset) "
-            "per worker, hand that over as PerWorker(iterator), and feed the replicas by "
-            "strategy.experimental_distribute_values_from_function(lambda context: next(iterator))"
-        )
-    return found
-
-
-def check_entry(name: str, obj: Any) -> None:
-    """Raises `UnsupportedStateError` for an entry of the state that is of no kind that can be saved."""
-    kind = kind_of(obj)
-    if kind is Kind.DATASET:
-        raise UnsupportedStateError(f"{name}: a tf.data.Dataset has no position; hand over its iterator, iter(dataset)")
-    if kind in CONTAINERS:
-        _check_items(name, obj, set())
-    elif kind is None:
-        raise UnsupportedStateError(
-            f"{name} is a {type(obj).__module__}.{type(obj).__qualname__}, which holds no state that ckptflow knows. "
-            "Hand over models, optimizers, tf.Module, tf.Variable and other trackable objects each under a name of its "
-            "own; for plain Python state, an object with get_state() and set_state(state)"
-        )
-
-
-def _check_items(name: str, container: Any, seen: set[int]) -> None:
-    """What is in a list or dict of the user's own must be state: a number there would be lost without a word.
-
-    TensorFlow's wrapped ones come from a `tf.train.Checkpoint`, which passes over what it does not track.
-    """
-    if is_wrapped_container(container) or id(container) in seen:
-        return
-    seen.add(id(container))
-    pairs = container.items() if kind_of(container) is Kind.DICT else enumerate(container)
-    for label, item in pairs:
-        if kind_of(item) in CONTAINERS:
-            _check_items(f"{name}/{label}", item, seen)
-        elif not isinstance(item, Trackable):
-            check_entry(f"{name}/{label}", item)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tests.state import cases_keras3
+from tests.state import cases_held, cases_keras3
 from tests.state.cases_keras3 import SEQUENCES, X, Y
 from tests.state.roundtrip import Case
 
@@ -232,6 +232,7 @@ def _with_old(make: Callable[[], Any]) -> dict[str, Any]:
 
 CASES: dict[str, Case] = {
     **cases_keras3.CASES,
+    **cases_held.CASES,
     "keras adapted layers": Case(
         lambda: cases_keras3.adapted("--fresh" not in sys.argv), lambda state: None, cases_keras3.answer_adapted
     ),
