@@ -206,7 +206,7 @@ class CheckpointManager:
 
         A call that may not be made, as from another thread, raises `UsageError` and changes nothing.
         """
-        if self._is_closed:
+        if self._calls.is_closed:
             return
         self._calls.check_turn()
         with self._background.delivery():
@@ -232,7 +232,7 @@ class CheckpointManager:
         """
         if error is None:
             self.close()
-        elif not self._is_closed and self._calls.is_of_this_process:
+        elif not self._calls.is_closed and self._calls.is_of_this_process:
             if self._incarnation is not None:
                 self._incarnation.hurry(arguments.LEAVING_S)  # the others may be dead
             self._background.settle()
@@ -272,12 +272,12 @@ class CheckpointManager:
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that counts, without reading tensors; None where there is none. No collective."""
-        self._check_usable()
+        self._calls.check()
         return find_checkpoint(self._store, self._summaries)
 
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints that count, oldest first, without reading tensors. No collective."""
-        self._check_usable()
+        self._calls.check()
         return list_counting(self._store, self._summaries)
 
     def pin(self, step: SupportsIndex) -> None:
@@ -286,14 +286,14 @@ class CheckpointManager:
         Waits for the save under way, so that no prune of this process runs meanwhile. Raises `CheckpointNotFoundError`,
         or `CheckpointGoneError` where it was pruned before the pin was there.
         """
-        self._check_usable(writes=True)
+        self._calls.check(writes=True)
         if self._cluster.is_chief:
             self._background.settle()
             pin_checkpoint(self._store, self._summaries, arguments.check_step(step))
 
     def unpin(self, step: SupportsIndex) -> None:
         """Lets retention decide again. One that is not pinned is no error. No collective; done by the chief."""
-        self._check_usable(writes=True)
+        self._calls.check(writes=True)
         if self._cluster.is_chief:
             unpin_checkpoint(self._store, arguments.check_step(step))
 
@@ -401,13 +401,6 @@ class CheckpointManager:
         )
         self._incarnation = Incarnation(start, saver, self._background, self._live, self._commit_timeout_s)
         return self._incarnation
-
-    def _check_usable(self, *, writes: bool = False) -> None:
-        self._calls.check(writes=writes)
-
-    @property
-    def _is_closed(self) -> bool:
-        return self._calls.is_closed
 
     def _leave_by(self, error: BaseException) -> None:
         """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""

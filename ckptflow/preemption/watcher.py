@@ -64,7 +64,7 @@ class PreemptionWatcher:
     ) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise UsageError("a PreemptionWatcher is made on the main thread: signals can be caught only there")
-        manager._check_usable(writes=True)
+        manager._calls.check(writes=True)
         if notice is not None and not callable(notice):
             raise ValueError(f"notice is a function that returns true or false, not {notice!r}")
         if not grace_period_s > 0:
@@ -108,7 +108,7 @@ class PreemptionWatcher:
         finite: list[dict[str, float]] = []
 
         def tell() -> tuple[int, ...]:
-            self._manager._check_usable(writes=True)
+            self._manager._calls.check(writes=True)
             finite.append(_finite(metrics))
             to_json(metadata, "metadata")  # a mistake shows at the first check, not with the last step
             told = self._notices.told
@@ -137,7 +137,7 @@ class PreemptionWatcher:
     ) -> None:
         """Leaving well first waits, like the manager, for the save under way: no signal may cut it short."""
         try:
-            if kind is None and not self._manager._is_closed:
+            if kind is None and not self._manager._calls.is_closed:
                 self._manager.wait()
         finally:
             self.close()

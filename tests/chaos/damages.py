@@ -159,7 +159,18 @@ def add_of_another_run(rng: random.Random, path: Path, other: Path) -> None:
 
 CONTENT = [flip, flip, flip, truncate, extend, blank, junk, huge, of_another_checkpoint, of_another_run, swap]
 NAMES = [delete, delete, link, other_kind, forbid]
-FOLDERS = [delete, link, other_kind, forbid, rename, exchange, duplicate, empty, replace_by_another_run, add_of_another_run]
+FOLDERS = [
+    delete,
+    link,
+    other_kind,
+    forbid,
+    rename,
+    exchange,
+    duplicate,
+    empty,
+    replace_by_another_run,
+    add_of_another_run,
+]
 
 
 def stray(rng: random.Random, root: Path, other: Path) -> str:

@@ -53,7 +53,9 @@ class State:
     def __init__(self, *, grown: bool) -> None:
         self.base, self.python = Part(4), Python()
         self.extra, self.metric = (Part(1), keras.metrics.Mean()) if grown else (None, None)
-        newer = {"added": self.extra, "average": self.metric} if grown else {}  # these names come first, in shards as well
+        newer = (
+            {"added": self.extra, "average": self.metric} if grown else {}
+        )  # these names come first, in shards as well
         self.objects: dict[str, Any] = newer | {"base": self.base, "python": self.python}
         self.fill(AS_MADE)
 

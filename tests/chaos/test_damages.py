@@ -74,7 +74,9 @@ def torment(scene: Scene, folder: Path, numbers: range) -> tuple[Counter[str], l
 
 
 def tell(broken: list[Trial]) -> str:
-    lines = [f"trial {trial.number}: {', '.join(trial.damages)}\n    " + "\n    ".join(trial.broken) for trial in broken]
+    lines = [
+        f"trial {trial.number}: {', '.join(trial.damages)}\n    " + "\n    ".join(trial.broken) for trial in broken
+    ]
     return f"{len(broken)} trials broke a promise\n" + "\n".join(lines[:40])
 
 

@@ -97,7 +97,9 @@ class Trial:
                 self._check(bool(problems), f"verify finds nothing wrong with {folder}, which cannot be read")
                 raise
             self._check(value in self._known(folder), f"opens {folder} that nobody saved")
-            right = all((array == np.float32(value + int(name.rpartition("/")[2]) / 16)).all() for name, array in arrays.items())
+            right = all(
+                (array == np.float32(value + int(name.rpartition("/")[2]) / 16)).all() for name, array in arrays.items()
+            )
             self._check(right, f"open_checkpoint reads wrong values of {folder}")
             is_same = any(self._is_same(folder, scene, follows_links=True) for scene in (self.scene, self.scene.other))
             self._check(bool(problems) or is_same, f"verify finds nothing wrong with {folder}, whose bytes differ")
@@ -135,7 +137,9 @@ class Trial:
         self.state.fill(-1.0)
         with self._manager(read_only=True) as manager:
             again = manager.restore_latest(partial=True)
-        self._check(again is not None and as_folder(again) == saved, f"{saved} was acknowledged, and {again} is restored")
+        self._check(
+            again is not None and as_folder(again) == saved, f"{saved} was acknowledged, and {again} is restored"
+        )
         self._check(self.state.problem(value, is_grown=True) is None, f"{saved} comes back wrong")
 
     def _refuses(self, manager: CheckpointManager) -> bool:
@@ -176,7 +180,9 @@ class Trial:
             is_ours = folder == self.acknowledged or found.metadata == self.scene.values.get(folder)
             self._check(is_ours and folder in order and order.index(folder) <= order.index(sound[0]),
                         f"{folder} (value {found.metadata}) is restored, and {sound[0]} is sound")  # fmt: skip
-        self._check(loud.count > 0 or folder == newest or not was_there, f"{folder} instead of {newest}, without a word")
+        self._check(
+            loud.count > 0 or folder == newest or not was_there, f"{folder} instead of {newest}, without a word"
+        )
         return found
 
     def _is_decidable(self) -> bool:
@@ -215,7 +221,9 @@ class Trial:
         assert scene is not None
         if folder == self.acknowledged:  # not damaged after it was saved: there, or not
             return is_sound(self.root / folder.manifest_key, None)
-        files = {key: data for key, data in scene.content.items() if key.startswith(f"{folder}/") and "receipt" not in key}
+        files = {
+            key: data for key, data in scene.content.items() if key.startswith(f"{folder}/") and "receipt" not in key
+        }
         sound = (is_sound(self.root / key, data, follows_links=follows_links) for key, data in files.items())
         return bool(files) and all(sound)
 

@@ -180,7 +180,7 @@ def test_an_exit_after_all_was_well_or_known_is_an_exit(tmp_path: Path, monkeypa
             manager.wait()
         manager.save(3).result()
         sys.exit(0)
-    assert manager._is_closed
+    assert manager._calls.is_closed
 
 
 @pytest.mark.parametrize("verb", ["create", "get"])

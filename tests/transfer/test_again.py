@@ -33,7 +33,9 @@ def read(store: Store, manifest: Manifest, buffer_bytes: int, *, verify_first: b
     target, pool = ArrayTarget(manifest), BufferPool(2 * buffer_bytes, buffer_bytes)
     wanted = list(map(Wanted, range(len(SPECS))))
     try:
-        read_tensors(store, FOLDER, manifest, wanted, target, pool, verify_first=verify_first)
+        if verify_first:
+            read_tensors(store, FOLDER, manifest, wanted, target, pool, only_verify=True)
+        read_tensors(store, FOLDER, manifest, wanted, target, pool)
     finally:
         assert all_free(pool)
     assert pool.made_bytes <= 2 * buffer_bytes
