@@ -97,7 +97,7 @@ class UnknownVersionError(CkptflowError, ValueError):
 
 
 class StateMismatchError(CkptflowError, ValueError):
-    """Checkpoint and state differ in names, shapes or dtypes. All differences are in the one message."""
+    """Checkpoint and state differ: names, shapes, dtypes, or what a table, iterator or object takes. Says all of it."""
 
 
 class UnsupportedStateError(CkptflowError, TypeError):

@@ -148,7 +148,8 @@ class CheckpointManager:
             metadata: anything JSON-able, kept in the manifest. The chief's counts.
 
         Raises:
-            UsageError: on a root that holds checkpoints, before any `restore*`; after close; from another thread.
+            UsageError: on a root that holds checkpoints, before any `restore*`; after a restore that failed in the
+                middle; after close; from another thread.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
             FencedError: another incarnation holds the root.
@@ -248,12 +249,16 @@ class CheckpointManager:
 
         Args:
             partial: takes what matches and leaves the rest as it is (a warm start); else every difference is an error.
+                All is verified before the first value changes: the checkpoint is read twice.
             rename: a map from names, or prefixes up to a "/", in the checkpoint to those in the state, or a function.
 
         Raises:
             StateMismatchError: all differences in one message; no value was changed, nothing claimed.
-            CorruptCheckpointError: no valid checkpoint is left; the state may then hold a mixture.
+            CorruptCheckpointError: no valid checkpoint is left.
+            CheckpointGoneError: the only one was deleted while it was read.
             FencedError, PeerError, StorageError, UsageError: as their docstrings say.
+            Of whatever class, an error after the first value was assigned says that the state holds a mixture; `save`
+            raises `UsageError` until a restore succeeds.
         """
         return self._restore(None, partial, rename)
 

@@ -219,6 +219,20 @@ def test_a_checkpoint_that_is_gone_is_looked_for_anew_and_not_for_ever() -> None
         Job(Stale(dict(objects))).resume(1)
 
 
+def test_the_only_one_that_went_while_it_was_read_is_no_empty_root() -> None:
+    """What was assigned of it may be in the state already."""
+    objects: dict[str, bytes] = {}
+    job(MemoryStore(objects)).save(1)
+
+    def removes_it(verb: str, key: str) -> None:
+        if verb == "get" and "shard" in key:
+            for gone in [k for k in objects if k.startswith("000000000001-i0001/")]:
+                del objects[gone]
+
+    with pytest.raises(CheckpointGoneError, match="made anew"):
+        Job(MemoryStore(objects, hook=removes_it)).resume()
+
+
 def test_a_foreign_folder_does_not_decide_and_is_deleted_only_by_hand() -> None:
     """A folder of another run, copied in by hand under a higher number."""
     other = MemoryStore()

@@ -203,6 +203,29 @@ def test_damage_that_the_chief_sees_too_falls_back_together() -> None:
     assert [start.save_again for start in starts if isinstance(start, Start)] == [True] * WORKERS
 
 
+def test_nothing_is_completed_before_all_have_loaded() -> None:
+    """What an older checkpoint may lack is assigned last: not by those either who read their part of it whole."""
+    store = root(1, 2)
+    completed: list[list[str]] = [[] for _ in range(WORKERS)]
+
+    def work(member: Member) -> Start:
+        at: list[str] = []
+
+        def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+            at.append(str(folder))
+            if folder.step == 2 and member.worker == 0:
+                raise CorruptCheckpointError("damaged, in the part that this one reads")
+
+        def complete() -> None:
+            completed[member.worker].append(at[-1])
+
+        return Resume(store, member, Summaries(store), check=lambda _: None, load=load, complete=complete).run(None)
+
+    starts = together(work)
+    assert all(isinstance(start, Start) for start in starts)
+    assert completed == [["000000000001-i0001"]] * WORKERS
+
+
 def test_damage_that_one_worker_alone_sees_gives_nothing_up() -> None:
     def bad_disk(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
         raise CorruptCheckpointError("one worker's memory")

@@ -197,3 +197,12 @@ def test_a_vocabulary_whose_size_is_fixed_by_a_call(tmp_path: Path, weights: Wei
     with CheckpointManager(tmp_path, {"w": weights, "input": fitting}) as manager:
         manager.restore_latest()
     assert fitting.get_vocabulary() == saved.get_vocabulary()
+
+
+def test_a_generator_of_another_algorithm(tmp_path: Path, weights: Weights) -> None:
+    save(tmp_path, weights, tf.random.Generator.from_seed(1, alg="philox"))
+    other = tf.random.Generator.from_seed(2, alg="threefry")
+    with CheckpointManager(tmp_path, {"w": weights, "input": other}) as manager:
+        with pytest.raises(StateMismatchError, match="input/state_var: shape"):
+            manager.restore_latest()
+    assert weights.value() == 1
