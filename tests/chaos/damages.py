@@ -10,8 +10,10 @@ from pathlib import Path
 
 HTML = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>\n"
 JUNK = [HTML, b"{}", b"null", b"[]", b"\0" * 512, b"\xff\xfe\x00", b'{"format":' + b"[" * 50_000, b"not json\n" * 400]
-STRAYS = ["000000000070-i0009/", "000000000070-i0009/manifest.json", "lineage/000077.json", "lineage/x", "pins/x", "0-i0001/x",
-          "000000000070-i0002-r9/manifest.json", "manifest.json", "a folder/with spaces/ü.json", ".hidden"]  # fmt: skip
+STRAYS = [
+    "000000000070-i0009/", "000000000070-i0009/manifest.json", "lineage/000077.json", "lineage/x", "pins/x",
+    "0-i0001/x", "000000000070-i0002-r9/manifest.json", "manifest.json", "a folder/with spaces/ü.json", ".hidden",
+]  # fmt: skip
 NEW_NAMES = ["000000000070-i0003", "000000000005-i0009", "000000000030-i0001-r2", "backup", "000000000020-i0009"]
 WEIGHTS = {"manifest": 5, "shard": 5, "receipt": 1, "claim": 2, "pin": 1}
 
@@ -101,7 +103,7 @@ def link(rng: random.Random, path: Path, other: Path) -> None:
     """A symbolic link: to where it was moved, to nothing, to itself, to something else."""
     moved = path.parent.parent / f"moved-{rng.randrange(10**9)}"
     path.rename(moved)
-    path.symlink_to(rng.choice([moved, moved, "nothing", path.name, "/etc", "/etc/hostname"]))
+    path.symlink_to(rng.choice([str(moved), str(moved), "nothing", path.name, "/etc", "/etc/hostname"]))
 
 
 def other_kind(rng: random.Random, path: Path, other: Path) -> None:

@@ -52,10 +52,9 @@ class State:
 
     def __init__(self, *, grown: bool) -> None:
         self.base, self.python = Part(4), Python()
-        self.extra, self.metric = (Part(1), keras.metrics.Mean()) if grown else (None, None)
-        newer = (
-            {"added": self.extra, "average": self.metric} if grown else {}
-        )  # these names come first, in shards as well
+        self.extra: Part | None = Part(1) if grown else None
+        self.metric: Any = keras.metrics.Mean() if grown else None
+        newer = {"added": self.extra, "average": self.metric} if grown else {}  # their names, and shards, come first
         self.objects: dict[str, Any] = newer | {"base": self.base, "python": self.python}
         self.fill(AS_MADE)
 

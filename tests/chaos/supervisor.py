@@ -1,4 +1,4 @@
-"""Starts the chaos job, kills workers at chosen and random moments, starts it again, and holds each life to its promises.
+"""Starts the chaos job, kills workers at chosen moments and at any, starts it again, and judges each of its lives.
 
 Workers come from a fork server that has TensorFlow loaded, so that a life takes half a second with one worker and two
 seconds with three; each is a process of its own, and is killed for real.
@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import ckptflow
-from ckptflow.commit.catalog import list_root
+from ckptflow.commit.catalog import Summaries, list_root
 from ckptflow.format.layout import MANIFEST_NAME
+from ckptflow.reading import list_counting
 from ckptflow.storage.store import open_store
 from tests.chaos.worker import Moment, Task, work
 from tests.servers import free_ports
 
-PRELOAD = ["tests.chaos.worker", "ckptflow.storage.remote", "ckptflow.storage.fast", "s3fs"]
+PRELOAD = ["tests.chaos.worker", "tests.chaos.patient", "ckptflow.storage.remote", "ckptflow.storage.fast", "s3fs"]
 START_S = 120.0  # to the first word of a life; generous, since a shared machine may be busy
 SURVIVORS_S = (0.0, 0.0, 0.05, 0.5)  # how long survivors get before they are killed as well
 
@@ -93,9 +94,12 @@ class Supervisor:
     resumes: int = 0  # lives that resumed from a checkpoint
     killed: Counter[str] = field(default_factory=Counter)  # how often, by the moment
 
+    def __post_init__(self) -> None:
+        self.store = open_store(self.url, self.storage_options)  # one client for all looks: making one takes long
+
     @contextlib.contextmanager
     def life(self, world_size: int, *, saves: int, dying: tuple[int, Moment] | None = None) -> Iterator[Life]:
-        """Starts one life, in which worker `dying[0]` may kill itself; on leaving none of it runs, and it was judged."""
+        """Starts one life, in which worker `dying[0]` may kill itself; on leaving none of it runs and it was judged."""
         expected = self._newest()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
@@ -120,7 +124,7 @@ class Supervisor:
             log.unlink(missing_ok=True)  # nothing was wrong
 
     def kill_one(self, world_size: int) -> None:
-        """A life that ends by kill -9 of one worker, or of all at once, by chance at one of the moments or at any time."""
+        """A life that ends by kill -9 of one worker, or of all at once, at one of the moments or at any time."""
         moment = self.rng.choice([*CHIEFS, *ANYONES, *TIMES])
         if moment in TIMES:
             self._kill_in_time(moment, world_size)
@@ -163,18 +167,16 @@ class Supervisor:
                 process.join(START_S)
             codes = [process.exitcode for process in life.processes]
             assert codes == [0] * world_size, f"exit codes {codes}\n{life.all_logs()}"
-        store = open_store(self.url, self.storage_options)
-        listing = list_root(store)
-        store.close()
-        debris = [str(folder) for folder, files in listing.folders.items() if MANIFEST_NAME not in files]
+        debris = [str(folder) for folder, files in list_root(self.store).folders.items() if MANIFEST_NAME not in files]
         assert debris == [], f"left behind by dead incarnations: {debris}"
         for checkpoint in ckptflow.list_checkpoints(self.url, storage_options=self.storage_options):
             with ckptflow.open_checkpoint(checkpoint.url, storage_options=self.storage_options) as opened:
                 assert opened.verify() == []
+        self.store.close()
 
     def _newest(self) -> tuple[int, int]:
         """(step, incarnation) of the newest checkpoint that counts: what the next life must resume from."""
-        found = ckptflow.list_checkpoints(self.url, storage_options=self.storage_options)
+        found = list_counting(self.store, Summaries(self.store))
         return (found[-1].step, found[-1].incarnation) if found else (0, 0)
 
     def _judge(self, life: Life, expected: tuple[int, int]) -> None:
@@ -195,9 +197,7 @@ class Supervisor:
 
     def _check_swept(self, life: Life) -> None:
         """Partial folders may be those of this life alone, the newest incarnation there is."""
-        store = open_store(self.url, self.storage_options)
-        listing = list_root(store)
-        store.close()
+        listing = list_root(self.store)
         stale = [
             str(folder)
             for folder, files in listing.folders.items()

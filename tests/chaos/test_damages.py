@@ -74,10 +74,9 @@ def torment(scene: Scene, folder: Path, numbers: range) -> tuple[Counter[str], l
 
 
 def tell(broken: list[Trial]) -> str:
-    lines = [
-        f"trial {trial.number}: {', '.join(trial.damages)}\n    " + "\n    ".join(trial.broken) for trial in broken
-    ]
-    return f"{len(broken)} trials broke a promise\n" + "\n".join(lines[:40])
+    """The trials that broke a promise: each can be tried again by its scene and number."""
+    trials = ["\n    ".join([f"trial {t.number}: {', '.join(t.damages)}", *t.broken]) for t in broken[:40]]
+    return "\n".join([f"{len(broken)} trials broke a promise", *trials])
 
 
 @pytest.mark.parametrize("name", STORIES)

@@ -46,7 +46,7 @@ class _Loud(logging.Handler):
 
 @dataclass
 class Trial:
-    """`number` decides everything: which scene's root, what is damaged, which calls are made. `broken`: what was met."""
+    """`number` decides what is damaged and which calls are made. `broken`: the promises that were not kept."""
 
     scene: Scene
     number: int
@@ -71,7 +71,7 @@ class Trial:
             for act in (self._list, self._open, self._read_only, *acts):
                 self._guarded(act)
         finally:
-            restore_permissions(self.root)
+            restore_permissions(self.root.parent)
             shutil.rmtree(self.root.parent)
             self.root.parent.mkdir()
 
@@ -269,12 +269,9 @@ def is_sound(path: Path, data: bytes | None, *, follows_links: bool = False) -> 
         return False
 
 
-def restore_permissions(root: Path) -> None:
-    for above in [root.parent, *sorted(root.parent.rglob("*"))]:
-        if above.is_dir() and not above.is_symlink():
-            above.chmod(0o755)
-    for above, names, _ in os.walk(root.parent):
-        for name in names:
-            path = Path(above, name)
+def restore_permissions(folder: Path) -> None:
+    """So that all below `folder` can be removed."""
+    for above, names, _ in os.walk(folder):
+        for path in (Path(above, name) for name in names):
             if not path.is_symlink():
                 path.chmod(0o755)

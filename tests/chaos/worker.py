@@ -97,7 +97,7 @@ def work(task: Task) -> None:
         def open_dying(url: str, options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
             return _DyingStore(open_store(url, options, tell), moment)
 
-        ckptflow.manager.open_store = open_dying
+        vars(ckptflow.manager)["open_store"] = open_dying
     try:
         _run(task)
     except (tf.errors.OpError, ckptflow.PeerError) as error:

@@ -1,0 +1,133 @@
+"""The process whose system calls fail: restores, saves, and says how each ended; and, healed, what it then finds."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ckptflow import CheckpointManager, CkptflowError, KeepLast
+from tests.chaos.gate import install
+from tests.chaos.scenes import SAVING, State
+
+OLDEST, OLDER, SAVED, NEXT, LAST = 5, 10, 20, 30, 40  # steps; the first two are there when a case begins
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt ended: what it restored, whether its save was acknowledged, what was raised."""
+
+    restored: int | None = None
+    acknowledged: bool = False
+    error: str = ""  # the class
+    message: str = ""
+    is_raw: bool = False
+    broken: tuple[str, ...] = ()  # promises
+
+
+def serve(connection: Connection) -> None:
+    """Does what it is told until it is killed: "make", "run", "look" or "go on", each on a root."""
+    logging.getLogger("ckptflow").setLevel(logging.CRITICAL + 1)
+    with socket.socket(fileno=os.dup(connection.fileno())) as channel:
+        try:
+            listener = install()
+        except OSError as error:
+            channel.send(str(error).encode())
+            return
+        socket.send_fds(channel, [b"!"], [listener])  # any other call would wait for whoever gets it
+    os.close(listener)
+    patient = _Patient()
+    while True:
+        order, root = connection.recv()
+        connection.send(getattr(patient, order)(root))
+
+
+class _Patient:
+    def __init__(self) -> None:
+        self.state = State(grown=False)
+        self._manager: CheckpointManager | None = None
+        self._has_restored = False
+
+    def make(self, root: str) -> None:
+        with self._open(root) as manager:
+            for step in (OLDEST, OLDER):
+                self.state.fill(step)
+                manager.save(step).result()
+
+    def run(self, root: str) -> Outcome:
+        """A start and a save, each of whose calls may fail."""
+        restored: int | None = None
+        is_acknowledged = self._has_restored = False
+        broken: list[str] = []
+        try:
+            self._manager = self._open(root)
+            found = self._manager.restore_latest()
+            restored = found.step if found else None
+            self._has_restored = True
+            if found and (problem := self.state.problem(found.step, is_grown=False)):
+                broken.append(f"WRONG VALUES: {problem}")
+            self.state.fill(SAVED)
+            pending = self._manager.save(SAVED)
+            self._manager.wait()
+            is_acknowledged = pending.exception() is None
+        except Exception as error:
+            is_raw = not isinstance(error, CkptflowError)
+            return Outcome(restored, False, type(error).__name__, str(error), is_raw, tuple(broken))
+        return Outcome(restored, is_acknowledged, broken=tuple(broken))
+
+    def look(self, root: str) -> Outcome:
+        """What another process would restore now."""
+        with self._open(root, read_only=True) as manager:
+            found = manager.restore_latest()
+        problem = self.state.problem(found.step, is_grown=False) if found else None
+        return Outcome(found.step if found else None, broken=(f"WRONG VALUES: {problem}",) if problem else ())
+
+    def go_on(self, root: str) -> Outcome:
+        """The next save of the same manager, where it may save at all, and a restart after it."""
+        manager, self._manager = self._manager, None
+        broken = self._next_save(manager) if manager is not None else []
+        with self._open(root) as again:
+            found = again.restore_latest()
+            if found is None or (problem := self.state.problem(found.step, is_grown=False)):
+                broken.append(f"after the next save: {found}, {problem if found else ''}")
+            self.state.fill(LAST)
+            again.save(LAST)
+        debris = [str(path.relative_to(root)) for path in Path(root).rglob(".ckptflow-*")]
+        partial = [path.name for path in Path(root).glob("0*") if not (path / "manifest.json").exists()]
+        broken += [f"left behind: {name}" for name in debris + partial]
+        broken += [f"left open: {path}" for path in _close_all_below(root)]
+        return Outcome(found.step if found else None, broken=tuple(broken))
+
+    def _next_save(self, manager: CheckpointManager) -> list[str]:
+        """After a restore that failed it restores first, as a program would that tries again."""
+        try:
+            if not self._has_restored and (found := manager.restore_latest()) and found.step != OLDER:
+                return [f"{found.step} is restored by a second try"]
+            self.state.fill(NEXT)
+            manager.save(NEXT)
+            manager.wait()
+        except Exception as error:
+            return [f"the next save failed: {type(error).__name__}: {error}"]
+        finally:
+            manager.close()
+        return []
+
+    def _open(self, root: str, **more: bool) -> CheckpointManager:
+        self.state.fill(-1.0)
+        return CheckpointManager(root, self.state.objects, keep=KeepLast(2), concurrency=1, **SAVING, **more)  # type: ignore[arg-type]
+
+
+def _close_all_below(root: str) -> list[str]:
+    """Closes what is open below `root`, when nothing should be, and says what it was."""
+    found: list[str] = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/self/fd/{name}")
+            if path.startswith(root):
+                os.close(int(name))
+                found.append(path)
+    return found
