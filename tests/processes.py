@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.forked import ROOT, Process, Zygote, read_at_start
+from tests.forked import ROOT, Forked, Process, Zygote, read_at_start
 from tests.ports import free_ports
 from tests.waiting import HANG_S
+from tests.zygote import SHOW_STACKS
 
 _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
 
@@ -124,10 +125,13 @@ class Worker:
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float) -> int:
-        """The exit code; raises TimeoutError, with the output so far, when it has not ended by then."""
+        """The exit code; raises TimeoutError, with the output so far and where it is, when it has not ended by then."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            if isinstance(self.process, Forked):
+                self.process.send_signal(SHOW_STACKS)
+                time.sleep(0.5)  # nothing tells that it has printed all
             raise TimeoutError(f"worker {self.index} still runs after {timeout_s} s:\n{self.output()}") from None
 
     def wait_for_output(self, text: str, timeout_s: float) -> None:

@@ -100,7 +100,7 @@ class Life:
         if self.start.held is None:
             raise ValueError("the claim is missing")
         self.held: Held = self.start.held
-        self._coordinator = Coordinator(store, self.start, self._summaries, keep, commit_timeout_s=10)
+        self._coordinator = Coordinator(store, self.start, self._summaries, keep, commit_timeout_s=60)
         self._calls: dict[int, int] = {}
 
     def save(

@@ -12,6 +12,7 @@ when the other end of its socket is closed: so it does when the process of pytes
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ import sys
 import types
 
 STATUS = struct.Struct("<i")
+SHOW_STACKS = signal.SIGRTMAX  # a process prints where each of its threads is
 _MAX_REQUEST_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 
@@ -87,6 +89,7 @@ def _become(request: dict[str, object], descriptors: list[int]) -> list[str]:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    faulthandler.register(SHOW_STACKS, all_threads=True)
     np.random.seed()  # Python's own random numbers are seeded anew at each fork
     return args
 

@@ -313,13 +313,11 @@ def test_a_slow_storage_is_measured_in_time(tmp_path: Path, monkeypatch: pytest.
             yield Slow(store, 0.0)
 
     monkeypatch.setattr(measuring, "bench_folder", slow_folder)
-    started_s = time.monotonic()
     found = measure(str(tmp_path), {}, seconds=12, memory_bytes=1280 * MIB)
     assert found.size_bytes <= 64 * MIB
     assert len(found.points) > 1
     assert "12 s are too short for it here" in {why for _, why in found.unmeasured}
     assert all(point.setting.under_way_bytes <= found.size_bytes for point in found.points)
-    assert time.monotonic() - started_s < 180  # twelve seconds, on a machine that may be busy
 
 
 def test_how_fast_it_is_takes_no_more_than_its_time_and_room(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Job:
         if start.restored is None:
             self.value = ()
         if start.held is not None:
-            self.coordinator = Coordinator(self.store, start, self.summaries, self.policies, commit_timeout_s=5.0)
+            self.coordinator = Coordinator(self.store, start, self.summaries, self.policies, commit_timeout_s=60.0)
 
     def _load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         self.value = parse_ancestry(read_checkpoint(self.store, folder, manifest, files))

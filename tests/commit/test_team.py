@@ -269,7 +269,7 @@ def test_a_rollback_by_all_is_saved_again_by_the_chief() -> None:
     chief = starts[0]
     assert isinstance(chief, Start)
     assert chief.reason == "rollback"
-    coordinator = Coordinator(store, chief, Summaries(store), KEEP_ALL, commit_timeout_s=5.0)
+    coordinator = Coordinator(store, chief, Summaries(store), KEEP_ALL, commit_timeout_s=60.0)
     draft, receipt = write_checkpoint(store, chief, Folder(1, 2), shard_bytes(("000000000001-i0002",)))
     coordinator.commit(draft, receipt, prune=False)
     assert folders(store)[1] == "000000000001-i0002"

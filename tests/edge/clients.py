@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ckptflow import CheckpointManager, PeerError, UsageError
 from ckptflow.state.cluster import LIMIT, find_cluster
-from tests.waiting import raised_in_a_thread
+from tests.waiting import HANG_S, raised_in_a_thread
 
 
 def clients() -> None:
@@ -21,11 +21,11 @@ def clients() -> None:
     with pytest.raises(UsageError, match="initialize_accelerator_system"):
         find_cluster()
     dtensor.initialize_accelerator_system("CPU")
-    cluster = find_cluster(arrival_timeout_s=60)
+    cluster = find_cluster(arrival_timeout_s=HANG_S)
     me, count = dtensor.client_id(), dtensor.num_clients()
     assert (cluster.worker, cluster.world_size) == (me, count)
     if me == 1:
-        time.sleep(2)  # late for the first exchange
+        time.sleep(0.5)  # late for the first exchange
     for number in range(50):
         rows = cluster.exchange([me, LIMIT - 1 - number, number - LIMIT + 1])
         assert rows == [(other, LIMIT - 1 - number, number - LIMIT + 1) for other in range(count)]

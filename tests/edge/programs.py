@@ -31,7 +31,7 @@ T = TypeVar("T")
 ROOT = Path(os.environ.get("ROOT", "."))
 LENGTH = 300_000  # 1.2 MiB: divided between the workers
 SHARD_BYTES = 2**18
-LATE_S = 2.0
+LATE_S = 0.3
 
 
 def join() -> tuple[Any, int]:
@@ -297,11 +297,11 @@ def dies_in_the_restore() -> None:
 
 def resumes_with_a_late_worker() -> None:
     """Two workers, one of which starts seconds after the other, and is late once more before its first exchange."""
-    time.sleep(3.0 * json.loads(os.environ["TF_CONFIG"])["task"]["index"])
+    time.sleep(1.0 * json.loads(os.environ["TF_CONFIG"])["task"]["index"])
     strategy, worker = join()
     shift_clock((11.0, -11.0)[worker])
     module = make_state(strategy)
-    time.sleep(2.0 * worker)
+    time.sleep(0.5 * worker)
     keep = [KeepLast(1), KeepEvery(seconds=3600)]
     with make_manager(strategy, module, keep=keep) as manager:
         restored = manager.restore_latest()

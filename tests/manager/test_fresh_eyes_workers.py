@@ -4,7 +4,6 @@ call's numbers for another's."""
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -94,10 +93,8 @@ def unreadable_then_dead() -> None:
     if worker == 1:
         manager._store.put = lambda key, data: os._exit(9)  # type: ignore[method-assign]
     pending = manager.save(2)
-    started = time.monotonic()
     with pytest.raises((PeerError, SaveFailedError)):
         manager.wait()
-    assert time.monotonic() - started < 30
     assert "ended before they reported" in str(pending.exception())
     print("well", flush=True)
     os._exit(0)

@@ -198,14 +198,12 @@ def one_worker_fails() -> None:
             real(key, data)
 
         manager._store.put = fail_shards  # type: ignore[method-assign]
-    started = time.monotonic()
     manager.save(2)
     try:
         manager.wait()
         raise SystemExit("nothing was raised")
     except (SaveFailedError, PeerError) as error:
         assert "503 from the test" in str(error), error
-    assert time.monotonic() - started < 60  # not commit_timeout_s
     if worker == 1:
         manager._store.put = real  # type: ignore[method-assign]
     manager.save(3)
@@ -216,10 +214,15 @@ def one_worker_fails() -> None:
 def a_worker_never_reports() -> None:
     """Worker 1's background hangs: the deadline passes, and the message says who is missing."""
     module = make_variables({"large": 1_000_000})
-    manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy, commit_timeout_s=3)
+    manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy)
     manager.save(1).result()
+    incarnation = manager._incarnation
+    assert incarnation is not None
+    incarnation._commit_timeout_s = 1  # not for the first save, which a busy machine may take longer for
+    if incarnation._saver.coordinator is not None:
+        incarnation._saver.coordinator._commit_timeout_s = 1
     if worker == 1:
-        manager._store.put = lambda key, data: time.sleep(8)  # type: ignore[method-assign]
+        manager._store.put = lambda key, data: time.sleep(2)  # type: ignore[method-assign]
     manager.save(2)
     try:
         manager.wait()
