@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -17,6 +18,7 @@ S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60, 120
+_TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
 NO_CACHE = {"Cache-Control": "no-cache"}
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
 
@@ -60,12 +62,21 @@ def open_file_system(
     if scheme in S3_SCHEMES:
         file_system.retries = 1
         if past_caches:
-            client = fsspec.asyn.sync(file_system.loop, _s3_client, file_system, path.partition("/")[0])
             for verb in ("GetObject", "ListObjectsV2", "HeadObject"):
-                client.meta.events.register(f"before-send.s3.{verb}", _ask_past_caches)
+                _on_s3_event(file_system, path.partition("/")[0], f"before-send.s3.{verb}", _ask_past_caches)
     elif scheme in GCS_SCHEMES and hasattr(kind._request, "__wrapped__"):
         file_system._request = MethodType(_checked(kind._request.__wrapped__, past_caches), file_system)
     return file_system, path
+
+
+def parse_listings_quickly(file_system: Any, bucket: str) -> None:
+    """From here on s3fs's client passes over the times in listings: parsing them takes 70 of 90 ms for 1,000 names."""
+    _on_s3_event(file_system, bucket, "before-parse.s3.ListObjectsV2", _drop_times)
+
+
+def _on_s3_event(file_system: Any, bucket: str, event: str, handler: Callable[..., None]) -> None:
+    client = fsspec.asyn.sync(file_system.loop, _s3_client, file_system, bucket)
+    client.meta.events.register(event, handler, unique_id=f"ckptflow-{event}")  # once, however often it is called
 
 
 async def _s3_client(file_system: Any, bucket: str) -> Any:
@@ -75,6 +86,10 @@ async def _s3_client(file_system: Any, bucket: str) -> Any:
 
 def _ask_past_caches(request: Any, **_: Any) -> None:
     request.headers.update(NO_CACHE)
+
+
+def _drop_times(response_dict: dict[str, Any], **_: Any) -> None:
+    response_dict["body"] = _TIME.sub(b"", response_dict["body"])
 
 
 def _checked(once: Callable[..., Any], past_caches: bool) -> Callable[..., Any]:

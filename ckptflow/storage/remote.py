@@ -20,7 +20,7 @@ import fsspec.asyn
 from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
-from ckptflow.storage.clients import GCS_SCHEMES, S3_SCHEMES, open_file_system, wants_checksum
+from ckptflow.storage.clients import GCS_SCHEMES, S3_SCHEMES, open_file_system, parse_listings_quickly, wants_checksum
 from ckptflow.storage.replies import StrangeReplyError, check_put, check_range, delete_s3, list_gcs, list_s3
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
@@ -234,6 +234,8 @@ class FsspecStore(RemoteStore):
         """The full name and the size of each file whose name begins with `prefix`."""
         if self._is_s3 or self._is_gcs:
             bucket, _, inner = prefix.partition("/")
+            if self._is_s3:
+                parse_listings_quickly(self._fs, bucket)
             found = list_s3(self._fs.call_s3, bucket, inner) if self._is_s3 else list_gcs(self._fs.call, bucket, inner)
             return [(f"{bucket}/{name}", size_bytes) for name, size_bytes in found]
         try:
