@@ -25,7 +25,7 @@ from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.reading import list_counting
 from ckptflow.storage.store import open_store
 from tests.chaos.worker import Moment, Task, work
-from tests.processes import free_ports
+from tests.ports import free_ports
 
 PRELOAD = ["tests.chaos.worker", "tests.chaos.patient", "ckptflow.storage.remote", "ckptflow.storage.fast", "s3fs"]
 START_S = 120.0  # to the first word of a life; generous, since a shared machine may be busy
