@@ -17,6 +17,7 @@ from ckptflow import arguments
 from ckptflow.background import Background, Calls
 from ckptflow.commit.catalog import Checkpoint, Summaries
 from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.lineage import NOT_EXCLUSIVE
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.commit.team import Vote, agree
@@ -120,11 +121,7 @@ class CheckpointManager:
         self._store = open_store(os.fspath(url), storage_options, self._hooks.tell)
         self._hooks.url = self._store.url
         if not self._store.is_create_only and not read_only:
-            logger.warning(
-                "%s cannot create a file only where none is: if two copies of this job ever run at once, neither may "
-                "notice. Make sure that only one does",
-                self._store.url,
-            )
+            logger.warning(NOT_EXCLUSIVE, self._store.url)
         self._summaries = Summaries(self._store)
         self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
         self._background = Background()

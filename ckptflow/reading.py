@@ -19,7 +19,7 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
-    find_counting,
+    find_counting_now,
     list_root,
     read_manifest,
     read_sealed,
@@ -250,15 +250,9 @@ def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:
 
 
 def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
-    """Lists the root once and decides what counts; lists again where a manifest went meanwhile."""
-    for attempt in range(_TRIES):
-        listing = list_root(store)
-        try:
-            return listing, find_counting(listing, find_run_id(store, listing, summaries), summaries.get)
-        except ObjectNotFoundError:
-            if attempt == _TRIES - 1:
-                raise
-    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be listed")
+    """Lists the root once and decides what counts; a manifest that goes meanwhile was not there."""
+    listing = list_root(store)
+    return listing, find_counting_now(store, listing, find_run_id(store, listing, summaries), summaries.get)
 
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:

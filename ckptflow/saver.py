@@ -153,7 +153,9 @@ class Saver:
         digests = self._digests(snapshot, plan)
         own, own_python = self._own(job)
         plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
-        written = write_shards(self.store, job.folder, plan, snapshot, self.pool, threads=self.concurrency)
+        written = write_shards(
+            self.store, job.folder, plan, snapshot, self.pool, tag=self.held.tag, threads=self.concurrency
+        )
         receipt = Receipt(
             folder=str(job.folder),
             writer_id=self.held.writer_id,
@@ -167,7 +169,7 @@ class Saver:
             timing=Timing(blocked_s=job.blocked_s, write_s=job.watch.elapsed_s()),
         )
         with span("receipt"):
-            self.store.put(job.folder.key(receipt_name(worker, self.cluster.world_size)), memoryview(encode(receipt)))
+            self.store.put(self._receipt_key(job.folder), memoryview(encode(receipt)))
         size_bytes = sum(shard.size_bytes for shard in written.shards)
         self.tell(
             ShardsWritten(
@@ -175,6 +177,9 @@ class Saver:
             )
         )
         return receipt
+
+    def _receipt_key(self, folder: Folder) -> str:
+        return folder.key(receipt_name(self.cluster.worker, self.cluster.world_size, self.held.tag))
 
     def _own(self, job: Job) -> tuple[tuple[TensorRecord, ...], dict[str, Any]]:
         """What the chief does not know of: this worker's own tensors and Python state."""
@@ -250,9 +255,8 @@ class Saver:
             world_size=self.cluster.world_size,
             failure=f"{type(error).__name__}: {error}"[:MAX_FAILURE_CHARACTERS],
         )
-        key = folder.key(receipt_name(self.cluster.worker, self.cluster.world_size))
         try:
-            self.store.put(key, memoryview(encode(receipt)))
+            self.store.put(self._receipt_key(folder), memoryview(encode(receipt)))
         except BaseException as second:  # it must not hide the first
             logger.warning("cannot report a failed save to the coordinator, which will wait for it: %r", second)
 

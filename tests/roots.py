@@ -145,7 +145,7 @@ class Life:
             plan = plan_dynamic(plan, source, shard_bytes=self._shard_bytes)
         pool = BufferPool(2 * self._shard_bytes, self._shard_bytes)
         try:
-            written = write_shards(self.store, folder, plan, source, pool)
+            written = write_shards(self.store, folder, plan, source, pool, tag=self.held.tag)
         finally:
             pool.close()
         receipt = Receipt(
@@ -156,7 +156,7 @@ class Life:
             shards=written.shards,
             slices=written.slices,
         )
-        self.store.put(folder.key(receipt_name(worker, self.world_size)), memoryview(encode(receipt)))
+        self.store.put(folder.key(receipt_name(worker, self.world_size, self.held.tag)), memoryview(encode(receipt)))
         return receipt
 
     def _record(self, source: ArraySource, index: int) -> TensorRecord:

@@ -14,7 +14,10 @@ from ckptflow.cli.render import clean, make_console, print_table, size_text
 if TYPE_CHECKING:
     from ckptflow.commit.prune import ByHand
     from ckptflow.commit.retention import Policy
+    from ckptflow.format.layout import Folder
+    from ckptflow.storage.store import Store
 
+_BUFFER_BYTES = 16 * 2**20
 
 Last = Annotated[int | None, typer.Option("--last", min=0, help="Keep the newest N.", show_default=False)]
 Best = Annotated[
@@ -47,7 +50,8 @@ def prune(
 ) -> None:
     """Show what would be deleted, with the reason for each folder; delete it with --yes.
 
-    What any of the policies keeps stays, and so do the newest, what is pinned, and what a running job may need. A job
+    What any of the policies keeps stays, and so do the newest, what is pinned, and what a running job may need. Before
+    anything is deleted the newest checkpoint is read whole: if it is damaged, nothing is. A job
     prunes by itself after each save; this is for a root that no job works on, or whose policies were too generous.
 
     \b
@@ -68,13 +72,30 @@ def prune(
         check_root(store)
         summaries = Summaries(store)
         check_metrics(policies, [checkpoint.metrics for checkpoint in list_counting(store, summaries)])
-        found = (prune_by_hand if yes else plan_by_hand)(store, summaries, policies)
+        if yes:
+            found = prune_by_hand(store, summaries, policies, find_damage)
+        else:
+            found = plan_by_hand(store, summaries, policies)
     finally:
         store.close()
     if as_json:
         print_json(to_json(store.url, found, has_acted=yes))
     else:
         render(store.url, found, has_acted=yes)
+
+
+def find_damage(store: Store, folder: Folder) -> str | None:
+    """What is wrong with the bytes of a checkpoint, in words, or None: reads all of them."""
+    from ckptflow.commit.catalog import read_manifest
+    from ckptflow.transfer.buffers import BufferPool
+    from ckptflow.transfer.verify import verify_checkpoint
+
+    pool = BufferPool(4 * _BUFFER_BYTES, _BUFFER_BYTES)
+    try:
+        problems = verify_checkpoint(store, folder, read_manifest(store, folder), pool)
+    finally:
+        pool.close()
+    return "; ".join(map(str, problems[:3])) or None
 
 
 def read_policies(

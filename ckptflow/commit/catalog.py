@@ -6,10 +6,12 @@ decides; its manifests count, and those that its lineage names. A claim only fen
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
@@ -22,6 +24,8 @@ from ckptflow.format.layout import (
     parse_folder,
     parse_folders,
     parse_pin_key,
+    parse_tag,
+    writer_tag,
 )
 from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, Timing, decode
 from ckptflow.format.values import from_json
@@ -79,10 +83,18 @@ class Listing:
         """The same listing as if nothing but these folders were there."""
         return Listing({folder: self.folders[folder] for folder in folders}, self.claims, self.pins)
 
+    def without(self, folders: Collection[Folder]) -> Listing:
+        """The same listing as if these folders were not there."""
+        return self.only(folder for folder in self.folders if folder not in folders)
+
     @property
     def committed(self) -> tuple[Folder, ...]:
         """The folders that hold a manifest, oldest first by (step, incarnation, call)."""
         return tuple(sorted(folder for folder, files in self.folders.items() if MANIFEST_NAME in files))
+
+    def tags(self, folder: Folder) -> frozenset[str]:
+        """Whose shards and receipts are in a folder, by the tags in their names."""
+        return frozenset(tag for name in self.folders[folder] if (tag := parse_tag(name)) is not None)
 
     @property
     def top_number(self) -> int:
@@ -109,6 +121,7 @@ class Summary:
     restored: Folder | None = None
     began_at: datetime | None = None
     timings: tuple[Timing, ...] = ()
+    writer_id: str = ""
 
     def is_complete(self, files: Mapping[str, int]) -> bool:
         """Whether every shard is listed at the size that the manifest gives it."""
@@ -213,6 +226,7 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
         restored=parse_folder(manifest.restored) if manifest.restored else None,
         began_at=began_at,
         timings=manifest.timings,
+        writer_id=manifest.writer_id,
     )
 
 
@@ -255,6 +269,16 @@ class Summaries:
         found = zip(ordered, at_once(_READERS, read, ordered), strict=True)
         return {folder: summary for folder, summary in found if summary is not None}
 
+    def read_there(self, folders: Iterable[Folder]) -> dict[Folder, Summary | CorruptCheckpointError]:
+        """The same, by threads only if there are enough to be worth them."""
+        ordered = list(folders)
+        self.read_ahead(ordered)
+        found: dict[Folder, Summary | CorruptCheckpointError] = {}
+        for folder in ordered:
+            with contextlib.suppress(ObjectNotFoundError):
+                found[folder] = self.get(folder)
+        return found
+
     def read_ahead(self, folders: Iterable[Folder]) -> None:
         """Has those ready that are about to be asked for, where there are enough to be worth threads."""
         unknown = [folder for folder in folders if folder not in self._known]
@@ -286,10 +310,36 @@ def newest_claim(store: Store, numbers: Iterable[int]) -> Claim | None:
 
 
 SummaryReader = Callable[[Folder], Summary | CorruptCheckpointError]
+Holder = Callable[[int], str | None]
 
 
-def find_counting(listing: Listing, run_id: str | None, read: SummaryReader) -> Counting:
+def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: SummaryReader) -> Counting:
+    """What counts in `listing`, except for manifests that go while they are read: as if they had not been listed."""
+    gone: set[Folder] = set()
+
+    def read_or_note(folder: Folder) -> Summary | CorruptCheckpointError:
+        try:
+            return read(folder)
+        except ObjectNotFoundError:
+            gone.add(folder)
+            raise
+
+    def holder(number: int) -> str | None:
+        claim = read_claim(store, number)
+        return claim.writer_id if claim is not None else None
+
+    while True:
+        try:
+            return find_counting(listing.without(gone), run_id, read_or_note, holder)
+        except ObjectNotFoundError:
+            continue
+
+
+def find_counting(
+    listing: Listing, run_id: str | None, read: SummaryReader, holder: Holder = lambda number: None
+) -> Counting:
     """Decides what counts. `run_id` is that of the newest claim; None where there is none: the newest manifest's then.
+    `holder` gives the writer id in the claim of a number, None if it cannot be read.
 
     Manifests are read from the newest incarnation down, newest step first, until one of this run can be read: one get
     in a healthy root. Where an incarnation of this run has manifests and none can be read, they count (so that the
@@ -299,6 +349,7 @@ def find_counting(listing: Listing, run_id: str | None, read: SummaryReader) -> 
     damaged: list[Folder] = []
     for incarnation in sorted({folder.incarnation for folder in committed}, reverse=True):
         own = [folder for folder in reversed(committed) if folder.incarnation == incarnation]
+        own = _of_one_writer(own, listing, run_id, read, partial(holder, incarnation))
         decides = next((summary for folder in own if isinstance(summary := read(folder), Summary)), None)
         if decides is None:
             damaged += own
@@ -322,3 +373,26 @@ def find_counting(listing: Listing, run_id: str | None, read: SummaryReader) -> 
         folders=tuple(sorted(damaged, reverse=True)),
         outside=tuple(folder for folder in reversed(committed) if folder not in damaged),
     )
+
+
+def _of_one_writer(
+    own: list[Folder], listing: Listing, run_id: str | None, read: SummaryReader, holder: Callable[[], str | None]
+) -> list[Folder]:
+    """The committed folders of one incarnation, newest first, without those of another job that held the same number.
+
+    That happens only where claims were deleted by hand. The names of shards show it; then the one whose claim is there
+    is the incarnation, or, if that cannot be read, the one whose manifest is the newest.
+    """
+    if len({listing.tags(folder) for folder in own}) == 1:
+        return own
+    summaries = [(folder, read(folder)) for folder in own]
+    writers = [s.writer_id for _, s in summaries if isinstance(s, Summary) and run_id in (None, s.run_id)]
+    claimed = holder()
+    writer = claimed if claimed in writers else next(iter(writers), None)
+    if writer is None:
+        return own
+    return [
+        folder
+        for folder, summary in summaries
+        if (summary.writer_id == writer if isinstance(summary, Summary) else writer_tag(writer) in listing.tags(folder))
+    ]

@@ -13,16 +13,15 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
-    find_counting,
+    find_counting_now,
     list_root,
     read_claim,
 )
-from ckptflow.commit.lineage import Held, check_fence, fenced, find_run_id
+from ckptflow.commit.lineage import Held, check_fence, check_listing, find_run_id
 from ckptflow.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
-    ObjectNotFoundError,
     UsageError,
 )
 from ckptflow.format.layout import Folder
@@ -54,8 +53,8 @@ class Chooser:
         self._summaries = summaries
         self.view: View | None = None
 
-    def refuse_used_root(self) -> tuple[int, ...]:
-        committed = list_root(self._store).committed
+    def refuse_used_root(self, held: Held | None = None) -> tuple[int, ...]:
+        committed = self._list_root(held).committed
         if committed:
             raise UsageError(
                 f"{self._store.url} holds {len(committed)} checkpoint(s), the newest {committed[-1]}: call "
@@ -63,8 +62,8 @@ class Chooser:
             )
         return ()
 
-    def warn_of_fresh(self) -> tuple[int, ...]:
-        committed = list_root(self._store).committed
+    def warn_of_fresh(self, held: Held) -> tuple[int, ...]:
+        committed = self._list_root(held).committed
         if committed:
             logger.warning(
                 "%s: fresh=True starts over; %d checkpoint(s), the newest %s, no longer count and are deleted only by "
@@ -96,12 +95,8 @@ class Chooser:
         return self._outside(view)
 
     def list_anew(self, held: Held | None) -> View:
-        """Lists after the claim, `lineage/` first, and decides what counts."""
-        if held is not None:
-            check_fence(self._store, held)
-        listing = list_root(self._store)
-        if held is not None and listing.top_number > held.number:
-            raise fenced(self._store, held, listing.top_number)
+        """Lists after the claim, and decides what counts."""
+        listing = self._list_root(held)
         run_id = held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
         counting = self._count(listing, run_id)
         old = self.view
@@ -110,22 +105,17 @@ class Chooser:
             self.view.damaged, self.view.gone, self.view.is_last = old.damaged, old.gone, old.is_last
         return self.view
 
+    def _list_root(self, held: Held | None) -> Listing:
+        """Lists the root; with a claim, `lineage/` first, and only what shows that claim as the newest is believed."""
+        if held is not None:
+            check_fence(self._store, held)
+        listing = list_root(self._store)
+        if held is not None:
+            check_listing(self._store, held, listing.claims, listing.top_number)
+        return listing
+
     def _count(self, listing: Listing, run_id: str | None) -> Counting:
-        """What counts in `listing`, but for manifests that go while they are read: as if they had not been listed."""
-        gone: set[Folder] = set()
-
-        def read(folder: Folder) -> Summary | CorruptCheckpointError:
-            try:
-                return self._summaries.get(folder)
-            except ObjectNotFoundError:
-                gone.add(folder)
-                raise
-
-        while True:
-            try:
-                return find_counting(listing.only(f for f in listing.folders if f not in gone), run_id, read)
-            except ObjectNotFoundError:
-                continue
+        return find_counting_now(self._store, listing, run_id, self._summaries.get)
 
     def _at_step(self, view: View, step: int) -> tuple[int, ...]:
         same = [f for f in view.counting.folders if f.step == step and f not in view.damaged]

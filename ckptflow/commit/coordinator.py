@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, list_root, summarize
-from ckptflow.commit.lineage import Held, check_fence, create_once, fenced
-from ckptflow.commit.prune import act, plan_prune
+from ckptflow.commit.lineage import Held, check_fence, check_own_claim, create_once
+from ckptflow.commit.prune import act, doubt_newest, plan_prune
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import (
@@ -23,11 +23,12 @@ from ckptflow.errors import (
     FencedError,
     ObjectNotFoundError,
     SaveFailedError,
+    StorageError,
     StorageUnavailableError,
     UnknownVersionError,
 )
 from ckptflow.events import Pruned, Tell, tell_nobody
-from ckptflow.format.layout import Folder, receipt_name
+from ckptflow.format.layout import Folder, parse_tag, receipt_name
 from ckptflow.format.manifest import (
     MAX_RECEIPT_BYTES,
     Receipt,
@@ -84,8 +85,8 @@ class Coordinator:
         With `prune` it lists the root, for `prune` to be called next.
 
         Raises `CommitTimeoutError` (who is missing), `SaveFailedError` (a worker reported a failure, or what they wrote
-        does not fit together), `CommitUnknownError` (sent, no reply), `FencedError` (it may be there, and does not
-        count), or a `StorageError`.
+        does not fit together), `CommitUnknownError` (it was sent, and either no reply came or nothing told whether it
+        counts), `FencedError` (it may be there, and does not count), or a `StorageError` (it is not there).
         """
         deadline = time.monotonic() + self._commit_timeout_s
         try:
@@ -96,11 +97,16 @@ class Coordinator:
             raise
         with span("commit"):
             summary = self._create_manifest(draft, receipts, deadline)
-            listing = self._list_to_prune() if prune else None
-            if listing is not None and listing.top_number > self._held.number:
-                raise fenced(self._store, self._held, listing.top_number)
-            check_fence(self._store, self._held)
-        self._listing = listing
+            try:
+                self._listing = self._list_to_prune() if prune else None
+                check_fence(self._store, self._held, self._listing)
+            except FencedError:
+                raise
+            except Exception as error:  # it is there, and the next restore takes it if nothing newer is
+                raise CommitUnknownError(
+                    f"{self._store.url}/{draft.folder} is written whole, but whether it counts is not known: {error}; "
+                    "the next restore finds out"
+                ) from error
         return summary
 
     def prune(self) -> None:
@@ -116,12 +122,13 @@ class Coordinator:
     def _create_manifest(self, draft: Draft, receipts: list[Receipt], deadline: float) -> Summary:
         try:
             manifest = assemble(draft, receipts, self._start, self._held, self._store.url)
-            data = encode(manifest)
+            data, summary = encode(manifest), summarize(manifest, self._store.url)
+            if not self._held.is_exclusive:  # the create below would replace another's
+                check_own_claim(self._store, self._held)
         except BaseException:
             self.give_up(draft.folder)
             raise
         self._create(draft.folder, data, deadline)
-        summary = summarize(manifest, self._store.url)
         self._summaries.add(summary)
         self._committed.append(summary)
         return summary
@@ -136,16 +143,34 @@ class Coordinator:
         self._hurry_deadline = time.monotonic() + timeout_s
 
     def give_up(self, folder: Folder) -> None:
-        """No manifest of this folder was or will be sent: what is in it may be deleted."""
+        """No manifest of this folder was or will be sent: what is in it may be deleted.
+
+        Those given up before are deleted now, so that save after save that fails leaves no more than one behind. Of
+        this one, other workers may still be writing.
+        """
+        if self._hurry_deadline == math.inf:
+            self._delete_given_up(self._given_up - {folder})
         self._given_up.add(folder)
+
+    def _delete_given_up(self, folders: Collection[Folder]) -> None:
+        """Deletes our own files in these folders, by their names: nobody else has written or needs them."""
+        try:
+            for folder in sorted(folders):
+                entries = self._store.list(f"{folder}/")
+                self._store.delete([e.key for e in entries if parse_tag(e.key.rpartition("/")[2]) == self._held.tag])
+                self._given_up.discard(folder)
+        except StorageError as error:
+            logger.info("%s: leftovers of a failed save stay for now: %s", self._store.url, error)
 
     def sweep_partials(self) -> int:
         """Makes room on a full storage: deletes what dead incarnations and own failures left uncommitted.
 
         Allowed before the first commit, too. Returns the bytes freed; raises `FencedError` like a commit.
         """
-        listing = list_root(self._store)
+        listing = self._list_root()
         check_fence(self._store, self._held, listing)
+        if listing is None:
+            return 0
         partials = listing.only(set(listing.folders) - set(listing.committed))
         plan = plan_prune(
             Listing(partials.folders, (), partials.pins),
@@ -199,7 +224,7 @@ class Coordinator:
         return [receipt for receipt in read if receipt is not None]
 
     def _read_receipt(self, draft: Draft, worker: int) -> Receipt | None:
-        key = draft.folder.key(receipt_name(worker, draft.world_size))
+        key = draft.folder.key(receipt_name(worker, draft.world_size, self._held.tag))
         where = f"{self._store.url}/{key}"
         try:
             receipt = read_record(
@@ -222,20 +247,19 @@ class Coordinator:
             )
 
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
-        """Creates the manifest. From the first try on this incarnation never sweeps the folder: it may land late."""
+        """Creates the manifest. Once a try was not answered this incarnation never sweeps the folder: it may land."""
         key = folder.manifest_key
         deadline = max(deadline, time.monotonic() + 10.0)
-        while True:
-            try:  # in bits: `hurry` may come while it goes on
-                is_ours = create_once(self._store, key, data, min(deadline, time.monotonic() + _ASK_EVERY_S))
-                break
-            except StorageUnavailableError as error:
-                if time.monotonic() < min(deadline, self._hurry_deadline):
-                    continue
-                raise CommitUnknownError(
-                    f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not count; the "
-                    "next restore finds out"
-                ) from error
+        try:
+            is_ours = create_once(self._store, key, data, lambda: min(deadline, self._hurry_deadline))
+        except StorageUnavailableError as error:
+            raise CommitUnknownError(
+                f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not count; the next "
+                f"restore finds out ({error})"
+            ) from error
+        except StorageError:
+            self.give_up(folder)
+            raise
         if not is_ours:
             raise FencedError(
                 f"{self._store.url}/{key} is there and is another's: another copy of this job writes to this root. "
@@ -248,16 +272,24 @@ class Coordinator:
         Never raises: the commit stands, and its fence check is still to come.
         """
         try:
-            if not self._is_swept:
-                return list_root(self._store)
+            if not self._is_swept or self._given_up:
+                return self._list_root()
             known = [*self._known_lineage(), *self._committed]
             by_step = {summary.folder.step: summary.checkpoint for summary in known}
             checkpoints = [by_step[step] for step in sorted(by_step)]
             keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
-            return None if keeps_all and not self._given_up else list_root(self._store)
+            return None if keeps_all else self._list_root()
         except BaseException as error:  # a policy may raise anything, SystemExit too
             logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, error)
             return None
+
+    def _list_root(self) -> Listing | None:
+        """The root, or None if the answer cannot be one: what does not show our claim may lack anything."""
+        listing = list_root(self._store)
+        if self._held.number in listing.claims:
+            return listing
+        logger.warning("%s: nothing is pruned now: a listing does not show this job's claim", self._store.url)
+        return None
 
     def _known_lineage(self) -> list[Summary]:
         """Summaries of the lineage, each manifest read once; one that was deleted by hand is passed over."""
@@ -273,27 +305,22 @@ class Coordinator:
         return found
 
     def _prune(self, listing: Listing) -> None:
-        committed = listing.committed
-        number = self._held.number  # an own manifest that was thought lost and has landed late counts, too
-        counts = {folder for folder in committed if folder.incarnation == number or folder in self._start.lineage}
-        counting = Counting(
-            incarnation=self._held.number,
-            run_id=self._held.run_id,
-            folders=tuple(sorted(counts, reverse=True)),
-            outside=tuple(sorted(set(committed) - counts, reverse=True)),
-            barrier=self._start.barrier,
-            fresh_since=self._start.fresh_since,
-        )
         try:
-            self._summaries.read_ahead(committed)
+            found = self._summaries.read_there(listing.committed)
+            listing = listing.without(set(listing.committed) - set(found))  # deleted by hand since it was listed
+            counting = self._count(listing, found)
             plan = plan_prune(
                 listing,
                 counting,
-                self._summaries.get,
+                found.__getitem__,
                 self._policies,
                 incarnation=self._held.number,
                 given_up=self._given_up,
             )
+            why_not = doubt_newest(self._store, listing, counting) if plan.deletions else None
+            if why_not is not None:
+                raise CorruptCheckpointError(f"nothing is deleted: {why_not}")
+            check_own_claim(self._store, self._held)
             act(self._store, plan, listing.folders)
         except BaseException as error:  # a policy may raise anything, SystemExit too
             logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, error)
@@ -308,3 +335,22 @@ class Coordinator:
         self._given_up -= gone
         self._committed = [summary for summary in self._committed if summary.folder not in gone]
         self._summaries.forget(gone)
+
+    def _count(self, listing: Listing, found: Mapping[Folder, Summary | CorruptCheckpointError]) -> Counting:
+        """What counts for this incarnation: its own, one that was thought lost and landed late too, and its lineage."""
+        counts = {folder for folder, summary in found.items() if self._is_own(folder, summary, listing)}
+        counts |= self._start.lineage & found.keys()
+        return Counting(
+            incarnation=self._held.number,
+            run_id=self._held.run_id,
+            folders=tuple(sorted(counts, reverse=True)),
+            outside=tuple(sorted(found.keys() - counts, reverse=True)),
+            barrier=self._start.barrier,
+            fresh_since=self._start.fresh_since,
+        )
+
+    def _is_own(self, folder: Folder, summary: Summary | CorruptCheckpointError, listing: Listing) -> bool:
+        """Whether we wrote it: another job may have held our number, if claims were deleted by hand."""
+        if isinstance(summary, Summary):
+            return summary.writer_id == self._held.writer_id
+        return folder.incarnation == self._held.number and self._held.tag in listing.tags(folder)

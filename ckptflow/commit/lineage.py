@@ -7,10 +7,13 @@ has written.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import secrets
 import socket
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,11 +22,22 @@ from ckptflow.errors import (
     FencedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
     StorageUnavailableError,
 )
-from ckptflow.format.layout import claim_key
+from ckptflow.format.layout import MAX_NUMBER, claim_key, writer_tag
 from ckptflow.format.manifest import Claim, Reason, encode
 from ckptflow.storage.store import Store, read_small
+
+logger = logging.getLogger("ckptflow")
+
+NOT_EXCLUSIVE = (
+    "%s cannot create a file only where none is: if two copies of this job ever run at once, neither may "
+    "notice. Make sure that only one does"
+)
+SETTLE_S = 1.0  # longer than from a rival's listing to its create
+_LONGEST_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,12 @@ class Held:
     number: int
     run_id: str
     writer_id: str
+    is_exclusive: bool = True  # whether a create is refused if the object is there: found out when it was claimed
+
+    @property
+    def tag(self) -> str:
+        """What the names of its shards and receipts end with."""
+        return writer_tag(self.writer_id)
 
 
 def now_text() -> str:
@@ -55,15 +75,17 @@ def unpack_writer_id(writer_id: str) -> tuple[int, int]:
     return int(writer_id[:16], 16), int(writer_id[16:], 16)
 
 
-def create_once(store: Store, key: str, data: bytes, deadline: float) -> bool:
-    """Creates `key` and says whose it is: True where `data` is there by our hand, False where another's object is.
+def create_once(store: Store, key: str, data: bytes, deadline: Callable[[], float]) -> bool:
+    """Creates `key` and says whose it is: True if `data` is there by our hand, False if another's object is.
 
-    `data` must hold a random id, so that equal bytes mean our own write whose reply was lost. Where the storage cannot
-    be reached, asks again until `deadline` (by `time.monotonic`), then raises `StorageUnavailableError`: the outcome is
-    unknown, and the object may still appear.
+    `data` must hold a random id, so that equal bytes mean our own write whose reply was lost. If the storage cannot
+    be reached, asks again until `deadline()` (by `time.monotonic`; it may come nearer meanwhile).
+    `StorageUnavailableError` means that the outcome is unknown, and the object may still appear; any other
+    `StorageError`, that nothing was created.
     """
+    unknown: StorageError | None = None  # once a try was not answered, no later refusal says that nothing is there
     while True:
-        unknown: StorageUnavailableError | None = None
+        refused: StorageError | None = None
         try:
             store.create(key, memoryview(data))
             return True
@@ -71,30 +93,51 @@ def create_once(store: Store, key: str, data: bytes, deadline: float) -> bool:
             pass
         except StorageUnavailableError as error:
             unknown = error
+        except StorageError as error:
+            refused = error
         try:
-            return read_small(store, key, len(data) + 1) == data
-        except ValueError:
-            return False  # longer than ours
-        except ObjectNotFoundError:
-            pass  # absent: the create can be sent again, it is create-only
+            is_ours = holds(store, key, data)
+            if not (is_ours and refused):  # there, but not durable
+                return is_ours
+        except ObjectNotFoundError:  # absent: the create can be sent again, it is create-only
+            if refused and not unknown:
+                raise refused from None
         except StorageUnavailableError as error:
             unknown = error
-        if time.monotonic() >= deadline:
-            raise unknown or StorageUnavailableError(f"{store.url}/{key}: created and not found again")
+        except StorageError as error:
+            if isinstance(refused, StorageAccessError) and not unknown:
+                raise refused from None
+            refused = refused or error
+        if refused or time.monotonic() >= deadline():
+            why = refused or unknown or "it was created and not found again"
+            raise StorageUnavailableError(f"{store.url}/{key} may be there or not: {why}") from (refused or unknown)
         time.sleep(0.05)
+
+
+def holds(store: Store, key: str, data: bytes) -> bool:
+    """Whether the object at `key` is `data`. Raises `ObjectNotFoundError` if there is none."""
+    try:
+        return read_small(store, key, len(data) + 1) == data
+    except ValueError:
+        return False  # longer
 
 
 def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: float) -> Held:
     """Claims the next incarnation number, racing fairly with others; the loser of a number lists again and goes on.
 
-    The run id is drawn with a run's first claim and copied from the newest claim after; where claims were lost, from
-    the newest manifest. Raises `StorageUnavailableError` where the storage did not say within `timeout_s` who holds it.
+    The run id is drawn with a run's first claim and copied from the newest claim after; if claims were lost, from
+    the newest manifest. Raises `StorageUnavailableError` if the storage did not say within `timeout_s` who holds it.
     """
     writer_id = new_writer_id()
     deadline = time.monotonic() + timeout_s
+    lost = 0
     while True:
-        listing = list_root(store)  # lineage/ is in it; what it misses, the create runs into
+        listing = _list_past(store, lost, deadline)
         number = 1 + listing.top_number
+        if number >= MAX_NUMBER:
+            raise StorageError(
+                f"{store.url}: no number is left after {number - 1}: delete that claim or folder by hand"
+            )
         claim = Claim(
             number=number,
             run_id=find_run_id(store, listing, summaries) or new_writer_id(),
@@ -104,8 +147,53 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
             pid=os.getpid(),
             created_at=now_text(),
         )
-        if create_once(store, claim_key(number), encode(claim), deadline):
-            return Held(number, claim.run_id, writer_id)
+        key, data = claim_key(number), encode(claim)
+        if create_once(store, key, data, lambda: deadline):
+            is_exclusive = _is_exclusive(store, key, data, deadline)
+            if is_exclusive or _stays(store, key, data):
+                return Held(number, claim.run_id, writer_id, is_exclusive)
+        if time.monotonic() >= deadline:
+            raise StorageUnavailableError(f"{store.url}: others took number after number, the last is {number}")
+        lost = number
+
+
+def _list_past(store: Store, lost: int, deadline: float) -> Listing:
+    """The root as listed once it shows number `lost`, which another holds."""
+    pause_s = 0.01
+    while True:
+        listing = list_root(store)  # lineage/ is in it; what it misses, the create runs into
+        if listing.top_number >= lost:
+            return listing
+        if time.monotonic() >= deadline or pause_s > _LONGEST_PAUSE_S:
+            raise StorageUnavailableError(_unseen(store, lost))
+        time.sleep(pause_s)
+        pause_s *= 2
+
+
+def _is_exclusive(store: Store, key: str, data: bytes, deadline: float) -> bool:
+    """Whether `create` is: it must refuse what was just created. Servers that ignore the condition do not say so."""
+    while store.is_create_only:
+        try:
+            store.create(key, memoryview(data))
+        except ObjectExistsError:
+            return True
+        except StorageUnavailableError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            logger.warning(NOT_EXCLUSIVE, store.url)
+            break
+    return False
+
+
+def _stays(store: Store, key: str, data: bytes) -> bool:
+    """Without an exclusive create the last writer holds a claim: whether that is still us after a pause."""
+    time.sleep(SETTLE_S)
+    try:
+        return holds(store, key, data)
+    except ObjectNotFoundError:
+        return False
 
 
 def find_run_id(store: Store, listing: Listing, summaries: Summaries) -> str | None:
@@ -113,25 +201,62 @@ def find_run_id(store: Store, listing: Listing, summaries: Summaries) -> str | N
     claim = newest_claim(store, listing.claims)
     if claim is not None:
         return claim.run_id
-    newest_first = sorted(listing.committed, key=lambda folder: (folder.incarnation, folder), reverse=True)
-    read = (summaries.get(folder) for folder in newest_first)
-    return next((summary.run_id for summary in read if isinstance(summary, Summary)), None)
+    for folder in sorted(listing.committed, key=lambda folder: (folder.incarnation, folder), reverse=True):
+        with contextlib.suppress(ObjectNotFoundError):  # deleted since it was listed
+            summary = summaries.get(folder)
+            if isinstance(summary, Summary):
+                return summary.run_id
+    return None
 
 
 def check_fence(store: Store, held: Held, listing: Listing | None = None) -> None:
-    """Raises `FencedError` where a newer claim, or a folder of a newer incarnation in `listing`, is there.
+    """Raises unless `held` is the newest claim, is listed, and is still this incarnation's.
 
     Lists `lineage/` itself, so that whatever was created before this call is seen. A claim that was removed (the newest
-    hundred stay) or cannot be read still fences by its number, and by its folders.
+    hundred stay) or cannot be read still fences by its number, and by its folders; so does a folder of a newer
+    incarnation in `listing`. Raises `FencedError` if another holds the root, or the claim was deleted; `StorageError`
+    if the storage contradicts itself.
     """
-    newest = max([*list_claims(store), listing.top_number if listing else 0], default=0)
-    if newest > held.number:
-        raise fenced(store, held, newest)
+    claims = list_claims(store)
+    check_listing(store, held, claims, max([*claims, listing.top_number if listing else 0], default=0))
+    check_own_claim(store, held)
+
+
+def check_listing(store: Store, held: Held, claims: Collection[int], top_number: int) -> None:
+    """Raises unless a listing shows nothing newer than our own claim, and that one."""
+    if top_number > held.number:
+        raise fenced(store, held, top_number)
+    if held.number not in claims:
+        check_own_claim(store, held)
+        raise StorageUnavailableError(_unseen(store, held.number))
+
+
+def check_own_claim(store: Store, held: Held) -> None:
+    """Raises unless the claim is there with our writer id. What is wrong once is asked again."""
+    for is_last in (False, True):
+        claim = read_claim(store, held.number)
+        if claim is not None and claim.writer_id == held.writer_id:
+            return
+        if is_last:
+            raise fenced(store, held, held.number)
+
+
+def _unseen(store: Store, number: int) -> str:
+    return (
+        f"{store.url}: a listing does not show {claim_key(number)}, which is there, so nothing can be decided by it. "
+        "Is it the storage that answers (and not a proxy), and is lineage/ a folder (and not a link)?"
+    )
 
 
 def fenced(store: Store, held: Held, newest: int) -> FencedError:
     """The error that tells who holds the root now, and what to do."""
     claim = read_claim(store, newest)
+    if newest == held.number and claim is None:
+        return FencedError(
+            f"{store.url}/{claim_key(newest)}, the claim of this job, is gone or cannot be read: the root or lineage/ "
+            "was deleted or replaced while this job ran. What it saves no longer counts, and it deletes nothing. Stop "
+            "it, and look at what is there before you start it again"
+        )
     who = f"{claim.host}, process {claim.pid}, since {claim.created_at}" if claim else "its claim cannot be read"
     return FencedError(
         f"{store.url}: another copy holds this root: incarnation {newest} ({who}); this one is incarnation "

@@ -15,13 +15,15 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
-    find_counting,
+    find_counting_now,
     list_claims,
     list_root,
+    read_manifest,
+    summarize,
 )
 from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
-from ckptflow.errors import CorruptCheckpointError, UsageError
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
 from ckptflow.storage.store import Store
 
@@ -65,8 +67,7 @@ def plan_prune(
     `given_up`: own folders whose manifest was never sent, so that it cannot appear any more. Raises what a policy
     raises: then nothing is deleted.
     """
-    decisions = _decide_counting(listing, counting, read, policies)
-    newest = counting.newest
+    decisions, newest = _decide_counting(listing, counting, read, policies)
     for folder in counting.outside:
         decisions[folder] = _decide_outside(folder, read(folder), counting, newest, folder in listing.pins)
     for folder in listing.folders:
@@ -81,8 +82,11 @@ def _decide_counting(
     counting: Counting,
     read: Callable[[Folder], Summary | CorruptCheckpointError],
     policies: Sequence[Policy],
-) -> dict[Folder, Decision]:
-    """What counts: the newest, the pinned and what the policies keep stay; of equal steps the newest stands for all."""
+) -> tuple[dict[Folder, Decision], Folder | None]:
+    """What counts: the newest, the pinned and what the policies keep stay; of equal steps the newest stands for all.
+
+    Also the newest that is whole, as far as its manifest and the listing tell: no other has reached any step.
+    """
     whole: dict[int, Summary] = {}
     decisions: dict[Folder, Decision] = {}
     for folder in reversed(counting.folders):  # oldest first, so that the newest of a step is the last
@@ -106,7 +110,7 @@ def _decide_counting(
             decisions[folder] = Decision(folder, True, "the newest")
         elif folder in listing.pins:
             decisions[folder] = Decision(folder, True, "pinned")
-    return decisions
+    return decisions, whole[steps[-1]].folder if whole else None
 
 
 def _decide_outside(
@@ -138,14 +142,18 @@ def _decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Deci
 
 
 def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
-    """Deletes what the plan says: manifests first, the rest in a later request. Returns how many bytes that frees."""
+    """Deletes what the plan says: manifests first, the rest in a later request. Returns how many bytes that frees.
+
+    The names in the later one, of shards and receipts, are their writer's own: whatever has happened to the root since
+    it was listed, it deletes nothing of another job's.
+    """
     deletions = plan.deletions
     manifests = [folder.manifest_key for folder in deletions if MANIFEST_NAME in files[folder]]
     rest = [folder.key(name) for folder in deletions for name in files[folder] if name != MANIFEST_NAME]
     for decision in plan.decisions:
         if not decision.keep:
             logger.info("pruned %s/%s: %s", store.url, decision.folder, decision.reason)
-    for keys in (manifests, rest + [claim_key(number) for number in plan.claims]):
+    for keys in (manifests + [claim_key(number) for number in plan.claims], rest):
         if keys:
             store.delete(keys)
     return sum(sum(files[folder].values()) for folder in deletions)
@@ -172,6 +180,7 @@ class ByHand:
     plan: PrunePlan
     files: Mapping[Folder, Mapping[str, int]]
     why_not: str | None
+    newest: Folder | None = None
 
     def size_bytes(self, folder: Folder) -> int:
         return sum(self.files[folder].values())
@@ -181,19 +190,62 @@ class ByHand:
         return sum(self.size_bytes(folder) for folder in self.plan.deletions)
 
 
+def doubt_newest(store: Store, listing: Listing, counting: Counting) -> str | None:
+    """Why nothing may be deleted in favour of the newest that counts, or None. Its manifest is read now, by this call.
+
+    What decides must be sound: else a deletion is justified by a checkpoint that nobody can restore.
+    """
+    newest = counting.newest
+    if newest is None:
+        return None
+    try:
+        summary = summarize(read_manifest(store, newest), store.url)
+    except ObjectNotFoundError:
+        return f"{newest}, the newest checkpoint, was deleted meanwhile"
+    except CorruptCheckpointError as error:
+        return f"the manifest of the newest checkpoint cannot be read, so what counts is not known for sure: {error}"
+    if not summary.is_complete(listing.folders[newest]):
+        return f"{newest}, the newest checkpoint, lacks shards, or they have another size"
+    return None
+
+
 def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy]) -> ByHand:
     """Plans, from outside and without a claim, what an incarnation would prune. Deletes nothing."""
     listing = list_root(store)
-    claims = {*listing.claims, *list_claims(store)}  # listed last, as in an incarnation's own fence check
-    counting = find_counting(listing, find_run_id(store, listing, summaries), summaries.get)
-    plan = plan_prune(listing, counting, summaries.get, policies, incarnation=counting.incarnation)
-    return ByHand(plan, listing.folders, refuse_by_hand(replace(listing, claims=tuple(claims)), counting))
+    claims = list_claims(store)  # listed last, as in an incarnation's own fence check
+    found = summaries.read_there(listing.committed)
+    listing = listing.without(set(listing.committed) - set(found))  # a job may have deleted them meanwhile
+    counting = find_counting_now(store, listing, find_run_id(store, listing, summaries), found.__getitem__)
+    plan = plan_prune(listing, counting, found.__getitem__, policies, incarnation=counting.incarnation)
+    why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
+    if max(listing.claims, default=0) > max(claims, default=0):
+        why_not = f"a listing of lineage/ does not show claim {max(listing.claims)}, so a running job may be overlooked"
+    if why_not is None and plan.deletions:
+        why_not = doubt_newest(store, listing, counting)
+        why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None
+    return ByHand(plan, listing.folders, why_not, counting.newest)
 
 
-def prune_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy]) -> ByHand:
-    """Does it. Raises `UsageError` where `refuse_by_hand` says why not; then nothing was deleted."""
+Verify = Callable[[Store, Folder], str | None]
+_HOW_TO_GO_ON = (
+    "Start the job: it restores what is sound and saves it again, and then prunes by itself; or look with ckptflow ls "
+    "and ckptflow verify, and delete the folder of the damaged one by hand"
+)
+
+
+def prune_by_hand(
+    store: Store, summaries: Summaries, policies: Sequence[Policy], verify: Verify = lambda store, folder: None
+) -> ByHand:
+    """Does it. Raises `UsageError` if `why_not` says why not; then nothing was deleted.
+
+    `verify` is asked before what is wrong with the newest checkpoint, which is what a restart will be left with.
+    """
     found = plan_by_hand(store, summaries, policies)
-    if found.why_not is not None:
-        raise UsageError(f"{store.url}: nothing was pruned: {found.why_not}")
+    why_not = found.why_not
+    if why_not is None and found.plan.deletions and found.newest is not None:
+        damage = verify(store, found.newest)
+        why_not = f"{found.newest}, the newest checkpoint, is damaged: {damage}. {_HOW_TO_GO_ON}" if damage else None
+    if why_not is not None:
+        raise UsageError(f"{store.url}: nothing was pruned: {why_not}")
     act(store, found.plan, found.files)
     return found

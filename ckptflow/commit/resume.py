@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
 from ckptflow.commit.choosing import Chooser, View
-from ckptflow.commit.lineage import Held, check_fence, claim_next, pack_writer_id, unpack_writer_id
+from ckptflow.commit.lineage import Held, claim_next, pack_writer_id, unpack_writer_id
 from ckptflow.commit.team import Cluster, Outcome, Vote, chief_says, raise_together, vote, vote_for
+from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen
 from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
@@ -86,8 +87,7 @@ class Resume:
         held = self._claim(reason)
 
         def look_after_claim() -> tuple[int, ...]:
-            check_fence(self._store, held)
-            return self._chooser.warn_of_fresh() if fresh else self._chooser.refuse_used_root()
+            return self._chooser.warn_of_fresh(held) if fresh else self._chooser.refuse_used_root(held)
 
         chief_says(self._cluster, look_after_claim)
         barrier = held.number if fresh else 0
@@ -138,7 +138,9 @@ class Resume:
 
         number, first, second = chief_says(self._cluster, claim)[:3]
         self.has_claimed = True
-        return mine[0] if mine else Held(number, "", pack_writer_id((first, second)))
+        held = mine[0] if mine else Held(number, "", pack_writer_id((first, second)))
+        check_claim_is_seen(self._cluster, self._store, held)
+        return held
 
     def _look(self, step: int | None) -> Reason:
         """Rule 1: checks the state against what would be restored now; a refusal costs no claim."""
@@ -156,9 +158,10 @@ class Resume:
             return reason[0]
         folder = Folder(folder_step, number, call)
         manifests: list[Manifest] = []
-        self._in_parts(
+        votes = self._in_parts(
             folder, lambda: manifests.append(read_manifest(self._store, folder)), lambda: self._check(manifests[0])
         )
+        check_manifest_is_seen(self._cluster, self._store, folder, votes)
         return reason[0]
 
     def _attempt(self, folder: Folder) -> tuple[Summary | None, list[Vote]]:

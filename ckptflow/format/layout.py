@@ -10,6 +10,8 @@ import functools
 import re
 from dataclasses import dataclass
 
+import crc32c
+
 MANIFEST_NAME = "manifest.json"
 LINEAGE_PREFIX = "lineage/"
 PINS_PREFIX = "pins/"
@@ -45,8 +47,8 @@ class Folder:
 
 
 _FOLDER = re.compile(r"(\d{12,19})-i(\d{4,19})(?:-r(\d{1,19}))?", re.ASCII)
-_SHARD = re.compile(r"shard-(\d{5,9})-of-(\d{5,9})-(\d{4,9})\.safetensors", re.ASCII)
-_RECEIPT = re.compile(r"receipt-(\d{5,9})-of-(\d{5,9})\.json", re.ASCII)
+_SHARD = re.compile(r"shard-(\d{5,9})-of-(\d{5,9})-(\d{4,9})(?:-([0-9a-f]{8}))?\.safetensors", re.ASCII)
+_RECEIPT = re.compile(r"receipt-(\d{5,9})-of-(\d{5,9})(?:-([0-9a-f]{8}))?\.json", re.ASCII)
 _CLAIM = re.compile(r"lineage/(\d{6,19})\.json", re.ASCII)
 
 
@@ -74,9 +76,18 @@ def parse_folders(names: tuple[str, ...]) -> frozenset[Folder]:
     return frozenset(folder for folder in found if folder is not None)
 
 
-def shard_name(worker: int, world_size: int, index: int) -> str:
-    """Worker `worker`'s shard number `index`: `shard-00003-of-00008-0000.safetensors`."""
-    return f"shard-{worker:05d}-of-{world_size:05d}-{index:04d}.safetensors"
+def writer_tag(writer_id: str) -> str:
+    """What the names of a writer's shards and receipts end with: the crc32c of its id, eight hexadecimal digits.
+
+    Two incarnations can hold one number, if claims were deleted by hand: even then no name is written by both.
+    """
+    return f"{crc32c.crc32c(writer_id.encode()):08x}"
+
+
+def shard_name(worker: int, world_size: int, index: int, tag: str | None = None) -> str:
+    """Worker `worker`'s shard number `index`: `shard-00003-of-00008-0000-1a2b3c4d.safetensors`, `tag` last."""
+    name = f"shard-{worker:05d}-of-{world_size:05d}-{index:04d}.safetensors"
+    return name if tag is None else with_tag(name, tag)
 
 
 def parse_shard_name(name: str) -> tuple[int, int, int] | None:
@@ -84,14 +95,15 @@ def parse_shard_name(name: str) -> tuple[int, int, int] | None:
     match = _SHARD.fullmatch(name)
     if match is None:
         return None
-    worker, world_size, index = (int(group) for group in match.groups())
-    is_ours = worker < world_size and shard_name(worker, world_size, index) == name
+    worker, world_size, index = (int(group) for group in match.groups()[:3])
+    is_ours = worker < world_size and shard_name(worker, world_size, index, match[4]) == name
     return (worker, world_size, index) if is_ours else None
 
 
-def receipt_name(worker: int, world_size: int) -> str:
-    """Worker `worker`'s receipt: `receipt-00003-of-00008.json`."""
-    return f"receipt-{worker:05d}-of-{world_size:05d}.json"
+def receipt_name(worker: int, world_size: int, tag: str | None = None) -> str:
+    """Worker `worker`'s receipt: `receipt-00003-of-00008-1a2b3c4d.json`, `tag` last."""
+    name = f"receipt-{worker:05d}-of-{world_size:05d}.json"
+    return name if tag is None else with_tag(name, tag)
 
 
 def parse_receipt_name(name: str) -> tuple[int, int] | None:
@@ -100,7 +112,19 @@ def parse_receipt_name(name: str) -> tuple[int, int] | None:
     if match is None:
         return None
     worker, world_size = int(match[1]), int(match[2])
-    return (worker, world_size) if worker < world_size and receipt_name(worker, world_size) == name else None
+    return (worker, world_size) if worker < world_size and receipt_name(worker, world_size, match[3]) == name else None
+
+
+def parse_tag(name: str) -> str | None:
+    """The tag of the writer of a shard or receipt; None where `name` has none, or is neither."""
+    match = _SHARD.fullmatch(name) or _RECEIPT.fullmatch(name)
+    return match[match.re.groups] if match is not None else None
+
+
+def with_tag(name: str, tag: str) -> str:
+    """The same name of a shard or receipt, with its writer's tag."""
+    stem, dot, extension = name.rpartition(".")
+    return f"{stem}-{tag}{dot}{extension}"
 
 
 def claim_key(number: int) -> str:

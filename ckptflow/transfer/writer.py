@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import crc32c
 
 from ckptflow.format import boxes, dtypes
-from ckptflow.format.layout import Folder
+from ckptflow.format.layout import Folder, with_tag
 from ckptflow.format.manifest import ReceiptSlice, ShardRecord
 from ckptflow.format.shard import crc32c_combine
 from ckptflow.format.spec import Bytes1D, Source
@@ -33,9 +33,16 @@ class WrittenShards:
 
 
 def write_shards(
-    store: Store, folder: Folder, plan: WorkerPlan, source: Source, pool: BufferPool, *, threads: int | None = None
+    store: Store,
+    folder: Folder,
+    plan: WorkerPlan,
+    source: Source,
+    pool: BufferPool,
+    *,
+    tag: str | None = None,
+    threads: int | None = None,
 ) -> WrittenShards:
-    """Makes this worker's shards durable in `folder` and says what is in them.
+    """Makes this worker's shards durable in `folder` and says what is in them; their names end with `tag`.
 
     Tensors that this worker writes nothing of are released first, every other as soon as its last slice is packed. At
     most `threads` shards (2 on a disk, 8 on an object store) are being sent at once, one more is being packed, and no
@@ -52,11 +59,12 @@ def write_shards(
 
     def write(number: int, buffer: Buffer) -> None:
         shard = plan.shards[number]
-        with span("pack", shard=shard.name, size_bytes=shard.size_bytes):
+        name = shard.name if tag is None else with_tag(shard.name, tag)
+        with span("pack", shard=name, size_bytes=shard.size_bytes):
             checksums, checksum = packer.pack(shard, buffer)
-        with sending, span("write", shard=shard.name, size_bytes=shard.size_bytes):
-            store.put(folder.key(shard.name), buffer.view[: shard.size_bytes])
-        records[number] = ShardRecord(name=shard.name, size_bytes=shard.size_bytes, crc32c=checksum)
+        with sending, span("write", shard=name, size_bytes=shard.size_bytes):
+            store.put(folder.key(name), buffer.view[: shard.size_bytes])
+        records[number] = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
         slices[number] = [
             ReceiptSlice(
                 tensor=piece.name, shard=number, offset=piece.offset, start=piece.start, shape=piece.shape, crc32c=value

@@ -23,7 +23,7 @@ from rich.markup import escape
 
 import ckptflow
 from ckptflow.commit.catalog import list_root
-from ckptflow.format.layout import MANIFEST_NAME, Folder, receipt_name
+from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_receipt_name
 from ckptflow.storage.store import Store, open_store
 from examples.demo.workers import Job, running
 
@@ -115,12 +115,12 @@ def kill_in_a_save(scene: Scene, store: Store, victim: int, from_step: int) -> b
 def wait_for_save(scene: Scene, store: Store, job: Job, victim: int, from_step: int) -> Folder:
     """Returns as soon as a save at `from_step` or later is under way to which `victim` still has to contribute."""
     known = set(list_root(store).folders)
-    receipt = receipt_name(victim, WORLD_SIZE)
     pause_s = 0.005 if store.is_object_store else 0.002
     while job.is_running:
         is_near = scene.chief_step >= from_step - SAVE_EVERY
         for folder, files in list_root(store).folders.items() if is_near else ():
-            is_open = MANIFEST_NAME not in files and receipt not in files
+            reported = {worker for name in files for worker, _ in [parse_receipt_name(name) or (None, 0)]}
+            is_open = MANIFEST_NAME not in files and victim not in reported
             if folder not in known and folder.step >= from_step and is_open:
                 return folder
         time.sleep(pause_s if is_near else 0.05)

@@ -86,6 +86,12 @@ def folders(store: MemoryStore) -> list[str]:
     return sorted(key.partition("/")[0] for key in store.objects if key.endswith("/manifest.json"))
 
 
+def shard_key(store: MemoryStore, folder: str | Folder) -> str:
+    """The key of a checkpoint's one shard."""
+    (key,) = (key for key in store.objects if key.startswith(f"{folder}/shard-"))
+    return key
+
+
 def damage(store: MemoryStore, folder: str, name: str = "manifest.json") -> None:
     key = next(key for key in store.objects if key.startswith(f"{folder}/{name}"))
     store.objects[key] = b"?" * len(store.objects[key])

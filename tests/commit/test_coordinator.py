@@ -24,7 +24,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
 )
 from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
-from ckptflow.format.manifest import Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
+from ckptflow.format.manifest import Claim, Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
 from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
 from tests.commit.roots import folders, job
@@ -33,6 +33,14 @@ HELD = Held(7, "run", "writer")
 FOLDER = Folder(500, 7)
 WORLD_SIZE = 3
 PART = b"12345678"
+
+
+def claimed() -> MemoryStore:
+    """A root that `HELD` holds."""
+    claim = Claim(
+        number=HELD.number, run_id=HELD.run_id, writer_id=HELD.writer_id, reason="start", host="", pid=1, created_at=""
+    )
+    return MemoryStore({claim_key(HELD.number): encode(claim)})
 
 
 def coordinator(store: Store, *, timeout_s: float = 5.0) -> Coordinator:
@@ -60,11 +68,11 @@ def draft(folder: Folder = FOLDER) -> Draft:
 
 def report(store: MemoryStore, *receipts: Receipt) -> None:
     for r in receipts:
-        store.objects[f"{FOLDER}/{receipt_name(r.worker, WORLD_SIZE)}"] = encode(r)
+        store.objects[f"{FOLDER}/{receipt_name(r.worker, WORLD_SIZE, HELD.tag)}"] = encode(r)
 
 
 def test_receipts_add_up_to_a_manifest() -> None:
-    store = MemoryStore()
+    store = claimed()
     report(store, receipt(2), receipt(1))
     summary = coordinator(store).commit(draft(), receipt(0))
     manifest = read_manifest(store, FOLDER)
@@ -75,9 +83,11 @@ def test_receipts_add_up_to_a_manifest() -> None:
 
 
 def test_late_ones_are_waited_for() -> None:
-    store = MemoryStore()
+    store = claimed()
     asked = threading.Event()
-    store.hook = lambda verb, key: asked.set() if verb == "get" and key.endswith(receipt_name(2, WORLD_SIZE)) else None
+    store.hook = lambda verb, key: (
+        asked.set() if verb == "get" and key.endswith(receipt_name(2, WORLD_SIZE, HELD.tag)) else None
+    )
 
     def late() -> None:
         asked.wait(10)
@@ -119,7 +129,7 @@ def test_a_failure_receipt_ends_the_wait() -> None:
 def test_foreign_receipts_are_refused(foreign: dict[str, object]) -> None:
     store = MemoryStore()
     report(store, receipt(1))
-    key = f"{FOLDER}/{receipt_name(2, WORLD_SIZE)}"
+    key = f"{FOLDER}/{receipt_name(2, WORLD_SIZE, HELD.tag)}"
     store.objects[key] = encode(msgspec.structs.replace(receipt(2), **foreign))
     with pytest.raises(SaveFailedError, match=r"worker 2's receipt (is not of this save|cannot be used)"):
         coordinator(store).commit(draft(), receipt(0))
@@ -147,13 +157,13 @@ def test_what_does_not_cover_every_tensor_once_is_not_committed(odd: Receipt, wh
 def test_a_torn_receipt_is_an_error_and_not_waited_for() -> None:
     store = MemoryStore()
     report(store, receipt(1))
-    store.objects[f"{FOLDER}/{receipt_name(2, WORLD_SIZE)}"] = encode(receipt(2))[:-9]
+    store.objects[f"{FOLDER}/{receipt_name(2, WORLD_SIZE, HELD.tag)}"] = encode(receipt(2))[:-9]
     with pytest.raises(SaveFailedError, match="worker 2's receipt cannot be used"):
         coordinator(store).commit(draft(), receipt(0))
 
 
 def test_copies_that_differ_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    store = MemoryStore()
+    store = claimed()
     tensor = TensorRecord(name="moving_mean", dtype="uint8", shape=(8,), slices=())
     piece = ReceiptSlice(tensor="moving_mean", shard=0, offset=0, start=(0,), shape=(8,), crc32c=1)
     own = msgspec.structs.replace(receipt(0), slices=(piece,))
@@ -230,13 +240,15 @@ def test_requests_of_a_start_and_of_a_save() -> None:
     store = CountingStore(MemoryStore(objects))
     life = job(store)
     assert store.counts["list"] <= 4
-    assert store.counts["create"] == 1
-    assert store.counts["get"] <= 6
+    assert store.counts["create"] == 2  # the claim, and once more, which must be refused
+    assert store.counts["get"] <= 7
+    assert life.start.held is not None
     life.save(2)
     store.calls.clear()
     life.save(3)
     assert store.calls == [  # nothing to prune: one list
-        ("put", f"{Folder(3, 2)}/{shard_name(0, 1, 0)}"),
+        ("put", f"{Folder(3, 2)}/{shard_name(0, 1, 0, life.start.held.tag)}"),
         ("create", f"{Folder(3, 2)}/manifest.json"),
         ("list", "lineage/"),
+        ("get", claim_key(2)),
     ]

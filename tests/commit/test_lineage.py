@@ -70,8 +70,9 @@ def lost(error: Exception, *, is_after: bool, times: int = 1) -> FaultyStore:
     return store
 
 
-def soon() -> float:
-    return time.monotonic() + 0.2
+def soon() -> Callable[[], float]:
+    deadline = time.monotonic() + 0.2
+    return lambda: deadline
 
 
 def test_ours() -> None:
@@ -101,7 +102,7 @@ def test_not_ours(other: bytes) -> None:
 def test_unknown_until_the_deadline_is_said_to_be_unknown() -> None:
     store = lost(StorageUnavailableError("503"), is_after=False, times=1_000)
     with pytest.raises(StorageUnavailableError):
-        create_once(store, "a", b"ours", time.monotonic() + 0.1)
+        create_once(store, "a", b"ours", soon())
 
 
 def test_unknown_where_the_reading_back_fails_too() -> None:

@@ -12,7 +12,7 @@ from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, claim_key, pin_key
 from ckptflow.testing import FaultyStore, MemoryStore
-from tests.commit.roots import Job, damage, folders, job
+from tests.commit.roots import Job, damage, folders, job, shard_key
 
 
 def plan(store: MemoryStore, *policies: Policy, given_up: tuple[Folder, ...] = ()) -> PrunePlan:
@@ -37,8 +37,8 @@ def test_every_decision_has_its_reason() -> None:
         second.save(step)
     store.objects[pin_key(Folder(2, 1))] = b"pinned\n"
     damage(store, "000000000006-i0002")
-    del store.objects["000000000007-i0002/shard-00000-of-00001-0000.safetensors"]
-    store.objects["000000000004-i0001/shard-00000-of-00001-0000.safetensors"] += b"?"
+    del store.objects[shard_key(store, "000000000007-i0002")]
+    store.objects[shard_key(store, "000000000004-i0001")] += b"?"
     for leftover in ("000000000021-i0001", "000000000010-i0002", "000000000010-i0002-r2", "000000000010-i0003"):
         store.objects[f"{leftover}/shard-00000-of-00001-0000.safetensors"] = b"partial"
     store.objects["somebody's notes.txt"] = b"not ours"
@@ -116,7 +116,7 @@ def test_the_newest_whole_one_stays_as_well_where_the_newest_is_not_whole() -> N
     life = job(store)
     for step in (1, 2, 3):
         life.save(step)
-    del store.objects["000000000003-i0001/shard-00000-of-00001-0000.safetensors"]
+    del store.objects[shard_key(store, "000000000003-i0001")]
     found = decisions(store, KeepLast(0))
     assert [keep for keep, _ in found.values()] == [False, True, True]
 

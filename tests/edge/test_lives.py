@@ -38,7 +38,7 @@ def test_killed_before_the_receipt_and_in_the_restore(tmp_path: Path) -> None:
     for result in results[:2]:
         assert "told" in result.output, result.output
     left = {file.name for file in (root / "000000000002-i0001").iterdir()}
-    assert "shard-00002-of-00003-0000.safetensors" in left
+    assert any(name.startswith("shard-00002-of-00003-0000") for name in left)
     assert not any(name.startswith("receipt-00002") for name in left)
     assert verify(root) == [1]
 

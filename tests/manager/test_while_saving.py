@@ -55,12 +55,14 @@ from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Start
-from ckptflow.format.layout import Folder, receipt_name
-from ckptflow.format.manifest import Receipt, encode
+from ckptflow.format.layout import Folder, claim_key, receipt_name
+from ckptflow.format.manifest import Claim, Receipt, encode
 from ckptflow.storage.store import open_store
 
 store, count = open_store(sys.argv[1]), int(sys.argv[2])
 held, folder = Held(1, "0" * 32, "1" * 32), Folder(1, 1)
+claim = Claim(number=1, run_id=held.run_id, writer_id=held.writer_id, reason="start", host="", pid=1, created_at="")
+store.create(claim_key(1), memoryview(encode(claim)))
 coordinator = Coordinator(store, Start(held), Summaries(store), (), commit_timeout_s=30)
 
 def receipt(worker):
@@ -70,7 +72,7 @@ def others():
     while not futures._shutdown:  # until the program has ended, but for what is under way
         time.sleep(0.01)
     for worker in range(1, count):
-        store.put(folder.key(receipt_name(worker, count)), memoryview(encode(receipt(worker))))
+        store.put(folder.key(receipt_name(worker, count, held.tag)), memoryview(encode(receipt(worker))))
 
 def save(acknowledge):
     coordinator.commit(Draft(folder=folder, world_size=count, tensors=()), receipt(0), prune=False)

@@ -9,19 +9,21 @@ What is covered, exhaustively for each scenario of `scenarios.py`: every order o
 crash before every call (a process that is never scheduled again: the invariants hold in every state, so also there);
 zombies (scheduled late); deletes key by key; and, as many as the scenario's budget says: creates whose reply is lost
 (landed; landed and tried again below; still under way, to land at any later time or never; the same until the deadline
-has passed), reads that time out, one shard or manifest damaged, rollbacks, old claims removed.
+has passed), reads that time out, one shard or manifest damaged, rollbacks, old claims removed, the root or `lineage/`
+emptied by hand, creates that replace what is there, listings that are answered as if nothing were there.
 
 Not covered: more processes, saves and faults than a scenario has; more than one worker in an incarnation (the votes are
-tested in `tests/commit`); listings are one step, but for the scenarios "in pages"; claims that are lost while their
-incarnation lives and has no folder yet; a manifest damaged before its creator has read it back (which is then fenced).
+tested in `tests/commit`); listings are one step, but for the scenarios "in pages"; claims that are deleted, or a
+manifest that goes wrong, while a request to delete or a claim is under way, which nothing can call back; a manifest
+damaged before its creator has read it back (which is then fenced).
 One more thing nothing can prevent, and I5 leaves out: a create that is still under way, or sent again, when its
 checkpoint has been committed and pruned makes a ghost, a manifest without shards. I1 to I4 hold with ghosts, too: one
 is never the newest that counts, and the next prune takes it.
 
 Two reductions. Histories of one process are one where everything that its code still holds is equal (`Process.merge`:
-after the look, before and after a claim, after a start and after a save). And reading a claim that is there is taken at
-once where nothing can remove claims, since it commutes with every other call; processes with the same program start in
-order.
+after the look, before and after a claim, after a start and after a save). And reading a claim that is there, or trying
+to create it, is done at once where nothing can remove claims, since it commutes with every other call (and stands in no
+trace); processes with the same program start in order.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from tests.protocol.process import Facts, Node, Op, Result
 
 Content = dict[str, bytes]
 PAST_EVERY_DEADLINE_S = 1e6
+UNCLAIMED = "lineage/"  # marks that claims were deleted by hand
+EMPTIED = "everything"  # and all else with them
+UNREADABLE = "a manifest"  # marks that a manifest went wrong
 GHOST = "ghost of "  # marks a folder whose manifest was deleted: a create under way can bring it back, without shards
 
 
@@ -48,6 +53,10 @@ class Budget(NamedTuple):
     damages: int = 0  # shards or manifests whose bytes go wrong
     rollbacks: int = 0
     trims: int = 0  # claims below the newest that are removed
+    empties: int = 0  # times that everything below the root is deleted by hand
+    losses: int = 0  # times that lineage/ is
+    blanks: int = 0  # listings that are answered as if nothing were there
+    unreadable: int = 0  # manifests whose bytes go wrong
 
 
 class State(NamedTuple):
@@ -116,6 +125,7 @@ class Report:
 
 
 OK, EXISTS = Result(), Result(error=ObjectExistsError)
+NO_LISTING = Result((), is_wrong=True)
 MISSING, SILENT = Result(error=ObjectNotFoundError), Result(error=StorageUnavailableError)
 SILENT_FOR_LONG = Result(error=StorageUnavailableError, advance_s=PAST_EVERY_DEADLINE_S)
 
@@ -125,8 +135,12 @@ Move = tuple[str, State, int]  # what happens, the state after it, the process t
 class Explorer:
     """Moves between states; `promised_after` keeps the ghost history (see `invariants`)."""
 
-    def __init__(self, storage: Storage, promised_after: Callable[[State, State, int], State]) -> None:
+    def __init__(
+        self, storage: Storage, promised_after: Callable[[State, State, int], State], *, is_exclusive: bool = True
+    ) -> None:
+        """`is_exclusive`: whether a create is refused if the object is there; else it replaces it."""
         self.storage = storage
+        self.is_exclusive = is_exclusive
         self._promised_after = promised_after
 
     def outcomes(self, state: State, op: Op) -> Iterator[tuple[str, Result, State]]:
@@ -140,6 +154,8 @@ class Explorer:
                 yield "times out", SILENT, state._replace(budget=budget._replace(timeouts=budget.timeouts - 1))
         elif verb == "list":
             yield "", storage.list(content, op), state
+            if budget.blanks:
+                yield "is told of nothing", NO_LISTING, state._replace(budget=budget._replace(blanks=budget.blanks - 1))
         elif verb == "put":
             yield "", OK, state._replace(content=storage.write(content, key, op[2]))
         elif verb == "delete":
@@ -149,7 +165,7 @@ class Explorer:
             yield "", OK, state._replace(content=storage.write(content, key, None), damaged=left)
         elif verb == "create":
             yield from self._creates(state, key, op[2], held)
-        elif verb == "wait":
+        elif verb in ("wait", "settle"):
             yield "", OK, state
         elif verb == "choose":
             yield "", Result(False), state
@@ -157,6 +173,8 @@ class Explorer:
                 yield key, Result(True), state._replace(budget=budget._replace(**{key: getattr(budget, key) - 1}))
 
     def _creates(self, state: State, key: str, data: bytes, held: bytes | None) -> Iterator[tuple[str, Result, State]]:
+        if not self.is_exclusive:
+            held = None
         landed = state._replace(content=self.storage.write(state.content, key, data)) if held is None else state
         yield ("taken" if held is not None else ""), (EXISTS if held is not None else OK), landed
         if not state.budget.lost:
@@ -172,7 +190,7 @@ class Explorer:
     def moves(self, state: State) -> Iterator[Move]:
         """Every step that can come next."""
         for i, node in enumerate(state.nodes):
-            if node.op is not None and self._is_first_alike(state, i) and self._is_ready(state, node.op):
+            if node.op is not None and self._is_first_alike(state, i) and self._is_ready(state, i, node.op):
                 yield from self._moves_of(state, i, node.op)
         yield from self._nobodys(state)
 
@@ -187,17 +205,28 @@ class Explorer:
             )
 
     def eager(self, state: State) -> Move | None:
-        """A step that commutes with every other one: a read of a claim that is there and cannot be removed."""
-        if state.budget.trims:
+        """A step that commutes with every other one: one on a claim that is there and cannot be removed."""
+        if state.budget.trims or state.budget.empties or state.budget.losses or not self.is_exclusive:
             return None
         for i, node in enumerate(state.nodes):
             op = node.op
-            is_claim = op is not None and op[0] == "get" and op[1].startswith("lineage/")
-            if op is not None and is_claim and op[1] in self.storage.contents[state.content]:
+            is_claim = op is not None and op[0] in ("get", "create") and op[1].startswith("lineage/")
+            is_sure = is_claim and not (op is not None and op[0] == "create" and state.budget.lost)
+            if op is not None and is_sure and op[1] in self.storage.contents[state.content]:
                 return next(self._moves_of(state, i, op))
         return None
 
-    def _is_ready(self, state: State, op: Op) -> bool:
+    def settled(self, state: State) -> State:
+        """The state once every step has been made that commutes with all others: they need no states of their own."""
+        while (move := self.eager(state)) is not None:
+            state = move[1]
+        return state
+
+    def _is_ready(self, state: State, i: int, op: Op) -> bool:
+        """A pause after a claim outlasts whoever has listed before it."""
+        if op[0] == "settle":
+            others = (*state.nodes[:i], *state.nodes[i + 1 :])
+            return all(n.op is None or n.parent is None or n.facts.number or n.op[0] == "settle" for n in others)
         return op[0] != "wait" or op[1] in self.storage.contents[state.content]
 
     @staticmethod
@@ -232,12 +261,48 @@ class Explorer:
                     bad = storage.write(state.content, key, b"?" * len(storage.contents[state.content][key]))
                     after = state._replace(content=bad, budget=spent, damaged=state.damaged | {folder})
                     yield f"{key} is damaged", self._promised_after(state, after, -1), -1
+        yield from self._by_hand(state)
         if budget.trims:
             claims = sorted(k for k in storage.contents[state.content] if k.startswith("lineage/"))
             for key in claims[:-1]:
                 spent = budget._replace(trims=budget.trims - 1)
                 gone = state._replace(content=storage.write(state.content, key, None), budget=spent)
                 yield f"old {key} is removed", gone, -1
+
+    def _by_hand(self, state: State) -> Iterator[Move]:
+        """What a person may do to a live root; not while a request to delete is under way: no rule can call it back."""
+        storage, budget = self.storage, state.budget
+        content = storage.contents[state.content]
+        if not content or any(_cannot_be_called_back(node.op) for node in state.nodes):
+            return
+        if budget.empties:
+            marks = {UNCLAIMED, EMPTIED}
+            yield (
+                "the root is emptied",
+                state._replace(
+                    content=storage.intern({}),
+                    budget=budget._replace(empties=budget.empties - 1),
+                    damaged=state.damaged | marks,
+                    promised=frozenset(),
+                ),
+                -1,
+            )
+        if budget.losses:
+            kept = {key: data for key, data in content.items() if not key.startswith("lineage/")}
+            spent = budget._replace(losses=budget.losses - 1)
+            marked = state.damaged | {UNCLAIMED}
+            yield (
+                "lineage/ is deleted",
+                state._replace(content=storage.intern(kept), budget=spent, damaged=marked),
+                -1,
+            )
+        for manifest in sorted(key for key in content if key.endswith("/manifest.json")) if budget.unreadable else ():
+            if not self._is_unconfirmed(state, manifest):
+                bad = storage.write(state.content, manifest, b"?" * len(content[manifest]))
+                spent = budget._replace(unreadable=budget.unreadable - 1)
+                marked = state.damaged | {UNREADABLE, manifest.partition("/")[0]}
+                after = state._replace(content=bad, budget=spent, damaged=marked, promised=frozenset())
+                yield f"{manifest} can no longer be read", after, -1
 
     def alone(self, content: int, node: Node) -> tuple[Facts, int, tuple[tuple[str, ...], ...]]:
         """Lets one process run to its end with nobody else there: what it shows, what it leaves, what it promises."""
@@ -278,9 +343,9 @@ def search(
         return report(str(violation))
     while todo:
         state = todo.popleft()
-        eager = explorer.eager(state)
-        for what, after, by in [eager] if eager is not None else explorer.moves(state):
+        for what, move, by in explorer.moves(state):
             steps += 1
+            after = explorer.settled(move)
             is_new = after not in came_from
             if is_new:
                 came_from[after] = (state, what)
@@ -294,6 +359,10 @@ def search(
         if len(came_from) >= max_states:
             return report(is_complete=False)
     return report()
+
+
+def _cannot_be_called_back(op: Op | None) -> bool:
+    return op is not None and (op[0] == "delete" or (op[0] == "create" and op[1].startswith("lineage/")))
 
 
 def _verb(node: Node | None) -> str:

@@ -6,14 +6,14 @@ and I4, which speak of what the next life does, ask the real code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format import layout
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, decode
-from tests.protocol.explorer import GHOST, Content, Explorer, State, ViolationError
+from tests.protocol.explorer import EMPTIED, GHOST, UNCLAIMED, UNREADABLE, Content, Explorer, State, ViolationError
 from tests.protocol.lives import Ancestry, parse_ancestry
 from tests.protocol.process import Facts, Node
 
@@ -90,11 +90,20 @@ def check_claims(processes: Iterable[Facts]) -> None:
         raise ViolationError(f"I3: two incarnations act on one claim: {sorted(held)}")
 
 
-def check_lives(facts: Facts, *, may_find_damage: bool) -> None:
-    """I4: a lone live incarnation can always restore and commit."""
+def check_something_is_left(before: Facts, after: Facts) -> None:
+    """I2: whatever a prune deletes, what can be restored is still there."""
+    if before.ends == "done" and after.ends == "CorruptCheckpointError":
+        raise ViolationError("I2: what was deleted was all that could be restored")
+
+
+def check_lives(facts: Facts, *, damaged: Collection[str]) -> None:
+    """I4: a lone live incarnation can always restore and commit, unless somebody has damaged what is there."""
+    may_find_damage = any(not name.startswith(GHOST) and name != UNCLAIMED for name in damaged)
     fine = {"done"} | ({"CorruptCheckpointError"} if may_find_damage else set())
     fine |= {"CheckpointNotFoundError"} if facts.goes_back else set()
     fine |= {"CommitUnknownError"} if facts.met_silence else set()
+    fine |= {"StorageUnavailableError"} if facts.was_misled else set()
+    fine |= {"FencedError"} if UNCLAIMED in damaged else set()
     if facts.ends not in fine:
         raise ViolationError(f"I4: a lone incarnation ends by {facts.ends}")
 
@@ -103,7 +112,7 @@ def check_shards_are_there(content: Content, damaged: Iterable[str]) -> None:
     """I5: nothing that counts lacks its shards (but for what was damaged from outside)."""
     for folder in counting_in(content):
         manifest = read_manifest(content[folder.manifest_key])
-        if manifest is None or {str(folder), GHOST + str(folder)} & {*damaged}:
+        if manifest is None or {str(folder), GHOST + str(folder), EMPTIED} & {*damaged}:
             continue
         for shard in manifest.shards:
             if len(content.get(folder.key(shard.name), b"")) != shard.size_bytes:
@@ -139,21 +148,23 @@ class Invariants:
         facts = [node.facts for node in after.nodes]
         if before is not None and before.content != after.content and by >= 0:
             check_base_is_kept(contents[before.content], content, before.nodes[by].facts, facts)
-        check_claims(facts)
+        if UNCLAIMED not in after.damaged:
+            check_claims(facts)
         memo = (after.content, after.damaged)
         if memo not in self._sound:
             check_shards_are_there(content, after.damaged)
             self._sound.add(memo)
-        is_damaged = any(not name.startswith(GHOST) for name in after.damaged)
         restored, ends = self._of_next_life(after.content)
-        check_lives(ends, may_find_damage=is_damaged)
+        check_lives(ends, damaged=after.damaged)
+        if before is not None and by >= 0 and UNREADABLE in after.damaged:
+            check_something_is_left(self._of_next_life(before.content)[1], ends)
         check_promises(after.promised, restored)
         top = self._tops.get(after.content)
         if top is None:
             top = self._tops[after.content] = top_number(content)
         for node in after.nodes:
             if node.op is not None and node.facts.number and node.facts.number == top:
-                check_lives(self._of(after.content, node), may_find_damage=is_damaged)
+                check_lives(self._of(after.content, node), damaged=after.damaged)
 
     def _of_next_life(self, content: int) -> tuple[Ancestry, Facts]:
         """What a fresh lone incarnation restores (its first promise is that and one more), and how it ends."""

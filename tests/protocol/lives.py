@@ -60,21 +60,19 @@ def parse_ancestry(data: bytes) -> Ancestry:
     return tuple(data.decode().split("\n"))
 
 
-SHARD = shard_name(0, 1, 0)
-
-
 def write_checkpoint(store: Store, start: Start, folder: Folder, data: bytes) -> tuple[Draft, Receipt]:
     """In place of the transfer pipeline: one shard that holds one tensor in one slice."""
-    store.put(folder.key(SHARD), memoryview(data))
     if start.held is None:
         raise ValueError("a reader writes nothing")
+    name = shard_name(0, 1, 0, start.held.tag)
+    store.put(folder.key(name), memoryview(data))
     checksum = crc32c.crc32c(data)
     receipt = Receipt(
         folder=str(folder),
         writer_id=start.held.writer_id,
         worker=0,
         world_size=1,
-        shards=(ShardRecord(name=SHARD, size_bytes=len(data), crc32c=checksum),),
+        shards=(ShardRecord(name=name, size_bytes=len(data), crc32c=checksum),),
         slices=(ReceiptSlice(tensor="value", shard=0, offset=0, start=(0,), shape=(len(data),), crc32c=checksum),),
     )
     tensor = TensorRecord(name="value", dtype="uint8", shape=(len(data),), slices=())
@@ -263,6 +261,7 @@ def _sleep(seconds: float) -> None:
 def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
     """Lets the explorer see when a process acts on its claim and what is promised, and which histories are one."""
     look, claim, lists, creates = Resume._look, Resume._claim, Chooser.list_anew, lineage_module.create_once
+    stays = lineage_module._stays
 
     def left(view: Any) -> Any:
         return (view.damaged, view.gone) if view else ()  # `run` lists anew after the claim, whatever was listed before
@@ -294,6 +293,11 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         lineage_module.check_fence(*arguments)
         acknowledge()
 
+    def settles(store: Store, key: str, data: bytes) -> bool:
+        current().call("settle", key)
+        return stays(store, key, data)
+
+    patch.setattr(lineage_module, "_stays", settles)
     patch.setattr(Resume, "_look", looks)
     patch.setattr(Resume, "_claim", claims)
     patch.setattr(Chooser, "list_anew", shows)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import choosing as choosing_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
@@ -98,17 +99,17 @@ def manifest_not_create_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(coordinator_module, "create_once", _put)
 
 
-def _put(store: Store, key: str, data: bytes, deadline: float) -> bool:
+def _put(store: Store, key: str, data: bytes, deadline: Callable[[], float]) -> bool:
     store.put(key, memoryview(data))
     return True
 
 
 def newest_step_wins(patch: pytest.MonkeyPatch) -> None:
-    def counts(listing: Listing, run_id: str | None, read: Any) -> Counting:
+    def counts(listing: Listing, run_id: str | None, *_: Any) -> Counting:
         folders = tuple(sorted(listing.committed, reverse=True))
         return Counting(max((f.incarnation for f in folders), default=0), run_id, folders)
 
-    patch.setattr(choosing_module, "find_counting", counts)
+    patch.setattr(catalog_module, "find_counting", counts)
 
 
 def not_saved_again(patch: pytest.MonkeyPatch) -> None:
@@ -174,6 +175,41 @@ def partials_of_newer_incarnations_swept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(prune_module, "_decide_partial", decide)
 
 
+def claim_not_read_back(patch: pytest.MonkeyPatch) -> None:
+    for module in (lineage_module, coordinator_module):
+        patch.setattr(module, "check_own_claim", lambda *_: None)
+
+
+def listing_need_not_show_the_claim(patch: pytest.MonkeyPatch) -> None:
+    def check(store: Store, held: Held, claims: object, top_number: int) -> None:
+        if top_number > held.number:
+            raise lineage_module.fenced(store, held, top_number)
+
+    for module in (lineage_module, choosing_module):
+        patch.setattr(module, "check_listing", check)
+
+
+def names_shared_by_all_writers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Held, "tag", property(lambda self: "0" * 8))
+
+
+def all_who_held_a_number_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(catalog_module, "_of_one_writer", lambda own, *_: own)
+
+
+def all_of_our_number_is_ours(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Coordinator, "_is_own", lambda self, folder, *_: folder.incarnation == self._held.number)
+
+
+def create_believed_to_be_exclusive(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lineage_module, "_is_exclusive", lambda store, *_: store.is_create_only)
+
+
+def newest_not_read_before_a_prune(patch: pytest.MonkeyPatch) -> None:
+    for module in (prune_module, coordinator_module):
+        patch.setattr(module, "doubt_newest", lambda *_: None)
+
+
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
     one_folder_though_receipts_name_the_call(patch)
     checks = Coordinator._check_receipt
@@ -210,6 +246,19 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "partials of lower incarnations only": Mutation(
         partials_of_newer_incarnations_swept, ("takeover", "rollback", "damage", "cold", "no claims", "give up"), None
+    ),
+    "our claim, read back": Mutation(claim_not_read_back, ("root emptied",), "I2"),
+    "our claim in every listing": Mutation(listing_need_not_show_the_claim, ("an answer that is no listing",), "I2"),
+    "names of its own for each writer": Mutation(names_shared_by_all_writers, ("root emptied",), "I2"),
+    "of two that held a number, the one whose claim is there": Mutation(
+        all_who_held_a_number_count, ("root emptied", "lineage/ deleted"), "I2"
+    ),
+    "what another wrote under our number": Mutation(all_of_our_number_is_ours, ("root emptied",), "I2"),
+    "a further create, which must be refused": Mutation(
+        create_believed_to_be_exclusive, ("creates not exclusive",), "I3"
+    ),
+    "the newest, read before a prune": Mutation(
+        newest_not_read_before_a_prune, ("a manifest that cannot be read",), "I2"
     ),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None

@@ -10,7 +10,8 @@ import greenlet
 
 from ckptflow.storage.store import Entry
 
-# ("put" | "create", key, data) ("get" | "delete" | "wait", key) ("list", prefix, after, pages) ("choose", what)
+# ("put" | "create", key, data) ("get" | "delete" | "wait" | "settle", key) ("list", prefix, after, pages)
+# ("choose", what)
 Op = tuple[Any, ...]
 
 
@@ -20,6 +21,7 @@ class Result(NamedTuple):
     value: Any = None
     error: type[Exception] | None = None
     advance_s: float = 0.0
+    is_wrong: bool = False  # an answer that is not what the storage holds
 
 
 class Facts(NamedTuple):
@@ -30,6 +32,7 @@ class Facts(NamedTuple):
     copies: bool = False  # it is to save that one again first
     goes_back: bool = False  # it was asked for a step by a person, who may ask for what is not there
     met_silence: bool = False  # the storage gave it no reply until the deadline
+    was_misled: bool = False  # the storage gave it an answer that was no listing
     ends: str = ""  # "done", or the name of the error that ended it
 
 
@@ -137,6 +140,8 @@ class Process:
         self.clock_s += result.advance_s
         if result.advance_s:
             self.show(met_silence=True)
+        if result.is_wrong:
+            self.show(was_misled=True)
         if result.error is not None:
             raise result.error(f"{op[0]} {op[1]}")
         return result.value

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
+from ckptflow.commit import coordinator as coordinator_module
+from ckptflow.commit import prune as prune_module
 from tests.protocol.explorer import Budget, Explorer, Report, State, Storage, search
 from tests.protocol.invariants import Invariants, Promises
 from tests.protocol.lives import Program, life, prunes_by_hand, running
@@ -23,16 +27,23 @@ class Scenario:
     budget: Budget = NO_FAULTS
     without_claims: bool = False
     pages: int = 0
+    is_exclusive: bool = True
 
 
 def explore(scenario: Scenario, *, only: str | None = None, max_states: int = MAX_STATES) -> Report:
     """All states of one scenario, or those up to the first that breaks an invariant (`only` that one, where given)."""
     storage = Storage()
-    explorer = Explorer(storage, Promises(storage.contents))
-    processes = [Process(i, f"P{i}", program, pages=scenario.pages) for i, program in enumerate(scenario.programs)]
-    next_life = Process(len(processes), "next", NEXT_LIFE).root
-    start = _after_setup(explorer, processes, scenario)
-    return search(explorer, start, Invariants(explorer, next_life, only), max_states=max_states)
+    explorer = Explorer(storage, Promises(storage.contents), is_exclusive=scenario.is_exclusive)
+    with pytest.MonkeyPatch.context() as patch:
+        if not (
+            scenario.budget.damages or scenario.budget.unreadable
+        ):  # it could only be gone: then nothing is deleted
+            for module in (coordinator_module, prune_module):
+                patch.setattr(module, "doubt_newest", lambda *_: None)
+        processes = [Process(i, f"P{i}", program, pages=scenario.pages) for i, program in enumerate(scenario.programs)]
+        next_life = Process(len(processes), "next", NEXT_LIFE).root
+        start = _after_setup(explorer, processes, scenario)
+        return search(explorer, start, Invariants(explorer, next_life, only), max_states=max_states)
 
 
 NEXT_LIFE = life(saves=1)
@@ -77,6 +88,14 @@ SMALL: dict[str, Scenario] = {
     "cold, replies lost": Scenario((ONE, ONE), budget=LOST),
     "read times out": Scenario((running(kept=2), ONE), kept=2, budget=Budget(timeouts=1)),
     "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
+    "root emptied": Scenario((running(kept=1, saves=1), TWO), kept=1, budget=Budget(empties=1)),
+    "lineage/ deleted": Scenario((running(kept=1, saves=1), TWO), kept=1, budget=Budget(losses=1)),
+    "lineage/ deleted in a start": Scenario((ONE, ONE), budget=Budget(losses=1)),
+    "an answer that is no listing": Scenario((running(kept=1), ONE), kept=1, budget=Budget(blanks=1)),
+    "creates not exclusive": Scenario((ONE, ONE), is_exclusive=False),
+    "a manifest that cannot be read": Scenario(
+        (running(kept=2), ONE, prunes_by_hand), kept=2, is_alive=False, budget=Budget(unreadable=1)
+    ),
     "prune by hand during a rollback": Scenario(
         (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
     ),

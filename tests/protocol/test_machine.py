@@ -18,10 +18,9 @@ from ckptflow.commit.catalog import Summaries, find_counting, list_root
 from ckptflow.commit.prune import prune_by_hand
 from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast, Policy
 from ckptflow.errors import UsageError
-from ckptflow.format.layout import Folder, pin_key
+from ckptflow.format.layout import Folder, pin_key, shard_name
 from ckptflow.testing import MemoryStore
-from tests.commit.roots import Job, damage, folders
-from tests.protocol.lives import SHARD
+from tests.commit.roots import Job, damage, folders, shard_key
 
 
 @dataclass
@@ -115,8 +114,9 @@ class Lives(RuleBasedStateMachine):
         """Shards are there, the manifest is not; the next life's first prune takes them."""
         assert self.job is not None
         assert self.job.start.held is not None
-        number = self.job.start.held.number
-        self.store.objects[f"{Folder(self.step + 1, number)}/{SHARD}"] = b"partial"
+        held = self.job.start.held
+        folder = Folder(self.step + 1, held.number)
+        self.store.objects[folder.key(shard_name(0, 1, 0, held.tag))] = b"partial"
         self.job = None
 
     @rule()
@@ -243,7 +243,7 @@ class Lives(RuleBasedStateMachine):
     def shards_are_whole_and_hold_what_was_saved(self) -> None:
         for folder, saved in self.model.there.items():
             if not saved.is_damaged:
-                assert self.store.objects[folder.key(SHARD)] == "\n".join(saved.value).encode()
+                assert self.store.objects[shard_key(self.store, folder)] == "\n".join(saved.value).encode()
 
 
 Lives.TestCase.settings = settings(

@@ -14,14 +14,17 @@ from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import SaveFailedError
-from ckptflow.format.layout import Folder, receipt_name, shard_name
-from ckptflow.format.manifest import Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
+from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
+from ckptflow.format.manifest import Claim, Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
 from ckptflow.storage.store import Store
 from tests.protocol.explorer import Budget, Explorer, Report, State, Storage, ViolationError, search
 from tests.protocol.invariants import manifests_in
 from tests.protocol.process import Process, YieldingStore
 
 HELD = Held(1, "run", "writer")
+CLAIM = encode(
+    Claim(number=1, run_id="run", writer_id="writer", reason="start", host="host", pid=1, created_at="2026-01-01")
+)
 SECOND_CALL_BEGUN = "second call"
 
 
@@ -32,7 +35,7 @@ def data_of(call: int, worker: int) -> bytes:
 def write_part(store: Store, call: int, worker: int) -> Receipt:
     """One worker's shard, half of the one tensor."""
     folder, data = Folder(500, 1, call), data_of(call, worker)
-    name, checksum = shard_name(worker, 2, 0), crc32c.crc32c(data)
+    name, checksum = shard_name(worker, 2, 0, HELD.tag), crc32c.crc32c(data)
     store.put(folder.key(name), memoryview(data))
     piece = ReceiptSlice(
         tensor="value", shard=0, offset=0, start=(worker * len(data),), shape=(len(data),), crc32c=checksum
@@ -71,7 +74,7 @@ def job(call: int) -> object:
         if call == 2:
             process.call("wait", SECOND_CALL_BEGUN)
         receipt = write_part(store, call, 1)
-        store.put(Folder(500, 1, call).key(receipt_name(1, 2)), memoryview(encode(receipt)))
+        store.put(Folder(500, 1, call).key(receipt_name(1, 2, HELD.tag)), memoryview(encode(receipt)))
 
     return program
 
@@ -82,7 +85,7 @@ def explore_two_calls() -> Report:
     programs = [chief, job(1), job(2)]
     processes = [Process(i, name, program) for i, (name, program) in enumerate(zip(NAMES, programs, strict=True))]  # type: ignore[arg-type]
     nodes = tuple(process.root for process in processes)
-    start = State(storage.intern({}), nodes, frozenset(), frozenset(), frozenset(), Budget())
+    start = State(storage.intern({claim_key(1): CLAIM}), nodes, frozenset(), frozenset(), frozenset(), Budget())
 
     def check(before: State | None, after: State, by: int) -> None:
         content = storage.contents[after.content]

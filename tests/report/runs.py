@@ -58,7 +58,7 @@ def eventful(root: str | Path, name: str = "val_loss", prefix: str = "") -> None
     save(rolled_back, 200)
     save(rolled_back, 250, commit=False)
     store.close()
-    os.unlink(root / Folder(100, 1).key("shard-00000-of-00001-0000.safetensors"))
+    os.unlink(next((root / str(Folder(100, 1))).glob("shard-*")))
     retime(root)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from ckptflow.format.layout import MANIFEST_NAME, parse_folder, parse_receipt_name, parse_shard_name
+from ckptflow.format.layout import MANIFEST_NAME, parse_claim_key, parse_folder, parse_receipt_name, parse_shard_name
 from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore
 
@@ -54,4 +54,6 @@ def kind_of(key: str) -> str:
         return "shard"
     if parse_receipt_name(name):
         return "receipt"
+    if parse_claim_key(key):
+        return "claim"
     return "manifest" if name == MANIFEST_NAME else key

@@ -16,7 +16,7 @@ from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.retention import KeepLast
-from ckptflow.format.layout import Folder, receipt_name, shard_name
+from ckptflow.format.layout import Folder, receipt_name, shard_name, writer_tag
 from ckptflow.format.manifest import Receipt, encode
 from ckptflow.testing import MemoryStore
 from tests.commit.roots import Job
@@ -86,9 +86,11 @@ def commit(reports_s: list[float], *, is_object_store: bool, prune: bool = True)
     receipt = msgspec.structs.replace(receipt, shards=shards, world_size=world_size)
     coordinator = Coordinator(store, job.start, Summaries(store), [KeepLast(1)], commit_timeout_s=10_000.0)
 
+    tag = writer_tag(receipt.writer_id)
+
     def report(worker: int) -> Callable[[], None]:
         other = Receipt(folder=str(FOLDER), writer_id=receipt.writer_id, worker=worker, world_size=world_size)
-        return lambda: objects.update({FOLDER.key(receipt_name(worker, world_size)): encode(other)})
+        return lambda: objects.update({FOLDER.key(receipt_name(worker, world_size, tag)): encode(other)})
 
     clock.events = [(at_s, report(worker)) for worker, at_s in enumerate(reports_s, start=1)]
     with pytest.MonkeyPatch.context() as patch:
@@ -134,4 +136,4 @@ def test_waiting_costs_few_requests(is_object_store: bool) -> None:
 def test_nothing_is_waited_for_once_all_have_reported() -> None:
     run = commit([-1.0, -1.0, -1.0], is_object_store=True)
     assert run.clock.slept_s == []
-    assert [verb for _, verb, _ in run.calls] == ["get", "get", "get", "create", "list", "list"]
+    assert [verb for _, verb, _ in run.calls] == ["get", "get", "get", "create", "list", "list", "get"]

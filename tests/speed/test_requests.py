@@ -39,7 +39,7 @@ def manager(root: Path, keep: int) -> CheckpointManager:
 
 
 def save_is_priced(stores: dict[int, MeasuredStore], *, lists: list[str], deletes: int) -> None:
-    """Shards + workers + 1 writes, the lists, and no get but for receipts of others; the chief alone commits."""
+    """Shards + workers + 1 writes, the lists, and few gets beside receipts of others; the chief alone commits."""
     world_size = len(stores)
     written = sum((store.kinds("put") + store.kinds("create") for store in stores.values()), Counter[str]())
     assert written["shard"] >= 20
@@ -48,8 +48,11 @@ def save_is_priced(stores: dict[int, MeasuredStore], *, lists: list[str], delete
     assert chief.keys("create") == [key for key in chief.keys("create") if kind_of(key) == "manifest"]
     assert chief.keys("list") == lists
     assert len(chief.keys("delete")) == deletes
-    assert set(chief.kinds("get")) <= {"receipt"}  # one that is not there yet is asked for again
-    asked = {parse_receipt_name(key.rpartition("/")[2]) for key in chief.keys("get")}
+    gets = chief.kinds("get")
+    assert gets["claim"] == (2 if deletes else 1)  # is it still ours: before it is acknowledged, before deleting
+    assert gets["manifest"] == (1 if deletes else 0)  # of what was just saved: nothing is deleted in favour of damage
+    assert set(gets) <= {"receipt", "claim", "manifest"}  # a receipt that is not there yet is asked for again
+    asked = {found for key in chief.keys("get") if (found := parse_receipt_name(key.rpartition("/")[2]))}
     assert asked == {(worker, world_size) for worker in range(1, world_size)}
     for worker in range(1, world_size):
         assert set(stores[worker].counts) == {"put"}
@@ -109,7 +112,7 @@ def test_a_start_is_one_claim_and_four_lists(team: Team, world_size: int, tmp_pa
     team.run(world_size, save)
     team.run(world_size, start)
     chief = team.stores[0]
-    assert chief.keys("create") == ["lineage/000002.json"]
+    assert chief.keys("create") == 2 * ["lineage/000002.json"]  # the second must be refused
     assert sorted(chief.keys("list")) == ["", "", "", "lineage/"]
     assert sum(chief.counts.values()) - chief.kinds("get")["shard"] <= 1 + 4 + 8
     for worker in range(1, world_size):
@@ -117,4 +120,5 @@ def test_a_start_is_one_claim_and_four_lists(team: Team, world_size: int, tmp_pa
         assert set(others.counts) <= {"get", "list"}
         assert others.counts["list"] <= 1  # the sizes of the shards, of that one folder
         assert others.kinds("get")["manifest"] <= 2
-        assert set(others.kinds("get")) == {"manifest", "shard"}
+        assert others.kinds("get")["claim"] == 1  # does it see the chief's storage?
+        assert set(others.kinds("get")) == {"manifest", "shard", "claim"}
