@@ -175,7 +175,7 @@ def _is_exclusive(store: Store, key: str, data: bytes, deadline: float) -> bool:
     while store.is_create_only:
         try:
             store.create(key, memoryview(data))
-        except ObjectExistsError:
+        except (ObjectExistsError, StorageAccessError):  # the first was allowed: what is refused is to replace it
             return True
         except StorageUnavailableError:
             if time.monotonic() >= deadline:

@@ -220,7 +220,7 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
     if max(listing.claims, default=0) > max(claims, default=0):
         why_not = f"a listing of lineage/ does not show claim {max(listing.claims)}, so a running job may be overlooked"
-    if why_not is None and plan.deletions:
+    if why_not is None:
         why_not = doubt_newest(store, listing, counting)
         why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None
     return ByHand(plan, listing.folders, why_not, counting.newest)

@@ -72,6 +72,30 @@ def test_while_a_job_may_be_resuming_nothing_goes(runner: Runner, root: str) -> 
     assert steps(runner, root) == [100, 200, 300]
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "shard-*"])
+@pytest.mark.parametrize("by", ["flip", "cut off", "delete"])
+def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root: str, name: str, by: str) -> None:
+    """It is the only one of a second job: were it sound, all before would be superseded."""
+    life = Life(open_store(root), step=300)
+    folder = life.save(400, metrics={"loss": 0.1})
+    life.store.close()
+    path = min((Path(root) / str(folder)).glob(name))
+    data = path.read_bytes()
+    flipped = data[:-10] + bytes([data[-10] ^ 1]) + data[-9:]
+    path.unlink()
+    if by != "delete":
+        path.write_bytes(flipped if by == "flip" else data[: len(data) // 2])
+    there = sorted(file for file in Path(root).rglob("*") if file.is_file())
+    is_no_checkpoint = name == "manifest.json" and by == "delete"  # nothing says that it ever was one
+    ran = runner("prune", root, "--last", "1", "--yes")
+    assert ran.code == 2
+    assert "nothing was pruned" in ran.err
+    assert is_no_checkpoint or "Start the job: it restores what is sound" in ran.err
+    assert sorted(file for file in Path(root).rglob("*") if file.is_file()) == there
+    if name == "manifest.json":
+        assert "Now it would be refused" in runner("prune", root, "--last", "1").out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

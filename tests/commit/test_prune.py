@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,7 @@ from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, act, plan_by_hand, pla
 from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, claim_key, pin_key
+from ckptflow.storage.store import Entry
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, damage, folders, job, shard_key
 
@@ -234,3 +236,141 @@ def test_a_full_storage_is_swept_of_dead_leftovers_before_the_first_commit() -> 
     assert folders(store) == ["000000000001-i0001"]
     second.coordinator.give_up(Folder(2, 2))
     assert second.coordinator.sweep_partials() == len(b"own, under way")
+
+
+# What decides is read before anything is deleted
+
+UNREADABLE: dict[str, Callable[[bytes], bytes]] = {
+    "one bit": lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
+    "cut off": lambda data: data[:-40],
+    "empty": lambda data: b"",
+    "another's": lambda data: data.replace(b"000000000060", b"000000000050"),
+}
+
+
+def two_incarnations() -> MemoryStore:
+    """10 to 50 of the first, 60 of the second."""
+    store = MemoryStore()
+    first = job(store)
+    for step in (10, 20, 30, 40, 50):
+        first.save(step)
+    job(store).save(60)
+    return store
+
+
+@pytest.mark.parametrize("how", UNREADABLE)
+def test_by_hand_nothing_goes_in_favour_of_what_cannot_be_read(how: str) -> None:
+    store = two_incarnations()
+    key = "000000000060-i0002/manifest.json"
+    store.objects[key] = UNREADABLE[how](store.objects[key])
+    before = dict(store.objects)
+    found = plan_by_hand(store, Summaries(store), [KeepLast(3)])
+    assert not found.plan.deletions  # nothing that can be read has reached their steps
+    with pytest.raises(
+        UsageError, match=r"nothing was pruned: the manifest of the newest .* cannot be read.*Start the j"
+    ):
+        prune_by_hand(store, Summaries(store), [KeepLast(3)])
+    assert store.objects == before
+    after = job(store, [KeepLast(3)])
+    assert after.start.restored is not None
+    assert after.start.restored.folder.step == 50
+
+
+@pytest.mark.parametrize("step", [20, 60])
+def test_by_hand_with_one_that_cannot_be_read(step: int) -> None:
+    """The newest of its incarnation: refused. One below it is passed over, as it is by a restart."""
+    store = MemoryStore()
+    life = job(store)
+    for each in (10, 20, 30, 40, 50, 60):
+        life.save(each)
+    damage(store, f"{Folder(step, 1)}")
+    if step == 60:
+        with pytest.raises(UsageError, match="cannot be read"):
+            prune_by_hand(store, Summaries(store), [KeepLast(2)])
+        assert len(folders(store)) == 6
+    else:
+        prune_by_hand(store, Summaries(store), [KeepLast(2)])
+        assert folders(store) == [str(Folder(50, 1)), str(Folder(60, 1))]
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "longer"])
+def test_by_hand_nothing_goes_in_favour_of_one_that_lacks_shards(how: str) -> None:
+    store = two_incarnations()
+    key = shard_key(store, "000000000060-i0002")
+    data = store.objects.pop(key)
+    if how != "missing":
+        store.objects[key] = data[:-1] if how == "short" else data + b"?"
+    with pytest.raises(UsageError, match=r"nothing was pruned: 000000000060-i0002, .* lacks shards"):
+        prune_by_hand(store, Summaries(store), [KeepLast(3)])
+    assert len(folders(store)) == 6
+
+
+def test_by_hand_the_newest_is_verified_where_that_is_asked_for() -> None:
+    store = two_incarnations()
+    with pytest.raises(
+        UsageError, match="nothing was pruned: 000000000060-i0002, the newest checkpoint, is damaged: a b"
+    ):
+        prune_by_hand(store, Summaries(store), [KeepLast(1)], lambda _, folder: f"a bit of {folder}")
+    assert len(folders(store)) == 6
+    prune_by_hand(store, Summaries(store), [KeepLast(1)], lambda *_: None)
+    assert folders(store) == ["000000000060-i0002"]
+
+
+def test_by_hand_a_listing_of_claims_that_is_none_is_not_gone_by() -> None:
+    class Lying(MemoryStore):
+        def list(self, prefix: str = "") -> list[Entry]:
+            return super().list(prefix) if not prefix else []
+
+    store = Lying(two_incarnations().objects)
+    with pytest.raises(UsageError, match="does not show claim 2"):
+        prune_by_hand(store, Summaries(store), [KeepLast(1)])
+
+
+def test_by_hand_beside_a_job_that_deletes() -> None:
+    """A manifest that goes between the listing and its reading was not there."""
+    objects = two_incarnations().objects
+
+    def deletes(verb: str, key: str) -> None:
+        if verb == "get" and key == "000000000030-i0001/manifest.json":
+            objects.pop(key, None)
+
+    store = MemoryStore(objects, hook=deletes)
+    found = prune_by_hand(store, Summaries(store), [KeepLast(2)])
+    assert [d.folder.step for d in found.plan.decisions if d.keep] == [50, 60]
+    assert folders(store) == ["000000000050-i0001", "000000000060-i0002"]
+
+
+def test_a_job_deletes_nothing_in_favour_of_a_manifest_that_went_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    """A storage that keeps other bytes than it was given."""
+    objects: dict[str, bytes] = {}
+    store = MemoryStore(objects)
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+
+    def spoils(verb: str, key: str) -> None:
+        manifest = "000000000002-i0001/manifest.json"
+        if verb == "list" and manifest in objects:
+            objects[manifest] = UNREADABLE["one bit"](objects[manifest])
+            store.hook = None
+
+    store.hook = spoils
+    life.save(2)
+    assert "nothing is deleted: the manifest of the newest checkpoint cannot be read" in caplog.text
+    assert Job(store).resume() == 1
+
+
+def test_a_job_whose_claim_went_between_the_save_and_the_prune_deletes_nothing() -> None:
+    store = MemoryStore()
+    life = job(store)
+    life.save(1)
+    assert life.coordinator is not None
+    life.coordinator._policies = [KeepLast(1)]
+    prune = life.coordinator.prune
+
+    def later() -> None:
+        del store.objects[claim_key(1)]
+        prune()
+
+    life.coordinator.prune = later  # type: ignore[method-assign]
+    life.save(2)
+    assert len(folders(store)) == 2

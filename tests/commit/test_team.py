@@ -19,10 +19,11 @@ from ckptflow.errors import (
     FencedError,
     PeerError,
     StateMismatchError,
+    StorageError,
     StorageUnavailableError,
     UsageError,
 )
-from ckptflow.format.layout import Folder
+from ckptflow.format.layout import Folder, claim_key
 from ckptflow.format.manifest import Manifest
 from ckptflow.storage.store import Store
 from ckptflow.testing import MemoryStore
@@ -92,6 +93,47 @@ def test_every_vote_reaches_all_in_order() -> None:
         assert [v.outcome for v in seen] == outcomes
         assert [v.text for v in seen] == [f"wörker {i}" for i in range(len(outcomes))]
         assert [v.numbers[:2] for v in seen] == [(i, 2**62 - 1) for i in range(len(outcomes))]
+
+
+@pytest.mark.parametrize("is_reader", [False, True])
+@pytest.mark.parametrize("is_used", [False, True])
+def test_workers_that_do_not_share_a_storage_are_told_at_once(
+    is_reader: bool, is_used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk for each of them: empty at first, later with what the chief alone has committed."""
+    monkeypatch.setattr("ckptflow.commit.together._PAUSES_S", (0.0,))
+    stores = [MemoryStore(url=f"/disk{worker}") for worker in range(WORKERS)]
+    if is_used:
+        job(stores[0]).save(1)
+    if not is_used and is_reader:
+        return  # there is nothing that another could lack
+
+    def work(member: Member) -> None:
+        store = stores[member.worker]
+        resume = Resume(
+            store, member, Summaries(store), check=lambda _: None, load=lambda *_: None, read_only=is_reader
+        )
+        resume.run(None)
+
+    key = f"{Folder(1, 1)}/manifest.json" if is_used else claim_key(1)
+    for error in together(work):
+        assert isinstance(error, StorageError)
+        assert "these workers do not see the same storage: worker 0 (/disk0 on " in str(error)
+        assert f"has {key}, which is not found by worker 1 (/disk1 on " in str(error)
+        assert "worker 2 (/disk2 on " in str(error)
+
+
+def test_one_storage_under_two_urls_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects: dict[str, bytes] = {}
+    job(MemoryStore(objects)).save(1)
+
+    def work(member: Member) -> Start:
+        store = MemoryStore(objects, url=f"/mount{member.worker}")
+        return Resume(store, member, Summaries(store), check=lambda _: None, load=lambda *_: None).run(None)
+
+    for start in together(work):
+        assert isinstance(start, Start)
+        assert start.restored is not None
 
 
 def test_long_text_is_cut_and_stays_text() -> None:
