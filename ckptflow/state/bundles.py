@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
-from ckptflow.state.kinds import Kind, Trackable, kind_of
+from ckptflow.state.kinds import CONTAINERS, Kind, Trackable, kind_of, overrides
 
 Array = npt.NDArray[Any]
 
@@ -296,4 +296,13 @@ def bundle_of(obj: Any, path: str) -> Bundle | None:
         return BoundariesBundle(obj)
     if kind is Kind.TRACKABLE and type(obj)._serialize_to_tensors is not Trackable._serialize_to_tensors:
         return TrackableBundle(obj)
+    if isinstance(obj, Trackable) and kind not in CONTAINERS:
+        if overrides(obj, "_serialize_to_tensors"):
+            return TrackableBundle(obj)
+        if overrides(obj, "_gather_saveables_for_checkpoint"):
+            raise UnsupportedStateError(
+                f"{path}: a {type(obj).__qualname__} gives TensorFlow what it is made of in its old way, by "
+                "_gather_saveables_for_checkpoint; give it _serialize_to_tensors and _restore_from_tensors instead, or "
+                "get_state and set_state"
+            )
     return None

@@ -67,7 +67,7 @@ def attributes(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, Any]]
     found = {
         name: value
         for name, value in vars(obj).items()
-        if name not in ignored and not name.startswith("_self_") and holds_state(value)
+        if name not in ignored and name not in _OF_TENSORFLOW and holds_state(value)
     }
     labels = strip_underscores(found)
     return [(labels[name], value) for name, value in found.items()]
@@ -191,8 +191,7 @@ def fingerprint(obj: Any, ignored: Collection[str] = ()) -> tuple[int, ...]:
     values = (
         value
         for name, value in vars(obj).items()
-        if name not in ignored and (not name.startswith("_self_") or name == "_self_tracked_trackables")
-        if name != COALESCED
+        if name not in ignored and (name not in _OF_TENSORFLOW or name == _TRACKED_BY_TF_KERAS)
     )
     _collect(values, ids, 0)
     if tells_children_itself(obj):
@@ -248,6 +247,8 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
         child = value() if isinstance(value, weakref.ref) else edges.get(name)
         if name not in _OF_ANY_CHECKPOINT and child is not None:
             own[name] = child
+    if tells_children_itself(checkpoint) and root is None:
+        own |= {name: child for name, child in edges.items() if name not in own and name != "save_counter"}
     labels = strip_underscores(own)
     # A dataset stays, so that it is refused by name: without an iterator it has no position.
     named = [(clean(labels[name]), child) for name, child in own.items() if kind_of(child) is not None]
@@ -258,6 +259,11 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
     return [("root" if label in taken else label, child) for label, child in roots] + named
 
 
+_TRACKED_BY_TF_KERAS = "_self_tracked_trackables"
+_bare = tf.Module()
+tf.train.TrackableView.children(_bare)
+# In which attributes TensorFlow and tf_keras themselves keep what they track.
+_OF_TENSORFLOW = {name for name in vars(_bare) if name.startswith("_self_")} | {_TRACKED_BY_TF_KERAS, COALESCED}
 _OF_ANY_CHECKPOINT = frozenset({"root", "_kwargs"}).union(
     *(vars(make()) for make in (tf.train.Checkpoint, tf.compat.v1.train.Checkpoint))
 )

@@ -52,7 +52,9 @@ def _own_containers(base: str) -> frozenset[str]:
     """Those of them in which Keras keeps what it tracks."""
     names = {name for name, value in vars(_bare(base)).items() if kind_of(value) is not None}
     if base in ("model", "functional", "sequential"):
-        names |= {*_OF_TRAINING, "_functional"}  # of a sequential model, with the same layers
+        names.update(_OF_TRAINING)
+    if base == "sequential":
+        names.add("_functional")  # with the same layers
     return frozenset(names)
 
 

@@ -188,6 +188,11 @@ def is_wrapped_container(obj: object) -> bool:
     return isinstance(obj, (data_structures.ListWrapper, data_structures._DictWrapper, data_structures._TupleWrapper))
 
 
+def is_untracked_container(obj: object) -> bool:
+    """Whether it is a container that TensorFlow does not follow when it is assigned to an attribute."""
+    return kind_of(obj) in (Kind.SET, Kind.RECORD) or isinstance(obj, (deque, UserList))
+
+
 def is_normalization(obj: object) -> bool:
     """Whether it is a Normalization layer, of either Keras, which computes with copies of its variables."""
     return any(

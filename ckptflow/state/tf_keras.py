@@ -17,10 +17,18 @@ from ckptflow.state.children import (
     singular,
     strip_underscores,
 )
-from ckptflow.state.kinds import Kind, is_distributed, is_tf_keras_model, kind_of, raw_variable, tf_keras
+from ckptflow.state.kinds import (
+    Kind,
+    is_distributed,
+    is_tf_keras_model,
+    is_untracked_container,
+    kind_of,
+    raw_variable,
+    tf_keras,
+)
 
-# The graph's names for layers by position and for exports; the layers are named below by themselves.
-_BY_POSITION = re.compile(r"layer(_with_weights)?-\d+|keras_api")
+# The graph's names for layers by position; they are named below by themselves.
+_BY_POSITION = re.compile(r"layer(_with_weights)?-\d+")
 
 _OF_OPTIMIZERS = ("_variables", "_weights", "_trainable_variables", "_hyper", "_slots", "_index_dict", COALESCED)
 
@@ -39,7 +47,8 @@ def layer_children(layer: Any) -> Children:
         metrics = [(f"metrics/{label}", metric) for label, metric in layer_labels(layer.metrics)]
     weights = [*vars(layer).get("_trainable_weights", ()), *vars(layer).get("_non_trainable_weights", ())]
     fallback = [(_short_name(weight), weight) for weight in weights if kind_of(weight) is Kind.VARIABLE]
-    return Children(named, fallback + metrics)
+    untracked = [(label, child) for label, child in attributes(layer) if is_untracked_container(child)]
+    return Children(named, fallback + metrics + untracked)
 
 
 def is_stateful(layer: Any) -> bool:
@@ -58,8 +67,8 @@ def symbols(arguments: Any) -> Any:
 
 
 def metric_children(metric: Any) -> Children:
-    """A metric's variables."""
-    return Children([(_short_name(weight), weight) for weight in metric.weights], [])
+    """A metric's variables, and whatever else it holds."""
+    return Children([(_short_name(weight), weight) for weight in metric.weights], graph_children(metric))
 
 
 def optimizer_children(optimizer: Any) -> Children:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptflow.errors import UnsupportedStateError, UsageError
@@ -20,7 +20,7 @@ from ckptflow.format.layout import own_name
 from ckptflow.state import keras3, tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import bundle_of
-from ckptflow.state.children import clean
+from ckptflow.state.children import clean, holds_state, pairs_of
 from ckptflow.state.entries import check_entry, replica_iterators
 from ckptflow.state.kinds import (
     CONTAINERS,
@@ -110,6 +110,7 @@ class Walker:
         self._queues: list[deque[_Node]] = [deque() for _ in range(7)]
         self._paths: dict[int, str] = {}  # by identity
         self._taken: dict[str, tuple[int, bool]] = {}  # names, and by whom: how deep, and whether by a dict's key
+        self._nameless: set[int] = set()  # containers, by identity
         self._passed_over: set[int] = set()  # variables, by identity, of which a bundle holds what is state
         self._listing: list[tuple[str, Any]] = []  # objects that list their variables themselves, by path
         self._other_paths: list[tuple[str, _Node]] = []
@@ -159,9 +160,12 @@ class Walker:
             if not (node.fallback or node.nameless or id(target) in self._part_of):
                 self._other_paths.append((known, node))
             return
-        if node.nameless:
+        if node.nameless and kind not in CONTAINERS:
             what = f"{node.parent} holds a {type(node.obj).__qualname__} that has no name in a checkpoint"
             raise UnsupportedStateError(f"{what}: {node.nameless}")
+        if node.nameless:  # what matters is whether there is state in it
+            self._push_nameless(node)
+            return
         path = self._unique(node.path, node)
         self._paths[id(target)] = path
         self.kept_alive += (node.obj, target)
@@ -184,6 +188,15 @@ class Walker:
                     self._add(PartLeaf(self._unique(f"{path}/{part}", node), bundle, part), node)
             if kind not in (Kind.TABLE, Kind.ITERATOR):
                 self._expand(node, kind, path)
+
+    def _push_nameless(self, node: _Node) -> None:
+        """What is in a container that has no name has none either."""
+        if id(node.obj) in self._nameless:
+            return
+        self._nameless.add(id(node.obj))
+        for _, child in pairs_of(node.obj):
+            if holds_state(child):
+                self._push(replace(node, obj=child), _OBJECTS)
 
     def _expand(self, node: _Node, kind: Kind | None, path: str) -> None:
         obj, owner = node.obj, node.owner

@@ -138,14 +138,13 @@ def held() -> dict[str, Any]:
     module.bag = Bag()
     module.counting = CountingModule()
     module.position = Counter()
-    module.keys = {key: variable() for key in in_any_order([1, "two", (3, "x"), Color.RED, 2.5, None, "a/b"])}
-    return {"module": module, "list": [Counter(), {"a": Counter(), "v": variable()}]}
+    keys = {key: variable() for key in in_any_order([1, "two", (3, "x"), Color.RED, 2.5, None, "a/b"])}
+    return {"module": module, "list": [Counter(), {"a": Counter(), "v": variable()}], "keys": [keys]}
 
 
 def _train_held(state: dict[str, Any]) -> None:
     module = state["module"]
-    found = sorted(_variables(module), key=lambda pair: pair[0])
-    for place, (_, each) in enumerate(found):
+    for place, each in enumerate(_variables(state)):
         each.assign(each + place + 1)
     module.attrs_table.first.insert(["a"], [int(module.attrs_table.first.size()) + 7])
     counters = [module.position, module.counting, *module.counting.counters[:1], module.counting.counters[1]["deep"][0]]
@@ -154,8 +153,9 @@ def _train_held(state: dict[str, Any]) -> None:
     state["list"][1]["v"].assign_add(5.0)
 
 
-def _variables(module: Any) -> list[tuple[str, Any]]:
-    """Every variable by a path of this test's own."""
+def _variables(state: dict[str, Any]) -> list[Any]:
+    """Every variable, in the order of paths of this test's own."""
+    module = state["module"]
     found = [
         ("attrs", module.attrs.first),
         ("slotted", module.attrs.second[0].only),
@@ -175,12 +175,13 @@ def _variables(module: Any) -> list[tuple[str, Any]]:
         ("in bag", module.bag["a"]),
         ("counting", module.counting.v),
     ]
-    return found + [(f"key {key}", each) for key, each in module.keys.items()]
+    found += [(f"key {key}", each) for key, each in state["keys"][0].items()]
+    return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
 
 def _answer_held(state: dict[str, Any]) -> list[Any]:
     module = state["module"]
-    values = [np.asarray(each) for _, each in sorted(_variables(module), key=lambda pair: pair[0])]
+    values = [np.asarray(each) for each in _variables(state)]
     inner = module.counting.counters
     counters = [module.position, module.counting, inner[0], inner[1]["deep"][0], state["list"][0]]
     return [*values, np.array([each.count for each in counters]), module.attrs_table.first.lookup(["a"]).numpy()]
@@ -302,9 +303,22 @@ def _train_like_keras(state: dict[str, Any]) -> None:
     layer.train_function.count += 1
 
 
+def _answer_like_keras(state: dict[str, Any]) -> list[Any]:
+    layer, old, words = state["layer"], state["old"], state["words"]
+    variables = [layer.history, layer.compiled.v, layer._compile_metrics[0], layer._nodes, old.history, words.extra]
+    variables += [layer.optimizer.iterations, old.optimizer.iterations, *layer._functional.variables]
+    tables = [table.lookup(["a"]).numpy() for table in (layer.loss, old.train_function, words.table)]
+    return [
+        *map(np.asarray, variables),
+        *tables,
+        layer._loss_tracker.state.numpy(),
+        np.array(layer.train_function.count),
+    ]
+
+
 CASES: dict[str, Case] = {
     "held in containers": Case(held, _train_held, _answer_held),
     "keras layers in sets": Case(sets, _train, lambda state: state["model"].predict(X, verbose=0)),
     "keras optimizer with slots in a dict": Case(by_path, _train_by_path),
-    "attributes called as Keras's own": Case(like_keras, _train_like_keras),
+    "attributes called as Keras's own": Case(like_keras, _train_like_keras, _answer_like_keras),
 }

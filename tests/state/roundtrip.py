@@ -11,13 +11,15 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord
 from ckptflow.format.spec import TensorSpec
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture
-from ckptflow.state.leaves import from_bytes, to_bytes
+from ckptflow.state.kinds import LAYERS, Kind, Trackable, kind_of, raw_variable
+from ckptflow.state.leaves import PartLeaf, from_bytes, to_bytes
 from ckptflow.state.restore import Restore
 from ckptflow.state.tree import Tree, as_mapping, walk
 
@@ -163,6 +165,36 @@ def fill(restoring: Restore, saved: Saved) -> None:
         del memory
         restoring.finish(wanted)
     restoring.complete()
+
+
+def lost(state: dict[str, Any]) -> list[str]:
+    """What TensorFlow or Keras lists of the state, by their own words alone, and the walk has not found."""
+    tree = walk(as_mapping(state))
+    of_bundles = [leaf.bundle.obj for leaf in tree.leaves if isinstance(leaf, PartLeaf)]
+    found = {*map(id, of_bundles), *(id(vars(leaf).get("variable")) for leaf in tree.leaves)}
+    # What a layer counted its words with is no state of it: the vocabulary is. Nor is what an optimizer trains.
+    found |= {id(value) for obj in of_bundles if kind_of(obj) in LAYERS for value in vars(obj).values()}
+    trained = [vars(node.optimizer).get("_trainable_variables", ()) for node in tree.optimizers.values()]
+    found |= {id(raw_variable(each)) for variables in trained for each in variables}
+    listed: dict[int, Any] = {}
+    for obj in state.values():
+        if isinstance(obj, Trackable):
+            listed |= {id(raw_variable(each)): each for each in _variables_of(obj)}
+            listed |= {id(each): each for each in tf.train.TrackableView(obj).descendants() if kind_of(each) in _STATE}
+    return [f"{type(each).__name__} {each.name}" for key, each in listed.items() if key not in found]
+
+
+_STATE = (Kind.TABLE, Kind.ITERATOR)
+
+
+def _variables_of(obj: Any) -> list[Any]:
+    listed = [each for each in tf.train.TrackableView(obj).descendants() if kind_of(each) is Kind.VARIABLE]
+    try:
+        variables = getattr(obj, "variables", ())
+        listed += variables() if callable(variables) else variables
+    except ValueError:  # not built yet
+        pass
+    return [each for each in listed if kind_of(each) is Kind.VARIABLE and raw_variable(each) is not None]
 
 
 @dataclass(frozen=True)

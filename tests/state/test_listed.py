@@ -17,7 +17,8 @@ from ckptflow.errors import UnsupportedStateError
 from ckptflow.state.capture import capture
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.tree import as_mapping, walk
-from tests.state.cases_held import Counter, CountingModule, Hidden, Named, Pair, Slotted
+from tests.state import roundtrip
+from tests.state.cases_held import Counter, CountingModule, Hidden, Named, Pair, Point, Slotted
 
 
 def _module(**attributes: Any) -> Any:
@@ -70,6 +71,11 @@ class OverriddenLayer(keras.layers.Layer):  # type: ignore[misc]
         return [self.read()]
 
 
+class InTheOldWay(tf.Module):  # type: ignore[misc]
+    def _gather_saveables_for_checkpoint(self) -> Any:
+        return {"saveable": lambda name: None}
+
+
 class Key:
     """A dict's key that reads as its address."""
 
@@ -110,6 +116,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _module(d={Key(): _variable()}),
         "m.* holds a ResourceVariable .* key of type Key",
     ),
+    "keys that are objects, deeper": (lambda: _module(d={Key(): [{"a": _variable()}]}), "m/d holds a ResourceV.* Key"),
     "keys that are references": (
         lambda: {_variable().ref(): _variable()},
         "m.* holds a ResourceVariable .* key of type Reference",
@@ -130,6 +137,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "PerWorker inside": (lambda: _module(inner=[PerWorker(_variable())]), "m/inner/0 is marked PerWorker"),
     "PerWorker in a dict": (lambda: {"a": PerWorker(_variable())}, "m/a is marked PerWorker"),
+    "TensorFlow's old way": (lambda: _module(inner=InTheOldWay()), "m/inner: a InTheOldWay gives .*_gather_saveables"),
     "a number in a deque": (lambda: collections.deque([_variable(), 3]), "m/1 is a builtins.int"),
 }
 
@@ -159,7 +167,7 @@ def _in_two_ways() -> Any:
 NOT_REFUSED: dict[str, Callable[[], Any]] = {
     "in a set and in a list": _in_two_ways,
     "one module in a set": lambda: _module(s={_module(v=_variable())}),
-    "keys of no state": lambda: _module(d={Key(): 1, "1": 2, 1: 3}, v=_variable()),
+    "keys of no state": lambda: _module(d={Key(): 1, "1": 2, 1: 3}, e={Key(): [Point(1, [])]}, v=_variable()),
     "a key with a slash, and deeper": lambda: _module(d={"a/b": _variable(), "a": {"b": _variable()}}),
     "a model not yet built": lambda: tf_keras.Sequential([tf_keras.layers.Dense(1)]),
     "a layer with words": lambda: keras.Sequential([keras.layers.TextVectorization(output_mode="tf_idf")]),
@@ -215,6 +223,36 @@ class Slots(tf.Module):  # type: ignore[misc]
     __slots__ = ("kept",)
 
 
+class OwnCheckpoint(tf.train.Checkpoint):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(v=_variable())
+        self.__dict__["_self_store"] = {"hidden": _variable()}
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        return {**super()._trackable_children(save_type, **options), **self.__dict__["_self_store"]}
+
+
+class Serialized(keras.layers.Layer):  # type: ignore[misc]
+    """A layer that gives TensorFlow a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = "none"
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        return {"words": tf.constant(self.words)}
+
+    def _restore_from_tensors(self, tensors: dict[str, Any]) -> None:
+        self.words = tensors["words"].numpy().decode()
+
+
+def test_what_a_layer_gives_tensorflow_itself_is_saved() -> None:
+    state, fresh = {"m": keras.Sequential([Serialized()])}, {"m": keras.Sequential([Serialized()])}
+    state["m"].layers[0].words = "größe"
+    roundtrip.restore(fresh, roundtrip.save(state))
+    assert fresh["m"].layers[0].words == "größe"
+
+
 class Layer(keras.layers.Layer):  # type: ignore[misc]
     pass
 
@@ -233,6 +271,11 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "Python state": (lambda: _module(x=Counter()), lambda m: _put(m, "x", Counter())),
     "Python state in a list": (lambda: _module(x=[]), lambda m: m.x.append(Counter())),
     "own children": (Hidden, lambda m: m.__dict__["_self_store"].update(more=_variable())),
+    "an attribute called as TensorFlow's": (_module, lambda m: _put(m, "_self_cache", _variable())),
+    "a checkpoint's own children": (
+        OwnCheckpoint,
+        lambda c: c.__dict__["_self_store"].update(more=_variable()),
+    ),
     "slots": (Slots, lambda m: _put(m, "kept", _variable())),
     **{
         f"layer.{name}": (Layer, functools.partial(lambda name, layer: _put(layer, name, _variable()), name))
@@ -249,6 +292,50 @@ def _keras_with(*layers: Any) -> Any:
     model = keras.Model()
     model.blocks = set(layers)
     return model
+
+
+HOSTS: dict[str, Callable[[], Any]] = {
+    "module": tf.Module,
+    "checkpoint": tf.train.Checkpoint,
+    **{
+        f"{keras_.__name__} {name}": functools.partial(make, keras_)
+        for keras_ in (keras, tf_keras)
+        for name, make in {
+            "layer": lambda k: k.layers.Layer(),
+            "model": lambda k: k.Model(),
+            "sequential": lambda k: k.Sequential([k.Input((2,)), k.layers.Dense(1)]),
+            "functional": lambda k: k.Model(inputs := k.Input((2,)), k.layers.Dense(1)(inputs)),
+            "optimizer": lambda k: k.optimizers.SGD(momentum=0.9),
+            "metric": lambda k: k.metrics.Mean(),
+            "words": lambda k: k.layers.StringLookup(vocabulary=["a"]),
+            "text": lambda k: k.layers.TextVectorization(),
+        }.items()
+    },
+    "tf_keras legacy optimizer": lambda: tf_keras.optimizers.legacy.SGD(),
+}
+NAMES = (
+    *("optimizer", "history", "loss", "compiled", "loss_tracker", "compile_metrics", "compiled_loss", "keras_api"),
+    *("_loss_tracker", "_compile_metrics", "_eval_epoch_iterator", "_self_x", "_x", "train_function", "_states"),
+)
+THINGS: tuple[Callable[[], Any], ...] = (
+    _variable,
+    _table,
+    lambda: Named("inner"),
+    lambda: [_variable()],
+    lambda: {"a": (_variable(),)},
+    lambda: tf_keras.optimizers.Adam(),
+    lambda: tf.random.Generator.from_seed(1),
+)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_an_attribute_is_called_decides_nothing(host: str) -> None:
+    """All things under all names, on objects of all sorts: what the frameworks list of them is found."""
+    for turn in range(len(THINGS)):
+        obj = HOSTS[host]()
+        for place, name in enumerate(NAMES):
+            setattr(obj, name, THINGS[(place + turn) % len(THINGS)]())
+        assert roundtrip.lost({"m": obj}) == [], turn
 
 
 @pytest.mark.parametrize("name", CHANGES)

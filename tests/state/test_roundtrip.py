@@ -64,6 +64,7 @@ def test_same_process(name: str, trained: dict[str, Trained], monkeypatch: pytes
     CASES[name].train(state)
     if CASES[name].exact_bytes:
         assert_equal(first.after, roundtrip.save(state))
+    assert not roundtrip.lost(state)
 
 
 @pytest.fixture(scope="module")
