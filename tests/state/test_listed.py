@@ -294,6 +294,11 @@ def _keras_with(*layers: Any) -> Any:
     return model
 
 
+def _functional(keras_: Any) -> Any:
+    inputs = keras_.Input((2,))
+    return keras_.Model(inputs, keras_.layers.Dense(1)(inputs))
+
+
 HOSTS: dict[str, Callable[[], Any]] = {
     "module": tf.Module,
     "checkpoint": tf.train.Checkpoint,
@@ -304,7 +309,7 @@ HOSTS: dict[str, Callable[[], Any]] = {
             "layer": lambda k: k.layers.Layer(),
             "model": lambda k: k.Model(),
             "sequential": lambda k: k.Sequential([k.Input((2,)), k.layers.Dense(1)]),
-            "functional": lambda k: k.Model(inputs := k.Input((2,)), k.layers.Dense(1)(inputs)),
+            "functional": _functional,
             "optimizer": lambda k: k.optimizers.SGD(momentum=0.9),
             "metric": lambda k: k.metrics.Mean(),
             "words": lambda k: k.layers.StringLookup(vocabulary=["a"]),
