@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.events import Event
 from ckptflow.format.layout import MAX_NUMBER
-from ckptflow.format.values import is_unicode
+from ckptflow.format.values import MAX_METADATA_BYTES, check_room, is_unicode, to_json
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
 
 DEFAULT_SHARD_BYTES = 65 * 2**20  # room for a header beside tensors that make up 64 MiB, so that none is cut
@@ -100,4 +100,11 @@ def check_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, floa
                 f"metric {name!r} is {checked[name]}: nothing was saved. Leave it out of metrics to save all the same; "
                 "a checkpoint without the metric is never among the best"
             )
+    return checked
+
+
+def check_metadata(metadata: Any) -> Any:
+    """In the form in which a manifest holds it."""
+    checked = to_json(metadata, "metadata")
+    check_room({"metadata": checked}, MAX_METADATA_BYTES)
     return checked

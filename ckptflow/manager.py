@@ -23,7 +23,6 @@ from ckptflow.commit.retention import Policy
 from ckptflow.commit.team import Vote, agree
 from ckptflow.errors import StepOrderError, UsageError
 from ckptflow.events import Restored
-from ckptflow.format.values import to_json
 from ckptflow.hooks import Hook, Hooks
 from ckptflow.incarnation import Incarnation
 from ckptflow.live_state import LiveState, Rename
@@ -170,7 +169,7 @@ class CheckpointManager:
                     f"step {number} is below step {self._last_step}, which was saved or restored; to go back, call "
                     "restore(step)"
                 )
-            checked = arguments.check_metrics(metrics), to_json(metadata, "metadata")
+            checked = arguments.check_metrics(metrics), arguments.check_metadata(metadata)
             before_s = watch.elapsed_s()
             prepared.append((number, *checked, self._live.capture()))
             capture_s.append(watch.elapsed_s() - before_s)

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 
 MAX_DEPTH = 100  # of lists, tuples and dicts in one another
+# What a manifest has room for beside its tensors: of the state, the workers' own together, and of the metadata.
+MAX_STATE_BYTES = 128 * 2**20
+MAX_METADATA_BYTES = 32 * 2**20
 _EXACT_INT = 2**53  # beyond this, JSON readers that hold numbers as float64 lose digits
 _SCALARS = (type(None), bool, int, float, str, bytes)
 
@@ -35,6 +40,26 @@ def to_json(value: Any, where: str) -> Any:
 def from_json(value: Any, where: str = "state") -> Any:
     """The value that `to_json` made `value` of. Raises `CorruptCheckpointError` for what `to_json` never makes."""
     return _from_json(value, where, 0)
+
+
+def check_room(found: Mapping[str, Any], max_bytes: int) -> None:
+    """Raises `UnsupportedStateError`, naming the largest, where values in JSON's form take more of a manifest.
+
+    Lists and dicts, which take much more memory than text, have a bound of their own: one for each 256 bytes of room,
+    and for each 16 that are used.
+    """
+    texts = {name: msgspec.json.encode(value) for name, value in found.items()}
+    sizes = {name: len(text) for name, text in texts.items()}
+    containers = sum(text.count(b"[") + text.count(b"{") for text in texts.values())
+    total_bytes = sum(sizes.values())
+    if total_bytes <= max_bytes and containers <= (max_bytes + 16 * total_bytes) // 256:
+        return
+    name = max(sizes, key=lambda name: sizes[name])
+    raise UnsupportedStateError(
+        f"{name} takes {sizes[name]:,} bytes of JSON, of {total_bytes:,} in all, with {containers:,} lists and dicts; "
+        f"there is room for {max_bytes:,} bytes of such state in a manifest. Nothing was saved. Keep large data in a "
+        "tf.Variable or a table, which become tensors"
+    )
 
 
 def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:

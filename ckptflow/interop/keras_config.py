@@ -42,7 +42,12 @@ def build_model(
     framework = framework_of(described, path)
     config = described.get("config")
     if not isinstance(config, dict):
-        name = described.get("class")
+        name, left_out = described.get("class"), described.get("left_out")
+        if isinstance(left_out, dict):
+            raise UsageError(
+                f"{path} ({name}): its description was left out of the checkpoint, since there is too much data in it "
+                f"({str(left_out.get('config'))[:_SHOWN]}); hand the model over (model=), made by your code"
+            )
         raise UsageError(
             f"{path} ({name}) has no config in the checkpoint, as its class has no get_config that could be stored: "
             f"hand the model over (model=), made by your code; or give {name} a get_config, register it with "
@@ -82,7 +87,10 @@ def build_optimizer(
     framework = framework_of(described, path)
     config = described.get("config")
     if not isinstance(config, dict):
-        logger.warning("%s (%s) has no config in the checkpoint: it is left out", path, described.get("class"))
+        why = described.get("left_out") or "its class has none that could be stored"
+        logger.warning(
+            "%s (%s) has no config in the checkpoint (%.300s): it is left out", path, described.get("class"), why
+        )
         return None
     return deserialize(config, framework, f"{path} ({described.get('class')})", imports=imports, unsafe=unsafe)
 

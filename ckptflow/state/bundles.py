@@ -186,16 +186,33 @@ class VocabularyBundle(Bundle):
             adapted = int(layer.lookup_table.size()) > 0
         except tf.errors.FailedPreconditionError:
             adapted = False
-        words = layer.get_vocabulary() if adapted else []
-        if layer.vocabulary_dtype == "string":
-            encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
-            parts: dict[str, Any] = {"vocabulary": np.array(encoded, dtype=object)}
-        else:
-            parts = {"vocabulary": np.array(words, dtype=layer.vocabulary_dtype)}
+        parts: dict[str, Any] = {"vocabulary": self._words() if adapted else np.array([], self._dtype)}
         if "idf_weights" in self.dtypes:
             weights = layer.idf_weights.numpy() if adapted else np.zeros([0])
             parts["idf_weights"] = np.asarray(weights, dtype=np.float32)
         return parts
+
+    @property
+    def _dtype(self) -> Any:
+        return object if self._layer.vocabulary_dtype == "string" else self._layer.vocabulary_dtype
+
+    def _words(self) -> Array:
+        """What `get_vocabulary` gives, without making a Python object of each word twice: there may be millions."""
+        layer = self._layer
+        keys, values = layer.lookup_table.export()
+        words, places = (values, keys) if layer.invert else (keys, values)
+        encoding = layer.encoding if self._dtype is object else None
+
+        def plain(token: Any) -> Any:
+            return token if encoding is None else str(token).encode(encoding)
+
+        found = np.full(layer.vocabulary_size(), plain(layer.oov_token), self._dtype)
+        found[places.numpy()] = words.numpy()
+        if layer.mask_token is not None and layer.output_mode == "int":
+            found[0] = plain(layer.mask_token)
+        if encoding is not None and encoding.lower() not in ("utf-8", "utf8"):
+            found = np.array([word.decode(encoding).encode() for word in found], object)
+        return found
 
     def write(self, parts: Mapping[str, Array]) -> None:
         words = parts["vocabulary"]

@@ -23,7 +23,7 @@ from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
 from ckptflow.state.blocks import PartsLeaf
 from ckptflow.state.collector import no_collection
-from ckptflow.state.configs import describe
+from ckptflow.state.configs import described
 from ckptflow.state.graph import describe_graph
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, aggregate, host_array, is_remote, to_bytes
 from ckptflow.state.tree import Tree
@@ -136,10 +136,11 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
     except tf.errors.UnavailableError as error:
         raise cluster.server_is_gone(error, "the state cannot be read, and nothing was saved now") from error
     python_state = {name: values.to_json(entry.get_state(), name) for name, entry in tree.python.items()}
-    models = tree.cache.get("models")
-    if models is None:
-        models = tree.cache["models"] = describe(tree)
-    return Snapshot(tree, held, plan.remote, python_state, models, is_chief)
+    shared = {name: state for name, state in python_state.items() if name not in tree.own_names}
+    values.check_room(shared, values.MAX_STATE_BYTES // 2)
+    own = {name: state for name, state in python_state.items() if name in tree.own_names}
+    values.check_room(own, values.MAX_STATE_BYTES // 2 // tree.world_size)
+    return Snapshot(tree, held, plan.remote, python_state, described(tree), is_chief)
 
 
 def prepare(tree: Tree) -> _Plan:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from ckptflow.format.words import some_of
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
+from ckptflow.state.light import has_large_constants, mark, marks_in, serialize_light
+from ckptflow.state.settings import settings_of
 from ckptflow.state.tree import Tree
 from ckptflow.state.walker import OptimizerNode
 from ckptflow.state.weights import trainable_of, weights_of
@@ -18,52 +21,104 @@ from ckptflow.state.weights import trainable_of, weights_of
 logger = logging.getLogger(__name__)
 
 
+MAX_CONFIG_BYTES = 4 << 20  # the largest known of a model without data has 1 MB, for a thousand layers
+MAX_CONFIGS_BYTES = 16 << 20  # of all together
+
+
+def described(tree: Tree) -> dict[str, Any]:
+    """What `describe` says, of now: described again only where something in it was changed."""
+    settings = settings_of(tree)
+    if tree.cache.get("settings") != settings:
+        tree.cache["models"], tree.cache["settings"] = describe(tree), settings
+    found: dict[str, Any] = tree.cache["models"]
+    return found
+
+
 def describe(tree: Tree) -> dict[str, Any]:
     """JSON by path. Models: `framework`, `class`, `variables` (how many), and, as far as they can be had, `config`,
     `build_config`, `compile_config`, `inputs` (what a subclassed model of tf_keras was called with). Optimizers:
     `framework`, `class`, `built`; where they are not just their model's, the names of the `variables` they are built
-    for; where no model's compile config has them, their `config`. Never fails a save."""
-    described: dict[str, Any] = {}
+    for; where no model's compile config has them, their `config`. Where a part of it is too large, `left_out` says by
+    its name why it is not there. Never fails a save."""
+    room = _Room()
+    found: dict[str, Any] = {}
     for path, model in tree.models.items():
-        keras, framework = (keras3(), "keras") if is_keras3_model(model) else (tf_keras(), "tf_keras")
-        entry: dict[str, Any] = {
-            "kind": "model",
-            "framework": framework,
-            "framework_version": str(keras.__version__),
-            "class": _class_name(model),
-            "variables": count_variables(model),
-        }
         # A model inside of one that has a config is a part of that one.
-        inside = any(
-            path.startswith(f"{above}/") and "config" in entry_above for above, entry_above in described.items()
-        )
-        serialized = None if inside else _try(lambda: _serialize(model), path, "config")  # noqa: B023
-        if isinstance(serialized, dict):
-            parts = {"build_config": serialized.pop("build_config", None)}
-            parts["compile_config"] = serialized.pop("compile_config", None)
-            entry["config"] = serialized
-        else:
-            parts = {"build_config": _try(model.get_build_config, path, "build config"), "compile_config": None}
-        if framework == "tf_keras" and not getattr(model, "inputs", None):
-            parts["inputs"] = _try(lambda: _describe_inputs(model), path, "inputs")  # noqa: B023
-        entry.update({name: part for name, part in parts.items() if part})
-        described[path] = entry
+        inside = any(path.startswith(f"{above}/") and "config" in entry_above for above, entry_above in found.items())
+        found[path] = _describe_model(path, model, room, with_config=not inside)
     for path, node in tree.optimizers.items():
         framework = "keras" if kind_of(node.optimizer) is Kind.KERAS3_OPTIMIZER else "tf_keras"
-        described[path] = {
+        entry = found[path] = {
             "kind": "optimizer",
             "framework": framework,
             "class": _class_name(node.optimizer),
             "built": is_built(node.optimizer),
         }
         if node.built_for and set(node.built_for) != _default_variables(node, tree):
-            described[path]["variables"] = list(node.built_for)
+            entry["variables"] = list(node.built_for)
         is_inside = any(path.startswith(f"{above}/") for above in tree.optimizers)
-        if not is_inside and not _is_compiled_with(node, tree, described):
-            config = _try(lambda: _serialize(node.optimizer), path, "config")  # noqa: B023
-            if config:
-                described[path]["config"] = config
-    return described
+        if not is_inside and not _is_compiled_with(node, tree, found):
+            entry |= room.take(path, {"config": _config(node.optimizer, framework, path)})
+    return found
+
+
+def _describe_model(path: str, model: Any, room: _Room, *, with_config: bool) -> dict[str, Any]:
+    keras, framework = (keras3(), "keras") if is_keras3_model(model) else (tf_keras(), "tf_keras")
+    entry: dict[str, Any] = {
+        "kind": "model",
+        "framework": framework,
+        "framework_version": str(keras.__version__),
+        "class": _class_name(model),
+        "variables": count_variables(model),
+    }
+    config = _config(model, framework, path) if with_config else None
+    if isinstance(config, dict):
+        parts = {"build_config": config.pop("build_config", None), "compile_config": config.pop("compile_config", None)}
+        parts["config"] = config
+    else:
+        parts = {
+            "build_config": _try(lambda: serialize_light(model.get_build_config(), framework), path, "build config")
+        }
+    if framework == "tf_keras" and not getattr(model, "inputs", None):
+        parts["inputs"] = _try(lambda: _describe_inputs(model), path, "inputs")
+    return entry | room.take(path, parts)
+
+
+class _Room:
+    """What all descriptions together may take of a manifest."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def take(self, path: str, parts: dict[str, Any]) -> dict[str, Any]:
+        """Those of the parts that are whole and not too large; `left_out`, which is logged, names the others."""
+        compiled = parts.get("compile_config") or {}
+        left_out = {f"compile_config/{key}": _reason(value) for key, value in compiled.items() if _reason(value)}
+        parts = {**parts, "compile_config": {key: value for key, value in compiled.items() if not _reason(value)}}
+        taken: dict[str, Any] = {}
+        for name, part in parts.items():
+            reason, size_bytes = _reason(part), len(json.dumps(part))
+            if not reason and size_bytes > min(MAX_CONFIG_BYTES, MAX_CONFIGS_BYTES - self._bytes):
+                reason = f"{size_bytes:,} bytes of text"
+            if reason:
+                left_out[name] = reason
+            elif part:
+                self._bytes += size_bytes
+                taken[name] = part
+        if left_out:
+            logger.warning(
+                "%s: its description in the checkpoint is not whole, since there is too much data in it: %s. Its "
+                "values are saved all the same; to export it, hand over the model (model=)",
+                path,
+                "; ".join(f"{name}: {reason}" for name, reason in left_out.items()),
+            )
+            taken["left_out"] = left_out
+        return taken
+
+
+def _reason(part: Any) -> str:
+    """Why a part cannot be taken: the data that is not in it; "" where it is whole."""
+    return some_of(list(dict.fromkeys(marks_in(part))), 3)
 
 
 def _describe_inputs(model: Any) -> Any:
@@ -112,14 +167,11 @@ def _is_compiled_with(node: OptimizerNode, tree: Tree, described: dict[str, Any]
     )
 
 
-def _serialize(obj: Any) -> Any:
-    """The config of a model or an optimizer of either Keras, in which a layer that is shared is known as one."""
-    if is_keras3_model(obj) or kind_of(obj) is Kind.KERAS3_OPTIMIZER:
-        from keras.src.saving.serialization_lib import ObjectSharingScope, serialize_keras_object
-    else:
-        from tf_keras.src.saving.serialization_lib import ObjectSharingScope, serialize_keras_object
-    with ObjectSharingScope():
-        return serialize_keras_object(obj)
+def _config(obj: Any, framework: str, path: str) -> Any:
+    """The config of a model or an optimizer of either Keras."""
+    if framework == "tf_keras" and getattr(obj, "_is_graph_network", False) and has_large_constants(obj):
+        return mark("a constant that a layer is called with", "the model")
+    return _try(lambda: serialize_light(obj, framework), path, "config")
 
 
 def _default_variables(node: OptimizerNode, tree: Tree) -> set[str] | None:
@@ -160,7 +212,7 @@ def _class_name(obj: Any) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
-def _try(make: Any, path: str, what: str) -> Any:
+def _try(make: Callable[[], Any], path: str, what: str) -> Any:
     """The JSON form of what `make` returns, or None: user classes may have no get_config, or one that raises."""
     try:
         with warnings.catch_warnings():  # Keras warns of lambdas, whose code nothing here runs

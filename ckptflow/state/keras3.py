@@ -48,6 +48,13 @@ def _own_attributes(base: str) -> frozenset[str]:
 
 
 @functools.cache
+def own_attributes() -> frozenset[str]:
+    """The attributes that layers, models and metrics have of Keras's own, whichever they are."""
+    bases = ("layer", "functional", "sequential", "metric")
+    return frozenset(_OF_TRAINING).union(*(vars(_bare(base)) for base in bases))
+
+
+@functools.cache
 def _own_containers(base: str) -> frozenset[str]:
     """Those of them in which Keras keeps what it tracks."""
     names = {name for name, value in vars(_bare(base)).items() if kind_of(value) is not None}

@@ -29,7 +29,7 @@ from ckptflow import (
     UsageError,
 )
 from ckptflow.testing import FaultyStore
-from tests.manager.states import Weights, committed, folders, wrap_store
+from tests.manager.states import PlainState, Weights, committed, folders, wrap_store
 from tests.processes import run_python
 from tests.waiting import raised_in_a_thread
 
@@ -109,6 +109,22 @@ def test_metadata_that_json_cannot_hold(used: Path) -> None:
         manager.restore_latest()
         with pytest.raises(UnsupportedStateError, match="metadata"):
             manager.save(6, metadata={"f": open})
+
+
+@pytest.mark.parametrize("large", ["x" * (65 << 20), [[]] * 400_000], ids=["long", "many"])
+def test_what_no_manifest_has_room_for_is_refused_by_the_save_by_name(used: Path, large: Any) -> None:
+    """Not by the commit, which is in the background and knows no names."""
+    state = PlainState()
+    with CheckpointManager(used, {"w": Weights(), "plain": state}) as manager:
+        manager.restore_latest(partial=True)
+        with pytest.raises(UnsupportedStateError, match=r"metadata takes .* bytes"):
+            manager.save(6, metadata={"notes": large})
+        state.seen = large
+        with pytest.raises(UnsupportedStateError, match=r"plain takes .* bytes"):
+            manager.save(6)
+        state.seen = 1
+        manager.save(7).result()
+    assert [c.step for c in ckptflow.list_checkpoints(used)] == [5, 7]
 
 
 def test_after_close_and_from_another_thread(used: Path) -> None:

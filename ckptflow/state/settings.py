@@ -1,0 +1,66 @@
+"""What tells that a model's description is no longer the one that was taken: the plain attributes behind its configs.
+
+Making configs takes long (0.1 s for 200 layers); looking at attributes takes about as long as seeing whether any object
+was replaced, so that each save can do it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from types import FunctionType
+from typing import Any
+
+from ckptflow.state import keras3
+from ckptflow.state.kinds import Kind, kind_of, tf_keras
+from ckptflow.state.tree import Tree
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
+_MAX_ITEMS = 1000  # of a list or dict: longer ones are data
+_MAX_DEPTH = 5
+# Of those attributes that every layer has, what a user may change and a config has.
+_OF_ANY = frozenset({"_trainable", "trainable", "_dtype_policy", "dtype_policy", "_compile_config"})
+_OF_GRAPHS = frozenset({"_layer_call_argspecs", "_nodes_by_depth", "_tensor_usage_count"})  # of tf_keras, and long
+
+
+def settings_of(tree: Tree) -> tuple[Any, ...]:
+    """Equal for as long as nothing that the descriptions of the tree's models and optimizers hold was changed."""
+    found: list[Any] = []
+    for layer in tree.layers:
+        _add_all(layer, _ignored(kind_of(layer) is Kind.TF_KERAS_LAYER), found, 0)
+    for node in tree.optimizers.values():
+        _add_all(node.optimizer, (), found, 0)
+    return tuple(found)
+
+
+def _add_all(obj: Any, ignored: Collection[str], found: list[Any], depth: int) -> None:
+    for name, value in vars(obj).items():
+        if name not in ignored and not name.startswith("_self_"):
+            if type(value) in _PLAIN:
+                found.append(value)
+            else:
+                _add(value, found, depth)
+
+
+def _add(value: Any, found: list[Any], depth: int) -> None:
+    if type(value) in _PLAIN:
+        found.append(value)
+    elif depth > _MAX_DEPTH:
+        return
+    elif isinstance(value, (list, tuple, dict)):
+        if len(value) <= _MAX_ITEMS:
+            for item in value:
+                _add(item, found, depth + 1)
+            for item in value.values() if isinstance(value, dict) else ():
+                _add(item, found, depth + 1)
+    elif kind_of(value) is None and (hasattr(type(value), "get_config") or hasattr(type(value), "serialize")):
+        # A regularizer, a schedule, a loss; or what Keras keeps the arguments of compile() in.
+        found.append(type(value))
+        _add_all(value, (), found, depth + 1)
+
+
+@functools.cache
+def _ignored(is_tf_keras: bool) -> frozenset[str]:
+    # Not a model: tf_keras gives one variables, and making those may be a collective.
+    own = frozenset(vars(tf_keras().layers.Layer(name="ckptflow"))) if is_tf_keras else keras3.own_attributes()
+    return (own | _OF_GRAPHS) - _OF_ANY
