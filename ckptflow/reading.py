@@ -34,6 +34,7 @@ from ckptflow.errors import (
     ObjectNotFoundError,
 )
 from ckptflow.format import dtypes
+from ckptflow.format.components import aggregate
 from ckptflow.format.layout import Folder, parse_folder, pin_key
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Target, Wanted
@@ -235,14 +236,8 @@ def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:
         except ValueError as error:
             raise CorruptCheckpointError(f"tensor {tensor.name!r}: {error}") from error
     array = data.view(dtypes.numpy_dtype(tensor.dtype)).reshape(tensor.shape)
-    if tensor.components == "sum":
-        return np.asarray(array.sum(axis=0, dtype=array.dtype))
-    if tensor.components == "mean":
-        return np.asarray(array.mean(axis=0, dtype=array.dtype if array.dtype.kind in "fc" else None)).astype(
-            array.dtype
-        )
-    if tensor.components == "first":
-        return np.asarray(array[0])
+    if tensor.components is not None:
+        array = aggregate(array, tensor.components)
     return array
 
 

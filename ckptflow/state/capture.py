@@ -18,6 +18,7 @@ from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.boxes import Box
+from ckptflow.format.components import aggregate
 from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
@@ -25,7 +26,7 @@ from ckptflow.state.blocks import PartsLeaf
 from ckptflow.state.collector import no_collection
 from ckptflow.state.configs import described
 from ckptflow.state.graph import describe_graph
-from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, aggregate, host_array, is_remote, to_bytes
+from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, host_array, is_remote, to_bytes
 from ckptflow.state.tree import Tree
 
 _BATCH = 128  # variables read by one operation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box
+from ckptflow.format.components import Components
 from ckptflow.format.record import MAX_NUMBER, MAX_RANK
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import cluster
@@ -23,7 +24,6 @@ from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variabl
 
 Array = npt.NDArray[Any]
 StaticShape: TypeAlias = tuple[int | None, ...] | None
-Components = Literal["sum", "mean", "first"]
 
 _MAX_EMPTY_DIMENSION = 2**31 - 1
 
@@ -192,20 +192,6 @@ _EMPTY_DTYPES = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32"}
     | {"float64", "complex64", "complex128"}
 )
-
-
-def aggregate(components: list[Array], how: Components) -> Array:
-    """The value that components stand for: their sum, their mean (in their dtype), or the first of them."""
-    if how == "first":
-        return components[0]
-    total = components[0].copy()
-    for component in components[1:]:
-        total = (total | component) if total.dtype == np.bool_ else total + component
-    if how == "sum" or len(components) == 1:
-        return np.asarray(total, dtype=components[0].dtype)
-    if np.issubdtype(total.dtype, np.integer):
-        return np.asarray(total // len(components), dtype=total.dtype)
-    return np.asarray(total / np.asarray(len(components), dtype=total.dtype), dtype=total.dtype)
 
 
 _STRING = tf.string  # looking it up in the module takes longer than all else that is asked of a tensor here

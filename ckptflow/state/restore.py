@@ -13,12 +13,13 @@ import tensorflow as tf
 from ckptflow.errors import StateMismatchError
 from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box, volume
+from ckptflow.format.components import aggregate
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.state.bundles import Bundle
 from ckptflow.state.cluster import server_is_gone
 from ckptflow.state.kinds import is_normalization
-from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, aggregate, as_tensor, from_bytes
+from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 
 logger = logging.getLogger("ckptflow")

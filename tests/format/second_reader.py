@@ -76,12 +76,13 @@ def read_tensor(folder: Path, shards: list[dict[str, Any]], tensor: dict[str, An
     if encoded_bytes is not None:
         return decode_strings(whole.tobytes(), tensor["shape"])
     match tensor.get("components"):
-        case "sum":
-            return np.asarray(whole.sum(axis=0, dtype=dtype))
-        case "mean":
-            return np.asarray(whole.mean(axis=0)).astype(dtype)
         case "first":
             return np.asarray(whole[0])
+        case "sum" | "mean" as how:
+            is_whole = dtype.kind in "iu"
+            total = whole.sum(axis=0, dtype=np.int64 if is_whole and dtype.itemsize < 8 else dtype)
+            mean = total // len(whole) if is_whole else total / np.asarray(len(whole), dtype)
+            return np.asarray(total if how == "sum" else mean, dtype)
     return whole
 
 
