@@ -89,6 +89,8 @@ class Gate:
         while True:
             ready = dict(poll.poll(timeout_s * 1000))
             if not ready:
+                os.kill(self._pid, signal.SIGUSR1)  # it prints its stacks
+                self.process.join(1)
                 raise TimeoutError(f"no call and no reply within {timeout_s:g} s")
             if ready.get(self._listener, 0) & select.POLLIN:
                 self._serve(root, decide)

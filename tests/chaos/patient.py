@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -31,6 +33,7 @@ class Outcome:
 
 def serve(connection: Connection) -> None:
     """Does what it is told until it is killed: "make", "run", "look" or "go on", each on a root."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.getLogger("ckptflow").setLevel(logging.CRITICAL + 1)
     with socket.socket(fileno=os.dup(connection.fileno())) as channel:
         try:

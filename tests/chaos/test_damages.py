@@ -54,6 +54,19 @@ def scenes(folder: Path) -> dict[str, Scene]:
     return make_scenes(folder)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Each trial warns of a lot, which only the trial hears."""
+    logger, nobody = logging.getLogger("ckptflow"), logging.NullHandler()
+    logger.propagate = False
+    logger.addHandler(nobody)
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(nobody)
+
+
 def torment(scene: Scene, folder: Path, numbers: range) -> tuple[Counter[str], list[Trial]]:
     """One trial for each number; what was damaged, and the trials that broke a promise."""
     states = {grown: State(grown=grown) for grown in (False, True)}
@@ -62,13 +75,12 @@ def torment(scene: Scene, folder: Path, numbers: range) -> tuple[Counter[str], l
     done: Counter[str] = Counter()
     broken: list[Trial] = []
     before = len(os.listdir("/proc/self/fd"))
-    logging.getLogger("ckptflow").propagate = False  # each trial warns of a lot
-    for number in numbers:
-        trial = Trial(scene, number, root)
-        trial.run(states)
-        done.update(damage.partition(" ")[0] for damage in trial.damages)
-        broken += [trial] if trial.broken else []
-    logging.getLogger("ckptflow").propagate = True
+    with quiet():
+        for number in numbers:
+            trial = Trial(scene, number, root)
+            trial.run(states)
+            done.update(damage.partition(" ")[0] for damage in trial.damages)
+            broken += [trial] if trial.broken else []
     assert len(os.listdir("/proc/self/fd")) <= before, "descriptors were left open"
     return done, broken
 

@@ -25,7 +25,7 @@ ERRNOS = [
     errno.EINTR, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.EBUSY, errno.ENOTDIR,
     errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.EINVAL,
 ]  # fmt: skip
-FOR_GOOD = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE]
+FOR_GOOD = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES]  # what is tried again costs ten seconds a case
 WRITING = {"openat", "pwrite64", "fsync", "link", "rename", "unlink", "mkdir", "rmdir"}
 MAY_COUNT = {
     "CommitUnknownError",
@@ -58,15 +58,19 @@ class Clinic:
 
     def attempt(self, decide: Callable[[Call], Answer], *, failing: str = "") -> list[str]:
         """One case: a start and a save under `decide`, and then, healed, what is found. Returns the broken promises."""
-        root = self.folder / "run"
+        root = self.folder / f"run-{self.cases}"
         shutil.copytree(self.folder / "template", root)
+        self.cases += 1
         try:
             outcome = self.gate.ask(("run", str(root)), str(root), decide, timeout_s=HANG_S)
             broken = self.judge(outcome, root)
             later = self.gate.ask(("go_on", str(root)), str(root), timeout_s=HANG_S)
+        except TimeoutError as error:
+            self.gate.close()
+            self.gate = start_patient()
+            return [f"HANG: {error}"]
         finally:
             shutil.rmtree(root)
-        self.cases += 1
         self.acknowledged += outcome.acknowledged
         # A descriptor whose `close` was answered here is still open; a name in lineage/ that cannot be removed stays.
         excused = {"close": "left open: ", "unlink": "left behind: lineage/"}.get(failing)
