@@ -123,7 +123,7 @@ class Gate:
         error = -answer if isinstance(answer, int) else 0
         goes_on = _GO_ON if count is None and not error else 0
         with contextlib.suppress(OSError):  # its thread is gone
-            fcntl.ioctl(self._listener, _SEND, struct.pack("QqiI", number, count or 0, error, goes_on))
+            _reply(self._listener, struct.pack("QqiI", number, count or 0, error, goes_on))
 
     def _call(self, number: int, arguments: tuple[int, ...]) -> Call | None:
         name, where = _NAMES[number]
@@ -163,3 +163,12 @@ class Gate:
             )
         finally:
             os.close(descriptor)
+
+
+def _reply(listener: int, answer: bytes) -> None:
+    while True:
+        try:
+            fcntl.ioctl(listener, _SEND, answer)
+            return
+        except InterruptedError:
+            continue  # by a signal of ours: who waits for the answer would wait for ever

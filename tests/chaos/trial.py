@@ -29,7 +29,7 @@ from ckptflow.storage.store import open_store
 from tests.chaos.damages import CONTENT, damage_once
 from tests.chaos.scenes import SAVING, Scene, State, as_folder
 
-HANG_S = 30
+HANG_S = 120  # generous, since a shared machine may be busy
 _CONTENT_NAMES = {act.__name__ for act in CONTENT}
 
 
