@@ -272,9 +272,9 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
             current().merge(reason, step, left(self._view))
         return reason
 
-    def creates_claim(store: Store, key: str, data: bytes, deadline: float) -> bool:
+    def creates_claim(store: Store, key: str, data: bytes, deadline: Callable[[], float]) -> bool:
         if MERGE_AT_CLAIM:
-            current().merge(key, data, deadline)  # the listing was read for these two and is not looked at again
+            current().merge(key, data, deadline())  # the listing was read for these two and is not looked at again
         return creates(store, key, data, deadline)
 
     def claims(self: Resume, reason: Any) -> Held:
