@@ -89,12 +89,12 @@ def run_to_the_end(scene: Scene, url: str) -> None:
         raise DemoFailedError(f"the workers ended with exit codes {exit_codes}")
 
 
-def kill_in_a_save(scene: Scene, store: Store, victim: int, from_step: int) -> bool:
-    """Starts the job and kills `victim` while a save is under way; False where that save had just been committed."""
+def interrupt(scene: Scene, store: Store, victim: int) -> None:
+    """Starts the job and kills `victim` in the middle of a save."""
     name = "the chief" if victim == 0 else f"worker {victim}"
     expected = newest_committed(store)
     with scene.start(scene.url) as job:
-        folder = wait_for_save(scene, store, job, victim, from_step)
+        folder = stop_in_a_save(scene, store, job, victim, expected + 2 * SAVE_EVERY)
         job.kill(victim)
         files = list_root(store).folders.get(folder, {})
         pid = job.processes[victim].pid
@@ -104,40 +104,35 @@ def kill_in_a_save(scene: Scene, store: Store, victim: int, from_step: int) -> b
     survivor = 1 - victim
     how = "was ended by us" if exit_codes[survivor] < 0 else f"noticed and left, exit code {exit_codes[survivor]}"
     console.print(f"  worker {survivor} {how}")
-    if folder in list_root(store).committed:
-        console.print("  that save had just been committed: once more")
-        return False
     console.print(f"  left behind: {folder}/ with {len(files)} files and no manifest, so it does not count")
     console.print(f"  newest committed: step {newest_committed(store)}")
-    return True
 
 
-def wait_for_save(scene: Scene, store: Store, job: Job, victim: int, from_step: int) -> Folder:
-    """Returns as soon as a save at `from_step` or later is under way to which `victim` still has to contribute."""
+def stop_in_a_save(scene: Scene, store: Store, job: Job, victim: int, from_step: int) -> Folder:
+    """Stops `victim` in a save, at `from_step` or later, to which it still has to contribute; returns which it is.
+
+    It is stopped for each look at the storage: what is seen then is so until it goes on.
+    """
     known = set(list_root(store).folders)
-    pause_s = 0.005 if store.is_object_store else 0.002
     while job.is_running:
         is_near = scene.chief_step >= from_step - SAVE_EVERY
-        for folder, files in list_root(store).folders.items() if is_near else ():
-            reported = {worker for name in files for worker, _ in [parse_receipt_name(name) or (None, 0)]}
-            is_open = MANIFEST_NAME not in files and victim not in reported
-            if folder not in known and folder.step >= from_step and is_open:
-                return folder
-        time.sleep(pause_s if is_near else 0.05)
-    raise DemoFailedError(f"the workers ended with exit codes {job.wait(0)} before they could be killed in a save")
+        if is_near:
+            job.stop(victim)
+            for folder, files in list_root(store).folders.items():
+                reported = {parsed[0] for name in files if (parsed := parse_receipt_name(name)) is not None}
+                is_open = MANIFEST_NAME not in files and victim not in reported
+                if folder not in known and folder.step >= from_step and is_open:
+                    return folder
+            job.go_on(victim)
+        time.sleep(0.002 if is_near else 0.05)
+    raise DemoFailedError(
+        f"the workers ended with exit codes {job.wait(0)} before one could be killed in a save: try --width 4096"
+    )
 
 
 def check_resumed(scene: Scene, expected: int) -> None:
     if scene.resumed_from != expected:
         raise DemoFailedError(f"resumed from step {scene.resumed_from}, but step {expected} was committed")
-
-
-def interrupt(scene: Scene, store: Store, victim: int) -> None:
-    """Kills `victim` in the middle of a save: another life, and another save, where one was too quick to be hit."""
-    while (from_step := newest_committed(store) + 2 * SAVE_EVERY) < STEPS:
-        if kill_in_a_save(scene, store, victim, from_step):
-            return
-    raise DemoFailedError("every save was committed before the kill reached the worker: try --width 4096")
 
 
 def compare(scene: Scene) -> int:

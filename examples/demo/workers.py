@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -63,6 +64,16 @@ class Job:
         """kill -9, and waits until it is gone."""
         self.processes[worker].kill()
         self.processes[worker].wait()
+
+    def stop(self, worker: int) -> None:
+        """Stops it where it is, until `go_on`; returns once it stands still, or has ended."""
+        process = self.processes[worker]
+        process.send_signal(signal.SIGSTOP)
+        if process.returncode is None:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def go_on(self, worker: int) -> None:
+        self.processes[worker].send_signal(signal.SIGCONT)
 
     @property
     def is_running(self) -> bool:
