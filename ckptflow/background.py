@@ -115,16 +115,17 @@ class Calls:
     def is_of_this_process(self) -> bool:
         return os.getpid() == self._process
 
-    def alone(self, do: Callable[[], _Result]) -> _Result:
-        """What `do` returns: the part of a call that no other call may come between."""
-        with self._background.delivery():
-            return do()
-
-    def begin(self, *, writes: bool = False) -> None:
-        """Waits for the saves under way. What a signal's handler calls meanwhile is done before this call."""
+    def make(self, do: Callable[[], _Result], *, writes: bool = False) -> _Result:
+        """One whole call. What a signal's handler does while the saves under way are waited for is done before it."""
         self.check_turn(writes=writes)
         self._background.settle()
         self.check_turn(writes=writes)
+        with self._background.delivery():
+            return self.alone(do)
+
+    def alone(self, do: Callable[[], _Result]) -> _Result:
+        """What `do` returns: the part of a call that no other call may come between."""
+        return do()
 
     def check_turn(self, *, writes: bool = False) -> None:
         """Raises `UsageError` also inside of another call: what is half captured or half restored must not be saved."""
@@ -134,6 +135,10 @@ class Calls:
                 "this call comes from inside of another one of this manager: from a signal's handler, or from code "
                 "that the manager calls, as get_state. Set a flag there and call it later, as PreemptionWatcher does"
             )
+
+    def close(self) -> None:
+        """From here on `check` raises."""
+        self.is_closed = True
 
     def _is_inside(self) -> bool:
         """Whether who calls is called by `alone`: a flag for it could be left set by an interrupt, the stack cannot."""
@@ -154,6 +159,15 @@ class Calls:
             raise UsageError("a manager is used from the thread that made it: its calls are collectives")
         if writes and self._read_only:
             raise UsageError("this manager was opened with read_only=True")
+
+
+def call_each(first: Callable[[], object], *rest: Callable[[], object]) -> None:
+    """Calls all of them, whatever one of them raises; unlike an `ExitStack` it leaves the contexts of errors alone."""
+    try:
+        first()
+    finally:
+        if rest:
+            call_each(*rest)
 
 
 def _as_failure(error: BaseException) -> Exception:

@@ -6,7 +6,6 @@ are in `_agree`, in `Resume`, in `Incarnation.save_again`, and nowhere else.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsIndex
 
 from ckptflow import arguments
-from ckptflow.background import Background, Calls
+from ckptflow.background import Background, Calls, call_each
 from ckptflow.commit.catalog import Checkpoint, Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import NOT_EXCLUSIVE
@@ -152,8 +151,7 @@ class CheckpointManager:
             PeerError: another worker raised.
         """
         watch = Stopwatch()
-        self._calls.begin(writes=True)
-        return self._calls.alone(lambda: self._save(step, metrics, metadata, watch))
+        return self._calls.make(lambda: self._save(step, metrics, metadata, watch), writes=True)
 
     def _save(
         self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
@@ -188,8 +186,7 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
-        self._calls.begin()
-        self._calls.alone(self._raise_failure)
+        self._calls.make(self._raise_failure)
 
     def _raise_failure(self) -> None:
         def look() -> tuple[int, ...]:
@@ -310,8 +307,7 @@ class CheckpointManager:
 
     def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:
         watch = Stopwatch()
-        self._calls.begin()
-        return self._calls.alone(lambda: self._restore_now(step, partial, rename, watch))
+        return self._calls.make(lambda: self._restore_now(step, partial, rename, watch))
 
     def _restore_now(
         self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch
@@ -409,7 +405,4 @@ class CheckpointManager:
         self._background.raise_on_leaving(error)
 
     def _release(self) -> None:
-        self._calls.is_closed = True
-        with contextlib.ExitStack() as stack:  # each of them, also after an interrupt
-            for close in (self._hooks.close, self._store.close, self._pool.close, self._background.stop):
-                stack.callback(close)  # the last one first
+        call_each(self._background.stop, self._pool.close, self._store.close, self._hooks.close, self._calls.close)
