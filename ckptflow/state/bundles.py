@@ -84,10 +84,10 @@ class TableBundle(Bundle):
                 f"its keys are of shape {key_shape} and its values of shape {value_shape}, those in the checkpoint of "
                 f"{keys.shape[1:]} and {values.shape[1:]}, in {keys.shape[0]} and {values.shape[0]} rows"
             )
-        return self._marked(keys) if self._is_dense else ""
+        return self._marked(keys) if self._is_dense and len(keys) else ""
 
     def _marked(self, keys: Array) -> str:
-        """Whether rows would be taken for empty ones: not where one that TensorFlow has saved holds them many times."""
+        """Why rows would be taken for empty ones. One that TensorFlow has saved does hold these, most of them often."""
         rows = set(map(tuple, keys.reshape(len(keys), -1).tolist()))
         marks = {tuple(np.asarray(mark.numpy()).reshape(-1).tolist()) for mark in self._marks}
         if len(rows) < len(keys) or not marks & rows:
