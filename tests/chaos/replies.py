@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,9 +13,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import ckptflow
 from ckptflow import CheckpointManager, KeepLast
+from ckptflow.commit.catalog import Summaries, read_manifest
 from ckptflow.errors import CkptflowError
+from ckptflow.reading import OpenCheckpoint, find_folder, list_counting
+from ckptflow.testing import MemoryStore
 from tests import servers
 from tests.servers import Server
 from tests.storage.proxy import Fault, FaultyProxy
@@ -41,6 +45,7 @@ class Lab:
     proxy: FaultyProxy
     client: str
     objects: dict[str, bytes] = field(default_factory=dict)
+    spoilt: str = ""  # the request that the last trial's fault struck
 
     def url(self, name: str) -> str:
         scheme = "gs" if self.server.kind == "fake-gcs" else "s3"
@@ -79,11 +84,13 @@ class Lab:
     def trial(self, fault: Fault, number: int) -> Outcome:
         """Does `fault` to the request `number` of a job, and holds what is there afterwards to what was told."""
         name = self._new_root()
+        self.proxy.requests.clear()
         self.proxy.spoil(fault, skip=number)
         try:
             outcome = self.run(name)
         finally:
             self.proxy.spoil(fault, times=0)
+            self.spoilt = self.proxy.requests[number] if len(self.proxy.requests) > number else "no request"
         self.judge(name, outcome)
         return outcome
 
@@ -108,11 +115,12 @@ class Lab:
             assert isinstance(error, CkptflowError), f"a raw error left the library: {error!r}"
         assert outcome.is_acknowledged or outcome.errors, "failed without a word"
         assert outcome.restored in (20, None), f"step {outcome.restored} was restored, and 20 is sound"
-        found = ckptflow.list_checkpoints(self.url(name), storage_options=self.direct())
+        store = MemoryStore(dict(self._read(name)))  # read behind the client's back
+        found = list_counting(store, Summaries(store))
         steps = [each.step for each in found]
         assert steps, "nothing is left"
         assert steps[-1] == SAVED if outcome.is_acknowledged else steps[-1] in (20, SAVED), steps
-        with ckptflow.open_checkpoint(self.url(name), storage_options=self.direct()) as checkpoint:
+        with OpenCheckpoint(store, read_manifest(store, find_folder(store, Summaries(store), None))) as checkpoint:
             assert checkpoint.verify() == []
             for key in ("a", "b"):
                 assert np.all(checkpoint[key] == steps[-1]), f"values of step {steps[-1]} are wrong"
@@ -125,20 +133,31 @@ class Lab:
             self._write(f"replies-{self.client}/{name}/{key}", data)
         return name
 
+    @functools.cached_property
+    def _s3(self) -> Any:
+        return servers.s3_client(self.server)
+
     def _write(self, key: str, data: bytes) -> None:
         if self.server.kind == "fake-gcs":
             query = f"uploadType=media&name={urllib.parse.quote(key, safe='')}"
             servers.request(f"{self.server.endpoint}/upload/storage/v1/b/{BUCKET}/o?{query}", "POST", data)
         else:
-            servers.s3_client(self.server).put_object(Bucket=BUCKET, Key=key, Body=data)
+            self._s3.put_object(Bucket=BUCKET, Key=key, Body=data)
 
     def _read(self, name: str) -> Iterator[tuple[str, bytes]]:
-        from ckptflow.storage.store import open_store
-        from ckptflow.testing import read_whole
-
-        store = open_store(self.url(name), self.direct())
-        yield from ((entry.key, read_whole(store, entry.key)) for entry in store.list())
-        store.close()
+        prefix = f"replies-{self.client}/{name}/"
+        if self.server.kind == "fake-gcs":
+            base = f"{self.server.endpoint}/storage/v1/b/{BUCKET}/o"
+            page = json.loads(servers.request(f"{base}?prefix={urllib.parse.quote(prefix, safe='')}"))
+            for each in page.get("items", []):
+                yield (
+                    each["name"].removeprefix(prefix),
+                    servers.request(f"{base}/{urllib.parse.quote(each['name'], safe='')}?alt=media"),
+                )
+            return
+        for each in self._s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", []):
+            body = self._s3.get_object(Bucket=BUCKET, Key=each["Key"])["Body"].read()
+            yield each["Key"].removeprefix(prefix), body
 
 
 def make_state() -> dict[str, Any]:

@@ -34,7 +34,8 @@ def campaign(lab: Lab, every: int) -> None:
         try:
             outcome = lab.trial(fault, number)
         except AssertionError as error:
-            violations.append(f"{fault.__name__} on request {number}, {lab.proxy.requests[-1]}: {error}")
+            violations.append(f"{fault.__name__} on request {number}, {lab.spoilt}: {error}")
+            print(violations[-1], flush=True)
             continue
         found["went well" if outcome.is_acknowledged else type(outcome.errors[0]).__name__] += 1
     print(f"{len(pairs[::every])} of {len(pairs)} trials, {requests} requests, {len(FAULTS)} faults: {dict(found)}")
