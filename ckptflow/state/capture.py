@@ -26,7 +26,7 @@ from ckptflow.state.blocks import PartsLeaf
 from ckptflow.state.collector import no_collection
 from ckptflow.state.configs import described
 from ckptflow.state.graph import describe_graph
-from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, host_array, is_remote, to_bytes
+from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, check_shape, host_array, is_remote, to_bytes
 from ckptflow.state.tree import Tree
 
 _BATCH = 128  # variables read by one operation
@@ -81,7 +81,10 @@ class Snapshot:
     def shape(self, index: int) -> tuple[int, ...]:
         """The captured shape of what is held (the spec's, but for a dynamic tensor)."""
         held = self._value(index)
-        return tuple(held[0].shape if isinstance(held, list) else held.shape)
+        shape = tuple(held[0].shape if isinstance(held, list) else held.shape)
+        spec = self._tree.specs[index]
+        check_shape(spec.name, spec.dtype, shape)  # a variable may leave it open
+        return shape
 
     def data(self, index: int) -> Bytes1D:
         """The tensor's bytes in row-major order. They share TensorFlow's memory where it lends it: never write to them.

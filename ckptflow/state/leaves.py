@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -55,11 +55,9 @@ class Leaf(ABC):
         self.metric = False
         self.own = False
         self.is_kept_equal = False  # by the optimizer it belongs to
-        try:
-            dtypes.is_encoded(self.dtype)
-        except ValueError as error:
-            raise UnsupportedStateError(f"{name}: a checkpoint cannot hold the dtype {self.dtype}") from error
-        _check_shape(name, self.dtype, shape)
+        if self.dtype not in dtypes.names() or dtype == tf.variant:  # a variant's bytes are known to its owner alone
+            raise UnsupportedStateError(f"{name}: a checkpoint cannot hold the dtype {self.dtype}")
+        check_shape(name, self.dtype, shape or ())
 
     @abstractmethod
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -85,13 +83,16 @@ class Leaf(ABC):
         return TensorSpec(self.name, self.dtype, shape, aliases=self.aliases, metric=self.metric, own=self.own, **more)
 
 
-def _check_shape(name: str, dtype: str, shape: StaticShape) -> None:
-    """Refuses, before anything is saved, what NumPy or a manifest cannot hold, even of no element."""
-    sizes = [size for size in shape or () if size]
-    if len(shape or ()) > MAX_RANK or math.prod(sizes) * dtypes.numpy_dtype(dtype).itemsize > MAX_NUMBER:
+_MOST_AXES = MAX_RANK if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32  # of an array
+
+
+def check_shape(name: str, dtype: str, shape: Sequence[int | None]) -> None:
+    """Raises `UnsupportedStateError` for what NumPy or a manifest cannot hold, even of no element."""
+    size_bytes = math.prod(size for size in shape if size) * dtypes.numpy_dtype(dtype).itemsize
+    if len(shape) > _MOST_AXES or size_bytes > MAX_NUMBER:
         raise UnsupportedStateError(
-            f"{name}: a checkpoint cannot hold the shape {shape}: at most {MAX_RANK} dimensions and 2**62 bytes, where "
-            "a dimension of 0 counts as 1. Reshape it, or leave it out of the state"
+            f"{name}: a checkpoint cannot hold the shape {tuple(shape)}: at most {_MOST_AXES} axes and 2**62 bytes, "
+            "where a dimension of 0 counts as 1. Reshape it, or leave it out of the state"
         )
 
 
@@ -115,6 +116,7 @@ class VariableLeaf(Leaf):
         self.variable = variable
         self.handle = self.parts[0].handle
         self.on_read: Components | None = _AGGREGATIONS[variable.aggregation] if is_on_read(variable) else None
+        check_shape(name, self.dtype, [*(self.shape or ()), *[None] * bool(self.on_read)])  # one more for the workers'
 
     def specs(self) -> tuple[TensorSpec, ...]:
         dynamic = dtypes.is_encoded(self.dtype) or self.shape is None or None in self.shape

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptflow.errors import UsageError
+from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.layout import own_name
+from ckptflow.format.manifest import MAX_MANIFEST_BYTES
 from ckptflow.format.spec import TensorSpec
 from ckptflow.state.children import checkpoint_children, clean, root_label
 from ckptflow.state.collector import no_collection
@@ -75,6 +76,7 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
     walker = Walker(worker, world_size)
     with no_collection():
         walker.walk(state)
+        _check_names(walker.leaves)
         leaves = tuple(sorted(walker.leaves, key=lambda leaf: leaf.name))
         held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
     return Tree(
@@ -94,6 +96,21 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
         walker.values,
         walker.kept_alive,
     )
+
+
+def _check_names(leaves: list[Leaf]) -> None:
+    """Raises `UnsupportedStateError` where a manifest cannot even hold the names: every save would fail by it."""
+    size_bytes = sum(len(name.encode()) + _RECORD_BYTES for leaf in leaves for name in (leaf.name, *leaf.aliases))
+    if size_bytes > MAX_MANIFEST_BYTES:
+        longest = max(leaves, key=lambda leaf: len(leaf.name)).name
+        raise UnsupportedStateError(
+            f"the names of {len(leaves)} tensors take {size_bytes:,} bytes, and a manifest has at most "
+            f"{MAX_MANIFEST_BYTES:,}: give dicts shorter keys, or hold fewer variables. The longest begins with "
+            f"{longest[:80]!r}"
+        )
+
+
+_RECORD_BYTES = 32  # what each takes at the very least beside its name
 
 
 def as_mapping(state: Any) -> dict[str, Any]:
