@@ -123,6 +123,8 @@ def test_a_policy_that_answers_for_too_few_or_too_many_is_refused(answers: list[
         lambda: KeepEvery(),
         lambda: KeepEvery(steps=1, seconds=1),
         lambda: KeepEvery(steps=0),
+        lambda: KeepEvery(steps=2.5),  # type: ignore[arg-type]
+        lambda: KeepEvery(steps=True),
         lambda: KeepEvery(seconds=-1),
         lambda: KeepEvery(seconds=math.nan),
         lambda: KeepEvery(seconds=math.inf),

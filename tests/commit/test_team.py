@@ -11,7 +11,7 @@ import pytest
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
-from ckptflow.commit.team import Outcome, Vote, chief_says, raise_together, vote, vote_for
+from ckptflow.commit.team import Outcome, Vote, agree, chief_says, raise_together, vote, vote_for
 from ckptflow.errors import (
     CheckpointNotFoundError,
     CkptflowError,
@@ -32,6 +32,10 @@ from tests.protocol.lives import parse_ancestry, read_checkpoint, shard_bytes, w
 
 WORKERS = 3
 TIMEOUT_S = 60.0  # a worker that skips a collective breaks the barrier: the test fails, and does not hang
+
+
+class Panic(BaseException):
+    """As a client's that is written in Rust: no Exception, and an error all the same."""
 
 
 class Exchange:
@@ -74,7 +78,7 @@ def together(work: Callable[[Member], object], world_size: int = WORKERS) -> lis
     def run(worker: int) -> object:
         try:
             return work(Member(exchange, worker))
-        except Exception as error:
+        except BaseException as error:
             return error
 
     with ThreadPoolExecutor(world_size) as threads:
@@ -162,6 +166,33 @@ def test_one_workers_error_reaches_all(failing: int, error: Exception, others: t
             assert str(error.args[0]) in str(other)
 
 
+def test_whatever_one_worker_raises_in_its_part_reaches_all() -> None:
+    def work(member: Member) -> object:
+        def part() -> tuple[int, ...]:
+            if member.worker == 1:
+                raise Panic("a client's")
+            return ()
+
+        return agree(member, (1,), part)
+
+    raised = together(work)
+    assert [type(error) for error in raised] == [PeerError, Panic, PeerError]
+    assert "a client's" in str(raised[0])
+
+
+def test_who_leaves_the_program_leaves_without_a_collective() -> None:
+    for leaving in (KeyboardInterrupt(), SystemExit(0)):
+
+        def leave(error: BaseException = leaving) -> tuple[int, ...]:
+            raise error
+
+        member = Member(Exchange(2), 0)  # the other one never comes
+        with pytest.raises(type(leaving)):
+            agree(member, (1,), leave)
+        with pytest.raises(type(leaving)):
+            chief_says(member, leave)
+
+
 def test_the_chiefs_numbers_reach_all() -> None:
     assert together(lambda member: chief_says(member, lambda: (1, 2, 2**62 - 1))[:3]) == [(1, 2, 2**62 - 1)] * WORKERS
 
@@ -175,9 +206,10 @@ def test_the_chiefs_numbers_reach_all() -> None:
         (UsageError("first restore"), UsageError),
         (StorageUnavailableError("503"), StorageUnavailableError),
         (ZeroDivisionError("a bug"), PeerError),
+        (Panic("a client's"), PeerError),
     ],
 )
-def test_the_chiefs_error_reaches_all_in_its_own_class(error: Exception, others: type[CkptflowError]) -> None:
+def test_the_chiefs_error_reaches_all_in_its_own_class(error: BaseException, others: type[CkptflowError]) -> None:
     def decide() -> tuple[int, ...]:
         raise error
 
@@ -277,8 +309,8 @@ def test_damage_that_one_worker_alone_sees_gives_nothing_up() -> None:
     assert all("nothing is given up" in str(error) for error in raised)
 
 
-@pytest.mark.parametrize("error", [StorageUnavailableError("503"), KeyError("a bug"), MemoryError()])
-def test_whatever_one_worker_raises_stops_all(error: Exception) -> None:
+@pytest.mark.parametrize("error", [StorageUnavailableError("503"), KeyError("a bug"), MemoryError(), Panic()])
+def test_whatever_one_worker_raises_stops_all(error: BaseException) -> None:
     def fails(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
         raise error
 

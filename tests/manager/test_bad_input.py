@@ -85,16 +85,32 @@ def test_a_step_that_goes_back(used: Path) -> None:
         with pytest.raises(StepOrderError, match="below step 5"):
             manager.save(4)
         manager.save(5).result()
-        wrong: list[Any] = [-1, 2**62, 1.5, True, "7"]
+        wrong: list[Any] = [
+            -1,
+            2**62,
+            1.5,
+            True,
+            "7",
+            b"7",
+            [7],
+            None,
+            7.0,
+            np.float64(7),
+            np.bool_(True),
+            np.array([7]),
+        ]
+        wrong += [tf.Variable(7.9), tf.constant(7.0), tf.constant(True), tf.Variable([7]), tf.constant("7")]
         for step in wrong:
             with pytest.raises(ValueError):
                 manager.save(step)
         manager.save(np.int64(6)).result()
         manager.save(tf.constant(7)).result()
-    assert [(c.step, c.incarnation) for c in ckptflow.list_checkpoints(used)] == [(5, 2), (6, 2), (7, 2)]
+        manager.save(tf.Variable(8, dtype=tf.int64)).result()
+        manager.save(np.array(9)).result()
+    assert [(c.step, c.incarnation) for c in ckptflow.list_checkpoints(used)] == [(n, 2) for n in (5, 6, 7, 8, 9)]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", None, "0.5", b"1", 1j, np.complex64(1 + 2j)])
 def test_metrics_that_are_no_finite_numbers(used: Path, value: Any) -> None:
     with CheckpointManager(used, {"w": Weights()}) as manager:
         manager.restore_latest()
@@ -210,6 +226,8 @@ def test_an_unknown_scheme_names_those_that_are_known(tmp_path: Path) -> None:
     "wrong",
     [
         {"shard_bytes": 10},
+        {"shard_bytes": 1e8},
+        {"memory_budget_bytes": 1e9},
         {"concurrency": 0},
         {"concurrency": -1},
         {"concurrency": True},

@@ -111,6 +111,32 @@ def test_every_worker_raises_at_once(
     assert committed(tmp_path) == ["000000000001-i0001"]
 
 
+def test_the_result_on_another_worker_waits_no_longer_than_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    class Slow(FaultyStore):
+        def run(self, verb: str, key: str, call: Any) -> Any:
+            if verb == "create" and "manifest" in key:
+                gate.wait(60)
+            return super().run(verb, key, call)
+
+    def work(number: int) -> None:
+        manager = CheckpointManager(str(tmp_path), {"w": Weights()}, commit_timeout_s=100_000)
+        pending = manager.save(1)
+        if number == 1:
+            assert pending.wait()
+            for timeout_s in (0, 0.001, -1):
+                with pytest.raises(TimeoutError):
+                    pending.result(timeout_s)
+            gate.set()
+            assert pending.result(60).step == 1
+        manager.close()
+
+    Team(monkeypatch, lambda url: Slow(open_store(url))).run(2, work)
+
+
 def test_a_policy_that_ends_the_program_costs_neither_save_nor_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
