@@ -23,7 +23,7 @@ from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.restore import Restore
 from ckptflow.state.tree import Tree, walk
-from ckptflow.state.weights import weights_of
+from ckptflow.state.weights import trainable_of, weights_of
 
 logger = logging.getLogger("ckptflow")
 
@@ -230,7 +230,7 @@ def check_order(loaded: LoadedModel) -> None:
     optimizer = getattr(loaded.model, "optimizer", None)
     node = next((node for node in loaded.tree.optimizers.values() if node.optimizer is optimizer), None)
     names = {id(variable): name for name, variable in loaded.tree.variables.items()}
-    wanted = [names.get(id(variable)) for variable in loaded.model.trainable_variables]
+    wanted = [names.get(id(variable)) for variable in trainable_of(loaded.model)]
     if node is not None and node.built_for and list(node.built_for) != wanted:
         raise UsageError(
             "the optimizer of model= was built for other variables than model.trainable_variables, or for these in "
