@@ -13,7 +13,7 @@ help:
 	@echo "make demo [URL=…]   two workers train, one is killed, the run resumes; on local disk or any storage"
 	@echo "make test           lint, types and tests: what CI runs"
 	@echo "make docs           the site of these pages and docstrings, in build/docs"
-	@echo "make chaos          the long runs: kill -9, every interleaving, every way that fit is killed"
+	@echo "make chaos          the long runs: damaged roots, kill -9, failing system calls, every interleaving; ends with a table"
 	@echo "make matrix         save under every strategy, restore under every other, bit for bit: docs/matrix.md"
 	@echo "make tfjs           exports converted by the stock tensorflowjs_converter and run in Node, in environments of their own"
 	@echo "make bench          save and restore beside the limit and beside what else there is; 20 minutes, a page to look at"

@@ -101,7 +101,7 @@ def delete(rng: random.Random, path: Path, other: Path) -> None:
 
 def link(rng: random.Random, path: Path, other: Path) -> None:
     """A symbolic link: to where it was moved, to nothing, to itself, to something else."""
-    moved = path.parent.parent / f"moved-{rng.randrange(10**9)}"
+    moved = path.with_name(f"moved-{rng.randrange(10**9)}")
     path.rename(moved)
     path.symlink_to(rng.choice([str(moved), str(moved), "nothing", path.name, "/etc", "/etc/hostname"]))
 

@@ -113,7 +113,7 @@ class Trial:
 
     def _prune(self) -> None:
         sound = self._sound()
-        with self._nothing_lost(sound), contextlib.closing(open_store(str(self.root))) as store:
+        with self._nothing_lost(sound, "a prune by hand"), contextlib.closing(open_store(str(self.root))) as store:
             prune_by_hand(store, Summaries(store), [KeepLast(self.rng.choice([1, 2, 3]))])
         sound = self._sound()
         with self._manager(read_only=True) as manager:
@@ -122,7 +122,7 @@ class Trial:
     def _continue(self) -> None:
         """What a restarted job does: restores, saves, prunes. What was acknowledged is what is restored next."""
         sound, saved = self._sound(), None
-        with self._nothing_lost(sound):
+        with self._nothing_lost(sound, "a restart and a save"):
             with self._manager(keep=KeepLast(self.rng.choice([1, 2, 3]))) as manager:
                 back = self.rng.random() < 0.2
                 found = self._restore_step(manager) if back else self._restore_latest(manager, sound)
@@ -228,7 +228,7 @@ class Trial:
         return bool(files) and all(sound)
 
     @contextlib.contextmanager
-    def _nothing_lost(self, sound: list[Folder]) -> Iterator[None]:
+    def _nothing_lost(self, sound: list[Folder], what: str) -> Iterator[None]:
         """What was sound is there afterwards, or something newer that is: pinned ones, whatever else there is."""
         pins = [folder for folder in self.scene.pinned if is_sound(self.root / "pins" / str(folder), None)]
         try:
@@ -236,7 +236,7 @@ class Trial:
         finally:
             left = self._sound()
             lost = [f for f in sound if f not in left and (f in pins or not any(other > f for other in left))]
-            self._check(not lost, f"LOST: {[str(f) for f in lost]}, left: {[str(f) for f in left]}")
+            self._check(not lost, f"LOST in {what}: {[str(f) for f in lost]}, left: {[str(f) for f in left]}")
 
     def _check(self, is_right: bool, what: str) -> None:
         if not is_right:
