@@ -350,11 +350,13 @@ def find_counting(
     for incarnation in sorted({folder.incarnation for folder in committed}, reverse=True):
         own = [folder for folder in reversed(committed) if folder.incarnation == incarnation]
         own = _of_one_writer(own, listing, run_id, read, partial(holder, incarnation))
-        decides = next((summary for folder in own if isinstance(summary := read(folder), Summary)), None)
+        # A manifest of another run over one of ours is damage as any other: a restore finds it without its shards.
+        readable = (summary for folder in own if isinstance(summary := read(folder), Summary))
+        first = next(readable, None)
+        decides = first if first is None or run_id in (None, first.run_id) else None
+        decides = decides or next((summary for summary in readable if summary.run_id == run_id), None)
         if decides is None:
-            damaged += own
-            continue
-        if run_id is not None and decides.run_id != run_id:
+            damaged += own if first is None else []
             continue
         if damaged:
             break

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
+import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableE
 from ckptflow.storage.faults import closed_error, from_os_error
 from ckptflow.storage.local_calls import RESERVED as RESERVED
 from ckptflow.storage.local_calls import change, clear_direct, drop_cached, fsync_path, remove
+from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
+from ckptflow.storage.local_listing import check_no_link, is_record, walk
 from ckptflow.storage.store import Entry, check_key, check_prefix
 
 PAGE_BYTES = 4096
 DIRECT_MIN_BYTES = 256 * 1024  # below this a direct write costs more than it saves
-LEFTOVER_NAME = RESERVED + "leftover"  # listed for a folder that holds no object, so that it can be deleted
 _REFRESHED_PREFIX = "lineage/"  # changed before it is listed, so that a network client cannot answer from its cache
-_DECIDES = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?|lineage|pins")  # names in a root on which something depends
 _LOCK_WAIT_S = 2.0
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -76,6 +76,8 @@ class LocalStore:
                     raise
                 return self._read(path, view, start)  # the file was replaced on a network share: look it up anew
         except OSError as error:
+            if error.errno == errno.ENOENT and os.path.islink(path):
+                return 0  # the name is there, and listed; what it leads to is not
             raise from_os_error(error, "read", path) from error
 
     def list(self, prefix: str = "") -> list[Entry]:
@@ -86,9 +88,9 @@ class LocalStore:
         try:
             self._check_root()
             if prefix and os.path.realpath(folder) != os.path.join(os.path.realpath(self._root), prefix[:-1]):
-                _check_no_link(os.path.join(self._root, prefix.partition("/")[0]))
+                check_no_link(os.path.join(self._root, prefix.partition("/")[0]))
                 return []  # a link to a folder elsewhere: not in the root's own listing either
-            return list(_walk(folder, prefix))
+            return list(walk(folder, prefix))
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
@@ -267,8 +269,12 @@ class LocalStore:
 
     def _read(self, path: str, view: memoryview, start: int) -> int:
         direct_bytes = self._direct_bytes(view, start)
-        descriptor = self._open(path, os.O_RDONLY, direct=direct_bytes > 0)
+        # Not to wait for a writer, where a pipe is in the place of a file.
+        descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK, direct=direct_bytes > 0)
         try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode) and (not stat.S_ISDIR(mode) or is_record(path)):
+                return 0  # as it is listed
             done = 0
             if direct_bytes and self._has_direct:
                 done = self._transfer(lambda at, part: os.preadv(descriptor, [part], at), view[:direct_bytes], start)
@@ -350,54 +356,6 @@ class LocalStore:
 
 def _flat(data: memoryview) -> memoryview:
     return data.cast("B") if data.nbytes else memoryview(bytearray())
-
-
-def _walk(folder: str, prefix: str) -> Iterator[Entry]:
-    """Every file below `folder`, links to folders not followed, whatever vanishes meanwhile left out."""
-    pending = [(folder, prefix)]
-    while pending:
-        folder, prefix = pending.pop()
-        is_leftover = bool(prefix)
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    key = prefix + entry.name
-                    if entry.name.startswith(RESERVED) or not _is_key(key) or key == "lost+found":
-                        continue
-                    if not prefix and entry.is_symlink():
-                        _check_no_link(entry.path)
-                    is_leftover = False
-                    try:
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append((entry.path, key + "/"))
-                        elif entry.is_file():
-                            yield Entry(key, entry.stat().st_size)
-                    except FileNotFoundError:
-                        continue
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if is_leftover:
-            yield Entry(prefix + LEFTOVER_NAME, 0)
-
-
-def _check_no_link(path: str) -> None:
-    """Raises where a link has the name of a folder that decides something: passed over, an older one would count.
-
-    Links to folders are not followed, since what is deleted in them would be deleted elsewhere.
-    """
-    if os.path.islink(path) and _DECIDES.fullmatch(os.path.basename(path)):
-        raise StorageError(
-            f"{path}: cannot list: it is a symbolic link to {os.readlink(path)}; links to folders are not followed. "
-            "Move the folder itself here, mount it here, or rename the link if it is not part of this run"
-        )
-
-
-def _is_key(key: str) -> bool:
-    try:
-        check_key(key)
-    except ValueError:
-        return False  # not written by any store of ours, and no verb would take it
-    return True
 
 
 def _write_error(error: OSError, path: str) -> StorageError:

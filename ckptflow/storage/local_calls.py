@@ -38,14 +38,16 @@ def change(folder: str) -> None:
     """Makes and removes a name, so that a network client lists the folder anew."""
     path = os.path.join(folder, f"{RESERVED}tmp-{secrets.token_hex(12)}")
     with contextlib.suppress(OSError):  # not there yet, read-only or full: then there is only the list as it is
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        os.unlink(path)
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        finally:
+            os.unlink(path)
 
 
 def drop_cached(path: str) -> None:
     """Lets go of what the page cache holds of a file, so that it is read from the disk or the share again."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

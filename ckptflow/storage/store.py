@@ -26,6 +26,7 @@ from ckptflow.events import Tell, tell_nobody
 # What a key may be: relative, "/"-separated, no empty, "." or ".." part, no control character or backslash.
 MAX_KEY_BYTES = 900
 _BAD_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
+_PROBED_BYTES = 2**20  # what is longer is first asked whether it is too long
 # A URL that would become a folder on this disk, of which nobody would hear before it is needed.
 _SLASHLESS = re.compile(r"(s3a?|gc?s|file|local|memory|az|abfss?|adl|hdfs|sftp|ssh|https?|r2|oss|oci):/?(?!/)")
 
@@ -120,6 +121,8 @@ def read_small(store: Store, key: str, max_bytes: int) -> bytes:
         total += count
         if count < len(buffer):
             return b"".join(parts)
+        if total > _PROBED_BYTES and store.get(key, memoryview(bytearray(1)), max_bytes):
+            break  # before all of it is read in vain
         step *= 8
     raise ValueError(f"{store.url}/{key} is longer than {max_bytes:,} bytes")
 
