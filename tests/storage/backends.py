@@ -14,7 +14,7 @@ from ckptflow.storage.store import Store, open_store
 from ckptflow.testing import MemoryStore
 from tests import servers
 
-BUCKET = "ckptflow-tests"
+BUCKET = servers.BUCKET
 
 
 @dataclass
