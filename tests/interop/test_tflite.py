@@ -93,7 +93,7 @@ def test_litert_predicts_the_same(tmp_path: Path) -> None:
     words = np.arange(12, dtype=np.float32).reshape(2, 6) % 9
     cases["lstm"] = case_of(tmp_path, "lstm", {"words": words}, {"output_0": lstm(words)}, any_batch=False)
     for key, answer in run_stock(INTERPRETER, cases).items():
-        assert answer["difference"] <= 1e-6, key
+        assert answer["difference"] <= 1e-5, key  # LiteRT has other kernels
         assert answer["one"] == (None if key == "lstm" else 1), key
         assert list(answer["signatures"]) == ["serving_default"], key
 
@@ -130,7 +130,7 @@ def test_signatures_by_name(tmp_path: Path) -> None:
             "look": case_of(tmp_path, "look", keys, {"values": [20, 10, -1]}, signature="look"),
         },
     )
-    assert answers["best"]["difference"] <= 1e-6
+    assert answers["best"]["difference"] <= 1e-5
     assert answers["best"]["outputs"] == ["best", "scores"]
     assert answers["look"]["difference"] == 0
     expected = {"best": ["pixels"], "look": ["keys"], "serving_default": ["inputs"]}
