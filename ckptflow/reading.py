@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -19,7 +20,7 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
-    find_counting_now,
+    count_root,
     list_root,
     read_manifest,
     read_sealed,
@@ -245,9 +246,10 @@ def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:
 
 
 def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
-    """Lists the root once and decides what counts; a manifest that goes meanwhile was not there."""
-    listing = list_root(store)
-    return listing, find_counting_now(store, listing, find_run_id(store, listing, summaries), summaries.get)
+    """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
+    return count_root(
+        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries.get
+    )
 
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
@@ -262,6 +264,13 @@ def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
 
     Raises `CheckpointNotFoundError`, or `CorruptCheckpointError` where every manifest that would do is damaged.
     """
+    for _ in range(_TRIES):
+        with contextlib.suppress(ObjectNotFoundError):  # deleted since it was listed
+            return _find_folder(store, summaries, step)
+    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be read; pin one")
+
+
+def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
     _, counting = read_counting(store, summaries)
     matching = [folder for folder in counting.folders if step in (None, folder.step)]
     matching += [folder for folder in counting.outside if step == folder.step]

@@ -34,6 +34,7 @@ from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
 _READERS = 8  # manifests read at once
+_TRIES = 5  # listings that name a manifest which is gone when it is read
 
 
 @dataclass(frozen=True)
@@ -313,6 +314,20 @@ SummaryReader = Callable[[Folder], Summary | CorruptCheckpointError]
 Holder = Callable[[int], str | None]
 
 
+def count_root(
+    store: Store, list_it: Callable[[], Listing], find_run: Callable[[Listing], str | None], read: SummaryReader
+) -> tuple[Listing, Counting]:
+    """Lists and decides what counts; lists again if a manifest went meanwhile, since something newer may have come.
+
+    Where they keep going, those that went are as if they had not been listed.
+    """
+    for _ in range(_TRIES):
+        listing = list_it()
+        with contextlib.suppress(ObjectNotFoundError):
+            return listing, find_counting(listing, find_run(listing), read, partial(_find_holder, store))
+    return listing, find_counting_now(store, listing, find_run(listing), read)
+
+
 def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: SummaryReader) -> Counting:
     """What counts in `listing`, except for manifests that go while they are read: as if they had not been listed."""
     gone: set[Folder] = set()
@@ -324,15 +339,14 @@ def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: 
             gone.add(folder)
             raise
 
-    def holder(number: int) -> str | None:
-        claim = read_claim(store, number)
-        return claim.writer_id if claim is not None else None
-
     while True:
-        try:
-            return find_counting(listing.without(gone), run_id, read_or_note, holder)
-        except ObjectNotFoundError:
-            continue
+        with contextlib.suppress(ObjectNotFoundError):
+            return find_counting(listing.without(gone), run_id, read_or_note, partial(_find_holder, store))
+
+
+def _find_holder(store: Store, number: int) -> str | None:
+    claim = read_claim(store, number)
+    return claim.writer_id if claim is not None else None
 
 
 def find_counting(

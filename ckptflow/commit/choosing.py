@@ -13,6 +13,7 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
+    count_root,
     find_counting_now,
     list_root,
     read_claim,
@@ -87,18 +88,18 @@ class Chooser:
         if folder is not None:
             return (1, folder.incarnation, folder.step, folder.call, int(folder != view.counting.newest), 0)
         if not view.is_last and (view.damaged or view.counting.outside):
-            view = self.list_anew(
-                held
-            )  # a commit may have landed since: list once more before anything outside is taken
+            view = self.list_anew(held)  # a commit may have landed, which goes before anything outside
             view.is_last = True
             return self.choose(step, held)
         return self._outside(view)
 
     def list_anew(self, held: Held | None) -> View:
         """Lists after the claim, and decides what counts."""
-        listing = self._list_root(held)
-        run_id = held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
-        counting = self._count(listing, run_id)
+
+        def find_run(listing: Listing) -> str | None:
+            return held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
+
+        listing, counting = count_root(self._store, lambda: self._list_root(held), find_run, self._summaries.get)
         old = self.view
         self.view = View(listing, counting)
         if old is not None:
@@ -168,9 +169,11 @@ class Chooser:
         if restored.run_id != counting.run_id or restored.folder.incarnation < counting.fresh_since:
             return frozenset()  # what is there is deleted only by hand, so it must not come under the policies
         for folder in view.listing.committed:
-            is_own = folder.incarnation == restored.folder.incarnation or folder in restored.lineage
-            if is_own and folder <= restored.folder and folder not in view.damaged:
+            is_near = folder.incarnation == restored.folder.incarnation or folder in restored.lineage
+            if is_near and folder <= restored.folder and folder not in view.damaged:
                 summary = self._summaries.get(folder)
-                if isinstance(summary, Summary) and summary.is_complete(files[folder]):
+                if not isinstance(summary, Summary) or not summary.is_complete(files[folder]):
+                    continue
+                if folder in restored.lineage or summary.writer_id == restored.writer_id:
                     found.add(folder)
         return frozenset(found)

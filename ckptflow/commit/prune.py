@@ -149,7 +149,7 @@ def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]
     """
     deletions = plan.deletions
     manifests = [folder.manifest_key for folder in deletions if MANIFEST_NAME in files[folder]]
-    rest = [folder.key(name) for folder in deletions for name in files[folder] if name != MANIFEST_NAME]
+    rest = [folder.key(name) for folder in deletions for name in sorted(files[folder]) if name != MANIFEST_NAME]
     for decision in plan.decisions:
         if not decision.keep:
             logger.info("pruned %s/%s: %s", store.url, decision.folder, decision.reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.retention import KeepBest, KeepLast
 from ckptflow.errors import (
     CheckpointGoneError,
@@ -12,6 +13,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
+from ckptflow.reading import find_folder, list_counting
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, damage, folders, job
 
@@ -179,6 +181,29 @@ def test_a_reader_writes_nothing_and_falls_back_as_well() -> None:
     reader = Job(store, read_only=True)
     assert reader.resume() == 1
     assert store.objects == before
+
+
+@pytest.mark.parametrize("reads", ["restoring", "listing", "finding"])
+def test_a_reader_does_not_take_what_was_pruned_for_nothing(reads: str) -> None:
+    """The only checkpoint is listed, and deleted before its manifest is read: something newer is there."""
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects), [KeepLast(1)])
+    first.save(1)
+    saved: list[int] = []
+
+    def saves_meanwhile(verb: str, key: str) -> None:
+        if verb == "get" and key.endswith("/manifest.json") and not saved:
+            saved.append(2)
+            first.save(2)
+
+    store = MemoryStore(objects, hook=saves_meanwhile)
+    if reads == "restoring":
+        assert Job(store, read_only=True).resume() == 2
+    elif reads == "listing":
+        assert [checkpoint.step for checkpoint in list_counting(store, Summaries(store))] == [2]
+    else:
+        assert find_folder(store, Summaries(store), None).step == 2
+    assert saved
 
 
 def test_a_storage_that_does_not_answer_is_no_damage() -> None:
