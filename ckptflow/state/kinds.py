@@ -188,9 +188,14 @@ def is_wrapped_container(obj: object) -> bool:
     return isinstance(obj, (data_structures.ListWrapper, data_structures._DictWrapper, data_structures._TupleWrapper))
 
 
-def is_untracked_container(obj: object) -> bool:
-    """Whether it is a container that TensorFlow does not follow when it is assigned to an attribute."""
-    return kind_of(obj) in (Kind.SET, Kind.RECORD) or isinstance(obj, (deque, UserList))
+def follows(obj: object, value: object) -> bool:
+    """Whether an attribute's value belongs to an object, as the frameworks see it.
+
+    A `tf.Module` follows every container. Neither Keras follows a deque or a record: what a layer has there (the
+    memory of an agent, of millions of tuples) is not its own.
+    """
+    is_foreign = kind_of(value) is Kind.RECORD or isinstance(value, (deque, UserList))
+    return not is_foreign or kind_of(obj) is Kind.TRACKABLE
 
 
 def is_normalization(obj: object) -> bool:
@@ -281,6 +286,12 @@ def is_python_state(obj: object) -> bool:
     ours are: nobody has handed this one over, and other libraries have methods of these names, too."""
     cls: Any = type(obj)
     return _is_python_state(cls)
+
+
+def may_hold_state(cls: Any) -> bool:
+    """Whether an object of this class can be state, or hold any."""
+    kind = _by_type[cls] if cls in _by_type else _by_type.setdefault(cls, _classify(cls))
+    return kind not in (None, Kind.DATASET) or _is_python_state(cls)
 
 
 @functools.cache

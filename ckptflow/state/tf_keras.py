@@ -21,7 +21,6 @@ from ckptflow.state.kinds import (
     Kind,
     is_distributed,
     is_tf_keras_model,
-    is_untracked_container,
     kind_of,
     raw_variable,
     tf_keras,
@@ -47,8 +46,7 @@ def layer_children(layer: Any) -> Children:
         metrics = [(f"metrics/{label}", metric) for label, metric in layer_labels(layer.metrics)]
     weights = [*vars(layer).get("_trainable_weights", ()), *vars(layer).get("_non_trainable_weights", ())]
     fallback = [(_short_name(weight), weight) for weight in weights if kind_of(weight) is Kind.VARIABLE]
-    untracked = [(label, child) for label, child in attributes(layer) if is_untracked_container(child)]
-    return Children(named, fallback + metrics + untracked)
+    return Children(named, fallback + metrics)
 
 
 def is_stateful(layer: Any) -> bool:
