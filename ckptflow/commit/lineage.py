@@ -217,8 +217,10 @@ def check_fence(store: Store, held: Held, listing: Listing | None = None) -> Non
     incarnation in `listing`. Raises `FencedError` if another holds the root, or the claim was deleted; `StorageError`
     if the storage contradicts itself.
     """
+    if listing is not None and listing.top_number > held.number:
+        raise fenced(store, held, listing.top_number)
     claims = list_claims(store)
-    check_listing(store, held, claims, max([*claims, listing.top_number if listing else 0], default=0))
+    check_listing(store, held, claims, max(claims, default=0))
     check_own_claim(store, held)
 
 
