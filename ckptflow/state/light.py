@@ -26,12 +26,14 @@ from tensorflow.python.ops.init_ops_v2 import Initializer
 from ckptflow.state.kinds import Kind, keras3, kind_of, tf_keras
 
 MAX_DATA_BYTES = 256 << 10  # of one value that nothing but the config holds
+MAX_ALL_DATA_BYTES = 2 << 20  # of all such values in one config that are longer than a few bytes
 MAX_SAVED_DATA_BYTES = 1 << 10  # of one that is saved as a tensor, or that no restored model needs
 _MARK = "__left_out__"
 _NUMBERS = (int, float, complex, np.generic)
 _ITEMS = (list, tuple, set, frozenset)
 _AT_ONCE = frozenset({type(None), bool, int, float})  # most of what a config is made of
 _SHORT = 1000  # characters
+_FEW_BYTES = 16 << 10
 _DATA = (str, bytes, dict, *_ITEMS, np.ndarray, EagerTensor)
 
 _lock = threading.RLock()
@@ -64,6 +66,7 @@ class _Light:
         self._keras = keras
         self._made: dict[int, tuple[Any, Any]] = {}  # by identity, with the object, so that it stays its identity
         self._path: list[str] = []
+        self._bytes = 0
 
     @contextlib.contextmanager
     def in_place_of(self, original: Callable[[Any], Any], modules: tuple[Any, ...]) -> Iterator[None]:
@@ -93,7 +96,11 @@ class _Light:
         if isinstance(obj, _Data):
             return self._mark(obj.value)
         if isinstance(obj, _DATA):
-            return obj if data_bytes(obj, MAX_DATA_BYTES) <= MAX_DATA_BYTES else self._mark(obj)
+            size_bytes = data_bytes(obj, MAX_DATA_BYTES)
+            if size_bytes <= _FEW_BYTES:
+                return obj
+            self._bytes += size_bytes
+            return self._mark(obj) if size_bytes > MAX_DATA_BYTES or self._bytes > MAX_ALL_DATA_BYTES else obj
         if not hasattr(type(obj), "get_config") or not hasattr(obj, "__dict__"):
             return obj
         if id(obj) not in self._made:
