@@ -102,10 +102,10 @@ class Coordinator:
                 check_fence(self._store, self._held, self._listing)
             except FencedError:
                 raise
-            except Exception as error:  # it is there, and the next restore takes it if nothing newer is
+            except BaseException as error:  # it is there, and the next restore takes it if nothing newer is
                 raise CommitUnknownError(
-                    f"{self._store.url}/{draft.folder} is written whole, but whether it counts is not known: {error}; "
-                    "the next restore finds out"
+                    f"{self._store.url}/{draft.folder} is written whole, but whether it counts is not known: "
+                    f"{error!r}; the next restore finds out"
                 ) from error
         return summary
 
@@ -252,14 +252,14 @@ class Coordinator:
         deadline = max(deadline, time.monotonic() + 10.0)
         try:
             is_ours = create_once(self._store, key, data, lambda: min(deadline, self._hurry_deadline))
-        except StorageUnavailableError as error:
+        except BaseException as error:
+            if isinstance(error, StorageError) and not isinstance(error, StorageUnavailableError):
+                self.give_up(folder)
+                raise
             raise CommitUnknownError(
                 f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not count; the next "
-                f"restore finds out ({error})"
+                f"restore finds out ({error!r})"
             ) from error
-        except StorageError:
-            self.give_up(folder)
-            raise
         if not is_ours:
             raise FencedError(
                 f"{self._store.url}/{key} is there and is another's: another copy of this job writes to this root. "

@@ -265,8 +265,8 @@ def test_two_jobs_that_share_a_claim_there_do_not_both_go_on() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "lineage/", claim_key(1)])
-@pytest.mark.parametrize("error", [StorageUnavailableError("503"), StorageAccessError("403")])
-def test_what_fails_after_the_manifest_is_unknown(key: str, error: Exception) -> None:
+@pytest.mark.parametrize("error", [StorageUnavailableError("503"), StorageAccessError("403"), SystemExit(0)])
+def test_what_fails_after_the_manifest_is_unknown(key: str, error: BaseException) -> None:
     store = FaultyStore(MemoryStore())
     life = job(store, ONE)
     life.save(10)
@@ -286,7 +286,10 @@ def test_a_manifest_that_is_there_though_creating_it_failed_is_unknown() -> None
     store.fail("create", StorageError("fsync: EIO"), key="manifest.json", is_after=True)
     with pytest.raises(CommitUnknownError):
         life.save(20)
-    assert Job(store).resume() == 20
+    store.fail("create", SystemExit(0), key="manifest.json", is_after=True)  # no error of a client's that it knows
+    with pytest.raises(CommitUnknownError):
+        life.save(30)
+    assert Job(store).resume() == 30
 
 
 def test_a_refusal_after_a_try_without_a_reply_is_unknown() -> None:
