@@ -7,6 +7,7 @@ that counted and was not damaged is restored, or a newer one is, and is deleted 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import random
@@ -22,10 +23,8 @@ import numpy as np
 
 import ckptflow
 from ckptflow import CheckpointManager, CkptflowError, KeepLast
-from ckptflow.commit.catalog import Summaries
-from ckptflow.commit.prune import prune_by_hand
+from ckptflow.cli.prune import prune
 from ckptflow.format.layout import Folder
-from ckptflow.storage.store import open_store
 from tests.chaos.damages import CONTENT, damage_once
 from tests.chaos.scenes import SAVING, Scene, State, as_folder
 
@@ -113,8 +112,8 @@ class Trial:
 
     def _prune(self) -> None:
         sound = self._sound()
-        with self._nothing_lost(sound, "a prune by hand"), contextlib.closing(open_store(str(self.root))) as store:
-            prune_by_hand(store, Summaries(store), [KeepLast(self.rng.choice([1, 2, 3]))])
+        with self._nothing_lost(sound, "a prune by hand"), contextlib.redirect_stdout(io.StringIO()):
+            prune(str(self.root), last=self.rng.choice([1, 2, 3]), yes=True, as_json=True)
         sound = self._sound()
         with self._manager(read_only=True) as manager:
             self._restore_latest(manager, sound)
