@@ -233,7 +233,7 @@ class Trial:
         try:
             yield
         finally:
-            left = self._sound()
+            left = [f for f in self._counting() if self._is_same(f, self.scene, follows_links=True)]
             lost = [f for f in sound if f not in left and (f in pins or not any(other > f for other in left))]
             self._check(not lost, f"LOST in {what}: {[str(f) for f in lost]}, left: {[str(f) for f in left]}")
 
