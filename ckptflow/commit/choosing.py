@@ -26,10 +26,12 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.format.layout import Folder
+from ckptflow.format.words import some_of
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
+_NAMES_SHOWN = 5
 _MAX_GONE = 20  # listings in a row that name a checkpoint which is gone when it is read
 
 
@@ -100,6 +102,13 @@ class Chooser:
             return held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
 
         listing, counting = count_root(self._store, lambda: self._list_root(held), find_run, self._summaries.get)
+        strange = [str(f) for f in counting.outside if f.incarnation >= counting.incarnation and counting.folders]
+        if strange:
+            logger.warning(
+                "%s: passed over, since they are of another run, or of a job that held the same number: %s",
+                self._store.url,
+                some_of(strange, _NAMES_SHOWN),
+            )
         old = self.view
         self.view = View(listing, counting)
         if old is not None:

@@ -112,7 +112,7 @@ class Trial:
 
     def _prune(self) -> None:
         sound = self._sound()
-        with self._nothing_lost(sound, "a prune by hand"), contextlib.redirect_stdout(io.StringIO()):
+        with self._nothing_lost(sound, "a prune by hand"), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
             prune(str(self.root), last=self.rng.choice([1, 2, 3]), yes=True, as_json=True)
         sound = self._sound()
         with self._manager(read_only=True) as manager:

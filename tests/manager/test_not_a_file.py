@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,16 @@ def test_a_manifest_of_another_run_over_one_of_ours(tmp_path: Path, caplog: pyte
     assert restored is not None
     assert (restored.step, restored.incarnation) == (30, 2)
     assert "damaged checkpoint" in caplog.text
+    shutil.rmtree(mine.parent)
+    shutil.copytree(theirs.parent, mine.parent)  # all of it, which is no damage
+    caplog.clear()
+    with CheckpointManager(ours, Weights(), read_only=True) as manager:
+        restored = manager.restore_latest()
+    assert restored is not None
+    assert (restored.step, restored.incarnation) == (30, 2)
+    assert f"passed over, since they are of another run, or of a job that held the same number: {mine.parent.name}" in (
+        caplog.text
+    )
 
 
 def test_a_huge_manifest_is_not_read_whole(tmp_path: Path) -> None:
