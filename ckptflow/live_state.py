@@ -170,6 +170,7 @@ class LiveState:
         names = {record.name for record in named.tensors}
         build_missing(self._tree, named.models, self._cluster.strategy, names=names)
         self.refresh()
+        named = in_names_of(self._tree, manifest)  # of what is built by now
         return match(self._tree, named, partial=partial, rename=rename, assigned=self.unfinished)
 
 
