@@ -242,7 +242,7 @@ def test_the_quickstart_on_s3_by_the_fast_client(with_extras: Environment, seawe
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     program = quickstart("s3://ckptflow-tests/installed/first")
-    program += "import sys\nassert 'obstore' in sys.modules and 's3fs' not in sys.modules\n"
+    program += "import sys\nassert 'obstore' in sys.modules\n"
     assert "resumed at None" in with_extras.run("python", "-c", program, **env)
     assert "resumed at 100" in with_extras.run("python", "-c", program, **env)
     verified = with_extras.run("ckptflow", "verify", "s3://ckptflow-tests/installed/first", "--json", **env)
