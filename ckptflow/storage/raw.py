@@ -78,12 +78,12 @@ class _Obstore:
     def put(self, key: str, data: memoryview) -> None:
         import obstore
 
-        obstore.put(self._store._client, self._store._path(key), data, use_multipart=False)
+        obstore.put(self._store._client, self._store._name(key), data, use_multipart=False)
 
     def get(self, key: str, into: memoryview) -> None:
         import obstore
 
-        found = obstore.get_range(self._store._client, self._store._path(key), start=0, length=len(into))
+        found = obstore.get_range(self._store._client, self._store._name(key), start=0, length=len(into))
         if len(found) != len(into):
             raise OSError(f"{key}: a short read")
 
