@@ -131,7 +131,7 @@ def test_a_storage_that_refuses(runner: Runner, root: str, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", root)
 
-    monkeypatch.setattr(local, "_walk", refuse)
+    monkeypatch.setattr(local, "walk", refuse)
     ran = runner("ls", root)
     assert (ran.code, ran.out) == (3, "")
     assert "check the credentials" in ran.err
