@@ -180,7 +180,7 @@ def data_bytes(value: Any, limit_bytes: int) -> int:
             total += each.shape.num_elements() * max(each.dtype.size, 1)
         elif isinstance(each, _ITEMS):
             total += len(each)
-            waiting += each if total <= limit_bytes else ()
+            waiting.extend(each if total <= limit_bytes else ())  # += would ask a wrapped tuple to do it
         elif isinstance(each, dict) and each is value:  # a dict inside of it is looked at when its turn comes
             total += len(each)
             waiting += (*each, *(inner for inner in each.values() if isinstance(inner, (str, *_NUMBERS))))
