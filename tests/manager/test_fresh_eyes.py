@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import ckptflow
-from ckptflow import CheckpointManager, KeepBest, SaveFailedError, StepOrderError
+from ckptflow import CheckpointManager, KeepBest, StepOrderError, UnsupportedStateError
 from ckptflow.format.manifest import MAX_MANIFEST_BYTES
 from tests.manager.states import PlainState, Weights
 from tests.processes import run_python
@@ -101,14 +101,11 @@ def test_metrics_that_no_manifest_can_hold(metrics: dict[str, float], tmp_path: 
         manager.save(1)
 
 
-def test_a_manifest_too_large_to_be_read_is_not_committed(tmp_path: Path) -> None:
+def test_metadata_too_large_for_a_manifest_is_refused_by_the_save(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path, {"w": Weights()}) as manager:
         manager.save(1)
-        pending = manager.save(2, metadata="x" * MAX_MANIFEST_BYTES)
-        with pytest.raises(SaveFailedError, match=r"000000000002-i0001.*at most"):
-            pending.result()
-        with pytest.raises(SaveFailedError):
-            manager.wait()
+        with pytest.raises(UnsupportedStateError, match=r"metadata takes .* bytes of JSON"):
+            manager.save(2, metadata="x" * MAX_MANIFEST_BYTES)
         manager.save(3).result()
     assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [1, 3]
     assert not (tmp_path / "000000000002-i0001").exists()

@@ -18,7 +18,6 @@ import tf_keras
 from ckptflow import CheckpointManager, UsageError, export_checkpoint, open_checkpoint
 from ckptflow.state.bundles import VocabularyBundle
 from ckptflow.state.configs import MAX_CONFIG_BYTES, describe, described
-from ckptflow.state.light import data_bytes
 from ckptflow.state.tree import walk
 
 KERASES: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
@@ -334,10 +333,3 @@ def test_nothing_is_described_again_while_nothing_was_changed(framework: str) ->
     assert described(tree) is first
     model.get_layer("drop").rate = 0.25
     assert described(tree) is not first
-
-
-def test_containers_that_tensorflow_has_wrapped() -> None:
-    module = tf.Module()
-    module.plain = {"tuple": (1.0, (2.0, 3.0)), "list": [[1.0], "word"]}
-    for name in ("tuple", "list"):
-        assert data_bytes(module.plain[name], 1000) > 8
