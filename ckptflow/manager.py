@@ -238,7 +238,9 @@ class CheckpointManager:
         """Restores the newest valid checkpoint that counts, and claims the root for this incarnation. A collective.
 
         Returns None on an empty root, or with `fresh=True` until it has saved. A damaged checkpoint is logged, and the
-        one before it is taken and saved again as this incarnation's own before this method returns.
+        one before it is taken and saved again as this incarnation's own before this method returns. An error after the
+        first value was assigned, of whatever class, says that the state holds a mixture: `save` then raises
+        `UsageError` until a restore succeeds.
 
         Args:
             partial: takes what matches and leaves the rest as it is (a warm start); else every difference is an error.
@@ -250,8 +252,6 @@ class CheckpointManager:
             CorruptCheckpointError: no valid checkpoint is left.
             CheckpointGoneError: the only one was deleted while it was read.
             FencedError, PeerError, StorageError, UsageError: as their docstrings say.
-            Of whatever class, an error after the first value was assigned says that the state holds a mixture; `save`
-            raises `UsageError` until a restore succeeds.
         """
         return self._restore(None, partial, rename)
 

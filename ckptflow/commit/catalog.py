@@ -55,8 +55,8 @@ class Checkpoint:
 
 
 class _Copied:
-    """A field that is copied on its way in and on its way out: whatever hooks, policies and programs do with what they
-    get, retention, which reads the same one, does not see it."""
+    # A field that is copied on its way in and on its way out: whatever hooks, policies and programs do with what they
+    # get, retention, which reads the same one, does not see it.
 
     def __init__(self, name: str) -> None:
         self._name = name
