@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
+import io
 import json
 import os
 import runpy
@@ -89,6 +90,11 @@ def _become(request: dict[str, object], descriptors: list[int]) -> list[str]:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    # Unbuffered, `print` writes its text and the end of the line one by one, and what another stream writes to the same
+    # file may come between them.
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(line_buffering=True, write_through=False)
     faulthandler.register(SHOW_STACKS, all_threads=True)
     np.random.seed()  # Python's own random numbers are seeded anew at each fork
     return args
