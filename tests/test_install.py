@@ -1,6 +1,7 @@
 """What a user gets: the wheel in an empty environment, from the sdist; the quickstart there; then with every extra.
 
 Nothing of this checkout is in that environment: the programs run elsewhere, with its own Python and its own packages.
+Those are links to what `make setup` has installed: just what the metadata ask for.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import ckptflow
 from tests.distributions import ROOT, build
@@ -26,10 +29,6 @@ from tests.waiting import HANG_S
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_FOR_USERS = {"bench", "dev", "docs"}
-# Where pip keeps what it has downloaded; found before the tests get a home of their own.
-CACHE = os.environ.get("PIP_CACHE_DIR") or str(
-    Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pip"
-)
 EXTRAS = sorted(set(PROJECT["optional-dependencies"]) - NOT_FOR_USERS)
 
 # One for each extra: a program that uses what the extra brings. Without the extra it must name what to install.
@@ -85,20 +84,44 @@ class Environment:
         )
         return printed
 
-    def install(self, *what: str) -> None:
-        pip = ("python", "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check")
-        self.run(*pip, "--cache-dir", CACHE, "-c", str(ROOT / "constraints.txt"), *what)
+    def add(self, extras: Iterable[str] = ()) -> None:
+        """What the wheel requires, with these extras: links to what was installed for the tests, and nothing else."""
+        site = Path(self.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+        for distribution in required("ckptflow", frozenset(extras)):
+            for file in distribution.files or ():
+                link = site / file
+                if file.parts[0] != ".." and not link.exists():  # not its commands
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(file.locate())
+
+
+def required(name: str, extras: frozenset[str]) -> list[metadata.Distribution]:
+    """The distributions that one needs, and those that they need, as their metadata say."""
+    found: dict[str, metadata.Distribution] = {}
+    wanted, seen = [(name, extras)], set()
+    while wanted:
+        name, extras = wanted.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        distribution = found.setdefault(name, metadata.distribution(name))
+        for requirement in map(Requirement, distribution.requires or ()):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                wanted.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return [distribution for name, distribution in found.items() if name != "ckptflow"]
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """The wheel and what it requires, nothing else."""
     wheel = build(tmp_path_factory).wheel
     environment = Environment(tmp_path_factory.mktemp("bare") / "venv", tmp_path_factory.mktemp("elsewhere"))
     subprocess.run([sys.executable, "-m", "venv", str(environment.path)], check=True, timeout=HANG_S)
-    environment.install(str(wheel))
-    yield environment
-    shutil.rmtree(environment.path)  # 2 GiB
+    environment.add()
+    pip = ("python", "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check")
+    environment.run(*pip, "--no-deps", "--no-index", str(wheel))
+    return environment
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +131,10 @@ def without(bare: Environment) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def with_extras(bare: Environment, without: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def with_extras(bare: Environment, without: dict[str, str]) -> Environment:
     """The same environment with all that users can ask for."""
     assert without
-    bare.install(f"{build(tmp_path_factory).wheel}[{','.join(EXTRAS)}]")
+    bare.add(EXTRAS)
     return bare
 
 
