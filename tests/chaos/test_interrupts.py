@@ -23,6 +23,7 @@ from ckptflow.testing import FaultyStore
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
+from tests.chaos.conftest import Note
 from tests.interrupts import Ended, interrupted
 from tests.manager.states import Weights, wrap_store
 from tests.waiting import until
@@ -158,8 +159,8 @@ CASES: dict[str, Case] = {
 }
 
 
-def strike(case: Case, root: Path, lines: Callable[[int], list[int]]) -> None:
-    """The case without an interrupt, and then with one at each of these of its lines."""
+def strike(case: Case, root: Path, lines: Callable[[int], list[int]]) -> tuple[int, int]:
+    """The case without an interrupt, and then with one at each of these of its lines: how many it has, and were hit."""
 
     def once(at: int | None) -> Ended:
         before = set(threading.enumerate())
@@ -176,7 +177,7 @@ def strike(case: Case, root: Path, lines: Callable[[int], list[int]]) -> None:
     count = once(None).line_count
     assert count > SLICE
     struck = [once(at).struck for at in lines(count)]
-    print(f"{count} lines; struck: {sum(place is not None for place in struck)}")
+    return count, sum(place is not None for place in struck)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -184,14 +185,15 @@ def test_ctrl_c_at_some_lines(tmp_path: Path, name: str) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"{seed=}")
     rng = random.Random(seed)
-    strike(CASES[name], tmp_path, lambda count: sorted(rng.sample(range(count), SLICE)))
+    print(strike(CASES[name], tmp_path, lambda count: sorted(rng.sample(range(count), SLICE))))
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", CASES)
-def test_ctrl_c_at_every_line(tmp_path: Path, name: str) -> None:
-    strike(CASES[name], tmp_path, lambda count: list(range(count)))
+def test_ctrl_c_at_every_line(tmp_path: Path, name: str, note: Note) -> None:
+    count, struck = strike(CASES[name], tmp_path, lambda count: list(range(count)))
+    note(f"Ctrl-C at every line, {name}", struck, f"of {count:,} lines; 0 hangs, 0 lost, each failure loud")
 
 
 def test_ctrl_c_at_every_line_of_the_pipeline() -> None:

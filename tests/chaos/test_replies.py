@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chaos.conftest import Note
 from tests.chaos.replies import Lab
 from tests.servers import Server
 from tests.storage.proxy import FAULTS, faulty_proxy
@@ -24,8 +25,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield lab
 
 
-def campaign(lab: Lab, every: int) -> None:
-    """Every so many-th of the pairs of a request and a fault."""
+def campaign(lab: Lab, every: int) -> tuple[int, str]:
+    """Every so many-th of the pairs of a request and a fault: how many were tried, and what came of it."""
     requests = lab.count_requests()
     pairs = [(number, fault) for number in range(requests) for fault in FAULTS]
     found: Counter[str] = Counter()
@@ -38,8 +39,10 @@ def campaign(lab: Lab, every: int) -> None:
             print(violations[-1], flush=True)
             continue
         found["went well" if outcome.is_acknowledged else type(outcome.errors[0]).__name__] += 1
-    print(f"{len(pairs[::every])} of {len(pairs)} trials, {requests} requests, {len(FAULTS)} faults: {dict(found)}")
+    tried = len(pairs[::every])
+    print(f"{tried} of {len(pairs)} trials, {requests} requests, {len(FAULTS)} faults: {dict(found)}")
     assert violations == []
+    return tried, f"{requests} requests, {len(FAULTS)} faults; {found['went well']} saves acknowledged, 0 broken promises"
 
 
 @pytest.mark.parametrize("lab", ["obstore"], indirect=True)
@@ -50,5 +53,6 @@ def test_a_few_wrong_replies(lab: Lab) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("lab", CLIENTS, indirect=True)
-def test_every_reply_in_every_way(lab: Lab) -> None:
-    campaign(lab, 1)
+def test_every_reply_in_every_way(lab: Lab, request: pytest.FixtureRequest, note: Note) -> None:
+    tried, result = campaign(lab, 1)
+    note(f"wrong replies, {request.node.callspec.params['lab']}", tried, result)
