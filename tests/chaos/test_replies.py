@@ -42,7 +42,8 @@ def campaign(lab: Lab, every: int) -> tuple[int, str]:
     tried = len(pairs[::every])
     print(f"{tried} of {len(pairs)} trials, {requests} requests, {len(FAULTS)} faults: {dict(found)}")
     assert violations == []
-    return tried, f"{requests} requests, {len(FAULTS)} faults; {found['went well']} saves acknowledged, 0 broken promises"
+    good = found["went well"]
+    return tried, f"{requests} requests, {len(FAULTS)} faults; {good} saves acknowledged, 0 broken promises"
 
 
 @pytest.mark.parametrize("lab", ["obstore"], indirect=True)
