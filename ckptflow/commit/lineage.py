@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -197,10 +198,21 @@ def _stays(store: Store, key: str, data: bytes) -> bool:
 
 
 def find_run_id(store: Store, listing: Listing, summaries: Summaries) -> str | None:
-    """The run that this root belongs to: the newest claim's, else the newest readable manifest's, else None."""
-    claim = newest_claim(store, listing.claims)
-    if claim is not None:
+    """The run that this root belongs to: the newest claim's, or the newest readable manifest's if there is no claim.
+
+    If the two disagree, one of them was copied here from another run: the one that more claims name is believed.
+    """
+    claim, made = newest_claim(store, listing.claims), _newest_run(listing, summaries)
+    if claim is None or made is None or claim.run_id == made:
+        return claim.run_id if claim is not None else made
+    named = Counter(each.run_id for number in listing.claims if (each := read_claim(store, number)) is not None)
+    if named[made] < named[claim.run_id] or not named[made]:
         return claim.run_id
+    logger.warning("%s: passed over, since it is of another run: %s", store.url, claim_key(claim.number))
+    return made
+
+
+def _newest_run(listing: Listing, summaries: Summaries) -> str | None:
     for folder in sorted(listing.committed, key=lambda folder: (folder.incarnation, folder), reverse=True):
         with contextlib.suppress(ObjectNotFoundError):  # deleted since it was listed
             summary = summaries.get(folder)

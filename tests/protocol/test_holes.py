@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.prune import CLAIMS_KEPT
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import CommitUnknownError, FencedError, StorageAccessError, StorageUnavailableError
 from ckptflow.format.layout import Folder, claim_key, pin_key
+from ckptflow.reading import find_folder
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, folders, job, shard_key
 
@@ -255,3 +257,25 @@ def test_hole_33_nothing_here_is_said_loudly_and_a_refusal_is_not_nothing(caplog
     store.fail("list", StorageAccessError("403"))
     with pytest.raises(StorageAccessError):
         Job(store).resume()
+
+
+@pytest.mark.parametrize("strange", ["the newest claim", "a folder"])
+def test_hole_44_what_was_copied_from_another_run_does_not_undo_a_rollback(
+    strange: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, other = MemoryStore(), MemoryStore()
+    job(store).save(1)
+    job(store).save(5)
+    job(store, step=1).save(3)
+    for step in (7, 8, 9):
+        job(other).save(step)
+    if strange == "a folder":
+        store.objects |= {key: data for key, data in other.objects.items() if key.startswith(str(Folder(9, 3)))}
+    else:
+        store.objects[claim_key(3)] = other.objects[claim_key(3)]
+    summaries = Summaries(store)
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        newest = find_folder(store, summaries, None)
+        assert newest == Folder(3, 3)
+        assert Job(store).resume() == 3
+    assert "of another run" in caplog.text
