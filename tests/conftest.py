@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -46,6 +47,15 @@ def _no_seed_is_left_behind() -> Iterator[None]:
 
         if context.global_seed() is not None:
             context.set_global_seed(None)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may look into: pytest closes its own to others, whenever a pytest starts."""
+    folder = Path(tempfile.mkdtemp(prefix="ckptflow-test-open-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
 
 
 # The servers of a run are shared by all of its processes: where they say where they are, and with whom they end.

@@ -94,11 +94,9 @@ def test_a_file_size_limit(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["small"]
 
 
-def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_written(open_folder: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     code = """
         import os, sys
         from ckptflow.errors import StorageAccessError
@@ -112,8 +110,8 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
                 print(error)
         print(store.list("lineage/"), store.list())
     """
-    (tmp_path / "run").mkdir()
-    lines = run_python(code, str(tmp_path / "run")).splitlines()
+    (open_folder / "run").mkdir()
+    lines = run_python(code, str(open_folder / "run")).splitlines()
     assert "Permission denied" in lines[0]
     assert "check the credentials, the permissions" in lines[1]
     assert lines[2] == "[] []"
