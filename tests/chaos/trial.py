@@ -64,6 +64,8 @@ class Trial:
         with contextlib.suppress(OSError):  # what is forbidden by one damage cannot be damaged again
             for _ in range(count):
                 self.damages.append(damage_once(rng, self.root, self.scene.other.path))
+                if self.damages[-1].startswith("huge"):
+                    break  # the next might copy it
         acts = [self._prune, self._continue]
         rng.shuffle(acts)
         try:
