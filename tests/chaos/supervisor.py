@@ -39,7 +39,7 @@ CHIEFS: dict[str, Moment] = {
     "in the fence check": Moment("list", "lineage/", is_after=True),
     "before a prune": Moment("delete", ""),
     "in a prune": Moment("delete", "manifest.json", is_after=True),
-    "after a prune": Moment("delete", "shard-", is_after=True),
+    "after a prune": Moment("delete", "receipt-", is_after=True),  # the first of what goes with the shards
 }
 ANYONES: dict[str, Moment] = {
     "in the restore": Moment("get", "shard-"),
