@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summaries, Summary
+from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summaries, Summary, Unreadable
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.layout import Folder, parse_receipt_name, parse_shard_name
 
 _BATCH = 256  # manifests read between two words on how far it is
 
-Found = Mapping[Folder, Summary | CorruptCheckpointError]
+Found = Mapping[Folder, Summary | Unreadable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +49,28 @@ class Overview:
 
 
 def read_summaries(
-    summaries: Summaries, folders: Iterable[Folder], advance: Callable[[int], None]
-) -> dict[Folder, Summary | CorruptCheckpointError]:
+    summaries: Summaries, listing: Listing, folders: Iterable[Folder], advance: Callable[[int], None]
+) -> dict[Folder, Summary | Unreadable]:
     """Reads manifests, many at once, and says how many more it has read; those that are gone by now are left out."""
-    found: dict[Folder, Summary | CorruptCheckpointError] = {}
+    found: dict[Folder, Summary | Unreadable] = {}
     ordered = list(folders)
     for first in range(0, len(ordered), _BATCH):
         batch = ordered[first : first + _BATCH]
-        found |= summaries.read_many(batch)
+        found |= summaries.read_many(listing, batch)
         advance(len(batch))
     return found
 
 
-def committed_row(
-    folder: Folder, summary: Summary | CorruptCheckpointError, listing: Listing, counting: Counting
-) -> Row:
+def committed_row(folder: Folder, summary: Summary | Unreadable, listing: Listing, counting: Counting) -> Row:
     """The row of a folder with a manifest."""
     files = listing.folders[folder]
-    is_readable = isinstance(summary, Summary)
     shards = summary.shard_sizes if isinstance(summary, Summary) else _shard_sizes(files)
-    why_damaged = str(summary).partition(f"{folder.manifest_key}: ")[2] or str(summary)  # the line names the folder
     why = _why_outside(folder, summary, counting) if folder in counting.outside else None
     return Row(
         folder=folder,
         state="newest" if folder == counting.newest else "outside" if why is not None else "counts",
         why=why,
-        problem=_find_problem(shards, files) if is_readable else f"damaged manifest: {why_damaged}",
+        problem=_find_problem(shards, files) if isinstance(summary, Summary) else _why_unreadable(folder, summary),
         is_pinned=folder in listing.pins,
         size_bytes=sum(shards.values()),
         shard_count=len(shards),
@@ -100,7 +96,7 @@ def partial_row(folder: Folder, listing: Listing) -> Row:
     )
 
 
-def _why_outside(folder: Folder, summary: Summary | CorruptCheckpointError, counting: Counting) -> str:
+def _why_outside(folder: Folder, summary: Summary | Unreadable, counting: Counting) -> str:
     if isinstance(summary, Summary) and summary.run_id != counting.run_id:
         return "of another run"
     if folder.incarnation < counting.fresh_since:
@@ -108,6 +104,11 @@ def _why_outside(folder: Folder, summary: Summary | CorruptCheckpointError, coun
     if folder.incarnation < counting.barrier:
         return "cut off by a rollback"
     return f"not what incarnation {counting.incarnation} started from"
+
+
+def _why_unreadable(folder: Folder, error: Unreadable) -> str:
+    why = str(error).partition(f"{folder.manifest_key}: ")[2] or str(error)  # the line names the folder
+    return f"damaged manifest: {why}" if isinstance(error, CorruptCheckpointError) else why
 
 
 def _find_problem(shards: Mapping[str, int], files: Mapping[str, int]) -> str | None:

@@ -20,6 +20,7 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
+    Unreadable,
     count_root,
     list_root,
     read_manifest,
@@ -254,15 +255,16 @@ def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
     """The checkpoints that count and whose manifest can be read, oldest first."""
-    _, counting = read_counting(store, summaries)
-    found = summaries.read_many(reversed(counting.folders))
+    listing, counting = read_counting(store, summaries)
+    found = summaries.read_many(listing, reversed(counting.folders))
     return [summary.checkpoint for summary in found.values() if isinstance(summary, Summary)]
 
 
 def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
     """The folder of the newest checkpoint that counts, or of `step`.
 
-    Raises `CheckpointNotFoundError`, or `CorruptCheckpointError` where every manifest that would do is damaged.
+    Raises `CheckpointNotFoundError`, or, where no manifest that would do can be read, why the first cannot:
+    `CorruptCheckpointError`, `UnknownVersionError`.
     """
     for _ in range(_TRIES):
         with contextlib.suppress(ObjectNotFoundError):  # deleted since it was listed
@@ -274,13 +276,13 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
     _, counting = read_counting(store, summaries)
     matching = [folder for folder in counting.folders if step in (None, folder.step)]
     matching += [folder for folder in counting.outside if step == folder.step]
-    damaged: CorruptCheckpointError | None = None
+    damaged: Unreadable | None = None
     for folder in matching:
         summary = summaries.get(folder)
         if isinstance(summary, Summary):
             return folder
         damaged = damaged or summary
-        logger.error("damaged checkpoint, trying the one before: %s", summary)
+        logger.error("this checkpoint cannot be read, trying the one before: %s", summary)
     if damaged is not None:
         raise damaged
     steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})

@@ -85,7 +85,7 @@ def look(store: Store, *, show_all: bool) -> Overview:
     shown = sorted((*counting.folders, *(counting.outside if show_all else ())))
     with bar("reading manifests") as progress:
         progress.expect(len(shown))
-        found = read_summaries(summaries, shown, progress.advance)
+        found = read_summaries(summaries, listing, shown, progress.advance)
     rows = [committed_row(folder, summary, listing, counting) for folder, summary in found.items()]
     if show_all:
         rows += [partial_row(folder, listing) for folder in partial]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +115,10 @@ def _check_place(path: str) -> None:
     from ckptflow.report.page import GENERATOR
 
     try:
+        if os.path.exists(path) and not (
+            os.path.isfile(path) or os.path.isdir(path)
+        ):  # to open a pipe is to wait for who writes to it
+            raise ValueError(f"{path} is neither a file nor a folder; name another file with --output")
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
     except FileNotFoundError:
@@ -130,18 +133,14 @@ def _check_place(path: str) -> None:
 
 def _write(path: str, run: Run) -> int:
     """Writes the page whole or not at all, and says how many bytes it has."""
+    from ckptflow.errors import StorageError
     from ckptflow.report.page import make_page
+    from ckptflow.storage.files import staged
 
     page = make_page(run).encode("utf-8", "backslashreplace")
-    part = f"{path}.{os.getpid()}.part"
     try:
-        try:
-            with open(part, "wb") as file:
-                file.write(page)
-            os.replace(part, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+        with staged(path, overwrite=True) as part, open(part, "xb") as file:
+            file.write(page)
+    except StorageError as error:
+        raise ValueError(str(error)) from error
     return len(page)

@@ -126,14 +126,14 @@ def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all:
 def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verdict:
     """Reads one checkpoint. What was pruned meanwhile is gone, not damaged."""
     from ckptflow.commit.catalog import read_manifest
-    from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError
+    from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
     from ckptflow.reading import OpenCheckpoint
 
     url = f"{store.url}/{folder}"
     try:
         manifest = read_manifest(store, folder)
         problems = OpenCheckpoint(store, manifest, pool).verify()
-    except CorruptCheckpointError as error:
+    except (CorruptCheckpointError, UnknownVersionError) as error:
         return Verdict(folder, url, 0, (str(error).removeprefix(f"{url}/"),))
     except (ObjectNotFoundError, CheckpointGoneError):
         return Verdict(folder, url, 0, is_gone=True)

@@ -7,14 +7,14 @@ decides; its manifests count, and those that its lineage names. A claim only fen
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
-from typing import Any
 
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.commit.checkpoint import Checkpoint as Checkpoint
+from ckptflow.commit.checkpoint import as_time
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
 from ckptflow.format.layout import (
     LINEAGE_PREFIX,
     MANIFEST_NAME,
@@ -34,42 +34,10 @@ from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
 _READERS = 8  # manifests read at once
+_READ_BYTES = 8 * 2**20  # of manifests read at once; what is in one takes several times its bytes
 _TRIES = 5  # listings that name a manifest which is gone when it is read
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint: what its manifest says, without its tensors.
-
-    `created_at` is aware of its time zone; `size_bytes` counts the shards; `url` is the checkpoint's folder. `metrics`
-    and `metadata` are copies each time: changing them changes no checkpoint.
-    """
-
-    step: int
-    incarnation: int
-    metrics: Mapping[str, float]
-    metadata: Any
-    created_at: datetime
-    size_bytes: int
-    url: str
-
-
-class _Copied:
-    # A field that is copied on its way in and on its way out: whatever hooks, policies and programs do with what they
-    # get, retention, which reads the same one, does not see it.
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, owner: Any, kind: type) -> Any:
-        return self if owner is None else copy.deepcopy(vars(owner)[self._name])
-
-    def __set__(self, owner: Any, value: Any) -> None:
-        vars(owner)[self._name] = copy.deepcopy(value)
-
-
-for _name in ("metrics", "metadata"):
-    setattr(Checkpoint, _name, _Copied(_name))  # afterwards: for the class's own fields it would be a default
+Unreadable = CorruptCheckpointError | UnknownVersionError  # why a manifest cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +170,8 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
     if folder is None:
         raise CorruptCheckpointError(f"{root_url}: {manifest.folder!r} is no folder")
     try:
-        created_at = _as_time(manifest.created_at)
-        began_at = _as_time(manifest.began_at) if manifest.began_at is not None else None
+        created_at = as_time(manifest.created_at)
+        began_at = as_time(manifest.began_at) if manifest.began_at is not None else None
         metadata = from_json(manifest.metadata, "metadata")
     except ValueError as error:
         raise CorruptCheckpointError(f"{root_url}/{folder.manifest_key}: {error}") from error
@@ -231,60 +199,55 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
     )
 
 
-def _as_time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
 class Summaries:
     """Summaries by folder, each manifest read once: a folder's name is never used twice, so none goes stale.
 
-    A damaged manifest is remembered, too, with why; one that is gone raises `ObjectNotFoundError` at each call.
+    One that cannot be read is remembered, too, with why; one that is gone raises `ObjectNotFoundError` at each call.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         # Used by several threads and without a lock, which an interrupt could leave held: each use is one of a key.
-        self._known: dict[Folder, Summary | CorruptCheckpointError] = {}
+        self._known: dict[Folder, Summary | Unreadable] = {}
 
-    def get(self, folder: Folder) -> Summary | CorruptCheckpointError:
+    def get(self, folder: Folder) -> Summary | Unreadable:
         known = self._known.get(folder)
         if known is None:
-            try:
-                known = summarize(read_manifest(self._store, folder), self._store.url)
-            except CorruptCheckpointError as error:
-                known = error
-            self._known[folder] = known
+            known = self._known[folder] = self._read(folder)
         return known
 
-    def read_many(self, folders: Iterable[Folder]) -> dict[Folder, Summary | CorruptCheckpointError]:
-        """Several at once; those that are gone by now are left out."""
+    def _read(self, folder: Folder) -> Summary | Unreadable:
+        try:
+            return summarize(read_manifest(self._store, folder), self._store.url)
+        except (CorruptCheckpointError, UnknownVersionError) as error:
+            why: Unreadable = type(error)(str(error))
+        return why  # and not what was raised, which holds all that was read
 
-        def read(folder: Folder) -> Summary | CorruptCheckpointError | None:
+    def read_many(self, listing: Listing, folders: Iterable[Folder]) -> dict[Folder, Summary | Unreadable]:
+        """Several of a listing at once; those that are gone by now are left out."""
+
+        def read(folder: Folder) -> Summary | Unreadable | None:
             try:
                 return self.get(folder)
             except ObjectNotFoundError:
                 return None
 
-        ordered = list(folders)
-        found = zip(ordered, at_once(_READERS, read, ordered), strict=True)
-        return {folder: summary for folder, summary in found if summary is not None}
+        found: dict[Folder, Summary | Unreadable] = {}
+        for some in _in_bytes(listing, folders, _READ_BYTES):
+            read_now = zip(some, at_once(_READERS, read, some), strict=True)
+            found |= {folder: summary for folder, summary in read_now if summary is not None}
+        return found
 
-    def read_there(self, folders: Iterable[Folder]) -> dict[Folder, Summary | CorruptCheckpointError]:
-        """The same, by threads only if there are enough to be worth them."""
-        ordered = list(folders)
-        self.read_ahead(ordered)
-        found: dict[Folder, Summary | CorruptCheckpointError] = {}
-        for folder in ordered:
+    def read_there(self, listing: Listing) -> dict[Folder, Summary | Unreadable]:
+        """All that are committed, by threads only if there are enough to be worth them."""
+        unknown = [folder for folder in listing.committed if folder not in self._known]
+        if len(unknown) > _READERS:
+            self.read_many(listing, unknown)
+        found: dict[Folder, Summary | Unreadable] = {}
+        for folder in listing.committed:
             with contextlib.suppress(ObjectNotFoundError):
                 found[folder] = self.get(folder)
         return found
-
-    def read_ahead(self, folders: Iterable[Folder]) -> None:
-        """Has those ready that are about to be asked for, where there are enough to be worth threads."""
-        unknown = [folder for folder in folders if folder not in self._known]
-        if len(unknown) > _READERS:
-            self.read_many(unknown)
 
     def add(self, summary: Summary) -> None:
         """What was just committed need not be read back."""
@@ -293,6 +256,21 @@ class Summaries:
     def forget(self, folders: Iterable[Folder]) -> None:
         for folder in folders:
             self._known.pop(folder, None)
+
+
+def _in_bytes(listing: Listing, folders: Iterable[Folder], most: int) -> Iterator[list[Folder]]:
+    """The folders in their order, so many at a time that their manifests have at most so many bytes, or one has."""
+    some: list[Folder] = []
+    total = 0
+    for folder in folders:
+        size_bytes = listing.folders[folder].get(MANIFEST_NAME, 0)
+        if some and total + size_bytes > most:
+            yield some
+            some, total = [], 0
+        some.append(folder)
+        total += size_bytes
+    if some:
+        yield some
 
 
 def read_claim(store: Store, number: int) -> Claim | None:
@@ -310,7 +288,7 @@ def newest_claim(store: Store, numbers: Iterable[int]) -> Claim | None:
     return next((claim for n in sorted(numbers, reverse=True) if (claim := read_claim(store, n)) is not None), None)
 
 
-SummaryReader = Callable[[Folder], Summary | CorruptCheckpointError]
+SummaryReader = Callable[[Folder], Summary | Unreadable]
 Holder = Callable[[int], str | None]
 
 
@@ -332,7 +310,7 @@ def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: 
     """What counts in `listing`, except for manifests that go while they are read: as if they had not been listed."""
     gone: set[Folder] = set()
 
-    def read_or_note(folder: Folder) -> Summary | CorruptCheckpointError:
+    def read_or_note(folder: Folder) -> Summary | Unreadable:
         try:
             return read(folder)
         except ObjectNotFoundError:

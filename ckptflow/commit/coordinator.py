@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ckptflow.commit.assembly import Draft, assemble
-from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, list_root, summarize
+from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, Unreadable, list_root, summarize
 from ckptflow.commit.lineage import Held, check_fence, check_own_claim, create_once
 from ckptflow.commit.prune import act, doubt_newest, plan_prune
 from ckptflow.commit.resume import Start
@@ -306,7 +306,7 @@ class Coordinator:
 
     def _prune(self, listing: Listing) -> None:
         try:
-            found = self._summaries.read_there(listing.committed)
+            found = self._summaries.read_there(listing)
             listing = listing.without(set(listing.committed) - set(found))  # deleted by hand since it was listed
             counting = self._count(listing, found)
             plan = plan_prune(
@@ -336,7 +336,7 @@ class Coordinator:
         self._committed = [summary for summary in self._committed if summary.folder not in gone]
         self._summaries.forget(gone)
 
-    def _count(self, listing: Listing, found: Mapping[Folder, Summary | CorruptCheckpointError]) -> Counting:
+    def _count(self, listing: Listing, found: Mapping[Folder, Summary | Unreadable]) -> Counting:
         """What counts for this incarnation: its own, one that was thought lost and landed late too, and its lineage."""
         counts = {folder for folder, summary in found.items() if self._is_own(folder, summary, listing)}
         counts |= self._start.lineage & found.keys()
@@ -349,7 +349,7 @@ class Coordinator:
             fresh_since=self._start.fresh_since,
         )
 
-    def _is_own(self, folder: Folder, summary: Summary | CorruptCheckpointError, listing: Listing) -> bool:
+    def _is_own(self, folder: Folder, summary: Summary | Unreadable, listing: Listing) -> bool:
         """Whether we wrote it: another job may have held our number, if claims were deleted by hand."""
         if isinstance(summary, Summary):
             return summary.writer_id == self._held.writer_id

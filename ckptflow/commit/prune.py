@@ -15,6 +15,7 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
+    Unreadable,
     find_counting_now,
     list_claims,
     list_root,
@@ -23,12 +24,13 @@ from ckptflow.commit.catalog import (
 )
 from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UsageError
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
+_NEWER = "written by a newer ckptflow: what it is is not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
 
@@ -56,7 +58,7 @@ class PrunePlan:
 def plan_prune(
     listing: Listing,
     counting: Counting,
-    read: Callable[[Folder], Summary | CorruptCheckpointError],
+    read: Callable[[Folder], Summary | Unreadable],
     policies: Sequence[Policy],
     *,
     incarnation: int,
@@ -80,7 +82,7 @@ def plan_prune(
 def _decide_counting(
     listing: Listing,
     counting: Counting,
-    read: Callable[[Folder], Summary | CorruptCheckpointError],
+    read: Callable[[Folder], Summary | Unreadable],
     policies: Sequence[Policy],
 ) -> tuple[dict[Folder, Decision], Folder | None]:
     """What counts: the newest, the pinned and what the policies keep stay; of equal steps the newest stands for all.
@@ -93,6 +95,8 @@ def _decide_counting(
         summary = read(folder)
         if isinstance(summary, CorruptCheckpointError):
             decisions[folder] = Decision(folder, False, "its manifest is damaged")
+        elif isinstance(summary, UnknownVersionError):
+            decisions[folder] = Decision(folder, True, _NEWER)
         elif not summary.is_complete(listing.folders[folder]):
             decisions[folder] = Decision(folder, False, "shards are missing or have another size")
         else:
@@ -115,7 +119,7 @@ def _decide_counting(
 
 def _decide_outside(
     folder: Folder,
-    summary: Summary | CorruptCheckpointError,
+    summary: Summary | Unreadable,
     counting: Counting,
     newest: Folder | None,
     is_pinned: bool,
@@ -123,7 +127,9 @@ def _decide_outside(
     """Outside the lineage: kept until what counts has reached its step; after a fresh start, for ever."""
     if is_pinned:
         return Decision(folder, True, "pinned")
-    if not isinstance(summary, CorruptCheckpointError) and summary.run_id != counting.run_id:
+    if isinstance(summary, UnknownVersionError):
+        return Decision(folder, True, _NEWER)
+    if isinstance(summary, Summary) and summary.run_id != counting.run_id:
         return Decision(folder, True, "of another run: deleted only by hand")
     if folder.incarnation < counting.fresh_since:
         return Decision(folder, True, "from before a fresh start: deleted only by hand")
@@ -202,7 +208,7 @@ def doubt_newest(store: Store, listing: Listing, counting: Counting) -> str | No
         summary = summarize(read_manifest(store, newest), store.url)
     except ObjectNotFoundError:
         return f"{newest}, the newest checkpoint, was deleted meanwhile"
-    except CorruptCheckpointError as error:
+    except (CorruptCheckpointError, UnknownVersionError) as error:
         return f"the manifest of the newest checkpoint cannot be read, so what counts is not known for sure: {error}"
     if not summary.is_complete(listing.folders[newest]):
         return f"{newest}, the newest checkpoint, lacks shards, or they have another size"
@@ -213,7 +219,7 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     """Plans, from outside and without a claim, what an incarnation would prune. Deletes nothing."""
     listing = list_root(store)
     claims = list_claims(store)  # listed last, as in an incarnation's own fence check
-    found = summaries.read_there(listing.committed)
+    found = summaries.read_there(listing)
     listing = listing.without(set(listing.committed) - set(found))  # a job may have deleted them meanwhile
     counting = find_counting_now(store, listing, find_run_id(store, listing, summaries), found.__getitem__)
     plan = plan_prune(listing, counting, found.__getitem__, policies, incarnation=counting.incarnation)

@@ -6,11 +6,13 @@ Every parser is the exact inverse of its writer: a name that is not what the wri
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import re
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import crc32c
+import msgspec
 
 MANIFEST_NAME = "manifest.json"
 LINEAGE_PREFIX = "lineage/"
@@ -64,16 +66,21 @@ def parse_folder(name: str) -> Folder | None:
     return folder if str(folder) == name else None
 
 
-@functools.lru_cache(maxsize=64)
-def parse_folders(names: tuple[str, ...]) -> frozenset[Folder]:
-    """The folders of a lineage. Remembered: all manifests of one life have the same, and it may name thousands.
+_LINEAGES: WeakValueDictionary[bytes, frozenset[Folder]] = WeakValueDictionary()
 
-    Raises ValueError where one is no folder's name.
+
+def parse_folders(names: tuple[str, ...]) -> frozenset[Folder]:
+    """The folders of a lineage. All manifests of one life have the same, and it may name thousands: while any of them
+    is in use, so is the one set. Raises ValueError where one is no folder's name.
     """
+    digest = hashlib.blake2b(msgspec.json.encode(names)).digest()
+    known = _LINEAGES.get(digest)
+    if known is not None:
+        return known
     found = [parse_folder(name) for name in names]
     if None in found:
         raise ValueError("its lineage names something that is no folder")
-    return frozenset(folder for folder in found if folder is not None)
+    return _LINEAGES.setdefault(digest, frozenset(folder for folder in found if folder is not None))
 
 
 def writer_tag(writer_id: str) -> str:

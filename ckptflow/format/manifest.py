@@ -33,7 +33,7 @@ from ckptflow.format.record import (
     Size,
     TensorName,
 )
-from ckptflow.format.shard import unique_members
+from ckptflow.format.shard import check_members
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256 * 2**20  # about a million tensors
@@ -204,9 +204,9 @@ class Claim(Record, frozen=True, kw_only=True):
 
 
 class _Head(Struct):
-    format: str
-    version: int
-    kind: str
+    format: ShortText
+    version: Size
+    kind: ShortText
 
 
 R = TypeVar("R", Manifest, Receipt, Claim)
@@ -249,7 +249,7 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
             )
         record = msgspec.json.decode(body, type=kind)
         if encode(record)[:-_SEAL_BYTES] != body[:-1]:
-            json.loads(body, object_pairs_hook=unique_members)  # not our own bytes: has it a member twice?
+            json.loads(body, object_pairs_hook=check_members)  # not our own bytes: has it a member twice?
     except UnknownVersionError:
         raise
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -13,11 +13,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from ckptflow.format import boxes, dtypes
+from ckptflow.format.record import MAX_RANK, ShortText, Size
 
 ALIGNMENT_BYTES = 64
 MAX_HEADER_BYTES = 100_000_000  # the safetensors package refuses longer ones
@@ -137,9 +138,9 @@ def _alignment(size_bytes: int) -> int:
 
 
 class _Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+    dtype: ShortText
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=MAX_RANK + 1)]  # one more: a complex number's two
+    data_offsets: tuple[Size, Size]
 
 
 _ITEM_SIZE_BYTES = {
@@ -194,7 +195,7 @@ def parse_file(
     end, others = data_start, other_bits or {}
     for entry in found:
         bits = 8 * _ITEM_SIZE_BYTES[entry.dtype] if entry.dtype in _ITEM_SIZE_BYTES else others.get(entry.dtype)
-        if bits is None or min(entry.shape, default=0) < 0:
+        if bits is None:
             raise ValueError(f"{entry.key!r} has dtype {entry.dtype!r} and shape {list(entry.shape)}")
         if entry.begin != end or 8 * (entry.end - entry.begin) != boxes.volume(entry.shape) * bits:
             raise ValueError(f"the bytes of {entry.key!r} do not follow those before, or do not fit its shape")
@@ -210,6 +211,11 @@ def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError("a JSON object has one member twice")
     return members
+
+
+def check_members(pairs: list[tuple[str, Any]]) -> None:
+    """For `json.loads`, where only this is asked: the same, and nothing of the object is kept."""
+    unique_members(pairs)
 
 
 # CRC-32C is the remainder of a polynomial over GF(2), bits reflected: bit 31 is x**0. The checksum of A + B follows

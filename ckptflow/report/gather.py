@@ -7,7 +7,7 @@ from datetime import datetime
 
 from ckptflow.commit.catalog import Counting, Summaries, Summary, read_claim, read_manifest
 from ckptflow.commit.retention import Policy
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
 from ckptflow.format.manifest import Claim, Manifest
 from ckptflow.overview import Found, read_summaries
 from ckptflow.reading import read_counting
@@ -38,7 +38,7 @@ def read_run(
     summaries = Summaries(store)
     listing, counting = read_counting(store, summaries)
     expect(len(listing.committed) + len(listing.claims))
-    found = read_summaries(summaries, listing.committed, advance)
+    found = read_summaries(summaries, listing, listing.committed, advance)
 
     def read(number: int) -> tuple[int, Claim | None]:
         claim = read_claim(store, number)
@@ -56,6 +56,6 @@ def _read_newest(store: Store, counting: Counting, found: Found) -> Manifest | N
         if isinstance(found.get(folder), Summary):
             try:
                 return read_manifest(store, folder)
-            except (ObjectNotFoundError, CorruptCheckpointError):
+            except (ObjectNotFoundError, CorruptCheckpointError, UnknownVersionError):
                 continue
     return None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import zip_longest
 
 from ckptflow.commit.catalog import Listing, Summary
+from ckptflow.commit.checkpoint import as_time
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Reason
 from ckptflow.overview import Found
@@ -78,19 +79,11 @@ def _known(folders: Mapping[int, list[Folder]], found: Found) -> dict[int, set[F
     return known
 
 
-def to_utc(time: datetime) -> datetime | None:
-    """In UTC; None for what has no place there, as the first hours of year 1 in the east."""
-    try:
-        return time.astimezone(UTC)
-    except (OverflowError, ValueError):
-        return None
-
-
 def _life(number: int, folders: list[Folder], listing: Listing, found: Found, claim: Claim | None) -> Incarnation:
     committed = [folder for folder in folders if folder in found]
     partial = [folder for folder in folders if folder not in found]
     summaries = [summary for folder in committed if isinstance(summary := found[folder], Summary)]
-    saved_at = [time for summary in summaries if (time := to_utc(summary.checkpoint.created_at)) is not None]
+    saved_at = [summary.checkpoint.created_at for summary in summaries]
     restored = summaries[0].restored if summaries else None
     reason = summaries[0].reason if summaries else claim.reason if claim else None
     return Incarnation(
@@ -130,7 +123,6 @@ def _after(life: Incarnation, previous: int, last_step: int) -> Incarnation:
 
 def _parse_time(text: str) -> datetime | None:
     try:
-        time = datetime.fromisoformat(text)
+        return as_time(text)
     except ValueError:
         return None
-    return to_utc(time if time.tzinfo else time.replace(tzinfo=UTC))

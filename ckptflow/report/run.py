@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
-from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summary
+from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summary, Unreadable
 from ckptflow.commit.prune import Decision, plan_prune, refuse_by_hand
 from ckptflow.commit.retention import Policy
-from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.manifest import Claim, Manifest
 from ckptflow.overview import Found, Overview, Row, committed_row, partial_row
-from ckptflow.report.lives import Incarnation, list_incarnations, to_utc
+from ckptflow.report.lives import Incarnation, list_incarnations
 
 TENSORS_SHOWN = 50
 UNDECIDED = "counts; which policies the job has is not in storage"
@@ -185,9 +184,9 @@ def _undecided(checkpoints: Sequence[Checkpoint]) -> Sequence[str]:
     return [UNDECIDED] * len(checkpoints)
 
 
-def _saved(row: Row, summary: Summary | CorruptCheckpointError, decision: Decision) -> SavedCheckpoint:
-    created_at = to_utc(row.checkpoint.created_at) if row.checkpoint else None
-    began_at = to_utc(summary.began_at) if isinstance(summary, Summary) and summary.began_at else None
+def _saved(row: Row, summary: Summary | Unreadable, decision: Decision) -> SavedCheckpoint:
+    created_at = row.checkpoint.created_at if row.checkpoint else None
+    began_at = summary.began_at if isinstance(summary, Summary) else None
     save_s = (created_at - began_at).total_seconds() if created_at and began_at else None
     timings = summary.timings if isinstance(summary, Summary) else ()
     return SavedCheckpoint(

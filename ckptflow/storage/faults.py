@@ -180,17 +180,21 @@ def _text_of(error: BaseException) -> str:
     text = str(error)
     if _OBSTORE in text:
         text = text.partition(_OBSTORE)[0]
-        reply = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
-        text = f"{reply.group(1)} ({', '.join(codes_of(error)[:1])})" if reply else text
+        reply, is_there, _ = text.partition("<Message>")[2].partition("</Message>")
+        text = f"{reply} ({', '.join(codes_of(error)[:1])})" if is_there else text
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 400 else text[:400] + "…"
 
 
 _OBSTORE = "Debug source:"  # what its messages carry at their end
-_STRANGE = re.compile(r"(?i)non-partial response|header missing from response|content.range header|Requested .*, got ")
+_STRANGE = re.compile(
+    r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
+)
 _CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
-_USER = re.compile(r"://[^\s\"'<>@]+@")  # a password may hold anything, even slashes
+# Texts come from servers and from storage: each of these takes time in proportion to its text, whatever that is.
+_WORD = re.compile(r"[^\s\"'<>]+")
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://.+")  # in a word
+_USER = re.compile(r"://[^@]+@")  # in a word, up to its last "@"; a password may hold anything, even slashes
 _SECRET_FIELD = re.compile(
     r"(?i)((?:authorization|signature|credential|security-token|secret[_-]?(?:access[_-]?)?key|access[_-]?token"
     r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|bearer\s+)[^\s\"',;&<>]+"
@@ -201,9 +205,15 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without credentials: the given secrets, user parts and query strings of URLs, signed fields."""
     for secret in sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = _USER.sub("://", text)
-    text = _URL.sub(lambda match: redact_url(match.group()), text)
-    return _SECRET_FIELD.sub(r"\1***", text)
+    return _SECRET_FIELD.sub(r"\1***", _WORD.sub(lambda match: _redact_word(match.group()), text))
+
+
+def _redact_word(word: str) -> str:
+    if "://" not in word:
+        return word
+    users = word.rfind("@") + 1
+    word = _USER.sub("://", word[:users]) + word[users:]
+    return _URL.sub(lambda match: redact_url(match.group()), word)
 
 
 def redact_url(url: str) -> str:

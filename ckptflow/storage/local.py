@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -14,7 +16,15 @@ import numpy as np
 from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.storage.faults import closed_error, from_os_error
 from ckptflow.storage.local_calls import RESERVED as RESERVED
-from ckptflow.storage.local_calls import change, clear_direct, drop_cached, fsync_path, remove
+from ckptflow.storage.local_calls import (
+    change,
+    clear_direct,
+    drop_cached,
+    is_there,
+    opened_folder,
+    remove,
+)
+from ckptflow.storage.local_folders import DurableFolders
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
 from ckptflow.storage.local_listing import check_no_link, is_record, walk
 from ckptflow.storage.store import Entry, check_key, check_prefix
@@ -38,6 +48,9 @@ class LocalStore:
     at most a temporary file, which is never listed and goes when the rest of its folder is deleted. A folder that holds
     no object is listed by one name, `.ckptflow-leftover`, which is there only to be deleted.
 
+    The root may be a link. Below it none is followed, also one that comes while a verb is at work: every file is opened
+    in its folder's descriptor. A link, a pipe or the like in the place of an object is listed as empty and read so.
+
     Where the file system has no hard links, `create` takes `.ckptflow-lock-NAME` by `O_EXCL`, looks, renames, and gives
     it back: as exclusive, but a crash just there leaves the lock. It blocks no other name; `create` of that same name
     then raises `StorageUnavailableError` naming the lock, until a person, or the deletion of the folder, removes it.
@@ -50,7 +63,7 @@ class LocalStore:
         self._root = os.path.abspath(os.path.expanduser(path))
         self._has_direct = True
         self._has_links = True
-        self._durable: dict[str, int] = {}  # folder -> inode whose entry in its parent has been fsynced by this process
+        self._folders = DurableFolders(self._root)
         self._is_closed = False
 
     @property
@@ -58,39 +71,40 @@ class LocalStore:
         return self._root
 
     def put(self, key: str, data: memoryview) -> None:
-        path = self._path(key)
-        self._write(path, data, lambda temporary: os.replace(temporary, path))
+        self._write(key, data, _replace)
 
     def create(self, key: str, data: memoryview) -> None:
-        path = self._path(key)
-        self._write(path, data, lambda temporary: self._link(temporary, path))
+        self._write(key, data, self._link)
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
         path = self._path(key)
         view = _flat(into)
         try:
             try:
-                return self._read(path, view, start)
+                return self._read(key, view, start)
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
-                return self._read(path, view, start)  # the file was replaced on a network share: look it up anew
+                return self._read(key, view, start)  # the file was replaced on a network share: look it up anew
+        except StorageError:
+            raise
         except OSError as error:
-            if error.errno == errno.ENOENT and os.path.islink(path):
-                return 0  # the name is there, and listed; what it leads to is not
+            if error.errno == errno.ELOOP and os.path.islink(path):
+                return 0  # as it is listed
             raise from_os_error(error, "read", path) from error
 
     def list(self, prefix: str = "") -> list[Entry]:
         self._check_open()
         folder = os.path.join(self._root, check_prefix(prefix))
         if prefix == _REFRESHED_PREFIX:
-            change(folder)
+            with contextlib.suppress(OSError), opened_folder(self._root, prefix[:-1]) as descriptor:
+                change(descriptor)
         try:
-            self._check_root()
+            self._folders.check_root()
             if prefix and os.path.realpath(folder) != os.path.join(os.path.realpath(self._root), prefix[:-1]):
                 check_no_link(os.path.join(self._root, prefix.partition("/")[0]))
                 return []  # a link to a folder elsewhere: not in the root's own listing either
-            return list(walk(folder, prefix))
+            return list(walk(self._root, prefix))
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
@@ -99,21 +113,25 @@ class LocalStore:
     def delete(self, keys: Sequence[str]) -> None:
         paths = [self._path(key, is_leftover=key.endswith("/" + LEFTOVER_NAME)) for key in keys]
         failed: list[OSError] = []
-        for path in paths:
+        for above, some in itertools.groupby(keys, _above):
             try:
-                os.unlink(path)
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                with opened_folder(self._root, above) as folder:
+                    path = os.path.join(self._root, above)
+                    failed += _unlink_all(folder, path, [os.path.basename(key) for key in some])
+            except (FileNotFoundError, NotADirectoryError):
                 pass
             except OSError as error:
                 failed.append(error)
         try:
             # Deepest first; durable before the call returns: a manifest must not outlive the shards deleted after it.
-            for folder in sorted({os.path.dirname(path) for path in paths}, key=len, reverse=True):
-                self._settle(folder)
+            for path in sorted({os.path.dirname(path) for path in paths}, key=len, reverse=True):
+                self._folders.settle(path)
         except OSError as error:
             failed.append(error)
         if failed:
             more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+            if isinstance(failed[0], StorageError):
+                raise failed[0]
             raise from_os_error(failed[0], "delete" + more, failed[0].filename or self._root) from failed[0]
 
     def close(self) -> None:
@@ -121,24 +139,14 @@ class LocalStore:
 
     def renew(self, key: str) -> None:
         """What is read of `key` next is not what the page cache holds."""
-        drop_cached(os.path.join(self._root, key))
+        with contextlib.suppress(OSError), opened_folder(self._root, _above(key)) as folder:
+            drop_cached(os.path.basename(key), folder)
 
     # ---- names
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise closed_error(self._root)
-
-    def _check_root(self) -> None:
-        """Raises where the root that this store has written to is gone or another folder: nothing is "empty" then."""
-        known = self._durable.get(self._root)
-        if known is not None:
-            try:
-                if os.stat(self._root).st_ino == known:
-                    return
-            except FileNotFoundError:
-                pass
-            raise StorageError(f"{self._root}: the folder was removed or unmounted while it was in use")
 
     def _path(self, key: str, *, is_leftover: bool = False) -> str:
         self._check_open()
@@ -148,7 +156,8 @@ class LocalStore:
 
     # ---- writing
 
-    def _write(self, path: str, data: memoryview, publish: Callable[[str], None]) -> None:
+    def _write(self, key: str, data: memoryview, publish: Callable[[int, str, str], None]) -> None:
+        path = self._path(key)
         view = _flat(data)
         attempts = 3
         for attempt in range(1, attempts + 1):
@@ -163,21 +172,21 @@ class LocalStore:
                 if attempt >= again:
                     raise _write_error(error, path) from error
 
-    def _write_once(self, path: str, view: memoryview, publish: Callable[[str], None]) -> None:
-        folder = os.path.dirname(path)
-        self._check_root()
-        self._make_folder(folder)
-        temporary = os.path.join(folder, f"{RESERVED}tmp-{secrets.token_hex(12)}")
-        try:
-            self._write_file(temporary, view)
-            publish(temporary)
-        finally:
-            remove(temporary)
-        self._fsync_folder(folder)
+    def _write_once(self, path: str, view: memoryview, publish: Callable[[int, str, str], None]) -> None:
+        self._folders.check_root()
+        self._folders.make(os.path.dirname(path))
+        with self._folders.opened(os.path.dirname(path)) as folder:
+            temporary = f"{RESERVED}tmp-{secrets.token_hex(12)}"
+            try:
+                self._write_file(temporary, folder, view)
+                publish(folder, temporary, path)
+            finally:
+                remove(temporary, folder)
+        self._folders.fsync(os.path.dirname(path))
 
-    def _write_file(self, temporary: str, view: memoryview) -> None:
+    def _write_file(self, temporary: str, folder: int, view: memoryview) -> None:
         direct_bytes = self._direct_bytes(view, 0)
-        descriptor = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, direct=direct_bytes > 0)
+        descriptor = self._open(temporary, folder, os.O_WRONLY | os.O_CREAT | os.O_EXCL, direct=direct_bytes > 0)
         try:
             end = 0
             if direct_bytes and self._has_direct:
@@ -192,43 +201,45 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    def _link(self, temporary: str, path: str) -> None:
+    def _link(self, folder: int, temporary: str, path: str) -> None:
+        name = os.path.basename(path)
         if self._has_links:
             try:
-                os.link(temporary, path)
+                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
                 return
             except FileExistsError as error:
-                raise from_os_error(error, "create", path) from error
+                raise _taken(path) from error
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
-                if os.path.lexists(path):
-                    raise ObjectExistsError(f"{path}: cannot create: the name is taken") from error
+                if is_there(name, folder):
+                    raise _taken(path) from error
                 self._has_links = False
-        self._rename_under_lock(temporary, path)
+        self._rename_under_lock(folder, temporary, path)
 
-    def _rename_under_lock(self, temporary: str, path: str) -> None:
-        folder, name = os.path.split(path)
-        lock = os.path.join(folder, f"{RESERVED}lock-{name}")
+    def _rename_under_lock(self, folder: int, temporary: str, path: str) -> None:
+        where, name = os.path.split(path)
+        lock = f"{RESERVED}lock-{name}"
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
-                os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+                os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder))
                 break
             except FileExistsError as error:
-                if os.path.lexists(path):
-                    raise ObjectExistsError(f"{path}: cannot create: the name is taken") from error
+                if is_there(name, folder):
+                    raise _taken(path) from error
                 if time.monotonic() > deadline:  # its holder needs microseconds, so it is dead or on a stalled share
                     raise StorageUnavailableError(
-                        f"{path}: cannot create: {lock} was left by a crash; remove it if no other process writes here"
+                        f"{path}: cannot create: {where}/{lock} was left by a crash; remove it if no other process "
+                        "writes here"
                     ) from error
                 time.sleep(0.01)
         try:
-            if os.path.lexists(path):
-                raise ObjectExistsError(f"{path}: cannot create: the name is taken")
-            os.rename(temporary, path)
+            if is_there(name, folder):
+                raise _taken(path)
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
-            remove(lock)
+            remove(lock, folder)
 
     # ---- direct I/O
 
@@ -239,17 +250,18 @@ class LocalStore:
         address: int = np.frombuffer(view, np.uint8).ctypes.data
         return 0 if address % PAGE_BYTES else len(view) // PAGE_BYTES * PAGE_BYTES
 
-    def _open(self, path: str, flags: int, *, direct: bool) -> int:
+    def _open(self, name: str, folder: int, flags: int, *, direct: bool) -> int:
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW
         if direct and self._has_direct:
             try:
-                return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT, 0o666)
+                return os.open(name, flags | os.O_DIRECT, 0o666, dir_fd=folder)
             except OSError as error:
                 if error.errno not in _NO_DIRECT:
                     raise
                 self._has_direct = False  # tmpfs and some network and FUSE file systems
                 if flags & os.O_EXCL:
-                    remove(path)  # the file is made before O_DIRECT is refused
-        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+                    remove(name, folder)  # the file is made before O_DIRECT is refused
+        return os.open(name, flags, 0o666, dir_fd=folder)
 
     def _transfer(self, move: Callable[[int, memoryview], int], view: memoryview, start: int) -> int:
         """Moves whole pages with `move(offset, part)` until `view`, the file or alignment ends; returns the count."""
@@ -267,13 +279,15 @@ class LocalStore:
                 break
         return done
 
-    def _read(self, path: str, view: memoryview, start: int) -> int:
+    def _read(self, key: str, view: memoryview, start: int) -> int:
         direct_bytes = self._direct_bytes(view, start)
-        # Not to wait for a writer, where a pipe is in the place of a file.
-        descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK, direct=direct_bytes > 0)
+        with opened_folder(self._root, _above(key)) as folder:
+            # Not to wait for a writer, where a pipe is in the place of a file.
+            flags = os.O_RDONLY | os.O_NONBLOCK
+            descriptor = self._open(os.path.basename(key), folder, flags, direct=direct_bytes > 0)
         try:
             mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode) and (not stat.S_ISDIR(mode) or is_record(path)):
+            if not stat.S_ISREG(mode) and (not stat.S_ISDIR(mode) or is_record(key)):
                 return 0  # as it is listed
             done = 0
             if direct_bytes and self._has_direct:
@@ -291,67 +305,32 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    # ---- folders
 
-    def _make_folder(self, folder: str) -> None:
-        """Makes `folder` and certain that its name, and each name up to the root's, survives a loss of power.
+def _above(key: str) -> str:
+    """The folder that a key is in, below the root."""
+    return key.rpartition("/")[0]
 
-        Whoever made it: another worker may have, and not have fsynced yet.
-        """
+
+def _replace(folder: int, temporary: str, path: str) -> None:
+    os.replace(temporary, os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _taken(path: str) -> ObjectExistsError:
+    return ObjectExistsError(f"{path}: cannot create: the name is taken")
+
+
+def _unlink_all(folder: int, path: str, names: Sequence[str]) -> list[OSError]:
+    """Deletes what is there of these names in the folder at `path`; why it could not."""
+    failed: list[OSError] = []
+    for name in names:
         try:
-            if self._durable.get(folder) == os.stat(folder).st_ino:
-                return
-            is_new = False
-        except FileNotFoundError:
-            is_new = True
-        parent = os.path.dirname(folder)
-        if is_new:
-            self._make_folder(parent)
-            try:
-                os.mkdir(folder)
-            except FileExistsError:
-                if not os.path.isdir(folder):
-                    raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder should be", folder) from None
-        elif folder.startswith(os.path.join(self._root, "")):
-            self._make_folder(parent)
-        elif folder != self._root:
-            return  # above the root and not made by us
-        try:
-            fsync_path(parent)
-        except PermissionError:
-            if is_new:
-                raise  # else: the root was there before us, in a folder that we may not open
-        self._durable[folder] = os.stat(folder).st_ino
-
-    def _fsync_folder(self, folder: str) -> None:
-        try:
-            fsync_path(folder)
-        except FileNotFoundError as error:
-            raise StorageError(f"{folder}: was removed while something was being written into it") from error
-
-    def _settle(self, folder: str) -> None:
-        """Makes deletions in `folder` durable; removes it and its parents where nothing but our debris is left."""
-        while True:
-            try:
-                names = os.listdir(folder)
-            except (FileNotFoundError, NotADirectoryError):
-                return
-            if folder == self._root or any(not name.startswith(RESERVED) for name in names):
-                fsync_path(folder)
-                return
-            for name in names:  # debris; a writer that is alive after all writes anew
-                remove(os.path.join(folder, name))
-            try:
-                os.rmdir(folder)
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
-                    raise
-                fsync_path(folder)
-                return
-            self._durable.pop(folder, None)
-            folder = os.path.dirname(folder)
+            os.unlink(name, dir_fd=folder)
+        except (FileNotFoundError, IsADirectoryError):
+            pass
+        except OSError as error:
+            error.filename = os.path.join(path, name)
+            failed.append(error)
+    return failed
 
 
 def _flat(data: memoryview) -> memoryview:

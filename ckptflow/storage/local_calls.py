@@ -1,4 +1,4 @@
-"""System calls on files and folders, a few at a time."""
+"""System calls on files and folders, a few at a time. Below a root no link is followed, whoever puts one there when."""
 
 from __future__ import annotations
 
@@ -7,14 +7,67 @@ import errno
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+
+from ckptflow.errors import StorageError
 
 RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and locks
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PASS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def remove(path: str) -> None:
+@contextlib.contextmanager
+def opened_folder(root: str, below: str = "", *, to_list: bool = False) -> Iterator[int]:
+    """A descriptor of the folder `below` a root, to name files in, or `to_list` (or fsync) it too.
+
+    The root itself may be a link, and what is above it; nothing below it: that raises `StorageError`.
+    """
+    flags = _LIST if to_list else _PASS
+    parts = below.split("/") if below else []
+    path = os.path.join(root, *parts[:1])
+    descriptor = _open_folder(path, path, flags | os.O_NOFOLLOW if parts else flags, None)
+    try:
+        for part in parts[1:]:
+            path = os.path.join(path, part)
+            inner = _open_folder(part, path, flags | os.O_NOFOLLOW, descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_folder(name: str, path: str, flags: int, above: int | None) -> int:
+    try:
+        return os.open(name, flags, dir_fd=above)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP) and flags & os.O_NOFOLLOW and os.path.islink(path):
+            raise StorageError(linked(path, "use")) from error
+        error.filename = path
+        raise
+
+
+def linked(path: str, doing: str) -> str:
+    """What is said of a link in the place of a folder. Followed, what is written and deleted would be elsewhere."""
+    return (
+        f"{path}: cannot {doing}: it is a symbolic link to {os.readlink(path)}; links to folders are not followed. "
+        "Move the folder itself here, mount it here, or rename the link if it is not part of this run"
+    )
+
+
+def remove(name: str, folder: int) -> None:
     """Deletes a file of ours, if that can be."""
     with contextlib.suppress(OSError):  # gone already, or debris that the deletion of its folder takes
-        os.unlink(path)
+        os.unlink(name, dir_fd=folder)
+
+
+def is_there(name: str, folder: int) -> bool:
+    """Whether a folder has this name, whatever is behind it."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def clear_direct(descriptor: int) -> None:
@@ -24,30 +77,34 @@ def clear_direct(descriptor: int) -> None:
 
 def fsync_path(folder: str) -> None:
     """Makes the names in a folder durable, where its file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with opened_folder(folder, to_list=True) as descriptor:
+        fsync_folder(descriptor)
+
+
+def fsync_folder(descriptor: int) -> None:
+    """The same, for one that is open."""
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system whose folders cannot be fsynced
             raise
-    finally:
-        os.close(descriptor)
 
 
-def change(folder: str) -> None:
+def change(folder: int) -> None:
     """Makes and removes a name, so that a network client lists the folder anew."""
-    path = os.path.join(folder, f"{RESERVED}tmp-{secrets.token_hex(12)}")
-    with contextlib.suppress(OSError):  # not there yet, read-only or full: then there is only the list as it is
+    name = f"{RESERVED}tmp-{secrets.token_hex(12)}"
+    with contextlib.suppress(OSError):  # read-only or full: then there is only the list as it is
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder))
         finally:
-            os.unlink(path)
+            os.unlink(name, dir_fd=folder)
 
 
-def drop_cached(path: str) -> None:
+def drop_cached(name: str, folder: int) -> None:
     """Lets go of what the page cache holds of a file, so that it is read from the disk or the share again."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+        descriptor = os.open(name, flags, dir_fd=folder)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

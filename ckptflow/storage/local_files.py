@@ -33,9 +33,14 @@ class LocalPlace:
         pass
 
     def find(self) -> str:
-        """The path itself, where a file, a folder or a prefix group is. Raises `ObjectNotFoundError`."""
+        """The path itself, where a file, a folder or a prefix group is. Raises `ObjectNotFoundError`.
+
+        `UsageError` for what is neither: to open a pipe is to wait for who writes to it.
+        """
         if not self._path or not (os.path.exists(self._path) or os.path.isfile(self._path + ".index")):
             raise not_found(self._path or "the empty path")
+        if os.path.exists(self._path) and not (os.path.isfile(self._path) or os.path.isdir(self._path)):
+            raise _neither(self._path)
         return self._path
 
     def all(self) -> dict[str, int]:
@@ -49,7 +54,7 @@ class LocalPlace:
             elif os.path.lexists(self._path):
                 status = os.lstat(self._path)
                 if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-                    raise UsageError(f"{self._path} is neither a file nor a folder; name another place")
+                    raise _neither(self._path)
                 found[self.name] = status.st_size
             found |= {name: os.lstat(os.path.join(self._parent, name)).st_size for name in self._group()}
         except OSError as error:
@@ -214,6 +219,10 @@ def _fsync_all(folder: str) -> None:
             finally:
                 os.close(descriptor)
         fsync_path(above)
+
+
+def _neither(path: str) -> UsageError:
+    return UsageError(f"{path} is neither a file nor a folder; name another place")
 
 
 def _raise(error: OSError) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from ckptflow.errors import StorageError, StorageUnavailableError
-from ckptflow.storage.local_calls import RESERVED
+from ckptflow.storage.local_calls import RESERVED, linked, opened_folder
 from ckptflow.storage.store import Entry, check_key
 
 LEFTOVER_NAME = RESERVED + "leftover"  # listed for a folder that holds no object, so that it can be deleted
@@ -16,48 +18,57 @@ _Found = TypeVar("_Found")
 _DECIDES = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?|lineage|pins")  # names in a root on which something depends
 
 
-def walk(folder: str, prefix: str) -> Iterator[Entry]:
-    """Every file below `folder`, links to folders not followed, whatever vanishes meanwhile left out."""
-    pending = [(folder, prefix)]
+def walk(root: str, prefix: str) -> Iterator[Entry]:
+    """Every file in a root below `prefix`, no link followed, whatever vanishes meanwhile left out."""
+    pending = [prefix]
     while pending:
-        folder, prefix = pending.pop()
-        found = _if_there(folder, _scan)
+        prefix = pending.pop()
+        found = _if_there(os.path.join(root, prefix), partial(_scan, root, prefix))
         is_leftover = bool(prefix) and found is not None
-        for entry in found or ():
-            key = prefix + entry.name
-            if entry.name.startswith(RESERVED) or not _is_key(key) or key == "lost+found":
+        for name, status in found or ():
+            key = prefix + name
+            if name.startswith(RESERVED) or not _is_key(key) or key == "lost+found":
                 continue
-            if not prefix and entry.is_symlink():
-                check_no_link(entry.path)
+            if not prefix and stat.S_ISLNK(status.st_mode):
+                check_no_link(os.path.join(root, name))
             is_leftover = False
-            if entry.is_dir(follow_symlinks=False):
-                pending.append((entry.path, key + "/"))
-            if entry.is_file():
-                size_bytes = _if_there(entry.path, os.path.getsize)
-                if size_bytes is not None:
-                    yield Entry(key, size_bytes)
-            elif prefix and (not entry.is_dir() or is_record(entry.name)):
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(key + "/")
+            if stat.S_ISREG(status.st_mode):
+                yield Entry(key, status.st_size)
+            elif prefix and (not stat.S_ISDIR(status.st_mode) or is_record(name)):
                 yield Entry(key, 0)  # in the place of a file: that is damaged, and not absent
         if is_leftover:
             yield Entry(prefix + LEFTOVER_NAME, 0)
 
 
-def _scan(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
+def _scan(root: str, prefix: str) -> list[tuple[str, os.stat_result]]:
+    """What is in a folder: each name, and what is behind it, a link being one."""
+    with opened_folder(root, prefix[:-1], to_list=True) as folder:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+        looks = ((name, _if_there(os.path.join(root, prefix, name), partial(_look, folder, name))) for name in names)
+        return [(name, status) for name, status in looks if status is not None]
 
 
-def _if_there(path: str, look: Callable[[str], _Found]) -> _Found | None:
-    """What `look` finds; None for what is not there. What is there after all is looked at again.
+def _look(folder: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def _if_there(path: str, look: Callable[[], _Found]) -> _Found | None:
+    """What `look` finds at `path`; None for what is not there. What is there after all is looked at again.
 
     Raises where that fails, too: left out of a listing, it would be taken for absent.
     """
     for _ in range(3):
         try:
-            return look(path)
+            return look()
         except (FileNotFoundError, NotADirectoryError):
-            if not os.path.exists(path):
+            if not os.path.lexists(path):
                 return None
+        except OSError as error:
+            error.filename = path
+            raise
     raise StorageUnavailableError(f"{path}: cannot list: it is there, and the system said that it is not")
 
 
@@ -67,15 +78,9 @@ def is_record(name: str) -> bool:
 
 
 def check_no_link(path: str) -> None:
-    """Raises where a link has the name of a folder that decides something: passed over, an older one would count.
-
-    Links to folders are not followed, since what is deleted in them would be deleted elsewhere.
-    """
+    """Raises where a link has the name of a folder that decides something: passed over, an older one would count."""
     if os.path.islink(path) and _DECIDES.fullmatch(os.path.basename(path)):
-        raise StorageError(
-            f"{path}: cannot list: it is a symbolic link to {os.readlink(path)}; links to folders are not followed. "
-            "Move the folder itself here, mount it here, or rename the link if it is not part of this run"
-        )
+        raise StorageError(linked(path, "list"))
 
 
 def _is_key(key: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ckptflow.errors import UsageError
 from ckptflow.storage.local import LocalStore
+from ckptflow.storage.local_calls import opened_folder
 from ckptflow.storage.remote import RemoteStore
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
@@ -51,7 +52,7 @@ class _Disk:
         return f"{'direct' if self._store._has_direct else 'buffered'} writes + fsync"
 
     def put(self, key: str, data: memoryview) -> None:
-        descriptor = self._store._open(self._store._path(key), os.O_WRONLY | os.O_CREAT, direct=True)
+        descriptor = self._open(key, os.O_WRONLY | os.O_CREAT)
         try:
             end = 0
             while end < len(data):  # once, but where the disk is full: the second then says so
@@ -61,12 +62,17 @@ class _Disk:
             os.close(descriptor)
 
     def get(self, key: str, into: memoryview) -> None:
-        descriptor = self._store._open(self._store._path(key), os.O_RDONLY, direct=True)
+        descriptor = self._open(key, os.O_RDONLY)
         try:
             if os.preadv(descriptor, [into], 0) != len(into):
                 raise OSError(f"{key}: a short read")
         finally:
             os.close(descriptor)
+
+    def _open(self, key: str, flags: int) -> int:
+        above, _, name = key.rpartition("/")
+        with opened_folder(self._store.url, above) as folder:
+            return self._store._open(name, folder, flags, direct=True)
 
 
 class _Obstore:

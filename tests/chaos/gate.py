@@ -24,6 +24,7 @@ from typing import Any
 
 # By name: its number, and which of its arguments is a path or a descriptor ("p1": a path, after a folder's descriptor).
 CALLS = {
+    "linkat": (265, "p1"), "renameat": (264, "p1"),
     "openat": (257, "p1"), "newfstatat": (262, "p1"), "unlinkat": (263, "p1"), "mkdirat": (258, "p1"),
     "stat": (4, "p0"), "lstat": (6, "p0"), "link": (86, "p0"), "rename": (82, "p0"), "unlink": (87, "p0"),
     "mkdir": (83, "p0"), "rmdir": (84, "p0"), "readlink": (89, "p0"), "fstat": (5, "d0"), "fsync": (74, "d0"),

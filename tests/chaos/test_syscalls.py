@@ -26,7 +26,7 @@ ERRNOS = [
     errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.EINVAL,
 ]  # fmt: skip
 FOR_GOOD = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES]  # what is tried again costs ten seconds a case
-WRITING = {"openat", "pwrite64", "fsync", "link", "rename", "unlink", "mkdir", "rmdir"}
+WRITING = {"openat", "pwrite64", "fsync", "linkat", "renameat", "unlinkat", "mkdirat"}
 MAY_COUNT = {
     "CommitUnknownError",
     "FencedError",
@@ -73,7 +73,7 @@ class Clinic:
             shutil.rmtree(root)
         self.acknowledged += outcome.acknowledged
         # A descriptor whose `close` was answered here is still open; a name in lineage/ that cannot be removed stays.
-        excused = {"close": "left open: ", "unlink": "left behind: lineage/"}.get(failing)
+        excused = {"close": "left open: ", "unlinkat": "left behind: lineage/"}.get(failing)
         return [*broken, *(what for what in later.broken if excused is None or not what.startswith(excused))]
 
     def judge(self, outcome: Outcome, root: Path) -> list[str]:
@@ -164,7 +164,7 @@ class Case:
 
     def attempt(self, clinic: Clinic) -> list[str]:
         decide = (for_good if self.is_for_good else once)(self.number, self.answer)
-        failing = "unlink" if self.is_for_good else self.call.name
+        failing = "unlinkat" if self.is_for_good else self.call.name
         return [f"{self}: {what}" for what in clinic.attempt(decide, failing=failing)]
 
 

@@ -63,6 +63,10 @@ def test_what_cannot_be_written_is_said_before_anything_is_read(runner: Runner, 
     ran = runner("report", root, "--output", str(tmp_path))
     assert ran.code == 2
     assert "Is a directory" in ran.err
+    os.mkfifo(tmp_path / "pipe")
+    ran = runner("report", root, "--output", str(tmp_path / "pipe"))
+    assert ran.code == 2
+    assert "pipe is neither a file nor a folder" in ran.err
 
 
 def test_half_a_page_is_never_there(runner: Runner, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +80,19 @@ def test_half_a_page_is_never_there(runner: Runner, root: str, tmp_path: Path, m
     monkeypatch.setattr(os, "replace", fail)
     ran = runner("report", root, "--output", str(page))
     assert ran.code == 2
-    assert "page.html cannot be written: No space left on device" in ran.err
+    assert "page.html: cannot write: No space left on device" in ran.err
     assert page.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["page.html", "run"]
+
+
+def test_a_page_is_written_through_no_link(runner: Runner, root: str, tmp_path: Path) -> None:
+    """Whatever names are there, and wherever they lead: only the page is new, and it is a file."""
+    (tmp_path / "elsewhere").write_bytes(b"")
+    for name in ("page.html", *(f"page.html.{number}.part" for number in range(os.getpid() - 3, os.getpid() + 4))):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    assert runner("report", root, "--output", str(tmp_path / "page.html")).code == 0
+    assert (tmp_path / "elsewhere").read_bytes() == b""
+    assert not (tmp_path / "page.html").is_symlink()
 
 
 def test_json_has_the_documented_shape(runner: Runner, eventful: str) -> None:

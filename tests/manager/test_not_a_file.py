@@ -70,10 +70,11 @@ def test_a_folder_that_is_there_and_said_not_to_be(tmp_path: Path, monkeypatch: 
     saved(root)
     scan, store = os.scandir, LocalStore(str(root))
 
-    def scandir(path: str) -> object:
+    def scandir(folder: int) -> object:
+        path = os.readlink(f"/proc/self/fd/{folder}")
         if path.endswith("20-i0001"):
             raise FileNotFoundError(2, "No such file or directory", path)
-        return scan(path)
+        return scan(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(ckptflow.StorageError, match="it is there"):

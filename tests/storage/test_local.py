@@ -54,13 +54,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         made.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
         real_fsync(descriptor)
 
-    def link(source: str, target: str) -> None:
-        made.append(("link", target))
-        real_link(source, target)
+    def link(source: str, target: str, **words: Any) -> None:
+        made.append(("link", os.path.join(os.readlink(f"/proc/self/fd/{words['dst_dir_fd']}"), target)))
+        real_link(source, target, **words)
 
-    def replace(source: str, target: str) -> None:
-        made.append(("replace", target))
-        real_replace(source, target)
+    def replace(source: str, target: str, **words: Any) -> None:
+        made.append(("replace", os.path.join(os.readlink(f"/proc/self/fd/{words['dst_dir_fd']}"), target)))
+        real_replace(source, target, **words)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "link", link)
@@ -153,9 +153,9 @@ def test_aligned_memory_goes_past_the_page_cache(tmp_path: Path, monkeypatch: py
     flags: list[int] = []
     real = os.open
 
-    def noted_open(path: str, flag: int, mode: int = 0o777) -> int:
+    def noted_open(path: str, flag: int, mode: int = 0o777, **words: Any) -> int:
         flags.append(flag)
-        return real(path, flag, mode)
+        return real(path, flag, mode, **words)
 
     monkeypatch.setattr(os, "open", noted_open)
     store = LocalStore(str(tmp_path))
@@ -193,7 +193,7 @@ def test_short_transfers_are_carried_on(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(source: str, target: str) -> None:
+    def link(source: str, target: str, **words: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
@@ -238,7 +238,7 @@ RACER = """
     root, racer, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if sys.argv[4] == "lock":
         import ckptflow.storage.local as local
-        def link(source, target): raise PermissionError(1, "no links here")
+        def link(source, target, **words): raise PermissionError(1, "no links here")
         local.os.link = link
     store = LocalStore(root)
     print("ready", flush=True)
@@ -300,12 +300,12 @@ def test_a_writer_whose_folder_is_pruned_writes_anew(tmp_path: Path, monkeypatch
     store = LocalStore(str(tmp_path))
     real, swept = os.replace, list[str]()
 
-    def replace(source: str, target: str) -> None:
+    def replace(source: str, target: str, **words: Any) -> None:
         if not swept:
             swept.append(source)
             LocalStore(str(tmp_path)).delete(["f/other"])  # the last object beside ours, and so the folder
-            assert not os.path.exists(source)
-        real(source, target)
+            assert not (tmp_path / "f" / source).exists()
+        real(source, target, **words)
 
     store.put("f/other", X)
     monkeypatch.setattr(os, "replace", replace)
@@ -387,9 +387,9 @@ def test_a_list_survives_what_vanishes(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / folder / "file").write_bytes(b"1")
     real = os.scandir
 
-    def scandir(path: str) -> Any:
-        found = real(path)
-        if Path(path) == tmp_path:
+    def scandir(folder: int) -> Any:
+        found = real(folder)
+        if Path(f"/proc/self/fd/{folder}").resolve() == tmp_path:
             (tmp_path / "b" / "file").unlink()
             (tmp_path / "b").rmdir()
         return found

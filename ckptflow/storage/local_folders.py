@@ -1,0 +1,115 @@
+"""The folders of a root on a disk: made so that their names survive a loss of power, removed when they are empty."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import AbstractContextManager
+
+from ckptflow.errors import StorageError
+from ckptflow.storage.local_calls import RESERVED, fsync_folder, opened_folder, remove
+
+
+class DurableFolders:
+    """The root and what is below it, named by their paths. Remembers what need not be made durable again."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._below = os.path.join(root, "")
+        self._durable: dict[str, int] = {}  # folder -> inode whose entry in its parent has been fsynced by this process
+
+    def check_root(self) -> None:
+        """Raises where the root that this process has written to is gone or another folder: nothing is "empty" then."""
+        known = self._durable.get(self._root)
+        if known is not None:
+            try:
+                if os.stat(self._root).st_ino == known:
+                    return
+            except FileNotFoundError:
+                pass
+            raise StorageError(f"{self._root}: the folder was removed or unmounted while it was in use")
+
+    def make(self, folder: str) -> None:
+        """Makes `folder` and certain that its name, and each name up to the root's, survives a loss of power.
+
+        Whoever made it: another worker may have, and not have fsynced yet.
+        """
+        try:
+            if self._durable.get(folder) == self._inode(folder):
+                return
+            is_new = False
+        except FileNotFoundError:
+            is_new = True
+        parent, name = os.path.split(folder)
+        if is_new:
+            self.make(parent)
+            try:
+                with self.opened(parent) as above:
+                    os.mkdir(name, dir_fd=above)
+            except FileExistsError:
+                if not os.path.isdir(folder):
+                    raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder should be", folder) from None
+        elif folder.startswith(self._below):
+            self.make(parent)
+        elif folder != self._root:
+            return  # above the root and not made by us
+        try:
+            self._fsync(parent)
+        except PermissionError:
+            if is_new:
+                raise  # else: the root was there before us, in a folder that we may not open
+        self._durable[folder] = self._inode(folder)
+
+    def fsync(self, folder: str) -> None:
+        """Makes the names in `folder` durable."""
+        try:
+            self._fsync(folder)
+        except FileNotFoundError as error:
+            raise StorageError(f"{folder}: was removed while something was being written into it") from error
+
+    def settle(self, folder: str) -> None:
+        """Makes deletions in `folder` durable; removes it and its parents where nothing but our debris is left."""
+        while True:
+            try:
+                with self.opened(folder, to_list=True) as descriptor:
+                    if folder == self._root or not _swept(descriptor):
+                        fsync_folder(descriptor)
+                        return
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            parent, name = os.path.split(folder)
+            try:
+                with self.opened(parent) as above:
+                    os.rmdir(name, dir_fd=above)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                    raise
+                self._fsync(folder)
+                return
+            self._durable.pop(folder, None)
+            folder = parent
+
+    def _fsync(self, folder: str) -> None:
+        with self.opened(folder, to_list=True) as descriptor:
+            fsync_folder(descriptor)
+
+    def opened(self, folder: str, *, to_list: bool = False) -> AbstractContextManager[int]:
+        """A descriptor of the root, of one above it, or of one below it, to which no link leads."""
+        if folder.startswith(self._below) and folder != self._below:
+            return opened_folder(self._root, folder[len(self._below) :], to_list=to_list)
+        return opened_folder(folder, to_list=to_list)
+
+    def _inode(self, folder: str) -> int:
+        return os.stat(folder, follow_symlinks=not folder.startswith(self._below)).st_ino
+
+
+def _swept(folder: int) -> bool:
+    """Whether there was nothing but our debris in a folder; then that is gone: a writer that is alive writes anew."""
+    names = os.listdir(folder)
+    if any(not name.startswith(RESERVED) for name in names):
+        return False
+    for name in names:
+        remove(name, folder)
+    return True
