@@ -26,6 +26,11 @@ from ckptflow.errors import (
 _FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
 _AGAIN = "the storage may recover: try again later"
+_PERMANENT = "this is not an error that retrying helps"
+_NO_CHECKSUMS = (
+    "if the server knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, or "
+    'storage_options={"config_kwargs": {"request_checksum_calculation": "when_required"}}'
+)
 
 # Local disk: errno -> (error, what to do).
 LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
@@ -52,8 +57,8 @@ _TRANSIENT_CODES = {
     "ConditionalRequestConflict", "InternalError", "OperationAborted", "PriorRequestNotComplete",
     "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "RequestTimeoutException", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "BadDigest", "IncompleteBody",
-    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "302", "303", "307", "308", "408", "409", "429", "500",
-    "502", "503", "504", "TemporaryRedirect",
+    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "302", "303", "307", "308", "408", "409", "425", "429",
+    "500", "502", "503", "504", "TemporaryRedirect",
 }  # fmt: skip
 _ACCESS_CODES = {
     "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "AuthFailure",
@@ -64,7 +69,7 @@ _ACCESS_CODES = {
 _FULL_CODES = {
     "QuotaExceeded", "QuotaExceededException", "StorageQuotaExceeded", "XMinioStorageFull", "507",
 }  # fmt: skip
-_EXISTS_CODES = {"PreconditionFailed", "412"}
+_EXISTS_CODES = {"PreconditionFailed", "412", "304"}  # 304: MinIO, in older releases
 _MISSING_CODES = {"NoSuchKey", "404"}
 _BUCKET_CODES = {"NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "301"}
 
@@ -103,7 +108,7 @@ _REMOTE_ERRNO = {
 def from_os_error(error: OSError, doing: str, where: str) -> StorageError:
     """The `StorageError` for a failed system call: `where` is the path, `doing` what was tried."""
     code = error.errno or 0
-    kind, advice = LOCAL_FAULTS.get(code, (StorageError, "this is not an error that retrying helps"))
+    kind, advice = LOCAL_FAULTS.get(code, (StorageError, _PERMANENT))
     mapped = kind(f"{where}: cannot {doing}: {os.strerror(code) if code else error}; {advice}")
     mapped.errno = error.errno
     return mapped
@@ -115,19 +120,48 @@ def from_client_error(error: BaseException, doing: str, where: str, secrets: Ite
     An error that no table knows is permanent: a retry that cannot help would only hide it for a minute.
     """
     kind, advice = _kind_of(error)
-    text = redact(_text_of(error), secrets)
+    text = text_of(error, secrets)
+    if kind is StorageError and _ABOUT_CHECKSUMS.search(f"{text} {_all_codes(error)}"):
+        advice = _NO_CHECKSUMS
     return kind(f"{where}: cannot {doing}: {text}; {advice}")
 
 
+def is_refused_request(error: BaseException) -> bool:
+    """Whether the server answered that it does not take such a request, whatever that is about: not who asks, not that
+    it is busy, and not that there is no such bucket. Another kind of request may do."""
+    codes = _all_codes(error)
+    kind, _ = _kind_of(error)
+    is_refused = kind is ObjectNotFoundError or (kind is StorageError and _status(codes) > 0)
+    return is_refused and not _BUCKET_CODES & set(codes)
+
+
+def is_refused_condition(error: BaseException) -> bool:
+    """Whether the server answered that it does not know a condition on a write (`If-None-Match`)."""
+    is_named = {"NotImplemented", "501"} & set(_all_codes(error)) or _CONDITION.search(str(error))
+    return bool(is_named) and is_refused_request(error)
+
+
+def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """What a client's error says, on one line, without the secrets."""
+    return redact(_text_of(error), secrets)
+
+
 def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
-    codes = [code for link in chain(error) for code in codes_of(link)]
+    codes = _all_codes(error)
     for code in codes:
         # What says most wins: a bucket's absence hides behind the same 404 as a key's.
         if code in _BUCKET_CODES:
             return REMOTE_FAULTS[code]
     for code in codes:
+        code = code.removeprefix("KMS.")  # S3 hands on what its key service says
         if code in REMOTE_FAULTS:
             return REMOTE_FAULTS[code]
+    # The server has answered, and no client's class or errno for it says more: s3fs makes an I/O error of any code that
+    # it does not know.
+    if _status(codes) >= 500 and _status(codes) not in (501, 505):
+        return REMOTE_FAULTS["503"]
+    if _status(codes):
+        return StorageError, _PERMANENT
     for link in chain(error):
         if isinstance(link, FileExistsError):
             return REMOTE_FAULTS["412"]
@@ -140,7 +174,16 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
             return REMOTE_FAULTS["503"]
         if isinstance(link, OSError) and link.errno in _REMOTE_ERRNO:
             return REMOTE_FAULTS[_REMOTE_ERRNO[link.errno]]
-    return StorageError, "this is not an error that retrying helps"
+    return StorageError, _PERMANENT
+
+
+def _all_codes(error: BaseException) -> list[str]:
+    return [code for link in chain(error) for code in codes_of(link)]
+
+
+def _status(codes: Iterable[str]) -> int:
+    """The HTTP status of an error among the codes; 0 if there is none."""
+    return next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), 0)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -160,14 +203,16 @@ def codes_of(error: BaseException) -> list[str]:
     if isinstance(response, dict):  # botocore's ClientError
         codes.append(str(response.get("Error", {}).get("Code", "")))
         codes.append(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
+    # aiohttp's errors of what it read are no replies, and carry 400.
+    is_reply = "HttpProcessingError" not in {base.__name__ for base in type(error).__mro__}
     for name in ("status", "status_code", "code"):  # aiohttp, which warns of its code, and gcsfs's HttpError
-        value = getattr(error, name, None)
+        value = getattr(error, name, None) if is_reply else None
         if isinstance(value, int | str):
             codes.append(str(value))
             break
     text = str(error)
     if _OBSTORE in text:  # the reply is in the text, whatever the class
-        codes += re.findall(r"<Code>(\w+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
+        codes += re.findall(r"<Code>([\w.]+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
         # No reply at all (refused, reset, timed out), or one to something else.
         if not codes and ("HTTP error" in text or _STRANGE.search(text)):
             codes.append("503")
@@ -187,6 +232,11 @@ def _text_of(error: BaseException) -> str:
 
 
 _OBSTORE = "Debug source:"  # what its messages carry at their end
+# A server that does not know a header tells its name, or says no more than that one is not implemented.
+_ABOUT_CHECKSUMS = re.compile(
+    r"(?i)checksum|x-amz-(?:sdk|trailer)|aws-chunked|trailer|header you|unsupported header|\bnot ?implemented\b"
+)
+_CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|header)")
 _STRANGE = re.compile(r"(?i)non-partial response|header missing from response|content.range header|Requested .*, got ")
 _CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
