@@ -16,6 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ckptflow.errors import CkptflowError
 from ckptflow.storage import faults
 from ckptflow.storage.clients import (
     CONNECT_TIMEOUT_S,
@@ -25,6 +26,7 @@ from ckptflow.storage.clients import (
     S3_SCHEMES,
     wants_checksum,
 )
+from ckptflow.storage.credentials import opening
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.store import Store
@@ -45,7 +47,7 @@ _S3_CLIENT_OPTIONS = {
 _GCS_OPTIONS = {"token", "project", "endpoint_url"}
 
 
-class _NotTranslatableError(Exception):
+class _NotTranslatableError(CkptflowError):
     """Something in the options or the environment that only s3fs or gcsfs can honour; the text says what."""
 
 
@@ -79,7 +81,8 @@ class ObstoreStore(FsspecStore):
         bucket = url.partition("://")[2].partition("/")[0]
         make = _s3_client if scheme in S3_SCHEMES else functools.partial(_gcs_client, is_required=is_required)
         self._make = functools.partial(make, bucket, dict(storage_options))
-        self._client = self._reader = self._make()
+        with opening(url, storage_options):
+            self._client = self._reader = self._make()
         super().__init__(url, storage_options)
 
     def renew(self, key: str) -> None:

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import urlsplit, urlunsplit
 
 from ckptflow.errors import (
     CkptflowError,
@@ -142,8 +141,9 @@ def is_refused_condition(error: BaseException) -> bool:
 
 
 def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
-    """What a client's error says, on one line, without the secrets."""
-    return redact(_text_of(error), secrets)
+    """What a client's error says, on one line, without the secrets; cut, but only then, if it is long."""
+    text = redact(_text_of(error), secrets)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
@@ -227,10 +227,10 @@ def _text_of(error: BaseException) -> str:
         text = text.partition(_OBSTORE)[0]
         reply = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
         text = f"{reply.group(1)} ({', '.join(codes_of(error)[:1])})" if reply else text
-    text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:400] + "…"
+    return " ".join(text.split()) or type(error).__name__
 
 
+_SHOWN = 400  # characters of a client's text
 _OBSTORE = "Debug source:"  # what its messages carry at their end
 # A server that does not know a header tells its name, or says no more than that one is not implemented.
 _ABOUT_CHECKSUMS = re.compile(
@@ -240,10 +240,12 @@ _CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|hea
 _STRANGE = re.compile(r"(?i)non-partial response|header missing from response|content.range header|Requested .*, got ")
 _CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
-_USER = re.compile(r"://[^\s\"'<>@]+@")  # a password may hold anything, even slashes
+_HOST = re.compile(r"(?:\[[^\]]*\]|[^:]*\.[^:]*|localhost)(?::[0-9]{0,5})?")  # what is plainly one
+_PORT = re.compile(r":[0-9]{0,5}[.,;:)\]}]*$")  # with what a sentence puts behind it
+_QUERY = re.compile(r"\?[\w.%~+-]+=[^\s\"'<>]+")  # of a path: not all clients tell whole URLs
 _SECRET_FIELD = re.compile(
     r"(?i)((?:authorization|signature|credential|security-token|secret[_-]?(?:access[_-]?)?key|access[_-]?token"
-    r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|bearer\s+)[^\s\"',;&<>]+"
+    r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?|bearer\s+)[^\s\"',;&<>]+"
 )
 
 
@@ -251,26 +253,67 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without credentials: the given secrets, user parts and query strings of URLs, signed fields."""
     for secret in sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = _USER.sub("://", text)
-    text = _URL.sub(lambda match: redact_url(match.group()), text)
+    text = _URL.sub(lambda match: _redact_url_in_text(match.group()), text)
+    text = _QUERY.sub("?***", text)
     return _SECRET_FIELD.sub(r"\1***", text)
 
 
 def redact_url(url: str) -> str:
     """`url` without user name, password, query string and fragment; Azure's container before the @ stays.
 
-    A path is no URL, whatever is in it.
+    A path is no URL, whatever is in it. `scheme://***` if it is not clear where a password ends.
     """
-    if "://" not in url:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
         return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.split("://", 1)[0] + "://***"
-    user, _, host = parts.netloc.rpartition("@")
-    netloc = f"{user}@{host}" if parts.scheme in _CONTAINER_FIRST and user and ":" not in user else host
-    query = "***" if parts.query else ""
-    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    user, rest, is_clear = _split_user(rest)
+    if not is_clear:
+        return f"{scheme}://***"
+    kept = f"{user}@" if scheme in _CONTAINER_FIRST and user and ":" not in user else ""
+    path, mark, _ = _split_at(rest, "?#")
+    return f"{scheme}://{kept}{path}" + ("?***" if mark == "?" else "")
+
+
+def user_of(url: str) -> str:
+    """The user name and the password in `url`, as they stand there; all that may be one, if that is not clear."""
+    scheme, separator, rest = url.partition("://")
+    user, _, is_clear = _split_user(rest) if separator else ("", "", True)
+    return "" if is_clear and scheme in _CONTAINER_FIRST and ":" not in user else user
+
+
+def _split_user(rest: str) -> tuple[str, str, bool]:
+    """User and password, what follows them, and whether it is clear where they end: a password may hold `/`, `?`, `#`
+    and `@`, although it should not."""
+    authority = _split_at(rest, "/?#")[0]
+    user, at, host = authority.rpartition("@")
+    if at:
+        is_clear = ":" not in user or _HOST.fullmatch(host) or "@" not in rest[len(authority) :]
+    else:
+        is_clear = "@" not in rest or ":" not in authority or _HOST.fullmatch(authority) or authority.startswith("arn:")
+    if is_clear:
+        return user, rest[len(user) + len(at) :], True
+    user, at, _ = _split_at(rest, "?#")[0].rpartition("@")
+    return (user, rest[len(user) + 1 :], True) if at else (rest.rpartition("@")[0], "", False)
+
+
+def _redact_url_in_text(url: str) -> str:
+    """As `redact_url`, for a URL that was cut out of a text: what stands before an @ may be a user, with slashes."""
+    scheme, _, rest = url.partition("://")
+    authority = _split_at(rest, "/?#")[0]
+    path, mark, more = _split_at(rest, "?#")
+    if "@" in path:
+        return redact_url(f"{scheme}://{path.rpartition('@')[2]}{mark}{more}")
+    is_cut = _PORT.search(authority) is None and ":" in authority and not authority.startswith(("arn:", "["))
+    if is_cut or ("@" in more and not _HOST.fullmatch(authority)):
+        return f"{scheme}://***"
+    return redact_url(url)
+
+
+def _split_at(text: str, marks: str) -> tuple[str, str, str]:
+    """`text` before the first of the marks, that mark, and what follows."""
+    found = re.search(f"[{marks}]", text)
+    at = found.start() if found else len(text)
+    return text[:at], text[at : at + 1], text[at + 1 :]
 
 
 def closed_error(url: str) -> CkptflowError:

@@ -21,6 +21,7 @@ from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageErr
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
 from ckptflow.storage.clients import GCS_SCHEMES, S3_SCHEMES, open_file_system, parse_listings_quickly, wants_checksum
+from ckptflow.storage.credentials import opening, secrets_of, tells_secrets
 from ckptflow.storage.replies import (
     StrangeReplyError,
     check_delete,
@@ -102,12 +103,8 @@ class RemoteStore:
         except BaseException as error:  # a panic of obstore is no Exception
             mapped = faults.from_client_error(error, doing, where, self._secrets)
             # The client's own error helps, unless it shows what must not be seen.
-            raise mapped from (None if self._tells_secrets(error) else error)
+            raise mapped from (None if tells_secrets(error, self._secrets) else error)
         self._is_root_known = True
-
-    def _tells_secrets(self, error: BaseException) -> bool:
-        texts = [str(link) for link in faults.chain(error)]
-        return any(secret in text for secret in self._secrets for text in texts)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
@@ -135,7 +132,8 @@ class FsspecStore(RemoteStore):
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._scheme = url.partition("://")[0]
         self._open = functools.partial(open_file_system, url, self._scheme, dict(storage_options))
-        self._fs, root = self._open()
+        with opening(url, storage_options):
+            self._fs, root = self._open()
         super().__init__(url, root.strip("/"), storage_options)
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
@@ -341,27 +339,3 @@ def _create_lock(file_system: Any) -> Any:
         if lock is None:
             lock = _locks[name] = _Lock(1)
         return lock
-
-
-_SECRET_OPTIONS = ("key", "secret", "token", "pass", "credential", "sas", "auth", "user")
-_TOKEN_KINDS = ("anon", "google_default", "cloud", "cache", "browser")  # gcsfs's words for where a token comes from
-
-
-def secrets_of(url: str, storage_options: dict[str, Any]) -> Iterator[str]:
-    """Every text among the options, the URL and the environment that must not be seen in a message."""
-    authority = url.partition("://")[2].partition("/")[0]
-    user, at, _ = authority.rpartition("@")
-    if at:
-        yield from user.split(":")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if os.environ.get(name):
-            yield os.environ[name]
-
-    def leaves(value: Any, is_secret: bool) -> Iterator[str]:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                yield from leaves(inner, is_secret or any(part in str(name).lower() for part in _SECRET_OPTIONS))
-        elif is_secret and isinstance(value, str) and value not in _TOKEN_KINDS:
-            yield value
-
-    yield from leaves(storage_options, False)
