@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
-from ckptflow.cli.render import bar, clean, make_console
+from ckptflow.cli.render import bar, make_console
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.storage.store import Store
@@ -202,7 +203,7 @@ def render(findings: Sequence[Finding], words: Sequence[str]) -> None:
         mark = "kept  " if each.is_kept else "BROKEN"
         console.print(f"{mark}  {each.seconds:6.1f} s  {each.promise}", style="green" if each.is_kept else "red")
         if each.why:
-            console.print(f"        {clean(each.why)}", soft_wrap=True)
+            console.print(f"        {printable(each.why)}", soft_wrap=True)
     broken = sum(not each.is_kept for each in findings)
     if broken:
         console.print(f"\n{broken} of {len(findings)} promises are broken: do not keep checkpoints here.", style="red")

@@ -27,6 +27,12 @@ def secrets_of(url: str, storage_options: dict[str, Any]) -> Iterator[str]:
         yield from sorted({secret, *_spellings(secret)} - {""})
 
 
+def may_be_chained(error: BaseException, secrets: Iterable[str]) -> bool:
+    """Whether a traceback may show the error: no secret is in it, and nothing that a terminal would obey."""
+    texts = (str(link) for link in faults.chain(error))
+    return all(line.isprintable() for text in texts for line in text.split("\n")) and not tells_secrets(error, secrets)
+
+
 def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
     """Whether the error, or what it was raised from, shows a secret, a user or a query of a URL, in a traceback."""
     known = tuple(secrets)

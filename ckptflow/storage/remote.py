@@ -21,7 +21,7 @@ from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageErr
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
 from ckptflow.storage.clients import GCS_SCHEMES, S3_SCHEMES, open_file_system, parse_listings_quickly, wants_checksum
-from ckptflow.storage.credentials import opening, secrets_of, tells_secrets
+from ckptflow.storage.credentials import may_be_chained, opening, secrets_of
 from ckptflow.storage.replies import (
     StrangeReplyError,
     check_delete,
@@ -103,7 +103,7 @@ class RemoteStore:
         except BaseException as error:  # a panic of obstore is no Exception
             mapped = faults.from_client_error(error, doing, where, self._secrets)
             # The client's own error helps, unless it shows what must not be seen.
-            raise mapped from (None if tells_secrets(error, self._secrets) else error)
+            raise mapped from (error if may_be_chained(error, self._secrets) else None)
         self._is_root_known = True
 
     def _path(self, key: str) -> str:
