@@ -24,6 +24,8 @@ CkptflowError
 
 from __future__ import annotations
 
+from ckptflow.printable import Lines, printable
+
 __all__ = [
     "CheckpointGoneError",
     "CheckpointNotFoundError",
@@ -54,6 +56,10 @@ LEAVING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 class CkptflowError(Exception):
     """The root of everything that ckptflow raises on purpose."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.args and isinstance(self.args[0], Lines) else printable(text)
 
 
 class StorageError(CkptflowError, OSError):

@@ -11,6 +11,7 @@ from ckptflow.commit.team import Vote
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
+from ckptflow.printable import lines
 from ckptflow.spans import span
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
@@ -138,7 +139,7 @@ class LiveState:
             return
         text = f"Now {self.mixture}. Do not go on with it: nothing is saved until a restore succeeds"
         if isinstance(error, CkptflowError):
-            error.args = (f"{error}\n{text}",)
+            error.args = (lines(error.args[0] if error.args else "", text),)
         else:
             error.add_note(text)
 

@@ -26,6 +26,7 @@ from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
 from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Source
 from ckptflow.spans import span
+from ckptflow.storage.faults import redact
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
@@ -253,7 +254,7 @@ class Saver:
             writer_id=self.held.writer_id,
             worker=self.cluster.worker,
             world_size=self.cluster.world_size,
-            failure=f"{type(error).__name__}: {error}"[:MAX_FAILURE_CHARACTERS],
+            failure=redact(f"{type(error).__name__}: {error}")[:MAX_FAILURE_CHARACTERS],
         )
         try:
             self.store.put(self._receipt_key(folder), memoryview(encode(receipt)))

@@ -74,6 +74,7 @@ class StoreContract:
                 winners = _race(stores, key, contents)
                 _same(len(winners), 1, f"winners of {key} ({winners})")
                 _same(backend.raw_get(key), contents[winners[0]], f"{key}: the winner's bytes")
+            _same([store.is_create_only for store in stores], [True] * 4, "is_create_only, after creating")
 
     def test_create_leaves_what_is_there(self, backend: Backend) -> None:
         with _opened(backend) as (store,):

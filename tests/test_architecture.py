@@ -18,7 +18,7 @@ MAX_LINES = 420
 
 # A room imports from rows above its own, and from itself. What is not named here is a face, in the last row.
 ROWS: tuple[tuple[set[str], ...], ...] = (
-    ({"errors"}, {"events"}, {"spans"}, {"threads"}),
+    ({"errors", "printable"}, {"events"}, {"spans"}, {"threads"}),
     ({"format"}, {"storage"}),
     ({"state"}, {"transfer"}),
     ({"commit"},),

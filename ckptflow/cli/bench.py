@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
-from ckptflow.cli.render import bar, clean, make_console, print_table
+from ckptflow.cli.render import bar, make_console, print_table
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -175,7 +176,7 @@ def render(measured: Measured, recommendation: Recommendation) -> None:
     chosen = recommendation.setting
     console.print("\nTo use:", style="bold")
     console.print(
-        f"  CheckpointManager({clean(measured.url)!r}, …, concurrency={chosen.concurrency}, "
+        f"  CheckpointManager({printable(measured.url)!r}, …, concurrency={chosen.concurrency}, "
         f"shard_bytes={chosen.shard_bytes}, memory_budget_bytes={chosen.memory_bytes})",
         soft_wrap=True,
     )

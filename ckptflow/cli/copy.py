@@ -18,7 +18,8 @@ from ckptflow.cli.options import (
     print_json,
     storage_options,
 )
-from ckptflow.cli.render import bar, clean, make_console, size_text
+from ckptflow.cli.render import bar, make_console, size_text
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.commit.copying import Copied
@@ -105,6 +106,6 @@ def render(destination: str, copied: Sequence[Copied], gone: Sequence[str]) -> N
     for each in copied:
         there = each.size_bytes - each.sent_bytes
         already = f", {size_text(there)} of it were there already" if there else ""
-        console.print(f"{clean(destination)}/{each.folder}  {size_text(each.size_bytes)}{already}", soft_wrap=True)
+        console.print(f"{printable(destination)}/{each.folder}  {size_text(each.size_bytes)}{already}", soft_wrap=True)
     for folder in gone:
         console.print(f"{folder}  pruned meanwhile", style="dim")

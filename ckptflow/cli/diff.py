@@ -19,7 +19,8 @@ from ckptflow.cli.options import (
     print_json,
     storage_options,
 )
-from ckptflow.cli.render import bar, clean, make_console, print_table
+from ckptflow.cli.render import bar, make_console, print_table
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.reading import Array, OpenCheckpoint
@@ -202,7 +203,7 @@ def render(found: Diff, *, show_equal: bool) -> None:
         columns |= {"relative": "right"}
         print_table(console, columns, [_cells(tensor) for tensor in shown])  # type: ignore[arg-type]
     for name in found.python_state:
-        console.print(f"Python state differs: {clean(name)}", soft_wrap=True)
+        console.print(f"Python state differs: {printable(name)}", soft_wrap=True)
     equal = sum(tensor.state == "equal" for tensor in found.tensors)
     elements = sum(tensor.elements for tensor in found.tensors)
     console.print(f"{equal:,} of {len(found.tensors):,} tensors are equal, {elements:,} elements compared")
@@ -214,4 +215,4 @@ def _cells(tensor: TensorDiff) -> list[str]:
         what = f"{tensor.first} against {tensor.second}"
     numbers = [tensor.max_difference, tensor.norm, tensor.relative_norm]
     counted = f"{tensor.differing:,} of {tensor.elements:,}" if tensor.state in ("differs", "equal") else ""
-    return [clean(tensor.name), what, counted, *("" if value is None else f"{value:.4g}" for value in numbers)]
+    return [tensor.name, what, counted, *("" if value is None else f"{value:.4g}" for value in numbers)]

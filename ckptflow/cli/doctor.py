@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import time
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
-from ckptflow.cli.render import bar, clean, make_console
+from ckptflow.cli.render import bar, make_console
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.storage.store import Store
@@ -23,6 +25,9 @@ _CANNOT_SEE = (
     "that two machines see the same: all of this ran on one; run it on another against the same URL as well",
     "rare failures: each promise was tried for seconds; a server that works in two steps, as moto's does, may pass",
 )
+
+_EXCLUSIVE = "racing creators have exactly one winner"
+_NO_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ def doctor(
 
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
-        findings = examine(store.url, there, large_mib * 2**20)
+        store.create("create", memoryview(b"\n"))  # is_create_only is known from here on
+        findings = examine(store.url, there, large_mib * 2**20, is_create_only=store.is_create_only)
         words = cannot_promise(store)
     if as_json:
         print_json(
@@ -82,18 +88,24 @@ def doctor(
 
 
 class UrlBackend:
-    """A folder of its own under a URL for each promise; looked at by plain file calls, or by fsspec's file system."""
+    """A folder of its own under a URL for each promise; looked at by plain file calls, or by fsspec's file system.
+
+    That is asked without checksums as well: obstore does without, and so a server may that is used through it.
+    """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
-        from ckptflow.storage.clients import open_file_system
+        from ckptflow.storage.clients import S3_SCHEMES, open_file_system
         from ckptflow.storage.store import local_path
 
         self._url, self._options = url, storage_options
         self._path = local_path(url)
-        self._fs: Any = None
+        scheme = url.partition("://")[0]
+        plain = {name: value for name, value in storage_options.items() if name != "client"}
+        config = {**dict(plain.get("config_kwargs") or {}), **_NO_CHECKSUMS}
+        ways = [plain, {**plain, "config_kwargs": config}] if scheme in S3_SCHEMES else [plain]
+        self._systems: list[tuple[Any, str]] = []
         if self._path is None:
-            plain = {name: value for name, value in storage_options.items() if name != "client"}
-            self._fs, self._root = open_file_system(url, url.partition("://")[0], plain)
+            self._systems = [open_file_system(url, scheme, options) for options in ways]
 
     def open(self) -> Store:
         from ckptflow.storage.store import open_store
@@ -102,7 +114,7 @@ class UrlBackend:
 
     def raw_put(self, key: str, data: bytes) -> None:
         if self._path is None:
-            self._fs.pipe_file(f"{self._root}/{key}", data)
+            self._ask(lambda fs, root: fs.pipe_file(f"{root}/{key}", data))
             return
         path = os.path.join(self._path, key)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -111,17 +123,23 @@ class UrlBackend:
 
     def raw_get(self, key: str) -> bytes:
         if self._path is None:
-            return bytes(self._fs.cat_file(f"{self._root}/{key}"))
+            return bytes(self._ask(lambda fs, root: fs.cat_file(f"{root}/{key}")))
         with open(os.path.join(self._path, key), "rb") as file:
             return file.read()
 
     def raw_list(self) -> dict[str, int]:
         if self._path is None:
-            base = self._root.strip("/") + "/"
-            found = self._fs.find(self._root, detail=True)
+            base = self._systems[0][1].strip("/") + "/"
+            found = self._ask(lambda fs, root: fs.find(root, detail=True))
             return {name.lstrip("/").removeprefix(base): int(info["size"]) for name, info in found.items()}
         paths = [os.path.join(folder, name) for folder, _, names in os.walk(self._path) for name in names]
         return {os.path.relpath(path, self._path): os.path.getsize(path) for path in paths}
+
+    def _ask(self, ask: Callable[[Any, str], Any]) -> Any:
+        for system in self._systems[:-1]:
+            with contextlib.suppress(OSError):
+                return ask(*system)
+        return ask(*self._systems[-1])
 
 
 def promises(contract: type) -> dict[str, Callable[[Any, Any], None]]:
@@ -132,8 +150,12 @@ def promises(contract: type) -> dict[str, Callable[[Any, Any], None]]:
     return {name.removeprefix("test_").replace("_", " "): test for name, test in tests}
 
 
-def examine(url: str, storage_options: dict[str, Any], large_bytes: int) -> list[Finding]:
+def examine(
+    url: str, storage_options: dict[str, Any], large_bytes: int, *, is_create_only: bool = True
+) -> list[Finding]:
     """Tries every promise, each in an empty folder of its own, whatever became of those before.
+
+    A storage that says that it is not `is_create_only` is not asked to be.
 
     Raises `StorageUnavailableError` where the storage goes away meanwhile.
     """
@@ -146,6 +168,8 @@ def examine(url: str, storage_options: dict[str, Any], large_bytes: int) -> list
     contract.replaced_bytes = min(contract.replaced_bytes, large_bytes)
     found = []
     tests = promises(StoreContract)
+    if not is_create_only:
+        del tests[_EXCLUSIVE]
     with bar("trying", is_long=True) as progress:
         for number, (promise, test) in enumerate(tests.items()):
             progress.say(f"trying: {promise}", number, len(tests))
@@ -166,7 +190,7 @@ def cannot_promise(store: Store) -> list[str]:
     words = []
     if not store.is_create_only:
         words.append(
-            "that of two jobs which start on one root in the same moment only one goes on: this file system has no "
+            "that of two jobs which start on one root in the same moment only one goes on: this storage has no "
             "exclusive create; see to it that there is never a second one"
         )
     return [*words, *_CANNOT_SEE]
@@ -179,7 +203,7 @@ def render(findings: Sequence[Finding], words: Sequence[str]) -> None:
         mark = "kept  " if each.is_kept else "BROKEN"
         console.print(f"{mark}  {each.seconds:6.1f} s  {each.promise}", style="green" if each.is_kept else "red")
         if each.why:
-            console.print(f"        {clean(each.why)}", soft_wrap=True)
+            console.print(f"        {printable(each.why)}", soft_wrap=True)
     broken = sum(not each.is_kept for each in findings)
     if broken:
         console.print(f"\n{broken} of {len(findings)} promises are broken: do not keep checkpoints here.", style="red")

@@ -14,6 +14,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UnknownVersionError,
 )
+from ckptflow.printable import printable
 
 EXITS = {
     0: "all is well",
@@ -49,14 +50,13 @@ def exit_code(error: BaseException) -> int:
 
 def report(error: BaseException) -> int:
     """Says on stderr what went wrong, in one message without a traceback or a credential; returns the exit code."""
-    from ckptflow.cli.render import clean
     from ckptflow.storage.faults import redact
 
     code = exit_code(error)
     text = redact(str(error)) or type(error).__name__
     if code == 70:
         text = f"{type(error).__name__}: {text}; this is a bug, CKPTFLOW_TRACEBACK=1 shows where"
-    print(f"ckptflow: {clean(text)}", file=sys.stderr)
+    print(f"ckptflow: {printable(text)}", file=sys.stderr)
     return code
 
 

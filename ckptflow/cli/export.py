@@ -21,6 +21,7 @@ from ckptflow.cli.options import (
 )
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
 from ckptflow.cli.render import bar_of_spans
+from ckptflow.printable import printable
 
 _FORMATS = "keras, h5, weights, saved-model, tf-checkpoint, hub, tflite or safetensors"
 
@@ -106,6 +107,8 @@ def export(
     if as_json:
         print_json(asdict(done))
         return
-    typer.echo(f"{done.url}: {done.format} of step {done.step}, {done.checkpoint_url}")
+    typer.echo(printable(f"{done.url}: {done.format} of step {done.step}, {done.checkpoint_url}"))
     if done.left_out:
-        typer.echo(f"left out, since the format or the model has no place for it: {some_of(done.left_out, 20)}")
+        typer.echo(
+            printable(f"left out, since the format or the model has no place for it: {some_of(done.left_out, 20)}")
+        )

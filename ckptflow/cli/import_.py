@@ -10,6 +10,7 @@ from ckptflow.cli import completion
 from ckptflow.cli.options import Json, Options, OptionsJson, SourceOptions, other_options, print_json, storage_options
 from ckptflow.cli.programs import Imports, Unsafe, load_object, prepare
 from ckptflow.cli.render import bar_of_spans
+from ckptflow.printable import printable
 
 
 def import_(
@@ -87,14 +88,14 @@ def import_(
     if as_json:
         print_json({"url": checkpoint.url, "step": checkpoint.step, "size_bytes": checkpoint.size_bytes, **about})
         return
-    typer.echo(f"{checkpoint.url}: step {checkpoint.step}, from {about['source']} ({about['format']})")
+    typer.echo(printable(f"{checkpoint.url}: step {checkpoint.step}, from {about['source']} ({about['format']})"))
     _print_lists(about)
 
 
 def _print_lists(about: dict[str, Any]) -> None:
     for name, words in (("left_as_they_were", "left as it was made"), ("not_used", "in the source and not used")):
         for tensor in about.get(name, ()):
-            typer.echo(f"  {words}: {tensor}")
+            typer.echo(printable(f"  {words}: {tensor}"))
 
 
 def _renames(pairs: list[str] | None) -> dict[str, str] | None:

@@ -14,7 +14,6 @@ from ckptflow.cli.render import (
     Justify,
     age_text,
     bar,
-    clean,
     make_console,
     metrics_text,
     print_table,
@@ -22,6 +21,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +149,7 @@ def render(overview: Overview) -> None:
         _print_rows(console, overview.rows)
     else:
         what = "no checkpoint counts" if any(overview.hidden.values()) else "no checkpoint is here yet"
-        console.print(f"{clean(overview.url)}: {what}")
+        console.print(f"{printable(overview.url)}: {what}")
     resumes_from = overview.resumes_from
     counting = [row for row in overview.rows if row.state in ("newest", "counts")]
     if counting and counting[-1] is not resumes_from:
@@ -182,7 +182,7 @@ def _cells(row: Row, now: datetime, *, is_wide: bool) -> list[str]:
 
 def _state_text(row: Row) -> str:
     words = row.state + (", pinned" if row.is_pinned else "")
-    return clean(": ".join(filter(None, (words, row.why, row.problem))))
+    return printable(": ".join(filter(None, (words, row.why, row.problem))))
 
 
 def _style(row: Row) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ckptflow.cli import completion
+from ckptflow.printable import printable_json
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A run's root.", show_default=False)]
 UrlOrFolder = Annotated[
@@ -106,9 +107,11 @@ def _parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON") from None  # the parser's message would show a part of it
 
 
-def print_json(value: Any) -> None:
-    """Prints one JSON document, in UTF-8 whatever the locale."""
+def print_json(value: Any, indent: int = 2) -> None:
+    """Prints one JSON document, in UTF-8 whatever the locale; on one line if `indent` is -1."""
     import msgspec
 
+    text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
     sys.stdout.flush()
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.buffer.write(printable_json(text).encode() + b"\n")
+    sys.stdout.flush()

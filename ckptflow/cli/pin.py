@@ -8,6 +8,7 @@ import typer
 
 from ckptflow.cli import completion
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.printable import printable
 
 StepToPin = Annotated[
     int,
@@ -69,4 +70,4 @@ def _say(url: str, step: int, *, is_pinned: bool, as_json: bool) -> None:
     if as_json:
         print_json({"url": url, "step": step, "pinned": is_pinned})
     else:
-        typer.echo(f"{url}: step {step} is {'pinned' if is_pinned else 'not pinned'}")
+        typer.echo(printable(f"{url}: step {step} is {'pinned' if is_pinned else 'not pinned'}"))

@@ -9,7 +9,8 @@ import typer
 
 from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
-from ckptflow.cli.render import clean, make_console, print_table, size_text
+from ckptflow.cli.render import make_console, print_table, size_text
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.commit.prune import ByHand
@@ -159,7 +160,7 @@ def render(url: str, found: ByHand, *, has_acted: bool) -> None:
     console = make_console()
     decisions = found.plan.decisions
     if not decisions:
-        console.print(f"{clean(url)}: nothing is here")
+        console.print(f"{printable(url)}: nothing is here")
         return
     rows = [
         [
@@ -167,7 +168,7 @@ def render(url: str, found: ByHand, *, has_acted: bool) -> None:
             str(decision.folder.incarnation),
             size_text(found.size_bytes(decision.folder)),
             "keep" if decision.keep else "delete",
-            clean(decision.reason),
+            decision.reason,
         ]
         for decision in decisions
     ]

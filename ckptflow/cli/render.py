@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from ckptflow.format.words import age_text, size_text
+from ckptflow.printable import lines_of, printable
 from ckptflow.spans import Span, listen
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ __all__ = [
     "age_text",
     "bar",
     "bar_of_spans",
-    "clean",
     "make_console",
     "metrics_text",
     "print_table",
@@ -38,11 +38,6 @@ _UNLIMITED = 100_000
 _BAR_AFTER_S = 0.8  # work that is done by then needs no bar
 
 
-def clean(text: str) -> str:
-    """`text` on one line, without control characters: names come from storage, and a terminal obeys what it is sent."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
 def time_text(created_at: datetime) -> str:
     """In this machine's time zone, to the second."""
     return created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -54,16 +49,22 @@ def utc_text(created_at: datetime) -> str:
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
-    return " ".join(f"{clean(name)}={value:.5g}" for name, value in metrics.items())
+    return " ".join(f"{printable(name)}={value:.5g}" for name, value in metrics.items())
 
 
 def make_console(file: IO[str] | None = None) -> Console:
     """A console that shows text as it is; in a pipe lines are never wrapped or cut."""
     from rich.console import Console
 
+    class Printable(Console):
+        """What is printed as text holds nothing that a terminal would obey; styles are rich's own."""
+
+        def print(self, *objects: Any, **words: Any) -> None:
+            super().print(*(lines_of(each) if isinstance(each, str) else each for each in objects), **words)
+
     stream = file or sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _UNLIMITED
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return Printable(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
 def print_table(
@@ -75,6 +76,7 @@ def print_table(
     from rich.text import Text
 
     styles = styles or [""] * len(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     if sum(widths) + 2 * len(widths) - 2 > console.width:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")

@@ -11,7 +11,8 @@ import typer
 from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.prune import Best, EverySeconds, EverySteps, Last, check_metrics, read_policies
-from ckptflow.cli.render import bar, clean, make_console, size_text, utc_text
+from ckptflow.cli.render import bar, make_console, size_text, utc_text
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.report.run import Run
@@ -75,7 +76,7 @@ def report(
         print_json(to_json(run))
         return
     size_bytes = _write(path, run)
-    make_console().print(f"{clean(path)}: {size_text(size_bytes)}", soft_wrap=True)
+    make_console().print(f"{printable(path)}: {size_text(size_bytes)}", soft_wrap=True)
 
 
 def to_json(run: Run) -> dict[str, Any]:

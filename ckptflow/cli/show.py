@@ -14,7 +14,6 @@ from ckptflow.cli.render import (
     WIDE,
     Justify,
     age_text,
-    clean,
     make_console,
     metrics_text,
     print_table,
@@ -22,6 +21,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,7 +180,7 @@ def _print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts:
-        grid.add_row(name, Text(clean(value)))
+        grid.add_row(name, Text(printable(value)))
     console.print(grid)
 
 
@@ -246,8 +246,8 @@ def _print_tensors(console: Console, manifest: Manifest, count: int) -> None:
         notes = [f"{tensor.components} of workers"] if tensor.components else []
         notes += ["metric"] if tensor.metric else []
         notes += ["diverged"] if tensor.name in diverged else []
-        notes += [f"also {clean(alias)}" for alias in tensor.aliases]
+        notes += [f"also {alias}" for alias in tensor.aliases]
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        rows.append([clean(tensor.name), tensor.dtype, shape, size_text(tensor.size_bytes), slices, ", ".join(notes)])
+        rows.append([tensor.name, tensor.dtype, shape, size_text(tensor.size_bytes), slices, ", ".join(notes)])
     columns: dict[str, Justify] = {"tensor": "left", "dtype": "left", "shape": "left", "size": "right"}
     print_table(console, columns | {"slices": "right", "note": "left"}, rows)

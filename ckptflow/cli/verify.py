@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
-from ckptflow.cli.render import bar, clean, make_console, size_text
+from ckptflow.cli.render import bar, make_console, size_text
+from ckptflow.printable import printable
 from ckptflow.storage.again import renew
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def render(verdicts: Sequence[Verdict], seconds: float) -> None:
         word = "damaged" if verdict.problems else "pruned meanwhile" if verdict.is_gone else "whole"
         console.print(f"{verdict.folder}  {size_text(verdict.size_bytes)}  {word}", style=style, soft_wrap=True)
         for problem in verdict.problems:
-            console.print(f"  {clean(problem)}", soft_wrap=True)
+            console.print(f"  {printable(problem)}", soft_wrap=True)
     damaged = sum(bool(verdict.problems) for verdict in verdicts)
     size_bytes = sum(verdict.size_bytes for verdict in verdicts)
     outcome = f"{damaged} of {len(verdicts)} damaged" if damaged else "every byte is as it was written"

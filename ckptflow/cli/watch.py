@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptflow.cli.options import Json, Options, OptionsJson, Url, storage_options
-from ckptflow.cli.render import clean, make_console, metrics_text, size_text, time_text
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.cli.render import make_console, metrics_text, size_text, time_text
+from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.format.layout import Folder
@@ -99,12 +100,11 @@ def _say(change: Change, *, as_json: bool) -> None:
         import msgspec
 
         line: dict[str, Any] = {"seen_at": seen_at.isoformat(timespec="seconds"), **msgspec.to_builtins(change)}
-        sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-        sys.stdout.flush()
+        print_json(line, indent=-1)
         return
     styles = {"committed": "green", "damaged": "red", "pruned": "dim", "writing": "dim"}
     size = f"  {size_text(change.size_bytes)}" if change.size_bytes is not None else ""
     step = f"  step {change.step}" if change.step is not None else ""
-    text = f"{time_text(seen_at)}  {change.what:<9}{step}{size}  {clean(change.detail)}"
+    text = f"{time_text(seen_at)}  {change.what:<9}{step}{size}  {printable(change.detail)}"
     make_console().print(text, style=styles.get(change.what), soft_wrap=True)
     sys.stdout.flush()

@@ -131,6 +131,7 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
     """
     writer_id = new_writer_id()
     deadline = time.monotonic() + timeout_s
+    is_warned = not store.is_create_only  # by the manager
     lost = 0
     while True:
         listing = _list_past(store, lost, deadline)
@@ -151,6 +152,9 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
         key, data = claim_key(number), encode(claim)
         if create_once(store, key, data, lambda: deadline):
             is_exclusive = _is_exclusive(store, key, data, deadline)
+            if not is_exclusive and not is_warned:
+                logger.warning(NOT_EXCLUSIVE, store.url)
+                is_warned = True
             if is_exclusive or _stays(store, key, data):
                 return Held(number, claim.run_id, writer_id, is_exclusive)
         if time.monotonic() >= deadline:
@@ -173,7 +177,7 @@ def _list_past(store: Store, lost: int, deadline: float) -> Listing:
 
 def _is_exclusive(store: Store, key: str, data: bytes, deadline: float) -> bool:
     """Whether `create` is: it must refuse what was just created. Servers that ignore the condition do not say so."""
-    while store.is_create_only:
+    while store.is_create_only:  # no longer, if the server has just refused the condition
         try:
             store.create(key, memoryview(data))
         except (ObjectExistsError, StorageAccessError):  # the first was allowed: what is refused is to replace it
@@ -183,7 +187,6 @@ def _is_exclusive(store: Store, key: str, data: bytes, deadline: float) -> bool:
                 raise
             time.sleep(0.05)
         else:
-            logger.warning(NOT_EXCLUSIVE, store.url)
             break
     return False
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ckptflow import errors
 from ckptflow.errors import LEAVING, CkptflowError, FencedError, PeerError, UsageError
+from ckptflow.printable import lines_of
 
 _NUMBERS = 8  # numbers that a vote carries beside its outcome
 _TEXT_WORDS = 128  # seven bytes of text in each, so that a word stays below 2**62
@@ -69,12 +70,12 @@ def raise_together(votes: Sequence[Vote], mine: BaseException | None, *, worker:
     """
     fenced = [v.text for i, v in enumerate(votes) if i != worker and v.outcome is Outcome.FENCED]
     if fenced and not isinstance(mine, FencedError):
-        raise FencedError(fenced[0]) from mine
+        raise FencedError(lines_of(fenced[0])) from mine
     if mine is not None:
         raise mine
     for index, other in enumerate(votes):
         if index != worker and other.outcome is Outcome.FAILED:
-            raise PeerError(f"worker {index} failed, so this one stops too: {other.text}")
+            raise PeerError(lines_of(f"worker {index} failed, so this one stops too: {other.text}"))
 
 
 def agree(cluster: Cluster, call: tuple[int, ...], do: Callable[[], tuple[int, ...]]) -> list[Vote]:
@@ -134,10 +135,12 @@ def vote_for(error: BaseException) -> Vote:
 def _rebuild(vote: Vote) -> CkptflowError:
     """The chief's error as every worker raises it: of its own class where that is one of ours."""
     if vote.outcome is Outcome.FENCED:
-        return FencedError(vote.text)
+        return FencedError(lines_of(vote.text))
     name, _, message = vote.text.partition(": ")
     kind = getattr(errors, name, None) if name in errors.__all__ else None
-    return kind(message) if kind is not None else PeerError(f"the chief failed, so this worker stops too: {vote.text}")
+    if isinstance(kind, type) and issubclass(kind, CkptflowError):
+        return kind(lines_of(message))
+    return PeerError(lines_of(f"the chief failed, so this worker stops too: {vote.text}"))
 
 
 def _pack(text: str) -> list[int]:

@@ -30,6 +30,7 @@ from ckptflow.interop.reusable import write_saved_model as write_saved_model
 from ckptflow.interop.tensor_bundle import TensorBundle
 from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
 from ckptflow.interop.tf_checkpoint import named_tensors, names_of
+from ckptflow.printable import lines
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean
@@ -276,10 +277,14 @@ def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_
         logger.warning("%s has not all of the optimizer's state: what it lacks begins anew", folder)
     if needed and is_strict:
         there = {record.name: record for record in manifest.tensors}
-        lines = [f"  {name}: {_difference(name, tree, there)}" for name in needed]
+        different = [f"  {name}: {_difference(name, tree, there)}" for name in needed]
         raise StateMismatchError(
-            f"{folder} does not have all of the model; no value was changed.\n{some_of(lines, _SHOWN, chr(10))}\n"
-            "For a warm start, pass partial=True, or rename={name there: name in the model}."
+            lines(
+                f"{folder} does not have all of the model; no value was changed.",
+                *different[:_SHOWN],
+                *([f"  and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else []),
+                "For a warm start, pass partial=True, or rename={name there: name in the model}.",
+            )
         )
     for wanted in restore.wanted:
         name = records[wanted.tensor].name

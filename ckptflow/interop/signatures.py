@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.printable import lines
 from ckptflow.state.children import automatic_base
 from ckptflow.state.kinds import Kind, is_keras3_model, is_tf_keras_model, kind_of, local_copies, raw_variable
 
@@ -302,12 +303,14 @@ def resources_of(functions: Iterable[tuple[str, Any]], variables: Iterable[Any])
             else:
                 tables[id(owner)] = owner
     if foreign:
-        lines = [f"  {name}: {some_of(sorted(found), 5)}" for name, found in foreign.items()]
         raise UsageError(
-            "signatures use variables that are not the exported model's, so that they would answer with other "
-            "values than the checkpoint's:\n" + "\n".join(lines) + "\nMake them of the model that is exported: pass "
-            "signatures=lambda model: {name: tf.function}; other variables that they need must be the model's own "
-            "(an attribute of it)"
+            lines(
+                "signatures use variables that are not the exported model's, so that they would answer with other "
+                "values than the checkpoint's:",
+                *(f"  {name}: {some_of(sorted(found), 5)}" for name, found in foreign.items()),
+                "Make them of the model that is exported: pass signatures=lambda model: {name: tf.function}; other "
+                "variables that they need must be the model's own (an attribute of it)",
+            )
         )
     if gone:
         raise UsageError(

@@ -19,6 +19,7 @@ from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensor_bundle import GRAPH_KEY, TensorBundle
 from ckptflow.interop.tensors import NamedTensors, TensorInfo
 from ckptflow.interop.tf_checkpoint_writer import write_tf_checkpoint
+from ckptflow.printable import lines as text_lines
 from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean
 from ckptflow.state.graph import as_children, described, models_by_graph
@@ -270,10 +271,12 @@ def _compare(
     ]
     if lines:
         raise StateMismatchError(
-            f"{prefix} does not fit the state; no value was changed.\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\nFor a warm start, pass partial=True. Layers that a Keras 3 model holds in a list or dict are in no "
-            "checkpoint of TensorFlow's."
+            text_lines(
+                f"{prefix} does not fit the state; no value was changed.",
+                *(f"  {line}" for line in lines),
+                "For a warm start, pass partial=True. Layers that a Keras 3 model holds in a list or dict are in no "
+                "checkpoint of TensorFlow's.",
+            )
         )
     if lost:
         logger.warning("%s: no checkpoint of TensorFlow's has what follows, it is as it was made: %s", prefix,

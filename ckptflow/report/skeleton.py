@@ -15,6 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ckptflow.printable import lines_of, printable, printable_json
+
 # Okabe and Ito's: told apart by colour-blind people, and seen on light ground and dark.
 BLUE, SKY, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#8A8F98"
 
@@ -27,9 +29,9 @@ class Figures:
 
     def place(self, figure: go.Figure, label: str = "") -> Markup:
         """Where the page's script draws `figure`; `label` is what a screen reader says of it."""
-        self._sources.append(figure.to_json())
+        self._sources.append(printable_json(figure.to_json()))
         number, height = len(self._sources) - 1, figure.layout.height
-        said = Markup(' role="img" aria-label="{}"').format(label) if label else ""
+        said = Markup(' role="img" aria-label="{}"').format(printable(label)) if label else ""
         return Markup('<div class="plot" data-figure="{}"{} style="height:{}px"></div>').format(number, said, height)
 
     def json(self) -> Markup:
@@ -60,10 +62,17 @@ def render(
 
 def plain(text: str) -> str:
     """Text as it is: plotly reads a small HTML, and formulas between dollars, in which a name may not take part."""
-    return html.escape(" ".join(text.split()), quote=False).replace("$", "&#36;")
+    return html.escape(printable(" ".join(text.split())), quote=False).replace("$", "&#36;")
 
 
 @functools.cache
 def _environment() -> Environment:
     loader = PackageLoader("ckptflow.report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: lines_of(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )

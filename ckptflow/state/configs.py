@@ -18,7 +18,7 @@ from ckptflow.state.tree import Tree
 from ckptflow.state.walker import OptimizerNode
 from ckptflow.state.weights import trainable_of, weights_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ckptflow")
 
 
 MAX_CONFIG_BYTES = 4 << 20  # the largest known of a model without data has 1 MB, for a thousand layers

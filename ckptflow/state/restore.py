@@ -16,6 +16,7 @@ from ckptflow.format.boxes import Box, volume
 from ckptflow.format.components import aggregate
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
+from ckptflow.printable import lines as text_lines
 from ckptflow.state.bundles import Bundle
 from ckptflow.state.cluster import server_is_gone
 from ckptflow.state.kinds import is_normalization
@@ -249,7 +250,7 @@ class Restore:
 def misfit_error(folder: str, lines: Iterable[str], *, is_changed: bool, hint: str = _HINT) -> StateMismatchError:
     """The error for a checkpoint that does not fit the state, with a line for each difference."""
     head = f"{folder} does not fit the state{'' if is_changed else '; no value was changed'}."
-    return StateMismatchError("\n".join([head, *(f"  {line}" for line in lines), *([hint] if hint else [])]))
+    return StateMismatchError(text_lines(head, *(f"  {line}" for line in lines), *([hint] if hint else [])))
 
 
 def _range(start: int, extent: int) -> slice:

@@ -16,9 +16,17 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ckptflow.errors import ObjectNotFoundError
+from ckptflow.errors import CkptflowError
 from ckptflow.storage import faults
-from ckptflow.storage.clients import CONNECT_TIMEOUT_S, GCS_SCHEMES, NO_CACHE, REQUEST_TIMEOUT_S, S3_SCHEMES
+from ckptflow.storage.clients import (
+    CONNECT_TIMEOUT_S,
+    GCS_SCHEMES,
+    NO_CACHE,
+    REQUEST_TIMEOUT_S,
+    S3_SCHEMES,
+    wants_checksum,
+)
+from ckptflow.storage.credentials import opening
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.store import Store
@@ -28,14 +36,18 @@ _log = logging.getLogger("ckptflow.storage")
 _CHUNK_BYTES = 4 * 2**20
 _ETAG = re.compile(r'"?[0-9a-fA-F]{32}(-\d+)?"?')  # as S3 and GCS make them
 _CREDENTIALS_TTL = timedelta(minutes=5)  # how long one look at botocore's credentials, which renew themselves, is kept
-_S3_OPTIONS = {"key", "username", "secret", "password", "token", "anon", "endpoint_url", "profile", "client_kwargs"}
+_S3_OPTIONS = {
+    "key", "username", "secret", "password", "token", "anon", "endpoint_url", "profile", "client_kwargs",
+    "config_kwargs",
+}  # fmt: skip
+_CHECKSUM_OPTIONS = {"request_checksum_calculation", "response_checksum_validation"}
 _S3_CLIENT_OPTIONS = {
     "endpoint_url", "region_name", "aws_access_key_id", "aws_secret_access_key", "aws_session_token",
 }  # fmt: skip
 _GCS_OPTIONS = {"token", "project", "endpoint_url"}
 
 
-class _NotTranslatableError(Exception):
+class _NotTranslatableError(CkptflowError):
     """Something in the options or the environment that only s3fs or gcsfs can honour; the text says what."""
 
 
@@ -69,7 +81,8 @@ class ObstoreStore(FsspecStore):
         bucket = url.partition("://")[2].partition("/")[0]
         make = _s3_client if scheme in S3_SCHEMES else functools.partial(_gcs_client, is_required=is_required)
         self._make = functools.partial(make, bucket, dict(storage_options))
-        self._client = self._reader = self._make()
+        with opening(url, storage_options):
+            self._client = self._reader = self._make()
         super().__init__(url, storage_options)
 
     def renew(self, key: str) -> None:
@@ -77,21 +90,15 @@ class ObstoreStore(FsspecStore):
         with suppress(Exception):
             self._reader = self._make(headers=NO_CACHE)
 
-    def _write(self, key: str, data: memoryview, mode: Any) -> None:
+    def _send(self, path: str, data: memoryview, mode: Any) -> None:
         import obstore
 
-        path = self._name(key)
-        doing = "create" if mode == "create" else "write"
         flat = data.cast("B") if data.nbytes else memoryview(b"")
-        try:
-            with self._mapped(doing, key):
-                result = obstore.put(self._client, path, flat, mode=mode, use_multipart=False)
-                if not _ETAG.fullmatch(result["e_tag"] or ""):  # of a proxy's page, perhaps: is the object there?
-                    whole = self._path(key)
-                    if dict(self._find(whole)).get(whole) != data.nbytes:
-                        raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
-        except ObjectNotFoundError as error:
-            raise self._no_bucket(doing) from error
+        result = obstore.put(self._client, path.partition("/")[2], flat, mode=mode, use_multipart=False)
+        if _ETAG.fullmatch(result["e_tag"] or ""):
+            return
+        if dict(self._find(path)).get(path) != data.nbytes:  # the ETag of a proxy's page, perhaps: is the object there?
+            raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
 
     def _read_s3(self, path: str, into: memoryview, start: int) -> int:
         return self._read(path, into, start)
@@ -145,6 +152,7 @@ def _s3_client(bucket: str, options: dict[str, Any], headers: dict[str, str] | N
     _refuse_unknown(options, _S3_OPTIONS, "storage option")
     client_options = dict(options.get("client_kwargs") or {})
     _refuse_unknown(client_options, _S3_CLIENT_OPTIONS, "client_kwargs")
+    _refuse_unknown(dict(options.get("config_kwargs") or {}), _CHECKSUM_OPTIONS, "config_kwargs")
     if bucket.endswith("--x-s3") or bucket.startswith("arn:"):
         raise _NotTranslatableError(f"the bucket {bucket} needs a protocol of its own")
     session, found = _botocore_session(options, client_options)
@@ -156,7 +164,7 @@ def _s3_client(bucket: str, options: dict[str, Any], headers: dict[str, str] | N
     if is_aws and not region:
         raise _NotTranslatableError("no region is configured, and only s3fs finds a bucket's region by itself")
     config: Any = {"region": region or "us-east-1", "endpoint": found.meta.endpoint_url}
-    if is_aws:
+    if is_aws and wants_checksum(options):
         config["checksum_algorithm"] = "CRC64NVME"  # checked by the server; obstore knows no crc32c
     common = _common(headers, session.get_config_variable("ca_bundle"))
     if options.get("anon"):

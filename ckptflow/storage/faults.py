@@ -11,7 +11,6 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import urlsplit, urlunsplit
 
 from ckptflow.errors import (
     CkptflowError,
@@ -26,6 +25,11 @@ from ckptflow.errors import (
 _FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
 _AGAIN = "the storage may recover: try again later"
+_PERMANENT = "this is not an error that retrying helps"
+_NO_CHECKSUMS = (
+    "if the server knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, or "
+    'storage_options={"config_kwargs": {"request_checksum_calculation": "when_required"}}'
+)
 
 # Local disk: errno -> (error, what to do).
 LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
@@ -52,8 +56,8 @@ _TRANSIENT_CODES = {
     "ConditionalRequestConflict", "InternalError", "OperationAborted", "PriorRequestNotComplete",
     "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "RequestTimeoutException", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "BadDigest", "IncompleteBody",
-    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "302", "303", "307", "308", "408", "409", "429", "500",
-    "502", "503", "504", "TemporaryRedirect",
+    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "302", "303", "307", "308", "408", "409", "425", "429",
+    "500", "502", "503", "504", "TemporaryRedirect",
 }  # fmt: skip
 _ACCESS_CODES = {
     "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "AuthFailure",
@@ -64,7 +68,7 @@ _ACCESS_CODES = {
 _FULL_CODES = {
     "QuotaExceeded", "QuotaExceededException", "StorageQuotaExceeded", "XMinioStorageFull", "507",
 }  # fmt: skip
-_EXISTS_CODES = {"PreconditionFailed", "412"}
+_EXISTS_CODES = {"PreconditionFailed", "412", "304"}  # 304: MinIO, in older releases
 _MISSING_CODES = {"NoSuchKey", "404"}
 _BUCKET_CODES = {"NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "301"}
 
@@ -103,7 +107,7 @@ _REMOTE_ERRNO = {
 def from_os_error(error: OSError, doing: str, where: str) -> StorageError:
     """The `StorageError` for a failed system call: `where` is the path, `doing` what was tried."""
     code = error.errno or 0
-    kind, advice = LOCAL_FAULTS.get(code, (StorageError, "this is not an error that retrying helps"))
+    kind, advice = LOCAL_FAULTS.get(code, (StorageError, _PERMANENT))
     mapped = kind(f"{where}: cannot {doing}: {os.strerror(code) if code else error}; {advice}")
     mapped.errno = error.errno
     return mapped
@@ -115,19 +119,49 @@ def from_client_error(error: BaseException, doing: str, where: str, secrets: Ite
     An error that no table knows is permanent: a retry that cannot help would only hide it for a minute.
     """
     kind, advice = _kind_of(error)
-    text = redact(_text_of(error), secrets)
+    text = text_of(error, secrets)
+    if kind is StorageError and _ABOUT_CHECKSUMS.search(f"{text} {_all_codes(error)}"):
+        advice = _NO_CHECKSUMS
     return kind(f"{where}: cannot {doing}: {text}; {advice}")
 
 
+def is_refused_request(error: BaseException) -> bool:
+    """Whether the server answered that it does not take such a request, whatever that is about: not who asks, not that
+    it is busy, and not that there is no such bucket. Another kind of request may do."""
+    codes = _all_codes(error)
+    kind, _ = _kind_of(error)
+    is_refused = kind is ObjectNotFoundError or (kind is StorageError and _status(codes) > 0)
+    return is_refused and not _BUCKET_CODES & set(codes)
+
+
+def is_refused_condition(error: BaseException) -> bool:
+    """Whether the server answered that it does not know a condition on a write (`If-None-Match`)."""
+    is_named = {"NotImplemented", "501"} & set(_all_codes(error)) or _CONDITION.search(str(error))
+    return bool(is_named) and is_refused_request(error)
+
+
+def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """What a client's error says, on one line, without the secrets; cut, but only then, if it is long."""
+    text = redact(_text_of(error), secrets)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
 def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
-    codes = [code for link in chain(error) for code in codes_of(link)]
+    codes = _all_codes(error)
     for code in codes:
         # What says most wins: a bucket's absence hides behind the same 404 as a key's.
         if code in _BUCKET_CODES:
             return REMOTE_FAULTS[code]
     for code in codes:
+        code = code.removeprefix("KMS.")  # S3 hands on what its key service says
         if code in REMOTE_FAULTS:
             return REMOTE_FAULTS[code]
+    # The server has answered, and no client's class or errno for it says more: s3fs makes an I/O error of any code that
+    # it does not know.
+    if _status(codes) >= 500 and _status(codes) not in (501, 505):
+        return REMOTE_FAULTS["503"]
+    if _status(codes):
+        return StorageError, _PERMANENT
     for link in chain(error):
         if isinstance(link, FileExistsError):
             return REMOTE_FAULTS["412"]
@@ -140,7 +174,16 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
             return REMOTE_FAULTS["503"]
         if isinstance(link, OSError) and link.errno in _REMOTE_ERRNO:
             return REMOTE_FAULTS[_REMOTE_ERRNO[link.errno]]
-    return StorageError, "this is not an error that retrying helps"
+    return StorageError, _PERMANENT
+
+
+def _all_codes(error: BaseException) -> list[str]:
+    return [code for link in chain(error) for code in codes_of(link)]
+
+
+def _status(codes: Iterable[str]) -> int:
+    """The HTTP status of an error among the codes; 0 if there is none."""
+    return next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), 0)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -160,14 +203,16 @@ def codes_of(error: BaseException) -> list[str]:
     if isinstance(response, dict):  # botocore's ClientError
         codes.append(str(response.get("Error", {}).get("Code", "")))
         codes.append(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
+    # aiohttp's errors of what it read are no replies, and carry 400.
+    is_reply = "HttpProcessingError" not in {base.__name__ for base in type(error).__mro__}
     for name in ("status", "status_code", "code"):  # aiohttp, which warns of its code, and gcsfs's HttpError
-        value = getattr(error, name, None)
+        value = getattr(error, name, None) if is_reply else None
         if isinstance(value, int | str):
             codes.append(str(value))
             break
     text = str(error)
     if _OBSTORE in text:  # the reply is in the text, whatever the class
-        codes += re.findall(r"<Code>(\w+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
+        codes += re.findall(r"<Code>([\w.]+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
         # No reply at all (refused, reset, timed out), or one to something else.
         if not codes and ("HTTP error" in text or _STRANGE.search(text)):
             codes.append("503")
@@ -182,22 +227,29 @@ def _text_of(error: BaseException) -> str:
         text = text.partition(_OBSTORE)[0]
         reply, is_there, _ = text.partition("<Message>")[2].partition("</Message>")
         text = f"{reply} ({', '.join(codes_of(error)[:1])})" if is_there else text
-    text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:400] + "…"
+    return " ".join(text.split()) or type(error).__name__
 
 
+_SHOWN = 400  # characters of a client's text
 _OBSTORE = "Debug source:"  # what its messages carry at their end
+# Texts come from servers and from storage: each of these takes time in proportion to its text, whatever that is.
+# A server that does not know a header tells its name, or says no more than that one is not implemented.
+_ABOUT_CHECKSUMS = re.compile(
+    r"(?i)checksum|x-amz-(?:sdk|trailer)|aws-chunked|trailer|header you|unsupported header|\bnot ?implemented\b"
+)
+_CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|header)")
 _STRANGE = re.compile(
     r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
 )
 _CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
-# Texts come from servers and from storage: each of these takes time in proportion to its text, whatever that is.
-_WORD = re.compile(r"[^\s\"'<>]+")
-_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://.+")  # in a word
-_USER = re.compile(r"://[^@]+@")  # in a word, up to its last "@"; a password may hold anything, even slashes
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://[^\s\"'<>]+")
+_IN_BRACKETS = re.compile(r"\[[^\]]*\](?::[0-9]{0,5})?")
+_PORT = re.compile(r"[0-9]{0,5}")
+_PUNCTUATION = ".,;:)]}"  # what a sentence puts behind a URL
+_QUERY = re.compile(r"\?[\w.%~+-]++=[^\s\"'<>]+")  # of a path: not all clients tell whole URLs
 _SECRET_FIELD = re.compile(
     r"(?i)((?:authorization|signature|credential|security-token|secret[_-]?(?:access[_-]?)?key|access[_-]?token"
-    r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|bearer\s+)[^\s\"',;&<>]+"
+    r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?|bearer\s+)[^\s\"',;&<>]+"
 )
 
 
@@ -205,32 +257,81 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without credentials: the given secrets, user parts and query strings of URLs, signed fields."""
     for secret in sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _SECRET_FIELD.sub(r"\1***", _WORD.sub(lambda match: _redact_word(match.group()), text))
-
-
-def _redact_word(word: str) -> str:
-    if "://" not in word:
-        return word
-    users = word.rfind("@") + 1
-    word = _USER.sub("://", word[:users]) + word[users:]
-    return _URL.sub(lambda match: redact_url(match.group()), word)
+    text = _URL.sub(lambda match: _redact_url_in_text(match.group()), text)
+    text = _QUERY.sub("?***", text)
+    return _SECRET_FIELD.sub(r"\1***", text)
 
 
 def redact_url(url: str) -> str:
     """`url` without user name, password, query string and fragment; Azure's container before the @ stays.
 
-    A path is no URL, whatever is in it.
+    A path is no URL, whatever is in it. `scheme://***` if it is not clear where a password ends.
     """
-    if "://" not in url:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
         return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.split("://", 1)[0] + "://***"
-    user, _, host = parts.netloc.rpartition("@")
-    netloc = f"{user}@{host}" if parts.scheme in _CONTAINER_FIRST and user and ":" not in user else host
-    query = "***" if parts.query else ""
-    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    user, rest, is_clear = _split_user(rest)
+    if not is_clear:
+        return f"{scheme}://***"
+    kept = f"{user}@" if scheme in _CONTAINER_FIRST and user and ":" not in user else ""
+    path, mark, _ = _split_at(rest, "?#")
+    return f"{scheme}://{kept}{path}" + ("?***" if mark == "?" else "")
+
+
+def user_of(url: str) -> str:
+    """The user name and the password in `url`, as they stand there; all that may be one, if that is not clear."""
+    scheme, separator, rest = url.partition("://")
+    user, _, is_clear = _split_user(rest) if separator else ("", "", True)
+    return "" if is_clear and scheme in _CONTAINER_FIRST and ":" not in user else user
+
+
+def _split_user(rest: str) -> tuple[str, str, bool]:
+    """User and password, what follows them, and whether it is clear where they end: a password may hold `/`, `?`, `#`
+    and `@`, although it should not."""
+    authority = _split_at(rest, "/?#")[0]
+    user, at, host = authority.rpartition("@")
+    if at:
+        is_clear = ":" not in user or _is_host(host) or "@" not in rest[len(authority) :]
+    else:
+        is_clear = "@" not in rest or ":" not in authority or _is_host(authority) or authority.startswith("arn:")
+    if is_clear:
+        return user, rest[len(user) + len(at) :], True
+    user, at, _ = _split_at(rest, "?#")[0].rpartition("@")
+    return (user, rest[len(user) + 1 :], True) if at else (rest.rpartition("@")[0], "", False)
+
+
+def _redact_url_in_text(url: str) -> str:
+    """As `redact_url`, for a URL that was cut out of a text: what stands before an @ may be a user, with slashes."""
+    scheme, _, rest = url.partition("://")
+    authority = _split_at(rest, "/?#")[0]
+    path, mark, more = _split_at(rest, "?#")
+    if "@" in path:
+        return redact_url(f"{scheme}://{path.rpartition('@')[2]}{mark}{more}")
+    is_cut = ":" in authority and not _ends_in_port(authority) and not authority.startswith(("arn:", "["))
+    if is_cut or ("@" in more and not _is_host(authority)):
+        return f"{scheme}://***"
+    return redact_url(url)
+
+
+def _ends_in_port(authority: str) -> bool:
+    """Whether it ends as host:port does, or as host: does, with what a sentence puts behind it."""
+    end = authority.rstrip(_PUNCTUATION)
+    return ":" in authority[len(end) :] or _PORT.fullmatch(end.rpartition(":")[2]) is not None
+
+
+def _is_host(authority: str) -> bool:
+    """Whether it is plainly a host, with or without a port."""
+    if authority.startswith("["):
+        return _IN_BRACKETS.fullmatch(authority) is not None
+    host, _, port = authority.partition(":")
+    return (host == "localhost" or "." in host) and _PORT.fullmatch(port) is not None
+
+
+def _split_at(text: str, marks: str) -> tuple[str, str, str]:
+    """`text` before the first of the marks, that mark, and what follows."""
+    found = re.search(f"[{marks}]", text)
+    at = found.start() if found else len(text)
+    return text[:at], text[at : at + 1], text[at + 1 :]
 
 
 def closed_error(url: str) -> CkptflowError:

@@ -14,7 +14,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.storage.clients import HTTP_SCHEMES
 from ckptflow.storage.faults import from_os_error, redact_url
-from ckptflow.storage.http import HttpFile
 from ckptflow.storage.local_files import LocalPlace
 from ckptflow.storage.remote_files import RemotePlace, temporary_folder
 from ckptflow.storage.store import check_key, local_path
@@ -49,6 +48,8 @@ def fetched(
     with temporary_folder() as folder:
         if url.partition("://")[0] in HTTP_SCHEMES:
             target = os.path.join(folder, _http_name(url))
+            from ckptflow.storage.http import HttpFile  # aiohttp takes its time
+
             HttpFile(url, storage_options or {}).download(target, max_bytes)
         else:
             place = RemotePlace(url, storage_options or {})

@@ -1,31 +1,52 @@
-"""A file on a web server, brought to this disk."""
+"""A file on a web server, brought to this disk. A redirect is followed as far as its sender may be trusted."""
 
 from __future__ import annotations
 
 import io
+import ipaddress
 import os
-import re
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+import fsspec.asyn
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from ckptflow.storage import faults
-from ckptflow.storage.clients import open_file_system
+from ckptflow.storage.clients import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, open_file_system
+from ckptflow.storage.credentials import opening
 from ckptflow.storage.remote import RemoteStore
+from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import Retries
 from ckptflow.storage.whole import check_room, write_all
 
-_SIGNATURE_CHARACTERS = 16  # and more: a value of the query that long may be what lets its bearer in
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 10
+_STEP_BYTES = 2**18
+_PORTS = {"http": 80, "https": 443}
+# Where a machine in a cloud is told its own credentials, beside the link-local addresses.
+_METADATA = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200"))
+
+
+class RefusedRedirectError(Exception):
+    """A redirect to where none must lead."""
 
 
 class HttpFile(RemoteStore):
-    """One file at an `http://` or `https://` URL, read as a stream. Errors never show the URL's query."""
+    """One file at an `http://` or `https://` URL, read as a stream. Errors never show the URL's query.
+
+    What the user has set for requests (headers, cookies, a login) goes to the origin of the URL alone. A redirect to
+    another one is asked without it; one from https to http, or to a link-local address, is refused.
+    """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         options = {name: value for name, value in storage_options.items() if name != "client"}
-        self._fs, self._address = open_file_system(url, url.partition("://")[0], options)
+        with opening(url, options):
+            self._fs, self._address = open_file_system(url, url.partition("://")[0], options)
         super().__init__(url, "", options)
-        query = url.partition("?")[2]
-        self._secrets += [text for text in (query, *re.split("[&=]", query)) if len(text) >= _SIGNATURE_CHARACTERS]
 
     def download(self, path: str, max_bytes: int) -> None:
         """Writes the file to `path`, tried again from its start where that may help.
@@ -35,19 +56,96 @@ class HttpFile(RemoteStore):
         Retries().run(lambda: self._download(path, max_bytes))
 
     def _download(self, path: str, max_bytes: int) -> None:
-        from fsspec.callbacks import Callback
-
         def check(size_bytes: int) -> None:
             check_room(self._url, size_bytes, max_bytes, os.path.dirname(path))
 
-        class Announced(Callback):  # type: ignore[misc]
-            def set_size(self, size: int | None) -> None:
-                check(size or 0)
-
-        # Else a server may pack what is packed already, and say the length of that.
-        headers = {"Accept-Encoding": "identity"} | dict(self._fs.kwargs.get("headers") or {})
         with self._mapped("read"), _Bounded(path, max_bytes, check) as file:
-            self._fs.get_file(self._address, file, callback=Announced(), headers=headers)
+            fsspec.asyn.sync(self._fs.loop, self._stream, file, check)
+
+    async def _stream(self, file: _Bounded, check: Callable[[int], None]) -> None:
+        # Else a server may pack what is packed already, and say the length of that.
+        headers = {"Accept-Encoding": "identity"}
+        settings: dict[str, Any] = {**self._fs.kwargs, "headers": headers | dict(self._fs.kwargs.get("headers") or {})}
+        session = await self._fs.set_session()
+        url = str(self._fs.encode_url(self._address))
+        async with AsyncExitStack() as stack:
+            for _ in range(_MAX_REDIRECTS + 1):
+                reply = await session.get(URL(url, encoded=True), **{**settings, "allow_redirects": False})
+                stack.push_async_callback(_release, reply)
+                if reply.status not in _REDIRECTS or "Location" not in reply.headers:
+                    await _receive(reply, file, check)
+                    return
+                target = urljoin(url, reply.headers["Location"])
+                _check_redirect(url, target)
+                if _origin(url) != _origin(target):
+                    session, settings = await stack.enter_async_context(_strangers()), {"headers": headers}
+                url = target
+        raise RefusedRedirectError(f"more than {_MAX_REDIRECTS} redirects")
+
+
+async def _release(reply: aiohttp.ClientResponse) -> None:
+    reply.close()
+
+
+async def _receive(reply: aiohttp.ClientResponse, file: _Bounded, check: Callable[[int], None]) -> None:
+    reply.raise_for_status()
+    if reply.status != 200:
+        raise StrangeReplyError(f"asked for a file, got status {reply.status}")
+    check(reply.content_length or 0)
+    async for data in reply.content.iter_chunked(_STEP_BYTES):
+        file.write(data)
+
+
+def _strangers() -> aiohttp.ClientSession:
+    """A session for an origin that a redirect names: nothing of the user's goes there."""
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+    connector = aiohttp.TCPConnector(resolver=_PublicResolver())
+    return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True)
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme.lower(), 0)
+
+
+def _check_redirect(url: str, target: str) -> None:
+    """Raises for a redirect from `url` that must not be followed."""
+    before, after = _origin(url), _origin(target)
+    why = ""
+    if after[0] not in _PORTS:
+        why = f"to the scheme {after[0]!r}"
+    elif (before[0], after[0]) == ("https", "http"):
+        why = "from https to http"
+    elif before != after and is_forbidden(after[1]):
+        why = "to a link-local address"
+    if why:
+        raise RefusedRedirectError(f"a redirect {why} is not followed: {faults.redact_url(target)}")
+
+
+def is_forbidden(host: str) -> bool:
+    """Whether `host` is an address at which a machine finds its own secrets, or its neighbours on the link."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False  # a name: it is looked at once it is resolved
+    mapped = address.ipv4_mapped or address.sixtofour if isinstance(address, ipaddress.IPv6Address) else None
+    return any(each.is_link_local or each in _METADATA for each in (address, mapped) if each is not None)
+
+
+class _PublicResolver(AbstractResolver):
+    """Resolves as aiohttp does by default, and drops what `is_forbidden`."""
+
+    def __init__(self) -> None:
+        self._resolver = aiohttp.ThreadedResolver()
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        if any(is_forbidden(each["host"]) for each in found):
+            raise RefusedRedirectError(f"a redirect to a link-local address is not followed: {host}")
+        return found
+
+    async def close(self) -> None:
+        await self._resolver.close()
 
 
 class _Bounded(io.FileIO):

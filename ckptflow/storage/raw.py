@@ -1,6 +1,6 @@
 """The client below a store, with nothing of ours between: what a measurement takes as the limit. For nothing else.
 
-No retries, no checksums of ours, no errors mapped, and on a disk no names moved and no folders made durable.
+No retries, no checksums of ours, and on a disk no names moved and no folders made durable.
 """
 
 from __future__ import annotations
@@ -84,12 +84,14 @@ class _Obstore:
     def put(self, key: str, data: memoryview) -> None:
         import obstore
 
-        obstore.put(self._store._client, self._store._name(key), data, use_multipart=False)
+        with self._store._mapped("write", key):
+            obstore.put(self._store._client, self._store._name(key), data, use_multipart=False)
 
     def get(self, key: str, into: memoryview) -> None:
         import obstore
 
-        found = obstore.get_range(self._store._client, self._store._name(key), start=0, length=len(into))
+        with self._store._mapped("read", key):
+            found = obstore.get_range(self._store._client, self._store._name(key), start=0, length=len(into))
         if len(found) != len(into):
             raise OSError(f"{key}: a short read")
 
@@ -101,8 +103,11 @@ class _Fsspec:
 
     def put(self, key: str, data: memoryview) -> None:
         chunks = {"chunksize": 5 * 2**30} if self.name in ("s3fs", "gcsfs") else {}
-        self._store._fs.pipe_file(self._store._path(key), bytes(data), **chunks)
+        with self._store._mapped("write", key):
+            self._store._fs.pipe_file(self._store._path(key), bytes(data), **chunks)
 
     def get(self, key: str, into: memoryview) -> None:
-        if len(self._store._fs.cat_file(self._store._path(key), start=0, end=len(into))) != len(into):
+        with self._store._mapped("read", key):
+            found = self._store._fs.cat_file(self._store._path(key), start=0, end=len(into))
+        if len(found) != len(into):
             raise OSError(f"{key}: a short read")

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import crc32c
@@ -21,7 +21,16 @@ from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageErr
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
 from ckptflow.storage.clients import GCS_SCHEMES, S3_SCHEMES, open_file_system, parse_listings_quickly, wants_checksum
-from ckptflow.storage.replies import StrangeReplyError, check_put, check_range, delete_s3, list_gcs, list_s3
+from ckptflow.storage.credentials import may_be_chained, opening, secrets_of
+from ckptflow.storage.replies import (
+    StrangeReplyError,
+    check_delete,
+    check_put,
+    check_range,
+    delete_s3,
+    list_gcs,
+    list_s3,
+)
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
 from ckptflow.threads import at_once
@@ -94,12 +103,8 @@ class RemoteStore:
         except BaseException as error:  # a panic of obstore is no Exception
             mapped = faults.from_client_error(error, doing, where, self._secrets)
             # The client's own error helps, unless it shows what must not be seen.
-            raise mapped from (None if self._tells_secrets(error) else error)
+            raise mapped from (error if may_be_chained(error, self._secrets) else None)
         self._is_root_known = True
-
-    def _tells_secrets(self, error: BaseException) -> bool:
-        texts = [str(link) for link in faults.chain(error)]
-        return any(secret in text for secret in self._secrets for text in texts)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
@@ -120,17 +125,20 @@ class FsspecStore(RemoteStore):
     """Any fsspec file system. Whole-buffer requests, no listings cache, an instance of its own.
 
     `create` is exclusive where the service is asked to (S3: `If-None-Match: *`, GCS: `ifGenerationMatch=0`) and within
-    this process for `memory://`. For any other file system it is exists-then-write, and `is_create_only` says so.
+    this process for `memory://`. For any other file system it is exists-then-write, and `is_create_only` says so; on an
+    S3 that refuses the condition as well, from the first `create` on.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._scheme = url.partition("://")[0]
         self._open = functools.partial(open_file_system, url, self._scheme, dict(storage_options))
-        self._fs, root = self._open()
+        with opening(url, storage_options):
+            self._fs, root = self._open()
         super().__init__(url, root.strip("/"), storage_options)
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
+        self._has_bulk_delete = self._is_s3  # until the server refuses it
         self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
 
     def put(self, key: str, data: memoryview) -> None:
@@ -170,15 +178,13 @@ class FsspecStore(RemoteStore):
         ]
 
     def delete(self, keys: Sequence[str]) -> None:
-        paths = [self._path(key) for key in keys]
-        if self._is_s3:
-            for first in range(0, len(paths), _DELETE_BATCH):
-                names = [path.partition("/")[2] for path in paths[first : first + _DELETE_BATCH]]
-                with self._mapped("delete"):
-                    delete_s3(self._fs.call_s3, self._root.partition("/")[0], names)
-            return
+        pairs = [(key, self._path(key)) for key in keys]
         self._check_usable()
-        at_once(8, lambda each: self._delete_one(*each), list(zip(keys, paths, strict=True)))
+        for first in range(0, len(pairs), _DELETE_BATCH):
+            batch = pairs[first : first + _DELETE_BATCH]
+            if not (self._has_bulk_delete and self._delete_in_bulk([path for _, path in batch])):
+                at_once(8, lambda pair: self._delete_one(*pair), batch)
+                self._has_bulk_delete = False
 
     # ---- how each kind of file system is asked
 
@@ -208,22 +214,45 @@ class FsspecStore(RemoteStore):
 
     def _write(self, key: str, data: memoryview, mode: str) -> None:
         path = self._path(key)
-        lock: AbstractContextManager[Any] = nullcontext() if self._is_s3 or self._is_gcs else _create_lock(self._fs)
         doing = "create" if mode == "create" else "write"
         try:
-            with self._mapped(doing, key), lock:
-                if self._is_s3:
-                    self._write_s3(path, data, is_new=mode == "create")
-                elif self._is_gcs:
-                    self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
+            with self._mapped(doing, key):
+                if self._is_s3 and mode == "create":
+                    self._create_s3(path, data)
                 else:
-                    if self._has_folders:
-                        self._fs.makedirs(self._fs._parent(path), exist_ok=True)
-                    self._fs.pipe_file(path, bytes(data), mode=mode)
+                    self._send(path, data, mode)
         except ObjectNotFoundError as error:
             raise self._no_bucket(doing) from error
 
-    def _write_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
+    def _create_s3(self, path: str, data: memoryview) -> None:
+        """By the server's own condition; if it knows none, looks first, then writes, and `is_create_only` says so."""
+        for _ in range(2 if self.is_create_only else 0):  # twice: one answer is no proof
+            try:
+                self._send(path, data, "create")
+            except Exception as error:
+                if not faults.is_refused_condition(error):
+                    raise
+            else:
+                return
+        self.is_create_only = False
+        with _create_lock(self._fs):
+            if any(name == path for name, _ in self._find(path)):
+                raise FileExistsError("something is there")
+            self._send(path, data, "overwrite")
+
+    def _send(self, path: str, data: memoryview, mode: str) -> None:
+        """One object, written in one request; `mode` is "create" or "overwrite"."""
+        if self._is_s3:
+            self._send_s3(path, data, is_new=mode == "create")
+        elif self._is_gcs:
+            self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
+        else:
+            with _create_lock(self._fs):
+                if self._has_folders:
+                    self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+                self._fs.pipe_file(path, bytes(data), mode=mode)
+
+    def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
         bucket, _, name = path.partition("/")
         options = {"IfNoneMatch": "*"} if is_new else {}
         if self._sends_checksum:
@@ -244,12 +273,29 @@ class FsspecStore(RemoteStore):
             return []
         return [(name.lstrip("/"), int(info["size"])) for name, info in files.items()]
 
-    def _delete_one(self, key: str, path: str) -> None:
-        with self._mapped("delete", key), suppress(FileNotFoundError):
+    def _delete_in_bulk(self, paths: Sequence[str]) -> bool:
+        """Deletes all in one request; False if the server takes no such request, or only with a Content-MD5."""
+        bucket = self._root.partition("/")[0]
+        with self._mapped("delete"):
             try:
-                self._fs.rm_file(path)
-            except FileNotFoundError:
-                self._fs.rm_file(path)  # is it? One answer is no proof
+                delete_s3(self._fs.call_s3, bucket, [path.partition("/")[2] for path in paths])
+            except Exception as error:
+                if not faults.is_refused_request(error):
+                    raise
+                why = faults.text_of(error, self._secrets)
+                _log.info("%s: objects are deleted one by one, the server refuses DeleteObjects: %s", self._url, why)
+                return False
+        return True
+
+    def _delete_one(self, key: str, path: str) -> None:
+        for _ in range(2):  # that it is not there is asked again: one answer is no proof
+            with suppress(ObjectNotFoundError), self._mapped("delete", key):
+                if self._is_s3:
+                    bucket, _, name = path.partition("/")
+                    check_delete(self._fs.call_s3("delete_object", Bucket=bucket, Key=name))
+                else:
+                    self._fs.rm_file(path)
+                return
 
     def renew(self, key: str) -> None:
         """Another client, with connections of its own, takes over; from here on it asks past caches."""
@@ -293,27 +339,3 @@ def _create_lock(file_system: Any) -> Any:
         if lock is None:
             lock = _locks[name] = _Lock(1)
         return lock
-
-
-_SECRET_OPTIONS = ("key", "secret", "token", "pass", "credential", "sas", "auth", "user")
-_TOKEN_KINDS = ("anon", "google_default", "cloud", "cache", "browser")  # gcsfs's words for where a token comes from
-
-
-def secrets_of(url: str, storage_options: dict[str, Any]) -> Iterator[str]:
-    """Every text among the options, the URL and the environment that must not be seen in a message."""
-    authority = url.partition("://")[2].partition("/")[0]
-    user, at, _ = authority.rpartition("@")
-    if at:
-        yield from user.split(":")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if os.environ.get(name):
-            yield os.environ[name]
-
-    def leaves(value: Any, is_secret: bool) -> Iterator[str]:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                yield from leaves(inner, is_secret or any(part in str(name).lower() for part in _SECRET_OPTIONS))
-        elif is_secret and isinstance(value, str) and value not in _TOKEN_KINDS:
-            yield value
-
-    yield from leaves(storage_options, False)

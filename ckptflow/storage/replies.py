@@ -78,6 +78,13 @@ def check_put(reply: Mapping[str, Any]) -> None:
         raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
 
 
+def check_delete(reply: Mapping[str, Any]) -> None:
+    """Raises unless this is S3's reply to the deletion of one object: no body."""
+    about = reply.get("ResponseMetadata", {})
+    if about.get("HTTPStatusCode") != 204 and about.get("HTTPHeaders", {}).get("content-length") != "0":
+        raise StrangeReplyError("the reply is not one to a deletion")
+
+
 def delete_s3(call: Call, bucket: str, names: Sequence[str]) -> None:
     """Deletes up to a thousand objects; the reply must account for each."""
     objects = [{"Key": name} for name in names]

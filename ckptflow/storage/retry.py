@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import tenacity
 
-from ckptflow.errors import StorageUnavailableError
+from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.events import Retried, Tell, tell_nobody
+from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
 
@@ -46,9 +47,13 @@ class Retries:
         )
         try:
             return retrying(call)
-        except StorageUnavailableError as error:
-            tries = retrying.statistics.get("attempt_number", 1)
-            error.add_note(f"given up after {tries} tries in {time.monotonic() - started:.0f} s")
+        except StorageError as error:
+            for link in chain(error):
+                if link.__suppress_context__:  # what must not be seen is not handed on either
+                    link.__context__ = None
+            if isinstance(error, StorageUnavailableError):
+                tries = retrying.statistics.get("attempt_number", 1)
+                error.add_note(f"given up after {tries} tries in {time.monotonic() - started:.0f} s")
             raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,11 @@ from ckptflow.storage.retry import Retries
 from ckptflow.testing import StoreContract
 from tests.cli.runner import Runner, run_alone
 from tests.servers import Server, s3_client
+from tests.storage import lacking
+from tests.storage.proxy import faulty_proxy
 
 SMALL = ("--large-mib", "2")
+FEW = (doctor._EXCLUSIVE, "create leaves what is there", "put replaces", "delete")
 COUNT = sum(name.startswith("test_") for name in vars(StoreContract))
 
 
@@ -42,6 +46,36 @@ def test_a_bucket(seaweedfs: Server) -> None:
     assert "This cannot show:" in ran.out
     assert seaweedfs.storage_options["secret"] not in ran.out
     assert s3_client(seaweedfs).list_objects_v2(Bucket="doctor").get("KeyCount") == 0
+
+
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_a_bucket_that_lacks_what_can_be_done_without(
+    seaweedfs: Server, runner: Runner, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {name: test for name, test in doctor.promises(StoreContract).items() if name in FEW}
+    monkeypatch.setattr(doctor, "promises", lambda contract: dict(asked))
+    with faulty_proxy(seaweedfs) as proxy:
+        proxy.rules = [
+            lacking.no_bulk_delete(lacking.MISSING_MD5[0]),
+            lacking.no_condition(lacking.UNKNOWN_CONDITIONS[0]),
+            lacking.no_checksums(lacking.UNKNOWN_CHECKSUMS[0]),
+        ]
+        kwargs = {**seaweedfs.storage_options["client_kwargs"], "endpoint_url": proxy.endpoint}
+        options: dict[str, Any] = {**seaweedfs.storage_options, "client": client, "client_kwargs": kwargs}
+        if client == "fsspec":
+            monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", json.dumps(options))
+            ran = runner("doctor", "s3://ckptflow-tests/doctor", *SMALL)
+            assert ran.code == 3
+            assert "request_checksum_calculation" in ran.err
+            options["config_kwargs"] = {"request_checksum_calculation": "when_required"}
+        monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", json.dumps(options))
+        ran = runner("doctor", "s3://ckptflow-tests/doctor", *SMALL, "--json")
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.json["ok"]
+    assert len(ran.json["promises"]) == len(FEW) - 1
+    assert "no exclusive create" in ran.json["cannot_promise"][0]
+    left = s3_client(seaweedfs).list_objects_v2(Bucket="ckptflow-tests", Prefix="doctor/")
+    assert left.get("KeyCount") == 0
 
 
 def test_a_broken_promise_is_told_in_words(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

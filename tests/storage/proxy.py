@@ -35,6 +35,8 @@ class Reply:
 Ask = Callable[[], Reply]
 # What becomes of one request: `ask` sends it to the server. None: the connection is cut without a reply.
 Fault = Callable[[Ask], Reply | None]
+# What a server lacks: its refusal of a request, by line and headers (names in lower case); None for what it takes.
+Rule = Callable[[str, dict[str, str]], Reply | None]
 
 
 def lost_before(ask: Ask) -> None:
@@ -135,6 +137,7 @@ class FaultyProxy:
         self.connections: list[tuple[str, int]] = []  # of each request, by where it came from
         self.endpoint = ""
         self.headers: list[dict[str, str]] = []
+        self.rules: list[Rule] = []
 
     def spoil(self, fault: Fault, marker: str = "", skip: int = 0, times: int = 1) -> None:
         """Does `fault` to `times` requests whose line contains `marker`, after `skip` of them."""
@@ -164,6 +167,11 @@ class FaultyProxy:
             return chosen
 
     def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
+        named = {name.lower(): value for name, value in headers.items()}
+        refusals = (rule(f"{method} {path}", named) for rule in self.rules)
+        refusal = next((reply for reply in refusals if reply is not None), None)
+        if refusal is not None:
+            return refusal
         connection = http.client.HTTPConnection(self._host, timeout=60)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)

@@ -66,6 +66,19 @@ S3_CODES: list[tuple[str, int, type[StorageError]]] = [
     ("XMinioStorageFull", 507, StorageFullError),
     ("EntityTooLarge", 400, StorageError),
     ("NotImplemented", 501, StorageError),
+    ("MissingContentMD5", 400, StorageError),
+    ("KMS.DisabledException", 400, StorageError),
+    ("KMS.KMSInvalidStateException", 400, StorageError),
+    ("KMS.ThrottlingException", 400, StorageUnavailableError),
+    ("MethodNotAllowed", 405, StorageError),
+    ("InvalidObjectState", 403, StorageAccessError),
+    ("NeverHeardOf", 422, StorageError),
+    ("NeverHeardOf", 451, StorageError),
+    ("NeverHeardOf", 505, StorageError),
+    ("NeverHeardOf", 500, StorageUnavailableError),
+    ("520", 520, StorageUnavailableError),
+    ("425", 425, StorageUnavailableError),
+    ("304", 304, ObjectExistsError),
 ]
 
 

@@ -6,13 +6,14 @@ import contextlib
 import http.server
 import os
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ckptflow.errors import ObjectNotFoundError, StorageUnavailableError, UsageError
+from ckptflow.errors import ObjectNotFoundError, StorageError, StorageUnavailableError, UsageError
 from ckptflow.storage import http as http_module
 from ckptflow.storage.files import fetched, opened, staged
 from ckptflow.storage.retry import Retries
@@ -26,11 +27,19 @@ class Web(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     requests: list[str] = []  # noqa: RUF012 - cleared by the fixture
+    headers_seen: list[dict[str, str]] = []  # noqa: RUF012
+    redirects: dict[str, str] = {}  # noqa: RUF012 - where to, by name
 
     def do_GET(self) -> None:
         Web.requests.append(self.path)
         name = self.path.partition("?")[0].rpartition("/")[2]
-        if name == "missing":
+        Web.headers_seen.append(dict(self.headers.items()))
+        if name in Web.redirects:
+            self.send_response(302)
+            self.send_header("Location", Web.redirects[name])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif name == "missing":
             self.send_error(404)
         elif name == "broken":
             self.send_error(503)
@@ -57,7 +66,8 @@ class Web(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(http_module, "Retries", lambda: Retries(max_tries=2, first_wait_s=0.01))
-    Web.requests.clear()
+    for seen in (Web.requests, Web.headers_seen, Web.redirects):
+        seen.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -98,6 +108,85 @@ def test_a_web_that_fails(web: str, name: str, max_bytes: int, error: type[Excep
         pass
     assert "PLANTED" not in "".join(map(str, (raised.value, raised.value.__cause__)))
     assert len(Web.requests) == (2 if error is StorageUnavailableError else 1)
+
+
+PLANTED = {"X-Token": "PLANTED-HEADER", "Cookie": "session=PLANTED-COOKIE"}
+
+
+def test_what_is_set_for_one_server_is_not_told_to_another(web: str) -> None:
+    elsewhere = web.replace("127.0.0.1", "localhost")
+    options = {"headers": PLANTED, "client_kwargs": {"headers": {"X-Session": "PLANTED-SESSION"}}}
+    Web.redirects |= {"here": "/near/m.keras", "there": f"{elsewhere}/far/m.keras", "back": f"{elsewhere}/again"}
+    Web.redirects["again"] = f"{web}/m.keras"
+    with fetched(f"{web}/here", options) as path:
+        assert Path(path).read_bytes() == b"abc" * 2**20
+    assert [headers.get("X-Token") for headers in Web.headers_seen] == ["PLANTED-HEADER"] * 2
+    assert [headers.get("X-Session") for headers in Web.headers_seen] == ["PLANTED-SESSION"] * 2
+    Web.headers_seen.clear()
+    with fetched(f"{web.replace('://', '://me:PLANTED-LOGIN@')}/there", options) as path:
+        assert Path(path).read_bytes() == b"abc" * 2**20
+    with fetched(f"{web}/back", options):
+        pass
+    told = [any("PLANTED" in value or "Basic" in value for value in each.values()) for each in Web.headers_seen]
+    assert told == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://0xa9fea9fe/",
+        "http://[fe80::1]/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[fd00:ec2::254]/",
+        "http://100.100.100.200/",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+    ],
+)
+def test_a_redirect_to_where_none_must_lead(web: str, target: str) -> None:
+    Web.redirects["m.keras"] = target
+    with pytest.raises(StorageError, match=r"m.keras: cannot read: a redirect to .* is not followed") as raised:
+        fetched(f"{web}/m.keras").__enter__()
+    assert type(raised.value) is StorageError
+    assert len(Web.requests) == 1
+
+
+def test_a_redirect_to_less_safety_is_not_followed() -> None:
+    http_module._check_redirect("https://a/x", "https://b:8443/y")
+    http_module._check_redirect("http://a/x", "https://a/y")
+    for target in ("http://a/x", "HTTP://b/x"):
+        with pytest.raises(http_module.RefusedRedirectError, match="from https to http"):
+            http_module._check_redirect("https://a/x?sig=PLANTED", target)
+
+
+def test_redirects_in_a_circle_end(web: str) -> None:
+    Web.redirects |= {"a": "b", "b": "a"}
+    with pytest.raises(StorageError, match="more than 10 redirects"):
+        fetched(f"{web}/a").__enter__()
+
+
+QUERIES = [
+    "sig=PLANTED",
+    "sig=PLAN%54ED%2Fx%2By%3D&v=1",
+    "v=1&token=PLANTED%20x",
+    "PLANTED",
+    "x=me@PLANTED&sig=PLANTED",
+]
+
+
+@pytest.mark.parametrize("name", ["missing", "broken", "short", "endless"])
+@pytest.mark.parametrize("query", QUERIES)
+def test_no_traceback_shows_a_query(web: str, name: str, query: str) -> None:
+    with pytest.raises((StorageError, UsageError)) as raised:
+        fetched(f"{web}/{name}?{query}", max_bytes=2**20).__enter__()
+    link: BaseException | None = raised.value
+    shown = "".join(traceback.format_exception(raised.value))
+    while link is not None:
+        shown += f"{link} {link!r}"
+        link = link.__cause__ or link.__context__
+    assert "PLANTED" not in shown
+    assert "PLAN%54ED" not in shown
 
 
 def test_nothing_is_written_to_the_web(web: str) -> None:

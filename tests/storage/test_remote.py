@@ -21,10 +21,11 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
+from ckptflow.storage.credentials import secrets_of
 from ckptflow.storage.fast import ObstoreStore
 from ckptflow.storage.faults import redact_url
 from ckptflow.storage.local import LocalStore
-from ckptflow.storage.remote import FsspecStore, secrets_of
+from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Store, open_store
 from ckptflow.testing import read_whole

@@ -1,0 +1,97 @@
+"""What must not be seen: the credentials in URLs, options and the environment, and the errors that show them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+from ckptflow.errors import LEAVING, CkptflowError
+from ckptflow.storage import faults
+
+_SECRET_NAMES = ("key", "secret", "token", "pass", "credential", "sas", "auth", "user", "sig", "code")
+_TOKEN_KINDS = ("anon", "google_default", "cloud", "cache", "browser")  # gcsfs's words for where a token comes from
+_ENVIRONMENT = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_SIGNATURE_CHARACTERS = 16  # and more: a value of a query that long may be what lets its bearer in
+_LEFT_PLAIN = ("", "/", "+", "=", "/+", "/=", "+=", "/+=")  # characters of base64, and of keys
+_WORD_CHARACTERS = 4  # what is shorter stands in any text
+
+
+def secrets_of(url: str, storage_options: dict[str, Any]) -> Iterator[str]:
+    """Every text among the options, the URL and the environment that must not be seen, in each spelling that it has."""
+    found = [*_in_url(url), *(os.environ[name] for name in _ENVIRONMENT if os.environ.get(name))]
+    for secret in (*found, *_in_options(storage_options, is_secret=False)):
+        yield from sorted({secret, *_spellings(secret)} - {""})
+
+
+def may_be_chained(error: BaseException, secrets: Iterable[str]) -> bool:
+    """Whether a traceback may show the error: no secret is in it, and nothing that a terminal would obey."""
+    texts = (str(link) for link in faults.chain(error))
+    return all(line.isprintable() for text in texts for line in text.split("\n")) and not tells_secrets(error, secrets)
+
+
+def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
+    """Whether the error, or what it was raised from, shows a secret, a user or a query of a URL, in a traceback."""
+    known = tuple(secrets)
+    for link in faults.chain(error):
+        texts = (str(link), repr(link), *getattr(link, "__notes__", ()))
+        if any(secret in text for secret in known for text in texts):
+            return True
+        if any(faults.redact(text) != text for text in texts):
+            return True
+    return False
+
+
+@contextmanager
+def opening(url: str, storage_options: dict[str, Any]) -> Iterator[None]:
+    """Whatever a client raises when it is made; what would tell a secret is said without it."""
+    try:
+        yield
+    except (CkptflowError, *LEAVING):
+        raise
+    except Exception as error:
+        secrets = list(secrets_of(url, storage_options))
+        if not tells_secrets(error, secrets):
+            raise
+        where = faults.redact_url(url)
+        if isinstance(error, ValueError):
+            raise ValueError(f"{where}: cannot open: {faults.text_of(error, secrets)}") from None
+        raise faults.from_client_error(error, "open", where, secrets) from None
+
+
+def _in_url(url: str) -> Iterator[str]:
+    user = faults.user_of(url)
+    if user:
+        name, _, password = user.partition(":")
+        yield from (user, name, password)
+        # Of a password that should have been encoded, clients take pieces for a host, a port or a path.
+        yield from (piece for piece in re.split("[/?#@:]", password) if len(piece) >= _WORD_CHARACTERS)
+    after = url.partition(f"{user}@")[2] if user else url
+    for part in re.split("[&;#]", after.partition("?")[2]):
+        name, _, value = part.partition("=")
+        is_secret = len(value) >= _WORD_CHARACTERS and any(word in name.lower() for word in _SECRET_NAMES)
+        if is_secret or len(value) >= _SIGNATURE_CHARACTERS:
+            yield value
+
+
+def _in_options(value: Any, *, is_secret: bool) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _in_options(
+                inner, is_secret=is_secret or any(part in str(name).lower() for part in _SECRET_NAMES)
+            )
+    elif isinstance(value, str) and "://" in value:
+        yield from _in_url(value)
+    if is_secret and isinstance(value, str) and value not in _TOKEN_KINDS:
+        yield value
+
+
+def _spellings(secret: str) -> set[str]:
+    """As it is told by whoever decodes it, or encodes it again: not all encode the same characters."""
+    plain = unquote(secret)
+    encoded = {quote(plain, safe=safe) for safe in _LEFT_PLAIN}
+    lower = {re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), text) for text in encoded}
+    return {plain, unquote_plus(secret), quote_plus(plain), quote(secret, safe=""), *encoded, *lower}
