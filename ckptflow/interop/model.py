@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import structs
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.format.manifest import Manifest
@@ -14,7 +16,7 @@ from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
-from ckptflow.interop.keras_weights import variables_of
+from ckptflow.interop.keras_optimizer import variables_of
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
@@ -22,7 +24,7 @@ from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.restore import Restore
-from ckptflow.state.tree import Tree, walk
+from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.weights import trainable_of, weights_of
 
 logger = logging.getLogger("ckptflow")
@@ -132,19 +134,78 @@ def _weights_of(model: Any) -> Any:
 
 
 def fill(
-    opened: OpenCheckpoint, state: Mapping[str, Any], *, partial: bool = False, rename: Rename | None = None
+    opened: OpenCheckpoint,
+    state: Mapping[str, Any],
+    *,
+    partial: bool = False,
+    rename: Rename | None = None,
+    optimizer: bool = True,
 ) -> tuple[Tree, Restore]:
-    """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does."""
+    """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does.
+
+    Without `optimizer`, and where an optimizer does not fit, which is logged, those of the state stay as they are and
+    those of the checkpoint are passed over; with `partial` they take what matches by name.
+    """
     tree = walk(state)
     named = in_names_of(tree, opened.manifest)
     tree = build_missing(tree, named.models, names={record.name for record in named.tensors})
-    restore = match(tree, in_names_of(tree, opened.manifest), partial=partial, rename=rename)
+    manifest = in_names_of(tree, opened.manifest)
+    if optimizer and not partial:
+        difference = _difference_of_optimizers(tree, manifest, rename)
+        optimizer = difference is None
+        if difference is not None:
+            logger.warning("the optimizer's state does not fit and is not taken, it begins anew: %s", difference)
+    if not optimizer:
+        tree, manifest = _without_optimizers(tree, manifest)
+    restore = match(tree, manifest, partial=partial, rename=rename)
     if restore.early:
         opened.read_into(restore.early, restore)
         restore.rehearse()
     opened.read_into(restore.rest, _Frugal(restore))
     restore.complete()
     return tree, restore
+
+
+def is_of_optimizer(name: str, paths: Iterable[str]) -> bool:
+    """Whether a tensor is an optimizer's: one of those at `paths`, or what Keras and TensorFlow's guides call so."""
+    return "optimizer" in name.split("/")[:-1] or any(name.startswith(f"{path}/") for path in paths)
+
+
+def optimizers_in(models: Mapping[str, Any]) -> list[str]:
+    """The paths of the optimizers in a manifest's models."""
+    return [path for path, described in models.items() if _kind(described) == "optimizer"]
+
+
+def _difference_of_optimizers(tree: Tree, manifest: Manifest, rename: Rename | None) -> str | None:
+    """The first tensor of an optimizer that only one side has, or None where all go together."""
+    found = match(tree, manifest, partial=True, rename=rename)
+    theirs = [name for name in found.unexpected if is_of_optimizer(name, optimizers_in(manifest.models))]
+    ours = [name for name in found.missing if any(name.startswith(f"{path}/") for path in tree.optimizers)]
+    shapes = {record.name: record for record in manifest.tensors}
+    if ours:
+        spec = next(leaf for leaf in tree.leaves if leaf.name == ours[0])
+        there = shapes.get(ours[0])
+        return f"{ours[0]} is {spec.dtype}{list(spec.shape or ())} in the state and " + (
+            "not in the source" if there is None else f"{there.dtype}{list(there.shape or ())} in the source"
+        )
+    return f"{theirs[0]} is in the source and not in the state" if theirs else None
+
+
+def _without_optimizers(tree: Tree, manifest: Manifest) -> tuple[Tree, Manifest]:
+    """Both as if there were no optimizers. Records keep their positions, by which they are read."""
+    paths = [*optimizers_in(manifest.models), *tree.optimizers]
+    tensors = tuple(
+        structs.replace(record, name=f"{RESERVED_PREFIX}passed_over/{record.name}", aliases=())
+        if is_of_optimizer(record.name, paths)
+        else record
+        for record in manifest.tensors
+    )
+    leaves = tuple(leaf for leaf in tree.leaves if not is_of_optimizer(leaf.name, tree.optimizers))
+    held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
+    bare = replace(
+        tree, leaves=leaves, specs=tuple(spec for spec, _ in held), holders=tuple(leaf for _, leaf in held), cache={}
+    )
+    return bare, structs.replace(manifest, tensors=tensors)
 
 
 class _Frugal:
