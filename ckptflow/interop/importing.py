@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
 
 from ckptflow.arguments import check_step
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.errors import StateMismatchError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
-from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
+from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.faults import redact_url
@@ -28,7 +27,6 @@ logger = logging.getLogger("ckptflow")
 Rename = Any  # a map or a function, as in `CheckpointManager.restore_latest`
 
 _BOOK_KEEPING = frozenset({"ckpt_saved_batch", "ckpt_saved_epoch", "train_counter"})
-_KERAS = ("keras", "h5", "weights")  # which know by themselves how to leave an optimizer out
 MAX_NAMES = 10_000  # of tensors that were not taken, in the checkpoint's metadata
 
 
@@ -85,7 +83,7 @@ def import_model(
     _check_rename(rename)
     import_modules(imports)
     _check_empty(root, storage_options)
-    with fetched(origin, source_options) as local, _found(local, origin, format) as found:
+    with fetched(origin, source_options) as local, identified(local, origin, format, source_options) as found:
         how: dict[str, Any] = {"unsafe": unsafe, "imports": tuple(imports), "optimizer": optimizer}
         if model is None:
             return _commit(root, number, _read(found, **how), _metadata(origin, found), storage_options)
@@ -93,59 +91,12 @@ def import_model(
 
         state = as_mapping(model)
         is_by_name = partial or rename is not None or found.format.name == "safetensors"
-        if is_by_name or (not optimizer and found.format.name not in _KERAS):
+        if is_by_name or (not optimizer and found.format.name not in KERAS):
             content = _read(found, state=state, **how)
             lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin), optimizer=optimizer)
         else:
             lists = _load_into(found, state, optimizer=optimizer, where=redact_url(origin))
         return _commit(root, number, state, _metadata(origin, found) | lists, storage_options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What a source turned out to be: its format, where it lies on this disk, what else is known of it."""
-
-    format: Format
-    path: str
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
-    """Finds out what a source is, and unpacks it if it is packed."""
-    notes: Mapping[str, Any] = {}
-    chosen = by_name(name) if name is not None else by_content(local)
-    if os.path.isdir(local) and (chosen is None or chosen.name in ("weights", "tf-checkpoint")):
-        from ckptflow.interop.keras_files import find_backup
-
-        backup = find_backup(local)
-        if backup is not None:
-            format_name, local, notes = backup
-            chosen = FORMATS[format_name]
-    if os.path.isdir(os.path.join(local, "lineage")):
-        raise UsageError(
-            f"{redact_url(origin)} is a run of ckptflow: restore from it (restore_latest(partial=True, rename=…) for a "
-            "warm start), or export it"
-        )
-    if chosen is None:
-        raise UsageError(
-            f"{redact_url(origin)}: neither its name nor its content tells what it is; say format= (--format), one of "
-            + ", ".join(entry.name for entry in FORMATS.values() if entry.is_importable)
-        )
-    if not chosen.is_importable:
-        raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
-    if chosen.name == "hub" and os.path.isfile(local):
-        from ckptflow.interop.archives import unpack_tar
-
-        with tempfile.TemporaryDirectory(prefix="ckptflow-hub-") as folder:
-            unpacked = os.path.join(folder, "module")
-            unpack_tar(local, unpacked)
-            inside = os.listdir(unpacked)
-            if len(inside) == 1 and os.path.isdir(os.path.join(unpacked, inside[0])):  # packed with its folder
-                unpacked = os.path.join(unpacked, inside[0])
-            yield _Found(chosen, unpacked, notes)
-        return
-    yield _Found(chosen, local, notes)
 
 
 def _check_rename(rename: Any) -> None:
@@ -168,7 +119,7 @@ def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
 
 
 def _read(
-    found: _Found, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None = None
+    found: Source, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None = None
 ) -> Any:
     """What the source holds without any code of the user's: the state of a live model, or named tensors, in the names
     of `state` where the source only has places.
@@ -191,7 +142,7 @@ def _read(
 
 
 def _read_any(
-    found: _Found, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None
+    found: Source, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None
 ) -> Any:
     """As `_read`, where the format does not tell whose a tensor is.
 
@@ -202,7 +153,7 @@ def _read_any(
         from ckptflow.interop.safetensors_file import read_safetensors
 
         return read_safetensors(path)
-    if name in _KERAS:
+    if name in KERAS:
         from ckptflow.interop import keras_files
 
         if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
@@ -226,12 +177,12 @@ def _read_any(
     return saved_model.read_saved_model(path)
 
 
-def _beside(found: _Found) -> frozenset[str]:
+def _beside(found: Source) -> frozenset[str]:
     """What tf_keras's BackupAndRestore keeps for itself beside the model."""
     return _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
 
 
-def _load_into(found: _Found, state: Mapping[str, Any], *, optimizer: bool, where: str) -> dict[str, Any]:
+def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> dict[str, Any]:
     """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would; an optimizer that
     does not fit stays as it is. Returns what the metadata say of that.
     """
@@ -250,7 +201,7 @@ def _load_into(found: _Found, state: Mapping[str, Any], *, optimizer: bool, wher
                 raise error from None
         return {}
     models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
-    if found.format.name in _KERAS:
+    if found.format.name in KERAS:
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
         _check_alone(state, models[0], found)
@@ -266,7 +217,7 @@ def _load_into(found: _Found, state: Mapping[str, Any], *, optimizer: bool, wher
     return {}
 
 
-def _warn_of_vocabularies(state: Mapping[str, Any], found: _Found) -> None:
+def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
     from ckptflow.state.leaves import PartLeaf
     from ckptflow.state.tree import walk
 
@@ -279,7 +230,7 @@ def _warn_of_vocabularies(state: Mapping[str, Any], found: _Found) -> None:
         )
 
 
-def _check_alone(state: Mapping[str, Any], model: Any, found: _Found) -> None:
+def _check_alone(state: Mapping[str, Any], model: Any, found: Source) -> None:
     """Raises where the state holds more than the one model that such a source is of."""
     optimizer = getattr(model, "optimizer", None)
     others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
@@ -319,7 +270,7 @@ def _fill(
     return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": not_used[:MAX_NAMES]}
 
 
-def _metadata(origin: str, found: _Found) -> dict[str, Any]:
+def _metadata(origin: str, found: Source) -> dict[str, Any]:
     return {"source": redact_url(origin), "format": found.format.name, **found.notes}
 
 
