@@ -20,7 +20,8 @@ from ckptflow.interop.keras_optimizer import variables_of
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
-from ckptflow.state.graph import in_names_of
+from ckptflow.state.graph import described, in_names_of
+from ckptflow.state.graph_names import pair
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.restore import Restore
@@ -88,8 +89,8 @@ def load_model(
     state = {path: model}
     if optimizer_path and not optimizer_path.startswith(f"{path}/") and getattr(model, "optimizer", None) is not None:
         state[optimizer_path] = model.optimizer
-    tree, restore = fill(opened, state, partial=True)
-    _check_weights(model, tree, restore, opened.checkpoint.url)
+    tree, restore = fill(opened, state, partial=True, is_by_place=is_ours)
+    _check_weights(model, tree, restore, opened.checkpoint.url, is_ours=is_ours)
     return LoadedModel(model, path, described if isinstance(described, dict) else None, tree, restore.unexpected)
 
 
@@ -140,11 +141,13 @@ def fill(
     partial: bool = False,
     rename: Rename | None = None,
     optimizer: bool = True,
+    is_by_place: bool = False,
 ) -> tuple[Tree, Restore]:
     """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does.
 
     Without `optimizer`, and where an optimizer does not fit, which is logged, those of the state stay as they are and
-    those of the checkpoint are passed over; with `partial` they take what matches by name.
+    those of the checkpoint are passed over; with `partial` they take what matches by name. `is_by_place`: what no name
+    goes to is matched by its place, for a model that was built from the checkpoint's config.
     """
     tree = walk(state)
     named = in_names_of(tree, opened.manifest)
@@ -155,6 +158,8 @@ def fill(
         optimizer = difference is None
         if difference is not None:
             logger.warning("the optimizer's state does not fit and is not taken, it begins anew: %s", difference)
+    if is_by_place:
+        rename = _names_by_place(tree, manifest) or rename
     if not optimizer:
         tree, manifest = _without_optimizers(tree, manifest)
     restore = match(tree, manifest, partial=partial, rename=rename)
@@ -164,6 +169,19 @@ def fill(
     opened.read_into(restore.rest, _Frugal(restore))
     restore.complete()
     return tree, restore
+
+
+def _names_by_place(tree: Tree, manifest: Manifest) -> dict[str, str]:
+    """The names in the tree of what has another in the checkpoint, by its place in the object graph of either.
+
+    A layer whose `get_config` is not its own may not be given its name back: Keras makes it one, and goes by places.
+    """
+    found = match(tree, manifest, partial=True)
+    missing, unexpected = set(found.missing), set(found.unexpected)
+    if manifest.object_graph is None or not (missing and unexpected):
+        return {}
+    names = pair(manifest.object_graph, described(tree).graph).names
+    return {their: ours for their, ours in names.items() if their in unexpected and ours in missing}
 
 
 def is_of_optimizer(name: str, paths: Iterable[str]) -> bool:
@@ -299,7 +317,7 @@ def check_order(loaded: LoadedModel) -> None:
         )
 
 
-def _check_weights(model: Any, tree: Tree, restore: Restore, url: str) -> None:
+def _check_weights(model: Any, tree: Tree, restore: Restore, url: str, *, is_ours: bool) -> None:
     """Raises where a weight, table or vocabulary would keep the value it was made with; an optimizer may be new."""
     needed = {id(variable) for variable in _weights_of(model)}
     needed_names = {name for name, variable in tree.variables.items() if id(variable) in needed}
@@ -308,6 +326,7 @@ def _check_weights(model: Any, tree: Tree, restore: Restore, url: str) -> None:
     if missing:
         raise StateMismatchError(
             f"{url} does not have all of the model; missing, or of another shape: {some_of(missing, _NAMES_SHOWN)}"
+            + (". The model was built from its config: hand it over (model=), made by your code" if is_ours else "")
         )
     metrics = {leaf.name for leaf in tree.leaves if leaf.metric}
     new = [name for name in restore.missing if name not in metrics]
