@@ -95,8 +95,9 @@ def load_model(
 
 
 def not_held(loaded: LoadedModel, chosen: Format) -> tuple[str, ...]:
-    """What of a model's own tensors a format has no place for: optimizer, vocabularies, seeds, states of RNNs."""
-    weights = {id(variable) for variable in _weights_of(loaded.model)}
+    """What of a model's own tensors a format has no place for: optimizer, vocabularies, seeds, states of RNNs, and the
+    adapters (LoRA) that Keras adds to the kernel when it writes a model; what that changes is logged."""
+    weights = {id(variable) for variable in _weights_of(loaded.model)} - _added_to_kernels(loaded.model, chosen)
     is_kept_of_optimizer = _optimizer_rule(loaded, chosen)
     names = []
     for leaf in loaded.tree.leaves:
@@ -111,6 +112,29 @@ def not_held(loaded: LoadedModel, chosen: Format) -> tuple[str, ...]:
         if not is_kept:
             names.append(leaf.name)
     return tuple(names)
+
+
+def _added_to_kernels(model: Any, chosen: Format) -> set[int]:
+    """The adapters of a model, by identity, in a format into which Keras writes their sum with the kernel instead."""
+    if chosen.name not in ("keras", "weights"):
+        return set()
+    adapted = [layer for layer in _layers_of(model) if getattr(layer, "lora_enabled", False)]
+    rounded = [layer.name for layer in adapted if getattr(layer, "quantization_mode", None) is not None]
+    if rounded:
+        logger.warning(
+            "Keras adds the adapters (LoRA) of %s to their quantized kernels and rounds the sums again: the %s file "
+            "predicts otherwise than the checkpoint. SavedModel, tf-checkpoint and safetensors hold them as they are",
+            some_of(rounded, _NAMES_SHOWN),
+            chosen.name,
+        )
+    variables = [
+        value for layer in adapted for name, value in vars(layer).items() if name.lstrip("_").startswith("lora_")
+    ]
+    return {id(variable) for variable in variables if hasattr(variable, "shape")}
+
+
+def _layers_of(model: Any) -> list[Any]:
+    return list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else []
 
 
 def _optimizer_rule(loaded: LoadedModel, chosen: Format) -> Callable[[str], bool]:
