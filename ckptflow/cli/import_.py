@@ -48,6 +48,10 @@ def import_(
             show_default=False,
         ),
     ] = None,
+    optimizer: Annotated[
+        bool,
+        typer.Option("--optimizer/--no-optimizer", help="Whether the optimizer's state comes along, where it fits."),
+    ] = True,
     imports: Imports = None,
     unsafe: Unsafe = False,
     as_json: Json = False,
@@ -79,6 +83,7 @@ def import_(
             step=step,
             partial=partial,
             rename=_renames(rename),
+            optimizer=optimizer,
             imports=imports or (),
             unsafe=unsafe,
             source_options=other_options(source_options, "--source-options", there, url, source),

@@ -141,7 +141,10 @@ def by_content(path: str) -> Format | None:
             return FORMATS["saved-model"]
         if "checkpoint" in names or any(name.endswith(".index") for name in names):
             return FORMATS["tf-checkpoint"]
-        return None
+        is_model = "config.json" in names and names & {"model.weights.h5", "model.weights.npz"}  # saved as zipped=False
+        return FORMATS["keras"] if is_model else None
+    if path.endswith(".weights.json"):  # which names the files that the weights lie in
+        return FORMATS["weights"]
     if os.path.isfile(f"{path}.index") or path.endswith(".index"):
         return FORMATS["tf-checkpoint"]
     told = by_suffix(path)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from msgspec import structs
 
 from ckptflow.arguments import check_step
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.errors import StateMismatchError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
-from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
+from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.faults import redact_url
@@ -38,6 +39,7 @@ def import_model(
     step: int = 0,
     partial: bool = False,
     rename: Rename | None = None,
+    optimizer: bool = True,
     imports: Sequence[str] = (),
     unsafe: bool = False,
     source_options: dict[str, Any] | None = None,
@@ -61,6 +63,9 @@ def import_model(
         step: the step of the checkpoint.
         partial: a warm start: takes what matches `model` and leaves the rest of it as it was made.
         rename: a map from names, or prefixes up to a "/", in the source to those in `model`, or a function.
+        optimizer: whether the optimizer's state comes along. False: the weights alone, `model`'s optimizer stays as it
+            was made, also with `partial`. By default it comes if all of it fits; if not, the weights come without it,
+            and a warning names the first difference. With `partial`, what matches by name comes.
         imports: modules to import first: they register custom classes.
         unsafe: also builds Lambda layers, which run code that the source carries. Only for sources that you trust.
         source_options, storage_options: for the two ends' file systems.
@@ -78,67 +83,20 @@ def import_model(
     _check_rename(rename)
     import_modules(imports)
     _check_empty(root, storage_options)
-    with fetched(origin, source_options) as local, _found(local, origin, format) as found:
+    with fetched(origin, source_options) as local, identified(local, origin, format, source_options) as found:
+        how: dict[str, Any] = {"unsafe": unsafe, "imports": tuple(imports), "optimizer": optimizer}
         if model is None:
-            content = _read(found, unsafe=unsafe, imports=tuple(imports))
-            return _commit(root, number, content, _metadata(origin, found), storage_options)
+            return _commit(root, number, _read(found, **how), _metadata(origin, found), storage_options)
         from ckptflow.state.tree import as_mapping
 
         state = as_mapping(model)
-        if partial or rename is not None or found.format.name == "safetensors":
-            content = _read(found, unsafe=unsafe, imports=tuple(imports), state=state)
-            lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin))
+        is_by_name = partial or rename is not None or found.format.name == "safetensors"
+        if is_by_name or (not optimizer and found.format.name not in KERAS):
+            content = _read(found, state=state, **how)
+            lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin), optimizer=optimizer)
         else:
-            lists = {}
-            _load_into(found, state)
+            lists = _load_into(found, state, optimizer=optimizer, where=redact_url(origin))
         return _commit(root, number, state, _metadata(origin, found) | lists, storage_options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What a source turned out to be: its format, where it lies on this disk, what else is known of it."""
-
-    format: Format
-    path: str
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
-    """Finds out what a source is, and unpacks it if it is packed."""
-    notes: Mapping[str, Any] = {}
-    chosen = by_name(name) if name is not None else by_content(local)
-    if os.path.isdir(local) and (chosen is None or chosen.name in ("weights", "tf-checkpoint")):
-        from ckptflow.interop.keras_files import find_backup
-
-        backup = find_backup(local)
-        if backup is not None:
-            format_name, local, notes = backup
-            chosen = FORMATS[format_name]
-    if os.path.isdir(os.path.join(local, "lineage")):
-        raise UsageError(
-            f"{redact_url(origin)} is a run of ckptflow: restore from it (restore_latest(partial=True, rename=…) for a "
-            "warm start), or export it"
-        )
-    if chosen is None:
-        raise UsageError(
-            f"{redact_url(origin)}: neither its name nor its content tells what it is; say format= (--format), one of "
-            + ", ".join(entry.name for entry in FORMATS.values() if entry.is_importable)
-        )
-    if not chosen.is_importable:
-        raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
-    if chosen.name == "hub" and os.path.isfile(local):
-        from ckptflow.interop.archives import unpack_tar
-
-        with tempfile.TemporaryDirectory(prefix="ckptflow-hub-") as folder:
-            unpacked = os.path.join(folder, "module")
-            unpack_tar(local, unpacked)
-            inside = os.listdir(unpacked)
-            if len(inside) == 1 and os.path.isdir(os.path.join(unpacked, inside[0])):  # packed with its folder
-                unpacked = os.path.join(unpacked, inside[0])
-            yield _Found(chosen, unpacked, notes)
-        return
-    yield _Found(chosen, local, notes)
 
 
 def _check_rename(rename: Any) -> None:
@@ -160,9 +118,33 @@ def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
         )
 
 
-def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mapping[str, Any] | None = None) -> Any:
+def _read(
+    found: Source, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None = None
+) -> Any:
     """What the source holds without any code of the user's: the state of a live model, or named tensors, in the names
     of `state` where the source only has places.
+    """
+    content = _read_any(found, unsafe=unsafe, imports=imports, optimizer=optimizer, state=state)
+    if optimizer or state is not None or not isinstance(content, NamedTensors):  # `fill` knows where they would go
+        return content
+    from ckptflow.interop.model import is_of_optimizer, optimizers_in
+
+    paths = optimizers_in(content.models)
+    infos = {name: info for name, info in content.infos.items() if not is_of_optimizer(name, paths)}
+    graph = content.object_graph
+    if graph is not None:
+        from ckptflow.interop.tf_checkpoint import with_names
+
+        kept = with_names(graph, {name: name for name in infos})
+        graph = structs.replace(graph, nodes=kept.nodes)
+    models = {path: described for path, described in content.models.items() if path not in paths}
+    return replace(content, infos=infos, models=models, object_graph=graph)
+
+
+def _read_any(
+    found: Source, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None
+) -> Any:
+    """As `_read`, where the format does not tell whose a tensor is.
 
     Each format is imported where it is read: not all of them load TensorFlow.
     """
@@ -171,12 +153,15 @@ def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mappi
         from ckptflow.interop.safetensors_file import read_safetensors
 
         return read_safetensors(path)
-    if name in ("keras", "h5", "weights"):
+    if name in KERAS:
         from ckptflow.interop import keras_files
 
         if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
-            return {"model": keras_files.read_model(path, unsafe=unsafe, imports=imports)}
-        return keras_files.read_weights(path, state)
+            model = keras_files.read_model(
+                path, unsafe=unsafe, imports=imports, optimizer=optimizer, anew=state is None
+            )
+            return {"model": model}
+        return keras_files.read_weights(path, state, optimizer=optimizer)
     if name == "tf-checkpoint":
         from ckptflow.interop import tf_checkpoint
 
@@ -185,41 +170,54 @@ def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mappi
     from ckptflow.interop import saved_model
 
     if saved_model.is_keras_saved_model(path):
-        return {"model": saved_model.read_keras_saved_model(path, unsafe=unsafe)}
+        model = saved_model.read_keras_saved_model(path, unsafe=unsafe)
+        if not optimizer and state is not None:
+            model.optimizer = None
+        return {"model": model}
     return saved_model.read_saved_model(path)
 
 
-def _beside(found: _Found) -> frozenset[str]:
+def _beside(found: Source) -> frozenset[str]:
     """What tf_keras's BackupAndRestore keeps for itself beside the model."""
     return _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
 
 
-def _load_into(found: _Found, state: Mapping[str, Any]) -> None:
-    """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would."""
+def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> dict[str, Any]:
+    """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would; an optimizer that
+    does not fit stays as it is. Returns what the metadata say of that.
+    """
     from ckptflow.interop import keras_files, saved_model, tf_checkpoint
     from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
     if found.format.name == "tf-checkpoint":
         prefix = tf_checkpoint.find_prefix(found.path)
-        tf_checkpoint.restore_objects(prefix, dict(state), beside=_beside(found))
-        return
+        try:
+            tf_checkpoint.restore_objects(prefix, dict(state), beside=_beside(found))
+        except StateMismatchError as error:
+            content = _read(found, unsafe=False, imports=(), optimizer=True)
+            try:
+                return _fill(state, content, partial=False, rename=None, where=where, optimizer=True)
+            except StateMismatchError:  # not the optimizer alone
+                raise error from None
+        return {}
     models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
-    if found.format.name in ("keras", "h5", "weights"):
+    if found.format.name in KERAS:
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
         _check_alone(state, models[0], found)
-        keras_files.load_weights(found.path, models[0])
+        keras_files.load_weights(found.path, models[0], optimizer=optimizer)
         if found.format.name != "keras":
             _warn_of_vocabularies(state, found)
-        return
+        return {}
     targets = models or list(state.values())
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
     _check_alone(state, targets[0], found)
     saved_model.load_saved_model_into(found.path, targets[0])
+    return {}
 
 
-def _warn_of_vocabularies(state: Mapping[str, Any], found: _Found) -> None:
+def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
     from ckptflow.state.leaves import PartLeaf
     from ckptflow.state.tree import walk
 
@@ -232,7 +230,7 @@ def _warn_of_vocabularies(state: Mapping[str, Any], found: _Found) -> None:
         )
 
 
-def _check_alone(state: Mapping[str, Any], model: Any, found: _Found) -> None:
+def _check_alone(state: Mapping[str, Any], model: Any, found: Source) -> None:
     """Raises where the state holds more than the one model that such a source is of."""
     optimizer = getattr(model, "optimizer", None)
     others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
@@ -244,7 +242,7 @@ def _check_alone(state: Mapping[str, Any], model: Any, found: _Found) -> None:
 
 
 def _fill(
-    state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None, where: str
+    state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None, where: str, optimizer: bool
 ) -> dict[str, Any]:
     """Puts what was read into the user's objects by name, by way of a checkpoint on this disk."""
     from ckptflow.interop.model import fill
@@ -254,7 +252,7 @@ def _fill(
     with tempfile.TemporaryDirectory(prefix="ckptflow-import-") as root:
         _commit(root, 0, content, {}, None)
         with open_checkpoint(root) as opened:
-            tree, restore = fill(opened, state, partial=partial, rename=rename)
+            tree, restore = fill(opened, state, partial=partial, rename=rename, optimizer=optimizer)
     unbuilt = [path for path, model in tree.models.items() if not model.built and not count_variables(model)]
     if unbuilt:
         raise UsageError(
@@ -268,10 +266,11 @@ def _fill(
             f"nothing of {where} fits model=, so that this is no warm start. It has {some_of(restore.unexpected, 5)}; "
             f"the model has {some_of(restore.missing, 5)}; say by rename= which is which"
         )
-    return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": list(restore.unexpected[:MAX_NAMES])}
+    not_used = [*restore.unexpected, *(content.left_out if isinstance(content, NamedTensors) else ())]
+    return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": not_used[:MAX_NAMES]}
 
 
-def _metadata(origin: str, found: _Found) -> dict[str, Any]:
+def _metadata(origin: str, found: Source) -> dict[str, Any]:
     return {"source": redact_url(origin), "format": found.format.name, **found.notes}
 
 

@@ -11,12 +11,14 @@ import h5py
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.keras_parts import index_of_shard
 
 logger = logging.getLogger("ckptflow")
 
 _LATEST, _METADATA = "latest.weights.h5", "training_metadata.json"  # of Keras 3's BackupAndRestore
 _CHIEF = "chief"  # of tf_keras's, with a tf.train.CheckpointManager in it
-_SUFFIXES = {".keras": "keras", ".weights.h5": "weights", ".h5": "h5", ".hdf5": "h5"}  # the longest that fits counts
+# The longest that fits counts.
+_SUFFIXES = {".keras": "keras", ".weights.h5": "weights", ".weights.json": "weights", ".h5": "h5", ".hdf5": "h5"}
 _MAX_JSON_BYTES = 2**16
 _SHOWN = 10
 
@@ -48,7 +50,11 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     newest = _newest_prefix(folder) if names else None
     if newest is not None:
         return "tf-checkpoint", newest, {}
-    files = [(name, found) for name in names if (found := _suffix_of(name)) is not None]
+    files = [
+        (name, found)
+        for name in names
+        if (found := _suffix_of(name)) is not None and index_of_shard(name) not in names  # a part of that
+    ]
     if len(files) > 1:
         raise UsageError(
             f"{folder} holds {len(files)} files that a run could start from, name the one: "

@@ -146,47 +146,63 @@ def is_whole_model(path: str) -> bool:
     return kind_of_file(path) in ("keras", "whole")
 
 
-def load_weights(path: str, model: Any) -> None:
+def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
     """As `keras_weights.load_weights`."""
     from ckptflow.interop import keras_weights
 
-    keras_weights.load_weights(path, model)
+    keras_weights.load_weights(path, model, optimizer=optimizer)
 
 
-def read_weights(path: str, state: Mapping[str, Any] | None = None) -> Any:
+def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer: bool = True) -> Any:
     """As `keras_weights.read_weights`."""
     from ckptflow.interop import keras_weights
 
-    return keras_weights.read_weights(path, state)
+    return keras_weights.read_weights(path, state, optimizer=optimizer)
 
 
-def read_model(path: str, *, unsafe: bool = False, imports: tuple[str, ...] = (), framework: str | None = None) -> Any:
+def read_model(
+    path: str,
+    *,
+    unsafe: bool = False,
+    imports: tuple[str, ...] = (),
+    framework: str | None = None,
+    optimizer: bool = True,
+    anew: bool = True,
+) -> Any:
     """The model in a `.keras` or whole `.h5` file, of the Keras that wrote it: compiled as far as it can be, with its
-    optimizer's state and its vocabularies, every variable filled from the file.
+    optimizer's state and its vocabularies, every weight filled from the file.
 
+    An optimizer whose state is not wanted (`optimizer`), or does not fit, which is logged, is made anew by its config;
+    without `anew` the model has none then. A file that names no optimizer gives a model that is not compiled.
     `framework` is "keras" or "tf_keras", where the file's own word on that is not to be taken. `unsafe` and `imports`
     are as in `keras_config.build_model`.
     Raises `CorruptCheckpointError` where the file is damaged, or names anything outside of itself, or asks for far more
-    memory than it stores; `UsageError` for what it names and nobody has registered, and for marshalled code.
+    memory than it stores; `StateMismatchError` where its weights are not those of its config; `UsageError` for what it
+    names and nobody has registered, and for marshalled code.
     """
     from ckptflow.interop import keras_legacy
     from ckptflow.interop.keras_weights import kind_of_file
 
     kind = kind_of_file(path)
+    how: dict[str, Any] = {"unsafe": unsafe, "imports": imports, "optimizer": optimizer}
     if kind == "keras":
         check_zip(path)
         with damage(path), zipfile.ZipFile(path) as archive:
             config = json_of(_member(archive, _CONFIG, path), _CONFIG, path)
             metadata = _metadata_of(archive, path)
-        version = metadata.get("keras_version")
-        return _read_keras(path, config, _framework(framework, version, config, path), unsafe=unsafe, imports=imports)
-    if kind != "whole":
+        chosen = _framework(framework, metadata.get("keras_version"), config, path)
+        model, has_state = _read_keras(path, config, chosen, **how)
+    elif kind == "whole":
+        with opened(path, path) as file:
+            check_file(file, path, os.path.getsize(path))
+            config = json_of(text_of(file, "model_config"), "model_config", path)
+            chosen = _framework(framework, text_of(file, "keras_version"), config, path)
+        model, has_state = keras_legacy.read_h5(path, config, chosen, **how)
+    else:
         raise UsageError(f"{path} holds weights and no model: hand over the model that they are for (model=)")
-    with opened(path, path) as file:
-        check_file(file, path, os.path.getsize(path))
-        config = json_of(text_of(file, "model_config"), "model_config", path)
-        chosen = _framework(framework, text_of(file, "keras_version"), config, path)
-    return keras_legacy.read_h5(path, config, chosen, unsafe=unsafe, imports=imports)
+    if not (has_state or anew):
+        model.optimizer = None
+    return model
 
 
 def _framework(given: str | None, version: Any, config: dict[str, Any], where: str) -> Any:
@@ -205,21 +221,24 @@ def _framework(given: str | None, version: Any, config: dict[str, Any], where: s
     return "tf_keras" if "keras.src.engine" in text or '"batch_input_shape"' in text else "keras"
 
 
-def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
+def _read_keras(
+    path: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool
+) -> tuple[Any, bool]:
+    """The model, and whether its optimizer has the state that the file holds."""
     from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable
+    from ckptflow.interop.keras_optimizer import has_slots, places_in, takes_state, warn_of_none
+    from ckptflow.interop.keras_places import places_of
     from ckptflow.interop.keras_trust import check_config, keras_module
-    from ckptflow.interop.keras_weights import check_filled, datasets_of, has_slots, load_stock, max_bytes_of, named
+    from ckptflow.interop.keras_weights import check_filled, datasets_of, load_stock, max_bytes_of, named, shapes_of
 
     stored = datasets_of(path, "keras")
+    there = places_in(shapes_of(stored))
     compile_config = config.get("compile_config")
-    if has_slots(stored) and not (isinstance(compile_config, dict) and compile_config.get("optimizer")):
-        raise UsageError(
-            f"{path} holds an optimizer's state, and its compile config names no optimizer (Keras 3 takes it out of a "
-            "model that is saved as .h5, and leaves it out of all files after); hand over the model, compiled (model=)"
-        )
     bare = {**config, "compile_config": None}
     own = check_config(bare, framework, path, imports=imports, unsafe=unsafe)
-    is_trusted = True
+    # Without an optimizer in its config, Keras would compile the model with RMSprop.
+    is_named = isinstance(compile_config, dict) and compile_config.get("optimizer") is not None
+    is_trusted = is_named and optimizer
     try:
         own |= check_config(compile_config, framework, path, imports=imports, unsafe=unsafe)
     except UsageError:  # a lambda as the loss, say: the rest of the model can be had
@@ -238,29 +257,33 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
             with contextlib.suppress(Exception):  # said by the second try, which leaves out what is less needed
                 model = load(file, compiled=True)
         # What a policy of mixed precision wraps an optimizer in is in no config, and the policy may be another now.
-        is_scaled = any(each.path.startswith("optimizer/inner_optimizer/") for each in stored)
+        is_scaled = any(name.startswith("optimizer/inner_optimizer/") for name in there)
         if is_scaled and "LossScale" not in type(getattr(model, "optimizer", None)).__name__:
             model = None
+        is_loaded = model is not None
         if model is None:
             try:
                 model = load(file, compiled=False)
             except Exception as error:  # whatever the classes raise, the user's among them
                 raise_unbuildable(error, path)
             check_is_model(model, framework, path)
-            if isinstance(compile_config, dict):
+            if isinstance(compile_config, dict) and is_named:
                 compile_model(
                     model, compile_config, framework, path, imports=imports, unsafe=unsafe, is_scaled=is_scaled
                 )
-                if getattr(model, "optimizer", None) is not None:
-                    load_stock(path, model, "keras", framework, set())
-                elif has_slots(stored):
-                    raise UsageError(
-                        f"{path}: its optimizer cannot be had from its config. If the class is yours, import the "
-                        "module that registers it (--import), or hand the model over, compiled (model=)"
-                    )
     check_is_model(model, framework, path)
-    check_filled(path, model, framework, stored)
-    return model
+    wanted = places_of(model, framework)
+    check_filled(path, wanted, stored)
+    if getattr(model, "optimizer", None) is None:
+        if there:
+            warn_of_none(path, is_named=is_named)
+        return model, False
+    if not optimizer or (not has_slots(there) and there != places_in(wanted)):  # saved before its first step
+        return model, False
+    has_state = takes_state(path, model.optimizer, there, places_in(wanted))
+    if has_state and not is_loaded:
+        load_stock(path, model, "keras", framework)
+    return model, has_state
 
 
 def _framework_of_built(model: Any) -> str:
@@ -350,7 +373,7 @@ def _size_bytes(model: Any) -> int:
     """What a file of the model takes at most: its weights, its optimizer's variables, and HDF5 around each of them."""
     import tensorflow as tf
 
-    from ckptflow.interop.keras_weights import variables_of
+    from ckptflow.interop.keras_optimizer import variables_of
 
     variables = [*model.weights, *variables_of(getattr(model, "optimizer", None))]
     held = [variable for variable in variables if hasattr(variable, "shape")]  # a vocabulary has none

@@ -20,7 +20,7 @@ from typing import Any
 
 import h5py
 
-from ckptflow.errors import StateMismatchError, UnsupportedStateError
+from ckptflow.errors import UnsupportedStateError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_config import (
     build_optimizer_of,
@@ -30,14 +30,13 @@ from ckptflow.interop.keras_config import (
     raise_unbuildable,
 )
 from ckptflow.interop.keras_hdf5 import json_of, opened, text_of
+from ckptflow.interop.keras_optimizer import set_legacy, variables_of
 from ckptflow.interop.keras_trust import Framework, check_config, keras_module, operations
 from ckptflow.interop.keras_weights import (
     datasets_of,
     framework_of_model,
     max_bytes_of,
     named,
-    set_optimizer,
-    variables_of,
 )
 from ckptflow.state.keras3 import is_graph_model
 
@@ -181,9 +180,18 @@ def _each(value: Any, use: Callable[[Any], Any]) -> Any:
 
 
 def read_h5(
-    path: str, config: dict[str, Any], framework: Framework, *, unsafe: bool = False, imports: tuple[str, ...] = ()
-) -> Any:
-    """The model in a file that was looked over; `config` is its `model_config`. Raises as `keras_files.read_model`."""
+    path: str,
+    config: dict[str, Any],
+    framework: Framework,
+    *,
+    unsafe: bool = False,
+    imports: tuple[str, ...] = (),
+    optimizer: bool = True,
+) -> tuple[Any, bool]:
+    """The model in a file that was looked over, and whether its optimizer has the state that the file holds.
+
+    `config` is its `model_config`. Raises as `keras_files.read_model`.
+    """
     stored = datasets_of(path, "whole")
     own = check_config(config, framework, path, imports=imports, unsafe=unsafe)
     own |= operations(config, framework)
@@ -200,17 +208,12 @@ def read_h5(
         with opened(path, path) as found:
             text = text_of(found, "training_config")
             if text is None:
-                return model
+                return model, False
             training = json_of(text, "training_config", path)
             _compile(model, training, framework, path, imports, unsafe)
-            if getattr(model, "optimizer", None) is not None:
-                try:
-                    set_optimizer(model.optimizer, found, path)
-                except StateMismatchError as error:
-                    raise StateMismatchError(
-                        f"{error}. To take the weights alone, load them into a model that is not compiled (model=)"
-                    ) from error
-    return model
+            if getattr(model, "optimizer", None) is None or not optimizer:
+                return model, False
+            return model, set_legacy(path, model.optimizer, found)
 
 
 def _compile(

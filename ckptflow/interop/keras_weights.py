@@ -8,19 +8,19 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import h5py
-import numpy as np
-import numpy.typing as npt
 
-from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop import keras_hdf5
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_config import build_optimizer_of
 from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras_optimizer import PLACE, places_in, set_legacy, takes_state
 from ckptflow.interop.keras_places import names_by_order, names_by_place, places_of
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.keras_trust import Framework
@@ -30,11 +30,9 @@ from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
 logger = logging.getLogger("ckptflow")
 
-Array = npt.NDArray[Any]
 Kind = Literal["keras", "whole", "legacy", "weights"]
 
-_OPTIMIZER_GROUP = "optimizer_weights"  # of whole models in HDF5
-_OPTIMIZER, _METRICS = "optimizer/", "metrics/"
+_METRICS = "metrics/"
 _OF_KERAS_2_13 = "_layer_checkpoint_dependencies"  # what it called `layers`
 _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do not read
 _SHOWN = 20
@@ -56,12 +54,12 @@ def kind_of_file(path: str) -> Kind:
         return "legacy" if {"layer_names", "layer_names0"} & set(found.attrs) else "weights"
 
 
-def load_weights(path: str, model: Any) -> None:
+def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
     """Gives a Keras model, made and built by user code, all weights of a `.weights.h5`, `.keras` or `.h5` file.
 
     All or nothing is checked before the first value is written: every variable of the model is in the file, and of its
-    shape, and the file has none beside them. The optimizer's state comes along where the file has it and the model is
-    compiled; vocabularies where it is a `.keras`. What does not come is logged.
+    shape, and the file has none beside them. The optimizer's state comes along where `optimizer` is true, the file has
+    it and it fits the model's; vocabularies where it is a `.keras`. What does not come is logged.
     Raises `StateMismatchError` with all differences, `CorruptCheckpointError`, `UsageError` for a model not yet built.
     """
     framework = framework_of_model(model)
@@ -70,30 +68,32 @@ def load_weights(path: str, model: Any) -> None:
             f"{path}: the model has no variables yet; call it once on a batch before its weights are loaded"
         )
     kind = kind_of_file(path)
-    if framework == "tf_keras" and getattr(model, "optimizer", None) is not None:
+    live = getattr(model, "optimizer", None)
+    if framework == "tf_keras" and live is not None and optimizer:
         logger.warning("%s: tf_keras has the learning rate in no weights; it is as your code made it", path)
     if kind in ("whole", "legacy"):
-        _load_legacy(path, model, is_whole=kind == "whole")
+        _load_legacy(path, model, takes_optimizer=kind == "whole" and optimizer)
         return
     if kind == "keras":
         check_zip(path)
-    stored = datasets_of(path, kind)
-    if any(each.path.startswith(_OPTIMIZER) for each in stored):
-        if getattr(model, "optimizer", None) is None:
-            logger.warning("%s holds an optimizer's state, and the model is not compiled: it is not taken", path)
+    there = shapes_of(datasets_of(path, kind))
+    if optimizer and places_in(there):
         build_optimizer_of(model)
-    absent = _check_fit(path, model, framework, stored)
-    load_stock(path, model, kind, framework, absent)
+    wanted = places_of(model, framework)
+    absent = _check_fit(path, model, there, wanted)
+    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted))
+    load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
         load_assets(path, model, framework)
 
 
-def read_weights(path: str, state: Mapping[str, Any] | None = None) -> NamedTensors:
+def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer: bool = True) -> NamedTensors:
     """The tensors of a weights file of Keras's, without its model's code; names as `keras_hdf5.named_tensors` says.
 
     With `state`, which holds one Keras model, those that lie where Keras would put a variable of that model have the
-    name that the variable has in a checkpoint of the state, for a warm start. Raises `CorruptCheckpointError`, and
-    `UsageError` where the state holds no model, or several.
+    name that the variable has in a checkpoint of the state, for a warm start; the optimizer's are among them only where
+    `optimizer` is true and all of them fit. Raises `CorruptCheckpointError`, and `UsageError` where the state holds no
+    model, or several.
     """
     kind = kind_of_file(path)
     if kind == "keras":
@@ -106,11 +106,19 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None) -> NamedTens
             raise UsageError(f"model= holds {len(models)} Keras models; {path} is for one")
         build_optimizer_of(models[0])
         if kind == "weights":
-            renamed = names_by_place(models[0], framework_of_model(models[0]), state)
+            framework = framework_of_model(models[0])
+            renamed = names_by_place(models[0], framework, state)
+            wanted = places_in(places_of(models[0], framework))
+            live = getattr(models[0], "optimizer", None)
+            optimizer = optimizer and takes_state(path, live, places_in(shapes_of(stored)), wanted)
         else:
             with opened(path, path) as found:
                 renamed = names_by_order(found, models[0], state)
-    return keras_hdf5.named_tensors(path, stored, lambda: opened(path, path), renamed)
+    left_out = () if optimizer else tuple(each.path for each in stored if each.path.startswith(PLACE))
+    tensors = keras_hdf5.named_tensors(
+        path, [each for each in stored if each.path not in left_out], lambda: opened(path, path), renamed
+    )
+    return replace(tensors, left_out=left_out)
 
 
 def framework_of_model(model: Any) -> Framework:
@@ -152,28 +160,22 @@ def weights_of(path: str, kind: Kind) -> Iterator[tuple[h5py.File, int]]:
 # Does it fit?
 
 
-def _check_fit(path: str, model: Any, framework: Framework, stored: list[Stored]) -> set[str]:
-    """Raises unless a model's variables are those of a file; returns the paths of the model's that may be absent."""
-    there = {_plain(each.path): each.shape for each in stored}
-    wanted = places_of(model, framework)
-    has_optimizer = _has_slots(there)
-    missing, other, absent = [], [], set()
+def _check_fit(
+    path: str, model: Any, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Raises unless a model's weights are those of a file, by place; returns the model's places that may be absent."""
+    missing: list[str] = []
+    other: list[str] = []
+    absent: list[str] = []
     for name, shape in wanted.items():
+        if name.startswith(PLACE):
+            continue
         if name not in there:
-            if name.startswith(_METRICS) or (name.startswith(_OPTIMIZER) and not has_optimizer):
-                absent.add(name)
-            else:
-                missing.append(name)
+            (absent if name.startswith(_METRICS) else missing).append(name)
         elif there[name] != shape:
             other.append(f"{name} is {list(there[name])} and has to be {list(shape)}")
-    is_compiled = getattr(model, "optimizer", None) is not None
     unexpected = [
-        name
-        for name in there
-        if name not in wanted
-        and not name.startswith(_METRICS)
-        and _SEEDS not in name
-        and (is_compiled or not name.startswith(_OPTIMIZER))
+        name for name in there if name not in wanted and not name.startswith((_METRICS, PLACE)) and _SEEDS not in name
     ]
     problems = [f"missing: {some_of(missing, _SHOWN)}"] if missing else []
     problems += [f"not in the model: {some_of(unexpected, _SHOWN)}"] if unexpected else []
@@ -183,19 +185,12 @@ def _check_fit(path: str, model: Any, framework: Framework, stored: list[Stored]
             f"{path} does not fit the model ({type(model).__name__}); {'; '.join(problems)}. The names are the "
             "file's. Nothing was written"
         )
-    if any(name.startswith(_OPTIMIZER) for name in absent):
-        logger.warning("%s holds no optimizer's state: the model's optimizer is as it was made", path)
     return absent
 
 
-def _has_slots(there: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether an optimizer was built when it was saved. Before that it has counters alone."""
-    return any(name.startswith(_OPTIMIZER) and shape for name, shape in there.items())
-
-
-def has_slots(stored: list[Stored]) -> bool:
-    """Whether a file holds the state of an optimizer that was built."""
-    return _has_slots({each.path: each.shape for each in stored})
+def shapes_of(stored: list[Stored]) -> dict[str, tuple[int, ...]]:
+    """The shape of each place of a weights file, by today's names."""
+    return {_plain(each.path): each.shape for each in stored}
 
 
 def _plain(path: str) -> str:
@@ -205,20 +200,47 @@ def _plain(path: str) -> str:
 # Loading
 
 
-def load_stock(path: str, model: Any, kind: Kind, framework: Framework, absent: set[str]) -> None:
-    """Has Keras load the weights of a file that was found to fit."""
+def load_stock(
+    path: str, model: Any, kind: Kind, framework: Framework, *, absent: Sequence[str] = (), optimizer: bool = True
+) -> None:
+    """Has Keras load the weights of a file that was found to fit, with or without its optimizer's state.
+
+    `absent` are the places of the model's metrics that the file lacks.
+    """
     # tf_keras raises for metrics that a file lacks unless told to pass over what does not fit; then it only warns.
     options = {"skip_mismatch": True} if absent and framework == "tf_keras" else {}
     with (
         named(path, ".keras" if kind == "keras" else ".weights.h5") as file,
         warnings.catch_warnings(record=True) as said,
+        damage(path),
     ):
         warnings.simplefilter("always")
-        with damage(path):
+        if optimizer or getattr(model, "optimizer", None) is None:
             model.load_weights(file, **options)
+        else:
+            _load_without_optimizer(file, model, framework, options)
     passed_over = [str(each.message) for each in said if "Could not load weights" in str(each.message)]
     if len(passed_over) > len({name.rpartition("/vars/")[0] for name in absent}):
         raise StateMismatchError(f"{path} does not fit the model: {some_of(passed_over, 3, '; ')}")
+
+
+def _load_without_optimizer(file: str, model: Any, framework: Framework, options: dict[str, Any]) -> None:
+    """As `model.load_weights` does, which in tf_keras has no way to leave an object out."""
+    if framework == "keras":
+        from keras.src.saving import saving_lib
+
+        saving_lib.load_weights_only(model, file, objects_to_skip=[model.optimizer])
+        return
+    from tf_keras.src.saving import saving_lib as tf_saving_lib
+
+    with contextlib.ExitStack() as stack:
+        archive = stack.enter_context(zipfile.ZipFile(file)) if file.endswith(".keras") else None
+        store = tf_saving_lib.H5IOStore(WEIGHTS_MEMBER if archive else file, archive=archive, mode="r")
+        stack.callback(store.close)
+        visited = {id(model.optimizer)}
+        tf_saving_lib._load_state(
+            model, weights_store=store, assets_store=None, inner_path="", visited_trackables=visited, **options
+        )
 
 
 def load_assets(path: str, model: Any, framework: Framework) -> None:
@@ -245,10 +267,11 @@ def load_assets(path: str, model: Any, framework: Framework) -> None:
             tf_saving_lib._load_state(model, assets_store=store, visited_trackables=set(), **where)
 
 
-def _load_legacy(path: str, model: Any, *, is_whole: bool) -> None:
+def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
     datasets_of(path, "whole")
-    optimizer = getattr(model, "optimizer", None) if is_whole else None
-    build_optimizer_of(model)
+    optimizer = getattr(model, "optimizer", None) if takes_optimizer else None
+    if optimizer is not None:
+        build_optimizer_of(model)
     with opened(path, path) as found:
         problems = _legacy_problems(found, model)
         if problems:
@@ -256,8 +279,6 @@ def _load_legacy(path: str, model: Any, *, is_whole: bool) -> None:
                 f"{path} does not fit the model ({type(model).__name__}): {some_of(problems, _SHOWN, '; ')}. Nothing "
                 "was written"
             )
-        if optimizer is not None:
-            set_optimizer(optimizer, found, path, write=False)
     with named(path, ".h5") as file, damage(path):
         try:
             model.load_weights(file)
@@ -266,8 +287,7 @@ def _load_legacy(path: str, model: Any, *, is_whole: bool) -> None:
             raise StateMismatchError(f"{path} does not fit the model ({type(model).__name__}): {said}") from error
     if optimizer is not None:
         with opened(path, path) as found:
-            if not set_optimizer(optimizer, found, path):
-                logger.warning("%s holds no optimizer's state: the model's optimizer is as it was made", path)
+            set_legacy(path, optimizer, found)
 
 
 def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
@@ -291,36 +311,6 @@ def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
     return problems
 
 
-def variables_of(optimizer: Any) -> list[Any]:
-    """An optimizer's variables in the order in which Keras writes them; none where there is no optimizer."""
-    variables = getattr(optimizer, "variables", ())
-    return list(variables() if callable(variables) and not isinstance(variables, list) else variables)
-
-
-def set_optimizer(optimizer: Any, file: h5py.File, where: str, *, write: bool = True) -> bool:
-    """Gives a built optimizer the state that an HDF5 file of a whole model holds; False where it holds none.
-
-    Raises `StateMismatchError` before anything is written where it does not fit; with `write` False that is all.
-    """
-    if _OPTIMIZER_GROUP not in file:
-        return False
-    group = file[_OPTIMIZER_GROUP]
-    datasets = [group[name] for name in keras_hdf5.texts_of(group, "weight_names")]
-    variables = variables_of(optimizer)
-    shapes = [tuple(map(int, variable.shape)) for variable in variables]
-    stored = [tuple(dataset.shape) for dataset in datasets]
-    if not any(stored):  # counters alone: it was saved before its first step, and now has slots that are as they were
-        variables = variables[: len(stored)]
-    if stored != shapes[: len(variables)]:
-        raise StateMismatchError(
-            f"{where}: the state of its optimizer has {len(datasets)} tensors and does not fit the model's "
-            f"{type(optimizer).__name__}, which has {len(shapes)}. Nothing was written"
-        )
-    for variable, dataset in zip(variables, datasets, strict=True) if write else ():
-        variable.assign(np.asarray(dataset[()]))
-    return True
-
-
 @contextlib.contextmanager
 def named(path: str, suffix: str) -> Iterator[str]:
     """A name of a file that ends as Keras wants it to."""
@@ -333,24 +323,21 @@ def named(path: str, suffix: str) -> Iterator[str]:
         yield link
 
 
-def check_filled(path: str, model: Any, framework: Framework, stored: list[Stored]) -> None:
-    """Raises `CorruptCheckpointError` where a model that Keras read from a file has variables that the file has not.
+def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[Stored]) -> None:
+    """Raises `StateMismatchError` where a model that Keras read from a file has weights (`wanted`, by place) that the
+    file has not.
 
-    Keras only warns where the file lacks a group of layers, or where its optimizer's state has another length.
+    Keras only warns where the file lacks a group of layers.
     """
-    there = {_plain(each.path): each.shape for each in stored}
-    has_optimizer = _has_slots(there)
-    wanted = places_of(model, framework)
+    there = shapes_of(stored)
     missing = [
-        name
-        for name, shape in wanted.items()
-        if there.get(name) != shape
-        and not name.startswith(_METRICS)
-        and (has_optimizer or not name.startswith(_OPTIMIZER))
+        name for name, shape in wanted.items() if there.get(name) != shape and not name.startswith((_METRICS, PLACE))
     ]
     if missing:
-        raise CorruptCheckpointError(
-            f"{path} does not hold all of its own model; missing, or of another shape: {some_of(missing, _SHOWN)}"
+        raise StateMismatchError(
+            f"{path} does not hold all of the model that its own config makes; missing, or of another shape: "
+            f"{some_of(missing, _SHOWN)}. If layers of yours make their variables otherwise today, hand the model over "
+            "(model=)"
         )
 
 

@@ -140,7 +140,7 @@ def named_tensors(
         infos={name: _info_of(bundle.infos[key]) for name, key in keys.items()},
         read=lambda name: bundle.read(keys[name]),
         aliases={given[0]: given[1:] for given in kept.values() if given[1:]},
-        object_graph=None if graph is None else _with_names(graph, by_key, label),
+        object_graph=None if graph is None else with_names(graph, by_key, label),
         left_out=tuple(sorted(set(bundle.infos) - set(kept) - {GRAPH_KEY, provenances.NAME})),
     )
 
@@ -167,7 +167,7 @@ def _names_by_key(infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, ...]]
     return names
 
 
-def _with_names(graph: ObjectGraph, names: Mapping[str, str], label: str) -> ObjectGraph:
+def with_names(graph: ObjectGraph, names: Mapping[str, str], label: str = "") -> ObjectGraph:
     """A graph of TensorFlow's keys as one of names; what has none is left out. A root that is an object becomes one
     entry below a new root."""
     shift = 1 if label else 0

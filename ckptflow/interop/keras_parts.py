@@ -1,0 +1,110 @@
+"""What Keras 3 saved as several files, made the one file that the readers here know: sharded weights, and a `.keras`
+that was saved with `zipped=False`."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import h5py
+
+from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
+from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
+from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
+
+INDEX_SUFFIX = ".weights.json"
+_SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)
+_NPZ = "model.weights.npz"
+_CONFIG = "config.json"
+_MEMBERS = ("metadata.json", _CONFIG, WEIGHTS_MEMBER, _NPZ)
+
+
+def is_unzipped(names: Iterable[str]) -> bool:
+    """Whether a folder of these files is a model as Keras saves it with `zipped=False`."""
+    found = set(names)
+    return _CONFIG in found and not found.isdisjoint((WEIGHTS_MEMBER, _NPZ))
+
+
+def zip_model(folder: str, target: str) -> None:
+    """Packs such a folder as the `.keras` file that it would be. Raises `CorruptCheckpointError` for links in it."""
+    inside = [name for name in _MEMBERS if os.path.lexists(os.path.join(folder, name))]
+    for above, folders, names in os.walk(os.path.join(folder, "assets")):
+        folders.sort()
+        inside += [os.path.relpath(os.path.join(above, name), folder) for name in sorted((*names, *folders))]
+    with damage(folder), zipfile.ZipFile(target, "w") as archive:
+        for name in inside:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise CorruptCheckpointError(f"{folder}: {name} is neither a file nor a folder; Keras writes none")
+            archive.write(path, name)
+
+
+def index_of_shard(path: str) -> str | None:
+    """Where the index would be of the sharded weights that a file is one shard of, by its name; None for others."""
+    found = _SHARD.fullmatch(path)
+    return f"{found['base']}{INDEX_SUFFIX}" if found is not None else None
+
+
+def shards_in(index: str) -> list[str]:
+    """The names of the files that an index of sharded weights names, in order.
+
+    Raises `CorruptCheckpointError` where it is none, or names files that are not beside it.
+    """
+    return list(dict.fromkeys(name for names in _map_of(index).values() for name in names))
+
+
+def merge_shards(index: str, target: str, shard_at: Callable[[str], AbstractContextManager[str]]) -> None:
+    """Writes sharded weights as the one `.weights.h5` file that they would be.
+
+    `shard_at(name)` gives the path of a shard on this disk. Raises `CorruptCheckpointError` where a shard has not what
+    the index says of it, or something that another has; and whatever `shard_at` raises for one that is not there.
+    """
+    groups: dict[str, list[str]] = {}
+    for group, names in _map_of(index).items():
+        for name in names:
+            groups.setdefault(name, []).append(group)
+    with h5py.File(target, "w") as merged:
+        for name, expected in groups.items():
+            with shard_at(name) as path:
+                check_survives(path)
+                with opened(path, path) as shard:
+                    _check_is_alone(shard, path)
+                    stored = [each.path for each in check_file(shard, path, os.path.getsize(path))]
+                    missing = [group for group in expected if group.strip("/") not in shard]
+                    twice = [each for each in stored if each in merged]
+                    if missing or twice:
+                        raise CorruptCheckpointError(
+                            f"{path}: {missing[0]}, which {os.path.basename(index)} says is in it, is not there"
+                            if missing
+                            else f"{path}: {twice[0]} is in another shard as well"
+                        )
+                    for each in stored:
+                        shard.copy(shard[each], merged, name=each)
+
+
+def _check_is_alone(shard: h5py.File, path: str) -> None:
+    if "model_config" in shard.attrs or "layer_names" in shard.attrs:
+        raise UnsupportedStateError(f"{path} is a whole file of Keras's own, not a shard of weights")
+
+
+def _map_of(index: str) -> dict[str, list[str]]:
+    """Which files each group of variables lies in."""
+    with damage(index), open(index, "rb") as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    found = json_of(text, "index of shards", index).get("weight_map")
+    groups = {
+        group: [names] if isinstance(names, str) else names
+        for group, names in (found.items() if isinstance(found, dict) else ())
+    }
+    for group, names in groups.items():
+        is_list = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
+        if not is_list or any(name != os.path.basename(name) or name in ("", ".", "..") for name in names):
+            raise CorruptCheckpointError(f"{index}: for {group!r:.100} it names {names!r:.200}, no files beside it")
+    if not groups:
+        raise CorruptCheckpointError(f"{index} names no weights: its weight_map is missing or empty")
+    return groups

@@ -1,0 +1,127 @@
+"""What a source of an import is, and how it becomes one file or folder that a reader of its format knows."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptflow.errors import StorageError, UnsupportedStateError, UsageError
+from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
+from ckptflow.storage.faults import redact_url
+from ckptflow.storage.files import fetched
+from ckptflow.storage.store import local_path
+
+_OF_CHECKPOINT = re.compile(r"(?P<prefix>.+)\.(?P<suffix>meta|index|data-\d{5}-of-\d{5})", re.DOTALL)
+KERAS = ("keras", "h5", "weights")  # the formats of Keras's own files
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a source turned out to be: its format, where it lies on this disk, what else is known of it."""
+
+    format: Format
+    path: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def identified(local: str, origin: str, name: str | None, source_options: dict[str, Any] | None) -> Iterator[Source]:
+    """Finds out what lies at `local`, which came from `origin`, by its format's `name` or its content; unpacks it, or
+    puts it together, for as long as the block lasts.
+
+    Raises `UsageError` where the format cannot be told, or where it is a part of something.
+    """
+    _check_is_prefix(origin)
+    notes: Mapping[str, Any] = {}
+    chosen = by_name(name) if name is not None else by_content(local)
+    place = origin.rstrip("/") if os.path.isdir(local) else origin.rpartition("/")[0]
+    if os.path.isdir(local) and (chosen is None or chosen.name in ("weights", "tf-checkpoint")):
+        from ckptflow.interop.keras_files import find_backup
+
+        backup = find_backup(local)
+        if backup is not None:
+            format_name, local, notes = backup
+            chosen = FORMATS[format_name]
+    if os.path.isdir(os.path.join(local, "lineage")):
+        raise UsageError(
+            f"{redact_url(origin)} is a run of ckptflow: restore from it (restore_latest(partial=True, rename=…) for a "
+            "warm start), or export it"
+        )
+    if chosen is None:
+        raise UsageError(
+            f"{redact_url(origin)}: neither its name nor its content tells what it is; say format= (--format), one of "
+            + ", ".join(entry.name for entry in FORMATS.values() if entry.is_importable)
+        )
+    if not chosen.is_importable:
+        raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
+    with tempfile.TemporaryDirectory(prefix="ckptflow-source-") as folder:
+        if chosen.name == "hub" and os.path.isfile(local):
+            local = _unpacked(local, folder)
+        elif chosen.name in KERAS:
+            local = _as_one_file(local, place, folder, source_options)
+        yield Source(chosen, local, notes)
+
+
+def _check_is_prefix(origin: str) -> None:
+    """Raises for one of the files of a checkpoint of TensorFlow's, as TF1's tools name them; elsewhere also its index,
+    of which nothing else comes along."""
+    found = _OF_CHECKPOINT.fullmatch(origin)
+    if found is not None and not (found["suffix"] == "index" and local_path(origin) is not None):
+        prefix = redact_url(found["prefix"])
+        raise UsageError(
+            f"{redact_url(origin)} is one of the files of a checkpoint of TensorFlow's, which is named by what their "
+            f"names begin with: {prefix}"
+        )
+
+
+def _unpacked(local: str, folder: str) -> str:
+    """The folder of a packed module."""
+    from ckptflow.interop.archives import unpack_tar
+
+    unpacked = os.path.join(folder, "module")
+    unpack_tar(local, unpacked)
+    inside = os.listdir(unpacked)
+    if len(inside) == 1 and os.path.isdir(os.path.join(unpacked, inside[0])):  # packed with its folder
+        return os.path.join(unpacked, inside[0])
+    return unpacked
+
+
+def _as_one_file(local: str, place: str, folder: str, source_options: dict[str, Any] | None) -> str:
+    """What Keras saved as several files as one of them in `folder`; the path as it is where it is one.
+
+    `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part.
+    """
+    from ckptflow.interop import keras_parts
+
+    @contextmanager
+    def beside(name: str) -> Iterator[str]:
+        path = os.path.join(os.path.dirname(local), name)
+        with nullcontext(path) if os.path.isfile(path) else fetched(os.path.join(place, name), source_options) as found:
+            yield found
+
+    if os.path.isdir(local) and keras_parts.is_unzipped(os.listdir(local)):
+        target = os.path.join(folder, "model.keras")
+        keras_parts.zip_model(local, target)
+        return target
+    if local.endswith(keras_parts.INDEX_SUFFIX):
+        target = os.path.join(folder, "whole.weights.h5")
+        keras_parts.merge_shards(local, target, beside)
+        return target
+    index = keras_parts.index_of_shard(os.path.basename(local))
+    if index is None:
+        return local
+    try:
+        with beside(index) as path:
+            is_part = os.path.basename(local) in keras_parts.shards_in(path)
+    except StorageError:  # none is there: a name with a number, as that of an epoch
+        return local
+    if is_part:
+        raise UsageError(
+            f"{redact_url(place)}/{os.path.basename(local)} has a part of the weights of {index}: name that"
+        )
+    return local

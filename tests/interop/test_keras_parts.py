@@ -1,0 +1,171 @@
+"""What Keras saved as several files: read whole, and never a part of it for the whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import ckptflow
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError, UsageError
+from tests.interop.places import Place
+from tests.servers import Server
+from tests.storage.backends import S3Backend
+
+GIB = 2**30
+
+
+def make() -> Any:
+    layers = [keras.layers.Dense(16, name="one"), keras.layers.BatchNormalization(), keras.layers.Dense(8, name="two")]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    model = make()
+    model.train_on_batch(np.ones((4, 8), "f4"), np.ones((4, 8), "f4"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def sharded(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of weights that stock Keras saved as several files."""
+    path: Path = tmp_path_factory.mktemp("sharded") / "w.weights.json"
+    trained.save_weights(str(path), max_shard_size=900 / GIB)
+    assert len(list(path.parent.glob("*.weights.h5"))) > 2
+    return path
+
+
+@pytest.fixture(scope="module")
+def unzipped(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("unzipped") / "model"
+    keras.saving.save_model(trained, path, zipped=False)
+    return path
+
+
+def check_same(model: Any, trained: Any) -> None:
+    assert all(map(np.array_equal, model.get_weights(), trained.get_weights()))
+    assert all(
+        np.array_equal(*each) for each in zip(model.optimizer.variables, trained.optimizer.variables, strict=True)
+    )
+
+
+def test_sharded_weights(sharded: Path, trained: Any, tmp_path: Path) -> None:
+    for source in (sharded, sharded.parent):  # the index, or the folder
+        for is_partial in (False, True):
+            model = make()
+            url = tmp_path / f"{source.name}-{is_partial}"
+            done = ckptflow.import_model(source, url, model=model, partial=is_partial)
+            assert done.metadata["imported"]["source"] == str(source)
+            check_same(model, trained)
+        ckptflow.import_model(source, tmp_path / f"{source.name}-tensors")
+        with ckptflow.open_checkpoint(tmp_path / f"{source.name}-tensors") as opened:
+            names = {each.name for each in opened.manifest.tensors}
+            assert len(names) == len(trained.weights) + len(trained.optimizer.variables)
+            assert np.array_equal(opened["layers/dense/0"], trained.layers[0].kernel)
+
+
+def test_a_part_is_not_the_whole(sharded: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sharded.parent, tmp_path / "copy")
+    for shard in sorted(folder.glob("*.weights.h5")):
+        for model in (None, make()):
+            with pytest.raises(UsageError, match=r"a part of the weights.*w\.weights\.json"):
+                ckptflow.import_model(shard, tmp_path / "run", model=model, partial=model is not None)
+    (folder / "w_00001.weights.h5").rename(folder / "elsewhere.h5")
+    with pytest.raises(ObjectNotFoundError, match=r"w_00001\.weights\.h5"):
+        ckptflow.import_model(folder / "w.weights.json", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    make_epoch = tmp_path / "epoch_00003.weights.h5"  # a number that is no shard's
+    make().save_weights(str(make_epoch))
+    ckptflow.import_model(make_epoch, tmp_path / "epoch")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"", b"[]", b"{}", b"{", b'{"weight_map": 3}', b'{"weight_map": {}}', b'{"weight_map": {"/a/vars": 3}}',
+        b'{"weight_map": {"/a/vars": []}}', b'{"weight_map": {"/a/vars": ["../w_00000.weights.h5"]}}',
+        b'{"weight_map": {"/a/vars": "/etc/passwd"}}', b'{"weight_map": {"/nothing/vars": "w_00000.weights.h5"}}',
+        b"\xff\xfe" * 9,
+    ],
+)  # fmt: skip
+def test_an_index_that_is_wrong(index: bytes, sharded: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sharded.parent, tmp_path / "copy")
+    (folder / "w.weights.json").write_bytes(index)
+    with pytest.raises(CorruptCheckpointError):
+        ckptflow.import_model(folder / "w.weights.json", tmp_path / "run")
+
+
+def test_shards_that_are_wrong(sharded: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sharded.parent, tmp_path / "copy")
+    first, second = folder / "w_00000.weights.h5", folder / "w_00001.weights.h5"
+    data = first.read_bytes()
+    first.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CorruptCheckpointError, match="w_00000"):
+        ckptflow.import_model(folder / "w.weights.json", tmp_path / "run")
+    first.write_bytes(data)
+    with h5py.File(first) as one, h5py.File(second, "r+") as other:
+        found: list[str] = []
+        one.visititems(lambda name, obj: found.append(name) if isinstance(obj, h5py.Dataset) else None)
+        other[found[0]] = np.zeros(3)
+    with pytest.raises(CorruptCheckpointError, match="in another shard as well"):
+        ckptflow.import_model(folder / "w.weights.json", tmp_path / "run")
+    shutil.copy(sharded.parent / second.name, second)
+    with h5py.File(second, "r+") as other:
+        other["layers/away"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(CorruptCheckpointError, match="ExternalLink"):
+        ckptflow.import_model(folder / "w.weights.json", tmp_path / "run")
+
+
+def test_a_model_that_was_not_zipped(unzipped: Path, trained: Any, tmp_path: Path) -> None:
+    ckptflow.import_model(unzipped, tmp_path / "run")
+    again, filled = make(), make()
+    with ckptflow.CheckpointManager(tmp_path / "run", {"model": again}) as manager:
+        manager.restore_latest()
+    check_same(again, trained)
+    ckptflow.import_model(unzipped, tmp_path / "filled", model=filled)
+    check_same(filled, trained)
+    (unzipped.parent / "links").mkdir()
+    linked = unzipped.parent / "links" / "model"
+    shutil.copytree(unzipped, linked)
+    (linked / "assets" / "away").symlink_to("/etc/passwd")
+    with pytest.raises(CorruptCheckpointError, match="away"):
+        ckptflow.import_model(linked, tmp_path / "linked")
+    config = json.loads((unzipped / "config.json").read_text())
+    config["config"]["layers"][1]["module"] = "os"
+    shutil.copytree(unzipped, tmp_path / "changed")
+    (tmp_path / "changed" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CkptflowError):
+        ckptflow.import_model(tmp_path / "changed", tmp_path / "none")
+
+
+def test_both_from_elsewhere(sharded: Path, unzipped: Path, trained: Any, seaweedfs: Server, tmp_path: Path) -> None:
+    place = Place("s3", S3Backend(seaweedfs, "fsspec"), seaweedfs.storage_options)
+    for folder, name in ((sharded.parent, f"shards/{sharded.name}"), (unzipped, "folder")):
+        place.upload(folder, name.partition("/")[0])
+        model = make()
+        ckptflow.import_model(place.url(name), tmp_path / name, model=model, source_options=place.options)
+        check_same(model, trained)
+    part = place.url("shards/w_00000.weights.h5")
+    with pytest.raises(UsageError, match="a part of the weights"):
+        ckptflow.import_model(part, tmp_path / "part", source_options=place.options)
+
+
+def test_files_of_a_checkpoint_of_tensorflow(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    prefix = tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / "model.ckpt-7"))
+    (tmp_path / "model.ckpt-7.meta").write_bytes(b"a graph")
+    for name in ("model.ckpt-7.meta", "model.ckpt-7.data-00000-of-00001"):
+        for kind in (None, "tf-checkpoint"):
+            with pytest.raises(UsageError, match=r"begin with: .*/model\.ckpt-7$"):
+                ckptflow.import_model(tmp_path / name, tmp_path / "run", format=kind)
+    ckptflow.import_model(f"{prefix}.index", tmp_path / "run")
