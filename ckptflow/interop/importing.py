@@ -20,6 +20,7 @@ from ckptflow.interop.tensors import NamedTensors
 from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched
+from ckptflow.storage.store import local_path
 
 logger = logging.getLogger("ckptflow")
 
@@ -62,7 +63,8 @@ def import_model(
         partial: a warm start: takes what matches `model` and leaves the rest of it as it was made.
         rename: a map from names, or prefixes up to a "/", in the source to those in `model`, or a function.
         imports: modules to import first: they register custom classes.
-        unsafe: also builds Lambda layers, which run code that the source carries. Only for sources that you trust.
+        unsafe: also builds what runs code that the source carries: Lambda layers, any operation, the graph of a
+            SavedModel of tf_keras. Only for sources that you would run as programs.
         source_options, storage_options: for the two ends' file systems.
 
     Raises:
@@ -101,6 +103,7 @@ class _Found:
     format: Format
     path: str
     notes: Mapping[str, Any] = field(default_factory=dict)
+    is_private: bool = False  # it was fetched: nobody else can change it
 
 
 @contextmanager
@@ -138,7 +141,7 @@ def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
                 unpacked = os.path.join(unpacked, inside[0])
             yield _Found(chosen, unpacked, notes)
         return
-    yield _Found(chosen, local, notes)
+    yield _Found(chosen, local, notes, is_private=local_path(origin) is None)
 
 
 def _check_rename(rename: Any) -> None:
@@ -175,7 +178,8 @@ def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mappi
         from ckptflow.interop import keras_files
 
         if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
-            return {"model": keras_files.read_model(path, unsafe=unsafe, imports=imports)}
+            model = keras_files.read_model(path, unsafe=unsafe, imports=imports, is_private=found.is_private)
+            return {"model": model}
         return keras_files.read_weights(path, state)
     if name == "tf-checkpoint":
         from ckptflow.interop import tf_checkpoint
@@ -185,7 +189,7 @@ def _read(found: _Found, *, unsafe: bool, imports: tuple[str, ...], state: Mappi
     from ckptflow.interop import saved_model
 
     if saved_model.is_keras_saved_model(path):
-        return {"model": saved_model.read_keras_saved_model(path, unsafe=unsafe)}
+        return {"model": saved_model.read_keras_saved_model(path, unsafe=unsafe, imports=imports)}
     return saved_model.read_saved_model(path)
 
 

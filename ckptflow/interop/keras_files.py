@@ -24,6 +24,7 @@ from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_backup import find_backup
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.keras_probe import check_survives
+from ckptflow.interop.private_copy import private_copy
 from ckptflow.interop.provenance import Provenance
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.whole import ensure_room
@@ -160,15 +161,28 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None) -> Any:
     return keras_weights.read_weights(path, state)
 
 
-def read_model(path: str, *, unsafe: bool = False, imports: tuple[str, ...] = (), framework: str | None = None) -> Any:
+def read_model(
+    path: str,
+    *,
+    unsafe: bool = False,
+    imports: tuple[str, ...] = (),
+    framework: str | None = None,
+    is_private: bool = False,
+) -> Any:
     """The model in a `.keras` or whole `.h5` file, of the Keras that wrote it: compiled as far as it can be, with its
     optimizer's state and its vocabularies, every variable filled from the file.
 
-    `framework` is "keras" or "tf_keras", where the file's own word on that is not to be taken. `unsafe` and `imports`
-    are as in `keras_config.build_model`.
+    The file is copied first, and the copy is looked over and loaded; with `is_private` it is one already that nobody
+    else can change. `framework` is "keras" or "tf_keras", where the file's own word on that is not to be taken.
+    `unsafe` and `imports` are as in `keras_config.build_model`.
     Raises `CorruptCheckpointError` where the file is damaged, or names anything outside of itself, or asks for far more
     memory than it stores; `UsageError` for what it names and nobody has registered, and for marshalled code.
     """
+    with contextlib.nullcontext(path) if is_private or os.path.isdir(path) else private_copy(path) as copy:
+        return _read_model(copy, path, framework, unsafe=unsafe, imports=imports)
+
+
+def _read_model(path: str, where: str, framework: str | None, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
     from ckptflow.interop import keras_legacy
     from ckptflow.interop.keras_weights import kind_of_file
 
@@ -178,15 +192,15 @@ def read_model(path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
         with damage(path), zipfile.ZipFile(path) as archive:
             config = json_of(_member(archive, _CONFIG, path), _CONFIG, path)
             metadata = _metadata_of(archive, path)
-        version = metadata.get("keras_version")
-        return _read_keras(path, config, _framework(framework, version, config, path), unsafe=unsafe, imports=imports)
+        chosen = _framework(framework, metadata.get("keras_version"), config, where)
+        return _read_keras(path, where, config, chosen, unsafe=unsafe, imports=imports)
     if kind != "whole":
         raise UsageError(f"{path} holds weights and no model: hand over the model that they are for (model=)")
     with opened(path, path) as file:
         check_file(file, path, os.path.getsize(path))
         config = json_of(text_of(file, "model_config"), "model_config", path)
-        chosen = _framework(framework, text_of(file, "keras_version"), config, path)
-    return keras_legacy.read_h5(path, config, chosen, unsafe=unsafe, imports=imports)
+        chosen = _framework(framework, text_of(file, "keras_version"), config, where)
+    return keras_legacy.read_h5(path, where, config, chosen, unsafe=unsafe, imports=imports)
 
 
 def _framework(given: str | None, version: Any, config: dict[str, Any], where: str) -> Any:
@@ -205,9 +219,11 @@ def _framework(given: str | None, version: Any, config: dict[str, Any], where: s
     return "tf_keras" if "keras.src.engine" in text or '"batch_input_shape"' in text else "keras"
 
 
-def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...]) -> Any:
-    from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable
-    from ckptflow.interop.keras_trust import check_config, keras_module
+def _read_keras(
+    path: str, where: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...]
+) -> Any:
+    from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
+    from ckptflow.interop.keras_trust import check_config, check_model_config, keras_module
     from ckptflow.interop.keras_weights import check_filled, datasets_of, has_slots, load_stock, max_bytes_of, named
 
     stored = datasets_of(path, "keras")
@@ -218,15 +234,19 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
             "model that is saved as .h5, and leaves it out of all files after); hand over the model, compiled (model=)"
         )
     bare = {**config, "compile_config": None}
-    own = check_config(bare, framework, path, imports=imports, unsafe=unsafe)
+    own = check_model_config(bare, framework, where, imports=imports, unsafe=unsafe)
     is_trusted = True
     try:
-        own |= check_config(compile_config, framework, path, imports=imports, unsafe=unsafe)
+        own |= check_config(compile_config, framework, where, imports=imports, unsafe=unsafe)
     except UsageError:  # a lambda as the loss, say: the rest of the model can be had
         is_trusted = False
 
     def load(file: str, *, compiled: bool) -> Any:
-        with limited(max_bytes_of(stored), path), warnings.catch_warnings():
+        with (
+            limited(max_bytes_of(stored), where),
+            warnings.catch_warnings(),
+            safe_mode(framework, unsafe=unsafe),
+        ):
             warnings.simplefilter("ignore")
             return keras_module(framework).models.load_model(
                 file, custom_objects=own, compile=compiled, safe_mode=not unsafe
@@ -245,11 +265,11 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
             try:
                 model = load(file, compiled=False)
             except Exception as error:  # whatever the classes raise, the user's among them
-                raise_unbuildable(error, path)
-            check_is_model(model, framework, path)
+                raise_unbuildable(error, where)
+            check_is_model(model, framework, where)
             if isinstance(compile_config, dict):
                 compile_model(
-                    model, compile_config, framework, path, imports=imports, unsafe=unsafe, is_scaled=is_scaled
+                    model, compile_config, framework, where, imports=imports, unsafe=unsafe, is_scaled=is_scaled
                 )
                 if getattr(model, "optimizer", None) is not None:
                     load_stock(path, model, "keras", framework, set())
@@ -258,7 +278,7 @@ def _read_keras(path: str, config: dict[str, Any], framework: Any, *, unsafe: bo
                         f"{path}: its optimizer cannot be had from its config. If the class is yours, import the "
                         "module that registers it (--import), or hand the model over, compiled (model=)"
                     )
-    check_is_model(model, framework, path)
+    check_is_model(model, framework, where)
     check_filled(path, model, framework, stored)
     return model
 

@@ -369,8 +369,9 @@ def test_a_file_that_hdf5_does_not_survive(
         read(kind, path, framework)
     monkeypatch.undo()
     read(kind, path, framework)
-    monkeypatch.setattr(keras_probe, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
-    read(kind, path, framework)  # known by now
+    if kind == "weights":  # a whole model is copied first, and no copy is known from before
+        monkeypatch.setattr(keras_probe, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
+        read(kind, path, framework)  # known by now
 
 
 def test_provenance_that_is_not_ours(tmp_path: Path) -> None:
