@@ -98,6 +98,11 @@ def is_allowed_class(framework: Framework, found: type, *, unsafe: bool = False)
     return found in _classes(framework)
 
 
+def runs_code(found: type) -> bool:
+    """Whether a public class loads files, or runs what its config holds."""
+    return found.__name__ in _RUN_CODE
+
+
 def is_allowed_function(framework: Framework, found: FunctionType) -> bool:
     """Whether a config may name this function of Keras's own."""
     return found in _functions(framework)
@@ -112,9 +117,7 @@ def _classes(framework: Framework) -> frozenset[type]:
 
         named |= {getattr(init_ops, name, None) for name in _OF_TENSORFLOW.split()}
     own = kinds(framework)
-    return frozenset(
-        each for each in named if inspect.isclass(each) and issubclass(each, own) and each.__name__ not in _RUN_CODE
-    )
+    return frozenset(each for each in named if inspect.isclass(each) and issubclass(each, own) and not runs_code(each))
 
 
 @functools.cache

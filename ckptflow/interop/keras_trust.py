@@ -30,6 +30,7 @@ from ckptflow.interop.keras_allowed import (
     is_allowed_function,
     kinds,
     public,
+    runs_code,
 )
 from ckptflow.interop.keras_allowed import keras_module as keras_module
 from ckptflow.interop.tf_operations import is_allowed_attribute, is_allowed_operation
@@ -206,9 +207,11 @@ class _Check:
         found = self._find(module, name)
         if not all(map(self._is_allowed, found)) or not (found or self._is_known(key, name, module)):
             self._refuse(f"{module}.{name}" if module and module != "builtins" else repr(name))
+        if class_name == "function" and described.get("registered_name") not in (None, name, *self._known):
+            self._refuse(f"a function called {name!r} and {str(described['registered_name'])[:80]!r}")
         # Old formats go by the name alone, whatever else is said.
         by_name = [] if name in self._known else self._find(None, name)
-        if not all(self._is_allowed(each) for each in by_name if isinstance(each, FunctionType)):
+        if not all(map(self._is_harmless, by_name)):
             self._refuse(repr(name))
         for each in (*found, *by_name):
             if isclass(each):
@@ -223,9 +226,10 @@ class _Check:
         return known or (self._find(module, name) if isinstance(name, str) else [])
 
     def _is_known(self, key: str | None, name: str, module: str | None) -> bool:
-        """Whether Keras finds something registered, or handed over, before it looks at the module."""
-        if key in self._known:
-            return True
+        """Whether Keras finds something registered, or handed over, before it looks at the module. Its class is called
+        by that name: old formats look for no other."""
+        if key is not None and key in self._known:
+            return name in (key, key.rpartition(">")[2], getattr(self._known[key], "__name__", None))
         # Keras up to 3.6 wrote functions without their package.
         return module == "builtins" and any(known.endswith(f">{name}") for known in self._known)
 
@@ -246,6 +250,10 @@ class _Check:
         if isclass(found):
             return is_allowed_class(self._framework, found, unsafe=self._unsafe)
         return isinstance(found, FunctionType) and (self._unsafe or is_allowed_function(self._framework, found))
+
+    def _is_harmless(self, found: Any) -> bool:
+        """Whether it does no harm if it is made instead of a registered class of that name."""
+        return self._is_allowed(found) or (isclass(found) and not runs_code(found))
 
     def _check_class(self, found: type, inner: dict[str, Any]) -> None:
         """What layers of Keras's own run or read that is named otherwise than as a class."""

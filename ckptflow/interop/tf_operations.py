@@ -159,4 +159,4 @@ def is_allowed_attribute(name: Any, symbol: Any = None) -> bool:
         return False
     if symbol is None:
         return name in _ATTRIBUTES
-    return isinstance(symbol, str) and name in _OF_TENSORS.get(symbol, "").split()
+    return isinstance(symbol, str) and name in _OF_TENSORS.get(symbol.removeprefix("sparse."), "").split()

@@ -225,6 +225,33 @@ def test_only_what_is_public_is_made() -> None:
 
 
 @pytest.mark.parametrize("framework", KERASES)
+def test_a_registered_name_covers_nothing_else(framework: str) -> None:
+    """Old formats make what the class is called, new ones what is registered, and functions have three names."""
+    kit = FRAMEWORKS[framework]
+
+    @kit.saving.register_keras_serializable("hostile")
+    class Known(kit.layers.Layer):  # type: ignore[misc, name-defined]
+        pass
+
+    try:
+        known = {"module": "mine", "registered_name": "hostile>Known", "config": {}}
+        assert not refusal_of({**known, "class_name": "Known"}, framework)
+        assert not refusal_of({"class_name": "hostile>Known", "config": {}}, framework)
+        for name in ("Other", "VocabularyFileCategoricalColumn", "ReloadedLayer", "deserialize_keras_object", "get"):
+            assert refusal_of({**known, "class_name": name}, framework), name
+        loader = "DenseFeatures" if framework == "tf_keras" else "TFSMLayer"
+        assert refusal_of({**known, "class_name": loader}, framework)
+        evil = {"function": "code", "function_type": "lambda"} if framework == "tf_keras" else {"function": ["code"]}
+        assert refusal_of({**known, "class_name": "Lambda", "config": evil}, framework)
+        function = {"class_name": "function", "module": "keras.activations", "config": "relu"}
+        assert not refusal_of({**function, "registered_name": "relu"}, framework)
+        assert refusal_of({**function, "registered_name": "get"}, framework)
+        assert refusal_of({**function, "config": "get", "registered_name": "relu"}, framework)
+    finally:
+        kit.saving.get_custom_objects().pop("hostile>Known")
+
+
+@pytest.mark.parametrize("framework", KERASES)
 def test_the_root_of_a_config_is_a_model(framework: str, tmp_path: Path) -> None:
     dense = keras_configs.layer("keras.layers", "Dense", units=2, name="dense")
     for root in (dense, keras_configs.layer("keras.losses", "MeanSquaredError"), {"class_name": "Dense"}, {}):
