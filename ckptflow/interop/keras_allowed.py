@@ -62,7 +62,13 @@ _BESIDES: dict[Framework, tuple[tuple[str, str], ...]] = {
          "HeNormal HeUniform LecunNormal LecunUniform RandomNormal RandomUniform TruncatedNormal"),
     ),
 }  # fmt: skip
-_OF_TENSORFLOW = "Constant GlorotNormal GlorotUniform Identity Ones Orthogonal VarianceScaling Zeros"  # initializers
+# Initializers of TensorFlow's own, which tf_keras's applications and old files name.
+_OF_TENSORFLOW = {
+    "tensorflow.python.ops.init_ops": """Constant GlorotNormal GlorotUniform Identity Ones Orthogonal RandomNormal
+        RandomUniform TruncatedNormal VarianceScaling Zeros""",
+    "tensorflow.python.ops.init_ops_v2": """Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal
+        LecunUniform Ones Orthogonal RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros""",
+}
 # Public, and still nothing to make from a file that nobody vouches for: they load files, or run what the config holds.
 _RUN_CODE = frozenset(
     {"TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TensorFlowOpLayer", "DynamicLookup",
@@ -113,9 +119,7 @@ def _classes(framework: Framework) -> frozenset[type]:
     named = {each for place in _PUBLIC[framework] for each in _held(framework, place)}
     named |= {at(framework, place, name) for place, names in _BESIDES[framework] for name in names.split()}
     if framework == "tf_keras":
-        from tensorflow.python.ops import init_ops
-
-        named |= {getattr(init_ops, name, None) for name in _OF_TENSORFLOW.split()}
+        named |= {of_tensorflow(place, name) for place, names in _OF_TENSORFLOW.items() for name in names.split()}
     own = kinds(framework)
     return frozenset(each for each in named if inspect.isclass(each) and issubclass(each, own) and not runs_code(each))
 
@@ -171,10 +175,8 @@ def kinds(framework: Framework) -> tuple[type, ...]:
         each = at(framework, place, last) or getattr(getattr(keras, place, None), last, None)
         if inspect.isclass(each):
             found.append(each)
-    if framework == "tf_keras":  # its initializers of TensorFlow 1 are TensorFlow's own
-        from tensorflow.python.ops import init_ops
-
-        found.append(init_ops.Initializer)
+    if framework == "tf_keras":
+        found += [of_tensorflow(place, "Initializer") for place in _OF_TENSORFLOW]
     return tuple(found)
 
 
@@ -182,6 +184,11 @@ def at(framework: Framework, place: str, name: str) -> Any:
     """What a module of a Keras's own, named from its root, has under a name. Imports nothing."""
     module = sys.modules.get(f"{framework}.{place}" if place else framework)
     return vars(module).get(name) if inspect.ismodule(module) else None
+
+
+def of_tensorflow(module: str, name: str) -> Any:
+    """An initializer of TensorFlow's own; None for anything else."""
+    return getattr(sys.modules.get(module), name, None) if module in _OF_TENSORFLOW else None
 
 
 def public(framework: Framework, name: str) -> Any:

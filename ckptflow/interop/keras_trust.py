@@ -29,6 +29,7 @@ from ckptflow.interop.keras_allowed import (
     is_allowed_class,
     is_allowed_function,
     kinds,
+    of_tensorflow,
     public,
     runs_code,
 )
@@ -241,6 +242,8 @@ class _Check:
             found.append(_layer_of_old(name) if self._framework == "tf_keras" else None)
             return [each for each in found if isinstance(each, (type, FunctionType))]
         root, _, rest = module.partition(".")
+        if root == "tensorflow" and self._framework == "tf_keras":
+            return [each for each in (of_tensorflow(module, name),) if each is not None]
         if root not in ("keras", self._framework):
             return []
         named = public(self._framework, f"{module}.{name}")

@@ -406,3 +406,22 @@ def test_an_export_of_a_hostile_root(mark: Path, tmp_path: Path, monkeypatch: py
         with pytest.raises(UsageError, match="ReloadedLayer"):
             export_checkpoint(tmp_path / "run", tmp_path / target)
     assert not mark.exists()
+
+
+def test_of_tensorflow_itself_only_initializers_are_made() -> None:
+    """tf_keras's own EfficientNetV2 names one."""
+    dense: dict[str, Any] = {"units": 2, "name": "dense", "activation": None}
+    for module in ("tensorflow.python.ops.init_ops_v2", "tensorflow.python.ops.init_ops"):
+        constant = keras_configs.layer(module, "Constant", value=0.5)
+        config = keras_configs.sequential("tf_keras", keras_configs.layer("keras.layers", "Dense", **dense))
+        config["config"]["layers"][1]["config"]["kernel_initializer"] = {**constant, "registered_name": "Constant"}
+        entry = {"kind": "model", "framework": "tf_keras", "class": "x", "variables": 2, "config": config}
+        assert float(build_model(entry, "model").layers[0].kernel[0, 0]) == 0.5
+    for module, name in (
+        ("tensorflow.python.ops.init_ops_v2", "Initializer"),
+        ("tensorflow.python.ops.init_ops_v2", "ops"),
+        ("tensorflow.python.ops.lookup_ops", "TextFileInitializer"),
+        ("tensorflow.python.ops.script_ops", "py_func"),
+        ("tensorflow", "Module"),
+    ):
+        assert refusal_of(keras_configs.layer(module, name), "tf_keras"), name
