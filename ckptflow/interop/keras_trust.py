@@ -113,16 +113,21 @@ def decoded(
     name; they are refused without `unsafe`. `of_saved_model` takes tuples and shapes, which Keras writes there alone.
     Raises `UsageError`, `CorruptCheckpointError` where it is nested too deeply.
     """
-    if unsafe:
-        if framework == "keras":
-            from keras.src.legacy.saving import json_utils
-        else:
-            from tf_keras.src.saving.legacy.saved_model import json_utils
-        return dict(json_utils.decode(json.dumps(config)))
     try:
-        return dict(_decoded(config, where, of_saved_model))
+        found = _decoded_by_keras(config, framework) if unsafe else _decoded(config, where, of_saved_model)
     except RecursionError as error:
         raise CorruptCheckpointError(f"{where}: its config is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise CorruptCheckpointError(f"{where}: its config describes no object")
+    return found
+
+
+def _decoded_by_keras(config: Any, framework: Framework) -> Any:
+    if framework == "keras":
+        from keras.src.legacy.saving import json_utils
+    else:
+        from tf_keras.src.saving.legacy.saved_model import json_utils
+    return json_utils.decode(json.dumps(config))
 
 
 def _decoded(value: Any, where: str, of_saved_model: bool) -> Any:

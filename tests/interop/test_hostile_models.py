@@ -261,6 +261,10 @@ def test_the_root_of_a_config_is_a_model(framework: str, tmp_path: Path) -> None
         for path in (keras_of(tmp_path / "m.keras", framework, root), h5_of(tmp_path / "m.h5", framework, root)):
             with pytest.raises((CorruptCheckpointError, UsageError)):
                 keras_files.read_model(path)
+    for special in ({"class_name": "__ellipsis__"}, {"class_name": "__bytes__", "value": "x"}, SPECIAL["a tensor"]):
+        path = h5_of(tmp_path / "m.h5", framework, special)
+        with pytest.raises((CorruptCheckpointError, UsageError)):
+            keras_files.read_model(path)
 
 
 # A file that is another one when it is loaded
