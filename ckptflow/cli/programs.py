@@ -21,7 +21,7 @@ Imports = Annotated[
 ]
 Unsafe = Annotated[
     bool,
-    typer.Option("--unsafe", help="Also build Lambda layers, which run code that the file carries. For trusted ones."),
+    typer.Option("--unsafe", help="Also build what runs code of the file: Lambda layers, graphs. For trusted files."),
 ]
 
 

@@ -66,7 +66,8 @@ def export_checkpoint(
         input_signature: the default signature's inputs, each a `tf.TensorSpec`, where the model does not tell them.
         entry: the model's path in the state, where it has several.
         imports: modules to import first: they register custom classes.
-        unsafe: also builds Lambda layers, which run code that the manifest carries.
+        unsafe: also builds what runs code that the manifest carries: Lambda layers, layers that load files, any
+            operation. Only for roots that you would run as programs.
         overwrite: replaces what is at `destination`.
         storage_options, destination_options: for the two ends' file systems.
 

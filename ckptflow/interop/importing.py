@@ -67,7 +67,8 @@ def import_model(
             was made, also with `partial`. By default it comes if all of it fits; if not, the weights come without it,
             and a warning names the first difference. With `partial`, what matches by name comes.
         imports: modules to import first: they register custom classes.
-        unsafe: also builds Lambda layers, which run code that the source carries. Only for sources that you trust.
+        unsafe: also builds what runs code that the source carries: Lambda layers, any operation, the graph of a
+            SavedModel of tf_keras. Only for sources that you would run as programs.
         source_options, storage_options: for the two ends' file systems.
 
     Raises:
@@ -154,14 +155,19 @@ def _read_any(
 
         return read_safetensors(path)
     if name in KERAS:
-        from ckptflow.interop import keras_files
+        from ckptflow.interop import keras_files, keras_weights
 
         if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
             model = keras_files.read_model(
-                path, unsafe=unsafe, imports=imports, optimizer=optimizer, anew=state is None
+                path,
+                unsafe=unsafe,
+                imports=imports,
+                optimizer=optimizer,
+                anew=state is None,
+                is_private=found.is_private,
             )
             return {"model": model}
-        return keras_files.read_weights(path, state, optimizer=optimizer)
+        return keras_weights.read_weights(path, state, optimizer=optimizer)
     if name == "tf-checkpoint":
         from ckptflow.interop import tf_checkpoint
 
@@ -170,7 +176,7 @@ def _read_any(
     from ckptflow.interop import saved_model
 
     if saved_model.is_keras_saved_model(path):
-        model = saved_model.read_keras_saved_model(path, unsafe=unsafe)
+        model = saved_model.read_keras_saved_model(path, unsafe=unsafe, imports=imports)
         if not optimizer and state is not None:
             model.optimizer = None
         return {"model": model}
@@ -186,7 +192,7 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
     """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would; an optimizer that
     does not fit stays as it is. Returns what the metadata say of that.
     """
-    from ckptflow.interop import keras_files, saved_model, tf_checkpoint
+    from ckptflow.interop import keras_weights, saved_model, tf_checkpoint
     from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
     if found.format.name == "tf-checkpoint":
@@ -205,7 +211,7 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
         _check_alone(state, models[0], found)
-        keras_files.load_weights(found.path, models[0], optimizer=optimizer)
+        keras_weights.load_weights(found.path, models[0], optimizer=optimizer)
         if found.format.name != "keras":
             _warn_of_vocabularies(state, found)
         return {}

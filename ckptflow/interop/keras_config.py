@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras_trust import Framework, check_config, keras_module, without_files
+from ckptflow.interop.keras_trust import Framework, check_config, check_model_config, keras_module, without_files
 from ckptflow.state.configs import inputs_of
 from ckptflow.state.weights import trainable_of
 
@@ -58,7 +58,7 @@ def build_model(
     if not unsafe:
         full = without_files(full, where)
     with limited(max_bytes, where):
-        model = deserialize(full, framework, where, imports=imports, unsafe=unsafe)
+        model = deserialize(full, framework, where, imports=imports, unsafe=unsafe, is_model=True)
         check_is_model(model, framework, where)
         from ckptflow.state.build import build_missing
         from ckptflow.state.tree import walk
@@ -121,12 +121,20 @@ def framework_of(described: Mapping[str, Any], where: str) -> Framework:
 
 
 def deserialize(
-    config: Any, framework: Framework, where: str, *, imports: tuple[str, ...] = (), unsafe: bool = False
+    config: Any,
+    framework: Framework,
+    where: str,
+    *,
+    imports: tuple[str, ...] = (),
+    unsafe: bool = False,
+    is_model: bool = False,
 ) -> Any:
-    """What a config describes, once every name in it has been looked up. Raises `UsageError`."""
-    own = check_config(config, framework, where, imports=imports, unsafe=unsafe)
+    """What a config describes, once every name in it has been looked up. Raises `UsageError`; where `is_model`, also
+    `CorruptCheckpointError` for what is not a model's."""
+    check = check_model_config if is_model else check_config
+    own = check(config, framework, where, imports=imports, unsafe=unsafe)
     keras = keras_module(framework)
-    with _quiet(), _sharing(framework):
+    with _quiet(), _sharing(framework), safe_mode(framework, unsafe=unsafe):
         try:
             return keras.saving.deserialize_keras_object(
                 copy.deepcopy(config), custom_objects=own, safe_mode=not unsafe
@@ -223,7 +231,11 @@ def _compile_own(
     """A class that compiles itself in its own way does so from its config, too, if it can."""
     try:
         own = check_config(config, framework, where, imports=imports, unsafe=unsafe)
-        with _quiet(), keras_module(framework).saving.custom_object_scope(own):
+        with (
+            _quiet(),
+            keras_module(framework).saving.custom_object_scope(own),
+            safe_mode(framework, unsafe=unsafe),
+        ):
             model.compile_from_config(copy.deepcopy(config))
     except Exception as error:  # the user's code
         logger.warning("%s is not compiled: %s: %s", where, type(error).__name__, str(error)[:_SHOWN])
@@ -279,6 +291,15 @@ def _sharing(framework: Framework) -> Any:
     else:
         from tf_keras.src.saving.serialization_lib import ObjectSharingScope
     return ObjectSharingScope()
+
+
+def safe_mode(framework: Framework, *, unsafe: bool) -> Any:
+    """Keras's own scope in which it unmarshals no lambda, unless `unsafe`. Its old formats look at nothing else."""
+    if framework == "keras":
+        from keras.src.saving.serialization_lib import SafeModeScope
+    else:
+        from tf_keras.src.saving.serialization_lib import SafeModeScope
+    return SafeModeScope(not unsafe)
 
 
 @contextlib.contextmanager

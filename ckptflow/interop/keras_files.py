@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UnsupportedStateError, UsageError
@@ -24,6 +24,7 @@ from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_backup import find_backup
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.keras_probe import check_survives
+from ckptflow.interop.private_copy import private_copy
 from ckptflow.interop.provenance import Provenance
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.whole import ensure_room
@@ -31,10 +32,8 @@ from ckptflow.storage.whole import ensure_room
 __all__ = [
     "find_backup",
     "is_whole_model",
-    "load_weights",
     "read_model",
     "read_provenance",
-    "read_weights",
     "write_h5",
     "write_keras",
     "write_weights",
@@ -146,20 +145,6 @@ def is_whole_model(path: str) -> bool:
     return kind_of_file(path) in ("keras", "whole")
 
 
-def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
-    """As `keras_weights.load_weights`."""
-    from ckptflow.interop import keras_weights
-
-    keras_weights.load_weights(path, model, optimizer=optimizer)
-
-
-def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer: bool = True) -> Any:
-    """As `keras_weights.read_weights`."""
-    from ckptflow.interop import keras_weights
-
-    return keras_weights.read_weights(path, state, optimizer=optimizer)
-
-
 def read_model(
     path: str,
     *,
@@ -168,41 +153,48 @@ def read_model(
     framework: str | None = None,
     optimizer: bool = True,
     anew: bool = True,
+    is_private: bool = False,
 ) -> Any:
     """The model in a `.keras` or whole `.h5` file, of the Keras that wrote it: compiled as far as it can be, with its
     optimizer's state and its vocabularies, every weight filled from the file.
 
-    An optimizer whose state is not wanted (`optimizer`), or does not fit, which is logged, is made anew by its config;
-    without `anew` the model has none then. A file that names no optimizer gives a model that is not compiled.
-    `framework` is "keras" or "tf_keras", where the file's own word on that is not to be taken. `unsafe` and `imports`
-    are as in `keras_config.build_model`.
+    The file is copied first, and the copy is looked over and loaded; with `is_private` it is one already that nobody
+    else can change. An optimizer whose state is not wanted (`optimizer`), or does not fit, which is logged, is made
+    anew by its config; without `anew` the model has none then. A file that names no optimizer gives a model that is
+    not compiled. `framework` is "keras" or "tf_keras", where the file's own word on that is not to be taken. `unsafe`
+    and `imports` are as in `keras_config.build_model`.
     Raises `CorruptCheckpointError` where the file is damaged, or names anything outside of itself, or asks for far more
     memory than it stores; `StateMismatchError` where its weights are not those of its config; `UsageError` for what it
     names and nobody has registered, and for marshalled code.
     """
+    with contextlib.nullcontext(path) if is_private or os.path.isdir(path) else private_copy(path) as copy:
+        model, has_state = _read_model(copy, path, framework, unsafe=unsafe, imports=imports, optimizer=optimizer)
+    if not (has_state or anew):
+        model.optimizer = None
+    return model
+
+
+def _read_model(
+    path: str, where: str, framework: str | None, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool
+) -> tuple[Any, bool]:
     from ckptflow.interop import keras_legacy
     from ckptflow.interop.keras_weights import kind_of_file
 
     kind = kind_of_file(path)
-    how: dict[str, Any] = {"unsafe": unsafe, "imports": imports, "optimizer": optimizer}
     if kind == "keras":
         check_zip(path)
         with damage(path), zipfile.ZipFile(path) as archive:
             config = json_of(_member(archive, _CONFIG, path), _CONFIG, path)
             metadata = _metadata_of(archive, path)
-        chosen = _framework(framework, metadata.get("keras_version"), config, path)
-        model, has_state = _read_keras(path, config, chosen, **how)
-    elif kind == "whole":
-        with opened(path, path) as file:
-            check_file(file, path, os.path.getsize(path))
-            config = json_of(text_of(file, "model_config"), "model_config", path)
-            chosen = _framework(framework, text_of(file, "keras_version"), config, path)
-        model, has_state = keras_legacy.read_h5(path, config, chosen, **how)
-    else:
-        raise UsageError(f"{path} holds weights and no model: hand over the model that they are for (model=)")
-    if not (has_state or anew):
-        model.optimizer = None
-    return model
+        chosen = _framework(framework, metadata.get("keras_version"), config, where)
+        return _read_keras(path, where, config, chosen, unsafe=unsafe, imports=imports, optimizer=optimizer)
+    if kind != "whole":
+        raise UsageError(f"{where} holds weights and no model: hand over the model that they are for (model=)")
+    with opened(path, path) as file:
+        check_file(file, path, os.path.getsize(path))
+        config = json_of(text_of(file, "model_config"), "model_config", path)
+        chosen = _framework(framework, text_of(file, "keras_version"), config, where)
+    return keras_legacy.read_h5(path, where, config, chosen, unsafe=unsafe, imports=imports, optimizer=optimizer)
 
 
 def _framework(given: str | None, version: Any, config: dict[str, Any], where: str) -> Any:
@@ -222,30 +214,41 @@ def _framework(given: str | None, version: Any, config: dict[str, Any], where: s
 
 
 def _read_keras(
-    path: str, config: dict[str, Any], framework: Any, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool
+    path: str,
+    where: str,
+    config: dict[str, Any],
+    framework: Any,
+    *,
+    unsafe: bool,
+    imports: tuple[str, ...],
+    optimizer: bool,
 ) -> tuple[Any, bool]:
     """The model, and whether its optimizer has the state that the file holds."""
-    from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable
+    from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
     from ckptflow.interop.keras_optimizer import has_slots, places_in, takes_state, warn_of_none
     from ckptflow.interop.keras_places import places_of
-    from ckptflow.interop.keras_trust import check_config, keras_module
+    from ckptflow.interop.keras_trust import check_config, check_model_config, keras_module
     from ckptflow.interop.keras_weights import check_filled, datasets_of, load_stock, max_bytes_of, named, shapes_of
 
     stored = datasets_of(path, "keras")
     there = places_in(shapes_of(stored))
     compile_config = config.get("compile_config")
     bare = {**config, "compile_config": None}
-    own = check_config(bare, framework, path, imports=imports, unsafe=unsafe)
+    own = check_model_config(bare, framework, where, imports=imports, unsafe=unsafe)
     # Without an optimizer in its config, Keras would compile the model with RMSprop.
     is_named = isinstance(compile_config, dict) and compile_config.get("optimizer") is not None
     is_trusted = is_named and optimizer
     try:
-        own |= check_config(compile_config, framework, path, imports=imports, unsafe=unsafe)
+        own |= check_config(compile_config, framework, where, imports=imports, unsafe=unsafe)
     except UsageError:  # a lambda as the loss, say: the rest of the model can be had
         is_trusted = False
 
     def load(file: str, *, compiled: bool) -> Any:
-        with limited(max_bytes_of(stored), path), warnings.catch_warnings():
+        with (
+            limited(max_bytes_of(stored), where),
+            warnings.catch_warnings(),
+            safe_mode(framework, unsafe=unsafe),
+        ):
             warnings.simplefilter("ignore")
             return keras_module(framework).models.load_model(
                 file, custom_objects=own, compile=compiled, safe_mode=not unsafe
@@ -265,22 +268,22 @@ def _read_keras(
             try:
                 model = load(file, compiled=False)
             except Exception as error:  # whatever the classes raise, the user's among them
-                raise_unbuildable(error, path)
-            check_is_model(model, framework, path)
+                raise_unbuildable(error, where)
+            check_is_model(model, framework, where)
             if isinstance(compile_config, dict) and is_named:
                 compile_model(
-                    model, compile_config, framework, path, imports=imports, unsafe=unsafe, is_scaled=is_scaled
+                    model, compile_config, framework, where, imports=imports, unsafe=unsafe, is_scaled=is_scaled
                 )
-    check_is_model(model, framework, path)
+    check_is_model(model, framework, where)
     wanted = places_of(model, framework)
-    check_filled(path, wanted, stored)
+    check_filled(where, wanted, stored)
     if getattr(model, "optimizer", None) is None:
         if there:
-            warn_of_none(path, is_named=is_named)
+            warn_of_none(where, is_named=is_named)
         return model, False
     if not optimizer or (not has_slots(there) and there != places_in(wanted)):  # saved before its first step
         return model, False
-    has_state = takes_state(path, model.optimizer, there, places_in(wanted))
+    has_state = takes_state(where, model.optimizer, there, places_in(wanted))
     if has_state and not is_loaded:
         load_stock(path, model, "keras", framework)
     return model, has_state

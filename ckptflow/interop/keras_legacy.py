@@ -28,15 +28,23 @@ from ckptflow.interop.keras_config import (
     compile_with,
     limited,
     raise_unbuildable,
+    safe_mode,
 )
-from ckptflow.interop.keras_hdf5 import json_of, opened, text_of
+from ckptflow.interop.keras_hdf5 import damage, json_of, opened, text_of
 from ckptflow.interop.keras_optimizer import set_legacy, variables_of
-from ckptflow.interop.keras_trust import Framework, check_config, keras_module, operations
+from ckptflow.interop.keras_trust import (
+    Framework,
+    check_config,
+    check_model_config,
+    decoded,
+    keras_module,
+    operations,
+    registered,
+)
 from ckptflow.interop.keras_weights import (
     datasets_of,
     framework_of_model,
     max_bytes_of,
-    named,
 )
 from ckptflow.state.keras3 import is_graph_model
 
@@ -171,7 +179,7 @@ def _each(value: Any, use: Callable[[Any], Any]) -> Any:
         return use(value)
     if isinstance(value, dict):
         return {key: _each(inner, use) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_each(inner, use) for inner in value]
     return value
 
@@ -181,6 +189,7 @@ def _each(value: Any, use: Callable[[Any], Any]) -> Any:
 
 def read_h5(
     path: str,
+    where: str,
     config: dict[str, Any],
     framework: Framework,
     *,
@@ -190,35 +199,86 @@ def read_h5(
 ) -> tuple[Any, bool]:
     """The model in a file that was looked over, and whether its optimizer has the state that the file holds.
 
-    `config` is its `model_config`. Raises as `keras_files.read_model`.
+    `config` is its `model_config`. Keras gets it as it was checked, never the file's text of it. Raises as
+    `keras_files.read_model`.
     """
     stored = datasets_of(path, "whole")
-    own = check_config(config, framework, path, imports=imports, unsafe=unsafe)
-    own |= operations(config, framework)
-    keras = keras_module(framework)
-    options = {"safe_mode": not unsafe} if framework == "keras" else {}
-    with limited(max_bytes_of(stored), path), warnings.catch_warnings():
+    with limited(max_bytes_of(stored), where), warnings.catch_warnings(), opened(path, path) as file:
         warnings.simplefilter("ignore")
-        with named(path, ".h5") as file:
-            try:
-                model = keras.models.load_model(file, custom_objects=own, compile=False, **options)
-            except Exception as error:  # whatever the classes raise, the user's among them
-                raise_unbuildable(error, path)
-        check_is_model(model, framework, path)
-        with opened(path, path) as found:
-            text = text_of(found, "training_config")
-            if text is None:
-                return model, False
-            training = json_of(text, "training_config", path)
-            _compile(model, training, framework, path, imports, unsafe)
-            if getattr(model, "optimizer", None) is None or not optimizer:
-                return model, False
-            return model, set_legacy(path, model.optimizer, found)
+        model = model_of(config, framework, where, imports=imports, unsafe=unsafe)
+        with damage(path):
+            _load_weights(file["model_weights"], model, framework)
+        text = text_of(file, "training_config")
+        if text is None:
+            return model, False
+        training = json_of(text, "training_config", path)
+        compile_by(training, model, framework, where, imports=imports, unsafe=unsafe)
+        if getattr(model, "optimizer", None) is None or not optimizer:
+            return model, False
+        return model, set_legacy(where, model.optimizer, file)
 
 
-def _compile(
-    model: Any, training: dict[str, Any], framework: Framework, path: str, imports: tuple[str, ...], unsafe: bool
+def model_of(
+    config: dict[str, Any],
+    framework: Framework,
+    where: str,
+    *,
+    imports: tuple[str, ...] = (),
+    unsafe: bool = False,
+    of_saved_model: bool = False,
+) -> Any:
+    """The model, not compiled, that a config in Keras's old way of writing describes, as HDF5 and SavedModels hold it.
+
+    Raises `UsageError` for what may not be made of it, `CorruptCheckpointError` for what is not a model.
+    """
+    plain = decoded(config, framework, where, unsafe=unsafe, of_saved_model=of_saved_model)
+    own = check_model_config(plain, framework, where, imports=imports, unsafe=unsafe)
+    own |= operations(plain, framework)
+    with keras_module(framework).saving.custom_object_scope(own), safe_mode(framework, unsafe=unsafe):
+        try:
+            model = _stock_model(plain, framework, own)
+        except Exception as error:  # whatever the classes raise, the user's among them
+            raise_unbuildable(error, where)
+    check_is_model(model, framework, where)
+    return model
+
+
+def _stock_model(config: dict[str, Any], framework: Framework, own: dict[str, Any]) -> Any:
+    """As each Keras's own reader of HDF5 makes it."""
+    if framework == "keras":
+        from keras.src.legacy.saving import saving_options, saving_utils
+
+        with saving_options.keras_option_scope(use_legacy_config=True):
+            return saving_utils.model_from_config(config, custom_objects={**own, **registered("keras")})
+    from tf_keras.src.saving.legacy import model_config, serialization
+    from tf_keras.src.saving.legacy.saved_model.utils import keras_option_scope
+
+    with (
+        serialization.SharedObjectLoadingScope(),
+        keras_option_scope(save_traces=False, in_tf_saved_model_scope=True),
+    ):
+        return model_config.model_from_config(config, custom_objects={**own, **registered("tf_keras")})
+
+
+def _load_weights(group: Any, model: Any, framework: Framework) -> None:
+    if framework == "keras":
+        from keras.src.legacy.saving.legacy_h5_format import load_weights_from_hdf5_group
+    else:
+        from tf_keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group
+    load_weights_from_hdf5_group(group, model)
+
+
+def compile_by(
+    training: dict[str, Any],
+    model: Any,
+    framework: Framework,
+    where: str,
+    *,
+    imports: tuple[str, ...] = (),
+    unsafe: bool = False,
+    of_saved_model: bool = False,
 ) -> None:
+    """Compiles a model as an old training config says and builds its optimizer; what cannot be had is logged."""
     keras = keras_module(framework)
     arguments: dict[str, Any] = {key: training[key] for key in _PLAIN if training.get(key) is not None}
     dropped = []
@@ -226,19 +286,21 @@ def _compile(
     parts |= {key: (training.get(key), place) for key, place in _COMPILED.items()}
     for key, (value, place) in parts.items():
         try:
-            own = check_config(value, framework, f"{path}: {key}", imports=imports, unsafe=unsafe)
-            with keras.saving.custom_object_scope(own):
-                arguments[key] = _each(value, partial(_made, place=getattr(keras, place)))
+            what = f"{where}: {key}"
+            plain = decoded({key: value}, framework, what, unsafe=unsafe, of_saved_model=of_saved_model)[key]
+            own = check_config(plain, framework, what, imports=imports, unsafe=unsafe)
+            with keras.saving.custom_object_scope(own), safe_mode(framework, unsafe=unsafe):
+                arguments[key] = _each(plain, partial(_made, place=getattr(keras, place)))
         except Exception as error:  # a lambda, a class that is not registered; or ours, that says so
-            logger.info("%s: %s: %s", path, type(error).__name__, error)
+            logger.info("%s: %s: %s", where, type(error).__name__, error)
             dropped.append(key)
     if arguments.get("optimizer") is None:
-        logger.warning("%s: its optimizer cannot be had, so the model is not compiled", path)
+        logger.warning("%s: its optimizer cannot be had, so the model is not compiled", where)
         return
     dropped += compile_with(model, arguments)
     build_optimizer_of(model)
     if dropped:
-        logger.warning("%s is compiled without its %s; compile it again to train it", path, some_of(dropped, 9))
+        logger.warning("%s is compiled without its %s; compile it again to train it", where, some_of(dropped, 9))
 
 
 def _made(value: Any, place: Any) -> Any:

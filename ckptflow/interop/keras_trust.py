@@ -3,34 +3,55 @@ functions, and, where it is let, into code.
 
 What each Keras would do with a hostile one, by its source (Keras 3.15, tf_keras 2.21): tf_keras imports any module and
 takes any attribute of it (`os.system` as an activation), its op layers call any symbol of TensorFlow while the model is
-built (`io.gfile.remove` on a constant), its lookup layers read any file as a vocabulary; Keras 3 hands out any public
-symbol but a few (`keras.datasets.imdb.load_data` as an activation); both unmarshal lambdas, tf_keras from HDF5 without
-asking. So what a config names is looked up here first, as Keras would, and nothing is handed to Keras that names
-anything but Keras's own layers, optimizers and so on, what is registered with Keras, and what comes from modules that
-the user named.
+built (`io.gfile.remove` on a constant), its lookup layers read any file as a vocabulary, layers of its export module
+load and run any SavedModel; Keras 3 hands out any public symbol but a few (`keras.datasets.imdb.load_data` as an
+activation); both unmarshal lambdas, tf_keras from HDF5 without asking. So what a config names is looked up here first,
+as Keras would, and nothing is handed to Keras that names anything but what `keras_allowed` and `tf_operations` list,
+what is registered with Keras, and what comes from modules that the user named.
+
+What is checked is the object that is handed to Keras, never a text that Keras would decode for itself: `decoded` makes
+the one of the other, and refuses what would turn into more than it says.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import json
 import sys
 from collections.abc import Iterator
+from inspect import isclass, ismodule
 from types import FunctionType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
-
-Framework = Literal["keras", "tf_keras"]
+from ckptflow.interop.keras_allowed import Framework as Framework
+from ckptflow.interop.keras_allowed import (
+    at,
+    is_allowed_class,
+    is_allowed_function,
+    kinds,
+    of_tensorflow,
+    public,
+    runs_code,
+)
+from ckptflow.interop.keras_allowed import keras_module as keras_module
+from ckptflow.interop.tf_operations import is_allowed_attribute, is_allowed_operation
 
 _PLAIN = frozenset(
     {"__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__", "__keras_tensor__"}
 )  # how Keras writes values
 _TYPE_SPECS = frozenset({"TensorSpec", "RaggedTensorSpec", "SparseTensorSpec"})
-_RUN_CODE = frozenset({"TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TensorFlowOpLayer"})
-_OF_TENSORS = frozenset({"RaggedTensor", "SparseTensor"})  # whose class methods and attributes op layers may use
-_NOT_MATH = frozenset({"deserialize", "serialize", "get", "function"})
-_CHANGE_STATE = ("set_", "clear_", "reset_", "enable_", "disable_", "batch_set_", "manual_")
+_CALL_OPERATIONS = frozenset({"TFOpLambda", "SlicingOpLambda"})
+_TAKE_ATTRIBUTES = frozenset({"InstanceMethod", "InstanceProperty"})
+_HOLD_FUNCTIONS = frozenset({"Lambda", "DeviceWrapper", "DropoutWrapper", "ResidualWrapper"})
+_NOT_CODE = ("function", "raw")  # how a layer of tf_keras may say that it holds a function
+# What only `json_utils`, which reads configs from HDF5 and SavedModels, turns into something else.
+_SPECIAL = frozenset({"TensorShape", "TypeSpec", "CompositeTensor", "__tuple__"})
+_CONSTANT = "_TYPE"  # tf_keras's mark of a constant that holds a further text to decode
+_WAYS = (
+    "If it is yours, name the module that defines or registers it (imports=, --import), or hand the model over "
+    "(model=). unsafe=True (--unsafe) lets through what Keras itself has or the file carries; only for a file that you "
+    "would run as a program"
+)
 
 # Where a class or function without a module is found: the public places, and those that HDF5 files are read with.
 _PLACES: dict[Framework, tuple[str, ...]] = {
@@ -45,42 +66,87 @@ _PLACES: dict[Framework, tuple[str, ...]] = {
         "src.engine.base_layer", "src.layers.core.tf_op_layer", "src.layers.rnn.cell_wrappers",
         "src.layers.rnn.lstm_v1", "src.layers.rnn.gru_v1", "src.losses", "src.metrics", "src.metrics.base_metric",
         "src.regularizers", "src.constraints", "src.activations", "src.optimizers.schedules.learning_rate_schedule",
-        "src.mixed_precision.loss_scale_optimizer", "src.initializers.initializers_v1",
+        "src.mixed_precision.loss_scale_optimizer", "src.initializers", "src.initializers.initializers_v1",
     ),
 }  # fmt: skip
 _OPERATIONS = tuple(f"src.ops.{name}" for name in ("numpy", "nn", "core", "math", "linalg", "image"))
-_FUNCTIONS: dict[Framework, tuple[str, ...]] = {
-    "keras": ("keras.src.activations.", "keras.src.losses.", "keras.src.metrics.", "keras.src.ops."),
-    "tf_keras": ("tf_keras.src.activations", "tf_keras.src.losses", "tf_keras.src.metrics.", "tf_keras.src.backend"),
-}
-# Where TensorFlow defines what computes and does nothing else; `tf.io` and its kin are elsewhere, or named below.
-_OPS = ("tensorflow.python.ops.", "tensorflow.python.framework.constant_op", "tensorflow.python.framework.tensor_conv")
-_NO_OPS = frozenset(
-    {"script_ops", "io_ops", "gen_io_ops", "logging_ops", "gen_logging_ops", "gen_script_ops", "summary_ops_v2",
-     "custom_gradient", "batch_ops", "map_fn", "functional_ops", "while_loop", "lookup_ops", "gen_lookup_ops",
-     "data_flow_ops", "state_ops", "variables", "variable_scope", "gen_dataset_ops", "gen_experimental_dataset_ops"}
-)  # fmt: skip
-_OP_PLACES = frozenset(
-    {"", "math", "math.special", "nn", "linalg", "image", "signal", "strings", "bitwise", "sparse", "ragged", "random",
-     "sets", "quantization", "experimental.numpy", "__operators__", "dtypes", "debugging", "io", "audio"}
-)  # fmt: skip
 
 
 def check_config(
     config: Any, framework: Framework, where: str, *, imports: tuple[str, ...] = (), unsafe: bool = False
 ) -> dict[str, Any]:
-    """Raises `UsageError` unless everything that `config` names is Keras's own, registered with Keras, or from one of
-    the modules in `imports`; returns what is from those modules and not registered, as Keras's `custom_objects`.
+    """Raises `UsageError` unless everything that `config` names is on Keras's own lists, registered with Keras, or from
+    one of the modules in `imports`; returns what is from those modules and not registered, as Keras's `custom_objects`.
 
-    Nothing is imported and nothing of the config is run. `unsafe` also lets marshalled lambdas pass, and layers that
-    load further files or call any operation; it never lets a module be imported that the user has not named.
+    Nothing is imported and nothing of the config is run. `unsafe` also lets pass marshalled lambdas, and what Keras has
+    that loads further files or calls any operation; it never lets a module be imported that the user has not named.
     """
     strings, objects = _content(config)
     own = {name: obj for name, obj in _defined_in(imports, framework).items() if name in strings}
-    check = _Check(framework, where, {*_registered(framework), *own}, unsafe)
+    check = _Check(framework, where, {**registered(framework), **own}, unsafe)
     for described in objects:
         check.check(described)
     return own
+
+
+def check_model_config(
+    config: Any, framework: Framework, where: str, *, imports: tuple[str, ...] = (), unsafe: bool = False
+) -> dict[str, Any]:
+    """As `check_config`, for a model's config. Raises `CorruptCheckpointError` where it describes anything else."""
+    own = check_config(config, framework, where, imports=imports, unsafe=unsafe)
+    known = {**registered(framework), **own}
+    described = config if isinstance(config, dict) else {}
+    found = _Check(framework, where, known, unsafe).classes_of(described)
+    model = keras_module(framework).Model
+    if not found or not all(isclass(each) and issubclass(each, model) for each in found):
+        name = str(described.get("class_name"))[:80]
+        raise CorruptCheckpointError(f"{where}: its config describes {name!r}, which is not a model; nothing was run")
+    return own
+
+
+def decoded(
+    config: Any, framework: Framework, where: str, *, unsafe: bool = False, of_saved_model: bool = False
+) -> dict[str, Any]:
+    """What the text of a config in HDF5, or in a SavedModel, becomes in Keras's hands, from what JSON makes of it.
+
+    Keras's decoder for these turns some objects into tensors and types, which are nothing that could be checked by its
+    name; they are refused without `unsafe`. `of_saved_model` takes tuples and shapes, which Keras writes there alone.
+    Raises `UsageError`, `CorruptCheckpointError` where it is nested too deeply.
+    """
+    try:
+        found = _decoded_by_keras(config, framework) if unsafe else _decoded(config, where, of_saved_model)
+    except RecursionError as error:
+        raise CorruptCheckpointError(f"{where}: its config is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise CorruptCheckpointError(f"{where}: its config describes no object")
+    return found
+
+
+def _decoded_by_keras(config: Any, framework: Framework) -> Any:
+    if framework == "keras":
+        from keras.src.legacy.saving import json_utils
+    else:
+        from tf_keras.src.saving.legacy.saved_model import json_utils
+    return json_utils.decode(json.dumps(config))
+
+
+def _decoded(value: Any, where: str, of_saved_model: bool) -> Any:
+    if isinstance(value, list):
+        return [_decoded(each, where, of_saved_model) for each in value]
+    if not isinstance(value, dict):
+        return value
+    name, items = value.get("class_name"), value.get("items")
+    if name == "__ellipsis__":
+        return ...
+    if name == "__bytes__" and isinstance(value.get("value"), str):
+        return value["value"].encode()
+    if of_saved_model and name == "__tuple__" and isinstance(items, list):
+        return tuple(_decoded(each, where, of_saved_model) for each in items)
+    if of_saved_model and name == "TensorShape" and isinstance(items, list | None):
+        return None if items is None else [each if isinstance(each, int) else None for each in items]
+    if isinstance(name, str) and name in _SPECIAL:
+        raise UsageError(_refusal(where, f"{name!r}, which Keras turns into another value than it says"))
+    return {key: _decoded(each, where, of_saved_model) for key, each in value.items()}
 
 
 def operations(config: Any, framework: Framework) -> dict[str, Any]:
@@ -91,9 +157,9 @@ def operations(config: Any, framework: Framework) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for described in _content(config)[1]:
         name = described["class_name"]
-        if isinstance(name, str) and "module" not in described and _at(framework, "src.layers", name) is None:
-            for each in (_at(framework, place, name) for place in _OPERATIONS):
-                if inspect.isclass(each) and issubclass(each, _kinds(framework)):
+        if isinstance(name, str) and "module" not in described and at(framework, "src.layers", name) is None:
+            for each in (at(framework, place, name) for place in _OPERATIONS):
+                if isclass(each) and is_allowed_class(framework, each):
                     found[name] = each
     return found
 
@@ -111,31 +177,24 @@ def _content(config: Any) -> tuple[set[str], list[dict[str, Any]]]:
             waiting += value
         elif isinstance(value, dict):
             waiting += value.values()
-            if "class_name" in value and not {"config", "module", "registered_name"}.isdisjoint(value):
+            if "class_name" in value or _CONSTANT in value:
                 objects.append(value)
     return strings, objects
 
 
-def keras_module(framework: Framework) -> Any:
-    """The module `keras` or `tf_keras`, imported. Raises `UsageError` where tf_keras is not installed."""
-    try:
-        return importlib.import_module(framework)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"this is a {framework} model and {framework} is not installed: pip install {framework}"
-        ) from (error)
-
-
 class _Check:
-    def __init__(self, framework: Framework, where: str, known: set[str], unsafe: bool) -> None:
+    def __init__(self, framework: Framework, where: str, known: dict[str, Any], unsafe: bool) -> None:
         self._framework = framework
         self._where = where
         self._known = known
         self._unsafe = unsafe
-        self._kinds = _kinds(framework)
 
     def check(self, described: dict[str, Any]) -> None:
         """Raises unless one described object, without those inside of it, is one that may be made."""
+        if "class_name" not in described:
+            if self._framework == "tf_keras":
+                self._refuse_unless_unsafe("a constant that is a text to decode")
+            return
         class_name, inner = described["class_name"], described.get("config")
         if not isinstance(class_name, str):
             self._refuse(f"a class called {str(class_name)[:80]!r}")
@@ -152,16 +211,31 @@ class _Check:
         if not isinstance(name, str) or not isinstance(key, str | None) or not isinstance(module, str | None):
             self._refuse(f"something called {str(name)[:80]!r}")
         found = self._find(module, name)
-        if not all(map(self._is_harmless, found)) or not (found or self._is_known(key, name, module)):
+        if not all(map(self._is_allowed, found)) or not (found or self._is_known(key, name, module)):
             self._refuse(f"{module}.{name}" if module and module != "builtins" else repr(name))
-        for each in found:
-            if inspect.isclass(each):
+        if class_name == "function" and described.get("registered_name") not in (None, name, *self._known):
+            self._refuse(f"a function called {name!r} and {str(described['registered_name'])[:80]!r}")
+        # Old formats go by the name alone, whatever else is said.
+        by_name = [] if name in self._known else self._find(None, name)
+        if not all(map(self._is_harmless, by_name)):
+            self._refuse(repr(name))
+        for each in (*found, *by_name):
+            if isclass(each):
                 self._check_class(each, inner if isinstance(inner, dict) else {})
 
+    def classes_of(self, described: dict[str, Any]) -> list[Any]:
+        """What Keras would make an object of, all that the same words could mean to it."""
+        name = described.get("class_name")
+        key = described.get("registered_name", name)
+        known = [self._known[each] for each in (key, name) if isinstance(each, str) and each in self._known]
+        module = described.get("module")
+        return known or (self._find(module, name) if isinstance(name, str) else [])
+
     def _is_known(self, key: str | None, name: str, module: str | None) -> bool:
-        """Whether Keras finds something registered, or handed over, before it looks at the module."""
-        if key in self._known:
-            return True
+        """Whether Keras finds something registered, or handed over, before it looks at the module. Its class is called
+        by that name: old formats look for no other."""
+        if key is not None and key in self._known:
+            return name in (key, key.rpartition(">")[2], getattr(self._known[key], "__name__", None))
         # Keras up to 3.6 wrote functions without their package.
         return module == "builtins" and any(known.endswith(f">{name}") for known in self._known)
 
@@ -169,18 +243,25 @@ class _Check:
         """What Keras would find under a name if nothing registered has it; empty where Keras knows nothing of it."""
         if module is None or module == "builtins":
             places = _PLACES[self._framework] + (_OPERATIONS if self._framework == "keras" else ())
-            found = [_at(self._framework, place, name) for place in places]
+            found = [at(self._framework, place, name) for place in places]
+            found.append(_layer_of_old(name) if self._framework == "tf_keras" else None)
             return [each for each in found if isinstance(each, (type, FunctionType))]
         root, _, rest = module.partition(".")
+        if root == "tensorflow" and self._framework == "tf_keras":
+            return [each for each in (of_tensorflow(module, name),) if each is not None]
         if root not in ("keras", self._framework):
             return []
-        public = _public(self._framework, f"{module}.{name}")
-        return [each for each in (public or _at(self._framework, rest, name),) if each is not None]
+        named = public(self._framework, f"{module}.{name}")
+        return [each for each in (named or at(self._framework, rest, name),) if each is not None]
+
+    def _is_allowed(self, found: Any) -> bool:
+        if isclass(found):
+            return is_allowed_class(self._framework, found, unsafe=self._unsafe)
+        return isinstance(found, FunctionType) and (self._unsafe or is_allowed_function(self._framework, found))
 
     def _is_harmless(self, found: Any) -> bool:
-        if inspect.isclass(found):
-            return issubclass(found, self._kinds) and (self._unsafe or found.__name__ not in _RUN_CODE)
-        return isinstance(found, FunctionType) and _computes(found, _FUNCTIONS[self._framework])
+        """Whether it does no harm if it is made instead of a registered class of that name."""
+        return self._is_allowed(found) or (isclass(found) and not runs_code(found))
 
     def _check_class(self, found: type, inner: dict[str, Any]) -> None:
         """What layers of Keras's own run or read that is named otherwise than as a class."""
@@ -190,26 +271,32 @@ class _Check:
         if isinstance(inner.get("vocabulary"), str):
             file = inner["vocabulary"]
             self._refuse_unless_unsafe(f"a {name} layer that reads its vocabulary from the file {file!r}")
-        if self._framework == "keras":
-            return
+        if self._framework == "tf_keras":
+            self._check_functions(name, inner)
+            self._check_operation(name, inner)
+
+    def _check_functions(self, name: str, inner: dict[str, Any]) -> None:
+        """A function that a layer of tf_keras holds is one that is known by its name, not code."""
         for key, value in inner.items():
-            if key.endswith("_type") and value == "lambda":
+            if not key.endswith("_type") or name not in _HOLD_FUNCTIONS:
+                continue
+            if not isinstance(value, str) or value not in _NOT_CODE:
                 self._refuse_unless_unsafe(f"a {name} layer with marshalled code")
-            elif key.endswith("_type") and value == "function":
-                function = inner.get(key.removesuffix("_type"))
-                if isinstance(function, str) and function not in self._known:
-                    self._refuse(f"the function {function!r}")
-        if name in ("TFOpLambda", "SlicingOpLambda") and not _is_op(inner.get("function")):
-            self._refuse_unless_unsafe(f"a layer that calls tf.{inner.get('function')}")
-        if name == "ClassMethod" and inner.get("cls_symbol") not in _OF_TENSORS:
-            self._refuse_unless_unsafe(f"a layer that calls a method of tf.{inner.get('cls_symbol')}")
-        attribute = inner.get("attr_name", inner.get("method_name", ""))
-        if name in ("ClassMethod", "InstanceMethod", "InstanceProperty") and str(attribute).startswith("_"):
-            self._refuse(f"a layer that takes the attribute {attribute!r}")
-        if isinstance(inner.get("vocabulary"), str):
+            function = inner.get(key.removesuffix("_type"))
+            if value == "function" and isinstance(function, str) and function not in self._known:
+                self._refuse(f"the function {function!r}")
+
+    def _check_operation(self, name: str, inner: dict[str, Any]) -> None:
+        """What a layer of tf_keras calls only computes, and what it takes of a tensor is a tensor's."""
+        function, symbol = inner.get("function"), inner.get("cls_symbol")
+        if name in _CALL_OPERATIONS and not is_allowed_operation(function):
+            self._refuse_unless_unsafe(f"a {name} layer that calls tf.{str(function)[:80]}")
+        if name == "ClassMethod" and not is_allowed_attribute(inner.get("method_name"), str(symbol)):
             self._refuse_unless_unsafe(
-                f"a {name} layer that reads its vocabulary from the file {inner['vocabulary']!r}"
+                f"a ClassMethod layer that calls tf.{str(symbol)[:80]}.{str(inner.get('method_name'))[:80]}"
             )
+        if name in _TAKE_ATTRIBUTES and not is_allowed_attribute(inner.get("attr_name")):
+            self._refuse_unless_unsafe(f"an {name} layer that takes {str(inner.get('attr_name'))[:80]!r} of a tensor")
 
     def _check_type_spec(self, described: dict[str, Any]) -> None:
         module, name = described.get("module"), described.get("spec_name")
@@ -219,17 +306,20 @@ class _Check:
 
     def _refuse_unless_unsafe(self, what: str) -> None:
         if not self._unsafe:
-            raise UsageError(
-                f"{self._where}: the model has {what}, which runs or reads whatever its author wanted; nothing was "
-                "run. If you trust where it comes from, say unsafe=True (--unsafe)"
-            )
+            raise UsageError(_refusal(self._where, f"{what}, which may run or read whatever its author wanted"))
 
     def _refuse(self, what: str) -> NoReturn:
         raise UsageError(
-            f"{self._where}: the model's config names {what}, which is no layer, optimizer or the like of "
-            f"{self._framework}'s own and is not registered; nothing was run. If it is yours, import the module that "
-            "registers it with register_keras_serializable (--import), or hand the model over (model=)"
+            _refusal(
+                self._where,
+                f"{what}, which is not on the list of {self._framework}'s own layers, optimizers and the like that may "
+                "be made from a file, and is not registered",
+            )
         )
+
+
+def _refusal(where: str, what: str) -> str:
+    return f"{where}: the model's config has {what}; nothing was run. {_WAYS}"
 
 
 def without_files(config: Any, where: str) -> Any:
@@ -254,102 +344,43 @@ def _without_files(config: Any) -> Any:
     return config
 
 
-# What there is
+# What is known
 
 
-def _kinds(framework: Framework) -> tuple[type, ...]:
-    keras = keras_module(framework)
-    names = (
-        "layers.Layer", "optimizers.Optimizer", "losses.Loss", "metrics.Metric", "initializers.Initializer",
-        "regularizers.Regularizer", "constraints.Constraint", "optimizers.schedules.LearningRateSchedule",
-        "dtype_policies.DTypePolicy", "dtype_policies.DTypePolicyMap", "Operation", "Quantizer",
-        "quantizers.QuantizationConfig", "random.SeedGenerator", "distillation.DistillationLoss",
-        "src.layers.preprocessing.feature_space.Feature", "src.layers.preprocessing.feature_space.Cross",
-        "src.optimizers.base_optimizer.BaseOptimizer", "optimizers.legacy.Optimizer", "mixed_precision.Policy",
-        "mixed_precision.LossScaleOptimizer", "src.initializers.initializers_v1.Initializer",
-        "src.mixed_precision.loss_scale_optimizer.BaseLossScaleOptimizer",
-    )  # fmt: skip
-    kinds = []
-    for name in names:
-        place, _, last = name.rpartition(".")
-        found = _at(framework, place, last) or getattr(getattr(keras, place, None), last, None)
-        if inspect.isclass(found):
-            kinds.append(found)
-    if framework == "tf_keras":  # its initializers of TensorFlow 1 are TensorFlow's own
-        from tensorflow.python.ops import init_ops
+def _layer_of_old(name: str) -> Any:
+    """What tf_keras's older formats find under the name of a layer."""
+    from tf_keras.src.layers import serialization
 
-        kinds.append(init_ops.Initializer)
-    return tuple(kinds)
+    serialization.populate_deserializable_objects()
+    return serialization.LOCAL.ALL_OBJECTS.get(name)
 
 
-def _at(framework: Framework, place: str, name: str) -> Any:
-    """What a module of a Keras's own, named from its root, has under a name. Imports nothing."""
-    module = sys.modules.get(f"{framework}.{place}" if place else framework)
-    return vars(module).get(name) if inspect.ismodule(module) else None
-
-
-def _public(framework: Framework, name: str) -> Any:
-    """What a Keras's own table of public names has under a full name."""
-    if framework == "keras":
-        from keras.src.api_export import get_symbol_from_name
-
-        return get_symbol_from_name(name)
-    from tensorflow.python.util.tf_export import get_symbol_from_name as get_any
-
-    return get_any(f"compat.v1.{name}" if "__internal__.legacy" in name else name)
-
-
-def _registered(framework: Framework) -> set[str]:
+def registered(framework: Framework) -> dict[str, Any]:
+    """What the program has registered with a Keras, by its names there."""
     saving = keras_module(framework).saving
-    names = set(saving.get_custom_objects())
+    known: dict[str, Any] = dict(saving.get_custom_objects())
     if framework == "tf_keras":
         from tf_keras.src.saving import object_registration
 
-        names |= set(object_registration._THREAD_LOCAL_CUSTOM_OBJECTS.__dict__)
-    else:
-        from keras.src.backend.common import global_state
+        return {**known, **object_registration._THREAD_LOCAL_CUSTOM_OBJECTS.__dict__}
+    from keras.src.backend.common import global_state
 
-        names |= set(global_state.get_global_attribute("custom_objects_scope_dict", {}))
-    return names
+    return {**known, **(global_state.get_global_attribute("custom_objects_scope_dict") or {})}
 
 
 def _defined_in(imports: tuple[str, ...], framework: Framework) -> dict[str, Any]:
     """The Keras classes, and the functions, that the imported modules and those below them define, by name."""
-    kinds = _kinds(framework)
+    own = kinds(framework)
     return {
         name: obj
         for module in _loaded(imports)
         for name, obj in vars(module).items()
         if getattr(obj, "__module__", None) == module.__name__
-        and (isinstance(obj, FunctionType) or (inspect.isclass(obj) and issubclass(obj, kinds)))
+        and (isinstance(obj, FunctionType) or (isclass(obj) and issubclass(obj, own)))
     }
 
 
 def _loaded(imports: tuple[str, ...]) -> Iterator[Any]:
     for name, module in list(sys.modules.items()):
-        if any(name == wanted or name.startswith(f"{wanted}.") for wanted in imports) and inspect.ismodule(module):
+        if any(name == wanted or name.startswith(f"{wanted}.") for wanted in imports) and ismodule(module):
             yield module
-
-
-def _computes(function: FunctionType, places: tuple[str, ...]) -> bool:
-    """Whether a function is one of those that compute: an activation, a loss, an operation."""
-    name = function.__name__
-    return f"{function.__module__}.".startswith(places) and name not in _NOT_MATH and not name.startswith(_CHANGE_STATE)
-
-
-def _is_op(symbol: Any) -> bool:
-    """Whether a public name of TensorFlow is that of an operation which only computes."""
-    if not isinstance(symbol, str):
-        return False
-    found = _public("tf_keras", symbol)
-    if found is None or not callable(found) or inspect.isclass(found):
-        return False
-    module = str(getattr(found, "__module__", ""))
-    if isinstance(found, FunctionType) and module.startswith("tf_keras."):
-        return _computes(found, _FUNCTIONS["tf_keras"])
-    place, _, name = symbol.removeprefix("compat.v1.").rpartition(".")
-    if place == "io" and not name.startswith(("decode_", "parse_", "serialize_tensor")):
-        return False
-    if place == "debugging" and not name.startswith(("assert_", "check_numerics")):
-        return False
-    return place in _OP_PLACES and module.startswith(_OPS) and module.rpartition(".")[2] not in _NO_OPS

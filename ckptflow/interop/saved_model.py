@@ -1,18 +1,16 @@
 """Reading a SavedModel or Hub module: its variables as named tensors, as a tf_keras model, or into the user's model.
 
-Only variables are read, never a function run, but for tf_keras models, which tf_keras builds. A SavedModel of our own
+Only variables are read, never a function run, unless the user trusts the source with `unsafe`. A SavedModel of our own
 says by which names its tensors went in the run (`assets.extra/`); in any other a tensor is named by its path in the
 object graph, as the walk names those of a `tf.Module` with the same attributes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -23,6 +21,9 @@ from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
 from ckptflow.format.words import some_of
+from ckptflow.interop.keras_allowed import keras_module
+from ckptflow.interop.keras_saved_model import check_vocabularies, model_by_metadata
+from ckptflow.interop.keras_saved_model import is_keras_saved_model as is_keras_saved_model
 from ckptflow.interop.object_graph_proto import from_proto
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
@@ -43,7 +44,6 @@ from ckptflow.state.weights import weights_of
 logger = logging.getLogger("ckptflow")
 
 _MAX_PB_BYTES = 2**31 - 1  # protobuf's own bound
-_KERAS_METADATA = "keras_metadata.pb"
 _SHOWN = 20
 # Children of the root that name variables by position. What has another path goes by that one.
 _LISTS = frozenset(
@@ -136,67 +136,40 @@ def _no_tensor(name: str) -> Array:
 # Reading as a tf_keras model
 
 
-def is_keras_saved_model(folder: str) -> bool:
-    """Whether tf_keras can give the model back that was saved there."""
-    return os.path.isfile(os.path.join(folder, _KERAS_METADATA))
-
-
-def read_keras_saved_model(folder: str, *, unsafe: bool = False) -> Any:
+def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()) -> Any:
     """The tf_keras model that a SavedModel of tf_keras holds, with its optimizer's state, which tf_keras itself leaves.
 
-    Raises `UsageError` where tf_keras is missing or does not know a class, or the model has a Lambda layer, which is
-    code, and not `unsafe`; `CorruptCheckpointError` for a damaged one.
+    Nothing of its graph is run, and only what is known is made, as `keras_trust` says; with `unsafe`, tf_keras loads
+    it. Raises `UsageError` where tf_keras is missing, or no model can be made so; `CorruptCheckpointError` for a
+    damaged one, `StateMismatchError` where it does not hold all of its own model.
     """
     opened = _open(folder)
-    tf_keras = _tf_keras()
-    lambdas = _lambdas(folder)
-    if lambdas and not unsafe:
-        raise UsageError(
-            f"{folder} has Lambda layers ({some_of(lambdas, _SHOWN)}), whose code would run: pass unsafe=True "
-            "(--unsafe) if you trust it"
-        )
+    if unsafe:
+        model = _loaded_by_keras(folder)
+        _assign(folder, _read_any(opened), {"model": model}, is_strict=False)
+        return model
+    model = model_by_metadata(folder, imports)
+    if opened.names is None:
+        tensors, state = _read_any(opened), {"model": model}
+    else:
+        tensors, state = _read_own(opened, opened.names), {opened.names.path: model}
+    check_vocabularies(folder, state, tensors.infos)
+    _assign(folder, tensors, state)
+    return model
+
+
+def _loaded_by_keras(folder: str) -> Any:
     try:
-        model = tf_keras.models.load_model(folder)
+        return keras_module("tf_keras").models.load_model(folder)
     except (tf.errors.OpError, OSError) as error:
         raise CorruptCheckpointError(f"{folder}: tf_keras cannot read the model: {error}") from error
+    except UsageError:
+        raise
     except Exception as error:  # whatever a class's from_config raises
         raise UsageError(
             f"{folder}: tf_keras cannot build the model: {type(error).__name__}: {error}. Where a class is not known, "
             "name the module that registers it by imports= (--import)"
         ) from error
-    _assign(folder, _read_any(opened), {"model": model}, is_strict=False)
-    return model
-
-
-def _tf_keras() -> ModuleType:
-    try:
-        import tf_keras
-    except ImportError as error:
-        raise UsageError("this is a model of tf_keras, which is not installed: pip install tf_keras") from error
-    module: ModuleType = tf_keras
-    return module
-
-
-def _lambdas(folder: str) -> list[str]:
-    from tf_keras.protobuf import saved_metadata_pb2
-
-    path = os.path.join(folder, _KERAS_METADATA)
-    metadata = saved_metadata_pb2.SavedMetadata()
-    try:
-        with open(path, "rb") as file:
-            metadata.ParseFromString(file.read(_MAX_PB_BYTES))
-        layers = [(node.node_path, json.loads(node.metadata)) for node in metadata.nodes]
-    except Exception as error:  # protobuf's errors have no common class
-        raise CorruptCheckpointError(f"{path} cannot be read: {error}") from error
-    return [where for where, layer in layers if "Lambda" in _classes(layer)]
-
-
-def _classes(config: Any) -> list[str]:
-    """Every class named in a config, at any depth."""
-    if isinstance(config, dict):
-        found = [str(config["class_name"])] if "class_name" in config else []
-        return found + [name for value in config.values() for name in _classes(value)]
-    return [name for value in config for name in _classes(value)] if isinstance(config, list) else []
 
 
 # Reading into a model

@@ -27,6 +27,7 @@ class Source:
     format: Format
     path: str
     notes: Mapping[str, Any] = field(default_factory=dict)
+    is_private: bool = False  # fetched, unpacked or put together by us: nobody else can change it
 
 
 @contextmanager
@@ -59,12 +60,13 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
         )
     if not chosen.is_importable:
         raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
+    given = local
     with tempfile.TemporaryDirectory(prefix="ckptflow-source-") as folder:
         if chosen.name == "hub" and os.path.isfile(local):
             local = _unpacked(local, folder)
         elif chosen.name in KERAS:
             local = _as_one_file(local, place, folder, source_options)
-        yield Source(chosen, local, notes)
+        yield Source(chosen, local, notes, is_private=local_path(origin) is None or local != given)
 
 
 def _check_is_prefix(origin: str) -> None:

@@ -57,10 +57,10 @@ def put(tmp_path: Path, kind: str, data: bytes) -> str:
 def read(kind: str, path: str, framework: str) -> None:
     """Everything that a file can be read as."""
     if kind == "weights":
-        found = keras_files.read_weights(path)
+        found = keras_weights.read_weights(path)
         for name in found.infos:
             found.read(name)
-        keras_files.load_weights(path, make(framework))
+        keras_weights.load_weights(path, make(framework))
     else:
         keras_files.read_model(path)
 
@@ -262,7 +262,7 @@ def test_hdf5_that_leads_out_of_the_file_or_asks_for_too_much(
         with pytest.raises(CorruptCheckpointError, match=match):
             keras_files.read_model(archive)
         with pytest.raises(CorruptCheckpointError, match=match):
-            keras_files.load_weights(archive, make(framework))
+            keras_weights.load_weights(archive, make(framework))
 
 
 def test_a_shape_past_any_number_is_not_multiplied_out(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_shape_past_any_number_is_not_multiplied_out(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("layers/dense/vars/0", (2**62, 2**62), "f8", chunks=(1, 1))
     with pytest.raises(CorruptCheckpointError):
-        keras_files.read_weights(path)
+        keras_weights.read_weights(path)
 
 
 @pytest.mark.parametrize("framework", KERASES)
@@ -369,8 +369,9 @@ def test_a_file_that_hdf5_does_not_survive(
         read(kind, path, framework)
     monkeypatch.undo()
     read(kind, path, framework)
-    monkeypatch.setattr(keras_probe, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
-    read(kind, path, framework)  # known by now
+    if kind == "weights":  # a whole model is copied first, and no copy is known from before
+        monkeypatch.setattr(keras_probe, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
+        read(kind, path, framework)  # known by now
 
 
 def test_provenance_that_is_not_ours(tmp_path: Path) -> None:

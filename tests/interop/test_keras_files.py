@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
-from ckptflow.interop import keras_files
+from ckptflow.interop import keras_files, keras_weights
 from ckptflow.state.configs import is_built
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, ask_stock, optimizer_values, write_all
@@ -57,7 +57,7 @@ def test_stock_keras_reads_what_is_written_and_so_do_we(framework: str, tmp_path
                 assert same(optimizer_values(made), before[1]), path
                 case.train(made)
             made = case.build(framework)
-            keras_files.load_weights(str(path), made)
+            keras_weights.load_weights(str(path), made)
             assert np.array_equal(case.predict(made), expected[-1][0]), path
             assert same(optimizer_values(made), before[1]), path
         assert (json.dumps(model.get_compile_config()), before[1]) == before, "writing changed the live model"
@@ -163,7 +163,7 @@ def test_optimizers_inside_of_others_and_legacy_ones(
 def test_weights_without_a_model(framework: str, tmp_path: Path) -> None:
     model = small(framework, optimizer="adam", loss="mse")
     keras_files.write_weights(str(tmp_path / "w.weights.h5"), model, ORIGIN)
-    found = keras_files.read_weights(str(tmp_path / "w.weights.h5"))
+    found = keras_weights.read_weights(str(tmp_path / "w.weights.h5"))
     kernel = model.layers[0].kernel.numpy()
     assert np.array_equal(found.read("layers/dense/0"), kernel)
     assert (found.infos["layers/dense/0"].dtype, found.infos["layers/dense/0"].shape) == ("float32", (3, 4))
@@ -172,20 +172,20 @@ def test_weights_without_a_model(framework: str, tmp_path: Path) -> None:
         keras_files.read_model(str(tmp_path / "w.weights.h5"))
     if framework == "tf_keras":
         model.save_weights(tmp_path / "legacy.h5")
-        legacy = keras_files.read_weights(str(tmp_path / "legacy.h5"))
+        legacy = keras_weights.read_weights(str(tmp_path / "legacy.h5"))
         name = model.layers[0].name
         assert np.array_equal(legacy.read(f"{name}/kernel"), kernel)
         assert len(legacy.infos) == 4
         assert not keras_files.is_whole_model(str(tmp_path / "legacy.h5"))
         made = small(framework)
-        keras_files.load_weights(str(tmp_path / "legacy.h5"), made)
+        keras_weights.load_weights(str(tmp_path / "legacy.h5"), made)
         assert np.array_equal(outputs(made), outputs(model))
 
 
 def test_dtypes_that_hdf5_does_not_know(tmp_path: Path) -> None:
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
     keras_files.write_weights(str(tmp_path / "w.weights.h5"), model, ORIGIN)
-    found = keras_files.read_weights(str(tmp_path / "w.weights.h5"))
+    found = keras_weights.read_weights(str(tmp_path / "w.weights.h5"))
     assert found.infos["layers/dense/0"].dtype == "bfloat16"
     assert np.array_equal(found.read("layers/dense/0"), model.layers[0].kernel.numpy())
 
@@ -202,19 +202,19 @@ def test_weights_that_do_not_fit_are_all_listed(
     before = outputs(other)
     for kind in ("keras", "weights"):
         with pytest.raises(StateMismatchError, match=r"missing: layers/batch_normalization/vars/0.*dense_1/vars/0 is"):
-            keras_files.load_weights(str(paths[kind]), other)
+            keras_weights.load_weights(str(paths[kind]), other)
     with pytest.raises(StateMismatchError, match="does not fit"):
-        keras_files.load_weights(str(paths["h5"]), other)
+        keras_weights.load_weights(str(paths["h5"]), other)
     fewer = kit.Sequential([kit.layers.Input((3,)), kit.layers.Dense(4)])
     with pytest.raises(StateMismatchError, match="not in the model: layers/dense_1/vars/0"):
-        keras_files.load_weights(str(paths["weights"]), fewer)
+        keras_weights.load_weights(str(paths["weights"]), fewer)
     assert np.array_equal(outputs(other), before)
     with caplog.at_level(logging.WARNING, "ckptflow"):
         plain = small(framework)
-        keras_files.load_weights(str(paths["weights"]), plain)
+        keras_weights.load_weights(str(paths["weights"]), plain)
         assert "not compiled" in caplog.text
         keras_files.write_weights(str(tmp_path / "plain.weights.h5"), plain, ORIGIN)
-        keras_files.load_weights(str(tmp_path / "plain.weights.h5"), model)  # compiled, with metrics
+        keras_weights.load_weights(str(tmp_path / "plain.weights.h5"), model)  # compiled, with metrics
         assert "holds no optimizer's state" in caplog.text
     assert np.array_equal(outputs(plain), outputs(model))
     unbuilt = kit.Sequential([kit.layers.Dense(4), kit.layers.Dense(2)])
@@ -224,7 +224,7 @@ def test_weights_that_do_not_fit_are_all_listed(
     with pytest.raises(UnsupportedStateError, match="no Keras model"):
         keras_files.write_keras(str(tmp_path / "module"), tf.Module(), ORIGIN)
     with pytest.raises(UsageError, match="call it once"):
-        keras_files.load_weights(str(paths["weights"]), unbuilt)
+        keras_weights.load_weights(str(paths["weights"]), unbuilt)
 
 
 @pytest.mark.parametrize("framework", KERASES)
@@ -299,7 +299,7 @@ def test_provenance_is_read_without_tensorflow_and_absent_where_there_is_none(tm
         assert keras_files.read_provenance(io.BytesIO((tmp_path / name).read_bytes()), name) == expected
     program = """
 import sys
-from ckptflow.interop import keras_files
+from ckptflow.interop import keras_files, keras_weights
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
         assert keras_files.read_provenance(file, path).step == 1500
@@ -362,7 +362,7 @@ def test_what_callbacks_leave(framework: str, tmp_path: Path) -> None:
     assert found("backup") == ("weights", "backup/latest.weights.h5", notes)
     made = small(framework)
     made.compile("adam", "mse")
-    keras_files.load_weights(str(tmp_path / "backup" / "latest.weights.h5"), made)
+    keras_weights.load_weights(str(tmp_path / "backup" / "latest.weights.h5"), made)
     assert np.array_equal(outputs(made), outputs(model))
     assert is_built(made.optimizer)
     assert same(optimizer_values(made), optimizer_values(model))
@@ -379,6 +379,6 @@ def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path: Path) -> None:
     assert (kind, Path(path).name, notes["epoch"]) == ("weights", "latest.weights.h5.bkp", 1)
     made = small("keras")
     made.compile("adam", "mse")
-    keras_files.load_weights(path, made)
+    keras_weights.load_weights(path, made)
     with h5py.File(path) as file:
         assert np.array_equal(made.layers[0].kernel, file["layers/dense/vars/0"][()])

@@ -14,7 +14,7 @@ import tf_keras
 
 from ckptflow import import_model, open_checkpoint
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
-from ckptflow.interop import keras_files
+from ckptflow.interop import keras_files, keras_weights
 from tests.interop.keras_readers import ORIGIN
 from tests.interop.models import KERASES
 from tests.interop.stock import run_stock
@@ -74,10 +74,10 @@ def test_a_whole_h5_that_does_not_fit_changes_nothing(framework: str, tmp_path: 
     other = kit.Sequential(layers)
     before = [np.array(each) for each in other.get_weights()]
     with pytest.raises(StateMismatchError, match=r"batch_normalization\S* is .*; dense_\d+ is .*Nothing was written"):
-        keras_files.load_weights(path, other)
+        keras_weights.load_weights(path, other)
     sgd = make(framework)
     sgd.compile("sgd", "mean_squared_error")
-    keras_files.load_weights(path, sgd)
+    keras_weights.load_weights(path, sgd)
     assert all(map(np.array_equal, before, other.get_weights()))
     assert int(sgd.optimizer.iterations) == 0
 
@@ -118,7 +118,7 @@ def test_a_file_whose_compile_config_names_no_optimizer(
     assert np.array_equal(read.layers[0].kernel, model.layers[0].kernel)
     made = make("keras")
     made.compile(optimizer, "mean_squared_error")
-    keras_files.load_weights(str(tmp_path / "m.keras"), made)
+    keras_weights.load_weights(str(tmp_path / "m.keras"), made)
     assert made.optimizer.iterations.numpy() == 1
 
 

@@ -224,7 +224,11 @@ def test_tf_keras_models_come_back_with_their_optimizer(name: str, stock: Path) 
     reference = case.make("tf_keras")
     checkpoint = tf.train.Checkpoint(model=reference, optimizer=reference.optimizer)
     checkpoint.read(str(stock / f"tf_keras-{name}.ckpt")).assert_existing_objects_matched()
-    read = read_keras_saved_model(str(stock / f"tf_keras-{name}"))
+    folder = str(stock / f"tf_keras-{name}")
+    if name == "text":
+        with pytest.raises(UsageError, match=r"authors/vocabulary.* graph .*--unsafe"):
+            read_keras_saved_model(folder)
+    read = read_keras_saved_model(folder, unsafe=name == "text")
     assert int(read.optimizer.iterations.numpy()) == case.steps
     into = case.build("tf_keras")
     load_saved_model_into(str(stock / f"tf_keras-{name}"), into)
@@ -250,7 +254,7 @@ def test_lambda_layers_are_refused(tmp_path: Path) -> None:
     model = tf_keras.Sequential([tf_keras.Input((2,)), inner])
     model.compile("sgd", "mse")
     model.save(tmp_path / "m", save_format="tf")
-    with pytest.raises(UsageError, match=r"Lambda layers .* unsafe=True"):
+    with pytest.raises(UsageError, match=r"Lambda layer .* unsafe=True"):
         read_keras_saved_model(str(tmp_path / "m"))
     read = read_keras_saved_model(str(tmp_path / "m"), unsafe=True)
     assert read(tf.ones([1, 2])).numpy().tolist() == [[3.0, 3.0]]

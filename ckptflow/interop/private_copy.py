@@ -1,0 +1,48 @@
+"""A foreign file as it is at one moment: what was looked over is what is loaded, whoever may write to the original."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ckptflow.errors import CkptflowError, UsageError
+from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.whole import ensure_room
+
+_COPY_BYTES = 2**20
+
+
+@contextmanager
+def private_copy(path: str) -> Iterator[str]:
+    """The path of a copy of a file, in a folder of this user's alone, which goes when the block is left.
+
+    Our own errors that leave the block name the file, not the copy. Raises `UsageError` for what is no file,
+    `StorageFullError` where TMPDIR has no room for it, else a `StorageError`.
+    """
+    with tempfile.TemporaryDirectory(prefix="ckptflow-copy-") as folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        try:
+            _copy(path, copy)
+        except OSError as error:
+            if isinstance(error, CkptflowError):
+                raise
+            raise from_os_error(error, "copy", path) from error
+        try:
+            yield copy
+        except CkptflowError as error:
+            error.args = tuple(each.replace(copy, path) if isinstance(each, str) else each for each in error.args)
+            raise
+
+
+def _copy(path: str, copy: str) -> None:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as source:
+        found = os.fstat(source.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{path} is not a file")
+        ensure_room(os.path.dirname(copy), found.st_size)
+        with open(copy, "xb") as target:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
