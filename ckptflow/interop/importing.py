@@ -14,6 +14,7 @@ from ckptflow.arguments import check_step
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.budget import one_source
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
 from ckptflow.interop.tensors import NamedTensors
@@ -136,7 +137,8 @@ def _found(local: str, origin: str, name: str | None) -> Iterator[_Found]:
             inside = os.listdir(unpacked)
             if len(inside) == 1 and os.path.isdir(os.path.join(unpacked, inside[0])):  # packed with its folder
                 unpacked = os.path.join(unpacked, inside[0])
-            yield _Found(chosen, unpacked, notes)
+            with one_source(os.path.getsize(local)):
+                yield _Found(chosen, unpacked, notes)
         return
     yield _Found(chosen, local, notes)
 

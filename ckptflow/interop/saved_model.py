@@ -23,11 +23,12 @@ from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
 from ckptflow.format.words import some_of
+from ckptflow.interop import probe
 from ckptflow.interop.object_graph_proto import from_proto
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.reusable import write_saved_model as write_saved_model
-from ckptflow.interop.tensor_bundle import TensorBundle
+from ckptflow.interop.tensor_bundle import TensorBundle, files_of
 from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
 from ckptflow.interop.tf_checkpoint import named_tensors, names_of
 from ckptflow.state.assign import match
@@ -183,7 +184,7 @@ def _lambdas(folder: str) -> list[str]:
     metadata = saved_metadata_pb2.SavedMetadata()
     try:
         with open(path, "rb") as file:
-            metadata.ParseFromString(file.read(_MAX_PB_BYTES))
+            metadata.ParseFromString(file.read())
         layers = [(node.node_path, json.loads(node.metadata)) for node in metadata.nodes]
     except Exception as error:  # protobuf's errors have no common class
         raise CorruptCheckpointError(f"{path} cannot be read: {error}") from error
@@ -335,6 +336,10 @@ def _open(folder: str) -> _Opened:
     pb, prefix = os.path.join(folder, "saved_model.pb"), os.path.join(folder, "variables", "variables")
     if not any(os.path.isfile(path) for path in (pb, f"{pb}txt")):
         raise UsageError(f"{folder} is no SavedModel: it has no saved_model.pb")
+    bundles = [each for each in (prefix, os.path.join(folder, EXTRA, STATE_PREFIX)) if os.path.isfile(f"{each}.index")]
+    files = [pb, f"{pb}txt", *(os.path.join(folder, name) for name in ("fingerprint.pb", _KERAS_METADATA))]
+    files += [each for bundle in bundles for each in files_of(bundle)]
+    probe.check("ckptflow.interop.saved_model:read_all", folder, files, what=probe.BUNDLE)
     graphs = _parse(folder, pb)
     graph = next((graph for graph in graphs if graph.HasField("object_graph_def")), None)
     object_graph = graph.object_graph_def if graph is not None else None
@@ -344,6 +349,17 @@ def _open(folder: str) -> _Opened:
         if count:
             raise CorruptCheckpointError(f"{folder} has {count} variables, and {prefix}.index is missing")
     return _Opened(folder, object_graph, bundle, _read_names(os.path.join(folder, EXTRA, NAMES_FILE)))
+
+
+def read_all(folder: str) -> None:
+    """Reads what there is of a SavedModel as its readers do. For a process of its own: it may die of it."""
+    found = (_open(folder).variables, _bundle(os.path.join(folder, EXTRA, STATE_PREFIX)))
+    for bundle in (each for each in found if each is not None):
+        for key in bundle.infos:
+            bundle.read(key)
+    read_saved_model(folder)
+    if is_keras_saved_model(folder):
+        _lambdas(folder)
 
 
 def _parse(folder: str, pb: str) -> Any:
