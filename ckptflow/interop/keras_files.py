@@ -19,12 +19,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UnsupportedStateError, UsageError
-from ckptflow.interop import keras_hdf5, provenance
+from ckptflow.interop import keras_hdf5, probe, provenance
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_backup import find_backup
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.keras_probe import check_survives
 from ckptflow.interop.provenance import Provenance
+from ckptflow.interop.zips import bound_of
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.whole import ensure_room
 
@@ -173,6 +174,16 @@ def read_model(path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
     from ckptflow.interop.keras_weights import kind_of_file
 
     kind = kind_of_file(path)
+    if not unsafe:  # else its code runs here anyway
+        probe.check(
+            "ckptflow.interop.keras_files:read_model",
+            path,
+            [path],
+            what=f"model {framework} {imports}",
+            scratch_bytes=bound_of(os.path.getsize(path)),
+            imports=imports,
+            arguments={"imports": imports, "framework": framework},
+        )
     if kind == "keras":
         check_zip(path)
         with damage(path), zipfile.ZipFile(path) as archive:

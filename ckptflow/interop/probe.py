@@ -37,6 +37,7 @@ BUNDLE = "bundle"  # what is done with a checkpoint of TensorFlow's, alone or in
 START_S = 300  # TensorFlow from a network's disk
 _READY = b"\n"
 _MAX_REPLY_BYTES = 2**16
+_OF_MEMORY = ("ResourceExhausted", "OOM when allocating", "Unable to allocate", "start new thread")
 _REMEMBERED = 256
 _passed: list[tuple[str, tuple[int, ...]]] = []
 _is_probe = False
@@ -225,8 +226,10 @@ def _outcome(function: Any, path: str, arguments: Mapping[str, Any]) -> _Reply:
 
 
 def _is_of_memory(error: BaseException | None) -> bool:
+    """Also where it was turned into another error on the way."""
     while error is not None:
-        if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        said = f"{type(error).__name__} {str(error)[:_MAX_REPLY_BYTES]}"
+        if isinstance(error, MemoryError) or any(each in said for each in _OF_MEMORY):
             return True
         error = error.__cause__ or error.__context__
     return False
