@@ -11,6 +11,7 @@ import h5py
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.keras_probe import check_survives
 
 logger = logging.getLogger("ckptflow")
 
@@ -66,9 +67,10 @@ def _suffix_of(name: str) -> str | None:
 
 def _is_hdf5(path: str) -> bool:
     try:
+        check_survives(path)
         with h5py.File(path, "r", locking=False):
             return True
-    except OSError:
+    except (OSError, CorruptCheckpointError):
         return False
 
 

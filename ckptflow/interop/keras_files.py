@@ -45,6 +45,7 @@ logger = logging.getLogger("ckptflow")
 
 _METADATA, _CONFIG = "metadata.json", "config.json"
 _COPY_BYTES = 2**20
+_MAX_METADATA_BYTES = 2**20  # versions, a date, and our provenance
 _FILE_BYTES, _DATASET_BYTES = 2**20, 4096  # more than HDF5 adds to a file, and to a tensor
 
 
@@ -315,17 +316,19 @@ def _warn_of_legacy(model: Any, suffix: str) -> None:
 
 
 def _metadata_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any]:
-    return json_of(_member(archive, _METADATA, where), _METADATA, where) if _METADATA in archive.namelist() else {}
+    if _METADATA not in archive.namelist():
+        return {}
+    return json_of(_member(archive, _METADATA, where, _MAX_METADATA_BYTES), _METADATA, where)
 
 
-def _member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str, where: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """A member's bytes, no more of them than it may have. Raises `CorruptCheckpointError`."""
     if name not in archive.namelist():
         raise CorruptCheckpointError(f"{where} is no .keras file: it has no {name}")
     with archive.open(name) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise CorruptCheckpointError(f"{where}: its {name} is longer than {MAX_JSON_BYTES:,} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise CorruptCheckpointError(f"{where}: its {name} is longer than {max_bytes:,} bytes")
     return data
 
 

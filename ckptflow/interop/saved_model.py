@@ -370,7 +370,7 @@ def _parse(folder: str, pb: str) -> Any:
         raise CorruptCheckpointError(f"{pb} is larger than any saved_model.pb")
     try:
         graphs = parse_saved_model(folder).meta_graphs
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{folder}: saved_model.pb cannot be read: {error}") from error
     if not graphs:
         raise CorruptCheckpointError(f"{folder}: saved_model.pb holds no graph")

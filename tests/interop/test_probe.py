@@ -6,13 +6,18 @@ import os
 import resource
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.interop import budget, probe
+from ckptflow.interop.saved_model import read_saved_model
 from ckptflow.interop.tf_checkpoint import read_bundle
 from tests.interop import hostile_bundles
 from tests.interop.bundles import Index, varint
+from tests.processes import run_python
 
 
 def harm(path: str, *, what: str) -> None:
@@ -153,3 +158,49 @@ def torment(folder: Path, numbers: range) -> int:
 
 def test_some_bundles_that_lie(tmp_path: Path) -> None:
     assert torment(tmp_path, range(40)) > 20
+
+
+# As it is started, and as SavedModels are read
+
+
+def test_one_process_is_started_for_a_file(tmp_path: Path) -> None:
+    """Not from the current folder, in which a file may be named like a module of Python's."""
+    with h5py.File(tmp_path / "m.weights.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones(3, np.float32)
+    for name in ("json", "struct", "h5py"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    script = """
+import sys
+sys.path[:] = [each for each in sys.path if each]
+started = []
+sys.addaudithook(lambda event, arguments: started.append(event) if event in {"subprocess.Popen", "os.system"} else None)
+from ckptflow.interop import keras_files
+for _ in range(3):
+    assert not keras_files.is_whole_model("m.weights.h5")
+    assert keras_files.read_weights("m.weights.h5").read("layers/dense/0").tolist() == [1, 1, 1]
+print(len(started))
+"""
+    done = run_python("-c", script, cwd=tmp_path)
+    assert done.stdout.split() == ["1"], done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_saved_model_that_lies(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.v = tf.Variable(tf.ones([4]))
+    tf.saved_model.save(module, str(tmp_path / "m"))
+    index = tmp_path / "m" / "variables" / "variables.index"
+    good = index.read_bytes()
+    assert list(read_saved_model(str(tmp_path / "m")).infos) == ["model/v"]
+    for name in ("an index that is said to be huge", "a packed block that is said to be huge"):
+        index.write_bytes(SMALL[name].to_bytes())
+        with pytest.raises(CorruptCheckpointError):
+            read_saved_model(str(tmp_path / "m"))
+    index.write_bytes(good)
+    (tmp_path / "m" / "fingerprint.pb").unlink()
+    (tmp_path / "m" / "saved_model.pb").unlink()
+    (tmp_path / "m" / "saved_model.pbtxt").write_text(
+        "meta_graphs { graph_def { " + "node { attr { value { func { " * 5000
+    )
+    with pytest.raises(CorruptCheckpointError):
+        read_saved_model(str(tmp_path / "m"))

@@ -10,8 +10,10 @@ import keras
 import pytest
 import tf_keras
 
+import ckptflow
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.interop import budget, keras_files, probe
+from ckptflow.interop.model_probe import check_builds
 from tests.interop import hostile_keras, lying_keras
 from tests.interop.keras_readers import ORIGIN, write_all
 from tests.interop.models import KERASES
@@ -60,6 +62,18 @@ def test_a_config_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(budget.TIME_VARIABLE, "6")
     with pytest.raises(CorruptCheckpointError, match=rf"no end within 6 s.*{budget.TIME_VARIABLE}"):
         keras_files.read_model(str(path))
+
+
+def test_the_config_of_a_manifest(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = {"kind": "model", "framework": "keras", "class": "keras.Functional"}
+    with pytest.raises(CorruptCheckpointError, match=rf"the config of model .*memory.*{budget.MEMORY_VARIABLE}"):
+        check_builds(described | {"config": hostile_keras.of_constants()}, "model", 2**26, imports=())
+    monkeypatch.setattr(probe, "PROGRAM", "import os; os.write(1, b'\\n'); os.kill(os.getpid(), 11)")
+    for name in ("m.keras", "m.h5", "m.weights.h5"):
+        with pytest.raises(CorruptCheckpointError, match=r"the config of model .*signal 11"):
+            ckptflow.export_checkpoint(run, tmp_path / name)
+    ckptflow.export_checkpoint(run, tmp_path / "m.safetensors")
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras", unsafe=True)
 
 
 def test_a_class_that_this_program_alone_knows(tmp_path: Path) -> None:
