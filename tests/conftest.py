@@ -6,14 +6,17 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import hypothesis
 import pytest
 
+from ckptflow.interop import probe
 from tests import servers
-from tests.forked import ROOT
+from tests.forked import ROOT, Process
+from tests.processes import start_python
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -36,6 +39,20 @@ def _no_credentials_of_ours(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _probes_are_forked() -> Iterator[None]:
+    """A process that reads a foreign file first is forked from one that has imported TensorFlow."""
+
+    def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> Process:
+        own = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+        with open(os.devnull, "wb") as nowhere:
+            return start_python(["-c", probe.PROGRAM, request], own, out, nowhere, cwd=Path.cwd())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "start", start)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -93,7 +93,7 @@ def unpack_tar(
                 raise ObjectExistsError(f"{into} is there already; unpack into a new folder") from error
             try:
                 with _damage_named(path):
-                    bound = bound_of(file, max_bytes, max_ratio)
+                    bound = bound_of(os.fstat(file.fileno()).st_size, max_bytes, max_ratio)
                     for member, content in _members(file, path, bound, max_members):
                         _unpack(member, content, os.path.join(into, member.name), path)
             except BaseException:

@@ -12,6 +12,7 @@ import h5py
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_parts import index_of_shard
+from ckptflow.interop.keras_probe import check_survives
 
 logger = logging.getLogger("ckptflow")
 
@@ -72,9 +73,10 @@ def _suffix_of(name: str) -> str | None:
 
 def _is_hdf5(path: str) -> bool:
     try:
+        check_survives(path)
         with h5py.File(path, "r", locking=False):
             return True
-    except OSError:
+    except (OSError, CorruptCheckpointError):
         return False
 
 

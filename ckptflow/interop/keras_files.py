@@ -19,13 +19,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UnsupportedStateError, UsageError
-from ckptflow.interop import keras_hdf5, provenance
+from ckptflow.interop import keras_hdf5, probe, provenance
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_backup import find_backup
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.keras_probe import check_survives
 from ckptflow.interop.private_copy import private_copy
 from ckptflow.interop.provenance import Provenance
+from ckptflow.interop.zips import bound_of
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.whole import ensure_room
 
@@ -43,6 +44,7 @@ logger = logging.getLogger("ckptflow")
 
 _METADATA, _CONFIG = "metadata.json", "config.json"
 _COPY_BYTES = 2**20
+_MAX_METADATA_BYTES = 2**20  # versions, a date, and our provenance
 _FILE_BYTES, _DATASET_BYTES = 2**20, 4096  # more than HDF5 adds to a file, and to a tensor
 
 
@@ -181,6 +183,16 @@ def _read_model(
     from ckptflow.interop.keras_weights import kind_of_file
 
     kind = kind_of_file(path)
+    if not unsafe:  # else its code runs here anyway
+        probe.check(
+            "ckptflow.interop.keras_files:read_model",
+            path,
+            [path],
+            what=f"model {framework} {imports} {optimizer}",
+            scratch_bytes=bound_of(os.path.getsize(path)),
+            imports=imports,
+            arguments={"imports": imports, "framework": framework, "optimizer": optimizer, "is_private": True},
+        )
     if kind == "keras":
         check_zip(path)
         with damage(path), zipfile.ZipFile(path) as archive:
@@ -330,17 +342,19 @@ def _warn_of_legacy(model: Any, suffix: str) -> None:
 
 
 def _metadata_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any]:
-    return json_of(_member(archive, _METADATA, where), _METADATA, where) if _METADATA in archive.namelist() else {}
+    if _METADATA not in archive.namelist():
+        return {}
+    return json_of(_member(archive, _METADATA, where, _MAX_METADATA_BYTES), _METADATA, where)
 
 
-def _member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str, where: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """A member's bytes, no more of them than it may have. Raises `CorruptCheckpointError`."""
     if name not in archive.namelist():
         raise CorruptCheckpointError(f"{where} is no .keras file: it has no {name}")
     with archive.open(name) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise CorruptCheckpointError(f"{where}: its {name} is longer than {MAX_JSON_BYTES:,} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise CorruptCheckpointError(f"{where}: its {name} is longer than {max_bytes:,} bytes")
     return data
 
 

@@ -25,12 +25,12 @@ import numpy.typing as npt
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.format import dtypes
+from ckptflow.interop import budget
 from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, decode
 from ckptflow.interop.tensors import NamedTensors, TensorInfo
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-FREE_BYTES = 2**26  # what a dataset may take, whatever it stores: all zeros, packed
-MAX_RATIO = 1000  # of what datasets take to what they store; gzip comes to 1032
+FREE_BYTES = 2**26  # what a model's variables may take, whatever its file stores
 MAX_DEPTH = 64
 MAX_OBJECTS = 2**21
 MAX_JSON_BYTES = 2**28
@@ -84,7 +84,8 @@ def damage(where: str) -> Iterator[None]:
 
 
 def check_file(file: h5py.File, where: str, size_bytes: int) -> list[Stored]:
-    """Every dataset of a file, which is `size_bytes` long, once all of it has been looked over; reads no value.
+    """Every dataset of a file, once all of it has been looked over; reads no value. `size_bytes` is how long the file
+    is, or the archive that it lies in: packed twice, it may take no more.
 
     Raises `CorruptCheckpointError` for links other than hard ones, data outside of the file, filters that are plug-ins,
     dtypes that no variable has, and datasets that take far more memory than they store.
@@ -115,13 +116,14 @@ def check_file(file: h5py.File, where: str, size_bytes: int) -> list[Stored]:
                 waiting.append((obj, inside, depth + 1))
             elif isinstance(obj, h5py.Dataset):
                 _check_attributes(obj, inside, where, size_bytes)
-                found.append(_check_dataset(obj, inside, where))
+                found.append(_check_dataset(obj, inside, where, size_bytes))
                 total += found[-1].size_bytes
             else:
                 raise CorruptCheckpointError(f"{where}: {inside} is neither a group nor a dataset")
-        if objects > MAX_OBJECTS or total > FREE_BYTES + MAX_RATIO * size_bytes:
+        if objects > MAX_OBJECTS or total > budget.unpacked_bytes(size_bytes):
             raise CorruptCheckpointError(
-                f"{where}: its {objects:,} datasets and groups take {total:,} bytes, in a file of {size_bytes:,}"
+                f"{where}: its {objects:,} datasets and groups take {total:,} bytes, in a file of {size_bytes:,}. If "
+                f"it is what it should be, {budget.MEMORY_VARIABLE} in the environment allows more bytes"
             )
     return found
 
@@ -154,7 +156,7 @@ def _check_attributes(obj: Any, path: str, where: str, size_bytes: int) -> None:
             )
 
 
-def _check_dataset(dataset: h5py.Dataset, path: str, where: str) -> Stored:
+def _check_dataset(dataset: h5py.Dataset, path: str, where: str, size_bytes: int) -> Stored:
     if dataset.external or dataset.is_virtual:
         raise CorruptCheckpointError(f"{where}: the values of {path} lie in another file; Keras writes none of these")
     properties = dataset.id.get_create_plist()
@@ -165,9 +167,10 @@ def _check_dataset(dataset: h5py.Dataset, path: str, where: str) -> Stored:
         raise CorruptCheckpointError(f"{where}: {path} has no shape")
     stored = Stored(path, _dtype_of(dataset, path, where), tuple(dataset.shape))
     on_disk = dataset.id.get_storage_size()
-    if stored.size_bytes > FREE_BYTES + MAX_RATIO * on_disk:
+    if stored.size_bytes > budget.unpacked_bytes(size_bytes):
         raise CorruptCheckpointError(
-            f"{where}: {path} asks for {stored.size_bytes:,} bytes of memory and stores {on_disk:,}"
+            f"{where}: {path} asks for {stored.size_bytes:,} bytes of memory and stores {on_disk:,}. If it is what it "
+            f"should be, {budget.MEMORY_VARIABLE} in the environment allows more bytes"
         )
     return stored
 

@@ -21,7 +21,7 @@ from ckptflow.state.tree import walk
 
 logger = logging.getLogger("ckptflow")
 
-_METADATA = "keras_metadata.pb"
+METADATA = "keras_metadata.pb"
 _MAX_BYTES = 2**28
 _FREE_BYTES, _RATIO = 2**26, 8  # as for Keras's files: the optimizer may be new, all may be wider
 _SHOWN = 5
@@ -33,7 +33,7 @@ _WAYS = (
 
 def is_keras_saved_model(folder: str) -> bool:
     """Whether tf_keras saved a model there."""
-    return os.path.isfile(os.path.join(folder, _METADATA))
+    return os.path.isfile(os.path.join(folder, METADATA))
 
 
 def model_by_metadata(folder: str, imports: tuple[str, ...] = ()) -> Any:
@@ -45,7 +45,7 @@ def model_by_metadata(folder: str, imports: tuple[str, ...] = ()) -> Any:
     from ckptflow.interop.keras_config import limited
     from ckptflow.interop.keras_legacy import compile_by, model_of
 
-    root = _root(folder)
+    root = root_of(folder)
     config = {"class_name": root.get("class_name"), "config": root.get("config")}
     if not isinstance(config["config"], dict):
         raise UsageError(f"{folder}: its model ({config['class_name']}) was saved without a config. {_WAYS}")
@@ -68,14 +68,14 @@ def check_vocabularies(folder: str, state: Mapping[str, Any], given: Mapping[str
         raise UsageError(f"{folder}: {some_of(lost, _SHOWN)} lies in the graph alone, which was not run. {_WAYS}")
 
 
-def _root(folder: str) -> dict[str, Any]:
+def root_of(folder: str) -> dict[str, Any]:
     """What the metadata say of the model itself."""
     from ckptflow.interop.keras_allowed import keras_module
 
     keras_module("tf_keras")
     from tf_keras.protobuf import saved_metadata_pb2
 
-    path = os.path.join(folder, _METADATA)
+    path = os.path.join(folder, METADATA)
     metadata = saved_metadata_pb2.SavedMetadata()
     try:
         with open(path, "rb") as file:
@@ -89,7 +89,7 @@ def _root(folder: str) -> dict[str, Any]:
     except CkptflowError:
         raise
     except StopIteration as error:
-        raise UsageError(f"{folder}: its {_METADATA} describe no model. {_WAYS}") from error
+        raise UsageError(f"{folder}: its {METADATA} describe no model. {_WAYS}") from error
     except Exception as error:  # protobuf's errors have no common class
         raise CorruptCheckpointError(f"{path} cannot be read: {error}") from error
     return root

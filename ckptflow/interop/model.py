@@ -17,6 +17,7 @@ from ckptflow.format.words import some_of
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
 from ckptflow.interop.keras_optimizer import variables_of
+from ckptflow.interop.model_probe import check_builds
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
@@ -70,6 +71,8 @@ def load_model(
     if model is None:
         if not isinstance(described, dict):
             raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
+        if not unsafe:  # else its code runs here anyway
+            check_builds(described, path, _bound(manifest), imports=imports)
         model = build_model(
             described,
             path,

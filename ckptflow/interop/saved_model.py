@@ -21,14 +21,15 @@ from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
 from ckptflow.format.words import some_of
+from ckptflow.interop import probe
 from ckptflow.interop.keras_allowed import keras_module
-from ckptflow.interop.keras_saved_model import check_vocabularies, model_by_metadata
+from ckptflow.interop.keras_saved_model import METADATA, check_vocabularies, model_by_metadata, root_of
 from ckptflow.interop.keras_saved_model import is_keras_saved_model as is_keras_saved_model
 from ckptflow.interop.object_graph_proto import from_proto
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.reusable import write_saved_model as write_saved_model
-from ckptflow.interop.tensor_bundle import TensorBundle
+from ckptflow.interop.tensor_bundle import TensorBundle, files_of
 from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
 from ckptflow.interop.tf_checkpoint import named_tensors, names_of
 from ckptflow.printable import lines
@@ -148,6 +149,14 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[
         model = _loaded_by_keras(folder)
         _assign(folder, _read_any(opened), {"model": model}, is_strict=False)
         return model
+    probe.check(
+        "ckptflow.interop.saved_model:read_keras_saved_model",
+        folder,
+        _files(folder),
+        what=f"model {imports}",
+        imports=imports,
+        arguments={"imports": imports},
+    )
     model = model_by_metadata(folder, imports)
     if opened.names is None:
         tensors, state = _read_any(opened), {"model": model}
@@ -313,6 +322,7 @@ def _open(folder: str) -> _Opened:
     pb, prefix = os.path.join(folder, "saved_model.pb"), os.path.join(folder, "variables", "variables")
     if not any(os.path.isfile(path) for path in (pb, f"{pb}txt")):
         raise UsageError(f"{folder} is no SavedModel: it has no saved_model.pb")
+    probe.check("ckptflow.interop.saved_model:read_all", folder, _files(folder), what=probe.BUNDLE)
     graphs = _parse(folder, pb)
     graph = next((graph for graph in graphs if graph.HasField("object_graph_def")), None)
     object_graph = graph.object_graph_def if graph is not None else None
@@ -324,6 +334,25 @@ def _open(folder: str) -> _Opened:
     return _Opened(folder, object_graph, bundle, _read_names(os.path.join(folder, EXTRA, NAMES_FILE)))
 
 
+def _files(folder: str) -> list[str]:
+    """What is read of a SavedModel, and some that may not be there."""
+    names = ("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", METADATA)
+    prefixes = (os.path.join(folder, "variables", "variables"), os.path.join(folder, EXTRA, STATE_PREFIX))
+    bundles = [files_of(prefix) for prefix in prefixes if os.path.isfile(f"{prefix}.index")]
+    return [*(os.path.join(folder, name) for name in names), *(file for files in bundles for file in files)]
+
+
+def read_all(folder: str) -> None:
+    """Reads what there is of a SavedModel as its readers do. For a process of its own: it may die of it."""
+    found = (_open(folder).variables, _bundle(os.path.join(folder, EXTRA, STATE_PREFIX)))
+    for bundle in (each for each in found if each is not None):
+        for key in bundle.infos:
+            bundle.read(key)
+    read_saved_model(folder)
+    if is_keras_saved_model(folder):
+        root_of(folder)
+
+
 def _parse(folder: str, pb: str) -> Any:
     """Its meta graphs. TensorFlow's own reader checks no checksum of `saved_model.pb`, so we do."""
     from tensorflow.python.saved_model.loader_impl import parse_saved_model
@@ -332,7 +361,7 @@ def _parse(folder: str, pb: str) -> Any:
         raise CorruptCheckpointError(f"{pb} is larger than any saved_model.pb")
     try:
         graphs = parse_saved_model(folder).meta_graphs
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{folder}: saved_model.pb cannot be read: {error}") from error
     if not graphs:
         raise CorruptCheckpointError(f"{folder}: saved_model.pb holds no graph")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptflow.errors import StorageError, UnsupportedStateError, UsageError
+from ckptflow.interop.budget import one_source
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
 from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched
@@ -66,7 +67,9 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
             local = _unpacked(local, folder)
         elif chosen.name in KERAS:
             local = _as_one_file(local, place, folder, source_options)
-        yield Source(chosen, local, notes, is_private=local_path(origin) is None or local != given)
+        packed = one_source(os.path.getsize(given)) if os.path.isfile(given) and local != given else nullcontext()
+        with packed:
+            yield Source(chosen, local, notes, is_private=local_path(origin) is None or local != given)
 
 
 def _check_is_prefix(origin: str) -> None:

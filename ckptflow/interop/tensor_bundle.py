@@ -1,4 +1,8 @@
-"""TensorFlow's own checkpoints, `PREFIX.index` and `PREFIX.data-…`, read by TensorFlow's reader; nothing is trusted."""
+"""TensorFlow's own checkpoints, `PREFIX.index` and `PREFIX.data-…`, read by TensorFlow's reader; nothing is trusted.
+
+TensorFlow's reader trusts: a length or a shape in an index with right checksums is an abort, or as much memory as it
+says. So a process of its own reads all of a checkpoint first, see `probe`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckptflow.format import dtypes
+from ckptflow.interop import probe
 from ckptflow.interop.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -38,6 +43,7 @@ class TensorBundle:
         self.prefix = prefix
         if not os.path.isfile(f"{prefix}.index"):
             raise CheckpointNotFoundError(f"{prefix}: there is no {prefix}.index, so no checkpoint of TensorFlow's")
+        probe.check("ckptflow.interop.tensor_bundle:read_all", prefix, files_of(prefix), what=probe.BUNDLE)
         self._lock = threading.Lock()  # the reader has one position in the index
         self._reader = self._call("index", lambda: tf.train.load_checkpoint(prefix))
         self.infos = self._call("index", self._read_infos)
@@ -84,10 +90,7 @@ class TensorBundle:
 
     def _check_sizes(self) -> None:
         """Before memory is taken on the index's word: the data must be as long as the tensors say."""
-        folder, name = os.path.split(self.prefix)
-        is_data = re.compile(re.escape(name) + r"\.data-\d{5,}-of-\d{5,}")
-        found = [entry for entry in os.scandir(folder or ".") if is_data.fullmatch(entry.name)]
-        held, wanted = sum(entry.stat().st_size for entry in found), 0
+        held, wanted = sum(os.path.getsize(path) for path in files_of(self.prefix)[1:]), 0
         for key, info in self.infos.items():
             count = math.prod(size or 1 for size in info.shape)
             if len(info.shape) > _MAX_RANK or count > _MAX_ELEMENTS:
@@ -107,6 +110,22 @@ class TensorBundle:
             where = f"{self.prefix}.index" if part == "index" else f"{self.prefix}.data-*"
             message = getattr(error, "message", None) or str(error)
             raise CorruptCheckpointError(f"{where}: {message.splitlines()[0] if message else error!r}") from error
+
+
+def files_of(prefix: str) -> list[str]:
+    """The files of a checkpoint: its index, and then its data."""
+    folder, name = os.path.split(prefix)
+    is_data = re.compile(re.escape(name) + r"\.data-\d{5,}-of-\d{5,}")
+    found = sorted(entry.name for entry in os.scandir(folder or ".") if is_data.fullmatch(entry.name))
+    return [f"{prefix}.index", *(os.path.join(folder, each) for each in found)]
+
+
+def read_all(prefix: str) -> None:
+    """Reads every tensor of a checkpoint, and its object graph. For a process of its own: it may die of it."""
+    bundle = TensorBundle(prefix)
+    bundle.object_graph()
+    for key in bundle.infos:
+        bundle.read(key)
 
 
 def _size_bytes(info: TensorInfo) -> int:

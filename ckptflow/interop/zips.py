@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from ckptflow.errors import CorruptCheckpointError
+from ckptflow.interop import budget
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.store import check_key
 
@@ -43,7 +44,7 @@ def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_B
             with zipfile.ZipFile(file) as archive:
                 if len(archive.infolist()) != count:
                     raise ValueError(f"it says that it has {count:,} members, and has {len(archive.infolist()):,}")
-                _check_members(file, archive, bound_of(file, max_bytes, max_ratio))
+                _check_members(file, archive, bound_of(os.fstat(file.fileno()).st_size, max_bytes, max_ratio))
     except _WRONG as error:
         raise CorruptCheckpointError(
             f"{path} is no zip that can be trusted: {error or type(error).__name__}"
@@ -86,7 +87,9 @@ def _check_members(file: BinaryIO, archive: zipfile.ZipFile, max_bytes: int) -> 
         gap = _DESCRIPTOR_BYTES if info.flag_bits & _LATER else 0
         left -= info.file_size
         if left < 0:
-            raise ValueError(f"it says that it unpacks to more than {max_bytes:,} bytes")
+            raise ValueError(
+                f"it says that it unpacks to more than {max_bytes:,} bytes; {budget.MEMORY_VARIABLE} allows more"
+            )
         _check_content(file, info, begin)
     if not end <= archive.start_dir <= end + gap:
         raise ValueError("its directory does not follow the last member")
@@ -177,7 +180,6 @@ def _content(file: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
             raise ValueError(f"{info.filename!r} has no end")
 
 
-def bound_of(file: BinaryIO, max_bytes: int, max_ratio: float) -> int:
-    """How many bytes an archive may unpack to."""
-    size_bytes = os.fstat(file.fileno()).st_size
-    return min(max_bytes, max(FREE_BYTES, int(size_bytes * max_ratio)))
+def bound_of(size_bytes: int, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO) -> int:
+    """How many bytes an archive of so many may unpack to on the disk."""
+    return min(max_bytes, max(FREE_BYTES, int(size_bytes * max_ratio), budget.chosen_bytes() or 0))

@@ -17,7 +17,8 @@ import pytest
 import tf_keras
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError, UsageError
-from ckptflow.interop import keras_files, keras_probe, keras_weights
+from ckptflow.interop import keras_files, keras_weights, probe
+from ckptflow.interop.budget import TIME_VARIABLE
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, write_all
 from tests.interop.models import KERASES
@@ -39,12 +40,6 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A model's files, by kind."""
     paths = write_all(make(request.param), "model", tmp_path_factory.mktemp("written"))
     return request.param, {kind: path.read_bytes() for kind, path in paths.items()}
-
-
-@pytest.fixture
-def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a process for each file, where there are many and HDF5 is sound."""
-    monkeypatch.setattr(keras_weights, "check_survives", lambda _: None)
 
 
 def put(tmp_path: Path, kind: str, data: bytes) -> str:
@@ -357,20 +352,20 @@ def test_a_file_that_hdf5_does_not_survive(
 ) -> None:
     framework, files = written
     path = put(tmp_path, kind, files[kind])
-    monkeypatch.setattr(keras_probe, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
+    monkeypatch.setattr(probe, "PROGRAM", "import os; os.write(1, b'\\n'); os.kill(os.getpid(), 11)")
     with pytest.raises(CorruptCheckpointError, match="signal 11"):
         read(kind, path, framework)
     if kind != "keras":
         with pytest.raises(CorruptCheckpointError, match="signal 11"), open(path, "rb") as file:
             keras_files.read_provenance(file, path)
-    monkeypatch.setattr(keras_probe, "_PROGRAM", "import time; time.sleep(60)")
-    monkeypatch.setattr(keras_probe, "_START_S", 0.2)
+    monkeypatch.setattr(probe, "PROGRAM", "import os, time; os.write(1, b'\\n'); time.sleep(60)")
+    monkeypatch.setenv(TIME_VARIABLE, "1")
     with pytest.raises(CorruptCheckpointError, match="no end"):
         read(kind, path, framework)
     monkeypatch.undo()
     read(kind, path, framework)
     if kind == "weights":  # a whole model is copied first, and no copy is known from before
-        monkeypatch.setattr(keras_probe, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
+        monkeypatch.setattr(probe, "PROGRAM", "import os; os.write(1, b'\\n'); os.kill(os.getpid(), 11)")
         read(kind, path, framework)  # known by now
 
 

@@ -72,6 +72,7 @@ def _read_all(prefix: Path) -> dict[str, Any]:
     return {name: found.read(name).tolist() for name in found.infos}
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_every_flipped_bit_and_every_cut_is_found(tmp_path: Path) -> None:
     """Or is of no consequence: some bytes of the index are padding."""
     module = tf.Module()

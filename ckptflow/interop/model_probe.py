@@ -1,0 +1,41 @@
+"""A model that is to be built from a manifest's config is built by a process of its own first, see `probe`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.interop import probe
+
+
+def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imports: tuple[str, ...]) -> None:
+    """Raises `CorruptCheckpointError` where a process that builds the model dies of it, takes more memory than goes
+    with variables of `max_bytes`, or comes to no end."""
+    with tempfile.TemporaryDirectory(prefix="ckptflow-model-") as folder:
+        file = os.path.join(folder, "model.json")
+        with open(file, "w", encoding="utf-8") as out:
+            json.dump(described, out)
+        try:
+            probe.check(
+                "ckptflow.interop.model_probe:build",
+                file,
+                [file],
+                size_bytes=max_bytes // 8,
+                imports=imports,
+                arguments={"where": path, "imports": imports, "max_bytes": max_bytes},
+            )
+        except CorruptCheckpointError as error:
+            raise CorruptCheckpointError(str(error).replace(file, f"the config of {path}")) from error
+
+
+def build(file: str, where: str, imports: list[str], max_bytes: int) -> None:
+    """Builds the model that the file describes. For a process of its own: it may die of it."""
+    from ckptflow.interop.keras_config import build_model
+
+    with open(file, encoding="utf-8") as source:
+        described = json.load(source)
+    build_model(described, where, imports=tuple(imports), max_bytes=max_bytes)

@@ -1,0 +1,235 @@
+"""A foreign file is read in a process of its own first: what its parser dies of, or takes without end, it does there.
+
+Parsers in C++ abort, or are killed, where Python would raise: libhdf5 on one changed byte in a table of texts,
+TensorFlow's reader of checkpoints on a length. The limits are those of `confine`, as large as `budget` says. What is
+found to be damaged in words is raised here in the same words; a file that passes is read again by the one who asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import msgspec
+
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.interop import confine
+from ckptflow.interop.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
+
+logger = logging.getLogger("ckptflow")
+
+PROGRAM = (
+    "import json, sys; request = json.loads(sys.argv[1]); sys.path[:] = request['path']; "
+    "from ckptflow.interop import probe; probe.run(request)"
+)
+BUNDLE = "bundle"  # what is done with a checkpoint of TensorFlow's, alone or in a SavedModel
+START_S = 300  # TensorFlow from a network's disk
+_READY = b"\n"
+_MAX_REPLY_BYTES = 2**16
+_OF_MEMORY = ("ResourceExhausted", "OOM when allocating", "Unable to allocate", "start new thread")
+_REMEMBERED = 256
+_passed: list[tuple[str, tuple[int, ...]]] = []
+_is_probe = False
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """How it went: read to the end; damaged, in these words; out of memory; or anything else, which is found again."""
+
+    outcome: str
+    text: str = ""
+
+
+def check(
+    function: str,
+    path: str,
+    files: Sequence[str],
+    *,
+    what: str = "",
+    size_bytes: int | None = None,
+    scratch_bytes: int = 0,
+    imports: Sequence[str] = (),
+    arguments: Mapping[str, Any] | None = None,
+) -> None:
+    """Raises `CorruptCheckpointError` where a process in which `function` ("module:name") reads `path` dies of it,
+    finds damage, or takes more memory or time than is in proportion to `files`.
+
+    Once for the files as they are: the answer is remembered, for `what` that function does with them. `size_bytes`:
+    what they are measured by, where that is not their own length. `scratch_bytes`: how long the temporary files are
+    that it may write. `imports` are imported before, without limits; they are the user's. `arguments` go to the
+    function by name. Inside of a probe nothing is done. Where no process can be started the files pass.
+    """
+    known = [_of_now(file) for file in files]
+    keys = [(what or function, each) for each in known if each is not None]
+    if _is_probe or not keys or not sys.executable or all(key in _passed for key in keys):
+        return
+    size_bytes = sum(each[2] for _, each in keys) if size_bytes is None else size_bytes
+    memory_bytes, time_s = parser_bytes(size_bytes), parser_s(size_bytes)
+    with _scratch(scratch_bytes) as scratch:
+        request = {
+            "path": [os.path.abspath(each) for each in sys.path],
+            "function": function,
+            "arguments": [path, dict(arguments or {})],
+            "imports": list(imports),
+            "limits": [memory_bytes, time_s, scratch_bytes],
+            "scratch": scratch,
+        }
+        try:
+            reply, code = _ask(json.dumps(request), time_s)
+        except OSError as error:
+            logger.debug("%s is read without being tried before: %s", path, error)
+            return
+    if reply is not None and reply.outcome == "damaged":
+        raise CorruptCheckpointError(reply.text)
+    if reply is None or reply.outcome == "memory":
+        why, variable = _why(reply, code, memory_bytes, time_s)
+        raise CorruptCheckpointError(
+            f"{path} is damaged, or made to do harm: a process that reads it {why}. If it is what it should be, allow "
+            f"more by the environment variable {variable}"
+        )
+    if reply.outcome == "read":
+        _passed.extend(keys)
+        del _passed[:-_REMEMBERED]
+
+
+def _of_now(path: str) -> tuple[int, ...] | None:
+    """A file as it is now, None where there is none: whoever reads it says so."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@contextlib.contextmanager
+def _scratch(size_bytes: int) -> Iterator[str | None]:
+    if not size_bytes:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="ckptflow-probe-") as folder:
+        yield folder
+
+
+def _why(reply: _Reply | None, code: int | None, memory_bytes: int, time_s: int) -> tuple[str, str]:
+    if code is None or code == -signal.SIGXCPU:
+        return f"comes to no end within {time_s:,} s", TIME_VARIABLE
+    if reply is not None:
+        return f"takes more than {memory_bytes:,} bytes of memory", MEMORY_VARIABLE
+    how = f"is killed by signal {-code}" if code < 0 else f"ends with exit code {code}"
+    return f"with at most {memory_bytes:,} bytes of memory {how}", MEMORY_VARIABLE
+
+
+def _ask(request: str, time_s: int) -> tuple[_Reply | None, int | None]:
+    """The reply, None where none came, and the exit code, None where the time was over."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    readable, writable = os.pipe()
+    with open(readable, "rb", buffering=0) as replies:
+        with open(writable, "wb", buffering=0) as out:
+            process = start(request, environment, out)
+        try:
+            if _line(replies, time.monotonic() + START_S) != _READY:
+                raise OSError("the process that reads it first did not come so far")
+            text = _line(replies, time.monotonic() + time_s)
+            if text is None:
+                return None, None
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+    try:
+        return msgspec.json.decode(text, type=_Reply), code
+    except msgspec.MsgspecError:
+        return None, code
+
+
+def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> Any:
+    """Starts the process. Not from the current folder: a file there may be named like a module of Python's."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", PROGRAM, request],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _line(pipe: Any, deadline: float) -> bytes | None:
+    """One line, or what came before the end of it; None where the time was over."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n") and len(line) <= _MAX_REPLY_BYTES:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return None
+        data = os.read(pipe.fileno(), 1 if not line else _MAX_REPLY_BYTES)
+        if not data:
+            break
+        line += data
+    return line
+
+
+# In the process itself
+
+
+def run(request: Mapping[str, Any]) -> None:
+    """Does what is asked for and says how it went. For a process of its own, which it ends."""
+    global _is_probe
+    _is_probe = True
+    confine.end_with_parent()
+    out = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    module, _, name = request["function"].partition(":")
+    for each in (*request["imports"], module):
+        importlib.import_module(each)
+    confine.allow_files(request["scratch"])
+    if "tensorflow" in sys.modules:
+        _start_tensorflow()
+    confine.limit(*request["limits"])
+    os.write(out, _READY)
+    path, arguments = request["arguments"]
+    os.write(out, msgspec.json.encode(_outcome(getattr(sys.modules[module], name), path, arguments)) + b"\n")
+    os._exit(0)
+
+
+def _start_tensorflow() -> None:
+    """Its threads and what they take are no file's."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.constant(0) + tf.constant(0)
+
+
+def _outcome(function: Any, path: str, arguments: Mapping[str, Any]) -> _Reply:
+    try:
+        function(path, **arguments)
+    except BaseException as error:
+        if _is_of_memory(error):
+            return _Reply("memory")
+        if isinstance(error, CorruptCheckpointError):
+            return _Reply("damaged", str(error)[: _MAX_REPLY_BYTES // 8])
+        return _Reply("other", type(error).__name__)
+    return _Reply("read")
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Also where it was turned into another error on the way."""
+    while error is not None:
+        said = f"{type(error).__name__} {str(error)[:_MAX_REPLY_BYTES]}"
+        if isinstance(error, MemoryError) or any(each in said for each in _OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

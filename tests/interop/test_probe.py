@@ -1,0 +1,206 @@
+"""Foreign files whose parsers abort, take without end, or never end: an error, and the process that asks lives on."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
+from ckptflow.interop import budget, probe
+from ckptflow.interop.saved_model import read_saved_model
+from ckptflow.interop.tf_checkpoint import read_bundle
+from tests.interop import hostile_bundles
+from tests.interop.bundles import Index, varint
+from tests.processes import run_python
+
+
+def harm(path: str, *, what: str) -> None:
+    """What a parser may do, for a process of its own."""
+    match what:
+        case "abort":
+            os.abort()
+        case "leave":
+            os._exit(7)
+        case "take":
+            taken = bytearray(2**32)
+            taken[:: 2**12] = bytes(2**20)
+        case "turn":
+            while True:
+                pass
+        case "sleep":
+            import time
+
+            time.sleep(600)
+        case "write":
+            Path(path).with_name("written").write_text("x")
+        case "remove":
+            os.unlink(path)
+        case "run":
+            os.execv("/bin/touch", ["touch", str(Path(path).with_name("written"))])
+        case "connect":
+            import socket
+
+            socket.create_connection(("127.0.0.1", int(Path(path).read_text())), 5)
+        case "say":
+            print("{}")
+            raise CorruptCheckpointError("in these words")
+
+
+def check(path: Path, what: str) -> None:
+    probe.check("tests.interop.test_probe:harm", str(path), [str(path)], what=what, arguments={"what": what})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_text("x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("abort", "killed by signal 6"),
+        ("leave", "exit code 7"),
+        ("take", rf"takes more than [\d,]+ bytes of memory.*{budget.MEMORY_VARIABLE}"),
+        ("turn", rf"no end within 1 s.*{budget.TIME_VARIABLE}"),
+        ("sleep", "no end within 1 s"),
+        ("say", "^in these words$"),
+    ],
+)
+def test_what_becomes_of_a_reader(what: str, words: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(budget.TIME_VARIABLE, "1" if what in ("turn", "sleep") else "60")
+    with pytest.raises(CorruptCheckpointError, match=words):
+        check(file, what)
+
+
+@pytest.mark.parametrize("what", ["write", "remove", "run", "connect"])
+def test_a_reader_changes_nothing(what: str, file: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.0)
+        file.write_text(str(server.getsockname()[1]))
+        check(file, what)  # it is refused, and whoever reads the file finds the same
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert [each.name for each in file.parent.iterdir()] == ["file"]
+
+
+def test_limits_are_as_large_as_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert budget.unpacked_bytes(10) < budget.unpacked_bytes(10**9)
+    with budget.one_source(10):
+        assert budget.unpacked_bytes(10**9) == budget.unpacked_bytes(10)
+        assert budget.parser_bytes(10**12) < 2**30
+    monkeypatch.setenv(budget.MEMORY_VARIABLE, "77")
+    assert budget.unpacked_bytes(10) == budget.parser_bytes(10) == 77
+    for wrong in ("0", "-1", "a lot", "9" * 30):
+        monkeypatch.setenv(budget.MEMORY_VARIABLE, wrong)
+        with pytest.raises(UsageError, match=budget.MEMORY_VARIABLE):
+            budget.unpacked_bytes(10)
+
+
+# Checkpoints of TensorFlow's
+
+
+def put(folder: Path, index: bytes, data: bytes) -> str:
+    (folder / "bad.index").write_bytes(index)
+    (folder / "bad.data-00000-of-00001").write_bytes(data)
+    return str(folder / "bad")
+
+
+def read_all(prefix: str) -> None:
+    found = read_bundle(prefix)
+    for name in found.infos:
+        found.read(name)
+
+
+SMALL = {
+    "an index that is said to be huge": Index({b"": b""}, index_handle=(8, 2**32)),
+    "a block that is said to be huge": Index({b"": b""}, data_handle=(0, 2**32)),
+    "a packed block that is said to be huge": Index({}, block_type=1, raw_block=varint(2**32 - 1) + bytes(8)),
+    "a shape past any number": Index(
+        {b"": b"\x08\x01", b"k": b"\x08\x01\x12\x18" + (b"\x12\x0a\x08" + varint(2**62)) * 2}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SMALL)
+def test_a_bundle_of_a_few_bytes(what: str, tmp_path: Path) -> None:
+    index = SMALL[what].to_bytes()
+    assert len(index) < 250
+    with pytest.raises(CorruptCheckpointError, match="bad"):
+        read_all(put(tmp_path, index, bytes(64)))
+
+
+def torment(folder: Path, numbers: range) -> int:
+    """How many of the bundles were refused."""
+    index, data = hostile_bundles.sound(folder)
+    refused = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in numbers:
+        try:
+            read_all(put(folder, *hostile_bundles.mutated(number, index, data)))
+        except CkptflowError:
+            refused += 1
+        except BaseException as error:
+            error.add_note(f"bundle {number}")
+            raise
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+    return refused
+
+
+def test_some_bundles_that_lie(tmp_path: Path) -> None:
+    assert torment(tmp_path, range(40)) > 20
+
+
+# As it is started, and as SavedModels are read
+
+
+def test_one_process_is_started_for_a_file(tmp_path: Path) -> None:
+    """Not from the current folder, in which a file may be named like a module of Python's."""
+    with h5py.File(tmp_path / "m.weights.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones(3, np.float32)
+    for name in ("json", "struct", "h5py"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    script = """
+import sys
+sys.path[:] = [each for each in sys.path if each]
+started = []
+sys.addaudithook(lambda event, arguments: started.append(event) if event in {"subprocess.Popen", "os.system"} else None)
+from ckptflow.interop import keras_files
+for _ in range(3):
+    assert not keras_files.is_whole_model("m.weights.h5")
+    assert keras_files.read_weights("m.weights.h5").read("layers/dense/0").tolist() == [1, 1, 1]
+print(len(started))
+"""
+    done = run_python("-c", script, cwd=tmp_path)
+    assert done.stdout.split() == ["1"], done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_saved_model_that_lies(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.v = tf.Variable(tf.ones([4]))
+    tf.saved_model.save(module, str(tmp_path / "m"))
+    index = tmp_path / "m" / "variables" / "variables.index"
+    good = index.read_bytes()
+    assert list(read_saved_model(str(tmp_path / "m")).infos) == ["model/v"]
+    for name in ("an index that is said to be huge", "a packed block that is said to be huge"):
+        index.write_bytes(SMALL[name].to_bytes())
+        with pytest.raises(CorruptCheckpointError):
+            read_saved_model(str(tmp_path / "m"))
+    index.write_bytes(good)
+    (tmp_path / "m" / "fingerprint.pb").unlink()
+    (tmp_path / "m" / "saved_model.pb").unlink()
+    (tmp_path / "m" / "saved_model.pbtxt").write_text(
+        "meta_graphs { graph_def { " + "node { attr { value { func { " * 5000
+    )
+    with pytest.raises(CorruptCheckpointError):
+        read_saved_model(str(tmp_path / "m"))

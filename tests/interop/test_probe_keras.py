@@ -1,0 +1,127 @@
+"""Small files of Keras's that take without end, or never end: an error, and little memory in the process that asks."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import pytest
+import tf_keras
+
+import ckptflow
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
+from ckptflow.interop import budget, keras_files, probe
+from ckptflow.interop.model_probe import check_builds
+from tests.interop import hostile_keras, lying_keras
+from tests.interop.keras_readers import ORIGIN, write_all
+from tests.interop.models import KERASES
+
+SUFFIXES = {"keras": ".keras", "h5": ".h5", "weights": ".weights.h5"}
+
+
+def sound(framework: str, kind: str, folder: Path) -> bytes:
+    """The bytes of a small model's file."""
+    kit = {"keras": keras, "tf_keras": tf_keras}[framework]
+    source = kit.layers.Input((3,), name="in")
+    inner = kit.layers.Dense(4, "relu")(source)
+    model = kit.Model(source, kit.layers.Add()([kit.layers.Dense(2)(inner), kit.layers.Dense(2)(source)]))
+    model.compile("adam", "mse")
+    return bytes(write_all(model, "sound", folder)[kind].read_bytes())
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    """This process took little."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+
+TAKE: dict[str, Callable[[Path], bytes]] = {
+    "an operation on constants": lambda folder: hostile_keras.operation_on_constants(),
+    "weights that are packed twice": hostile_keras.packed_twice,
+    "a config of many objects": lambda folder: hostile_keras.nested_json(),
+}
+
+
+@pytest.mark.parametrize("what", TAKE)
+def test_a_small_file_that_takes_without_end(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.keras"
+    path.write_bytes(TAKE[what](tmp_path))
+    assert path.stat().st_size < 2**18
+    with pytest.raises(CorruptCheckpointError, match=budget.MEMORY_VARIABLE):
+        keras_files.read_model(str(path))
+
+
+def test_a_config_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.keras"
+    path.write_bytes(hostile_keras.waits_for_itself())
+    keras_files.is_whole_model(str(path))  # read by now, in the usual time
+    monkeypatch.setenv(budget.TIME_VARIABLE, "6")
+    with pytest.raises(CorruptCheckpointError, match=rf"no end within 6 s.*{budget.TIME_VARIABLE}"):
+        keras_files.read_model(str(path))
+
+
+def test_the_config_of_a_manifest(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = {"kind": "model", "framework": "keras", "class": "keras.Functional"}
+    with pytest.raises(CorruptCheckpointError, match=rf"the config of model .*memory.*{budget.MEMORY_VARIABLE}"):
+        check_builds(described | {"config": hostile_keras.of_constants()}, "model", 2**26, imports=())
+    monkeypatch.setattr(probe, "PROGRAM", "import os; os.write(1, b'\\n'); os.kill(os.getpid(), 11)")
+    for name in ("m.keras", "m.h5", "m.weights.h5"):
+        with pytest.raises(CorruptCheckpointError, match=r"the config of model .*signal 11"):
+            ckptflow.export_checkpoint(run, tmp_path / name)
+    ckptflow.export_checkpoint(run, tmp_path / "m.safetensors")
+    ckptflow.export_checkpoint(run, tmp_path / "m.keras", unsafe=True)
+
+
+def test_a_class_that_this_program_alone_knows(tmp_path: Path) -> None:
+    """The process that reads the file first does not: it says nothing then, and the file is read here."""
+
+    @keras.saving.register_keras_serializable(package="test_probe_keras")
+    class Mine(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, inputs: object) -> object:
+            return inputs
+
+    model = keras.Sequential([keras.Input((3,)), Mine(), keras.layers.Dense(2)])
+    keras_files.write_keras(str(tmp_path / "m.keras"), model, ORIGIN)
+    assert type(keras_files.read_model(str(tmp_path / "m.keras")).layers[0]).__name__ == "Mine"
+    keras.saving.get_custom_objects().pop("test_probe_keras>Mine")
+    with pytest.raises(UsageError, match="Mine"):
+        keras_files.read_model(str(tmp_path / "m.keras"))
+
+
+def test_what_one_trusts_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    keras_files.write_keras(str(tmp_path / "m.keras"), model, ORIGIN)
+    keras_files.read_model(str(tmp_path / "m.keras"))
+    monkeypatch.setattr(probe, "start", lambda *_: pytest.fail("a process is started"))
+    keras_files.read_model(str(tmp_path / "m.keras"), unsafe=True)
+    keras_files.read_model(str(tmp_path / "m.keras"))  # known by now
+
+
+def torment(folder: Path, kind: str, data: bytes, numbers: range) -> int:
+    """How many of the files were refused."""
+    path, refused = folder / f"lying{SUFFIXES[kind]}", 0
+    for number in numbers:
+        path.write_bytes(lying_keras.mutated(number, data))
+        try:
+            if kind == "weights":
+                found = keras_weights.read_weights(str(path))
+                for name in found.infos:
+                    found.read(name)
+            else:
+                keras_files.read_model(str(path))
+        except CkptflowError:
+            refused += 1
+        except BaseException as error:
+            error.add_note(f"{kind} {number}")
+            raise
+    return refused
+
+
+@pytest.mark.parametrize("kind", SUFFIXES)
+@pytest.mark.parametrize("framework", KERASES)
+def test_some_files_that_lie(framework: str, kind: str, tmp_path: Path) -> None:
+    assert torment(tmp_path, kind, sound(framework, kind, tmp_path), range(8))
