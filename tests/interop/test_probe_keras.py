@@ -12,7 +12,7 @@ import tf_keras
 
 import ckptflow
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
-from ckptflow.interop import budget, keras_files, probe
+from ckptflow.interop import budget, keras_files, keras_weights, probe
 from ckptflow.interop.model_probe import check_builds
 from tests.interop import hostile_keras, lying_keras
 from tests.interop.keras_readers import ORIGIN, write_all
