@@ -64,8 +64,10 @@ def read_summaries(
 def committed_row(folder: Folder, summary: Summary | Unreadable, listing: Listing, counting: Counting) -> Row:
     """The row of a folder with a manifest."""
     files = listing.folders[folder]
-    shards = summary.shard_sizes if isinstance(summary, Summary) else _shard_sizes(files)
     why = _why_outside(folder, summary, counting) if folder in counting.outside else None
+    if why is None:
+        summary = counting.of_this_run(summary)
+    shards = summary.shard_sizes if isinstance(summary, Summary) else _shard_sizes(files)
     return Row(
         folder=folder,
         state="newest" if folder == counting.newest else "outside" if why is not None else "counts",

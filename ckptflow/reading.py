@@ -256,8 +256,8 @@ def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
     """The checkpoints that count and whose manifest can be read, oldest first."""
     listing, counting = read_counting(store, summaries)
-    found = summaries.read_many(listing, reversed(counting.folders))
-    return [summary.checkpoint for summary in found.values() if isinstance(summary, Summary)]
+    found = map(counting.of_this_run, summaries.read_many(listing, reversed(counting.folders)).values())
+    return [summary.checkpoint for summary in found if isinstance(summary, Summary)]
 
 
 def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
@@ -279,6 +279,8 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
     damaged: Unreadable | None = None
     for folder in matching:
         summary = summaries.get(folder)
+        if folder in counting.folders:
+            summary = counting.of_this_run(summary)
         if isinstance(summary, Summary):
             return folder
         damaged = damaged or summary

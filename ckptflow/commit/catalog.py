@@ -115,6 +115,15 @@ class Counting:
     def newest(self) -> Folder | None:
         return self.folders[0] if self.folders else None
 
+    def of_this_run(self, found: Summary | Unreadable) -> Summary | Unreadable:
+        """What was read of a folder that counts: also damage if another run's folder is in its place."""
+        if isinstance(found, Summary) and self.is_of_another(found.run_id):
+            return CorruptCheckpointError(f"{found.checkpoint.url}: it is a checkpoint of another run")
+        return found
+
+    def is_of_another(self, run_id: str) -> bool:
+        return self.run_id not in (None, run_id)
+
     def lineage_up_to(self, folder: Folder) -> frozenset[Folder]:
         """The folders that an incarnation builds on which restores `folder`: empty where that is outside."""
         return frozenset(f for f in self.folders if f <= folder) if folder in self.folders else frozenset()

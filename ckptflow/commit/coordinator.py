@@ -300,7 +300,7 @@ class Coordinator:
             except ObjectNotFoundError:
                 self._gone.add(folder)
                 continue
-            if isinstance(summary, Summary):
+            if isinstance(summary, Summary) and summary.run_id == self._held.run_id:
                 found.append(summary)
         return found
 

@@ -30,6 +30,7 @@ from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
+_ANOTHERS = "of another run: deleted only by hand"
 _NEWER = "written by a newer ckptflow: what it is is not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
@@ -97,6 +98,8 @@ def _decide_counting(
             decisions[folder] = Decision(folder, False, "its manifest is damaged")
         elif isinstance(summary, UnknownVersionError):
             decisions[folder] = Decision(folder, True, _NEWER)
+        elif counting.is_of_another(summary.run_id):
+            decisions[folder] = Decision(folder, True, _ANOTHERS)
         elif not summary.is_complete(listing.folders[folder]):
             decisions[folder] = Decision(folder, False, "shards are missing or have another size")
         else:
@@ -130,7 +133,7 @@ def _decide_outside(
     if isinstance(summary, UnknownVersionError):
         return Decision(folder, True, _NEWER)
     if isinstance(summary, Summary) and summary.run_id != counting.run_id:
-        return Decision(folder, True, "of another run: deleted only by hand")
+        return Decision(folder, True, _ANOTHERS)
     if folder.incarnation < counting.fresh_since:
         return Decision(folder, True, "from before a fresh start: deleted only by hand")
     if folder.incarnation > counting.incarnation or newest is None or newest.step < folder.step:

@@ -158,11 +158,17 @@ class Resume:
             return reason[0]
         folder = Folder(folder_step, number, call)
         manifests: list[Manifest] = []
-        votes = self._in_parts(
-            folder, lambda: manifests.append(read_manifest(self._store, folder)), lambda: self._check(manifests[0])
-        )
+        votes = self._in_parts(folder, lambda: manifests.append(self._read(folder)), lambda: self._check(manifests[0]))
         check_manifest_is_seen(self._cluster, self._store, folder, votes)
         return reason[0]
+
+    def _read(self, folder: Folder) -> Manifest:
+        """The manifest. The chief, who knows the run, takes another run's in its place for damage."""
+        manifest = read_manifest(self._store, folder)
+        view = self._view
+        if view is not None and folder in view.counting.folders and view.counting.is_of_another(manifest.run_id):
+            raise CorruptCheckpointError(f"{self._store.url}/{folder}: it is a checkpoint of another run")
+        return manifest
 
     def _attempt(self, folder: Folder) -> tuple[Summary | None, list[Vote]]:
         """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
@@ -183,7 +189,7 @@ class Resume:
 
         votes = self._in_parts(
             folder,
-            lambda: manifests.append(read_manifest(self._store, folder)),
+            lambda: manifests.append(self._read(folder)),
             lambda: self._check(manifests[0]),
             load,
             complete,

@@ -14,9 +14,15 @@ import pytest
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.prune import CLAIMS_KEPT
 from ckptflow.commit.retention import KeepLast
-from ckptflow.errors import CommitUnknownError, FencedError, StorageAccessError, StorageUnavailableError
+from ckptflow.errors import (
+    CommitUnknownError,
+    CorruptCheckpointError,
+    FencedError,
+    StorageAccessError,
+    StorageUnavailableError,
+)
 from ckptflow.format.layout import Folder, claim_key, pin_key
-from ckptflow.reading import find_folder
+from ckptflow.reading import find_folder, list_counting
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, folders, job, shard_key
 
@@ -279,3 +285,33 @@ def test_hole_44_what_was_copied_from_another_run_does_not_undo_a_rollback(
         assert newest == Folder(3, 3)
         assert Job(store).resume() == 3
     assert "of another run" in caplog.text
+
+
+@pytest.fixture
+def taken_place() -> MemoryStore:
+    """Steps 1 and 2, and 3 by the next run attempt; another run's step 2 is in the place of ours."""
+    store, other = MemoryStore(), MemoryStore()
+    for each in (store, other):
+        life = job(each)
+        life.save(1)
+        life.save(2)
+    job(store).save(3)
+    key = f"{Folder(2, 1)}/"
+    for name in [name for name in store.objects if name.startswith(key)]:
+        del store.objects[name]
+    store.objects |= {name: data for name, data in other.objects.items() if name.startswith(key)}
+    return store
+
+
+def test_hole_44_another_runs_folder_in_the_place_of_ours_is_not_restored(taken_place: MemoryStore) -> None:
+    taken_place.objects[shard_key(taken_place, "000000000003-i0002")] = b"damaged"
+    assert Job(taken_place).resume() == 1
+
+
+def test_hole_44_another_runs_folder_in_the_place_of_ours_is_not_listed_nor_deleted(taken_place: MemoryStore) -> None:
+    summaries = Summaries(taken_place)
+    assert [found.step for found in list_counting(taken_place, summaries)] == [1, 3]
+    with pytest.raises(CorruptCheckpointError, match="another run"):
+        find_folder(taken_place, summaries, 2)
+    job(taken_place, ONE).save(4)
+    assert folders(taken_place) == ["000000000002-i0001", "000000000004-i0003"]
