@@ -15,7 +15,7 @@ import pytest
 
 from ckptflow.interop import probe
 from tests import servers
-from tests.forked import ROOT, Process
+from tests.forked import ROOT, Process, read_at_start
 from tests.processes import start_python
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -46,7 +46,8 @@ def _probes_are_forked() -> Iterator[None]:
     """A process that reads a foreign file first is forked from one that has imported TensorFlow."""
 
     def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> Process:
-        own = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+        fixed = read_at_start(environment)
+        own = {name: value for name, value in environment.items() if name not in fixed}
         with open(os.devnull, "wb") as nowhere:
             return start_python(["-c", probe.PROGRAM, request], own, out, nowhere, cwd=Path.cwd())
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import zipfile
 
-from ckptflow.interop import probe
-from ckptflow.interop.zips import bound_of
+from ckptflow.interop import keras_hdf5, probe  # HDF5 is loaded before there are limits
+from ckptflow.interop.zips import bound_of, check_zip
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras
 _JSON_MEMBERS, _JSON_ATTRIBUTES = ("config.json", "metadata.json"), ("model_config", "training_config")
@@ -30,9 +30,6 @@ def check_survives(path: str) -> None:
 def read_all(path: str) -> None:
     """Reads every attribute, every value that HDF5 does not just copy, and the configs. For a process of its own: it
     may die."""
-    from ckptflow.interop import keras_hdf5
-    from ckptflow.interop.archives import check_zip
-
     size_bytes = os.path.getsize(path)
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"

@@ -132,7 +132,7 @@ def _why(reply: _Reply | None, code: int | None, memory_bytes: int, time_s: int)
 def _ask(request: str, time_s: int) -> tuple[_Reply | None, int | None]:
     """The reply, None where none came, and the exit code, None where the time was over."""
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    environment |= {"CUDA_VISIBLE_DEVICES": "-1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     readable, writable = os.pipe()
     with open(readable, "rb", buffering=0) as replies:
         with open(writable, "wb", buffering=0) as out:
@@ -205,8 +205,12 @@ def run(request: Mapping[str, Any]) -> None:
 
 
 def _start_tensorflow() -> None:
-    """Its threads and what they take are no file's."""
+    """Its threads, what they take, and what Keras loads with it are no file's."""
+    import keras  # noqa: F401 - loaded
     import tensorflow as tf
+
+    with contextlib.suppress(ImportError):
+        import tf_keras  # noqa: F401
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
