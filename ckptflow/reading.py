@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ckptflow.commit.catalog import (
@@ -42,7 +41,7 @@ from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.values import from_json
 from ckptflow.storage.store import Store, open_store
-from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
 
@@ -223,7 +222,8 @@ class _ArrayTarget:
         self.arrays: dict[int, Array] = {}
 
     def open(self, wanted: Wanted) -> Bytes1D:
-        self._bytes[wanted.tensor] = np.empty(self._manifest.tensors[wanted.tensor].size_bytes, np.uint8)
+        tensor = self._manifest.tensors[wanted.tensor]
+        self._bytes[wanted.tensor] = memory_for(f"tensor {tensor.name!r}", tensor.size_bytes)
         return self._bytes[wanted.tensor]
 
     def finish(self, wanted: Wanted) -> None:

@@ -23,6 +23,7 @@ from ckptflow.storage.again import agreed, read_record
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.reader import check_shards
 
 _MEMORY_BYTES = 512 * 2**20
 _MISSING = "is missing"
@@ -68,6 +69,10 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
         manifest, sealed = read_sealed(source, folder)
     except ObjectNotFoundError as error:
         raise CheckpointGoneError(f"{source.url}/{folder} is gone: it was pruned; pin what must stay") from error
+    try:
+        check_shards(source, folder, manifest)  # before memory is taken on the manifest's word
+    except CorruptCheckpointError as error:
+        raise _missing(source, folder, error) from error
     is_committed = _has_manifest(target, folder, sealed)
     there = {entry.key: entry.size_bytes for entry in target.list(f"{folder}/")}
     largest = max((shard.size_bytes for shard in manifest.shards), default=1)

@@ -40,6 +40,7 @@ from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.storage.faults import from_os_error
+from ckptflow.transfer.buffers import memory_for
 
 CARRIED = "ckptflow.checkpoint"
 _METADATA = "__metadata__"  # a key that no tensor can have
@@ -230,9 +231,9 @@ class _FileTarget:
         record, _ = self._places[wanted.tensor]
         extents = record.storage_shape if wanted.box is None else wanted.box[1]
         size = boxes.volume(extents) * dtypes.item_size_bytes(record.dtype)
-        memory = self._spare.pop() if self._spare else np.empty(size, np.uint8)
+        memory = self._spare.pop() if self._spare else memory_for(f"tensor {record.name!r}", size)
         if memory.size < size:  # grown, but not beyond the largest slice
-            memory = np.empty(size, np.uint8)
+            memory = memory_for(f"tensor {record.name!r}", size)
         self._open[wanted] = memory
         return memory[:size]
 

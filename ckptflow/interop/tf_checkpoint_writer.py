@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import CorruptCheckpointError, StorageError, StorageFullError
@@ -23,6 +22,7 @@ from ckptflow.reading import OpenCheckpoint, to_array
 from ckptflow.state.graph import graph_of_names
 from ckptflow.state.leaves import Landing
 from ckptflow.storage.whole import FULL_ERRNOS
+from ckptflow.transfer.buffers import memory_for
 
 PART_BYTES = 256 * 2**20  # one data file, and what is held of a checkpoint at a time
 
@@ -94,7 +94,7 @@ class _Parts:
     def open(self, wanted: Wanted) -> Bytes1D:
         tensor = self._tensors[wanted.tensor]
         if not self._is_plain(wanted.tensor):
-            memory = self._landings[wanted] = np.empty(tensor.size_bytes, np.uint8)
+            memory = self._landings[wanted] = memory_for(f"tensor {tensor.name!r}", tensor.size_bytes)
             return memory
         shape = tensor.shape if wanted.box is None else wanted.box[1]
         size_bytes = volume(shape) * dtypes.item_size_bytes(tensor.dtype)

@@ -12,6 +12,22 @@ import numpy as np
 
 from ckptflow.errors import UsageError
 from ckptflow.format.spec import Bytes1D
+from ckptflow.format.words import size_text
+
+
+def memory_for(what: str, size_bytes: int) -> Bytes1D:
+    """Memory to read into. Raises `UsageError` where there is not so much: a sparse file may be as long as it likes."""
+    try:
+        return np.empty(size_bytes, np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UsageError(_too_large(what, size_bytes)) from error
+
+
+def _too_large(what: str, size_bytes: int) -> str:
+    return (
+        f"{what} takes {size_text(size_bytes)}, more memory than this process can have; do it where there is more, and "
+        "look with ckptflow verify whether this is a checkpoint of yours"
+    )
 
 
 class Buffer:
@@ -24,7 +40,10 @@ class Buffer:
 
     def __init__(self, size_bytes: int) -> None:
         # Private, so that it is this process's own anonymous memory and not accounted as shared.
-        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError) as error:
+            raise UsageError(_too_large("a staging buffer", size_bytes)) from error
         self.view = memoryview(memory)
         self.array: Bytes1D = np.frombuffer(memory, dtype=np.uint8)
         self.turn = 0

@@ -22,7 +22,7 @@ from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
-from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.buffers import Buffer, BufferPool, memory_for
 from ckptflow.transfer.pipeline import run, thread_count
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
 
@@ -173,15 +173,16 @@ def read_box(
     """
     tensor = manifest.tensors[index]
     wanted = Wanted(index, (tuple(start), tuple(shape)))
-    target = _BoxTarget(boxes.volume(shape) * dtypes.item_size_bytes(tensor.dtype))
+    size_bytes = boxes.volume(shape) * dtypes.item_size_bytes(tensor.dtype)
+    target = _BoxTarget(memory_for(f"tensor {tensor.name!r}", size_bytes))
     read_tensors(store, folder, manifest, [wanted], target, pool)
     dtype = np.dtype(np.uint8) if dtypes.is_encoded(tensor.dtype) else dtypes.numpy_dtype(tensor.dtype)
     return target.memory.view(dtype).reshape(tuple(shape))
 
 
 class _BoxTarget:
-    def __init__(self, size_bytes: int) -> None:
-        self.memory: Bytes1D = np.empty(size_bytes, dtype=np.uint8)
+    def __init__(self, memory: Bytes1D) -> None:
+        self.memory = memory
 
     def open(self, wanted: Wanted) -> Bytes1D:
         return self.memory
