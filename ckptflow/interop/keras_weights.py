@@ -291,7 +291,7 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
 
 
 def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
-    """What differs, layer by layer in their order, as Keras takes them from such a file."""
+    """What differs, weight by weight in the order of the layers, as Keras takes them from such a file."""
     root = file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
     stored = [
         (name, keras_hdf5.texts_of(root[name], "weight_names")) for name in keras_hdf5.texts_of(root, "layer_names")
@@ -299,16 +299,40 @@ def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
     stored = [(name, weights) for name, weights in stored if weights]
     layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
     if len(stored) != len(layers):
-        return [f"it has {len(stored)} layers with weights, and the model {len(layers)}"]
+        theirs, ours = [name for name, _ in stored], [layer.name for layer in layers]
+        shown = [some_of(names, _SHOWN) for names in (theirs, ours)]
+        return [f"it has {len(theirs)} layers with weights ({shown[0]}), and the model {len(ours)} ({shown[1]})"]
+    is_old = is_tf_keras_model(model)
     problems = []
     for (name, weights), layer in zip(stored, layers, strict=True):
-        if "LSTM" in type(layer).__name__ or "GRU" in type(layer).__name__:
-            continue  # Keras turns the weights of one implementation into those of another
-        there = [tuple(root[name][weight].shape) for weight in weights]
+        try:
+            there = _shapes_as_loaded(root, [root[name][weight] for weight in weights], layer, is_old)
+        except ValueError as error:  # of another implementation, which Keras cannot turn into this one
+            problems.append(f"{name}: {' '.join(str(error).split())[:300]}")
+            continue
         wanted = [tuple(map(int, each.shape)) for each in (*layer.trainable_weights, *layer.non_trainable_weights)]
-        if there != wanted:
-            problems.append(f"{name} is {there} and has to be {wanted}")
+        if len(there) != len(wanted):
+            problems.append(f"{name} has {len(there)} weights and has to have {len(wanted)}")
+            continue
+        problems += [
+            f"{weight} is {list(shape)} and has to be {list(size)}"
+            for weight, shape, size in zip(weights, there, wanted, strict=True)
+            if shape != size
+        ]
     return problems
+
+
+def _shapes_as_loaded(
+    root: h5py.Group, datasets: list[h5py.Dataset], layer: Any, is_old: bool
+) -> list[tuple[int, ...]]:
+    """The shapes of a layer's weights once tf_keras has turned those of one implementation into those of another."""
+    if not (is_old and any(kind in type(layer).__name__ for kind in ("LSTM", "GRU"))):
+        return [tuple(each.shape) for each in datasets]
+    from tf_keras.src.saving.legacy.hdf5_format import preprocess_weights_for_loading
+
+    version, backend = (keras_hdf5.text_of(root, name) for name in ("keras_version", "backend"))
+    values = [each[()] for each in datasets]
+    return [tuple(each.shape) for each in preprocess_weights_for_loading(layer, values, version or "1", backend)]
 
 
 @contextlib.contextmanager
