@@ -182,7 +182,7 @@ def read_model(path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
             [path],
             what=f"model {framework} {imports}",
             scratch_bytes=bound_of(os.path.getsize(path)),
-            imports=imports,
+            imports=(*imports, "tensorflow"),  # before there are limits
             arguments={"imports": imports, "framework": framework},
         )
     if kind == "keras":
