@@ -190,7 +190,7 @@ def _read_model(
             [path],
             what=f"model {framework} {imports} {optimizer}",
             scratch_bytes=bound_of(os.path.getsize(path)),
-            imports=imports,
+            imports=(*imports, "tensorflow"),  # before there are limits
             arguments={"imports": imports, "framework": framework, "optimizer": optimizer, "is_private": True},
         )
     if kind == "keras":

@@ -25,7 +25,7 @@ def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imp
                 file,
                 [file],
                 size_bytes=max_bytes // 8,
-                imports=imports,
+                imports=(*imports, "tensorflow"),  # before there are limits
                 arguments={"where": path, "imports": imports, "max_bytes": max_bytes},
             )
         except CorruptCheckpointError as error:

@@ -154,7 +154,7 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[
         folder,
         _files(folder),
         what=f"model {imports}",
-        imports=imports,
+        imports=(*imports, "tf_keras"),  # before there are limits
         arguments={"imports": imports},
     )
     model = model_by_metadata(folder, imports)

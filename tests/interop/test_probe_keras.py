@@ -17,6 +17,7 @@ from ckptflow.interop.model_probe import check_builds
 from tests.interop import hostile_keras, lying_keras
 from tests.interop.keras_readers import ORIGIN, write_all
 from tests.interop.models import KERASES
+from tests.processes import run_python
 
 SUFFIXES = {"keras": ".keras", "h5": ".h5", "weights": ".weights.h5"}
 
@@ -74,6 +75,19 @@ def test_the_config_of_a_manifest(run: str, tmp_path: Path, monkeypatch: pytest.
             ckptflow.export_checkpoint(run, tmp_path / name)
     ckptflow.export_checkpoint(run, tmp_path / "m.safetensors")
     ckptflow.export_checkpoint(run, tmp_path / "m.keras", unsafe=True)
+
+
+def test_a_process_that_begins_empty(tmp_path: Path) -> None:
+    """As users have it: TensorFlow is loaded before there are limits, and a model of many layers is built within."""
+    model = keras.applications.MobileNetV3Small(weights=None)
+    keras_files.write_keras(str(tmp_path / "m.keras"), model, ORIGIN)
+    script = """
+from ckptflow.interop import keras_files, probe
+model = keras_files.read_model("m.keras")
+assert [what.partition(" ")[0] for what, _ in probe._passed] == ["ckptflow.interop.keras_probe:read_all", "model"]
+"""
+    done = run_python("-c", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_class_that_this_program_alone_knows(tmp_path: Path) -> None:
