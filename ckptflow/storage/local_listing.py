@@ -25,34 +25,35 @@ def walk(root: str, prefix: str) -> Iterator[Entry]:
         prefix = pending.pop()
         found = _if_there(os.path.join(root, prefix), partial(_scan, root, prefix))
         is_leftover = bool(prefix) and found is not None
-        for name, status in found or ():
+        for name, mode, size_bytes in found or ():
             key = prefix + name
             if name.startswith(RESERVED) or not _is_key(key) or key == "lost+found":
                 continue
-            if not prefix and stat.S_ISLNK(status.st_mode):
+            if not prefix and stat.S_ISLNK(mode):
                 check_no_link(os.path.join(root, name))
             is_leftover = False
-            if stat.S_ISDIR(status.st_mode):
+            if stat.S_ISDIR(mode):
                 pending.append(key + "/")
-            if stat.S_ISREG(status.st_mode):
-                yield Entry(key, status.st_size)
-            elif prefix and (not stat.S_ISDIR(status.st_mode) or is_record(name)):
+            if stat.S_ISREG(mode):
+                yield Entry(key, size_bytes)
+            elif prefix and (not stat.S_ISDIR(mode) or is_record(name)):
                 yield Entry(key, 0)  # in the place of a file: that is damaged, and not absent
         if is_leftover:
             yield Entry(prefix + LEFTOVER_NAME, 0)
 
 
-def _scan(root: str, prefix: str) -> list[tuple[str, os.stat_result]]:
-    """What is in a folder: each name, and what is behind it, a link being one."""
-    with opened_folder(root, prefix[:-1], to_list=True) as folder:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-        looks = ((name, _if_there(os.path.join(root, prefix, name), partial(_look, folder, name))) for name in names)
-        return [(name, status) for name, status in looks if status is not None]
+def _scan(root: str, prefix: str) -> list[tuple[str, int, int]]:
+    """What is in a folder: each name, what kind of thing is behind it, a link being one, and a file's size."""
+    with opened_folder(root, prefix[:-1], to_list=True) as folder, os.scandir(folder) as entries:
+        looks = (_if_there(os.path.join(root, prefix, entry.name), partial(_look, entry, folder)) for entry in entries)
+        return [found for found in looks if found is not None]
 
 
-def _look(folder: int, name: str) -> os.stat_result:
-    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+def _look(entry: os.DirEntry[str], folder: int) -> tuple[str, int, int]:
+    if entry.is_dir(follow_symlinks=False):  # known by the listing alone
+        return entry.name, stat.S_IFDIR, 0
+    status = os.stat(entry.name, dir_fd=folder, follow_symlinks=False)
+    return entry.name, status.st_mode, status.st_size
 
 
 def _if_there(path: str, look: Callable[[], _Found]) -> _Found | None:
