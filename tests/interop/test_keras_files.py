@@ -299,7 +299,7 @@ def test_provenance_is_read_without_tensorflow_and_absent_where_there_is_none(tm
         assert keras_files.read_provenance(io.BytesIO((tmp_path / name).read_bytes()), name) == expected
     program = """
 import sys
-from ckptflow.interop import keras_files, keras_weights
+from ckptflow.interop import keras_files
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
         assert keras_files.read_provenance(file, path).step == 1500
