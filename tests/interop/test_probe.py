@@ -174,10 +174,10 @@ import sys
 sys.path[:] = [each for each in sys.path if each]
 started = []
 sys.addaudithook(lambda event, arguments: started.append(event) if event in {"subprocess.Popen", "os.system"} else None)
-from ckptflow.interop import keras_files
+from ckptflow.interop import keras_files, keras_weights
 for _ in range(3):
     assert not keras_files.is_whole_model("m.weights.h5")
-    assert keras_files.read_weights("m.weights.h5").read("layers/dense/0").tolist() == [1, 1, 1]
+    assert keras_weights.read_weights("m.weights.h5").read("layers/dense/0").tolist() == [1, 1, 1]
 print(len(started))
 """
     done = run_python("-c", script, cwd=tmp_path)
