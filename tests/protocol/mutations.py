@@ -195,10 +195,16 @@ def names_shared_by_all_writers(patch: pytest.MonkeyPatch) -> None:
 
 def all_who_held_a_number_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(catalog_module, "_of_one_writer", lambda own, *_: own)
+    anothers_run_counts(patch)  # a root that is emptied begins another run, which is a second line
 
 
 def all_of_our_number_is_ours(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Coordinator, "_is_own", lambda self, folder, *_: folder.incarnation == self._held.number)
+    anothers_run_counts(patch)
+
+
+def anothers_run_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Counting, "is_of_another", lambda *_: False)
 
 
 def create_believed_to_be_exclusive(patch: pytest.MonkeyPatch) -> None:
@@ -254,6 +260,7 @@ MUTATIONS: dict[str, Mutation] = {
         all_who_held_a_number_count, ("root emptied", "lineage/ deleted"), "I2"
     ),
     "what another wrote under our number": Mutation(all_of_our_number_is_ours, ("root emptied",), "I2"),
+    "what counts is of this run": Mutation(anothers_run_counts, ("root emptied",), None),
     "a further create, which must be refused": Mutation(
         create_believed_to_be_exclusive, ("creates not exclusive",), "I3"
     ),
