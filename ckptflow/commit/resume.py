@@ -264,11 +264,11 @@ class Resume:
         if again:
             reason = "rollback" if step is not None else "outside" if outside else "damage"
         view = self._view
+        if outside and step is None and self._cluster.is_chief:
+            logger.warning("%s is outside what counts; nothing that counts could be restored", restored.checkpoint.url)
         if view is None or held is None or not self._cluster.is_chief:
             return Start(held, reason, restored, save_again=again and held is not None)
         counting = view.counting
-        if outside and step is None:
-            logger.warning("%s is outside what counts; nothing that counts could be restored", restored.checkpoint.url)
         return Start(
             held=held,
             reason=reason,

@@ -315,3 +315,13 @@ def test_hole_44_another_runs_folder_in_the_place_of_ours_is_not_listed_nor_dele
         find_folder(taken_place, summaries, 2)
     job(taken_place, ONE).save(4)
     assert folders(taken_place) == ["000000000002-i0001", "000000000004-i0003"]
+
+
+def test_hole_44_what_is_outside_is_restored_by_a_reader_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    store, other = MemoryStore(), MemoryStore()
+    job(store).save(5)
+    job(other)
+    store.objects[claim_key(1)] = other.objects[claim_key(1)]
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        assert Job(store, read_only=True).resume() == 5
+    assert "outside what counts" in caplog.text
