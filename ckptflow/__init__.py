@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
     from ckptflow.interop.export import export_checkpoint
     from ckptflow.interop.importing import import_model
+    from ckptflow.job.pending import PendingCheckpoint
     from ckptflow.manager import CheckpointManager
-    from ckptflow.pending import PendingCheckpoint
     from ckptflow.preemption import PreemptionWatcher
     from ckptflow.reading import list_checkpoints, open_checkpoint
     from ckptflow.state.per_worker import PerWorker
@@ -89,7 +89,7 @@ _LAZY = {
     "KeepBest": "ckptflow.commit.retention",
     "KeepEvery": "ckptflow.commit.retention",
     "KeepLast": "ckptflow.commit.retention",
-    "PendingCheckpoint": "ckptflow.pending",
+    "PendingCheckpoint": "ckptflow.job.pending",
     "PerWorker": "ckptflow.state.per_worker",
     "PreemptionWatcher": "ckptflow.preemption",
     "export_checkpoint": "ckptflow.interop.export",

@@ -1,47 +1,25 @@
-"""`CheckpointManager`: wires the rooms together; decides nothing itself.
-
-Everything here runs on the thread that made the manager, but for what `saver.Saver` does in the background. Collectives
-are in `_agree`, in `Resume`, in `Incarnation.save_again`, and nowhere else.
-"""
+"""`CheckpointManager`: what it promises, and the checks of its arguments; `job.session.Session` does it."""
 
 from __future__ import annotations
 
-import logging
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsIndex
 
-from ckptflow import arguments
-from ckptflow.background import Background, Calls, call_each
-from ckptflow.commit.catalog import Checkpoint, Summaries
-from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.lineage import NOT_EXCLUSIVE
-from ckptflow.commit.resume import Resume, Start
+from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.retention import Policy
-from ckptflow.commit.team import Vote, agree
-from ckptflow.errors import StepOrderError, UsageError
-from ckptflow.events import Restored
-from ckptflow.hooks import Hook, Hooks
-from ckptflow.incarnation import Incarnation
-from ckptflow.live_state import LiveState, Rename
-from ckptflow.loading import Loading
-from ckptflow.pending import PendingCheckpoint
+from ckptflow.errors import UsageError
+from ckptflow.job import arguments
+from ckptflow.job.hooks import Hook
+from ckptflow.job.live_state import Rename
+from ckptflow.job.pending import PendingCheckpoint
+from ckptflow.job.session import Session
 from ckptflow.reading import find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
-from ckptflow.saver import Saver, Stopwatch, software_versions
-from ckptflow.state.cluster import find_cluster
-from ckptflow.storage.store import open_store
-from ckptflow.transfer.buffers import BufferPool
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-    from ckptflow.state.capture import Snapshot
-
-logger = logging.getLogger("ckptflow")
-
-
-_SAVE, _WAIT, _RESTORE = 1, 2, 3  # what workers call together; `incarnation.SAVE_AGAIN` is another
 
 
 class CheckpointManager:
@@ -66,6 +44,9 @@ class CheckpointManager:
             shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.
         commit_timeout_s: how long the coordinator waits for the other workers' receipts, and each worker for all others
             to make their manager. Default 600 s.
+        peer_timeout_s: how long each worker waits, in any call, for another one that does not come and shows no
+            progress; then all that wait raise `PeerError` with its name. Default 3600 s; None: no limit. The log names
+            who is missing after 15 s already. A worker that has ended is noticed within about 10 s.
         on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
             and close all the same. Being fenced is always raised.
         read_only: never writes: for an evaluation job beside a running one.
@@ -93,6 +74,7 @@ class CheckpointManager:
         shard_bytes: int = arguments.DEFAULT_SHARD_BYTES,
         memory_budget_bytes: int = arguments.DEFAULT_MEMORY_BUDGET_BYTES,
         commit_timeout_s: float = arguments.DEFAULT_COMMIT_TIMEOUT_S,
+        peer_timeout_s: float | None = arguments.DEFAULT_PEER_TIMEOUT_S,
         on_save_error: Literal["raise", "log"] = "raise",
         read_only: bool = False,
         fresh: bool = False,
@@ -101,31 +83,31 @@ class CheckpointManager:
         on_event: Hook | Sequence[Hook] = (),
     ) -> None:
         arguments.check_arguments(
-            shard_bytes, memory_budget_bytes, commit_timeout_s, on_save_error, verify_replicas, concurrency
+            shard_bytes,
+            memory_budget_bytes,
+            commit_timeout_s,
+            peer_timeout_s,
+            on_save_error,
+            verify_replicas,
+            concurrency,
         )
-        self._policies = arguments.check_policies(keep)
-        hooks = arguments.check_hooks(on_event)
-        self._shard_bytes = shard_bytes
-        self._commit_timeout_s = commit_timeout_s
-        self._on_save_error = on_save_error
-        self._read_only = read_only
-        self._fresh = fresh
-        self._verify_replicas = verify_replicas
-        self._concurrency = concurrency
-
-        self._cluster = find_cluster(strategy, arrival_timeout_s=commit_timeout_s)
-        self._live = LiveState(state, self._cluster, shard_bytes)
-        self._hooks = Hooks(hooks, self._cluster.worker)
-        self._store = open_store(os.fspath(url), storage_options, self._hooks.tell)
-        self._hooks.url = self._store.url
-        if not self._store.is_create_only and not read_only:
-            logger.warning(NOT_EXCLUSIVE, self._store.url)
-        self._summaries = Summaries(self._store)
-        self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
-        self._background = Background()
-        self._calls = Calls(self._background, read_only=read_only)
-
-        self._incarnation: Incarnation | None = None
+        self.session = Session(
+            os.fspath(url),
+            state,
+            strategy=strategy,
+            policies=arguments.check_policies(keep),
+            storage_options=storage_options,
+            shard_bytes=shard_bytes,
+            memory_budget_bytes=memory_budget_bytes,
+            commit_timeout_s=commit_timeout_s,
+            peer_timeout_s=math.inf if peer_timeout_s is None else peer_timeout_s,
+            on_save_error=on_save_error,
+            read_only=read_only,
+            fresh=fresh,
+            verify_replicas=verify_replicas,
+            concurrency=concurrency,
+            hooks=arguments.check_hooks(on_event),
+        )
 
     # Saving
 
@@ -150,67 +132,18 @@ class CheckpointManager:
             FencedError: another incarnation holds the root.
             PeerError: another worker raised.
         """
-        watch = Stopwatch()
-        return self._calls.make(lambda: self._save(step, metrics, metadata, watch), writes=True)
-
-    def _save(
-        self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
-    ) -> PendingCheckpoint:
-        prepared: list[tuple[int, dict[str, float], Any, Snapshot]] = []
-        capture_s: list[float] = []
-
-        def prepare() -> tuple[int, ...]:
-            self._background.raise_failure(only_fenced=self._on_save_error == "log")
-            number = arguments.check_step(step)
-            if number < self._last_step:
-                raise StepOrderError(
-                    f"step {number} is below step {self._last_step}, which was saved or restored; to go back, call "
-                    "restore(step)"
-                )
-            checked = arguments.check_metrics(metrics), arguments.check_metadata(metadata)
-            before_s = watch.elapsed_s()
-            prepared.append((number, *checked, self._live.capture()))
-            capture_s.append(watch.elapsed_s() - before_s)
-            return (number, self._live.checksum())
-
-        votes = self._agree((_SAVE,), prepare)
-        self._live.check_same(votes)
-        number, checked_metrics, checked_metadata, snapshot = prepared[0]
-        steps = [v.numbers[0] for v in votes]
-        if len(set(steps)) > 1:
-            raise UsageError(f"workers save different steps at once: {dict(enumerate(steps))}")
-        incarnation = self._incarnation or self._begin(self._resume(None).start_anew(fresh=self._fresh))
-        return incarnation.save(
-            number, snapshot, checked_metrics, checked_metadata, watch=watch, capture_s=capture_s[0]
-        )
+        return self.session.save(step, metrics, metadata)
 
     def wait(self) -> None:
         """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
-        self._calls.make(self._raise_failure)
-
-    def _raise_failure(self) -> None:
-        def look() -> tuple[int, ...]:
-            self._background.raise_failure()
-            return ()
-
-        self._agree((_WAIT,), look)
+        self.session.wait()
 
     def close(self) -> None:
         """Like `wait`, and then gives back memory and threads, whether it raises or not. Closing twice does nothing.
 
         A call that may not be made, as from another thread, raises `UsageError` and changes nothing.
         """
-        if self._calls.is_closed:
-            return
-        self._calls.check_turn()
-        with self._background.delivery():
-            try:
-                self._background.settle()
-                self._calls.alone(self._raise_failure)
-            except BaseException as error:
-                self._leave_by(error)
-                raise
-            self._release()
+        self.session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -226,11 +159,8 @@ class CheckpointManager:
         """
         if error is None:
             self.close()
-        elif not self._calls.is_closed and self._calls.is_of_this_process:
-            if self._incarnation is not None:
-                self._incarnation.hurry(arguments.LEAVING_S)  # the others may be dead
-            self._background.settle()
-            self._leave_by(error)
+        else:
+            self.session.leave(error)
 
     # Restoring
 
@@ -253,7 +183,7 @@ class CheckpointManager:
             CheckpointGoneError: the only one was deleted while it was read.
             FencedError, PeerError, StorageError, UsageError: as their docstrings say.
         """
-        return self._restore(None, partial, rename)
+        return self.session.restore(None, partial=partial, rename=rename)
 
     def restore(self, step: SupportsIndex, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint:
         """Restores the checkpoint of `step` and no other. What came after it no longer counts: a rollback.
@@ -261,7 +191,7 @@ class CheckpointManager:
         Unless it is the newest, it is saved again as this incarnation's own before this method returns, so that the
         rollback holds. Raises `CheckpointNotFoundError` (names the steps there are), and what `restore_latest` raises.
         """
-        restored = self._restore(arguments.check_step(step), partial, rename)
+        restored = self.session.restore(arguments.check_step(step), partial=partial, rename=rename)
         if restored is None:
             raise UsageError("restore(step) found nothing and said nothing")
         return restored
@@ -270,13 +200,13 @@ class CheckpointManager:
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that counts, without reading tensors; None where there is none. No collective."""
-        self._calls.check()
-        return find_checkpoint(self._store, self._summaries)
+        self.session.calls.check()
+        return find_checkpoint(self.session.store, self.session.summaries)
 
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints that count, oldest first, without reading tensors. No collective."""
-        self._calls.check()
-        return list_counting(self._store, self._summaries)
+        self.session.calls.check()
+        return list_counting(self.session.store, self.session.summaries)
 
     def pin(self, step: SupportsIndex) -> None:
         """Keeps the checkpoint of `step` until it is unpinned. No collective; done by the chief.
@@ -284,125 +214,13 @@ class CheckpointManager:
         Waits for the save under way, so that no prune of this process runs meanwhile. Raises `CheckpointNotFoundError`,
         or `CheckpointGoneError` where it was pruned before the pin was there.
         """
-        self._calls.check(writes=True)
-        if self._cluster.is_chief:
-            self._background.settle()
-            pin_checkpoint(self._store, self._summaries, arguments.check_step(step))
+        self.session.calls.check(writes=True)
+        if self.session.cluster.is_chief:
+            self.session.settle()
+            pin_checkpoint(self.session.store, self.session.summaries, arguments.check_step(step))
 
     def unpin(self, step: SupportsIndex) -> None:
         """Lets retention decide again. One that is not pinned is no error. No collective; done by the chief."""
-        self._calls.check(writes=True)
-        if self._cluster.is_chief:
-            unpin_checkpoint(self._store, arguments.check_step(step))
-
-    # Inside
-
-    @property
-    def _last_step(self) -> int:
-        """The newest step that this life has restored or saved; -1 before either."""
-        return self._incarnation.last_step if self._incarnation is not None else -1
-
-    def _agree(self, call: tuple[int, ...], do: Callable[[], tuple[int, ...]]) -> list[Vote]:
-        return agree(self._cluster, call, do)
-
-    def _restore(self, step: int | None, partial: bool, rename: Rename | None) -> Checkpoint | None:
-        watch = Stopwatch()
-        return self._calls.make(lambda: self._restore_now(step, partial, rename, watch))
-
-    def _restore_now(
-        self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch
-    ) -> Checkpoint | None:
-        def look() -> tuple[int, ...]:
-            self._background.raise_failure(only_fenced=True)  # another is raised next: restoring saves nothing
-            incarnation = self._incarnation
-            return (int(incarnation is not None and incarnation.has_checkpoints), self._live.checksum())
-
-        how = (_RESTORE, 0 if step is None else step + 1, int(self._read_only), int(self._fresh))
-        votes = self._agree(how, look)
-        self._live.check_same(votes)
-        if votes[0].numbers[0]:
-            self._fresh = False  # it has started over; from here on the newest is this run's own
-        if step is None and self._fresh and not self._read_only:
-            self._begin(self._resume(None).start_anew(fresh=True))
-            return None
-        resume = self._resume((partial, rename))
-        try:
-            start = resume.run(step)
-        except BaseException as error:
-            if resume.has_claimed:  # the incarnation before is fenced by our own claim
-                self._incarnation = None
-            self._live.tell_of_mixture(error)
-            raise
-        if start.restored is not None:
-            self._live.unfinished.clear()
-        incarnation = None if self._read_only else self._begin(start)
-        if start.restored is None:
-            return None
-        found = start.restored.checkpoint
-        self._hooks.tell(
-            Restored(
-                step=found.step,
-                folder=str(start.restored.folder),
-                size_bytes=found.size_bytes,
-                restore_s=watch.elapsed_s(),
-                created_at=found.created_at,
-            )
-        )
-        if incarnation is not None and start.save_again:
-            incarnation.save_again()
-        return found
-
-    def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
-        """A restore that checks manifests against the state and loads into it."""
-        partial, rename = how if how is not None else (False, None)
-        loading = Loading(self._live, self._store, self._pool, self._concurrency, partial=partial, rename=rename)
-        return Resume(
-            self._store,
-            self._cluster,
-            self._summaries,
-            check=loading.check,
-            load=loading.load,
-            complete=loading.complete,
-            read_only=self._read_only,
-            claim_timeout_s=min(self._commit_timeout_s, 60.0),
-            tell=self._hooks.tell,
-        )
-
-    def _begin(self, start: Start) -> Incarnation:
-        """From here on this process is the incarnation that `start` claimed."""
-        if start.held is None:
-            raise UsageError("a reader begins no incarnation")
-        self._live.prepare()
-        coordinator = None
-        if self._cluster.is_chief:
-            coordinator = Coordinator(
-                self._store,
-                start,
-                self._summaries,
-                self._policies,
-                commit_timeout_s=self._commit_timeout_s,
-                is_alive=self._cluster.is_alive,
-                tell=self._hooks.tell,
-            )
-        saver = Saver(
-            store=self._store,
-            cluster=self._cluster,
-            pool=self._pool,
-            held=start.held,
-            coordinator=coordinator,
-            shard_bytes=self._shard_bytes,
-            verify_replicas=self._verify_replicas,
-            concurrency=self._concurrency,
-            software=software_versions(),
-            tell=self._hooks.tell,
-        )
-        self._incarnation = Incarnation(start, saver, self._background, self._live, self._commit_timeout_s)
-        return self._incarnation
-
-    def _leave_by(self, error: BaseException) -> None:
-        """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""
-        self._release()
-        self._background.raise_on_leaving(error)
-
-    def _release(self) -> None:
-        call_each(self._background.stop, self._pool.close, self._store.close, self._hooks.close, self._calls.close)
+        self.session.calls.check(writes=True)
+        if self.session.cluster.is_chief:
+            unpin_checkpoint(self.session.store, arguments.check_step(step))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, encode
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.format.values import to_json
+from ckptflow.peers.team import Alone as Alone
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_dynamic, plan_shards
@@ -64,18 +64,6 @@ def _spec(name: str, array: Array) -> TensorSpec:
     if array.dtype == object:
         return TensorSpec(name, "string", (), dynamic=True)
     return TensorSpec(name, array.dtype.name, array.shape)
-
-
-@dataclass(frozen=True)
-class Alone:
-    """A cluster of one process, which speaks for all workers of a test."""
-
-    worker = 0
-    world_size = 1
-    is_chief = True
-
-    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
-        return [tuple(row)]
 
 
 class Life:

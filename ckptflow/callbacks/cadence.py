@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, SupportsIndex
 
 
@@ -92,13 +92,13 @@ class EverySeconds:
     def __init__(
         self,
         period_s: float,
-        exchange: Callable[[Sequence[int]], list[tuple[int, ...]]],
+        chief_says: Callable[[Callable[[], int]], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(period_s, bool) or not 0 < period_s < math.inf:
             raise ValueError(f"every_seconds is a number of seconds above 0, not {period_s!r}")
         self._period_ms = max(1, round(period_s * 1000))
-        self._exchange = exchange
+        self._chief_says = chief_says
         self._clock = clock
         self._start_s = 0.0
         self._batches = self._to_go = 0
@@ -111,7 +111,7 @@ class EverySeconds:
         self._to_go -= count
         if self._to_go > 0:
             return False
-        passed_ms = max(1, self._exchange([round((self._clock() - self._start_s) * 1000)])[0][0])
+        passed_ms = max(1, self._chief_says(lambda: round((self._clock() - self._start_s) * 1000)))
         if passed_ms >= self._period_ms:
             return True
         expected = (self._period_ms - passed_ms) * self._batches // (2 * passed_ms)
@@ -130,16 +130,19 @@ def choose(
     every_steps: SupportsIndex | None,
     every_epochs: SupportsIndex | None,
     every_seconds: float | None,
-    exchange: Callable[[Sequence[int]], list[tuple[int, ...]]],
+    chief_says: Callable[[Callable[[], int]], int],
 ) -> Cadence:
-    """The one rule that was asked for. Raises ValueError for none, several, or a period that is none."""
+    """The one rule that was asked for; `chief_says` gives all workers what a function returns on the chief.
+
+    Raises ValueError for none, several, or a period that is none.
+    """
     if sum(period is not None for period in (every_steps, every_epochs, every_seconds)) != 1:
         raise ValueError("give one of every_steps, every_epochs and every_seconds")
     if every_steps is not None:
         return EverySteps(every_steps)
     if every_epochs is not None:
         return EveryEpochs(every_epochs)
-    return EverySeconds(every_seconds or 0.0, exchange)
+    return EverySeconds(every_seconds or 0.0, chief_says)
 
 
 def _check_count(name: str, period: SupportsIndex) -> int:

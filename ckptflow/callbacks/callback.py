@@ -16,8 +16,9 @@ from ckptflow.callbacks.position import FitState, Position
 from ckptflow.commit.retention import KeepBest
 from ckptflow.errors import UsageError
 from ckptflow.manager import CheckpointManager
-from ckptflow.state.cluster import worker_count
+from ckptflow.peers.team import Call
 from ckptflow.state.kinds import is_keras3_model
+from ckptflow.state.strategies import worker_count
 
 logger = logging.getLogger("ckptflow")
 
@@ -70,7 +71,13 @@ class CheckpointCallback:
         watcher: Watcher | None = None,
     ) -> None:
         self._manager = manager
-        self._cadence = choose(every_steps, every_epochs, every_seconds, manager._cluster.exchange)
+        self._session = session = manager.session
+        self._cadence = choose(
+            every_steps,
+            every_epochs,
+            every_seconds,
+            lambda passed_ms: session.chief_says(Call.READ_CLOCK, passed_ms, int),
+        )
         self._watcher = watcher
         self._check_manager()
         self.model: Any = None
@@ -109,12 +116,12 @@ class CheckpointCallback:
     def on_train_begin(self, logs: _Logs = None) -> None:
         loop = find_loop(self, self._is_rival)
         self._check_fit(loop)
-        self._state = state = FitState.of(self._manager)
-        if self._manager._incarnation is None or state.is_interrupted:
+        self._state = state = FitState.of(self._session)
+        if self._session.incarnation is None or state.is_interrupted:
             self._manager.restore_latest()
         self._loop = loop
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)
-        state.load(self._manager)
+        state.load(self._session)
         state.fits += 1
         start = self._find_start(state, loop)
         rate = learning_rate(self.model.optimizer) if start.batch else None
@@ -160,14 +167,14 @@ class CheckpointCallback:
 
     def on_test_begin(self, logs: _Logs = None) -> None:
         if self._loop is not None and self._watcher is not None:
-            self._manager._live.hold_metrics()  # those of training: validation is about to reset them
+            self._session.live.hold_metrics()  # those of training: validation is about to reset them
 
     def on_test_batch_end(self, batch: int, logs: _Logs = None) -> None:
         if self._loop is not None and self._watcher is not None:
             self._watcher.check(self._step())
 
     def on_test_end(self, logs: _Logs = None) -> None:
-        self._manager._live.release_metrics()
+        self._session.live.release_metrics()
 
     def on_train_end(self, logs: _Logs = None) -> None:
         loop, state = self._running()
@@ -228,7 +235,7 @@ class CheckpointCallback:
         except Exception as error:
             logger.warning("this epoch's metrics count from the resumed batch on, they cannot be built: %s", error)
             return
-        state.restore_metrics(self._manager)
+        state.restore_metrics(self._session)
 
     def _is_rival(self, callback: Any) -> bool:
         return isinstance(callback, CheckpointCallback) and callback._manager is self._manager
@@ -238,7 +245,7 @@ class CheckpointCallback:
     def _save(self, metrics: dict[str, float]) -> None:
         _, state = self._running()
         step = self._step()
-        for policy in self._manager._policies:
+        for policy in self._session.policies:
             if isinstance(policy, KeepBest) and policy.metric not in metrics:
                 self._warn_once(
                     "KeepBest(%r): the checkpoint of step %d has no such metric and so is never a best one; it has %s. "
@@ -266,12 +273,12 @@ class CheckpointCallback:
     # What cannot be
 
     def _check_manager(self) -> None:
-        manager = self._manager
-        if manager._read_only:
+        session = self._session
+        if session.read_only:
             raise UsageError("CheckpointCallback needs a manager that may write: this one has read_only=True")
-        models = manager._live.models()
-        is_multi_worker = isinstance(manager._cluster.strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        if is_multi_worker and manager._cluster.world_size > 1 and models and all(map(is_keras3_model, models)):
+        models = session.live.models()
+        is_multi_worker = isinstance(session.cluster.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if is_multi_worker and session.cluster.world_size > 1 and models and all(map(is_keras3_model, models)):
             raise UsageError(
                 "Keras 3 cannot fit under MultiWorkerMirroredStrategy: it raises a ValueError about PerReplica "
                 "before it calls any callback. Use tf_keras, or a training loop of your own with manager.save(step)"
@@ -289,21 +296,21 @@ class CheckpointCallback:
                 "fit under ParameterServerStrategy does its steps in its own time; call manager.save(step) in a "
                 "training loop of your own, after coordinator.join()"
             )
-        if worker_count(strategy) != self._manager._cluster.world_size:
+        if worker_count(strategy) != self._session.cluster.world_size:
             raise UsageError("the manager was not made under the strategy of the model: pass strategy= to it")
         if self.model.optimizer is None:
             raise UsageError("the model has no optimizer: compile it with one before fit")
-        if not self._manager._live.has_optimizer(self.model.optimizer):
+        if not self._session.live.has_optimizer(self.model.optimizer):
             raise UsageError(
                 "the manager's state does not hold the optimizer of the model that is fitted: make the manager with "
                 '{"model": model}, and the callback with that manager'
             )
 
     def _check_step(self) -> None:
-        if self._first_step < self._manager._last_step:
+        if self._first_step < self._session.last_step:
             raise UsageError(
                 f"the optimizer of the model that is fitted is at step {self._first_step}, the manager at step "
-                f"{self._manager._last_step}, and steps do not fall: models with a count of their own need a manager "
+                f"{self._session.last_step}, and steps do not fall: models with a count of their own need a manager "
                 "each, with a root each"
             )
 

@@ -11,18 +11,16 @@ import tensorflow as tf
 
 from ckptflow.callbacks.loops import Counters, Loop, Start
 from ckptflow.callbacks.others import Array, Others
-from ckptflow.commit.catalog import read_manifest
 from ckptflow.errors import CheckpointGoneError, ObjectNotFoundError, UsageError
 from ckptflow.format.layout import Folder
-from ckptflow.incarnation import Incarnation
-from ckptflow.manager import CheckpointManager
-from ckptflow.reading import OpenCheckpoint
+from ckptflow.job.incarnation import Incarnation
+from ckptflow.job.session import Session
+from ckptflow.peers.team import Call
 from ckptflow.state.kinds import Trackable
 
 logger = logging.getLogger("ckptflow")
 
 NAME = "ckptflow.fit"
-READ_POSITION, READ_METRICS = 200, 201  # what workers call together
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,12 @@ class FitState(Trackable):  # type: ignore[misc]
         self._loaded: dict[str, Any] = {}
 
     @staticmethod
-    def of(manager: CheckpointManager) -> FitState:
-        """The manager's; made and attached where it has none yet."""
-        found = manager._live.attached.get(NAME)
+    def of(session: Session) -> FitState:
+        """The session's; made and attached where it has none yet."""
+        found = session.live.attached.get(NAME)
         if not isinstance(found, FitState):
             found = FitState()
-            manager._live.attach(NAME, found)
+            session.live.attach(NAME, found)
         return found
 
     @property
@@ -116,9 +114,9 @@ class FitState(Trackable):  # type: ignore[misc]
 
     # What comes back
 
-    def load(self, manager: CheckpointManager) -> None:
-        """Reads the position out of the checkpoint that the manager has restored, once. A collective, if it has."""
-        incarnation = manager._incarnation
+    def load(self, session: Session) -> None:
+        """Reads the position out of the checkpoint that was restored, once. Called by all workers."""
+        incarnation = session.incarnation
         if incarnation is self._incarnation or incarnation is None:
             return
         is_first, self._incarnation = self._incarnation is None, incarnation
@@ -127,13 +125,11 @@ class FitState(Trackable):  # type: ignore[misc]
             self.position, self.fits = None, 0
             return
         self._restored = restored.folder
-        found: dict[str, Any] = {}
 
-        def read() -> tuple[int, ...]:
-            found.update(_read(manager, restored.folder))
-            return ()
+        def read() -> tuple[dict[str, Any], bool]:
+            return _read(session, restored.folder), True
 
-        manager._agree((READ_POSITION,), read)
+        found, _ = session.agree_on(Call.READ_POSITION, read)
         self._loaded = found
         position = found.get("position")
         self.position = Position(**position) if position else None
@@ -151,22 +147,22 @@ class FitState(Trackable):  # type: ignore[misc]
         others.restore(loaded.get("callbacks", {}), loaded.get("packed", np.zeros(0, np.uint8)))
         return Start(self.now.epoch, self.now.batch, loaded.get("counters"), loaded.get("input"))
 
-    def restore_metrics(self, manager: CheckpointManager) -> None:
-        """The variables of metrics as in the checkpoint of `position`: Keras has reset them since. A collective."""
+    def restore_metrics(self, session: Session) -> None:
+        """The variables of metrics as in the checkpoint of `position`: Keras has reset them since. Called by all."""
         folder = self._restored
 
-        def read() -> tuple[int, ...]:
+        def read() -> bool:
             if folder is not None:
-                manager._live.restore_metrics(manager._store, folder, manager._pool, manager._concurrency)
-            return ()
+                session.restore_metrics(folder)
+            return True
 
-        manager._agree((READ_METRICS,), read)
+        session.agree(Call.READ_METRICS, read)
 
 
-def _read(manager: CheckpointManager, folder: Folder) -> dict[str, Any]:
+def _read(session: Session, folder: Folder) -> dict[str, Any]:
     """What was saved by `FitState`, or nothing."""
     try:
-        checkpoint = OpenCheckpoint(manager._store, read_manifest(manager._store, folder), manager._pool)
+        checkpoint = session.open(folder)
         state = checkpoint.python_state.get(NAME)
         if state is None:
             return {}

@@ -218,6 +218,8 @@ class Summaries:
         self._store = store
         # Used by several threads and without a lock, which an interrupt could leave held: each use is one of a key.
         self._known: dict[Folder, Summary | Unreadable] = {}
+        self._newest: Manifest | None = None  # the last one that was read, while a restore may want it whole
+        self._keeps_newest = False
 
     def get(self, folder: Folder) -> Summary | Unreadable:
         known = self._known.get(folder)
@@ -227,10 +229,29 @@ class Summaries:
 
     def _read(self, folder: Folder) -> Summary | Unreadable:
         try:
-            return summarize(read_manifest(self._store, folder), self._store.url)
+            manifest = read_manifest(self._store, folder)
+            if self._keeps_newest:
+                self._newest = manifest
+            return summarize(manifest, self._store.url)
         except (CorruptCheckpointError, UnknownVersionError) as error:
             why: Unreadable = type(error)(str(error))
         return why  # and not what was raised, which holds all that was read
+
+    @contextlib.contextmanager
+    def keeping_newest(self) -> Iterator[None]:
+        """In the block, the manifest that was read last is kept whole for `read_manifest`."""
+        self._keeps_newest = True
+        try:
+            yield
+        finally:
+            self._keeps_newest, self._newest = False, None
+
+    def read_manifest(self, folder: Folder) -> Manifest:
+        """The manifest itself, which is not read again if it was the last one read. Raises as the function does."""
+        newest, self._newest = self._newest, None
+        if newest is not None and newest.folder == str(folder):
+            return newest
+        return read_manifest(self._store, folder)
 
     def read_many(self, listing: Listing, folders: Iterable[Folder]) -> dict[Folder, Summary | Unreadable]:
         """Several of a listing at once; those that are gone by now are left out."""

@@ -1,12 +1,14 @@
 """What the chief decides during a restore: which checkpoint is next, by what it lists and by what was tried in vain.
 
-Rules 1, 3 and 4 of the protocol. Every decision comes back as numbers, which all workers get from the chief.
+Rules 1, 3 and 4 of the protocol. `choose` decides, by what is known alone; `Chooser` gets to know it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ckptflow.commit.catalog import (
     Counting,
@@ -35,6 +37,67 @@ _NAMES_SHOWN = 5
 _MAX_GONE = 20  # listings in a row that name a checkpoint which is gone when it is read
 
 
+class Next(StrEnum):
+    """What comes next in a restore."""
+
+    RESTORE = "restore"
+    START = "start anew: the root holds no checkpoint"
+    LIST_AGAIN = "list again"
+    LOOK_OUTSIDE = "look at what does not count"
+    NO_SUCH_STEP = "no checkpoint of this step"
+    ALL_DAMAGED = "no valid checkpoint is left"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What comes next, and why. `save_again`: it is not the newest that counts; `is_outside`: it does not count."""
+
+    next: Next
+    reason: str
+    folder: Folder | None = None
+    save_again: bool = False
+    is_outside: bool = False
+
+
+def choose(
+    counting: Counting, damaged: Mapping[Folder, object], step: int | None, *, is_last: bool, rest: Counting | None
+) -> Choice:
+    """What to restore of what counts, or else, of what is outside it. Rules 3 and 4; reads nothing.
+
+    `damaged`: what was tried in vain. `is_last`: the root was listed again since the last of what counts was. `rest`:
+    what counts among what is outside and was not cut off by a rollback or a fresh start; None while it is not known.
+    """
+    if step is not None:
+        same = [f for f in counting.folders if f.step == step and f not in damaged]
+        others = sorted((f for f in counting.outside if f.step == step), key=lambda f: (f.incarnation, f.call))
+        if not same and not others:
+            return Choice(Next.NO_SUCH_STEP, f"no checkpoint of step {step}")
+        asked_for = same[0] if same else others[-1]
+        return Choice(
+            Next.RESTORE,
+            f"step {step} was asked for" + ("" if same else ", and does not count"),
+            asked_for,
+            save_again=asked_for != counting.newest,
+            is_outside=not same,
+        )
+    folder = next((f for f in counting.folders if f not in damaged), None)
+    if folder is not None:
+        is_newest = folder == counting.newest
+        reason = "it is the newest that counts" if is_newest else "newer ones that count are damaged"
+        return Choice(Next.RESTORE, reason, folder, save_again=not is_newest)
+    if not is_last and (damaged or counting.outside):
+        return Choice(Next.LIST_AGAIN, "a commit may have landed, which goes before anything outside what counts")
+    if rest is None:
+        return Choice(Next.LOOK_OUTSIDE, "nothing that counts can be restored")
+    for other in (*rest.folders, *rest.outside):
+        if other not in damaged:
+            reason = "nothing that counts can be restored, and this is the newest besides"
+            return Choice(Next.RESTORE, reason, other, save_again=True, is_outside=True)
+    if not damaged and not counting.outside:
+        return Choice(Next.START, "the root holds no checkpoint")
+    return Choice(Next.ALL_DAMAGED, "all that may be taken was tried in vain, or was cut off")
+
+
 @dataclass(slots=True)
 class View:
     """The chief's view of the root during one restore: the newest listing, what counts, what was tried in vain."""
@@ -43,6 +106,8 @@ class View:
     counting: Counting
     damaged: dict[Folder, str] = field(default_factory=dict)
     lineage: frozenset[Folder] = frozenset()
+    rest: Counting | None = None
+    barred: tuple[int, ...] = ()
     gone: int = 0
     is_stale: bool = False
     is_last: bool = False
@@ -56,16 +121,15 @@ class Chooser:
         self._summaries = summaries
         self.view: View | None = None
 
-    def refuse_used_root(self, held: Held | None = None) -> tuple[int, ...]:
+    def refuse_used_root(self, held: Held | None = None) -> None:
         committed = self._list_root(held).committed
         if committed:
             raise UsageError(
                 f"{self._store.url} holds {len(committed)} checkpoint(s), the newest {committed[-1]}: call "
                 "restore_latest() before the first save, or open the manager with fresh=True to start over"
             )
-        return ()
 
-    def warn_of_fresh(self, held: Held) -> tuple[int, ...]:
+    def warn_of_fresh(self, held: Held) -> None:
         committed = self._list_root(held).committed
         if committed:
             logger.warning(
@@ -75,25 +139,28 @@ class Chooser:
                 len(committed),
                 committed[-1],
             )
-        return ()
 
-    def choose(self, step: int | None, held: Held | None) -> tuple[int, ...]:
-        """(found, incarnation, step, call, save again?, outside?) of what to restore next."""
-        view = self.view
-        if view is None or view.is_stale:
-            view = self.list_anew(held)
-        if view.gone > _MAX_GONE:
-            raise CheckpointGoneError(f"{self._store.url}: checkpoints go faster than they can be read; pin one")
-        if step is not None:
-            return self._at_step(view, step)
-        folder = next((f for f in view.counting.folders if f not in view.damaged), None)
-        if folder is not None:
-            return (1, folder.incarnation, folder.step, folder.call, int(folder != view.counting.newest), 0)
-        if not view.is_last and (view.damaged or view.counting.outside):
-            view = self.list_anew(held)  # a commit may have landed, which goes before anything outside
-            view.is_last = True
-            return self.choose(step, held)
-        return self._outside(view)
+    def choose(self, step: int | None, held: Held | None) -> Choice:
+        """What to restore next, or to start anew. Raises if there is nothing that may be taken."""
+        while True:
+            view = self.view
+            if view is None or view.is_stale:
+                view = self.list_anew(held)
+            if view.gone > _MAX_GONE:
+                raise CheckpointGoneError(f"{self._store.url}: checkpoints go faster than they can be read; pin one")
+            choice = choose(view.counting, view.damaged, step, is_last=view.is_last, rest=view.rest)
+            if choice.next is Next.LIST_AGAIN:
+                view = self.list_anew(held)
+                view.is_last = True
+            elif choice.next is Next.LOOK_OUTSIDE:
+                self._look_outside(view)
+            elif choice.next is Next.NO_SUCH_STEP:
+                steps = sorted({f.step for f in view.listing.committed})
+                raise CheckpointNotFoundError(f"{self._store.url}: {choice.reason}; there are steps {steps}")
+            elif choice.next is Next.ALL_DAMAGED:
+                raise CorruptCheckpointError(self._nothing_left(view))
+            else:
+                return choice
 
     def list_anew(self, held: Held | None) -> View:
         """Lists after the claim, and decides what counts."""
@@ -127,36 +194,23 @@ class Chooser:
     def _count(self, listing: Listing, run_id: str | None) -> Counting:
         return find_counting_now(self._store, listing, run_id, self._summaries.get)
 
-    def _at_step(self, view: View, step: int) -> tuple[int, ...]:
-        same = [f for f in view.counting.folders if f.step == step and f not in view.damaged]
-        others = [f for f in view.counting.outside if f.step == step]
-        folder = next(iter(same + sorted(others, key=lambda f: (f.incarnation, f.call), reverse=True)), None)
-        if folder is None:
-            steps = sorted({f.step for f in view.listing.committed})
-            raise CheckpointNotFoundError(f"{self._store.url}: no checkpoint of step {step}; there are steps {steps}")
-        again = folder != view.counting.newest
-        return (1, folder.incarnation, folder.step, folder.call, int(again), int(folder not in same))
-
-    def _outside(self, view: View) -> tuple[int, ...]:
+    def _look_outside(self, view: View) -> None:
         """Rule 4's last resort: the newest valid one outside what counts, but never past a rollback or fresh start."""
         counting = view.counting
         barrier = max(counting.barrier, self._barrier_by_claim(counting))
         listing = view.listing.only(f for f in counting.outside if f not in view.damaged)
         open_listing = listing.only(f for f in listing.folders if f.incarnation >= barrier)
-        rest = self._count(open_listing, counting.run_id)
-        for folder in (*rest.folders, *rest.outside):
-            if folder not in view.damaged:
-                return (1, folder.incarnation, folder.step, folder.call, 1, 1)
-        if not view.damaged and not counting.outside:
-            return (0, 0, 0, 0, 0, 0)
-        barred = sorted({f.step for f in listing.folders} - {f.step for f in open_listing.folders})
+        view.rest = self._count(open_listing, counting.run_id)
+        view.barred = tuple(sorted({f.step for f in listing.folders} - {f.step for f in open_listing.folders}))
+
+    def _nothing_left(self, view: View) -> str:
         hint = (
-            f" Steps {barred} were cut off by a rollback or a fresh start and are not taken by themselves: "
-            f"restore({barred[-1]}) would take one."
-            if barred
+            f" Steps {list(view.barred)} were cut off by a rollback or a fresh start and are not taken by themselves: "
+            f"restore({view.barred[-1]}) would take one."
+            if view.barred
             else ""
         )
-        raise CorruptCheckpointError(
+        return (
             f"{self._store.url}: no valid checkpoint is left, and the state may hold a mixture of those that were "
             "tried: do not go on with it. " + " | ".join(view.damaged.values()) + hint
         )

@@ -35,6 +35,7 @@ from ckptflow.format.manifest import (
     decode,
     encode,
 )
+from ckptflow.peers.watch import ASK_EVERY_S, Answer
 from ckptflow.spans import span
 from ckptflow.storage.again import read_record
 from ckptflow.storage.store import Store
@@ -43,8 +44,7 @@ from ckptflow.threads import at_once
 logger = logging.getLogger("ckptflow")
 
 _READERS = 8  # receipts read at once, where there are more
-_ASK_EVERY_S = 2.0
-_DEAD_AFTER_S = 6.0  # of silence, so that no hiccup of a network is a death
+FindGone = Callable[[list[int]], Mapping[int, Answer]]
 
 
 class Coordinator:
@@ -58,10 +58,10 @@ class Coordinator:
         policies: Sequence[Policy],
         *,
         commit_timeout_s: float,
-        is_alive: Callable[[int], bool] = lambda worker: True,
+        find_gone: FindGone = lambda workers: {},
         tell: Tell = tell_nobody,
     ) -> None:
-        """`is_alive`: whether a worker's process still answers; one that has died is not waited for."""
+        """`find_gone`: which of these workers have ended or do not answer, and which of the two; none is waited for."""
         if start.held is None:
             raise ValueError("a reader commits nothing")
         self._store = store
@@ -70,7 +70,7 @@ class Coordinator:
         self._summaries = summaries
         self._policies = policies
         self._commit_timeout_s = commit_timeout_s
-        self._is_alive = is_alive
+        self._find_gone = find_gone
         self._tell = tell
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
@@ -187,10 +187,10 @@ class Coordinator:
         missing = set(range(1, draft.world_size))
         found: list[Receipt] = []
         pause_s = 0.05 if self._store.is_object_store else 0.002
-        heard = time.monotonic()  # when all that are missing were last known to live
-        asked = heard
+        started = time.monotonic()
         while missing:
-            dead_s = time.monotonic() - heard  # before looking for the receipts: they may be the last it wrote
+            # Before looking for the receipts: they may be the last that it wrote.
+            gone = self._find_gone(sorted(missing)) if time.monotonic() - started >= ASK_EVERY_S else {}
             found += self._read_receipts(draft, sorted(missing))
             missing -= {receipt.worker for receipt in found}
             if missing and time.monotonic() >= min(deadline, self._hurry_deadline):
@@ -199,17 +199,13 @@ class Coordinator:
                     f"{draft.world_size} did not report within commit_timeout_s={self._commit_timeout_s:g}; this "
                     "step was not saved, older checkpoints are untouched"
                 )
-            if missing and time.monotonic() - asked >= _ASK_EVERY_S:
-                asked = time.monotonic()
-                silent = [worker for worker in sorted(missing) if not self._is_alive(worker)]
-                if not silent:
-                    heard = asked
-                elif dead_s >= _DEAD_AFTER_S:
-                    raise SaveFailedError(
-                        f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, silent))} of "
-                        f"{draft.world_size} ended before they reported; this step was not saved, older checkpoints "
-                        "are untouched"
-                    )
+            lost = {worker: answer.value for worker, answer in gone.items() if worker in missing}
+            if lost:
+                raise SaveFailedError(
+                    f"{self._store.url}/{draft.folder}: "
+                    f"{', '.join(f'worker {worker} {what}' for worker, what in lost.items())} and did not report (of "
+                    f"{draft.world_size} workers); this step was not saved, older checkpoints are untouched"
+                )
             if missing:
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 1.5, 1.0 if self._store.is_object_store else 0.05)

@@ -8,23 +8,62 @@ is believed that was listed before the claim.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import msgspec
 
 from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
-from ckptflow.commit.choosing import Chooser, View
-from ckptflow.commit.lineage import Held, claim_next, pack_writer_id, unpack_writer_id
-from ckptflow.commit.team import Cluster, Outcome, Vote, chief_says, raise_together, vote, vote_for
+from ckptflow.commit.choosing import Choice, Chooser, View
+from ckptflow.commit.lineage import Held, claim_next
 from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen
-from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.errors import LEAVING, CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
+from ckptflow.peers.team import Call, Cluster, agree, chief_says
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
 Load = Callable[[Folder, Manifest, Mapping[str, int] | None], None]
+
+
+class Outcome(StrEnum):
+    """How one worker's part of reading a checkpoint went, if the restore can go on."""
+
+    FINE = "fine"
+    GONE = "gone"
+    DAMAGED = "damaged"
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One worker's outcome, and why."""
+
+    outcome: Outcome = Outcome.FINE
+    why: str = ""
+
+
+class _Nothing(msgspec.Struct, frozen=True):
+    """Done, with no result."""
+
+
+class _Look(msgspec.Struct, frozen=True):
+    """What would be restored now, and what the claim is to say of it."""
+
+    folder: Folder | None
+    reason: Reason
+
+
+def outcome_of(error: BaseException) -> Part | None:
+    """What an error in reading a checkpoint says of it: gone, damaged, or nothing at all, and the restore ends."""
+    if isinstance(error, ObjectNotFoundError):
+        return Part(Outcome.GONE, str(error))
+    if isinstance(error, CorruptCheckpointError):
+        return Part(Outcome.DAMAGED, str(error))
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +112,7 @@ class Resume:
         self._load = load
         self._complete = complete
         self._has_loaded = False
+        self._manifest: Manifest | None = None  # the last one that was read and could be
         self._read_only = read_only
         self._claim_timeout_s = claim_timeout_s
         self._tell = tell
@@ -83,28 +123,26 @@ class Resume:
         """Claims without restoring: on an empty root, or over what is there with `fresh`."""
         reason: Reason = "fresh" if fresh else "start"
         if not fresh:
-            chief_says(self._cluster, self._chooser.refuse_used_root)
+            self._chief_does(self._chooser.refuse_used_root)
         held = self._claim(reason)
-
-        def look_after_claim() -> tuple[int, ...]:
-            return self._chooser.warn_of_fresh(held) if fresh else self._chooser.refuse_used_root(held)
-
-        chief_says(self._cluster, look_after_claim)
+        self._chief_does(lambda: (self._chooser.warn_of_fresh if fresh else self._chooser.refuse_used_root)(held))
         barrier = held.number if fresh else 0
         return Start(held, reason, barrier=barrier, fresh_since=barrier)
 
     def run(self, step: int | None) -> Start:
         """Restores the newest valid checkpoint, or the one of `step` and no other. See the module's docstring."""
+        with self._summaries.keeping_newest():
+            return self._run(step)
+
+    def _run(self, step: int | None) -> Start:
         reason = self._look(step)
         held = None if self._read_only else self._claim(reason)
         if self._view is not None and held is not None:
             self._view.is_stale, self._view.is_last = True, False
         problems: list[str] = []
         while True:
-            found, number, folder_step, call, again, outside = chief_says(
-                self._cluster, lambda: self._chooser.choose(step, held)
-            )[:6]
-            if not found:
+            choice = chief_says(self._cluster, Call.LOOK, lambda: self._chooser.choose(step, held), Choice)
+            if choice.folder is None:
                 if self._has_loaded:
                     raise CheckpointGoneError(
                         f"{self._store.url}: the checkpoint that was being restored is gone, and there is no other. "
@@ -112,15 +150,15 @@ class Resume:
                     )
                 logger.warning("%s: no checkpoint is here, starting anew", self._store.url)
                 return Start(held)
-            folder = Folder(folder_step, number, call)
-            summary, votes = self._attempt(folder)
+            logger.debug("%s/%s is tried: %s", self._store.url, choice.folder, choice.reason)
+            summary, parts = self._attempt(choice.folder)
             if summary is not None:
-                return self._start(held, summary, step, bool(again), bool(outside), problems)
-            outcomes = {v.outcome for v in votes}
-            if Outcome.DAMAGED in outcomes:
-                problems.append(self._met_damage(folder, step, votes))
+                return self._start(held, summary, step, choice, problems)
+            self._manifest = None
+            if any(part.outcome is Outcome.DAMAGED for part in parts):
+                problems.append(self._met_damage(choice.folder, step, parts))
             else:
-                self._met_gone(folder)
+                self._met_gone(choice.folder)
 
     @property
     def _view(self) -> View | None:
@@ -128,115 +166,117 @@ class Resume:
 
     # What all workers do
 
+    def _chief_does(self, do: Callable[[], None]) -> None:
+        def done() -> _Nothing:
+            do()
+            return _Nothing()
+
+        chief_says(self._cluster, Call.START, done, _Nothing)
+
     def _claim(self, reason: Reason) -> Held:
-        mine: list[Held] = []
+        def claim() -> Held:
+            return claim_next(self._store, self._summaries, reason, self._claim_timeout_s)
 
-        def claim() -> tuple[int, ...]:
-            held = claim_next(self._store, self._summaries, reason, self._claim_timeout_s)
-            mine.append(held)
-            return (held.number, *unpack_writer_id(held.writer_id))
-
-        number, first, second = chief_says(self._cluster, claim)[:3]
+        held = chief_says(self._cluster, Call.CLAIM, claim, Held)
         self.has_claimed = True
-        held = mine[0] if mine else Held(number, "", pack_writer_id((first, second)))
         check_claim_is_seen(self._cluster, self._store, held)
         return held
 
     def _look(self, step: int | None) -> Reason:
         """Rule 1: checks the state against what would be restored now; a refusal costs no claim."""
-        reason: list[Reason] = ["resume"]
 
-        def choose() -> tuple[int, ...]:
-            numbers = self._chooser.choose(step, None)
-            view = self._view
-            is_rollback = step is not None and view is not None and bool(numbers[4])
-            reason[0] = "rollback" if is_rollback else "resume" if numbers[0] else "start"
-            return numbers
+        def choose() -> _Look:
+            choice = self._chooser.choose(step, None)
+            is_rollback = step is not None and choice.save_again
+            return _Look(choice.folder, "rollback" if is_rollback else "resume" if choice.folder else "start")
 
-        found, number, folder_step, call = chief_says(self._cluster, choose)[:4]
-        if not found:
-            return reason[0]
-        folder = Folder(folder_step, number, call)
-        manifests: list[Manifest] = []
-        votes = self._in_parts(folder, lambda: manifests.append(self._read(folder)), lambda: self._check(manifests[0]))
-        check_manifest_is_seen(self._cluster, self._store, folder, votes)
-        return reason[0]
+        look = chief_says(self._cluster, Call.LOOK, choose, _Look)
+        if look.folder is not None:
+            parts = self._in_parts(look.folder, {Call.READ: self._read, Call.CHECK: self._check_read})
+            check_manifest_is_seen(self._cluster, self._store, look.folder, [p.outcome is Outcome.GONE for p in parts])
+        return look.reason
 
-    def _read(self, folder: Folder) -> Manifest:
-        """The manifest. The chief, who knows the run, takes another run's in its place for damage."""
-        manifest = read_manifest(self._store, folder)
+    def _read(self, folder: Folder) -> None:
+        """The manifest, once. The chief, who knows the run, takes another run's in its place for damage."""
+        manifest, self._manifest = self._manifest, None
+        if manifest is None or manifest.folder != str(folder):
+            manifest = self._summaries.read_manifest(folder)
         view = self._view
         if view is not None and folder in view.counting.folders and view.counting.is_of_another(manifest.run_id):
             raise CorruptCheckpointError(f"{self._store.url}/{folder}: it is a checkpoint of another run")
-        return manifest
+        self._manifest = manifest
 
-    def _attempt(self, folder: Folder) -> tuple[Summary | None, list[Vote]]:
+    def _sound(self) -> Manifest:
+        if self._manifest is None:
+            raise ValueError("the manifest is read first")
+        return self._manifest
+
+    def _check_read(self, folder: Folder) -> None:
+        self._check(self._sound())
+
+    def _attempt(self, folder: Folder) -> tuple[Summary | None, list[Part]]:
         """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
         view = self._view
         files = view.listing.folders.get(folder) if view is not None and self._cluster.is_chief else None
-        manifests: list[Manifest] = []
         found: list[Summary] = []
 
-        def load() -> None:
+        def load(folder: Folder) -> None:
             self._has_loaded = True
-            self._load(folder, manifests[0], files)
+            self._load(folder, self._sound(), files)
 
-        def complete() -> None:
+        def complete(folder: Folder) -> None:
             self._complete()
-            found.append(summarize(manifests[0], self._store.url))
+            found.append(summarize(self._sound(), self._store.url))
             if view is not None and self._cluster.is_chief:
                 view.lineage = self._chooser.lineage_of(found[0], view)
 
-        votes = self._in_parts(
+        parts = self._in_parts(
             folder,
-            lambda: manifests.append(self._read(folder)),
-            lambda: self._check(manifests[0]),
-            load,
-            complete,
+            {Call.READ: self._read, Call.CHECK: self._check_read, Call.LOAD: load, Call.COMPLETE: complete},
         )
-        return (found[0] if all(v.outcome is Outcome.FINE for v in votes) else None), votes
+        return (found[0] if all(part.outcome is Outcome.FINE for part in parts) else None), parts
 
-    def _in_parts(self, folder: Folder, *parts: Callable[[], None]) -> list[Vote]:
-        """Does part after part, as long as each goes well on every worker; whatever happens is a vote.
+    def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], None]]) -> list[Part]:
+        """Does part after part, as long as each goes well on every worker, and says how the last one went on each.
 
         Checking may make variables, a collective: who could not read must have said so before the others begin to.
         """
-        votes: list[Vote] = []
-        for part in parts:
-            error, mine = self._try(folder, part)
-            votes = vote(self._cluster, mine)
-            raise_together(votes, error if mine.outcome is Outcome.FAILED else None, worker=self._cluster.worker)
-            if any(v.outcome is not Outcome.FINE for v in votes):
+        found: list[Part] = []
+        for call, do in parts.items():
+            found = agree(self._cluster, call, partial(self._try, folder, do))
+            if any(part.outcome is not Outcome.FINE for part in found):
                 break
-        return votes
+        return found
 
-    def _try(self, folder: Folder, part: Callable[[], None]) -> tuple[BaseException | None, Vote]:
+    def _try(self, folder: Folder, do: Callable[[Folder], None]) -> Part:
         try:
-            part()
-        except ObjectNotFoundError as error:
-            return error, Vote(Outcome.GONE, str(error))
-        except CorruptCheckpointError as error:
-            return error, self._is_it_damage(folder, error)
+            do(folder)
+        except LEAVING:
+            raise
         except BaseException as error:
-            return error, vote_for(error)
-        return None, Vote(Outcome.FINE)
+            part = outcome_of(error)
+            if part is None:
+                raise
+            return self._is_it_damage(folder, part) if part.outcome is Outcome.DAMAGED else part
+        return Part()
 
-    def _is_it_damage(self, folder: Folder, error: CorruptCheckpointError) -> Vote:
-        """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged."""
+    def _is_it_damage(self, folder: Folder, damaged: Part) -> Part:
+        """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged.
+
+        If it cannot be asked for, there is no proof of damage.
+        """
         try:
             read_manifest(self._store, folder)
         except ObjectNotFoundError:
-            return Vote(Outcome.GONE, str(error))
+            return Part(Outcome.GONE, damaged.why)
         except CorruptCheckpointError:
             pass
-        except BaseException as unreadable:  # no proof of damage
-            return vote_for(unreadable)
-        return Vote(Outcome.DAMAGED, str(error))
+        return damaged
 
-    def _met_damage(self, folder: Folder, step: int | None, votes: list[Vote]) -> str:
+    def _met_damage(self, folder: Folder, step: int | None, parts: Sequence[Part]) -> str:
         """All workers agree that this one is damaged, or all raise: one worker's bad disk must cut nothing off."""
-        worker, text = next((i, v.text) for i, v in enumerate(votes) if v.outcome is Outcome.DAMAGED)
-        if votes[0].outcome is not Outcome.DAMAGED:
+        worker, text = next((i, part.why) for i, part in enumerate(parts) if part.outcome is Outcome.DAMAGED)
+        if parts[0].outcome is not Outcome.DAMAGED:
             raise CorruptCheckpointError(
                 f"worker {worker} reads damage that the chief does not see, so nothing is given up: {text}"
             )
@@ -244,6 +284,7 @@ class Resume:
             raise CorruptCheckpointError(f"{text}; restore(step) takes no other step, restore_latest() would")
         if self._view is not None:
             self._view.damaged[folder] = text
+            self._view.rest = None
         self._tell(Damaged(step=folder.step, folder=str(folder), error=text))
         logger.error("damaged checkpoint, trying the one before: %s", text)
         return text
@@ -255,19 +296,19 @@ class Resume:
         logger.info("%s/%s went while it was read; listing again", self._store.url, folder)
 
     def _start(
-        self, held: Held | None, restored: Summary, step: int | None, again: bool, outside: bool, problems: list[str]
+        self, held: Held | None, restored: Summary, step: int | None, choice: Choice, problems: Sequence[str]
     ) -> Start:
         """What the incarnation builds on, now that every worker holds `restored`."""
         if problems:
             logger.warning("restored step %d instead (%s)", restored.checkpoint.step, restored.checkpoint.url)
         reason: Reason = "resume"
-        if again:
-            reason = "rollback" if step is not None else "outside" if outside else "damage"
+        if choice.save_again:
+            reason = "rollback" if step is not None else "outside" if choice.is_outside else "damage"
         view = self._view
-        if outside and step is None and self._cluster.is_chief:
+        if choice.is_outside and step is None and self._cluster.is_chief:
             logger.warning("%s is outside what counts; nothing that counts could be restored", restored.checkpoint.url)
         if view is None or held is None or not self._cluster.is_chief:
-            return Start(held, reason, restored, save_again=again and held is not None)
+            return Start(held, reason, restored, save_again=choice.save_again and held is not None)
         counting = view.counting
         return Start(
             held=held,
@@ -276,5 +317,5 @@ class Resume:
             lineage=view.lineage,
             barrier=held.number if reason == "rollback" else max(counting.barrier, restored.barrier),
             fresh_since=max(counting.fresh_since, restored.fresh_since),
-            save_again=again,
+            save_again=choice.save_again,
         )

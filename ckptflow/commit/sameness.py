@@ -1,41 +1,66 @@
-"""Whether all workers hold the same state: one number in a vote says that it differs, and then this says where."""
+"""Whether all workers hold the same state: one number in a message says that it differs, and then this says where."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from ckptflow.commit.team import Cluster, Outcome, Vote, vote
+import msgspec
+
 from ckptflow.errors import UsageError
 from ckptflow.format.words import some_of
+from ckptflow.peers.team import Call, Cluster, agree, chief_says
 
-_BITS = 62  # of a number that can be exchanged
-_SHOWN = 6  # differences that one worker tells the others
+_SHOWN = 6  # differences of one worker that are told
 
 
-def checksum(lines: Iterable[str]) -> int:
-    """A number that is equal where the lines are, in any order, and else differs for all that ever happens."""
+class _Held(msgspec.Struct, frozen=True):
+    """What a worker holds, as a checksum of each line."""
+
+    lines: list[str]
+
+
+class _Difference(msgspec.Struct, frozen=True):
+    """What a worker has and the chief lacks, to be read; and what it lacks, as checksums."""
+
+    more: str
+    lacking: list[str]
+
+
+def checksum(lines: Iterable[str]) -> str:
+    """A text that is equal where the lines are, in any order, and else differs for all that ever happens."""
     return _hash("\n".join(sorted(lines)))
 
 
 def raise_differences(cluster: Cluster, lines: Sequence[str]) -> None:
-    """Raises `UsageError` on every worker, naming what some have and others lack. Three exchanges, on all workers.
+    """Raises `UsageError` on every worker, naming what some have and others lack. Called by all workers.
 
-    `lines` describe what this worker holds: "model/kernel: float32 (3, 4)".
+    `lines` describe what this worker holds: "model/kernel: float32 (3, 4)". Each is compared with the chief's.
     """
     mine = {_hash(line): line for line in lines}
-    counts = [row[0] for row in cluster.exchange([len(mine)])]
-    hashes = [*mine, *[0] * (max(counts) - len(mine))]
-    held = [set(row[:count]) for row, count in zip(cluster.exchange(hashes), counts, strict=True)]
-    lacking = {line: [str(w) for w, other in enumerate(held) if number not in other] for number, line in mine.items()}
-    found = [f"{line} (not on worker {', '.join(workers)})" for line, workers in sorted(lacking.items()) if workers]
-    told = vote(cluster, Vote(Outcome.FINE, some_of(found, _SHOWN, "; ")))
+    of_chief = chief_says(cluster, Call.COMPARE, lambda: _Held(sorted(mine)), _Held).lines
+    there = set(of_chief)
+
+    def compare() -> _Difference:
+        more = sorted(f"{line} (not on worker 0)" for number, line in mine.items() if number not in there)
+        return _Difference(some_of(more, _SHOWN, "; "), [number for number in of_chief if number not in mine])
+
+    found = agree(cluster, Call.COMPARE, compare)
+
+    def describe() -> str:
+        lacking = {
+            line: ", ".join(str(worker) for worker, each in enumerate(found) if number in each.lacking)
+            for number, line in mine.items()
+        }
+        return some_of([f"{line} (not on worker {who})" for line, who in sorted(lacking.items()) if who], _SHOWN, "; ")
+
+    more = [chief_says(cluster, Call.COMPARE, describe, str), *(each.more for each in found[1:])]
     raise UsageError(
         "the workers hold different states, and nothing was saved or restored. "
-        + ". ".join(f"Worker {worker} has {v.text}" for worker, v in enumerate(told) if v.text)
+        + ". ".join(f"Worker {worker} has {text}" for worker, text in enumerate(more) if text)
         + ". Make the same objects, and build them, on every worker; what is a worker's own goes into PerWorker"
     )
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> (64 - _BITS)
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -6,18 +6,11 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ckptflow.arguments import (
-    DEFAULT_COMMIT_TIMEOUT_S,
-    DEFAULT_KEEP,
-    DEFAULT_MEMORY_BUDGET_BYTES,
-    DEFAULT_SHARD_BYTES,
-    check_step,
-)
 from ckptflow.commit.catalog import Checkpoint, Summaries, list_root
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume
@@ -29,7 +22,15 @@ from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.format.values import to_json
 from ckptflow.interop.tensors import NamedTensors, bytes_of
-from ckptflow.saver import Job, Saver, software_versions
+from ckptflow.job.arguments import (
+    DEFAULT_COMMIT_TIMEOUT_S,
+    DEFAULT_KEEP,
+    DEFAULT_MEMORY_BUDGET_BYTES,
+    DEFAULT_SHARD_BYTES,
+    check_step,
+)
+from ckptflow.job.saver import Job, Saver, software_versions
+from ckptflow.peers.team import Alone
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
@@ -65,13 +66,13 @@ def commit_tensors(
         if not fresh:
             _refuse_used(store)
         summaries = Summaries(store)
-        start = Resume(store, _Alone(), summaries, check=lambda _: None, load=lambda *_: None).start_anew(fresh=fresh)
+        start = Resume(store, Alone(), summaries, check=lambda _: None, load=lambda *_: None).start_anew(fresh=fresh)
         if start.held is None:
             raise UsageError(f"{store.url} was not claimed")
         coordinator = Coordinator(store, start, summaries, DEFAULT_KEEP, commit_timeout_s=DEFAULT_COMMIT_TIMEOUT_S)
         saver = Saver(
             store=store,
-            cluster=_Alone(),
+            cluster=Alone(),
             pool=pool,
             held=start.held,
             coordinator=coordinator,
@@ -116,17 +117,6 @@ def _run(saver: Saver, coordinator: Coordinator, job: Job) -> Checkpoint:
     if not acknowledged or acknowledged[0] is None:
         raise SaveFailedError(f"{job.folder} was saved and not acknowledged")
     return acknowledged[0]
-
-
-class _Alone:
-    """A cluster of one process."""
-
-    worker = 0
-    world_size = 1
-    is_chief = True
-
-    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
-        return [tuple(row)]
 
 
 class _Captured:

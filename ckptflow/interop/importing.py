@@ -11,13 +11,13 @@ from typing import Any
 
 from msgspec import structs
 
-from ckptflow.arguments import check_step
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import StateMismatchError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
+from ckptflow.job.arguments import check_step
 from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched

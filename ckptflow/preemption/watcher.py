@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat, SupportsIndex
 
-from ckptflow.arguments import check_metrics, check_step
-from ckptflow.commit.team import agree, chief_says
+import msgspec
+
 from ckptflow.errors import PeerError, SaveFailedError, UsageError
 from ckptflow.format.values import to_json
+from ckptflow.job.arguments import check_metrics, check_step
+from ckptflow.peers.team import Call, called
 from ckptflow.preemption.notices import Notice, Notices, name_of
 from ckptflow.preemption.pace import Pace
 
@@ -25,7 +27,13 @@ logger = logging.getLogger("ckptflow")
 
 EX_TEMPFAIL = 75  # of sysexits.h: "temporary failure, the user is invited to retry"
 
-_CHECK = 100  # beside the manager's own calls, see `commit.team.agree`
+
+class _Told(msgspec.Struct, frozen=True):
+    """What a worker tells at a check: who told it to leave (0: nobody), how long ago, and how fast its checks come."""
+
+    by: int
+    ago_ms: int
+    news: tuple[int, int]
 
 
 class PreemptionWatcher:
@@ -64,7 +72,7 @@ class PreemptionWatcher:
     ) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise UsageError("a PreemptionWatcher is made on the main thread: signals can be caught only there")
-        manager._calls.check(writes=True)
+        manager.session.calls.check(writes=True)
         if notice is not None and not callable(notice):
             raise ValueError(f"notice is a function that returns true or false, not {notice!r}")
         if not grace_period_s > 0:
@@ -72,7 +80,8 @@ class PreemptionWatcher:
         if not 0 <= exit_code <= 255:
             raise ValueError(f"exit_code is between 0 and 255, not {exit_code}")
         self._manager = manager
-        self._cluster = manager._cluster
+        self._session = manager.session
+        self._cluster = manager.session.cluster
         self._grace_period_s = grace_period_s
         self._exit_code = exit_code
         self._pace = Pace()
@@ -105,24 +114,20 @@ class PreemptionWatcher:
         is_due = self._pace.is_due(number, time.monotonic())
         if not is_due and (self._cluster.world_size > 1 or not self.is_preempted):
             return
-        finite: list[dict[str, float]] = []
 
-        def tell() -> tuple[int, ...]:
-            self._manager._calls.check(writes=True)
-            finite.append(_finite(metrics))
+        def tell() -> tuple[dict[str, float], _Told]:
+            self._session.calls.check(writes=True)
+            finite = _finite(metrics)
             to_json(metadata, "metadata")  # a mistake shows at the first check, not with the last step
             told = self._notices.told
             by, ago_ms = (told.by, int((time.monotonic() - told.at_s) * 1000)) if told else (0, 0)
-            return (number, by, ago_ms, *self._pace.news())
+            return finite, _Told(by, ago_ms, self._pace.news())
 
-        rows = [vote.numbers for vote in agree(self._cluster, (_CHECK,), tell)]
-        steps = {worker: row[0] for worker, row in enumerate(rows)}
-        if len(set(steps.values())) > 1:
-            raise UsageError(f"workers check different steps at once; step by worker: {steps}")
-        self._pace.looked([(row[3], row[4]) for row in rows], time.monotonic())
-        told = {worker: (row[1], row[2] / 1000) for worker, row in enumerate(rows) if row[1]}
+        finite, all_told = self._session.agree_on(called(Call.CHECK_NOTICES, step=number), tell)
+        self._pace.looked([each.news for each in all_told], time.monotonic())
+        told = {worker: (each.by, each.ago_ms / 1000) for worker, each in enumerate(all_told) if each.by}
         if told:
-            self._leave(number, finite[0], metadata, told)
+            self._leave(number, finite, metadata, told)
 
     def close(self) -> None:
         """Puts back the handlers that were there. Closing twice does nothing."""
@@ -137,7 +142,7 @@ class PreemptionWatcher:
     ) -> None:
         """Leaving well first waits, like the manager, for the save under way: no signal may cut it short."""
         try:
-            if kind is None and not self._manager._calls.is_closed:
+            if kind is None and not self._session.calls.is_closed:
                 self._manager.wait()
         finally:
             self.close()
@@ -190,10 +195,10 @@ class PreemptionWatcher:
         except (SaveFailedError, PeerError) as error:  # with a dead peer, what follows raises the like
             logger.warning("told to leave: a save before this one failed, trying once more: %s", error)
 
-        def is_committed() -> tuple[int, ...]:  # a worker's own part says nothing: the chief commits
-            return (int(manager._last_step == step and manager._background.newest_error is None),)
+        def is_committed() -> bool:  # a worker's own part says nothing: the chief commits
+            return self._session.last_step == step and self._session.has_saved_all
 
-        was_saved = bool(chief_says(self._cluster, is_committed)[0])
+        was_saved = self._session.chief_says(Call.LEAVE, is_committed, bool)
         if not was_saved:
             manager.save(step, metrics=metrics, metadata=metadata)
             manager.wait()

@@ -21,7 +21,7 @@ from ckptflow.format.boxes import Box
 from ckptflow.format.components import aggregate
 from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec
-from ckptflow.state import cluster
+from ckptflow.state import strategies
 from ckptflow.state.blocks import PartsLeaf
 from ckptflow.state.collector import no_collection
 from ckptflow.state.configs import described
@@ -132,13 +132,13 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
     Raises `PeerError` where a parameter server is gone.
     Raises whatever an entry's `get_state` raises, and `UnsupportedStateError` for what it returns and JSON cannot hold.
     """
-    if not cluster.between_steps():
+    if not strategies.is_between_steps():
         raise UsageError("the state is captured between two steps: not inside a tf.function, nor inside strategy.run")
     try:
         plan = _plan(tree)
         held = plan.read()
     except tf.errors.UnavailableError as error:
-        raise cluster.server_is_gone(error, "the state cannot be read, and nothing was saved now") from error
+        raise strategies.server_is_gone(error, "the state cannot be read, and nothing was saved now") from error
     python_state = {name: values.to_json(entry.get_state(), name) for name, entry in tree.python.items()}
     shared = {name: state for name, state in python_state.items() if name not in tree.own_names}
     values.check_room(shared, values.MAX_STATE_BYTES // 2)

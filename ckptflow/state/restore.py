@@ -18,9 +18,9 @@ from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.printable import lines as text_lines
 from ckptflow.state.bundles import Bundle
-from ckptflow.state.cluster import server_is_gone
 from ckptflow.state.kinds import is_normalization
 from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, as_tensor, from_bytes
+from ckptflow.state.strategies import server_is_gone
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 
 logger = logging.getLogger("ckptflow")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.errors import PeerError, UnsupportedStateError, UsageError
 from ckptflow.state.kinds import is_distributed, is_on_server, raw_variable
-from ckptflow.state.messages import Peer
 
 # Under all of these but the second one Python runs in one process, which sees all of the state: also for the hosts of
 # a TPU pod, and for parameter servers, whose coordinator pulls what it saves.
@@ -86,12 +86,37 @@ def tasks_of(strategy: Any) -> dict[str, Sequence[str]]:
     return {kind: spec[kind] for kind in ("chief", "worker") if spec.get(kind)}
 
 
-def peers_of(strategy: Any) -> tuple[Peer, ...]:
-    """Those processes in the order of workers."""
-    return tuple(
-        Peer(f"/job:{kind}/replica:0/task:{number}", address)
-        for kind, addresses in tasks_of(strategy).items()
-        for number, address in enumerate(addresses)
+def worker_count(strategy: Any) -> int:
+    """How many workers train together under a strategy."""
+    return sum(map(len, tasks_of(strategy).values())) or 1
+
+
+def worker_index(strategy: Any) -> int:
+    """This worker's place under a strategy: the chief first, then the workers."""
+    tasks = tasks_of(strategy)
+    if not tasks:
+        return 0
+    resolver = strategy.cluster_resolver
+    if resolver.task_type not in tasks:
+        raise UnsupportedStateError(
+            f"a task of type {resolver.task_type!r} takes no part in training and saves nothing"
+        )
+    before = len(tasks.get("chief", ())) if resolver.task_type == "worker" else 0
+    return before + int(resolver.task_id)
+
+
+def is_between_steps() -> bool:
+    """Whether this code runs where a training loop does: not inside a tf.function, nor inside strategy.run."""
+    in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    return bool(tf.executing_eagerly()) and not in_replica
+
+
+def server_is_gone(error: Any, what: str) -> PeerError:
+    """What TensorFlow's UnavailableError means for variables that are on parameter servers."""
+    found = re.search(r"/job:ps/replica:\d+/task:\d+", str(error.message))
+    return PeerError(
+        f"{what}: {found[0] if found else 'a parameter server'} that holds variables has ended or cannot be reached. "
+        "What was saved before is untouched; start all processes again, and restore"
     )
 
 
@@ -112,7 +137,7 @@ def check_strategy(variables: Mapping[str, Any], strategy: Any) -> None:
             continue
         owner = raw.distribute_strategy  # a property of every DistributedVariable, so that nothing is read
         if is_default(strategy):
-            count = len(peers_of(owner))
+            count = worker_count(owner)
             if count > 1:
                 raise UsageError(
                     f"{name} was made under a {name_of(owner)} of {count} workers, and the manager under none: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -127,6 +128,21 @@ class CountingStore(StoreWrapper):
     def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
         self.calls.append((verb, key))
         return call()
+
+
+class ProgressStore(StoreWrapper):
+    """`store`, and in `finished` how many calls of it have come to an end: who waits for it sees that it goes on."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._numbers = itertools.count(1)
+        self.finished = 0
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        try:
+            return call()
+        finally:
+            self.finished = next(self._numbers)
 
 
 class LatencyStore(StoreWrapper):

@@ -84,14 +84,12 @@ class Clocks:
         self.now = 0.0
         self.looks: list[float] = []
         self._seconds = seconds_per_batch
-        self._rows: list[list[int]] = []
+        self.said: list[int] = []
 
-    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
-        """The chief comes first; the other gets the chief's row and its own."""
-        if len(self.looks) == len(self._rows):
-            self._rows.append(list(row))
-            self.looks.append(self.now)
-        return [tuple(self._rows[-1]), tuple(row)]
+    def chief_says(self, passed_ms: Callable[[], int]) -> int:
+        self.said.append(passed_ms())
+        self.looks.append(self.now)
+        return self.said[-1]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +104,8 @@ class Clocks:
 )
 def test_every_seconds_by_the_first_worker_alone(seconds_per_batch: Callable[[int], float]) -> None:
     clocks = Clocks(seconds_per_batch)
-    chief = EverySeconds(20, clocks.exchange, lambda: clocks.now)
-    other = EverySeconds(20, lambda row: [tuple(clocks._rows[-1]), tuple(row)], lambda: 7 * clocks.now)
+    chief = EverySeconds(20, clocks.chief_says, lambda: clocks.now)
+    other = EverySeconds(20, lambda passed_ms: clocks.said[-1], lambda: 7 * clocks.now)
     chief.begin(0, 0)
     other.begin(0, 0)
     saved, batches = [0.0], 5000
@@ -148,4 +146,4 @@ def test_every_seconds_by_the_first_worker_alone(seconds_per_batch: Callable[[in
 )
 def test_what_is_no_period_is_refused(given: tuple[Any, Any, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose(*given, lambda row: [tuple(row)])
+        choose(*given, lambda passed_ms: passed_ms())

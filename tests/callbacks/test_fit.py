@@ -90,7 +90,7 @@ def test_steps_metrics_and_the_last_save(keras: Any, tmp_path: Path) -> None:
 @KERAS3
 def test_validation_feeds_keep_best(keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Job(keras, tmp_path) as job:
-        job.manager._policies = (KeepBest("val_loss", n=2),)
+        job.manager.session.policies = (KeepBest("val_loss", n=2),)
         history = job.fit(every={"every_epochs": 1}, epochs=4, validation_data=arrays())
         losses = history.history["val_loss"]
         best = sorted(range(4), key=lambda epoch: losses[epoch])[:2]
@@ -102,7 +102,7 @@ def test_validation_feeds_keep_best(keras: Any, tmp_path: Path, caplog: pytest.L
 @KERAS3
 def test_a_metric_that_no_save_has_is_said_once(keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Job(keras, tmp_path) as job:
-        job.manager._policies = (KeepBest("val_loss"), KeepLast(1))
+        job.manager.session.policies = (KeepBest("val_loss"), KeepLast(1))
         job.fit(epochs=1)
     assert caplog.text.count("KeepBest('val_loss'): the checkpoint of step 4 has no such metric") == 1
 
@@ -375,7 +375,7 @@ def refusals(keras: Any, job: Job) -> Iterator[tuple[str, Callable[[], Any]]]:
         callbacks.on_train_begin()
 
     yield "give it one CheckpointCallback", fit(own(), own())
-    backup = keras.callbacks.BackupAndRestore(str(job.manager._store.url) + "-backup")
+    backup = keras.callbacks.BackupAndRestore(str(job.manager.session.store.url) + "-backup")
     yield "BackupAndRestore and CheckpointCallback both", fit(backup, own())
     yield "does not hold the optimizer", fit(own(), model=make_model(keras, {}))
     yield "inside of model.fit", drive

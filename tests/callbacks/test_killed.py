@@ -60,7 +60,7 @@ def test_keras3_under_workers_is_refused_before_fit_fails(monkeypatch: pytest.Mo
     import tensorflow as tf
 
     import ckptflow
-    from ckptflow.state.cluster import Cluster
+    from ckptflow.peers.cluster import Cluster
 
     class Workers(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -69,7 +69,7 @@ def test_keras3_under_workers_is_refused_before_fit_fails(monkeypatch: pytest.Mo
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     model.compile("adam", "mse")
     with ckptflow.CheckpointManager(tmp_path, {"model": model}) as manager:
-        monkeypatch.setattr(manager, "_cluster", Cluster(0, 2, Workers()))
+        monkeypatch.setattr(manager.session, "cluster", Cluster(0, 2, Workers()))
         with pytest.raises(ckptflow.UsageError, match="Keras 3 cannot fit under MultiWorkerMirroredStrategy"):
             ckptflow.CheckpointCallback(manager, every_steps=1)
         monkeypatch.undo()

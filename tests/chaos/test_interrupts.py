@@ -87,7 +87,7 @@ def a_block_with_saves(root: Path, patch: pytest.MonkeyPatch, at: int | None) ->
             manager.save(3)
 
     ended = interrupted(program, at)
-    if not manager._calls.is_closed:  # it came while it was being left
+    if not manager.session.calls.is_closed:  # it came while it was being left
         manager.close()
     check_root(root, acknowledged)
     return ended
@@ -103,7 +103,7 @@ def a_failed_save(root: Path, patch: pytest.MonkeyPatch, at: int | None, call: s
     stores[0].fail("put", StorageUnavailableError("503 from the test"), key="shard")
     manager.save(2).wait()
     ended = interrupted(lambda: manager.save(3) if call == "save" else getattr(manager, call)(), at)
-    if manager._calls.is_closed:
+    if manager.session.calls.is_closed:
         assert "503 from the test" in ended.text
     elif not isinstance(ended.error, SaveFailedError):
         assert isinstance(ended.error, KeyboardInterrupt)

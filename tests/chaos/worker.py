@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import ckptflow
-import ckptflow.manager
+import ckptflow.job.session
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage.store import Store, open_store
 from ckptflow.storage.wrappers import StoreWrapper
@@ -97,7 +97,7 @@ def work(task: Task) -> None:
         def open_dying(url: str, options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
             return _DyingStore(open_store(url, options, tell), moment)
 
-        vars(ckptflow.manager)["open_store"] = open_dying
+        vars(ckptflow.job.session)["open_store"] = open_dying
     try:
         _run(task)
     except (tf.errors.OpError, ckptflow.PeerError) as error:

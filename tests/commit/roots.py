@@ -11,9 +11,10 @@ from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
+from ckptflow.peers.team import Alone
 from ckptflow.storage.store import Store
 from ckptflow.testing import MemoryStore
-from tests.protocol.lives import Lone, parse_ancestry, read_checkpoint, shard_bytes, write_checkpoint
+from tests.protocol.lives import parse_ancestry, read_checkpoint, shard_bytes, write_checkpoint
 
 KEEP_ALL: Sequence[Policy] = (KeepLast(1_000),)
 
@@ -60,7 +61,7 @@ class Job:
 
     def _resume(self) -> Resume:
         return Resume(
-            self.store, Lone(), self.summaries, check=lambda _: None, load=self._load, read_only=self.read_only
+            self.store, Alone(), self.summaries, check=lambda _: None, load=self._load, read_only=self.read_only
         )
 
     def _begin(self, start: Start) -> None:

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from ckptflow import CheckpointManager, PeerError, UsageError
-from ckptflow.state.cluster import LIMIT, find_cluster
+from ckptflow.peers.cluster import find_cluster
 from tests.waiting import HANG_S, raised_in_a_thread
 
 
@@ -27,13 +27,14 @@ def clients() -> None:
     if me == 1:
         time.sleep(0.5)  # late for the first exchange
     for number in range(50):
-        rows = cluster.exchange([me, LIMIT - 1 - number, number - LIMIT + 1])
-        assert rows == [(other, LIMIT - 1 - number, number - LIMIT + 1) for other in range(count)]
+        assert cluster.exchange(b"[%d, %d]" % (me, number), "a test") == [
+            b"[%d, %d]" % (other, number) for other in range(count)
+        ]
         if number % 10 == me:
             time.sleep(0.1)
-    raised = raised_in_a_thread(lambda: cluster.exchange([1]), UsageError)
+    raised = raised_in_a_thread(lambda: cluster.exchange(b"1", "a test"), UsageError)
     assert "main thread" in str(raised[0])
-    assert all(cluster.is_alive(other) for other in range(count))
+    assert cluster.find_gone(list(range(count))) == {}
 
     large, small = tf.Variable(tf.range(300_000, dtype=tf.float32)), tf.Variable(3, dtype=tf.int64)
     with CheckpointManager(root, {"large": large, "small": small}, shard_bytes=2**18) as manager:
@@ -53,10 +54,10 @@ def clients() -> None:
     if me == 1:
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(PeerError, match=r"^worker 0 of 2: worker\(s\) 1 of 2 \(127\.0\.0\.1:\d+\) ended"):
-        cluster.exchange([1])
-    assert not cluster.is_alive(1)
-    with pytest.raises(PeerError, match="did not come in time"):
-        find_cluster(arrival_timeout_s=1).exchange([1])
+    with pytest.raises(PeerError, match=r"^worker 0 of 2: worker 1 \(127\.0\.0\.1:\d+\) of 2 has ended, in a test"):
+        cluster.exchange(b"1", "a test")
+    assert 1 in cluster.find_gone([1])
+    with pytest.raises(PeerError, match="has not reached a test"):
+        find_cluster(arrival_timeout_s=1).exchange(b"1", "a test")
     print("well", flush=True)
     os._exit(0)

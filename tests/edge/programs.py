@@ -20,10 +20,10 @@ import tensorflow as tf
 
 import ckptflow
 import ckptflow.commit.lineage
-import ckptflow.manager
+import ckptflow.job.session
 from ckptflow import CheckpointManager, KeepEvery, KeepLast, PeerError, UsageError
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.state.cluster import Cluster
+from ckptflow.peers.cluster import Cluster
 from ckptflow.storage.store import Store, open_store
 from ckptflow.storage.wrappers import StoreWrapper
 
@@ -83,7 +83,7 @@ def hook_stores(hook: Callable[[str, str], None]) -> None:
     def open_hooked(url: str, options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
         return Hooked(open_store(url, options, tell), hook)
 
-    ckptflow.manager.open_store = open_hooked  # type: ignore[attr-defined, assignment]
+    ckptflow.job.session.open_store = open_hooked  # type: ignore[assignment]
 
 
 def clock(hours: float) -> type[datetime]:
@@ -112,9 +112,9 @@ def together() -> None:
     threads: list[threading.Thread] = []
     real = Cluster.exchange
 
-    def exchange(self: Cluster, row: Any) -> Any:
+    def exchange(self: Cluster, message: bytes, call: str) -> list[bytes]:
         threads.append(threading.current_thread())
-        return real(self, row)
+        return real(self, message, call)
 
     Cluster.exchange = exchange  # type: ignore[method-assign]
     module = make_state(strategy)
@@ -231,7 +231,7 @@ def _one_manager_alone(strategy: Any, worker: int, module: tf.Module) -> None:
         if worker != alone:
             _meet_without_ckptflow(worker)  # when the other one has given up
         manager = make_manager(strategy, module, commit_timeout_s=1.5)
-        with pytest.raises(PeerError, match=rf"worker\(s\) {missing} of 2 \(127\.0\.0\.1:\d+\) did not come in time"):
+        with pytest.raises(PeerError, match=rf"worker {missing} \(127\.0\.0\.1:\d+\) of 2 has not reached restore"):
             manager.restore_latest()
         assert manager.latest() is not None
         if worker == alone:

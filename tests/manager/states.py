@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import ckptflow.manager
+import ckptflow.job.session
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage.store import Store, open_store
 
@@ -71,5 +71,5 @@ def wrap_store(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Store], S]) -> l
         made.append(wrap(real(url, storage_options, tell)))
         return made[-1]
 
-    monkeypatch.setattr(ckptflow.manager, "open_store", open_wrapped)
+    monkeypatch.setattr(ckptflow.job.session, "open_store", open_wrapped)
     return made

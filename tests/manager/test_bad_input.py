@@ -329,7 +329,7 @@ def test_a_full_disk_sweeps_what_dead_lives_left(tmp_path: Path) -> None:
             assert isinstance(error, SaveFailedError)
             assert isinstance(error.__cause__, StorageFullError)
             manager.save(3).result()
-            manager._background.failure = None  # the first failure is known
+            manager.session._background.failure = None  # the first failure is known
         assert folders(mount / "run") == ["000000000003-i0002"]
     finally:
         subprocess.run(["umount", str(mount)], check=True)

@@ -206,7 +206,7 @@ def test_an_exit_after_all_was_well_or_known_is_an_exit(tmp_path: Path, monkeypa
             manager.wait()
         manager.save(3).result()
         sys.exit(0)
-    assert manager._calls.is_closed
+    assert manager.session.calls.is_closed
 
 
 @pytest.mark.parametrize("verb", ["create", "get"])
@@ -215,7 +215,7 @@ def test_leaving_by_an_exception_asks_for_no_manifest_for_long(
 ) -> None:
     """Neither the time for receipts nor that for the manifest is waited for: the program wants to end."""
     stores = wrap_store(monkeypatch, FaultyStore)
-    monkeypatch.setattr(ckptflow.arguments, "LEAVING_S", 0.2)
+    monkeypatch.setattr(ckptflow.job.arguments, "LEAVING_S", 0.2)
     with pytest.raises(KeyError, match="mine") as raised:  # noqa: PT012
         with CheckpointManager(tmp_path, {"w": Weights()}, commit_timeout_s=100_000) as manager:
             manager.save(1).result()
@@ -378,7 +378,7 @@ def test_a_manager_that_nobody_closes_leaves_no_thread(tmp_path: Path) -> None:
         manager: CheckpointManager
 
         def hook(event: Event) -> None:
-            told.append(f"{event.name} {manager._shard_bytes}")
+            told.append(f"{event.name} {manager.session._shard_bytes}")
 
         manager = CheckpointManager(url, tf.Variable([1.0]), on_event=hook)
         manager.save(1).result()

@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 
 import ckptflow
-from ckptflow.commit.team import Outcome, Vote, raise_together
-from ckptflow.errors import FencedError, PeerError, SaveFailedError, StorageUnavailableError, UsageError
+from ckptflow.errors import PeerError, SaveFailedError, StorageUnavailableError, UsageError
 from tests.processes import run_workers
-
-
-def test_being_fenced_goes_before_an_own_failure() -> None:
-    votes = [Vote(Outcome.FENCED, "another copy"), Vote(Outcome.FAILED, "SaveFailedError: disk full")]
-    with pytest.raises(FencedError, match="another copy"):
-        raise_together(votes, SaveFailedError("disk full"), worker=1)
 
 
 def test_calls_that_differ_raise_on_all(tmp_path: Path) -> None:
@@ -76,22 +69,22 @@ def unreadable_then_dead() -> None:
     with make(is_built=True) as manager:
         manager.save(1)
     manager = make(is_built=False)  # its optimizer is built by restoring: variables are made, and that is a collective
-    real_get = manager._store.get
+    real_get = manager.session.store.get
     if worker == 1:
 
         def fail(key: str, into: memoryview, start: int = 0) -> int:
             raise StorageUnavailableError("503 from the test")
 
-        manager._store.get = fail  # type: ignore[method-assign]
+        manager.session.store.get = fail  # type: ignore[method-assign]
     with pytest.raises((StorageUnavailableError, PeerError), match="503 from the test"):
         manager.restore_latest()
-    manager._store.get = real_get  # type: ignore[method-assign]
+    manager.session.store.get = real_get  # type: ignore[method-assign]
     restored = manager.restore_latest()
     assert restored is not None
     assert restored.step == 1
 
     if worker == 1:
-        manager._store.put = lambda key, data: os._exit(9)  # type: ignore[method-assign]
+        manager.session.store.put = lambda key, data: os._exit(9)  # type: ignore[method-assign]
     pending = manager.save(2)
     with pytest.raises((PeerError, SaveFailedError)):
         manager.wait()

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import ckptflow
-from ckptflow.saver import Saver
+from ckptflow.job.saver import Saver
 from tests.waiting import HANG_S
 
 
@@ -36,7 +36,7 @@ def test_what_is_attached_meanwhile_moves_nothing(tmp_path: Path, monkeypatch: p
         manager.restore_latest()
         pending = manager.save(0)
         words = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1)
-        manager._live.attach("ckptflow.fit", words)
+        manager.session.live.attach("ckptflow.fit", words)
         attached.set()
         pending.result()
     with ckptflow.open_checkpoint(tmp_path) as saved:
@@ -49,7 +49,7 @@ def test_what_is_attached_meanwhile_moves_nothing(tmp_path: Path, monkeypatch: p
 _LEFT_BEHIND = """
 import sys, threading, time
 from concurrent.futures import thread as futures
-from ckptflow.background import Background
+from ckptflow.job.background import Background
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator

@@ -190,14 +190,14 @@ def one_worker_fails() -> None:
     if worker == 1:
         from ckptflow.errors import StorageUnavailableError
 
-        real = manager._store.put
+        real = manager.session.store.put
 
         def fail_shards(key: str, data: memoryview) -> None:
             if "shard" in key:
                 raise StorageUnavailableError("503 from the test")
             real(key, data)
 
-        manager._store.put = fail_shards  # type: ignore[method-assign]
+        manager.session.store.put = fail_shards  # type: ignore[method-assign]
     manager.save(2)
     try:
         manager.wait()
@@ -205,7 +205,7 @@ def one_worker_fails() -> None:
     except (SaveFailedError, PeerError) as error:
         assert "503 from the test" in str(error), error
     if worker == 1:
-        manager._store.put = real  # type: ignore[method-assign]
+        manager.session.store.put = real  # type: ignore[method-assign]
     manager.save(3)
     manager.close()
     print("well")
@@ -216,13 +216,13 @@ def a_worker_never_reports() -> None:
     module = make_variables({"large": 1_000_000})
     manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy)
     manager.save(1).result()
-    incarnation = manager._incarnation
+    incarnation = manager.session._incarnation
     assert incarnation is not None
     incarnation._commit_timeout_s = 1  # not for the first save, which a busy machine may take longer for
     if incarnation._saver.coordinator is not None:
         incarnation._saver.coordinator._commit_timeout_s = 1
     if worker == 1:
-        manager._store.put = lambda key, data: time.sleep(2)  # type: ignore[method-assign]
+        manager.session.store.put = lambda key, data: time.sleep(2)  # type: ignore[method-assign]
     manager.save(2)
     try:
         manager.wait()

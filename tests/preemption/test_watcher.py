@@ -42,14 +42,14 @@ def make_manager(root: Path, **more: object) -> ckptflow.CheckpointManager:
 def commit_when(
     is_due: Callable[[], bool], manager: ckptflow.CheckpointManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = manager._store.create
+    create = manager.session.store.create
 
     def late(key: str, data: memoryview) -> None:
         if key.endswith("manifest.json"):
             until(is_due, HANG_S)
         create(key, data)
 
-    monkeypatch.setattr(manager._store, "create", late)
+    monkeypatch.setattr(manager.session.store, "create", late)
 
 
 def leave(watcher: ckptflow.PreemptionWatcher, step: int, **more: object) -> object:
@@ -131,7 +131,7 @@ def test_a_failed_last_save_raises_and_a_next_check_tries_again(
         manager.save(1)
         manager.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(manager._store, "put", fail)
+            patch.setattr(manager.session.store, "put", fail)
             manager.save(2).wait()
             tell(watcher)
             with pytest.raises(ckptflow.SaveFailedError, match="503 from the test"):

@@ -116,13 +116,13 @@ class Life:
             watcher.check(step)
 
     def save_slowly(self, manager: ckptflow.CheckpointManager, step: int) -> None:
-        create = manager._store.create
+        create = manager.session.store.create
 
         def slowly(key: str, data: memoryview) -> None:
             until(self.heard.exists, HANG_S)
             create(key, data)
 
-        manager._store.create = slowly  # type: ignore[method-assign]
+        manager.session.store.create = slowly  # type: ignore[method-assign]
         manager.save(step)
         self.wait_until_told()
 

@@ -32,19 +32,11 @@ from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Manifest, Receipt, ReceiptSlice, ShardRecord, TensorRecord
+from ckptflow.peers.team import Alone
 from ckptflow.storage.store import Store, read_small
 from tests.protocol.process import Process, YieldingStore, current
 
 Ancestry = tuple[str, ...]
-
-
-class Lone:
-    """A cluster of one worker."""
-
-    worker, world_size, is_chief = 0, 1, True
-
-    def exchange(self, row: Any) -> list[tuple[int, ...]]:
-        return [tuple(row)]
 
 
 def identity(folder: Folder, writer: str) -> str:
@@ -112,7 +104,7 @@ class Incarnations:
     def begin(self, step: int | None = None) -> None:
         """`restore_latest` or `restore(step)`, as the manager does it."""
         self.process.show(base="", copies=False)
-        resume = Resume(self.store, Lone(), self.summaries, check=lambda _: None, load=self._load)
+        resume = Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
         start = resume.run(step)
         self._begin(start)
         self.process.merge()
@@ -129,7 +121,7 @@ class Incarnations:
             self.process.merge()
 
     def begin_fresh(self) -> None:
-        resume = Resume(self.store, Lone(), self.summaries, check=lambda _: None, load=self._load)
+        resume = Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
         self._begin(resume.start_anew(fresh=True))
 
     def _begin(self, start: Start) -> None:

@@ -19,12 +19,11 @@ from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import resume as resume_module
 from ckptflow.commit.catalog import Counting, Listing, list_root
-from ckptflow.commit.choosing import Chooser
+from ckptflow.commit.choosing import Choice, Chooser
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.prune import Decision, PrunePlan
-from ckptflow.commit.resume import Resume, Start
-from ckptflow.commit.team import Outcome, Vote, vote_for
+from ckptflow.commit.resume import Outcome, Part, Resume, Start, outcome_of
 from ckptflow.errors import CommitUnknownError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.storage.store import Store
@@ -60,7 +59,7 @@ def _blind(listing: Listing | None) -> Listing | None:
 def no_listing_after_the_claim(patch: pytest.MonkeyPatch) -> None:
     choose = Chooser.choose
 
-    def chooses(self: Any, step: int | None, held: Held | None) -> tuple[int, ...]:
+    def chooses(self: Any, step: int | None, held: Held | None) -> Choice:
         if held is not None and not hasattr(self, "is_mutated"):
             self.is_mutated = True
             self.view.is_stale = False
@@ -145,10 +144,11 @@ def partial_swept_though_its_manifest_was_sent(patch: pytest.MonkeyPatch) -> Non
 
 
 def time_out_taken_as_damage(patch: pytest.MonkeyPatch) -> None:
-    def votes(error: BaseException) -> Vote:
-        return Vote(Outcome.DAMAGED, str(error)) if isinstance(error, StorageUnavailableError) else vote_for(error)
+    def outcome(error: BaseException) -> Part | None:
+        is_lost = isinstance(error, StorageUnavailableError)
+        return Part(Outcome.DAMAGED, str(error)) if is_lost else outcome_of(error)
 
-    patch.setattr(resume_module, "vote_for", votes)
+    patch.setattr(resume_module, "outcome_of", outcome)
 
 
 def number_above_claims_only(patch: pytest.MonkeyPatch) -> None:

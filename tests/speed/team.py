@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import pytest
 import tensorflow as tf
 
-import ckptflow.manager
+import ckptflow.job.session
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.state.cluster import Cluster
+from ckptflow.peers.cluster import Cluster
+from ckptflow.peers.watch import Answer
 from ckptflow.storage.store import Store, open_store
 from tests.speed.stores import MeasuredStore
 
@@ -23,7 +24,7 @@ _T = TypeVar("_T")
 
 class _Meeting:
     def __init__(self, world_size: int) -> None:
-        self.rows: list[tuple[int, ...]] = [()] * world_size
+        self.messages: list[bytes] = [b""] * world_size
         self.barrier = threading.Barrier(world_size)
 
 
@@ -31,15 +32,17 @@ class _Meeting:
 class _Member(Cluster):
     meeting: Any = None
 
-    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
-        self.meeting.rows[self.worker] = tuple(int(number) for number in row)
+    def exchange(self, message: bytes, call: str) -> list[bytes]:
+        self.meeting.messages[self.worker] = message
         self.meeting.barrier.wait(_TIMEOUT_S)
-        rows = list(self.meeting.rows)
+        messages = list(self.meeting.messages)
         self.meeting.barrier.wait(_TIMEOUT_S)
-        return rows
+        return messages
 
-    def is_alive(self, worker: int) -> bool:
-        return True
+    def still_here(self, doing: str) -> None: ...
+
+    def find_gone(self, workers: list[int]) -> dict[int, Answer]:
+        return {}
 
 
 class Team:
@@ -50,8 +53,8 @@ class Team:
         self.stores: dict[int, MeasuredStore] = {}  # each worker's newest
         self._member = threading.local()
         self._storage = storage
-        patch.setattr(ckptflow.manager, "open_store", self._open)
-        patch.setattr(ckptflow.manager, "find_cluster", lambda *_, **__: self._member.now)
+        patch.setattr(ckptflow.job.session, "open_store", self._open)
+        patch.setattr(ckptflow.job.session, "find_cluster", lambda *_, **__: self._member.now)
 
     def run(self, world_size: int, work: Callable[[int], _T]) -> list[_T]:
         """What `work(worker)` returns on each worker; raises what one of them raised."""

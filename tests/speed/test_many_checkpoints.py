@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import ckptflow.manager
+import ckptflow.job.session
 import ckptflow.reading
 from ckptflow import CheckpointManager, KeepEvery, KeepLast, open_checkpoint
 from ckptflow.commit.retention import Policy
@@ -35,7 +35,7 @@ class Root:
         self.url = str(folder / f"root-{count}")
         self.store: MeasuredStore | None = None  # the newest that was opened
         self.objects: dict[str, bytes] | None = None if on_disk else {}
-        for module in (ckptflow.manager, ckptflow.reading):
+        for module in (ckptflow.job.session, ckptflow.reading):
             patch.setattr(module, "open_store", self._open)
         with self.manager() as manager:
             self.first = Path(manager.save(1).result().url).name

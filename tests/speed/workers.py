@@ -10,7 +10,7 @@ from unittest import mock
 
 import tensorflow as tf
 
-import ckptflow.manager
+import ckptflow.job.session
 from ckptflow import CheckpointManager, KeepLast
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage.store import Store, open_store
@@ -28,7 +28,7 @@ def _open_measured(url: str, storage_options: dict[str, object] | None = None, t
 
 def save_and_restore() -> None:
     """Saves twice, restores, and prints what the second save and the restore asked of storage, as JSON."""
-    with mock.patch.object(ckptflow.manager, "open_store", _open_measured):
+    with mock.patch.object(ckptflow.job.session, "open_store", _open_measured):
         sys.stdout.write(json.dumps(_measure()) + "\n")
 
 

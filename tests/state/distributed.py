@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import PeerError
+from ckptflow.peers.cluster import find_cluster
 from ckptflow.state.assign import match
 from ckptflow.state.capture import capture
-from ckptflow.state.cluster import find_cluster
 from ckptflow.state.kinds import raw_variable
 from ckptflow.state.leaves import host_array
 from ckptflow.state.tree import as_mapping, walk
@@ -99,7 +99,7 @@ def mirrored() -> None:
             with strategy.scope():
                 roundtrip.restore(fresh, saved)
                 roundtrip.assert_equal(saved, roundtrip.save(fresh))
-                assert find_cluster().exchange([3, -4]) == [(3, -4)]
+                assert find_cluster().exchange(b"3", "a test") == [b"3"]
         else:
             roundtrip.restore(fresh, saved)
             roundtrip.assert_equal(saved, roundtrip.save(fresh))
@@ -134,24 +134,25 @@ def workers() -> None:
         inside = find_cluster()
     cluster = find_cluster(strategy)
     assert (cluster.worker, cluster.world_size) == (inside.worker, inside.world_size)
-    rows = cluster.exchange([cluster.worker, -(2**62) + 1, 2**62 - 1])
-    assert rows == [(worker, -(2**62) + 1, 2**62 - 1) for worker in range(cluster.world_size)]
+    for size in (0, 1, 30_000):
+        messages = cluster.exchange(b'"%s%d"' % (b"x" * size * cluster.worker, cluster.worker), "a test")
+        assert messages == [b'"%s%d"' % (b"x" * size * worker, worker) for worker in range(cluster.world_size)]
     with strategy.scope():
-        assert inside.exchange([5]) == [(5,)] * cluster.world_size
+        assert inside.exchange(b"5", "a test") == [b"5"] * cluster.world_size
 
     for variable in module.held.values():  # a different component on each worker, set without a collective
         variable.values[0].assign(tf.cast(tf.fill([3], cluster.worker * 2 + 1), variable.dtype))
     tree = walk({"module": module})
     snapshot = capture(tree, is_chief=cluster.is_chief)
     names = zlib.crc32("\n".join(spec.name for spec in tree.specs).encode())
-    assert len(set(cluster.exchange([names]))) == 1
+    assert len(set(cluster.exchange(b"%d" % names, "a test"))) == 1
     assert {spec.name.split("/")[-1].split()[0]: spec.components for spec in tree.specs} == {
         **{how: how for how in AGGREGATIONS},
         "mirrored": None,
     }
     saved = roundtrip.of_snapshot(snapshot)
     saved.write(folder / f"worker-{cluster.worker}")
-    cluster.exchange([1])  # all have written
+    cluster.exchange(b"1", "a test")  # all have written
     stacked = stack([roundtrip.read(folder / f"worker-{worker}") for worker in range(cluster.world_size)])
     for variable in module.held.values():
         variable.values[0].assign(tf.zeros_like(variable.values[0]))
@@ -182,11 +183,11 @@ def dying_peer() -> None:
     cluster = find_cluster(strategy)
     with strategy.scope():
         variable = tf.Variable([1.0, 2.0])
-    cluster.exchange([1])
+    cluster.exchange(b"1", "a test")
     if cluster.worker == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        cluster.exchange([2])
+        cluster.exchange(b"2", "a test")
     except PeerError as error:
         message = str(error)
         snapshot = capture(walk({"variable": variable}), is_chief=True)

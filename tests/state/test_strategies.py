@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from ckptflow.errors import UnsupportedStateError, UsageError
-from ckptflow.state.cluster import Cluster, find_cluster
+from ckptflow.peers.cluster import Cluster, find_cluster
 from ckptflow.state.strategies import check_strategy
 from ckptflow.state.tree import as_mapping, walk
 
@@ -51,7 +51,7 @@ def resolver(task_type: str | None) -> Any:
 def test_one_process_that_saves_alone(strategy: Any) -> None:
     cluster = find_cluster(strategy)
     assert cluster == Cluster(0, 1, strategy)
-    assert cluster.exchange([7, -3]) == [(7, -3)]
+    assert cluster.exchange(b"7", "a test") == [b"7"]
 
 
 def test_the_scope_that_is_open_counts() -> None:

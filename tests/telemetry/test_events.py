@@ -31,7 +31,7 @@ from ckptflow.events import (
     ShardsWritten,
 )
 from ckptflow.format.layout import Folder
-from ckptflow.hooks import Hooks, as_fields, as_line
+from ckptflow.job.hooks import Hooks, as_fields, as_line
 from ckptflow.storage.store import open_store
 from ckptflow.storage.wrappers import FaultyStore
 from tests.manager.states import Weights, wrap_store

@@ -60,10 +60,14 @@ def written(
     return store, manifest, expected
 
 
-def read_all(store: DictStore, manifest: Manifest, pool: BufferPool | None = None, **more: bool) -> ArrayTarget:
+def read_all(
+    store: DictStore, manifest: Manifest, pool: BufferPool | None = None, *, only_verify: bool = False
+) -> ArrayTarget:
     target = ArrayTarget(manifest)
     pool = pool or BufferPool(3 * 2**16, 2**16)
-    read_tensors(store, FOLDER, manifest, map(Wanted, range(len(manifest.tensors))), target, pool, **more)
+    read_tensors(
+        store, FOLDER, manifest, map(Wanted, range(len(manifest.tensors))), target, pool, only_verify=only_verify
+    )
     return target
 
 

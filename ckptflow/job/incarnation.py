@@ -1,38 +1,45 @@
-"""One life of the job, from its claim to its end: it numbers its saves and hands them to the background."""
+"""One run attempt of the job, from its claim to its end: it numbers its saves and hands them to the background."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ckptflow.background import Background
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.resume import Start
-from ckptflow.commit.team import agree
 from ckptflow.errors import FencedError
 from ckptflow.events import Claimed, SaveBegan
 from ckptflow.format.layout import Folder
 from ckptflow.format.values import to_json
-from ckptflow.live_state import LiveState
-from ckptflow.pending import PendingCheckpoint
+from ckptflow.job.background import Background
+from ckptflow.job.live_state import LiveState
+from ckptflow.job.pending import PendingCheckpoint
+from ckptflow.job.saver import Job, Saver, Stopwatch
+from ckptflow.peers.team import Call, agree, agree_on
 from ckptflow.reading import await_checkpoint
-from ckptflow.saver import Job, Saver, Stopwatch
 
 if TYPE_CHECKING:
     from ckptflow.state.capture import Snapshot
 
 logger = logging.getLogger("ckptflow")
 
-SAVE_AGAIN = 4  # what workers call together, beside those of the manager
+_SLICE_S = 1.0  # of waiting
 
 
 class Incarnation:
     """What `start` began. `last_step` is the newest that it restored or saved; steps do not fall below it."""
 
     def __init__(
-        self, start: Start, saver: Saver, background: Background, live: LiveState, commit_timeout_s: float
+        self,
+        start: Start,
+        saver: Saver,
+        background: Background,
+        live: LiveState,
+        commit_timeout_s: float,
+        while_waiting: Callable[[], None],
     ) -> None:
         self.start = start
         self.last_step = start.restored.checkpoint.step if start.restored else -1
@@ -40,6 +47,7 @@ class Incarnation:
         self._background = background
         self._live = live
         self._commit_timeout_s = commit_timeout_s
+        self._while_waiting = while_waiting
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
@@ -62,7 +70,7 @@ class Incarnation:
         """Hands the save to the background. `watch` runs since `save` was called."""
         saver = self._saver
         if step != self.last_step:
-            self._calls.clear()  # steps do not fall: an earlier one is never saved again in this life
+            self._calls.clear()  # steps do not fall: an earlier one is never saved again in this run attempt
         self._calls[step] += 1
         self.last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])
@@ -80,24 +88,25 @@ class Incarnation:
         if self.start.restored is None:
             return
         checkpoint = self.start.restored.checkpoint
-        captured: list[Snapshot] = []
 
-        def take() -> tuple[int, ...]:
-            captured.append(self._live.capture(again=True))
-            return ()
+        def take() -> tuple[Snapshot, bool]:
+            return self._live.capture(again=True), True
 
-        def finish() -> tuple[int, ...]:
+        def finish(snapshot: Snapshot) -> bool:
             metadata = to_json(checkpoint.metadata, "metadata")
             metrics = dict(checkpoint.metrics)
-            pending = self.save(checkpoint.step, captured.pop(), metrics, metadata, watch=Stopwatch(), prune=False)
+            pending = self.save(checkpoint.step, snapshot, metrics, metadata, watch=Stopwatch(), prune=False)
+            while not pending.wait(_SLICE_S):
+                self._while_waiting()
             if (error := pending.exception()) is not None:
                 raise error
-            return ()
+            return True
 
         before = self._background.failure  # of a save before the restore: not ours to forget
         try:
-            agree(self._saver.cluster, (SAVE_AGAIN,), take)  # a vote of its own: nobody waits for one that could not
-            agree(self._saver.cluster, (SAVE_AGAIN,), finish)
+            # Two rounds: nobody waits for a save of one who could not capture.
+            snapshot, _ = agree_on(self._saver.cluster, Call.CAPTURE_AGAIN, take)
+            agree(self._saver.cluster, Call.SAVE_AGAIN, partial(finish, snapshot))
         except Exception as error:
             if self.start.reason == "rollback" or isinstance(error, FencedError):
                 raise

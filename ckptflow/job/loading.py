@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
 from ckptflow.format.words import some_of
-from ckptflow.live_state import LiveState, Rename
+from ckptflow.job.live_state import LiveState, Rename
 from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
@@ -34,6 +34,7 @@ class Loading:
         store: Store,
         pool: BufferPool,
         threads: int | None,
+        show_progress: Callable[[], None],
         *,
         partial: bool,
         rename: Rename | None,
@@ -42,6 +43,7 @@ class Loading:
         self._store = store
         self._pool = pool
         self._threads = threads
+        self._show_progress = show_progress
         self._partial = partial
         self._rename = rename
         self._checked: tuple[Manifest, Restore] | None = None
@@ -99,4 +101,5 @@ class Loading:
             self._pool,
             only_verify=only_verify,
             threads=self._threads,
+            advance=self._show_progress,
         )

@@ -7,16 +7,15 @@ from typing import Any
 
 from ckptflow.commit.catalog import read_manifest
 from ckptflow.commit.sameness import checksum, raise_differences
-from ckptflow.commit.team import Vote
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
+from ckptflow.peers.cluster import Cluster
 from ckptflow.printable import lines
 from ckptflow.spans import span
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
-from ckptflow.state.cluster import Cluster
 from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import is_checkpoint
 from ckptflow.state.restore import Restore
@@ -72,18 +71,18 @@ class LiveState:
         check_strategy(tree.variables, self._cluster.strategy)
         return tree
 
-    def checksum(self) -> int:
-        """A number that is the same on all workers if they hold the same tensors; 0 where there is one worker."""
+    def checksum(self) -> str:
+        """A text that is the same on all workers if they hold the same tensors; empty if there is one worker."""
         if self._cluster.world_size == 1:
-            return 0
+            return ""
         self.refresh()
         if "checksum" not in self._tree.cache:
             self._tree.cache["checksum"] = checksum(_describe(self._tree))
-        return int(self._tree.cache["checksum"])
+        return str(self._tree.cache["checksum"])
 
-    def check_same(self, votes: Sequence[Vote]) -> None:
-        """Raises `UsageError` on all workers, naming what differs, unless the second numbers are equal."""
-        if len({v.numbers[1] for v in votes}) > 1:
+    def check_same(self, checksums: Sequence[str]) -> None:
+        """Raises `UsageError` on all workers, naming what differs, unless every worker's checksum is the same."""
+        if len(set(checksums)) > 1:
             raise_differences(self._cluster, _describe(self._tree))
 
     def plan(self, snapshot: Snapshot) -> WorkerPlan:

@@ -16,6 +16,7 @@ from ckptflow.transfer.plan import MIN_SHARD_BYTES
 DEFAULT_SHARD_BYTES = 65 * 2**20  # room for a header beside tensors that make up 64 MiB, so that none is cut
 DEFAULT_MEMORY_BUDGET_BYTES = 4 * DEFAULT_SHARD_BYTES
 DEFAULT_COMMIT_TIMEOUT_S = 600.0
+DEFAULT_PEER_TIMEOUT_S = 3600.0
 LEAVING_S = 15.0
 DEFAULT_KEEP = (KeepLast(5),)
 
@@ -44,6 +45,7 @@ def check_arguments(
     shard_bytes: int,
     memory_budget_bytes: int,
     commit_timeout_s: float,
+    peer_timeout_s: float | None,
     on_save_error: str,
     verify_replicas: str,
     concurrency: int | None,
@@ -59,6 +61,8 @@ def check_arguments(
         raise ValueError(f"concurrency is a whole number of at least 1, or None, not {concurrency!r}")
     if not commit_timeout_s > 0:
         raise ValueError(f"commit_timeout_s is above 0, not {commit_timeout_s}")
+    if peer_timeout_s is not None and not (_is_real(peer_timeout_s) and peer_timeout_s > 0):
+        raise ValueError(f"peer_timeout_s is a number of seconds above 0, or None, not {peer_timeout_s!r}")
     if on_save_error not in ("raise", "log"):
         raise ValueError(f'on_save_error is "raise" or "log", not {on_save_error!r}')
     if verify_replicas not in ("small", "all"):
@@ -67,6 +71,18 @@ def check_arguments(
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, SupportsIndex) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool | str)
+
+
+def describe_step(step: SupportsIndex) -> int | str:
+    """The step, for a message; what is none is refused elsewhere."""
+    try:
+        return check_step(step)
+    except ValueError:
+        return "?"
 
 
 def check_step(step: SupportsIndex) -> int:

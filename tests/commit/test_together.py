@@ -1,102 +1,26 @@
-"""Votes over a real collective of threads: one worker's error reaches all, and nobody is left waiting."""
+"""Restores by several workers of which one differs: all go on alike, or all raise."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
-from ckptflow.commit.team import Outcome, Vote, agree, chief_says, raise_together, vote, vote_for
-from ckptflow.errors import (
-    CheckpointNotFoundError,
-    CkptflowError,
-    CorruptCheckpointError,
-    FencedError,
-    PeerError,
-    StateMismatchError,
-    StorageError,
-    StorageUnavailableError,
-    UsageError,
-)
+from ckptflow.errors import CorruptCheckpointError, PeerError, StateMismatchError, StorageError, StorageUnavailableError
 from ckptflow.format.layout import Folder, claim_key
 from ckptflow.format.manifest import Manifest
 from ckptflow.storage.store import Store
 from ckptflow.testing import MemoryStore
 from tests.commit.roots import KEEP_ALL, damage, folders, job
+from tests.peers.members import WORKERS, Member, together
 from tests.protocol.lives import parse_ancestry, read_checkpoint, shard_bytes, write_checkpoint
-
-WORKERS = 3
-TIMEOUT_S = 60.0  # a worker that skips a collective breaks the barrier: the test fails, and does not hang
 
 
 class Panic(BaseException):
     """As a client's that is written in Rust: no Exception, and an error all the same."""
-
-
-class Exchange:
-    """Rows that meet at a barrier."""
-
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
-        self.rows: list[tuple[int, ...]] = [()] * world_size
-        self.barrier = threading.Barrier(world_size)
-
-
-class Member:
-    """One worker of a cluster of threads."""
-
-    def __init__(self, exchange: Exchange, worker: int) -> None:
-        self._exchange, self.worker = exchange, worker
-
-    @property
-    def world_size(self) -> int:
-        return self._exchange.world_size
-
-    @property
-    def is_chief(self) -> bool:
-        return self.worker == 0
-
-    def exchange(self, row: Sequence[int]) -> list[tuple[int, ...]]:
-        if any(not 0 <= number < 2**62 for number in row):
-            raise ValueError("does not fit")
-        self._exchange.rows[self.worker] = tuple(row)
-        self._exchange.barrier.wait(TIMEOUT_S)
-        rows = list(self._exchange.rows)
-        self._exchange.barrier.wait(TIMEOUT_S)
-        return rows
-
-
-def together(work: Callable[[Member], object], world_size: int = WORKERS) -> list[object]:
-    """Every worker's result, or what it raised."""
-    exchange = Exchange(world_size)
-
-    def run(worker: int) -> object:
-        try:
-            return work(Member(exchange, worker))
-        except BaseException as error:
-            return error
-
-    with ThreadPoolExecutor(world_size) as threads:
-        return list(threads.map(run, range(world_size)))
-
-
-def test_every_vote_reaches_all_in_order() -> None:
-    outcomes = list(Outcome)
-
-    def work(member: Member) -> list[Vote]:
-        mine = Vote(outcomes[member.worker], f"wörker {member.worker}", (member.worker, 2**62 - 1))
-        return vote(member, mine)
-
-    for seen in together(work, len(outcomes)):
-        assert isinstance(seen, list)
-        assert [v.outcome for v in seen] == outcomes
-        assert [v.text for v in seen] == [f"wörker {i}" for i in range(len(outcomes))]
-        assert [v.numbers[:2] for v in seen] == [(i, 2**62 - 1) for i in range(len(outcomes))]
 
 
 @pytest.mark.parametrize("is_reader", [False, True])
@@ -138,86 +62,6 @@ def test_one_storage_under_two_urls_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     for start in together(work):
         assert isinstance(start, Start)
         assert start.restored is not None
-
-
-def test_long_text_is_cut_and_stays_text() -> None:
-    def work(member: Member) -> str:
-        return vote(member, Vote(Outcome.FAILED, "ü" * 1_000))[1].text
-
-    assert together(work) == ["ü" * 448] * WORKERS
-
-
-@pytest.mark.parametrize("failing", range(WORKERS))
-@pytest.mark.parametrize(
-    ("error", "others"),
-    [(KeyError("kernel"), PeerError), (MemoryError("2 TiB"), PeerError), (FencedError("another copy"), FencedError)],
-)
-def test_one_workers_error_reaches_all(failing: int, error: Exception, others: type[Exception]) -> None:
-    def work(member: Member) -> None:
-        mine = error if member.worker == failing else None
-        votes = vote(member, vote_for(mine) if mine else Vote(Outcome.FINE))
-        raise_together(votes, mine, worker=member.worker)
-
-    raised = together(work)
-    assert raised[failing] is error
-    for worker, other in enumerate(raised):
-        if worker != failing:
-            assert type(other) is others
-            assert str(error.args[0]) in str(other)
-
-
-def test_whatever_one_worker_raises_in_its_part_reaches_all() -> None:
-    def work(member: Member) -> object:
-        def part() -> tuple[int, ...]:
-            if member.worker == 1:
-                raise Panic("a client's")
-            return ()
-
-        return agree(member, (1,), part)
-
-    raised = together(work)
-    assert [type(error) for error in raised] == [PeerError, Panic, PeerError]
-    assert "a client's" in str(raised[0])
-
-
-def test_who_leaves_the_program_leaves_without_a_collective() -> None:
-    for leaving in (KeyboardInterrupt(), SystemExit(0)):
-
-        def leave(error: BaseException = leaving) -> tuple[int, ...]:
-            raise error
-
-        member = Member(Exchange(2), 0)  # the other one never comes
-        with pytest.raises(type(leaving)):
-            agree(member, (1,), leave)
-        with pytest.raises(type(leaving)):
-            chief_says(member, leave)
-
-
-def test_the_chiefs_numbers_reach_all() -> None:
-    assert together(lambda member: chief_says(member, lambda: (1, 2, 2**62 - 1))[:3]) == [(1, 2, 2**62 - 1)] * WORKERS
-
-
-@pytest.mark.parametrize(
-    ("error", "others"),
-    [
-        (CheckpointNotFoundError("no step 7"), CheckpointNotFoundError),
-        (CorruptCheckpointError("crc32c"), CorruptCheckpointError),
-        (FencedError("another copy"), FencedError),
-        (UsageError("first restore"), UsageError),
-        (StorageUnavailableError("503"), StorageUnavailableError),
-        (ZeroDivisionError("a bug"), PeerError),
-        (Panic("a client's"), PeerError),
-    ],
-)
-def test_the_chiefs_error_reaches_all_in_its_own_class(error: BaseException, others: type[CkptflowError]) -> None:
-    def decide() -> tuple[int, ...]:
-        raise error
-
-    raised = together(lambda member: chief_says(member, decide))
-    assert raised[0] is error
-    for other in raised[1:]:
-        assert type(other) is others
-        assert error.args[0] in str(other)
 
 
 # A whole restore in which one worker differs

@@ -17,7 +17,6 @@ from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
-from ckptflow.commit.team import Cluster
 from ckptflow.errors import CkptflowError, SaveFailedError, StorageError, StorageFullError
 from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
@@ -25,6 +24,7 @@ from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
 from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Source
+from ckptflow.peers.team import Cluster
 from ckptflow.spans import span
 from ckptflow.storage.faults import redact
 from ckptflow.storage.store import Store

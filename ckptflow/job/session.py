@@ -1,0 +1,336 @@
+"""`Session`: one process's part in a job, from its manager to its last save; what works with a manager works with this.
+
+Everything here runs on the thread that made the manager, but for what `saver.Saver` does in the background. Workers
+talk to one another in `agree` and `chief_says`, in `Resume`, in `Incarnation.save_again`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
+
+import msgspec
+
+from ckptflow.commit.catalog import Checkpoint, Summaries
+from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.lineage import NOT_EXCLUSIVE
+from ckptflow.commit.resume import Resume, Start
+from ckptflow.commit.retention import Policy
+from ckptflow.errors import StepOrderError, UsageError
+from ckptflow.events import Restored
+from ckptflow.format.layout import Folder
+from ckptflow.job import arguments
+from ckptflow.job.background import Background, Calls, call_each
+from ckptflow.job.hooks import Hook, Hooks
+from ckptflow.job.incarnation import Incarnation
+from ckptflow.job.live_state import LiveState, Rename
+from ckptflow.job.loading import Loading
+from ckptflow.job.pending import PendingCheckpoint
+from ckptflow.job.saver import Saver, Stopwatch, software_versions
+from ckptflow.peers.cluster import Cluster, find_cluster
+from ckptflow.peers.team import Call, Called, agree, agree_on, called, chief_says
+from ckptflow.reading import OpenCheckpoint
+from ckptflow.storage.store import open_store
+from ckptflow.storage.wrappers import ProgressStore
+from ckptflow.transfer.buffers import BufferPool
+
+if TYPE_CHECKING:
+    from ckptflow.state.capture import Snapshot
+
+logger = logging.getLogger("ckptflow")
+
+_Value = TypeVar("_Value")
+_Kept = TypeVar("_Kept")
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A worker's part is done, and has no result for the others."""
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """What a worker holds before a save or a restore: whether a checkpoint of this run attempt, and which state."""
+
+    state: str
+    has_checkpoints: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A save that was checked and captured, and not yet agreed upon."""
+
+    step: int
+    metrics: dict[str, float]
+    metadata: Any
+    snapshot: Snapshot
+    capture_s: float
+
+
+class Session:
+    """What a `CheckpointManager` does, and what callbacks, watchers and imports need of it. See the manager."""
+
+    def __init__(
+        self,
+        url: str,
+        state: Any,
+        *,
+        strategy: Any,
+        policies: Sequence[Policy],
+        storage_options: dict[str, Any] | None,
+        shard_bytes: int,
+        memory_budget_bytes: int,
+        commit_timeout_s: float,
+        peer_timeout_s: float,
+        on_save_error: Literal["raise", "log"],
+        read_only: bool,
+        fresh: bool,
+        verify_replicas: Literal["small", "all"],
+        concurrency: int | None,
+        hooks: Sequence[Hook],
+    ) -> None:
+        self.policies = tuple(policies)
+        self.read_only = read_only
+        self._shard_bytes = shard_bytes
+        self._commit_timeout_s = commit_timeout_s
+        self._on_save_error = on_save_error
+        self._fresh = fresh
+        self._verify_replicas: Literal["small", "all"] = verify_replicas
+        self._concurrency = concurrency
+
+        self.cluster: Cluster = find_cluster(
+            strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s
+        )
+        self.live = LiveState(state, self.cluster, shard_bytes)
+        self._hooks = Hooks(hooks, self.cluster.worker)
+        self.store = ProgressStore(open_store(url, storage_options, self._hooks.tell))
+        self._hooks.url = self.store.url
+        if not self.store.is_create_only and not read_only:
+            logger.warning(NOT_EXCLUSIVE, self.store.url)
+        self.summaries = Summaries(self.store)
+        self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
+        self._background = Background(self.show_progress)
+        self.calls = Calls(self._background, read_only=read_only)
+        self._shown = 0
+        self._incarnation: Incarnation | None = None
+
+    # What a call of the manager is
+
+    def save(
+        self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any
+    ) -> PendingCheckpoint:
+        watch = Stopwatch()
+        return self.calls.make(lambda: self._save(step, metrics, metadata, watch), writes=True)
+
+    def wait(self) -> None:
+        self.calls.make(self._raise_failure)
+
+    def close(self) -> None:
+        if self.calls.is_closed:
+            return
+        self.calls.check_turn()
+        with self._background.delivery():
+            try:
+                self.settle()
+                self.calls.alone(self._raise_failure)
+            except BaseException as error:
+                self._leave_by(error)
+                raise
+            self._release()
+
+    def leave(self, error: BaseException) -> None:
+        """The end of the manager's block by an exception: nobody is waited for who may have ended."""
+        if self.calls.is_closed or not self.calls.is_of_this_process:
+            return
+        if self._incarnation is not None:
+            self._incarnation.hurry(arguments.LEAVING_S)
+        self.settle()
+        self._leave_by(error)
+
+    def restore(self, step: int | None, *, partial: bool, rename: Rename | None) -> Checkpoint | None:
+        watch = Stopwatch()
+        return self.calls.make(lambda: self._restore(step, partial, rename, watch))
+
+    # What works with a manager
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that this run attempt has restored or saved; -1 before either."""
+        return self._incarnation.last_step if self._incarnation is not None else -1
+
+    @property
+    def incarnation(self) -> Incarnation | None:
+        """What this process acts for, once it has restored, or saved on an empty root."""
+        return self._incarnation
+
+    @property
+    def has_saved_all(self) -> bool:
+        """Whether the newest save that has ended went well, on this worker."""
+        return self._background.newest_error is None
+
+    def settle(self) -> None:
+        """Waits until every save under way has ended on this worker; raises nothing."""
+        self._background.settle()
+
+    def agree(self, call: Called | Call, do: Callable[[], _Value]) -> list[_Value]:
+        """Every worker's result of `do`; see `peers.team.agree`."""
+        return agree(self.cluster, call, do)
+
+    def agree_on(self, call: Called | Call, do: Callable[[], tuple[_Kept, _Value]]) -> tuple[_Kept, list[_Value]]:
+        """The same, where this worker keeps one of two results to itself."""
+        return agree_on(self.cluster, call, do)
+
+    def chief_says(self, call: Called | Call, decide: Callable[[], _Value], kind: type[_Value]) -> _Value:
+        """The chief's result of `decide`; see `peers.team.chief_says`."""
+        return chief_says(self.cluster, call, decide, kind)
+
+    def open(self, folder: Folder) -> OpenCheckpoint:
+        """A checkpoint of this root, to be read with this manager's buffers."""
+        return OpenCheckpoint(self.store, self.summaries.read_manifest(folder), self._pool)
+
+    def restore_metrics(self, folder: Folder) -> None:
+        """Brings back the variables of metrics alone, those that are there by now."""
+        self.live.restore_metrics(self.store, folder, self._pool, self._concurrency)
+
+    def show_progress(self) -> None:
+        """Tells those who may wait for this worker that its storage calls come to an end, if one did since."""
+        if self.store.finished != self._shown:
+            self._shown = self.store.finished
+            self.cluster.still_here("its storage")
+
+    # Inside
+
+    def _save(
+        self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
+    ) -> PendingCheckpoint:
+        def prepare() -> tuple[_Prepared, _Held]:
+            self._background.raise_failure(only_fenced=self._on_save_error == "log")
+            number = arguments.check_step(step)
+            if number < self.last_step:
+                raise StepOrderError(
+                    f"step {number} is below step {self.last_step}, which was saved or restored; to go back, call "
+                    "restore(step)"
+                )
+            checked = arguments.check_metrics(metrics), arguments.check_metadata(metadata)
+            before_s = watch.elapsed_s()
+            snapshot = self.live.capture()
+            return _Prepared(number, *checked, snapshot, watch.elapsed_s() - before_s), _Held(self.live.checksum())
+
+        prepared, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
+        self.live.check_same([each.state for each in held])
+        incarnation = self._incarnation or self._begin(self._resume(None).start_anew(fresh=self._fresh))
+        return incarnation.save(
+            prepared.step,
+            prepared.snapshot,
+            prepared.metrics,
+            prepared.metadata,
+            watch=watch,
+            capture_s=prepared.capture_s,
+        )
+
+    def _raise_failure(self) -> None:
+        def look() -> Done:
+            self._background.raise_failure()
+            return Done()
+
+        self.agree(Call.WAIT, look)
+
+    def _restore(self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch) -> Checkpoint | None:
+        def look() -> _Held:
+            self._background.raise_failure(only_fenced=True)  # another is raised next: restoring saves nothing
+            incarnation = self._incarnation
+            return _Held(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
+
+        arguments_ = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
+        held = self.agree(called(Call.RESTORE, **arguments_), look)
+        self.live.check_same([each.state for each in held])
+        if held[0].has_checkpoints:
+            self._fresh = False  # it has started over; from here on the newest is this run's own
+        if step is None and self._fresh and not self.read_only:
+            self._begin(self._resume(None).start_anew(fresh=True))
+            return None
+        resume = self._resume((partial, rename))
+        try:
+            start = resume.run(step)
+        except BaseException as error:
+            if resume.has_claimed:  # the incarnation before is fenced by our own claim
+                self._incarnation = None
+            self.live.tell_of_mixture(error)
+            raise
+        if start.restored is not None:
+            self.live.unfinished.clear()
+        incarnation = None if self.read_only else self._begin(start)
+        if start.restored is None:
+            return None
+        found = start.restored.checkpoint
+        self._hooks.tell(
+            Restored(
+                step=found.step,
+                folder=str(start.restored.folder),
+                size_bytes=found.size_bytes,
+                restore_s=watch.elapsed_s(),
+                created_at=found.created_at,
+            )
+        )
+        if incarnation is not None and start.save_again:
+            incarnation.save_again()
+        return found
+
+    def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
+        """A restore that checks manifests against the state and loads into it."""
+        partial, rename = how if how is not None else (False, None)
+        loading = Loading(
+            self.live, self.store, self._pool, self._concurrency, self.show_progress, partial=partial, rename=rename
+        )
+        return Resume(
+            self.store,
+            self.cluster,
+            self.summaries,
+            check=loading.check,
+            load=loading.load,
+            complete=loading.complete,
+            read_only=self.read_only,
+            claim_timeout_s=min(self._commit_timeout_s, 60.0),
+            tell=self._hooks.tell,
+        )
+
+    def _begin(self, start: Start) -> Incarnation:
+        """From here on this process is the incarnation that `start` claimed."""
+        if start.held is None:
+            raise UsageError("a reader begins no incarnation")
+        self.live.prepare()
+        coordinator = None
+        if self.cluster.is_chief:
+            coordinator = Coordinator(
+                self.store,
+                start,
+                self.summaries,
+                self.policies,
+                commit_timeout_s=self._commit_timeout_s,
+                find_gone=self.cluster.find_gone,
+                tell=self._hooks.tell,
+            )
+        saver = Saver(
+            store=self.store,
+            cluster=self.cluster,
+            pool=self._pool,
+            held=start.held,
+            coordinator=coordinator,
+            shard_bytes=self._shard_bytes,
+            verify_replicas=self._verify_replicas,
+            concurrency=self._concurrency,
+            software=software_versions(),
+            tell=self._hooks.tell,
+        )
+        self._incarnation = Incarnation(
+            start, saver, self._background, self.live, self._commit_timeout_s, self.show_progress
+        )
+        return self._incarnation
+
+    def _leave_by(self, error: BaseException) -> None:
+        """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""
+        self._release()
+        self._background.raise_on_leaving(error)
+
+    def _release(self) -> None:
+        call_each(self._background.stop, self._pool.close, self.store.close, self._hooks.close, self.calls.close)

@@ -1,0 +1,187 @@
+"""Who this worker is among how many, and how it reaches the others: by messages, without them by a reduction."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ckptflow.errors import PeerError, UsageError
+from ckptflow.peers import service
+from ckptflow.peers.rounds import Rounds
+from ckptflow.peers.watch import Answer, Peer, Watch
+from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
+
+logger = logging.getLogger("ckptflow")
+
+# Workers meet in the same order everywhere, whichever managers they meet for: this counts for the whole process.
+_rounds = itertools.count()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """This worker's place. `worker` counts from 0, the chief; a process on its own is worker 0 of 1.
+
+    `strategy` is None for DTensor clients. `peers` are all workers, this one as well, if there are several.
+    `peer_timeout_s`: how long another worker is waited for; `arrival_timeout_s`: the same in the first exchange.
+    """
+
+    worker: int
+    world_size: int
+    strategy: Any = None
+    peers: tuple[Peer, ...] = ()
+    peer_timeout_s: float = math.inf
+    arrival_timeout_s: float = math.inf
+    _has_met: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker coordinates."""
+        return self.worker == 0
+
+    def exchange(self, message: bytes, call: str) -> list[bytes]:
+        """Every worker's message, a JSON document each, in the order of workers, on every worker.
+
+        All workers must call it equally often, on the main thread, outside of a step. Each waits for the others
+        `peer_timeout_s` at most, in the first exchange `arrival_timeout_s` if that is less; after 15 s, and then at
+        growing intervals, a line in the log names who is missing. A job without TensorFlow's coordination service
+        exchanges by a collective, which waits without limit. `call` is what is said of where this worker waits.
+
+        Raises:
+          UsageError: not on the main thread, or inside a replica or a tf.function.
+          PeerError: another worker has ended, does not answer, or has not come in time; it is named. Local work is
+            still possible afterwards, another exchange is not.
+        """
+        if self.world_size == 1:
+            return [message]
+        if threading.current_thread() is not threading.main_thread():
+            raise UsageError("workers must talk to one another on the main thread, where the training steps run")
+        if not is_between_steps():
+            raise UsageError(
+                "workers cannot talk to one another inside a tf.function or strategy.run: call it between steps"
+            )
+        try:
+            found = self._gather(message, call) if service.is_there() else self._reduce(message)
+        except PeerError as error:
+            raise PeerError(f"worker {self.worker} of {self.world_size}: {error}") from error
+        self._has_met.set()
+        return found
+
+    def still_here(self, doing: str) -> None:
+        """Says that this worker makes progress, so that those who wait for it go on waiting. On the main thread."""
+        if self.world_size > 1 and service.is_there():
+            self._messages.still_here(doing)
+
+    def find_gone(self, workers: list[int]) -> dict[int, Answer]:
+        """Those of these workers that have ended, or do not answer, for some seconds. From any thread."""
+        return self._watch.find_gone(workers)
+
+    @cached_property
+    def _watch(self) -> Watch:
+        return Watch(self.peers, service.ask, self.peer_timeout_s)
+
+    @cached_property
+    def _messages(self) -> Rounds:
+        return Rounds(service.Service(), self.worker, self.peers, self._watch, self.peer_timeout_s)
+
+    def _gather(self, message: bytes, call: str) -> list[bytes]:
+        number = next(_rounds)
+        limit_s, hint = self.peer_timeout_s, ""
+        if not self._has_met.is_set():
+            limit_s = min(limit_s, self.arrival_timeout_s)
+            hint = (
+                ": every worker has to make a CheckpointManager, and to call restore_latest, restore, save, wait and "
+                "close at the same points as the others"
+            )
+        topic = f"ckptflow/round/{number}"
+        texts = self._messages.gather(topic, message, call, limit_s=limit_s, hint=hint)
+        if self.is_chief and number:
+            self._messages.forget(f"ckptflow/round/{number - 1}")  # whoever is here has read it
+        return texts
+
+    def _reduce(self, message: bytes) -> list[bytes]:
+        """By collectives of the strategy: how long the messages are, and then the messages."""
+        if self.strategy is None:
+            raise UsageError("DTensor clients reach one another through TensorFlow's coordination service alone")
+        if not self._has_met.is_set():
+            logger.info("no coordination service: a worker that makes no CheckpointManager is waited for without limit")
+        sizes = [int(row[0]) for row in self._sum_rows(np.asarray([len(message)]))]
+        padded = np.zeros(max(sizes), np.int64)
+        padded[: len(message)] = np.frombuffer(message, np.uint8)
+        rows = self._sum_rows(padded)
+        return [row[:size].astype(np.uint8).tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+    def _sum_rows(self, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Every worker's row of numbers, each below 2**32: all rows of one length."""
+        # With several replicas per worker the sum counts every worker that many times: the leading 1 tells how many.
+        matrix = np.zeros((self.world_size, 1 + len(row)), np.int64)
+        matrix[self.worker] = [1, *row]
+        try:
+            summed = self.strategy.reduce("SUM", tf.constant(matrix), axis=None).numpy()
+        except tf.errors.OpError as error:
+            raise PeerError(
+                "another worker has ended or cannot be reached, or the workers are out of step: "
+                f"{str(error.message).splitlines()[0]}"
+            ) from error
+        copies = summed[:, :1]
+        if not (copies == copies[0, 0]).all() or copies[0, 0] < 1 or (summed % copies).any():
+            raise PeerError("the workers' messages do not fit together")
+        rows: np.ndarray[Any, Any] = (summed // copies)[:, 1:]
+        return rows
+
+
+def find_cluster(
+    strategy: Any = None, *, peer_timeout_s: float = math.inf, arrival_timeout_s: float = math.inf
+) -> Cluster:
+    """This worker's place under `strategy`, or, without one, under the strategy whose scope is open, or in DTensor.
+
+    Raises `UnsupportedStateError` for strategies that this version does not know, and in tasks that must not save.
+    """
+    if strategy is None:
+        strategy = tf.distribute.get_strategy()
+    check_known(strategy)
+    if is_default(strategy):
+        clients = _dtensor_clients()
+        if clients:
+            worker = tf.experimental.dtensor.client_id()
+            return Cluster(worker, len(clients), None, clients, peer_timeout_s, arrival_timeout_s)
+    peers = _peers_of(strategy)
+    return Cluster(worker_index(strategy), len(peers) or 1, strategy, peers, peer_timeout_s, arrival_timeout_s)
+
+
+def _peers_of(strategy: Any) -> tuple[Peer, ...]:
+    """The processes that train together, in the order of workers; none where it is one."""
+    return tuple(
+        Peer(f"/job:{kind}/replica:0/task:{number}", address)
+        for kind, addresses in tasks_of(strategy).items()
+        for number, address in enumerate(addresses)
+    )
+
+
+def _dtensor_clients() -> tuple[Peer, ...]:
+    """All DTensor clients, if there are several."""
+    from tensorflow.dtensor.python import accelerator_util
+
+    dtensor = tf.experimental.dtensor
+    if dtensor.num_clients() == 1:
+        return ()
+    if not accelerator_util.is_initialized():
+        raise UsageError(
+            f"DTENSOR_JOBS names {dtensor.num_clients()} clients, and this process is none of them yet: call "
+            "tf.experimental.dtensor.initialize_accelerator_system() first, or unset DTENSOR_JOBS"
+        )
+    if not service.is_there():
+        raise UsageError(
+            "DTensor clients reach one another through TensorFlow's coordination service, and this job has none: leave "
+            "enable_coordination_service of initialize_accelerator_system() as it is"
+        )
+    return tuple(
+        Peer(f"/job:{dtensor.full_job_name(number)}", address) for number, address in enumerate(dtensor.jobs())
+    )

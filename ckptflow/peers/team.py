@@ -1,0 +1,254 @@
+"""What all workers decide together: each does its part of a call, and every worker gets every worker's result.
+
+Every function here is called by all workers, on the main thread, in the same order, or by none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from ckptflow import errors
+from ckptflow.errors import LEAVING, CkptflowError, FencedError, PeerError, UsageError
+from ckptflow.printable import lines_of
+
+MAX_MESSAGE_BYTES = 4 * 2**20
+MAX_FAILURE_CHARACTERS = 4000
+
+_Value = TypeVar("_Value")
+_Kept = TypeVar("_Kept")
+
+
+class Cluster(Protocol):
+    """Who this worker is among how many, and how it reaches the others."""
+
+    @property
+    def worker(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def is_chief(self) -> bool: ...
+
+    def exchange(self, message: bytes, call: str) -> list[bytes]:
+        """Every worker gives a JSON document and gets all of them, in the order of workers.
+
+        `call` is where this worker is, for the others to read if it is one of them that does not come.
+        """
+
+    def still_here(self, doing: str) -> None:
+        """Says that this worker makes progress, so that those who wait for it go on waiting. Returns at once."""
+
+
+class Alone:
+    """A cluster of one process."""
+
+    worker = 0
+    world_size = 1
+    is_chief = True
+
+    def exchange(self, message: bytes, call: str) -> list[bytes]:
+        return [message]
+
+    def still_here(self, doing: str) -> None:
+        pass
+
+
+class Call(StrEnum):
+    """What workers call together."""
+
+    SAVE = "save"
+    WAIT = "wait"
+    RESTORE = "restore"
+    COMPARE = "compare the states of all workers"
+    LOOK = "restore: choose a checkpoint"
+    CLAIM = "restore: claim the root"
+    SEE = "restore: look for the same storage"
+    READ = "restore: read the manifest"
+    CHECK = "restore: compare it with the state"
+    LOAD = "restore: read the values"
+    COMPLETE = "restore: assign the last values"
+    START = "start without a checkpoint"
+    CAPTURE_AGAIN = "restore: capture what was restored"
+    SAVE_AGAIN = "restore: save again what was restored"
+    CHECK_NOTICES = "PreemptionWatcher.check"
+    LEAVE = "PreemptionWatcher: leave"
+    READ_POSITION = "CheckpointCallback: read the position"
+    READ_METRICS = "CheckpointCallback: restore the metrics"
+    READ_CLOCK = "CheckpointCallback: every_seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A call with the arguments in which workers must not differ."""
+
+    call: Call
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        """As in a program: `save(step=500)`."""
+        if not self.arguments and " " in self.call:
+            return str(self.call)
+        return f"{self.call}({', '.join(f'{name}={value!r}' for name, value in self.arguments)})"
+
+
+def called(call: Call, **arguments: Any) -> Called:
+    """`called(Call.SAVE, step=500)`."""
+    return Called(call, tuple(arguments.items()))
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What one worker raised: the name of its class, and its message."""
+
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+    def rebuild(self) -> CkptflowError | None:
+        """The error as another worker raises it: of its own class, None if that is not one of ours."""
+        kind = getattr(errors, self.kind, None) if self.kind in errors.__all__ else None
+        if isinstance(kind, type) and issubclass(kind, CkptflowError):
+            return kind(lines_of(self.message))
+        return None
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One worker's part of a call: its result, or why there is none."""
+
+    call: str
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    failure: Failure | None = None
+
+
+def agree(cluster: Cluster, call: Called | Call, do: Callable[[], _Value]) -> list[_Value]:
+    """Every worker's result of `do`, in the order of workers; or every worker raises.
+
+    `do` returns one type on all workers, which msgspec can write as JSON. A worker on which it raises raises that
+    error itself, the others `PeerError` with its text and the error as cause; if any of them was fenced, all of them
+    `FencedError`: no worker may end as if a restart would help. What ends the program (Ctrl-C, SystemExit) is raised
+    at once, without a word to the others.
+
+    Raises `UsageError` if workers differ in the call or its arguments: what one waits for would never come.
+    """
+
+    def told() -> tuple[None, _Value]:
+        return None, do()
+
+    return agree_on(cluster, call, told)[1]
+
+
+def agree_on(
+    cluster: Cluster, call: Called | Call, do: Callable[[], tuple[_Kept, _Value]]
+) -> tuple[_Kept, list[_Value]]:
+    """The same, where `do` has two results: one that this worker keeps to itself, and one for all."""
+    if cluster.world_size == 1:
+        kept, value = do()
+        return kept, [value]
+    where = str(call if isinstance(call, Called) else Called(call))
+    results, error = _attempt(do)
+    messages = _share(cluster, where, results[1] if results is not None else None, error)
+    _raise_together(messages, error, worker=cluster.worker)
+    _check_calls([message.call for message in messages])
+    if results is None:
+        raise PeerError("a call has neither a result nor an error")
+    kind = type(results[1])
+    return results[0], [_decode(message, kind, worker) for worker, message in enumerate(messages)]
+
+
+def chief_says(cluster: Cluster, call: Called | Call, decide: Callable[[], _Value], kind: type[_Value]) -> _Value:
+    """What `decide` returns on the chief, on every worker; or the chief's error, of its own class.
+
+    `kind` is the type that it returns. Only the chief runs it.
+    """
+    if cluster.world_size == 1:
+        return decide()
+    where = str(call if isinstance(call, Called) else Called(call))
+    value, error = _attempt(decide) if cluster.is_chief else (None, None)
+    messages = _share(cluster, where, value, error)
+    if error is not None:
+        raise error
+    failure = messages[0].failure
+    if failure is not None:
+        raise failure.rebuild() or PeerError(lines_of(f"the chief failed, so this worker stops too: {failure}"))
+    _raise_together(messages, None, worker=cluster.worker)
+    _check_calls([message.call for message in messages])
+    return value if value is not None else _decode(messages[0], kind, 0)
+
+
+def _attempt(do: Callable[[], _Value]) -> tuple[_Value | None, BaseException | None]:
+    """What `do` returned, or raised; but what leaves the program leaves it now."""
+    try:
+        return do(), None
+    except LEAVING:
+        raise
+    except BaseException as error:
+        return None, error
+
+
+def _share(cluster: Cluster, where: str, value: object, error: BaseException | None) -> list[Message]:
+    """Every worker's message. Raises `PeerError`, but for an own error after which a restart would not help."""
+    try:
+        return [_read(data, worker) for worker, data in enumerate(cluster.exchange(_write(where, value, error), where))]
+    except PeerError as peer:
+        if isinstance(error, FencedError):
+            raise error from peer
+        raise peer from (error or peer.__cause__)
+
+
+def _write(where: str, value: object, error: BaseException | None) -> bytes:
+    if error is None:
+        body = msgspec.json.encode(value)
+        if len(body) <= MAX_MESSAGE_BYTES:
+            return msgspec.json.encode(Message(where, msgspec.Raw(body)))
+        text = f"its message in {where} has {len(body):,} bytes, more than {MAX_MESSAGE_BYTES:,}"
+        return msgspec.json.encode(Message(where, failure=Failure(PeerError.__name__, text)))
+    text = str(error).encode("utf-8", "replace").decode()[:MAX_FAILURE_CHARACTERS]
+    return msgspec.json.encode(Message(where, failure=Failure(type(error).__name__, text)))
+
+
+def _read(data: bytes, worker: int) -> Message:
+    try:
+        if len(data) > 2 * MAX_MESSAGE_BYTES:
+            raise ValueError(f"it has {len(data):,} bytes")
+        return msgspec.json.decode(data, type=Message)
+    except ValueError as error:  # msgspec's are among them
+        raise PeerError(f"worker {worker}'s message cannot be read: {error}") from error
+
+
+def _decode(message: Message, kind: type[_Value], worker: int) -> _Value:
+    try:
+        return msgspec.json.decode(message.value, type=kind)
+    except ValueError as error:
+        raise PeerError(f"worker {worker}'s message cannot be read: {error}") from error
+
+
+def _raise_together(messages: Sequence[Message], mine: BaseException | None, *, worker: int) -> None:
+    """Raises if any worker failed: its own error, else one that carries another's. Being fenced goes first."""
+    others = {i: m.failure for i, m in enumerate(messages) if i != worker and m.failure is not None}
+    fenced = next((f for f in others.values() if f.kind == FencedError.__name__), None)
+    if fenced is not None and not isinstance(mine, FencedError):
+        raise FencedError(lines_of(fenced.message)) from mine
+    if mine is not None:
+        raise mine
+    for index, failure in others.items():
+        text = f"worker {index} failed, so this one stops too: {failure}"
+        raise PeerError(lines_of(text)) from failure.rebuild()
+    own = messages[worker].failure
+    if own is not None:  # what it meant to say could not be sent
+        raise PeerError(f"worker {worker}: {own.message}")
+
+
+def _check_calls(calls: Sequence[str]) -> None:
+    if len(set(calls)) > 1:
+        by_worker = "; ".join(f"worker {worker}: {call}" for worker, call in enumerate(calls))
+        raise UsageError(
+            "workers call different methods, or with different arguments (a step, read_only, fresh): all must make the "
+            f"same calls at the same points. {by_worker}"
+        )
