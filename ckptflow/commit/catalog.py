@@ -148,8 +148,7 @@ def list_root(store: Store) -> Listing:
 
 def list_claims(store: Store) -> tuple[int, ...]:
     """The numbers of all claims: one listing of `lineage/`."""
-    numbers = (parse_claim_key(entry.key) for entry in store.list(LINEAGE_PREFIX))
-    return tuple(number for number in numbers if number is not None)
+    return tuple(n for entry in store.list(LINEAGE_PREFIX) if (n := parse_claim_key(entry.key)) is not None)
 
 
 def read_manifest(store: Store, folder: Folder, *, may_be_missing: bool = False) -> Manifest:
@@ -218,7 +217,7 @@ class Summaries:
         self._store = store
         # Used by several threads and without a lock, which an interrupt could leave held: each use is one of a key.
         self._known: dict[Folder, Summary | Unreadable] = {}
-        self._newest: Manifest | None = None  # the last one that was read, while a restore may want it whole
+        self._newest: Manifest | None = None  # the last that was read, if a restore may want it
         self._keeps_newest = False
 
     def get(self, folder: Folder) -> Summary | Unreadable:
@@ -353,8 +352,7 @@ def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: 
 
 
 def _find_holder(store: Store, number: int) -> str | None:
-    claim = read_claim(store, number)
-    return claim.writer_id if claim is not None else None
+    return claim.writer_id if (claim := read_claim(store, number)) is not None else None
 
 
 def find_counting(

@@ -18,7 +18,7 @@ from ckptflow.format.boxes import Box
 from ckptflow.format.components import Components
 from ckptflow.format.record import MAX_NUMBER, MAX_RANK
 from ckptflow.format.spec import Bytes1D, TensorSpec
-from ckptflow.state import cluster
+from ckptflow.state import strategies
 from ckptflow.state.bundles import Bundle
 from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_copies
 
@@ -120,7 +120,7 @@ class VariableLeaf(Leaf):
 
     def specs(self) -> tuple[TensorSpec, ...]:
         dynamic = dtypes.is_encoded(self.dtype) or self.shape is None or None in self.shape
-        is_divided = self.on_read and not self.own and cluster.worker_count(self.variable.distribute_strategy) > 1
+        is_divided = self.on_read and not self.own and strategies.worker_count(self.variable.distribute_strategy) > 1
         components = self.on_read if is_divided else None
         shape = () if dynamic else self.shape_or_scalar
         # What a step changes by itself, without the other replicas, can differ between them: moving averages do.
@@ -143,7 +143,7 @@ class VariableLeaf(Leaf):
         """
         value = values[None]
         if self.on_read == "sum":
-            takes_it = self.own or cluster.worker_index(self.variable.distribute_strategy) == 0
+            takes_it = self.own or strategies.worker_index(self.variable.distribute_strategy) == 0
             zeros = as_tensor(np.zeros_like(host_array(value)))  # `tf.zeros_like` does not know every dtype
             for position, copy in enumerate(self._copies):
                 for part in copy:

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from ckptflow import CheckpointManager, manager
+from ckptflow import CheckpointManager
 from ckptflow.events import Tell, tell_nobody
+from ckptflow.job import session
 from ckptflow.storage.store import Store, open_store
 from tests.speed.stores import MeasuredStore
 
@@ -29,7 +30,7 @@ def blocks() -> None:
         stores.append(MeasuredStore(open_store(url, storage_options, tell)))
         return stores[-1]
 
-    vars(manager)["open_store"] = open_counted
+    vars(session)["open_store"] = open_counted
     values = np.arange(ROWS * COLUMNS, dtype=np.float32).reshape(ROWS, COLUMNS)
     root = Path(os.environ["ROOT"])
 

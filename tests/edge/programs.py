@@ -83,7 +83,7 @@ def hook_stores(hook: Callable[[str, str], None]) -> None:
     def open_hooked(url: str, options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
         return Hooked(open_store(url, options, tell), hook)
 
-    ckptflow.job.session.open_store = open_hooked  # type: ignore[assignment]
+    ckptflow.job.session.open_store = open_hooked  # type: ignore[attr-defined, assignment]
 
 
 def clock(hours: float) -> type[datetime]:

@@ -88,6 +88,6 @@ def unreadable_then_dead() -> None:
     pending = manager.save(2)
     with pytest.raises((PeerError, SaveFailedError)):
         manager.wait()
-    assert "ended before they reported" in str(pending.exception())
+    assert "has ended and did not report" in str(pending.exception())
     print("well", flush=True)
     os._exit(0)

@@ -37,8 +37,8 @@ ELSEWHERE: dict[int, str] = {
     11: "transfer/test_writer.py::test_no_more_shards_are_under_way_than_buffers_and_threads",
     12: "commit/test_resume.py::test_a_reader_writes_nothing_and_falls_back_as_well",
     13: "commit/test_resume.py::test_a_state_that_does_not_fit_costs_no_claim",
-    14: "commit/test_team.py::test_one_workers_error_reaches_all",
-    15: "commit/test_team.py::test_whatever_one_worker_raises_stops_all",
+    14: "peers/test_team.py::test_one_workers_error_reaches_all",
+    15: "commit/test_together.py::test_whatever_one_worker_raises_stops_all",
     16: "manager/test_bad_input.py::test_two_jobs_on_one_root",
     18: "protocol/test_mutations.py::test_turns_red",  # "refusal of a prune by hand during a start"
     19: "commit/test_prune.py::test_a_full_storage_is_swept_of_dead_leftovers_before_the_first_commit",
