@@ -30,14 +30,7 @@ def claim(store: Store) -> Held:
 def open_root(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     """Opens stores on one root: one client each."""
     objects: dict[str, bytes] = {}
-    guard = threading.Lock()
-
-    def memory() -> Store:
-        store = MemoryStore(objects)
-        store._guard = guard  # one storage: creators exclude each other across clients
-        return store
-
-    return memory if request.param == "memory" else lambda: open_store(str(tmp_path / "root"))
+    return lambda: MemoryStore(objects) if request.param == "memory" else open_store(str(tmp_path / "root"))
 
 
 def test_racers_get_numbers_of_their_own(open_root: Callable[[], Store]) -> None:
