@@ -97,7 +97,7 @@ def read_checkpoint(store: Store, folder: Folder, manifest: Manifest, files: Map
 
 def remembered(thing: object) -> list[tuple[str, Any]]:
     """All data that an object holds between two calls, under whatever names; not what it was given to call."""
-    called = (YieldingStore, Summaries)
+    called = (YieldingStore, Summaries, Lone, Chooser)  # a chooser's view is stale at the claim: see `shows`
     return [(k, _in_order(v)) for k, v in vars(thing).items() if not (callable(v) or isinstance(v, called))]
 
 
@@ -119,7 +119,8 @@ class Incarnations:
         self.ancestry: Ancestry = ()
         self.start: Start | None = None
         self.coordinator: Coordinator | None = None
-        self.asked: int | None = None  # the step that the restore under way was asked for
+        self.resume: Resume | None = None  # the restore under way, and the step that it was asked for
+        self.asked: int | None = None
         self.step = 0
         self.calls: dict[int, int] = {}
         process.holds = self._holds
@@ -127,10 +128,9 @@ class Incarnations:
     def begin(self, step: int | None = None) -> None:
         """`restore_latest` or `restore(step)`, as the manager does it."""
         self.process.show(base="", copies=False)
-        resume = Resume(self.store, Lone(), self.summaries, check=lambda _: None, load=self._load)
-        self.asked = step
-        start = resume.run(step)
-        self.asked = None
+        self.resume, self.asked = self._resume(), step
+        start = self.resume.run(step)
+        self.resume = self.asked = None
         self._begin(start)
         self.process.merge()
         if start.save_again:
@@ -146,8 +146,10 @@ class Incarnations:
             self.process.merge()
 
     def begin_fresh(self) -> None:
-        resume = Resume(self.store, Lone(), self.summaries, check=lambda _: None, load=self._load)
-        self._begin(resume.start_anew(fresh=True))
+        self._begin(self._resume().start_anew(fresh=True))
+
+    def _resume(self) -> Resume:
+        return Resume(self.store, Lone(), self.summaries, check=lambda _: None, load=self._load)
 
     def _begin(self, start: Start) -> None:
         self.start, self.calls = start, {}
@@ -171,8 +173,8 @@ class Incarnations:
 
     def _holds(self) -> Any:
         """All that outlives a call: what this process is, and remembers of manifests."""
-        own = remembered(self.coordinator) if self.coordinator else ()
-        return self.start, self.asked, self.step, self.calls, self.ancestry, remembered(self.summaries), own
+        it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
+        return self.start, self.asked, self.step, self.calls, self.ancestry, it
 
     def _commit(self, step: int, *, prune: bool) -> None:
         start, coordinator = self.start, self.coordinator
