@@ -350,10 +350,8 @@ def find_counting(
     damaged: list[Folder] = []
     for incarnation in sorted({folder.incarnation for folder in committed}, reverse=True):
         own = [folder for folder in reversed(committed) if folder.incarnation == incarnation]
-        tags = {folder: listing.tags(folder) for folder in own}
-        if len(set(tags.values())) > 1:
-            found = {folder: read(folder) for folder in own}
-            own = of_one_writer(found, tags, run_id, holder(incarnation))
+        if len({listing.tags(folder) for folder in own}) > 1:
+            own = of_one_writer({folder: read(folder) for folder in own}, listing, run_id, holder(incarnation))
         # A manifest of another run over one of ours is damage as any other: a restore finds it without its shards.
         readable = (summary for folder in own if isinstance(summary := read(folder), Summary))
         first = next(readable, None)
@@ -382,15 +380,12 @@ def find_counting(
 
 
 def of_one_writer(
-    own: Mapping[Folder, Summary | Unreadable],
-    tags: Mapping[Folder, Collection[str]],
-    run_id: str | None,
-    claimed_by: str | None,
+    own: Mapping[Folder, Summary | Unreadable], listing: Listing, run_id: str | None, claimed_by: str | None
 ) -> list[Folder]:
     """The committed folders of one incarnation, newest first, without those of another job that held the same number.
 
-    That happens only where claims were deleted by hand. The `tags` in the names of shards show it; then the writer
-    whose claim is there (`claimed_by`) is the incarnation, or, if that is not known, that of the newest manifest.
+    That happens only where claims were deleted by hand. The names of shards show it; then the writer whose claim is
+    there (`claimed_by`) is the incarnation, or, if that is not known, that of the newest manifest.
     """
     writers = [s.writer_id for s in own.values() if isinstance(s, Summary) and run_id in (None, s.run_id)]
     writer = claimed_by if claimed_by in writers else next(iter(writers), None)
@@ -399,5 +394,5 @@ def of_one_writer(
     return [
         folder
         for folder, summary in own.items()
-        if (summary.writer_id == writer if isinstance(summary, Summary) else writer_tag(writer) in tags[folder])
+        if (summary.writer_id == writer if isinstance(summary, Summary) else writer_tag(writer) in listing.tags(folder))
     ]

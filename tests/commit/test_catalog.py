@@ -19,7 +19,7 @@ from ckptflow.commit.catalog import (
     read_manifest,
 )
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
-from ckptflow.format.layout import Folder, claim_key, parse_folder, pin_key, writer_tag
+from ckptflow.format.layout import Folder, claim_key, parse_folder, pin_key, shard_name, writer_tag
 from ckptflow.testing import MemoryStore
 from tests.commit.roots import damage, folders, job
 
@@ -91,14 +91,15 @@ def test_what_counts(manifests: dict[str, object], counts: list[str], outside: l
 )
 def test_of_two_that_held_a_number(writers: dict[int, str], claimed_by: str | None, stay: list[int]) -> None:
     found: dict[Folder, Summary | CorruptCheckpointError] = {}
-    tags: dict[Folder, set[str]] = {}
+    files: dict[Folder, dict[str, int]] = {}
     for step, text in writers.items():
         writer, _, what = text.partition(", ")
         run_id = "other" if what == "another run" else "run"
         readable = replace(summary(Folder(step, 1), run_id=run_id), writer_id=writer)
         found[Folder(step, 1)] = CorruptCheckpointError(BAD) if what == BAD else readable
-        tags[Folder(step, 1)] = {writer_tag(writer)}
-    assert [folder.step for folder in of_one_writer(found, tags, "run", claimed_by)] == stay
+        files[Folder(step, 1)] = {shard_name(0, 1, 0, writer_tag(writer)): 1}
+    listing = Listing(files, (), frozenset())
+    assert [folder.step for folder in of_one_writer(found, listing, "run", claimed_by)] == stay
 
 
 def test_without_a_claim_the_newest_manifest_says_which_run_it_is() -> None:
