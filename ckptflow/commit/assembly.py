@@ -45,6 +45,14 @@ class Draft:
     began_at: datetime | None = None  # when `save` was called, by the chief's clock; for people
 
 
+def refuse_receipt(draft: Draft, held: Held, receipt: Receipt, worker: int) -> str | None:
+    """Why what was found as `worker`'s receipt may not become part of this save, or None."""
+    expected = (str(draft.folder), held.writer_id, worker, draft.world_size)
+    if (receipt.folder, receipt.writer_id, receipt.worker, receipt.world_size) != expected:
+        return f"worker {worker}'s receipt is not of this save"
+    return f"worker {worker} could not save: {receipt.failure}" if receipt.failure is not None else None
+
+
 def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held, url: str) -> Manifest:
     """The manifest that the receipts, the chief's first, add up to.
 

@@ -369,7 +369,8 @@ def find_counting(
     damaged: list[Folder] = []
     for incarnation in sorted({folder.incarnation for folder in committed}, reverse=True):
         own = [folder for folder in reversed(committed) if folder.incarnation == incarnation]
-        own = _of_one_writer(own, listing, run_id, read, partial(holder, incarnation))
+        if len({listing.tags(folder) for folder in own}) > 1:
+            own = of_one_writer({folder: read(folder) for folder in own}, listing, run_id, holder(incarnation))
         # A manifest of another run over one of ours is damage as any other: a restore finds it without its shards.
         readable = (summary for folder in own if isinstance(summary := read(folder), Summary))
         first = next(readable, None)
@@ -397,24 +398,20 @@ def find_counting(
     )
 
 
-def _of_one_writer(
-    own: list[Folder], listing: Listing, run_id: str | None, read: SummaryReader, holder: Callable[[], str | None]
+def of_one_writer(
+    own: Mapping[Folder, Summary | Unreadable], listing: Listing, run_id: str | None, claimed_by: str | None
 ) -> list[Folder]:
     """The committed folders of one incarnation, newest first, without those of another job that held the same number.
 
-    That happens only where claims were deleted by hand. The names of shards show it; then the one whose claim is there
-    is the incarnation, or, if that cannot be read, the one whose manifest is the newest.
+    That happens only where claims were deleted by hand. The names of shards show it; then the writer whose claim is
+    there (`claimed_by`) is the incarnation, or, if that is not known, that of the newest manifest.
     """
-    if len({listing.tags(folder) for folder in own}) == 1:
-        return own
-    summaries = [(folder, read(folder)) for folder in own]
-    writers = [s.writer_id for _, s in summaries if isinstance(s, Summary) and run_id in (None, s.run_id)]
-    claimed = holder()
-    writer = claimed if claimed in writers else next(iter(writers), None)
+    writers = [s.writer_id for s in own.values() if isinstance(s, Summary) and run_id in (None, s.run_id)]
+    writer = claimed_by if claimed_by in writers else next(iter(writers), None)
     if writer is None:
-        return own
+        return [*own]
     return [
         folder
-        for folder, summary in summaries
+        for folder, summary in own.items()
         if (summary.writer_id == writer if isinstance(summary, Summary) else writer_tag(writer) in listing.tags(folder))
     ]

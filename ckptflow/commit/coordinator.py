@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ckptflow.commit.assembly import Draft, assemble
+from ckptflow.commit.assembly import Draft, assemble, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, Unreadable, list_root, summarize
-from ckptflow.commit.lineage import Held, check_fence, check_own_claim, create_once
+from ckptflow.commit.lineage import Held, check_fence, check_own_claim, create_once, is_written_by
 from ckptflow.commit.prune import act, doubt_newest, plan_prune
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
@@ -230,17 +230,10 @@ class Coordinator:
             return None
         except (CorruptCheckpointError, UnknownVersionError) as error:
             raise SaveFailedError(f"worker {worker}'s receipt cannot be used: {error}") from error
-        self._check_receipt(draft, receipt, worker)
+        why_not = refuse_receipt(draft, self._held, receipt, worker)
+        if why_not is not None:
+            raise SaveFailedError(f"{self._store.url}/{draft.folder}: {why_not}")
         return receipt
-
-    def _check_receipt(self, draft: Draft, receipt: Receipt, worker: int) -> None:
-        expected = (str(draft.folder), self._held.writer_id, worker, draft.world_size)
-        if (receipt.folder, receipt.writer_id, receipt.worker, receipt.world_size) != expected:
-            raise SaveFailedError(f"{self._store.url}/{draft.folder}: worker {worker}'s receipt is not of this save")
-        if receipt.failure is not None:
-            raise SaveFailedError(
-                f"{self._store.url}/{draft.folder}: worker {worker} could not save: {receipt.failure}"
-            )
 
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. Once a try was not answered this incarnation never sweeps the folder: it may land."""
@@ -334,7 +327,7 @@ class Coordinator:
 
     def _count(self, listing: Listing, found: Mapping[Folder, Summary | Unreadable]) -> Counting:
         """What counts for this incarnation: its own, one that was thought lost and landed late too, and its lineage."""
-        counts = {folder for folder, summary in found.items() if self._is_own(folder, summary, listing)}
+        counts = {folder for folder, summary in found.items() if is_written_by(self._held, folder, summary, listing)}
         counts |= self._start.lineage & found.keys()
         return Counting(
             incarnation=self._held.number,
@@ -344,9 +337,3 @@ class Coordinator:
             barrier=self._start.barrier,
             fresh_since=self._start.fresh_since,
         )
-
-    def _is_own(self, folder: Folder, summary: Summary | Unreadable, listing: Listing) -> bool:
-        """Whether we wrote it: another job may have held our number, if claims were deleted by hand."""
-        if isinstance(summary, Summary):
-            return summary.writer_id == self._held.writer_id
-        return folder.incarnation == self._held.number and self._held.tag in listing.tags(folder)

@@ -18,7 +18,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ckptflow.commit.catalog import Listing, Summaries, Summary, list_claims, list_root, newest_claim, read_claim
+from ckptflow.commit.catalog import (
+    Listing,
+    Summaries,
+    Summary,
+    Unreadable,
+    list_claims,
+    list_root,
+    newest_claim,
+    read_claim,
+)
 from ckptflow.errors import (
     FencedError,
     ObjectExistsError,
@@ -27,7 +36,7 @@ from ckptflow.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from ckptflow.format.layout import MAX_NUMBER, claim_key, writer_tag
+from ckptflow.format.layout import MAX_NUMBER, Folder, claim_key, writer_tag
 from ckptflow.format.manifest import Claim, Reason, encode
 from ckptflow.storage.store import Store, read_small
 
@@ -54,6 +63,16 @@ class Held:
     def tag(self) -> str:
         """What the names of its shards and receipts end with."""
         return writer_tag(self.writer_id)
+
+
+def is_written_by(held: Held, folder: Folder, summary: Summary | Unreadable, listing: Listing) -> bool:
+    """Whether this incarnation committed `folder`, by its manifest, or, if that cannot be read, by the names in it.
+
+    The number alone does not show it: another job may have held the same one, if claims were deleted by hand.
+    """
+    if isinstance(summary, Summary):
+        return summary.writer_id == held.writer_id
+    return folder.incarnation == held.number and held.tag in listing.tags(folder)
 
 
 def now_text() -> str:
@@ -151,11 +170,11 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
         )
         key, data = claim_key(number), encode(claim)
         if create_once(store, key, data, lambda: deadline):
-            is_exclusive = _is_exclusive(store, key, data, deadline)
+            is_exclusive = is_create_exclusive(store, key, data, deadline)
             if not is_exclusive and not is_warned:
                 logger.warning(NOT_EXCLUSIVE, store.url)
                 is_warned = True
-            if is_exclusive or _stays(store, key, data):
+            if is_exclusive or stays_ours(store, key, data):
                 return Held(number, claim.run_id, writer_id, is_exclusive)
         if time.monotonic() >= deadline:
             raise StorageUnavailableError(f"{store.url}: others took number after number, the last is {number}")
@@ -175,8 +194,8 @@ def _list_past(store: Store, lost: int, deadline: float) -> Listing:
         pause_s *= 2
 
 
-def _is_exclusive(store: Store, key: str, data: bytes, deadline: float) -> bool:
-    """Whether `create` is: it must refuse what was just created. Servers that ignore the condition do not say so."""
+def is_create_exclusive(store: Store, key: str, data: bytes, deadline: float) -> bool:
+    """Whether `create` refuses what was just created, as it must. Servers that ignore the condition do not say so."""
     while store.is_create_only:  # no longer, if the server has just refused the condition
         try:
             store.create(key, memoryview(data))
@@ -191,7 +210,7 @@ def _is_exclusive(store: Store, key: str, data: bytes, deadline: float) -> bool:
     return False
 
 
-def _stays(store: Store, key: str, data: bytes) -> bool:
+def stays_ours(store: Store, key: str, data: bytes) -> bool:
     """Without an exclusive create the last writer holds a claim: whether that is still us after a pause."""
     time.sleep(SETTLE_S)
     try:

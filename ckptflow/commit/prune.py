@@ -70,17 +70,17 @@ def plan_prune(
     `given_up`: own folders whose manifest was never sent, so that it cannot appear any more. Raises what a policy
     raises: then nothing is deleted.
     """
-    decisions, newest = _decide_counting(listing, counting, read, policies)
+    decisions, newest = decide_counting(listing, counting, read, policies)
     for folder in counting.outside:
-        decisions[folder] = _decide_outside(folder, read(folder), counting, newest, folder in listing.pins)
+        decisions[folder] = decide_outside(folder, read(folder), counting, newest, folder in listing.pins)
     for folder in listing.folders:
         if folder not in decisions:
-            decisions[folder] = _decide_partial(folder, incarnation, folder in given_up)
+            decisions[folder] = decide_partial(folder, incarnation, folder in given_up)
     old_claims = sorted(listing.claims, reverse=True)[CLAIMS_KEPT:]
     return PrunePlan(tuple(decisions[folder] for folder in sorted(decisions)), tuple(old_claims))
 
 
-def _decide_counting(
+def decide_counting(
     listing: Listing,
     counting: Counting,
     read: Callable[[Folder], Summary | Unreadable],
@@ -120,7 +120,7 @@ def _decide_counting(
     return decisions, whole[steps[-1]].folder if whole else None
 
 
-def _decide_outside(
+def decide_outside(
     folder: Folder,
     summary: Summary | Unreadable,
     counting: Counting,
@@ -141,7 +141,7 @@ def _decide_outside(
     return Decision(folder, False, f"outside what counts, which has reached step {newest.step:,}")
 
 
-def _decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
+def decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
     """Never committed: what dead incarnations left, and own calls that were given up before their manifest was sent."""
     if folder.incarnation < incarnation:
         return Decision(folder, False, f"never committed, and incarnation {folder.incarnation} is over")

@@ -247,8 +247,7 @@ def _raise_together(messages: Sequence[Message], mine: BaseException | None, *, 
 
 def _check_calls(calls: Sequence[str]) -> None:
     if len(set(calls)) > 1:
+        names = {call.partition("(")[0] for call in calls}
+        what = "different methods" if len(names) > 1 else f"{names.pop()} with different arguments"
         by_worker = "; ".join(f"worker {worker}: {call}" for worker, call in enumerate(calls))
-        raise UsageError(
-            "workers call different methods, or with different arguments (a step, read_only, fresh): all must make the "
-            f"same calls at the same points. {by_worker}"
-        )
+        raise UsageError(f"workers call {what}: all must make the same calls at the same points. {by_worker}")

@@ -167,6 +167,7 @@ class MemoryStore:
 
     is_create_only = True
     is_object_store = True
+    _guard = threading.Lock()  # of all stores: those on one `objects` exclude each other
 
     def __init__(
         self,
@@ -177,7 +178,6 @@ class MemoryStore:
         self.objects = {} if objects is None else objects
         self.hook = hook
         self.url = url
-        self._guard = threading.Lock()
         self._is_closed = False
 
     def put(self, key: str, data: memoryview) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ckptflow.commit.catalog import Summaries, Summary
@@ -22,8 +22,15 @@ KEEP_ALL: Sequence[Policy] = (KeepLast(1_000),)
 class Job:
     """One life of a job with one worker: what the manager does, without tensors. `value` is what training holds."""
 
-    def __init__(self, store: Store, policies: Sequence[Policy] = KEEP_ALL, *, read_only: bool = False) -> None:
-        self.store, self.policies, self.read_only = store, policies, read_only
+    def __init__(
+        self,
+        store: Store,
+        policies: Sequence[Policy] = KEEP_ALL,
+        *,
+        read_only: bool = False,
+        check: Callable[[Manifest], None] = lambda _: None,
+    ) -> None:
+        self.store, self.policies, self.read_only, self.check = store, policies, read_only, check
         self.summaries = Summaries(store)
         self.value: tuple[str, ...] = ()
         self.calls: dict[int, int] = {}
@@ -60,9 +67,7 @@ class Job:
         return summary
 
     def _resume(self) -> Resume:
-        return Resume(
-            self.store, Alone(), self.summaries, check=lambda _: None, load=self._load, read_only=self.read_only
-        )
+        return Resume(self.store, Alone(), self.summaries, check=self.check, load=self._load, read_only=self.read_only)
 
     def _begin(self, start: Start) -> None:
         self.start, self.calls = start, {}

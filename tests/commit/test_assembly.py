@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from ckptflow.commit.assembly import Draft, assemble
+from ckptflow.commit.assembly import Draft, assemble, refuse_receipt
 from ckptflow.commit.resume import Start
 from ckptflow.errors import SaveFailedError
 from ckptflow.format.manifest import Receipt, ReceiptSlice, TensorRecord
 from tests.commit.test_coordinator import FOLDER, HELD, WORLD_SIZE, draft, receipt
+
+
+@pytest.mark.parametrize(
+    ("change", "why_not"),
+    [
+        ({}, None),
+        ({"folder": f"{FOLDER}-r2"}, "worker 1's receipt is not of this save"),
+        ({"writer_id": "another"}, "worker 1's receipt is not of this save"),
+        ({"worker": 2}, "worker 1's receipt is not of this save"),
+        ({"world_size": WORLD_SIZE + 1}, "worker 1's receipt is not of this save"),
+        ({"failure": "disk full"}, "worker 1 could not save: disk full"),
+        ({"failure": "disk full", "writer_id": "another"}, "worker 1's receipt is not of this save"),
+    ],
+)
+def test_which_receipts_are_of_a_save(change: dict[str, Any], why_not: str | None) -> None:
+    assert refuse_receipt(draft(), HELD, msgspec.structs.replace(receipt(1), **change), 1) == why_not
 
 
 def test_a_tensor_of_several_writers_that_has_diverged_is_not_committed() -> None:

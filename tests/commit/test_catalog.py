@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -13,11 +14,12 @@ from ckptflow.commit.catalog import (
     Summary,
     find_counting,
     list_root,
+    of_one_writer,
     read_claim,
     read_manifest,
 )
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
-from ckptflow.format.layout import Folder, claim_key, parse_folder, pin_key
+from ckptflow.format.layout import Folder, claim_key, parse_folder, pin_key, shard_name, writer_tag
 from ckptflow.testing import MemoryStore
 from tests.commit.roots import damage, folders, job
 
@@ -72,6 +74,32 @@ def count(run_id: str | None = "run", **manifests: object) -> tuple[list[str], l
 )
 def test_what_counts(manifests: dict[str, object], counts: list[str], outside: list[str], decides: int) -> None:
     assert count("run", **manifests) == (counts, outside, decides)
+
+
+@pytest.mark.parametrize(
+    ("writers", "claimed_by", "stay"),
+    [
+        ({3: "a", 2: "b", 1: "a"}, "a", [3, 1]),
+        ({3: "a", 2: "b", 1: "a"}, "b", [2]),  # the claim goes before the newest manifest
+        ({3: "a", 2: "b", 1: "a"}, None, [3, 1]),
+        ({3: "a", 2: "b", 1: "a"}, "c", [3, 1]),  # it has committed nothing here
+        ({3: "a, damaged", 2: "b", 1: "a"}, None, [2]),
+        ({3: "a, damaged", 2: "b", 1: "a"}, "a", [3, 1]),  # by the names of its shards
+        ({3: "x, another run", 2: "b", 1: "a"}, "x", [2]),
+        ({3: "a, damaged", 2: "b, damaged"}, "a", [3, 2]),  # nobody is known to have written here
+    ],
+)
+def test_of_two_that_held_a_number(writers: dict[int, str], claimed_by: str | None, stay: list[int]) -> None:
+    found: dict[Folder, Summary | CorruptCheckpointError] = {}
+    files: dict[Folder, dict[str, int]] = {}
+    for step, text in writers.items():
+        writer, _, what = text.partition(", ")
+        run_id = "other" if what == "another run" else "run"
+        readable = replace(summary(Folder(step, 1), run_id=run_id), writer_id=writer)
+        found[Folder(step, 1)] = CorruptCheckpointError(BAD) if what == BAD else readable
+        files[Folder(step, 1)] = {shard_name(0, 1, 0, writer_tag(writer)): 1}
+    listing = Listing(files, (), frozenset())
+    assert [folder.step for folder in of_one_writer(found, listing, "run", claimed_by)] == stay
 
 
 def test_without_a_claim_the_newest_manifest_says_which_run_it_is() -> None:

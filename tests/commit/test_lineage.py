@@ -6,18 +6,27 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ckptflow.commit.catalog import Summaries, list_root
-from ckptflow.commit.lineage import Held, check_fence, claim_next, create_once, pack_writer_id, unpack_writer_id
+from ckptflow.commit.lineage import (
+    Held,
+    check_fence,
+    claim_next,
+    create_once,
+    is_written_by,
+    pack_writer_id,
+    unpack_writer_id,
+)
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import FencedError, ObjectExistsError, StorageAccessError, StorageUnavailableError
 from ckptflow.format.layout import claim_key
 from ckptflow.storage.store import Store, open_store
 from ckptflow.testing import FaultyStore, MemoryStore
-from tests.commit.roots import Job, job
+from tests.commit.roots import Job, damage, job
 
 RACERS = 16
 
@@ -30,14 +39,7 @@ def claim(store: Store) -> Held:
 def open_root(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     """Opens stores on one root: one client each."""
     objects: dict[str, bytes] = {}
-    guard = threading.Lock()
-
-    def memory() -> Store:
-        store = MemoryStore(objects)
-        store._guard = guard  # one storage: creators exclude each other across clients
-        return store
-
-    return memory if request.param == "memory" else lambda: open_store(str(tmp_path / "root"))
+    return lambda: MemoryStore(objects) if request.param == "memory" else open_store(str(tmp_path / "root"))
 
 
 def test_racers_get_numbers_of_their_own(open_root: Callable[[], Store]) -> None:
@@ -175,6 +177,20 @@ def test_a_newer_claim_at_start_is_met_by_standing_down() -> None:
 
     with pytest.raises(FencedError):
         Job(MemoryStore(objects, hook=overtakes)).resume()
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_who_has_written_a_folder_is_not_told_by_its_number(is_readable: bool) -> None:
+    store = MemoryStore()
+    life = job(store)
+    folder = life.save(1).folder
+    if not is_readable:
+        damage(store, str(folder))
+    held, listing, found = life.start.held, list_root(store), Summaries(store).get(folder)
+    assert held is not None
+    assert is_written_by(held, folder, found, listing)
+    assert not is_written_by(replace(held, writer_id="another"), folder, found, listing)
+    assert is_written_by(replace(held, number=2), folder, found, listing) is is_readable  # a manifest says who
 
 
 def test_a_writer_id_survives_the_way_through_two_numbers() -> None:

@@ -361,10 +361,9 @@ def test_a_job_deletes_nothing_in_favour_of_a_manifest_that_went_wrong(caplog: p
 
 def test_a_job_whose_claim_went_between_the_save_and_the_prune_deletes_nothing() -> None:
     store = MemoryStore()
-    life = job(store)
+    life = job(store, [KeepLast(1)])
     life.save(1)
     assert life.coordinator is not None
-    life.coordinator._policies = [KeepLast(1)]
     prune = life.coordinator.prune
 
     def later() -> None:

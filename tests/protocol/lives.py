@@ -22,16 +22,17 @@ from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
+from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries
-from ckptflow.commit.choosing import Chooser
+from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
-from ckptflow.format.manifest import Manifest, Receipt, ReceiptSlice, ShardRecord, TensorRecord
+from ckptflow.format.manifest import Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord
 from ckptflow.peers.team import Alone
 from ckptflow.storage.store import Store, read_small
 from tests.protocol.process import Process, YieldingStore, current
@@ -86,6 +87,19 @@ def read_checkpoint(store: Store, folder: Folder, manifest: Manifest, files: Map
     return data
 
 
+def remembered(thing: object) -> list[tuple[str, Any]]:
+    """All data that an object holds between two calls, under whatever names; not what it was given to call."""
+    called = (YieldingStore, Summaries, Alone, Chooser)  # a chooser's view is stale at the claim: see `shows`
+    return [(k, _in_order(v)) for k, v in vars(thing).items() if not (callable(v) or isinstance(v, called))]
+
+
+def _in_order(data: Any) -> Any:
+    """Equal sets and mappings in one order, however they were filled."""
+    if isinstance(data, Mapping):
+        return sorted((str(key), repr(value)) for key, value in data.items())
+    return sorted(map(repr, data)) if isinstance(data, set | frozenset) else data
+
+
 class Incarnations:
     """What one process does with a root: begin, save, go back. Tells the explorer what it has done."""
 
@@ -97,6 +111,8 @@ class Incarnations:
         self.ancestry: Ancestry = ()
         self.start: Start | None = None
         self.coordinator: Coordinator | None = None
+        self.resume: Resume | None = None  # the restore under way, and the step that it was asked for
+        self.asked: int | None = None
         self.step = 0
         self.calls: dict[int, int] = {}
         process.holds = self._holds
@@ -104,8 +120,9 @@ class Incarnations:
     def begin(self, step: int | None = None) -> None:
         """`restore_latest` or `restore(step)`, as the manager does it."""
         self.process.show(base="", copies=False)
-        resume = Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
-        start = resume.run(step)
+        self.resume, self.asked = self._resume(), step
+        start = self.resume.run(step)
+        self.resume = self.asked = None
         self._begin(start)
         self.process.merge()
         if start.save_again:
@@ -121,8 +138,10 @@ class Incarnations:
             self.process.merge()
 
     def begin_fresh(self) -> None:
-        resume = Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
-        self._begin(resume.start_anew(fresh=True))
+        self._begin(self._resume().start_anew(fresh=True))
+
+    def _resume(self) -> Resume:
+        return Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
 
     def _begin(self, start: Start) -> None:
         self.start, self.calls = start, {}
@@ -146,10 +165,8 @@ class Incarnations:
 
     def _holds(self) -> Any:
         """All that outlives a call: what this process is, and remembers of manifests."""
-        known = sorted((str(folder), repr(summary)) for folder, summary in self.summaries._known.items())
-        c = self.coordinator
-        own = (c._committed, sorted(c._given_up), sorted(c._gone), c._is_swept) if c else ()
-        return self.start, self.step, self.calls, self.ancestry, known, own
+        it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
+        return self.start, self.asked, self.step, self.calls, self.ancestry, it
 
     def _commit(self, step: int, *, prune: bool) -> None:
         start, coordinator = self.start, self.coordinator
@@ -252,30 +269,27 @@ def _sleep(seconds: float) -> None:
 
 def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
     """Lets the explorer see when a process acts on its claim and what is promised, and which histories are one."""
-    look, claim, lists, creates = Resume._look, Resume._claim, Chooser.list_anew, lineage_module.create_once
-    stays = lineage_module._stays
-
-    def left(view: Any) -> Any:
-        return (view.damaged, view.gone) if view else ()  # `run` lists anew after the claim, whatever was listed before
-
-    def looks(self: Resume, step: int | None) -> Any:
-        reason = look(self, step)
-        if MERGE_AT_CLAIM:
-            current().merge(reason, step, left(self._view))
-        return reason
+    lists, claim, creates = Chooser.list_anew, lineage_module.claim_next, lineage_module.create_once
+    stays = lineage_module.stays_ours
 
     def creates_claim(store: Store, key: str, data: bytes, deadline: Callable[[], float]) -> bool:
         if MERGE_AT_CLAIM:
             current().merge(key, data, deadline())  # the listing was read for these two and is not looked at again
         return creates(store, key, data, deadline)
 
-    def claims(self: Resume, reason: Any) -> Held:
-        held = claim(self, reason)
+    def claims(store: Store, summaries: Summaries, reason: Reason, timeout_s: float) -> Held:
         if MERGE_AT_CLAIM:
-            current().merge(held, left(self._view))
+            current().merge(reason)  # `run` lists anew after the claim, whatever was listed before
+        held = claim(store, summaries, reason, timeout_s)
+        if MERGE_AT_CLAIM:
+            current().merge(held)
         return held
 
-    def shows(self: Chooser, held: Held | None) -> Any:
+    def shows(self: Chooser, held: Held | None) -> View:
+        old = self.view
+        is_first = held is not None and current().facts.number != held.number
+        if is_first and MERGE_AT_CLAIM and old is not None and (old.damaged or old.gone):
+            pytest.fail("what was found before the claim is believed after it: `merge` must be told of it")
         view = lists(self, held)
         if held is not None:
             current().show(number=held.number)
@@ -289,9 +303,8 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         current().call("settle", key)
         return stays(store, key, data)
 
-    patch.setattr(lineage_module, "_stays", settles)
-    patch.setattr(Resume, "_look", looks)
-    patch.setattr(Resume, "_claim", claims)
+    patch.setattr(lineage_module, "stays_ours", settles)
+    patch.setattr(resume_module, "claim_next", claims)
     patch.setattr(Chooser, "list_anew", shows)
     patch.setattr(lineage_module, "create_once", creates_claim)
     patch.setattr(coordinator_module, "check_fence", checks_fence)

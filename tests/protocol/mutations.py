@@ -18,14 +18,15 @@ from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import resume as resume_module
+from ckptflow.commit.assembly import Draft, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, list_root
 from ckptflow.commit.choosing import Choice, Chooser
-from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.lineage import Held
-from ckptflow.commit.prune import Decision, PrunePlan
-from ckptflow.commit.resume import Outcome, Part, Resume, Start, outcome_of
-from ckptflow.errors import CommitUnknownError, StorageUnavailableError
+from ckptflow.commit.lineage import Held, create_once
+from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
+from ckptflow.commit.resume import Outcome, Part, Resume, outcome_of
+from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
+from ckptflow.format.manifest import Receipt
 from ckptflow.storage.store import Store
 from tests.protocol import lives
 from tests.protocol.process import current
@@ -52,8 +53,8 @@ class _Blind(Listing):
         return 0
 
 
-def _blind(listing: Listing | None) -> Listing | None:
-    return _Blind(listing.folders, listing.claims, listing.pins) if listing is not None else None
+def _blind(listing: Listing) -> Listing:
+    return _Blind(listing.folders, listing.claims, listing.pins)
 
 
 def no_listing_after_the_claim(patch: pytest.MonkeyPatch) -> None:
@@ -71,19 +72,18 @@ def no_listing_after_the_claim(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_fence_check_after_a_commit(patch: pytest.MonkeyPatch) -> None:
-    lists = Coordinator._list_to_prune
     patch.setattr(coordinator_module, "check_fence", lambda *_: lives.acknowledge())
-    patch.setattr(Coordinator, "_list_to_prune", lambda self: _blind(lists(self)))
+    patch.setattr(coordinator_module, "list_root", lambda store: _blind(list_root(store)))
 
 
 def acknowledged_before_the_fence_check(patch: pytest.MonkeyPatch) -> None:
-    creates = Coordinator._create
+    def acknowledges(store: Store, key: str, data: bytes, deadline: Callable[[], float]) -> bool:
+        is_ours = create_once(store, key, data, deadline)
+        if is_ours:
+            lives.acknowledge()
+        return is_ours
 
-    def acknowledges(self: Coordinator, folder: Folder, data: bytes, deadline: float) -> None:
-        creates(self, folder, data, deadline)
-        lives.acknowledge()
-
-    patch.setattr(Coordinator, "_create", acknowledges)
+    patch.setattr(coordinator_module, "create_once", acknowledges)
 
 
 def no_writer_id(patch: pytest.MonkeyPatch) -> None:
@@ -112,12 +112,8 @@ def newest_step_wins(patch: pytest.MonkeyPatch) -> None:
 
 
 def not_saved_again(patch: pytest.MonkeyPatch) -> None:
-    starts = Resume._start
-
-    def start(*arguments: Any) -> Start:
-        return replace(starts(*arguments), save_again=False)
-
-    patch.setattr(Resume, "_start", start)
+    runs = Resume.run
+    patch.setattr(Resume, "run", lambda self, step: replace(runs(self, step), save_again=False))
 
 
 def shards_deleted_first(patch: pytest.MonkeyPatch) -> None:
@@ -131,16 +127,13 @@ def shards_deleted_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def partial_swept_though_its_manifest_was_sent(patch: pytest.MonkeyPatch) -> None:
-    creates = Coordinator._create
-
-    def gives_up(self: Coordinator, folder: Folder, data: bytes, deadline: float) -> None:
+    def takes_no_reply_for_a_refusal(store: Store, key: str, data: bytes, deadline: Callable[[], float]) -> bool:
         try:
-            creates(self, folder, data, deadline)
-        except CommitUnknownError:
-            self.give_up(folder)
-            raise
+            return create_once(store, key, data, deadline)
+        except StorageUnavailableError as error:
+            raise StorageError(f"mutated: {error}") from error
 
-    patch.setattr(Coordinator, "_create", gives_up)
+    patch.setattr(coordinator_module, "create_once", takes_no_reply_for_a_refusal)
 
 
 def time_out_taken_as_damage(patch: pytest.MonkeyPatch) -> None:
@@ -165,14 +158,12 @@ def newer_claim_ignored_at_start(patch: pytest.MonkeyPatch) -> None:
 
 
 def partials_of_newer_incarnations_swept(patch: pytest.MonkeyPatch) -> None:
-    decides = prune_module._decide_partial
-
     def decide(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
         if folder.incarnation > incarnation:
             return Decision(folder, False, "mutated")
-        return decides(folder, incarnation, is_given_up)
+        return decide_partial(folder, incarnation, is_given_up)
 
-    patch.setattr(prune_module, "_decide_partial", decide)
+    patch.setattr(prune_module, "decide_partial", decide)
 
 
 def claim_not_read_back(patch: pytest.MonkeyPatch) -> None:
@@ -194,12 +185,12 @@ def names_shared_by_all_writers(patch: pytest.MonkeyPatch) -> None:
 
 
 def all_who_held_a_number_count(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(catalog_module, "_of_one_writer", lambda own, *_: own)
+    patch.setattr(catalog_module, "of_one_writer", lambda own, *_: [*own])
     anothers_run_counts(patch)  # a root that is emptied begins another run, which is a second line
 
 
 def all_of_our_number_is_ours(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Coordinator, "_is_own", lambda self, folder, *_: folder.incarnation == self._held.number)
+    patch.setattr(coordinator_module, "is_written_by", lambda held, folder, *_: folder.incarnation == held.number)
     anothers_run_counts(patch)
 
 
@@ -208,7 +199,7 @@ def anothers_run_counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def create_believed_to_be_exclusive(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lineage_module, "_is_exclusive", lambda store, *_: store.is_create_only)
+    patch.setattr(lineage_module, "is_create_exclusive", lambda store, *_: store.is_create_only)
 
 
 def newest_not_read_before_a_prune(patch: pytest.MonkeyPatch) -> None:
@@ -218,12 +209,12 @@ def newest_not_read_before_a_prune(patch: pytest.MonkeyPatch) -> None:
 
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
     one_folder_though_receipts_name_the_call(patch)
-    checks = Coordinator._check_receipt
 
-    def check(self: Coordinator, draft: Any, receipt: Any, worker: int) -> None:
-        checks(self, replace(draft, folder=parse_folder(receipt.folder)), receipt, worker)
+    def refuse(draft: Draft, held: Held, receipt: Receipt, worker: int) -> str | None:
+        folder = parse_folder(receipt.folder)
+        return refuse_receipt(replace(draft, folder=folder) if folder else draft, held, receipt, worker)
 
-    patch.setattr(Coordinator, "_check_receipt", check)
+    patch.setattr(coordinator_module, "refuse_receipt", refuse)
 
 
 def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -124,6 +127,30 @@ def test_two_memory_stores_on_one_content_are_two_clients() -> None:
     copied = MemoryStore(dict(one.objects))
     copied.delete(["a"])
     assert one.objects == {"a": b"x"}
+
+
+def test_two_memory_stores_on_one_content_exclude_each_other() -> None:
+    """Two creates at once: one is refused, though both have looked before either has written."""
+    both_look = threading.Barrier(2)
+
+    class Content(dict[str, bytes]):
+        def __contains__(self, key: object) -> bool:
+            is_there = super().__contains__(key)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_look.wait(0.2)  # in vain, where they may not look at once
+            return is_there
+
+    content = Content()
+
+    def create(data: bytes) -> str:
+        try:
+            MemoryStore(content).create("key", memoryview(data))
+        except ObjectExistsError:
+            return "refused"
+        return "created"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(create, [b"one", b"other"])) == ["created", "refused"]
 
 
 def test_latency_waits_and_passes_on() -> None:
