@@ -35,7 +35,7 @@ from ckptflow.format.manifest import (
     decode,
     encode,
 )
-from ckptflow.peers.watch import ASK_EVERY_S, Answer
+from ckptflow.peers.watch import ASK_EVERY_S
 from ckptflow.spans import span
 from ckptflow.storage.again import read_record
 from ckptflow.storage.store import Store
@@ -44,7 +44,7 @@ from ckptflow.threads import at_once
 logger = logging.getLogger("ckptflow")
 
 _READERS = 8  # receipts read at once, where there are more
-FindGone = Callable[[list[int]], Mapping[int, Answer]]
+FindLost = Callable[[Sequence[int], float], Mapping[int, str]]
 
 
 class Coordinator:
@@ -58,10 +58,10 @@ class Coordinator:
         policies: Sequence[Policy],
         *,
         commit_timeout_s: float,
-        find_gone: FindGone = lambda workers: {},
+        find_lost: FindLost = lambda workers, started: {},
         tell: Tell = tell_nobody,
     ) -> None:
-        """`find_gone`: which of these workers have ended or do not answer, and which of the two; none is waited for."""
+        """`find_lost(workers, started)`: which of these are waited for in vain since `started`, and why."""
         if start.held is None:
             raise ValueError("a reader commits nothing")
         self._store = store
@@ -70,7 +70,7 @@ class Coordinator:
         self._summaries = summaries
         self._policies = policies
         self._commit_timeout_s = commit_timeout_s
-        self._find_gone = find_gone
+        self._find_lost = find_lost
         self._tell = tell
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
@@ -190,7 +190,7 @@ class Coordinator:
         started = time.monotonic()
         while missing:
             # Before looking for the receipts: they may be the last that it wrote.
-            gone = self._find_gone(sorted(missing)) if time.monotonic() - started >= ASK_EVERY_S else {}
+            found_lost = self._find_lost(sorted(missing), started) if time.monotonic() >= started + ASK_EVERY_S else {}
             found += self._read_receipts(draft, sorted(missing))
             missing -= {receipt.worker for receipt in found}
             if missing and time.monotonic() >= min(deadline, self._hurry_deadline):
@@ -199,11 +199,11 @@ class Coordinator:
                     f"{draft.world_size} did not report within commit_timeout_s={self._commit_timeout_s:g}; this "
                     "step was not saved, older checkpoints are untouched"
                 )
-            lost = {worker: answer.value for worker, answer in gone.items() if worker in missing}
+            lost = {worker: why for worker, why in found_lost.items() if worker in missing}
             if lost:
                 raise SaveFailedError(
                     f"{self._store.url}/{draft.folder}: "
-                    f"{', '.join(f'worker {worker} {what}' for worker, what in lost.items())} and did not report (of "
+                    f"{', '.join(f'worker {worker} {why}' for worker, why in lost.items())} and did not report (of "
                     f"{draft.world_size} workers); this step was not saved, older checkpoints are untouched"
                 )
             if missing:

@@ -103,7 +103,7 @@ class Session:
         )
         self.live = LiveState(state, self.cluster, shard_bytes)
         self._hooks = Hooks(hooks, self.cluster.worker)
-        self.store = ProgressStore(open_store(url, storage_options, self._hooks.tell))
+        self.store = ProgressStore(open_store(url, storage_options, self._hooks.tell), self.cluster.storage_goes_on)
         self._hooks.url = self.store.url
         if not self.store.is_create_only and not read_only:
             logger.warning(NOT_EXCLUSIVE, self.store.url)
@@ -307,7 +307,7 @@ class Session:
                 self.summaries,
                 self.policies,
                 commit_timeout_s=self._commit_timeout_s,
-                find_gone=self.cluster.find_gone,
+                find_lost=self.cluster.find_lost,
                 tell=self._hooks.tell,
             )
         saver = Saver(

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,8 +16,8 @@ import tensorflow as tf
 
 from ckptflow.errors import PeerError, UsageError
 from ckptflow.peers import service
-from ckptflow.peers.rounds import Rounds
-from ckptflow.peers.watch import Answer, Peer, Watch
+from ckptflow.peers.rounds import CALLS, STORAGE, Rounds
+from ckptflow.peers.watch import Peer, Watch
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
 
 logger = logging.getLogger("ckptflow")
@@ -77,11 +78,24 @@ class Cluster:
     def still_here(self, doing: str) -> None:
         """Says that this worker makes progress, so that those who wait for it go on waiting. On the main thread."""
         if self.world_size > 1 and service.is_there():
-            self._messages.still_here(doing)
+            self._messages.show_progress(CALLS, doing)
 
-    def find_gone(self, workers: list[int]) -> dict[int, Answer]:
-        """Those of these workers that have ended, or do not answer, for some seconds. From any thread."""
-        return self._watch.find_gone(workers)
+    def storage_goes_on(self) -> None:
+        """Says that a request to the storage came to an end. From any thread, as often as one does."""
+        if self.world_size > 1 and service.is_there():
+            self._messages.show_progress(STORAGE, "")
+
+    def find_lost(self, workers: Sequence[int], started: float) -> dict[int, str]:
+        """Those of these workers that have ended, do not answer, or whose storage shows no progress for
+        `peer_timeout_s`, and which of these; waited for since `started` (by `time.monotonic`). From any thread.
+        """
+        lost = {worker: answer.value for worker, answer in self._watch.find_gone(workers).items()}
+        if service.is_there():
+            idle = self._messages.find_idle(workers, started)
+            lost |= {
+                worker: f"shows no progress for {self.peer_timeout_s:g} s" for worker in idle if worker not in lost
+            }
+        return lost
 
     @cached_property
     def _watch(self) -> Watch:

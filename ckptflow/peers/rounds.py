@@ -68,7 +68,8 @@ class Rounds:
         self._peers = peers
         self._watch = watch
         self._limit_s = limit_s
-        self._marked_at = -math.inf
+        self._marked_at: dict[str, float] = {}
+        self._signs = Signs(post, CALLS, 0.0)
 
     def gather(self, topic: str, message: bytes, call: str, *, limit_s: float, hint: str = "") -> list[bytes]:
         """Every worker's message, in the order of workers, on every worker. A topic serves once.
@@ -76,7 +77,9 @@ class Rounds:
         Raises `PeerError` with the names of those who have ended, do not answer, or have not come within `limit_s`;
         `hint` then says more. Others can still be reached afterwards.
         """
-        wait = _Wait(self._post, self._watch, self._worker, self._peers, topic, call, limit_s, hint)
+        started = time.monotonic()
+        signs = Signs(self._post, CALLS, started)
+        wait = _Wait(self._post, self._watch, signs, self._worker, self._peers, topic, call, limit_s, hint, started)
         wait.send(message.decode())
         if self._worker:
             try:
@@ -103,22 +106,67 @@ class Rounds:
         """Deletes what was gathered. Only when all workers are known to have read it."""
         self._post.forget(topic)
 
-    def still_here(self, doing: str) -> None:
-        """Leaves a sign of progress, for those who wait for this worker; seldom, however often it is called."""
+    def show_progress(self, kind: str, doing: str) -> None:
+        """Leaves a sign of progress for those who wait for this worker; seldom, however often it is called."""
         now = time.monotonic()
-        if now - self._marked_at < min(self._limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S):
+        if now - self._marked_at.get(kind, -math.inf) < min(self._limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S):
             return
-        self._marked_at = now
-        key = mark_key(self._worker)
+        self._marked_at[kind] = now
+        key = _mark_key(kind, self._worker)
         try:
             self._post.forget(key)
             self._post.put(key, msgspec.json.encode(_Mark(next(_mark_numbers), doing)).decode(), 0.0)
         except UnreachableError as error:
             logger.debug("no sign of progress can be left: %s", error)
 
+    def find_idle(self, workers: Sequence[int], started: float) -> list[int]:
+        """Those of these workers whose storage has shown no progress for `limit_s`, waited for since `started`."""
+        now = time.monotonic()
+        if self._signs.started != started:
+            self._signs = Signs(self._post, STORAGE, started)
+        if now - self._signs.looked < self._limit_s / 2:
+            return []
+        seen = self._signs.look(workers, now)
+        return [worker for worker in workers if now - seen[worker] >= self._limit_s]
 
-def mark_key(worker: int) -> str:
-    return f"ckptflow/progress/{worker}"
+
+CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
+
+
+def _mark_key(kind: str, worker: int) -> str:
+    return f"ckptflow/progress/{kind}/{worker}"
+
+
+class Signs:
+    """The signs of progress of other workers, as seen by one that has waited since `started`."""
+
+    def __init__(self, post: Post, kind: str, started: float) -> None:
+        self.started = self.looked = started
+        self.doing: dict[int, str] = {}
+        self._post = post
+        self._kind = kind
+        self._seen: dict[int, tuple[int, float]] = {}  # the newest of each, and when it came
+
+    def look(self, workers: Sequence[int], now: float) -> dict[int, float]:
+        """When each of these workers has last shown progress, as far as looks like this one tell."""
+        self.looked = now
+        for worker in workers:
+            text = self._text(worker)
+            if text is None:
+                continue
+            mark = msgspec.json.decode(text, type=_Mark)
+            self.doing[worker] = mark.doing
+            if worker not in self._seen:  # it may be of an earlier wait: only what comes from now on counts
+                self._seen[worker] = mark.number, self.started
+            elif self._seen[worker][0] != mark.number:
+                self._seen[worker] = mark.number, now
+        return {worker: self._seen[worker][1] if worker in self._seen else self.started for worker in workers}
+
+    def _text(self, worker: int) -> str | None:
+        try:
+            return self._post.get(_mark_key(self._kind, worker), _LOOK_S)
+        except UnreachableError:
+            return None
 
 
 def say_at() -> Iterator[float]:
@@ -136,22 +184,20 @@ class _Wait:
 
     post: Post
     watch: Watch
+    signs: Signs
     worker: int
     peers: Sequence[Peer]
     topic: str
     call: str
     limit_s: float
     hint: str
+    started: float
     clock: Callable[[], float] = time.monotonic
-    started: float = field(init=False)
     asked: float = field(init=False)
-    checked: float = field(init=False)
     unreachable_since: float | None = None
-    marks: dict[int, tuple[int, float]] = field(default_factory=dict)  # the newest of each, and when it was seen
-    doing: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.started = self.asked = self.checked = self.clock()
+        self.asked = self.started
         self._say_at = say_at()
         self._say_next = next(self._say_at)
 
@@ -216,8 +262,7 @@ class _Wait:
         if now - self.started >= self._say_next:
             self._say_next = next(self._say_at)
             logger.warning("%s", self._text(self._find_missing()))
-        if now - self.checked >= self.limit_s / 2:
-            self.checked = now
+        if now - self.signs.looked >= self.limit_s / 2:
             self._raise_if_late(now)
 
     def _raise_if_gone(self, awaited: Sequence[int]) -> None:
@@ -241,24 +286,10 @@ class _Wait:
     def _raise_if_late(self, now: float) -> None:
         """Raises if somebody is missing who has shown no progress for `limit_s`."""
         missing = self._find_missing()
-        for worker in missing:
-            self._read_mark(worker, now)
-        seen = {worker: self.marks[worker][1] if worker in self.marks else self.started for worker in missing}
+        seen = self.signs.look(missing, now)
         late = [worker for worker in missing if now - seen[worker] >= self.limit_s]
         if late:
             raise PeerError(f"{self._text(late)}, within peer_timeout_s={self.limit_s:g}{self.hint}")
-
-    def _read_mark(self, worker: int, now: float) -> None:
-        text = self._get(mark_key(worker), _LOOK_S)
-        if text is None:
-            return
-        mark = msgspec.json.decode(text, type=_Mark)
-        known = self.marks.get(worker)
-        self.doing[worker] = mark.doing
-        if known is None:  # it may be of an earlier wait: only what comes from now on counts
-            self.marks[worker] = mark.number, self.started
-        elif known[0] != mark.number:
-            self.marks[worker] = mark.number, now
 
     def _find_missing(self) -> list[int]:
         """Who has left no message; worker 0 if not even our own can be found, since they are all there."""
@@ -271,11 +302,12 @@ class _Wait:
     def _text(self, missing: Sequence[int]) -> str:
         """Who has not come, as the field's logs say it."""
         verb = "has" if len(missing) == 1 else "have"
-        doing = "; ".join(f"worker {w} is busy with {self.doing[w]}" for w in missing[:_NAMED] if w in self.doing)
+        doing = self.signs.doing
+        busy = "; ".join(f"worker {w} is busy with {doing[w]}" for w in missing[:_NAMED] if w in doing)
         waited_s = self.clock() - self.started
         return (
             f"{self._names(missing)} {verb} not reached {self.call}, where worker {self.worker} has waited for "
-            f"{waited_s:.0f} s{f' ({doing})' if doing else ''}"
+            f"{waited_s:.0f} s{f' ({busy})' if busy else ''}"
         )
 
     def _gone_text(self, gone: dict[int, Answer]) -> str:

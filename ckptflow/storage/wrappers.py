@@ -133,8 +133,10 @@ class CountingStore(StoreWrapper):
 class ProgressStore(StoreWrapper):
     """`store`, and in `finished` how many calls of it have come to an end: who waits for it sees that it goes on."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, advance: Callable[[], None] = lambda: None) -> None:
+        """`advance` is called each time, in the thread that made the call."""
         super().__init__(store)
+        self._advance = advance
         self._numbers = itertools.count(1)
         self.finished = 0
 
@@ -143,6 +145,7 @@ class ProgressStore(StoreWrapper):
             return call()
         finally:
             self.finished = next(self._numbers)
+            self._advance()
 
 
 class LatencyStore(StoreWrapper):

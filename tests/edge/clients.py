@@ -34,7 +34,7 @@ def clients() -> None:
             time.sleep(0.1)
     raised = raised_in_a_thread(lambda: cluster.exchange(b"1", "a test"), UsageError)
     assert "main thread" in str(raised[0])
-    assert cluster.find_gone(list(range(count))) == {}
+    assert cluster.find_lost(range(count), time.monotonic()) == {}
 
     large, small = tf.Variable(tf.range(300_000, dtype=tf.float32)), tf.Variable(3, dtype=tf.int64)
     with CheckpointManager(root, {"large": large, "small": small}, shard_bytes=2**18) as manager:
@@ -56,7 +56,7 @@ def clients() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(PeerError, match=r"^worker 0 of 2: worker 1 \(127\.0\.0\.1:\d+\) of 2 has ended, in a test"):
         cluster.exchange(b"1", "a test")
-    assert 1 in cluster.find_gone([1])
+    assert cluster.find_lost([1], time.monotonic()) == {1: "has ended"}
     with pytest.raises(PeerError, match="has not reached a test"):
         find_cluster(arrival_timeout_s=1).exchange(b"1", "a test")
     print("well", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +14,6 @@ import tensorflow as tf
 import ckptflow.job.session
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.peers.cluster import Cluster
-from ckptflow.peers.watch import Answer
 from ckptflow.storage.store import Store, open_store
 from tests.speed.stores import MeasuredStore
 
@@ -41,7 +40,9 @@ class _Member(Cluster):
 
     def still_here(self, doing: str) -> None: ...
 
-    def find_gone(self, workers: list[int]) -> dict[int, Answer]:
+    def storage_goes_on(self) -> None: ...
+
+    def find_lost(self, workers: Sequence[int], started: float) -> dict[int, str]:
         return {}
 
 
