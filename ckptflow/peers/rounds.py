@@ -6,6 +6,7 @@ Whoever waits tells after 15 s who is missing and in which call, asks whether th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -84,8 +85,8 @@ class Rounds:
         if self._worker:
             try:
                 published = msgspec.json.decode(wait.receive("all", [0]), type=_Published)
-            except PeerError:
-                self._post.forget(wait.key(self._worker))  # worker 0 must not count on this one any more
+            except PeerError as error:
+                wait.give_up(error)
                 raise
             except msgspec.DecodeError as error:
                 raise PeerError(f"worker 0's message in {call} cannot be read: {error}") from error
@@ -224,6 +225,12 @@ class _Wait:
         except UnreachableError as error:
             raise PeerError(f"the coordination service in this process does not answer: {error}") from error
 
+    def give_up(self, error: PeerError) -> None:
+        """Takes this worker's message back, since it goes no further, and tells the others why."""
+        self.post.forget(self.key(self.worker))
+        with contextlib.suppress(UnreachableError):
+            self.post.put(self.key("given up"), str(error), 0.0)  # of several the first stays
+
     def receive(self, name: str, awaited: Sequence[int]) -> str:
         """The text `name`; `awaited` are those of whom one or all must come first."""
         while True:
@@ -258,12 +265,19 @@ class _Wait:
         now = self.clock()
         if now - self.asked >= ASK_EVERY_S or now - self.started >= self.limit_s:
             self.asked = now
+            self._raise_if_given_up()
             self._raise_if_gone(awaited)
         if now - self.started >= self._say_next:
             self._say_next = next(self._say_at)
             logger.warning("%s", self._text(self._find_missing()))
         if now - self.signs.looked >= self.limit_s / 2:
             self._raise_if_late(now)
+
+    def _raise_if_given_up(self) -> None:
+        """Another worker that waits has learnt who is missing, and has taken its message back: it is not the one."""
+        text = self._get(self.key("given up"), _LOOK_S)
+        if text is not None:
+            raise PeerError(text)
 
     def _raise_if_gone(self, awaited: Sequence[int]) -> None:
         among = awaited if self.worker == 0 else self._rotated()

@@ -227,7 +227,7 @@ def _wrong_strategy(module: tf.Module) -> None:
 def _one_manager_alone(strategy: Any, worker: int, module: tf.Module) -> None:
     """Who is missing is named after the deadline; who comes after it is told so; and all can go on without saving."""
     for alone in (0, 1):
-        missing = 1 if worker == 0 or alone == 0 else 0
+        missing = 1 - alone
         if worker != alone:
             _meet_without_ckptflow(worker)  # when the other one has given up
         manager = make_manager(strategy, module, commit_timeout_s=1.5)
