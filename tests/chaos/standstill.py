@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
 import time
 from dataclasses import dataclass, field
@@ -116,10 +117,9 @@ class Trial:
         self.slowest_s = max(self.slowest_s, time.monotonic() - since)
         output = worker.output()
         self._check(code == 1, f"worker {index} ended with {code}\n{output[-3000:]}")
-        is_told = re.search(rf"worker {self.victim} |workers .*\b{self.victim} \(", output) and (
-            "PeerError" in output or "SaveFailedError" in output
-        )
-        self._check(bool(is_told), f"worker {index} was not told of worker {self.victim}\n{output[-3000:]}")
+        is_named = re.search(rf"worker {self.victim} |workers .*\b{self.victim} \(", output) is not None
+        is_told = is_named and ("PeerError" in output or "SaveFailedError" in output)
+        self._check(is_told, f"worker {index} was not told of worker {self.victim}\n{output[-3000:]}")
 
     def _restart(self, env: dict[str, str], newest: int) -> None:
         with start_workers("tests.chaos.standstill:goes_on", WORKERS, env=env) as workers:
