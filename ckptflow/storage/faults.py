@@ -88,8 +88,9 @@ _TRANSIENT_CLASSES = {
     "ReadTimeoutError", "ResponseParserError", "ResponseStreamingError", "ClientConnectionError",
     "ClientPayloadError", "ServerDisconnectedError", "ChecksumError", "ProxyError", "ChunkedEncodingError",
     "ContentDecodingError", "Timeout", "TransportError", "gaierror", "AioConnectionClosedError",
-    "FlexibleChecksumError", "StrangeReplyError",
+    "FlexibleChecksumError", "StrangeReplyError", "StalledError",
 }  # fmt: skip
+_STALL_CLASSES = {"SocketTimeoutError", "ReadTimeoutError"}
 _ACCESS_CLASSES = {
     "PermissionError", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
     "TokenRetrievalError", "NoAuthTokenError", "ProfileNotFound", "SSOTokenLoadError",
@@ -138,6 +139,20 @@ def is_refused_condition(error: BaseException) -> bool:
     """Whether the server answered that it does not know a condition on a write (`If-None-Match`)."""
     is_named = {"NotImplemented", "501"} & set(_all_codes(error)) or _CONDITION.search(str(error))
     return bool(is_named) and is_refused_request(error)
+
+
+def is_stall(error: BaseException) -> bool:
+    """Whether the client gave a request up because nothing moved."""
+    for link in chain(error):
+        names = {base.__name__ for base in type(link).__mro__}
+        if "StalledError" in names:
+            return False  # says so itself
+        if names & _STALL_CLASSES or (isinstance(link, OSError) and link.errno == errno.ETIMEDOUT):
+            return True
+        _, _, details = str(link).partition(_OBSTORE)
+        if _TIMED_OUT in details and not _REPLIED_OR_CONNECTING.search(details):
+            return True
+    return False
 
 
 def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
@@ -232,6 +247,8 @@ def _text_of(error: BaseException) -> str:
 
 _SHOWN = 400  # characters of a client's text
 _OBSTORE = "Debug source:"  # what its messages carry at their end
+_TIMED_OUT = "kind: Timeout"  # in there
+_REPLIED_OR_CONNECTING = re.compile(r"\b(?:Status \{|Connect,)")  # the time is then not that of silence
 # Texts come from servers and from storage: each of these takes time in proportion to its text, whatever that is.
 # A server that does not know a header tells its name, or says no more than that one is not implemented.
 _ABOUT_CHECKSUMS = re.compile(
