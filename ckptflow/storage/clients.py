@@ -89,6 +89,8 @@ def open_file_system(
     # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
     if scheme in S3_SCHEMES:
         file_system.retries = 1
+        if file_system.session is None:
+            file_system.session = _aws_session(file_system.kwargs, connect_s, stall_timeout_s)
         if past_caches:
             for verb in ("GetObject", "ListObjectsV2", "HeadObject"):
                 _on_s3_event(file_system, path.partition("/")[0], f"before-send.s3.{verb}", _ask_past_caches)
@@ -112,6 +114,18 @@ def _s3_session() -> Any:
             return await super().send(request)
 
     return Session
+
+
+def _aws_session(kwargs: dict[str, Any], connect_s: float, stall_timeout_s: float | None) -> Any:
+    """What s3fs would make, with our limits for the services that it asks for temporary credentials."""
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import AioSession
+
+    session = AioSession(**kwargs)
+    session.set_default_client_config(
+        AioConfig(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
+    )
+    return session
 
 
 async def _connector(stall_timeout_s: float | None) -> Any:

@@ -221,9 +221,9 @@ def _botocore_session(
     from botocore.config import Config
 
     session = botocore.session.Session(profile=options.get("profile"))
-    # Of the service that gives temporary credentials out, where one is asked.
-    limits = Config(connect_timeout=connect_timeout_s(stall_timeout_s), read_timeout=stall_timeout_s)
-    session.set_default_client_config(limits)
+    connect_s = connect_timeout_s(stall_timeout_s)
+    limits = Config(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
+    session.set_default_client_config(limits)  # for the services that it asks for temporary credentials
     key = options.get("key") or options.get("username") or client_options.get("aws_access_key_id")
     secret = options.get("secret") or options.get("password") or client_options.get("aws_secret_access_key")
     token = options.get("token") or client_options.get("aws_session_token")

@@ -183,6 +183,9 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
         if isinstance(link, FileNotFoundError):
             return REMOTE_FAULTS["404"]
         names = {base.__name__ for base in type(link).__mro__}
+        provider = _PROVIDER.search(str(link))  # obstore: all that our credentials raise is a refusal to it
+        if provider and provider[1] in _TRANSIENT_CLASSES:
+            return REMOTE_FAULTS["503"]
         if names & _ACCESS_CLASSES:
             return REMOTE_FAULTS["403"]
         if names & _TRANSIENT_CLASSES:
@@ -255,6 +258,7 @@ _ABOUT_CHECKSUMS = re.compile(
     r"(?i)checksum|x-amz-(?:sdk|trailer)|aws-chunked|trailer|header you|unsupported header|\bnot ?implemented\b"
 )
 _CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|header)")
+_PROVIDER = re.compile(r"External [A-Z]{3} credential provider: ([A-Za-z]+):")
 _STRANGE = re.compile(
     r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
 )

@@ -66,6 +66,7 @@ class StallingProxy:
         return not open_ports.intersection(self.ports)
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._guard:
             for each in self._sockets:
@@ -90,11 +91,11 @@ class StallingProxy:
             for pump in (connection.upload, connection.download):
                 threading.Thread(target=pump, daemon=True).start()
 
-    def stall_for(self, data: bytes, port: int) -> Stall | None:
-        """The stall for a request that begins with `data`, if this is where one begins."""
+    def stall_for(self, data: bytes, port: int, before: Stall | None) -> Stall | None:
+        """The stall for a request that begins with `data`; what there was before, if none begins here."""
         line, is_http, _ = data.partition(b" HTTP/1.1\r\n")
         if not is_http or b"\r\n" in line:
-            return None
+            return before
         with self._guard:
             self.heads.append(data[:4096])
             for stall in self._stalls:
@@ -125,7 +126,7 @@ class _Connection:
         with contextlib.suppress(OSError):
             while data := source.recv(_STEP_BYTES):
                 if side == "upload":
-                    self.stall = self.proxy.stall_for(data, self.client.getpeername()[1]) or self.stall
+                    self.stall = self.proxy.stall_for(data, self.client.getpeername()[1], self.stall)
                 stall = self.stall
                 if stall is not seen:
                     seen, passed = stall, 0
