@@ -1,8 +1,8 @@
 """The part of Google's XML API that obstore uses, in this process: for the one client that no emulator here can serve.
 
 Written from https://cloud.google.com/storage/docs/xml-api: PUT and GET with Range, and
-`x-goog-if-generation-match: 0`, which is what makes a creation exclusive. Listing with paging, deleting, and the uploads
-that gcsfs does in obstore's place are those of the JSON API, as the store asks for them.
+`x-goog-if-generation-match: 0`, which is what makes a creation exclusive. Listing with paging, deleting, and the
+uploads that gcsfs does in obstore's place are those of the JSON API, as the store asks for them.
 """
 
 from __future__ import annotations
