@@ -82,8 +82,6 @@ def open_file_system(
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_timeout_s)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | dict(options.get("client_kwargs") or {})
-    elif scheme == "ftp":
-        options.setdefault("timeout", stall_timeout_s)  # of each call to a socket
     file_system = kind(**options)
     path = str(kind._strip_protocol(url))
     # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
