@@ -21,7 +21,7 @@ from tests.waiting import HANG_S, until
 
 CLIENTS = ["s3fs", "obstore", "gcsfs", "obstore for gcs"]
 LIMIT_S = 1.5
-DATA = os.urandom(8 * 2**20)  # more than what the buffers on the way hold
+DATA = os.urandom(4 * 2**20)  # more than what the buffers on the way hold
 GIVEN_UP = r"no byte was sent or received for 1\.5 s|the write was not done after 1\.5 s"
 
 
@@ -46,13 +46,15 @@ def proxy(server: Any) -> Iterator[StallingProxy]:
         yield proxy
 
 
-def open_through(client: str, server: Server, endpoint: str, tries: int = 4, limit_s: Any = LIMIT_S) -> Store:
+def open_through(
+    client: str, server: Server, endpoint: str, tries: int = 4, limit_s: Any = LIMIT_S, name: str = "stalls"
+) -> Store:
     options: dict[str, Any] = {"token": "anon", "endpoint_url": endpoint}
-    url = f"gs://bucket/{PREFIX}stalls" if client == "obstore for gcs" else "gs://ckptflow-tests/stalls"
+    url = f"gs://bucket/{PREFIX}{name}" if client == "obstore for gcs" else f"gs://ckptflow-tests/{name}"
     if client in ("s3fs", "obstore"):
         options = dict(server.storage_options)
         options["client_kwargs"] = {**options["client_kwargs"], "endpoint_url": endpoint}
-        url = f"s3://ckptflow-tests/stalls {client}"
+        url = f"s3://ckptflow-tests/{name} {client}"
     options |= {"client": "obstore" if "obstore" in client else "fsspec", "stall_timeout_s": limit_s}
     store = open_store(url, options)
     assert isinstance(store, RetryingStore)
@@ -60,14 +62,14 @@ def open_through(client: str, server: Server, endpoint: str, tries: int = 4, lim
     return store
 
 
-def read(store: Store, data: bytes = DATA) -> bytes:
-    into = bytearray(len(data))
-    assert store.get("a/object", memoryview(into)) == len(data)
+def read(store: Store) -> bytes:
+    into = bytearray(len(DATA))
+    assert store.get("a/object", memoryview(into)) == len(DATA)
     return bytes(into)
 
 
-def write(store: Store, data: bytes = DATA) -> bytes:
-    store.put("a/written", memoryview(data))
+def write(store: Store) -> bytes:
+    store.put("a/written", memoryview(DATA))
     return read_whole(store, "a/written")
 
 
@@ -104,17 +106,25 @@ MOMENTS: list[tuple[Callable[[Store], bytes], Side, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("doing", "side", "after_bytes"), MOMENTS)
-def test_a_request_that_stands_still_is_tried_again(
-    client: str, server: Any, proxy: StallingProxy, doing: Callable[[Store], bytes], side: Side, after_bytes: int
-) -> None:
-    store = open_through(client, server, proxy.endpoint)
-    store.put("a/object", memoryview(DATA))
-    store.delete(["a/created"])
-    proxy.stall("" if doing is not listed else "?", side, after_bytes)
-    assert doing(store) == DATA
-    assert proxy.struck == 1
-    until(lambda: proxy.is_dropped, HANG_S)  # the connection is not kept
+def test_a_request_that_stands_still_is_tried_again(client: str, server: Any) -> None:
+    """A few moments at the same time, each on connections of its own."""
+
+    def stand_still(doing: Callable[[Store], bytes], side: Side, after_bytes: int) -> None:
+        name = f"{doing.__name__}-{side}-{after_bytes}"
+        beside = open_through(client, server, server.endpoint, limit_s=None, name=name)
+        beside.put("a/object", memoryview(DATA))
+        beside.delete(["a/created"])
+        with stalling_proxy(server.endpoint) as proxy:
+            store = open_through(client, server, proxy.endpoint, tries=8, name=name)
+            proxy.stall("?" if doing is listed else "", side, after_bytes)
+            assert doing(store) == DATA
+            assert proxy.struck == 1
+            until(lambda: proxy.is_dropped, HANG_S)  # the connection is not kept
+
+    with ThreadPoolExecutor(3) as threads:  # more, and a busy machine's server is silent itself
+        started = {threads.submit(stand_still, *moment): moment for moment in MOMENTS}
+    failed = {f"{doing.__name__} {side} {after}": each.exception() for each, (doing, side, after) in started.items()}
+    assert not any(failed.values()), failed
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -142,17 +152,19 @@ def test_a_storage_that_accepts_connections_and_says_nothing(client: str, server
             assert all("for 1.5 s" in text or "after 1.5 s" in text for text in texts), texts
 
 
-@pytest.mark.parametrize("doing", [write, read])
-def test_one_that_always_stands_still_is_an_error_that_says_so(
-    client: str, server: Any, proxy: StallingProxy, doing: Callable[[Store], bytes]
-) -> None:
+def test_one_that_always_stands_still_is_an_error_that_says_so(client: str, server: Any, proxy: StallingProxy) -> None:
     store = open_through(client, server, proxy.endpoint, tries=2)
     store.put("a/object", memoryview(DATA))
     proxy.stall("", "both", times=1000)
-    with pytest.raises(StorageUnavailableError, match=GIVEN_UP) as raised:
-        doing(store)
-    assert f"{store.url}/a/" in str(raised.value)
-    assert any("given up after 2 tries" in note for note in raised.value.__notes__)
+
+    def fail(doing: Callable[[Store], bytes]) -> None:
+        with pytest.raises(StorageUnavailableError, match=GIVEN_UP) as raised:
+            doing(store)
+        assert f"{store.url}/a/" in str(raised.value)
+        assert any("given up after 2 tries" in note for note in raised.value.__notes__)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(fail, [read, write]))
 
 
 def test_a_slow_transfer_that_moves_is_not_cut(client: str, server: Any, proxy: StallingProxy) -> None:
@@ -161,12 +173,11 @@ def test_a_slow_transfer_that_moves_is_not_cut(client: str, server: Any, proxy: 
     obstore has one limit for all of a write, so the next try is fsspec's.
     """
     store = open_through(client, server, proxy.endpoint, tries=3)
-    data = DATA[: 4 * 2**20]
-    store.put("a/object", memoryview(data))
+    store.put("a/object", memoryview(DATA))
     proxy.stall("", "both", bytes_per_s=2**20, times=1000)
     with ThreadPoolExecutor(2) as threads:
-        reading, writing = threads.submit(read, store, data), threads.submit(write, store, data)
-        assert reading.result() == writing.result() == data
+        reading, writing = threads.submit(read, store), threads.submit(write, store)
+        assert reading.result() == writing.result() == DATA
 
 
 def test_obstore_writes_again_once_the_link_is_fast(seaweedfs: Server) -> None:
@@ -175,7 +186,7 @@ def test_obstore_writes_again_once_the_link_is_fast(seaweedfs: Server) -> None:
 
         def writer() -> str:
             proxy.heads.clear()
-            store.put("a/object", memoryview(DATA[: 4 * 2**20]))
+            store.put("a/object", memoryview(DATA))
             agent = proxy.heads[-1].lower().partition(b"user-agent: ")[2].partition(b"\r\n")[0]
             return "obstore" if b"object_store" in agent else "s3fs"
 
