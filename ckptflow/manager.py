@@ -38,7 +38,9 @@ class CheckpointManager:
         state: a dict of named objects, one object, or a `tf.train.Checkpoint`.
         strategy: the `tf.distribute.Strategy` under which the state was made; default: the current one.
         keep: retention policies; what any of them keeps stays, and the newest checkpoint always does.
-        storage_options: passed to the file system. Never written to storage or a log.
+        storage_options: passed to the file system, except for `client` and `stall_timeout_s` (seconds without a byte
+            after which a request is given up and tried again: 30, or None for no limit). Never written to storage or a
+            log.
         shard_bytes: the size of a shard at most, and so of one write or request. Default 65 MiB.
         memory_budget_bytes: host memory for staging, reused for every save and restore. Default 260 MiB; at least one
             shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.

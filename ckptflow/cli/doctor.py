@@ -94,18 +94,18 @@ class UrlBackend:
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
-        from ckptflow.storage.clients import S3_SCHEMES, open_file_system
+        from ckptflow.storage.clients import S3_SCHEMES, open_file_system, split_options
         from ckptflow.storage.store import local_path
 
         self._url, self._options = url, storage_options
         self._path = local_path(url)
         scheme = url.partition("://")[0]
-        plain = {name: value for name, value in storage_options.items() if name != "client"}
+        plain, _, limit_s = split_options(storage_options)
         config = {**dict(plain.get("config_kwargs") or {}), **_NO_CHECKSUMS}
         ways = [plain, {**plain, "config_kwargs": config}] if scheme in S3_SCHEMES else [plain]
         self._systems: list[tuple[Any, str]] = []
         if self._path is None:
-            self._systems = [open_file_system(url, scheme, options) for options in ways]
+            self._systems = [open_file_system(url, scheme, options, stall_timeout_s=limit_s) for options in ways]
 
     def open(self) -> Store:
         from ckptflow.storage.store import open_store

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -13,22 +15,37 @@ import fsspec.asyn
 
 from ckptflow.storage import faults
 from ckptflow.storage.replies import check_gcs
+from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 10, 60, 120
 _TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
 NO_CACHE = {"Cache-Control": "no-cache"}
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
 
 
+def split_options(storage_options: dict[str, Any]) -> tuple[dict[str, Any], str | None, float | None]:
+    """What goes to the file system, and what is for us: `client` and `stall_timeout_s`. Raises ValueError."""
+    options = dict(storage_options)
+    client = options.pop("client", None)
+    if client not in (None, "fsspec", "obstore"):
+        raise ValueError(f'storage_options["client"] is {client!r}; it can be "fsspec" or "obstore"')
+    return options, client, check_stall_timeout(options.pop("stall_timeout_s", STALL_TIMEOUT_S))
+
+
 def open_file_system(
-    url: str, scheme: str, storage_options: dict[str, Any], *, past_caches: bool = False
+    url: str,
+    scheme: str,
+    storage_options: dict[str, Any],
+    *,
+    stall_timeout_s: float | None = STALL_TIMEOUT_S,
+    past_caches: bool = False,
 ) -> tuple[Any, str]:
     """fsspec's file system for `url`, with our limits of time and no retries of its own, and the path there.
 
     Its connections are its own. With `past_caches`, what is read from S3 and GCS is not to come from a cache between.
+    A limit that the options set themselves stays as it is.
     """
     try:
         kind = fsspec.get_filesystem_class(scheme)
@@ -42,31 +59,104 @@ def open_file_system(
         kind = GCSFileSystem
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     options |= kind._get_kwargs_from_urls(url) | storage_options
+    connect_s = connect_timeout_s(stall_timeout_s)
     if scheme in S3_SCHEMES:
-        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
-        options["config_kwargs"] = timeouts | tries | dict(options.get("config_kwargs") or {})
+        config = tries | {"connect_timeout": connect_s, "read_timeout": stall_timeout_s}
+        given = dict(options.get("config_kwargs") or {})
+        if "http_session_cls" not in given:
+            connector = {"socket_factory": socket_factory(stall_timeout_s)} | dict(given.get("connector_args") or {})
+            given |= {"http_session_cls": _s3_session(), "connector_args": connector}
+        options["config_kwargs"] = config | given
     elif scheme in GCS_SCHEMES:
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_timeout_s)
         options.setdefault("requests_timeout", timeout)
+        given = dict(options.get("session_kwargs") or {})
+        if "connector" not in given and not _has_client_certificate():
+            given["connector"] = fsspec.asyn.sync(fsspec.asyn.get_loop(), _connector, stall_timeout_s)
+        options["session_kwargs"] = given
     elif scheme in HTTP_SCHEMES:
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_timeout_s)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | dict(options.get("client_kwargs") or {})
     file_system = kind(**options)
     path = str(kind._strip_protocol(url))
     # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
     if scheme in S3_SCHEMES:
         file_system.retries = 1
+        if file_system.session is None:
+            file_system.session = _aws_session(file_system.kwargs, connect_s, stall_timeout_s)
         if past_caches:
             for verb in ("GetObject", "ListObjectsV2", "HeadObject"):
                 _on_s3_event(file_system, path.partition("/")[0], f"before-send.s3.{verb}", _ask_past_caches)
     elif scheme in GCS_SCHEMES and hasattr(kind._request, "__wrapped__"):
         file_system._request = MethodType(_checked(kind._request.__wrapped__, past_caches), file_system)
+        login = file_system.credentials
+        login.credentials = bounded_refresh(login.credentials, stall_timeout_s)
     return file_system, path
+
+
+@functools.cache
+def _s3_session() -> Any:
+    from aiobotocore.httpsession import AIOHTTPSession
+
+    class Session(AIOHTTPSession):  # type: ignore[misc]
+        """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it."""
+
+        async def send(self, request: Any) -> Any:
+            if "Expect" in request.headers:
+                del request.headers["Expect"]
+            return await super().send(request)
+
+    return Session
+
+
+def _aws_session(kwargs: dict[str, Any], connect_s: float, stall_timeout_s: float | None) -> Any:
+    """What s3fs would make, with our limits for the services that it asks for temporary credentials."""
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import AioSession
+
+    session = AioSession(**kwargs)
+    session.set_default_client_config(
+        AioConfig(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
+    )
+    return session
+
+
+async def _connector(stall_timeout_s: float | None) -> Any:
+    import aiohttp
+
+    return aiohttp.TCPConnector(socket_factory=socket_factory(stall_timeout_s))
+
+
+def _has_client_certificate() -> bool:
+    """Whether gcsfs makes a connector of its own, which shows the machine's certificate to Google."""
+    from google.auth.transport import mtls
+
+    return bool(mtls.should_use_client_cert() and mtls.has_default_client_cert_source())
+
+
+def bounded_refresh(credentials: Any, stall_timeout_s: float | None) -> Any:
+    """google-auth's credentials, whose request for a new token gives up as others do: its own limit is two minutes."""
+    if not hasattr(credentials, "refresh"):
+        return credentials
+    bounded = copy.copy(credentials)  # the user's own may be used elsewhere
+    refresh = bounded.refresh
+
+    def refresh_in_time(request: Callable[..., Any]) -> None:
+        def ask(*args: Any, **words: Any) -> Any:
+            if words.get("timeout") is None:
+                words["timeout"] = stall_timeout_s
+            return request(*args, **words)
+
+        setattr(ask, "session", getattr(request, "session", None))  # noqa: B010 - some look for it
+        refresh(ask)
+
+    bounded.refresh = refresh_in_time
+    return bounded
 
 
 def parse_listings_quickly(file_system: Any, bucket: str) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,23 +20,18 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError
 from ckptflow.storage import faults
-from ckptflow.storage.clients import (
-    CONNECT_TIMEOUT_S,
-    GCS_SCHEMES,
-    NO_CACHE,
-    REQUEST_TIMEOUT_S,
-    S3_SCHEMES,
-    wants_checksum,
-)
+from ckptflow.storage.clients import GCS_SCHEMES, NO_CACHE, S3_SCHEMES, bounded_refresh, wants_checksum
 from ckptflow.storage.credentials import opening
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
+from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, connect_timeout_s
 from ckptflow.storage.store import Store
 
 _log = logging.getLogger("ckptflow.storage")
 
 _CHUNK_BYTES = 4 * 2**20
 _ETAG = re.compile(r'"?[0-9a-fA-F]{32}(-\d+)?"?')  # as S3 and GCS make them
+_NO_LIMIT = timedelta(days=365)  # None is obstore's own limit, 30 s
 _CREDENTIALS_TTL = timedelta(minutes=5)  # how long one look at botocore's credentials, which renew themselves, is kept
 _S3_OPTIONS = {
     "key", "username", "secret", "password", "token", "anon", "endpoint_url", "profile", "client_kwargs",
@@ -51,7 +48,14 @@ class _NotTranslatableError(CkptflowError):
     """Something in the options or the environment that only s3fs or gcsfs can honour; the text says what."""
 
 
-def open_fast_store(url: str, scheme: str, storage_options: dict[str, Any], *, is_required: bool) -> Store | None:
+def open_fast_store(
+    url: str,
+    scheme: str,
+    storage_options: dict[str, Any],
+    stall_timeout_s: float | None = STALL_TIMEOUT_S,
+    *,
+    is_required: bool,
+) -> Store | None:
     """The store, or None where fsspec must do it: another scheme, no obstore, or options that obstore has not.
 
     Where `is_required`, each of these raises ValueError or ImportError instead.
@@ -63,7 +67,7 @@ def open_fast_store(url: str, scheme: str, storage_options: dict[str, Any], *, i
             if is_required:
                 raise ImportError(f"{faults.redact_url(url)}: obstore is not installed: pip install 'ckptflow[fast]'")
             return None
-        return ObstoreStore(url, scheme, storage_options, is_required=is_required)
+        return ObstoreStore(url, scheme, storage_options, stall_timeout_s, is_required=is_required)
     except _NotTranslatableError as reason:
         if is_required:
             raise ValueError(f"{faults.redact_url(url)}: {reason}") from None
@@ -77,13 +81,22 @@ class ObstoreStore(FsspecStore):
     Listing and deleting stay with fsspec: of a listing that is a proxy's page, obstore makes an empty one.
     """
 
-    def __init__(self, url: str, scheme: str, storage_options: dict[str, Any], *, is_required: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        scheme: str,
+        storage_options: dict[str, Any],
+        stall_timeout_s: float | None = STALL_TIMEOUT_S,
+        *,
+        is_required: bool = False,
+    ) -> None:
         bucket = url.partition("://")[2].partition("/")[0]
         make = _s3_client if scheme in S3_SCHEMES else functools.partial(_gcs_client, is_required=is_required)
-        self._make = functools.partial(make, bucket, dict(storage_options))
+        self._make = functools.partial(make, bucket, dict(storage_options), stall_timeout_s)
         with opening(url, storage_options):
             self._client = self._reader = self._make()
-        super().__init__(url, storage_options)
+        super().__init__(url, storage_options, stall_timeout_s)
+        self._slow_bytes: float = math.inf  # objects of that size and more go by fsspec: see _send
 
     def renew(self, key: str) -> None:
         super().renew(key)
@@ -91,6 +104,27 @@ class ObstoreStore(FsspecStore):
             self._reader = self._make(headers=NO_CACHE)
 
     def _send(self, path: str, data: memoryview, mode: Any) -> None:
+        """By obstore, while its writes come to an end within the limit.
+
+        Its limit is one for the whole of a write, whether anything moves or not. A write that reaches it is given up,
+        and the next try is made by fsspec, which can tell a slow one from one that stands still. So are others that are
+        no smaller, until one of them was done in that time.
+        """
+        if data.nbytes >= self._slow_bytes:
+            started = time.monotonic()
+            super()._send(path, data, mode)
+            if time.monotonic() - started < (self._stall_timeout_s or math.inf):
+                self._slow_bytes = math.inf
+            return
+        try:
+            self._send_fast(path, data, mode)
+        except Exception as error:
+            if self._stall_timeout_s is None or not faults.is_stall(error):
+                raise
+            self._slow_bytes = data.nbytes
+            raise StalledError(f"the write was not done after {self._stall_timeout_s:g} s, and was given up") from error
+
+    def _send_fast(self, path: str, data: memoryview, mode: Any) -> None:
         import obstore
 
         flat = data.cast("B") if data.nbytes else memoryview(b"")
@@ -125,13 +159,17 @@ class ObstoreStore(FsspecStore):
         return self._path(key).partition("/")[2]
 
 
-def _common(headers: dict[str, str] | None, ca_bundle: str | None = None) -> dict[str, Any]:
+def _common(
+    stall_timeout_s: float | None, headers: dict[str, str] | None, ca_bundle: str | None = None
+) -> dict[str, Any]:
     """What both services get: bounded times, plain HTTP where the endpoint asks for it, one try (retries are ours)."""
     client: dict[str, Any] = {
         "allow_http": True,
-        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-        "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+        "connect_timeout": timedelta(seconds=connect_timeout_s(stall_timeout_s)),
+        "timeout": _NO_LIMIT,  # of a whole request
     }
+    if stall_timeout_s is not None:
+        client["read_timeout"] = timedelta(seconds=stall_timeout_s)  # until the reply begins, then between its bytes
     if headers:
         client["default_headers"] = headers
     if ca_bundle:
@@ -146,7 +184,9 @@ def _refuse_unknown(options: dict[str, Any], known: set[str], what: str) -> None
         raise _NotTranslatableError(f"obstore has no equivalent of {what} {', '.join(unknown)}")
 
 
-def _s3_client(bucket: str, options: dict[str, Any], headers: dict[str, str] | None = None) -> Any:
+def _s3_client(
+    bucket: str, options: dict[str, Any], stall_timeout_s: float | None, headers: dict[str, str] | None = None
+) -> Any:
     from obstore.store import S3Store
 
     _refuse_unknown(options, _S3_OPTIONS, "storage option")
@@ -155,7 +195,7 @@ def _s3_client(bucket: str, options: dict[str, Any], headers: dict[str, str] | N
     _refuse_unknown(dict(options.get("config_kwargs") or {}), _CHECKSUM_OPTIONS, "config_kwargs")
     if bucket.endswith("--x-s3") or bucket.startswith("arn:"):
         raise _NotTranslatableError(f"the bucket {bucket} needs a protocol of its own")
-    session, found = _botocore_session(options, client_options)
+    session, found = _botocore_session(options, client_options, stall_timeout_s)
     s3 = dict(found.meta.config.s3 or {})
     if s3.get("addressing_style") == "virtual" or s3.get("use_accelerate_endpoint"):
         raise _NotTranslatableError("botocore is configured for virtual-hosted or accelerated addresses")
@@ -166,18 +206,24 @@ def _s3_client(bucket: str, options: dict[str, Any], headers: dict[str, str] | N
     config: Any = {"region": region or "us-east-1", "endpoint": found.meta.endpoint_url}
     if is_aws and wants_checksum(options):
         config["checksum_algorithm"] = "CRC64NVME"  # checked by the server; obstore knows no crc32c
-    common = _common(headers, session.get_config_variable("ca_bundle"))
+    common = _common(stall_timeout_s, headers, session.get_config_variable("ca_bundle"))
     if options.get("anon"):
         config["skip_signature"] = True
         return S3Store(bucket, config=config, **common)
     return S3Store(bucket, config=config, credential_provider=_s3_credentials(session), **common)
 
 
-def _botocore_session(options: dict[str, Any], client_options: dict[str, Any]) -> tuple[Any, Any]:
+def _botocore_session(
+    options: dict[str, Any], client_options: dict[str, Any], stall_timeout_s: float | None
+) -> tuple[Any, Any]:
     """A botocore session with the user's credentials, and a client that knows region, endpoint and configuration."""
     import botocore.session
+    from botocore.config import Config
 
     session = botocore.session.Session(profile=options.get("profile"))
+    connect_s = connect_timeout_s(stall_timeout_s)
+    limits = Config(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
+    session.set_default_client_config(limits)  # for the services that it asks for temporary credentials
     key = options.get("key") or options.get("username") or client_options.get("aws_access_key_id")
     secret = options.get("secret") or options.get("password") or client_options.get("aws_secret_access_key")
     token = options.get("token") or client_options.get("aws_session_token")
@@ -208,7 +254,12 @@ def _s3_credentials(session: Any) -> Callable[[], Any]:
 
 
 def _gcs_client(
-    bucket: str, options: dict[str, Any], headers: dict[str, str] | None = None, *, is_required: bool
+    bucket: str,
+    options: dict[str, Any],
+    stall_timeout_s: float | None,
+    headers: dict[str, str] | None = None,
+    *,
+    is_required: bool,
 ) -> Any:
     from obstore.store import GCSStore
 
@@ -216,16 +267,17 @@ def _gcs_client(
     endpoint = options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
     if endpoint and not is_required:
         raise _NotTranslatableError("obstore speaks Google's XML API, which an emulator or another endpoint may lack")
+    common = _common(stall_timeout_s, headers)
     if endpoint and options.get("token") == "anon":
-        return GCSStore(bucket, config={"base_url": endpoint, "bearer_token": "anon"}, **_common(headers))
-    provider = _gcs_credentials(options)
+        return GCSStore(bucket, config={"base_url": endpoint, "bearer_token": "anon"}, **common)
+    provider = _gcs_credentials(options, stall_timeout_s)
     if provider is None:
-        return GCSStore(bucket, config={"skip_signature": True}, **_common(headers))
+        return GCSStore(bucket, config={"skip_signature": True}, **common)
     config: Any = {"base_url": endpoint} if endpoint else {}
-    return GCSStore(bucket, config=config, credential_provider=provider, **_common(headers))
+    return GCSStore(bucket, config=config, credential_provider=provider, **common)
 
 
-def _gcs_credentials(options: dict[str, Any]) -> Callable[[], Any] | None:
+def _gcs_credentials(options: dict[str, Any], stall_timeout_s: float | None) -> Callable[[], Any] | None:
     """The token that gcsfs would send, renewed by google-auth; None for anonymous access."""
     from gcsfs.credentials import GoogleCredentials
     from google.auth.transport.requests import Request
@@ -235,6 +287,7 @@ def _gcs_credentials(options: dict[str, Any]) -> Callable[[], Any] | None:
     found = GoogleCredentials(options.get("project"), "full_control", options.get("token"), True).credentials
     if found is None or not hasattr(found, "refresh"):
         return None
+    found = bounded_refresh(found, stall_timeout_s)
 
     def provide() -> dict[str, Any]:
         if not found.valid:

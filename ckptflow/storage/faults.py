@@ -88,8 +88,9 @@ _TRANSIENT_CLASSES = {
     "ReadTimeoutError", "ResponseParserError", "ResponseStreamingError", "ClientConnectionError",
     "ClientPayloadError", "ServerDisconnectedError", "ChecksumError", "ProxyError", "ChunkedEncodingError",
     "ContentDecodingError", "Timeout", "TransportError", "gaierror", "AioConnectionClosedError",
-    "FlexibleChecksumError", "StrangeReplyError",
+    "FlexibleChecksumError", "StrangeReplyError", "StalledError",
 }  # fmt: skip
+_STALL_CLASSES = {"SocketTimeoutError", "ReadTimeoutError"}
 _ACCESS_CLASSES = {
     "PermissionError", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
     "TokenRetrievalError", "NoAuthTokenError", "ProfileNotFound", "SSOTokenLoadError",
@@ -140,6 +141,20 @@ def is_refused_condition(error: BaseException) -> bool:
     return bool(is_named) and is_refused_request(error)
 
 
+def is_stall(error: BaseException) -> bool:
+    """Whether the client gave a request up because nothing moved."""
+    for link in chain(error):
+        names = {base.__name__ for base in type(link).__mro__}
+        if "StalledError" in names:
+            return False  # says so itself
+        if names & _STALL_CLASSES or (isinstance(link, OSError) and link.errno == errno.ETIMEDOUT):
+            return True
+        _, _, details = str(link).partition(_OBSTORE)
+        if _TIMED_OUT in details and not _REPLIED_OR_CONNECTING.search(details):
+            return True
+    return False
+
+
 def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """What a client's error says, on one line, without the secrets; cut, but only then, if it is long."""
     text = redact(_text_of(error), secrets)
@@ -168,6 +183,9 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
         if isinstance(link, FileNotFoundError):
             return REMOTE_FAULTS["404"]
         names = {base.__name__ for base in type(link).__mro__}
+        provider = _PROVIDER.search(str(link))  # obstore: all that our credentials raise is a refusal to it
+        if provider and provider[1] in _TRANSIENT_CLASSES:
+            return REMOTE_FAULTS["503"]
         if names & _ACCESS_CLASSES:
             return REMOTE_FAULTS["403"]
         if names & _TRANSIENT_CLASSES:
@@ -232,12 +250,15 @@ def _text_of(error: BaseException) -> str:
 
 _SHOWN = 400  # characters of a client's text
 _OBSTORE = "Debug source:"  # what its messages carry at their end
+_TIMED_OUT = "kind: Timeout"  # in there
+_REPLIED_OR_CONNECTING = re.compile(r"\b(?:Status \{|Connect,)")  # the time is then not that of silence
 # Texts come from servers and from storage: each of these takes time in proportion to its text, whatever that is.
 # A server that does not know a header tells its name, or says no more than that one is not implemented.
 _ABOUT_CHECKSUMS = re.compile(
     r"(?i)checksum|x-amz-(?:sdk|trailer)|aws-chunked|trailer|header you|unsupported header|\bnot ?implemented\b"
 )
 _CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|header)")
+_PROVIDER = re.compile(r"External [A-Z]{3} credential provider: ([A-Za-z]+):")
 _STRANGE = re.compile(
     r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
 )

@@ -16,11 +16,12 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from ckptflow.storage import faults
-from ckptflow.storage.clients import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, open_file_system
+from ckptflow.storage.clients import open_file_system, split_options
 from ckptflow.storage.credentials import opening
 from ckptflow.storage.remote import RemoteStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import Retries
+from ckptflow.storage.stalls import connect_timeout_s, retry_time_s
 from ckptflow.storage.whole import check_room, write_all
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -43,17 +44,18 @@ class HttpFile(RemoteStore):
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
-        options = {name: value for name, value in storage_options.items() if name != "client"}
+        options, _, limit_s = split_options(storage_options)
         with opening(url, options):
-            self._fs, self._address = open_file_system(url, url.partition("://")[0], options)
-        super().__init__(url, "", options)
+            scheme = url.partition("://")[0]
+            self._fs, self._address = open_file_system(url, scheme, options, stall_timeout_s=limit_s)
+        super().__init__(url, "", options, limit_s)
 
     def download(self, path: str, max_bytes: int) -> None:
         """Writes the file to `path`, tried again from its start where that may help.
 
         Raises `ObjectNotFoundError`, and `UsageError` or `StorageFullError` as soon as it is known to be too long.
         """
-        Retries().run(lambda: self._download(path, max_bytes))
+        Retries(max_wait_s=retry_time_s(self._stall_timeout_s)).run(lambda: self._download(path, max_bytes))
 
     def _download(self, path: str, max_bytes: int) -> None:
         def check(size_bytes: int) -> None:
@@ -78,9 +80,16 @@ class HttpFile(RemoteStore):
                 target = urljoin(url, reply.headers["Location"])
                 _check_redirect(url, target)
                 if _origin(url) != _origin(target):
-                    session, settings = await stack.enter_async_context(_strangers()), {"headers": headers}
+                    session, settings = await stack.enter_async_context(self._strangers()), {"headers": headers}
                 url = target
         raise RefusedRedirectError(f"more than {_MAX_REDIRECTS} redirects")
+
+    def _strangers(self) -> aiohttp.ClientSession:
+        """A session for an origin that a redirect names: nothing of the user's goes there."""
+        limit_s = self._stall_timeout_s
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s(limit_s), sock_read=limit_s)
+        connector = aiohttp.TCPConnector(resolver=_PublicResolver())
+        return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True)
 
 
 async def _release(reply: aiohttp.ClientResponse) -> None:
@@ -94,13 +103,6 @@ async def _receive(reply: aiohttp.ClientResponse, file: _Bounded, check: Callabl
     check(reply.content_length or 0)
     async for data in reply.content.iter_chunked(_STEP_BYTES):
         file.write(data)
-
-
-def _strangers() -> aiohttp.ClientSession:
-    """A session for an origin that a redirect names: nothing of the user's goes there."""
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(resolver=_PublicResolver())
-    return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True)
 
 
 def _origin(url: str) -> tuple[str, str, int]:

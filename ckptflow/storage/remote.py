@@ -20,7 +20,14 @@ import fsspec.asyn
 from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.storage import faults
-from ckptflow.storage.clients import GCS_SCHEMES, S3_SCHEMES, open_file_system, parse_listings_quickly, wants_checksum
+from ckptflow.storage.clients import (
+    GCS_SCHEMES,
+    S3_SCHEMES,
+    open_file_system,
+    parse_listings_quickly,
+    split_options,
+    wants_checksum,
+)
 from ckptflow.storage.credentials import may_be_chained, opening, secrets_of
 from ckptflow.storage.replies import (
     StrangeReplyError,
@@ -32,6 +39,7 @@ from ckptflow.storage.replies import (
     list_s3,
 )
 from ckptflow.storage.retry import RetryingStore
+from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, retry_time_s
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
 from ckptflow.threads import at_once
 
@@ -45,21 +53,19 @@ def open_remote_store(url: str, storage_options: dict[str, Any], tell: Tell = te
     """The store for a URL with a scheme, its verbs retried where that may help.
 
     `s3://` and `gs://` go through obstore where it is installed and understands every option given, else through s3fs
-    and gcsfs; `storage_options={"client": "obstore"}` or `"fsspec"` decides. Raises ValueError for a scheme that is not
-    known, ImportError naming the package that is missing. Nothing is read or written.
+    and gcsfs; `storage_options={"client": "obstore"}` or `"fsspec"` decides. A request in which no byte moves for
+    `storage_options={"stall_timeout_s": 30.0}` is given up and tried again; None is no limit. Raises ValueError for a
+    scheme that is not known, ImportError naming the package that is missing. Nothing is read or written.
     """
-    options = dict(storage_options)
-    client = options.pop("client", None)
-    if client not in (None, "fsspec", "obstore"):
-        raise ValueError(f'storage_options["client"] is {client!r}; it can be "fsspec" or "obstore"')
+    options, client, stall_timeout_s = split_options(storage_options)
     scheme = url.partition("://")[0]
+    store: Store | None = None
     if client != "fsspec":
         from ckptflow.storage.fast import open_fast_store
 
-        fast = open_fast_store(url, scheme, options, is_required=client == "obstore")
-        if fast is not None:
-            return RetryingStore(fast, tell=tell)
-    return RetryingStore(FsspecStore(url, options), tell=tell)
+        store = open_fast_store(url, scheme, options, stall_timeout_s, is_required=client == "obstore")
+    store = store or FsspecStore(url, options, stall_timeout_s)
+    return RetryingStore(store, max_wait_s=retry_time_s(stall_timeout_s), tell=tell)
 
 
 class RemoteStore:
@@ -70,7 +76,10 @@ class RemoteStore:
 
     is_object_store = True
 
-    def __init__(self, url: str, root: str, storage_options: dict[str, Any]) -> None:
+    def __init__(
+        self, url: str, root: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
+    ) -> None:
+        self._stall_timeout_s = stall_timeout_s
         self._url = faults.redact_url(url).rstrip("/")
         self._root = root  # "bucket/run-7", or "" for the root of a file system without buckets
         self._secrets = list(secrets_of(url, storage_options))
@@ -101,7 +110,11 @@ class RemoteStore:
         except (StorageError, UsageError, *LEAVING):
             raise
         except BaseException as error:  # a panic of obstore is no Exception
-            mapped = faults.from_client_error(error, doing, where, self._secrets)
+            shown, limit_s = error, self._stall_timeout_s
+            if limit_s is not None and faults.is_stall(error):
+                text = faults.text_of(error, self._secrets)
+                shown = StalledError(f"no byte was sent or received for {limit_s:g} s, so it was given up ({text})")
+            mapped = faults.from_client_error(shown, doing, where, self._secrets)
             # The client's own error helps, unless it shows what must not be seen.
             raise mapped from (error if may_be_chained(error, self._secrets) else None)
         self._is_root_known = True
@@ -129,12 +142,16 @@ class FsspecStore(RemoteStore):
     S3 that refuses the condition as well, from the first `create` on.
     """
 
-    def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
+    def __init__(
+        self, url: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
+    ) -> None:
         self._scheme = url.partition("://")[0]
-        self._open = functools.partial(open_file_system, url, self._scheme, dict(storage_options))
+        self._open = functools.partial(
+            open_file_system, url, self._scheme, dict(storage_options), stall_timeout_s=stall_timeout_s
+        )
         with opening(url, storage_options):
             self._fs, root = self._open()
-        super().__init__(url, root.strip("/"), storage_options)
+        super().__init__(url, root.strip("/"), storage_options, stall_timeout_s)
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))

@@ -20,9 +20,11 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.storage import faults
+from ckptflow.storage.clients import split_options
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import RetryingStore
+from ckptflow.storage.stalls import retry_time_s
 from ckptflow.storage.store import Entry, Store, check_key
 from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found, write_all
 
@@ -56,9 +58,9 @@ class RemotePlace:
             check_key(self.name)
         self.parts = tuple(rest.rstrip("/").split("/"))
         self.url = faults.redact_url(url).rstrip("/")
-        options = {name: value for name, value in storage_options.items() if name != "client"}
-        self._files = _Files(f"{scheme}://{above}", options)
-        self._store = RetryingStore(self._files)
+        options, _, limit_s = split_options(storage_options)
+        self._files = _Files(f"{scheme}://{above}", options, limit_s)
+        self._store = RetryingStore(self._files, max_wait_s=retry_time_s(limit_s))
 
     def close(self) -> None:
         self._store.close()

@@ -148,10 +148,11 @@ def local_path(url: str) -> str | None:
 def open_store(url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
     """The store for `url`: a local folder for a path or `file://`, any fsspec file system for another scheme.
 
-    `storage_options` go to the file system (or to obstore, where the extra `fast` is installed) as they are. Raises
-    ValueError for a scheme that nothing here knows, naming the schemes that would work, and for an empty URL or one
-    that has lost a slash (as in `pathlib.Path("s3://bucket")`). Nothing is read or written yet. `tell` hears of each
-    request that is made again.
+    `storage_options` go to the file system (or to obstore, where the extra `fast` is installed) as they are, except for
+    `client` ("fsspec" or "obstore") and `stall_timeout_s`: a request to a remote storage in which no byte moves for so
+    long (30 s; None for no limit) is given up and tried again. Raises ValueError if one of these is wrong, for a scheme
+    that nothing here knows, naming the schemes that would work, and for an empty URL or one that has lost a slash (as
+    in `pathlib.Path("s3://bucket")`). Nothing is read or written yet. `tell` hears of each request that is made again.
     """
     from ckptflow.storage.local import LocalStore
     from ckptflow.storage.remote import open_remote_store

@@ -39,7 +39,7 @@ def test_a_disk_keeps_them_all(runner: Runner, root: str) -> None:
 
 def test_a_bucket(seaweedfs: Server) -> None:
     seaweedfs.make_bucket("doctor")
-    options = json.dumps({**seaweedfs.storage_options, "client": "obstore"})
+    options = json.dumps({**seaweedfs.storage_options, "client": "obstore", "stall_timeout_s": "60"})
     ran = run_alone("doctor", "s3://doctor/place", *SMALL, CKPTFLOW_STORAGE_OPTIONS=options)
     assert ran.code == 0, ran.out + ran.err
     assert f"All {COUNT} promises were kept." in ran.out

@@ -1,8 +1,8 @@
 """The part of Google's XML API that obstore uses, in this process: for the one client that no emulator here can serve.
 
 Written from https://cloud.google.com/storage/docs/xml-api: PUT and GET with Range, and
-`x-goog-if-generation-match: 0`, which is what makes a creation exclusive. Listing with paging and deleting are those of
-the JSON API, as the store asks for them.
+`x-goog-if-generation-match: 0`, which is what makes a creation exclusive. Listing with paging, deleting, and the
+uploads that gcsfs does in obstore's place are those of the JSON API, as the store asks for them.
 """
 
 from __future__ import annotations
@@ -84,12 +84,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
+        is_new = self.headers.get("x-goog-if-generation-match") == "0"
+        self._write(self._name, data, is_new)
+
+    def do_POST(self) -> None:
+        """The JSON API's upload in one request, as gcsfs sends it: metadata, then the data."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        _, about, rest = body.split(b"\n\n", 2)
+        name = json.loads(about.partition(b"\n--")[0])["name"]
+        data = rest[: rest.rindex(b"\n--")]
+        reply = {"kind": "storage#object", "name": name, "size": str(len(data))}
+        self._write(name, data, "ifGenerationMatch=0" in self.path, json.dumps(reply).encode())
+
+    def _write(self, name: str, data: bytes, is_new: bool, reply: bytes = b"") -> None:
         with self.server.guard:  # type: ignore[attr-defined]
             objects: dict[str, bytes] = self.server.objects  # type: ignore[attr-defined]
-            if self.headers.get("x-goog-if-generation-match") == "0" and self._name in objects:
+            if is_new and name in objects:
                 return self._refuse(412, "PreconditionFailed")
-            objects[self._name] = data
-        return self._answer(200)
+            objects[name] = data
+        return self._answer(200, reply)
 
     def do_DELETE(self) -> None:
         if self.server.objects.pop(self._name, None) is None:  # type: ignore[attr-defined]

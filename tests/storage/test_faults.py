@@ -116,6 +116,14 @@ CLIENT_ERRORS: list[tuple[BaseException, type[StorageError]]] = [
     (FileNotFoundError("x"), ObjectNotFoundError),
     (PermissionError("x"), StorageAccessError),
     (obstore.exceptions.PermissionDeniedError("x"), StorageAccessError),
+    (
+        obstore.exceptions.UnauthenticatedError("… External AWS credential provider: ReadTimeoutError: Read timeout"),
+        StorageUnavailableError,
+    ),
+    (
+        obstore.exceptions.UnauthenticatedError("… External GCP credential provider: RefreshError: invalid_grant"),
+        StorageAccessError,
+    ),
     (obstore_error("", 503), StorageUnavailableError),
     (
         obstore.exceptions.GenericError(

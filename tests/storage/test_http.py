@@ -65,7 +65,7 @@ class Web(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(http_module, "Retries", lambda: Retries(max_tries=2, first_wait_s=0.01))
+    monkeypatch.setattr(http_module, "Retries", lambda **_: Retries(max_tries=2, first_wait_s=0.01))
     for seen in (Web.requests, Web.headers_seen, Web.redirects):
         seen.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
