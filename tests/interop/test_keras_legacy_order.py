@@ -15,7 +15,7 @@ import pytest
 import tf_keras
 
 import ckptflow
-from ckptflow.errors import StateMismatchError
+from ckptflow.errors import StateMismatchError, UsageError
 from tests.interop.models import KERASES
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
@@ -118,4 +118,11 @@ def test_a_layer_of_another_implementation_is_not_taken_in_part(tmp_path: Path) 
     stock = make(tf_keras.layers.LSTM(3, name="lstm", recurrent_activation="sigmoid"))
     stock.load_weights(tmp_path / "m.h5")
     ckptflow.import_model(tmp_path / "m.h5", tmp_path / "whole", model=mine)
+    assert all(map(np.array_equal, mine.get_weights(), stock.get_weights()))
+    model.save(tmp_path / "whole.h5")
+    before = mine.get_weights()
+    with pytest.raises(UsageError, match="its layer 'lstm' is a CuDNNLSTM, that of model= a LSTM"):
+        ckptflow.import_model(tmp_path / "whole.h5", tmp_path / "refused", model=mine, partial=True)
+    assert all(map(np.array_equal, mine.get_weights(), before))
+    ckptflow.import_model(tmp_path / "whole.h5", tmp_path / "converted", model=mine)
     assert all(map(np.array_equal, mine.get_weights(), stock.get_weights()))
