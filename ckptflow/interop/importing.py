@@ -155,7 +155,7 @@ def _read_any(
 
         return read_safetensors(path)
     if name in KERAS:
-        from ckptflow.interop import keras_files, keras_weights
+        from ckptflow.interop import keras_files, keras_legacy, keras_weights
 
         if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
             model = keras_files.read_model(
@@ -166,6 +166,8 @@ def _read_any(
                 anew=state is None,
                 is_private=found.is_private,
             )
+            if state is not None:
+                keras_legacy.check_implementations(path, model, state)
             return {"model": model}
         return keras_weights.read_weights(path, state, optimizer=optimizer)
     if name == "tf-checkpoint":

@@ -13,6 +13,7 @@ from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_trust import Framework, check_config, check_model_config, keras_module, without_files
 from ckptflow.state.configs import inputs_of
+from ckptflow.state.limits import limited as limited
 from ckptflow.state.weights import trainable_of
 
 logger = logging.getLogger("ckptflow")
@@ -307,60 +308,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():  # of lambdas, of layers that are not built yet: what matters is said above
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def limited(max_bytes: int | None, where: str) -> Iterator[None]:
-    """Variables made inside of it may not take more than `max_bytes` together: none that would is ever allocated.
-
-    Raises `CorruptCheckpointError`, at the end where Keras swallows what is raised inside of it.
-    """
-    if max_bytes is None:
-        yield
-        return
-    import tensorflow as tf
-
-    taken = 0
-    refused: list[CorruptCheckpointError] = []
-
-    def create(make_next: Any, **settings: Any) -> Any:
-        nonlocal taken
-        taken += _size_bytes(settings)
-        if taken > max_bytes:
-            refused.append(
-                CorruptCheckpointError(
-                    f"{where}: its config asks for variables of more than {max_bytes:,} bytes, far more than there is "
-                    "to put into them"
-                )
-            )
-            raise refused[0]
-        return make_next(**settings)
-
-    try:
-        with tf.variable_creator_scope(create):
-            yield
-    except Exception as error:
-        if refused and error is not refused[0]:
-            raise refused[0] from error
-        raise
-    if refused:
-        raise refused[0]
-
-
-def _size_bytes(settings: dict[str, Any]) -> int:
-    """What a variable is about to take: by its shape, or by making its initial value as symbols, never as memory."""
-    import tensorflow as tf
-
-    shape, dtype, value = settings.get("shape"), settings.get("dtype"), settings["initial_value"]
-    if shape is None:
-        try:
-            if callable(value):
-                with tf.Graph().as_default():
-                    made = tf.convert_to_tensor(value())
-                shape, dtype = made.shape, made.dtype
-            else:
-                shape, dtype = value.shape, value.dtype
-        except Exception:  # nothing to go by: it is made as it is
-            return 0
-    elements = tf.TensorShape(shape).num_elements() or 0
-    return int(elements) * int(tf.as_dtype(dtype or tf.float32).size or 1)

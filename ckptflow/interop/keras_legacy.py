@@ -14,13 +14,13 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import h5py
 
-from ckptflow.errors import UnsupportedStateError
+from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_config import (
     build_optimizer_of,
@@ -47,6 +47,7 @@ from ckptflow.interop.keras_weights import (
     max_bytes_of,
 )
 from ckptflow.state.keras3 import is_graph_model
+from ckptflow.state.tree import walk
 
 logger = logging.getLogger("ckptflow")
 
@@ -216,6 +217,25 @@ def read_h5(
         if getattr(model, "optimizer", None) is None or not optimizer:
             return model, False
         return model, set_legacy(where, model.optimizer, file)
+
+
+def check_implementations(path: str, model: Any, state: Mapping[str, Any]) -> None:
+    """Raises `UsageError` where a recurrent layer of a file's model is cuDNN's and that of the same name in the state
+    is not, or the other way round: kernels of one shape have another order then."""
+    live = {layer.name: layer for layer in walk(state).layers if hasattr(layer, "name")}
+    for layer in model._flatten_layers():
+        other = live.get(layer.name, layer)
+        if _is_of_cudnn(layer) != _is_of_cudnn(other):
+            theirs, ours = type(layer).__name__, type(other).__name__
+            raise UsageError(
+                f"{path}: its layer {layer.name!r} is a {theirs}, that of model= a {ours}, "
+                "which orders its values otherwise: tf_keras turns one into the other where all of the file is taken, "
+                "without partial= and rename="
+            )
+
+
+def _is_of_cudnn(layer: Any) -> bool:
+    return type(layer).__name__.startswith("CuDNN")
 
 
 def model_of(

@@ -41,20 +41,23 @@ def variables_of(optimizer: Any) -> list[Any]:
     return list(variables() if callable(variables) and not isinstance(variables, list) else variables)
 
 
-def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes) -> bool:
-    """Whether a live optimizer takes the state that a file has, `there`; why not is logged."""
+def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes, other: str | None = None) -> bool:
+    """Whether a live optimizer takes the state that a file has, `there`; why not is logged.
+
+    `other`: how it is known to be another's, whatever its shapes are.
+    """
     if optimizer is None:
         if there:
             logger.warning("%s holds an optimizer's state, and the model is not compiled: it is not taken", path)
         return False
-    if there == wanted:
+    if there == wanted and not (other and has_slots(there)):
         return True
     if has_slots(there):
         logger.warning(
             "%s: the state of its optimizer does not fit that of the model and is not taken: %s. The model's %s is as "
             "it was made; optimizer=False (--no-optimizer) chooses that",
             path,
-            _difference(there, wanted),
+            _difference(there, wanted) if there != wanted else other,
             type(optimizer).__name__,
         )
     else:
@@ -90,9 +93,10 @@ def _difference(there: Shapes, wanted: Shapes) -> str:
 # In HDF5 files of whole models
 
 
-def set_legacy(path: str, optimizer: Any, file: h5py.File) -> bool:
+def set_legacy(path: str, optimizer: Any, file: h5py.File, other: str | None = None) -> bool:
     """Gives a built optimizer the state that an HDF5 file of a whole model holds, if it takes it; why not is logged.
 
+    `other` is as for `takes_state`.
     Raises `CorruptCheckpointError` where the file names a tensor that it has not.
     """
     stored = _stored_of(file, path)
@@ -101,7 +105,8 @@ def set_legacy(path: str, optimizer: Any, file: h5py.File) -> bool:
         variables = variables[: len(stored)]
     names = [*stored, *(f"number {number}" for number in range(len(stored), len(variables)))]
     wanted = {name: _shape_of(variable) for name, variable in zip(names, variables, strict=False)}
-    if not takes_state(path, optimizer, {name: tuple(each.shape) for name, each in stored.items()}, wanted):
+    there = {name: tuple(each.shape) for name, each in stored.items()}
+    if not takes_state(path, optimizer, there, wanted, other):
         return False
     for variable, dataset in zip(variables, stored.values(), strict=True):
         variable.assign(np.asarray(dataset[()]))

@@ -45,11 +45,60 @@ def names_by_order(file: h5py.File, model: Any, state: Mapping[str, Any]) -> dic
     found: dict[str, str] = {}
     for stored_name, layer in pairs:
         variables = [*layer.trainable_weights, *layer.non_trainable_weights]
-        for weight, variable in zip(keras_hdf5.texts_of(root[stored_name], "weight_names"), variables, strict=False):
+        weights = weights_for(root[stored_name], layer)
+        if weights and _is_converted(root[stored_name], weights, layer):
+            continue
+        for weight, variable in zip(weights or (), variables, strict=False):
             name = names.get(id(raw_variable(variable)))
             if name is not None:
                 found[root[stored_name][weight].name.strip("/")] = name
     return found
+
+
+def weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
+    """The names of a layer's weights in a file of the legacy format, in the order of the layer's variables today; None
+    where the file does not tell the order.
+
+    Keras writes and reads what is trained first, so that in a model inside of another the order is another one when a
+    part of it is frozen or no longer frozen, and Keras itself gives values of one shape to the wrong variables.
+    """
+    stored = keras_hdf5.texts_of(group, "weight_names")
+    variables = [*layer.trainable_weights, *layer.non_trainable_weights]
+    inside = list(layer._flatten_layers())
+    if len(inside) < 2 or len(stored) != len(variables):
+        return stored
+    ours = [str(getattr(variable, "path", variable.name)) for variable in variables]
+    for shorten in (_plain, _last_two):
+        theirs, wanted = [shorten(name) for name in stored], [shorten(name) for name in ours]
+        if len(set(theirs)) == len(theirs) and set(theirs) == set(wanted):
+            return [stored[theirs.index(name)] for name in wanted]
+    trained = [variable for each in inside for variable in _own(each, "trainable")]
+    unfrozen = [*trained, *(variable for each in inside for variable in _own(each, "non_trainable"))]
+    is_one_order = [*map(id, unfrozen)] == [*map(id, variables)]
+    shapes = [[_shape_of(variable) for variable in each] for each in (unfrozen, variables)]
+    return stored if is_one_order or shapes[0] != shapes[1] else None
+
+
+def _is_converted(group: h5py.Group, weights: list[str], layer: Any) -> bool:
+    """Whether these are of another implementation of a recurrent layer (cuDNN's), which orders values of one shape
+    otherwise."""
+    if not any(kind in type(each).__name__ for each in layer._flatten_layers() for kind in ("LSTM", "GRU")):
+        return False
+    wanted = [_shape_of(variable) for variable in (*layer.trainable_weights, *layer.non_trainable_weights)]
+    return [tuple(group[weight].shape) for weight in weights] != wanted
+
+
+def _plain(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _last_two(name: str) -> str:
+    return "/".join(_plain(name).split("/")[-2:])
+
+
+def _own(layer: Any, which: str) -> list[Any]:
+    """A layer's variables without those inside of it; Keras 3 and tf_keras call the lists differently."""
+    return list(vars(layer).get(f"_{which}_variables", vars(layer).get(f"_{which}_weights", ())))
 
 
 def _names(state: Mapping[str, Any]) -> dict[int, str]:

@@ -19,14 +19,16 @@ from ckptflow.format.words import some_of
 from ckptflow.interop import keras_hdf5
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_config import build_optimizer_of
+from ckptflow.interop.keras_described import described_in, difference
 from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
 from ckptflow.interop.keras_optimizer import PLACE, places_in, set_legacy, takes_state
-from ckptflow.interop.keras_places import names_by_order, names_by_place, places_of
+from ckptflow.interop.keras_places import names_by_order, names_by_place, places_of, weights_for
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.keras_trust import Framework
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
+from ckptflow.storage.whole import ensure_room
 
 logger = logging.getLogger("ckptflow")
 
@@ -34,6 +36,7 @@ Kind = Literal["keras", "whole", "legacy", "weights"]
 
 _METRICS = "metrics/"
 _OF_KERAS_2_13 = "_layer_checkpoint_dependencies"  # what it called `layers`
+_OF_THE_MODEL = "top_level_model_weights"  # in a legacy file, those that are in no layer
 _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do not read
 _SHOWN = 20
 
@@ -81,7 +84,8 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         build_optimizer_of(model)
     wanted = places_of(model, framework)
     absent = _check_fit(path, model, there, wanted)
-    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted))
+    other = difference(described_in(path, kind), model) if optimizer and live is not None and places_in(there) else None
+    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted), other)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
         load_assets(path, model, framework)
@@ -279,7 +283,7 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
                 f"{path} does not fit the model ({type(model).__name__}): {some_of(problems, _SHOWN, '; ')}. Nothing "
                 "was written"
             )
-    with named(path, ".h5") as file, damage(path):
+    with in_order_of(path, model) as ordered, named(ordered, ".h5") as file, damage(path):
         try:
             model.load_weights(file)
         except ValueError as error:
@@ -287,24 +291,27 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
             raise StateMismatchError(f"{path} does not fit the model ({type(model).__name__}): {said}") from error
     if optimizer is not None:
         with opened(path, path) as found:
-            set_legacy(path, optimizer, found)
+            set_legacy(path, optimizer, found, difference(described_in(path, "whole"), model))
 
 
 def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
     """What differs, weight by weight in the order of the layers, as Keras takes them from such a file."""
-    root = file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
-    stored = [
-        (name, keras_hdf5.texts_of(root[name], "weight_names")) for name in keras_hdf5.texts_of(root, "layer_names")
-    ]
-    stored = [(name, weights) for name, weights in stored if weights]
+    root = _root_of(file)
+    theirs = _layers_with_weights(root)
     layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
-    if len(stored) != len(layers):
-        theirs, ours = [name for name, _ in stored], [layer.name for layer in layers]
-        shown = [some_of(names, _SHOWN) for names in (theirs, ours)]
-        return [f"it has {len(theirs)} layers with weights ({shown[0]}), and the model {len(ours)} ({shown[1]})"]
+    if len(theirs) != len(layers):
+        shown = [some_of(names, _SHOWN) for names in (theirs, [layer.name for layer in layers])]
+        return [f"it has {len(theirs)} layers with weights ({shown[0]}), and the model {len(layers)} ({shown[1]})"]
     is_old = is_tf_keras_model(model)
     problems = []
-    for (name, weights), layer in zip(stored, layers, strict=True):
+    for name, layer in zip(theirs, layers, strict=True):
+        weights = weights_for(root[name], layer)
+        if weights is None:
+            problems.append(
+                f"{layer.name} is frozen in part, and the names in the file ({name}) do not tell whether it was when "
+                "it was saved, by which Keras orders them: name its layers as they were named then"
+            )
+            continue
         try:
             there = _shapes_as_loaded(root, [root[name][weight] for weight in weights], layer, is_old)
         except ValueError as error:  # of another implementation, which Keras cannot turn into this one
@@ -320,6 +327,48 @@ def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
             if shape != size
         ]
     return problems
+
+
+def _root_of(file: h5py.File) -> h5py.Group:
+    return file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
+
+
+def _layers_with_weights(root: h5py.Group) -> list[str]:
+    return [
+        name for name in keras_hdf5.texts_of(root, "layer_names") if keras_hdf5.texts_of(root[name], "weight_names")
+    ]
+
+
+@contextlib.contextmanager
+def in_order_of(path: str, model: Any) -> Iterator[str]:
+    """A legacy file of weights that fit a model, with each layer's in the order in which the model has them today: the
+    file given, or a copy for as long as the block lasts. Keras reads no file that links to another."""
+    with tempfile.TemporaryDirectory(prefix="ckptflow-keras-") as folder:
+        ordered = os.path.join(folder, "ordered.h5")
+        yield ordered if _copy_in_order(path, model, ordered) else path
+
+
+def _copy_in_order(path: str, model: Any, target: str) -> bool:
+    """Writes that copy, and says whether the order is another one at all."""
+    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
+    with opened(path, path) as source:
+        root = _root_of(source)
+        pairs = zip(_layers_with_weights(root), layers, strict=True)
+        orders = {name: weights_for(root[name], layer) or [] for name, layer in pairs}
+        if all(weights == keras_hdf5.texts_of(root[name], "weight_names") for name, weights in orders.items()):
+            return False
+        ensure_room(os.path.dirname(target), os.path.getsize(path))
+        with h5py.File(target, "w", libver="latest") as out:  # takes lists of names of any length
+            out.attrs.update({name: root.attrs[name] for name in ("backend", "keras_version") if name in root.attrs})
+            out.attrs["layer_names"] = [name.encode() for name in orders]
+            for name, weights in orders.items():
+                group = out.create_group(name)
+                group.attrs["weight_names"] = [weight.encode() for weight in weights]
+                for weight in weights:
+                    root.copy(root[name][weight], group, name=weight)
+            if _OF_THE_MODEL in root:
+                root.copy(root[_OF_THE_MODEL], out, name=_OF_THE_MODEL)
+    return True
 
 
 def _shapes_as_loaded(

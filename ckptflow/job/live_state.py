@@ -168,7 +168,8 @@ class LiveState:
         self.refresh()
         named = in_names_of(self._tree, manifest)
         names = {record.name for record in named.tensors}
-        build_missing(self._tree, named.models, self._cluster.strategy, names=names)
+        stored_bytes = manifest.size_bytes
+        build_missing(self._tree, named.models, self._cluster.strategy, names=names, stored_bytes=stored_bytes)
         self.refresh()
         named = in_names_of(self._tree, manifest)  # of what is built by now
         return match(self._tree, named, partial=partial, rename=rename, assigned=self.unfinished)

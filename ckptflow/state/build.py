@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ckptflow.errors import UsageError
+from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
 from ckptflow.state.configs import count_variables, inputs_of, is_built, owner_of
@@ -23,25 +23,34 @@ from ckptflow.state.kinds import (
     kind_of,
     raw_variable,
 )
+from ckptflow.state.limits import limited
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.walker import OptimizerNode
 from ckptflow.state.weights import trainable_of
 
+_FREE_BYTES, _RATIO = 2**30, 32  # a model may have more than its checkpoint, and each replica a copy
+
 
 def build_missing(
-    tree: Tree, models: dict[str, Any], strategy: Any = None, *, names: Collection[str] = frozenset()
+    tree: Tree,
+    models: dict[str, Any],
+    strategy: Any = None,
+    *,
+    names: Collection[str] = frozenset(),
+    stored_bytes: int | None = None,
 ) -> Tree:
     """Builds what is unbuilt in the tree's objects and was built when `models` (of a manifest) was written.
 
     Keras models are built from their stored build config, optimizers for their model's trainable variables. Returns the
     tree of what is there then. `strategy` is the one that variables on parameter servers were made under, `names` are
-    those of the checkpoint's tensors. Raises `UsageError`, naming the call that is missing, for what cannot be built.
+    those of the checkpoint's tensors. Raises `UsageError`, naming the call that is missing, for what cannot be built,
+    and where the inputs described make a model far larger than the `stored_bytes` that there are to put into it.
     """
     models = _as_own(tree, models)
     for path, model in tree.models.items():
         described = models.get(path)
         if isinstance(described, dict) and described.get("kind") == "model":
-            _build_model(path, model, described)
+            _build_within(path, model, described, stored_bytes)
     tree = _up_to_date(tree)
     for layer in tree.layers:
         _make_states(layer)
@@ -83,6 +92,18 @@ def _another_path(node: OptimizerNode, models: dict[str, Any]) -> str:
     name = f"{type(node.optimizer).__module__}.{type(node.optimizer).__qualname__}"
     same = [path for path, entry in models.items() if _is_optimizer(entry) and entry.get("class") == name]
     return same[0] if len(same) == 1 else ""
+
+
+def _build_within(path: str, model: Any, described: dict[str, Any], stored_bytes: int | None) -> None:
+    """As `_build_model`, with a limit in proportion to what is stored: nobody vouches for the shapes described."""
+    try:
+        with limited(None if stored_bytes is None else _FREE_BYTES + _RATIO * stored_bytes, path):
+            _build_model(path, model, described)
+    except CorruptCheckpointError as error:  # another checkpoint would not help: the model is built in part by now
+        raise UsageError(
+            f"{error}. Nothing was allocated for them; call the model that your code makes once on a batch "
+            f"({path}(inputs)) before restoring"
+        ) from error
 
 
 def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ckptflow.format.object_graph import VARIABLE, GraphNode, ObjectGraph, edges, slots_of, tensor_of, values_of
@@ -176,15 +177,15 @@ def pair(theirs: ObjectGraph, ours: ObjectGraph) -> Pairs:
     Where the one model is called otherwise, or is the root itself, it is found by which of the root's children fits
     best.
     """
-    bound = _bind(theirs, ours, 0, 0, {})
+    found = _bind(theirs, ours, 0, 0, _Bound({}, []))
+    if ours.model is not None and ours.model not in found.nodes.values():
+        starts = [0, *(number for _, number in edges(theirs.nodes[0]) if number not in found.nodes)][:_MAX_STARTS]
+        tries = [_bind(theirs, ours, start, ours.model, found) for start in starts]
+        found = max((found, *tries), key=lambda each: len(_names_of(theirs, ours, each.nodes)))
+    bound = found.nodes
+    for their, our in found.optimizers:
+        _bind_slots(theirs, ours, their, our, bound)
     names = _names_of(theirs, ours, bound)
-    if ours.model is not None and ours.model not in bound.values():
-        starts = [0, *(number for _, number in edges(theirs.nodes[0]) if number not in bound)][:_MAX_STARTS]
-        tries = [_bind(theirs, ours, start, ours.model, bound) for start in starts]
-        tried = [(_names_of(theirs, ours, each), each) for each in tries]
-        best, best_bound = max(tried, key=lambda each: len(each[0]))
-        if len(best) > len(names):
-            bound, names = best_bound, best
     passed_over = {
         name
         for their, our in bound.items()
@@ -202,25 +203,83 @@ def _tensors(node: str | GraphNode) -> set[str | None]:
 _MAX_STARTS = 32
 
 
-def _bind(theirs: ObjectGraph, ours: ObjectGraph, their: int, our: int, known: dict[int, int]) -> dict[int, int]:
-    bound = {**known, their: our}
+class _Bound(NamedTuple):
+    """Our node for each of theirs, and the pairs whose slots are bound once all else is."""
+
+    nodes: dict[int, int]
+    optimizers: list[tuple[int, int]]
+
+
+def _bind(theirs: ObjectGraph, ours: ObjectGraph, their: int, our: int, known: _Bound) -> _Bound:
+    bound, optimizers = {**known.nodes, their: our}, list(known.optimizers)
     waiting = deque([(their, our)])
-    optimizers = []
     while waiting:
         their, our = waiting.popleft()
+        optimizers.append((their, our))
         children = dict(edges(ours.nodes[our]))
+        by_variable = _lists_by_variable(theirs, their, ours, our)
         for label, number in edges(theirs.nodes[their]):
-            if label in children and number not in bound:
+            if label in children and number not in bound and label not in by_variable:
                 bound[number] = children[label]
                 waiting.append((number, children[label]))
-        optimizers.append((slots_of(theirs.nodes[their]), slots_of(ours.nodes[our])))
-    for their_slots, our_slots in optimizers:
-        slots = {(name, of): slot for name, of, slot in our_slots}
-        for name, of, number in their_slots:
-            slot = slots.get((name, bound.get(of, -1)))
-            if slot is not None and number not in bound:
-                bound[number] = slot
-    return bound
+    return _Bound(bound, optimizers)
+
+
+def _lists_by_variable(theirs: ObjectGraph, their: int, ours: ObjectGraph, our: int) -> set[str]:
+    """What two optimizers list by the position of the variable that each trains, which is another variable's position
+    where other layers are frozen. An optimizer of tf_keras does not list these: lists of one length may be the same."""
+    there, here = _lists_of(theirs, their), _lists_of(ours, our)
+    if _is_listing(there) and _is_listing(here):
+        return _of_variables(there) & _of_variables(here)
+    return {label for label in there.keys() & here.keys() if len(there[label]) != len(here[label])}
+
+
+def _lists_of(graph: ObjectGraph, number: int) -> dict[str, dict[str, int]]:
+    """The lists that an optimizer has; none for anything else."""
+    node = graph.nodes[number]
+    if isinstance(node, str) or not _is_optimizer(node):
+        return {}
+    return {label: dict(edges(graph.nodes[child])) for label, child in edges(node) if _is_list(graph.nodes[child])}
+
+
+def _is_listing(lists: Mapping[str, Mapping[str, int]]) -> bool:
+    return bool(lists.get(_TRAINED))
+
+
+def _of_variables(lists: Mapping[str, Mapping[str, int]]) -> set[str]:
+    """Which lists of an optimizer of Keras 3 go by its variables; and that of all, of which it has some by name."""
+    return {label for label, each in lists.items() if len(each) == len(lists[_TRAINED]) or label == _ALL}
+
+
+_TRAINED, _ALL = "_trainable_variables", "_variables"
+
+
+def _bind_slots(theirs: ObjectGraph, ours: ObjectGraph, their: int, our: int, bound: dict[int, int]) -> None:
+    """Gives an optimizer's slots to those of the same variables."""
+    slots = {(name, of): slot for name, of, slot in slots_of(ours.nodes[our])}
+    for name, of, number in slots_of(theirs.nodes[their]):
+        slot = slots.get((name, bound.get(of, -1)))
+        if slot is not None:
+            bound.setdefault(number, slot)
+    there, here = _lists_of(theirs, their), _lists_of(ours, our)
+    if not (_is_listing(there) and _is_listing(here)):
+        return
+    taken = set(bound.values())
+    for place, number in there[_TRAINED].items():  # those of no model that is known: by their position
+        if number not in bound and here[_TRAINED].get(place, -1) not in {-1, *taken}:
+            bound[number] = here[_TRAINED][place]
+    places = {number: place for place, number in here[_TRAINED].items()}
+    same = {place: places.get(bound.get(number, -1)) for place, number in there[_TRAINED].items()}
+    is_in_order = len(same) == len(places) and all(place == other for place, other in same.items())
+    for label in _of_variables(there) & _of_variables(here) - {_TRAINED, _ALL}:
+        for place, number in there[label].items():
+            slot = here[label].get(same.get(place) or "")
+            if slot is not None:
+                bound.setdefault(number, slot)
+    if is_in_order:
+        for place, number in there.get(_ALL, {}).items():
+            if here.get(_ALL, {}).get(place, -1) not in {-1, *bound.values()}:
+                bound.setdefault(number, here[_ALL][place])
 
 
 def _names_of(theirs: ObjectGraph, ours: ObjectGraph, bound: dict[int, int]) -> dict[str, str]:

@@ -103,6 +103,61 @@ def test_a_model_that_was_frozen_and_compiled_anew(
     assert all(map(np.array_equal, slots(same), slots(model)))
 
 
+def alike(framework: str, optimizer: Any = "adam", *, frozen: str = "") -> Any:
+    """A compiled model of three layers of one shape, one of them frozen."""
+    kit = FRAMEWORKS[framework]
+    layers = [kit.layers.Dense(4, name=name) for name in ("first", "second", "head")]
+    model = kit.Sequential([kit.layers.Input((4,)), *layers])
+    if frozen:
+        model.get_layer(frozen).trainable = False
+    model.compile(optimizer, "mean_squared_error")
+    return model
+
+
+def trained_alike(model: Any) -> Any:
+    for scale in (1, 2):
+        model.train_on_batch(np.full((4, 4), scale, "f4"), np.ones((4, 4), "f4"))
+    return model
+
+
+@pytest.mark.parametrize("framework", KERASES)
+@pytest.mark.parametrize("suffix", WHOLE)
+def test_slots_of_other_variables_of_the_same_shapes(
+    suffix: str, framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many layers are frozen, of the same shapes, and others: by their order slots would go to the wrong ones."""
+    model = trained_alike(alike(framework, frozen="first"))
+    path = save(model, tmp_path / f"m{suffix}")
+    other = alike(framework, frozen="head")
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        ckptflow.import_model(path, tmp_path / "other", model=other)
+    assert "was not trained there" in caplog.text
+    assert not any(each.any() for each in slots(other))
+    for name in ("first", "second", "head"):
+        assert have_equal_weights(other.get_layer(name), model.get_layer(name))
+    same = alike(framework, frozen="first")
+    ckptflow.import_model(path, tmp_path / "same", model=same)
+    assert all(map(np.array_equal, slots(same), slots(model)))
+    assert any(each.any() for each in slots(same))
+
+
+@pytest.mark.parametrize("framework", KERASES)
+@pytest.mark.parametrize("suffix", WHOLE)
+@pytest.mark.parametrize("name", ["Adamax", "AdamW"])
+def test_an_optimizer_with_as_many_slots(
+    name: str, suffix: str, framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Adam's second slot is a mean of squares, Adamax's a maximum."""
+    model = trained_alike(alike(framework))
+    path = save(model, tmp_path / f"m{suffix}")
+    other = alike(framework, getattr(FRAMEWORKS[framework].optimizers, name)())
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        ckptflow.import_model(path, tmp_path / "other", model=other)
+    assert f"that of another class, 'adam', and the model has {name}" in caplog.text
+    assert not any(each.any() for each in slots(other))
+    assert all(map(np.array_equal, other.get_weights(), model.get_weights()))
+
+
 @pytest.mark.parametrize("framework", KERASES)
 def test_without_the_optimizer(framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = train(make(framework))

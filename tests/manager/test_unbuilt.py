@@ -5,6 +5,7 @@ Where it cannot, the error says which call is missing, and is one of ours.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import tf_keras
 
 import ckptflow
 from ckptflow import CheckpointManager, UsageError
+from tests.chaos.forgeries import as_json, sealed, unsealed
 
 KERASES = {"keras": keras, "tf_keras": tf_keras}
 ROW = tf.constant([[1.0, 2.0, 3.0]])
@@ -253,3 +255,29 @@ def test_what_no_description_can_build_is_named(tmp_path: Path, framework: str) 
     built(ROW)
     ckptflow.import_model(tmp_path / "stock-1", tmp_path / "run", model={"model": built})
     assert_same({"model": model}, {"model": built})
+
+
+@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
+def test_shapes_that_nothing_stored_could_fill(kit: Any, tmp_path: Path) -> None:
+    """A manifest with other shapes of inputs, its seal made right again, takes no memory."""
+    before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def make() -> Any:
+        return kit.Sequential([kit.layers.Dense(4), kit.layers.Dense(2)])
+
+    model = make()
+    model(ROW)
+    with CheckpointManager(tmp_path, {"model": model}) as manager:
+        manager.save(1)
+    (path,) = tmp_path.glob("000000000001-*/manifest.json")
+    record = unsealed(path.read_bytes())
+    record["models"]["model"]["build_config"]["input_shape"] = [1, 10**8]
+    path.write_bytes(sealed(as_json(record)))
+    with CheckpointManager(tmp_path, {"model": make()}) as manager, pytest.raises(UsageError, match="far more than"):
+        manager.restore_latest()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < before_bytes + 2**29
+    built = make()
+    built(ROW)
+    with CheckpointManager(tmp_path, {"model": built}) as manager:
+        manager.restore_latest()
+    assert all(map(np.array_equal, built.get_weights(), model.get_weights()))

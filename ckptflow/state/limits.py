@@ -1,0 +1,66 @@
+"""What the variables may take that are made as something in storage says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from ckptflow.errors import CorruptCheckpointError
+
+
+@contextlib.contextmanager
+def limited(max_bytes: int | None, where: str) -> Iterator[None]:
+    """Variables made inside of it may not take more than `max_bytes` together: none that would is ever allocated.
+
+    Raises `CorruptCheckpointError`, at the end where Keras swallows what is raised inside of it.
+    """
+    if max_bytes is None:
+        yield
+        return
+    import tensorflow as tf
+
+    taken = 0
+    refused: list[CorruptCheckpointError] = []
+
+    def create(make_next: Any, **settings: Any) -> Any:
+        nonlocal taken
+        taken += _size_bytes(settings)
+        if taken > max_bytes:
+            refused.append(
+                CorruptCheckpointError(
+                    f"{where}: its config asks for variables of more than {max_bytes:,} bytes, far more than there is "
+                    "to put into them"
+                )
+            )
+            raise refused[0]
+        return make_next(**settings)
+
+    try:
+        with tf.variable_creator_scope(create):
+            yield
+    except Exception as error:
+        if refused and error is not refused[0]:
+            raise refused[0] from error
+        raise
+    if refused:
+        raise refused[0]
+
+
+def _size_bytes(settings: dict[str, Any]) -> int:
+    """What a variable is about to take: by its shape, or by making its initial value as symbols, never as memory."""
+    import tensorflow as tf
+
+    shape, dtype, value = settings.get("shape"), settings.get("dtype"), settings["initial_value"]
+    if shape is None:
+        try:
+            if callable(value):
+                with tf.Graph().as_default():
+                    made = tf.convert_to_tensor(value())
+                shape, dtype = made.shape, made.dtype
+            else:
+                shape, dtype = value.shape, value.dtype
+        except Exception:  # nothing to go by: it is made as it is
+            return 0
+    elements = tf.TensorShape(shape).num_elements() or 0
+    return int(elements) * int(tf.as_dtype(dtype or tf.float32).size or 1)
