@@ -1,0 +1,165 @@
+"""Rounds of messages among threads: who does not come is named on all, and who shows progress is waited for."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ckptflow.errors import PeerError
+from ckptflow.peers.rounds import CALLS, STORAGE, Rounds, say_at
+from ckptflow.peers.watch import Answer, Peer, Watch
+from tests.peers.post import LocalPost
+from tests.waiting import HANG_S
+
+COUNT = 3
+PEERS = [Peer(f"/job:worker/replica:0/task:{worker}", f"host{worker}:1234") for worker in range(COUNT)]
+LIMIT_S = 0.4
+
+
+class Job:
+    """Workers that are threads, and what each of their processes answers."""
+
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self.post = LocalPost()
+        self.limit_s = limit_s
+        self.answers = dict.fromkeys(range(COUNT), Answer.HERE)
+        self.rounds = [Rounds(self.post, worker, PEERS, self.watch(), limit_s) for worker in range(COUNT)]
+
+    def watch(self) -> Watch:
+        clock = itertools.count(step=1.0)  # seconds go by as it is asked
+        return Watch(PEERS, lambda peer, _: self.answers[PEERS.index(peer)], self.limit_s, lambda: float(next(clock)))
+
+    def gather(self, topic: str, *workers: int, late: dict[int, Callable[[], object]] | None = None) -> list[object]:
+        """What these workers get, or raise; those of `late` first do something."""
+
+        def run(worker: int) -> object:
+            if late and worker in late:
+                late[worker]()
+            try:
+                return self.rounds[worker].gather(topic, b"%d" % worker, "save(step=5)", limit_s=self.limit_s)
+            except PeerError as error:
+                return error
+
+        with ThreadPoolExecutor(COUNT) as threads:
+            return list(threads.map(run, workers))
+
+
+def test_all_get_all_in_order_round_after_round() -> None:
+    job = Job(limit_s=HANG_S)
+    for number in range(20):
+        assert job.gather(f"t/{number}", 0, 1, 2) == [[b"0", b"1", b"2"]] * COUNT
+        job.rounds[0].forget(f"t/{number}")
+    assert job.post.texts == {}
+
+
+@pytest.mark.parametrize("missing", range(COUNT))
+def test_who_does_not_come_is_named_on_all_that_wait(missing: int) -> None:
+    present = [worker for worker in range(COUNT) if worker != missing]
+    for error in Job().gather("t", *present):
+        assert isinstance(error, PeerError)
+        assert f"worker {missing} (host{missing}:1234) of 3 has not reached save(step=5)" in str(error)
+        assert "within peer_timeout_s=0.4" in str(error)
+        assert not any(f"host{worker}" in str(error) for worker in present)
+
+
+def test_who_comes_when_the_others_have_given_up_is_told() -> None:
+    job = Job()
+    job.gather("t", 1, 2)
+    (error,) = job.gather("t", 0)
+    assert isinstance(error, PeerError)
+    assert "worker 0 (host0:1234) of 3 has not reached" in str(error)
+    job = Job()
+    job.gather("t", 0, 1)
+    (error,) = job.gather("t", 2)
+    assert isinstance(error, PeerError)
+    assert "worker 2 (host2:1234) of 3 has not reached" in str(error)
+
+
+@pytest.mark.parametrize("answer", [Answer.ENDED, Answer.SILENT])
+def test_who_has_ended_is_not_waited_for(answer: Answer) -> None:
+    job = Job(limit_s=HANG_S)
+    job.answers[2] = answer
+    for error in job.gather("t", 0, 1):
+        assert isinstance(error, PeerError)
+        assert f"worker 2 (host2:1234) of 3 {answer.value}, in save(step=5)" in str(error)
+
+
+def test_one_that_has_ended_after_its_message_is_not_missed() -> None:
+    job = Job(limit_s=HANG_S)
+    job.answers[2] = Answer.ENDED
+    late = {0: lambda: time.sleep(0.05)}
+    job.post.put("t/2", "2", 1.0)
+    assert job.gather("t", 0, 1, late=late) == [[b"0", b"1", b"2"]] * 2
+
+
+def test_who_shows_progress_is_waited_for() -> None:
+    job = Job()
+
+    def busy() -> None:
+        for _ in range(30):
+            job.rounds[1].show_progress(CALLS, "its storage")
+            time.sleep(LIMIT_S / 10)
+
+    assert job.gather("t", 0, 1, 2, late={1: busy}) == [[b"0", b"1", b"2"]] * COUNT
+
+
+def test_progress_before_the_wait_does_not_count() -> None:
+    job = Job()
+    job.rounds[1].show_progress(CALLS, "its storage")
+    for error in job.gather("t", 0, 2):
+        assert isinstance(error, PeerError)
+        assert "worker 1 is busy with its storage" in str(error)
+
+
+def test_whose_storage_shows_no_progress_is_found() -> None:
+    job, started = Job(), time.monotonic()
+    found: list[int] = []
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.wait(LIMIT_S / 10):
+            job.rounds[1].show_progress(STORAGE, "")
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(write)
+        while not found:
+            found = job.rounds[0].find_idle([1, 2], started)
+            time.sleep(0.01)
+        over.set()
+    assert found == [2]
+
+
+@pytest.mark.parametrize("how", ["is_silent", "is_refusing"])
+def test_worker_0_whose_process_is_away_is_named(how: str) -> None:
+    """Without it nothing can be sent or read, from before the round on."""
+    job = Job(limit_s=20.0)
+    setattr(job.post, how, True)
+    job.answers[0] = Answer.SILENT if how == "is_silent" else Answer.ENDED
+    for error in job.gather("t", 1, 2):
+        assert isinstance(error, PeerError)
+        assert "worker 0 (host0:1234) of 3" in str(error)
+
+
+def test_a_message_that_does_not_decode_is_named_on_all() -> None:
+    job = Job(limit_s=HANG_S)
+    job.post.put("t/1", "{", 1.0)
+    for error in job.gather("t", 0, 2):
+        assert isinstance(error, PeerError)
+        assert "worker 1's message in save(step=5) cannot be read" in str(error)
+
+
+def test_what_is_missing_is_said_again_at_growing_intervals() -> None:
+    assert list(itertools.islice(say_at(), 7)) == [15.0, 60.0, 300.0, 1200.0, 3600.0, 7200.0, 10800.0]
+
+
+def test_a_warning_says_who_is_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("ckptflow.peers.rounds._SAY_AFTER_S", (0.05,))
+    job = Job(limit_s=HANG_S)
+    assert job.gather("t", 0, 1, 2, late={2: lambda: time.sleep(1.2)}) == [[b"0", b"1", b"2"]] * COUNT
+    said = [record.message for record in caplog.records]
+    assert any("worker 2 (host2:1234) of 3 has not reached save(step=5), where worker 0" in text for text in said), said

@@ -1,0 +1,72 @@
+"""Since when a worker does not answer, and when that is enough."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ckptflow.peers.watch import ENDED_AFTER_S, SILENT_AFTER_S, Answer, Peer, Watch
+
+PEERS = [Peer(str(number), f"host{number}") for number in range(100)]
+
+
+class Clock:
+    """Goes on by what each question takes."""
+
+    def __init__(self, question_s: float = 0.0) -> None:
+        self.now, self.question_s = 1000.0, question_s
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def ask(self, peer: Peer, timeout_s: float) -> Answer:
+        self.asked.append(peer.task)
+        self.now += self.question_s
+        return self.answers.get(peer.task, Answer.HERE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "limit_s", "after_s"),
+    [
+        (Answer.ENDED, math.inf, ENDED_AFTER_S),
+        (Answer.SILENT, math.inf, SILENT_AFTER_S),
+        (Answer.SILENT, 10.0, 10.0),
+        (Answer.ENDED, 10.0, ENDED_AFTER_S),
+    ],
+)
+def test_one_is_gone_after_so_long_without_a_break(answer: Answer, limit_s: float, after_s: float) -> None:
+    clock = Clock()
+    watch = Watch(PEERS, clock.ask, limit_s, clock)
+    clock.answers["3"] = answer
+    while clock.now < 1000 + after_s:
+        assert watch.find_gone([3, 4]) == {}
+        clock.now += 2
+    assert watch.find_gone([3, 4]) == {3: answer}
+    clock.answers["3"] = Answer.HERE
+    clock.now += 2
+    assert watch.find_gone([3, 4]) == {}
+    clock.answers["3"] = answer
+    clock.now += 2
+    assert watch.find_gone([3, 4]) == {}  # counted anew
+
+
+def test_nobody_is_asked_more_often_than_every_two_seconds() -> None:
+    clock = Clock()
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    for _ in range(100):
+        watch.find_gone([1])
+        clock.now += 0.1
+    assert len(clock.asked) in (5, 6)
+
+
+def test_slow_answers_take_a_second_at_a_time_and_all_are_asked_in_turn() -> None:
+    clock = Clock(question_s=0.25)
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    for _ in range(25):
+        before = clock.now
+        watch.find_gone(range(100))
+        assert clock.now - before <= 1.25
+    assert len(set(clock.asked)) == 100
