@@ -16,7 +16,7 @@ from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.lineage import Held, claim_next, pack_writer_id, unpack_writer_id
 from ckptflow.commit.team import Cluster, Outcome, Vote, chief_says, raise_together, vote, vote_for
 from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen
-from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError, UsageError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
@@ -59,7 +59,7 @@ class Resume:
         cluster: Cluster,
         summaries: Summaries,
         *,
-        check: Callable[[Manifest], None],
+        check: Callable[[Manifest], int | None],
         load: Load,
         complete: Callable[[], None] = lambda: None,
         read_only: bool = False,
@@ -196,10 +196,11 @@ class Resume:
         )
         return (found[0] if all(v.outcome is Outcome.FINE for v in votes) else None), votes
 
-    def _in_parts(self, folder: Folder, *parts: Callable[[], None]) -> list[Vote]:
+    def _in_parts(self, folder: Folder, *parts: Callable[[], int | None]) -> list[Vote]:
         """Does part after part, as long as each goes well on every worker; whatever happens is a vote.
 
-        Checking may make variables, a collective: who could not read must have said so before the others begin to.
+        A part may return a number, which must be the same on every worker: else their copies would differ. Checking
+        may make variables, a collective: who could not read must have said so before the others begin to.
         """
         votes: list[Vote] = []
         for part in parts:
@@ -208,18 +209,24 @@ class Resume:
             raise_together(votes, error if mine.outcome is Outcome.FAILED else None, worker=self._cluster.worker)
             if any(v.outcome is not Outcome.FINE for v in votes):
                 break
+            if len({v.numbers for v in votes}) > 1:
+                raise UsageError(
+                    f"{self._store.url}/{folder}: the workers would not take the same tensors of it, and nothing of "
+                    "it was restored: call restore with the same partial= and rename= on each; what is a worker's own "
+                    "goes into PerWorker"
+                )
         return votes
 
-    def _try(self, folder: Folder, part: Callable[[], None]) -> tuple[BaseException | None, Vote]:
+    def _try(self, folder: Folder, part: Callable[[], int | None]) -> tuple[BaseException | None, Vote]:
         try:
-            part()
+            number = part()
         except ObjectNotFoundError as error:
             return error, Vote(Outcome.GONE, str(error))
         except CorruptCheckpointError as error:
             return error, self._is_it_damage(folder, error)
         except BaseException as error:
             return error, vote_for(error)
-        return None, Vote(Outcome.FINE)
+        return None, Vote(Outcome.FINE, "", () if number is None else (number,))
 
     def _is_it_damage(self, folder: Folder, error: CorruptCheckpointError) -> Vote:
         """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged."""
