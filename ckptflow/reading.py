@@ -40,6 +40,7 @@ from ckptflow.format.layout import Folder, parse_folder, pin_key
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.values import from_json
+from ckptflow.format.words import some_of
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
@@ -58,7 +59,9 @@ def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, 
     """The checkpoints that count in the root `url`, oldest first; an empty list where there are none.
 
     Reads manifests, no tensor; does not import TensorFlow; never claims or writes. A checkpoint whose manifest is
-    damaged is left out. Raises ValueError for an unknown scheme, `StorageError` where the storage refuses.
+    damaged is left out, with a warning; if it is all that its incarnation has, older ones are left out, too, since
+    nothing tells whether it went on from them (`restore_latest` takes the newest valid one). Raises ValueError for an
+    unknown scheme, `StorageError` where the storage refuses.
     """
     store = open_store(os.fspath(url), storage_options)
     try:
@@ -254,10 +257,17 @@ def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting
 
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
-    """The checkpoints that count and whose manifest can be read, oldest first."""
+    """The checkpoints that count and whose manifest can be read, oldest first. What is left out is logged."""
     listing, counting = read_counting(store, summaries)
-    found = map(counting.of_this_run, summaries.read_many(listing, reversed(counting.folders)).values())
-    return [summary.checkpoint for summary in found if isinstance(summary, Summary)]
+    read = list(map(counting.of_this_run, summaries.read_many(listing, reversed(counting.folders)).values()))
+    found = [summary.checkpoint for summary in read if isinstance(summary, Summary)]
+    if len(found) < len(read):
+        others = f"; {len(counting.outside)} more are there and do not count, as far as is known" * bool(
+            counting.outside
+        )
+        unreadable = [str(summary) for summary in read if not isinstance(summary, Summary)]
+        logger.warning("%s: not listed, since it cannot be read: %s%s", store.url, some_of(unreadable, 3), others)
+    return found
 
 
 def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:

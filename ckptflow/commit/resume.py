@@ -19,7 +19,7 @@ from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
 from ckptflow.commit.choosing import Choice, Chooser, View
 from ckptflow.commit.lineage import Held, claim_next
 from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen
-from ckptflow.errors import LEAVING, CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError
+from ckptflow.errors import LEAVING, CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError, UsageError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
@@ -40,10 +40,11 @@ class Outcome(StrEnum):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One worker's outcome, and why."""
+    """One worker's outcome, and why; of a check that went well, a checksum of what it would take."""
 
     outcome: Outcome = Outcome.FINE
     why: str = ""
+    taken: str = ""
 
 
 class _Nothing(msgspec.Struct, frozen=True):
@@ -98,7 +99,7 @@ class Resume:
         cluster: Cluster,
         summaries: Summaries,
         *,
-        check: Callable[[Manifest], None],
+        check: Callable[[Manifest], str | None],
         load: Load,
         complete: Callable[[], None] = lambda: None,
         read_only: bool = False,
@@ -211,8 +212,8 @@ class Resume:
             raise ValueError("the manifest is read first")
         return self._manifest
 
-    def _check_read(self, folder: Folder) -> None:
-        self._check(self._sound())
+    def _check_read(self, folder: Folder) -> str | None:
+        return self._check(self._sound())
 
     def _attempt(self, folder: Folder) -> tuple[Summary | None, list[Part]]:
         """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
@@ -236,21 +237,27 @@ class Resume:
         )
         return (found[0] if all(part.outcome is Outcome.FINE for part in parts) else None), parts
 
-    def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], None]]) -> list[Part]:
+    def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], str | None]]) -> list[Part]:
         """Does part after part, as long as each goes well on every worker, and says how the last one went on each.
 
-        Checking may make variables, a collective: who could not read must have said so before the others begin to.
+        What a part returns must be the same on every worker: else their copies would differ. Checking may make variables, a collective: who could not read must have said so before the others begin to.
         """
         found: list[Part] = []
         for call, do in parts.items():
             found = agree(self._cluster, call, partial(self._try, folder, do))
             if any(part.outcome is not Outcome.FINE for part in found):
                 break
+            if len({part.taken for part in found}) > 1:
+                raise UsageError(
+                    f"{self._store.url}/{folder}: the workers would not take the same tensors of it, and nothing of "
+                    "it was restored: call restore with the same partial= and rename= on each; what is a worker's own "
+                    "goes into PerWorker"
+                )
         return found
 
-    def _try(self, folder: Folder, do: Callable[[Folder], None]) -> Part:
+    def _try(self, folder: Folder, do: Callable[[Folder], str | None]) -> Part:
         try:
-            do(folder)
+            taken = do(folder)
         except LEAVING:
             raise
         except BaseException as error:
@@ -258,7 +265,7 @@ class Resume:
             if part is None:
                 raise
             return self._is_it_damage(folder, part) if part.outcome is Outcome.DAMAGED else part
-        return Part()
+        return Part(taken=taken or "")
 
     def _is_it_damage(self, folder: Folder, damaged: Part) -> Part:
         """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged.

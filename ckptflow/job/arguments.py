@@ -102,6 +102,8 @@ def check_step(step: SupportsIndex) -> int:
 
 def check_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
     checked: dict[str, float] = {}
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics is a dict of numbers by name, not {metrics!r}")
     for name, value in (metrics or {}).items():
         if not isinstance(name, str) or not name or not is_unicode(name):
             raise ValueError(f"a metric's name is a text, not {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from ckptflow.commit.sameness import checksum
 from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
@@ -49,10 +50,13 @@ class Loading:
         self._checked: tuple[Manifest, Restore] | None = None
         self._loaded: Restore | None = None
 
-    def check(self, manifest: Manifest) -> None:
-        """Raises `StateMismatchError`, and `CorruptCheckpointError` for what it reads. What is checked stays so."""
+    def check(self, manifest: Manifest) -> str:
+        """A text that is the same on all workers if they take the same tensors of what they share.
+
+        Raises `StateMismatchError`, and `CorruptCheckpointError` for what it reads. What is checked stays so.
+        """
         if self._checked is not None and self._checked[0] == manifest:
-            return
+            return checksum(self._checked[1].shared())
         self._checked = None
         restore = self._live.match(manifest, partial=self._partial, rename=self._rename)
         self._read(manifest, restore, restore.early)
@@ -60,6 +64,7 @@ class Loading:
         if self._partial:
             self._read(manifest, restore, restore.rest, only_verify=True)
         self._checked = manifest, restore
+        return checksum(restore.shared())
 
     def load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         """Checks the shards' sizes, in `files` or as they are listed, and assigns."""

@@ -224,7 +224,13 @@ def _renamer(rename: Rename | None, manifest: Manifest) -> Callable[[str], str]:
         return lambda name: name
     names = [name for record in manifest.tensors for name in (record.name, *record.aliases)]
     names += manifest.python_state
+    is_map = isinstance(rename, Mapping) and all(isinstance(name, str) for pair in rename.items() for name in pair)
+    if not is_map and not callable(rename):
+        raise UsageError(f"rename is a map from names to names, or a function of a name, not {rename!r}")
     renamed = rename if callable(rename) else _by_prefix(rename, names, _slot_names(manifest))
+    for name in names:
+        if not isinstance(renamed(name), str):
+            raise UsageError(f"rename makes {name!r} into {renamed(name)!r}, which is no name; return it as it is")
     targets: dict[str, str] = {}
     for name in (record.name for record in manifest.tensors):
         other = targets.setdefault(renamed(name), name)

@@ -6,6 +6,7 @@ between two training steps; `write` puts all of them back, replacing whatever is
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -104,6 +105,26 @@ class TableBundle(Bundle):
         return tf.gather(keys, rows), tf.gather(values, rows)
 
 
+_ANOTHER = "the position in the checkpoint is one in another pipeline"
+_AS_IT_WAS = "Make the dataset as it was when it was saved"
+_BUFFERED = re.compile(rb"(Iterator::[^\x00-\x20@]*:buffer)::(\d+)@@")  # the elements of a shuffle, in a position
+_FETCHED = re.compile(rb"Iterator::Root::\w+(::0|_invocation_results\[0\])@@")  # the next element, if it was fetched
+_OTHER_ELEMENTS = re.compile(r"(Data type mismatch|Incompatible shapes) at component|Expected \d+ components")
+
+
+def _buffer_sizes(position: bytes) -> dict[str, int]:
+    """How many elements the buffer of each shuffle has room for, by its place in the pipeline."""
+    sizes: dict[str, int] = {}
+    for name, number in _BUFFERED.findall(position):
+        sizes[name.decode()] = max(sizes.get(name.decode(), 0), int(number) + 1)
+    return sizes
+
+
+def _says(error: Exception) -> str:
+    says = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    return re.sub(r"^\{\{.*?\}\} ", "", str(says).partition("\n")[0])[:300]
+
+
 class IteratorBundle(Bundle):
     """A `tf.data` iterator: its position, its shuffle buffer, everything that decides what comes next.
 
@@ -131,14 +152,33 @@ class IteratorBundle(Bundle):
         before = np.array(self.read()["position"].numpy(), dtype=object)
         try:
             self.write(parts)
+            return self._other_buffers(parts["position"].item()) or self._other_elements(parts["position"].item())
         except (tf.errors.OpError, ValueError) as error:
-            says = error.message if isinstance(error, tf.errors.OpError) else str(error)
-            return (
-                "the position in the checkpoint is one in another pipeline: other operations, or in another order. "
-                f"Make the dataset as it was when it was saved. TensorFlow says: {says.partition(chr(10))[0][:300]}"
-            )
+            return f"{_ANOTHER}: other operations, or in another order. {_AS_IT_WAS}. TensorFlow says: {_says(error)}"
         finally:
             self.write({"position": before})
+
+    def _other_buffers(self, position: bytes) -> str:
+        """TensorFlow takes the position of a shuffle of another size, and then loses elements and fails at some later
+        one. Here the iterator, which has taken it, tells how large its own buffers are."""
+        saved, now = _buffer_sizes(position), _buffer_sizes(self.read()["position"].numpy())
+        for name in sorted(saved.keys() & now.keys()):
+            if saved[name] != now[name]:
+                sizes = f"a shuffle has buffer_size={saved[name]:,} there, {now[name]:,} here"
+                return f"{_ANOTHER}: {sizes}. {_AS_IT_WAS}"
+        return ""
+
+    def _other_elements(self, position: bytes) -> str:
+        """Elements that were fetched ahead are in the position, and keep their dtypes and shapes. One is there already:
+        it costs no time to ask for it."""
+        if not _FETCHED.search(position):
+            return ""
+        try:
+            next(self._iterator, None)
+        except tf.errors.OpError as error:  # any other is of the data, and comes when its turn comes
+            says = _says(error)
+            if _OTHER_ELEMENTS.match(says):
+                return f"{_ANOTHER}: its elements have other dtypes or shapes. {_AS_IT_WAS}. TensorFlow says: {says}"
         return ""
 
     def check(self, path: str) -> None:

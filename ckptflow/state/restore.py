@@ -125,6 +125,12 @@ class Restore:
         self.missing = tuple(sorted(missing))
         self.unexpected = tuple(sorted(unexpected))
 
+    def shared(self) -> list[str]:
+        """What is taken of what the workers share, a line for each: the same on all, or their copies would differ."""
+        pairs = [pair for pair in self._pairs.values() if pair.leaf.name in self.names and not pair.leaf.own]
+        python = self._python_state.keys() - self._tree.own_names
+        return [f"{pair.leaf.name}: {pair.record.name}" for pair in pairs] + sorted(python)
+
     def only_metrics(self) -> Restore:
         """The same for the variables of metrics alone."""
         pairs = {index: pair for index, pair in self._pairs.items() if pair.record.metric}

@@ -284,7 +284,12 @@ class LocalStore:
         with opened_folder(self._root, _above(key)) as folder:
             # Not to wait for a writer, where a pipe is in the place of a file.
             flags = os.O_RDONLY | os.O_NONBLOCK
-            descriptor = self._open(os.path.basename(key), folder, flags, direct=direct_bytes > 0)
+            try:
+                descriptor = self._open(os.path.basename(key), folder, flags, direct=direct_bytes > 0)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a socket, or a device without a driver: nothing to read either
+                    return 0
+                raise
         try:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode) and (not stat.S_ISDIR(mode) or is_record(key)):

@@ -120,6 +120,21 @@ def test_metrics_that_are_no_finite_numbers(used: Path, value: Any) -> None:
     assert ckptflow.list_checkpoints(used)[-1].metrics == {"loss": 0.5}
 
 
+def test_metrics_that_are_no_map(used: Path) -> None:
+    with CheckpointManager(used, {"w": Weights()}) as manager:
+        manager.restore_latest()
+        with pytest.raises(ValueError, match="metrics is a dict"):
+            manager.save(6, metrics=[("loss", 1.0)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rename", [[("w", "v")], {5: "w"}, {"w": None}, "w", lambda name: None], ids=repr)
+def test_a_rename_that_gives_no_names(used: Path, rename: Any) -> None:
+    """A warm start would pass over what such a function makes of a name."""
+    with CheckpointManager(used, {"w": Weights()}, read_only=True) as manager:
+        with pytest.raises(UsageError, match="rename"):
+            manager.restore_latest(partial=True, rename=rename)
+
+
 def test_metadata_that_json_cannot_hold(used: Path) -> None:
     with CheckpointManager(used, {"w": Weights()}) as manager:
         manager.restore_latest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import tensorflow as tf
 import tf_keras
 
 from ckptflow import CheckpointManager, StateMismatchError
+from ckptflow.state.bundles import bundle_of
 from tests.manager.states import Weights
+from tests.waiting import until
 
 Make = Callable[[], Any]
 
@@ -32,8 +35,26 @@ PIPELINES: dict[str, tuple[Make, Make]] = {
     "cache added": (lambda: numbers().shuffle(5, seed=1), lambda: numbers().shuffle(5, seed=1).cache()),
     "interleaved": (numbers, lambda: numbers().interleave(lambda n: tf.data.Dataset.from_tensors(n), 2)),
     "zipped": (numbers, lambda: tf.data.Dataset.zip(numbers().shuffle(5, seed=1).repeat(), numbers().repeat())),
+    "larger shuffle": (lambda: numbers().shuffle(4, seed=1).repeat(), lambda: numbers().shuffle(9, seed=1).repeat()),
+    "smaller shuffle": (lambda: numbers().shuffle(9, seed=1), lambda: numbers().shuffle(4, seed=1)),
     "another source": (numbers, lambda: tf.data.Dataset.from_tensor_slices(np.arange(12)).shuffle(5, seed=1)),
 }
+
+
+# The elements that were fetched ahead are in the position: TensorFlow tells only when they are drawn.
+OF_OTHER_ELEMENTS: dict[str, tuple[Make, Make]] = {
+    "batch size": (lambda: numbers().batch(2, drop_remainder=True), lambda: numbers().batch(3, drop_remainder=True)),
+    "dtype": (lambda: slices(np.int64), lambda: slices(np.int32)),
+    "mapped to a dtype": (
+        lambda: numbers().map(lambda number: number + 1),
+        lambda: numbers().map(lambda number: tf.cast(number, tf.float32)),
+    ),
+    "fewer parts": (lambda: tf.data.Dataset.zip(*[numbers()] * 3), lambda: tf.data.Dataset.zip(*[numbers()] * 2)),
+}
+
+
+def slices(dtype: Any) -> Any:
+    return tf.data.Dataset.from_tensor_slices(np.arange(12, dtype=dtype))
 
 
 def drawn(iterator: Any, count: int) -> list[Any]:
@@ -44,6 +65,12 @@ def iterator_of(make: Make, taken: int) -> Any:
     iterator = iter(make())
     drawn(iterator, taken)
     return iterator
+
+
+def position_of(iterator: Any) -> bytes:
+    bundle = bundle_of(iterator, "input")
+    assert bundle is not None
+    return bytes(bundle.read()["position"].numpy())
 
 
 @pytest.fixture
@@ -98,15 +125,60 @@ def test_a_changed_pipeline(
     assert drawn(iterator, 3) == expected  # as it was made, and the seeds that come after, too
 
 
-def test_the_same_pipeline_goes_on_where_it_was(tmp_path: Path, weights: Weights) -> None:
-    make = PIPELINES["shuffle removed"][0]
-    iterator = iterator_of(make, 4)
+def shuffled_twice(size: int) -> Any:
+    return tf.data.Dataset.range(60).shuffle(size, seed=1).batch(2).shuffle(2, seed=2)
+
+
+def test_a_changed_shuffle_below_another(tmp_path: Path, weights: Weights, caplog: pytest.LogCaptureFixture) -> None:
+    """Before the first element is drawn the outer one has not made it: it is not in the position of a new iterator."""
+    save(tmp_path, weights, iterator_of(lambda: shuffled_twice(5), 4))
+    iterator = iterator_of(lambda: shuffled_twice(6), 0)
+    refuses(tmp_path, weights, iterator, "buffer_size=5 there, 6 here")
+    warm_starts(tmp_path, weights, iterator, caplog)
+    assert sorted(np.concatenate(drawn(iterator, 30)).tolist()) == list(range(60))
+
+
+@pytest.mark.parametrize("change", OF_OTHER_ELEMENTS)
+def test_elements_that_were_fetched_ahead(
+    tmp_path: Path, weights: Weights, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    before, after = OF_OTHER_ELEMENTS[change]
+    saved = iterator_of(before, 1)
+    until(lambda: bool(re.search(rb"(Prefetch::|results\[)0", position_of(saved))), 60)
+    save(tmp_path, weights, saved)
+    iterator = iterator_of(after, 0)
+    refuses(tmp_path, weights, iterator, "other dtypes or shapes")
+    warm_starts(tmp_path, weights, iterator, caplog)
+    assert drawn(iterator, 3) == drawn(iterator_of(after, 0), 3)
+
+
+SAME: dict[str, Make] = {
+    "shuffled": PIPELINES["shuffle removed"][0],
+    "shuffled twice": lambda: shuffled_twice(5).repeat(),
+    "of an unknown size": lambda: numbers().shuffle(tf.data.UNKNOWN_CARDINALITY, seed=1).repeat(),
+    "one after another": lambda: numbers().shuffle(2, seed=1).concatenate(numbers().shuffle(7, seed=2)),
+    "with an error to come": lambda: numbers().map(lambda n: 84 // (n - 4)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_pipeline_goes_on_where_it_was(tmp_path: Path, weights: Weights, name: str) -> None:
+    def rest(iterator: Any) -> list[Any]:
+        found: list[Any] = []
+        for _ in range(30):
+            try:
+                found += drawn(iterator, 1)
+            except (StopIteration, tf.errors.InvalidArgumentError) as error:
+                found.append(type(error))
+        return found
+
+    iterator = iterator_of(SAME[name], 4)
     save(tmp_path, weights, iterator)
-    expected = drawn(iterator, 30)
-    again = iterator_of(make, 9)
+    expected = rest(iterator)
+    again = iterator_of(SAME[name], 1)
     with CheckpointManager(tmp_path, {"w": weights, "input": again}) as manager:
         manager.restore_latest()
-    assert drawn(again, 30) == expected
+    assert rest(again) == expected
 
 
 def table(default: Any, keys: Any = (), values: Any = (), key_dtype: Any = tf.int64) -> Any:

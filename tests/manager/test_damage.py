@@ -140,6 +140,21 @@ def test_restore_of_a_damaged_step_takes_no_other(root: Path) -> None:
         assert weights.value() == 1
 
 
+def test_a_list_says_what_it_leaves_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where nothing is left in it: an empty list is what an empty root gives."""
+    with CheckpointManager(root, {"w": Weights()}) as manager:
+        manager.restore_latest()
+        manager.save(4)
+        manager.wait()
+        flip(root / "000000000004-i0002" / "manifest.json", 0.5)
+        assert [c.step for c in manager.checkpoints()] == [1, 2, 3, 4]  # which it has written itself
+    caplog.clear()
+    assert ckptflow.list_checkpoints(root) == []
+    assert "not listed, since it cannot be read" in caplog.text
+    assert "000000000004-i0002/manifest.json" in caplog.text
+    assert "3 more are there" in caplog.text
+
+
 def test_never_past_a_rollback(root: Path) -> None:
     """What a rollback cut off is not taken by itself, even where nothing else is left."""
     weights = Weights()

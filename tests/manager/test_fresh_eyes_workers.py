@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,8 @@ def test_a_worker_that_cannot_read_is_not_lost_in_anothers_building(tmp_path: Pa
 
 
 def differ() -> None:
+    import tensorflow as tf
+
     from tests.manager.workers import ROOT, make_variables, strategy, worker
 
     state = {"m": make_variables({"v": 10})}
@@ -46,8 +49,17 @@ def differ() -> None:
         with ckptflow.CheckpointManager(ROOT, state, strategy=strategy, **odd) as manager:
             with pytest.raises(UsageError, match="same calls"):
                 manager.restore_latest()
+    other = {"renamed": state["m"]}
+    renames: list[tuple[Any, Any]] = [({"m": "renamed"}, {"m/v": "renamed/x"}), ({"m": "renamed"}, lambda name: name)]
+    for rename in renames:
+        for variable in state["m"].variables:
+            variable.assign(tf.zeros_like(variable))
+        with ckptflow.CheckpointManager(ROOT, other, strategy=strategy) as manager:
+            with pytest.raises(UsageError, match="would not take the same tensors"):
+                manager.restore_latest(partial=True, rename=rename[worker])
+        assert all(float(tf.reduce_sum(variable.values[0])) == 0 for variable in state["m"].variables)
     with ckptflow.CheckpointManager(ROOT, state, strategy=strategy) as manager:
-        restored = manager.restore_latest()
+        restored = manager.restore_latest(partial=worker == 0)
         assert restored is not None
         assert (restored.step, restored.incarnation) == (2, 1)
     print("well")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ PLACES: dict[str, Callable[[Path], None]] = {
     "pipe": lambda path: os.mkfifo(path),
     "link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
     "folder": lambda path: path.mkdir(),
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -34,7 +34,7 @@ class Job:
         clock = itertools.count(step=1.0)  # seconds go by as it is asked
         return Watch(PEERS, lambda peer, _: self.answers[PEERS.index(peer)], self.limit_s, lambda: float(next(clock)))
 
-    def gather(self, topic: str, *workers: int, late: dict[int, Callable[[], object]] | None = None) -> list[object]:
+    def gather(self, topic: str, *workers: int, late: Mapping[int, Callable[[], object]] | None = None) -> list[object]:
         """What these workers get, or raise; those of `late` first do something."""
 
         def run(worker: int) -> object:
