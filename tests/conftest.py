@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import sys
 import tempfile
@@ -15,8 +16,15 @@ import pytest
 
 from ckptflow.interop import probe
 from tests import servers
-from tests.forked import ROOT, Process, read_at_start
+from tests.forked import ROOT, Process
 from tests.processes import start_python
+from tests.stand_in import read_at_start
+
+# For each Python that is started from here, and for this one.
+STARTUP = str(ROOT / "tests" / "startup")
+if STARTUP not in sys.path:
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STARTUP, os.environ.get("PYTHONPATH")]))
+    runpy.run_path(f"{STARTUP}/sitecustomize.py")
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -49,7 +57,7 @@ def _probes_are_forked() -> Iterator[None]:
         fixed = read_at_start(environment)
         own = {name: value for name, value in environment.items() if name not in fixed}
         with open(os.devnull, "wb") as nowhere:
-            return start_python(["-c", probe.PROGRAM, request], own, out, nowhere, cwd=Path.cwd())
+            return start_python(["-c", probe.PROGRAM, request], own, out, nowhere, cwd=Path.cwd(), kind="probe")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "start", start)
