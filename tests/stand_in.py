@@ -20,7 +20,7 @@ STATUS = struct.Struct("<i")  # a pid, then a wait status, as the zygote writes 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # What TensorFlow, Keras, Python and the libraries under them read when they are imported; not what they read later.
 _READ_AT_START = re.compile(
-    r"(?!TF_CONFIG$|TF_NUM_INTRAOP_THREADS$)(TF_|TF2_|XLA_|KERAS_|PYTHON|LD_|OMP_|OPENBLAS_|MALLOC_)"
+    r"(?!TF_CONFIG$|TF_NUM_INTRAOP_THREADS$)(TF_|TF2_|XLA_|KERAS_|PYTHON.|LD_|OMP_|OPENBLAS_|MALLOC_)"
 )
 
 

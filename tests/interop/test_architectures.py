@@ -192,7 +192,7 @@ def test_a_module_of_tensorflow(tmp_path: Path) -> None:
 
 
 def test_a_convolutional_network_in_files(tmp_path: Path) -> None:
-    Both("keras", tmp_path, {"efficientnet_b0": ["keras", "safetensors"]}).run()
+    Both("keras", tmp_path, {"convolutional": ["keras", "safetensors"]}).run()
 
 
 @pytest.mark.chaos
