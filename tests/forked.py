@@ -87,12 +87,9 @@ class Zygote:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in KINDS]
         self._controls = {kind: ours for kind, (ours, _) in zip(KINDS, pairs, strict=True)}
         self._folder = tempfile.TemporaryDirectory(prefix="ckptflow-zygote-")
-        self._listen_at = f"{self._folder.name}/zygote"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(self._listen_at)
-        listener.listen()
+        listeners = [self._listen(kind) for kind in ("ckptflow", "probe")]
         with contextlib.ExitStack() as stack:
-            given = [stack.enter_context(each) for each in (*(theirs for _, theirs in pairs), listener)]
+            given = [stack.enter_context(each) for each in (*(theirs for _, theirs in pairs), *listeners)]
             numbers = [each.fileno() for each in given]
             command = [sys.executable, "-m", "tests.zygote", *map(str, numbers)]
             self._process = subprocess.Popen(
@@ -106,6 +103,12 @@ class Zygote:
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others
             )
         atexit.register(self._end)
+
+    def _listen(self, kind: str) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(f"{self._folder.name}/{kind}")
+        listener.listen()
+        return listener
 
     def _said(self) -> str:
         self._log.seek(0)
@@ -127,13 +130,17 @@ class Zygote:
             raise ZygoteEndedError(self._said()) from None
 
     def stand_ins(self) -> Path:
-        """A folder for the front of PATH, with `python` and `ckptflow` that are forked, see `tests.stand_in`."""
+        """A folder for the front of PATH, with `python`, `ckptflow`, and `probe` for `PROBE`, see `tests.stand_in`."""
         folder = Path(self._folder.name, "bin")
         if not folder.exists():
             folder.mkdir()
-            command = Path(sys.executable).with_name("ckptflow")
-            for name, begin in {"python": [], "ckptflow": [str(command)]}.items():
-                given = [sys.executable, self._listen_at, self.env]
+            ours = str(Path(sys.executable).with_name("ckptflow"))
+            for name, kind, begin in (
+                ("python", "ckptflow", []),
+                ("ckptflow", "ckptflow", [ours]),
+                ("probe", "probe", []),
+            ):
+                given = [sys.executable, f"{self._folder.name}/{kind}", self.env]
                 program = (
                     f"#!{sys.executable} -IS\nimport sys\nsys.path.append({str(ROOT)!r})\nfrom tests import stand_in\n"
                     f"stand_in.main(*{given!r}, [*{begin!r}, *sys.argv[1:]])\n"

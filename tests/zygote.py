@@ -27,14 +27,17 @@ import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from tests.stand_in import STATUS
+from tests.stand_in import STATUS, read_at_start
 
 SHOW_STACKS = signal.SIGRTMAX  # a process prints where each of its threads is
+PROBE = "CKPTFLOW_TEST_PROBE"  # the command that starts probes, where they are to be forked, too
 _MAX_REQUEST_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 # What is taken apart at a process's end also where it was loaded before the fork: ours, and what ends TensorFlow.
@@ -136,8 +139,24 @@ def _become(request: dict[str, object], descriptors: list[int]) -> list[str]:
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, write_through=False)
     faulthandler.register(SHOW_STACKS, all_threads=True)
+    if PROBE in env:
+        _fork_probes(env[PROBE])
     np.random.seed()  # Python's own random numbers are seeded anew at each fork
     return args
+
+
+def _fork_probes(stand_in: str) -> None:
+    """A probe of this process is started by that command."""
+    from ckptflow.interop import probe
+
+    def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> subprocess.Popen[bytes]:
+        fixed = read_at_start(environment)
+        own = {name: value for name, value in environment.items() if name not in fixed} | read_at_start(os.environ)
+        command = [stand_in, "-c", probe.PROGRAM, request]
+        nowhere = subprocess.DEVNULL
+        return subprocess.Popen(command, env=own, stdin=nowhere, stdout=out, stderr=nowhere)
+
+    probe.start = start
 
 
 def run(args: list[str]) -> None:
@@ -199,13 +218,17 @@ _before_the_fork: list[str] = []
 
 
 def main(
-    control: socket.socket, stock_control: socket.socket, probe_control: socket.socket, listener: socket.socket
+    control: socket.socket,
+    stock_control: socket.socket,
+    probe_control: socket.socket,
+    listener: socket.socket,
+    probe_listener: socket.socket,
 ) -> None:
     """Is the zygote, and from the forks on that of stock processes, which do not know ckptflow, and that of probes."""
     atexit.register(leave_the_frameworks)  # before all that is imported registers
     load_tensorflow()
     if os.fork() == 0:
-        for other in (control, probe_control, listener):
+        for other in (control, probe_control, listener, probe_listener):
             other.close()
         _before_the_fork.extend(sys.modules)
         run(serve(stock_control))
@@ -215,10 +238,10 @@ def main(
     if os.fork() == 0:
         for other in (control, stock_control, listener):
             other.close()
-        run(serve(probe_control, load=load_what_probes_load))
+        run(serve(probe_control, probe_listener, load=load_what_probes_load))
         return
-    stock_control.close()
-    probe_control.close()
+    for other in (stock_control, probe_control, probe_listener):
+        other.close()
     run(serve(control, listener))
 
 
