@@ -30,7 +30,7 @@ from tests.forked import ROOT, Forked, Process, Zygote
 from tests.ports import free_ports
 from tests.stand_in import read_at_start
 from tests.waiting import HANG_S
-from tests.zygote import SHOW_STACKS
+from tests.zygote import PROBE, SHOW_STACKS
 
 _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
 
@@ -72,10 +72,12 @@ def start_python(
     """Starts `python ARGS`, where `args` begins with -c, -m or a script, with `environment(env)`.
 
     In a process of the `kind` "stock" TensorFlow and Keras have been imported, and ckptflow has not; in a "probe" all
-    has that a probe of ckptflow's imports.
+    has that a probe of ckptflow's imports. The probes of a forked process are forked, too, unless `env` has an empty
+    `PROBE`.
     """
     full = environment(env)
     if not fresh and read_at_start(full) == read_at_start(environment({})):
+        full.setdefault(PROBE, str(zygote().stand_ins() / "probe"))
         return zygote().fork(args, full, cwd, out.fileno(), err.fileno(), kind)
     return subprocess.Popen(
         [sys.executable, *args], env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err

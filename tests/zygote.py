@@ -139,7 +139,7 @@ def _become(request: dict[str, object], descriptors: list[int]) -> list[str]:
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, write_through=False)
     faulthandler.register(SHOW_STACKS, all_threads=True)
-    if PROBE in env:
+    if env.get(PROBE) and "ckptflow" in sys.modules:
         _fork_probes(env[PROBE])
     np.random.seed()  # Python's own random numbers are seeded anew at each fork
     return args
