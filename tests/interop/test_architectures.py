@@ -165,12 +165,14 @@ THRIFTY = {
     ("keras", "h5"): ("text", "transformer"),
     ("keras", "weights"): ("dense", "many_inputs"),
     ("keras", "saved-model"): ("text", "subclassed"),
-    ("keras", "hub"): ("text",),
+    ("keras", "hub"): ("dense",),
+    ("keras", "tf-checkpoint"): ("text", "transformer", "subclassed"),
     ("keras", "tflite"): ("transformer",),
     ("tf_keras", "h5"): ("transformer", "many_inputs"),
     ("tf_keras", "weights"): ("dense", "subclassed"),
     ("tf_keras", "saved-model"): ("dense", "text"),
     ("tf_keras", "hub"): ("dense",),
+    ("tf_keras", "tf-checkpoint"): ("text", "many_inputs", "subclassed"),
     ("tf_keras", "tflite"): ("transformer",),
 }
 
