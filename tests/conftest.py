@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 
 from ckptflow.interop import probe
-from tests import servers
+from tests import distributions, servers
 from tests.forked import ROOT, Process
 from tests.processes import start_python
 from tests.stand_in import read_at_start
@@ -153,3 +153,9 @@ def moto() -> servers.Server:
 def fake_gcs() -> servers.Server:
     """Google's storage API."""
     return _shared("fake-gcs")
+
+
+@pytest.fixture(scope="session")
+def release() -> distributions.Distributions:
+    """What is released."""
+    return distributions.shared(Path(os.environ[_RUN].partition(":")[2]))

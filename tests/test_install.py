@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ckptflow
-from tests.distributions import ROOT, build
+from tests.distributions import ROOT, Distributions
 from tests.processes import run_python
 from tests.servers import Server
 from tests.waiting import HANG_S
@@ -113,14 +113,13 @@ def required(name: str, extras: frozenset[str]) -> list[metadata.Distribution]:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def bare(tmp_path_factory: pytest.TempPathFactory, release: Distributions) -> Environment:
     """The wheel and what it requires, nothing else."""
-    wheel = build(tmp_path_factory).wheel
     environment = Environment(tmp_path_factory.mktemp("bare") / "venv", tmp_path_factory.mktemp("elsewhere"))
     subprocess.run([sys.executable, "-m", "venv", str(environment.path)], check=True, timeout=HANG_S)
     environment.add()
     pip = ("python", "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check")
-    environment.run(*pip, "--no-deps", "--no-index", str(wheel))
+    environment.run(*pip, "--no-deps", "--no-index", str(release.wheel))
     return environment
 
 
