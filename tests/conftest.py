@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import sys
 import tempfile
@@ -14,9 +15,16 @@ import hypothesis
 import pytest
 
 from ckptflow.interop import probe
-from tests import servers
-from tests.forked import ROOT, Process, read_at_start
+from tests import distributions, servers
+from tests.forked import ROOT, Process
 from tests.processes import start_python
+from tests.stand_in import read_at_start
+
+# For each Python that is started from here, and for this one.
+STARTUP = str(ROOT / "tests" / "startup")
+if STARTUP not in sys.path:
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STARTUP, os.environ.get("PYTHONPATH")]))
+    runpy.run_path(f"{STARTUP}/sitecustomize.py")
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -49,7 +57,7 @@ def _probes_are_forked() -> Iterator[None]:
         fixed = read_at_start(environment)
         own = {name: value for name, value in environment.items() if name not in fixed}
         with open(os.devnull, "wb") as nowhere:
-            return start_python(["-c", probe.PROGRAM, request], own, out, nowhere, cwd=Path.cwd())
+            return start_python(["-c", probe.PROGRAM, request], own, out, nowhere, cwd=Path.cwd(), kind="probe")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "start", start)
@@ -91,25 +99,29 @@ def pytest_configure(config: pytest.Config) -> None:
 # What takes longest, first, where several processes share the files out (`make test`): the last file of a run is short.
 SLOWEST = (
     "interop/test_architectures.py",
-    "examples/test_demo.py",
     "test_install.py",
     "interop/test_keras_files.py",
+    "protocol/test_protocol.py",
     "test_docs.py",
-    "examples/test_kubernetes.py",
-    "examples/test_slurm.py",
-    "chaos/test_kill.py",
-    "matrix/test_matrix.py",
+    "protocol/test_mutations.py",
     "callbacks/test_killed.py",
+    "chaos/test_kill.py",
+    "interop/test_keras_optimizer.py",
+    "interop/test_hostile_models.py",
+    "matrix/test_matrix.py",
+    "storage/test_contract.py",
+    "interop/test_places.py",
+    "examples/test_demo.py",
+    "interop/test_importing.py",
+    "interop/test_keras_damage.py",
+    "callbacks/test_fit.py",
+    "interop/test_doors.py",
     "benchmarks/test_suite.py",
     "speed/test_steady.py",
-    "interop/test_places.py",
-    "storage/test_contract.py",
     "cli/test_bench.py",
-    "interop/test_keras_damage.py",
-    "examples/test_dtensor.py",
+    "test_docs_site.py",
     "examples/test_fine_tune.py",
-    "examples/test_export_and_serve.py",
-    "examples/test_multi_worker.py",
+    "examples/test_slurm.py",
     "preemption/test_workers.py",
 )
 
@@ -141,3 +153,9 @@ def moto() -> servers.Server:
 def fake_gcs() -> servers.Server:
     """Google's storage API."""
     return _shared("fake-gcs")
+
+
+@pytest.fixture(scope="session")
+def release() -> distributions.Distributions:
+    """What is released."""
+    return distributions.shared(Path(os.environ[_RUN].partition(":")[2]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import fcntl
 import os
 import subprocess
 import sys
@@ -24,24 +24,25 @@ class Distributions:
     wheel: Path
 
 
-def build(factory: pytest.TempPathFactory) -> Distributions:
-    """Builds both, once a session, with the build backend in an environment of its own, as pip has it."""
-    return _build(factory.getbasetemp())
-
-
-@functools.cache
-def _build(parent: Path) -> Distributions:
-    skip_without_an_index(parent / "index")
-    folder = parent / "dist"
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (sdist,) = folder.glob("*.tar.gz")
-    (wheel,) = folder.glob("*.whl")
+def shared(folder: Path) -> Distributions:
+    """Both, built once for everyone who says the same folder, with the build backend in an environment of its own, as
+    pip has it."""
+    with (folder / "dist.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        dist = folder / "dist"
+        if not dist.exists():
+            _skip_without_an_index(folder / "index")
+            made = folder / "dist.part"
+            command = [sys.executable, "-m", "build", "--outdir", str(made), str(ROOT)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            made.rename(dist)
+    (sdist,) = dist.glob("*.tar.gz")
+    (wheel,) = dist.glob("*.whl")
     return Distributions(sdist, wheel)
 
 
-def skip_without_an_index(folder: Path) -> None:
+def _skip_without_an_index(folder: Path) -> None:
     """Skips on a machine that reaches no package index. CI has one, and fails there instead."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "hatchling"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)

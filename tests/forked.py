@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -18,17 +17,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.zygote import STATUS
+from tests.stand_in import STATUS, read_at_start
 
 ROOT = Path(__file__).resolve().parent.parent
-# What TensorFlow, Keras, Python and the libraries under them read when they are imported; not what they read later.
-_READ_AT_START = re.compile(
-    r"(?!TF_CONFIG$|TF_NUM_INTRAOP_THREADS$)(TF_|TF2_|XLA_|KERAS_|PYTHON|LD_|OMP_|OPENBLAS_|MALLOC_)"
-)
-
-
-def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if _READ_AT_START.match(name)}
 
 
 class ZygoteEndedError(Exception):
@@ -84,16 +75,22 @@ class Forked:
 Process = subprocess.Popen[bytes] | Forked
 
 
+KINDS = ("ckptflow", "stock", "probe")
+
+
 class Zygote:
     """The process that the others are forked from; it ends with this one."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = read_at_start(env)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it is read where the process has ended)
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._stock_control, stock_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, stock_theirs:
-            numbers = [theirs.fileno(), stock_theirs.fileno()]
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in KINDS]
+        self._controls = {kind: ours for kind, (ours, _) in zip(KINDS, pairs, strict=True)}
+        self._folder = tempfile.TemporaryDirectory(prefix="ckptflow-zygote-")
+        listeners = [self._listen(kind) for kind in ("ckptflow", "probe")]
+        with contextlib.ExitStack() as stack:
+            given = [stack.enter_context(each) for each in (*(theirs for _, theirs in pairs), *listeners)]
+            numbers = [each.fileno() for each in given]
             command = [sys.executable, "-m", "tests.zygote", *map(str, numbers)]
             self._process = subprocess.Popen(
                 command,
@@ -107,17 +104,24 @@ class Zygote:
             )
         atexit.register(self._end)
 
+    def _listen(self, kind: str) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(f"{self._folder.name}/{kind}")
+        listener.listen()
+        return listener
+
     def _said(self) -> str:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
     def fork(
-        self, args: Sequence[str], env: Mapping[str, str], cwd: Path, out: int, err: int, stock: bool = False
+        self, args: Sequence[str], env: Mapping[str, str], cwd: Path, out: int, err: int, kind: str = "ckptflow"
     ) -> Forked:
+        """`kind`: one of `KINDS`, by what the process has loaded when it begins."""
         status, theirs = os.pipe()
         request = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd)})
         try:
-            socket.send_fds(self._stock_control if stock else self._control, [request.encode()], [theirs, out, err])
+            socket.send_fds(self._controls[kind], [request.encode()], [theirs, out, err])
         finally:
             os.close(theirs)
         try:
@@ -125,7 +129,28 @@ class Zygote:
         except ZygoteEndedError:
             raise ZygoteEndedError(self._said()) from None
 
+    def stand_ins(self) -> Path:
+        """A folder for the front of PATH, with `python`, `ckptflow`, and `probe` for `PROBE`, see `tests.stand_in`."""
+        folder = Path(self._folder.name, "bin")
+        if not folder.exists():
+            folder.mkdir()
+            ours = str(Path(sys.executable).with_name("ckptflow"))
+            for name, kind, begin in (
+                ("python", "ckptflow", []),
+                ("ckptflow", "ckptflow", [ours]),
+                ("probe", "probe", []),
+            ):
+                given = [sys.executable, f"{self._folder.name}/{kind}", self.env]
+                program = (
+                    f"#!{sys.executable} -IS\nimport sys\nsys.path.append({str(ROOT)!r})\nfrom tests import stand_in\n"
+                    f"stand_in.main(*{given!r}, [*{begin!r}, *sys.argv[1:]])\n"
+                )
+                (folder / name).write_text(program)
+                (folder / name).chmod(0o755)
+        return folder
+
     def _end(self) -> None:
-        self._stock_control.close()
-        self._control.close()
+        for control in self._controls.values():
+            control.close()
         self._process.wait()
+        self._folder.cleanup()

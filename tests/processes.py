@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.forked import ROOT, Forked, Process, Zygote, read_at_start
+from tests.forked import ROOT, Forked, Process, Zygote
 from tests.ports import free_ports
+from tests.stand_in import read_at_start
 from tests.waiting import HANG_S
-from tests.zygote import SHOW_STACKS
+from tests.zygote import PROBE, SHOW_STACKS
 
 _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
 
@@ -50,6 +51,14 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def zygote() -> Zygote:
+    """That of this process, which is started when it is asked for first."""
+    with _zygote_lock:
+        if not _zygotes:
+            _zygotes.append(Zygote(environment({})))
+    return _zygotes[0]
+
+
 def start_python(
     args: Sequence[str],
     env: Mapping[str, str],
@@ -58,18 +67,18 @@ def start_python(
     *,
     cwd: Path = ROOT,
     fresh: bool = False,
-    stock: bool = False,
+    kind: str = "ckptflow",
 ) -> Process:
     """Starts `python ARGS`, where `args` begins with -c, -m or a script, with `environment(env)`.
 
-    In a `stock` process TensorFlow and Keras have been imported, and ckptflow has not.
+    In a process of the `kind` "stock" TensorFlow and Keras have been imported, and ckptflow has not; in a "probe" all
+    has that a probe of ckptflow's imports. The probes of a forked process are forked, too, unless `env` has an empty
+    `PROBE`.
     """
     full = environment(env)
-    with _zygote_lock:
-        if not fresh and not _zygotes:
-            _zygotes.append(Zygote(environment({})))
-    if not fresh and read_at_start(full) == _zygotes[0].env:
-        return _zygotes[0].fork(args, full, cwd, out.fileno(), err.fileno(), stock)
+    if not fresh and read_at_start(full) == read_at_start(environment({})):
+        full.setdefault(PROBE, str(zygote().stand_ins() / "probe"))
+        return zygote().fork(args, full, cwd, out.fileno(), err.fileno(), kind)
     return subprocess.Popen(
         [sys.executable, *args], env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
     )
@@ -81,11 +90,11 @@ def run_python(
     cwd: Path = ROOT,
     timeout_s: float = HANG_S,
     fresh: bool = False,
-    stock: bool = False,
+    kind: str = "ckptflow",
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python ARGS` to its end; its stdout and stderr are texts. TimeoutError where it does not end."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start_python(args, env or {}, out, err, cwd=cwd, fresh=fresh, stock=stock)
+        process = start_python(args, env or {}, out, err, cwd=cwd, fresh=fresh, kind=kind)
         try:
             code: int | None = process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import ckptflow
-from tests.distributions import ROOT, build
+from tests.distributions import ROOT, Distributions
 from tests.waiting import HANG_S
 
 NAME = f"ckptflow-{ckptflow.__version__}"
@@ -23,15 +23,15 @@ NOT_IN_THE_SDIST = {".ci"}  # how this repository's own CI is started
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    return zipfile.ZipFile(build(tmp_path_factory).wheel)
+def wheel(release: Distributions) -> zipfile.ZipFile:
+    return zipfile.ZipFile(release.wheel)
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(tmp_path_factory: pytest.TempPathFactory, release: Distributions) -> Path:
     """The sdist, unpacked."""
     folder = tmp_path_factory.mktemp("sdist")
-    with tarfile.open(build(tmp_path_factory).sdist) as archive:
+    with tarfile.open(release.sdist) as archive:
         archive.extractall(folder, filter="data")
     assert [path.name for path in folder.iterdir()] == [NAME]
     return folder / NAME

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.forked import ROOT, Forked
-from tests.processes import run_python, run_workers, start_python, start_workers, was_killed
+from tests.processes import environment, run_python, run_workers, start_python, start_workers, was_killed, zygote
 from tests.waiting import HANG_S, until
 
 
@@ -143,7 +143,7 @@ def test_what_is_read_at_an_import_needs_an_empty_interpreter() -> None:
 
 def test_a_stock_process_does_not_know_ckptflow() -> None:
     program = "import sys; print({'tensorflow', 'keras'} <= set(sys.modules), 'ckptflow' in sys.modules)"
-    assert run_python("-c", program, stock=True).stdout == "True False\n"
+    assert run_python("-c", program, kind="stock").stdout == "True False\n"
 
 
 def test_signals_come_to_a_process(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ with start_workers("{__name__}:hang", 2) as workers:
         assert parent.stdout is not None
         workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         everyone = psutil.Process(parent.pid).children(recursive=True)
-        assert len(everyone) == 4  # and the zygotes: with ckptflow and without
+        assert len(everyone) == 5  # and the zygotes: with ckptflow, without, and that of probes
         assert {process.pid for process in workers} < {process.pid for process in everyone}
         parent.kill()
     until(lambda: not any(map(_runs, everyone)), HANG_S)
@@ -202,3 +202,47 @@ def test_a_process_that_several_threads_wait_for(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert codes == [3] * 4
+
+
+def in_a_script(tmp_path: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs `text` in a shell that finds the stand-ins for `python` and `ckptflow` first."""
+    own = environment({"PATH": f"{zygote().stand_ins()}:{os.environ['PATH']}", **env})
+    command = ["bash", "-c", text]
+    return subprocess.run(
+        command, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, input="given", check=False
+    )
+
+
+def test_a_stand_in_in_a_script_is_the_program(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import os, sys\nprint('tensorflow' in sys.modules, sys.argv, os.environ['OWN'], os.getcwd(), sys.stdin.read())"
+    )
+    for command, name in (('-c "$(cat script.py)"', "-c"), ("script.py", "script.py"), ("-m script", "script.py")):
+        done = in_a_script(tmp_path, f"python {command} one", OWN="1")
+        assert done.stdout.startswith("True"), done.stderr
+        assert done.stdout.endswith(f"{name}', 'one'] 1 {tmp_path} given\n")
+    for how, is_forked in (("python", True), ("python -E", False), ("PYTHONHASHSEED=3 python", False)):
+        done = in_a_script(tmp_path, f"{how} script.py", OWN="1")
+        assert done.stdout.startswith(str(is_forked)), done.stderr
+    assert in_a_script(tmp_path, "ckptflow --version").stdout == run_python("-m", "ckptflow", "--version").stdout
+
+
+def test_a_stand_in_ends_as_the_program_does(tmp_path: Path) -> None:
+    for program, (code, out, last_line) in ENDS.items():
+        (tmp_path / "program.py").write_text(program)
+        done = in_a_script(tmp_path, "exec python program.py")
+        assert (done.returncode, done.stdout) == (code, out), program
+        assert done.stderr.rstrip().rpartition("\n")[2] == last_line, program
+
+
+def test_a_stand_in_and_the_program_are_ended_together(tmp_path: Path) -> None:
+    env = environment({"PATH": f"{zygote().stand_ins()}:{os.environ['PATH']}"})
+    command = ["python", "-c", f"from {__name__} import hang; hang()"]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as stand_in:
+            assert stand_in.stdout is not None
+            program = psutil.Process(int(stand_in.stdout.readline().split()[1]))
+            assert program.pid != stand_in.pid
+            stand_in.send_signal(number)
+            assert stand_in.wait(HANG_S) == -number
+        until(lambda program=program: not _runs(program), HANG_S)  # type: ignore[misc]

@@ -240,7 +240,8 @@ class Resume:
     def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], str | None]]) -> list[Part]:
         """Does part after part, as long as each goes well on every worker, and says how the last one went on each.
 
-        What a part returns must be the same on every worker: else their copies would differ. Checking may make variables, a collective: who could not read must have said so before the others begin to.
+        What a part returns must be the same on every worker: else their copies would differ. Checking may make
+        variables, a collective: who could not read must have said so before the others begin to.
         """
         found: list[Part] = []
         for call, do in parts.items():

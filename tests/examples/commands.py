@@ -13,24 +13,19 @@ from pathlib import Path
 
 from tests.examples.lives import EXAMPLES
 from tests.ports import free_ports
-from tests.processes import Worker
+from tests.processes import Worker, environment, zygote
 
 
 @contextlib.contextmanager
 def started(command: Sequence[str], env: Mapping[str, str], logs: Path) -> Iterator[Worker]:
-    """One process, in a group of its own that ends with the block; "python" is the one that runs this."""
+    """One process, in a group of its own that ends with the block; "python" stands in for the one that runs this."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{time.monotonic_ns()}.log"
-    common = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    path = os.pathsep.join([str(zygote().stand_ins()), str(Path(sys.executable).parent), os.environ["PATH"]])
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **common, **env},
+            env=environment({"PATH": path, **env}),
             cwd=EXAMPLES.parent,
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from tests.examples.lives import EXAMPLES, WITHOUT_END, Example, finished_after, resumed_after
+from tests.processes import environment, zygote
 
 STEPS_PER_EPOCH = 57  # 1,797 digits in batches of 32
 
@@ -35,8 +34,11 @@ def test_it_is_killed_goes_on_and_its_export_is_served(tmp_path: Path) -> None:
 
 def _ask_ourselves(served: Path, example: Example, run: Path, step: int) -> None:
     """A server that we start answers as NumPy does with the checkpoint's weights; nonsense is refused."""
-    command = [sys.executable, str(EXAMPLES / "serve.py"), str(served), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    from sklearn.datasets import load_digits  # it takes long: not where tests are collected
+
+    command = [str(zygote().stand_ins() / "python"), str(EXAMPLES / "serve.py"), str(served), "--port", "0"]
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment({}), stdout=pipe, stderr=nowhere, text=True) as server:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1] + "/v1/models/digits:predict"

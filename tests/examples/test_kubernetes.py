@@ -59,7 +59,7 @@ def test_the_command_makes_a_cluster_and_each_pod_is_started_again_alone(tmp_pat
             re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], argument)
             for argument in CONTAINER["command"] + CONTAINER["args"]
         ]
-        own = {"JOB_COMPLETION_INDEX": str(index)}
+        own = {"JOB_COMPLETION_INDEX": str(index), "TF_CPP_MIN_LOG_LEVEL": "3"}  # that of the process it is forked from
         return started([*given, "--save-every", "40", "--steps", steps], environment | own, tmp_path / "logs")
 
     with contextlib.ExitStack() as stack:

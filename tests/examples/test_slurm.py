@@ -11,6 +11,7 @@ from pathlib import Path
 import ckptflow
 from tests.examples.commands import started, two_ports
 from tests.examples.lives import EXAMPLES, WITHOUT_END
+from tests.processes import zygote
 from tests.waiting import HANG_S, until
 
 SCRIPT = EXAMPLES / "slurm.sh"
@@ -104,8 +105,8 @@ def stand_ins(folder: Path) -> dict[str, str]:
         program.write_text(f"#!{sys.executable}\n{text}")
         program.chmod(0o755)
     return {
-        "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHON": sys.executable,
+        "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
+        "PYTHON": str(zygote().stand_ins() / "python"),
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "node[01-02]",
         "STANDS_IN": str(folder),

@@ -111,6 +111,26 @@ def _efficientnet_b0(name: str) -> Any:
     return _compile(keras, _quick_statistics(keras, model), keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True))
 
 
+def _convolutional(name: str) -> Any:
+    """The kinds of layers that EfficientNet is made of, in a tenth of their number."""
+    keras = importlib.import_module(name)
+    layers = keras.layers
+    image = keras.Input((64, 64, 3))
+    hidden = layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.1, 0.2, 0.3])(layers.Rescaling(1 / 255)(image))
+    hidden = layers.Conv2D(8, 3, strides=2, use_bias=False)(layers.ZeroPadding2D(((0, 1), (0, 1)))(hidden))
+    for block in range(2):
+        wide = layers.Activation("swish")(layers.BatchNormalization()(layers.Conv2D(16, 1, use_bias=False)(hidden)))
+        wide = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"block{block}_depthwise")(wide)
+        wide = layers.Activation("swish")(layers.BatchNormalization()(wide))
+        squeezed = layers.Reshape((1, 1, 16))(layers.GlobalAveragePooling2D()(wide))
+        excited = layers.Conv2D(16, 1, activation="sigmoid")(layers.Conv2D(4, 1, activation="swish")(squeezed))
+        narrow = layers.Conv2D(8, 1, use_bias=False)(layers.Multiply()([wide, excited]))
+        hidden = layers.Add()([hidden, layers.Dropout(0.2)(layers.BatchNormalization()(narrow))])
+    outputs = layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(hidden))
+    model = keras.Model(image, outputs)
+    return _compile(keras, _quick_statistics(keras, model), keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True))
+
+
 def _quick_statistics(keras: Any, model: Any) -> Any:
     """Moving statistics that come near the batch's in a step or two: otherwise what it predicts has no bounds."""
     for layer in model.layers:
@@ -215,6 +235,7 @@ _LIST = [
     Case("module", _module, lambda: _random(BATCH, 8), frameworks=("tensorflow",)),
     Case("mobilenet_v2", _mobilenet_v2, _images),
     Case("efficientnet_b0", _efficientnet_b0, _images, steps=1),
+    Case("convolutional", _convolutional, _images, steps=1),
     Case("text", _text, _sentences),
     Case("transformer", _transformer, _tokens),
     Case("many_inputs", _many_inputs, lambda: [_random(BATCH, 8, 8, 3), _random(BATCH, 6, seed=1)]),

@@ -26,7 +26,7 @@ def run_stock(program: str, argument: Any = None, *, timeout_s: float = 240, pyt
     """
     command = ["-c", _BEFORE + textwrap.dedent(program) + _AFTER, json.dumps(argument)]
     if python is None:
-        done = run_python(*command, timeout_s=timeout_s, stock=True)
+        done = run_python(*command, timeout_s=timeout_s, kind="stock")
     else:
         done = subprocess.run([python, *command], capture_output=True, text=True, timeout=timeout_s, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

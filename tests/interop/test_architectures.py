@@ -165,12 +165,14 @@ THRIFTY = {
     ("keras", "h5"): ("text", "transformer"),
     ("keras", "weights"): ("dense", "many_inputs"),
     ("keras", "saved-model"): ("text", "subclassed"),
-    ("keras", "hub"): ("text",),
+    ("keras", "hub"): ("dense",),
+    ("keras", "tf-checkpoint"): ("text", "transformer", "subclassed"),
     ("keras", "tflite"): ("transformer",),
     ("tf_keras", "h5"): ("transformer", "many_inputs"),
     ("tf_keras", "weights"): ("dense", "subclassed"),
     ("tf_keras", "saved-model"): ("dense", "text"),
     ("tf_keras", "hub"): ("dense",),
+    ("tf_keras", "tf-checkpoint"): ("text", "many_inputs", "subclassed"),
     ("tf_keras", "tflite"): ("transformer",),
 }
 
@@ -192,7 +194,7 @@ def test_a_module_of_tensorflow(tmp_path: Path) -> None:
 
 
 def test_a_convolutional_network_in_files(tmp_path: Path) -> None:
-    Both("keras", tmp_path, {"efficientnet_b0": ["keras", "safetensors"]}).run()
+    Both("keras", tmp_path, {"convolutional": ["keras", "safetensors"]}).run()
 
 
 @pytest.mark.chaos

@@ -18,6 +18,7 @@ from ckptflow.interop.tf_checkpoint import read_bundle
 from tests.interop import hostile_bundles
 from tests.interop.bundles import Index, varint
 from tests.processes import run_python
+from tests.zygote import PROBE
 
 
 def harm(path: str, *, what: str) -> None:
@@ -180,7 +181,7 @@ for _ in range(3):
     assert keras_weights.read_weights("m.weights.h5").read("layers/dense/0").tolist() == [1, 1, 1]
 print(len(started))
 """
-    done = run_python("-c", script, cwd=tmp_path)
+    done = run_python("-c", script, cwd=tmp_path, env={PROBE: ""})
     assert done.stdout.split() == ["1"], done.stderr
     assert not (tmp_path / "mark").exists()
 

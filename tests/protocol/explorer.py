@@ -197,7 +197,8 @@ class Explorer:
     def _moves_of(self, state: State, i: int, op: Op) -> Iterator[Move]:
         for how, result, after in self.outcomes(state, op):
             node = state.nodes[i].after(result)
-            after = after._replace(nodes=(*state.nodes[:i], node, *state.nodes[i + 1 :]))
+            nodes = (*state.nodes[:i], node, *state.nodes[i + 1 :])
+            after = State(after.content, nodes, after.flying, after.promised, after.damaged, after.budget)
             yield (
                 f"{node.process.name} {op[0]}s {op[1]}" + (f" ({how})" if how else ""),
                 self._promised_after(state, after, i),

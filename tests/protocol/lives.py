@@ -32,7 +32,7 @@ from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
-from ckptflow.format.manifest import Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord
+from ckptflow.format.manifest import Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
 from ckptflow.peers.team import Alone
 from ckptflow.storage.store import Store, read_small
 from tests.protocol.process import Process, YieldingStore, current
@@ -323,6 +323,8 @@ def deterministic() -> Iterator[pytest.MonkeyPatch]:
         for module in (lineage_module, assembly_module):
             patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
         patch.setattr(catalog_module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
+        for module in (catalog_module, coordinator_module):  # the same few records, over and over
+            patch.setattr(module, "decode", functools.lru_cache(100_000)(decode))
         _show_and_merge(patch)
         level = logging.getLogger("ckptflow").level
         logging.getLogger("ckptflow").setLevel(logging.CRITICAL + 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -43,7 +46,19 @@ def explore(scenario: Scenario, *, only: str | None = None, max_states: int = MA
         processes = [Process(i, f"P{i}", program, pages=scenario.pages) for i, program in enumerate(scenario.programs)]
         next_life = Process(len(processes), "next", NEXT_LIFE).root
         start = _after_setup(explorer, processes, scenario)
-        return search(explorer, start, Invariants(explorer, next_life, only), max_states=max_states)
+        with _rarely_collected():
+            return search(explorer, start, Invariants(explorer, next_life, only), max_states=max_states)
+
+
+@contextlib.contextmanager
+def _rarely_collected() -> Iterator[None]:
+    """All states are kept: looking through them for garbage, again and again, finds little."""
+    before = gc.get_threshold()
+    gc.set_threshold(500_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 NEXT_LIFE = life(saves=1)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import run_python
 from tests.servers import Server
-from tests.waiting import HANG_S
 
 _PROGRAM = "from tests.speed.steady import run; run()"
 # Of Python's free lists and of caches that fill once, in all; a folder's name kept by each of 159 saves is 25 KiB.
@@ -21,15 +17,9 @@ _OUR_BYTES = 16 * 2**10
 
 
 def measure(url: str, *, saves: int = 200, restores: int = 30, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """In a forked process: the objects of the libraries that it has loaded are not looked through at each look."""
     env = {"URL": url, "SAVES": str(saves), "RESTORES": str(restores), "STORAGE_OPTIONS": json.dumps(options or {})}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **env},
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        cwd=Path(__file__).parents[2],
-    )
+    done = run_python("-c", _PROGRAM, env=env)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
