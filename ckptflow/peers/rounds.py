@@ -227,9 +227,9 @@ class _Wait:
 
     def give_up(self, error: PeerError) -> None:
         """Takes this worker's message back, since it goes no further, and tells the others why."""
-        self.post.forget(self.key(self.worker))
         with contextlib.suppress(UnreachableError):
             self.post.put(self.key("given up"), str(error), 0.0)  # of several the first stays
+        self.post.forget(self.key(self.worker))  # after it: who does not find the message finds why
 
     def receive(self, name: str, awaited: Sequence[int]) -> str:
         """The text `name`; `awaited` are those of whom one or all must come first."""
@@ -274,7 +274,7 @@ class _Wait:
             self._raise_if_late(now)
 
     def _raise_if_given_up(self) -> None:
-        """Another worker that waits has learnt who is missing, and has taken its message back: it is not the one."""
+        """Another worker that waited has learnt who is missing, and has taken its message back: it is not the one."""
         text = self._get(self.key("given up"), _LOOK_S)
         if text is not None:
             raise PeerError(text)
@@ -287,6 +287,7 @@ class _Wait:
         missing = set(self._find_missing())
         lost = {worker: answer for worker, answer in gone.items() if worker in missing}
         if lost:
+            self._raise_if_given_up()
             raise PeerError(self._gone_text(lost))
 
     def _rotated(self) -> list[int]:
@@ -303,6 +304,7 @@ class _Wait:
         seen = self.signs.look(missing, now)
         late = [worker for worker in missing if now - seen[worker] >= self.limit_s]
         if late:
+            self._raise_if_given_up()
             raise PeerError(f"{self._text(late)}, within peer_timeout_s={self.limit_s:g}{self.hint}")
 
     def _find_missing(self) -> list[int]:
