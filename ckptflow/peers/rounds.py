@@ -27,6 +27,7 @@ _LOOK_S = 0.001  # for a text that is there or not
 _SAY_AFTER_S = (15.0, 60.0, 300.0, 1200.0)
 _SAY_EVERY_S = 3600.0  # after those
 _ASKED_BY_OTHERS = 8  # workers that one which is not worker 0 asks: of a thousand, each asking all would be too much
+_LOOKS_IN_LIMIT = 4  # for signs of progress: what is there at the first look may be old
 _MARKS_IN_LIMIT = 8  # signs of progress that fit into the time after which a worker is given up
 _MAX_MARK_S = 60.0
 _NAMED = 8
@@ -125,7 +126,7 @@ class Rounds:
         now = time.monotonic()
         if self._signs.started != started:
             self._signs = Signs(self._post, STORAGE, started)
-        if now - self._signs.looked < self._limit_s / 2:
+        if now - self._signs.looked < self._limit_s / _LOOKS_IN_LIMIT:
             return []
         seen = self._signs.look(workers, now)
         return [worker for worker in workers if now - seen[worker] >= self._limit_s]
@@ -199,6 +200,7 @@ class _Wait:
 
     def __post_init__(self) -> None:
         self.asked = self.started
+        self.slice_s = min(_SLICE_S, self.limit_s / _LOOKS_IN_LIMIT / 2)
         self._say_at = say_at()
         self._say_next = next(self._say_at)
 
@@ -210,10 +212,10 @@ class _Wait:
         is_sent = False
         while not is_sent:
             try:
-                is_sent = self.post.put(self.key(self.worker), text, _SLICE_S)
+                is_sent = self.post.put(self.key(self.worker), text, self.slice_s)
             except UnreachableError as error:
                 self._cannot_reach(error)
-                time.sleep(_SLICE_S)
+                time.sleep(self.slice_s)
             if not is_sent:
                 self._look_after([0])
                 is_sent = self._get(self.key(self.worker), _LOOK_S) is not None
@@ -234,7 +236,7 @@ class _Wait:
     def receive(self, name: str, awaited: Sequence[int]) -> str:
         """The text `name`; `awaited` are those of whom one or all must come first."""
         while True:
-            text = self._get(self.key(name), _SLICE_S)
+            text = self._get(self.key(name), self.slice_s)
             if text is not None:
                 return text
             self._look_after(awaited)
@@ -244,7 +246,7 @@ class _Wait:
             text = self.post.get(key, timeout_s)
         except UnreachableError as error:
             self._cannot_reach(error)
-            time.sleep(_SLICE_S)
+            time.sleep(self.slice_s)
             return None
         self.unreachable_since = None
         return text
@@ -270,7 +272,7 @@ class _Wait:
         if now - self.started >= self._say_next:
             self._say_next = next(self._say_at)
             logger.warning("%s", self._text(self._find_missing()))
-        if now - self.signs.looked >= self.limit_s / 2:
+        if now - self.signs.looked >= self.limit_s / _LOOKS_IN_LIMIT:
             self._raise_if_late(now)
 
     def _raise_if_given_up(self) -> None:
@@ -309,7 +311,7 @@ class _Wait:
 
     def _find_missing(self) -> list[int]:
         """Who has left no message; worker 0 if not even our own can be found, since they are all there."""
-        if self._get(self.key(self.worker), _SLICE_S) is None:
+        if self._get(self.key(self.worker), self.slice_s) is None:
             return [0]
         others = (other for other in range(len(self.peers)) if other != self.worker)
         missing = [other for other in others if self._get(self.key(other), _LOOK_S) is None]

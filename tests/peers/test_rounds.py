@@ -31,8 +31,10 @@ class Job:
         self.rounds = [Rounds(self.post, worker, PEERS, self.watch(), limit_s) for worker in range(COUNT)]
 
     def watch(self) -> Watch:
-        clock = itertools.count(step=1.0)  # seconds go by as it is asked
-        return Watch(PEERS, lambda peer, _: self.answers[PEERS.index(peer)], self.limit_s, lambda: float(next(clock)))
+        def ask(peer: Peer, timeout_s: float) -> Answer:
+            return self.answers[PEERS.index(peer)]
+
+        return Watch(PEERS, ask, self.limit_s, lambda: 10 * time.monotonic())
 
     def gather(self, topic: str, *workers: int, late: Mapping[int, Callable[[], object]] | None = None) -> list[object]:
         """What these workers get, or raise; those of `late` first do something."""
