@@ -127,7 +127,7 @@ def test_metrics_that_are_no_map(used: Path) -> None:
             manager.save(6, metrics=[("loss", 1.0)])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rename", [[("w", "v")], {5: "w"}, {"w": None}, "w", lambda name: None], ids=repr)
+@pytest.mark.parametrize("rename", [[("w", "v")], {5: "w"}, {"w": None}, "w", lambda name: None], ids=range(5))
 def test_a_rename_that_gives_no_names(used: Path, rename: Any) -> None:
     """A warm start would pass over what such a function makes of a name."""
     with CheckpointManager(used, {"w": Weights()}, read_only=True) as manager:
