@@ -107,9 +107,8 @@ def _place(where: str, path: tuple[Any, ...]) -> str:
 
 
 def _from_json(value: Any, where: str, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise CorruptCheckpointError(f"{where} is nested more than {MAX_DEPTH} deep")
     if isinstance(value, list):
+        _check_depth(where, depth)
         return [_from_json(item, where, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
@@ -117,9 +116,16 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
         ((tag, content),) = value.items()
         if tag.startswith("$") and not tag.startswith("$$"):
             return _from_tag(tag, content, where, depth)
+    _check_depth(where, depth)
     if any(key.startswith("$") and not key.startswith("$$") for key in value):
         raise CorruptCheckpointError(f"{where} has a member whose name starts with a single '$' beside others")
     return {key.removeprefix("$"): _from_json(item, where, depth + 1) for key, item in value.items()}
+
+
+def _check_depth(where: str, depth: int) -> None:
+    """Raises for a container that `to_json` would not have written."""
+    if depth >= MAX_DEPTH:
+        raise CorruptCheckpointError(f"{where} is nested more than {MAX_DEPTH} deep")
 
 
 def _from_tag(tag: str, content: Any, where: str, depth: int) -> Any:
@@ -132,6 +138,8 @@ def _from_tag(tag: str, content: Any, where: str, depth: int) -> Any:
             return base64.b64decode(content, validate=True)
         if tag == "$str" and isinstance(content, str):
             return base64.b64decode(content, validate=True).decode("utf-8", "surrogatepass")
+        if tag in ("$tuple", "$dict"):
+            _check_depth(where, depth)
         if tag == "$tuple" and isinstance(content, list):
             return tuple(_from_json(item, where, depth + 1) for item in content)
         if tag == "$dict" and isinstance(content, list):

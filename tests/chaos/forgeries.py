@@ -116,6 +116,8 @@ class Forgery:
     def _changed(self, rng: random.Random, record: Any) -> Any:
         for _ in range(rng.choice([1, 1, 1, 2, 4])):
             places = list(places_in(record))
+            if not places:  # all was deleted
+                break
             holder, key = rng.choice(places if rng.random() < 0.5 else [p for p in places if p[0] is record] or places)
             old = holder[key]
             act = rng.random()

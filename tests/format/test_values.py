@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
@@ -152,3 +153,26 @@ def test_nesting_is_bounded() -> None:
 def test_a_form_that_was_never_written_is_refused(told: Any) -> None:
     with pytest.raises(CorruptCheckpointError):
         from_json(told)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.text(max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["a", "$$b", "$tuple", "$dict", "$int", "$bytes"]), inner, max_size=2),
+    ),
+)
+
+
+@pytest.mark.parametrize("around", [lambda v: [v], lambda v: {"a": v}, lambda v: {"$tuple": [v]}, None])
+@settings(max_examples=30)
+@given(JSON, st.integers(MAX_DEPTH - 3, MAX_DEPTH + 3))
+def test_whatever_is_read_can_be_written_again(around: Callable[[Any], Any] | None, value: Any, depth: int) -> None:
+    """Else one forged record, once read, would break what shows it with others."""
+    for _ in range(depth if around is not None else 0):
+        value = around(value)  # type: ignore[misc]
+    try:
+        read = from_json(value)
+    except CorruptCheckpointError:
+        return
+    assert same(from_json(to_json(read, "state")), read)
