@@ -132,12 +132,12 @@ class CheckpointManager:
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
             FencedError: another incarnation holds the root.
-            PeerError: another worker raised.
+            PeerError: another worker raised, or ended, or did not come within `peer_timeout_s`.
         """
         return self.session.save(step, metrics, metadata)
 
     def wait(self) -> None:
-        """Waits until the save under way has ended, and raises if it, or an earlier one, failed. A collective."""
+        """Waits until the save under way has ended, and raises if it, or an earlier one, failed. Called by all."""
         self.session.wait()
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leaving well closes. Leaving by an exception uses no collective.
+        """Leaving well closes. Leaving by an exception waits for no message.
 
         It waits for this worker's part of a save, and the chief at most 15 s for the others, which may be dead. A save
         that failed and was not raised yet is raised in the place of what says that all is well, as `sys.exit(0)` does;
@@ -167,7 +167,7 @@ class CheckpointManager:
     # Restoring
 
     def restore_latest(self, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint | None:
-        """Restores the newest valid checkpoint that counts, and claims the root for this incarnation. A collective.
+        """Restores the newest valid checkpoint that counts, and claims the root for this incarnation. Called by all.
 
         Returns None on an empty root, or with `fresh=True` until it has saved. A damaged checkpoint is logged, and the
         one before it is taken and saved again as this incarnation's own before this method returns. An error after the
@@ -201,17 +201,17 @@ class CheckpointManager:
     # What is there
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that counts, without reading tensors; None where there is none. No collective."""
+        """The newest checkpoint that counts, without reading tensors; None where there is none. Needs no other worker."""
         self.session.calls.check()
         return find_checkpoint(self.session.store, self.session.summaries)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The checkpoints that count, oldest first, without reading tensors. No collective."""
+        """The checkpoints that count, oldest first, without reading tensors. Needs no other worker."""
         self.session.calls.check()
         return list_counting(self.session.store, self.session.summaries)
 
     def pin(self, step: SupportsIndex) -> None:
-        """Keeps the checkpoint of `step` until it is unpinned. No collective; done by the chief.
+        """Keeps the checkpoint of `step` until it is unpinned. Needs no other worker; done by the chief.
 
         Waits for the save under way, so that no prune of this process runs meanwhile. Raises `CheckpointNotFoundError`,
         or `CheckpointGoneError` where it was pruned before the pin was there.
@@ -222,7 +222,7 @@ class CheckpointManager:
             pin_checkpoint(self.session.store, self.session.summaries, arguments.check_step(step))
 
     def unpin(self, step: SupportsIndex) -> None:
-        """Lets retention decide again. One that is not pinned is no error. No collective; done by the chief."""
+        """Lets retention decide again. One that is not pinned is no error. Needs no other worker; done by the chief."""
         self.session.calls.check(writes=True)
         if self.session.cluster.is_chief:
             unpin_checkpoint(self.session.store, arguments.check_step(step))

@@ -84,7 +84,7 @@ class EveryEpochs:
 class EverySeconds:
     """When `period_s` seconds have passed since the last save, by the first worker's clock.
 
-    Workers must look at that clock together, and a look is a collective: not at every batch. The next one is due when
+    Workers must look at that clock together, by a message each: not at every batch. The next one is due when
     half of the rest has passed at the rate of batches so far, and never after more batches than there were since the
     save; these are numbers that all workers have from the look before.
     """

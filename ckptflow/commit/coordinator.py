@@ -1,6 +1,6 @@
 """From receipts to a manifest: one incarnation's commits, each acknowledged only once it is known not to be fenced.
 
-Rules 7 to 9 of the protocol, run by the chief in the background: no collective here.
+Rules 7 to 9 of the protocol, run by the chief in the background: no messages here.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class Calls:
         if self.is_closed:
             raise UsageError("this manager is closed; make a new one")
         if threading.get_ident() != self._thread:
-            raise UsageError("a manager is used from the thread that made it: its calls are collectives")
+            raise UsageError("a manager is used from the thread that made it: all workers make its calls in one order")
         if writes and self._read_only:
             raise UsageError("this manager was opened with read_only=True")
 

@@ -83,7 +83,7 @@ class Incarnation:
     def save_again(self) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it.
 
-        A collective. Returns once that is acknowledged; after damage a failure is only logged, and nothing lost by it.
+        Called by all workers. Returns once that is acknowledged; after damage a failure is only logged, and nothing lost by it.
         """
         if self.start.restored is None:
             return
@@ -125,6 +125,6 @@ class Incarnation:
             self._saver.coordinator.hurry(timeout_s)
 
     def _look_for(self, folder: Folder) -> Callable[[float | None], Checkpoint]:
-        """How a worker that is not the chief learns of a commit without a collective."""
+        """How a worker that is not the chief learns of a commit without a message."""
         store, limit_s = self._saver.store, self._commit_timeout_s
         return lambda timeout_s: await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s)

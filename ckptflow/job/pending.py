@@ -12,7 +12,7 @@ from ckptflow.errors import CommitUnknownError
 
 
 class PendingCheckpoint:
-    """One save on its way. Nothing here is a collective, so any worker may ask at any time, from any thread.
+    """One save on its way. Nothing here takes the other workers, so any may ask at any time, from any thread.
 
     On the coordinator a save has ended once it is committed and acknowledged: no newer incarnation held the root after
     the manifest was there. The other workers have ended once their own shards and receipt are durable; there `result()`

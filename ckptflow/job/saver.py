@@ -1,4 +1,4 @@
-"""One worker's part of a save, in the background: shards, receipt, and on the chief the commit. No collective here."""
+"""One worker's part of a save, in the background: shards, receipt, and on the chief the commit. No messages here."""
 
 from __future__ import annotations
 

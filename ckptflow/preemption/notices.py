@@ -1,7 +1,7 @@
 """How this process hears that it is to end: signals at once, whatever the main thread does; a function asked in turn.
 
 Python runs a signal's handler on the main thread, between two bytecodes: not while TensorFlow runs a step, nor ever
-while a collective hangs. But the interpreter's C code writes the signal's number to the wakeup descriptor at once, and
+while a step hangs. But the interpreter's C code writes the signal's number to the wakeup descriptor at once, and
 a thread of ours reads the other end.
 """
 
