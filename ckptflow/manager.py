@@ -201,7 +201,7 @@ class CheckpointManager:
     # What is there
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that counts, without reading tensors; None where there is none. Needs no other worker."""
+        """The newest checkpoint that counts, without reading tensors; None if there is none. Needs no other worker."""
         self.session.calls.check()
         return find_checkpoint(self.session.store, self.session.summaries)
 

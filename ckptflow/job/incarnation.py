@@ -83,7 +83,8 @@ class Incarnation:
     def save_again(self) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it.
 
-        Called by all workers. Returns once that is acknowledged; after damage a failure is only logged, and nothing lost by it.
+        Called by all workers. Returns once that is acknowledged; after damage a failure is only logged, and nothing is
+        lost by it.
         """
         if self.start.restored is None:
             return
