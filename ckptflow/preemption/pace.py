@@ -1,7 +1,8 @@
 """How often workers ask one another whether any of them was told to leave: about once a second, and all at one check.
 
-Asking takes all workers, so it must fall on the same check of each, though their clocks and speeds differ. Hence a clock that all workers share: it advances at each check by what such a check was last *agreed* to take, and nothing
-but the steps and the exchanged numbers goes into it. Each worker's own clock only measures what it will say next time.
+Asking takes all workers, so it must fall on the same check of each, though their clocks and speeds differ. Hence a
+clock that all workers share: it advances at each check by what such a check was last *agreed* to take, and nothing but
+the steps and the exchanged numbers goes into it. Each worker's own clock only measures what it will say next time.
 """
 
 from __future__ import annotations

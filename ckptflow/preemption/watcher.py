@@ -100,8 +100,8 @@ class PreemptionWatcher:
 
         Call it after each training step, with the steps done so far, and, so that nothing takes longer than the grace
         period, after each batch of an evaluation, with the same step again. About once a second, at the same check on
-        every worker, they exchange one small message each. A step that this incarnation has saved or restored is not saved
-        again; `metrics` and `metadata` go to `save`, but for metrics that are not finite.
+        every worker, they exchange a message. A step that this incarnation has saved or restored is not saved again;
+        `metrics` and `metadata` go to `save`, but for metrics that are not finite.
 
         Raises:
             SystemExit: some worker was told to leave, and `step` is committed.
