@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from ckptflow.format.object_graph import VARIABLE, GraphNode, ObjectGraph, edges, slots_of, tensor_of, values_of
 from ckptflow.state.children import clean, singular, strip_underscores
@@ -14,6 +17,7 @@ MAX_CHARACTERS = 64 * 2**20  # of all names together: a small graph can spell ou
 _MAX_ALIASES = 4
 _OBJECTS, _OPTIMIZERS, _OF_OPTIMIZERS = range(3)  # the order in which names are given
 
+TRAINED, ALL = "_trainable_variables", "_variables"  # an optimizer's lists: what it trains, and its own
 _COUNTERS = frozenset({"_iterations", "iterations", "iter"})
 _RATES = frozenset({"_variables", "_learning_rate", "learning_rate", "decay"})
 _LAYER = re.compile(r"layer(_with_weights)?-\d+")
@@ -104,8 +108,8 @@ class _Namer:
         if "iter" in labels and "iterations" not in labels.values():  # TensorFlow's name for it in a legacy optimizer
             labels["iter"] = "iterations"
         lists = {label: dict(edges(self._nodes[child])) for label, child in children if _is_list(self._nodes[child])}
-        trained = lists.pop("_trainable_variables", {})
-        lists.pop("_variables", None)
+        trained = lists.pop(TRAINED, {})
+        lists.pop(ALL, None)
         found = list(slots_of(self._nodes[number]))
         for label, slots in lists.items():
             if trained and len(slots) == len(trained):
@@ -116,7 +120,7 @@ class _Namer:
             label = path_of_slot(clean(slot), variable, owner)
             self._queues[_OPTIMIZERS].append(_Waiting(child, path, label, owner))
         for label, child in children:
-            is_fallback = label in ("_variables", "_trainable_variables")
+            is_fallback = label in (ALL, TRAINED)
             phase = _OF_OPTIMIZERS if is_fallback else _OPTIMIZERS
             self._queues[phase].append(_Waiting(child, path, labels[label], owner))
 
@@ -155,6 +159,18 @@ def _is_list(node: str | GraphNode) -> bool:
 
 def _join(path: str, label: str) -> str:
     return f"{path}/{label}" if path else label
+
+
+def with_trained(graph: ObjectGraph, lists: Mapping[int, tuple[int, ...]]) -> ObjectGraph:
+    """The graph with lists of the variables that optimizers train, by the node of each that has none."""
+    nodes = list(graph.nodes)
+    for number, variables in lists.items():
+        node, children = nodes[number], dict(edges(nodes[number]))
+        if isinstance(node, str) or TRAINED in children or not variables:
+            continue
+        nodes[number] = msgspec.structs.replace(node, children={**children, TRAINED: len(nodes)})
+        nodes.append(GraphNode(children=variables))
+    return msgspec.structs.replace(graph, nodes=tuple(nodes))
 
 
 class Pairs(NamedTuple):
@@ -203,24 +219,147 @@ _MAX_STARTS = 32
 
 
 def _bind(theirs: ObjectGraph, ours: ObjectGraph, their: int, our: int, known: dict[int, int]) -> dict[int, int]:
-    bound = {**known, their: our}
-    waiting = deque([(their, our)])
-    optimizers = []
+    binding = _Binding(theirs, ours, known)
+    binding.follow(their, our)
+    return binding.bound
+
+
+class _Binding:
+    """Which of our nodes each of theirs is, from two nodes on that are the same.
+
+    The name of an attribute says what an object is. The place in a list of variables says less: the lists of an
+    optimizer begin with another layer where the first was frozen before the model was compiled. So such places are
+    looked at last, and what an optimizer keeps for a variable goes with that variable.
+    """
+
+    def __init__(self, theirs: ObjectGraph, ours: ObjectGraph, known: dict[int, int]) -> None:
+        self._theirs, self._ours = theirs.nodes, ours.nodes
+        self.bound = dict(known)
+        self._used = set(known.values())
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._in_lists: deque[tuple[int, int]] = deque()  # variables in the same place of a list
+        self._optimizers: deque[tuple[int, int]] = deque()
+        self._seen: list[tuple[int, int]] = []
+
+    def follow(self, their: int, our: int) -> None:
+        """Finds all that can be reached."""
+        self._add(their, our)
+        while True:
+            if self._waiting:
+                self._expand(*self._waiting.popleft())
+            elif self._in_lists:
+                self._add_new(*self._in_lists.popleft())
+            elif self._optimizers:
+                self._expand_optimizer(*self._optimizers.popleft())
+            else:
+                break
+        for their, our in self._seen:
+            self._bind_slots(their, our)
+
+    def _add(self, their: int, our: int) -> None:
+        self.bound[their] = our
+        self._used.add(our)
+        self._waiting.append((their, our))
+
+    def _add_new(self, their: int, our: int) -> None:
+        if their not in self.bound and our not in self._used:
+            self._add(their, our)
+
+    def _expand(self, their: int, our: int) -> None:
+        self._seen.append((their, our))
+        if _is_optimizer(self._theirs[their]) or _is_optimizer(self._ours[our]):
+            self._optimizers.append((their, our))
+            return
+        children = dict(edges(self._ours[our]))
+        for label, number in edges(self._theirs[their]):
+            if label not in children:
+                continue
+            if label.isdecimal() and isinstance(self._theirs[number], str):
+                self._in_lists.append((number, children[label]))
+            elif number not in self.bound:
+                self._add(number, children[label])
+
+    def _expand_optimizer(self, their: int, our: int) -> None:
+        children, others = dict(edges(self._theirs[their])), dict(edges(self._ours[our]))
+        their_lists, our_lists = lists_below(self._theirs, children), lists_below(self._ours, others)
+        trained, to_train = their_lists.pop(TRAINED, {}), our_lists.pop(TRAINED, {})
+        places = self._places(trained, to_train)
+        is_same_order = not (trained and to_train) or trained.keys() == to_train.keys() == {
+            place for place, our_place in places.items() if place == our_place
+        }
+        for label, number in children.items():
+            if label not in others or label == TRAINED:
+                continue
+            slots, our_slots = their_lists.get(label), our_lists.get(label)
+            if slots is None or our_slots is None or is_same_order:
+                if number not in self.bound:
+                    self._add(number, others[label])
+            elif label != ALL and slots.keys() == trained.keys() and our_slots.keys() == to_train.keys():
+                for place, our_place in places.items():
+                    self._add_new(slots[place], our_slots[our_place])
+
+    def _places(self, trained: Mapping[str, int], to_train: Mapping[str, int]) -> dict[str, str]:
+        """Where in our optimizer's list the variables in theirs are, by their places there.
+
+        Variables that nothing else leads to, as where the model was not saved, are those in the same places, unless one
+        that is known is elsewhere.
+        """
+        by_variable = {number: place for place, number in to_train.items()}
+        there = {place: self.bound[number] for place, number in trained.items() if number in self.bound}
+        known = {place: by_variable.get(number) for place, number in there.items()}
+        if all(place == our_place for place, our_place in known.items()):
+            for place in trained.keys() & to_train.keys() - known.keys():
+                self._add_new(trained[place], to_train[place])
+                if self.bound.get(trained[place]) == to_train[place]:
+                    known[place] = place
+        return {place: our_place for place, our_place in known.items() if our_place is not None}
+
+    def _bind_slots(self, their: int, our: int) -> None:
+        slots = {(name, of): slot for name, of, slot in slots_of(self._ours[our])}
+        for name, of, number in slots_of(self._theirs[their]):
+            slot = slots.get((name, self.bound.get(of, -1)))
+            if slot is not None and number not in self.bound:
+                self.bound[number] = slot
+
+
+def bound_by_tensorflow(theirs: ObjectGraph, ours: ObjectGraph, starts: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Our node for each of theirs as TensorFlow itself restores: breadth first, the first edge that comes decides."""
+    bound: dict[int, int] = {}
+    waiting: deque[tuple[int, int]] = deque()
+
+    def add(their: int, our: int) -> None:
+        if their not in bound:
+            bound[their] = our
+            waiting.append((their, our))
+
+    for their, our in starts:
+        add(their, our)
+    seen: list[tuple[int, int]] = []
     while waiting:
         their, our = waiting.popleft()
+        seen.append((their, our))
         children = dict(edges(ours.nodes[our]))
         for label, number in edges(theirs.nodes[their]):
-            if label in children and number not in bound:
-                bound[number] = children[label]
-                waiting.append((number, children[label]))
-        optimizers.append((slots_of(theirs.nodes[their]), slots_of(ours.nodes[our])))
-    for their_slots, our_slots in optimizers:
-        slots = {(name, of): slot for name, of, slot in our_slots}
-        for name, of, number in their_slots:
+            if label in children:
+                add(number, children[label])
+    for their, our in seen:
+        slots = {(name, of): slot for name, of, slot in slots_of(ours.nodes[our])}
+        for name, of, number in slots_of(theirs.nodes[their]):
             slot = slots.get((name, bound.get(of, -1)))
-            if slot is not None and number not in bound:
-                bound[number] = slot
+            if slot is not None:
+                bound.setdefault(number, slot)
     return bound
+
+
+def lists_below(nodes: Sequence[str | GraphNode], children: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """The children of an optimizer that are lists of variables."""
+    lists = {number: dict(edges(nodes[number])) for number in {*children.values()} if _is_list(nodes[number])}
+    of_variables = {
+        number: places
+        for number, places in lists.items()
+        if places and all(isinstance(nodes[each], str) for each in places.values())
+    }
+    return {label: of_variables[number] for label, number in children.items() if number in of_variables}
 
 
 def _names_of(theirs: ObjectGraph, ours: ObjectGraph, bound: dict[int, int]) -> dict[str, str]:
