@@ -7,6 +7,7 @@ after it was compiled, or of another optimizer, a part would go to the wrong var
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +16,16 @@ import numpy as np
 
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.interop import keras_hdf5
+from ckptflow.interop.keras_allowed import Framework, keras_module
+from ckptflow.state.kinds import Kind, kind_of
 
 logger = logging.getLogger("ckptflow")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 PLACE = "optimizer/"  # of its variables in a weights file
+_SCALING = "LossScaleOptimizer"
+_OF_NEW = "Custom>"  # before the class in what tf_keras writes into HDF5, but for its optimizers of old
 _GROUP = "optimizer_weights"  # of whole models in HDF5
 
 
@@ -41,11 +46,64 @@ def variables_of(optimizer: Any) -> list[Any]:
     return list(variables() if callable(variables) and not isinstance(variables, list) else variables)
 
 
-def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes) -> bool:
-    """Whether a live optimizer takes the state that a file has, `there`; why not is logged."""
+def class_in(described: Any) -> str:
+    """The name of the class that a config has for an optimizer, of the inner one where that scales losses; or ""."""
+    while isinstance(described, dict):
+        name, config = described.get("class_name"), described.get("config")
+        described = config.get("inner_optimizer") if isinstance(config, dict) and _SCALING in str(name) else name
+    return described if isinstance(described, str) else ""
+
+
+def class_in_weights(file: h5py.File) -> str:
+    """The same for a weights file of Keras 3, which has the optimizer's name: its class's, if it was given no other."""
+    place = PLACE
+    while f"{place}inner_optimizer" in file:
+        place += "inner_optimizer/"
+    group = file.get(f"{place}vars")
+    name = keras_hdf5.text_of(group, "name") if isinstance(group, h5py.Group) else None
+    plain = re.sub(r"_\d+$", "", name or "").replace("_", "")
+    found = _public_classes("keras").get(plain)
+    return "" if found is None or _SCALING in found.__name__ else found.__name__
+
+
+def _is_of_class(optimizer: Any, saved: str) -> bool:
+    """Whether an optimizer keeps its slots as one of the class that a file names: it is that, or one above or below."""
+    ours = type(_inner(optimizer))
+    public, name = _public_classes(_framework_of(optimizer)), saved.rpartition(">")[2].casefold()
+    return name in {each.__name__.casefold() for each in ours.__mro__} or issubclass(public.get(name, object), ours)
+
+
+def _inner(optimizer: Any) -> Any:
+    while _SCALING in type(optimizer).__name__:
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _framework_of(optimizer: Any) -> Framework:
+    return "tf_keras" if kind_of(optimizer) is Kind.TF_KERAS_OPTIMIZER else "keras"
+
+
+def _public_classes(framework: Framework) -> dict[str, type]:
+    """A Keras's own optimizers by their names in small letters."""
+    found = vars(keras_module(framework).optimizers)
+    return {name.casefold(): each for name, each in found.items() if isinstance(each, type)}
+
+
+def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes, saved: str = "") -> bool:
+    """Whether a live optimizer takes the state that a file has, `there`, of the class `saved`, if it is known; why not
+    is logged."""
     if optimizer is None:
         if there:
             logger.warning("%s holds an optimizer's state, and the model is not compiled: it is not taken", path)
+        return False
+    if there == wanted and saved and has_slots(there) and not _is_of_class(optimizer, saved):
+        logger.warning(
+            "%s: the state of its optimizer is of %s and is not taken. The model's %s is as it was made; "
+            "optimizer=False (--no-optimizer) chooses that",
+            path,
+            saved.removeprefix(_OF_NEW),
+            type(optimizer).__name__,
+        )
         return False
     if there == wanted:
         return True
@@ -90,6 +148,17 @@ def _difference(there: Shapes, wanted: Shapes) -> str:
 # In HDF5 files of whole models
 
 
+def _class_in_legacy(file: h5py.File, path: str, optimizer: Any) -> str:
+    """The class of the optimizer that the file holds; tf_keras's of old have the same names and another order."""
+    training = keras_hdf5.json_of(keras_hdf5.text_of(file, "training_config") or "{}", "training_config", path)
+    saved = class_in(training.get("optimizer_config"))
+    inner, framework = _inner(optimizer), _framework_of(optimizer)
+    is_public = saved.removeprefix(_OF_NEW).casefold() in _public_classes(framework)
+    if framework == "tf_keras" and is_public and saved.startswith(_OF_NEW) != hasattr(inner, "build"):
+        return f"{saved.removeprefix(_OF_NEW)} with its slots in another order"
+    return saved
+
+
 def set_legacy(path: str, optimizer: Any, file: h5py.File) -> bool:
     """Gives a built optimizer the state that an HDF5 file of a whole model holds, if it takes it; why not is logged.
 
@@ -101,7 +170,8 @@ def set_legacy(path: str, optimizer: Any, file: h5py.File) -> bool:
         variables = variables[: len(stored)]
     names = [*stored, *(f"number {number}" for number in range(len(stored), len(variables)))]
     wanted = {name: _shape_of(variable) for name, variable in zip(names, variables, strict=False)}
-    if not takes_state(path, optimizer, {name: tuple(each.shape) for name, each in stored.items()}, wanted):
+    there = {name: tuple(each.shape) for name, each in stored.items()}
+    if not takes_state(path, optimizer, there, wanted, _class_in_legacy(file, path, optimizer)):
         return False
     for variable, dataset in zip(variables, stored.values(), strict=True):
         variable.assign(np.asarray(dataset[()]))

@@ -20,7 +20,7 @@ from ckptflow.interop import keras_hdf5
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_config import build_optimizer_of
 from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
-from ckptflow.interop.keras_optimizer import PLACE, places_in, set_legacy, takes_state
+from ckptflow.interop.keras_optimizer import PLACE, class_in, class_in_weights, places_in, set_legacy, takes_state
 from ckptflow.interop.keras_places import names_by_order, names_by_place, places_of
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.keras_trust import Framework
@@ -32,7 +32,7 @@ logger = logging.getLogger("ckptflow")
 
 Kind = Literal["keras", "whole", "legacy", "weights"]
 
-_METRICS = "metrics/"
+_CONFIG, _METRICS = "config.json", "metrics/"
 _OF_KERAS_2_13 = "_layer_checkpoint_dependencies"  # what it called `layers`
 _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do not read
 _SHOWN = 20
@@ -81,7 +81,8 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         build_optimizer_of(model)
     wanted = places_of(model, framework)
     absent = _check_fit(path, model, there, wanted)
-    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted))
+    saved = _optimizer_class(path, kind)
+    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted), saved)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
         load_assets(path, model, framework)
@@ -110,7 +111,8 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
             renamed = names_by_place(models[0], framework, state)
             wanted = places_in(places_of(models[0], framework))
             live = getattr(models[0], "optimizer", None)
-            optimizer = optimizer and takes_state(path, live, places_in(shapes_of(stored)), wanted)
+            there, saved = places_in(shapes_of(stored)), _optimizer_class(path, kind)
+            optimizer = optimizer and takes_state(path, live, there, wanted, saved)
         else:
             with opened(path, path) as found:
                 renamed = names_by_order(found, models[0], state)
@@ -136,6 +138,18 @@ def datasets_of(path: str, kind: Kind) -> list[Stored]:
     """Every dataset of a file, looked over. Raises `CorruptCheckpointError`."""
     with weights_of(path, kind) as (file, size_bytes):
         return keras_hdf5.check_file(file, path, size_bytes)
+
+
+def _optimizer_class(path: str, kind: Kind) -> str:
+    """The class of the optimizer that a file holds the state of, "" where it does not tell."""
+    if kind == "keras":
+        with damage(path), zipfile.ZipFile(path) as archive:
+            text = archive.read(_CONFIG) if _CONFIG in archive.namelist() else "{}"
+        config = keras_hdf5.json_of(text, _CONFIG, path)
+        compiled = config.get("compile_config")
+        return class_in(compiled.get("optimizer")) if isinstance(compiled, dict) else ""
+    with weights_of(path, kind) as (file, _):
+        return class_in_weights(file)
 
 
 @contextlib.contextmanager

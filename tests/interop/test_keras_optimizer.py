@@ -253,3 +253,46 @@ def test_a_file_of_keras_2_0_5(optimizer: str, tmp_path: Path, caplog: pytest.Lo
     mine.compile("adam", "mse")
     ckptflow.import_model(path, tmp_path / "mine", model=mine)
     assert all(map(np.array_equal, mine.get_weights(), weights))
+
+
+@pytest.mark.usefixtures("unprobed")
+@pytest.mark.parametrize("framework", KERASES)
+def test_equal_slots_of_another_class_are_not_taken(
+    framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Momentum of one and a squared average of the other have the same shapes in the same order."""
+    kit = FRAMEWORKS[framework].optimizers
+    ways: list[tuple[Any, Any, bool | None]] = [
+        (kit.Adam(0.1), kit.Adamax, False),
+        (kit.SGD(0.1, momentum=0.9), kit.RMSprop, False),
+        (kit.Adam(0.1), kit.Adam, True),
+    ]
+    if framework == "keras":
+        ways += [(kit.Adam(0.1), kit.AdamW, True), (kit.LossScaleOptimizer(kit.Adam(0.1)), kit.Adam, None)]
+        ways += [(kit.LossScaleOptimizer(kit.Adam(0.1)), lambda: kit.LossScaleOptimizer(kit.Adam()), True)]
+        ways += [(kit.LossScaleOptimizer(kit.Adam(0.1)), lambda: kit.LossScaleOptimizer(kit.Adamax()), False)]
+    else:
+        ways += [(kit.legacy.Adam(0.1), kit.legacy.Adam, True), (kit.legacy.Adam(0.1), kit.Adam, None)]
+        ways += [(kit.Adam(0.1), kit.legacy.Adam, None)]
+    for number, (saved, new, is_taken) in enumerate(ways):
+        model = train(make(framework, saved))
+        is_old = "legacy" in f"{type(saved).__module__} {getattr(new, '__module__', '')}"
+        for suffix in (".h5",) if is_old else SUFFIXES[: 3 if framework == "keras" else 2]:
+            caplog.clear()
+            mine = make(framework, new())
+            path = save(model, tmp_path / f"{number}{suffix}")
+            with caplog.at_level(logging.WARNING, "ckptflow"):
+                ckptflow.import_model(path, tmp_path / f"run{number}{suffix}", model=mine)
+            assert have_equal_weights(mine, model)
+            where = (number, suffix)
+            if is_taken:
+                assert all(map(np.array_equal, slots(mine), slots(model))), where
+                assert any(each.any() for each in slots(mine)), where
+            else:
+                assert not any(each.any() for each in slots(mine)), where
+                assert "is not taken" in caplog.text, where
+                assert is_taken is None or f"of {class_of(saved)}" in caplog.text, where
+
+
+def class_of(optimizer: Any) -> str:
+    return type(getattr(optimizer, "inner_optimizer", optimizer)).__name__
