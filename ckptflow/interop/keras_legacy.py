@@ -31,7 +31,7 @@ from ckptflow.interop.keras_config import (
     safe_mode,
 )
 from ckptflow.interop.keras_hdf5 import damage, json_of, opened, text_of
-from ckptflow.interop.keras_optimizer import set_legacy, variables_of
+from ckptflow.interop.keras_optimizer import drop_if_several, set_legacy, variables_of
 from ckptflow.interop.keras_trust import (
     Framework,
     check_config,
@@ -215,7 +215,10 @@ def read_h5(
         compile_by(training, model, framework, where, imports=imports, unsafe=unsafe)
         if getattr(model, "optimizer", None) is None or not optimizer:
             return model, False
-        return model, set_legacy(where, model.optimizer, file)
+        has_state = set_legacy(where, model.optimizer, file)
+        if not has_state:
+            drop_if_several(where, model)
+        return model, has_state
 
 
 def model_of(

@@ -153,9 +153,9 @@ def test_by_names_what_does_not_fit_of_the_optimizer_does_not_keep_the_weights_o
 def test_several_optimizers_in_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from keras.src.optimizers.multi_optimizer import OptimizerMap
 
-    def several() -> Any:
+    def several(pattern: str = ".*head/.*") -> Any:
         each = OptimizerMap(keras.optimizers.Adam(0.01))
-        each["head/.*"] = keras.optimizers.SGD(0.01, momentum=0.9)
+        each[pattern] = keras.optimizers.SGD(0.01, momentum=0.9)
         return make("keras", keras.optimizers.MultiOptimizer(each))
 
     model = train(several())
@@ -173,6 +173,16 @@ def test_several_optimizers_in_one(tmp_path: Path, caplog: pytest.LogCaptureFixt
         if suffix in WHOLE:
             read = keras_files.read_model(str(path))
             assert have_equal_weights(read, model)
+            assert [type(each).__name__ for each in read.optimizer.optimizers] == ["SGD", "Adam"]
+            assert int(read.optimizer.iterations) == 3
+            assert all(map(np.array_equal, slots(read), slots(model)))
+    # Keras looks variables up by a path that a model which was loaded does not have when it is compiled.
+    caplog.clear()
+    model = train(several("head/.*"))
+    read = keras_files.read_model(str(save(model, tmp_path / "m.keras")))
+    assert have_equal_weights(read, model)
+    assert getattr(read, "optimizer", None) is None
+    assert "The model is not compiled" in caplog.text
 
 
 def test_a_file_of_keras_2_into_a_compiled_model_of_keras_3(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
