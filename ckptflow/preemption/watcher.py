@@ -17,6 +17,7 @@ from ckptflow.errors import PeerError, SaveFailedError, UsageError
 from ckptflow.format.values import to_json
 from ckptflow.preemption.notices import Notice, Notices, name_of
 from ckptflow.preemption.pace import Pace
+from ckptflow.storage.credentials import for_log
 
 if TYPE_CHECKING:
     from ckptflow.manager import CheckpointManager
@@ -163,7 +164,7 @@ class PreemptionWatcher:
         try:
             was_saved = self._save(step, metrics, metadata)
         except BaseException as error:
-            logger.error("told to leave: step %d could not be saved: %r", step, error)
+            logger.error("told to leave: step %d could not be saved: %r", step, for_log(error))
             raise
         finally:
             self._stop_clock()
