@@ -161,7 +161,9 @@ def _class_in_legacy(file: h5py.File, path: str, optimizer: Any) -> str:
     saved = class_in(training.get("optimizer_config"))
     inner, framework = _inner(optimizer), _framework_of(optimizer)
     is_public = saved.removeprefix(_OF_NEW).casefold() in _public_classes(framework)
-    if framework == "tf_keras" and is_public and saved.startswith(_OF_NEW) != hasattr(inner, "build"):
+    is_scaled = _SCALING in str(training.get("optimizer_config"))  # the inner one's class has no prefix then
+    is_other = not is_scaled and saved.startswith(_OF_NEW) != hasattr(inner, "build")
+    if framework == "tf_keras" and is_public and is_other:
         return f"{saved.removeprefix(_OF_NEW)} with its slots in another order"
     return saved
 
