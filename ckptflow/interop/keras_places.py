@@ -72,8 +72,8 @@ def weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
         theirs, wanted = [shorten(name) for name in stored], [shorten(name) for name in ours]
         if len(set(theirs)) == len(theirs) and set(theirs) == set(wanted):
             return [stored[theirs.index(name)] for name in wanted]
-    trained = [variable for each in inside for variable in _own(each, "trainable")]
-    unfrozen = [*trained, *(variable for each in inside for variable in _own(each, "non_trainable"))]
+    trained = [variable for each in inside for variable in own_variables(each, "trainable")]
+    unfrozen = [*trained, *(variable for each in inside for variable in own_variables(each, "non_trainable"))]
     is_one_order = [*map(id, unfrozen)] == [*map(id, variables)]
     shapes = [[_shape_of(variable) for variable in each] for each in (unfrozen, variables)]
     return stored if is_one_order or shapes[0] != shapes[1] else None
@@ -96,7 +96,7 @@ def _last_two(name: str) -> str:
     return "/".join(_plain(name).split("/")[-2:])
 
 
-def _own(layer: Any, which: str) -> list[Any]:
+def own_variables(layer: Any, which: str) -> list[Any]:
     """A layer's variables without those inside of it; Keras 3 and tf_keras call the lists differently."""
     return list(vars(layer).get(f"_{which}_variables", vars(layer).get(f"_{which}_weights", ())))
 
