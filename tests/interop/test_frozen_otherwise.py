@@ -64,19 +64,20 @@ def test_a_checkpoint(framework: str, there: str, here: str, tmp_path: Path) -> 
     model = train(make(framework, there))
     sources = {
         "both": tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(tmp_path / "both/m.ckpt")),
+        "apart": tf.train.Checkpoint(network=model, optimizer=model.optimizer).write(str(tmp_path / "apart/m.ckpt")),
         "one": tf.train.Checkpoint(network=model).write(str(tmp_path / "one/m.ckpt")),
     }
     for name, source in sources.items():
         for is_partial in (False, True):
             mine = make(framework, here)
-            state = {"model": mine, "optimizer": mine.optimizer} if name == "both" else {"model": mine}
+            state = {"model": mine, "optimizer": mine.optimizer} if name != "one" else {"model": mine}
             ckptflow.import_model(source, tmp_path / f"{name}-{is_partial}", model=state, partial=is_partial)
             assert_comes(model, mine)
             if is_partial:
                 assert slots_of(mine, "third") == slots_of(model, "third") != []
         ckptflow.import_model(source, tmp_path / name / "run")
         mine = make(framework, here)
-        state = {"model": mine, "optimizer": mine.optimizer} if name == "both" else {"model": mine}
+        state = {"model": mine, "optimizer": mine.optimizer} if name != "one" else {"model": mine}
         with ckptflow.CheckpointManager(tmp_path / name / "run", state) as manager:
             manager.restore_latest(partial=True)
         assert_comes(model, mine)

@@ -359,5 +359,30 @@ def test_equal_slots_of_another_class_are_not_taken(
                 assert is_taken is None or f"of {class_of(saved)}" in caplog.text, where
 
 
+@pytest.mark.usefixtures("unprobed")
+@pytest.mark.parametrize("framework", KERASES)
+def test_a_class_of_ones_own_is_told_by_each_of_its_names(
+    framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be registered by another name than its own. A file of weights has a name that tells nothing."""
+    kit = FRAMEWORKS[framework]
+
+    @kit.saving.register_keras_serializable("tests", f"Other{framework}")
+    class Own(kit.optimizers.Adam):  # type: ignore[misc, name-defined]
+        pass
+
+    for suffix in SUFFIXES:
+        model = train(make(framework, Own(0.1)))
+        path = save(model, tmp_path / f"m{suffix}")
+        for new, is_taken in ((Own(), True), (kit.optimizers.Adamax(), suffix == ".weights.h5")):
+            mine = make(framework, new)
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "ckptflow"):
+                ckptflow.import_model(path, tmp_path / f"{is_taken}{suffix}{type(new).__name__}", model=mine)
+            assert have_equal_weights(mine, model)
+            assert is_taken == any(each.any() for each in slots(mine)), suffix
+            assert is_taken == ("is not taken" not in caplog.text), suffix
+
+
 def class_of(optimizer: Any) -> str:
     return type(getattr(optimizer, "inner_optimizer", optimizer)).__name__
