@@ -16,7 +16,7 @@ import h5py
 
 from ckptflow.interop.keras_allowed import Framework, keras_module
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
-from ckptflow.interop.keras_places import own_variables
+from ckptflow.interop.keras_places import layers_in, own_variables
 from ckptflow.state.kinds import is_tf_keras_model, raw_variable
 from ckptflow.state.tree import walk
 
@@ -173,7 +173,7 @@ def _layers_of(config: Any) -> list[tuple[str, bool]]:
 
 def _trained_there(described: Described, model: Any) -> list[Any] | None:
     """Which variables of a live model the layers described would train, None where they are not its layers."""
-    layers = list(model._flatten_layers(include_self=False))
+    layers = [layer for layer in layers_in(model) if layer is not model]
     flags = dict(described.layers)
     if len(flags) != len(described.layers):  # two of one name
         return None
@@ -186,4 +186,4 @@ def _trained_there(described: Described, model: Any) -> list[Any] | None:
 
 
 def _all_of(layer: Any) -> list[Any]:
-    return [raw_variable(variable) for each in layer._flatten_layers() for variable in own_variables(each, "trainable")]
+    return [raw_variable(variable) for each in layers_in(layer) for variable in own_variables(each, "trainable")]

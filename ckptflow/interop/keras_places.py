@@ -64,7 +64,7 @@ def weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
     """
     stored = keras_hdf5.texts_of(group, "weight_names")
     variables = [*layer.trainable_weights, *layer.non_trainable_weights]
-    inside = list(layer._flatten_layers())
+    inside = layers_in(layer)
     if len(inside) < 2 or len(stored) != len(variables):
         return stored
     ours = [str(getattr(variable, "path", variable.name)) for variable in variables]
@@ -82,7 +82,7 @@ def weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
 def _is_converted(group: h5py.Group, weights: list[str], layer: Any) -> bool:
     """Whether these are of another implementation of a recurrent layer (cuDNN's), which orders values of one shape
     otherwise."""
-    if not any(kind in type(each).__name__ for each in layer._flatten_layers() for kind in ("LSTM", "GRU")):
+    if not any(kind in type(each).__name__ for each in layers_in(layer) for kind in ("LSTM", "GRU")):
         return False
     wanted = [_shape_of(variable) for variable in (*layer.trainable_weights, *layer.non_trainable_weights)]
     return [tuple(group[weight].shape) for weight in weights] != wanted
@@ -94,6 +94,11 @@ def _plain(name: str) -> str:
 
 def _last_two(name: str) -> str:
     return "/".join(_plain(name).split("/")[-2:])
+
+
+def layers_in(layer: Any) -> list[Any]:
+    """A layer and all inside of it."""
+    return list(layer._flatten_layers())
 
 
 def own_variables(layer: Any, which: str) -> list[Any]:
