@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ckptflow import background
 from ckptflow.errors import StorageError
+from ckptflow.job import background
 from ckptflow.storage import faults
 from ckptflow.storage.credentials import for_log, secrets_of, tells_secrets
 from ckptflow.storage.raw import raw_client

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptflow
-from ckptflow import CheckpointManager, KeepLast, SaveFailedError, hooks
+from ckptflow import CheckpointManager, KeepLast, SaveFailedError
 from ckptflow.commit.catalog import read_manifest
 from ckptflow.errors import StorageAccessError
 from ckptflow.events import (
@@ -32,6 +32,7 @@ from ckptflow.events import (
     ShardsWritten,
 )
 from ckptflow.format.layout import Folder
+from ckptflow.job import hooks
 from ckptflow.job.hooks import Hooks, as_fields, as_line
 from ckptflow.storage.store import open_store
 from ckptflow.storage.wrappers import FaultyStore
