@@ -94,7 +94,7 @@ class CheckpointManager:
             concurrency,
         )
         self.session = Session(
-            os.fspath(url),
+            url,
             state,
             strategy=strategy,
             policies=arguments.check_policies(keep),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,6 +42,7 @@ def copy(
     Every byte is checked when it is read and read back where it was written; the manifest comes last, so that a copy
     counts only when it is whole. Run it again after an interruption: what is there and right is not sent again.
     DESTINATION must be a root of its own: empty, or an earlier copy of the same run that no job has started from.
+    With --all, what is damaged is named and left out, the others are copied, and the exit code is 1.
 
     \b
     Examples:
@@ -50,7 +51,7 @@ def copy(
     """
     from ckptflow.cli.verify import choose, root_and_folder
     from ckptflow.commit.copying import check_destination, copy_checkpoint
-    from ckptflow.errors import CheckpointGoneError
+    from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, UnknownVersionError
     from ckptflow.storage.store import open_store
 
     root, folder = root_and_folder(url, step, is_all=copy_all)
@@ -62,7 +63,7 @@ def copy(
         try:
             wanted = choose(source, folder, step, verify_all=copy_all)
             check_destination(source, target, list(wanted))
-            copied, gone = [], []
+            copied, gone, damaged = [], [], {}
             with bar("copying", is_bytes=True) as progress:
                 progress.expect(sum(wanted.values()))
                 for each in wanted:
@@ -72,17 +73,25 @@ def copy(
                         if len(wanted) == 1:
                             raise
                         gone.append(str(each))
+                    except (CorruptCheckpointError, UnknownVersionError) as error:
+                        if not copy_all:
+                            raise
+                        damaged[str(each)] = str(error).removeprefix(f"{source.url}/{each}/")
         finally:
             target.close()
     finally:
         source.close()
     if as_json:
-        print_json(to_json(source.url, target.url, copied, gone))
+        print_json(to_json(source.url, target.url, copied, gone, damaged))
     else:
-        render(target.url, copied, gone)
+        render(target.url, copied, gone, damaged)
+    if damaged:
+        raise typer.Exit(1)
 
 
-def to_json(url: str, destination: str, copied: Sequence[Copied], gone: Sequence[str]) -> dict[str, Any]:
+def to_json(
+    url: str, destination: str, copied: Sequence[Copied], gone: Sequence[str], damaged: Mapping[str, str]
+) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
     return {
         "url": url,
@@ -97,10 +106,11 @@ def to_json(url: str, destination: str, copied: Sequence[Copied], gone: Sequence
             for each in copied
         ],
         "gone": list(gone),
+        "damaged": [{"folder": folder, "problem": problem} for folder, problem in damaged.items()],
     }
 
 
-def render(destination: str, copied: Sequence[Copied], gone: Sequence[str]) -> None:
+def render(destination: str, copied: Sequence[Copied], gone: Sequence[str], damaged: Mapping[str, str]) -> None:
     """Prints a line for each checkpoint."""
     console = make_console()
     for each in copied:
@@ -109,3 +119,5 @@ def render(destination: str, copied: Sequence[Copied], gone: Sequence[str]) -> N
         console.print(f"{printable(destination)}/{each.folder}  {size_text(each.size_bytes)}{already}", soft_wrap=True)
     for folder in gone:
         console.print(f"{folder}  pruned meanwhile", style="dim")
+    for folder, problem in damaged.items():
+        console.print(f"{folder}  not copied: {printable(problem)}", style="red", soft_wrap=True)

@@ -27,6 +27,7 @@ _CANNOT_SEE = (
 )
 
 _EXCLUSIVE = "racing creators have exactly one winner"
+_NOT_REFUSED = "ObjectExistsError was not raised"
 _NO_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
 
 
@@ -67,8 +68,9 @@ def doctor(
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
         store.create("create", memoryview(b"\n"))  # is_create_only is known from here on
+        is_ignored = ignores_condition(store)
         findings = examine(store.url, there, large_mib * 2**20, is_create_only=store.is_create_only)
-        words = cannot_promise(store)
+        words = cannot_promise(store, is_ignored=is_ignored)
     if as_json:
         print_json(
             {
@@ -82,7 +84,7 @@ def doctor(
             }
         )
     else:
-        render(findings, words)
+        render(findings, words, is_ignored=is_ignored)
     if not all(finding.is_kept for finding in findings):
         raise typer.Exit(1)
 
@@ -185,9 +187,29 @@ def examine(
     return found
 
 
-def cannot_promise(store: Store) -> list[str]:
+def ignores_condition(store: Store) -> bool:
+    """Whether a storage that has taken the condition of a create, for "create", takes a second one as well."""
+    from ckptflow.errors import ObjectExistsError
+
+    if not store.is_create_only:
+        return False
+    try:
+        store.create("create", memoryview(b"again\n"))
+    except ObjectExistsError:
+        return False
+    return True
+
+
+def cannot_promise(store: Store, *, is_ignored: bool = False) -> list[str]:
     """In words, what this storage lacks, and what nobody can try in a minute."""
     words = []
+    if is_ignored:
+        words.append(
+            "that of two jobs which start on one root in the same moment only one goes on: this storage ignores the "
+            "condition of a create (If-None-Match) and replaces what is there. A job finds that out when it claims its "
+            "root, says so in its log, and goes on as on a storage that has no exclusive create; see to it that there "
+            "is never a second one"
+        )
     if not store.is_create_only:
         words.append(
             "that of two jobs which start on one root in the same moment only one goes on: this storage has no "
@@ -196,7 +218,7 @@ def cannot_promise(store: Store) -> list[str]:
     return [*words, *_CANNOT_SEE]
 
 
-def render(findings: Sequence[Finding], words: Sequence[str]) -> None:
+def render(findings: Sequence[Finding], words: Sequence[str], *, is_ignored: bool = False) -> None:
     """Prints a line for each promise, then what could not be tried."""
     console = make_console()
     for each in findings:
@@ -204,9 +226,19 @@ def render(findings: Sequence[Finding], words: Sequence[str]) -> None:
         console.print(f"{mark}  {each.seconds:6.1f} s  {each.promise}", style="green" if each.is_kept else "red")
         if each.why:
             console.print(f"        {printable(each.why)}", soft_wrap=True)
-    broken = sum(not each.is_kept for each in findings)
-    if broken:
-        console.print(f"\n{broken} of {len(findings)} promises are broken: do not keep checkpoints here.", style="red")
+    broken = [each for each in findings if not each.is_kept]
+    if broken and is_ignored and all(each.promise == _EXCLUSIVE or _NOT_REFUSED in each.why for each in broken):
+        console.print(
+            f"\n{len(broken)} of {len(findings)} promises are broken, since this storage ignores the condition of a "
+            "create: saves, restores and prune work for one job at a time on a root, and two jobs on one can replace "
+            "each other's files.",
+            style="red",
+            soft_wrap=True,
+        )
+    elif broken:
+        console.print(
+            f"\n{len(broken)} of {len(findings)} promises are broken: do not keep checkpoints here.", style="red"
+        )
     else:
         console.print(f"\nAll {len(findings)} promises were kept.")
     console.print("This cannot show:")

@@ -165,7 +165,8 @@ def kinds(framework: Framework) -> tuple[type, ...]:
         "dtype_policies.DTypePolicy", "dtype_policies.DTypePolicyMap", "Operation", "Quantizer",
         "quantizers.QuantizationConfig", "random.SeedGenerator", "distillation.DistillationLoss",
         "src.layers.preprocessing.feature_space.Feature", "src.layers.preprocessing.feature_space.Cross",
-        "src.optimizers.base_optimizer.BaseOptimizer", "optimizers.legacy.Optimizer", "mixed_precision.Policy",
+        "src.optimizers.base_optimizer.BaseOptimizer", "optimizers.legacy.Optimizer", "optimizers.OptimizerMap",
+        "mixed_precision.Policy",
         "mixed_precision.LossScaleOptimizer", "src.initializers.initializers_v1.Initializer",
         "src.mixed_precision.loss_scale_optimizer.BaseLossScaleOptimizer",
     )  # fmt: skip

@@ -1,32 +1,48 @@
-"""What a file of a whole model says of its optimizer: of which class it was, and which layers it trained.
+"""What a file of Keras's says of its optimizer: of which class it was, and which layers it trained.
 
 Slots lie in such a file by their order alone, and those of two layers of one shape, or of two optimizers with as many
-slots, look the same. A bare `.weights.h5` says none of it.
+slots, look the same. A bare `.weights.h5` of Keras 3 says how the optimizer was called, one of tf_keras nothing.
 """
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import h5py
+
+from ckptflow.interop.keras_allowed import Framework, keras_module
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
-from ckptflow.state.kinds import raw_variable
+from ckptflow.interop.keras_places import layers_in, own_variables
+from ckptflow.state.kinds import is_tf_keras_model, raw_variable
 from ckptflow.state.tree import walk
 
+PLACE = "optimizer/"  # of its variables in a weights file
 _CONFIG = "config.json"
 _ATTRIBUTES = ("model", "training")
-_INNER = ("inner_optimizer", "optimizer")  # of one that scales losses, in its config
+_SCALING = "LossScaleOptimizer"  # around another one, whose slots it leaves as they are
+_INNER = ("inner_optimizer", "optimizer")  # of one around another, in its config
 _HELD_AS = ("inner_optimizer", "_optimizer")  # and in itself
+_MAX_DEPTH = 8  # a file can be made whose groups hold themselves
+_OF_NEW = "Custom>"  # before the class in what tf_keras writes into HDF5, but for its optimizers of old
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """The class of an optimizer, in lower case, and whether each layer is trained, in the order of the config. Empty
-    where the file does not say."""
+    """The class of an optimizer and of those inside of it, and whether each layer is trained, in the order of the
+    config. Empty where the file does not say.
 
-    optimizer: str = ""
+    `name` is the optimizer's own where there is no class: that of its class in small letters unless it was given one.
+    `is_new`: whether it is none of tf_keras's of old, which have the same classes; None where the file does not say.
+    """
+
+    classes: tuple[str, ...] = ()
     layers: tuple[tuple[str, bool], ...] = ()
+    name: str = ""
+    is_new: bool | None = None
 
 
 def described_in(path: str, kind: str) -> Described:
@@ -36,24 +52,43 @@ def described_in(path: str, kind: str) -> Described:
             text = archive.open(_CONFIG).read(MAX_JSON_BYTES + 1) if _CONFIG in archive.namelist() else None
         config = json_of(text or b"{}", _CONFIG, path)
         training = config.get("compile_config")
-        optimizer = training.get("optimizer") if isinstance(training, dict) else None
-    elif kind == "whole":
+        names = _classes_in(training.get("optimizer")) if isinstance(training, dict) else []
+        return Described(_plain(names), tuple(_layers_of(config.get("config"))))
+    if kind == "whole":
         with opened(path, path) as file:
             config, training = (json_of(text_of(file, f"{name}_config") or "{}", name, path) for name in _ATTRIBUTES)
-        optimizer = training.get("optimizer_config")
-    else:
-        return Described()
-    return Described(_class_of(optimizer), tuple(_layers_of(config.get("config"))))
+        names = _classes_in(training.get("optimizer_config"))
+        is_scaled = any(_SCALING in name for name in names)  # the inner one's class has no prefix then
+        is_new = None if is_scaled or not names else names[-1].startswith(_OF_NEW)
+        return Described(_plain(names), tuple(_layers_of(config.get("config"))), is_new=is_new)
+    if kind == "weights":
+        with opened(path, path) as file:
+            return Described(name=_name_in(file))
+    return Described()
 
 
 def difference(described: Described, model: Any) -> str | None:
     """How the optimizer of a live model is another than the one described, in words; None where nothing tells so."""
-    live = model.optimizer
-    while (inner := next((vars(live)[name] for name in _HELD_AS if name in vars(live)), None)) is not None:
-        live = inner
-    name = type(live).__name__
-    if described.optimizer and described.optimizer != name.lower():
-        return f"it is that of another class, {described.optimizer!r}, and the model has {name}"
+    if getattr(model, "optimizer", None) is None:
+        return None
+    live = list(_with_inner(model.optimizer))
+    framework: Framework = "tf_keras" if is_tf_keras_model(model) else "keras"
+    for saved, optimizer in zip(described.classes, live, strict=False):
+        if saved.casefold() not in _classes_of(optimizer, framework):
+            return f"it is that of {saved}, another class than the model's {type(optimizer).__name__}"
+    public = _public_classes(framework)
+    called = public.get(described.name) if described.name != _name_of(live[-1]) else None
+    if called is not None and called is not type(live[-1]):
+        return f"it is that of {called.__name__}, another class than the model's {type(live[-1]).__name__}"
+    is_public = bool(described.classes) and described.classes[-1].casefold() in public
+    if framework == "tf_keras" and is_public and described.is_new not in (None, hasattr(live[-1], "build")):
+        return f"it is that of {described.classes[-1]} with its slots in another order"
+    return _not_trained(described, model)
+
+
+def _not_trained(described: Described, model: Any) -> str | None:
+    if not described.layers:
+        return None
     tree = walk({"model": model})
     names = {id(raw_variable(variable)): name for name, variable in tree.variables.items()}
     trained = next((node.built_for for node in tree.optimizers.values() if node.built_for), ())
@@ -66,16 +101,56 @@ def difference(described: Described, model: Any) -> str | None:
     return f"{other} was not trained there"
 
 
-def _class_of(config: Any) -> str:
-    """The class that a config names, the inner one of an optimizer that scales losses; "" where there is none."""
+def _with_inner(optimizer: Any) -> Iterator[Any]:
+    """A live optimizer and those inside of it, without what scales losses."""
+    while optimizer is not None:
+        if _SCALING not in type(optimizer).__name__:
+            yield optimizer
+        optimizer = next((vars(optimizer)[name] for name in _HELD_AS if name in vars(optimizer)), None)
+
+
+def _classes_of(optimizer: Any, framework: Framework) -> set[str]:
+    """How files may name an optimizer's class, in small letters."""
+    registered = keras_module(framework).saving.get_registered_name(type(optimizer))
+    return {name.rpartition(">")[2].casefold() for name in (type(optimizer).__name__, registered)}
+
+
+def _name_of(optimizer: Any) -> str:
+    return _without_number(str(getattr(optimizer, "name", "")))
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"_\d+$", "", name).replace("_", "")
+
+
+def _public_classes(framework: Framework) -> dict[str, type]:
+    """A Keras's own optimizers by their names in small letters."""
+    found = vars(keras_module(framework).optimizers)
+    return {name.casefold(): each for name, each in found.items() if isinstance(each, type)}
+
+
+def _classes_in(config: Any) -> list[str]:
+    """The classes that a config names for an optimizer and for those inside of it."""
+    found = []
     while isinstance(config, dict):
-        inner = config.get("config")
-        held = next((inner[name] for name in _INNER if name in inner), None) if isinstance(inner, dict) else None
-        if not isinstance(held, dict):
-            config = config.get("class_name")
-            break
-        config = held
-    return config.rpartition(">")[2].lower() if isinstance(config, str) else ""
+        name, inner = config.get("class_name"), config.get("config")
+        found += [name] if isinstance(name, str) else []
+        config = next((inner[key] for key in _INNER if key in inner), None) if isinstance(inner, dict) else None
+    return [*found, config] if isinstance(config, str) else found
+
+
+def _plain(names: list[str]) -> tuple[str, ...]:
+    return tuple(name.rpartition(">")[2] for name in names if _SCALING not in name)
+
+
+def _name_in(file: h5py.File) -> str:
+    """How the optimizer in a weights file of Keras 3 was called, or the one whose losses are scaled; or ""."""
+    place = PLACE
+    for _ in range(_MAX_DEPTH):
+        if f"{place}inner_optimizer" in file:
+            place += "inner_optimizer/"
+    group = file.get(f"{place}vars")
+    return _without_number(text_of(group, "name") or "") if isinstance(group, h5py.Group) else ""
 
 
 def _layers_of(config: Any) -> list[tuple[str, bool]]:
@@ -98,11 +173,11 @@ def _layers_of(config: Any) -> list[tuple[str, bool]]:
 
 def _trained_there(described: Described, model: Any) -> list[Any] | None:
     """Which variables of a live model the layers described would train, None where they are not its layers."""
-    layers = list(model._flatten_layers(include_self=False))
+    layers = [layer for layer in layers_in(model) if layer is not model]
     flags = dict(described.layers)
     if len(flags) != len(described.layers):  # two of one name
         return None
-    own = [raw_variable(variable) for layer in layers for variable in _own(layer)]
+    own = [raw_variable(variable) for layer in layers for variable in own_variables(layer, "trainable")]
     told = {id(raw) for layer in layers if layer.name in flags for raw in _all_of(layer)}
     frozen = {id(raw) for layer in layers if not flags.get(layer.name, True) for raw in _all_of(layer)}
     if any(id(raw) not in told for raw in own):
@@ -111,9 +186,4 @@ def _trained_there(described: Described, model: Any) -> list[Any] | None:
 
 
 def _all_of(layer: Any) -> list[Any]:
-    return [raw_variable(variable) for each in layer._flatten_layers() for variable in _own(each)]
-
-
-def _own(layer: Any) -> list[Any]:
-    """What a layer itself was made to train, whether it is frozen now or not."""
-    return list(vars(layer).get("_trainable_variables", vars(layer).get("_trainable_weights", ())))
+    return [raw_variable(variable) for each in layers_in(layer) for variable in own_variables(each, "trainable")]

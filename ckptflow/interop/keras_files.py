@@ -237,7 +237,7 @@ def _read_keras(
 ) -> tuple[Any, bool]:
     """The model, and whether its optimizer has the state that the file holds."""
     from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
-    from ckptflow.interop.keras_optimizer import has_slots, places_in, takes_state, warn_of_none
+    from ckptflow.interop.keras_optimizer import drop_if_several, has_slots, places_in, takes_state, warn_of_none
     from ckptflow.interop.keras_places import places_of
     from ckptflow.interop.keras_trust import check_config, check_model_config, keras_module
     from ckptflow.interop.keras_weights import check_filled, datasets_of, load_stock, max_bytes_of, named, shapes_of
@@ -256,11 +256,7 @@ def _read_keras(
         is_trusted = False
 
     def load(file: str, *, compiled: bool) -> Any:
-        with (
-            limited(max_bytes_of(stored), where),
-            warnings.catch_warnings(),
-            safe_mode(framework, unsafe=unsafe),
-        ):
+        with limited(max_bytes_of(stored), where), warnings.catch_warnings(), safe_mode(framework, unsafe=unsafe):
             warnings.simplefilter("ignore")
             return keras_module(framework).models.load_model(
                 file, custom_objects=own, compile=compiled, safe_mode=not unsafe
@@ -282,10 +278,9 @@ def _read_keras(
             except Exception as error:  # whatever the classes raise, the user's among them
                 raise_unbuildable(error, where)
             check_is_model(model, framework, where)
-            if isinstance(compile_config, dict) and is_named:
-                compile_model(
-                    model, compile_config, framework, where, imports=imports, unsafe=unsafe, is_scaled=is_scaled
-                )
+            if is_named:
+                how: dict[str, Any] = {"imports": imports, "unsafe": unsafe, "is_scaled": is_scaled}
+                compile_model(model, config["compile_config"], framework, where, **how)
     check_is_model(model, framework, where)
     wanted = places_of(model, framework)
     check_filled(where, wanted, stored)
@@ -296,7 +291,9 @@ def _read_keras(
     if not optimizer or (not has_slots(there) and there != places_in(wanted)):  # saved before its first step
         return model, False
     has_state = takes_state(where, model.optimizer, there, places_in(wanted))
-    if has_state and not is_loaded:
+    if not has_state:
+        drop_if_several(where, model)
+    elif not is_loaded:
         load_stock(path, model, "keras", framework)
     return model, has_state
 

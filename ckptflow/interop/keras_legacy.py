@@ -30,8 +30,9 @@ from ckptflow.interop.keras_config import (
     raise_unbuildable,
     safe_mode,
 )
+from ckptflow.interop.keras_described import described_in, difference
 from ckptflow.interop.keras_hdf5 import damage, json_of, opened, text_of
-from ckptflow.interop.keras_optimizer import set_legacy, variables_of
+from ckptflow.interop.keras_optimizer import drop_if_several, set_legacy, variables_of
 from ckptflow.interop.keras_trust import (
     Framework,
     check_config,
@@ -216,7 +217,10 @@ def read_h5(
         compile_by(training, model, framework, where, imports=imports, unsafe=unsafe)
         if getattr(model, "optimizer", None) is None or not optimizer:
             return model, False
-        return model, set_legacy(where, model.optimizer, file)
+        has_state = set_legacy(where, model.optimizer, file, difference(described_in(path, "whole"), model))
+        if not has_state:
+            drop_if_several(where, model)
+        return model, has_state
 
 
 def check_implementations(path: str, model: Any, state: Mapping[str, Any]) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.interop import keras_hdf5
+from ckptflow.interop.keras_described import PLACE
 
 logger = logging.getLogger("ckptflow")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-PLACE = "optimizer/"  # of its variables in a weights file
+_NOT_COMPILED = "The model is not compiled; to have the optimizer's state, hand the model over, compiled (model=)"
 _GROUP = "optimizer_weights"  # of whole models in HDF5
 
 
@@ -65,6 +66,16 @@ def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes, other:
     return False
 
 
+def drop_if_several(path: str, model: Any) -> None:
+    """Takes away a `MultiOptimizer` whose state does not fit: it would train variables by other optimizers than before.
+
+    Which one is for which variable goes by the paths of variables, and in a model that was loaded they can be others.
+    """
+    if "MultiOptimizer" in type(model.optimizer).__name__:
+        model.optimizer = None
+        logger.warning("%s: which of its optimizers is for which variable is not known. %s", path, _NOT_COMPILED)
+
+
 def warn_of_none(path: str, *, is_named: bool) -> None:
     """Says why a model has no optimizer though its file holds the state of one. An optimizer is never made up."""
     why = (
@@ -73,11 +84,7 @@ def warn_of_none(path: str, *, is_named: bool) -> None:
         if is_named
         else "its config names no optimizer (Keras 3 takes it out of a model that is saved as .h5)"
     )
-    logger.warning(
-        "%s: %s. The model is not compiled; to have the optimizer's state, hand the model over, compiled (model=)",
-        path,
-        why,
-    )
+    logger.warning("%s: %s. %s", path, why, _NOT_COMPILED)
 
 
 def _difference(there: Shapes, wanted: Shapes) -> str:

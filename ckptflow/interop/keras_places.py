@@ -64,7 +64,7 @@ def weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
     """
     stored = keras_hdf5.texts_of(group, "weight_names")
     variables = [*layer.trainable_weights, *layer.non_trainable_weights]
-    inside = list(layer._flatten_layers())
+    inside = layers_in(layer)
     if len(inside) < 2 or len(stored) != len(variables):
         return stored
     ours = [str(getattr(variable, "path", variable.name)) for variable in variables]
@@ -72,8 +72,8 @@ def weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
         theirs, wanted = [shorten(name) for name in stored], [shorten(name) for name in ours]
         if len(set(theirs)) == len(theirs) and set(theirs) == set(wanted):
             return [stored[theirs.index(name)] for name in wanted]
-    trained = [variable for each in inside for variable in _own(each, "trainable")]
-    unfrozen = [*trained, *(variable for each in inside for variable in _own(each, "non_trainable"))]
+    trained = [variable for each in inside for variable in own_variables(each, "trainable")]
+    unfrozen = [*trained, *(variable for each in inside for variable in own_variables(each, "non_trainable"))]
     is_one_order = [*map(id, unfrozen)] == [*map(id, variables)]
     shapes = [[_shape_of(variable) for variable in each] for each in (unfrozen, variables)]
     return stored if is_one_order or shapes[0] != shapes[1] else None
@@ -82,7 +82,7 @@ def weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
 def _is_converted(group: h5py.Group, weights: list[str], layer: Any) -> bool:
     """Whether these are of another implementation of a recurrent layer (cuDNN's), which orders values of one shape
     otherwise."""
-    if not any(kind in type(each).__name__ for each in layer._flatten_layers() for kind in ("LSTM", "GRU")):
+    if not any(kind in type(each).__name__ for each in layers_in(layer) for kind in ("LSTM", "GRU")):
         return False
     wanted = [_shape_of(variable) for variable in (*layer.trainable_weights, *layer.non_trainable_weights)]
     return [tuple(group[weight].shape) for weight in weights] != wanted
@@ -96,7 +96,12 @@ def _last_two(name: str) -> str:
     return "/".join(_plain(name).split("/")[-2:])
 
 
-def _own(layer: Any, which: str) -> list[Any]:
+def layers_in(layer: Any) -> list[Any]:
+    """A layer and all inside of it."""
+    return list(layer._flatten_layers())
+
+
+def own_variables(layer: Any, which: str) -> list[Any]:
     """A layer's variables without those inside of it; Keras 3 and tf_keras call the lists differently."""
     return list(vars(layer).get(f"_{which}_variables", vars(layer).get(f"_{which}_weights", ())))
 

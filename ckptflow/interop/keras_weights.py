@@ -19,9 +19,9 @@ from ckptflow.format.words import some_of
 from ckptflow.interop import keras_hdf5
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_config import build_optimizer_of
-from ckptflow.interop.keras_described import described_in, difference
+from ckptflow.interop.keras_described import PLACE, described_in, difference
 from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
-from ckptflow.interop.keras_optimizer import PLACE, places_in, set_legacy, takes_state
+from ckptflow.interop.keras_optimizer import places_in, set_legacy, takes_state
 from ckptflow.interop.keras_places import names_by_order, names_by_place, places_of, weights_for
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.keras_trust import Framework
@@ -84,7 +84,7 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         build_optimizer_of(model)
     wanted = places_of(model, framework)
     absent = _check_fit(path, model, there, wanted)
-    other = difference(described_in(path, kind), model) if optimizer and live is not None and places_in(there) else None
+    other = difference(described_in(path, kind), model) if optimizer and places_in(there) else None
     takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted), other)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
@@ -114,7 +114,8 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
             renamed = names_by_place(models[0], framework, state)
             wanted = places_in(places_of(models[0], framework))
             live = getattr(models[0], "optimizer", None)
-            optimizer = optimizer and takes_state(path, live, places_in(shapes_of(stored)), wanted)
+            there, other = places_in(shapes_of(stored)), difference(described_in(path, kind), models[0])
+            optimizer = optimizer and takes_state(path, live, there, wanted, other)
         else:
             with opened(path, path) as found:
                 renamed = names_by_order(found, models[0], state)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -25,7 +25,7 @@ from ckptflow.format.object_graph import (
 )
 from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.state.graph import as_children
-from ckptflow.state.graph_names import MAX_CHARACTERS
+from ckptflow.state.graph_names import ALL, MAX_CHARACTERS, TRAINED, lists_below, with_trained
 
 SAVE_COUNTER = "save_counter"
 # How TensorFlow calls what is behind an attribute that stands for several tensors.
@@ -143,7 +143,43 @@ def from_proto(proto: Any, keys: Mapping[str, Any], where: str) -> ObjectGraph:
         check_graph(graph, keys or {key for node in nodes for _, _, key in values_of(node) if isinstance(key, str)})
     except ValueError as error:
         raise CorruptCheckpointError(f"{where}: {error}") from error
-    return graph
+    return with_trained(graph, _trained_by_names(nodes, proto))
+
+
+def _trained_by_names(nodes: Sequence[str | GraphNode], proto: Any) -> dict[int, tuple[int, ...]]:
+    """For optimizers with slots in lists, what each slot is for: tf_keras keeps no list of that, but names them so.
+
+    A slot is called like its variable, behind the optimizer's name and its own: `Adam/m/dense/kernel`.
+    """
+    names = {
+        number: entry.attributes[0].full_name
+        for number, entry in enumerate(proto.nodes)
+        if isinstance(nodes[number], str)
+    }
+    counts = Counter(names.values())
+    by_name = {name: number for number, name in names.items() if name and counts[name] == 1}
+    found: dict[int, tuple[int, ...]] = {}
+    left = _MAX_SLOTS + _MAX_SLOT_LISTS * len(nodes)  # a graph can be made in which many optimizers share long lists
+    for number, node in enumerate(nodes):
+        children = dict(edges(node))
+        if "_iterations" not in children or TRAINED in children:
+            continue
+        lists = [list(places.values()) for label, places in lists_below(nodes, children).items() if label != ALL]
+        left -= sum(map(len, lists))
+        if left < 0:
+            return {}
+        ways = {way for slots in lists for way in _variables_of([names[slot] for slot in slots], by_name)}
+        if len(ways) == 1:
+            found[number] = ways.pop()
+    return found
+
+
+def _variables_of(slots: Sequence[str], by_name: Mapping[str, int]) -> Iterator[tuple[int, ...]]:
+    """The variables whose names are the slots' without their first parts, for each number of parts that does it."""
+    for dropped in range(1, min(_MAX_FIRST_PARTS, *(slot.count("/") for slot in slots)) + 1):
+        names = [slot.split("/", dropped)[-1] for slot in slots]
+        if all(name in by_name for name in names) and len(set(names)) == len(names):
+            yield tuple(by_name[name] for name in names)
 
 
 def _keys_of(attribute: str, key: str, keys: Mapping[str, Any], sorted_keys: list[str]) -> list[str]:
@@ -161,3 +197,5 @@ def _keys_of(attribute: str, key: str, keys: Mapping[str, Any], sorted_keys: lis
 
 
 _MAX_SUFFIXES = 64
+_MAX_FIRST_PARTS = 8
+_MAX_SLOTS, _MAX_SLOT_LISTS = 2**10, 16

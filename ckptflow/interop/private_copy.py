@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from ckptflow.errors import CkptflowError, UsageError
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.whole import ensure_room
+
+logger = logging.getLogger("ckptflow")
 
 _COPY_BYTES = 2**20
 
@@ -20,8 +23,8 @@ _COPY_BYTES = 2**20
 def private_copy(path: str) -> Iterator[str]:
     """The path of a copy of a file, in a folder of this user's alone, which goes when the block is left.
 
-    Our own errors that leave the block name the file, not the copy. Raises `UsageError` for what is no file,
-    `StorageFullError` where TMPDIR has no room for it, else a `StorageError`.
+    Our own errors that leave the block, and what is logged in it, name the file, not the copy. Raises `UsageError` for
+    what is no file, `StorageFullError` where TMPDIR has no room for it, else a `StorageError`.
     """
     with tempfile.TemporaryDirectory(prefix="ckptflow-copy-") as folder:
         copy = os.path.join(folder, os.path.basename(path))
@@ -31,11 +34,33 @@ def private_copy(path: str) -> Iterator[str]:
             if isinstance(error, CkptflowError):
                 raise
             raise from_os_error(error, "copy", path) from error
+
+        def name_file(record: logging.LogRecord) -> bool:
+            message = record.getMessage()
+            if copy in message:
+                record.msg, record.args = message.replace(copy, path), ()
+            return True
+
+        logger.addFilter(name_file)
         try:
             yield copy
         except CkptflowError as error:
             error.args = tuple(each.replace(copy, path) if isinstance(each, str) else each for each in error.args)
             raise
+        finally:
+            logger.removeFilter(name_file)
+
+
+def check_regular(paths: Iterable[str]) -> None:
+    """Raises `CorruptCheckpointError` for a pipe, a device, a socket or a folder where a file is read: opening one can
+    take for ever. What is not there is left to whoever reads it."""
+    for path in paths:
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue
+        if not stat.S_ISREG(mode):
+            raise CorruptCheckpointError(f"{path} is not a file")
 
 
 def _copy(path: str, copy: str) -> None:

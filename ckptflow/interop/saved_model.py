@@ -26,6 +26,7 @@ from ckptflow.interop.keras_allowed import keras_module
 from ckptflow.interop.keras_saved_model import METADATA, check_vocabularies, model_by_metadata, root_of
 from ckptflow.interop.keras_saved_model import is_keras_saved_model as is_keras_saved_model
 from ckptflow.interop.object_graph_proto import from_proto
+from ckptflow.interop.private_copy import check_regular
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.reusable import write_saved_model as write_saved_model
@@ -322,6 +323,7 @@ def _open(folder: str) -> _Opened:
     pb, prefix = os.path.join(folder, "saved_model.pb"), os.path.join(folder, "variables", "variables")
     if not any(os.path.isfile(path) for path in (pb, f"{pb}txt")):
         raise UsageError(f"{folder} is no SavedModel: it has no saved_model.pb")
+    check_regular(_files(folder))
     probe.check("ckptflow.interop.saved_model:read_all", folder, _files(folder), what=probe.BUNDLE)
     graphs = _parse(folder, pb)
     graph = next((graph for graph in graphs if graph.HasField("object_graph_def")), None)

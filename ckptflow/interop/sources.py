@@ -13,6 +13,7 @@ from typing import Any
 from ckptflow.errors import StorageError, UnsupportedStateError, UsageError
 from ckptflow.interop.budget import one_source
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
+from ckptflow.interop.private_copy import private_copy
 from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched
 from ckptflow.storage.store import local_path
@@ -68,8 +69,10 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
         elif chosen.name in KERAS:
             local = _as_one_file(local, place, folder, source_options)
         packed = one_source(os.path.getsize(given)) if os.path.isfile(given) and local != given else nullcontext()
-        with packed:
-            yield Source(chosen, local, notes, is_private=local_path(origin) is None or local != given)
+        is_private = local_path(origin) is None or local != given
+        is_copied = chosen.name in KERAS and not is_private and os.path.isfile(local)
+        with packed, private_copy(local) if is_copied else nullcontext(local) as path:
+            yield Source(chosen, path, notes, is_private=is_private or is_copied)
 
 
 def _check_is_prefix(origin: str) -> None:

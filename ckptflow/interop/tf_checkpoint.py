@@ -23,7 +23,7 @@ from ckptflow.printable import lines as text_lines
 from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean
 from ckptflow.state.graph import as_children, described, models_by_graph
-from ckptflow.state.graph_names import Pairs, name_values, pair, root_label
+from ckptflow.state.graph_names import Pairs, bound_by_tensorflow, name_values, pair, root_label
 from ckptflow.state.kinds import is_normalization, kind_of
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.tree import Tree, walk
@@ -214,6 +214,7 @@ def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[s
     pairs = pair(theirs, ours.graph)
     _compare(prefix, found, tree, ours.graph, pairs, pairs.passed_over | beside | {SAVE_COUNTER})
     bound = pairs.theirs()
+    _check_order(prefix, theirs, ours.graph, pairs)
     labels = {number: label for label, number in edges(theirs.nodes[0])}
     named = {
         labels.get(bound.get(ours.numbers.get(id(obj), -1), -1), name): obj
@@ -227,6 +228,27 @@ def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[s
     for layer in tree.layers:
         if is_normalization(layer):
             layer.finalize_state()
+
+
+def _check_order(prefix: str, theirs: ObjectGraph, ours: ObjectGraph, pairs: Pairs) -> None:
+    """Raises `StateMismatchError` where TensorFlow would give a value to another object than the one that it is of.
+
+    It goes by the first edge that leads to a variable. That can be a place in an optimizer's list, where another
+    variable is now that other layers were frozen when the model was compiled.
+    """
+    entries = dict(edges(ours.nodes[0])).values()
+    bound = pairs.theirs()
+    starts = {bound[our]: our for our in entries if our in bound}
+    in_order = [(number, starts[number]) for _, number in edges(theirs.nodes[0]) if number in starts]
+    by_tensorflow = bound_by_tensorflow(theirs, ours, in_order)
+    for number, our in pairs.nodes.items():
+        if by_tensorflow.get(number) != our and any(name in pairs.names for name in _tensors_of(theirs.nodes[number])):
+            name = next(iter(_tensors_of(theirs.nodes[number])))
+            raise StateMismatchError(f"{prefix}: TensorFlow itself would take {name} for another variable")
+
+
+def _tensors_of(node: str | GraphNode) -> list[str]:
+    return [name for _, _, value in values_of(node) if (name := tensor_of(value)) is not None]
 
 
 def _trackables(objects: Mapping[str, Any]) -> dict[str, Any]:

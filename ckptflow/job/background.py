@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import CkptflowError, FencedError, SaveFailedError, UsageError
+from ckptflow.storage.credentials import for_log
 
 logger = logging.getLogger("ckptflow")
 
@@ -179,8 +180,10 @@ def _as_failure(error: BaseException) -> Exception:
     """What the program gets: raised as it is, SystemExit would end the job with code 0 and without a word."""
     if isinstance(error, CkptflowError):
         return error
-    failure = SaveFailedError(f"a save failed in the background: {type(error).__name__}: {error}")
-    failure.__cause__ = error
+    shown = for_log(error)
+    what = str(shown) if shown is not error else f"{type(error).__name__}: {error}"
+    failure = SaveFailedError(f"a save failed in the background: {what}")
+    failure.__cause__ = shown
     return failure
 
 

@@ -18,6 +18,8 @@ from datetime import datetime
 from typing import Any
 
 from ckptflow.events import Event
+from ckptflow.storage.credentials import for_log
+from ckptflow.storage.faults import redact
 
 logger = logging.getLogger("ckptflow")
 event_logger = logging.getLogger("ckptflow.events")
@@ -107,9 +109,9 @@ def _tell_all(waiting: _Waiting) -> None:
             except BaseException as error:  # also SystemExit, which would end this thread without a word
                 # Its first failure with the stack, the others in one line: a hook may fail at every event.
                 with contextlib.suppress(BaseException):  # a handler of the log may be what raises
-                    logger.warning(
-                        "on_event: %r failed at %s: %s", hook, event.name, error, exc_info=number not in failed
-                    )
+                    shown, name = for_log(error), redact(repr(hook))
+                    stack = None if number in failed else shown
+                    logger.warning("on_event: %s failed at %s: %s", name, event.name, shown, exc_info=stack)
                 failed.add(number)
         del item, event, hooks, hook  # nothing of the manager's is held while this waits
     _telling.pop(threading.current_thread(), None)

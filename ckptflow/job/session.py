@@ -7,6 +7,7 @@ talk to one another in `agree` and `chief_says`, in `Resume`, in `Incarnation.sa
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
@@ -72,7 +73,7 @@ class Session:
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         state: Any,
         *,
         strategy: Any,
@@ -103,7 +104,9 @@ class Session:
         )
         self.live = LiveState(state, self.cluster, shard_bytes)
         self._hooks = Hooks(hooks, self.cluster.worker)
-        self.store = ProgressStore(open_store(url, storage_options, self._hooks.tell), self.cluster.storage_goes_on)
+        self.store = ProgressStore(
+            open_store(os.fspath(url), storage_options, self._hooks.tell), self.cluster.storage_goes_on
+        )
         self._hooks.url = self.store.url
         if not self.store.is_create_only and not read_only:
             logger.warning(NOT_EXCLUSIVE, self.store.url)

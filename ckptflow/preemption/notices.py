@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+from ckptflow.storage.credentials import for_log
+
 logger = logging.getLogger("ckptflow")
 
 ASK_EVERY_S = 1.0
@@ -156,9 +158,12 @@ class Notices:
                 if ask():
                     self._tell(Notice(BY_FUNCTION, time.monotonic()))
                     return
-            except BaseException:  # also SystemExit, which would end this thread without a word
+            except BaseException as error:  # also SystemExit, which would end this thread without a word
                 if not has_failed:
-                    logger.exception("the notice function raised; it is asked again, and this is not said again")
+                    logger.error(
+                        "the notice function raised; it is asked again, and this is not said again",
+                        exc_info=for_log(error),
+                    )
                 has_failed = True
             self._closed.wait(ASK_EVERY_S)
 

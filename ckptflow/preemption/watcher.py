@@ -19,6 +19,7 @@ from ckptflow.job.arguments import check_metrics, check_step
 from ckptflow.peers.team import Call, called
 from ckptflow.preemption.notices import Notice, Notices, name_of
 from ckptflow.preemption.pace import Pace
+from ckptflow.storage.credentials import for_log
 
 if TYPE_CHECKING:
     from ckptflow.manager import CheckpointManager
@@ -168,7 +169,7 @@ class PreemptionWatcher:
         try:
             was_saved = self._save(step, metrics, metadata)
         except BaseException as error:
-            logger.error("told to leave: step %d could not be saved: %r", step, error)
+            logger.error("told to leave: step %d could not be saved: %r", step, for_log(error))
             raise
         finally:
             self._stop_clock()

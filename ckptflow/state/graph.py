@@ -30,7 +30,7 @@ from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import Bundle
 from ckptflow.state.children import tracked
-from ckptflow.state.graph_names import Pairs, pair
+from ckptflow.state.graph_names import Pairs, pair, with_trained
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
 from ckptflow.state.per_worker import PerWorker
@@ -94,11 +94,22 @@ def describe(objects: Mapping[str, Any], tree: Tree) -> Described:
 
 
 def described(tree: Tree) -> Described:
-    """The tree's own state, described once for as long as it holds."""
+    """The tree's own state, described once for as long as it holds. Each optimizer has a list of what it trains."""
     found: Described | None = tree.cache.get("described")
     if found is None:
-        found = tree.cache["described"] = describe(tree.state, tree)
+        found = tree.cache["described"] = _with_trained(describe(tree.state, tree), tree)
     return found
+
+
+def _with_trained(found: Described, tree: Tree) -> Described:
+    """Optimizers of tf_keras keep no list of the variables that their lists of slots are for."""
+    by_name = {node: number for number, node in enumerate(found.graph.nodes) if isinstance(node, str)}
+    lists = {}
+    for optimizer in tree.optimizers.values():
+        number = found.numbers.get(id(vars(optimizer.optimizer).get("_optimizer", optimizer.optimizer)), 0)
+        if number and all(name in by_name for name in optimizer.built_for):
+            lists[number] = tuple(by_name[name] for name in optimizer.built_for)
+    return Described(with_trained(found.graph, lists), found.numbers)
 
 
 class _Walk:

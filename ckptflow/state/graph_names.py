@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from ckptflow.format.object_graph import VARIABLE, GraphNode, ObjectGraph, edges, slots_of, tensor_of, values_of
 from ckptflow.state.children import clean, singular, strip_underscores
@@ -15,6 +17,7 @@ MAX_CHARACTERS = 64 * 2**20  # of all names together: a small graph can spell ou
 _MAX_ALIASES = 4
 _OBJECTS, _OPTIMIZERS, _OF_OPTIMIZERS = range(3)  # the order in which names are given
 
+TRAINED, ALL = "_trainable_variables", "_variables"  # an optimizer's lists: what it trains, and its own
 _COUNTERS = frozenset({"_iterations", "iterations", "iter"})
 _RATES = frozenset({"_variables", "_learning_rate", "learning_rate", "decay"})
 _LAYER = re.compile(r"layer(_with_weights)?-\d+")
@@ -105,8 +108,8 @@ class _Namer:
         if "iter" in labels and "iterations" not in labels.values():  # TensorFlow's name for it in a legacy optimizer
             labels["iter"] = "iterations"
         lists = {label: dict(edges(self._nodes[child])) for label, child in children if _is_list(self._nodes[child])}
-        trained = lists.pop("_trainable_variables", {})
-        lists.pop("_variables", None)
+        trained = lists.pop(TRAINED, {})
+        lists.pop(ALL, None)
         found = list(slots_of(self._nodes[number]))
         for label, slots in lists.items():
             if trained and len(slots) == len(trained):
@@ -117,7 +120,7 @@ class _Namer:
             label = path_of_slot(clean(slot), variable, owner)
             self._queues[_OPTIMIZERS].append(_Waiting(child, path, label, owner))
         for label, child in children:
-            is_fallback = label in ("_variables", "_trainable_variables")
+            is_fallback = label in (ALL, TRAINED)
             phase = _OF_OPTIMIZERS if is_fallback else _OPTIMIZERS
             self._queues[phase].append(_Waiting(child, path, labels[label], owner))
 
@@ -158,6 +161,18 @@ def _join(path: str, label: str) -> str:
     return f"{path}/{label}" if path else label
 
 
+def with_trained(graph: ObjectGraph, lists: Mapping[int, tuple[int, ...]]) -> ObjectGraph:
+    """The graph with lists of the variables that optimizers train, by the node of each that has none."""
+    nodes = list(graph.nodes)
+    for number, variables in lists.items():
+        node, children = nodes[number], dict(edges(nodes[number]))
+        if isinstance(node, str) or TRAINED in children or not variables:
+            continue
+        nodes[number] = msgspec.structs.replace(node, children={**children, TRAINED: len(nodes)})
+        nodes.append(GraphNode(children=variables))
+    return msgspec.structs.replace(graph, nodes=tuple(nodes))
+
+
 class Pairs(NamedTuple):
     """What is in two graphs: our node for each of theirs, and our name for each tensor of theirs. `passed_over`: their
     names for what ours has, too, and does not save."""
@@ -177,14 +192,14 @@ def pair(theirs: ObjectGraph, ours: ObjectGraph) -> Pairs:
     Where the one model is called otherwise, or is the root itself, it is found by which of the root's children fits
     best.
     """
-    found = _bind(theirs, ours, 0, 0, _Bound({}, []))
-    if ours.model is not None and ours.model not in found.nodes.values():
-        starts = [0, *(number for _, number in edges(theirs.nodes[0]) if number not in found.nodes)][:_MAX_STARTS]
-        tries = [_bind(theirs, ours, start, ours.model, found) for start in starts]
-        found = max((found, *tries), key=lambda each: len(_names_of(theirs, ours, each.nodes)))
-    bound = found.nodes
-    for their, our in found.optimizers:
-        _bind_slots(theirs, ours, their, our, bound)
+    found = _Binding(theirs, ours)
+    found.follow(0, 0)
+    if ours.model is not None and ours.model not in found.bound.values():
+        starts = [0, *(number for _, number in edges(theirs.nodes[0]) if number not in found.bound)][:_MAX_STARTS]
+        tries = [found.with_start(start, ours.model) for start in starts]
+        found = max((found, *tries), key=lambda each: len(_names_of(theirs, ours, each.bound)))
+    found.follow_optimizers()
+    bound = found.bound
     names = _names_of(theirs, ours, bound)
     passed_over = {
         name
@@ -203,83 +218,156 @@ def _tensors(node: str | GraphNode) -> set[str | None]:
 _MAX_STARTS = 32
 
 
-class _Bound(NamedTuple):
-    """Our node for each of theirs, and the pairs whose slots are bound once all else is."""
+class _Binding:
+    """Which of our nodes each of theirs is.
 
-    nodes: dict[int, int]
-    optimizers: list[tuple[int, int]]
+    The name of an attribute says what an object is. The place in a list of variables says less: the lists of an
+    optimizer begin with another layer where the first was frozen before the model was compiled. So such places are
+    looked at last, when the model was found, and what an optimizer keeps for a variable goes with that variable.
+    """
+
+    def __init__(self, theirs: ObjectGraph, ours: ObjectGraph) -> None:
+        self._graphs = theirs, ours
+        self._theirs, self._ours = theirs.nodes, ours.nodes
+        self.bound: dict[int, int] = {}
+        self._used: set[int] = set()
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._in_lists: deque[tuple[int, int]] = deque()  # variables in the same place of a list
+        self._optimizers: deque[tuple[int, int]] = deque()
+        self._seen: list[tuple[int, int]] = []
+
+    def with_start(self, their: int, our: int) -> _Binding:
+        """A copy that has followed these two as well."""
+        other = _Binding(*self._graphs)
+        other.bound, other._used = dict(self.bound), set(self._used)
+        other._optimizers, other._seen = deque(self._optimizers), list(self._seen)
+        other.follow(their, our)
+        return other
+
+    def follow(self, their: int, our: int) -> None:
+        """Finds all that can be reached from two nodes that are the same, but through optimizers."""
+        self._add(their, our)
+        self._follow()
+
+    def follow_optimizers(self) -> None:
+        """Finds the rest, once all else is found."""
+        while self._optimizers:
+            self._expand_optimizer(*self._optimizers.popleft())
+            self._follow()
+        _bind_slots(*self._graphs, self._seen, self.bound)
+
+    def _follow(self) -> None:
+        while self._waiting or self._in_lists:
+            if self._waiting:
+                self._expand(*self._waiting.popleft())
+            else:
+                self._add_new(*self._in_lists.popleft())
+
+    def _add(self, their: int, our: int) -> None:
+        self.bound[their] = our
+        self._used.add(our)
+        self._waiting.append((their, our))
+
+    def _add_new(self, their: int, our: int) -> None:
+        if their not in self.bound and our not in self._used:
+            self._add(their, our)
+
+    def _expand(self, their: int, our: int) -> None:
+        self._seen.append((their, our))
+        if _is_optimizer(self._theirs[their]) or _is_optimizer(self._ours[our]):
+            self._optimizers.append((their, our))
+            return
+        children = dict(edges(self._ours[our]))
+        for label, number in edges(self._theirs[their]):
+            if label not in children:
+                continue
+            if label.isdecimal() and isinstance(self._theirs[number], str):
+                self._in_lists.append((number, children[label]))
+            elif number not in self.bound:
+                self._add(number, children[label])
+
+    def _expand_optimizer(self, their: int, our: int) -> None:
+        children, others = dict(edges(self._theirs[their])), dict(edges(self._ours[our]))
+        their_lists, our_lists = lists_below(self._theirs, children), lists_below(self._ours, others)
+        trained, to_train = their_lists.pop(TRAINED, {}), our_lists.pop(TRAINED, {})
+        places = self._places(trained, to_train)
+        is_told = bool(trained and to_train)
+        is_same_order = (
+            trained.keys() == to_train.keys() == {place for place, our_place in places.items() if place == our_place}
+        )
+        for label, number in children.items():
+            if label not in others or label == TRAINED:
+                continue
+            slots, our_slots = their_lists.get(label), our_lists.get(label)
+            if slots is None or our_slots is None or (is_same_order if is_told else len(slots) == len(our_slots)):
+                if number not in self.bound:
+                    self._add(number, others[label])
+            elif label != ALL and slots.keys() == trained.keys() and our_slots.keys() == to_train.keys():
+                for place, our_place in places.items():
+                    self._add_new(slots[place], our_slots[our_place])
+
+    def _places(self, trained: Mapping[str, int], to_train: Mapping[str, int]) -> dict[str, str]:
+        """Where in our optimizer's list the variables in theirs are, by their places there.
+
+        Variables that nothing else leads to, as where the model was not saved, are those in the same places, unless one
+        that is known is elsewhere.
+        """
+        by_variable = {number: place for place, number in to_train.items()}
+        there = {place: self.bound[number] for place, number in trained.items() if number in self.bound}
+        known = {place: by_variable.get(number) for place, number in there.items()}
+        if all(place == our_place for place, our_place in known.items()):
+            for place in trained.keys() & to_train.keys() - known.keys():
+                self._add_new(trained[place], to_train[place])
+                if self.bound.get(trained[place]) == to_train[place]:
+                    known[place] = place
+        return {place: our_place for place, our_place in known.items() if our_place is not None}
 
 
-def _bind(theirs: ObjectGraph, ours: ObjectGraph, their: int, our: int, known: _Bound) -> _Bound:
-    bound, optimizers = {**known.nodes, their: our}, list(known.optimizers)
-    waiting = deque([(their, our)])
-    while waiting:
-        their, our = waiting.popleft()
-        optimizers.append((their, our))
-        children = dict(edges(ours.nodes[our]))
-        by_variable = _lists_by_variable(theirs, their, ours, our)
-        for label, number in edges(theirs.nodes[their]):
-            if label in children and number not in bound and label not in by_variable:
-                bound[number] = children[label]
-                waiting.append((number, children[label]))
-    return _Bound(bound, optimizers)
-
-
-def _lists_by_variable(theirs: ObjectGraph, their: int, ours: ObjectGraph, our: int) -> set[str]:
-    """What two optimizers list by the position of the variable that each trains, which is another variable's position
-    where other layers are frozen. An optimizer of tf_keras does not list these: lists of one length may be the same."""
-    there, here = _lists_of(theirs, their), _lists_of(ours, our)
-    if _is_listing(there) and _is_listing(here):
-        return _of_variables(there) & _of_variables(here)
-    return {label for label in there.keys() & here.keys() if len(there[label]) != len(here[label])}
-
-
-def _lists_of(graph: ObjectGraph, number: int) -> dict[str, dict[str, int]]:
-    """The lists that an optimizer has; none for anything else."""
-    node = graph.nodes[number]
-    if isinstance(node, str) or not _is_optimizer(node):
-        return {}
-    return {label: dict(edges(graph.nodes[child])) for label, child in edges(node) if _is_list(graph.nodes[child])}
-
-
-def _is_listing(lists: Mapping[str, Mapping[str, int]]) -> bool:
-    return bool(lists.get(_TRAINED))
-
-
-def _of_variables(lists: Mapping[str, Mapping[str, int]]) -> set[str]:
-    """Which lists of an optimizer of Keras 3 go by its variables; and that of all, of which it has some by name."""
-    return {label for label, each in lists.items() if len(each) == len(lists[_TRAINED]) or label == _ALL}
-
-
-_TRAINED, _ALL = "_trainable_variables", "_variables"
-
-
-def _bind_slots(theirs: ObjectGraph, ours: ObjectGraph, their: int, our: int, bound: dict[int, int]) -> None:
-    """Gives an optimizer's slots to those of the same variables."""
-    slots = {(name, of): slot for name, of, slot in slots_of(ours.nodes[our])}
-    for name, of, number in slots_of(theirs.nodes[their]):
-        slot = slots.get((name, bound.get(of, -1)))
-        if slot is not None:
-            bound.setdefault(number, slot)
-    there, here = _lists_of(theirs, their), _lists_of(ours, our)
-    if not (_is_listing(there) and _is_listing(here)):
-        return
-    taken = set(bound.values())
-    for place, number in there[_TRAINED].items():  # those of no model that is known: by their position
-        if number not in bound and here[_TRAINED].get(place, -1) not in {-1, *taken}:
-            bound[number] = here[_TRAINED][place]
-    places = {number: place for place, number in here[_TRAINED].items()}
-    same = {place: places.get(bound.get(number, -1)) for place, number in there[_TRAINED].items()}
-    is_in_order = len(same) == len(places) and all(place == other for place, other in same.items())
-    for label in _of_variables(there) & _of_variables(here) - {_TRAINED, _ALL}:
-        for place, number in there[label].items():
-            slot = here[label].get(same.get(place) or "")
+def _bind_slots(
+    theirs: ObjectGraph, ours: ObjectGraph, optimizers: Iterable[tuple[int, int]], bound: dict[int, int]
+) -> None:
+    """Gives slots that say which variable they are of to those of the same variable, and the same name."""
+    for their, our in optimizers:
+        slots = {(name, of): slot for name, of, slot in slots_of(ours.nodes[our])}
+        for name, of, number in slots_of(theirs.nodes[their]):
+            slot = slots.get((name, bound.get(of, -1)))
             if slot is not None:
                 bound.setdefault(number, slot)
-    if is_in_order:
-        for place, number in there.get(_ALL, {}).items():
-            if here.get(_ALL, {}).get(place, -1) not in {-1, *bound.values()}:
-                bound.setdefault(number, here[_ALL][place])
+
+
+def bound_by_tensorflow(theirs: ObjectGraph, ours: ObjectGraph, starts: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Our node for each of theirs as TensorFlow itself restores: breadth first, the first edge that comes decides."""
+    bound: dict[int, int] = {}
+    waiting: deque[tuple[int, int]] = deque()
+
+    def add(their: int, our: int) -> None:
+        if their not in bound:
+            bound[their] = our
+            waiting.append((their, our))
+
+    for their, our in starts:
+        add(their, our)
+    seen: list[tuple[int, int]] = []
+    while waiting:
+        their, our = waiting.popleft()
+        seen.append((their, our))
+        children = dict(edges(ours.nodes[our]))
+        for label, number in edges(theirs.nodes[their]):
+            if label in children:
+                add(number, children[label])
+    _bind_slots(theirs, ours, seen, bound)
+    return bound
+
+
+def lists_below(nodes: Sequence[str | GraphNode], children: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """The children of an optimizer that are lists of variables."""
+    lists = {number: dict(edges(nodes[number])) for number in {*children.values()} if _is_list(nodes[number])}
+    of_variables = {
+        number: places
+        for number, places in lists.items()
+        if places and all(isinstance(nodes[each], str) for each in places.values())
+    }
+    return {label: of_variables[number] for label, number in children.items() if number in of_variables}
 
 
 def _names_of(theirs: ObjectGraph, ours: ObjectGraph, bound: dict[int, int]) -> dict[str, str]:

@@ -45,6 +45,15 @@ def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
     return False
 
 
+def for_log(error: BaseException) -> BaseException:
+    """What a log or a traceback may show of an error: itself, or, where it tells a user or a query of a URL, another of
+    its text without, which has its stack and nothing that it was raised from."""
+    if may_be_chained(error, ()):
+        return error
+    shown = RuntimeError(f"{type(error).__name__}: {faults.text_of(error)}")
+    return shown.with_traceback(error.__traceback__)
+
+
 @contextmanager
 def opening(url: str, storage_options: dict[str, Any]) -> Iterator[None]:
     """Whatever a client raises when it is made; what would tell a secret is said without it."""

@@ -30,7 +30,7 @@ def test_the_newest_or_all(runner: Runner, root: str, tmp_path: Path) -> None:
     place = str(tmp_path / "copy")
     ran = runner("copy", root, place, "--json")
     assert (ran.code, ran.err) == (0, "")
-    assert set(ran.json) == {"url", "destination", "checkpoints", "gone"}
+    assert set(ran.json) == {"url", "destination", "checkpoints", "gone", "damaged"}
     (one,) = ran.json["checkpoints"]
     assert set(one) == {"folder", "step", "size_bytes", "sent_bytes"}
     assert one["sent_bytes"] == one["size_bytes"] > 0
@@ -111,6 +111,21 @@ def test_what_is_damaged_is_not_copied(runner: Runner, root: str, tmp_path: Path
     assert ran.code == 1
     assert "copy one that is whole" in ran.err
     assert list_checkpoints(str(tmp_path / "copy")) == []
+
+
+def test_one_that_is_damaged_keeps_no_other_from_being_copied(runner: Runner, root: str, tmp_path: Path) -> None:
+    (shard, *_) = sorted(Path(root, str(Folder(100, 1))).glob("shard-*"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    Path(root, Folder(200, 1).manifest_key).write_bytes(b"{}")
+    ran = runner("copy", root, str(tmp_path / "copy"), "--all", "--json")
+    assert ran.code == 1
+    assert [each["step"] for each in ran.json["checkpoints"]] == [300]
+    assert [each["folder"] for each in ran.json["damaged"]] == [str(Folder(100, 1)), str(Folder(200, 1))]
+    assert shard.name in ran.json["damaged"][0]["problem"]
+    assert [checkpoint.step for checkpoint in list_checkpoints(str(tmp_path / "copy"))] == [300]
+    ran = runner("copy", root, str(tmp_path / "copy"), "--all")
+    assert ran.code == 1
+    assert f"{Folder(100, 1)}  not copied: {shard.name}" in ran.out
 
 
 def test_a_destination_that_keeps_other_bytes_is_not_trusted(root: str, tmp_path: Path) -> None:

@@ -90,10 +90,34 @@ def test_a_broken_promise_is_told_in_words(runner: Runner, tmp_path: Path, monke
     ran = runner("doctor", str(tmp_path), *SMALL)
     assert ran.code == 1
     assert "BROKEN" in ran.out
-    assert "do not keep checkpoints here" in ran.out
+    assert "do not keep checkpoints here" not in ran.out
+    assert "3 of" in ran.out
+    assert "work for one job at a time" in ran.out
+    assert "If-None-Match" in ran.out
     line = next(line for line in ran.out.splitlines() if "create leaves what is there" in line)
     assert line.startswith("BROKEN")
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_breaks_more_than_creates_is_no_place(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worse(LocalStore):
+        """Takes create for put, and keeps what is deleted."""
+
+        def create(self, key: str, data: memoryview) -> None:
+            self.put(key, data)
+
+        def delete(self, keys: Any) -> None:
+            if "bench" in self.url and not any("delete" in key or key in ("a", "b") for key in keys):
+                super().delete(keys)
+
+    asked = {name: test for name, test in doctor.promises(StoreContract).items() if name in FEW}
+    monkeypatch.setattr(doctor, "promises", lambda contract: dict(asked))
+    monkeypatch.setattr(stores, "open_store", lambda url, options=None: Worse(url))
+    ran = runner("doctor", str(tmp_path), *SMALL)
+    assert ran.code == 1
+    assert "do not keep checkpoints here" in ran.out
 
 
 def test_what_cannot_be_reached_has_broken_no_promise(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,6 +224,29 @@ def test_a_file_that_is_swapped_after_the_check(
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5", "weights.h5"])
+def test_weights_that_are_swapped_after_the_check(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What HDF5 would die of, in the process that asks, came after another one had read the file."""
+    from ckptflow.interop import keras_weights
+
+    def make() -> Any:
+        model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])
+        model.compile("adam", "mse")
+        return model
+
+    path, model = tmp_path / f"m.{suffix}", make()
+    (model.save_weights if suffix == "weights.h5" else model.save)(path)
+    monkeypatch.setattr(keras_weights, "check_survives", lambda _: path.write_bytes(b"\x89HDF\r\n\x1a\n" * 9))
+    again = make()
+    import_model(path, tmp_path / "run", model=again)
+    np.testing.assert_array_equal(again.layers[0].kernel, model.layers[0].kernel)
+    assert path.read_bytes() == b"\x89HDF\r\n\x1a\n" * 9
+    assert str(path) in caplog.text  # of the learning rate, which no file of tf_keras's has
+    assert "ckptflow-copy" not in caplog.text
+
+
 def test_errors_name_the_file_and_not_its_copy(tmp_path: Path) -> None:
     path = tmp_path / "m.h5"
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"x" * 100)

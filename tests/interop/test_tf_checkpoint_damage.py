@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 import ckptflow
 from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
-from ckptflow.interop import commit_tensors
+from ckptflow.interop import commit_tensors, probe
+from ckptflow.interop.importing import import_model
 from ckptflow.interop.tensor_bundle import GRAPH_KEY
 from ckptflow.interop.tf_checkpoint import find_prefix, read_bundle, restore_objects
 from ckptflow.state import graph_names
@@ -200,3 +203,25 @@ def test_a_shape_that_the_data_cannot_fill_takes_no_memory(tmp_path: Path) -> No
     )  # fmt: skip
     with pytest.raises(CorruptCheckpointError, match="cut short"):
         read_bundle(str(tmp_path / "huge"))
+
+
+@pytest.mark.parametrize("how", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_opened(
+    how: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a pipe takes for ever, in whatever process."""
+    model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])
+    model.save(tmp_path / "saved", save_format="tf")
+    prefix = tf.train.Checkpoint(model=model).write(str(tmp_path / "stock"))
+    monkeypatch.setattr(probe, "check", lambda *_, **__: pytest.fail("a process would have opened it"))
+    names = ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables/variables.data-00000-of-00001")
+    for path in [*(tmp_path / "saved" / name for name in names), Path(f"{prefix}.data-00000-of-00001")]:
+        kept = path.rename(tmp_path / "kept")
+        how(path)
+        if path.name == "saved_model.pb":
+            path.with_suffix(".pbtxt").write_text("")  # else it is no SavedModel
+        with pytest.raises(CorruptCheckpointError, match=f"{path.name} is not a file"):
+            import_model(prefix if path.parent == tmp_path else tmp_path / "saved", tmp_path / "run")
+        path.unlink() if how is os.mkfifo else path.rmdir()
+        kept.rename(path)
+        path.with_suffix(".pbtxt").unlink(missing_ok=True)

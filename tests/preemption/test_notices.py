@@ -170,11 +170,12 @@ def test_a_function_is_asked_until_it_says_yes(
 ) -> None:
     monkeypatch.setattr(notices, "ASK_EVERY_S", 0.01)
     asked: list[str] = []
+    secret = "PLAN" + "TED"  # a stack shows the lines of this file
 
     def ask() -> bool:
         asked.append(threading.current_thread().name)
         if len(asked) < 4:
-            raise ConnectionError("no answer")
+            raise ConnectionError(f"no answer from http://me:{secret}@host/?key={secret}")
         return len(asked) == 6
 
     with listening(signal.SIGTERM, ask=ask) as (heard, told):
@@ -186,6 +187,7 @@ def test_a_function_is_asked_until_it_says_yes(
         assert [notice.by for notice, _ in told] == [BY_FUNCTION]
     assert asked == ["ckptflow-notice"] * 6
     assert ["no answer" in (record.exc_text or str(record.exc_info)) for record in caplog.records] == [True]
+    assert secret not in caplog.text
 
 
 def test_a_function_that_hangs_keeps_no_signal_back() -> None:

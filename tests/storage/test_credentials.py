@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ckptflow.errors import StorageError
+from ckptflow.job import background
 from ckptflow.storage import faults
-from ckptflow.storage.credentials import secrets_of, tells_secrets
+from ckptflow.storage.credentials import for_log, secrets_of, tells_secrets
 from ckptflow.storage.raw import raw_client
 from ckptflow.storage.store import open_store
 
@@ -142,3 +143,26 @@ def test_what_a_measurement_meets_is_told_like_any_error() -> None:
         raw = raw_client(open_store("s3://bucket/run", {**options, "client": client}))
         with pytest.raises(StorageError, match="s3://bucket/run/k: cannot write"):
             raw.put("k", memoryview(b"x"))
+
+
+def test_what_a_log_shows_of_an_error() -> None:
+    plain = OSError("Connection refused by https://host.org:9000/bucket/key")
+    assert for_log(plain) is plain
+    try:
+        try:
+            raise OSError("https://me:PLANTED@host/x")
+        except OSError as error:
+            raise ValueError("no") from error
+    except ValueError as error:
+        shown = for_log(error)
+    assert str(shown) == "ValueError: no"
+    assert "PLANTED" not in "".join(traceback.format_exception(shown))
+    assert "test_what_a_log_shows" in "".join(traceback.format_exception(shown))
+
+
+def test_a_failure_in_the_background_tells_no_secret() -> None:
+    failure = background._as_failure(RuntimeError("a panic at https://host/key?X-Amz-Signature=PLANTED"))
+    assert "a panic at https://host/key?***" in str(failure)
+    assert "PLANTED" not in "".join(traceback.format_exception(failure))
+    plain = RuntimeError("a panic")
+    assert background._as_failure(plain).__cause__ is plain

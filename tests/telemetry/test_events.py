@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
@@ -180,6 +181,23 @@ def test_a_hook_that_raises_is_logged_and_told_again(tmp_path: Path, caplog: pyt
     logged = [record for record in caplog.records if "planted" in record.getMessage()]
     assert len(logged) == 4
     assert [record.exc_info is not None and bool(record.exc_info) for record in logged] == [True, False, False, False]
+
+
+def test_what_a_hook_says_of_a_url_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "PLAN" + "TED"  # a stack shows the lines of this file
+
+    def post(event: Event) -> None:
+        try:
+            raise ConnectionError(f"no answer from https://me:{secret}@host/hook")
+        except ConnectionError as error:
+            raise RuntimeError(f"https://host/hook?token={secret} refused") from error
+
+    with CheckpointManager(tmp_path, {"m": Weights()}, on_event=functools.partial(post)) as manager:
+        manager.save(1)
+    assert "RuntimeError: https://host/hook?*** refused" in caplog.text
+    assert "in post" in caplog.text  # the stack is there
+    assert secret not in caplog.text
+    assert not any(secret in repr(record.exc_info) for record in caplog.records)
 
 
 def test_one_that_hangs_is_left_behind_with_a_word(
