@@ -46,7 +46,7 @@ class Ckptflow(OnVariables):
 
     def __init__(self, point: Point) -> None:
         import ckptflow
-        from ckptflow import manager
+        from ckptflow.job import session
 
         super().__init__(point)
         stores: list[Counted] = []
@@ -55,7 +55,7 @@ class Ckptflow(OnVariables):
             stores.append(Counted(open_store(url, storage_options, tell)))
             return stores[-1]
 
-        vars(manager)["open_store"] = open_counted  # requests are counted where the manager makes them
+        vars(session)["open_store"] = open_counted  # requests are counted where the manager makes them
         options = {**point.options, **({"client": self.client} if self.client else {})}
         self._manager = ckptflow.CheckpointManager(
             f"{point.url}/run",
