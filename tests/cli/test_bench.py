@@ -112,7 +112,15 @@ def test_a_folder_that_cannot_be_written(runner: Runner, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ended_it_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    command = [sys.executable, "-c", "from ckptflow.cli import main; main()", "bench", str(tmp_path), "--seconds", "3600"]
+    command = [
+        sys.executable,
+        "-c",
+        "from ckptflow.cli import main; main()",
+        "bench",
+        str(tmp_path),
+        "--seconds",
+        "3600",
+    ]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     try:
