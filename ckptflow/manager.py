@@ -26,12 +26,12 @@ class CheckpointManager:
     """Saves the state in the background and brings back the newest valid checkpoint.
 
     Guarantees. A save that was acknowledged (`PendingCheckpoint.result()` on the coordinator, `wait`, leaving the
-    block) is durable and is what the next life of the job restores, or something that builds on it. A save that failed
+    block) is durable and is what the next run attempt restores, or something that builds on it. A save that failed
     is raised at the next `save`, `wait` or close, and leaves older checkpoints untouched. A restore gives every tensor
     bit for bit as it was saved, or raises. Of two jobs on one root the older one is told by `FencedError`.
 
     Under a multi-worker strategy every worker makes a manager, and calls `restore*`, `save`, `wait` and `close` at the
-    same points of its program, as with any collective. All calls come from the thread that made the manager.
+    same points of its program, in the same order. All calls come from the thread that made the manager.
 
     Args:
         url: the root of one run: a folder, or `s3://…`, `gs://…`, `memory://…`, any fsspec URL.
@@ -93,6 +93,7 @@ class CheckpointManager:
             verify_replicas,
             concurrency,
         )
+        # What ckptflow's own callbacks and watcher work with. Not for programs: it changes without notice.
         self.session = Session(
             url,
             state,

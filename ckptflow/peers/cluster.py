@@ -107,12 +107,12 @@ class Cluster:
 
     def _gather(self, message: bytes, call: str) -> list[bytes]:
         number = next(_rounds)
-        limit_s, hint = self.peer_timeout_s, ""
-        if not self._has_met.is_set():
-            limit_s = min(limit_s, self.arrival_timeout_s)
+        limit_s, hint = self.peer_timeout_s, f", within peer_timeout_s={self.peer_timeout_s:g}"
+        if not self._has_met.is_set() and self.arrival_timeout_s < limit_s:
+            limit_s = self.arrival_timeout_s
             hint = (
-                ": every worker has to make a CheckpointManager, and to call restore_latest, restore, save, wait and "
-                "close at the same points as the others"
+                f", within commit_timeout_s={limit_s:g}: every worker has to make a CheckpointManager, and to call "
+                "restore_latest, restore, save, wait and close at the same points as the others"
             )
         topic = f"ckptflow/round/{number}"
         texts = self._messages.gather(topic, message, call, limit_s=limit_s, hint=hint)

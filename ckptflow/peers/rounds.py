@@ -77,7 +77,7 @@ class Rounds:
         """Every worker's message, in the order of workers, on every worker. A topic serves once.
 
         Raises `PeerError` with the names of those who have ended, do not answer, or have not come within `limit_s`;
-        `hint` then says more. Others can still be reached afterwards.
+        `hint` then says which limit that is, and what to do. Others can still be reached afterwards.
         """
         started = time.monotonic()
         signs = Signs(self._post, CALLS, started)
@@ -307,7 +307,7 @@ class _Wait:
         late = [worker for worker in missing if now - seen[worker] >= self.limit_s]
         if late:
             self._raise_if_given_up()
-            raise PeerError(f"{self._text(late)}, within peer_timeout_s={self.limit_s:g}{self.hint}")
+            raise PeerError(f"{self._text(late)}{self.hint}")
 
     def _find_missing(self) -> list[int]:
         """Who has left no message; worker 0 if not even our own can be found, since they are all there."""
