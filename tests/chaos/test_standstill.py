@@ -1,4 +1,4 @@
-"""One of three workers stands still, at any moment: the others say who, end, and lose nothing."""
+"""One of three workers stands still, at any moment: the others are told, end, and lose nothing."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ LONG = 200
 AT_ONCE = 3  # they wait most of the time
 
 
-def run_all(folder: Path, numbers: Iterable[int]) -> tuple[float, list[str]]:
-    """How long the slowest worker took to end, and what was broken."""
+def run_all(folder: Path, numbers: Iterable[int]) -> list[Trial]:
+    """The trials of these numbers, each run."""
     trials = [Trial(folder / str(number), number) for number in numbers]
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(Trial.run, trials))
-    return max(trial.slowest_s for trial in trials), [text for trial in trials for text in trial.broken]
+    return trials
 
 
 def test_a_worker_stands_still(tmp_path: Path) -> None:
-    _, broken = run_all(tmp_path, SHORT)
+    """The others end, with an error, and nothing is lost. Whom they name is counted below: rarely it is another."""
+    broken = [text for trial in run_all(tmp_path, SHORT) for text in trial.broken]
     assert not broken, "\n".join(broken)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 def test_a_worker_stands_still_at_any_moment(tmp_path: Path, note: Note) -> None:
-    slowest_s, broken = run_all(tmp_path, range(LONG))
-    note(
-        "a worker of three stands still",
-        LONG,
-        f"{len(broken)} broken promises; the slowest ended after {slowest_s:.0f} s",
-    )
-    assert not broken, "\n".join(broken)
+    trials = run_all(tmp_path, range(LONG))
+    slowest_s = max(trial.slowest_s for trial in trials)
+    broken = [text for trial in trials for text in trial.broken]
+    misnamed = [text for trial in trials for text in trial.misnamed]
+    result = f"{len(broken)} broken promises, {len(misnamed)} told of another; slowest after {slowest_s:.0f} s"
+    note("a worker of three stands still", LONG, result)
+    assert not broken + misnamed, "\n".join(broken + misnamed)
