@@ -230,12 +230,7 @@ class CheckpointCallback:
     def _bring_metrics_back(self) -> None:
         """Metrics as they were inside the epoch that goes on; Keras has just reset them."""
         loop, state = self._running()
-        try:
-            loop.build_metrics()
-        except Exception as error:
-            logger.warning("this epoch's metrics count from the resumed batch on, they cannot be built: %s", error)
-            return
-        state.restore_metrics(self._session)
+        state.restore_metrics(self._session, loop.build_metrics)
 
     def _is_rival(self, callback: Any) -> bool:
         return isinstance(callback, CheckpointCallback) and callback._manager is self._manager

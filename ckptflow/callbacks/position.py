@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,9 +128,12 @@ class FitState(Trackable):  # type: ignore[misc]
         self._restored = restored.folder
 
         def read() -> tuple[dict[str, Any], bool]:
-            return _read(session, restored.folder), True
+            found = _read(session, restored.folder)
+            return found, bool(found)
 
-        found, _ = session.agree_on(Call.READ_POSITION, read)
+        found, are_found = session.agree_on(Call.READ_POSITION, read)
+        if not all(are_found):  # pruned in between: workers that begin at different places never meet again
+            found = {}
         self._loaded = found
         position = found.get("position")
         self.position = Position(**position) if position else None
@@ -147,16 +151,28 @@ class FitState(Trackable):  # type: ignore[misc]
         others.restore(loaded.get("callbacks", {}), loaded.get("packed", np.zeros(0, np.uint8)))
         return Start(self.now.epoch, self.now.batch, loaded.get("counters"), loaded.get("input"))
 
-    def restore_metrics(self, session: Session) -> None:
-        """The variables of metrics as in the checkpoint of `position`: Keras has reset them since. Called by all."""
+    def restore_metrics(self, session: Session, build: Callable[[], None]) -> None:
+        """Metrics' variables, which `build` makes, as in the checkpoint of `position`: Keras has reset them since.
+
+        Called by all workers. Where one of them cannot build them, all leave them as they are, with a warning.
+        """
         folder = self._restored
+
+        def try_to_build() -> bool:
+            try:
+                build()
+            except Exception as error:
+                logger.warning("this epoch's metrics count from the resumed batch on, they cannot be built: %s", error)
+                return False
+            return True
 
         def read() -> bool:
             if folder is not None:
                 session.restore_metrics(folder)
             return True
 
-        session.agree(Call.READ_METRICS, read)
+        if all(session.agree(Call.BUILD_METRICS, try_to_build)):
+            session.agree(Call.READ_METRICS, read)
 
 
 def _read(session: Session, folder: Folder) -> dict[str, Any]:

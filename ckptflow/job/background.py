@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import FrameType, TracebackType
 from typing import TypeVar
 
@@ -21,15 +21,14 @@ logger = logging.getLogger("ckptflow")
 SaveFuture = Future[Checkpoint | None]
 Acknowledge = Callable[[Checkpoint | None], None]
 _Result = TypeVar("_Result")
-_SLICE_S = 1.0  # of waiting
 
 
 class Background:
     """Runs saves one after another in one thread; keeps the newest failure until it has been raised to the program."""
 
-    def __init__(self, while_waiting: Callable[[], None] = lambda: None) -> None:
-        """`while_waiting` is called now and then, on the waiting thread, while a save is waited for."""
-        self._while_waiting = while_waiting
+    def __init__(self, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """`waiting()` is open for as long as the calling thread waits for saves."""
+        self._waiting = waiting
         self._thread = ThreadPoolExecutor(1, "ckptflow-save")
         self._begun = 0  # how many saves were handed over
         self._settled = 0  # how many of them have been waited for
@@ -47,10 +46,9 @@ class Background:
         """Waits until every save that was handed over has ended, also those that a signal's handler adds meanwhile."""
         while self._settled < self._begun:
             begun = self._begun
-            with contextlib.suppress(RuntimeError):  # no more is taken: the thread has ended, all saves with it
-                over = self._thread.submit(_nothing)  # one thread, first come first served
-                while not wait([over], _SLICE_S).done:
-                    self._while_waiting()
+            # No more is taken, RuntimeError: the thread has ended, all saves with it.
+            with self._waiting(), suppress(RuntimeError):
+                self._thread.submit(_nothing).result()  # one thread, first come first served
             self._settled = begun
 
     def raise_failure(self, *, only_fenced: bool = False) -> None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ckptflow")
 
-_SLICE_S = 1.0  # of waiting
-
 
 class Incarnation:
     """What `start` began. `last_step` is the newest that it restored or saved; steps do not fall below it."""
@@ -39,7 +37,6 @@ class Incarnation:
         background: Background,
         live: LiveState,
         commit_timeout_s: float,
-        while_waiting: Callable[[], None],
     ) -> None:
         self.start = start
         self.last_step = start.restored.checkpoint.step if start.restored else -1
@@ -47,7 +44,6 @@ class Incarnation:
         self._background = background
         self._live = live
         self._commit_timeout_s = commit_timeout_s
-        self._while_waiting = while_waiting
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
@@ -97,8 +93,7 @@ class Incarnation:
             metadata = to_json(checkpoint.metadata, "metadata")
             metrics = dict(checkpoint.metrics)
             pending = self.save(checkpoint.step, snapshot, metrics, metadata, watch=Stopwatch(), prune=False)
-            while not pending.wait(_SLICE_S):
-                self._while_waiting()
+            pending.wait()
             if (error := pending.exception()) is not None:
                 raise error
             return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ckptflow.commit.sameness import checksum
 from ckptflow.format.layout import Folder, parse_folder
@@ -35,7 +35,6 @@ class Loading:
         store: Store,
         pool: BufferPool,
         threads: int | None,
-        show_progress: Callable[[], None],
         *,
         partial: bool,
         rename: Rename | None,
@@ -44,7 +43,6 @@ class Loading:
         self._store = store
         self._pool = pool
         self._threads = threads
-        self._show_progress = show_progress
         self._partial = partial
         self._rename = rename
         self._checked: tuple[Manifest, Restore] | None = None
@@ -106,5 +104,4 @@ class Loading:
             self._pool,
             only_verify=only_verify,
             threads=self._threads,
-            advance=self._show_progress,
         )

@@ -112,9 +112,8 @@ class Session:
             logger.warning(NOT_EXCLUSIVE, self.store.url)
         self.summaries = Summaries(self.store)
         self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
-        self._background = Background(self.show_progress)
+        self._background = Background(lambda: self.cluster.working("the saves under way"))
         self.calls = Calls(self._background, read_only=read_only)
-        self._shown = 0
         self._incarnation: Incarnation | None = None
 
     # What a call of the manager is
@@ -194,12 +193,6 @@ class Session:
     def restore_metrics(self, folder: Folder) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
         self.live.restore_metrics(self.store, folder, self._pool, self._concurrency)
-
-    def show_progress(self) -> None:
-        """Tells those who may wait for this worker that its storage calls come to an end, if one did since."""
-        if self.store.finished != self._shown:
-            self._shown = self.store.finished
-            self.cluster.still_here("its storage")
 
     # Inside
 
@@ -282,9 +275,7 @@ class Session:
     def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
         partial, rename = how if how is not None else (False, None)
-        loading = Loading(
-            self.live, self.store, self._pool, self._concurrency, self.show_progress, partial=partial, rename=rename
-        )
+        loading = Loading(self.live, self.store, self._pool, self._concurrency, partial=partial, rename=rename)
         return Resume(
             self.store,
             self.cluster,
@@ -325,9 +316,7 @@ class Session:
             software=software_versions(),
             tell=self._hooks.tell,
         )
-        self._incarnation = Incarnation(
-            start, saver, self._background, self.live, self._commit_timeout_s, self.show_progress
-        )
+        self._incarnation = Incarnation(start, saver, self._background, self.live, self._commit_timeout_s)
         return self._incarnation
 
     def _leave_by(self, error: BaseException) -> None:

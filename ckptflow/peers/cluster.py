@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,8 @@ import tensorflow as tf
 
 from ckptflow.errors import PeerError, UsageError
 from ckptflow.peers import service
-from ckptflow.peers.rounds import CALLS, STORAGE, Rounds
+from ckptflow.peers.progress import CALLS, STORAGE
+from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Peer, Watch
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
 
@@ -24,6 +26,15 @@ logger = logging.getLogger("ckptflow")
 
 # Workers meet in the same order everywhere, whichever managers they meet for: this counts for the whole process.
 _rounds = itertools.count()
+
+
+@dataclass
+class _Now:
+    """What changes in the course of a job."""
+
+    has_met: bool = False
+    lost: PeerError | None = None  # what ended the exchanges
+    doing: str = ""  # what this worker does for the others, on the main thread
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Cluster:
     peers: tuple[Peer, ...] = ()
     peer_timeout_s: float = math.inf
     arrival_timeout_s: float = math.inf
-    _has_met: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+    _now: _Now = field(default_factory=_Now, compare=False, repr=False)
 
     @property
     def is_chief(self) -> bool:
@@ -58,7 +69,7 @@ class Cluster:
         Raises:
           UsageError: not on the main thread, or inside a replica or a tf.function.
           PeerError: another worker has ended, does not answer, or has not come in time; it is named. Local work is
-            still possible afterwards, another exchange is not.
+            still possible afterwards, another exchange is not: it raises the same at once.
         """
         if self.world_size == 1:
             return [message]
@@ -68,28 +79,41 @@ class Cluster:
             raise UsageError(
                 "workers cannot talk to one another inside a tf.function or strategy.run: call it between steps"
             )
+        if self._now.lost is not None:
+            raise PeerError(f"{self._now.lost}; {call} cannot be done without it") from self._now.lost
         try:
             found = self._gather(message, call) if service.is_there() else self._reduce(message)
         except PeerError as error:
-            raise PeerError(f"worker {self.worker} of {self.world_size}: {error}") from error
-        self._has_met.set()
+            self._now.lost = PeerError(f"worker {self.worker} of {self.world_size}: {error}")
+            raise self._now.lost from error
+        except BaseException as error:  # as Ctrl-C: the others may wait in this exchange for ever
+            left = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
+            self._now.lost = PeerError(left)
+            raise
+        self._now.has_met = True
         return found
 
-    def still_here(self, doing: str) -> None:
-        """Says that this worker makes progress, so that those who wait for it go on waiting. On the main thread."""
-        if self.world_size > 1 and service.is_there():
-            self._messages.show_progress(CALLS, doing)
+    @contextlib.contextmanager
+    def working(self, doing: str) -> Iterator[None]:
+        """While it is open, each request to the storage that ends is progress to those who wait for this worker."""
+        before, self._now.doing = self._now.doing, doing
+        try:
+            yield
+        finally:
+            self._now.doing = before
 
     def storage_goes_on(self) -> None:
         """Says that a request to the storage came to an end. From any thread, as often as one does."""
         if self.world_size > 1 and service.is_there():
             self._messages.show_progress(STORAGE, "")
+            if self._now.doing:
+                self._messages.show_progress(CALLS, self._now.doing)
 
     def find_lost(self, workers: Sequence[int], started: float) -> dict[int, str]:
         """Those of these workers that have ended, do not answer, or whose storage shows no progress for
         `peer_timeout_s`, and which of these; waited for since `started` (by `time.monotonic`). From any thread.
         """
-        lost = {worker: answer.value for worker, answer in self._watch.find_gone(workers).items()}
+        lost = {worker: answer.value for worker, answer in self._watch.find_gone(workers, started).items()}
         if service.is_there():
             idle = self._messages.find_idle(workers, started)
             lost |= {
@@ -108,7 +132,7 @@ class Cluster:
     def _gather(self, message: bytes, call: str) -> list[bytes]:
         number = next(_rounds)
         limit_s, hint = self.peer_timeout_s, f", within peer_timeout_s={self.peer_timeout_s:g}"
-        if not self._has_met.is_set() and self.arrival_timeout_s < limit_s:
+        if not self._now.has_met and self.arrival_timeout_s < limit_s:
             limit_s = self.arrival_timeout_s
             hint = (
                 f", within commit_timeout_s={limit_s:g}: every worker has to make a CheckpointManager, and to call "
@@ -124,7 +148,7 @@ class Cluster:
         """By collectives of the strategy: how long the messages are, and then the messages."""
         if self.strategy is None:
             raise UsageError("DTensor clients reach one another through TensorFlow's coordination service alone")
-        if not self._has_met.is_set():
+        if not self._now.has_met:
             logger.info("no coordination service: a worker that makes no CheckpointManager is waited for without limit")
         sizes = [int(row[0]) for row in self._sum_rows(np.asarray([len(message)]))]
         padded = np.zeros(max(sizes), np.int64)

@@ -2,62 +2,67 @@
 
 Worker 0 gathers the messages and publishes them, so that a round costs each of the others one write and one read.
 Whoever waits tells after 15 s who is missing and in which call, asks whether they are there, and gives up at `limit_s`.
+How a round ends is one text, written once: all messages, or why somebody gave up. The first one stays, for all.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
-import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 import msgspec
 
 from ckptflow.errors import PeerError
+from ckptflow.peers.progress import CALLS, STORAGE, Marks, Signs, UnreachableError
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch
 
 logger = logging.getLogger("ckptflow")
 
 _SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
-_LOOK_S = 0.001  # for a text that is there or not
+_SHORTEST_LOOK_S = 0.001  # for a text that is there or not
+_LOOK_IN_READS = 20  # times what it takes to read one that is there: then one that does not come is not there
+_LONGEST_LOOK_S = 1.0
+_LOOK_AGAIN_S = 0.25  # before somebody is named
+_LOOKS_S = 2.0  # for all those who are looked for again, together
 _SAY_AFTER_S = (15.0, 60.0, 300.0, 1200.0)
 _SAY_EVERY_S = 3600.0  # after those
-_ASKED_BY_OTHERS = 8  # workers that one which is not worker 0 asks: of a thousand, each asking all would be too much
-_LOOKS_IN_LIMIT = 4  # for signs of progress: what is there at the first look may be old
-_MARKS_IN_LIMIT = 8  # signs of progress that fit into the time after which a worker is given up
-_MAX_MARK_S = 60.0
+_ASKED_OF_MANY = 8  # workers that are asked besides: of a thousand, each asking all would be too much
+_LOOKS_IN_LIMIT = 4  # for signs of progress, the first of them early
 _NAMED = 8
-_mark_numbers = itertools.count()
+_TASK = re.compile(r"/job:\w+(?:/replica:\d+)?/task:\d+")
 
 
-class UnreachableError(Exception):
-    """The process that keeps the texts has ended, or does not answer."""
+class Put(Enum):
+    """What became of a text that was to be written."""
+
+    WRITTEN = "written"
+    EXISTED = "there was one, and it stays"
+    UNKNOWN = "it may be written later"
 
 
 class Post(Protocol):
-    """Where texts are left, as in `peers.service.Service`. A key is written once. Raises `UnreachableError`."""
+    """Where texts are left, as in `peers.service.Service`. Each of these may raise `UnreachableError`.
 
-    def put(self, key: str, text: str, timeout_s: float) -> bool: ...
+    `put` writes a key once. `get` is for what is waited for, asked again and again; `look` for what is there or not.
+    """
+
+    def put(self, key: str, text: str, timeout_s: float) -> Put: ...
     def get(self, key: str, timeout_s: float) -> str | None: ...
+    def look(self, key: str, timeout_s: float) -> str | None: ...
+    def replace(self, key: str, text: str) -> None: ...
     def forget(self, key: str) -> None: ...
 
 
-class _Published(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What worker 0 has gathered, or why it could not."""
+class _End(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a round ended: every worker's message, or why somebody gave up."""
 
     texts: list[msgspec.Raw] = []
     problem: str = ""
-
-
-class _Mark(msgspec.Struct, frozen=True):
-    """A sign of progress."""
-
-    number: int
-    doing: str
 
 
 class Rounds:
@@ -70,39 +75,30 @@ class Rounds:
         self._peers = peers
         self._watch = watch
         self._limit_s = limit_s
-        self._marked_at: dict[str, float] = {}
-        self._signs = Signs(post, CALLS, 0.0)
+        self._marks = Marks(post, worker, limit_s)
+        self._storage_signs = Signs(post, STORAGE, 0.0, limit_s)
 
     def gather(self, topic: str, message: bytes, call: str, *, limit_s: float, hint: str = "") -> list[bytes]:
         """Every worker's message, in the order of workers, on every worker. A topic serves once.
 
         Raises `PeerError` with the names of those who have ended, do not answer, or have not come within `limit_s`;
-        `hint` then says which limit that is, and what to do. Others can still be reached afterwards.
+        `hint` then says which limit that is, and what to do. If it does so on one worker it does on all that come, but
+        for those that cannot reach worker 0.
         """
         started = time.monotonic()
-        signs = Signs(self._post, CALLS, started)
+        signs = Signs(self._post, CALLS, started, limit_s)
         wait = _Wait(self._post, self._watch, signs, self._worker, self._peers, topic, call, limit_s, hint, started)
-        wait.send(message.decode())
-        if self._worker:
-            try:
-                published = msgspec.json.decode(wait.receive("all", [0]), type=_Published)
-            except PeerError as error:
-                wait.give_up(error)
-                raise
-            except msgspec.DecodeError as error:
-                raise PeerError(f"worker 0's message in {call} cannot be read: {error}") from error
-            if published.problem:
-                raise PeerError(published.problem)
-            return [bytes(text) for text in published.texts]
-        count = len(self._peers)
         try:
-            others = [_checked(wait.receive(str(n), range(n, count)), n, call) for n in range(1, count)]
+            wait.send(message.decode())
+            end = wait.receive_end() if self._worker else wait.publish(_End(texts=self._collect(wait, message)))
         except PeerError as error:
-            wait.publish(_Published(problem=str(error)))
-            raise
-        texts = [message, *others]
-        wait.publish(_Published(texts=[msgspec.Raw(text) for text in texts]))
-        return texts
+            found = wait.give_up(error)
+            if found is None:
+                raise
+            end = found
+        if end.problem:
+            raise PeerError(end.problem)
+        return [bytes(text) for text in end.texts]
 
     def forget(self, topic: str) -> None:
         """Deletes what was gathered. Only when all workers are known to have read it."""
@@ -110,65 +106,24 @@ class Rounds:
 
     def show_progress(self, kind: str, doing: str) -> None:
         """Leaves a sign of progress for those who wait for this worker; seldom, however often it is called."""
-        now = time.monotonic()
-        if now - self._marked_at.get(kind, -math.inf) < min(self._limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S):
-            return
-        self._marked_at[kind] = now
-        key = _mark_key(kind, self._worker)
-        try:
-            self._post.forget(key)
-            self._post.put(key, msgspec.json.encode(_Mark(next(_mark_numbers), doing)).decode(), 0.0)
-        except UnreachableError as error:
-            logger.debug("no sign of progress can be left: %s", error)
+        self._marks.leave(kind, doing)
 
     def find_idle(self, workers: Sequence[int], started: float) -> list[int]:
         """Those of these workers whose storage has shown no progress for `limit_s`, waited for since `started`."""
         now = time.monotonic()
-        if self._signs.started != started:
-            self._signs = Signs(self._post, STORAGE, started)
-        if now - self._signs.looked < self._limit_s / _LOOKS_IN_LIMIT:
+        signs = self._storage_signs
+        if signs.started != started:
+            signs = self._storage_signs = Signs(self._post, STORAGE, started, self._limit_s)
+        elif now - signs.looked < self._limit_s / _LOOKS_IN_LIMIT:
             return []
-        seen = self._signs.look(workers, now)
+        seen = signs.look(workers, now)
         return [worker for worker in workers if now - seen[worker] >= self._limit_s]
 
-
-CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
-
-
-def _mark_key(kind: str, worker: int) -> str:
-    return f"ckptflow/progress/{kind}/{worker}"
-
-
-class Signs:
-    """The signs of progress of other workers, as seen by one that has waited since `started`."""
-
-    def __init__(self, post: Post, kind: str, started: float) -> None:
-        self.started = self.looked = started
-        self.doing: dict[int, str] = {}
-        self._post = post
-        self._kind = kind
-        self._seen: dict[int, tuple[int, float]] = {}  # the newest of each, and when it came
-
-    def look(self, workers: Sequence[int], now: float) -> dict[int, float]:
-        """When each of these workers has last shown progress, as far as looks like this one tell."""
-        self.looked = now
-        for worker in workers:
-            text = self._text(worker)
-            if text is None:
-                continue
-            mark = msgspec.json.decode(text, type=_Mark)
-            self.doing[worker] = mark.doing
-            if worker not in self._seen:  # it may be of an earlier wait: only what comes from now on counts
-                self._seen[worker] = mark.number, self.started
-            elif self._seen[worker][0] != mark.number:
-                self._seen[worker] = mark.number, now
-        return {worker: self._seen[worker][1] if worker in self._seen else self.started for worker in workers}
-
-    def _text(self, worker: int) -> str | None:
-        try:
-            return self._post.get(_mark_key(self._kind, worker), _LOOK_S)
-        except UnreachableError:
-            return None
+    def _collect(self, wait: _Wait, message: bytes) -> list[msgspec.Raw]:
+        """All messages, on worker 0."""
+        count = len(self._peers)
+        others = [_checked(wait.receive(str(n), range(n, count)), n, wait.call) for n in range(1, count)]
+        return [msgspec.Raw(text) for text in (message, *others)]
 
 
 def say_at() -> Iterator[float]:
@@ -201,6 +156,8 @@ class _Wait:
     def __post_init__(self) -> None:
         self.asked = self.started
         self.slice_s = min(_SLICE_S, self.limit_s / _LOOKS_IN_LIMIT / 2)
+        self.look_s = _SHORTEST_LOOK_S
+        self._look_next = self.started + min(ASK_EVERY_S, self.limit_s / _LOOKS_IN_LIMIT / 2)
         self._say_at = say_at()
         self._say_next = next(self._say_at)
 
@@ -209,29 +166,14 @@ class _Wait:
 
     def send(self, text: str) -> None:
         """Leaves this worker's message."""
-        is_sent = False
-        while not is_sent:
+        while True:
             try:
-                is_sent = self.post.put(self.key(self.worker), text, self.slice_s)
+                if self.post.put(self.key(self.worker), text, self.slice_s) is not Put.UNKNOWN:
+                    return
             except UnreachableError as error:
                 self._cannot_reach(error)
                 time.sleep(self.slice_s)
-            if not is_sent:
-                self._look_after([0])
-                is_sent = self._get(self.key(self.worker), _LOOK_S) is not None
-
-    def publish(self, published: _Published) -> None:
-        """Worker 0's own process holds the service: it is there."""
-        try:
-            self.post.put(self.key("all"), msgspec.json.encode(published).decode(), self.limit_s)
-        except UnreachableError as error:
-            raise PeerError(f"the coordination service in this process does not answer: {error}") from error
-
-    def give_up(self, error: PeerError) -> None:
-        """Takes this worker's message back, since it goes no further, and tells the others why."""
-        with contextlib.suppress(UnreachableError):
-            self.post.put(self.key("given up"), str(error), 0.0)  # of several the first stays
-        self.post.forget(self.key(self.worker))  # after it: who does not find the message finds why
+            self._look_after([0])
 
     def receive(self, name: str, awaited: Sequence[int]) -> str:
         """The text `name`; `awaited` are those of whom one or all must come first."""
@@ -241,9 +183,46 @@ class _Wait:
                 return text
             self._look_after(awaited)
 
-    def _get(self, key: str, timeout_s: float) -> str | None:
+    def receive_end(self) -> _End:
+        """How the round ended."""
+        return self._read_end(self.receive("all", [0]))
+
+    def publish(self, end: _End) -> _End:
+        """Ends the round, on worker 0, whose own process holds the service. What it returns is how it ended."""
         try:
-            text = self.post.get(key, timeout_s)
+            put = self.post.put(self.key("all"), msgspec.json.encode(end).decode(), self.limit_s)
+            if put is Put.UNKNOWN:
+                raise PeerError(f"the coordination service in this process does not answer{self.hint}")
+        except UnreachableError as error:
+            raise PeerError(f"the coordination service in this process does not answer: {error}") from error
+        return end if put is Put.WRITTEN else self.receive_end()
+
+    def give_up(self, error: PeerError) -> _End | None:
+        """Ends the round for all by what made this worker give up. How it ended, if another was faster."""
+        end = _End(problem=str(error))
+        try:
+            put = self.post.put(self.key("all"), msgspec.json.encode(end).decode(), self.slice_s)
+            text = self.post.look(self.key("all"), _LONGEST_LOOK_S) if put is Put.EXISTED else None
+            return self._read_end(text) if text is not None else None
+        except (UnreachableError, PeerError):
+            return None
+
+    def _read_end(self, text: str) -> _End:
+        try:
+            return msgspec.json.decode(text, type=_End)
+        except msgspec.DecodeError as error:
+            raise PeerError(f"worker 0's message in {self.call} cannot be read: {error}") from error
+
+    def _get(self, key: str, timeout_s: float) -> str | None:
+        return self._reach(lambda: self.post.get(key, timeout_s))
+
+    def _look(self, worker: int, timeout_s: float) -> bool:
+        """Whether that worker's message is there."""
+        return self._reach(lambda: self.post.look(self.key(worker), timeout_s)) is not None
+
+    def _reach(self, read: Callable[[], str | None]) -> str | None:
+        try:
+            text = read()
         except UnreachableError as error:
             self._cannot_reach(error)
             time.sleep(self.slice_s)
@@ -257,10 +236,19 @@ class _Wait:
         if self.unreachable_since is None:
             self.unreachable_since = now
         if now - self.unreachable_since >= ENDED_AFTER_S:
+            lost = self._lost_in(str(error))
+            if lost:
+                raise PeerError(f"{self._names(lost)} cannot be reached, in {self.call}: {error}") from error
             raise PeerError(
                 f"{self._names([0])} has ended or cannot be reached: the coordination service runs in its process "
                 f"({error})"
             ) from error
+
+    def _lost_in(self, text: str) -> list[int]:
+        """The workers that TensorFlow names in an error, if neither this one nor worker 0 is among them."""
+        tasks = {_short(task) for task in _TASK.findall(text)}
+        named = [worker for worker, peer in enumerate(self.peers) if _short(peer.task) in tasks]
+        return [] if {0, self.worker} & set(named) else named
 
     def _look_after(self, awaited: Sequence[int]) -> None:
         """What is to be done while nothing comes: ask, say, give up."""
@@ -272,50 +260,68 @@ class _Wait:
         if now - self.started >= self._say_next:
             self._say_next = next(self._say_at)
             logger.warning("%s", self._text(self._find_missing()))
-        if now - self.signs.looked >= self.limit_s / _LOOKS_IN_LIMIT:
+        if now >= self._look_next or now - self.started >= self.limit_s:
+            self._look_next = now + self.limit_s / _LOOKS_IN_LIMIT
             self._raise_if_late(now)
 
     def _raise_if_given_up(self) -> None:
-        """Another worker that waited has learnt who is missing, and has taken its message back: it is not the one."""
-        text = self._get(self.key("given up"), _LOOK_S)
+        """Worker 0 waits for messages one by one: another may have learnt meanwhile who is missing."""
+        text = None if self.worker else self._get(self.key("all"), 0.0)
         if text is not None:
-            raise PeerError(text)
+            raise PeerError(self._read_end(text).problem)
 
     def _raise_if_gone(self, awaited: Sequence[int]) -> None:
-        among = awaited if self.worker == 0 else self._rotated()
-        gone = self.watch.find_gone(among)
+        gone = self.watch.find_gone(self._asked_now(awaited), self.started)
         if not gone:
             return
         missing = set(self._find_missing())
-        lost = {worker: answer for worker, answer in gone.items() if worker in missing}
+        lost = {worker: gone[worker] for worker in self._look_again([w for w in gone if w in missing])}
         if lost:
-            self._raise_if_given_up()
-            raise PeerError(self._gone_text(lost))
+            raise PeerError(f"{self._answers(lost)}, in {self.call}")
 
-    def _rotated(self) -> list[int]:
-        """Worker 0, through whom all goes, and some of the others, others each time."""
-        others = [other for other in range(1, len(self.peers)) if other != self.worker]
-        if len(others) <= _ASKED_BY_OTHERS:
-            return [0, *others]
-        first = int((self.clock() - self.started) / ASK_EVERY_S) * _ASKED_BY_OTHERS % len(others)
-        return [0, *(others * 2)[first : first + _ASKED_BY_OTHERS]]
+    def _asked_now(self, awaited: Sequence[int]) -> list[int]:
+        """Those who must come first, worker 0, through whom all goes, and some of the others, others each time."""
+        first = [worker for worker in (awaited if self.worker == 0 else [0]) if worker != self.worker]
+        others = [other for other in range(1, len(self.peers)) if other != self.worker and other not in first]
+        if len(others) > _ASKED_OF_MANY:
+            begin = int((self.clock() - self.started) / ASK_EVERY_S) * _ASKED_OF_MANY % len(others)
+            others = (others * 2)[begin : begin + _ASKED_OF_MANY]
+        return [*first, *others]
 
     def _raise_if_late(self, now: float) -> None:
         """Raises if somebody is missing who has shown no progress for `limit_s`."""
         missing = self._find_missing()
         seen = self.signs.look(missing, now)
-        late = [worker for worker in missing if now - seen[worker] >= self.limit_s]
-        if late:
-            self._raise_if_given_up()
-            raise PeerError(f"{self._text(late)}{self.hint}")
+        late = self._look_again([worker for worker in missing if now - seen[worker] >= self.limit_s])
+        if not late:
+            return
+        # Who has sent its message and stopped may still be what holds up another, in a step that they share.
+        silent = self.watch.last_answers(worker for worker in range(len(self.peers)) if worker != self.worker)
+        also = f"; {self._answers(silent)}" if silent else ""
+        raise PeerError(f"{self._text(late)}{also}{self.hint}")
 
     def _find_missing(self) -> list[int]:
         """Who has left no message; worker 0 if not even our own can be found, since they are all there."""
-        if self._get(self.key(self.worker), self.slice_s) is None:
-            return [0]
-        others = (other for other in range(len(self.peers)) if other != self.worker)
-        missing = [other for other in others if self._get(self.key(other), _LOOK_S) is None]
+        began = time.monotonic()
+        if not self._look(self.worker, self.slice_s):
+            return [0] if self.worker else []
+        read_s = time.monotonic() - began
+        self.look_s = min(max(_SHORTEST_LOOK_S, _LOOK_IN_READS * read_s), _LONGEST_LOOK_S)
+        deadline = began + _LOOKS_S
+        missing = [
+            other
+            for other in range(len(self.peers))
+            if other != self.worker
+            and not self._look(other, self.look_s if time.monotonic() < deadline else _SHORTEST_LOOK_S + 2 * read_s)
+        ]
         return missing or ([0] if self.worker else [])
+
+    def _look_again(self, missing: Sequence[int]) -> list[int]:
+        """Those of these who are missing indeed: before they are named."""
+        timeout_s = max(self.look_s, min(_LOOK_AGAIN_S, _LOOKS_S / max(1, len(missing))))
+        if missing == [0] and self.worker:  # it is what publishes that is missing, whether or not its message is there
+            return [] if self._get(self.key("all"), timeout_s) is not None else [0]
+        return [worker for worker in missing if not self._look(worker, timeout_s)]
 
     def _text(self, missing: Sequence[int]) -> str:
         """Who has not come, as the field's logs say it."""
@@ -328,8 +334,8 @@ class _Wait:
             f"{waited_s:.0f} s{f' ({busy})' if busy else ''}"
         )
 
-    def _gone_text(self, gone: dict[int, Answer]) -> str:
-        return f"{', '.join(f'{self._names([w])} {a.value}' for w, a in sorted(gone.items())[:_NAMED])}, in {self.call}"
+    def _answers(self, gone: dict[int, Answer]) -> str:
+        return ", ".join(f"{self._names([worker])} {gone[worker].value}" for worker in sorted(gone)[:_NAMED])
 
     def _names(self, workers: Sequence[int]) -> str:
         """How workers are called in a message: "worker 1 of 3 (host:port)"."""
@@ -346,3 +352,8 @@ def _checked(text: str, worker: int, call: str) -> bytes:
     except msgspec.DecodeError as error:
         raise PeerError(f"worker {worker}'s message in {call} cannot be read: {error}") from error
     return data
+
+
+def _short(task: str) -> str:
+    """TensorFlow names a task with its replica, which is always 0, or without."""
+    return task.replace("/replica:0", "")

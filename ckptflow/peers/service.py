@@ -5,7 +5,6 @@ No collective: a call that is given up leaves nothing behind that a later collec
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
@@ -15,12 +14,16 @@ from dataclasses import dataclass, field
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from ckptflow.peers.rounds import UnreachableError
+from ckptflow.peers.progress import UnreachableError
+from ckptflow.peers.rounds import Put
 from ckptflow.peers.watch import Answer, Peer
 
 logger = logging.getLogger("ckptflow")
 
 _SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
+_LONGEST_READ_S = 60.0
+_UNWANTED_S = 10.0  # since a text was asked for last: then nobody waits for it any more
+_CUT_OFF = ("timed out", "No route to host", "unreachable")  # in what TensorFlow says of a process that may live
 
 
 def is_there() -> bool:
@@ -29,12 +32,14 @@ def is_there() -> bool:
 
 
 def ask(peer: Peer, timeout_s: float) -> Answer:
-    """Whether another worker's process answers. From any thread, at any time."""
+    """Whether another worker's process answers. From any thread, at any time; the others stand still meanwhile."""
     try:
         context.context().check_collective_ops_peer_health(peer.task, max(1, int(timeout_s * 1000)))
     except tf.errors.DeadlineExceededError:
         return Answer.SILENT
-    except (tf.errors.UnavailableError, tf.errors.FailedPreconditionError):
+    except tf.errors.UnavailableError as error:
+        return Answer.SILENT if any(text in str(error.message) for text in _CUT_OFF) else Answer.ENDED
+    except tf.errors.FailedPreconditionError:  # another process has its address
         return Answer.ENDED
     except tf.errors.OpError:  # it cannot be asked for
         return Answer.HERE
@@ -42,33 +47,63 @@ def ask(peer: Peer, timeout_s: float) -> Answer:
 
 
 class Service:
-    """`put`, `get` and `forget` of short texts. A key is written once."""
+    """Short texts by key, as `peers.rounds.Post` says. `replace` and `forget` are for any thread, the rest for one.
 
-    def put(self, key: str, text: str, timeout_s: float) -> bool:
-        """Whether the text is there by now; False if the service has not said so within `timeout_s`, and it may come.
+    A read that has run out of time stays in TensorFlow until its key is written. So of a key that is asked for again
+    and again one read is under way, ever longer, in a thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self._sendings: dict[str, _Sending] = {}
+        self._readings: dict[str, _Reading] = {}
+
+    def put(self, key: str, text: str, timeout_s: float) -> Put:
+        """What the service has said of it within `timeout_s`; called again, it waits on.
 
         TensorFlow's own call has no limit: a thread makes it, one after another, and this one waits.
         """
-        sending = _Sending(key, text)
-        _sender.send(sending)
+        sending = self._sendings.get(key)
+        if sending is None:
+            sending = self._sendings[key] = _Sending(key, text)
+            _sender.send(sending)
         deadline = time.monotonic() + timeout_s
         while not sending.is_over.wait(max(0.0, min(_SLICE_S, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
-                return False
+                return Put.UNKNOWN
+        del self._sendings[key]
+        if isinstance(sending.error, tf.errors.AlreadyExistsError):  # perhaps its own, after a reply that was lost
+            return Put.EXISTED
         if sending.error is not None:
             raise UnreachableError(_first_line(sending.error)) from sending.error
-        return True
+        return Put.WRITTEN
 
     def get(self, key: str, timeout_s: float) -> str | None:
         """The text under the key, or None if there is none by then."""
+        reading = self._readings.get(key)
+        if reading is None:
+            text = self.look(key, min(timeout_s, _SLICE_S))
+            if text is None:
+                self._readings[key] = _Reading(key)
+            return text
+        reading.wanted_at = time.monotonic()
+        if not reading.is_over.wait(timeout_s):
+            return None
+        del self._readings[key]
+        if reading.error is not None:
+            raise UnreachableError(_first_line(reading.error)) from reading.error
+        return reading.text
+
+    def look(self, key: str, timeout_s: float) -> str | None:
+        """The text under the key, or None if there is none, or none that comes within `timeout_s`."""
         try:
-            return str(context.context().get_config_key_value(key, max(1, int(timeout_s * 1000))))
-        except tf.errors.DeadlineExceededError:
-            return None
-        except tf.errors.NotFoundError:
-            return None
+            return _read(key, timeout_s)
         except tf.errors.OpError as error:
             raise UnreachableError(_first_line(error)) from error
+
+    def replace(self, key: str, text: str) -> None:
+        """Writes a text in place of what is there; without waiting, and without a word if that cannot be done."""
+        self.forget(key)
+        _sender.send(_Sending(key, text))
 
     def forget(self, key: str) -> None:
         """Deletes what is under the key, and below it; without waiting, and without a word if that cannot be done."""
@@ -80,7 +115,7 @@ class _Sending:
     key: str
     text: str | None  # None: delete
     is_over: threading.Event = field(default_factory=threading.Event)
-    error: tf.errors.OpError | None = None
+    error: BaseException | None = None
 
 
 class _Sender:
@@ -88,7 +123,7 @@ class _Sender:
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[_Sending] = queue.SimpleQueue()
-        self._start = threading.Lock()
+        self._start = threading.RLock()  # a signal's handler may come in between
         self._thread: threading.Thread | None = None
 
     def send(self, sending: _Sending) -> None:
@@ -103,13 +138,10 @@ class _Sender:
             sending = self._waiting.get()
             try:
                 if sending.text is None:
-                    with contextlib.suppress(tf.errors.OpError):
-                        context.context().delete_config_key_value(sending.key)
+                    context.context().delete_config_key_value(sending.key)
                 else:
                     context.context().set_config_key_value(sending.key, sending.text)
-            except tf.errors.AlreadyExistsError:  # sent again after a reply that was lost
-                pass
-            except tf.errors.OpError as error:
+            except BaseException as error:  # whatever it is: what was not sent is not called sent
                 sending.error = error
             finally:
                 sending.is_over.set()
@@ -118,5 +150,36 @@ class _Sender:
 _sender = _Sender()
 
 
-def _first_line(error: tf.errors.OpError) -> str:
-    return (str(error.message).splitlines() or [""])[0]
+class _Reading:
+    """One read under way, for as long as somebody waits for it."""
+
+    def __init__(self, key: str) -> None:
+        self.text: str | None = None
+        self.error: BaseException | None = None
+        self.is_over = threading.Event()
+        self.wanted_at = time.monotonic()
+        threading.Thread(target=self._run, args=(key,), name="ckptflow-read", daemon=True).start()
+
+    def _run(self, key: str) -> None:
+        timeout_s = _SLICE_S
+        try:
+            while self.text is None and time.monotonic() - self.wanted_at < _UNWANTED_S:
+                timeout_s = min(2 * timeout_s, _LONGEST_READ_S)
+                self.text = _read(key, timeout_s)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.is_over.set()
+
+
+def _read(key: str, timeout_s: float) -> str | None:
+    """Raises `tf.errors.OpError`."""
+    try:
+        return str(context.context().get_config_key_value(key, max(1, int(timeout_s * 1000))))
+    except (tf.errors.DeadlineExceededError, tf.errors.NotFoundError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.message) if isinstance(error, tf.errors.OpError) else f"{type(error).__name__}: {error}"
+    return (text.splitlines() or [""])[0]

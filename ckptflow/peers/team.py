@@ -6,6 +6,7 @@ Every function here is called by all workers, on the main thread, in the same or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
@@ -41,8 +42,8 @@ class Cluster(Protocol):
         `call` is where this worker is, for the others to read if it is one of them that does not come.
         """
 
-    def still_here(self, doing: str) -> None:
-        """Says that this worker makes progress, so that those who wait for it go on waiting. Returns at once."""
+    def working(self, doing: str) -> AbstractContextManager[None]:
+        """While it is open, this worker works for the others, who wait on for as long as its storage goes on."""
 
 
 class Alone:
@@ -55,8 +56,8 @@ class Alone:
     def exchange(self, message: bytes, call: str) -> list[bytes]:
         return [message]
 
-    def still_here(self, doing: str) -> None:
-        pass
+    def working(self, doing: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class Call(StrEnum):
@@ -79,6 +80,7 @@ class Call(StrEnum):
     CHECK_NOTICES = "PreemptionWatcher.check"
     LEAVE = "PreemptionWatcher: leave"
     READ_POSITION = "CheckpointCallback: read the position"
+    BUILD_METRICS = "CheckpointCallback: build the metrics"
     READ_METRICS = "CheckpointCallback: restore the metrics"
     READ_CLOCK = "CheckpointCallback: every_seconds"
 
@@ -152,7 +154,7 @@ def agree_on(
         kept, value = do()
         return kept, [value]
     where = str(call if isinstance(call, Called) else Called(call))
-    results, error = _attempt(do)
+    results, error = _attempt(cluster, where, do)
     messages = _share(cluster, where, results[1] if results is not None else None, error)
     _raise_together(messages, error, worker=cluster.worker)
     _check_calls([message.call for message in messages])
@@ -170,7 +172,7 @@ def chief_says(cluster: Cluster, call: Called | Call, decide: Callable[[], _Valu
     if cluster.world_size == 1:
         return decide()
     where = str(call if isinstance(call, Called) else Called(call))
-    value, error = _attempt(decide) if cluster.is_chief else (None, None)
+    value, error = _attempt(cluster, where, decide) if cluster.is_chief else (None, None)
     messages = _share(cluster, where, value, error)
     if error is not None:
         raise error
@@ -182,10 +184,11 @@ def chief_says(cluster: Cluster, call: Called | Call, decide: Callable[[], _Valu
     return value if value is not None else _decode(messages[0], kind, 0)
 
 
-def _attempt(do: Callable[[], _Value]) -> tuple[_Value | None, BaseException | None]:
+def _attempt(cluster: Cluster, where: str, do: Callable[[], _Value]) -> tuple[_Value | None, BaseException | None]:
     """What `do` returned, or raised; but what leaves the program leaves it now."""
     try:
-        return do(), None
+        with cluster.working(where):
+            return do(), None
     except LEAVING:
         raise
     except BaseException as error:
@@ -203,14 +206,27 @@ def _share(cluster: Cluster, where: str, value: object, error: BaseException | N
 
 
 def _write(where: str, value: object, error: BaseException | None) -> bytes:
-    if error is None:
+    """Never raises: the others are told of what cannot be said."""
+    if error is not None:
+        return msgspec.json.encode(Message(where, failure=_failure(error)))
+    try:
         body = msgspec.json.encode(value)
-        if len(body) <= MAX_MESSAGE_BYTES:
-            return msgspec.json.encode(Message(where, msgspec.Raw(body)))
+    except Exception as wrong:
+        failure = _failure(wrong, f"its message in {where} cannot be written: ")
+        return msgspec.json.encode(Message(where, failure=failure))
+    if len(body) > MAX_MESSAGE_BYTES:
         text = f"its message in {where} has {len(body):,} bytes, more than {MAX_MESSAGE_BYTES:,}"
         return msgspec.json.encode(Message(where, failure=Failure(PeerError.__name__, text)))
-    text = str(error).encode("utf-8", "replace").decode()[:MAX_FAILURE_CHARACTERS]
-    return msgspec.json.encode(Message(where, failure=Failure(type(error).__name__, text)))
+    return msgspec.json.encode(Message(where, msgspec.Raw(body)))
+
+
+def _failure(error: BaseException, before: str = "") -> Failure:
+    try:
+        text = str(error)
+    except Exception:  # of a class that is not ours
+        text = "(it has no text)"
+    shown = f"{before}{text}".encode("utf-8", "replace").decode()[:MAX_FAILURE_CHARACTERS]
+    return Failure(type(error).__name__, shown)
 
 
 def _read(data: bytes, worker: int) -> Message:

@@ -11,7 +11,10 @@ from enum import Enum
 ASK_EVERY_S = 2.0
 ENDED_AFTER_S = 6.0  # of refusals, so that no hiccup of a network is a death
 SILENT_AFTER_S = 15.0  # of no answer at all, as from a process that is stopped, or behind a cut link
-_BUDGET_S = 1.0  # for asking, before whoever waits looks again for what it waits for
+_ANSWERS = 3  # of one kind in a row, at least: one who asks seldom learns no more from a long time
+_ASK_S = 0.1  # TensorFlow's call holds the interpreter's lock: all threads of this process stand still meanwhile
+_SURE_S = 1.0  # for the last question, before a worker is called silent
+_BUDGET_S = 0.5  # for asking, before whoever waits looks again for what it waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,20 @@ class Answer(Enum):
     ENDED = "has ended"
 
 
+@dataclass(slots=True)
+class _Silence:
+    """One kind of not being there, without a break."""
+
+    answer: Answer
+    since: float
+    answers: int = 0
+
+
 class Watch:
     """Asks other workers whether they are there, and remembers since when they did not say so. From any thread.
 
-    A worker counts as gone once it has refused for 6 s, or has said nothing for 15 s (or `limit_s`, if that is less).
+    A worker counts as gone once it has refused for 6 s, or has said nothing for 15 s (or `limit_s`, if that is less),
+    and so at least three times in a row, all that while somebody has waited for it.
     """
 
     def __init__(
@@ -50,35 +63,51 @@ class Watch:
         self._clock = clock
         self._lock = threading.Lock()
         self._asked: dict[int, float] = {}  # when a worker was asked last
-        self._silent: dict[int, tuple[float, Answer]] = {}  # since when it is not there, and what it said last
+        self._silences: dict[int, _Silence] = {}
 
-    def find_gone(self, workers: Iterable[int]) -> dict[int, Answer]:
-        """Those of these workers that are gone, and in which way. Asks those that were not asked for two seconds,
-        the longest ago first, for about a second in all."""
-        started = self._clock()
+    def find_gone(self, workers: Iterable[int], started: float) -> dict[int, Answer]:
+        """Those of these workers that are gone, and in which way, waited for since `started` (by the clock).
+
+        Asks those that were not asked for two seconds, the longest ago first, for about half a second in all.
+        """
+        began = self._clock()
         among = list(workers)
         for worker in sorted(among, key=lambda each: self._asked.get(each, 0.0)):
-            if self._clock() - started >= _BUDGET_S:
+            if self._clock() - began >= _BUDGET_S:
                 break
-            if started - self._asked.get(worker, -ASK_EVERY_S) >= ASK_EVERY_S:
-                self._ask_one(worker)
-        return {worker: answer for worker in among if (answer := self._verdict(worker)) is not Answer.HERE}
+            if began - self._asked.get(worker, -ASK_EVERY_S) >= ASK_EVERY_S:
+                self._ask_one(worker, _ASK_S)
+        return {worker: answer for worker in among if (answer := self._verdict(worker, started)) is not Answer.HERE}
 
-    def _ask_one(self, worker: int) -> None:
+    def last_answers(self, workers: Iterable[int]) -> dict[int, Answer]:
+        """Those of these workers that did not say that they are there when they were asked last, for whatever time."""
+        with self._lock:
+            return {worker: self._silences[worker].answer for worker in workers if worker in self._silences}
+
+    def _ask_one(self, worker: int, timeout_s: float) -> None:
         asked = self._clock()
-        answer = self._ask(self._peers[worker], _BUDGET_S)
+        answer = self._ask(self._peers[worker], timeout_s)
         with self._lock:
             self._asked[worker] = asked
             if answer is Answer.HERE:
-                self._silent.pop(worker, None)
-            else:
-                since, _ = self._silent.get(worker, (asked, answer))
-                self._silent[worker] = since, answer
+                self._silences.pop(worker, None)
+                return
+            silence = self._silences.get(worker)
+            if silence is None or silence.answer is not answer:
+                self._silences[worker] = silence = _Silence(answer, asked)
+            silence.answers += 1
 
-    def _verdict(self, worker: int) -> Answer:
+    def _verdict(self, worker: int, started: float) -> Answer:
+        answer = self._judge(worker, started)
+        if answer is Answer.SILENT:  # a slow network takes longer to answer than it is asked for
+            self._ask_one(worker, _SURE_S)
+            answer = self._judge(worker, started)
+        return answer
+
+    def _judge(self, worker: int, started: float) -> Answer:
         with self._lock:
-            since, answer = self._silent.get(worker, (0.0, Answer.HERE))
-        if answer is Answer.HERE:
-            return answer
-        limit_s = ENDED_AFTER_S if answer is Answer.ENDED else self._silent_after_s
-        return answer if self._clock() - since >= limit_s else Answer.HERE
+            silence = self._silences.get(worker)
+            if silence is None or silence.answers < _ANSWERS:
+                return Answer.HERE
+            limit_s = ENDED_AFTER_S if silence.answer is Answer.ENDED else self._silent_after_s
+            return silence.answer if self._clock() - max(silence.since, started) >= limit_s else Answer.HERE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import Counter
@@ -131,20 +130,16 @@ class CountingStore(StoreWrapper):
 
 
 class ProgressStore(StoreWrapper):
-    """`store`, and in `finished` how many calls of it have come to an end: who waits for it sees that it goes on."""
+    """`store`, and `advance` is called each time a call of it has come to an end, in the thread that made it."""
 
-    def __init__(self, store: Store, advance: Callable[[], None] = lambda: None) -> None:
-        """`advance` is called each time, in the thread that made the call."""
+    def __init__(self, store: Store, advance: Callable[[], None]) -> None:
         super().__init__(store)
         self._advance = advance
-        self._numbers = itertools.count(1)
-        self.finished = 0
 
     def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
         try:
             return call()
         finally:
-            self.finished = next(self._numbers)
             self._advance()
 
 

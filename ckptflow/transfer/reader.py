@@ -71,16 +71,14 @@ def read_tensors(
     *,
     only_verify: bool = False,
     threads: int | None = None,
-    advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Brings what is wanted, tensors and boxes of tensors, into the target's memory, all bytes verified.
 
     Threads read and verify; the calling thread alone opens, copies and finishes, and finishes what is wanted only when
-    all slices that it touches have passed their checksums; it calls `advance` after each part. A slice is read once,
-    however many wanted boxes it touches. Big tensors first, the slices of one tensor close together. With `only_verify`
-    everything is read and verified, and nothing opened. Raises `CorruptCheckpointError` (what is, and what the manifest
-    says) for a failed checksum, a short or a missing shard, each only where it came so twice, and `StorageError`
-    unchanged.
+    all slices that it touches have passed their checksums. A slice is read once, however many wanted boxes it touches.
+    Big tensors first, the slices of one tensor close together. With `only_verify` everything is read and verified, and
+    nothing opened. Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed checksum, a short
+    or a missing shard, each only where it came so twice, and `StorageError` unchanged.
     """
     landings = {each: _Landing(manifest, each) for each in wanted}
     of_tensor: dict[int, list[_Landing]] = {}
@@ -107,7 +105,6 @@ def read_tensors(
     def copy(each: Wanted, part: Part, data: Bytes1D) -> None:
         if not only_verify:
             landings[each].take(target, part, data)
-        advance()
 
     reading.run(ranges, copy, lambda each: None if only_verify else finish(each))
     if only_verify:

@@ -25,8 +25,8 @@ def run_all(folder: Path, numbers: Iterable[int]) -> list[Trial]:
 
 
 def test_a_worker_stands_still(tmp_path: Path) -> None:
-    """The others end, with an error, and nothing is lost. Whom they name is counted below: rarely it is another."""
-    broken = [text for trial in run_all(tmp_path, SHORT) for text in trial.broken]
+    """The others end, with an error that names it, and nothing is lost."""
+    broken = [text for trial in run_all(tmp_path, SHORT) for text in trial.broken + trial.misnamed]
     assert not broken, "\n".join(broken)
 
 

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ckptflow.errors import PeerError
-from ckptflow.peers.rounds import CALLS, STORAGE, Rounds, say_at
+from ckptflow.peers.progress import CALLS, STORAGE
+from ckptflow.peers.rounds import Rounds, say_at
 from ckptflow.peers.watch import Answer, Peer, Watch
 from tests.peers.post import LocalPost
 from tests.waiting import HANG_S
@@ -19,6 +20,14 @@ from tests.waiting import HANG_S
 COUNT = 3
 PEERS = [Peer(f"/job:worker/replica:0/task:{worker}", f"host{worker}:1234") for worker in range(COUNT)]
 LIMIT_S = 0.4
+FASTER = 20
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of asking are fractions of one here; `Job.watch` counts as fast."""
+    monkeypatch.setattr("ckptflow.peers.rounds.ASK_EVERY_S", 2.0 / FASTER)
+    monkeypatch.setattr("ckptflow.peers.rounds.ENDED_AFTER_S", 6.0 / FASTER)
 
 
 class Job:
@@ -34,7 +43,7 @@ class Job:
         def ask(peer: Peer, timeout_s: float) -> Answer:
             return self.answers[PEERS.index(peer)]
 
-        return Watch(PEERS, ask, self.limit_s, lambda: 10 * time.monotonic())
+        return Watch(PEERS, ask, self.limit_s, lambda: FASTER * time.monotonic())
 
     def gather(self, topic: str, *workers: int, late: Mapping[int, Callable[[], object]] | None = None) -> list[object]:
         """What these workers get, or raise; those of `late` first do something."""
@@ -138,11 +147,82 @@ def test_whose_storage_shows_no_progress_is_found() -> None:
     assert found == [2]
 
 
+@pytest.mark.parametrize("missing", range(COUNT))
+def test_replies_that_take_their_time_hide_nobody(missing: int) -> None:
+    """Who is there is found, however long it takes to be told so: and who is not is named, and nobody else."""
+    job = Job(limit_s=1.0)
+    job.post.reply_s = 0.04
+    for error in job.gather("t", *(worker for worker in range(COUNT) if worker != missing)):
+        assert f"worker {missing} (host{missing}:1234) of 3 has not reached save(step=5)" in str(error)
+
+
+def test_marks_are_seen_through_a_slow_network() -> None:
+    job = Job(limit_s=1.0)
+    job.post.reply_s = 0.04
+
+    def busy() -> None:
+        for _ in range(20):
+            job.rounds[1].show_progress(CALLS, "its storage")
+            time.sleep(0.1)
+
+    assert job.gather("t", 0, 1, 2, late={1: busy}) == [[b"0", b"1", b"2"]] * COUNT
+
+
+def test_who_is_held_up_by_one_that_has_stopped_is_named_with_it() -> None:
+    """Worker 2 has sent its message and stopped, and so worker 0 does not get out of the step that they share."""
+    job = Job(limit_s=3.0)
+    job.answers[2] = Answer.SILENT
+    job.post.put("t/2", "2", 1.0)
+    (error,) = job.gather("t", 1)
+    assert "worker 0 (host0:1234) of 3 has not reached save(step=5)" in str(error)
+    assert "worker 2 (host2:1234) of 3 does not answer" in str(error)
+
+
+class TestARoundEndsTheSameWayForAll:
+    """Whoever gives up while the others do not: there is one end, and the first to write it decides."""
+
+    def test_who_gives_up_too_late_goes_on(self) -> None:
+        job = Job()
+
+        class Deaf(LocalPost):
+            """Gives worker 1 what it waits for only when it has given up."""
+
+            def get(self, key: str, timeout_s: float) -> str | None:
+                time.sleep(min(timeout_s, 0.05))
+                return None
+
+        deaf = Deaf()
+        deaf.texts = job.post.texts
+        job.rounds[1] = Rounds(deaf, 1, PEERS, job.watch(), LIMIT_S)
+        assert job.gather("t", 0, 1, 2) == [[b"0", b"1", b"2"]] * COUNT
+
+    def test_what_one_gave_up_for_ends_the_others(self) -> None:
+        job = Job(limit_s=HANG_S)
+        job.post.put("t/all", '{"problem": "worker 1 lost worker 2"}', 1.0)
+        assert [str(error) for error in job.gather("t", 0, 1, 2)] == ["worker 1 lost worker 2"] * COUNT
+
+    def test_worker_0_learns_of_it_while_it_waits(self) -> None:
+        job = Job(limit_s=HANG_S)
+        job.answers[2] = Answer.ENDED
+        job.rounds[0] = Rounds(job.post, 0, PEERS, Watch(PEERS, lambda *_: Answer.HERE, HANG_S), HANG_S)
+        for error in job.gather("t", 0, 1):
+            assert "worker 2 (host2:1234) of 3 has ended" in str(error)
+
+
+def test_a_worker_that_tensorflow_names_is_named() -> None:
+    """An error of the service is not always one of the process that it runs in."""
+    job = Job(limit_s=HANG_S)
+    job.post.is_refusing = "heartbeat timeout of /job:worker/replica:0/task:2"
+    (error,) = job.gather("t", 1)
+    assert "worker 2 (host2:1234) of 3 cannot be reached, in save(step=5)" in str(error)
+    assert "host0" not in str(error)
+
+
 @pytest.mark.parametrize("how", ["is_silent", "is_refusing"])
 def test_worker_0_whose_process_is_away_is_named(how: str) -> None:
     """Without it nothing can be sent or read, from before the round on."""
     job = Job(limit_s=20.0)
-    setattr(job.post, how, True)
+    setattr(job.post, how, "refused")
     job.answers[0] = Answer.SILENT if how == "is_silent" else Answer.ENDED
     for error in job.gather("t", 1, 2):
         assert isinstance(error, PeerError)

@@ -24,8 +24,8 @@ class Clock:
 
     def ask(self, peer: Peer, timeout_s: float) -> Answer:
         self.asked.append(peer.task)
-        self.now += self.question_s
-        return self.answers.get(peer.task, Answer.HERE)
+        self.now += min(self.question_s, timeout_s)
+        return Answer.SILENT if self.question_s > timeout_s else self.answers.get(peer.task, Answer.HERE)
 
 
 @pytest.mark.parametrize(
@@ -42,22 +42,22 @@ def test_one_is_gone_after_so_long_without_a_break(answer: Answer, limit_s: floa
     watch = Watch(PEERS, clock.ask, limit_s, clock)
     clock.answers["3"] = answer
     while clock.now < 1000 + after_s:
-        assert watch.find_gone([3, 4]) == {}
+        assert watch.find_gone([3, 4], 1000.0) == {}
         clock.now += 2
-    assert watch.find_gone([3, 4]) == {3: answer}
+    assert watch.find_gone([3, 4], 1000.0) == {3: answer}
     clock.answers["3"] = Answer.HERE
     clock.now += 2
-    assert watch.find_gone([3, 4]) == {}
+    assert watch.find_gone([3, 4], 1000.0) == {}
     clock.answers["3"] = answer
     clock.now += 2
-    assert watch.find_gone([3, 4]) == {}  # counted anew
+    assert watch.find_gone([3, 4], 1000.0) == {}  # counted anew
 
 
 def test_nobody_is_asked_more_often_than_every_two_seconds() -> None:
     clock = Clock()
     watch = Watch(PEERS, clock.ask, math.inf, clock)
     for _ in range(100):
-        watch.find_gone([1])
+        watch.find_gone([1], 1000.0)
         clock.now += 0.1
     assert len(clock.asked) in (5, 6)
 
@@ -67,6 +67,51 @@ def test_slow_answers_take_a_second_at_a_time_and_all_are_asked_in_turn() -> Non
     watch = Watch(PEERS, clock.ask, math.inf, clock)
     for _ in range(25):
         before = clock.now
-        watch.find_gone(range(100))
+        watch.find_gone(range(100), 1000.0)
         assert clock.now - before <= 1.25
     assert len(set(clock.asked)) == 100
+
+
+def test_a_network_that_is_slower_than_a_question_makes_nobody_silent() -> None:
+    clock = Clock(question_s=0.5)
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    for _ in range(100):
+        assert watch.find_gone([3], 1000.0) == {}
+        clock.now += 2
+
+
+@pytest.mark.parametrize("answer", [Answer.ENDED, Answer.SILENT])
+def test_what_was_before_the_wait_does_not_count(answer: Answer) -> None:
+    clock = Clock()
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    clock.answers["3"] = answer
+    watch.find_gone([3], clock.now)
+    clock.now += 1000  # nobody waits, and so nobody asks
+    started = clock.now
+    for _ in range(3):
+        assert watch.find_gone([3], started) == {}
+        clock.now += 2
+
+
+def test_one_that_is_silent_and_then_refuses_has_refused_for_long_enough() -> None:
+    clock = Clock()
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    clock.answers["3"] = Answer.SILENT
+    while clock.now < 1012:
+        assert watch.find_gone([3], 1000.0) == {}
+        clock.now += 2
+    clock.answers["3"] = Answer.ENDED
+    while clock.now < 1012 + ENDED_AFTER_S:
+        assert watch.find_gone([3], 1000.0) == {}
+        clock.now += 2
+    assert watch.find_gone([3], 1000.0) == {3: Answer.ENDED}
+
+
+def test_three_answers_are_needed_however_short_the_limit() -> None:
+    clock = Clock()
+    watch = Watch(PEERS, clock.ask, 1.0, clock)
+    clock.answers["3"] = Answer.SILENT
+    for _ in range(2):
+        assert watch.find_gone([3], 1000.0) == {}
+        clock.now += 2
+    assert watch.find_gone([3], 1000.0) == {3: Answer.SILENT}

@@ -38,8 +38,6 @@ class _Member(Cluster):
         self.meeting.barrier.wait(_TIMEOUT_S)
         return messages
 
-    def still_here(self, doing: str) -> None: ...
-
     def storage_goes_on(self) -> None: ...
 
     def find_lost(self, workers: Sequence[int], started: float) -> dict[int, str]:

@@ -1,0 +1,100 @@
+"""Signs of progress: a worker leaves them while it works for the others, and who waits for it looks for them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
+
+_MARKS_IN_LIMIT = 8  # signs that fit into the time after which a worker is given up
+_MAX_MARK_S = 60.0
+_LOOK_S = 0.25  # for a sign: it is replaced by being deleted and written
+_BUDGET_S = 2.0  # for the signs of all workers together, if most of them have left none
+_SHORTEST_LOOK_S = 0.01
+_numbers = itertools.count()
+
+
+class UnreachableError(Exception):
+    """The process that keeps the texts has ended, or does not answer."""
+
+
+class Post(Protocol):
+    """Where signs are left, as in `peers.service.Service`. `look` raises `UnreachableError`."""
+
+    def look(self, key: str, timeout_s: float) -> str | None: ...
+    def replace(self, key: str, text: str) -> None: ...
+
+
+class _Mark(msgspec.Struct, frozen=True):
+    """A sign of progress."""
+
+    number: int
+    doing: str
+
+
+class Marks:
+    """The signs that one worker leaves; seldom, however often it has something to tell. From any thread."""
+
+    def __init__(self, post: Post, worker: int, limit_s: float) -> None:
+        self._post = post
+        self._worker = worker
+        self._every_s = _every_s(limit_s)
+        self._left_at: dict[str, float] = {}
+
+    def leave(self, kind: str, doing: str) -> None:
+        now = time.monotonic()
+        if now - self._left_at.get(kind, -math.inf) < self._every_s:
+            return
+        self._left_at[kind] = now
+        self._post.replace(_key(kind, self._worker), msgspec.json.encode(_Mark(next(_numbers), doing)).decode())
+
+
+class Signs:
+    """The signs of other workers, as seen by one that has waited for them since `started`."""
+
+    def __init__(self, post: Post, kind: str, started: float, limit_s: float) -> None:
+        self.started = self.looked = started
+        self.doing: dict[int, str] = {}
+        self._post = post
+        self._kind = kind
+        self._every_s = _every_s(limit_s)
+        self._seen: dict[int, tuple[int, float]] = {}  # the newest of each, and until when there may have been more
+
+    def look(self, workers: Sequence[int], now: float) -> dict[int, float]:
+        """Until when each of these workers has shown progress: no earlier than it really did.
+
+        What is there at the first look may be old: it does not count. So the first should come early in the wait.
+        """
+        self.looked = now
+        deadline = time.monotonic() + _BUDGET_S
+        for worker in workers:
+            text = self._text(worker, _LOOK_S if time.monotonic() < deadline else _SHORTEST_LOOK_S)
+            if text is None:
+                continue
+            mark = msgspec.json.decode(text, type=_Mark)
+            self.doing[worker] = mark.doing
+            if worker not in self._seen:
+                self._seen[worker] = mark.number, self.started
+            elif self._seen[worker][0] != mark.number:
+                self._seen[worker] = mark.number, now + self._every_s  # for so long it would leave no other
+        return {worker: self._seen[worker][1] if worker in self._seen else self.started for worker in workers}
+
+    def _text(self, worker: int, timeout_s: float) -> str | None:
+        try:
+            return self._post.look(_key(self._kind, worker), timeout_s)
+        except UnreachableError:
+            return None
+
+
+def _key(kind: str, worker: int) -> str:
+    return f"ckptflow/progress/{kind}/{worker}"
+
+
+def _every_s(limit_s: float) -> float:
+    return min(limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S)
