@@ -48,7 +48,8 @@ class Put(Enum):
 class Post(Protocol):
     """Where texts are left, as in `peers.service.Service`. Each of these may raise `UnreachableError`.
 
-    `put` writes a key once. `get` is for what is waited for, asked again and again; `look` for what is there or not.
+    `put` writes a key once; called again for a key that is under way, it waits on. `get` is for what is waited for,
+    asked again and again; `look` for what is there or not.
     """
 
     def put(self, key: str, text: str, timeout_s: float) -> Put: ...
@@ -201,8 +202,9 @@ class _Wait:
         """Ends the round for all by what made this worker give up. How it ended, if another was faster."""
         end = _End(problem=str(error))
         try:
-            put = self.post.put(self.key("all"), msgspec.json.encode(end).decode(), self.slice_s)
-            text = self.post.look(self.key("all"), _LONGEST_LOOK_S) if put is Put.EXISTED else None
+            self.post.put(self.key("all"), msgspec.json.encode(end).decode(), self.slice_s)
+            # Read back whatever is said of it: it may have been this worker's own, sent before, that was written.
+            text = self.post.look(self.key("all"), _LONGEST_LOOK_S)
             return self._read_end(text) if text is not None else None
         except (UnreachableError, PeerError):
             return None
@@ -296,7 +298,7 @@ class _Wait:
         if not late:
             return
         # Who has sent its message and stopped may still be what holds up another, in a step that they share.
-        silent = self.watch.last_answers(worker for worker in range(len(self.peers)) if worker != self.worker)
+        silent = self.watch.last_answers(self.started)
         also = f"; {self._answers(silent)}" if silent else ""
         raise PeerError(f"{self._text(late)}{also}{self.hint}")
 

@@ -79,10 +79,10 @@ class Watch:
                 self._ask_one(worker, _ASK_S)
         return {worker: answer for worker in among if (answer := self._verdict(worker, started)) is not Answer.HERE}
 
-    def last_answers(self, workers: Iterable[int]) -> dict[int, Answer]:
-        """Those of these workers that did not say that they are there when they were asked last, for whatever time."""
+    def last_answers(self, started: float) -> dict[int, Answer]:
+        """Those workers that did not say that they are there when they were asked last, if that was since `started`."""
         with self._lock:
-            return {worker: self._silences[worker].answer for worker in workers if worker in self._silences}
+            return {worker: each.answer for worker, each in self._silences.items() if self._asked[worker] >= started}
 
     def _ask_one(self, worker: int, timeout_s: float) -> None:
         asked = self._clock()

@@ -12,7 +12,7 @@ import pytest
 
 from ckptflow.errors import PeerError
 from ckptflow.peers.progress import CALLS, STORAGE
-from ckptflow.peers.rounds import Rounds, say_at
+from ckptflow.peers.rounds import Put, Rounds, say_at
 from ckptflow.peers.watch import Answer, Peer, Watch
 from tests.peers.post import LocalPost
 from tests.waiting import HANG_S
@@ -194,6 +194,20 @@ class TestARoundEndsTheSameWayForAll:
         deaf = Deaf()
         deaf.texts = job.post.texts
         job.rounds[1] = Rounds(deaf, 1, PEERS, job.watch(), LIMIT_S)
+        assert job.gather("t", 0, 1, 2) == [[b"0", b"1", b"2"]] * COUNT
+
+    @pytest.mark.parametrize("second", [Put.WRITTEN, Put.EXISTED, Put.UNKNOWN])
+    def test_worker_0_goes_on_if_what_it_published_was_written_late(self, second: Put) -> None:
+        class Late(LocalPost):
+            """Says of an end that it may come later, and it comes."""
+
+            def put(self, key: str, text: str, timeout_s: float) -> Put:
+                is_first = key not in self.texts
+                put = super().put(key, text, timeout_s)
+                return put if key != "t/all" else Put.UNKNOWN if is_first else second
+
+        job, late = Job(), Late()
+        job.rounds = [Rounds(late, worker, PEERS, job.watch(), HANG_S) for worker in range(COUNT)]
         assert job.gather("t", 0, 1, 2) == [[b"0", b"1", b"2"]] * COUNT
 
     def test_what_one_gave_up_for_ends_the_others(self) -> None:

@@ -107,6 +107,16 @@ def test_one_that_is_silent_and_then_refuses_has_refused_for_long_enough() -> No
     assert watch.find_gone([3], 1000.0) == {3: Answer.ENDED}
 
 
+def test_the_last_answers_are_those_of_this_wait() -> None:
+    clock = Clock()
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    clock.answers["3"] = Answer.SILENT
+    watch.find_gone([3, 4], clock.now)
+    assert watch.last_answers(clock.now) == {3: Answer.SILENT}
+    clock.now += 1
+    assert watch.last_answers(clock.now) == {}
+
+
 def test_three_answers_are_needed_however_short_the_limit() -> None:
     clock = Clock()
     watch = Watch(PEERS, clock.ask, 1.0, clock)
