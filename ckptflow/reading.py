@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -312,8 +312,13 @@ def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
     return summary.checkpoint if isinstance(summary, Summary) else None
 
 
-def await_checkpoint(store: Store, folder: Folder, timeout_s: float) -> Checkpoint:
-    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds."""
+def await_checkpoint(
+    store: Store, folder: Folder, timeout_s: float, check: Callable[[], None] = lambda: None
+) -> Checkpoint:
+    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds.
+
+    `check` is called before each pause; what it raises ends the waiting.
+    """
     deadline = time.monotonic() + timeout_s
     pause_s = 0.01
     while True:
@@ -324,6 +329,7 @@ def await_checkpoint(store: Store, folder: Folder, timeout_s: float) -> Checkpoi
                 raise CommitTimeoutError(
                     f"{store.url}/{folder} has no manifest after {timeout_s:g} s; the chief's log says why"
                 ) from None
+        check()
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 1.0)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptflow.commit.catalog import Checkpoint
+from ckptflow.commit.coordinator import FindLost
 from ckptflow.commit.resume import Start
-from ckptflow.errors import FencedError
+from ckptflow.errors import FencedError, PeerError
 from ckptflow.events import Claimed, SaveBegan
 from ckptflow.format.layout import Folder
 from ckptflow.format.values import to_json
@@ -19,6 +21,7 @@ from ckptflow.job.live_state import LiveState
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Job, Saver, Stopwatch
 from ckptflow.peers.team import Call, agree, agree_on
+from ckptflow.peers.watch import ASK_EVERY_S
 from ckptflow.reading import await_checkpoint
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class Incarnation:
         background: Background,
         live: LiveState,
         commit_timeout_s: float,
+        find_lost: FindLost,
     ) -> None:
         self.start = start
         self.last_step = start.restored.checkpoint.step if start.restored else -1
@@ -44,6 +48,7 @@ class Incarnation:
         self._background = background
         self._live = live
         self._commit_timeout_s = commit_timeout_s
+        self._find_lost = find_lost
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
@@ -121,6 +126,21 @@ class Incarnation:
             self._saver.coordinator.hurry(timeout_s)
 
     def _look_for(self, folder: Folder) -> Callable[[float | None], Checkpoint]:
-        """How a worker that is not the chief learns of a commit without a message."""
+        """How a worker that is not the chief learns of a commit without a message; or that the chief is gone."""
         store, limit_s = self._saver.store, self._commit_timeout_s
-        return lambda timeout_s: await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s)
+
+        def look(timeout_s: float | None) -> Checkpoint:
+            started = time.monotonic()
+
+            def check_chief() -> None:
+                if time.monotonic() < started + ASK_EVERY_S:
+                    return
+                if (lost := self._find_lost([0], started).get(0)) is not None:
+                    raise PeerError(
+                        f"worker 0, which commits, {lost}; {store.url}/{folder} has no manifest so far: whether it "
+                        "counts, the next start finds out"
+                    )
+
+            return await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s, check_chief)
+
+        return look

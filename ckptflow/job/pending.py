@@ -43,8 +43,9 @@ class PendingCheckpoint:
         """The committed checkpoint. Waits for it, and raises why there is none.
 
         Raises `SaveFailedError` and its kin (`CommitTimeoutError`, and `CommitUnknownError` where the storage never
-        said), `FencedError`, or `TimeoutError` where the save has not ended within `timeout_s` seconds (default: no
-        limit on the coordinator; the manager's `commit_timeout_s` on the other workers).
+        said), `FencedError`, `PeerError` where the coordinator has ended or does not answer, or `TimeoutError` where
+        the save has not ended within `timeout_s` seconds (default: no limit on the coordinator; the manager's
+        `commit_timeout_s` on the other workers).
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         found = self._future.result(timeout_s)

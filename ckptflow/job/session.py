@@ -316,7 +316,9 @@ class Session:
             software=software_versions(),
             tell=self._hooks.tell,
         )
-        self._incarnation = Incarnation(start, saver, self._background, self.live, self._commit_timeout_s)
+        self._incarnation = Incarnation(
+            start, saver, self._background, self.live, self._commit_timeout_s, self.cluster.find_lost
+        )
         return self._incarnation
 
     def _leave_by(self, error: BaseException) -> None:

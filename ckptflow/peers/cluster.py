@@ -115,10 +115,10 @@ class Cluster:
         """
         lost = {worker: answer.value for worker, answer in self._watch.find_gone(workers, started).items()}
         if service.is_there():
-            idle = self._messages.find_idle(workers, started)
-            lost |= {
-                worker: f"shows no progress for {self.peer_timeout_s:g} s" for worker in idle if worker not in lost
-            }
+            idle = set(self._messages.find_idle(workers, started)) - set(lost)
+            silent = self._watch.last_answers(started)
+            no_progress = f"shows no progress for {self.peer_timeout_s:g} s"
+            lost |= {worker: silent[worker].value if worker in silent else no_progress for worker in idle}
         return lost
 
     @cached_property

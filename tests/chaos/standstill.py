@@ -36,7 +36,9 @@ def works() -> None:
                 print("ready", flush=True)
             for step in range(first, first + SAVES):
                 programs.fill(module, step)
-                manager.save(step)
+                pending = manager.save(step)
+                if step % 5 == 0:
+                    pending.result()
                 watcher.check(step)
                 if step % 3 == 0:
                     manager.wait()

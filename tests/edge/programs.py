@@ -23,6 +23,7 @@ import ckptflow.commit.lineage
 import ckptflow.job.session
 from ckptflow import CheckpointManager, KeepEvery, KeepLast, PeerError, UsageError
 from ckptflow.events import Tell, tell_nobody
+from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.peers.cluster import Cluster
 from ckptflow.storage.store import Store, open_store
 from ckptflow.storage.wrappers import StoreWrapper
@@ -128,6 +129,26 @@ def together() -> None:
     print("well", flush=True)
     with contextlib.suppress(tf.errors.UnavailableError):  # worker 0, through which they meet, may be gone first
         _meet_without_ckptflow(worker)
+    os._exit(0)
+
+
+def a_result_whose_chief_is_gone() -> None:
+    """Worker 0 stands still just before it commits, worker 1 waits for that in `result`, and is not kept waiting."""
+    strategy, worker = join()
+
+    def stop(verb: str, key: str) -> None:
+        if worker == 0 and verb == "create" and key.endswith(MANIFEST_NAME):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    hook_stores(stop)
+    manager = make_manager(strategy, make_state(strategy), peer_timeout_s=4.0)
+    manager.restore_latest()
+    pending = manager.save(1)
+    with pytest.raises(PeerError, match=r"worker 0, which commits, does not answer; .* has no manifest so far"):
+        pending.result()
+    with pytest.raises(PeerError, match=r"worker 0 .* does not answer"):
+        manager.close()
+    print("well", flush=True)
     os._exit(0)
 
 
