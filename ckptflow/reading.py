@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +30,7 @@ from ckptflow.commit.lineage import find_run_id
 from ckptflow.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
+    CkptflowError,
     CommitTimeoutError,
     CorruptCheckpointError,
     ObjectNotFoundError,
@@ -312,11 +313,18 @@ def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
     return summary.checkpoint if isinstance(summary, Summary) else None
 
 
-def await_checkpoint(store: Store, folder: Folder, timeout_s: float) -> Checkpoint:
-    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds."""
+def await_checkpoint(
+    store: Store, folder: Folder, timeout_s: float, find_failure: Callable[[Folder], CkptflowError | None]
+) -> Checkpoint:
+    """Polls for the manifest of `folder`, with back-off.
+
+    Raises `CommitTimeoutError` after `timeout_s` seconds, or what `find_failure` knows of this save.
+    """
     deadline = time.monotonic() + timeout_s
     pause_s = 0.01
     while True:
+        if (failure := find_failure(folder)) is not None:  # before the look: a fenced save has a manifest, too
+            raise failure
         try:
             return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
         except ObjectNotFoundError:

@@ -17,6 +17,7 @@ from ckptflow.commit.prune import act, doubt_newest, plan_prune
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import (
+    CkptflowError,
     CommitTimeoutError,
     CommitUnknownError,
     CorruptCheckpointError,
@@ -45,6 +46,7 @@ logger = logging.getLogger("ckptflow")
 
 _READERS = 8  # receipts read at once, where there are more
 FindLost = Callable[[Sequence[int], float], Mapping[int, str]]
+FindFailure = Callable[[Folder], CkptflowError | None]
 
 
 class Coordinator:
@@ -59,9 +61,13 @@ class Coordinator:
         *,
         commit_timeout_s: float,
         find_lost: FindLost = lambda workers, started: {},
+        find_failure: FindFailure = lambda folder: None,
         tell: Tell = tell_nobody,
     ) -> None:
-        """`find_lost(workers, started)`: which of these are waited for in vain since `started`, and why."""
+        """`find_lost(workers, started)`: which of these are waited for in vain since `started`, and why.
+
+        `find_failure(folder)`: why the save into it has failed, if a worker said so otherwise than by its receipt.
+        """
         if start.held is None:
             raise ValueError("a reader commits nothing")
         self._store = store
@@ -71,6 +77,7 @@ class Coordinator:
         self._policies = policies
         self._commit_timeout_s = commit_timeout_s
         self._find_lost = find_lost
+        self._find_failure = find_failure
         self._tell = tell
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
@@ -190,7 +197,11 @@ class Coordinator:
         started = time.monotonic()
         while missing:
             # Before looking for the receipts: they may be the last that it wrote.
-            found_lost = self._find_lost(sorted(missing), started) if time.monotonic() >= started + ASK_EVERY_S else {}
+            found_lost: Mapping[int, str] = {}
+            if time.monotonic() >= started + ASK_EVERY_S:
+                if (failure := self._find_failure(draft.folder)) is not None:
+                    raise failure
+                found_lost = self._find_lost(sorted(missing), started)
             found += self._read_receipts(draft, sorted(missing))
             missing -= {receipt.worker for receipt in found}
             if missing and time.monotonic() >= min(deadline, self._hurry_deadline):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.resume import Start
-from ckptflow.errors import FencedError
+from ckptflow.errors import CkptflowError, FencedError
 from ckptflow.events import Claimed, SaveBegan
 from ckptflow.format.layout import Folder
 from ckptflow.format.values import to_json
@@ -40,6 +40,7 @@ class Incarnation:
         live: LiveState,
         commit_timeout_s: float,
         while_waiting: Callable[[], None],
+        find_failure: Callable[[Folder], CkptflowError | None],
     ) -> None:
         self.start = start
         self.last_step = start.restored.checkpoint.step if start.restored else -1
@@ -48,6 +49,7 @@ class Incarnation:
         self._live = live
         self._commit_timeout_s = commit_timeout_s
         self._while_waiting = while_waiting
+        self._find_failure = find_failure
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
@@ -127,5 +129,9 @@ class Incarnation:
 
     def _look_for(self, folder: Folder) -> Callable[[float | None], Checkpoint]:
         """How a worker that is not the chief learns of a commit without a message."""
-        store, limit_s = self._saver.store, self._commit_timeout_s
-        return lambda timeout_s: await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s)
+        store, limit_s, find_failure = self._saver.store, self._commit_timeout_s, self._find_failure
+
+        def look(timeout_s: float | None) -> Checkpoint:
+            return await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s, find_failure)
+
+        return look

@@ -16,7 +16,8 @@ class PendingCheckpoint:
 
     On the coordinator a save has ended once it is committed and acknowledged: no newer incarnation held the root after
     the manifest was there. The other workers have ended once their own shards and receipt are durable; there `result()`
-    looks for the manifest in storage, and being fenced is learnt at the next `save`, `wait` or close of the manager.
+    looks for the manifest in storage, and for word of another worker that the save has failed; in a job without
+    TensorFlow's coordination service there is no such word before the next `save`, `wait` or close of the manager.
     """
 
     def __init__(

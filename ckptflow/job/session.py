@@ -28,6 +28,7 @@ from ckptflow.job.hooks import Hook, Hooks
 from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.live_state import LiveState, Rename
 from ckptflow.job.loading import Loading
+from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Saver, Stopwatch, software_versions
 from ckptflow.peers.cluster import Cluster, find_cluster
@@ -302,6 +303,7 @@ class Session:
         if start.held is None:
             raise UsageError("a reader begins no incarnation")
         self.live.prepare()
+        notes = Notes(start.held.tag, self.cluster.world_size)
         coordinator = None
         if self.cluster.is_chief:
             coordinator = Coordinator(
@@ -311,6 +313,7 @@ class Session:
                 self.policies,
                 commit_timeout_s=self._commit_timeout_s,
                 find_lost=self.cluster.find_lost,
+                find_failure=notes.find,
                 tell=self._hooks.tell,
             )
         saver = Saver(
@@ -324,9 +327,10 @@ class Session:
             concurrency=self._concurrency,
             software=software_versions(),
             tell=self._hooks.tell,
+            leave_note=notes.leave,
         )
         self._incarnation = Incarnation(
-            start, saver, self._background, self.live, self._commit_timeout_s, self.show_progress
+            start, saver, self._background, self.live, self._commit_timeout_s, self.show_progress, notes.find
         )
         return self._incarnation
 
