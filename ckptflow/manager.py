@@ -103,7 +103,7 @@ class CheckpointManager:
             shard_bytes=shard_bytes,
             memory_budget_bytes=memory_budget_bytes,
             commit_timeout_s=commit_timeout_s,
-            peer_timeout_s=math.inf if peer_timeout_s is None else peer_timeout_s,
+            peer_timeout_s=math.inf if peer_timeout_s is None else float(peer_timeout_s),
             on_save_error=on_save_error,
             read_only=read_only,
             fresh=fresh,

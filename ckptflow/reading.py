@@ -317,11 +317,12 @@ def await_checkpoint(
 ) -> Checkpoint:
     """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds.
 
-    `check` is called before each pause; what it raises ends the waiting.
+    `check` is called before each look; what it raises ends the waiting.
     """
     deadline = time.monotonic() + timeout_s
     pause_s = 0.01
     while True:
+        check()  # before the look: a save that was fenced has a manifest, too
         try:
             return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
         except ObjectNotFoundError:
@@ -329,7 +330,6 @@ def await_checkpoint(
                 raise CommitTimeoutError(
                     f"{store.url}/{folder} has no manifest after {timeout_s:g} s; the chief's log says why"
                 ) from None
-        check()
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 1.0)
 

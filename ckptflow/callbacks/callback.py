@@ -123,7 +123,8 @@ class CheckpointCallback:
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)
         state.load(self._session)
         state.fits += 1
-        start = self._find_start(state, loop)
+        # Together: callbacks of one's own are given back what they knew, and may raise.
+        start, _ = self._session.agree_on(Call.BEGIN_FIT, lambda: (self._find_start(state, loop), True))
         rate = learning_rate(self.model.optimizer) if start.batch else None
         self._rate = None if rate is None else (rate, rate.numpy())
         self._first_step, self._trained = self._step(), 0

@@ -120,12 +120,10 @@ class FitState(Trackable):  # type: ignore[misc]
         incarnation = session.incarnation
         if incarnation is self._incarnation or incarnation is None:
             return
-        is_first, self._incarnation = self._incarnation is None, incarnation
-        restored = incarnation.start.restored
+        is_first, restored = self._incarnation is None, incarnation.start.restored
         if restored is None:
-            self.position, self.fits = None, 0
+            self.position, self.fits, self._incarnation = None, 0, incarnation
             return
-        self._restored = restored.folder
 
         def read() -> tuple[dict[str, Any], bool]:
             found = _read(session, restored.folder)
@@ -134,7 +132,7 @@ class FitState(Trackable):  # type: ignore[misc]
         found, are_found = session.agree_on(Call.READ_POSITION, read)
         if not all(are_found):  # pruned in between: workers that begin at different places never meet again
             found = {}
-        self._loaded = found
+        self._loaded, self._restored, self._incarnation = found, restored.folder, incarnation
         position = found.get("position")
         self.position = Position(**position) if position else None
         if self.position is None:

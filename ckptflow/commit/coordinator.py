@@ -17,6 +17,7 @@ from ckptflow.commit.prune import act, doubt_newest, plan_prune
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import (
+    CkptflowError,
     CommitTimeoutError,
     CommitUnknownError,
     CorruptCheckpointError,
@@ -44,7 +45,9 @@ from ckptflow.threads import at_once
 logger = logging.getLogger("ckptflow")
 
 _READERS = 8  # receipts read at once, where there are more
-FindLost = Callable[[Sequence[int], float], Mapping[int, str]]
+FindLost = Callable[[Sequence[int]], Mapping[int, str]]  # which of these are waited for in vain, and why
+BeginWait = Callable[[], FindLost]
+FindFailure = Callable[[Folder], CkptflowError | None]
 
 
 class Coordinator:
@@ -58,10 +61,14 @@ class Coordinator:
         policies: Sequence[Policy],
         *,
         commit_timeout_s: float,
-        find_lost: FindLost = lambda workers, started: {},
+        begin_wait: BeginWait = lambda: lambda workers: {},
+        find_failure: FindFailure = lambda folder: None,
         tell: Tell = tell_nobody,
     ) -> None:
-        """`find_lost(workers, started)`: which of these are waited for in vain since `started`, and why."""
+        """`begin_wait()` begins to wait for other workers; what it returns tells which of them are waited for in vain.
+
+        `find_failure(folder)`: why the save into it has failed, if a worker said so otherwise than by its receipt.
+        """
         if start.held is None:
             raise ValueError("a reader commits nothing")
         self._store = store
@@ -70,7 +77,8 @@ class Coordinator:
         self._summaries = summaries
         self._policies = policies
         self._commit_timeout_s = commit_timeout_s
-        self._find_lost = find_lost
+        self._begin_wait = begin_wait
+        self._find_failure = find_failure
         self._tell = tell
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
@@ -187,10 +195,14 @@ class Coordinator:
         missing = set(range(1, draft.world_size))
         found: list[Receipt] = []
         pause_s = 0.05 if self._store.is_object_store else 0.002
-        started = time.monotonic()
+        find_lost, ask_at = self._begin_wait(), time.monotonic() + ASK_EVERY_S
         while missing:
             # Before looking for the receipts: they may be the last that it wrote.
-            found_lost = self._find_lost(sorted(missing), started) if time.monotonic() >= started + ASK_EVERY_S else {}
+            found_lost: Mapping[int, str] = {}
+            if time.monotonic() >= ask_at:
+                if (failure := self._find_failure(draft.folder)) is not None:
+                    raise failure
+                found_lost = find_lost(sorted(missing))
             found += self._read_receipts(draft, sorted(missing))
             missing -= {receipt.worker for receipt in found}
             if missing and time.monotonic() >= min(deadline, self._hurry_deadline):

@@ -28,7 +28,7 @@ class Background:
 
     def __init__(self, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """`waiting()` is open for as long as the calling thread waits for saves."""
-        self._waiting = waiting
+        self.waiting = waiting
         self._thread = ThreadPoolExecutor(1, "ckptflow-save")
         self._begun = 0  # how many saves were handed over
         self._settled = 0  # how many of them have been waited for
@@ -47,7 +47,7 @@ class Background:
         while self._settled < self._begun:
             begun = self._begun
             # No more is taken, RuntimeError: the thread has ended, all saves with it.
-            with self._waiting(), suppress(RuntimeError):
+            with self.waiting(), suppress(RuntimeError):
                 self._thread.submit(_nothing).result()  # one thread, first come first served
             self._settled = begun
 
@@ -127,6 +127,11 @@ class Calls:
         with self._background.delivery():
             return self.alone(do)
 
+    def take_turn(self, do: Callable[[], _Result]) -> _Result:
+        """What `do` returns: a call that takes other workers, and not the saves under way."""
+        self._check_is_outside()
+        return self.alone(do)
+
     def alone(self, do: Callable[[], _Result]) -> _Result:
         """What `do` returns: the part of a call that no other call may come between."""
         return do()
@@ -134,6 +139,9 @@ class Calls:
     def check_turn(self, *, writes: bool = False) -> None:
         """Raises `UsageError` also inside of another call: what is half captured or half restored must not be saved."""
         self.check(writes=writes)
+        self._check_is_outside()
+
+    def _check_is_outside(self) -> None:
         if self._is_inside():
             raise UsageError(
                 "this call comes from inside of another one of this manager: from a signal's handler, or from code "

@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.commit.coordinator import FindLost
+from ckptflow.commit.coordinator import BeginWait
 from ckptflow.commit.resume import Start
-from ckptflow.errors import FencedError, PeerError
+from ckptflow.errors import CkptflowError, FencedError, PeerError
 from ckptflow.events import Claimed, SaveBegan
 from ckptflow.format.layout import Folder
 from ckptflow.format.values import to_json
@@ -40,7 +40,8 @@ class Incarnation:
         background: Background,
         live: LiveState,
         commit_timeout_s: float,
-        find_lost: FindLost,
+        begin_wait: BeginWait,
+        find_failure: Callable[[Folder], CkptflowError | None],
     ) -> None:
         self.start = start
         self.last_step = start.restored.checkpoint.step if start.restored else -1
@@ -48,7 +49,8 @@ class Incarnation:
         self._background = background
         self._live = live
         self._commit_timeout_s = commit_timeout_s
-        self._find_lost = find_lost
+        self._begin_wait = begin_wait
+        self._find_failure = find_failure
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
@@ -79,7 +81,7 @@ class Incarnation:
         job = Job(folder, snapshot, lambda: self._live.plan(snapshot), metrics, metadata, prune, watch, blocked_s)
         saver.tell(SaveBegan(step=step, folder=str(folder), blocked_s=blocked_s, capture_s=capture_s))
         future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
-        return PendingCheckpoint(step, future, self._look_for(folder))
+        return PendingCheckpoint(step, future, self._look_for(folder), self._background.waiting)
 
     def save_again(self) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it.
@@ -109,7 +111,7 @@ class Incarnation:
             snapshot, _ = agree_on(self._saver.cluster, Call.CAPTURE_AGAIN, take)
             agree(self._saver.cluster, Call.SAVE_AGAIN, partial(finish, snapshot))
         except Exception as error:
-            if self.start.reason == "rollback" or isinstance(error, FencedError):
+            if self.start.reason == "rollback" or isinstance(error, FencedError) or self._saver.cluster.is_lost:
                 raise
             self._background.settle()
             self._background.failure = before
@@ -126,21 +128,21 @@ class Incarnation:
             self._saver.coordinator.hurry(timeout_s)
 
     def _look_for(self, folder: Folder) -> Callable[[float | None], Checkpoint]:
-        """How a worker that is not the chief learns of a commit without a message; or that the chief is gone."""
+        """How a worker that is not the chief learns of a commit without a message; of a failure, or a lost chief."""
         store, limit_s = self._saver.store, self._commit_timeout_s
 
         def look(timeout_s: float | None) -> Checkpoint:
-            started = time.monotonic()
+            find_lost, ask_at = self._begin_wait(), time.monotonic() + ASK_EVERY_S
 
-            def check_chief() -> None:
-                if time.monotonic() < started + ASK_EVERY_S:
-                    return
-                if (lost := self._find_lost([0], started).get(0)) is not None:
+            def check() -> None:
+                if (failure := self._find_failure(folder)) is not None:
+                    raise failure
+                if time.monotonic() >= ask_at and (lost := find_lost([0]).get(0)) is not None:
                     raise PeerError(
                         f"worker 0, which commits, {lost}; {store.url}/{folder} has no manifest so far: whether it "
                         "counts, the next start finds out"
                     )
 
-            return await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s, check_chief)
+            return await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s, check)
 
         return look

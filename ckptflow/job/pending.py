@@ -6,6 +6,7 @@ import concurrent.futures
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import CommitUnknownError
@@ -16,15 +17,21 @@ class PendingCheckpoint:
 
     On the coordinator a save has ended once it is committed and acknowledged: no newer incarnation held the root after
     the manifest was there. The other workers have ended once their own shards and receipt are durable; there `result()`
-    looks for the manifest in storage, and being fenced is learnt at the next `save`, `wait` or close of the manager.
+    looks for the manifest in storage, and for word of another worker that the save has failed; in a job without
+    TensorFlow's coordination service there is no such word before the next `save`, `wait` or close of the manager.
     """
 
     def __init__(
-        self, step: int, future: Future[Checkpoint | None], look: Callable[[float | None], Checkpoint]
+        self,
+        step: int,
+        future: Future[Checkpoint | None],
+        look: Callable[[float | None], Checkpoint],
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._step = step
         self._future = future
         self._look = look
+        self._waiting = waiting  # open while this is waited for, so that other workers wait as well
 
     @property
     def step(self) -> int:
@@ -37,7 +44,8 @@ class PendingCheckpoint:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Waits until this worker's part has ended; False where it has not within `timeout_s`. Raises nothing."""
-        return bool(concurrent.futures.wait([self._future], timeout_s).done)
+        with self._waiting():
+            return bool(concurrent.futures.wait([self._future], timeout_s).done)
 
     def result(self, timeout_s: float | None = None) -> Checkpoint:
         """The committed checkpoint. Waits for it, and raises why there is none.
@@ -48,14 +56,16 @@ class PendingCheckpoint:
         `commit_timeout_s` on the other workers).
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        found = self._future.result(timeout_s)
-        if found is not None:
-            return found
-        return self._look(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        with self._waiting():
+            found = self._future.result(timeout_s)
+            if found is not None:
+                return found
+            return self._look(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def exception(self, timeout_s: float | None = None) -> BaseException | None:
         """Why this worker's part failed, or None where it went well. Raises `TimeoutError` like `result`."""
-        return self._future.exception(timeout_s)
+        with self._waiting():
+            return self._future.exception(timeout_s)
 
     def is_unknown(self) -> bool:
         """Whether the manifest was sent and the storage never said if it arrived. False while the save goes on."""

@@ -17,7 +17,7 @@ from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
-from ckptflow.errors import CkptflowError, SaveFailedError, StorageError, StorageFullError
+from ckptflow.errors import CkptflowError, CommitUnknownError, SaveFailedError, StorageError, StorageFullError
 from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, receipt_name
@@ -94,6 +94,7 @@ class Saver:
     concurrency: int | None
     software: Mapping[str, str]
     tell: Tell = tell_nobody
+    leave_note: Callable[[Folder, BaseException | None], None] = lambda folder, error: None  # for the other workers
 
     @property
     def has_checkpoints(self) -> bool:
@@ -109,10 +110,13 @@ class Saver:
         try:
             checkpoint = self._save(job)
         except BaseException as error:  # whatever ends a save: what is not acknowledged has failed, and is told
+            if self.coordinator is not None and not isinstance(error, CommitUnknownError):
+                self.leave_note(job.folder, error)
             self.tell(SaveFailed(step=step, folder=folder, error=f"{type(error).__name__}: {error}"))
             raise
         acknowledge(checkpoint)
         if self.coordinator is not None and checkpoint is not None:
+            self.leave_note(job.folder, None)
             save_s, size_bytes = job.watch.elapsed_s(), checkpoint.size_bytes
             self.tell(
                 Committed(step=step, folder=folder, size_bytes=size_bytes, save_s=save_s, metrics=checkpoint.metrics)
@@ -125,20 +129,23 @@ class Saver:
             draft = self._draft(job)  # before the shards: writing lets go of the values
             receipt = self._write(job)
         except BaseException as error:  # also SystemExit, or a panic of a client: the coordinator must not wait for it
+            failed = self._failed(job.folder, error)
             if self.coordinator is not None:
                 self.coordinator.give_up(job.folder)
-            self._after_failure(job.folder, error)
-            raise self._failed(job.folder, error) from error
+                self._make_room_after(error)
+            else:
+                self.leave_note(job.folder, failed)  # first: the storage may take its time to refuse the receipt
+                self._report(job.folder, error)
+            raise failed from error
         if self.coordinator is None:
             return None
         try:
             summary = self.coordinator.commit(draft, receipt, prune=job.prune)
         except StorageError as error:
-            self._after_failure(job.folder, error)
+            self._make_room_after(error)
             raise self._failed(job.folder, error) from error
         except SaveFailedError as error:
-            if StorageFullError.__name__ in str(error):  # another worker's report
-                self._make_room()
+            self._make_room_after(error)
             raise
         except CkptflowError:
             raise
@@ -243,12 +250,8 @@ class Saver:
             metric=spec.metric,
         )
 
-    def _after_failure(self, folder: Folder, error: BaseException) -> None:
-        """Tells the coordinator at once, instead of letting it wait for `commit_timeout_s`; the chief makes room."""
-        if self.coordinator is not None:
-            if isinstance(error, StorageFullError):
-                self._make_room()
-            return
+    def _report(self, folder: Folder, error: BaseException) -> None:
+        """Tells the coordinator by a receipt, instead of letting it wait for `commit_timeout_s`."""
         receipt = Receipt(
             folder=str(folder),
             writer_id=self.held.writer_id,
@@ -259,11 +262,12 @@ class Saver:
         try:
             self.store.put(self._receipt_key(folder), memoryview(encode(receipt)))
         except BaseException as second:  # it must not hide the first
-            logger.warning("cannot report a failed save to the coordinator, which will wait for it: %r", second)
+            logger.warning("the storage does not take the report that a save failed, either: %r", second)
 
-    def _make_room(self) -> None:
+    def _make_room_after(self, error: BaseException) -> None:
         """A full storage must not keep this incarnation from ever committing: dead lives' leftovers go."""
-        if self.coordinator is None:
+        is_full = isinstance(error, StorageFullError)
+        if self.coordinator is None or not (is_full or StorageFullError.__name__ in str(error)):  # another's report
             return
         try:
             freed_bytes = self.coordinator.sweep_partials()

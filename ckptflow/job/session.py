@@ -28,6 +28,7 @@ from ckptflow.job.hooks import Hook, Hooks
 from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.live_state import LiveState, Rename
 from ckptflow.job.loading import Loading
+from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Saver, Stopwatch, software_versions
 from ckptflow.peers.cluster import Cluster, find_cluster
@@ -135,6 +136,7 @@ class Session:
             try:
                 self.settle()
                 self.calls.alone(self._raise_failure)
+                self.cluster.part()
             except BaseException as error:
                 self._leave_by(error)
                 raise
@@ -176,15 +178,15 @@ class Session:
 
     def agree(self, call: Called | Call, do: Callable[[], _Value]) -> list[_Value]:
         """Every worker's result of `do`; see `peers.team.agree`."""
-        return agree(self.cluster, call, do)
+        return self.calls.take_turn(lambda: agree(self.cluster, call, do))
 
     def agree_on(self, call: Called | Call, do: Callable[[], tuple[_Kept, _Value]]) -> tuple[_Kept, list[_Value]]:
         """The same, where this worker keeps one of two results to itself."""
-        return agree_on(self.cluster, call, do)
+        return self.calls.take_turn(lambda: agree_on(self.cluster, call, do))
 
     def chief_says(self, call: Called | Call, decide: Callable[[], _Value], kind: type[_Value]) -> _Value:
         """The chief's result of `decide`; see `peers.team.chief_says`."""
-        return chief_says(self.cluster, call, decide, kind)
+        return self.calls.take_turn(lambda: chief_says(self.cluster, call, decide, kind))
 
     def open(self, folder: Folder) -> OpenCheckpoint:
         """A checkpoint of this root, to be read with this manager's buffers."""
@@ -229,7 +231,7 @@ class Session:
             self._background.raise_failure()
             return Done()
 
-        self.agree(Call.WAIT, look)
+        agree(self.cluster, Call.WAIT, look)
 
     def _restore(self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch) -> Checkpoint | None:
         def look() -> _Held:
@@ -238,7 +240,7 @@ class Session:
             return _Held(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
 
         arguments_ = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
-        held = self.agree(called(Call.RESTORE, **arguments_), look)
+        held = agree(self.cluster, called(Call.RESTORE, **arguments_), look)
         self.live.check_same([each.state for each in held])
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
@@ -292,7 +294,8 @@ class Session:
         """From here on this process is the incarnation that `start` claimed."""
         if start.held is None:
             raise UsageError("a reader begins no incarnation")
-        self.live.prepare()
+        agree(self.cluster, Call.PREPARE, self._prepare)
+        notes = Notes(start.held.tag, self.cluster.world_size)
         coordinator = None
         if self.cluster.is_chief:
             coordinator = Coordinator(
@@ -301,7 +304,8 @@ class Session:
                 self.summaries,
                 self.policies,
                 commit_timeout_s=self._commit_timeout_s,
-                find_lost=self.cluster.find_lost,
+                begin_wait=self.cluster.begin_wait,
+                find_failure=notes.find,
                 tell=self._hooks.tell,
             )
         saver = Saver(
@@ -315,11 +319,22 @@ class Session:
             concurrency=self._concurrency,
             software=software_versions(),
             tell=self._hooks.tell,
+            leave_note=notes.leave,
         )
         self._incarnation = Incarnation(
-            start, saver, self._background, self.live, self._commit_timeout_s, self.cluster.find_lost
+            start,
+            saver,
+            self._background,
+            self.live,
+            self._commit_timeout_s,
+            self.cluster.begin_wait,
+            notes.find,
         )
         return self._incarnation
+
+    def _prepare(self) -> Done:
+        self.live.prepare()
+        return Done()
 
     def _leave_by(self, error: BaseException) -> None:
         """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""

@@ -7,7 +7,8 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,7 +34,7 @@ class _Now:
     """What changes in the course of a job."""
 
     has_met: bool = False
-    lost: PeerError | None = None  # what ended the exchanges
+    lost: str | None = None  # what ended the exchanges
     doing: str = ""  # what this worker does for the others, on the main thread
 
 
@@ -80,22 +81,27 @@ class Cluster:
                 "workers cannot talk to one another inside a tf.function or strategy.run: call it between steps"
             )
         if self._now.lost is not None:
-            raise PeerError(f"{self._now.lost}; {call} cannot be done without it") from self._now.lost
+            raise PeerError(f"{self._now.lost}; {call} cannot be done without it")
         try:
             found = self._gather(message, call) if service.is_there() else self._reduce(message)
         except PeerError as error:
-            self._now.lost = PeerError(f"worker {self.worker} of {self.world_size}: {error}")
-            raise self._now.lost from error
-        except BaseException as error:  # as Ctrl-C: the others may wait in this exchange for ever
-            left = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
-            self._now.lost = PeerError(left)
+            self._now.lost = f"worker {self.worker} of {self.world_size}: {error}"
+            raise PeerError(self._now.lost) from error
+        except BaseException as error:  # as Ctrl-C
+            self._now.lost = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
             raise
         self._now.has_met = True
         return found
 
     @contextlib.contextmanager
     def working(self, doing: str) -> Iterator[None]:
-        """While it is open, each request to the storage that ends is progress to those who wait for this worker."""
+        """While it is open, each request to the storage that ends is progress to those who wait for this worker.
+
+        On another thread than the main one it means nothing: whoever waits, waits for the main one.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before, self._now.doing = self._now.doing, doing
         try:
             yield
@@ -109,17 +115,41 @@ class Cluster:
             if self._now.doing:
                 self._messages.show_progress(CALLS, self._now.doing)
 
-    def find_lost(self, workers: Sequence[int], started: float) -> dict[int, str]:
-        """Those of these workers that have ended, do not answer, or whose storage shows no progress for
-        `peer_timeout_s`, and which of these; waited for since `started` (by `time.monotonic`). From any thread.
+    def begin_wait(self) -> Callable[[Sequence[int]], dict[int, str]]:
+        """Begins to wait for other workers outside of an exchange. Called with workers, what it returns tells which of
+        them have ended, do not answer, or whose storage shows no progress for `peer_timeout_s`, and which of these.
+        From any thread.
         """
-        lost = {worker: answer.value for worker, answer in self._watch.find_gone(workers, started).items()}
-        if service.is_there():
-            idle = set(self._messages.find_idle(workers, started)) - set(lost)
-            silent = self._watch.last_answers(started)
-            no_progress = f"shows no progress for {self.peer_timeout_s:g} s"
-            lost |= {worker: silent[worker].value if worker in silent else no_progress for worker in idle}
-        return lost
+        started = time.monotonic()
+        signs = self._messages.storage_signs(started) if service.is_there() else None
+
+        def find_lost(workers: Sequence[int]) -> dict[int, str]:
+            lost = {worker: answer.value for worker, answer in self._watch.find_gone(workers, started).items()}
+            idle = set(signs.find_idle(workers)) - set(lost) if signs is not None else set()
+            if idle:
+                silent = self._watch.find_silent(started)
+                no_progress = f"shows no progress for {self.peer_timeout_s:g} s"
+                lost |= {worker: silent[worker].value if worker in silent else no_progress for worker in idle}
+            return lost
+
+        return find_lost
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether an exchange has failed, so that no other one can be."""
+        return self._now.lost is not None
+
+    def leave(self, call: str, error: BaseException) -> None:
+        """Tells the others that this worker leaves instead of coming to `call`, and returns at once."""
+        if self.world_size > 1 and self._now.lost is None:
+            self._now.lost = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
+            if service.is_there():
+                self._messages.give_up(f"ckptflow/round/{next(_rounds)}", self._now.lost)
+
+    def part(self) -> None:
+        """After the last exchange: worker 0, in whose process the messages are, stays until the others have them."""
+        if self.world_size > 1 and self._now.lost is None and service.is_there():
+            self._messages.part(f"ckptflow/parting/{next(_rounds)}")
 
     @cached_property
     def _watch(self) -> Watch:

@@ -14,6 +14,8 @@ CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its call
 
 _MARKS_IN_LIMIT = 8  # signs that fit into the time after which a worker is given up
 _MAX_MARK_S = 60.0
+_LOOKS_IN_LIMIT = 4  # for signs
+_FIRST_LOOK_S = 2.0
 _LOOK_S = 0.25  # for a sign: it is replaced by being deleted and written
 _BUDGET_S = 2.0  # for the signs of all workers together, if most of them have left none
 _SHORTEST_LOOK_S = 0.01
@@ -59,31 +61,48 @@ class Signs:
     """The signs of other workers, as seen by one that has waited for them since `started`."""
 
     def __init__(self, post: Post, kind: str, started: float, limit_s: float) -> None:
-        self.started = self.looked = started
-        self.doing: dict[int, str] = {}
+        self.doing: dict[int, str] = {}  # of those who have shown progress since
         self._post = post
         self._kind = kind
+        self._started = started
+        self._limit_s = limit_s
         self._every_s = _every_s(limit_s)
+        self._first_look = math.inf
+        self._next_look = started + min(_FIRST_LOOK_S, self._every_s / 2)
         self._seen: dict[int, tuple[int, float]] = {}  # the newest of each, and until when there may have been more
 
-    def look(self, workers: Sequence[int], now: float) -> dict[int, float]:
-        """Until when each of these workers has shown progress: no earlier than it really did.
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to look again: four times within the limit, the first one early; and at its end."""
+        return now >= self._next_look or now - self._started >= self._limit_s
 
-        What is there at the first look may be old: it does not count. So the first should come early in the wait.
-        """
-        self.looked = now
+    def find_idle(self, workers: Sequence[int]) -> list[int]:
+        """Those of these workers who have shown no progress for the limit. Looks, if that is due."""
+        now = time.monotonic()
+        if not self.is_due(now):
+            return []
+        self.look(workers, now)
+        if now - self._first_look < 2 * self._every_s:  # what is there at the first look may be old, or new
+            return []
+        return [worker for worker in workers if now - self._last(worker) >= self._limit_s]
+
+    def look(self, workers: Sequence[int], now: float) -> None:
+        """Looks for signs. What is there at the first look may be old: it does not count."""
+        self._first_look, self._next_look = min(self._first_look, now), now + self._limit_s / _LOOKS_IN_LIMIT
         deadline = time.monotonic() + _BUDGET_S
         for worker in workers:
             text = self._text(worker, _LOOK_S if time.monotonic() < deadline else _SHORTEST_LOOK_S)
             if text is None:
                 continue
             mark = msgspec.json.decode(text, type=_Mark)
-            self.doing[worker] = mark.doing
             if worker not in self._seen:
-                self._seen[worker] = mark.number, self.started
+                self._seen[worker] = mark.number, self._started
             elif self._seen[worker][0] != mark.number:
                 self._seen[worker] = mark.number, now + self._every_s  # for so long it would leave no other
-        return {worker: self._seen[worker][1] if worker in self._seen else self.started for worker in workers}
+                self.doing[worker] = mark.doing
+
+    def _last(self, worker: int) -> float:
+        """Until when a worker has shown progress: no earlier than it really did."""
+        return self._seen[worker][1] if worker in self._seen else self._started
 
     def _text(self, worker: int, timeout_s: float) -> str | None:
         try:

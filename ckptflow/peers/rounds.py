@@ -7,6 +7,7 @@ How a round ends is one text, written once: all messages, or why somebody gave u
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -31,9 +32,11 @@ _LOOK_AGAIN_S = 0.25  # before somebody is named
 _LOOKS_S = 2.0  # for all those who are looked for again, together
 _SAY_AFTER_S = (15.0, 60.0, 300.0, 1200.0)
 _SAY_EVERY_S = 3600.0  # after those
+_MANY = 32  # workers: looking after all of them is for worker 0 then
 _ASKED_OF_MANY = 8  # workers that are asked besides: of a thousand, each asking all would be too much
-_LOOKS_IN_LIMIT = 4  # for signs of progress, the first of them early
 _NAMED = 8
+_SHORT_S = 0.1
+_PART_S = 2.0
 _TASK = re.compile(r"/job:\w+(?:/replica:\d+)?/task:\d+")
 
 
@@ -77,7 +80,6 @@ class Rounds:
         self._watch = watch
         self._limit_s = limit_s
         self._marks = Marks(post, worker, limit_s)
-        self._storage_signs = Signs(post, STORAGE, 0.0, limit_s)
 
     def gather(self, topic: str, message: bytes, call: str, *, limit_s: float, hint: str = "") -> list[bytes]:
         """Every worker's message, in the order of workers, on every worker. A topic serves once.
@@ -97,6 +99,9 @@ class Rounds:
             if found is None:
                 raise
             end = found
+        except BaseException as error:  # as Ctrl-C: the others need not wait for one that never comes
+            self.give_up(topic, f"worker {self._worker} of {len(self._peers)} left {call} by {type(error).__name__}")
+            raise
         if end.problem:
             raise PeerError(end.problem)
         return [bytes(text) for text in end.texts]
@@ -109,16 +114,27 @@ class Rounds:
         """Leaves a sign of progress for those who wait for this worker; seldom, however often it is called."""
         self._marks.leave(kind, doing)
 
-    def find_idle(self, workers: Sequence[int], started: float) -> list[int]:
-        """Those of these workers whose storage has shown no progress for `limit_s`, waited for since `started`."""
-        now = time.monotonic()
-        signs = self._storage_signs
-        if signs.started != started:
-            signs = self._storage_signs = Signs(self._post, STORAGE, started, self._limit_s)
-        elif now - signs.looked < self._limit_s / _LOOKS_IN_LIMIT:
-            return []
-        seen = signs.look(workers, now)
-        return [worker for worker in workers if now - seen[worker] >= self._limit_s]
+    def storage_signs(self, started: float) -> Signs:
+        """The signs of other workers' storage, for one who waits for them since `started`."""
+        return Signs(self._post, STORAGE, started, self._limit_s)
+
+    def give_up(self, topic: str, why: str) -> None:
+        """Ends a round that this worker does not come to. Waits hardly at all."""
+        with contextlib.suppress(UnreachableError):
+            self._post.put(f"{topic}/all", msgspec.json.encode(_End(problem=why)).decode(), _SHORT_S)
+
+    def part(self, topic: str) -> None:
+        """Tells worker 0 that this worker needs no message any more; there, waits a moment until all have said so."""
+        with contextlib.suppress(UnreachableError):
+            if self._worker:
+                self._post.put(f"{topic}/{self._worker}", "", _PART_S)
+                return
+            deadline = time.monotonic() + _PART_S
+            for other in range(1, len(self._peers)):
+                while self._post.get(f"{topic}/{other}", min(_SLICE_S, deadline - time.monotonic())) is None:
+                    if time.monotonic() >= deadline:
+                        return
+            self._post.forget(topic)
 
     def _collect(self, wait: _Wait, message: bytes) -> list[msgspec.Raw]:
         """All messages, on worker 0."""
@@ -156,9 +172,8 @@ class _Wait:
 
     def __post_init__(self) -> None:
         self.asked = self.started
-        self.slice_s = min(_SLICE_S, self.limit_s / _LOOKS_IN_LIMIT / 2)
+        self.slice_s = min(_SLICE_S, self.limit_s / 8)
         self.look_s = _SHORTEST_LOOK_S
-        self._look_next = self.started + min(ASK_EVERY_S, self.limit_s / _LOOKS_IN_LIMIT / 2)
         self._say_at = say_at()
         self._say_next = next(self._say_at)
 
@@ -259,12 +274,17 @@ class _Wait:
             self.asked = now
             self._raise_if_given_up()
             self._raise_if_gone(awaited)
+        is_over = now - self.started >= self.limit_s
+        if self.worker and len(self.peers) > _MANY and not is_over:  # worker 0 looks, and ends the round for all
+            return
         if now - self.started >= self._say_next:
             self._say_next = next(self._say_at)
-            logger.warning("%s", self._text(self._find_missing()))
-        if now >= self._look_next or now - self.started >= self.limit_s:
-            self._look_next = now + self.limit_s / _LOOKS_IN_LIMIT
-            self._raise_if_late(now)
+            missing = self._find_missing()
+            self.signs.look(missing, now)
+            if missing:
+                logger.warning("%s", self._text(missing))
+        if self.signs.is_due(now):
+            self._raise_if_late(is_over)
 
     def _raise_if_given_up(self) -> None:
         """Worker 0 waits for messages one by one: another may have learnt meanwhile who is missing."""
@@ -290,15 +310,16 @@ class _Wait:
             others = (others * 2)[begin : begin + _ASKED_OF_MANY]
         return [*first, *others]
 
-    def _raise_if_late(self, now: float) -> None:
+    def _raise_if_late(self, is_over: bool) -> None:
         """Raises if somebody is missing who has shown no progress for `limit_s`."""
         missing = self._find_missing()
-        seen = self.signs.look(missing, now)
-        late = self._look_again([worker for worker in missing if now - seen[worker] >= self.limit_s])
+        if is_over and not self.worker and not self._look(0, self.slice_s):
+            raise PeerError(f"the coordination service in this process, worker 0's, does not answer{self.hint}")
+        late = self._look_again(self.signs.find_idle(missing))
         if not late:
             return
         # Who has sent its message and stopped may still be what holds up another, in a step that they share.
-        silent = self.watch.last_answers(self.started)
+        silent = self.watch.find_silent(self.started)
         also = f"; {self._answers(silent)}" if silent else ""
         raise PeerError(f"{self._text(late)}{also}{self.hint}")
 

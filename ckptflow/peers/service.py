@@ -22,6 +22,7 @@ logger = logging.getLogger("ckptflow")
 
 _SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
 _LONGEST_READ_S = 60.0
+_MAX_TEXT = 1000
 _UNWANTED_S = 10.0  # since a text was asked for last: then nobody waits for it any more
 _CUT_OFF = ("timed out", "No route to host", "unreachable")  # in what TensorFlow says of a process that may live
 
@@ -70,11 +71,11 @@ class Service:
         while not sending.is_over.wait(max(0.0, min(_SLICE_S, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
                 return Put.UNKNOWN
-        del self._sendings[key]
+        self._sendings.pop(key, None)
         if isinstance(sending.error, tf.errors.AlreadyExistsError):  # perhaps its own, after a reply that was lost
             return Put.EXISTED
         if sending.error is not None:
-            raise UnreachableError(_first_line(sending.error)) from sending.error
+            raise UnreachableError(_text_of(sending.error)) from sending.error
         return Put.WRITTEN
 
     def get(self, key: str, timeout_s: float) -> str | None:
@@ -88,25 +89,28 @@ class Service:
         reading.wanted_at = time.monotonic()
         if not reading.is_over.wait(timeout_s):
             return None
-        del self._readings[key]
+        self._readings.pop(key, None)
         if reading.error is not None:
-            raise UnreachableError(_first_line(reading.error)) from reading.error
+            raise UnreachableError(_text_of(reading.error)) from reading.error
         return reading.text
 
     def look(self, key: str, timeout_s: float) -> str | None:
         """The text under the key, or None if there is none, or none that comes within `timeout_s`."""
         try:
             return _read(key, timeout_s)
-        except tf.errors.OpError as error:
-            raise UnreachableError(_first_line(error)) from error
+        except (tf.errors.OpError, ValueError) as error:  # the latter: it is no text
+            raise UnreachableError(_text_of(error)) from error
 
     def replace(self, key: str, text: str) -> None:
         """Writes a text in place of what is there; without waiting, and without a word if that cannot be done."""
-        self.forget(key)
+        _sender.send(_Sending(key, None))
         _sender.send(_Sending(key, text))
 
     def forget(self, key: str) -> None:
         """Deletes what is under the key, and below it; without waiting, and without a word if that cannot be done."""
+        for known in (self._readings, self._sendings):
+            for each in [each for each in list(known) if each == key or each.startswith(f"{key}/")]:
+                known.pop(each, None)
         _sender.send(_Sending(key, None))
 
 
@@ -180,6 +184,7 @@ def _read(key: str, timeout_s: float) -> str | None:
         return None
 
 
-def _first_line(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
+    """In one line; TensorFlow names tasks in the later ones."""
     text = str(error.message) if isinstance(error, tf.errors.OpError) else f"{type(error).__name__}: {error}"
-    return (text.splitlines() or [""])[0]
+    return " ".join(text.split())[:_MAX_TEXT]

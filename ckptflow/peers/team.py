@@ -45,6 +45,13 @@ class Cluster(Protocol):
     def working(self, doing: str) -> AbstractContextManager[None]:
         """While it is open, this worker works for the others, who wait on for as long as its storage goes on."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether an exchange has failed, so that no other one can be."""
+
+    def leave(self, call: str, error: BaseException) -> None:
+        """Tells the others that this worker leaves instead of coming to `call`."""
+
 
 class Alone:
     """A cluster of one process."""
@@ -52,12 +59,16 @@ class Alone:
     worker = 0
     world_size = 1
     is_chief = True
+    is_lost = False
 
     def exchange(self, message: bytes, call: str) -> list[bytes]:
         return [message]
 
     def working(self, doing: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def leave(self, call: str, error: BaseException) -> None:
+        pass
 
 
 class Call(StrEnum):
@@ -75,11 +86,13 @@ class Call(StrEnum):
     LOAD = "restore: read the values"
     COMPLETE = "restore: assign the last values"
     START = "start without a checkpoint"
+    PREPARE = "work out how to save"
     CAPTURE_AGAIN = "restore: capture what was restored"
     SAVE_AGAIN = "restore: save again what was restored"
     CHECK_NOTICES = "PreemptionWatcher.check"
     LEAVE = "PreemptionWatcher: leave"
     READ_POSITION = "CheckpointCallback: read the position"
+    BEGIN_FIT = "CheckpointCallback: begin the fit"
     BUILD_METRICS = "CheckpointCallback: build the metrics"
     READ_METRICS = "CheckpointCallback: restore the metrics"
     READ_CLOCK = "CheckpointCallback: every_seconds"
@@ -189,7 +202,8 @@ def _attempt(cluster: Cluster, where: str, do: Callable[[], _Value]) -> tuple[_V
     try:
         with cluster.working(where):
             return do(), None
-    except LEAVING:
+    except LEAVING as error:
+        cluster.leave(where, error)
         raise
     except BaseException as error:
         return None, error
@@ -198,24 +212,25 @@ def _attempt(cluster: Cluster, where: str, do: Callable[[], _Value]) -> tuple[_V
 def _share(cluster: Cluster, where: str, value: object, error: BaseException | None) -> list[Message]:
     """Every worker's message. Raises `PeerError`, but for an own error after which a restart would not help."""
     try:
-        return [_read(data, worker) for worker, data in enumerate(cluster.exchange(_write(where, value, error), where))]
+        mine = _write(cluster.worker, where, value, error)
+        return [_read(data, worker) for worker, data in enumerate(cluster.exchange(mine, where))]
     except PeerError as peer:
         if isinstance(error, FencedError):
             raise error from peer
         raise peer from (error or peer.__cause__)
 
 
-def _write(where: str, value: object, error: BaseException | None) -> bytes:
+def _write(worker: int, where: str, value: object, error: BaseException | None) -> bytes:
     """Never raises: the others are told of what cannot be said."""
     if error is not None:
         return msgspec.json.encode(Message(where, failure=_failure(error)))
     try:
         body = msgspec.json.encode(value)
     except Exception as wrong:
-        failure = _failure(wrong, f"its message in {where} cannot be written: ")
+        failure = _failure(wrong, f"worker {worker}'s message in {where} cannot be written: ")
         return msgspec.json.encode(Message(where, failure=failure))
     if len(body) > MAX_MESSAGE_BYTES:
-        text = f"its message in {where} has {len(body):,} bytes, more than {MAX_MESSAGE_BYTES:,}"
+        text = f"worker {worker}'s message in {where} has {len(body):,} bytes, more than {MAX_MESSAGE_BYTES:,}"
         return msgspec.json.encode(Message(where, failure=Failure(PeerError.__name__, text)))
     return msgspec.json.encode(Message(where, msgspec.Raw(body)))
 

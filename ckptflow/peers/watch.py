@@ -14,6 +14,7 @@ SILENT_AFTER_S = 15.0  # of no answer at all, as from a process that is stopped,
 _ANSWERS = 3  # of one kind in a row, at least: one who asks seldom learns no more from a long time
 _ASK_S = 0.1  # TensorFlow's call holds the interpreter's lock: all threads of this process stand still meanwhile
 _SURE_S = 1.0  # for the last question, before a worker is called silent
+_ASKED_FOR_SURE = 3  # at a time
 _BUDGET_S = 0.5  # for asking, before whoever waits looks again for what it waits for
 
 
@@ -68,21 +69,42 @@ class Watch:
     def find_gone(self, workers: Iterable[int], started: float) -> dict[int, Answer]:
         """Those of these workers that are gone, and in which way, waited for since `started` (by the clock).
 
-        Asks those that were not asked for two seconds, the longest ago first, for about half a second in all.
+        Asks those that were not asked for two seconds, for about half a second in all.
         """
         began = self._clock()
         among = list(workers)
-        for worker in sorted(among, key=lambda each: self._asked.get(each, 0.0)):
+        for worker in self._in_turn(among):
             if self._clock() - began >= _BUDGET_S:
                 break
             if began - self._asked.get(worker, -ASK_EVERY_S) >= ASK_EVERY_S:
                 self._ask_one(worker, _ASK_S)
-        return {worker: answer for worker in among if (answer := self._verdict(worker, started)) is not Answer.HERE}
+        gone = {worker: answer for worker in among if (answer := self._judge(worker, started)) is not Answer.HERE}
+        silent = [worker for worker, answer in gone.items() if answer is Answer.SILENT]
+        return {worker: answer for worker, answer in gone.items() if answer is Answer.ENDED} | self._sure(silent)
 
-    def last_answers(self, started: float) -> dict[int, Answer]:
-        """Those workers that did not say that they are there when they were asked last, if that was since `started`."""
+    def find_silent(self, started: float) -> dict[int, Answer]:
+        """Some of the workers that are not there now, of those that were asked since `started`, for whatever time."""
         with self._lock:
-            return {worker: each.answer for worker, each in self._silences.items() if self._asked[worker] >= started}
+            asked = [worker for worker in self._silences if self._asked[worker] >= started]
+        return self._sure(asked)
+
+    def _in_turn(self, workers: Sequence[int]) -> list[int]:
+        """The longest silent ones first, so that of many some are known to be gone as soon as of one; then the rest."""
+        with self._lock:
+            silent = sorted((each for each in workers if each in self._silences), key=lambda w: self._silences[w].since)
+        first = silent[:_ASKED_FOR_SURE]
+        return first + sorted(set(workers) - set(first), key=lambda each: self._asked.get(each, 0.0))
+
+    def _sure(self, workers: Sequence[int]) -> dict[int, Answer]:
+        """Which of a few of these still do not answer: a slow network takes longer than is waited elsewhere."""
+        for worker in workers[:_ASKED_FOR_SURE]:
+            self._ask_one(worker, _SURE_S)
+        with self._lock:
+            return {
+                worker: self._silences[worker].answer
+                for worker in workers[:_ASKED_FOR_SURE]
+                if worker in self._silences
+            }
 
     def _ask_one(self, worker: int, timeout_s: float) -> None:
         asked = self._clock()
@@ -96,13 +118,6 @@ class Watch:
             if silence is None or silence.answer is not answer:
                 self._silences[worker] = silence = _Silence(answer, asked)
             silence.answers += 1
-
-    def _verdict(self, worker: int, started: float) -> Answer:
-        answer = self._judge(worker, started)
-        if answer is Answer.SILENT:  # a slow network takes longer to answer than it is asked for
-            self._ask_one(worker, _SURE_S)
-            answer = self._judge(worker, started)
-        return answer
 
     def _judge(self, worker: int, started: float) -> Answer:
         with self._lock:

@@ -34,7 +34,7 @@ def clients() -> None:
             time.sleep(0.1)
     raised = raised_in_a_thread(lambda: cluster.exchange(b"1", "a test"), UsageError)
     assert "main thread" in str(raised[0])
-    assert cluster.find_lost(range(count), time.monotonic()) == {}
+    assert cluster.begin_wait()(range(count)) == {}
 
     large, small = tf.Variable(tf.range(300_000, dtype=tf.float32)), tf.Variable(3, dtype=tf.int64)
     with CheckpointManager(root, {"large": large, "small": small}, shard_bytes=2**18) as manager:
@@ -54,10 +54,10 @@ def clients() -> None:
     if me == 1:
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
-    since = time.monotonic()
+    find_lost = cluster.begin_wait()
     with pytest.raises(PeerError, match=r"^worker 0 of 2: worker 1 \(127\.0\.0\.1:\d+\) of 2 has ended, in a test"):
         cluster.exchange(b"1", "a test")
-    assert cluster.find_lost([1], since) == {1: "has ended"}
+    assert find_lost([1]) == {1: "has ended"}
     with pytest.raises(PeerError, match=r"1 .*has ended.*; another cannot be done without it"):
         cluster.exchange(b"1", "another")
     with pytest.raises(PeerError, match="has not reached a test"):

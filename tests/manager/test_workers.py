@@ -72,6 +72,11 @@ def test_a_worker_that_cannot_write(tmp_path: Path) -> None:
     assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [1, 3]
 
 
+def test_a_worker_that_cannot_even_report_it(tmp_path: Path) -> None:
+    run("storage_refuses_a_worker", 3, tmp_path)
+    assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [1, 3]
+
+
 def test_a_worker_that_never_reports(tmp_path: Path) -> None:
     run("a_worker_never_reports", 2, tmp_path)
     assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [1]

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow import CheckpointManager, PeerError, SaveFailedError
-from ckptflow.events import Claimed, Committed, Event, SaveBegan, ShardsWritten
+from ckptflow.events import Claimed, Committed, Event, SaveBegan, SaveFailed, ShardsWritten
 
 ROOT = Path(os.environ.get("ROOT", "."))
 # Before anything else touches TensorFlow.
@@ -254,4 +254,40 @@ def errors_reach_all() -> None:
         except ckptflow.CheckpointNotFoundError as error:
             assert "step 7" in str(error), error
         assert manager.restore(5).step == 5
+    print("well")
+
+
+def storage_refuses_a_worker() -> None:
+    """Worker 1 may write nothing, not even that it failed: all learn of it, and of the reason, from whatever they ask,
+    long before anybody has waited in vain for what it writes."""
+    module = make_variables({"large": 1_000_000})
+    told = list[Event]()
+    manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy, commit_timeout_s=1e6, on_event=told.append)
+    manager.save(1).result()
+    real = manager.session.store.put
+    if worker == 1:
+        from ckptflow.errors import StorageAccessError
+
+        def refuse(key: str, data: memoryview) -> None:
+            raise StorageAccessError("403 from the test")
+
+        manager.session.store.put = refuse  # type: ignore[method-assign]
+    pending = manager.save(2)
+    try:
+        pending.result()
+        raise SystemExit("nothing was raised")
+    except SaveFailedError as error:
+        assert "was not saved on worker 1" in str(error), error
+        assert "403 from the test" in str(error), error
+    try:
+        manager.wait()
+        raise SystemExit("nothing was raised")
+    except (SaveFailedError, PeerError) as error:
+        assert "was not saved on worker 1" in str(error), error
+        assert "403 from the test" in str(error), error
+    if worker == 1:
+        manager.session.store.put = real  # type: ignore[method-assign]
+    manager.save(3).result()
+    manager.close()
+    assert [event.step for event in told if isinstance(event, SaveFailed)] == ([2] if worker < 2 else [])
     print("well")

@@ -30,6 +30,8 @@ class Member:
     def world_size(self) -> int:
         return self._exchange.world_size
 
+    is_lost = False
+
     @property
     def is_chief(self) -> bool:
         return self.worker == 0
@@ -40,6 +42,9 @@ class Member:
         messages = list(self._exchange.messages)
         self._exchange.barrier.wait(TIMEOUT_S)
         return messages
+
+    def leave(self, call: str, error: BaseException) -> None:
+        self._exchange.barrier.abort()
 
     def working(self, doing: str) -> AbstractContextManager[None]:
         return nullcontext()

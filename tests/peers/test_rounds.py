@@ -126,11 +126,13 @@ def test_progress_before_the_wait_does_not_count() -> None:
     job.rounds[1].show_progress(CALLS, "its storage")
     for error in job.gather("t", 0, 2):
         assert isinstance(error, PeerError)
-        assert "worker 1 is busy with its storage" in str(error)
+        assert "worker 1 (host1:1234) of 3 has not reached" in str(error)
+        assert "busy" not in str(error)  # that was before
 
 
 def test_whose_storage_shows_no_progress_is_found() -> None:
-    job, started = Job(), time.monotonic()
+    job = Job()
+    signs = job.rounds[0].storage_signs(time.monotonic())
     found: list[int] = []
     over = threading.Event()
 
@@ -141,7 +143,7 @@ def test_whose_storage_shows_no_progress_is_found() -> None:
     with ThreadPoolExecutor(1) as threads:
         threads.submit(write)
         while not found:
-            found = job.rounds[0].find_idle([1, 2], started)
+            found = signs.find_idle([1, 2])
             time.sleep(0.01)
         over.set()
     assert found == [2]
@@ -223,10 +225,61 @@ class TestARoundEndsTheSameWayForAll:
             assert "worker 2 (host2:1234) of 3 has ended" in str(error)
 
 
+def test_what_a_late_one_is_busy_with_is_said() -> None:
+    job = Job(limit_s=1.0)
+    over = threading.Event()
+
+    def busy() -> None:
+        for _ in range(6):
+            job.rounds[1].show_progress(CALLS, "restore: read the values")
+            time.sleep(0.15)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(busy)
+        errors = job.gather("t", 0, 2)
+        over.set()
+    for error in errors:
+        assert "(worker 1 is busy with restore: read the values)" in str(error)
+
+
+@pytest.mark.parametrize("who", range(COUNT))
+def test_one_that_leaves_by_another_error_tells_the_others(who: int) -> None:
+    class Interrupted(LocalPost):
+        def put(self, key: str, text: str, timeout_s: float) -> Put:
+            if key == f"t/{who}":
+                raise KeyboardInterrupt
+            return super().put(key, text, timeout_s)
+
+    job = Job(limit_s=HANG_S)
+    post = Interrupted()
+    post.texts, job.rounds[who] = job.post.texts, Rounds(post, who, PEERS, job.watch(), HANG_S)
+    with pytest.raises(KeyboardInterrupt):
+        job.gather("t", who)
+    others = [worker for worker in range(COUNT) if worker != who]
+    assert {str(error) for error in job.gather("t", *others)} == {
+        f"worker {who} of 3 left save(step=5) by KeyboardInterrupt"
+    }
+
+
+def test_worker_0_parts_last() -> None:
+    job = Job()
+    parted: list[int] = []
+
+    def part(worker: int) -> None:
+        time.sleep(0.1 * worker)
+        job.rounds[worker].part("t")
+        parted.append(worker)
+
+    with ThreadPoolExecutor(COUNT) as threads:
+        list(threads.map(part, range(COUNT)))
+    assert parted[-1] == 0
+    assert job.post.texts == {}
+
+
 def test_a_worker_that_tensorflow_names_is_named() -> None:
     """An error of the service is not always one of the process that it runs in."""
     job = Job(limit_s=HANG_S)
-    job.post.is_refusing = "heartbeat timeout of /job:worker/replica:0/task:2"
+    job.post.is_refusing = "these tasks are unhealthy: /job:worker/replica:0/task:2"
     (error,) = job.gather("t", 1)
     assert "worker 2 (host2:1234) of 3 cannot be reached, in save(step=5)" in str(error)
     assert "host0" not in str(error)

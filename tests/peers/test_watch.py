@@ -62,13 +62,13 @@ def test_nobody_is_asked_more_often_than_every_two_seconds() -> None:
     assert len(clock.asked) in (5, 6)
 
 
-def test_slow_answers_take_a_second_at_a_time_and_all_are_asked_in_turn() -> None:
-    clock = Clock(question_s=0.25)
+def test_slow_answers_take_half_a_second_at_a_time_and_all_are_asked_in_turn() -> None:
+    clock = Clock(question_s=0.05)
     watch = Watch(PEERS, clock.ask, math.inf, clock)
     for _ in range(25):
         before = clock.now
         watch.find_gone(range(100), 1000.0)
-        assert clock.now - before <= 1.25
+        assert clock.now - before <= 0.6
     assert len(set(clock.asked)) == 100
 
 
@@ -107,14 +107,35 @@ def test_one_that_is_silent_and_then_refuses_has_refused_for_long_enough() -> No
     assert watch.find_gone([3], 1000.0) == {3: Answer.ENDED}
 
 
-def test_the_last_answers_are_those_of_this_wait() -> None:
+def test_who_is_silent_is_one_that_was_asked_in_this_wait() -> None:
     clock = Clock()
     watch = Watch(PEERS, clock.ask, math.inf, clock)
     clock.answers["3"] = Answer.SILENT
     watch.find_gone([3, 4], clock.now)
-    assert watch.last_answers(clock.now) == {3: Answer.SILENT}
+    assert watch.find_silent(clock.now) == {3: Answer.SILENT}
     clock.now += 1
-    assert watch.last_answers(clock.now) == {}
+    assert watch.find_silent(clock.now) == {}
+
+
+def test_one_answer_that_takes_its_time_makes_nobody_silent() -> None:
+    clock = Clock(question_s=0.5)
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    watch.find_gone([3], clock.now)
+    assert watch.find_silent(1000.0) == {}
+
+
+def test_of_many_that_are_silent_some_are_known_as_soon_as_of_one() -> None:
+    """And asking them holds up whoever waits for some seconds at the most."""
+    clock = Clock(question_s=2.0)
+    watch = Watch(PEERS, clock.ask, math.inf, clock)
+    found: dict[int, Answer] = {}
+    while not found:
+        before = clock.now
+        found = watch.find_gone(range(100), 1000.0)
+        assert clock.now - before <= 4.0
+        clock.now += 2
+    assert clock.now <= 1000 + SILENT_AFTER_S + 10
+    assert set(found.values()) == {Answer.SILENT}
 
 
 def test_three_answers_are_needed_however_short_the_limit() -> None:

@@ -40,8 +40,13 @@ class _Member(Cluster):
 
     def storage_goes_on(self) -> None: ...
 
-    def find_lost(self, workers: Sequence[int], started: float) -> dict[int, str]:
-        return {}
+    def begin_wait(self) -> Callable[[Sequence[int]], dict[int, str]]:
+        return lambda workers: {}
+
+    def part(self) -> None: ...
+
+    def leave(self, call: str, error: BaseException) -> None:
+        self.meeting.barrier.abort()
 
 
 class Team:

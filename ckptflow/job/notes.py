@@ -1,0 +1,66 @@
+"""How a save has ended, if not well why, told to the other workers without the storage, which may be what has failed.
+
+No exchange: who looks finds a note or goes on. So it may be left and looked for in any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+
+import msgspec
+
+from ckptflow.errors import CkptflowError, SaveFailedError
+from ckptflow.format.layout import Folder
+from ckptflow.peers import service
+from ckptflow.peers.progress import UnreachableError
+from ckptflow.peers.team import MAX_FAILURE_CHARACTERS, Failure
+from ckptflow.printable import lines_of
+from ckptflow.storage.faults import redact
+
+_LEAVE_S = 5.0
+_LOOK_S = 0.001  # for a note that is there or not
+_KEPT = 100  # notes of the newest saves
+
+
+class Notes:
+    """Of the saves of one incarnation, on one worker. A job without a coordination service has none."""
+
+    def __init__(self, tag: str, world_size: int) -> None:
+        """`tag` is that of the claim."""
+        self._prefix = f"ckptflow/saves/{tag}"
+        self._left = deque[str]()
+        self._post = service.Service() if world_size > 1 and service.is_there() else None
+
+    def leave(self, folder: Folder, error: BaseException | None) -> None:
+        """Tells why the save into `folder` has failed; of several reasons the first stays.
+
+        None: it is committed. Nobody has to know, but those who look for a note need look no longer.
+        """
+        if self._post is None:
+            return
+        failure = None
+        if error is not None:
+            text = redact(str(error)).encode("utf-8", "replace").decode()[:MAX_FAILURE_CHARACTERS]
+            failure = Failure(type(error).__name__, text)
+        with contextlib.suppress(UnreachableError):
+            self._post.put(self._key(folder), msgspec.json.encode(failure).decode(), _LEAVE_S)
+        self._left.append(self._key(folder))
+        if len(self._left) > _KEPT:
+            self._post.forget(self._left.popleft())
+
+    def find(self, folder: Folder) -> CkptflowError | None:
+        """Why the save into `folder` has failed, if a worker has said so."""
+        if self._post is None:
+            return None
+        try:
+            text = self._post.get(self._key(folder), _LOOK_S)
+        except UnreachableError:
+            return None
+        if text is None:
+            return None
+        failure = msgspec.json.decode(text, type=Failure | None)
+        return None if failure is None else failure.rebuild() or SaveFailedError(lines_of(str(failure)))
+
+    def _key(self, folder: Folder) -> str:
+        return f"{self._prefix}/{folder}"
