@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ckptflow.commit.catalog import read_manifest
 from ckptflow.commit.sameness import checksum, raise_differences
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.format.layout import Folder
@@ -155,9 +154,10 @@ class LiveState:
     def release_metrics(self) -> None:
         self._held_metrics = {}
 
-    def restore_metrics(self, store: Store, folder: Folder, pool: BufferPool, threads: int | None) -> None:
+    def restore_metrics(
+        self, store: Store, folder: Folder, manifest: Manifest, pool: BufferPool, threads: int | None
+    ) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
-        manifest = read_manifest(store, folder)
         self.refresh()
         restore = match(self._tree, manifest, partial=True).only_metrics()
         read_tensors(store, folder, manifest, restore.wanted, restore, pool, threads=threads)

@@ -47,6 +47,7 @@ class Loading:
         self._rename = rename
         self._checked: tuple[Manifest, Restore] | None = None
         self._loaded: Restore | None = None
+        self.manifest: Manifest | None = None  # of what was loaded
 
     def check(self, manifest: Manifest) -> str:
         """A text that is the same on all workers if they take the same tensors of what they share.
@@ -71,7 +72,7 @@ class Loading:
         checked, self._checked = self._checked, None  # once: what is read again is checked again
         if checked is not None:
             self._read(manifest, checked[1], checked[1].rest)
-            self._loaded = checked[1]
+            self._loaded, self.manifest = checked[1], manifest
 
     def complete(self) -> None:
         """Assigns what was kept back."""

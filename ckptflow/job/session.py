@@ -22,6 +22,7 @@ from ckptflow.commit.retention import Policy
 from ckptflow.errors import StepOrderError, UsageError
 from ckptflow.events import Restored
 from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest
 from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
 from ckptflow.job.hooks import Hook, Hooks
@@ -116,6 +117,7 @@ class Session:
         self._background = Background(lambda: self.cluster.working("the saves under way"))
         self.calls = Calls(self._background, read_only=read_only)
         self._incarnation: Incarnation | None = None
+        self._restored: Manifest | None = None
 
     # What a call of the manager is
 
@@ -190,13 +192,20 @@ class Session:
 
     def open(self, folder: Folder) -> OpenCheckpoint:
         """A checkpoint of this root, to be read with this manager's buffers."""
-        return OpenCheckpoint(self.store, self.summaries.read_manifest(folder), self._pool)
+        return OpenCheckpoint(self.store, self._manifest(folder), self._pool)
 
     def restore_metrics(self, folder: Folder) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
-        self.live.restore_metrics(self.store, folder, self._pool, self._concurrency)
+        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._concurrency)
 
     # Inside
+
+    def _manifest(self, folder: Folder) -> Manifest:
+        """That of what was restored is kept until the first save: a fit that goes on reads more of it."""
+        restored = self._restored
+        if restored is not None and restored.folder == str(folder):
+            return restored
+        return self.summaries.read_manifest(folder)
 
     def _save(
         self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
@@ -216,7 +225,8 @@ class Session:
 
         prepared, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
         self.live.check_same([each.state for each in held])
-        incarnation = self._incarnation or self._begin(self._resume(None).start_anew(fresh=self._fresh))
+        self._restored = None
+        incarnation = self._incarnation or self._begin(self._resume(self._loading()).start_anew(fresh=self._fresh))
         return incarnation.save(
             prepared.step,
             prepared.snapshot,
@@ -245,9 +255,10 @@ class Session:
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
         if step is None and self._fresh and not self.read_only:
-            self._begin(self._resume(None).start_anew(fresh=True))
+            self._begin(self._resume(self._loading()).start_anew(fresh=True))
             return None
-        resume = self._resume((partial, rename))
+        loading = self._loading(partial=partial, rename=rename)
+        resume = self._resume(loading)
         try:
             start = resume.run(step)
         except BaseException as error:
@@ -257,6 +268,7 @@ class Session:
             raise
         if start.restored is not None:
             self.live.unfinished.clear()
+            self._restored = loading.manifest
         incarnation = None if self.read_only else self._begin(start)
         if start.restored is None:
             return None
@@ -274,10 +286,11 @@ class Session:
             incarnation.save_again()
         return found
 
-    def _resume(self, how: tuple[bool, Rename | None] | None) -> Resume:
+    def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
+        return Loading(self.live, self.store, self._pool, self._concurrency, partial=partial, rename=rename)
+
+    def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
-        partial, rename = how if how is not None else (False, None)
-        loading = Loading(self.live, self.store, self._pool, self._concurrency, partial=partial, rename=rename)
         return Resume(
             self.store,
             self.cluster,

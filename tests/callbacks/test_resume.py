@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import ckptflow
+from ckptflow.storage.wrappers import CountingStore
 from tests.callbacks.jobs import BATCH, BATCHES, ELEMENTS, EPOCHS, Job, arrays, dataset, run_under
+from tests.manager.states import wrap_store
 
 
 def seeded() -> Any:
@@ -116,6 +119,17 @@ def test_a_resumed_fit_ends_like_an_uninterrupted_one(job: Job, tmp_path: Path) 
     _compare(found, expected)
     batches = [hook for hook in found["hooks"] if hook[0] == "batch"]
     assert found["hooks"][1 - len(batches) :] == expected["hooks"][1 - len(batches) :], "callbacks see other batches"
+
+
+def test_a_fit_that_goes_on_reads_its_manifest_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the values, for its position, and for metrics."""
+    job = Job("one reader")
+    with pytest.raises(Crash):
+        live(job, tmp_path, BATCHES + 5)
+    newest = ckptflow.list_checkpoints(tmp_path)[-1]
+    stores = wrap_store(monkeypatch, CountingStore)
+    live(job, tmp_path, None)
+    assert stores[0].keys("get").count(f"{newest.step:012}-i0001/manifest.json") == 1
 
 
 @pytest.mark.chaos
