@@ -124,7 +124,11 @@ class CheckpointCallback:
         state.load(self._session)
         state.fits += 1
         # Together: callbacks of one's own are given back what they knew, and may raise.
-        start, _ = self._session.agree_on(Call.BEGIN_FIT, lambda: (self._find_start(state, loop), True))
+        try:
+            start, _ = self._session.agree_on(Call.BEGIN_FIT, lambda: (self._find_start(state, loop), True))
+        except BaseException:
+            state.forget_fit()
+            raise
         rate = learning_rate(self.model.optimizer) if start.batch else None
         self._rate = None if rate is None else (rate, rate.numpy())
         self._first_step, self._trained = self._step(), 0

@@ -143,6 +143,11 @@ class FitState(Trackable):  # type: ignore[misc]
         elif not is_first:  # a restore between two fits: the next one is the one that it was made in
             self.fits = self.position.fit - 1
 
+    def forget_fit(self) -> None:
+        """The newest fit could not begin: the next one takes its place, and loads what it would have gone on with."""
+        self.fits -= 1
+        self._incarnation = None
+
     def take_start(self, others: Others) -> Start:
         """Where the fit of `position` goes on; its callbacks get back what they knew. What was loaded serves once."""
         loaded, self._loaded = self._loaded, {}

@@ -137,8 +137,10 @@ class Session:
         with self._background.delivery():
             try:
                 self.settle()
-                self.calls.alone(self._raise_failure)
-                self.cluster.part()
+                try:
+                    self.calls.alone(self._raise_failure)
+                finally:  # what is raised was agreed upon, or no exchange is possible any more
+                    self.cluster.part()
             except BaseException as error:
                 self._leave_by(error)
                 raise
@@ -151,6 +153,7 @@ class Session:
         if self._incarnation is not None:
             self._incarnation.hurry(arguments.LEAVING_S)
         self.settle()
+        self.cluster.leave("the end of the manager's block", error)
         self._leave_by(error)
 
     def restore(self, step: int | None, *, partial: bool, rename: Rename | None) -> Checkpoint | None:
@@ -268,7 +271,7 @@ class Session:
             raise
         if start.restored is not None:
             self.live.unfinished.clear()
-            self._restored = loading.manifest
+            self._restored = None if self.read_only else loading.manifest
         incarnation = None if self.read_only else self._begin(start)
         if start.restored is None:
             return None
@@ -307,6 +310,7 @@ class Session:
         """From here on this process is the incarnation that `start` claimed."""
         if start.held is None:
             raise UsageError("a reader begins no incarnation")
+        self._incarnation = None  # the one before is fenced by our own claim
         agree(self.cluster, Call.PREPARE, self._prepare)
         notes = Notes(start.held.tag, self.cluster.world_size)
         coordinator = None

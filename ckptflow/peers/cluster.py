@@ -27,6 +27,7 @@ logger = logging.getLogger("ckptflow")
 
 # Workers meet in the same order everywhere, whichever managers they meet for: this counts for the whole process.
 _rounds = itertools.count()
+_gathered: list[str] = []  # the topic of the last one, on worker 0
 
 
 @dataclass
@@ -35,6 +36,7 @@ class _Now:
 
     has_met: bool = False
     lost: str | None = None  # what ended the exchanges
+    has_told: bool = False  # the others, of that
     doing: str = ""  # what this worker does for the others, on the main thread
 
 
@@ -81,6 +83,9 @@ class Cluster:
                 "workers cannot talk to one another inside a tf.function or strategy.run: call it between steps"
             )
         if self._now.lost is not None:
+            if not self._now.has_told and service.is_there():  # where it was lost, the others may have gone on
+                self._now.has_told = True
+                self._messages.give_up(f"ckptflow/round/{next(_rounds)}", self._now.lost)
             raise PeerError(f"{self._now.lost}; {call} cannot be done without it")
         try:
             found = self._gather(message, call) if service.is_there() else self._reduce(message)
@@ -144,12 +149,14 @@ class Cluster:
         if self.world_size > 1 and self._now.lost is None:
             self._now.lost = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
             if service.is_there():
+                self._now.has_told = True
                 self._messages.give_up(f"ckptflow/round/{next(_rounds)}", self._now.lost)
 
     def part(self) -> None:
         """After the last exchange: worker 0, in whose process the messages are, stays until the others have them."""
-        if self.world_size > 1 and self._now.lost is None and service.is_there():
-            self._messages.part(f"ckptflow/parting/{next(_rounds)}")
+        is_possible = self.world_size > 1 and self._now.lost is None and service.is_there()
+        if is_possible and self._messages.part(f"ckptflow/parting/{next(_rounds)}"):
+            self._forget_the_last()
 
     @cached_property
     def _watch(self) -> Watch:
@@ -170,9 +177,13 @@ class Cluster:
             )
         topic = f"ckptflow/round/{number}"
         texts = self._messages.gather(topic, message, call, limit_s=limit_s, hint=hint)
-        if self.is_chief and number:
-            self._messages.forget(f"ckptflow/round/{number - 1}")  # whoever is here has read it
+        self._forget_the_last()  # whoever is here has read it
+        _gathered.append(topic)
         return texts
+
+    def _forget_the_last(self) -> None:
+        while self.is_chief and _gathered:
+            self._messages.forget(_gathered.pop())
 
     def _reduce(self, message: bytes) -> list[bytes]:
         """By collectives of the strategy: how long the messages are, and then the messages."""

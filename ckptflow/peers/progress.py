@@ -18,7 +18,8 @@ _LOOKS_IN_LIMIT = 4  # for signs
 _FIRST_LOOK_S = 2.0
 _LOOK_S = 0.25  # for a sign: it is replaced by being deleted and written
 _BUDGET_S = 2.0  # for the signs of all workers together, if most of them have left none
-_SHORTEST_LOOK_S = 0.01
+_SHORTEST_LOOK_S = 0.002
+MANY = 32  # workers: looking after all of them is for worker 0 then, and takes its time
 _numbers = itertools.count()
 
 
@@ -46,12 +47,12 @@ class Marks:
     def __init__(self, post: Post, worker: int, limit_s: float) -> None:
         self._post = post
         self._worker = worker
-        self._every_s = _every_s(limit_s)
+        self.every_s = min(limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S)
         self._left_at: dict[str, float] = {}
 
     def leave(self, kind: str, doing: str) -> None:
         now = time.monotonic()
-        if now - self._left_at.get(kind, -math.inf) < self._every_s:
+        if now - self._left_at.get(kind, -math.inf) < self.every_s:
             return
         self._left_at[kind] = now
         self._post.replace(_key(kind, self._worker), msgspec.json.encode(_Mark(next(_numbers), doing)).decode())
@@ -60,20 +61,22 @@ class Marks:
 class Signs:
     """The signs of other workers, as seen by one that has waited for them since `started`."""
 
-    def __init__(self, post: Post, kind: str, started: float, limit_s: float) -> None:
+    def __init__(self, post: Post, kind: str, started: float, limit_s: float, every_s: float, count: int) -> None:
+        """`every_s`: how often others leave one. `count`: how many workers there are."""
         self.doing: dict[int, str] = {}  # of those who have shown progress since
         self._post = post
         self._kind = kind
         self._started = started
         self._limit_s = limit_s
-        self._every_s = _every_s(limit_s)
+        self._every_s = every_s
+        self._pause_s = max(every_s, _FIRST_LOOK_S)  # between looks once the limit is over
         self._first_look = math.inf
-        self._next_look = started + min(_FIRST_LOOK_S, self._every_s / 2)
+        self._next_look = started + min(_FIRST_LOOK_S if count <= MANY else math.inf, every_s / 2, limit_s / 16)
         self._seen: dict[int, tuple[int, float]] = {}  # the newest of each, and until when there may have been more
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time to look again: four times within the limit, the first one early; and at its end."""
-        return now >= self._next_look or now - self._started >= self._limit_s
+        """Whether it is time to look again: some four times within the limit, the first one early, and at its end."""
+        return now >= self._next_look
 
     def find_idle(self, workers: Sequence[int]) -> list[int]:
         """Those of these workers who have shown no progress for the limit. Looks, if that is due."""
@@ -87,17 +90,19 @@ class Signs:
 
     def look(self, workers: Sequence[int], now: float) -> None:
         """Looks for signs. What is there at the first look may be old: it does not count."""
-        self._first_look, self._next_look = min(self._first_look, now), now + self._limit_s / _LOOKS_IN_LIMIT
+        is_first, end = self._first_look == math.inf, self._started + self._limit_s
+        self._first_look = min(self._first_look, now)
+        self._next_look = min(now + self._limit_s / _LOOKS_IN_LIMIT, end) if now < end else now + self._pause_s
         deadline = time.monotonic() + _BUDGET_S
         for worker in workers:
             text = self._text(worker, _LOOK_S if time.monotonic() < deadline else _SHORTEST_LOOK_S)
             if text is None:
                 continue
             mark = msgspec.json.decode(text, type=_Mark)
-            if worker not in self._seen:
+            if is_first:
                 self._seen[worker] = mark.number, self._started
-            elif self._seen[worker][0] != mark.number:
-                self._seen[worker] = mark.number, now + self._every_s  # for so long it would leave no other
+            elif worker not in self._seen or self._seen[worker][0] != mark.number:
+                self._seen[worker] = mark.number, time.monotonic() + self._every_s  # so long it would leave no other
                 self.doing[worker] = mark.doing
 
     def _last(self, worker: int) -> float:
@@ -113,7 +118,3 @@ class Signs:
 
 def _key(kind: str, worker: int) -> str:
     return f"ckptflow/progress/{kind}/{worker}"
-
-
-def _every_s(limit_s: float) -> float:
-    return min(limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S)

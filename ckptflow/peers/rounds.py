@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from ckptflow.errors import PeerError
-from ckptflow.peers.progress import CALLS, STORAGE, Marks, Signs, UnreachableError
+from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, Signs, UnreachableError
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch
 
 logger = logging.getLogger("ckptflow")
@@ -32,7 +32,6 @@ _LOOK_AGAIN_S = 0.25  # before somebody is named
 _LOOKS_S = 2.0  # for all those who are looked for again, together
 _SAY_AFTER_S = (15.0, 60.0, 300.0, 1200.0)
 _SAY_EVERY_S = 3600.0  # after those
-_MANY = 32  # workers: looking after all of them is for worker 0 then
 _ASKED_OF_MANY = 8  # workers that are asked besides: of a thousand, each asking all would be too much
 _NAMED = 8
 _SHORT_S = 0.1
@@ -89,7 +88,7 @@ class Rounds:
         for those that cannot reach worker 0.
         """
         started = time.monotonic()
-        signs = Signs(self._post, CALLS, started, limit_s)
+        signs = Signs(self._post, CALLS, started, limit_s, self._marks.every_s, len(self._peers))
         wait = _Wait(self._post, self._watch, signs, self._worker, self._peers, topic, call, limit_s, hint, started)
         try:
             wait.send(message.decode())
@@ -116,25 +115,30 @@ class Rounds:
 
     def storage_signs(self, started: float) -> Signs:
         """The signs of other workers' storage, for one who waits for them since `started`."""
-        return Signs(self._post, STORAGE, started, self._limit_s)
+        return Signs(self._post, STORAGE, started, self._limit_s, self._marks.every_s, len(self._peers))
 
     def give_up(self, topic: str, why: str) -> None:
         """Ends a round that this worker does not come to. Waits hardly at all."""
         with contextlib.suppress(UnreachableError):
             self._post.put(f"{topic}/all", msgspec.json.encode(_End(problem=why)).decode(), _SHORT_S)
 
-    def part(self, topic: str) -> None:
-        """Tells worker 0 that this worker needs no message any more; there, waits a moment until all have said so."""
+    def part(self, topic: str) -> bool:
+        """Tells worker 0 that this worker needs no message any more; there, waits a moment until all have said so.
+
+        Whether they have, on worker 0.
+        """
         with contextlib.suppress(UnreachableError):
             if self._worker:
                 self._post.put(f"{topic}/{self._worker}", "", _PART_S)
-                return
+                return False
             deadline = time.monotonic() + _PART_S
             for other in range(1, len(self._peers)):
                 while self._post.get(f"{topic}/{other}", min(_SLICE_S, deadline - time.monotonic())) is None:
                     if time.monotonic() >= deadline:
-                        return
+                        return False
             self._post.forget(topic)
+            return True
+        return False
 
     def _collect(self, wait: _Wait, message: bytes) -> list[msgspec.Raw]:
         """All messages, on worker 0."""
@@ -274,9 +278,6 @@ class _Wait:
             self.asked = now
             self._raise_if_given_up()
             self._raise_if_gone(awaited)
-        is_over = now - self.started >= self.limit_s
-        if self.worker and len(self.peers) > _MANY and not is_over:  # worker 0 looks, and ends the round for all
-            return
         if now - self.started >= self._say_next:
             self._say_next = next(self._say_at)
             missing = self._find_missing()
@@ -284,7 +285,7 @@ class _Wait:
             if missing:
                 logger.warning("%s", self._text(missing))
         if self.signs.is_due(now):
-            self._raise_if_late(is_over)
+            self._raise_if_late(now - self.started >= self.limit_s)
 
     def _raise_if_given_up(self) -> None:
         """Worker 0 waits for messages one by one: another may have learnt meanwhile who is missing."""
@@ -324,12 +325,17 @@ class _Wait:
         raise PeerError(f"{self._text(late)}{also}{self.hint}")
 
     def _find_missing(self) -> list[int]:
-        """Who has left no message; worker 0 if not even our own can be found, since they are all there."""
+        """Who has left no message; worker 0 if not even our own can be found, since they are all there.
+
+        Of many workers it is worker 0 that looks for all, and ends the round: the others look for it alone.
+        """
         began = time.monotonic()
         if not self._look(self.worker, self.slice_s):
             return [0] if self.worker else []
         read_s = time.monotonic() - began
         self.look_s = min(max(_SHORTEST_LOOK_S, _LOOK_IN_READS * read_s), _LONGEST_LOOK_S)
+        if self.worker and len(self.peers) > MANY:  # all of them looking for all of them would keep worker 0 from it
+            return [] if self._look(0, self.look_s) else [0]
         deadline = began + _LOOKS_S
         missing = [
             other
@@ -341,10 +347,11 @@ class _Wait:
 
     def _look_again(self, missing: Sequence[int]) -> list[int]:
         """Those of these who are missing indeed: before they are named."""
-        timeout_s = max(self.look_s, min(_LOOK_AGAIN_S, _LOOKS_S / max(1, len(missing))))
+        timeout_s = max(self.look_s, _LOOK_AGAIN_S)
         if missing == [0] and self.worker:  # it is what publishes that is missing, whether or not its message is there
             return [] if self._get(self.key("all"), timeout_s) is not None else [0]
-        return [worker for worker in missing if not self._look(worker, timeout_s)]
+        confirmed = [worker for worker in missing[:_NAMED] if not self._look(worker, timeout_s)]
+        return [*confirmed, *missing[_NAMED:]] if confirmed else []  # the rest is counted, and not named
 
     def _text(self, missing: Sequence[int]) -> str:
         """Who has not come, as the field's logs say it."""

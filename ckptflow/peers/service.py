@@ -23,6 +23,7 @@ logger = logging.getLogger("ckptflow")
 _SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
 _LONGEST_READ_S = 60.0
 _MAX_TEXT = 1000
+_MAX_READINGS = 64
 _UNWANTED_S = 10.0  # since a text was asked for last: then nobody waits for it any more
 _CUT_OFF = ("timed out", "No route to host", "unreachable")  # in what TensorFlow says of a process that may live
 
@@ -85,6 +86,8 @@ class Service:
             text = self.look(key, min(timeout_s, _SLICE_S))
             if text is None:
                 self._readings[key] = _Reading(key)
+                while len(self._readings) > _MAX_READINGS:  # the oldest, which nobody waits for any more
+                    self._readings.pop(next(iter(self._readings)), None)
             return text
         reading.wanted_at = time.monotonic()
         if not reading.is_over.wait(timeout_s):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ckptflow.errors import PeerError
-from ckptflow.peers.progress import CALLS, STORAGE
+from ckptflow.peers.progress import CALLS, STORAGE, Signs
 from ckptflow.peers.rounds import Put, Rounds, say_at
 from ckptflow.peers.watch import Answer, Peer, Watch
 from tests.peers.post import LocalPost
@@ -274,6 +274,54 @@ def test_worker_0_parts_last() -> None:
         list(threads.map(part, range(COUNT)))
     assert parted[-1] == 0
     assert job.post.texts == {}
+
+
+def test_looks_for_signs_stay_seldom_when_the_limit_is_over() -> None:
+    """Four within the limit, and no more often after it: each may leave a read behind in TensorFlow."""
+    post = LocalPost()
+    signs = Signs(post, CALLS, 0.0, 10.0, 1.25, COUNT)
+    looks: list[float] = []
+    for tenth in range(1000):
+        if signs.is_due(tenth / 10):
+            signs.look([1], tenth / 10)
+            looks.append(tenth / 10)
+    assert looks[0] < 1
+    assert sum(look <= 10 for look in looks) <= 6
+    assert any(look == 10 for look in looks)
+    assert len(looks) <= 6 + 90 / 2
+
+
+def test_a_first_sign_that_comes_during_the_wait_counts() -> None:
+    job = Job(limit_s=1.0)
+
+    def busy() -> None:
+        time.sleep(0.8)
+        job.rounds[1].show_progress(CALLS, "its storage")
+        time.sleep(0.7)
+
+    assert job.gather("t", 0, 1, 2, late={1: busy}) == [[b"0", b"1", b"2"]] * COUNT
+
+
+def test_of_very_many_workers_only_worker_0_looks_for_all() -> None:
+    many = [Peer(f"/job:worker/replica:0/task:{worker}", f"host{worker}:1") for worker in range(1000)]
+    looked: set[str] = set()
+
+    class Noting(LocalPost):
+        def look(self, key: str, timeout_s: float) -> str | None:
+            looked.add(key)
+            return super().look(key, timeout_s)
+
+    post = Noting()
+    rounds = [Rounds(post, worker, many, Watch(many, lambda *_: Answer.HERE, 1.0), 1.0) for worker in (0, 1)]
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(rounds[1].gather, "t", b"1", "save(step=5)", limit_s=0.5)
+        with pytest.raises(PeerError, match=r"worker 0 \(host0:1\) of 1000 has not reached"):
+            one.result(HANG_S)
+        assert {key for key in looked if key.startswith("t/")} <= {"t/0", "t/1", "t/all"}
+    with pytest.raises(PeerError, match="worker 0"):
+        rounds[0].gather("t", b"0", "save(step=5)", limit_s=0.5)
+    with pytest.raises(PeerError, match=r"workers 1 .* 8 \(host8:1\) and 991 more of 1000 have not reached"):
+        rounds[0].gather("u", b"0", "save(step=5)", limit_s=0.5)
 
 
 def test_a_worker_that_tensorflow_names_is_named() -> None:
