@@ -19,8 +19,8 @@ from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.job.arguments import check_step
 from ckptflow.reading import list_checkpoints, split_url
-from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched
+from ckptflow.storage.redaction import redact_url
 
 logger = logging.getLogger("ckptflow")
 

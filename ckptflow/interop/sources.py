@@ -14,8 +14,8 @@ from ckptflow.errors import StorageError, UnsupportedStateError, UsageError
 from ckptflow.interop.budget import one_source
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
 from ckptflow.interop.private_copy import private_copy
-from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched
+from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.store import local_path
 
 _OF_CHECKPOINT = re.compile(r"(?P<prefix>.+)\.(?P<suffix>meta|index|data-\d{5}-of-\d{5})", re.DOTALL)

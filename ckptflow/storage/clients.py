@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import fsspec.asyn
 
-from ckptflow.storage import faults
+from ckptflow.storage import redaction
 from ckptflow.storage.replies import check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 
@@ -50,9 +50,9 @@ def open_file_system(
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        raise ImportError(f"{faults.redact_url(url)}: {error}") from error
+        raise ImportError(f"{redaction.redact_url(url)}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{faults.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
+        raise ValueError(f"{redaction.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
     if scheme in GCS_SCHEMES and (storage_options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
         from gcsfs.core import GCSFileSystem  # the default class asks Google's gRPC endpoint, which no emulator has
 

@@ -13,8 +13,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.storage.clients import HTTP_SCHEMES
-from ckptflow.storage.faults import from_os_error, redact_url
+from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.local_files import LocalPlace
+from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.remote_files import RemotePlace, temporary_folder
 from ckptflow.storage.store import check_key, local_path
 from ckptflow.storage.whole import FULL_ERRNOS, LAST, exists, is_in_group

@@ -19,7 +19,7 @@ import fsspec.asyn
 
 from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import (
     GCS_SCHEMES,
     S3_SCHEMES,
@@ -80,7 +80,7 @@ class RemoteStore:
         self, url: str, root: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
     ) -> None:
         self._stall_timeout_s = stall_timeout_s
-        self._url = faults.redact_url(url).rstrip("/")
+        self._url = redaction.redact_url(url).rstrip("/")
         self._root = root  # "bucket/run-7", or "" for the root of a file system without buckets
         self._secrets = list(secrets_of(url, storage_options))
         self._is_root_known = False  # whether any call has proved that the bucket exists

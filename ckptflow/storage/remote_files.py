@@ -19,7 +19,7 @@ from ckptflow.errors import (
     StorageError,
     UsageError,
 )
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import split_options
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
@@ -57,7 +57,7 @@ class RemotePlace:
         if self.name:
             check_key(self.name)
         self.parts = tuple(rest.rstrip("/").split("/"))
-        self.url = faults.redact_url(url).rstrip("/")
+        self.url = redaction.redact_url(url).rstrip("/")
         options, _, limit_s = split_options(storage_options)
         self._files = _Files(f"{scheme}://{above}", options, limit_s)
         self._store = RetryingStore(self._files, max_wait_s=retry_time_s(limit_s))
