@@ -181,7 +181,7 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
     for link in chain(error):
         if isinstance(link, FileExistsError):
             return REMOTE_FAULTS["412"]
-        if isinstance(link, FileNotFoundError):
+        if isinstance(link, FileNotFoundError | IsADirectoryError | NotADirectoryError):  # of what has folders
             return REMOTE_FAULTS["404"]
         names = {base.__name__ for base in type(link).__mro__}
         provider = _PROVIDER.search(str(link))  # obstore: all that our credentials raise is a refusal to it

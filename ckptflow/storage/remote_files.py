@@ -308,7 +308,7 @@ class _Files(FsspecStore):
                 found = self._find(base + start)
             else:
                 try:
-                    infos = self._fs.ls(self._root, detail=True)
+                    infos = self._fs.ls(self._lead + self._root, detail=True)
                     found = [(info["name"].lstrip("/"), int(info["size"] or 0)) for info in infos]
                 except FileNotFoundError:
                     return []
