@@ -73,7 +73,8 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
     kind = kind_of_file(path)
     live = getattr(model, "optimizer", None)
     if framework == "tf_keras" and live is not None and optimizer:
-        logger.warning("%s: tf_keras has the learning rate in no weights; it is as your code made it", path)
+        untold = "the learning rate, nor here which optimizer it was" if kind == "weights" else "the learning rate"
+        logger.warning("%s: weights of tf_keras's do not tell %s; that is as your code made it", path, untold)
     if kind in ("whole", "legacy"):
         _load_legacy(path, model, takes_optimizer=kind == "whole" and optimizer)
         return
