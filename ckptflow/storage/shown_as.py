@@ -25,7 +25,7 @@ def shown_as(path: str, shown: str) -> Iterator[None]:
 
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:
-        logger.addFilter(name_it)
+        logger.filters.insert(0, name_it)  # the innermost says it first
     try:
         yield
     except Exception as error:

@@ -90,6 +90,7 @@ def shown(error: BaseException) -> str:
 def check_named(text: str, given: str, private: str) -> None:
     assert private not in text.replace(f'File "{private}', ""), text
     assert given in text, text
+    assert not any(name in text for name in ("whole.weights", "unzipped/", "m.h5/", "weights.h5/")), text
 
 
 @pytest.mark.parametrize("kind", KINDS)
