@@ -12,7 +12,7 @@ from typing import Any
 from ckptflow.errors import StorageError, UnsupportedStateError, UsageError
 from ckptflow.interop.budget import one_source
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
-from ckptflow.interop.private_copy import private_copy
+from ckptflow.interop.private_copy import check_regular, private_copy
 from ckptflow.storage.files import fetched
 from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.shown_as import private_folder, shown_as
@@ -62,6 +62,8 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
         )
     if not chosen.is_importable:
         raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
+    if not os.path.isdir(local):
+        check_regular([local])
     given = local
     shown = redact_url(origin)
     with private_folder("ckptflow-source-", shown) as folder:
