@@ -19,6 +19,7 @@ from ckptflow.errors import (
     StorageError,
     UsageError,
 )
+from ckptflow.printable import printable
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import split_options
 from ckptflow.storage.remote import FsspecStore
@@ -227,7 +228,7 @@ class RemotePlace:
         except StorageError as second:
             error.add_note(f"what was uploaded by then could not be deleted: {second}")
         if in_the_way or old.intersection(done):
-            error.add_note(f"what was at {self.url} before was being replaced and can no longer be read")
+            error.add_note(f"what was at {printable(self.url)} before was being replaced and can no longer be read")
 
 
 @contextmanager
