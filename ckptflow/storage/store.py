@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.redaction import redact
 
 # What a key may be: relative, "/"-separated, no empty, "." or ".." part, no control character or backslash.
 MAX_KEY_BYTES = 900
@@ -33,7 +33,7 @@ _SLASHLESS = re.compile(
     r"(?i)(s3a?|gc?s|file|local|memory|az|abfss?|wasbs?|adl|hdfs|webhdfs|sftp|ssh|ftps?|smb|webdavs?|dbfs|hf|https?"
     r"|r2|oss|oci):/?(?!/)"
 )
-_SCHEMELESS = re.compile(r"//[^/:@]+:[^/]*@")
+_SCHEMELESS = re.compile(r"(?://)?[^/:@]+:[^/]*@")  # user:password@host
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def local_path(url: str) -> str | None:
     """The path on this disk that `url` (a path, or `file://`) stands for; None for a URL of another scheme.
 
     Raises ValueError for an empty URL, or one that has lost a slash (as in `pathlib.Path("s3://bucket")`) or its
-    scheme (`//user:password@host`).
+    scheme (`user:password@host`).
     """
     scheme, separator, path = url.partition("://")
     if not url:
@@ -147,7 +147,9 @@ def local_path(url: str) -> str | None:
             f"or, for a folder of that name, ./{slashless[0]}…"
         )
     if not separator and _SCHEMELESS.match(url):
-        raise ValueError(f"{redact_url(url)} lacks a scheme, such as https:, or, for a folder, has a slash too many")
+        raise ValueError(
+            f"{redact(url)} lacks a scheme, such as https://; for a folder of that name, begin with ./ or /"
+        )
     if not separator or scheme in ("file", "local"):
         return path if separator else url
     return None

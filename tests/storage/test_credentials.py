@@ -168,7 +168,9 @@ def test_a_failure_in_the_background_tells_no_secret() -> None:
     assert background._as_failure(plain).__cause__ is plain
 
 
-@pytest.mark.parametrize("url", ["//user:PLANTED@host/run", "https:/user:PLANTED@host", "FTP:user:PLANTED@host"])
+@pytest.mark.parametrize(
+    "url", ["//user:PLANTED@host/run", "user:PLANTED@host/run", "https:/user:PLANTED@host", "FTP:user:PLANTED@host"]
+)
 def test_a_url_that_has_lost_something_is_no_folder_and_tells_nothing(url: str) -> None:
     with pytest.raises(ValueError, match="lacks") as raised:
         open_store(url)
