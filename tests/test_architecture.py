@@ -147,7 +147,7 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
     ),
     "ckptflow/storage/remote.py": (
         "fsspec: the folder of a path, and which file systems are one",
-        {"_fs_token", "_parent"},
+        {"_parent"},
     ),
     "ckptflow/storage/remote_files.py": ("fsspec: the folder of a path", {"_parent"}),
 }

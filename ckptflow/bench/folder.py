@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ckptflow.errors import StorageError
-from ckptflow.storage.faults import redact
+from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store, local_path, open_store
 
 FOLDER_PREFIX = "ckptflow-bench-"

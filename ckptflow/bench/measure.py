@@ -11,7 +11,7 @@ from typing import Any
 from ckptflow.bench.folder import bench_folder, free_bytes, free_memory_bytes
 from ckptflow.bench.grid import MIB, TENSOR_BYTES, Point, Setting, settings, whole_tensors
 from ckptflow.bench.rounds import Rounds, latencies, save_rate
-from ckptflow.storage.faults import redact_url
+from ckptflow.storage.redaction import redact_url
 
 MAX_ROUNDS = 3
 _WANTED_ROUNDS = 2  # of each setting: one alone does not show what chance makes of it

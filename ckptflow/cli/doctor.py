@@ -63,7 +63,7 @@ def doctor(
       ckptflow doctor s3://bucket/scratch
     """
     from ckptflow.bench.folder import bench_folder
-    from ckptflow.storage.faults import redact_url
+    from ckptflow.storage.redaction import redact_url
 
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
@@ -162,7 +162,7 @@ def examine(
     Raises `StorageUnavailableError` where the storage goes away meanwhile.
     """
     from ckptflow.errors import StorageUnavailableError
-    from ckptflow.storage.faults import redact
+    from ckptflow.storage.redaction import redact
     from ckptflow.testing import StoreContract
 
     contract = StoreContract()

@@ -50,7 +50,7 @@ def exit_code(error: BaseException) -> int:
 
 def report(error: BaseException) -> int:
     """Says on stderr what went wrong, in one message without a traceback or a credential; returns the exit code."""
-    from ckptflow.storage.faults import redact
+    from ckptflow.storage.redaction import redact
 
     code = exit_code(error)
     text = redact(str(error)) or type(error).__name__

@@ -51,7 +51,7 @@ def report(
     from ckptflow.reading import split_url
     from ckptflow.report.gather import read_run
     from ckptflow.report.run import name_of
-    from ckptflow.storage.faults import redact_url
+    from ckptflow.storage.redaction import redact_url
     from ckptflow.storage.store import open_store
 
     root, folder = split_url(url)

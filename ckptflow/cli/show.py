@@ -93,7 +93,7 @@ def show(
 def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
     """Shows the checkpoint that the export at `url` was made of; False where it is none of ours."""
     from ckptflow.interop.origin import find_provenance
-    from ckptflow.storage.faults import redact_url
+    from ckptflow.storage.redaction import redact_url
 
     provenance = find_provenance(url, options)
     if provenance is None:

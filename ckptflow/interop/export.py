@@ -13,8 +13,8 @@ from ckptflow.errors import UsageError
 from ckptflow.interop.formats import Format, for_destination
 from ckptflow.interop.provenance import Provenance
 from ckptflow.reading import OpenCheckpoint, open_checkpoint
-from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import staged
+from ckptflow.storage.redaction import redact_url
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.job.arguments import check_step
 from ckptflow.reading import list_checkpoints, split_url
-from ckptflow.storage.faults import redact_url
 from ckptflow.storage.files import fetched
+from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.shown_as import shown_as
 
 logger = logging.getLogger("ckptflow")
 
@@ -257,7 +258,7 @@ def _fill(
     from ckptflow.reading import open_checkpoint
     from ckptflow.state.configs import count_variables
 
-    with tempfile.TemporaryDirectory(prefix="ckptflow-import-") as root:
+    with tempfile.TemporaryDirectory(prefix="ckptflow-import-") as root, shown_as(root, where):
         _commit(root, 0, content, {}, None)
         with open_checkpoint(root) as opened:
             tree, restore = fill(opened, state, partial=partial, rename=rename, optimizer=optimizer)

@@ -13,6 +13,7 @@ from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_parts import index_of_shard
 from ckptflow.interop.keras_probe import check_survives
+from ckptflow.interop.private_copy import check_regular, open_regular
 
 logger = logging.getLogger("ckptflow")
 
@@ -39,6 +40,7 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     backups = [suffix for suffix in ("", ".bkp") if _LATEST + suffix in names]
     for suffix in backups:
         path, note = os.path.join(folder, _LATEST + suffix), os.path.join(folder, _METADATA + suffix)
+        check_regular([path])
         if suffix != backups[-1] and not _is_hdf5(path):
             logger.warning("%s is damaged; taking the backup before it", path)
             continue
@@ -83,7 +85,7 @@ def _is_hdf5(path: str) -> bool:
 def _read_note(path: str) -> dict[str, Any]:
     """The epoch and batch that Keras 3 notes beside a backup."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(_MAX_JSON_BYTES + 1)
         if len(data) > _MAX_JSON_BYTES:
             raise ValueError(f"it is longer than {_MAX_JSON_BYTES:,} bytes")
@@ -96,8 +98,8 @@ def _read_note(path: str) -> dict[str, Any]:
 def _newest_prefix(folder: str) -> str | None:
     """The newest tf-checkpoint in a folder: the one that its `checkpoint` file names, else the one with an index."""
     try:
-        with open(os.path.join(folder, "checkpoint"), encoding="utf-8") as file:
-            text = file.read(_MAX_JSON_BYTES)
+        with open_regular(os.path.join(folder, "checkpoint")) as file:
+            text = file.read(_MAX_JSON_BYTES).decode()
     except (OSError, UnicodeDecodeError):
         text = ""
     for line in text.splitlines():

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_trust import Framework, check_config, check_model_config, keras_module, without_files
-from ckptflow.state.configs import inputs_of
+from ckptflow.state.configs import inputs_of, is_built
 from ckptflow.state.limits import limited as limited
 from ckptflow.state.weights import trainable_of
 
@@ -250,10 +250,14 @@ def _compile_own(
 
 
 def build_optimizer_of(model: Any) -> None:
-    """Gives a model's optimizer its slots, if the model has variables by now. Twice does no harm."""
+    """Gives a model's optimizer its slots, if the model has variables by now and the optimizer has none yet.
+
+    Not every `build` of Keras 3 looks whether it was called before: a `LossScaleOptimizer`, or one that was written as
+    its docstring says, would have some of its variables twice.
+    """
     optimizer = getattr(model, "optimizer", None)
     variables = trainable_of(model)
-    if optimizer is None or not variables:
+    if optimizer is None or not variables or is_built(optimizer):
         return
     strategy = getattr(model, "distribute_strategy", None)
     with strategy.scope() if strategy is not None else contextlib.nullcontext():

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from ckptflow.interop.private_copy import private_copy
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.zips import bound_of
 from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.shown_as import private_file
 from ckptflow.storage.whole import ensure_room
 
 __all__ = [
@@ -398,8 +398,7 @@ def _size_bytes(model: Any) -> int:
 @contextlib.contextmanager
 def _writing(path: str, suffix: str, what_it_takes: str) -> Iterator[str]:
     """A path to write to, which ends as Keras wants it to; what is there at the end takes the place of `path`."""
-    with tempfile.TemporaryDirectory(prefix=".ckptflow-", dir=os.path.dirname(path) or ".") as folder:
-        target = os.path.join(folder, f"model{suffix}")
+    with private_file(".ckptflow-", f"model{suffix}", path, beside=os.path.dirname(path) or ".") as target:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that HDF5 is legacy, that a layer is not built: nothing to act on

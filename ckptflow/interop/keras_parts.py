@@ -15,6 +15,7 @@ import h5py
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
+from ckptflow.interop.private_copy import open_regular
 
 INDEX_SUFFIX = ".weights.json"
 _SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)
@@ -94,7 +95,7 @@ def _check_is_alone(shard: h5py.File, path: str) -> None:
 
 def _map_of(index: str) -> dict[str, list[str]]:
     """Which files each group of variables lies in."""
-    with damage(index), open(index, "rb") as file:
+    with damage(index), open_regular(index) as file:
         text = file.read(MAX_JSON_BYTES + 1)
     found = json_of(text, "index of shards", index).get("weight_map")
     groups = {

@@ -16,6 +16,7 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.private_copy import open_regular
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import walk
 
@@ -78,7 +79,7 @@ def root_of(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, METADATA)
     metadata = saved_metadata_pb2.SavedMetadata()
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"longer than {_MAX_BYTES:,} bytes")

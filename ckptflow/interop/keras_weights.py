@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from ckptflow.interop.keras_trust import Framework
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
+from ckptflow.storage.shown_as import private_file, private_folder
 from ckptflow.storage.whole import ensure_room
 
 logger = logging.getLogger("ckptflow")
@@ -73,7 +73,8 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
     kind = kind_of_file(path)
     live = getattr(model, "optimizer", None)
     if framework == "tf_keras" and live is not None and optimizer:
-        logger.warning("%s: tf_keras has the learning rate in no weights; it is as your code made it", path)
+        untold = "the learning rate, nor here which optimizer it was" if kind == "weights" else "the learning rate"
+        logger.warning("%s: weights of tf_keras's do not tell %s; that is as your code made it", path, untold)
     if kind in ("whole", "legacy"):
         _load_legacy(path, model, takes_optimizer=kind == "whole" and optimizer)
         return
@@ -250,7 +251,7 @@ def _load_without_optimizer(file: str, model: Any, framework: Framework, options
 
 def load_assets(path: str, model: Any, framework: Framework) -> None:
     """Gives a model the files (vocabularies) that a `.keras` holds for its layers."""
-    with tempfile.TemporaryDirectory(prefix="ckptflow-keras-") as folder, damage(path):
+    with private_folder("ckptflow-keras-", path) as folder, damage(path):
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.startswith("assets/")]
             archive.extractall(folder, names)
@@ -344,8 +345,7 @@ def _layers_with_weights(root: h5py.Group) -> list[str]:
 def in_order_of(path: str, model: Any) -> Iterator[str]:
     """A legacy file of weights that fit a model, with each layer's in the order in which the model has them today: the
     file given, or a copy for as long as the block lasts. Keras reads no file that links to another."""
-    with tempfile.TemporaryDirectory(prefix="ckptflow-keras-") as folder:
-        ordered = os.path.join(folder, "ordered.h5")
+    with private_file("ckptflow-keras-", "ordered.h5", path) as ordered:
         yield ordered if _copy_in_order(path, model, ordered) else path
 
 
@@ -391,8 +391,7 @@ def named(path: str, suffix: str) -> Iterator[str]:
     if path.endswith(suffix) and not (suffix == ".h5" and path.endswith(".weights.h5")):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="ckptflow-keras-") as folder:
-        link = os.path.join(folder, f"model{suffix}")
+    with private_file("ckptflow-keras-", f"model{suffix}", path) as link:
         os.symlink(os.path.abspath(path), link)
         yield link
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.shown_as import shown_as
 from ckptflow.storage.whole import ensure_room
-
-logger = logging.getLogger("ckptflow")
 
 _COPY_BYTES = 2**20
 
@@ -23,10 +22,14 @@ _COPY_BYTES = 2**20
 def private_copy(path: str) -> Iterator[str]:
     """The path of a copy of a file, in a folder of this user's alone, which goes when the block is left.
 
-    Our own errors that leave the block, and what is logged in it, name the file, not the copy. Raises `UsageError` for
+    Errors that leave the block, and what is logged in it, name the file, not the copy. Raises `UsageError` for
     what is no file, `StorageFullError` where TMPDIR has no room for it, else a `StorageError`.
     """
-    with tempfile.TemporaryDirectory(prefix="ckptflow-copy-") as folder:
+    above = os.path.dirname(path)
+    with (
+        tempfile.TemporaryDirectory(prefix="ckptflow-copy-") as folder,
+        shown_as(os.path.join(folder, ""), os.path.join(above, "")),  # a name may be told as its repr
+    ):
         copy = os.path.join(folder, os.path.basename(path))
         try:
             _copy(path, copy)
@@ -34,21 +37,7 @@ def private_copy(path: str) -> Iterator[str]:
             if isinstance(error, CkptflowError):
                 raise
             raise from_os_error(error, "copy", path) from error
-
-        def name_file(record: logging.LogRecord) -> bool:
-            message = record.getMessage()
-            if copy in message:
-                record.msg, record.args = message.replace(copy, path), ()
-            return True
-
-        logger.addFilter(name_file)
-        try:
-            yield copy
-        except CkptflowError as error:
-            error.args = tuple(each.replace(copy, path) if isinstance(each, str) else each for each in error.args)
-            raise
-        finally:
-            logger.removeFilter(name_file)
+        yield copy
 
 
 def check_regular(paths: Iterable[str]) -> None:
@@ -61,6 +50,18 @@ def check_regular(paths: Iterable[str]) -> None:
             continue
         if not stat.S_ISREG(mode):
             raise CorruptCheckpointError(f"{path} is not a file")
+
+
+def open_regular(path: str) -> BinaryIO:
+    """A file of somebody else's, to be read: opened as it is looked at, so that nothing takes for ever.
+
+    Raises `CorruptCheckpointError` for what is no file, else OSError.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CorruptCheckpointError(f"{path} is not a file")
+    return file
 
 
 def _copy(path: str, copy: str) -> None:

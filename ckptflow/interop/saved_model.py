@@ -26,7 +26,7 @@ from ckptflow.interop.keras_allowed import keras_module
 from ckptflow.interop.keras_saved_model import METADATA, check_vocabularies, model_by_metadata, root_of
 from ckptflow.interop.keras_saved_model import is_keras_saved_model as is_keras_saved_model
 from ckptflow.interop.object_graph_proto import from_proto
-from ckptflow.interop.private_copy import check_regular
+from ckptflow.interop.private_copy import check_regular, open_regular
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.reusable import write_saved_model as write_saved_model
@@ -397,7 +397,7 @@ def _read_names(path: str) -> Names | None:
     if not os.path.isfile(path):
         return None
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_NAMES_BYTES + 1)
         if len(data) > MAX_NAMES_BYTES:
             raise ValueError(f"longer than {MAX_NAMES_BYTES:,} bytes")

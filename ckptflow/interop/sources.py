@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,9 +12,10 @@ from typing import Any
 from ckptflow.errors import StorageError, UnsupportedStateError, UsageError
 from ckptflow.interop.budget import one_source
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
-from ckptflow.interop.private_copy import private_copy
-from ckptflow.storage.faults import redact_url
+from ckptflow.interop.private_copy import check_regular, private_copy
 from ckptflow.storage.files import fetched
+from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.shown_as import private_folder, shown_as
 from ckptflow.storage.store import local_path
 
 _OF_CHECKPOINT = re.compile(r"(?P<prefix>.+)\.(?P<suffix>meta|index|data-\d{5}-of-\d{5})", re.DOTALL)
@@ -62,8 +62,11 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
         )
     if not chosen.is_importable:
         raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
+    if not os.path.isdir(local):
+        check_regular([local])
     given = local
-    with tempfile.TemporaryDirectory(prefix="ckptflow-source-") as folder:
+    shown = redact_url(origin)
+    with private_folder("ckptflow-source-", shown) as folder:
         if chosen.name == "hub" and os.path.isfile(local):
             local = _unpacked(local, folder)
         elif chosen.name in KERAS:
@@ -71,7 +74,8 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
         packed = one_source(os.path.getsize(given)) if os.path.isfile(given) and local != given else nullcontext()
         is_private = local_path(origin) is None or local != given
         is_copied = chosen.name in KERAS and not is_private and os.path.isfile(local)
-        with packed, private_copy(local) if is_copied else nullcontext(local) as path:
+        made = shown_as(local, shown) if local != given else nullcontext()
+        with packed, made, private_copy(local) if is_copied else nullcontext(local) as path:
             yield Source(chosen, path, notes, is_private=is_private or is_copied)
 
 

@@ -10,12 +10,12 @@ import logging
 import os
 import re
 import struct
-import tempfile
 from typing import Any, BinaryIO
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.format.words import some_of
 from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, decode, encode
+from ckptflow.storage.shown_as import private_folder
 
 logger = logging.getLogger("ckptflow")
 
@@ -43,7 +43,7 @@ def write_tflite(
 
     from ckptflow.interop.reusable import write_signatures
 
-    with tempfile.TemporaryDirectory(prefix="ckptflow-tflite-", dir=os.path.dirname(path) or ".") as folder:
+    with private_folder("ckptflow-tflite-", path, beside=os.path.dirname(path) or ".") as folder:
         written = write_signatures(folder, model, signatures=signatures, input_signature=input_signature)
         _check_size(written.size_bytes)
         ops = tf.lite.OpsSet

@@ -19,7 +19,7 @@ from typing import Any
 
 from ckptflow.events import Event
 from ckptflow.storage.credentials import for_log
-from ckptflow.storage.faults import redact
+from ckptflow.storage.redaction import redact
 
 logger = logging.getLogger("ckptflow")
 event_logger = logging.getLogger("ckptflow.events")

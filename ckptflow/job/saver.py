@@ -26,7 +26,7 @@ from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Source
 from ckptflow.peers.team import Cluster
 from ckptflow.spans import span
-from ckptflow.storage.faults import redact
+from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic

@@ -12,7 +12,7 @@ from ckptflow.format.manifest import Claim, Manifest
 from ckptflow.overview import Found, read_summaries
 from ckptflow.reading import read_counting
 from ckptflow.report.run import Run, describe
-from ckptflow.storage.faults import redact_url
+from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import fsspec
 import fsspec.asyn
+from fsspec.dircache import DirCache
 
-from ckptflow.storage import faults
+from ckptflow.storage import redaction
 from ckptflow.storage.replies import check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 
@@ -50,15 +51,15 @@ def open_file_system(
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        raise ImportError(f"{faults.redact_url(url)}: {error}") from error
+        raise ImportError(f"{redaction.redact_url(url)}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{faults.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
+        raise ValueError(f"{redaction.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
     if scheme in GCS_SCHEMES and (storage_options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
         from gcsfs.core import GCSFileSystem  # the default class asks Google's gRPC endpoint, which no emulator has
 
         kind = GCSFileSystem
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    options |= kind._get_kwargs_from_urls(url) | storage_options
+    # What is not for one class that is known stays out of its options: some hand all of them on, as SFTP's does to SSH.
+    options: dict[str, Any] = kind._get_kwargs_from_urls(url) | storage_options
     connect_s = connect_timeout_s(stall_timeout_s)
     if scheme in S3_SCHEMES:
         tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
@@ -82,7 +83,9 @@ def open_file_system(
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_timeout_s)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | dict(options.get("client_kwargs") or {})
-    file_system = kind(**options)
+    file_system = kind(**{"skip_instance_cache": True} | options)  # fsspec takes that out again
+    if "use_listings_cache" not in options:
+        _cache_no_listings(file_system)
     path = str(kind._strip_protocol(url))
     # One try each: retries are ours, above, where they are bounded, logged once and know what must not be tried again.
     if scheme in S3_SCHEMES:
@@ -97,6 +100,13 @@ def open_file_system(
         login = file_system.credentials
         login.credentials = bounded_refresh(login.credentials, stall_timeout_s)
     return file_system, path
+
+
+def _cache_no_listings(file_system: Any) -> None:
+    cache = getattr(file_system, "dircache", None)
+    if isinstance(cache, DirCache):
+        cache.use_listings_cache = False
+        cache.clear()
 
 
 @functools.cache

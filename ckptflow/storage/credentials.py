@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from ckptflow.errors import LEAVING, CkptflowError
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 
-_SECRET_NAMES = ("key", "secret", "token", "pass", "credential", "sas", "auth", "user", "sig", "code")
+_SECRET_NAMES = ("key", "secret", "token", "pass", "credential", "sas", "auth", "user", "sig", "code", "sess")
+_PARAMETER = re.compile(r";([^/;#]+)")
 _TOKEN_KINDS = ("anon", "google_default", "cloud", "cache", "browser")  # gcsfs's words for where a token comes from
 _ENVIRONMENT = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _SIGNATURE_CHARACTERS = 16  # and more: a value of a query that long may be what lets its bearer in
@@ -40,7 +41,7 @@ def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
         texts = (str(link), repr(link), *getattr(link, "__notes__", ()))
         if any(secret in text for secret in known for text in texts):
             return True
-        if any(faults.redact(text) != text for text in texts):
+        if any(redaction.redact(text) != text for text in texts):
             return True
     return False
 
@@ -65,22 +66,22 @@ def opening(url: str, storage_options: dict[str, Any]) -> Iterator[None]:
         secrets = list(secrets_of(url, storage_options))
         if not tells_secrets(error, secrets):
             raise
-        where = faults.redact_url(url)
+        where = redaction.redact_url(url)
         if isinstance(error, ValueError):
             raise ValueError(f"{where}: cannot open: {faults.text_of(error, secrets)}") from None
         raise faults.from_client_error(error, "open", where, secrets) from None
 
 
 def _in_url(url: str) -> Iterator[str]:
-    user = faults.user_of(url)
+    user = redaction.user_of(url)
     if user:
         name, _, password = user.partition(":")
         yield from (user, name, password)
         # Of a password that should have been encoded, clients take pieces for a host, a port or a path.
         yield from (piece for piece in re.split("[/?#@:]", password) if len(piece) >= _WORD_CHARACTERS)
     after = url.partition(f"{user}@")[2] if user else url
-    for part in re.split("[&;#]", after.partition("?")[2]):
-        name, _, value = part.partition("=")
+    path, _, query = after.partition("?")
+    for name, value in (part.partition("=")[::2] for part in (*re.split("[&;#]", query), *_PARAMETER.findall(path))):
         is_secret = len(value) >= _WORD_CHARACTERS and any(word in name.lower() for word in _SECRET_NAMES)
         if is_secret or len(value) >= _SIGNATURE_CHARACTERS:
             yield value
@@ -92,7 +93,7 @@ def _in_options(value: Any, *, is_secret: bool) -> Iterator[str]:
             yield from _in_options(
                 inner, is_secret=is_secret or any(part in str(name).lower() for part in _SECRET_NAMES)
             )
-    elif isinstance(value, str) and "://" in value:
+    elif isinstance(value, str) and ("/" in value or "@" in value):
         yield from _in_url(value)
     if is_secret and isinstance(value, str) and value not in _TOKEN_KINDS:
         yield value

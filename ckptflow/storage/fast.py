@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ckptflow.errors import CkptflowError
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import GCS_SCHEMES, NO_CACHE, S3_SCHEMES, bounded_refresh, wants_checksum
 from ckptflow.storage.credentials import opening
 from ckptflow.storage.remote import FsspecStore
@@ -65,13 +65,15 @@ def open_fast_store(
             raise _NotTranslatableError(f"obstore is used for s3:// and gs:// only, not for {scheme}://")
         if importlib.util.find_spec("obstore") is None:
             if is_required:
-                raise ImportError(f"{faults.redact_url(url)}: obstore is not installed: pip install 'ckptflow[fast]'")
+                raise ImportError(
+                    f"{redaction.redact_url(url)}: obstore is not installed: pip install 'ckptflow[fast]'"
+                )
             return None
         return ObstoreStore(url, scheme, storage_options, stall_timeout_s, is_required=is_required)
     except _NotTranslatableError as reason:
         if is_required:
-            raise ValueError(f"{faults.redact_url(url)}: {reason}") from None
-        _log.debug("%s: through fsspec, not obstore: %s", faults.redact_url(url), reason)
+            raise ValueError(f"{redaction.redact_url(url)}: {reason}") from None
+        _log.debug("%s: through fsspec, not obstore: %s", redaction.redact_url(url), reason)
         return None
 
 

@@ -2,7 +2,7 @@
 
 A handler asks one question first: does trying again help? So every raw error becomes `StorageUnavailableError` (yes) or
 one of the others (no: something is or is not there, a person must act, or make room). Messages say where, what and what
-to do; `redact` takes credentials out of whatever a client or a server put into its text.
+to do; `redaction` takes credentials out of whatever a client or a server put into its text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ckptflow.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
+from ckptflow.storage.redaction import redact
 
 _FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
@@ -180,7 +181,7 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
     for link in chain(error):
         if isinstance(link, FileExistsError):
             return REMOTE_FAULTS["412"]
-        if isinstance(link, FileNotFoundError):
+        if isinstance(link, FileNotFoundError | IsADirectoryError | NotADirectoryError):  # of what has folders
             return REMOTE_FAULTS["404"]
         names = {base.__name__ for base in type(link).__mro__}
         provider = _PROVIDER.search(str(link))  # obstore: all that our credentials raise is a refusal to it
@@ -262,97 +263,6 @@ _PROVIDER = re.compile(r"External [A-Z]{3} credential provider: ([A-Za-z]+):")
 _STRANGE = re.compile(
     r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
 )
-_CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
-_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://[^\s\"'<>]+")
-_IN_BRACKETS = re.compile(r"\[[^\]]*\](?::[0-9]{0,5})?")
-_PORT = re.compile(r"[0-9]{0,5}")
-_PUNCTUATION = ".,;:)]}"  # what a sentence puts behind a URL
-_QUERY = re.compile(r"\?[\w.%~+-]++=[^\s\"'<>]+")  # of a path: not all clients tell whole URLs
-_SECRET_FIELD = re.compile(
-    r"(?i)((?:authorization|signature|credential|security-token|secret[_-]?(?:access[_-]?)?key|access[_-]?token"
-    r"|session[_-]?token|password)[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?|bearer\s+)[^\s\"',;&<>]+"
-)
-
-
-def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without credentials: the given secrets, user parts and query strings of URLs, signed fields."""
-    for secret in sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    text = _URL.sub(lambda match: _redact_url_in_text(match.group()), text)
-    text = _QUERY.sub("?***", text)
-    return _SECRET_FIELD.sub(r"\1***", text)
-
-
-def redact_url(url: str) -> str:
-    """`url` without user name, password, query string and fragment; Azure's container before the @ stays.
-
-    A path is no URL, whatever is in it. `scheme://***` if it is not clear where a password ends.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    user, rest, is_clear = _split_user(rest)
-    if not is_clear:
-        return f"{scheme}://***"
-    kept = f"{user}@" if scheme in _CONTAINER_FIRST and user and ":" not in user else ""
-    path, mark, _ = _split_at(rest, "?#")
-    return f"{scheme}://{kept}{path}" + ("?***" if mark == "?" else "")
-
-
-def user_of(url: str) -> str:
-    """The user name and the password in `url`, as they stand there; all that may be one, if that is not clear."""
-    scheme, separator, rest = url.partition("://")
-    user, _, is_clear = _split_user(rest) if separator else ("", "", True)
-    return "" if is_clear and scheme in _CONTAINER_FIRST and ":" not in user else user
-
-
-def _split_user(rest: str) -> tuple[str, str, bool]:
-    """User and password, what follows them, and whether it is clear where they end: a password may hold `/`, `?`, `#`
-    and `@`, although it should not."""
-    authority = _split_at(rest, "/?#")[0]
-    user, at, host = authority.rpartition("@")
-    if at:
-        is_clear = ":" not in user or _is_host(host) or "@" not in rest[len(authority) :]
-    else:
-        is_clear = "@" not in rest or ":" not in authority or _is_host(authority) or authority.startswith("arn:")
-    if is_clear:
-        return user, rest[len(user) + len(at) :], True
-    user, at, _ = _split_at(rest, "?#")[0].rpartition("@")
-    return (user, rest[len(user) + 1 :], True) if at else (rest.rpartition("@")[0], "", False)
-
-
-def _redact_url_in_text(url: str) -> str:
-    """As `redact_url`, for a URL that was cut out of a text: what stands before an @ may be a user, with slashes."""
-    scheme, _, rest = url.partition("://")
-    authority = _split_at(rest, "/?#")[0]
-    path, mark, more = _split_at(rest, "?#")
-    if "@" in path:
-        return redact_url(f"{scheme}://{path.rpartition('@')[2]}{mark}{more}")
-    is_cut = ":" in authority and not _ends_in_port(authority) and not authority.startswith(("arn:", "["))
-    if is_cut or ("@" in more and not _is_host(authority)):
-        return f"{scheme}://***"
-    return redact_url(url)
-
-
-def _ends_in_port(authority: str) -> bool:
-    """Whether it ends as host:port does, or as host: does, with what a sentence puts behind it."""
-    end = authority.rstrip(_PUNCTUATION)
-    return ":" in authority[len(end) :] or _PORT.fullmatch(end.rpartition(":")[2]) is not None
-
-
-def _is_host(authority: str) -> bool:
-    """Whether it is plainly a host, with or without a port."""
-    if authority.startswith("["):
-        return _IN_BRACKETS.fullmatch(authority) is not None
-    host, _, port = authority.partition(":")
-    return (host == "localhost" or "." in host) and _PORT.fullmatch(port) is not None
-
-
-def _split_at(text: str, marks: str) -> tuple[str, str, str]:
-    """`text` before the first of the marks, that mark, and what follows."""
-    found = re.search(f"[{marks}]", text)
-    at = found.start() if found else len(text)
-    return text[:at], text[at : at + 1], text[at + 1 :]
 
 
 def closed_error(url: str) -> CkptflowError:

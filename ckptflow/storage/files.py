@@ -13,9 +13,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.storage.clients import HTTP_SCHEMES
-from ckptflow.storage.faults import from_os_error, redact_url
+from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.local_files import LocalPlace
+from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.remote_files import RemotePlace, temporary_folder
+from ckptflow.storage.shown_as import shown_as
 from ckptflow.storage.store import check_key, local_path
 from ckptflow.storage.whole import FULL_ERRNOS, LAST, exists, is_in_group
 
@@ -57,7 +59,8 @@ def fetched(
                 target = place.download(folder, max_bytes)
             finally:
                 place.close()
-        yield target
+        with shown_as(target, redact_url(url)):
+            yield target
 
 
 @contextmanager
@@ -113,7 +116,9 @@ def staged(
             raise UsageError(f"{where} is no name for a file or folder; add one")
         _refuse(where, place, overwrite)
         with place.staging() as folder, _full_disk_named(folder, where):
-            yield os.path.join(folder, place.name)
+            path = os.path.join(folder, place.name)
+            with shown_as(path, where):
+                yield path
             produced = _produced(folder, place.name, where)
             place.publish(folder, produced, overwrite=overwrite, last=last)
     finally:

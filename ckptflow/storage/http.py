@@ -15,7 +15,7 @@ import fsspec.asyn
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import open_file_system, split_options
 from ckptflow.storage.credentials import opening
 from ckptflow.storage.remote import RemoteStore
@@ -121,7 +121,7 @@ def _check_redirect(url: str, target: str) -> None:
     elif before != after and is_forbidden(after[1]):
         why = "to a link-local address"
     if why:
-        raise RefusedRedirectError(f"a redirect {why} is not followed: {faults.redact_url(target)}")
+        raise RefusedRedirectError(f"a redirect {why} is not followed: {redaction.redact_url(target)}")
 
 
 def is_forbidden(host: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import functools
+import inspect
 import logging
 import os
 import threading
@@ -19,7 +21,7 @@ import fsspec.asyn
 
 from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import (
     GCS_SCHEMES,
     S3_SCHEMES,
@@ -80,7 +82,7 @@ class RemoteStore:
         self, url: str, root: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
     ) -> None:
         self._stall_timeout_s = stall_timeout_s
-        self._url = faults.redact_url(url).rstrip("/")
+        self._url = redaction.redact_url(url).rstrip("/")
         self._root = root  # "bucket/run-7", or "" for the root of a file system without buckets
         self._secrets = list(secrets_of(url, storage_options))
         self._is_root_known = False  # whether any call has proved that the bucket exists
@@ -152,6 +154,8 @@ class FsspecStore(RemoteStore):
         with opening(url, storage_options):
             self._fs, root = self._open()
         super().__init__(url, root.strip("/"), storage_options, stall_timeout_s)
+        # What has folders and no buckets has absolute paths: others are below whatever folder the login begins in.
+        self._lead = "/" if root.startswith("/") else ""
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
@@ -203,6 +207,9 @@ class FsspecStore(RemoteStore):
                 at_once(8, lambda pair: self._delete_one(*pair), batch)
                 self._has_bulk_delete = False
 
+    def _path(self, key: str) -> str:
+        return self._lead + super()._path(key)
+
     # ---- how each kind of file system is asked
 
     def _read(self, path: str, into: memoryview, start: int) -> int:
@@ -252,10 +259,10 @@ class FsspecStore(RemoteStore):
             else:
                 return
         self.is_create_only = False
-        with _create_lock(self._fs):
+        with _create_lock(f"{self._scheme}://{path}"):
             if any(name == path for name, _ in self._find(path)):
                 raise FileExistsError("something is there")
-            self._send(path, data, "overwrite")
+            self._send_s3(path, data, is_new=False)
 
     def _send(self, path: str, data: memoryview, mode: str) -> None:
         """One object, written in one request; `mode` is "create" or "overwrite"."""
@@ -264,10 +271,23 @@ class FsspecStore(RemoteStore):
         elif self._is_gcs:
             self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
         else:
-            with _create_lock(self._fs):
+            with _create_lock(f"{self._scheme}://{path}"):
+                if mode == "create" and self._is_there(path):
+                    raise FileExistsError("something is there")
                 if self._has_folders:
                     self._fs.makedirs(self._fs._parent(path), exist_ok=True)
-                self._fs.pipe_file(path, bytes(data), mode=mode)
+                takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
+                self._fs.pipe_file(path, bytes(data), **({"mode": mode} if takes_mode else {}))
+
+    def _is_there(self, path: str) -> bool:
+        """Unlike fsspec's `exists`, which says no whatever went wrong; not all classes ask by themselves, either."""
+        try:
+            self._fs.info(path)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
 
     def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
         bucket, _, name = path.partition("/")
@@ -285,8 +305,8 @@ class FsspecStore(RemoteStore):
             found = list_s3(self._fs.call_s3, bucket, inner) if self._is_s3 else list_gcs(self._fs.call, bucket, inner)
             return [(f"{bucket}/{name}", size_bytes) for name, size_bytes in found]
         try:
-            files = self._fs.find(prefix.rstrip("/"), detail=True, on_error="raise")
-        except FileNotFoundError:
+            files = self._fs.find(self._lead + prefix.rstrip("/"), detail=True, on_error="raise")
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [(name.lstrip("/"), int(info["size"])) for name, info in files.items()]
 
@@ -349,9 +369,9 @@ class _Lock(threading.Semaphore):
     """A lock that can be referenced weakly."""
 
 
-def _create_lock(file_system: Any) -> Any:
+def _create_lock(name: str) -> Any:
+    """The lock of an object: of whichever store, since those of one place need not be known to be."""
     with _locks_guard:
-        name = str(file_system._fs_token)
         lock = _locks.get(name)
         if lock is None:
             lock = _locks[name] = _Lock(1)

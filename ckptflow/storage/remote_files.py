@@ -19,7 +19,8 @@ from ckptflow.errors import (
     StorageError,
     UsageError,
 )
-from ckptflow.storage import faults
+from ckptflow.printable import printable
+from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import split_options
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
@@ -57,7 +58,7 @@ class RemotePlace:
         if self.name:
             check_key(self.name)
         self.parts = tuple(rest.rstrip("/").split("/"))
-        self.url = faults.redact_url(url).rstrip("/")
+        self.url = redaction.redact_url(url).rstrip("/")
         options, _, limit_s = split_options(storage_options)
         self._files = _Files(f"{scheme}://{above}", options, limit_s)
         self._store = RetryingStore(self._files, max_wait_s=retry_time_s(limit_s))
@@ -227,7 +228,7 @@ class RemotePlace:
         except StorageError as second:
             error.add_note(f"what was uploaded by then could not be deleted: {second}")
         if in_the_way or old.intersection(done):
-            error.add_note(f"what was at {self.url} before was being replaced and can no longer be read")
+            error.add_note(f"what was at {printable(self.url)} before was being replaced and can no longer be read")
 
 
 @contextmanager
@@ -308,7 +309,7 @@ class _Files(FsspecStore):
                 found = self._find(base + start)
             else:
                 try:
-                    infos = self._fs.ls(self._root, detail=True)
+                    infos = self._fs.ls(self._lead + self._root, detail=True)
                     found = [(info["name"].lstrip("/"), int(info["size"] or 0)) for info in infos]
                 except FileNotFoundError:
                     return []

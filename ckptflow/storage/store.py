@@ -22,13 +22,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ckptflow.events import Tell, tell_nobody
+from ckptflow.storage.redaction import redact
 
 # What a key may be: relative, "/"-separated, no empty, "." or ".." part, no control character or backslash.
 MAX_KEY_BYTES = 900
 _BAD_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
 _PROBED_BYTES = 2**20  # what is longer is first asked whether it is too long
 # A URL that would become a folder on this disk, of which nobody would hear before it is needed.
-_SLASHLESS = re.compile(r"(s3a?|gc?s|file|local|memory|az|abfss?|adl|hdfs|sftp|ssh|https?|r2|oss|oci):/?(?!/)")
+_SLASHLESS = re.compile(
+    r"(?i)(s3a?|gc?s|file|local|memory|az|abfss?|wasbs?|adl|hdfs|webhdfs|sftp|ssh|ftps?|smb|webdavs?|dbfs|hf|https?"
+    r"|r2|oss|oci):/?(?!/)"
+)
+_SCHEMELESS = re.compile(r"(?://)?[^/:@]+:[^/]*@")  # user:password@host
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,8 @@ def read_small(store: Store, key: str, max_bytes: int) -> bytes:
 def local_path(url: str) -> str | None:
     """The path on this disk that `url` (a path, or `file://`) stands for; None for a URL of another scheme.
 
-    Raises ValueError for an empty URL, or one that has lost a slash (as in `pathlib.Path("s3://bucket")`).
+    Raises ValueError for an empty URL, or one that has lost a slash (as in `pathlib.Path("s3://bucket")`) or its
+    scheme (`user:password@host`).
     """
     scheme, separator, path = url.partition("://")
     if not url:
@@ -139,6 +145,10 @@ def local_path(url: str) -> str | None:
         raise ValueError(
             f"{slashless[0]}… lacks a slash: write {slashless[1]}://… (pathlib.Path takes one away: hand over a str), "
             f"or, for a folder of that name, ./{slashless[0]}…"
+        )
+    if not separator and _SCHEMELESS.match(url):
+        raise ValueError(
+            f"{redact(url)} lacks a scheme, such as https://; for a folder of that name, begin with ./ or /"
         )
     if not separator or scheme in ("file", "local"):
         return path if separator else url

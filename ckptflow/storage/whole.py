@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError, StorageFullError, UsageError
-from ckptflow.storage.faults import redact_url
+from ckptflow.storage.redaction import redact_url
 
 # What makes the files around it readable: a TensorFlow checkpoint, a folder of such, a SavedModel.
 LAST = ("*.index", "checkpoint", "saved_model.pb", "saved_model.pbtxt")

@@ -18,7 +18,8 @@ from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format import boxes
 from ckptflow.format.manifest import Manifest, decode
 from ckptflow.format.shard import parse_header
-from ckptflow.storage.faults import from_client_error, redact
+from ckptflow.storage.faults import from_client_error
+from ckptflow.storage.redaction import redact
 from ckptflow.testing import MemoryStore
 
 SHARD = "shard-00000-of-00001-0000.safetensors"
@@ -205,6 +206,21 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "queries": lambda n: "a://b?c" * n,
     "fields": lambda n: "password" * n,
     "fields without an end": lambda n: "bearer" + " " * n,
+    "passwords that begin": lambda n: "a://b:c " * n,
+    "passwords without an end": lambda n: "a://b:" * n,
+    "lines behind a query": lambda n: "a://b?c\n" * n,
+    "lines behind a user": lambda n: "a://b\nc" * n,
+    "parameters": lambda n: "/a;b" * n + "=",
+    "paths with marks": lambda n: "/a?" * n,
+    "escapes": lambda n: "%253a" * n,
+    "characters of other scripts": lambda n: "\ufdfa" * n,
+    "quotes": lambda n: "token='" * n,
+    "names": lambda n: "token=" * n,
+    "parts of a name": lambda n: "aB" * n + "Token=1",
+    "options": lambda n: "--token " * n,
+    "keys": lambda n: "-----BEGIN PRIVATE KEY-----" * n,
+    "half tokens": lambda n: "eyJaaaaaaaaa." * n,
+    "slashes": lambda n: "/" * n + "@",
     "replies": lambda n: "<Message>" * n + "Debug source:",
     "codes": lambda n: "<Code>" * n + "Debug source:",
     "ranges": lambda n: "Requested " * n + "Debug source:",

@@ -158,6 +158,25 @@ def test_an_optimizer_with_as_many_slots(
     assert all(map(np.array_equal, other.get_weights(), model.get_weights()))
 
 
+@pytest.mark.parametrize("suffix", ["weights.h5", "keras", "h5"])
+def test_what_does_not_tell_an_optimizers_class_is_said_to(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Slots of tf_keras's Adam fit its Adamax; which it was stands in whole models alone."""
+
+    def make(optimizer: str) -> Any:
+        model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])
+        model.compile(optimizer, "mse")
+        model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+        return model
+
+    path, model = tmp_path / f"m.{suffix}", make("adam")
+    (model.save_weights if suffix == "weights.h5" else model.save)(path)
+    ckptflow.import_model(path, tmp_path / "run", model=make("adamax"))
+    assert ("nor here which optimizer it was" in caplog.text) == (suffix == "weights.h5")
+    assert ("is not taken" in caplog.text) == (suffix != "weights.h5")
+
+
 @pytest.mark.parametrize("framework", KERASES)
 def test_without_the_optimizer(framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = train(make(framework))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,52 @@ def test_sharded_weights(sharded: Path, trained: Any, tmp_path: Path) -> None:
             names = {each.name for each in opened.manifest.tensors}
             assert len(names) == len(trained.weights) + len(trained.optimizer.variables)
             assert np.array_equal(opened["layers/dense/0"], trained.layers[0].kernel)
+
+
+class AsDocumented(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """An optimizer as the docstring of Keras's own class says: `build` does not look whether it was called before."""
+
+    def build(self, variables: list[Any]) -> None:
+        super().build(variables)
+        self.momentums = [self.add_variable_from_reference(each, name="momentum") for each in variables]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        momentum = self.momentums[self._get_variable_index(variable)]
+        self.assign(momentum, momentum * 0.9 + gradient)
+        self.assign_sub(variable, momentum * learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "learning_rate": 0.01}
+
+
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "as documented": lambda: AsDocumented(0.01),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)),
+    "averaged": lambda: keras.optimizers.SGD(0.01, momentum=0.9, use_ema=True),
+    "accumulating": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("suffix", ["weights.json", "weights.h5"])
+def test_no_variable_of_an_optimizer_is_there_twice(name: str, suffix: str, tmp_path: Path) -> None:
+    """Whether the model was trained before or not, it gets what was saved."""
+
+    def made() -> Any:
+        model = make()
+        model.compile(OPTIMIZERS[name](), "mse")
+        return model
+
+    def train(model: Any) -> Any:
+        model.train_on_batch(np.ones((4, 8), "f4"), np.ones((4, 8), "f4"))
+        return model
+
+    saved, path = train(made()), tmp_path / f"w.{suffix}"
+    saved.save_weights(str(path), **({"max_shard_size": 900 / GIB} if suffix == "weights.json" else {}))
+    for number, model in enumerate((made(), train(made()))):
+        ckptflow.import_model(path, tmp_path / f"run-{number}", model=model)
+        check_same(model, saved)
+        train(model)
 
 
 def test_a_part_is_not_the_whole(sharded: Path, tmp_path: Path) -> None:

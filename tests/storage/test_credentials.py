@@ -9,7 +9,7 @@ import pytest
 
 from ckptflow.errors import StorageError
 from ckptflow.job import background
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 from ckptflow.storage.credentials import for_log, secrets_of, tells_secrets
 from ckptflow.storage.raw import raw_client
 from ckptflow.storage.store import open_store
@@ -37,7 +37,7 @@ def pieces(password: str) -> list[str]:
 )
 def test_a_password_may_hold_anything(url: str, password: str) -> None:
     full = url.format(password)
-    for shown in (faults.redact_url(full), faults.redact(f"GET {full} failed"), faults.redact(f"'{full}',")):
+    for shown in (redaction.redact_url(full), redaction.redact(f"GET {full} failed"), redaction.redact(f"'{full}',")):
         assert not any(piece in shown for piece in pieces(password)), shown
         assert shown.removeprefix("GET ").lstrip("'").startswith(full.partition("://")[0] + "://")
     assert password in set(secrets_of(full, {}))
@@ -58,7 +58,7 @@ def test_a_password_may_hold_anything(url: str, password: str) -> None:
     ],
 )
 def test_a_url_without_a_secret_stays_as_it_is(url: str) -> None:
-    assert faults.redact_url(url) == url
+    assert redaction.redact_url(url) == url
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_url_without_a_secret_stays_as_it_is(url: str) -> None:
     ],
 )
 def test_a_query_is_told_by_nobody(text: str) -> None:
-    assert "PLANTED" not in faults.redact(text)
+    assert "PLANTED" not in redaction.redact(text)
 
 
 @pytest.mark.parametrize("at", range(360, 420, 3))
@@ -96,7 +96,7 @@ SECRET = "PLA/NT+ED=="
 def test_a_secret_in_another_spelling(spelt: str) -> None:
     for url, options in (("s3://b/k", {"secret": SECRET}), ("https://h/x?token=PLA%2FNT%2BED%3D%3D", {})):
         secrets = list(secrets_of(url, options))
-        assert "NT" not in faults.redact(f"refused: {spelt}.", secrets)
+        assert "NT" not in redaction.redact(f"refused: {spelt}.", secrets)
         cause = KeyError(f"refused: {spelt}.")
         assert tells_secrets(cause, secrets)
         outer = OSError("x")
@@ -166,3 +166,17 @@ def test_a_failure_in_the_background_tells_no_secret() -> None:
     assert "PLANTED" not in "".join(traceback.format_exception(failure))
     plain = RuntimeError("a panic")
     assert background._as_failure(plain).__cause__ is plain
+
+
+@pytest.mark.parametrize(
+    "url", ["//user:PLANTED@host/run", "user:PLANTED@host/run", "https:/user:PLANTED@host", "FTP:user:PLANTED@host"]
+)
+def test_a_url_that_has_lost_something_is_no_folder_and_tells_nothing(url: str) -> None:
+    with pytest.raises(ValueError, match="lacks") as raised:
+        open_store(url)
+    assert "PLANTED" not in str(raised.value)
+
+
+def test_what_a_url_has_behind_a_semicolon_is_a_secret() -> None:
+    assert "PLANTED" in set(secrets_of("https://host/a;jsessionid=PLANTED/b", {}))
+    assert "PLANTED" in set(secrets_of("s3://b", {"client_kwargs": {"endpoint_url": "https:/me:PLANTED@host"}}))

@@ -21,7 +21,7 @@ from ckptflow.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
-from ckptflow.storage import faults
+from ckptflow.storage import faults, redaction
 
 
 def s3_error(code: str, status: int, message: str = "a message") -> BaseException:
@@ -198,13 +198,13 @@ def test_no_secret_in_a_message(text: str, secret: str, is_known: bool) -> None:
 
 def test_a_message_is_left_as_it_is_where_nothing_is_secret() -> None:
     text = "The request signature we calculated does not match the signature you provided. Check your key."
-    assert faults.redact(text) == text
-    assert faults.redact("see https://host:8333/bucket/key for more") == "see https://host:8333/bucket/key for more"
+    assert redaction.redact(text) == text
+    assert redaction.redact("see https://host:8333/bucket/key for more") == "see https://host:8333/bucket/key for more"
 
 
 @given(user=st.text("abcdef019", min_size=4, max_size=12), path=st.text("abcxyz/._-", max_size=20))
 def test_a_redacted_url_keeps_its_place_and_loses_its_user(user: str, path: str) -> None:
-    url = faults.redact_url(f"ftp://{user}XX:{user}YY@host:21/{path}?sig={user}ZZ")
+    url = redaction.redact_url(f"ftp://{user}XX:{user}YY@host:21/{path}?sig={user}ZZ")
     assert not any(f"{user}{mark}" in url for mark in ("XX", "YY", "ZZ"))
     assert url.startswith("ftp://host:21/")
     assert path.lstrip("/") in url

@@ -23,8 +23,8 @@ from ckptflow.errors import (
 )
 from ckptflow.storage.credentials import secrets_of
 from ckptflow.storage.fast import ObstoreStore
-from ckptflow.storage.faults import redact_url
 from ckptflow.storage.local import LocalStore
+from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Store, open_store

@@ -1,0 +1,284 @@
+"""No credential in what is shown: users, passwords, queries and tokens are taken out of texts and URLs, in one pass.
+
+A URL is found as the most lenient finds it who may have taken it for one: a browser's parser (any number of slashes,
+either way round, white space inside, escapes), a shell (options, assignments), somebody who pastes (no scheme at all).
+Texts come from servers and from storage: each step takes time in proportion to the text, whatever that is.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable
+from urllib.parse import unquote
+
+SHOWN = "***"
+_LEAST = 4  # characters of a known secret: what is shorter stands in any text
+_CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
+_CONTAINER = re.compile(r"[a-z0-9$-]{3,63}")
+_WEB = ("http", "https", "ws", "wss", "ftp", "ftps")  # a browser's parser passes over slashes that are too many
+# Those that are known by their name alone, with slashes missing.
+_LOGIN = rf"""(?i:{"|".join(_WEB)}|s3a?|gc?s|sftp|ssh|scp|webdavs?|davs?|smb|git|hdfs|amqp|redis|postgresql|mysql)"""
+
+_HEAD = re.compile(rf"[\w+.-]++:[/\\]{{2,}}|{_LOGIN}:[/\\]?|[/\\]{{2}}(?![/\\])")
+_HEAD_IN_WORD = re.compile(
+    rf"(?<![\w+.-])(?:[\w+.-]++:[/\\]{{2,}}|{_LOGIN}:[/\\]?)|(?<![^\s(\[{{=,;|])[/\\]{{2}}(?![/\\])"
+)
+_WORD = re.compile(r"[^\s\"'<>]+")
+_SUSPECT = re.compile(r"[@?#;:]|%[0-9A-Fa-f]{2}|&#|&[a-z]+;|\\u00|[^\x00-\x7f]")
+_ESCAPES = re.compile(r"%(?:25|3[abAB]|3[dfDF]|26|40)|&#|&[a-z]+;|\\[nrtu]|[^\x00-\x7f]")  # of : ; = ? & @ and %
+_JSON_ESCAPE = re.compile(r"\\(?:u00([0-7][0-9A-Fa-f])|[nrt])")
+_MAX_LAYERS = 3  # of escapes
+# White space that URLs lose, and what follows: of a query that has begun, of a password that has.
+_MORE_OF_QUERY = re.compile(r"(?:[\t\r\n]+[^\s\"'<>]+)*")
+_MORE_OF_PASSWORD = re.compile(r"[^@\r\n]{0,256}+(?:[\r\n][\t\r\n]*+[^@\s]{0,256}+)?@[^\s\"'<>]*")
+_MORE_OF_USER = re.compile(r"[\t\r\n]++[^\s@]{0,256}+@[^\s\"'<>]*")  # behind scheme://user:
+_IN_BRACKETS = re.compile(r"\[[^\]]*\](?::[0-9]{0,5})?")
+_PORT = re.compile(r"[0-9]{0,5}")
+_PUNCTUATION = ".,;:)]}"  # what a sentence puts behind a URL
+_PARAMETER = re.compile(r";[^/;=]*=[^/;]*")  # of a path: /login;jsessionid=…
+_QUERY = re.compile(r"\?[^?=]*+=.*", re.DOTALL)  # of a path: not all clients tell whole URLs
+
+# name=value, name: value, "name": "value"
+_FIELD = re.compile(r"(?<![\w.$-])([\w.$-]++)([\"'\\]*+)[ \t]*+([:=]|\\u003d|%3[dD])[ \t]*+")
+_OPTION = re.compile(r"(?<![^\s\"'`(])--?([A-Za-z][\w-]*+)[ \t]++(?=[^\s-])")
+_VALUE = re.compile(r"\\*(?:\"[^\"]*\"|'[^']*'|[\"']?[^\s\"'&;<>]+)")
+_VALUE_OF_HEADER = re.compile(r"\\*(?:\"[^\"]*\"|'[^']*'|[\"']?(?:[A-Za-z][\w-]*+[ \t]++)?[^\s\"'&;<>]+)")
+_LINE = re.compile(r"\\*(?:\"[^\"]*\"|'[^']*'|[^\r\n\"'<>]+)")
+_LONG_NAMES = (
+    "token", "secret", "password", "passwd", "passphrase", "apikey", "accesskey", "accesskeyid", "secretkey",
+    "accountkey", "sharedkey", "privatekey", "credential", "credentials", "authorization", "cookie", "sessionid",
+    "sessid", "signature",
+)  # fmt: skip
+_SHORT_NAMES = {"auth", "jwt", "pass", "pin", "pw", "pwd", "sas", "sid", "sig"}
+_NAMED_ALIKE = ("inputsignature", "outputsignature", "functionsignature")
+_IN_PROSE = {"pass", "pin", "pw", "sid", "auth", "sas", "sig"}  # what a sentence puts before a colon
+_OF_ERRORS = ("invalid", "expired", "unexpected", "missing")  # ExpiredToken: …
+_PARTS = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])")
+_BEARER = re.compile(r"(?i)\b(bearer[ \t]++)[^\s\"',;&<>]+")
+# Tokens that tell by their own shape that they are.
+_TOKEN = re.compile(
+    r"\beyJ[\w-]{8,}+\.[\w-]++(?:\.[\w-]*+)?|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}+|\bgithub_pat_\w{20,}+"
+    r"|\bglpat-[\w-]{16,}+|\bhf_\w{20,}+|\bxox[abeoprs]-[\w-]{10,}+|\bya29\.[\w-]{16,}+|\bAIza[\w-]{30,}+"
+    r"|\bsk-[\w-]{20,}+"
+)
+_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----).*?(?:-----END[^-]{0,60}-----|\Z)", re.DOTALL)
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without credentials: the given secrets, user parts, queries and parameters of URLs, fields and options
+    whose names tell of a secret, and tokens of known shapes."""
+    for secret in sorted((s for s in secrets if len(s) >= _LEAST), key=len, reverse=True):
+        text = text.replace(secret, SHOWN)
+    text = _PRIVATE_KEY.sub(rf"\1{SHOWN}", text)
+    text = _without_urls(text)
+    text = _without_fields(text)
+    return _TOKEN.sub(SHOWN, _BEARER.sub(rf"\1{SHOWN}", text))
+
+
+def redact_url(url: str) -> str:
+    """`url` without user name, password, parameters, query string and fragment; Azure's container before the @ stays.
+
+    A path is no URL, whatever is in it. `scheme://***` if it is not clear where a password ends.
+    """
+    head, scheme, rest = _split_head(url)
+    if not head:
+        return url
+    user, rest, is_clear = _split_user(rest)
+    if not is_clear:
+        return head + SHOWN
+    kept = f"{user}@" if scheme in _CONTAINER_FIRST and user and ":" not in user else ""
+    path, mark, _ = _split_at(rest, "?#")
+    return f"{head}{kept}{_PARAMETER.sub(f';{SHOWN}', path)}" + (f"?{SHOWN}" if mark == "?" else "")
+
+
+def user_of(url: str) -> str:
+    """The user name and the password in `url`, as they stand there; all that may be one, if that is not clear."""
+    head, scheme, rest = _split_head(url)
+    user, _, is_clear = _split_user(rest) if head else ("", "", True)
+    return "" if is_clear and scheme in _CONTAINER_FIRST and ":" not in user else user
+
+
+# ---- one URL
+
+
+def _split_head(url: str) -> tuple[str, str, str]:
+    """What a URL begins with up to its authority, its scheme, and the rest; no head for what is a path."""
+    found = _HEAD.match(url)
+    if found is None:
+        return "", "", url
+    head, rest = found[0], url[found.end() :]
+    scheme = head.rstrip("/\\:").lower()
+    authority = _split_at(rest, "/\\?#")[0]
+    if len(head) - len(scheme) > 3 and scheme not in _WEB and not re.search(":.*@", authority):
+        end = len(scheme) + 3  # an authority that is empty, as in file:///path
+        return url[:end], scheme, url[end:]
+    is_whole = bool(scheme) and len(head) > len(scheme) + 2
+    is_url = is_whole or ("@" in rest and (bool(scheme) or ":" in authority or "@" in authority))
+    return (head, scheme, rest) if is_url else ("", "", url)
+
+
+def _split_user(rest: str) -> tuple[str, str, bool]:
+    """User and password, what follows them, and whether it is clear where they end: a password may hold `/`, `?`, `#`
+    and `@`, although it should not."""
+    authority = _split_at(rest, "/?#")[0]
+    user, at, host = authority.rpartition("@")
+    if at:
+        is_clear = ":" not in user or _is_host(host) or "@" not in rest[len(authority) :]
+    else:
+        is_clear = "@" not in rest or ":" not in authority or _is_host(authority) or authority.startswith("arn:")
+    if is_clear:
+        return user, rest[len(user) + len(at) :], True
+    user, at, _ = _split_at(rest, "?#")[0].rpartition("@")
+    return (user, rest[len(user) + 1 :], True) if at else (rest.rpartition("@")[0], "", False)
+
+
+def _is_host(authority: str) -> bool:
+    """Whether it is plainly a host, with or without a port."""
+    if authority.startswith("["):
+        return _IN_BRACKETS.fullmatch(authority) is not None
+    host, _, port = authority.partition(":")
+    return (host == "localhost" or "." in host) and _PORT.fullmatch(port) is not None
+
+
+def _split_at(text: str, marks: str) -> tuple[str, str, str]:
+    """`text` before the first of the marks, that mark, and what follows."""
+    at = min((found for found in map(text.find, marks) if found >= 0), default=len(text))
+    return text[:at], text[at : at + 1], text[at + 1 :]
+
+
+# ---- URLs in a text
+
+
+def _without_urls(text: str) -> str:
+    shown: list[str] = []
+    at = 0
+    while found := _WORD.search(text, at):
+        word, end = found[0], found.end()
+        if _SUSPECT.search(word):
+            more = _goes_on(word)
+            if more is not None and (rest := more.match(text, end)):
+                end = rest.end()
+                word = text[found.start() : end]
+            word = _word_without(word)
+        shown += text[at : found.start()], word
+        at = end
+    return "".join((*shown, text[at:]))
+
+
+def _goes_on(word: str) -> re.Pattern[str] | None:
+    """What may follow a word as a part of it: of a URL whose query, or whose password, has begun."""
+    head = _HEAD_IN_WORD.search(word)
+    if head is None:
+        return None
+    rest = word[head.end() :]
+    if _is_cut(_split_at(rest, "/\\?#")[0]) and "@" not in rest:
+        return _MORE_OF_PASSWORD
+    if _split_at(rest, "?#;")[1]:
+        return _MORE_OF_QUERY
+    return _MORE_OF_USER if "@" not in rest and not set(rest) & set("/\\") else None
+
+
+def _word_without(word: str) -> str:
+    if _ESCAPES.search(word):
+        plain = word
+        for _ in range(_MAX_LAYERS):
+            plain = unicodedata.normalize("NFKC", html.unescape(unquote(_JSON_ESCAPE.sub(_unescaped, plain))))
+        shown = _without(plain)
+        if shown != plain:
+            return shown
+    return _without(word)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 16)) if found[1] else "\n"
+
+
+def _without(word: str) -> str:
+    """A word, in which there is no white space of a text, without users, queries and parameters."""
+    head = _HEAD_IN_WORD.search(word)
+    before, head_text, url = (word[: head.start()], head[0], word[head.end() :]) if head else (word, "", "")
+    return _bare_without(before) + (_url_without(head_text, url) if head_text else "")
+
+
+def _url_without(head: str, rest: str) -> str:
+    """As `redact_url`, for a URL that was cut out of a text: what stands before an @ may be a user, with slashes."""
+    slashes = len(head) - len(head.rstrip("/\\"))
+    is_whole = slashes > 1 and head[:1] not in "/\\"
+    authority = _split_at(rest, "/\\?#")[0]
+    if not is_whole and not ("@" in rest and (slashes < 2 or ":" in authority or "@" in authority)):
+        return head + _PARAMETER.sub(f";{SHOWN}", _QUERY.sub(f"?{SHOWN}", rest))
+    path, mark, more = _split_at(rest, "?#")
+    if "@" not in path and (_is_cut(authority) or ("@" in more and not _is_host(authority))):
+        return head + SHOWN
+    user, at, path = path.rpartition("@")
+    is_container = head.partition(":")[0].lower() in _CONTAINER_FIRST and _CONTAINER.fullmatch(user)
+    head += user + at if is_container else ""
+    return head + _PARAMETER.sub(f";{SHOWN}", path) + (f"?{SHOWN}" if mark == "?" else "")
+
+
+def _bare_without(word: str) -> str:
+    """A word without a scheme: user:password@host, or a path with parameters and a query."""
+    before, at, host = word.rpartition("@")
+    user, colon, _ = before.partition(":")
+    if at and colon and not set(user) & set("/\\~") and user != "arn":
+        return SHOWN if "?" in before else f"{SHOWN}@{_QUERY.sub(f'?{SHOWN}', host)}"
+    word = _QUERY.sub(f"?{SHOWN}", word)
+    return _PARAMETER.sub(f";{SHOWN}", word) if "/" in word.partition(";")[0] else word
+
+
+def _is_cut(authority: str) -> bool:
+    """Whether a password has begun in it, and no host has come."""
+    return ":" in authority and not _ends_in_port(authority) and not authority.startswith(("arn:", "["))
+
+
+def _ends_in_port(authority: str) -> bool:
+    """Whether it ends as host:port does, or as host: does, with what a sentence puts behind it."""
+    end = authority.rstrip(_PUNCTUATION)
+    return ":" in authority[len(end) :] or _PORT.fullmatch(end.rpartition(":")[2]) is not None
+
+
+# ---- fields
+
+
+def _without_fields(text: str) -> str:
+    fields = [(field.end(), _value_of(field)) for field in _FIELD.finditer(text)]
+    fields += [(option.end(), _value_of_option(option)) for option in _OPTION.finditer(text)]
+    shown: list[str] = []
+    at = 0
+    for start, pattern in sorted(fields, key=lambda each: each[0]):
+        value = pattern.match(text, start) if pattern is not None and start >= at else None
+        if value is None:
+            continue
+        quote = value[0].lstrip("\\")[0] if value[0][-1:] in "\"'" else ""
+        shown += text[at:start], f"{quote}{SHOWN}{quote}"
+        at = value.end()
+    return "".join((*shown, text[at:]))
+
+
+def _value_of(field: re.Match[str]) -> re.Pattern[str] | None:
+    """What the value of a field looks like, if its name tells that it is a secret."""
+    name, quotes, mark = field[1], field[2], field[3]
+    is_prose = mark == ":" and not quotes
+    words = [part.lower() for part in _PARTS.split(name) if part]
+    if not words or (is_prose and (words[-1] in _IN_PROSE or field.string[field.start() - 1 : field.start()] == "/")):
+        return None
+    joined = "".join(words)
+    if is_prose and joined.startswith(_OF_ERRORS):
+        return None
+    if joined.endswith("cookie"):
+        return _LINE
+    if joined.endswith("authorization"):
+        return _VALUE_OF_HEADER
+    is_secret = joined.endswith(_LONG_NAMES) and not joined.endswith(_NAMED_ALIKE)
+    return _VALUE if is_secret or words[-1] in _SHORT_NAMES else None
+
+
+def _value_of_option(option: re.Match[str]) -> re.Pattern[str] | None:
+    words = [part.lower() for part in _PARTS.split(option[1]) if part]
+    is_secret = "".join(words).endswith(_LONG_NAMES) or words[-1] in _SHORT_NAMES
+    return _VALUE if is_secret else _USER if option[1] in ("u", "user") else None
+
+
+_USER = re.compile(r"[\"']?[^\s:\"']+:(?:[^\s\"']+)")
