@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -18,14 +19,17 @@ from ckptflow.state.kinds import (
     follows,
     is_checkpoint,
     is_keras3_model,
+    is_mere_container,
     is_python_state,
     is_tf_keras_model,
+    is_wrapped_container,
     kind_of,
     may_hold_state,
     tells_children_itself,
 )
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
+_MAX_DEPTH = 20  # of containers in containers
 _NUMBER = re.compile(r"_\d+$")
 COALESCED = "_coalesced_children"  # where an optimizer of tf_keras keeps what it first told TensorFlow of its children
 
@@ -99,9 +103,47 @@ def of_container(container: Any) -> Children:
 
 
 def _is_plain(container: Any) -> bool:
-    """Whether nothing in it is state, by the types alone: a million numbers are looked at in 20 ms, at each save."""
-    values = container.values() if kind_of(container) is Kind.DICT else (value for _, value in pairs_of(container))
-    return not any(map(may_hold_state, set(map(type, values))))
+    """Whether nothing in it is state, nor in the containers in it, by the types alone, and all of one depth at once:
+    each save looks, and a million numbers take some 20 ms, however they are nested."""
+    level = [container]
+    for _ in range(_MAX_DEPTH):
+        items = list(chain.from_iterable(_values_of_all(level)))
+        inner = {cls for cls in set(map(type, items)) if may_hold_state(cls)}
+        if not inner:
+            return True
+        if not all(map(is_mere_container, inner)):
+            return False
+        level = [item for item in items if type(item) in inner]
+    return False
+
+
+def _values_of_all(containers: list[Any]) -> Iterator[Iterable[Any]]:
+    groups: dict[type, list[Any]] = {}
+    for each in containers:
+        groups.setdefault(type(each), []).append(each)
+    return chain.from_iterable(_values_of(*group) for group in groups.items())
+
+
+def _values_of(cls: type, containers: list[Any]) -> Iterable[Iterable[Any]]:
+    """What each of some containers of one class holds: without a step of Python for each, where that can be."""
+    if is_wrapped_container(containers[0]):  # by TensorFlow, which answers item by item in Python
+        is_list = isinstance(containers[0], list)
+        inside = [vars(each)["_storage"] for each in containers] if is_list else [c.__wrapped__ for c in containers]
+        return _values_of_all(inside)
+    for kind, values in _BUILTIN.items():
+        if issubclass(cls, kind):
+            return map(values, containers)
+    is_dict = kind_of(containers[0]) is Kind.DICT
+    return (each.values() if is_dict else [value for _, value in pairs_of(each)] for each in containers)
+
+
+_BUILTIN: dict[type, Callable[[Any], Iterable[Any]]] = {
+    list: list.__iter__,
+    tuple: tuple.__iter__,
+    dict: dict.values,
+    set: set.__iter__,
+    frozenset: frozenset.__iter__,
+}
 
 
 def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
@@ -224,7 +266,7 @@ def _collect(values: Iterable[Any], ids: list[int], depth: int) -> None:
     for value in values:
         kind = kind_of(value)
         if kind in CONTAINERS:
-            if depth < 20 and not _is_plain(value):
+            if depth < _MAX_DEPTH and not _is_plain(value):
                 _collect((item for _, item in pairs_of(value)), ids, depth + 1)
         elif kind is not None or is_python_state(value):
             ids.append(id(value))

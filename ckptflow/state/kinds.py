@@ -290,8 +290,16 @@ def is_python_state(obj: object) -> bool:
 
 def may_hold_state(cls: Any) -> bool:
     """Whether an object of this class can be state, or hold any."""
-    kind = _by_type[cls] if cls in _by_type else _by_type.setdefault(cls, _classify(cls))
-    return kind not in (None, Kind.DATASET) or _is_python_state(cls)
+    return _classified(cls) not in (None, Kind.DATASET) or _is_python_state(cls)
+
+
+def is_mere_container(cls: Any) -> bool:
+    """Whether an object of this class is no state but for what is in it."""
+    return _classified(cls) in CONTAINERS and not _is_python_state(cls)
+
+
+def _classified(cls: type) -> Kind | None:
+    return _by_type[cls] if cls in _by_type else _by_type.setdefault(cls, _classify(cls))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
+from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -16,7 +17,7 @@ from ckptflow.state.kinds import Kind, kind_of, tf_keras
 from ckptflow.state.tree import Tree
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
-_MAX_ITEMS = 1000  # of a list or dict: longer ones are data
+_MAX_ITEMS = 1000  # of a list or dict, with what is in those in it: longer ones are data
 _MAX_DEPTH = 5
 # Of those attributes that every layer has, what a user may change and a config has.
 _OF_ANY = frozenset({"_trainable", "trainable", "_dtype_policy", "dtype_policy", "_compile_config"})
@@ -48,11 +49,13 @@ def _add(value: Any, found: list[Any], depth: int) -> None:
     elif depth > _MAX_DEPTH:
         return
     elif isinstance(value, (list, tuple, dict)):
+        first = len(found)
         if len(value) <= _MAX_ITEMS:
-            for item in value:
+            for item in chain(value, value.values() if isinstance(value, dict) else ()):
                 _add(item, found, depth + 1)
-            for item in value.values() if isinstance(value, dict) else ():
-                _add(item, found, depth + 1)
+                if len(found) - first > 2 * _MAX_ITEMS:
+                    del found[first:]
+                    break
     elif kind_of(value) is None and (hasattr(type(value), "get_config") or hasattr(type(value), "serialize")):
         # A regularizer, a schedule, a loss; or what Keras keeps the arguments of compile() in.
         found.append(type(value))
