@@ -132,8 +132,8 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
         {"_cluster_coordinator", "_cluster_resolver"},
     ),
     "ckptflow/state/tf_keras.py": (
-        "tf_keras and TensorFlow: whether a model is functional, the key of a slot",
-        {"_is_graph_network", "_unique_id"},
+        "tf_keras and TensorFlow: whether a model is functional, the key of a slot, what Nadam counts in Python",
+        {"_is_graph_network", "_momentums", "_u_product_counter", "_unique_id"},
     ),
     "ckptflow/state/tree.py": ("Keras 3: whether a variable has got another value", {"_value"}),
     "ckptflow/state/walker.py": (

@@ -131,8 +131,7 @@ class Coordinator:
         try:
             manifest = assemble(draft, receipts, self._start, self._held, self._store.url)
             data, summary = encode(manifest), summarize(manifest, self._store.url)
-            if not self._held.is_exclusive:  # the create below would replace another's
-                check_own_claim(self._store, self._held)
+            self.check_claim_before()
         except BaseException:
             self.give_up(draft.folder)
             raise
@@ -140,6 +139,15 @@ class Coordinator:
         self._summaries.add(summary)
         self._committed.append(summary)
         return summary
+
+    def check_claim_before(self) -> None:
+        """Before a manifest is created: where creates replace, it would be in another's place; and the first one of an
+        incarnation decides what counts, also against a job that claimed a lower number after lineage/ was deleted.
+
+        That job lists after its claim: it saw the shards, which are there by now, or its claim came after this look.
+        """
+        if not (self._held.is_exclusive and self._committed):
+            check_own_claim(self._store, self._held)
 
     @property
     def has_checkpoints(self) -> bool:

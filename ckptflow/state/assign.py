@@ -11,6 +11,7 @@ from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.state.leaves import Leaf, PartLeaf
 from ckptflow.state.restore import Pair, Restore, is_optional, misfit_error
+from ckptflow.state.tf_keras import NadamCounter
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
 from ckptflow.state.walker import path_of_slot
 
@@ -143,7 +144,7 @@ class _Matcher:
                 self.python_state[name] = self._own.resized[name]
             elif name in found and not self._own.is_refused(name):
                 self.python_state[name] = values.from_json(found[name][1])
-            else:
+            elif not isinstance(tree.python[name], NadamCounter):  # which is not in what other tools write
                 self.missing.append(name)
         self.unexpected += [
             original

@@ -214,8 +214,12 @@ def _parts(variable: Any) -> list[Any]:
     return list(variable.variables) if is_sharded(variable) else [variable]
 
 
+def _is_of_an_optimizer(name: str, tree: Tree) -> bool:
+    return any(name.startswith(f"{optimizer}/") for optimizer in tree.optimizers)
+
+
 def _trainable_variables(path: str, node: OptimizerNode, tree: Tree) -> list[Any]:
-    """Those of the model that holds the optimizer, else of the one entry of the state that has any."""
+    """Those of the model that holds the optimizer, else of the one entry that has any, else those that are entries."""
     owner = owner_of(node, tree)
     entries = [obj for name, obj in tree.state.items() if not name.startswith(RESERVED_PREFIX)]
     owners = [owner] if owner is not None else [obj for obj in entries if kind_of(obj) in LAYERS]
@@ -223,6 +227,9 @@ def _trainable_variables(path: str, node: OptimizerNode, tree: Tree) -> list[Any
     owners = [obj for obj in owners if trainable_of(obj)]
     if len(owners) != 1:
         if not owners:
+            loose = [v for name, v in tree.variables.items() if v.trainable and not _is_of_an_optimizer(name, tree)]
+            if loose:
+                return loose
             raise UsageError(f"{path} is not built and its model has no variables yet; call the model once on a batch")
         raise UsageError(
             f"{path} is not built and {len(owners)} entries of state could be its model; call "

@@ -121,6 +121,33 @@ def optimizer_slots(optimizer: Any, model_variables: list[Any]) -> list[tuple[st
     ]
 
 
+class NadamCounter:
+    """Python state of tf_keras's Nadam: how often it has multiplied `_u_product`, plus one. No variable has it.
+
+    A step compares it with its own number, so that of all variables only the first one's multiplies: begun anew at 1,
+    each would. In a tf.function the number is a constant for each variable, counted up while it is traced.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def get_state(self) -> int:
+        return int(self._optimizer._u_product_counter)
+
+    def set_state(self, state: Any) -> None:
+        """Call it when the optimizer's variables are restored."""
+        if type(state) is not int or state < 1:
+            raise ValueError(f"{state!r} is not a count")
+        if state != int(self._optimizer.iterations.numpy()) + 1:  # traced: the next trace counts the same again
+            state = max(1, state - len(self._optimizer._momentums))
+        self._optimizer._u_product_counter = state
+
+
+def python_parts(optimizer: Any) -> dict[str, Any]:
+    """What an optimizer keeps in plain Python and not in its variables, by name: objects with get_state, set_state."""
+    return {"u_product_counter": NadamCounter(optimizer)} if "_u_product_counter" in vars(optimizer) else {}
+
+
 def _unique_id(variable: Any) -> Any:
     # Never by getattr with a default: on a variable that is kept per replica that would start a collective.
     return variable.values[0]._unique_id if is_distributed(variable) else variable._unique_id

@@ -264,6 +264,8 @@ class Walker:
             built_for = list(optimizer._trainable_variables)
         else:
             found = tf_keras.optimizer_slots(optimizer, self._raw)
+            for label, part in tf_keras.python_parts(optimizer).items():
+                self.python[self._unique(f"{path}/{label}")] = part
             built_for = list({id(variable): variable for _, variable, _ in found if variable is not None}.values())
         names = [self._paths.get(id(raw_variable(variable))) for variable in built_for]
         self.optimizers[path] = OptimizerNode(optimizer, owner, tuple(dict.fromkeys(name for name in names if name)))

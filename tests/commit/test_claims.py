@@ -12,6 +12,7 @@ import pytest
 
 from ckptflow.commit import lineage
 from ckptflow.commit.catalog import Summaries, list_root
+from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held, claim_next
 from ckptflow.commit.prune import prune_by_hand
 from ckptflow.commit.retention import KeepLast
@@ -131,8 +132,28 @@ def test_a_job_whose_claim_is_gone_is_told(what: str) -> None:
         life.coordinator.sweep_partials()
 
 
-def test_two_that_held_one_number_in_one_run() -> None:
-    """lineage/ is deleted between the claim of one and that of the other; the one that lost it saves last."""
+def test_a_higher_number_whose_claim_was_deleted_does_not_decide() -> None:
+    """A job restarts twice before it saves; lineage/ is deleted, and another one claims a lower number and saves."""
+    objects: dict[str, bytes] = {}
+    job(MemoryStore(objects)).save(5)
+    job(MemoryStore(objects))
+    lost = job(MemoryStore(objects))
+    for key in [key for key in objects if key.startswith("lineage/")]:
+        del objects[key]
+    holder = job(MemoryStore(objects))
+    holder.save(6)
+    with pytest.raises(FencedError):
+        lost.save(10)
+    assert folders(MemoryStore(objects)) == [str(Folder(5, 1)), str(Folder(6, 2))]
+    last = Job(MemoryStore(objects))
+    assert last.resume() == 6
+    assert last.value == holder.value
+
+
+def test_two_that_held_one_number_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lineage/ is deleted between the claim of one and that of the other; the one that lost it saves last, and does
+    not look at its claim before."""
+    monkeypatch.setattr(Coordinator, "check_claim_before", lambda self: None)
     objects: dict[str, bytes] = {}
     job(MemoryStore(objects)).save(5)
     lost = job(MemoryStore(objects))

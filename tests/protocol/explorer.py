@@ -13,9 +13,9 @@ has passed), reads that time out, one shard or manifest damaged, rollbacks, old 
 emptied by hand, creates that replace what is there, listings that are answered as if nothing were there.
 
 Not covered: more processes, saves and faults than a scenario has; more than one worker in an incarnation (the votes are
-tested in `tests/commit`); listings are one step, but for the scenarios "in pages"; claims that are deleted, or a
-manifest that goes wrong, while a request to delete or a claim is under way, which nothing can call back; a manifest
-damaged before its creator has read it back (which is then fenced).
+tested in `tests/commit`); listings are one step, but for the scenarios "in pages"; a root that is emptied, or a
+manifest that goes wrong, while a request to delete is under way, which nothing can call back (`scenarios.LIMITS` shows
+that it breaks I2); a manifest damaged before its creator has read it back (which is then fenced).
 One more thing nothing can prevent, and I5 leaves out: a create that is still under way, or sent again, when its
 checkpoint has been committed and pruned makes a ghost, a manifest without shards. I1 to I4 hold with ghosts, too: one
 is never the newest that counts, and the next prune takes it.
@@ -136,11 +136,20 @@ class Explorer:
     """Moves between states; `promised_after` keeps the ghost history (see `invariants`)."""
 
     def __init__(
-        self, storage: Storage, promised_after: Callable[[State, State, int], State], *, is_exclusive: bool = True
+        self,
+        storage: Storage,
+        promised_after: Callable[[State, State, int], State],
+        *,
+        is_exclusive: bool = True,
+        spared: frozenset[str] = frozenset(),
     ) -> None:
-        """`is_exclusive`: whether a create is refused if the object is there; else it replaces it."""
+        """`is_exclusive`: whether a create is refused if the object is there; else it replaces it.
+
+        `spared`: while which of "delete", "claim" and "manifest" are under way nobody changes the root by hand.
+        """
         self.storage = storage
         self.is_exclusive = is_exclusive
+        self._spared = spared
         self._promised_after = promised_after
 
     def outcomes(self, state: State, op: Op) -> Iterator[tuple[str, Result, State]]:
@@ -271,10 +280,10 @@ class Explorer:
                 yield f"old {key} is removed", gone, -1
 
     def _by_hand(self, state: State) -> Iterator[Move]:
-        """What a person may do to a live root; not while a request to delete is under way: no rule can call it back."""
+        """What a person may do to a live root."""
         storage, budget = self.storage, state.budget
         content = storage.contents[state.content]
-        if not content or any(_cannot_be_called_back(node.op) for node in state.nodes):
+        if not content or any(_kind(node.op) in self._spared for node in state.nodes):
             return
         if budget.empties:
             marks = {UNCLAIMED, EMPTIED}
@@ -362,8 +371,11 @@ def search(
     return report()
 
 
-def _cannot_be_called_back(op: Op | None) -> bool:
-    return op is not None and (op[0] == "delete" or (op[0] == "create" and op[1].startswith("lineage/")))
+def _kind(op: Op | None) -> str:
+    """Which request is under way that nothing can call back: "delete", "claim" or "manifest"; "" if none is."""
+    if op is None or op[0] == "delete":
+        return op[0] if op else ""
+    return ("claim" if op[1].startswith("lineage/") else "manifest") if op[0] == "create" else ""
 
 
 def _verb(node: Node | None) -> str:

@@ -70,7 +70,8 @@ def check_base_is_kept(before: Content, after: Content, by: Facts, others: Itera
     for folder in there - set(manifests_in(after)):
         for other in others:
             has_committed = any(f.incarnation == other.number for f in there)
-            waits = other.number and not has_committed and not other.copies and not other.ends
+            is_held = any(parse_claim_key(key) == other.number for key in before)  # else it is fenced already
+            waits = is_held and not has_committed and not other.copies and not other.ends
             if waits and other.base == str(folder) and other.number > by.number:
                 raise ViolationError(f"I1: incarnation {by.number} deleted {folder}, from which {other.number} resumed")
 

@@ -219,8 +219,11 @@ def life(*, saves: int = 1, may_roll_back_to: int | None = None) -> Program:
     return program
 
 
-def running(*, kept: int, saves: int = 1, then_back_to: int | None = None, saves_after: int = 1) -> Program:
-    """One that has committed the steps up to `kept`, keeping all of them, when the search begins; see `after_setup`."""
+def running(
+    *, kept: int, saves: int = 1, restarts: int = 0, then_back_to: int | None = None, saves_after: int = 1
+) -> Program:
+    """One that has committed the steps up to `kept`, keeping all of them, and then has started again so many times
+    without a save, when the search begins; see `after_setup`."""
 
     def policy(checkpoints: Any) -> list[bool | str | None]:
         last: list[bool | str | None] = list(KeepLast(1)(checkpoints))
@@ -231,6 +234,8 @@ def running(*, kept: int, saves: int = 1, then_back_to: int | None = None, saves
         incarnation.begin()
         for _ in range(kept):
             incarnation.save()
+        for _ in range(restarts):
+            incarnation.begin()
         for _ in range(saves):
             incarnation.save()
         if then_back_to is not None:

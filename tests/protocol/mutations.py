@@ -21,6 +21,7 @@ from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, list_root
 from ckptflow.commit.choosing import Choice, Chooser
+from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held, create_once
 from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
 from ckptflow.commit.resume import Outcome, Part, Resume, outcome_of
@@ -198,6 +199,10 @@ def anothers_run_counts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Counting, "is_of_another", lambda *_: False)
 
 
+def claim_not_read_before_the_first_manifest(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Coordinator, "check_claim_before", lambda self: None)
+
+
 def create_believed_to_be_exclusive(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lineage_module, "is_create_exclusive", lambda store, *_: store.is_create_only)
 
@@ -254,6 +259,9 @@ MUTATIONS: dict[str, Mutation] = {
     "what counts is of this run": Mutation(anothers_run_counts, ("root emptied",), None),
     "a further create, which must be refused": Mutation(
         create_believed_to_be_exclusive, ("creates not exclusive",), "I3"
+    ),
+    "our claim, read before the first manifest": Mutation(
+        claim_not_read_before_the_first_manifest, ("lineage/ deleted, numbers skipped",), "I2"
     ),
     "the newest, read before a prune": Mutation(
         newest_not_read_before_a_prune, ("a manifest that cannot be read",), "I2"

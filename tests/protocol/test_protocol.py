@@ -7,7 +7,7 @@ import pytest
 from tests.protocol.explorer import Report
 from tests.protocol.lives import deterministic
 from tests.protocol.process import Process
-from tests.protocol.scenarios import LARGE, LARGE_STATES, MAX_STATES, SMALL, Scenario, explore
+from tests.protocol.scenarios import LARGE, LARGE_STATES, LIMITS, MAX_STATES, SMALL, Scenario, explore
 
 
 def holds(name: str, scenario: Scenario, max_states: int = MAX_STATES) -> Report:
@@ -24,6 +24,15 @@ def test_holds(name: str) -> None:
     report = holds(name, SMALL[name])
     assert report.is_complete
     assert report.states > 500
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_cannot_be_prevented_is_no_more_than_is_said(name: str) -> None:
+    """Once it holds, docs and explorer can say so."""
+    with deterministic():
+        report = explore(LIMITS[name])
+    print("\n    ".join([f"{name}: {report.broken}", *report.trace]))
+    assert report.broken.startswith("I2:")
 
 
 @pytest.mark.chaos

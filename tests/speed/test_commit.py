@@ -108,7 +108,7 @@ times = st.floats(0, 20) | st.floats(0, 1)
 def test_on_a_disk_it_ends_within_100_ms(reports_s: list[float]) -> None:
     run = commit(reports_s, is_object_store=False)
     assert run.commit_s - run.last_s <= 0.1
-    assert len(run.after("get")) <= 2 * len(reports_s)  # a pass that had begun, and one more
+    assert len(run.after("get")) <= 2 * len(reports_s) + 1  # a pass that had begun, and one more; a first one's claim
     assert (len(run.after("create")), run.after("list")) == (1, ["", "lineage/"])
 
 
@@ -119,7 +119,7 @@ def test_on_an_object_store_it_ends_within_two_polls(reports_s: list[float]) -> 
     pauses = [duration_s for at_s, duration_s in run.clock.slept_s if at_s + duration_s >= run.last_s]
     assert len(pauses) <= 2
     assert all(duration_s <= 1.0 for _, duration_s in run.clock.slept_s)
-    assert len(run.after("get")) <= 2 * len(reports_s)
+    assert len(run.after("get")) <= 2 * len(reports_s) + 1
     assert (len(run.after("create")), run.after("list")) == (1, ["", "lineage/"])
     requests_s = REMOTE_S * len([at_s for at_s, _, _ in run.calls if at_s >= run.last_s])
     assert run.commit_s - run.last_s <= sum(pauses) + requests_s + REMOTE_S
@@ -136,4 +136,4 @@ def test_waiting_costs_few_requests(is_object_store: bool) -> None:
 def test_nothing_is_waited_for_once_all_have_reported() -> None:
     run = commit([-1.0, -1.0, -1.0], is_object_store=True)
     assert run.clock.slept_s == []
-    assert [verb for _, verb, _ in run.calls] == ["get", "get", "get", "create", "list", "list", "get"]
+    assert [verb for _, verb, _ in run.calls] == ["get", "get", "get", "get", "create", "list", "list", "get"]

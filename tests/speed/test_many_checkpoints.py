@@ -146,7 +146,8 @@ def test_a_first_save_is_acknowledged_before_policies_read_what_is_kept(make_roo
         root.asked(lambda: manager.save(FEW + 1).wait())
         assert root.store is not None
         calls = list(root.store.calls)
-    assert "get" not in [verb for verb, _ in calls[: calls.index(("list", "lineage/"))]]  # the last before it is
+    before = calls[: calls.index(("list", "lineage/"))]  # the last before it is
+    assert not [key for verb, key in before if verb == "get" and not key.startswith("lineage/")]
 
 
 def test_what_is_remembered_of_a_life_does_not_grow_with_its_lineage(
