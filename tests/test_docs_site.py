@@ -218,7 +218,7 @@ def test_in_a_browser(site: Site) -> None:
         view.on("request", lambda request: asked.append(request.url))
         view.on("pageerror", lambda error: errors.append(str(error)))
         view.goto(f"file://{site.folder}/search.html?q=FencedError")
-        view.wait_for_selector("#search-results li a", timeout=60_000)
+        view.wait_for_selector("#search-results li a", timeout=HANG_S * 1000)
         found = view.locator("#search-results li a").evaluate_all("links => links.map((link) => link.href)")
         assert any("troubleshooting.html" in link for link in found)
         assert any("reference.html" in link for link in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
@@ -133,7 +134,23 @@ def _aws_session(kwargs: dict[str, Any], connect_s: float, stall_timeout_s: floa
     session.set_default_client_config(
         AioConfig(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
     )
+    share_aws_data(session)
     return session
+
+
+def share_aws_data(session: Any) -> None:
+    """botocore's description of S3, megabytes of JSON, is parsed once in a process, not once for each session."""
+    from botocore.exceptions import BotoCoreError
+
+    with contextlib.suppress(BotoCoreError):  # of the user's configuration: it is raised by the first request
+        session.register_component("data_loader", _aws_data(session.get_config_variable("data_path")))
+
+
+@functools.cache
+def _aws_data(search_path: str | None) -> Any:
+    from botocore.loaders import create_loader
+
+    return create_loader(search_path)
 
 
 async def _connector(stall_timeout_s: float | None) -> Any:

@@ -44,7 +44,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("request", lambda request: asked.append(request.url))
         view.goto(f"file://{tmp_path}/page.html")
-        view.wait_for_selector("html[data-drawn]", timeout=60_000)
+        view.wait_for_selector("html[data-drawn]", timeout=HANG_S * 1000)
         view.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         plots = view.locator(".plot").count()
         assert plots > 20

@@ -1,4 +1,7 @@
-"""Jobs of one process, each to be killed once: inside an epoch, or between two."""
+"""Jobs of one process, each to be killed once: inside an epoch, or between two.
+
+The plain fit is killed as an example, in `tests/examples/test_fit.py`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,6 @@ def stoppers(keras: Any) -> list[Any]:
 
 
 JOBS = [
-    Job("shuffled"),
     Job("executions", compile={"steps_per_execution": lambda _: 4}),
     Job("stopped", callbacks=stoppers, every={"every_epochs": 1}, between_epochs=True, fit={"epochs": 9}),
     Job("mirrored", replicas=2),

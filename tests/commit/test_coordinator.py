@@ -28,6 +28,7 @@ from ckptflow.format.manifest import Claim, Receipt, ReceiptSlice, ShardRecord, 
 from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
 from tests.commit.roots import folders, job
+from tests.waiting import HANG_S
 
 HELD = Held(7, "run", "writer")
 FOLDER = Folder(500, 7)
@@ -90,7 +91,7 @@ def test_late_ones_are_waited_for() -> None:
     )
 
     def late() -> None:
-        asked.wait(10)
+        asked.wait(HANG_S)
         report(store, receipt(1), receipt(2))
 
     worker = threading.Thread(target=late)

@@ -27,6 +27,7 @@ from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.peers.cluster import Cluster
 from ckptflow.storage.store import Store, open_store
 from ckptflow.storage.wrappers import StoreWrapper
+from tests.waiting import HANG_S
 
 T = TypeVar("T")
 ROOT = Path(os.environ.get("ROOT", "."))
@@ -270,7 +271,7 @@ def _meet_without_ckptflow(worker: int) -> None:
 
     meeting = next(_meetings)
     context.context().set_config_key_value(f"test/{meeting}/{worker}", "here")
-    context.context().get_config_key_value(f"test/{meeting}/{1 - worker}", 60_000)
+    context.context().get_config_key_value(f"test/{meeting}/{1 - worker}", int(HANG_S * 1000))
 
 
 # Lives that end in the middle

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ckptflow.interop import probe
 from tests.interop.doors import make_model, save
+from tests.interop.models import without_graph
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
-    model = make_model()
+    model = without_graph(make_model())
     model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
     return model
 

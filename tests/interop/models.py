@@ -53,6 +53,15 @@ class Case:
         return np.asarray(model(inputs) if "tensorflow" in self.frameworks else model(inputs, training=False))
 
 
+def without_graph(model: Any) -> Any:
+    """The compiled model, whose steps are run as they are written: for one or two of them a graph takes longer to make.
+
+    What it saves is the same: it is not compiled in another way.
+    """
+    model.run_eagerly = True
+    return model
+
+
 def tensors(inputs: Any) -> Any:
     """The structure with TensorFlow's tensors in place of arrays."""
     import tensorflow as tf
@@ -151,7 +160,8 @@ def _text(name: str) -> Any:
     lookup = layers.StringLookup(num_oov_indices=1, name="authors")
     lookup.adapt(np.asarray(AUTHORS))
     text, author = (keras.Input((1,), dtype="string", name=each) for each in ("text", "author"))
-    sentence = layers.LSTM(12, name="lstm")(layers.Embedding(40, 8)(vectorize(text)))
+    recurrent = layers.LSTM if name == "keras" else layers.SimpleRNN  # tf_keras takes long to save the graph of an LSTM
+    sentence = recurrent(12, name="recurrent")(layers.Embedding(40, 8)(vectorize(text)))
     who = layers.Flatten()(layers.Embedding(len(AUTHORS) + 1, 4)(lookup(author)))
     outputs = layers.Dense(CLASSES)(layers.Concatenate()([sentence, who]))
     return _compile(keras, keras.Model({"text": text, "author": author}, outputs), keras.optimizers.Adam(1e-2))
@@ -163,6 +173,14 @@ def _sentences() -> dict[str, Array]:
         "text": np.asarray(text, object),
         "author": np.asarray([["ada"], ["edsger"], ["nobody"], ["grace"]], object),
     }
+
+
+def _recurrent(name: str) -> Any:
+    keras = importlib.import_module(name)
+    layers = keras.layers
+    tokens = keras.Input((10,), dtype="int32", name="tokens")
+    hidden = layers.Bidirectional(layers.LSTM(6, name="lstm"))(layers.Embedding(50, 8)(tokens))
+    return _compile(keras, keras.Model(tokens, layers.Dense(CLASSES)(hidden)), keras.optimizers.Adam(1e-2))
 
 
 def _transformer(name: str) -> Any:
@@ -237,6 +255,7 @@ _LIST = [
     Case("efficientnet_b0", _efficientnet_b0, _images, steps=1),
     Case("convolutional", _convolutional, _images, steps=1),
     Case("text", _text, _sentences),
+    Case("recurrent", _recurrent, _tokens),
     Case("transformer", _transformer, _tokens),
     Case("many_inputs", _many_inputs, lambda: [_random(BATCH, 8, 8, 3), _random(BATCH, 6, seed=1)]),
     Case("subclassed", _mixer, lambda: _random(BATCH, 8), modules=("tests.interop.custom",)),

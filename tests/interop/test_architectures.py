@@ -7,8 +7,9 @@ optimizer's variables, where the format has them, bit for bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 import ckptflow
 from ckptflow import CheckpointManager, export_checkpoint, import_model
+from ckptflow.interop import probe
 from tests.interop.both_ways import NAMES, WRITTEN, build, facts, in_stock
 from tests.interop.models import CASES, KERASES, Array, Case
 
@@ -44,8 +46,8 @@ def formats_of(case: Case, framework: str) -> list[str]:
     found = list(NAMES)
     if case.name == "subclassed" or (case.name == "text" and framework == "tf_keras"):
         found.remove("h5")  # neither Keras takes a subclassed model, and tf_keras no vocabulary
-    if case.name == "text":
-        found.remove("tflite")  # LiteRT has no strings without TensorFlow's own kernels
+    if case.name in ("text", "recurrent"):
+        found.remove("tflite")  # LiteRT has no strings, nor loops, without TensorFlow's own kernels
     return found
 
 
@@ -56,6 +58,7 @@ class Both:
     framework: str
     folder: Path
     formats: Mapping[str, Sequence[str]]
+    is_probed: Callable[[str, str], bool] = lambda *_: True  # for a case and a format
     problems: list[str] = field(default_factory=list)
 
     def stock(self, do: str, where: str, formats: Mapping[str, Sequence[str]]) -> set[str]:
@@ -65,10 +68,14 @@ class Both:
         return set(failures)
 
     @contextlib.contextmanager
-    def noted(self, what: str) -> Iterator[None]:
+    def noted(self, name: str, form: str, way: str) -> Iterator[None]:
         """What goes wrong with one format does not hide the others."""
+        what = f"{name} {way} {form}"
         try:
-            yield
+            with pytest.MonkeyPatch.context() as patch:
+                if not self.is_probed(name, form):
+                    patch.setattr(probe, "check", lambda *_, **__: None)
+                yield
         except Exception as error:
             self.problems.append(f"{self.framework} {what}: {type(error).__name__}: {str(error)[:1500]}")
 
@@ -115,7 +122,7 @@ class Both:
             models = []
             for form in from_stock[name]:
                 if f"{name}/{form}" not in failed:
-                    with self.noted(f"{name} from {form}"):
+                    with self.noted(name, form, "from"):
                         models.append(self.take_in(CASES[name], form))
                         self.check_taken(CASES[name], form, models[-1])
             exported[name] = self.put_out(CASES[name], models[0]) if models else []
@@ -123,7 +130,7 @@ class Both:
         for name in self.formats:
             for form in exported[name]:
                 if f"{name}/{form}" not in failed:
-                    with self.noted(f"{name} to {form}"):
+                    with self.noted(name, form, "to"):
                         self.check_read(CASES[name], form)
         assert self.problems == [], "\n".join(self.problems)
 
@@ -138,7 +145,7 @@ class Both:
             manager.save(9)
         done = []
         for form in self.formats[case.name]:
-            with self.noted(f"{case.name} to {form}"):
+            with self.noted(case.name, form, "to"):
                 given = model if self.framework == "tensorflow" and form in ("saved-model", "hub") else None
                 exported = export_checkpoint(run, folder / NAMES[form], format=form, model=given, imports=case.modules)
                 done.append(form)
@@ -158,7 +165,7 @@ class Both:
 
 
 SMALL = ("dense", "text", "transformer", "many_inputs", "subclassed")
-LARGE = ("mobilenet_v2", "efficientnet_b0")
+LARGE = ("recurrent", "mobilenet_v2", "efficientnet_b0")
 # A normal run tries these formats with these alone, so that each is tried with what is hard for it: a packed module is
 # the SavedModel in a tar, and .keras holds the weights as .weights.h5 has them. `make chaos` tries all with all.
 THRIFTY = {
@@ -177,6 +184,12 @@ THRIFTY = {
 }
 
 
+def is_tried_first(framework: str, name: str, form: str) -> bool:
+    """Whether a file is read, or a model built, in a process of its own first: each format of one architecture, and
+    each architecture in one format. It is the same process for the others, and `make chaos` starts it for all."""
+    return form == "keras" or name == THRIFTY.get((framework, form), SMALL)[0]
+
+
 def thrifty(framework: str) -> dict[str, list[str]]:
     return {
         name: [form for form in formats_of(CASES[name], framework) if name in THRIFTY.get((framework, form), SMALL)]
@@ -186,7 +199,7 @@ def thrifty(framework: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("framework", KERASES)
 def test_small_models(framework: str, tmp_path: Path) -> None:
-    Both(framework, tmp_path, thrifty(framework)).run()
+    Both(framework, tmp_path, thrifty(framework), partial(is_tried_first, framework)).run()
 
 
 def test_a_module_of_tensorflow(tmp_path: Path) -> None:

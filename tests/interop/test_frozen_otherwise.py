@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 import ckptflow
-from tests.interop.models import KERASES
+from tests.interop.models import KERASES, without_graph
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 NAMES = ("first", "second", "third")
@@ -29,7 +29,7 @@ def make(framework: str, frozen: str) -> Any:
     if frozen:
         inner.get_layer(frozen).trainable = False
     model.compile("adam", "mean_squared_error")
-    return model
+    return without_graph(model)
 
 
 def train(model: Any) -> Any:

@@ -21,7 +21,7 @@ from ckptflow.interop import keras_files, keras_weights
 from ckptflow.state.configs import is_built
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, ask_stock, optimizer_values, write_all
-from tests.interop.models import CASES, KERASES
+from tests.interop.models import CASES, KERASES, without_graph
 from tests.waiting import HANG_S
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
@@ -35,6 +35,7 @@ def same(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and all(map(np.array_equal, first, second))
 
 
+@pytest.mark.usefixtures("unprobed")
 @pytest.mark.parametrize("framework", KERASES)
 def test_stock_keras_reads_what_is_written_and_so_do_we(framework: str, tmp_path: Path) -> None:
     asks, expected = [], []
@@ -82,7 +83,7 @@ def small(framework: str, **compiled: Any) -> Any:
     model = kit.Sequential([kit.layers.Input((3,)), kit.layers.Dense(4, activation="relu"), kit.layers.Dense(2)])
     if compiled:
         model.compile(**compiled)
-        model.fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), epochs=2, verbose=0)
+        without_graph(model).fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), epochs=2, verbose=0)
     return model
 
 
@@ -91,6 +92,7 @@ def outputs(model: Any) -> Any:
     return np.asarray(model(np.asarray([[1.0, -2.0, 3.0]], "f4")))
 
 
+@pytest.mark.usefixtures("unprobed")
 @pytest.mark.parametrize("framework", KERASES)
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_a_model_that_keras_saved_itself(framework: str, suffix: str, tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_optimizers_inside_of_others_and_legacy_ones(
     }[kind]()
     model = small("keras" if kind == "scaled" else "tf_keras", loss="mse")
     model.compile(optimizer, "mse")
-    model.fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), verbose=0)
+    without_graph(model).fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), verbose=0)
     variables = optimizer.variables() if kind == "legacy" else optimizer.variables
     values = [np.array(each.numpy()) for each in variables]
     for name, path in write_all(model, "model", tmp_path).items():
@@ -339,7 +341,9 @@ def test_what_callbacks_leave(framework: str, tmp_path: Path) -> None:
         callbacks.append(make(str(tmp_path / "tensors" / "ckpt-{epoch}"), save_weights_only=True))
     model = small(framework)
     model.compile("adam", "mse")
-    model.fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), batch_size=2, epochs=2, verbose=0, callbacks=callbacks)
+    without_graph(model).fit(
+        np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), batch_size=2, epochs=2, verbose=0, callbacks=callbacks
+    )
 
     def found(name: str) -> Any:
         result = keras_files.find_backup(str(tmp_path / name))
@@ -372,7 +376,7 @@ def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path: Path) -> None:
     callback = keras.callbacks.BackupAndRestore(str(tmp_path), delete_checkpoint=False, double_checkpoint=True)
     model = small("keras")
     model.compile("adam", "mse")
-    model.fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), epochs=2, verbose=0, callbacks=[callback])
+    without_graph(model).fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), epochs=2, verbose=0, callbacks=[callback])
     latest = tmp_path / "latest.weights.h5"
     latest.write_bytes(latest.read_bytes()[:1000])
     kind, path, notes = keras_files.find_backup(str(tmp_path)) or ("", "", {})

@@ -16,7 +16,7 @@ import tf_keras
 import ckptflow
 from ckptflow.errors import StateMismatchError
 from ckptflow.interop import keras_files
-from tests.interop.models import KERASES
+from tests.interop.models import KERASES, without_graph
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 SUFFIXES = (".keras", ".h5", ".weights.h5")
@@ -30,7 +30,7 @@ def make(framework: str, optimizer: Any = "adam", *, is_frozen: bool = False) ->
     model = kit.Sequential([kit.layers.Input((4,)), *layers])
     model.layers[0].trainable = not is_frozen
     model.compile(optimizer, "mean_squared_error")
-    return model
+    return without_graph(model)
 
 
 def train(model: Any) -> Any:
@@ -111,7 +111,7 @@ def alike(framework: str, optimizer: Any = "adam", *, frozen: str = "") -> Any:
     if frozen:
         model.get_layer(frozen).trainable = False
     model.compile(optimizer, "mean_squared_error")
-    return model
+    return without_graph(model)
 
 
 def trained_alike(model: Any) -> Any:

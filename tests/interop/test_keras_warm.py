@@ -16,7 +16,7 @@ from ckptflow import import_model, open_checkpoint
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.interop import keras_files, keras_weights
 from tests.interop.keras_readers import ORIGIN
-from tests.interop.models import KERASES
+from tests.interop.models import KERASES, without_graph
 from tests.interop.stock import run_stock
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
@@ -33,7 +33,7 @@ def make(framework: str, classes: int = 2) -> Any:
 
 def train(model: Any) -> Any:
     """The model after a step."""
-    model.fit(np.ones((4, 3), "f4"), np.ones((4, model.output_shape[-1]), "f4"), verbose=0)
+    without_graph(model).fit(np.ones((4, 3), "f4"), np.ones((4, model.output_shape[-1]), "f4"), verbose=0)
     return model
 
 

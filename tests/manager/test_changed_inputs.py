@@ -16,7 +16,7 @@ import tf_keras
 from ckptflow import CheckpointManager, StateMismatchError
 from ckptflow.state.bundles import bundle_of
 from tests.manager.states import Weights
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 Make = Callable[[], Any]
 
@@ -144,7 +144,7 @@ def test_elements_that_were_fetched_ahead(
 ) -> None:
     before, after = OF_OTHER_ELEMENTS[change]
     saved = iterator_of(before, 1)
-    until(lambda: bool(re.search(rb"(Prefetch::|results\[)0", position_of(saved))), 60)
+    until(lambda: bool(re.search(rb"(Prefetch::|results\[)0", position_of(saved))), HANG_S)
     save(tmp_path, weights, saved)
     iterator = iterator_of(after, 0)
     refuses(tmp_path, weights, iterator, "other dtypes or shapes")

@@ -25,7 +25,7 @@ from ckptflow.storage.store import open_store
 from ckptflow.testing import FaultyStore
 from tests.manager.states import Weights, committed, wrap_store
 from tests.speed.team import Team
-from tests.waiting import raised_in_a_thread, until
+from tests.waiting import HANG_S, raised_in_a_thread, until
 
 
 class Panic(BaseException):
@@ -119,7 +119,7 @@ def test_the_result_on_another_worker_waits_no_longer_than_it_is_told(
     class Slow(FaultyStore):
         def run(self, verb: str, key: str, call: Any) -> Any:
             if verb == "create" and "manifest" in key:
-                gate.wait(60)
+                gate.wait(HANG_S)
             return super().run(verb, key, call)
 
     def work(number: int) -> None:
@@ -131,7 +131,7 @@ def test_the_result_on_another_worker_waits_no_longer_than_it_is_told(
                 with pytest.raises(TimeoutError):
                     pending.result(timeout_s)
             gate.set()
-            assert pending.result(60).step == 1
+            assert pending.result(HANG_S).step == 1
         manager.close()
 
     Team(monkeypatch, lambda url: Slow(open_store(url))).run(2, work)
@@ -161,7 +161,7 @@ def test_the_thread_that_asks_for_notice_outlives_what_it_asks(tmp_path: Path) -
 
     with CheckpointManager(tmp_path, {"w": Weights()}) as manager:
         with PreemptionWatcher(manager, signals=(), notice=notice) as watcher:
-            until(lambda: watcher.is_preempted, 60)
+            until(lambda: watcher.is_preempted, HANG_S)
 
 
 # The program leaves
@@ -256,9 +256,9 @@ def test_a_signal_handler_that_saves_while_a_call_waits_loses_nothing(
     class Waits(FaultyStore):
         def run(self, verb: str, key: str, call: Any) -> Any:
             if verb == "put" and "000000000002" in key and not gate.is_set():
-                is_out.wait(60)
+                is_out.wait(HANG_S)
                 os.kill(os.getpid(), signal.SIGUSR1)  # the main thread waits for this save by now, or soon
-                gate.wait(60)
+                gate.wait(HANG_S)
             return super().run(verb, key, call)
 
     stores = wrap_store(monkeypatch, Waits)
@@ -390,7 +390,7 @@ def test_a_manager_that_nobody_closes_leaves_no_thread(tmp_path: Path) -> None:
         gc.collect()
         return all(ref() is None for ref in left) and not (set(threading.enumerate()) - before)
 
-    until(is_gone, 60)
+    until(is_gone, HANG_S)
     assert sum(text.startswith("committed") for text in told) == 3
 
 

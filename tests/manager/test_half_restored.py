@@ -24,7 +24,7 @@ from ckptflow import (
 )
 from ckptflow.storage.wrappers import StoreWrapper
 from tests.manager.states import PlainState, committed, wrap_store
-from tests.waiting import until
+from tests.waiting import HANG_S, until
 
 LENGTH = 60_000  # one such tensor fills most of a shard, so that reading can fail between two of them
 
@@ -43,7 +43,7 @@ class Net(tf.Module):  # type: ignore[misc]
             getattr(self, name).assign(tf.fill([LENGTH], float(value)))
 
     def waits_for(self, name: str, value: float) -> Callable[[], None]:
-        return lambda: until(lambda: float(getattr(self, name)[0]) == value, 60)
+        return lambda: until(lambda: float(getattr(self, name)[0]) == value, HANG_S)
 
     def values(self) -> dict[str, set[float]]:
         return {name: set(getattr(self, name).numpy().tolist()) for name in self.names}

@@ -33,7 +33,6 @@ def saved(root: Path) -> None:
             manager.wait()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["manifest.json", "shard"])
 def test_is_damage_that_is_named(tmp_path: Path, name: str, place: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -52,7 +51,6 @@ def test_is_damage_that_is_named(tmp_path: Path, name: str, place: str, caplog: 
         opened.read(list(opened))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_claim(tmp_path: Path, place: str) -> None:
     """Its number is taken, whatever it is."""

@@ -28,7 +28,7 @@ def test_what_is_attached_meanwhile_moves_nothing(tmp_path: Path, monkeypatch: p
     attached, draft = threading.Event(), Saver._draft
 
     def late(self: Saver, job: object) -> object:
-        assert attached.wait(60)
+        assert attached.wait(HANG_S)
         return draft(self, job)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Saver, "_draft", late)

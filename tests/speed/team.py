@@ -16,12 +16,14 @@ from ckptflow.events import Tell, tell_nobody
 from ckptflow.peers.cluster import Cluster
 from ckptflow.storage.store import Store, open_store
 from tests.speed.stores import MeasuredStore
+from tests.waiting import HANG_S
 
-_TIMEOUT_S = 60.0  # a worker that skips an exchange breaks the barrier: the test fails, and does not hang
 _T = TypeVar("_T")
 
 
 class _Meeting:
+    """A worker that skips an exchange breaks the barrier after a while: the test fails, and does not hang."""
+
     def __init__(self, world_size: int) -> None:
         self.messages: list[bytes] = [b""] * world_size
         self.barrier = threading.Barrier(world_size)
@@ -33,9 +35,9 @@ class _Member(Cluster):
 
     def exchange(self, message: bytes, call: str) -> list[bytes]:
         self.meeting.messages[self.worker] = message
-        self.meeting.barrier.wait(_TIMEOUT_S)
+        self.meeting.barrier.wait(HANG_S)
         messages = list(self.meeting.messages)
-        self.meeting.barrier.wait(_TIMEOUT_S)
+        self.meeting.barrier.wait(HANG_S)
         return messages
 
     def storage_goes_on(self) -> None: ...

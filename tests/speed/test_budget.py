@@ -31,6 +31,7 @@ from tests.transfer.helpers import (
     same_bits,
 )
 from tests.transfer.test_buffers import all_free
+from tests.waiting import HANG_S
 
 SHARD_BYTES = 2**16
 _R = TypeVar("_R")
@@ -49,7 +50,7 @@ def within_a_minute(do: Callable[[], _R]) -> _R:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(60)
+    thread.join(HANG_S)
     assert not thread.is_alive(), "it waits for ever"
     if errors:
         raise errors[0]

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.servers import Server
 from tests.storage.wrong import HTML
+from tests.waiting import HANG_S
 
 # What an S3 client parses without complaint: of a listing it is one of nothing.
 XHTML = b'<?xml version="1.0"?><html><head><title>Sign in</title></head><body><p>Please sign in</p></body></html>'
@@ -172,7 +173,7 @@ class FaultyProxy:
         refusal = next((reply for reply in refusals if reply is not None), None)
         if refusal is not None:
             return refusal
-        connection = http.client.HTTPConnection(self._host, timeout=60)
+        connection = http.client.HTTPConnection(self._host, timeout=HANG_S)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for name, value in headers.items():

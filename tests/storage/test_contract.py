@@ -15,6 +15,8 @@ from tests.servers import Server
 from tests.storage.backends import DictBackend, FsspecMemoryBackend, GcsBackend, LocalBackend, S3Backend
 from tests.storage.gcs_xml import GcsXmlBackend
 
+SOME_BYTES = 20 * 2**20  # where what is larger goes no other way
+
 
 class TestLocalDisk(StoreContract):
     @pytest.fixture
@@ -25,6 +27,8 @@ class TestLocalDisk(StoreContract):
 
 class TestTmpfs(StoreContract):
     """A file system that refuses O_DIRECT."""
+
+    large_bytes = SOME_BYTES
 
     @pytest.fixture
     def backend(self) -> Iterator[Backend]:
@@ -38,12 +42,16 @@ class TestTmpfs(StoreContract):
 class TestDictionary(StoreContract):
     """The store that other tests stand on keeps the same promises."""
 
+    large_bytes = SOME_BYTES
+
     @pytest.fixture
     def backend(self) -> Backend:
         return DictBackend()
 
 
 class TestFsspecMemory(StoreContract):
+    large_bytes = SOME_BYTES
+
     @pytest.fixture
     def backend(self) -> Backend:
         return FsspecMemoryBackend()
@@ -82,7 +90,7 @@ class OnMoto(StoreContract):
 
 class TestMotoByS3fs(OnMoto):
     many_objects = 50  # a slow server; paging and large objects are tried on SeaweedFS
-    large_bytes = 20 * 2**20
+    large_bytes = SOME_BYTES
 
     @pytest.fixture
     def backend(self, moto: Server) -> Backend:
@@ -91,7 +99,7 @@ class TestMotoByS3fs(OnMoto):
 
 class TestMotoByObstore(OnMoto):
     many_objects = 1_100  # paging and bulk deletion by obstore are tried here
-    large_bytes = 20 * 2**20
+    large_bytes = SOME_BYTES
 
     @pytest.fixture
     def backend(self, moto: Server) -> Backend:
@@ -107,7 +115,7 @@ class TestFakeGcsByGcsfs(StoreContract):
 class TestGcsXmlByObstore(StoreContract):
     """obstore writes to Google by the XML API alone, which fake-gcs-server lacks: against our own reading of it."""
 
-    large_bytes = 20 * 2**20
+    large_bytes = SOME_BYTES
     many_objects = 1_100
 
     @pytest.fixture

@@ -38,6 +38,7 @@ from ckptflow.storage.store import open_store
 from ckptflow.storage.wrappers import FaultyStore
 from tests.manager.states import Weights, wrap_store
 from tests.processes import run_python
+from tests.waiting import HANG_S
 
 
 def kinds(told: list[Event]) -> list[str]:
@@ -155,7 +156,7 @@ def test_a_hook_that_waits_holds_up_neither_training_nor_saves(tmp_path: Path) -
     told, gate = list[Event](), threading.Event()
 
     def waits(event: Event) -> None:
-        gate.wait(60)
+        gate.wait(HANG_S)
         told.append(event)
 
     with CheckpointManager(tmp_path, {"m": Weights()}, on_event=waits) as manager:
@@ -207,7 +208,7 @@ def test_one_that_hangs_is_left_behind_with_a_word(
     monkeypatch.setattr(hooks, "MAX_WAITING", 2)
     gate = threading.Event()
     try:
-        with CheckpointManager(tmp_path, {"m": Weights()}, on_event=lambda event: gate.wait(60)) as manager:
+        with CheckpointManager(tmp_path, {"m": Weights()}, on_event=lambda event: gate.wait(HANG_S)) as manager:
             for step in (1, 2, 3):
                 manager.save(step).result()
         assert "too slow or hangs" in caplog.text

@@ -10,6 +10,7 @@ import pytest
 from ckptflow.errors import UsageError
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
+from tests.waiting import HANG_S
 
 
 def test_buffers_are_made_when_wanted_and_used_again() -> None:
@@ -52,7 +53,7 @@ def test_acquire_waits_at_the_budget() -> None:
     assert waiter.is_alive()
     assert not got
     pool.release(buffer)
-    waiter.join(10)
+    waiter.join(HANG_S)
     assert got == [buffer]
 
 
@@ -71,7 +72,7 @@ def test_close_ends_the_waiting_and_leaves_used_memory_valid() -> None:
     waiter.start()
     waiter.join(0.02)
     pool.close()
-    waiter.join(10)
+    waiter.join(HANG_S)
     assert len(errors) == 1
     buffer.view[:] = b"x" * len(buffer.view)
     pool.release(buffer)
@@ -157,5 +158,5 @@ def test_two_users_share_one_buffer_without_a_deadlock() -> None:
     for user in users:
         user.start()
     for user in users:
-        user.join(30)
+        user.join(HANG_S)
     assert len(done) == 150
