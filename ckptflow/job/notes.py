@@ -16,7 +16,7 @@ from ckptflow.peers import service
 from ckptflow.peers.progress import UnreachableError
 from ckptflow.peers.team import MAX_FAILURE_CHARACTERS, Failure
 from ckptflow.printable import lines_of
-from ckptflow.storage.faults import redact
+from ckptflow.storage.redaction import redact
 
 _LEAVE_S = 5.0
 _LOOK_S = 0.001  # for a note that is there or not
