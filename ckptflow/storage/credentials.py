@@ -57,17 +57,18 @@ def for_log(error: BaseException) -> BaseException:
 
 @contextmanager
 def opening(url: str, storage_options: dict[str, Any]) -> Iterator[None]:
-    """Whatever a client raises when it is made; what would tell a secret is said without it."""
+    """Python's own errors as they are, a client's as `StorageError`; what would tell a secret is said without it."""
     try:
         yield
     except (CkptflowError, *LEAVING):
         raise
     except Exception as error:
         secrets = list(secrets_of(url, storage_options))
-        if not tells_secrets(error, secrets):
+        is_pythons = type(error).__module__ == "builtins"
+        if is_pythons and not tells_secrets(error, secrets):
             raise
         where = redaction.redact_url(url)
-        if isinstance(error, ValueError):
+        if is_pythons and isinstance(error, ValueError):
             raise ValueError(f"{where}: cannot open: {faults.text_of(error, secrets)}") from None
         raise faults.from_client_error(error, "open", where, secrets) from None
 
