@@ -112,6 +112,9 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+_LONGEST_STEP_BYTES = 16 * 2**20  # else the last one of a manifest of 96 MiB would take 256 MiB
+
+
 def read_small(store: Store, key: str, max_bytes: int) -> bytes:
     """The whole object at `key`, read in steps so that memory follows the bytes that really come, up to `max_bytes`.
 
@@ -128,7 +131,7 @@ def read_small(store: Store, key: str, max_bytes: int) -> bytes:
             return b"".join(parts)
         if total > _PROBED_BYTES and store.get(key, memoryview(bytearray(1)), max_bytes):
             break  # before all of it is read in vain
-        step *= 8
+        step = min(8 * step, _LONGEST_STEP_BYTES)
     raise ValueError(f"{store.url}/{key} is longer than {max_bytes:,} bytes")
 
 

@@ -1,0 +1,19 @@
+"""Memory for a manifest follows the bytes that come."""
+
+from __future__ import annotations
+
+from ckptflow.storage.store import read_small
+from ckptflow.testing import MemoryStore
+
+
+def test_no_step_takes_much_more_than_what_is_there() -> None:
+    store, asked = MemoryStore({"a": bytes(40 * 2**20)}), list[int]()
+    get = store.get
+
+    def noting(key: str, into: memoryview, start: int = 0) -> int:
+        asked.append(len(into))
+        return get(key, into, start)
+
+    store.get = noting  # type: ignore[method-assign]
+    assert len(read_small(store, "a", 256 * 2**20)) == 40 * 2**20
+    assert max(asked) < 20 * 2**20
