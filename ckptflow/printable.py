@@ -54,5 +54,10 @@ def one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-for _name in LOGGERS:
-    logging.getLogger(_name).addFilter(one_line)
+def loggers() -> list[logging.Logger]:
+    """Every logger of ours."""
+    return [logging.getLogger(_name) for _name in LOGGERS]
+
+
+for _logger in loggers():
+    _logger.addFilter(one_line)

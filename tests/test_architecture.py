@@ -146,7 +146,7 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
         {"_get_kwargs_from_urls", "_request", "_strip_protocol"},
     ),
     "ckptflow/storage/remote.py": (
-        "fsspec: the folder of a path, and which file systems are one",
+        "fsspec: the folder of a path",
         {"_parent"},
     ),
     "ckptflow/storage/remote_files.py": ("fsspec: the folder of a path", {"_parent"}),

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckptflow.printable import LOGGERS
+from ckptflow.printable import loggers
 from ckptflow.storage.faults import chain
 
 
@@ -23,8 +23,8 @@ def shown_as(path: str, shown: str) -> Iterator[None]:
                 record.msg, record.args = message.replace(path, shown), ()
         return True
 
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    for logger in loggers:
+    ours = loggers()
+    for logger in ours:
         logger.filters.insert(0, name_it)  # the innermost says it first
     try:
         yield
@@ -33,7 +33,7 @@ def shown_as(path: str, shown: str) -> Iterator[None]:
             _rename(link, path, shown)
         raise
     finally:
-        for logger in loggers:
+        for logger in ours:
             logger.removeFilter(name_it)
 
 
