@@ -29,7 +29,13 @@ _MAX_REDIRECTS = 10
 _STEP_BYTES = 2**18
 _PORTS = {"http": 80, "https": 443}
 # Where a machine in a cloud is told its own credentials, beside the link-local addresses.
-_METADATA = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200"))
+_METADATA = {
+    *map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"))
+}
+# What begins so ends with an address of version 4: compatible, mapped, translated (as of the system, of a network).
+_HOLDS_V4 = tuple(
+    map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+)
 
 
 class RefusedRedirectError(Exception):
@@ -130,8 +136,12 @@ def is_forbidden(host: str) -> bool:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False  # a name: it is looked at once it is resolved
-    mapped = address.ipv4_mapped or address.sixtofour if isinstance(address, ipaddress.IPv6Address) else None
-    return any(each.is_link_local or each in _METADATA for each in (address, mapped) if each is not None)
+    inside: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [address]
+    if isinstance(address, ipaddress.IPv6Address):
+        inside += [address.sixtofour, *(address.teredo or ())]
+        if any(address in network for network in _HOLDS_V4):
+            inside.append(ipaddress.IPv4Address(address.packed[-4:]))
+    return any(each.is_link_local or each in _METADATA for each in inside if each is not None)
 
 
 class _PublicResolver(AbstractResolver):
