@@ -225,21 +225,22 @@ def encode(record: Manifest | Receipt | Claim) -> bytes:
     Raises ValueError where it would be too large to be read back, or holds text that is no Unicode.
     """
     fields = _encoder.encode(record)
-    body = _HEAD % (record.version, record.kind.encode()) + b"," + fields[1:-1]
-    _check_size(len(body) + _SEAL_BYTES, body, type(record))
-    return body + b',"crc32c":"%08x"}' % crc32c.crc32c(body)
+    head, inner = _HEAD % (record.version, record.kind.encode()) + b",", memoryview(fields)[1:-1]
+    _check_size(len(head) + len(inner) + _SEAL_BYTES, fields, type(record))
+    return b"".join((head, inner, b',"crc32c":"%08x"}' % crc32c.crc32c(inner, crc32c.crc32c(head))))
 
 
 def decode(data: bytes, kind: type[R], where: str) -> R:
     """The record of type `kind` in `data`, checked as the module's docstring says. `where` names it in errors."""
     try:
         _check_size(len(data), b"", kind)
-        body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+        # A manifest may have a hundred megabytes: no more copies of it than it takes.
+        body, seal = memoryview(data)[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
         if len(data) <= _SEAL_BYTES or seal != b',"crc32c":"%08x"}' % crc32c.crc32c(body):
             raise ValueError(f"its bytes do not match the checksum at its end ({len(data):,} bytes)")
-        _check_size(len(data), body, kind)
-        body += b"}"
-        head = msgspec.json.decode(body, type=_Head)
+        _check_size(len(data), data, kind)
+        text = b"".join((body, b"}"))
+        head = msgspec.json.decode(text, type=_Head)
         if head.format != "ckptflow":
             raise ValueError(f"not a ckptflow file, its format is {head.format!r}")
         if head.version != FORMAT_VERSION:
@@ -247,9 +248,9 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
                 f"{where}: format version {head.version} is not known to this ckptflow (it reads version "
                 f"{FORMAT_VERSION}); upgrade ckptflow"
             )
-        record = msgspec.json.decode(body, type=kind)
-        if encode(record)[:-_SEAL_BYTES] != body[:-1]:
-            json.loads(body, object_pairs_hook=check_members)  # not our own bytes: has it a member twice?
+        record = msgspec.json.decode(text, type=kind)
+        if memoryview(encode(record))[:-_SEAL_BYTES] != body:
+            json.loads(text, object_pairs_hook=check_members)  # not our own bytes: has it a member twice?
     except UnknownVersionError:
         raise
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
