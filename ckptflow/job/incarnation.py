@@ -139,7 +139,7 @@ class Incarnation:
                     raise failure
                 if time.monotonic() >= ask_at and (lost := find_lost([0]).get(0)) is not None:
                     raise PeerError(
-                        f"worker 0, which commits, {lost}; {store.url}/{folder} has no manifest so far: whether it "
+                        f"worker 0 {lost}, which commits: {store.url}/{folder} has no manifest so far: whether it "
                         "counts, the next start finds out"
                     )
 

@@ -129,13 +129,14 @@ class Cluster:
         signs = self._messages.storage_signs(started) if service.is_there() else None
 
         def find_lost(workers: Sequence[int]) -> dict[int, str]:
-            lost = {worker: answer.value for worker, answer in self._watch.find_gone(workers, started).items()}
+            gone = self._watch.find_gone(workers, started)
+            lost = {worker: answer.value for worker, answer in gone.items()}
             idle = set(signs.find_idle(workers)) - set(lost) if signs is not None else set()
             if idle:
                 silent = self._watch.find_silent(started)
                 no_progress = f"shows no progress for {self.peer_timeout_s:g} s"
                 lost |= {worker: silent[worker].value if worker in silent else no_progress for worker in idle}
-            return lost
+            return {worker: f"{what} ({self.peers[worker].address})" for worker, what in lost.items()}
 
         return find_lost
 

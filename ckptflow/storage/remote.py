@@ -262,7 +262,7 @@ class FsspecStore(RemoteStore):
         with _create_lock(f"{self._scheme}://{path}"):
             if any(name == path for name, _ in self._find(path)):
                 raise FileExistsError("something is there")
-            self._send_s3(path, data, is_new=False)
+            self._send(path, data, "overwrite")
 
     def _send(self, path: str, data: memoryview, mode: str) -> None:
         """One object, written in one request; `mode` is "create" or "overwrite"."""

@@ -145,7 +145,9 @@ def a_result_whose_chief_is_gone() -> None:
     manager = make_manager(strategy, make_state(strategy), peer_timeout_s=4.0)
     manager.restore_latest()
     pending = manager.save(1)
-    with pytest.raises(PeerError, match=r"worker 0, which commits, does not answer; .* has no manifest so far"):
+    with pytest.raises(
+        PeerError, match=r"worker 0 does not answer \(127.*\), which commits: .* has no manifest so far"
+    ):
         pending.result()
     with pytest.raises(PeerError, match=r"worker 0 .* does not answer"):
         manager.close()
