@@ -84,7 +84,8 @@ class Signs:
         if not self.is_due(now):
             return []
         self.look(workers, now)
-        if now - self._first_look < 2 * self._every_s:  # what is there at the first look may be old, or new
+        # What is there at the first look may be old, or new: only a second one tells.
+        if now - self._first_look < min(2 * self._every_s, self._limit_s / 2):
             return []
         return [worker for worker in workers if now - self._last(worker) >= self._limit_s]
 

@@ -291,6 +291,13 @@ def test_looks_for_signs_stay_seldom_when_the_limit_is_over() -> None:
     assert len(looks) <= 6 + 90 / 2
 
 
+def test_a_limit_below_the_time_between_signs_is_kept() -> None:
+    """As that of the first exchange may be: signs come once a minute here."""
+    job = Job(limit_s=3600.0)
+    with pytest.raises(PeerError, match=r"have not reached save\(step=5\), where worker 0 has waited for [01] s"):
+        job.rounds[0].gather("t", b"0", "save(step=5)", limit_s=0.5)
+
+
 def test_a_first_sign_that_comes_during_the_wait_counts() -> None:
     job = Job(limit_s=1.0)
 
