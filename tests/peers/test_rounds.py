@@ -294,7 +294,7 @@ def test_looks_for_signs_stay_seldom_when_the_limit_is_over() -> None:
 def test_a_limit_below_the_time_between_signs_is_kept() -> None:
     """As that of the first exchange may be: signs come once a minute here."""
     job = Job(limit_s=3600.0)
-    with pytest.raises(PeerError, match=r"have not reached save\(step=5\), where worker 0 has waited for [01] s"):
+    with pytest.raises(PeerError, match=r"have not reached save\(step=5\), where worker 0 has waited for \d s"):
         job.rounds[0].gather("t", b"0", "save(step=5)", limit_s=0.5)
 
 
