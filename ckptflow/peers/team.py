@@ -5,8 +5,8 @@ Every function here is called by all workers, on the main thread, in the same or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
@@ -45,6 +45,9 @@ class Cluster(Protocol):
     def working(self, doing: str) -> AbstractContextManager[None]:
         """While it is open, this worker works for the others, who wait on for as long as its storage goes on."""
 
+    def part(self) -> None:
+        """Called by all: worker 0, in whose process messages may be, stays till the others have them, 2 s at most."""
+
     @property
     def is_lost(self) -> bool:
         """Whether an exchange has failed, so that no other one can be."""
@@ -66,6 +69,9 @@ class Alone:
 
     def working(self, doing: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def part(self) -> None:
+        pass
 
     def leave(self, call: str, error: BaseException) -> None:
         pass
@@ -169,8 +175,9 @@ def agree_on(
     where = str(call if isinstance(call, Called) else Called(call))
     results, error = _attempt(cluster, where, do)
     messages = _share(cluster, where, results[1] if results is not None else None, error)
-    _raise_together(messages, error, worker=cluster.worker)
-    _check_calls([message.call for message in messages])
+    with _parting(cluster):
+        _raise_together(messages, error, worker=cluster.worker)
+        _check_calls([message.call for message in messages])
     if results is None:
         raise PeerError("a call has neither a result nor an error")
     kind = type(results[1])
@@ -187,14 +194,25 @@ def chief_says(cluster: Cluster, call: Called | Call, decide: Callable[[], _Valu
     where = str(call if isinstance(call, Called) else Called(call))
     value, error = _attempt(cluster, where, decide) if cluster.is_chief else (None, None)
     messages = _share(cluster, where, value, error)
-    if error is not None:
-        raise error
-    failure = messages[0].failure
-    if failure is not None:
-        raise failure.rebuild() or PeerError(lines_of(f"the chief failed, so this worker stops too: {failure}"))
-    _raise_together(messages, None, worker=cluster.worker)
-    _check_calls([message.call for message in messages])
+    with _parting(cluster):
+        if error is not None:
+            raise error
+        failure = messages[0].failure
+        if failure is not None:
+            raise failure.rebuild() or PeerError(lines_of(f"the chief failed, so this worker stops too: {failure}"))
+        _raise_together(messages, None, worker=cluster.worker)
+        _check_calls([message.call for message in messages])
     return value if value is not None else _decode(messages[0], kind, 0)
+
+
+@contextmanager
+def _parting(cluster: Cluster) -> Iterator[None]:
+    """What is raised in it is raised on all workers, and may end their processes: all are to learn of it first."""
+    try:
+        yield
+    except BaseException:
+        cluster.part()
+        raise
 
 
 def _attempt(cluster: Cluster, where: str, do: Callable[[], _Value]) -> tuple[_Value | None, BaseException | None]:

@@ -43,6 +43,8 @@ class Member:
         self._exchange.barrier.wait(TIMEOUT_S)
         return messages
 
+    def part(self) -> None: ...
+
     def leave(self, call: str, error: BaseException) -> None:
         self._exchange.barrier.abort()
 
