@@ -6,8 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ckptflow.state import children, keras3, tf_keras
+from ckptflow.state import children, fingerprints, keras3, tf_keras
 from ckptflow.state.children import Children
+from ckptflow.state.fingerprints import Fingerprint
 from ckptflow.state.kinds import CONTAINERS, LAYERS, OF_PREPROCESSING, Kind, is_keras3_layer, kind_of
 
 _RULES: dict[Kind | None, Callable[[Any], Children]] = {
@@ -35,10 +36,10 @@ def of_its_bundle(layer: Any) -> list[Any]:
     return [value for name, value in vars(layer).items() if name in OF_PREPROCESSING.get(kind_of(layer), ())]
 
 
-def fingerprint_of(kind: Kind | None) -> Callable[[Any], tuple[int, ...]]:
+def fingerprint_of(kind: Kind | None) -> Callable[[Any], Fingerprint]:
     """What to look at an object of that kind by: the same, as long as it has the same children."""
     if kind in CONTAINERS:
-        return children.container_fingerprint
+        return fingerprints.container_fingerprint
     if kind is Kind.KERAS3_LAYER:
         return keras3.layer_fingerprint
-    return functools.partial(children.fingerprint, ignored=OF_PREPROCESSING.get(kind, frozenset()))
+    return functools.partial(fingerprints.fingerprint, ignored=OF_PREPROCESSING.get(kind, frozenset()))

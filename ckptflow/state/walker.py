@@ -22,6 +22,7 @@ from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import bundle_of
 from ckptflow.state.children import clean, holds_state, pairs_of
 from ckptflow.state.entries import check_entry, replica_iterators
+from ckptflow.state.fingerprints import Fingerprint
 from ckptflow.state.kinds import (
     CONTAINERS,
     LAYERS,
@@ -104,7 +105,7 @@ class Walker:
         self.optimizers: dict[str, OptimizerNode] = {}
         self.layers: list[Any] = []
         self.variables: dict[str, Any] = {}  # as their framework hands them out, by name
-        self.watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]] = []
+        self.watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
         self.kept_alive: list[Any] = []
         self._queues: list[deque[_Node]] = [deque() for _ in range(7)]
@@ -157,6 +158,7 @@ class Walker:
         first = raw_variable(target.variables[0]) if is_sharded(target) else None
         known = self._paths.get(id(first if id(first) in self._part_of else target))
         if known is not None:
+            self.kept_alive.append(node.obj)  # another wrapper of the same variable
             if not (node.fallback or node.nameless or id(target) in self._part_of):
                 self._other_paths.append((known, node))
             return
