@@ -16,6 +16,7 @@ from ckptflow.state.kinds import (
     Kind,
     Trackable,
     follows,
+    has_items,
     is_checkpoint,
     is_keras3_model,
     is_mere_container,
@@ -100,7 +101,7 @@ def _may_grow(value: tuple[Any, ...]) -> bool:
 
 def of_container(container: Any) -> Children:
     """The items of a list, tuple, dict, set or record that hold state, by position, key or field."""
-    kind = kind_of(container)
+    kind = container_kind(container)
     if is_plain(container):
         return Children([], [])
     pairs = [(key, value) for key, value in pairs_of(container) if holds_state(value)]
@@ -157,9 +158,16 @@ _BUILTIN: dict[type, Callable[[Any], Iterable[Any]]] = {
 }
 
 
+def container_kind(obj: Any) -> Kind | None:
+    """What kind of container an object is, also where it is a Module or a layer besides."""
+    if has_items(obj):
+        return Kind.DICT if isinstance(obj, dict) else Kind.SET if isinstance(obj, (set, frozenset)) else Kind.LIST
+    return kind_of(obj)
+
+
 def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
     """What a container holds, by key, field or position. A set's positions mean nothing."""
-    kind = kind_of(container)
+    kind = container_kind(container)
     if kind is Kind.DICT:
         return list(container.items())
     if kind is Kind.RECORD:

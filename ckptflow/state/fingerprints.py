@@ -9,6 +9,7 @@ from ckptflow.state.children import (
     MAX_DEPTH,
     OF_TENSORFLOW,
     TRACKED_BY_TF_KERAS,
+    container_kind,
     holds_state,
     is_plain,
     key_problem,
@@ -16,7 +17,7 @@ from ckptflow.state.children import (
     pairs_of,
     tracked,
 )
-from ckptflow.state.kinds import CONTAINERS, Kind, follows, is_python_state, kind_of, tells_children_itself
+from ckptflow.state.kinds import CONTAINERS, Kind, follows, has_items, is_python_state, kind_of, tells_children_itself
 
 Fingerprint = tuple[Any, ...]
 _NAMES = ("name", "_name")  # by which whatever lists a layer may call it
@@ -41,6 +42,8 @@ def fingerprint(obj: Any, ignored: Collection[str] = ()) -> Fingerprint:
     by_name = held.get(_BY_NAME)
     if by_name:
         found += _collect(((name, child) for name, child in by_name.items() if name not in held), 0)
+    if has_items(obj) and not is_plain(obj):
+        found.append(tuple(_collect(_labelled(obj, container_kind(obj)), 0)))
     if tells_children_itself(obj):
         found += _collect(tracked(obj).items(), 0)
     for name in ("compiled_metrics", "compiled_loss"):  # tf_keras keeps metrics in objects that are not tracked
@@ -59,16 +62,15 @@ def _collect(pairs: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
     found: list[Any] = []
     for label, value in pairs:
         kind = kind_of(value)
-        is_python = is_python_state(value)
         if kind in CONTAINERS:
             if depth < MAX_DEPTH and not is_plain(value):
                 found.append((label, tuple(_collect(_labelled(value, kind), depth + 1))))
-            elif holds_state(value):  # nothing yet, and its name is taken nevertheless
+            elif type(value) is not tuple or holds_state(value):  # nothing yet, and its name is taken nevertheless
                 found.append((label,))
-        elif kind is not None or is_python:
+            if is_python_state(value):
+                found.append(id(value))
+        elif kind is not None or is_python_state(value):
             found.append((label, id(value)))
-        if kind in CONTAINERS and is_python:
-            found.append(id(value))
     return found
 
 

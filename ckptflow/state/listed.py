@@ -26,7 +26,7 @@ def family_of(obj: Any) -> Kind | None:
     kind = kind_of(obj)
     if kind in (Kind.KERAS3_LAYER, Kind.KERAS3_OPTIMIZER, Kind.TF_KERAS_LAYER, Kind.TF_KERAS_OPTIMIZER):
         return kind
-    return Kind.TRACKABLE if kind is Kind.TRACKABLE and isinstance(obj, tf.Module) else None
+    return Kind.TRACKABLE if isinstance(obj, tf.Module) else None
 
 
 def check_listed(objects: Iterable[tuple[str, Any]], is_found: Callable[[Any], bool]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ckptflow.state import children, fingerprints, keras3, tf_keras
 from ckptflow.state.children import Children
 from ckptflow.state.fingerprints import Fingerprint
-from ckptflow.state.kinds import CONTAINERS, LAYERS, OF_PREPROCESSING, Kind, is_keras3_layer, kind_of
+from ckptflow.state.kinds import CONTAINERS, LAYERS, OF_PREPROCESSING, Kind, has_items, is_keras3_layer, kind_of
 
 _RULES: dict[Kind | None, Callable[[Any], Children]] = {
     Kind.KERAS3_METRIC: keras3.metric_children,
@@ -21,10 +21,18 @@ _RULES: dict[Kind | None, Callable[[Any], Children]] = {
 
 
 def children_of(obj: Any) -> Children:
-    """An object's children."""
-    kind = kind_of(obj)
-    if kind in CONTAINERS:
+    """An object's children: its items first where it is a container as well."""
+    if kind_of(obj) in CONTAINERS:
         return children.of_container(obj)
+    found = _by_attributes(obj)
+    if not has_items(obj):
+        return found
+    items = children.of_container(obj)
+    return Children([*items.named, *found.named], found.fallback, [*items.nameless, *found.nameless], items.by_key)
+
+
+def _by_attributes(obj: Any) -> Children:
+    kind = kind_of(obj)
     if kind in LAYERS:
         found = keras3.layer_children(obj) if is_keras3_layer(obj) else tf_keras.layer_children(obj)
         return found.without(of_its_bundle(obj)) if kind in OF_PREPROCESSING else found
