@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.python.util.object_identity import Reference
 
 from ckptflow.state.kinds import (
+    CONTAINERS,
     OPTIMIZERS,
     Kind,
     Trackable,
@@ -77,6 +78,16 @@ def attributes(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, Any]]
     }
     labels = strip_underscores(found)
     return [(labels[name], value) for name, value in found.items()]
+
+
+def untracked(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, Any]]:
+    """Those of them that TensorFlow may not track: Python state, and containers, as a set or a UserDict. It tracks
+    anything else, but for what is kept from it on purpose."""
+    return [(label, value) for label, value in attributes(obj, ignored) if _is_untracked(value)]
+
+
+def _is_untracked(value: Any) -> bool:
+    return is_python_state(value) or (kind_of(value) in CONTAINERS and not is_plain(value))
 
 
 def holds_state(value: Any) -> bool:
@@ -277,14 +288,14 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
     edges = tracked(checkpoint)
     own: dict[str, Any] = {}
     for name, value in vars(checkpoint).items():
-        child = value() if isinstance(value, weakref.ref) else edges.get(name)
+        child = value() if isinstance(value, weakref.ref) else edges.get(name, value if _is_untracked(value) else None)
         if name not in _OF_ANY_CHECKPOINT and child is not None:
             own[name] = child
     if tells_children_itself(checkpoint) and root is None:
         own |= {name: child for name, child in edges.items() if name not in own and name != "save_counter"}
     labels = strip_underscores(own)
     # A dataset stays, so that it is refused by name: without an iterator it has no position.
-    named = [(clean(labels[name]), child) for name, child in own.items() if kind_of(child) is not None]
+    named = [(clean(labels[name]), child) for name, child in own.items() if kind_of(child) or is_python_state(child)]
     if root is None or root is checkpoint:
         return named
     taken = {label for label, _ in named}
@@ -324,8 +335,9 @@ def graph_children(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, A
 
 
 def generic(obj: Any) -> Children:
-    """The children of any trackable object: what TensorFlow tracks, and for a `tf.Module` also what it does not."""
+    """The children of any trackable object: what TensorFlow tracks, and what it does not. Of that, a `tf.Module` lists
+    everything as its own."""
     if is_checkpoint(obj):
         counter = tracked(obj).get("save_counter")
         return Children(checkpoint_children(obj) + ([] if counter is None else [("save_counter", counter)]), [])
-    return Children(graph_children(obj), attributes(obj) if isinstance(obj, tf.Module) else [])
+    return Children(graph_children(obj), attributes(obj) if isinstance(obj, tf.Module) else untracked(obj))

@@ -17,7 +17,16 @@ from ckptflow.state.children import (
     pairs_of,
     tracked,
 )
-from ckptflow.state.kinds import CONTAINERS, Kind, follows, has_items, is_python_state, kind_of, tells_children_itself
+from ckptflow.state.kinds import (
+    CONTAINERS,
+    Kind,
+    Trackable,
+    follows,
+    has_items,
+    is_python_state,
+    kind_of,
+    tells_children_itself,
+)
 
 Fingerprint = tuple[Any, ...]
 _NAMES = ("name", "_name")  # by which whatever lists a layer may call it
@@ -63,6 +72,7 @@ def _collect(pairs: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
     for label, value in pairs:
         kind = kind_of(value)
         if kind in CONTAINERS:
+            found.append(isinstance(value, Trackable))  # whether TensorFlow tracks it: its labels are others
             if depth < MAX_DEPTH and not is_plain(value):
                 found.append((label, tuple(_collect(_labelled(value, kind), depth + 1))))
             elif type(value) is not tuple or holds_state(value):  # nothing yet, and its name is taken nevertheless

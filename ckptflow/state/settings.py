@@ -12,8 +12,8 @@ from itertools import chain
 from types import FunctionType
 from typing import Any
 
-from ckptflow.state import keras3
-from ckptflow.state.kinds import Kind, kind_of, tf_keras
+from ckptflow.state import keras3, tf_keras
+from ckptflow.state.kinds import Kind, kind_of
 from ckptflow.state.tree import Tree
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
@@ -64,6 +64,5 @@ def _add(value: Any, found: list[Any], depth: int) -> None:
 
 @functools.cache
 def _ignored(is_tf_keras: bool) -> frozenset[str]:
-    # Not a model: tf_keras gives one variables, and making those may be a collective.
-    own = frozenset(vars(tf_keras().layers.Layer(name="ckptflow"))) if is_tf_keras else keras3.own_attributes()
+    own = tf_keras.own_attributes() if is_tf_keras else keras3.own_attributes()
     return (own | _OF_GRAPHS) - _OF_ANY

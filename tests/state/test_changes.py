@@ -109,6 +109,7 @@ def _rename_layer(model: Any) -> None:
     model.layers[-1].name = "renamed"
 
 
+_SHARED = tf.Variable(1.0)
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     **{
         f"{name}: {what}": (functools.partial(_made, put, make, library), change)
@@ -146,6 +147,10 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "a list that is Python state": (
         lambda: _of(tf.Module(), items=CountingList()),
         lambda obj: setattr(obj, "items", CountingList()),
+    ),
+    "a list that TensorFlow tracks": (
+        lambda: _of(tf.Module(), _a=[], a=collections.UserList([_SHARED, _SHARED])),
+        lambda obj: setattr(obj, "a", [_SHARED, _SHARED]),
     ),
     "user dict": (
         lambda: _of(tf.Module(), nets=collections.UserDict(a=tf.Variable(1.0))),
