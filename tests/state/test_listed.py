@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+import wrapt
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.state.capture import capture
@@ -138,6 +139,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "PerWorker inside": (lambda: _module(inner=[PerWorker(_variable())]), "m/inner/0 is marked PerWorker"),
     "PerWorker in a dict": (lambda: {"a": PerWorker(_variable())}, "m/a is marked PerWorker"),
     "TensorFlow's old way": (lambda: _module(inner=InTheOldWay()), "m/inner: a InTheOldWay gives .*_gather_saveables"),
+    "a variable in a proxy": (
+        lambda: _module(inner=_module(v=wrapt.ObjectProxy(_variable()))),
+        r"m holds the variable Variable:0 as a wrapt\.\S*ObjectProxy",
+    ),
     "a number in a deque": (lambda: collections.deque([_variable(), 3]), "m/1 is a builtins.int"),
 }
 
@@ -164,11 +169,16 @@ def _in_two_ways() -> Any:
     return _module(by_set=same, by_list=sorted(same, key=id), by_key={Key(): next(iter(same))})
 
 
+def _proxied(variable: Any) -> Any:
+    return _module(v=wrapt.ObjectProxy(variable), itself=variable)
+
+
 NOT_REFUSED: dict[str, Callable[[], Any]] = {
     "in a set and in a list": _in_two_ways,
     "one module in a set": lambda: _module(s={_module(v=_variable())}),
     "keys of no state": lambda: _module(d={Key(): 1, "1": 2, 1: 3}, e={Key(): [Point(1, [])]}, v=_variable()),
     "a key with a slash, and deeper": lambda: _module(d={"a/b": _variable(), "a": {"b": _variable()}}),
+    "a variable in a proxy, and itself": lambda: _proxied(_variable()),
     "a model not yet built": lambda: tf_keras.Sequential([tf_keras.layers.Dense(1)]),
     "a layer with words": lambda: keras.Sequential([keras.layers.TextVectorization(output_mode="tf_idf")]),
     "a property that raises": lambda: _Raising(),
