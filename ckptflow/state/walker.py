@@ -66,7 +66,8 @@ class _Node:
     obj: Any
     label: str
     parent: str = ""  # its path; "" for an entry
-    metric: bool = False
+    metric: bool = False  # a metric's own, which a restore may do without
+    below_metric: bool = False
     owner: str = ""  # the path of the nearest model above
     own: bool = False  # this worker's alone
     depth: int = 0
@@ -139,7 +140,7 @@ class Walker:
         kind = kind_of(node.obj)
         if kind in OPTIMIZERS or node.parent in self.optimizers:
             phase = _OF_OPTIMIZERS if node.fallback else _OPTIMIZERS
-        elif node.parent and (node.metric or kind in METRICS):
+        elif node.parent and (node.below_metric or kind in METRICS):
             phase = _METRICS
         if node.nameless:
             phase = _NAMELESS if phase == _OBJECTS else _NAMELESS_LAST
@@ -186,6 +187,7 @@ class Walker:
         elif kind is not None:
             bundle = bundle_of(node.obj, path)
             if bundle is not None:
+                node.metric = False
                 for part in bundle.dtypes:
                     self._add(PartLeaf(self._unique(f"{path}/{part}", node), bundle, part), node)
             if kind not in (Kind.TABLE, Kind.ITERATOR):
@@ -218,8 +220,9 @@ class Walker:
         family = family_of(obj) or node.listed_above
         if family and (family is not node.listed_above or has_own_list(obj)):
             self._listing.append((path, obj))
-        metric = node.metric or (kind in METRICS and bool(node.parent))
-        above = (path, metric, owner, node.own, node.depth + 1, family)
+        is_metric = kind in METRICS and bool(node.parent)
+        is_own = is_metric or (node.metric and kind in CONTAINERS)  # not those of a network or table that it holds
+        above = (path, is_own, node.below_metric or is_metric, owner, node.own, node.depth + 1, family)
         is_fallback = node.fallback and kind in CONTAINERS
         for label, child in found.named:
             phase = _TRACKED if is_fallback else _OBJECTS
