@@ -194,15 +194,17 @@ def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
 
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+_OBJECT = re.compile(r" at 0x[0-9a-f]{6,}\b")  # as Python tells of one; a number alone may be the user's own
 
 
 def key_problem(key: Any) -> str:
     """Why a dict's key gives no name that is the same in every process; "" if it does."""
-    if isinstance(key, (str, bytes, int, float)) or key is None:
+    is_text = isinstance(key, (str, bytes))
+    if isinstance(key, (int, float)) or key is None or (is_text and not _OBJECT.search(repr(key))):
         return ""
     if isinstance(key, tuple):
         return next(filter(None, map(key_problem, key)), "")
-    if not isinstance(key, (frozenset, Trackable, Reference)) and not _ADDRESS.search(str(key)):
+    if not is_text and not isinstance(key, (frozenset, Trackable, Reference)) and not _ADDRESS.search(str(key)):
         return ""
     return (
         f"it is held in a dict under a key of type {type(key).__qualname__}, which does not read the same in every "

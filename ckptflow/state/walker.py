@@ -10,6 +10,7 @@ to an object is its name, other paths are aliases.
 from __future__ import annotations
 
 import bisect
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
 # The order in which the walk gives names; what has none must have been named before its turn comes.
 _OBJECTS, _NAMELESS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS, _NAMELESS_LAST = range(7)
+_NUMBER = re.compile(r"\b(?:0x[0-9a-f]{6,}|[1-9][0-9]{6,})\b")  # large enough for an address
 _BY_NO_NODE = (-1, False)
 
 
@@ -115,6 +117,7 @@ class Walker:
         self._nameless: set[int] = set()  # containers, by identity
         self._passed_over: set[int] = set()  # variables, by identity, of which a bundle holds what is state
         self._listing: list[tuple[str, Any]] = []  # objects that list their variables themselves, by path
+        self._numbers: list[tuple[str, list[int]]] = []  # in dicts' keys, by the path that they gave
         self._other_paths: list[tuple[str, _Node]] = []
         self._slots: dict[str, list[_Slot]] = {}
         self._part_of: dict[int, tuple[PartsLeaf, int]] = {}  # the whole, by identity of a part
@@ -132,6 +135,7 @@ class Walker:
         while any(self._queues):
             self._visit(next(queue for queue in self._queues if queue).popleft())
         check_listed(self._listing, self._is_found)
+        self._check_numbers()
         for leaf in self.leaves:
             leaf.is_kept_equal = any(leaf.name.startswith(f"{optimizer}/") for optimizer in self.optimizers)
         self._add_aliases()
@@ -171,6 +175,8 @@ class Walker:
             return
         path = self._unique(node.path, node)
         self._paths[id(target)] = path
+        if node.by_key and (numbers := _NUMBER.findall(node.label)):
+            self._numbers.append((path, [int(number, 0) for number in numbers]))
         self.kept_alive += (node.obj, target)
         if is_python_state(node.obj) if node.parent else carries_python_state(node.obj):
             self.python[path] = node.obj
@@ -304,6 +310,17 @@ class Walker:
                 self._paths[id(part)] = part_path = self._unique(f"{slot_path}/{number}")
                 self.kept_alive.append(part)
                 self._add_variable(part_path, part, part, node)
+
+    def _check_numbers(self) -> None:
+        """Raises `UnsupportedStateError` for a name by a key that holds the address of an object of the state."""
+        met = set(map(id, self.kept_alive)) if self._numbers else set()
+        names = [leaf.name for leaf in self.leaves] + list(self.python)
+        for path in (path for path, numbers in self._numbers if not met.isdisjoint(numbers)):
+            if any(name == path or name.startswith(f"{path}/") for name in names):
+                raise UnsupportedStateError(
+                    f"{path}: its dict's key is, or holds, the address of another object of the state, as id() tells "
+                    "it, which is another in every process; make the key a name"
+                )
 
     def _is_found(self, variable: Any) -> bool:
         raw = raw_variable(variable)
