@@ -159,7 +159,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a number in a deque": (lambda: collections.deque([_variable(), 3]), "m/1 is a builtins.int"),
 }
 
-_KEPT_ALIVE = [Key()]
+_KEPT_ALIVE: list[Key] = [Key()]
 
 
 def _by_key(key: Callable[[Any], Any]) -> Any:
