@@ -106,6 +106,7 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
             "_deleted_key",
             "_empty_key",
             "_frozen_vocab_size",
+            "_gather_saveables_for_checkpoint",
             "_restore_from_tensors",
             "_serialize_to_tensors",
             "_value_shape",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -317,25 +318,56 @@ class TrackableBundle(Bundle):
         self.obj = self._trackable = trackable
         read = self.read()
         self.dtypes = {name: tensor.dtype.name for name, tensor in read.items()}
-        self.stock_names = {_part_of(name): name for name in trackable._serialize_to_tensors()}
+        self.stock_names = _parts_of(trackable._serialize_to_tensors())
 
     def read(self) -> dict[str, Any]:
-        parts = {}
-        for name, tensor in self._trackable._serialize_to_tensors().items():
-            value = tensor() if callable(tensor) else tensor
-            parts[_part_of(name)] = tf.convert_to_tensor(value)
-        return parts
+        tensors = self._trackable._serialize_to_tensors()
+        values = {name: tensor() if callable(tensor) else tensor for name, tensor in tensors.items()}
+        return {part: tf.convert_to_tensor(values[name]) for part, name in _parts_of(values).items()}
 
     def write(self, parts: Mapping[str, Array]) -> None:
         if isinstance(self._trackable, tf.train.experimental.PythonState):
             self._trackable.deserialize(parts["py_state"].item())
             return
-        names = self._trackable._serialize_to_tensors()
-        self._trackable._restore_from_tensors({name: tf.constant(parts[_part_of(name)]) for name in names})
+        names = _parts_of(self._trackable._serialize_to_tensors())
+        self._trackable._restore_from_tensors({name: tf.constant(parts[part]) for part, name in names.items()})
 
 
-def _part_of(stock_name: str) -> str:
-    return stock_name.strip("-_/") or "state"
+def _parts_of(stock_names: Iterable[str]) -> dict[str, str]:
+    """TensorFlow's names by ours, which are without what joins theirs to something, but where two would become one."""
+    parts = {name: name.strip("-_/") or "state" for name in stock_names}
+    counts = Counter(parts.values())
+    return {(part if counts[part] == 1 else name or '""'): name for name, part in parts.items()}
+
+
+class FactoriesBundle(Bundle):
+    """A trackable that has, as TensorFlow's old way is, something that makes what saves it: a table of a SavedModel."""
+
+    def __init__(self, trackable: Any) -> None:
+        self.obj = self._trackable = trackable
+        self.dtypes = {name: tensor.dtype.name for name, tensor in self.read().items()}
+        self.stock_names = {name: name for name in self.dtypes}
+
+    def _saveables(self) -> list[Any]:
+        factories = self._trackable._gather_saveables_for_checkpoint()
+        return [factory(name=name) for name, factory in factories.items()]
+
+    def read(self) -> dict[str, Any]:
+        return {spec.name: tf.convert_to_tensor(spec.tensor) for each in self._saveables() for spec in each.specs}
+
+    def write(self, parts: Mapping[str, Array]) -> None:
+        for each in self._saveables():
+            each.restore([tf.constant(parts[spec.name]) for spec in each.specs], None)
+
+
+def _by_factories(obj: Any, path: str) -> Bundle:
+    try:
+        return FactoriesBundle(obj)
+    except Exception as error:  # whatever code of another's may raise
+        raise UnsupportedStateError(
+            f"{path}: a {type(obj).__qualname__} gives TensorFlow what it is made of in its old way, and that fails: "
+            f"{type(error).__name__}: {error}. Hand over the object that it was made from, or leave it out of the state"
+        ) from error
 
 
 def bundle_of(obj: Any, path: str) -> Bundle | None:
@@ -362,4 +394,8 @@ def bundle_of(obj: Any, path: str) -> Bundle | None:
                 "_gather_saveables_for_checkpoint; give it _serialize_to_tensors and _restore_from_tensors instead, or "
                 "get_state and set_state"
             )
+        if "_serialize_to_tensors" in getattr(obj, "__dict__", {}):  # loaded from a SavedModel
+            return TrackableBundle(obj)
+        if obj._gather_saveables_for_checkpoint():
+            return _by_factories(obj, path)
     return None

@@ -1,4 +1,4 @@
-"""What the children rules share: labels, attributes, and what tells that an object has changed its children."""
+"""What the children rules share: labels and attributes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ckptflow.state.kinds import (
     Kind,
     Trackable,
     follows,
+    has_items,
     is_checkpoint,
     is_keras3_model,
     is_mere_container,
@@ -29,7 +30,7 @@ from ckptflow.state.kinds import (
 )
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
-_MAX_DEPTH = 20  # of containers in containers
+MAX_DEPTH = 20  # of containers in containers
 _NUMBER = re.compile(r"_\d+$")
 COALESCED = "_coalesced_children"  # where an optimizer of tf_keras keeps what it first told TensorFlow of its children
 
@@ -73,10 +74,20 @@ def attributes(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, Any]]
     found = {
         name: value
         for name, value in vars(obj).items()
-        if name not in ignored and name not in _OF_TENSORFLOW and follows(obj, value) and holds_state(value)
+        if name not in ignored and name not in OF_TENSORFLOW and follows(obj, value) and holds_state(value)
     }
     labels = strip_underscores(found)
     return [(labels[name], value) for name, value in found.items()]
+
+
+def untracked(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, Any]]:
+    """Those of them that TensorFlow may not track: Python state, and containers, as a set or a UserDict. It tracks
+    anything else, but for what is kept from it on purpose."""
+    return [(label, value) for label, value in attributes(obj, ignored) if _is_untracked(value)]
+
+
+def _is_untracked(value: Any) -> bool:
+    return is_python_state(value) or (kind_of(value) in CONTAINERS and not is_plain(value))
 
 
 def holds_state(value: Any) -> bool:
@@ -84,29 +95,41 @@ def holds_state(value: Any) -> bool:
     kind = kind_of(value)
     if kind is None or kind is Kind.DATASET:
         return kind is None and is_python_state(value)
-    return not (type(value) is tuple and not any(holds_state(item) for item in value))
+    return type(value) is not tuple or _may_grow(value)
+
+
+def _may_grow(value: tuple[Any, ...]) -> bool:
+    """Whether a tuple, or one in it, has something else in it that can be state: by the types, as in `is_plain`."""
+    level = [value]
+    while level:
+        items = list(chain.from_iterable(level))
+        inner = {cls for cls in set(map(type, items)) if may_hold_state(cls)}
+        if inner - {tuple}:
+            return True
+        level = [item for item in items if type(item) is tuple] if inner else []
+    return False
 
 
 def of_container(container: Any) -> Children:
     """The items of a list, tuple, dict, set or record that hold state, by position, key or field."""
-    kind = kind_of(container)
-    if _is_plain(container):
+    kind = container_kind(container)
+    if is_plain(container):
         return Children([], [])
     pairs = [(key, value) for key, value in pairs_of(container) if holds_state(value)]
     if kind is Kind.SET:
         return _of_set([value for _, value in pairs])
     is_dict = kind is Kind.DICT
-    problems = [_key_problem(key) if is_dict else "" for key, _ in pairs]
+    problems = [key_problem(key) if is_dict else "" for key, _ in pairs]
     named = [(clean(key), value) for (key, value), problem in zip(pairs, problems, strict=True) if not problem]
     nameless = [(problem, value) for (_, value), problem in zip(pairs, problems, strict=True) if problem]
     return Children(named, [], nameless, by_key=is_dict)
 
 
-def _is_plain(container: Any) -> bool:
+def is_plain(container: Any) -> bool:
     """Whether nothing in it is state, nor in the containers in it, by the types alone, and all of one depth at once:
     each save looks, and a million numbers take some 20 ms, however they are nested."""
     level = [container]
-    for _ in range(_MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         items = list(chain.from_iterable(_values_of_all(level)))
         inner = {cls for cls in set(map(type, items)) if may_hold_state(cls)}
         if not inner:
@@ -146,9 +169,16 @@ _BUILTIN: dict[type, Callable[[Any], Iterable[Any]]] = {
 }
 
 
+def container_kind(obj: Any) -> Kind | None:
+    """What kind of container an object is, also where it is a Module or a layer besides."""
+    if has_items(obj):
+        return Kind.DICT if isinstance(obj, dict) else Kind.SET if isinstance(obj, (set, frozenset)) else Kind.LIST
+    return kind_of(obj)
+
+
 def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
     """What a container holds, by key, field or position. A set's positions mean nothing."""
-    kind = kind_of(container)
+    kind = container_kind(container)
     if kind is Kind.DICT:
         return list(container.items())
     if kind is Kind.RECORD:
@@ -164,15 +194,17 @@ def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
 
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+_OBJECT = re.compile(r" at 0x[0-9a-f]{6,}\b")  # as Python tells of one; a number alone may be the user's own
 
 
-def _key_problem(key: Any) -> str:
+def key_problem(key: Any) -> str:
     """Why a dict's key gives no name that is the same in every process; "" if it does."""
-    if isinstance(key, (str, bytes, int, float)) or key is None:
+    is_text = isinstance(key, (str, bytes))
+    if isinstance(key, (int, float)) or key is None or (is_text and not _OBJECT.search(repr(key))):
         return ""
     if isinstance(key, tuple):
-        return next(filter(None, map(_key_problem, key)), "")
-    if not isinstance(key, (frozenset, Trackable, Reference)) and not _ADDRESS.search(str(key)):
+        return next(filter(None, map(key_problem, key)), "")
+    if not is_text and not isinstance(key, (frozenset, Trackable, Reference)) and not _ADDRESS.search(str(key)):
         return ""
     return (
         f"it is held in a dict under a key of type {type(key).__qualname__}, which does not read the same in every "
@@ -234,44 +266,6 @@ def automatic_base(name: str, class_name: str) -> str | None:
     return None
 
 
-def fingerprint(obj: Any, ignored: Collection[str] = ()) -> tuple[int, ...]:
-    """The identities of everything an object holds that can be state, through its lists and dicts, in order.
-
-    Two fingerprints are equal exactly if the object's children are the same, as long as those are kept alive.
-    """
-    ids: list[int] = []
-    values = (
-        value
-        for name, value in vars(obj).items()
-        if name not in ignored and (name not in _OF_TENSORFLOW or name == _TRACKED_BY_TF_KERAS) and follows(obj, value)
-    )
-    _collect(values, ids, 0)
-    if tells_children_itself(obj):
-        _collect(tracked(obj).values(), ids, 0)
-    for name in ("compiled_metrics", "compiled_loss"):  # tf_keras keeps metrics in objects that are not tracked
-        container = vars(obj).get(name)
-        if container is not None and kind_of(container) is None:
-            _collect(vars(container).values(), ids, 0)
-    return tuple(ids)
-
-
-def container_fingerprint(container: Any) -> tuple[int, ...]:
-    """The same of a list, tuple or dict that is an entry of the state itself."""
-    ids: list[int] = []
-    _collect([container], ids, 0)
-    return tuple(ids)
-
-
-def _collect(values: Iterable[Any], ids: list[int], depth: int) -> None:
-    for value in values:
-        kind = kind_of(value)
-        if kind in CONTAINERS:
-            if depth < _MAX_DEPTH and not _is_plain(value):
-                _collect((item for _, item in pairs_of(value)), ids, depth + 1)
-        elif kind is not None or is_python_state(value):
-            ids.append(id(value))
-
-
 def singular(label: str) -> str:
     """A slot's name of the attribute that lists it: `velocities` → `velocity`, `momentums` → `momentum`."""
     if label.endswith("ies"):
@@ -296,14 +290,14 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
     edges = tracked(checkpoint)
     own: dict[str, Any] = {}
     for name, value in vars(checkpoint).items():
-        child = value() if isinstance(value, weakref.ref) else edges.get(name)
+        child = value() if isinstance(value, weakref.ref) else edges.get(name, value if _is_untracked(value) else None)
         if name not in _OF_ANY_CHECKPOINT and child is not None:
             own[name] = child
     if tells_children_itself(checkpoint) and root is None:
         own |= {name: child for name, child in edges.items() if name not in own and name != "save_counter"}
     labels = strip_underscores(own)
     # A dataset stays, so that it is refused by name: without an iterator it has no position.
-    named = [(clean(labels[name]), child) for name, child in own.items() if kind_of(child) is not None]
+    named = [(clean(labels[name]), child) for name, child in own.items() if kind_of(child) or is_python_state(child)]
     if root is None or root is checkpoint:
         return named
     taken = {label for label, _ in named}
@@ -311,11 +305,11 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
     return [("root" if label in taken else label, child) for label, child in roots] + named
 
 
-_TRACKED_BY_TF_KERAS = "_self_tracked_trackables"
+TRACKED_BY_TF_KERAS = "_self_tracked_trackables"
 _bare = tf.Module()
 tf.train.TrackableView.children(_bare)
 # In which attributes TensorFlow and tf_keras themselves keep what they track.
-_OF_TENSORFLOW = {name for name in vars(_bare) if name.startswith("_self_")} | {_TRACKED_BY_TF_KERAS, COALESCED}
+OF_TENSORFLOW = {name for name in vars(_bare) if name.startswith("_self_")} | {TRACKED_BY_TF_KERAS, COALESCED}
 _OF_ANY_CHECKPOINT = frozenset({"root", "_kwargs"}).union(
     *(vars(make()) for make in (tf.train.Checkpoint, tf.compat.v1.train.Checkpoint))
 )
@@ -343,8 +337,9 @@ def graph_children(obj: Any, ignored: Collection[str] = ()) -> list[tuple[str, A
 
 
 def generic(obj: Any) -> Children:
-    """The children of any trackable object: what TensorFlow tracks, and for a `tf.Module` also what it does not."""
+    """The children of any trackable object: what TensorFlow tracks, and what it does not. Of that, a `tf.Module` lists
+    everything as its own."""
     if is_checkpoint(obj):
         counter = tracked(obj).get("save_counter")
         return Children(checkpoint_children(obj) + ([] if counter is None else [("save_counter", counter)]), [])
-    return Children(graph_children(obj), attributes(obj) if isinstance(obj, tf.Module) else [])
+    return Children(graph_children(obj), attributes(obj) if isinstance(obj, tf.Module) else untracked(obj))

@@ -12,7 +12,6 @@ from ckptflow.state.children import (
     Children,
     attributes,
     automatic_base,
-    fingerprint,
     graph_children,
     holds_state,
     layer_labels,
@@ -20,6 +19,7 @@ from ckptflow.state.children import (
     singular,
     strip_underscores,
 )
+from ckptflow.state.fingerprints import Fingerprint, fingerprint
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of
 
 # What Keras tracks of a layer, whatever attribute holds it.
@@ -113,7 +113,7 @@ def _tracked_label(child: Any) -> str:
     return automatic_base(name, type(child).__name__) or name
 
 
-def layer_fingerprint(layer: Any) -> tuple[int, ...]:
+def layer_fingerprint(layer: Any) -> Fingerprint:
     """Tells whether a layer's children have changed."""
     return fingerprint(layer, _own_attributes(_base_of(layer)) - {*_TRACKED, *_OF_TRAINING})
 

@@ -84,12 +84,13 @@ def _classify(cls: type) -> Kind | None:
     # tf.Module wraps dicts and tuples in proxies, which are no dict or tuple by type.
     if issubclass(cls, data_structures._DictWrapper):
         return Kind.DICT
-    if issubclass(cls, (data_structures._TupleWrapper, list, tuple, deque, UserList)):
-        return Kind.LIST
-    if issubclass(cls, Mapping) and not issubclass(cls, (tf.Module, AutoTrackable)):  # those have attributes as well
-        return Kind.DICT
-    if issubclass(cls, (set, frozenset)):
-        return Kind.SET
+    if not issubclass(cls, AutoTrackable):  # a Module or a layer that is a container has attributes as well
+        if issubclass(cls, (data_structures._TupleWrapper, list, tuple, deque, UserList)):
+            return Kind.LIST
+        if issubclass(cls, Mapping):
+            return Kind.DICT
+        if issubclass(cls, (set, frozenset)):
+            return Kind.SET
     if issubclass(cls, PerWorker):
         return Kind.PER_WORKER
     if issubclass(cls, (tf.Variable, values.DistributedVariable, sharded_variable.ShardedVariable)):
@@ -181,6 +182,11 @@ def is_tf_keras_model(obj: object) -> bool:
 def is_checkpoint(obj: object) -> bool:
     """Whether it is a `tf.train.Checkpoint`, of TensorFlow 2 or of 1."""
     return isinstance(obj, (tf.train.Checkpoint, tf.compat.v1.train.Checkpoint))
+
+
+def has_items(obj: object) -> bool:
+    """Whether it is a Module, or another object with attributes, that is one of Python's own containers as well."""
+    return isinstance(obj, (list, tuple, dict, set, frozenset, deque, UserList)) and kind_of(obj) not in CONTAINERS
 
 
 def is_wrapped_container(obj: object) -> bool:

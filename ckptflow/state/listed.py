@@ -26,14 +26,22 @@ def family_of(obj: Any) -> Kind | None:
     kind = kind_of(obj)
     if kind in (Kind.KERAS3_LAYER, Kind.KERAS3_OPTIMIZER, Kind.TF_KERAS_LAYER, Kind.TF_KERAS_OPTIMIZER):
         return kind
-    return Kind.TRACKABLE if kind is Kind.TRACKABLE and isinstance(obj, tf.Module) else None
+    return Kind.TRACKABLE if isinstance(obj, tf.Module) else None
 
 
 def check_listed(objects: Iterable[tuple[str, Any]], is_found: Callable[[Any], bool]) -> None:
     """Raises `UnsupportedStateError` for a variable that one of the objects, given with their paths, lists as its own
     and that was not found: behind a property, or in a container that is none of Python's."""
     for path, obj in objects:
-        lost = [variable for variable in _listed(path, obj) if not is_found(variable)]
+        listed = _listed(path, obj)
+        for each in listed:
+            if kind_of(each) is not Kind.VARIABLE and not is_found(getattr(each, "__wrapped__", each)):
+                proxy = f"{type(each).__module__}.{type(each).__qualname__}"
+                raise UnsupportedStateError(
+                    f"{path} holds the variable {each.name} as a {proxy}, which only passes for one: make the variable "
+                    "itself an attribute as well"
+                )
+        lost = [each for each in listed if kind_of(each) is Kind.VARIABLE and not is_found(each)]
         if lost:
             shown = some_of([f"{variable.name} {tuple(variable.shape)}" for variable in lost], _SHOWN)
             raise UnsupportedStateError(
@@ -55,4 +63,9 @@ def _listed(path: str, obj: Any) -> list[Any]:
             found += listed() if callable(listed) else listed
         except Exception as error:  # a model that is not built yet, or whatever a property of the user's own raises
             logger.debug("%s.%s lists nothing: %s: %s", path, name, type(error).__name__, error)
-    return list({id(variable): variable for variable in found if kind_of(variable) is Kind.VARIABLE}.values())
+    return list({id(variable): variable for variable in found if _passes_for_variable(variable)}.values())
+
+
+def _passes_for_variable(each: Any) -> bool:
+    """As the frameworks see it, who ask for no more than `__class__`, which a proxy tells of what it holds."""
+    return kind_of(each) is Kind.VARIABLE or isinstance(each, tf.Variable)

@@ -6,15 +6,19 @@ was replaced, so that each save can do it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Mapping
 from itertools import chain
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
-from ckptflow.state import keras3
-from ckptflow.state.kinds import Kind, kind_of, tf_keras
+from ckptflow.state import keras3, tf_keras
+from ckptflow.state.kinds import Kind, kind_of
 from ckptflow.state.tree import Tree
+
+logger = logging.getLogger("ckptflow")
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
 _MAX_ITEMS = 1000  # of a list or dict, with what is in those in it: longer ones are data
@@ -35,7 +39,7 @@ def settings_of(tree: Tree) -> tuple[Any, ...]:
 
 
 def _add_all(obj: Any, ignored: Collection[str], found: list[Any], depth: int) -> None:
-    for name, value in vars(obj).items():
+    for name, value in _attributes_of(obj):
         if name not in ignored and not name.startswith("_self_"):
             if type(value) in _PLAIN:
                 found.append(value)
@@ -43,7 +47,30 @@ def _add_all(obj: Any, ignored: Collection[str], found: list[Any], depth: int) -
                 _add(value, found, depth)
 
 
+def _attributes_of(obj: Any) -> list[tuple[str, Any]]:
+    """The attributes of any object, also where they are in slots."""
+    held = getattr(obj, "__dict__", None)
+    found = list(held.items()) if isinstance(held, Mapping) else []
+    for base in type(obj).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            with contextlib.suppress(Exception):  # one that was never set, or is __dict__ itself
+                if isinstance(vars(base).get(name), MemberDescriptorType):
+                    found.append((name, getattr(obj, name)))
+    return found
+
+
 def _add(value: Any, found: list[Any], depth: int) -> None:
+    """Raises nothing: what cannot be looked at is no setting."""
+    first = len(found)
+    try:
+        _add_what_it_holds(value, found, depth)
+    except Exception as error:  # from code of the user's own
+        logger.debug("a %s cannot be looked at: %s: %s", type(value).__qualname__, type(error).__name__, error)
+        del found[first:]
+
+
+def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
     if type(value) in _PLAIN:
         found.append(value)
     elif depth > _MAX_DEPTH:
@@ -64,6 +91,5 @@ def _add(value: Any, found: list[Any], depth: int) -> None:
 
 @functools.cache
 def _ignored(is_tf_keras: bool) -> frozenset[str]:
-    # Not a model: tf_keras gives one variables, and making those may be a collective.
-    own = frozenset(vars(tf_keras().layers.Layer(name="ckptflow"))) if is_tf_keras else keras3.own_attributes()
+    own = tf_keras.own_attributes() if is_tf_keras else keras3.own_attributes()
     return (own | _OF_GRAPHS) - _OF_ANY

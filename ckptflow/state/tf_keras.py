@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection
 from typing import Any
@@ -16,10 +17,12 @@ from ckptflow.state.children import (
     layer_labels,
     singular,
     strip_underscores,
+    untracked,
 )
 from ckptflow.state.kinds import (
     Kind,
     is_distributed,
+    is_python_state,
     is_tf_keras_model,
     kind_of,
     raw_variable,
@@ -46,7 +49,14 @@ def layer_children(layer: Any) -> Children:
         metrics = [(f"metrics/{label}", metric) for label, metric in layer_labels(layer.metrics)]
     weights = [*vars(layer).get("_trainable_weights", ()), *vars(layer).get("_non_trainable_weights", ())]
     fallback = [(_short_name(weight), weight) for weight in weights if kind_of(weight) is Kind.VARIABLE]
-    return Children(named, fallback + metrics)
+    return Children(named, fallback + metrics + untracked(layer, own_attributes()))
+
+
+@functools.cache
+def own_attributes() -> frozenset[str]:
+    """The attributes that every layer has of tf_keras's own."""
+    # Not a model's: tf_keras gives one variables, and making those may be a collective.
+    return frozenset(vars(tf_keras().layers.Layer(name="ckptflow")))
 
 
 def is_stateful(layer: Any) -> bool:
@@ -66,7 +76,10 @@ def symbols(arguments: Any) -> Any:
 
 def metric_children(metric: Any) -> Children:
     """A metric's variables, and whatever else it holds."""
-    return Children([(_short_name(weight), weight) for weight in metric.weights], graph_children(metric))
+    return Children(
+        [(_short_name(weight), weight) for weight in metric.weights],
+        [*graph_children(metric), *untracked(metric, own_attributes())],
+    )
 
 
 def optimizer_children(optimizer: Any) -> Children:
@@ -78,7 +91,9 @@ def optimizer_children(optimizer: Any) -> Children:
         if kind_of(child) in (Kind.VARIABLE, Kind.TF_KERAS_OPTIMIZER, Kind.TRACKABLE)
     ]
     hyper = vars(optimizer).get("_hyper", {})
-    named += [(name, child) for name, child in hyper.items() if kind_of(child) is Kind.VARIABLE]
+    named += [
+        (name, child) for name, child in hyper.items() if kind_of(child) is Kind.VARIABLE or is_python_state(child)
+    ]
     others = vars(optimizer).get("_variables") or vars(optimizer).get("_weights") or ()
     listed = [(_short_name(child), child) for child in others if kind_of(child) is Kind.VARIABLE]
     return Children(named, [*listed, *found, *graph_children(optimizer, _OF_OPTIMIZERS)])

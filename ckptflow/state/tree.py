@@ -13,6 +13,7 @@ from ckptflow.format.manifest import MAX_MANIFEST_BYTES
 from ckptflow.format.spec import TensorSpec
 from ckptflow.state.children import checkpoint_children, clean, root_label
 from ckptflow.state.collector import no_collection
+from ckptflow.state.fingerprints import Fingerprint
 from ckptflow.state.kinds import Kind, is_checkpoint, kind_of
 from ckptflow.state.leaves import Leaf
 from ckptflow.state.per_worker import PerWorker
@@ -45,7 +46,7 @@ class Tree:
     optimizers: dict[str, OptimizerNode]
     layers: list[Any]
     variables: dict[str, Any]
-    _watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]]
+    _watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]]
     _values: list[tuple[Any, Any]]
     _kept_alive: list[Any]
     cache: dict[str, Any] = field(default_factory=dict)
@@ -59,9 +60,9 @@ class Tree:
         )
 
     def is_stale(self) -> bool:
-        """Whether any object has got, lost or replaced a child since the walk.
+        """Whether any object has got, lost, replaced or renamed a child since the walk. If not, a new walk is the same.
 
-        Exact: it compares identities, and the tree keeps what it has seen alive, so that none is ever used again.
+        It compares labels and identities, and the tree keeps what it has seen alive, so that none is ever used again.
         """
         if any(variable._value is not value for variable, value in self._values):
             return True

@@ -10,6 +10,7 @@ to an object is its name, other paths are aliases.
 from __future__ import annotations
 
 import bisect
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundles import bundle_of
 from ckptflow.state.children import clean, holds_state, pairs_of
 from ckptflow.state.entries import check_entry, replica_iterators
+from ckptflow.state.fingerprints import Fingerprint
 from ckptflow.state.kinds import (
     CONTAINERS,
     LAYERS,
@@ -47,6 +49,7 @@ MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
 # The order in which the walk gives names; what has none must have been named before its turn comes.
 _OBJECTS, _NAMELESS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS, _NAMELESS_LAST = range(7)
+_NUMBER = re.compile(r"\b(?:0x[0-9a-f]{6,}|[1-9][0-9]{6,})\b")  # large enough for an address
 _BY_NO_NODE = (-1, False)
 
 
@@ -65,7 +68,8 @@ class _Node:
     obj: Any
     label: str
     parent: str = ""  # its path; "" for an entry
-    metric: bool = False
+    metric: bool = False  # a metric's own, which a restore may do without
+    below_metric: bool = False
     owner: str = ""  # the path of the nearest model above
     own: bool = False  # this worker's alone
     depth: int = 0
@@ -104,7 +108,7 @@ class Walker:
         self.optimizers: dict[str, OptimizerNode] = {}
         self.layers: list[Any] = []
         self.variables: dict[str, Any] = {}  # as their framework hands them out, by name
-        self.watched: list[tuple[Any, Callable[[Any], tuple[int, ...]], tuple[int, ...]]] = []
+        self.watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
         self.kept_alive: list[Any] = []
         self._queues: list[deque[_Node]] = [deque() for _ in range(7)]
@@ -113,6 +117,7 @@ class Walker:
         self._nameless: set[int] = set()  # containers, by identity
         self._passed_over: set[int] = set()  # variables, by identity, of which a bundle holds what is state
         self._listing: list[tuple[str, Any]] = []  # objects that list their variables themselves, by path
+        self._numbers: list[tuple[str, list[int]]] = []  # in dicts' keys, by the path that they gave
         self._other_paths: list[tuple[str, _Node]] = []
         self._slots: dict[str, list[_Slot]] = {}
         self._part_of: dict[int, tuple[PartsLeaf, int]] = {}  # the whole, by identity of a part
@@ -130,6 +135,7 @@ class Walker:
         while any(self._queues):
             self._visit(next(queue for queue in self._queues if queue).popleft())
         check_listed(self._listing, self._is_found)
+        self._check_numbers()
         for leaf in self.leaves:
             leaf.is_kept_equal = any(leaf.name.startswith(f"{optimizer}/") for optimizer in self.optimizers)
         self._add_aliases()
@@ -138,7 +144,7 @@ class Walker:
         kind = kind_of(node.obj)
         if kind in OPTIMIZERS or node.parent in self.optimizers:
             phase = _OF_OPTIMIZERS if node.fallback else _OPTIMIZERS
-        elif node.parent and (node.metric or kind in METRICS):
+        elif node.parent and (node.below_metric or kind in METRICS):
             phase = _METRICS
         if node.nameless:
             phase = _NAMELESS if phase == _OBJECTS else _NAMELESS_LAST
@@ -157,6 +163,7 @@ class Walker:
         first = raw_variable(target.variables[0]) if is_sharded(target) else None
         known = self._paths.get(id(first if id(first) in self._part_of else target))
         if known is not None:
+            self.kept_alive.append(node.obj)  # another wrapper of the same variable
             if not (node.fallback or node.nameless or id(target) in self._part_of):
                 self._other_paths.append((known, node))
             return
@@ -168,6 +175,8 @@ class Walker:
             return
         path = self._unique(node.path, node)
         self._paths[id(target)] = path
+        if node.by_key and (numbers := _NUMBER.findall(node.label)):
+            self._numbers.append((path, [int(number, 0) for number in numbers]))
         self.kept_alive += (node.obj, target)
         if is_python_state(node.obj) if node.parent else carries_python_state(node.obj):
             self.python[path] = node.obj
@@ -184,6 +193,7 @@ class Walker:
         elif kind is not None:
             bundle = bundle_of(node.obj, path)
             if bundle is not None:
+                node.metric = False
                 for part in bundle.dtypes:
                     self._add(PartLeaf(self._unique(f"{path}/{part}", node), bundle, part), node)
             if kind not in (Kind.TABLE, Kind.ITERATOR):
@@ -216,8 +226,9 @@ class Walker:
         family = family_of(obj) or node.listed_above
         if family and (family is not node.listed_above or has_own_list(obj)):
             self._listing.append((path, obj))
-        metric = node.metric or (kind in METRICS and bool(node.parent))
-        above = (path, metric, owner, node.own, node.depth + 1, family)
+        is_metric = kind in METRICS and bool(node.parent)
+        is_own = is_metric or (node.metric and kind in CONTAINERS)  # not those of a network or table that it holds
+        above = (path, is_own, node.below_metric or is_metric, owner, node.own, node.depth + 1, family)
         is_fallback = node.fallback and kind in CONTAINERS
         for label, child in found.named:
             phase = _TRACKED if is_fallback else _OBJECTS
@@ -299,6 +310,17 @@ class Walker:
                 self._paths[id(part)] = part_path = self._unique(f"{slot_path}/{number}")
                 self.kept_alive.append(part)
                 self._add_variable(part_path, part, part, node)
+
+    def _check_numbers(self) -> None:
+        """Raises `UnsupportedStateError` for a name by a key that holds the address of an object of the state."""
+        met = set(map(id, self.kept_alive)) if self._numbers else set()
+        names = [leaf.name for leaf in self.leaves] + list(self.python)
+        for path in (path for path, numbers in self._numbers if not met.isdisjoint(numbers)):
+            if any(name == path or name.startswith(f"{path}/") for name in names):
+                raise UnsupportedStateError(
+                    f"{path}: its dict's key is, or holds, the address of another object of the state, as id() tells "
+                    "it, which is another in every process; make the key a name"
+                )
 
     def _is_found(self, variable: Any) -> bool:
         raw = raw_variable(variable)

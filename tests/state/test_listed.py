@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+import wrapt
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.state.capture import capture
@@ -125,6 +126,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _module(d={("x", frozenset("ab")): _variable()}),
         "m.* holds a ResourceVariable .* key of type frozenset",
     ),
+    "keys that are text of an address": (
+        lambda: _module(d={repr(_KEPT_ALIVE[0]): _variable()}),
+        "m.* holds a ResourceVariable .* key of type str",
+    ),
+    "keys that are bytes of an address": (
+        lambda: _module(d={("a", repr(_KEPT_ALIVE[0]).encode()): [_variable()]}),
+        "m.* holds a ResourceVariable .* key of type bytes",
+    ),
+    "keys that are addresses": (lambda: _by_key(id), r"m/(slots|v)/\d+.* key .* address of another"),
+    "keys that are text of a number": (
+        lambda: _by_key(lambda variable: (hex(id(variable)), "momentum")),
+        r"m/slots/\('0x.* key .* address of another",
+    ),
     "weak keys": (
         lambda: _module(d=_weak_keys()),
         "m.* holds a ResourceVariable .* key of type Key",
@@ -138,10 +152,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "PerWorker inside": (lambda: _module(inner=[PerWorker(_variable())]), "m/inner/0 is marked PerWorker"),
     "PerWorker in a dict": (lambda: {"a": PerWorker(_variable())}, "m/a is marked PerWorker"),
     "TensorFlow's old way": (lambda: _module(inner=InTheOldWay()), "m/inner: a InTheOldWay gives .*_gather_saveables"),
+    "a variable in a proxy": (
+        lambda: _module(inner=_module(v=wrapt.ObjectProxy(_variable()))),
+        r"m holds the variable Variable:0 as a wrapt\.\S*ObjectProxy",
+    ),
     "a number in a deque": (lambda: collections.deque([_variable(), 3]), "m/1 is a builtins.int"),
 }
 
-_KEPT_ALIVE = [Key()]
+_KEPT_ALIVE: list[Key] = [Key()]
+
+
+def _by_key(key: Callable[[Any], Any]) -> Any:
+    variable = _variable()
+    return _module(v=variable, slots={key(variable): [_variable()]})
 
 
 def _weak_keys() -> Any:
@@ -164,11 +187,25 @@ def _in_two_ways() -> Any:
     return _module(by_set=same, by_list=sorted(same, key=id), by_key={Key(): next(iter(same))})
 
 
+def _proxied(variable: Any) -> Any:
+    return _module(v=wrapt.ObjectProxy(variable), itself=variable)
+
+
+def _named_besides() -> Any:
+    variables = [_variable() for _ in range(2)]
+    return _module(a_list=variables, by_key={id(each): each for each in variables}, none={id(variables): [1]})
+
+
 NOT_REFUSED: dict[str, Callable[[], Any]] = {
     "in a set and in a list": _in_two_ways,
     "one module in a set": lambda: _module(s={_module(v=_variable())}),
     "keys of no state": lambda: _module(d={Key(): 1, "1": 2, 1: 3}, e={Key(): [Point(1, [])]}, v=_variable()),
     "a key with a slash, and deeper": lambda: _module(d={"a/b": _variable(), "a": {"b": _variable()}}),
+    "a variable in a proxy, and itself": lambda: _proxied(_variable()),
+    "keys that are numbers": lambda: _module(
+        d={2**40 + 5: _variable(), 7: _variable(), "0xdeadbeef": _variable(), f"{2**50} at 3": _variable()}
+    ),
+    "addresses of what has a name": _named_besides,
     "a model not yet built": lambda: tf_keras.Sequential([tf_keras.layers.Dense(1)]),
     "a layer with words": lambda: keras.Sequential([keras.layers.TextVectorization(output_mode="tf_idf")]),
     "a property that raises": lambda: _Raising(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -75,3 +76,36 @@ def test_settings_pass_over_data_however_it_is_nested() -> None:
     before = len(settings_of(walk({"layer": layer})))
     layer.table = [[i] * 500 for i in range(500)]
     assert len(settings_of(walk({"layer": layer}))) < before + 5_000
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    rate: float = 0.5
+
+    def get_config(self) -> dict[str, Any]:
+        return {"rate": self.rate}
+
+
+class Hostile:
+    """Has no attributes of its own, and raises where anyone looks."""
+
+    __slots__ = ("never_set",)
+
+    def serialize(self) -> bytes:
+        return b""
+
+
+class HostileList(list[Any]):
+    def __len__(self) -> int:
+        raise RuntimeError("not now")
+
+
+def test_settings_look_at_whatever_a_layer_holds() -> None:
+    layer = make_layer(keras)
+    layer.config, layer.hostile = Slotted(), Hostile()
+    layer.__dict__["items"] = HostileList()
+    tree = walk({"layer": layer})
+    before = settings_of(tree)
+    assert settings_of(tree) == before
+    layer.config.rate = 0.25
+    assert settings_of(tree) != before

@@ -1,0 +1,80 @@
+"""Trackables that tell TensorFlow themselves what they are made of: every tensor is saved under a name of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from ckptflow.errors import UnsupportedStateError
+from ckptflow.state.tree import walk
+from tests.state import roundtrip
+
+
+class Alike(tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
+    """Its tensors have names that differ only by what joins them to something else."""
+
+    NAMES = ("x", "_x", "-x", "y_", "/", "")
+
+    def __init__(self, first: float) -> None:
+        self.tensors = {name: first + place for place, name in enumerate(self.NAMES)}
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        return {name: tf.constant(self.tensors[name]) for name in self.NAMES}
+
+    def _restore_from_tensors(self, restored: dict[str, Any]) -> None:
+        self.tensors = {name: float(restored[name]) for name in self.NAMES}
+
+
+def test_tensors_of_names_that_are_alike_keep_their_values() -> None:
+    obj, fresh = Alike(1.0), Alike(100.0)
+    tree = walk({"m": obj})
+    assert len({leaf.name for leaf in tree.leaves}) == len(Alike.NAMES)
+    assert "m/y" in {leaf.name for leaf in tree.leaves}
+    roundtrip.restore({"m": fresh}, roundtrip.save({"m": obj}))
+    assert fresh.tensors == obj.tensors
+
+
+class Words(tf.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+        self.dense = tf.lookup.experimental.DenseHashTable(tf.int64, tf.int64, -1, -2, -3)
+        self.fixed = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([1], [2]), 0)
+        self.v = tf.Variable(1.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)])
+    def ask(self, words: Any, numbers: Any) -> Any:
+        return self.table.lookup(words), self.dense.lookup(numbers), self.fixed.lookup(tf.constant([1]))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)])
+    def learn(self, words: Any, numbers: Any) -> Any:
+        self.table.insert(words, numbers)
+        self.dense.insert(numbers, numbers)
+        return tf.size(words)
+
+
+def test_tables_of_a_loaded_saved_model_are_saved(tmp_path: Path) -> None:
+    tf.saved_model.save(Words(), str(tmp_path))
+    model, fresh = (tf.saved_model.load(str(tmp_path)) for _ in range(2))
+    words, numbers = tf.constant(["größe", "b"]), tf.constant([3, 4], tf.int64)
+    model.learn(words, numbers)
+    fresh.learn(tf.constant(["other"]), tf.constant([9], tf.int64))
+    assert roundtrip.lost({"m": model}) == []
+    roundtrip.restore({"m": fresh}, roundtrip.save({"m": model}))
+    for asked in ((words, numbers), (tf.constant(["other"]), tf.constant([9], tf.int64))):
+        for ours, theirs in zip(fresh.ask(*asked), model.ask(*asked), strict=True):
+            assert ours.numpy().tolist() == theirs.numpy().tolist()
+
+
+def test_factories_that_fail_are_refused_by_name() -> None:
+    def fails(name: str) -> Any:
+        raise RuntimeError(f"no {name} here")
+
+    obj = tf.__internal__.tracking.AutoTrackable()
+    obj._maybe_initialize_trackable()
+    obj._self_saveable_object_factories = {"table": fails}
+    with pytest.raises(UnsupportedStateError, match=r"\Am: a AutoTrackable .*no table here"):
+        walk({"m": obj})
