@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from ckptflow.commit.assembly import Draft, assemble, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, Unreadable, list_root, summarize
 from ckptflow.commit.lineage import Held, check_fence, check_own_claim, create_once, is_written_by
-from ckptflow.commit.prune import act, doubt_newest, plan_prune
+from ckptflow.commit.prune import act, doubt_newest, listed_again, plan_prune
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import (
@@ -326,6 +326,7 @@ class Coordinator:
                 incarnation=self._held.number,
                 given_up=self._given_up,
             )
+            plan = listed_again(self._store, plan, listing, found)
             why_not = doubt_newest(self._store, listing, counting) if plan.deletions else None
             if why_not is not None:
                 raise CorruptCheckpointError(f"nothing is deleted: {why_not}")

@@ -26,22 +26,25 @@ from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
+from ckptflow.storage.again import renew
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
 _ANOTHERS = "of another run: deleted only by hand"
+_LISTED_OTHERWISE = "two listings show other files in it: the next prune looks again"
 _NEWER = "written by a newer ckptflow: what it is is not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one folder, and why."""
+    """What becomes of one folder, and why; and which one is there instead of it, where that is why."""
 
     folder: Folder
     keep: bool
     reason: str
+    instead: Folder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ def decide_counting(
         else:
             older = whole.get(folder.step)
             if older is not None:
-                decisions[older.folder] = Decision(older.folder, False, f"saved again at the same step: {folder}")
+                why = f"saved again at the same step: {folder}"
+                decisions[older.folder] = Decision(older.folder, False, why, instead=folder)
             whole[folder.step] = summary
     steps = sorted(whole)
     reasons = reasons_to_keep([whole[step].checkpoint for step in steps], policies)
@@ -148,6 +152,27 @@ def decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decis
     if folder.incarnation == incarnation and is_given_up:
         return Decision(folder, False, "never committed, and given up")
     return Decision(folder, True, "not committed yet")
+
+
+def listed_again(
+    store: Store, plan: PrunePlan, listing: Listing, found: Mapping[Folder, Summary | Unreadable]
+) -> PrunePlan:
+    """The plan without what would go because a listing lacks some of it, and which another one shows otherwise.
+
+    One listing alone may leave out what is there, or give it another size.
+    """
+
+    def doubted(decision: Decision) -> bool:
+        folder, files = decision.folder, listing.folders[decision.folder]
+        summary = found.get(folder)
+        if decision.keep or (isinstance(summary, Summary) and summary.is_complete(files)):
+            return False
+        prefix = f"{folder}/"
+        renew(store, prefix)
+        return files != {entry.key.removeprefix(prefix): entry.size_bytes for entry in store.list(prefix)}
+
+    decisions = (Decision(d.folder, True, _LISTED_OTHERWISE) if doubted(d) else d for d in plan.decisions)
+    return replace(plan, decisions=tuple(decisions))
 
 
 def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
@@ -226,6 +251,7 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     listing = listing.without(set(listing.committed) - set(found))  # a job may have deleted them meanwhile
     counting = find_counting_now(store, listing, find_run_id(store, listing, summaries), found.__getitem__)
     plan = plan_prune(listing, counting, found.__getitem__, policies, incarnation=counting.incarnation)
+    plan = listed_again(store, plan, listing, found)
     why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
     if max(listing.claims, default=0) > max(claims, default=0):
         why_not = f"a listing of lineage/ does not show claim {max(listing.claims)}, so a running job may be overlooked"
@@ -247,13 +273,16 @@ def prune_by_hand(
 ) -> ByHand:
     """Does it. Raises `UsageError` if `why_not` says why not; then nothing was deleted.
 
-    `verify` is asked before what is wrong with the newest checkpoint, which is what a restart will be left with.
+    `verify` is asked before what is wrong with the newest checkpoint, which is what a restart will be left with, and
+    with those that are there instead of what was saved earlier at the same step.
     """
     found = plan_by_hand(store, summaries, policies)
     why_not = found.why_not
     if why_not is None and found.plan.deletions and found.newest is not None:
-        damage = verify(store, found.newest)
-        why_not = f"{found.newest}, the newest checkpoint, is damaged: {damage}. {_HOW_TO_GO_ON}" if damage else None
+        roles = dict.fromkeys((d.instead for d in found.plan.decisions if d.instead), "saved again at its step")
+        for folder, role in (roles | {found.newest: "the newest checkpoint"}).items():
+            if folder not in found.plan.deletions and (damage := verify(store, folder)):
+                why_not = f"{folder}, {role}, is damaged: {damage}. {_HOW_TO_GO_ON}"
     if why_not is not None:
         raise UsageError(f"{store.url}: nothing was pruned: {why_not}")
     act(store, found.plan, found.files)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras_trust import Framework, check_config, check_model_config, keras_module, without_files
-from ckptflow.state.configs import inputs_of, is_built
+from ckptflow.state.configs import inputs_of, is_built, part_of
 from ckptflow.state.limits import limited as limited
 from ckptflow.state.weights import trainable_of
 
@@ -41,7 +41,7 @@ def build_model(
     `CorruptCheckpointError` for variables larger than `max_bytes`.
     """
     framework = framework_of(described, path)
-    config = described.get("config")
+    config = part_of(described, "config")
     if not isinstance(config, dict):
         name, left_out = described.get("class"), described.get("left_out")
         if isinstance(left_out, dict):
@@ -54,7 +54,7 @@ def build_model(
             f"hand the model over (model=), made by your code; or give {name} a get_config, register it with "
             "register_keras_serializable and save again, then import its module (--import)"
         )
-    full = {**config, "build_config": described.get("build_config"), "compile_config": None}
+    full = {**config, "build_config": part_of(described, "build_config"), "compile_config": None}
     where = f"{path} ({described.get('class')})"
     if not unsafe:
         full = without_files(full, where)
@@ -68,10 +68,10 @@ def build_model(
         if framework == "tf_keras":
             _call_once(model, described, where)
             # Noted only by a call that builds; a file without it cannot be loaded.
-            build_config = described.get("build_config")
+            build_config = part_of(described, "build_config")
             if isinstance(build_config, dict) and getattr(model, "_build_input_shape", None) is None:
                 model._build_input_shape = build_config.get("input_shape")
-        compile_config = described.get("compile_config")
+        compile_config = part_of(described, "compile_config")
         if isinstance(compile_config, dict):
             is_scaled = "LossScaleOptimizer" in optimizer_class
             compile_model(model, compile_config, framework, where, imports=imports, unsafe=unsafe, is_scaled=is_scaled)
@@ -86,7 +86,7 @@ def build_optimizer(
     Raises `UsageError` as `build_model` does.
     """
     framework = framework_of(described, path)
-    config = described.get("config")
+    config = part_of(described, "config")
     if not isinstance(config, dict):
         why = described.get("left_out") or "its class has none that could be stored"
         logger.warning(
@@ -103,7 +103,7 @@ def optimizer_of(
 
     Raises `UsageError` as `build_model` does.
     """
-    compile_config = described.get("compile_config")
+    compile_config = part_of(described, "compile_config")
     config = compile_config.get("optimizer") if isinstance(compile_config, dict) else None
     if config is None:
         return None

@@ -20,6 +20,7 @@ from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.printable import lines
 from ckptflow.state.children import automatic_base
+from ckptflow.state.configs import part_of
 from ckptflow.state.kinds import Kind, is_keras3_model, is_tf_keras_model, kind_of, local_copies, raw_variable
 
 DEFAULT = "serving_default"
@@ -89,7 +90,7 @@ def _is_spec(value: Any) -> bool:
 
 
 def _shapes_of(described: Mapping[str, Any] | None) -> dict[str, Any]:
-    build_config = (described or {}).get("build_config")
+    build_config = part_of(described or {}, "build_config")
     if not isinstance(build_config, dict):
         return {}
     shapes = build_config.get("shapes_dict")

@@ -11,7 +11,7 @@ import tensorflow as tf
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
-from ckptflow.state.configs import count_variables, inputs_of, is_built, owner_of
+from ckptflow.state.configs import count_variables, inputs_of, is_built, owner_of, part_of
 from ckptflow.state.kinds import (
     LAYERS,
     Kind,
@@ -127,7 +127,7 @@ def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:
 
 
 def _build_from_config(model: Any, described: dict[str, Any]) -> None:
-    build_config = described.get("build_config")
+    build_config = part_of(described, "build_config")
     if isinstance(build_config, dict):
         model.build_from_config(build_config)
 
@@ -139,7 +139,7 @@ def _call_on_symbols(model: Any, described: dict[str, Any]) -> None:
         if arguments is not None:
             model(*tf_keras.symbols(arguments))
         return
-    build_config = described.get("build_config")
+    build_config = part_of(described, "build_config")
     if isinstance(build_config, dict):
         _trace(model, build_config.get("input_shape"))
 

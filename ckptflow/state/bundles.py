@@ -22,6 +22,10 @@ from ckptflow.state.kinds import CONTAINERS, Kind, Trackable, kind_of, overrides
 Array = npt.NDArray[Any]
 
 
+class NotPutBackError(Exception):
+    """A rehearsal has changed an object, which does not take back what it held before."""
+
+
 class Bundle(ABC):
     """One object that becomes several tensors of sizes known only when they are captured.
 
@@ -41,8 +45,21 @@ class Bundle(ABC):
         """Replaces the object's state by `parts`."""
 
     def misfit(self, parts: Mapping[str, Array]) -> str:
-        """Why `write` cannot take these parts; empty where it can. Leaves the object as it is."""
+        """Why `write` cannot take these parts; empty where it can. Leaves the object as it is, or raises
+        `NotPutBackError`; what else it raises says why, too."""
         return ""
+
+    def held(self) -> dict[str, Array]:
+        """What `write` puts back later."""
+        parts = {name: part.numpy() if tf.is_tensor(part) else part for name, part in self.read().items()}
+        return {name: np.array(part, object) if isinstance(part, bytes) else part for name, part in parts.items()}
+
+    def put_back(self, before: Mapping[str, Array]) -> None:
+        """Writes what `held` gave. Raises `NotPutBackError` where that fails, too."""
+        try:
+            self.write(before)
+        except Exception as error:
+            raise NotPutBackError(f"what it held before cannot be put back: {said(error)}") from error
 
 
 class TableBundle(Bundle):
@@ -121,6 +138,11 @@ def _buffer_sizes(position: bytes) -> dict[str, int]:
     return sizes
 
 
+def said(error: Exception) -> str:
+    """What an error of anyone's says, with its kind."""
+    return f"{type(error).__name__}: {_says(error)}"
+
+
 def _says(error: Exception) -> str:
     says = error.message if isinstance(error, tf.errors.OpError) else str(error)
     return re.sub(r"^\{\{.*?\}\} ", "", str(says).partition("\n")[0])[:300]
@@ -150,14 +172,14 @@ class IteratorBundle(Bundle):
     def misfit(self, parts: Mapping[str, Array]) -> str:
         """Tried on the iterator, which gets its own position back: making a second one of the same dataset draws from
         the seeds that both share. What failed to be restored would be at its end."""
-        before = np.array(self.read()["position"].numpy(), dtype=object)
+        before = self.held()
         try:
             self.write(parts)
             return self._other_buffers(parts["position"].item()) or self._other_elements(parts["position"].item())
-        except (tf.errors.OpError, ValueError) as error:
+        except Exception as error:
             return f"{_ANOTHER}: other operations, or in another order. {_AS_IT_WAS}. TensorFlow says: {_says(error)}"
         finally:
-            self.write({"position": before})
+            self.put_back(before)
 
     def _other_buffers(self, position: bytes) -> str:
         """TensorFlow takes the position of a shuffle of another size, and then loses elements and fails at some later
@@ -257,9 +279,13 @@ class VocabularyBundle(Bundle):
 
     def write(self, parts: Mapping[str, Array]) -> None:
         words = parts["vocabulary"]
-        if not len(words) or self._is(parts):
+        if self._is(parts):
             return
         layer = self._layer
+        if not len(words):  # saved before the layer was adapted
+            layer.reset_state()
+            layer.lookup_table, layer._frozen_vocab_size = self._spare().lookup_table, None
+            return
         vocabulary = [word.decode() for word in words] if layer.vocabulary_dtype == "string" else words.tolist()
         if "idf_weights" not in self.dtypes:
             layer.set_vocabulary(vocabulary)
@@ -273,20 +299,28 @@ class VocabularyBundle(Bundle):
     def misfit(self, parts: Mapping[str, Array]) -> str:
         """Tried on a layer of the same config. Special tokens elsewhere, as with another `num_oov_indices`, can be
         taken for words, without an error."""
-        if not len(parts["vocabulary"]) or self._is(parts):
+        if self._is(parts):
             return ""
-        spare = VocabularyBundle(self._spare())
+        if not len(parts["vocabulary"]):
+            is_given = not hasattr(self._layer, "token_counts")  # what adapting counts in
+            return "it was made with a vocabulary, and the checkpoint has none" if is_given else ""
+        try:
+            spare = VocabularyBundle(self._spare())
+        except Exception:  # a layer like no other: `write` will tell
+            return ""
         try:
             spare.write(parts)
-        except (ValueError, RuntimeError, tf.errors.OpError) as error:
-            return str(error).partition("\n")[0]
+        except Exception as error:
+            return _says(error)
         return (
             "" if spare._is(parts) else "its special tokens are not those of the checkpoint (mask, oov, their number)"
         )
 
     def _spare(self) -> Any:
+        """One that was not adapted, of Keras's own class: a derived one may have another config and constructor."""
         layer = self._layer
-        spare = type(layer).from_config({**layer.get_config(), "vocabulary": None, "idf_weights": None})
+        stock: Any = next(c for c in type(layer).__mro__ if c.__module__.partition(".")[0] in ("keras", "tf_keras"))
+        spare = stock.from_config({**stock.get_config(layer), "vocabulary": None, "idf_weights": None})
         spare._frozen_vocab_size = getattr(layer, "_frozen_vocab_size", None)
         return spare
 
@@ -307,8 +341,12 @@ class BoundariesBundle(Bundle):
         return {"bin_boundaries": np.array([] if boundaries is None else boundaries, dtype=np.float64)}
 
     def write(self, parts: Mapping[str, Array]) -> None:
-        if len(parts["bin_boundaries"]):
-            self._layer.bin_boundaries = parts["bin_boundaries"].tolist()
+        is_keras3 = not hasattr(self._layer, "input_bin_boundaries")  # which has None before it is adapted
+        self._layer.bin_boundaries = parts["bin_boundaries"].tolist() or (None if is_keras3 else [])
+
+    def misfit(self, parts: Mapping[str, Array]) -> str:
+        is_lacking = self._layer.num_bins is None and not len(parts["bin_boundaries"])
+        return "it was made with boundaries, and the checkpoint has none" if is_lacking else ""
 
 
 class TrackableBundle(Bundle):
@@ -331,6 +369,21 @@ class TrackableBundle(Bundle):
             return
         names = _parts_of(self._trackable._serialize_to_tensors())
         self._trackable._restore_from_tensors({name: tf.constant(parts[part]) for part, name in names.items()})
+
+    def misfit(self, parts: Mapping[str, Array]) -> str:
+        """Tried on the object, which gets its own parts back, where theirs have another shape: it may grow, or not."""
+        before = self.held()
+        other = [name for name in sorted(before) if np.shape(before[name]) != np.shape(parts[name])]
+        if not other:
+            return ""
+        try:
+            self.write(parts)
+            return ""
+        except Exception as error:
+            shapes = (f"{name} has shape {np.shape(before[name])}, {np.shape(parts[name])} there" for name in other)
+            return f"{'; '.join(shapes)}: {said(error)}"
+        finally:
+            self.put_back(before)
 
 
 def _parts_of(stock_names: Iterable[str]) -> dict[str, str]:

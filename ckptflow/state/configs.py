@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.format.values import from_json, to_json
 from ckptflow.format.words import some_of
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.light import has_large_constants, mark, marks_in, serialize_light
@@ -135,17 +137,26 @@ def _describe_spec(value: Any) -> Any:
     return {"tensor": [value.shape.as_list(), value.dtype.name]}
 
 
+def part_of(described: Mapping[str, Any], name: str) -> Any:
+    """A part of a description, as `config`, as Keras gave it: JSON, and floats that it lacks. None if it is not there.
+
+    Raises `CorruptCheckpointError` for what `describe` did not write.
+    """
+    try:  # no tuples, and no keys but text: what looks configs over knows JSON alone
+        return json.loads(json.dumps(from_json(described.get(name), name)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{name} is not as it is written: {error}") from error
+
+
 def inputs_of(described: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """The arguments that a described model was called with, structures of TensorSpecs; None where it is not said.
 
     Raises ValueError for what `describe` did not write.
     """
-    inputs = described.get("inputs")
-    if inputs is None:
-        return None
     try:
-        return tuple(_spec_of(argument) for argument in inputs)
-    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        inputs = part_of(described, "inputs")
+        return None if inputs is None else tuple(_spec_of(argument) for argument in inputs)
+    except (TypeError, KeyError, AttributeError, RecursionError, CorruptCheckpointError) as error:
         raise ValueError(f"its inputs are not as they are written: {error}") from error
 
 
@@ -217,7 +228,7 @@ def _try(make: Callable[[], Any], path: str, what: str) -> Any:
     try:
         with warnings.catch_warnings():  # Keras warns of lambdas, whose code nothing here runs
             warnings.simplefilter("ignore")
-            return json.loads(json.dumps(make()))
+            return to_json(json.loads(json.dumps(make())), what)
     except Exception as error:
         logger.info(
             "%s has no %s that can be stored (%s: %s); it is saved without", path, what, type(error).__name__, error

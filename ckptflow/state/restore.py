@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from ckptflow.format.components import aggregate
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.printable import lines as text_lines
-from ckptflow.state.bundles import Bundle
+from ckptflow.state.bundles import Bundle, NotPutBackError, said
 from ckptflow.state.kinds import is_normalization
 from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone
@@ -71,9 +71,16 @@ class _Held:
         return leaf.name.removesuffix(f"/{leaf.part}")
 
     def misfit(self) -> str:
-        """Why they cannot be written; empty where they can."""
+        """Why they cannot be written; empty where they can. Raises `NotPutBackError` alone."""
         lacking = sorted(self.bundle.dtypes.keys() - self.parts.keys())
-        return f"the checkpoint has no {' and no '.join(lacking)} for it" if lacking else self.bundle.misfit(self.parts)
+        if lacking:
+            return f"the checkpoint has no {' and no '.join(lacking)} for it"
+        try:
+            return self.bundle.misfit(self.parts)
+        except NotPutBackError:
+            raise
+        except Exception as error:  # whatever a user's object, or a TensorFlow of another age, raises
+            return said(error)
 
 
 class Restore:
@@ -179,16 +186,21 @@ class Restore:
         of, and left as they are. Raises it, too, if values of another checkpoint, assigned before, would stay.
         """
         self._is_rehearsed = True
-        misfits = {key: reason for key, held in self._held.items() if (reason := held.misfit())}
+        misfits: dict[int, str] = {}
+        for key, held in self._held.items():
+            try:
+                reason = held.misfit()
+            except NotPutBackError as error:
+                self.assigned |= dict.fromkeys((leaf.name for leaf in held.leaves), self.folder)
+                raise misfit_error(self.folder, [f"{held.name}: {error}"], is_changed=True, hint="") from error
+            if reason:
+                misfits[key] = reason
         lines = sorted(f"{self._held[key].name}: {reason}" for key, reason in misfits.items())
         if lines and not self._is_partial:
             raise misfit_error(self.folder, lines, is_changed=bool(self.assigned))
         for line in lines:
             logger.warning("%s: left as it was: %s", self.folder, line)
-        left = {leaf.name for key in misfits for leaf in self._held.pop(key).leaves}
-        self.names -= left
-        self.missing = tuple(sorted({*self.missing, *left}))
-        self.unexpected = tuple(sorted({*self.unexpected, *left}))
+        self._leave({leaf.name for key in misfits for leaf in self._held.pop(key).leaves})
         stuck = sorted(self.assigned.keys() - self.names)
         if stuck:
             lines = [f"{name}: has its value of {self.assigned[name]} already, and would keep it" for name in stuck]
@@ -227,30 +239,45 @@ class Restore:
         except tf.errors.UnavailableError as error:
             raise server_is_gone(error, f"{leaf.name} cannot be restored") from error
 
+    def _leave(self, names: set[str]) -> None:
+        """What is left as it was."""
+        self.names -= names
+        self.missing = tuple(sorted({*self.missing, *names}))
+        self.unexpected = tuple(sorted({*self.unexpected, *names}))
+
     def _write(self, held: _Held) -> None:
-        self.assigned |= dict.fromkeys((leaf.name for leaf in held.leaves), self.folder)
-        try:
-            held.bundle.write(held.parts)
-        except Exception as error:
-            raise self._not_taken(held.name, error) from error
+        bundle, names = held.bundle, {leaf.name for leaf in held.leaves}
+        self._give(held.name, names, held.parts, bundle.held, bundle.write)
 
     def _set_python_state(self, name: str, state: Any) -> None:
         entry = self._tree.python[name]
-        before = entry.get_state() if self._is_partial else None
-        self.assigned[name] = self.folder
-        try:
-            entry.set_state(state)
-        except Exception as error:
-            if not self._is_partial:
-                raise self._not_taken(name, error) from error
-            entry.set_state(before)
-            del self.assigned[name]
-            logger.warning("%s: left as it was: %s", self.folder, self._not_taken(name, error))
+        self._give(name, {name}, state, entry.get_state, entry.set_state)
 
-    def _not_taken(self, name: str, error: Exception) -> StateMismatchError:
-        return StateMismatchError(
-            f"{name} does not take its state of {self.folder} over: {type(error).__name__}: {error}"
-        )
+    def _give(
+        self, name: str, names: set[str], state: Any, read: Callable[[], Any], write: Callable[[Any], object]
+    ) -> None:
+        """Writes what code of others takes, or, in part, warns and puts back what was there: with `names` of it."""
+        before = self._called(name, "does not tell its state, to be put back", read) if self._is_partial else None
+        earlier = {each: self.assigned[each] for each in names if each in self.assigned}
+        self.assigned |= dict.fromkeys(names, self.folder)
+        try:
+            self._called(name, f"does not take its state of {self.folder} over", lambda: write(state))
+        except StateMismatchError as error:
+            if not self._is_partial:
+                raise
+            again = f"{error}; and does not take back what it held"
+            self._called("", again, lambda: write(before))
+            for each in names:
+                del self.assigned[each]
+            self.assigned |= earlier
+            self._leave(names)
+            logger.warning("%s: left as it was: %s", self.folder, error)
+
+    def _called(self, name: str, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise StateMismatchError(f"{name} {what}: {type(error).__name__}: {error}".lstrip()) from error
 
 
 def misfit_error(folder: str, lines: Iterable[str], *, is_changed: bool, hint: str = _HINT) -> StateMismatchError:

@@ -79,9 +79,9 @@ def read_tensor(folder: Path, shards: list[dict[str, Any]], tensor: dict[str, An
         case "first":
             return np.asarray(whole[0])
         case "sum" | "mean" as how:
-            is_whole = dtype.kind in "iu"
-            total = whole.sum(axis=0, dtype=np.int64 if is_whole and dtype.itemsize < 8 else dtype)
-            mean = total // len(whole) if is_whole else total / np.asarray(len(whole), dtype)
+            wide = {"i": "i8", "u": "u8", "c": "c16", "b": "?"}.get(dtype.kind, "f8")
+            total = whole.sum(axis=0, dtype=wide)
+            mean = total // len(whole) if dtype.kind in "iu" else total / len(whole)
             return np.asarray(total if how == "sum" else mean, dtype)
     return whole
 
