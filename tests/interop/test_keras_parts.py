@@ -188,6 +188,14 @@ def test_a_model_that_was_not_zipped(unzipped: Path, trained: Any, tmp_path: Pat
     (linked / "assets" / "away").symlink_to("/etc/passwd")
     with pytest.raises(CorruptCheckpointError, match="away"):
         ckptflow.import_model(linked, tmp_path / "linked")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret").write_text("x")
+    shutil.rmtree(linked / "assets")
+    (linked / "assets").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptCheckpointError, match="assets"):
+        ckptflow.import_model(linked, tmp_path / "linked")
+    (tmp_path / "named").symlink_to(unzipped)  # by the user
+    ckptflow.import_model(tmp_path / "named", tmp_path / "by a link")
     config = json.loads((unzipped / "config.json").read_text())
     config["config"]["layers"][1]["module"] = "os"
     shutil.copytree(unzipped, tmp_path / "changed")
