@@ -25,7 +25,7 @@ from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json
 from ckptflow.interop.keras_probe import check_survives
 from ckptflow.interop.private_copy import private_copy
 from ckptflow.interop.provenance import Provenance
-from ckptflow.interop.zips import bound_of
+from ckptflow.interop.zips import bound_of, check_directory
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.shown_as import private_file
 from ckptflow.storage.whole import ensure_room
@@ -131,9 +131,12 @@ def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
                 return keras_hdf5.read_provenance(found, where)
         if head[:2] != b"PK":
             raise CorruptCheckpointError(f"{where} is neither a .keras file nor HDF5")
+        check_directory(file)
         with zipfile.ZipFile(file) as archive:
             if _METADATA not in archive.namelist():
                 return None
+            if archive.getinfo(_METADATA).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise CorruptCheckpointError(f"{where}: its {_METADATA} is not packed by deflate")
             origin = _metadata_of(archive, where).get(provenance.NAME)
     if origin is None:
         return None

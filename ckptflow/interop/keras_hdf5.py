@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shutil
 import struct
 import tempfile
@@ -243,11 +244,13 @@ def json_of(text: str | bytes | None, what: str, where: str) -> dict[str, Any]:
 def member(archive: zipfile.ZipFile, name: str, where: str) -> Iterator[BinaryIO]:
     """A member as a file that can be read anywhere in: as it lies in the archive, or unpacked to a temporary file.
 
-    The archive has passed `archives.check_zip`. Raises `CorruptCheckpointError` where it has no such member.
+    The archive has passed `archives.check_zip`. Raises `CorruptCheckpointError` where it has no such member, or one for
+    which Keras, which reads it whole, would take far more memory than is in proportion to the archive.
     """
     with contextlib.ExitStack() as stack:
         with damage(where):
             information = archive.getinfo(name)
+            _check_fits(archive, information)
             if information.compress_type == zipfile.ZIP_STORED and archive.fp is not None:
                 archive.fp.seek(information.header_offset)
                 lengths = struct.unpack("<2H", archive.fp.read(_LOCAL_HEADER_BYTES)[-4:])
@@ -259,6 +262,16 @@ def member(archive: zipfile.ZipFile, name: str, where: str) -> Iterator[BinaryIO
                     shutil.copyfileobj(source, file, 2**20)
                 file.seek(0)
         yield file
+
+
+def _check_fits(archive: zipfile.ZipFile, information: zipfile.ZipInfo) -> None:
+    packed_bytes = os.fstat(archive.fp.fileno()).st_size if archive.fp is not None else 0
+    most = budget.unpacked_bytes(packed_bytes)
+    if information.file_size > most:
+        raise ValueError(
+            f"its {information.filename} unpacks to {information.file_size:,} bytes, more than {most:,}; "
+            f"{budget.MEMORY_VARIABLE} allows more"
+        )
 
 
 class _Window(io.RawIOBase):

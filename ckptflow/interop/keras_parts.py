@@ -7,8 +7,9 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import IO, BinaryIO
 
 import h5py
 
@@ -16,11 +17,13 @@ from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
 from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.private_copy import open_regular
+from ckptflow.storage.whole import ensure_room
 
 INDEX_SUFFIX = ".weights.json"
 _SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)
 _NPZ = "model.weights.npz"
 _CONFIG = "config.json"
+_COPY_BYTES = 2**20
 _MEMBERS = ("metadata.json", _CONFIG, WEIGHTS_MEMBER, _NPZ)
 
 
@@ -31,18 +34,53 @@ def is_unzipped(names: Iterable[str]) -> bool:
 
 
 def zip_model(folder: str, target: str) -> None:
-    """Packs such a folder as the `.keras` file that it would be. Raises `CorruptCheckpointError` for links in it."""
-    inside = [name for name in _MEMBERS if os.path.lexists(os.path.join(folder, name))]
-    for above, folders, names in os.walk(os.path.join(folder, "assets")):
+    """Packs such a folder as the `.keras` file that it would be, and nothing that lies elsewhere.
+
+    Raises `CorruptCheckpointError` for links in it, also one that comes meanwhile, `StorageFullError` where there is no
+    room for it.
+    """
+    with damage(folder):
+        left = sum(os.fstat(file.fileno()).st_size for _, file in _inside(folder) if file is not None)
+        ensure_room(os.path.dirname(target), left)
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, file in _inside(folder):
+                if file is None:
+                    archive.mkdir(name)
+                    continue
+                size = os.fstat(file.fileno()).st_size
+                left -= size
+                if left < 0:
+                    raise CorruptCheckpointError(f"{folder}: {name} became longer while it was read")
+                with archive.open(name, "w", force_zip64=True) as member:
+                    _copy(file, member, size)
+
+
+def _inside(folder: str) -> Iterator[tuple[str, BinaryIO | None]]:
+    """The files of a model, open for as long as they are the last that was given, and its folders; below descriptors,
+    so that no link is followed."""
+    root = os.path.realpath(folder)  # which may be a link: the user has named it
+    for above, folders, names, place in os.fwalk(root):
+        if above == root:
+            folders[:] = [name for name in folders if name == "assets"]
+            names = [name for name in names if name in (*_MEMBERS, "assets")]
         folders.sort()
-        inside += [os.path.relpath(os.path.join(above, name), folder) for name in sorted((*names, *folders))]
-    with damage(folder), zipfile.ZipFile(target, "w") as archive:
-        for name in inside:
-            path = os.path.join(folder, name)
-            mode = os.lstat(path).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise CorruptCheckpointError(f"{folder}: {name} is neither a file nor a folder; Keras writes none")
-            archive.write(path, name)
+        for name in sorted((*names, *folders)):
+            inside = os.path.relpath(os.path.join(above, name), root)
+            mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                yield inside, None
+                continue
+            if not stat.S_ISREG(mode):
+                raise CorruptCheckpointError(f"{folder}: {inside} is neither a file nor a folder; Keras writes none")
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(name, flags, dir_fd=place), "rb") as file:
+                yield inside, file
+
+
+def _copy(file: BinaryIO, member: IO[bytes], left: int) -> None:
+    while left and (data := file.read(min(left, _COPY_BYTES))):
+        member.write(data)
+        left -= len(data)
 
 
 def index_of_shard(path: str) -> str | None:

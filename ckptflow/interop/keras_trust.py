@@ -279,13 +279,24 @@ class _Check:
     def _check_functions(self, name: str, inner: dict[str, Any]) -> None:
         """A function that a layer of tf_keras holds is one that is known by its name, not code."""
         for key, value in inner.items():
-            if not key.endswith("_type") or name not in _HOLD_FUNCTIONS:
+            if name not in _HOLD_FUNCTIONS:
+                return
+            if key.endswith("_module") and name != "Lambda":  # all of it goes over the globals of that layer's module
+                self._check_module(name, value, inner.get(key.removesuffix("_module")))
+            if not key.endswith("_type"):
                 continue
             if not isinstance(value, str) or value not in _NOT_CODE:
                 self._refuse_unless_unsafe(f"a {name} layer with marshalled code")
             function = inner.get(key.removesuffix("_type"))
+            if value == "function" and not isinstance(function, (str, dict)):
+                self._refuse(f"a {name} layer with the function {str(function)[:80]!r}")
             if value == "function" and isinstance(function, str) and function not in self._known:
                 self._refuse(f"the function {function!r}")
+
+    def _check_module(self, name: str, module: Any, function: Any) -> None:
+        known = self._known.get(function) if isinstance(function, str) else None
+        if module not in (None, "builtins", getattr(known, "__module__", None)):
+            self._refuse_unless_unsafe(f"a {name} layer that takes over the module {str(module)[:80]!r}")
 
     def _check_operation(self, name: str, inner: dict[str, Any]) -> None:
         """What a layer of tf_keras calls only computes, and what it takes of a tensor is a tensor's."""

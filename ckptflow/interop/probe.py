@@ -8,6 +8,7 @@ found to be damaged in words is raised here in the same words; a file that passe
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import logging
@@ -17,13 +18,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any, BinaryIO
 
 import msgspec
 
-from ckptflow.errors import CorruptCheckpointError
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError
 from ckptflow.interop import confine
 from ckptflow.interop.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
 
@@ -40,11 +43,16 @@ _MAX_REPLY_BYTES = 2**16
 _OF_MEMORY = ("ResourceExhausted", "OOM when allocating", "Unable to allocate", "start new thread")
 _REMEMBERED = 256
 _passed: list[tuple[str, tuple[int, ...]]] = []
+_USUAL = (StopIteration, AttributeError, LookupError, TypeError, ImportError)  # raised all the time
+_SHOWN = 300
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EFBIG)  # what `confine` lets nobody do
 _is_probe = False
+_ran_out = False
 
 
 class _Reply(msgspec.Struct, frozen=True):
-    """How it went: read to the end; damaged, in these words; out of memory; or anything else, which is found again."""
+    """How it went: read to the end; damaged, in these words; out of memory; failed, by an error of this name; or an
+    error of ours that says what it needs ("told"), which is found again."""
 
     outcome: str
     text: str = ""
@@ -96,6 +104,11 @@ def check(
         raise CorruptCheckpointError(
             f"{path} is damaged, or made to do harm: a process that reads it {why}. If it is what it should be, allow "
             f"more by the environment variable {variable}"
+        )
+    if reply.outcome == "failed":
+        raise CorruptCheckpointError(
+            f"{path} is damaged, or made to do harm: a process that reads it fails with {reply.text}. It is not read "
+            "without one"
         )
     if reply.outcome == "read":
         _passed.extend(keys)
@@ -218,22 +231,64 @@ def _start_tensorflow() -> None:
 
 
 def _outcome(function: Any, path: str, arguments: Mapping[str, Any]) -> _Reply:
+    _note_failures()
     try:
         function(path, **arguments)
     except BaseException as error:
-        if _is_of_memory(error):
+        chain = _chain(error)
+        if any(_is_of_memory(type(each), each) for each in chain):
             return _Reply("memory")
         if isinstance(error, CorruptCheckpointError):
             return _Reply("damaged", str(error)[: _MAX_REPLY_BYTES // 8])
-        return _Reply("other", type(error).__name__)
-    return _Reply("read")
+        if _ran_out:
+            return _Reply("memory")
+        is_refused = any(isinstance(each, OSError) and each.errno in _REFUSED for each in chain)
+        # What cannot be read is told by the storage's own errors, and what was refused here would be done there.
+        if isinstance(error, StorageError) or (isinstance(error, CkptflowError) and not is_refused):
+            return _Reply("told", type(error).__name__)
+        return _Reply("failed", f"{type(error).__name__}: {str(error)[:_SHOWN]}")
+    return _Reply("memory" if _ran_out else "read")
 
 
-def _is_of_memory(error: BaseException | None) -> bool:
-    """Also where it was turned into another error on the way."""
-    while error is not None:
-        said = f"{type(error).__name__} {str(error)[:_MAX_REPLY_BYTES]}"
-        if isinstance(error, MemoryError) or any(each in said for each in _OF_MEMORY):
-            return True
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error, and those that were turned into it on the way."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
         error = error.__cause__ or error.__context__
-    return False
+    return found
+
+
+def _is_of_memory(kind: type, error: Any) -> bool:
+    if issubclass(kind, MemoryError):
+        return True
+    said = f"{kind.__name__} {str(error)[:_MAX_REPLY_BYTES]}"
+    return any(each in said for each in _OF_MEMORY)
+
+
+def _note_failures() -> None:
+    """From now on it is noted where memory was refused, whoever swallows that: Keras has bare excepts, and tries
+    another way, or leaves out what failed. Without limits the first way would be taken."""
+    monitoring: Any = getattr(sys, "monitoring", None)
+    if monitoring is None:  # before Python 3.12
+        threading.settrace(_trace)
+        sys.settrace(_trace)
+        return
+    raised = monitoring.events.RAISE
+    monitoring.use_tool_id(monitoring.DEBUGGER_ID, "ckptflow")
+    monitoring.register_callback(monitoring.DEBUGGER_ID, raised, lambda code, at, error: _note(type(error), error))
+    monitoring.set_events(monitoring.DEBUGGER_ID, raised)
+
+
+def _trace(frame: FrameType, event: str, argument: Any) -> Any:
+    if event == "exception":
+        _note(*argument[:2])
+    else:
+        frame.f_trace_lines = False
+    return _trace
+
+
+def _note(kind: type, error: Any) -> None:
+    global _ran_out
+    if not _ran_out and not issubclass(kind, _USUAL) and _is_of_memory(kind, error):
+        _ran_out = True

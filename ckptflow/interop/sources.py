@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptflow.errors import StorageError, UnsupportedStateError, UsageError
+from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError, UsageError
 from ckptflow.interop.budget import one_source
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
 from ckptflow.interop.private_copy import check_regular, private_copy
@@ -71,7 +71,8 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
             local = _unpacked(local, folder)
         elif chosen.name in KERAS:
             local = _as_one_file(local, place, folder, source_options)
-        packed = one_source(os.path.getsize(given)) if os.path.isfile(given) and local != given else nullcontext()
+        is_unpacked = chosen.name == "hub" and local != given  # the rest is measured as it lies
+        packed = one_source(os.path.getsize(given)) if is_unpacked else nullcontext()
         is_private = local_path(origin) is None or local != given
         is_copied = chosen.name in KERAS and not is_private and os.path.isfile(local)
         made = shown_as(local, shown) if local != given else nullcontext()
@@ -110,11 +111,9 @@ def _as_one_file(local: str, place: str, folder: str, source_options: dict[str, 
     """
     from ckptflow.interop import keras_parts
 
-    @contextmanager
-    def beside(name: str) -> Iterator[str]:
+    def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
         path = os.path.join(os.path.dirname(local), name)
-        with nullcontext(path) if os.path.isfile(path) else fetched(os.path.join(place, name), source_options) as found:
-            yield found
+        return given(path) if os.path.isfile(path) else fetched(os.path.join(place, name), source_options)
 
     if os.path.isdir(local) and keras_parts.is_unzipped(os.listdir(local)):
         target = os.path.join(folder, "model.keras")
@@ -122,7 +121,7 @@ def _as_one_file(local: str, place: str, folder: str, source_options: dict[str, 
         return target
     if local.endswith(keras_parts.INDEX_SUFFIX):
         target = os.path.join(folder, "whole.weights.h5")
-        keras_parts.merge_shards(local, target, beside)
+        keras_parts.merge_shards(local, target, lambda name: beside(name, private_copy))
         return target
     index = keras_parts.index_of_shard(os.path.basename(local))
     if index is None:
@@ -130,7 +129,7 @@ def _as_one_file(local: str, place: str, folder: str, source_options: dict[str, 
     try:
         with beside(index) as path:
             is_part = os.path.basename(local) in keras_parts.shards_in(path)
-    except StorageError:  # none is there: a name with a number, as that of an epoch
+    except (StorageError, CorruptCheckpointError):  # none, or no such thing: a name with a number, as that of an epoch
         return local
     if is_part:
         raise UsageError(

@@ -40,7 +40,7 @@ def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_B
     """
     try:
         with open(path, "rb") as file:
-            count = _check_directory(file)
+            count = check_directory(file)
             with zipfile.ZipFile(file) as archive:
                 if len(archive.infolist()) != count:
                     raise ValueError(f"it says that it has {count:,} members, and has {len(archive.infolist()):,}")
@@ -53,8 +53,11 @@ def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_B
         raise from_os_error(error, "read", path) from error
 
 
-def _check_directory(file: BinaryIO) -> int:
-    """Bounds the directory before `zipfile` reads it into memory; returns how many members it says there are."""
+def check_directory(file: BinaryIO) -> int:
+    """Bounds the directory before `zipfile` reads it into memory; returns how many members it says there are.
+
+    Raises ValueError.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END.size - 2**16))
     tail = file.read()

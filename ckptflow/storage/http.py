@@ -29,9 +29,8 @@ _MAX_REDIRECTS = 10
 _STEP_BYTES = 2**18
 _PORTS = {"http": 80, "https": 443}
 # Where a machine in a cloud is told its own credentials, beside the link-local addresses.
-_METADATA = {
-    *map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"))
-}
+_METADATA = {*map(ipaddress.ip_address, ("fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"))}
+_OF_AMAZON = ipaddress.IPv6Network("fd00:ec2::/32")  # machines' credentials, and those of containers
 # What begins so ends with an address of version 4: compatible, mapped, translated (as of the system, of a network).
 _HOLDS_V4 = tuple(
     map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48"))
@@ -76,9 +75,13 @@ class HttpFile(RemoteStore):
         settings: dict[str, Any] = {**self._fs.kwargs, "headers": headers | dict(self._fs.kwargs.get("headers") or {})}
         session = await self._fs.set_session()
         url = str(self._fs.encode_url(self._address))
+        is_strange = False
         async with AsyncExitStack() as stack:
             for _ in range(_MAX_REDIRECTS + 1):
-                reply = await session.get(URL(url, encoded=True), **{**settings, "allow_redirects": False})
+                asked = URL(url, encoded=True)
+                if is_strange:
+                    settings = {"headers": headers, **_proxy_for(asked)}
+                reply = await session.get(asked, **{**settings, "allow_redirects": False})
                 stack.push_async_callback(_release, reply)
                 if reply.status not in _REDIRECTS or "Location" not in reply.headers:
                     await _receive(reply, file, check)
@@ -86,7 +89,7 @@ class HttpFile(RemoteStore):
                 target = urljoin(url, reply.headers["Location"])
                 _check_redirect(url, target)
                 if _origin(url) != _origin(target):
-                    session, settings = await stack.enter_async_context(self._strangers()), {"headers": headers}
+                    session, is_strange = await stack.enter_async_context(self._strangers()), True
                 url = target
         raise RefusedRedirectError(f"more than {_MAX_REDIRECTS} redirects")
 
@@ -95,7 +98,16 @@ class HttpFile(RemoteStore):
         limit_s = self._stall_timeout_s
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s(limit_s), sock_read=limit_s)
         connector = aiohttp.TCPConnector(resolver=_PublicResolver())
-        return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True)
+        return aiohttp.ClientSession(timeout=timeout, connector=connector)  # with trust_env, a login of ~/.netrc would
+
+
+def _proxy_for(url: URL) -> dict[str, Any]:
+    """The proxy that the environment names for a URL, as an argument of a request."""
+    try:
+        proxy, login = aiohttp.helpers.get_env_proxy_for_url(url)
+    except LookupError:
+        return {}
+    return {"proxy": proxy, "proxy_auth": login}
 
 
 async def _release(reply: aiohttp.ClientResponse) -> None:
@@ -141,6 +153,8 @@ def is_forbidden(host: str) -> bool:
         inside += [address.sixtofour, *(address.teredo or ())]
         if any(address in network for network in _HOLDS_V4):
             inside.append(ipaddress.IPv4Address(address.packed[-4:]))
+    if address.version == 6 and address in _OF_AMAZON:
+        return True
     return any(each.is_link_local or each in _METADATA for each in inside if each is not None)
 
 

@@ -41,11 +41,20 @@ _PARAMETER = re.compile(r";[^/;=]*=[^/;]*")  # of a path: /login;jsessionid=…
 _QUERY = re.compile(r"\?[^?=]*+=.*", re.DOTALL)  # of a path: not all clients tell whole URLs
 
 # name=value, name: value, "name": "value"
-_FIELD = re.compile(r"(?<![\w.$-])([\w.$-]++)([\"'\\]*+)[ \t]*+([:=]|\\u003d|%3[dD])[ \t]*+")
+_FIELD = re.compile(
+    r"(?<![\w.$-])([\w.$-]++)([\"'\\]*+)[ \t]*+([:=]|\\u003d|%(?:25)*+3[dD]|&(?:#61|#x3[dD]|equals);)[ \t]*+"
+)
 _OPTION = re.compile(r"(?<![^\s\"'`(])--?([A-Za-z][\w-]*+)[ \t]++(?=[^\s-])")
-_VALUE = re.compile(r"\\*(?:\"[^\"]*\"|'[^']*'|[\"']?[^\s\"'&;<>]+)")
-_VALUE_OF_HEADER = re.compile(r"\\*(?:\"[^\"]*\"|'[^']*'|[\"']?(?:[A-Za-z][\w-]*+[ \t]++)?[^\s\"'&;<>]+)")
-_LINE = re.compile(r"\\*(?:\"[^\"]*\"|'[^']*'|[^\r\n\"'<>]+)")
+_PAIR = re.compile(r"[(\[][ \t]*+[bBrRuU]{0,2}[\"']([\w.$-]++)[\"'][ \t]*+,[ \t]*+")  # ("name", "value")
+# A literal, as programs print one: b'…', 'it\'s', SecretStr('…'), Some("…"); or one inside of a literal.
+_QUOTED = (
+    r"\\+(?:\"[^\"]*+\"|'[^']*+')"
+    r"|(?:[A-Za-z_][\w.:]{0,63}\([ \t]?){0,3}[bBrRuUfF]{0,2}(?:\"(?:[^\"\\]|\\.)*+\"|'(?:[^'\\]|\\.)*+')"
+)
+_VALUE = re.compile(rf"{_QUOTED}|\\*[\"']?[^\s\"'&;<>]+", re.DOTALL)
+_VALUE_OF_HEADER = re.compile(rf"{_QUOTED}|\\*[\"']?(?:[A-Za-z][\w-]*+[ \t]++)?[^\s\"'&;<>]+", re.DOTALL)
+_VALUE_OF_PAIR = re.compile(rf"(?:{_QUOTED})(?=[ \t]*+[)\]])", re.DOTALL)
+_LINE = re.compile(rf"{_QUOTED}|\\*[^\r\n\"'<>]+", re.DOTALL)
 _LONG_NAMES = (
     "token", "secret", "password", "passwd", "passphrase", "apikey", "accesskey", "accesskeyid", "secretkey",
     "accountkey", "sharedkey", "privatekey", "credential", "credentials", "authorization", "cookie", "sessionid",
@@ -245,14 +254,16 @@ def _ends_in_port(authority: str) -> bool:
 def _without_fields(text: str) -> str:
     fields = [(field.end(), _value_of(field)) for field in _FIELD.finditer(text)]
     fields += [(option.end(), _value_of_option(option)) for option in _OPTION.finditer(text)]
+    fields += [(pair.end(), _VALUE_OF_PAIR if _is_secret(pair[1]) else None) for pair in _PAIR.finditer(text)]
     shown: list[str] = []
     at = 0
     for start, pattern in sorted(fields, key=lambda each: each[0]):
         value = pattern.match(text, start) if pattern is not None and start >= at else None
         if value is None:
             continue
-        quote = value[0].lstrip("\\")[0] if value[0][-1:] in "\"'" else ""
-        shown += text[at:start], f"{quote}{SHOWN}{quote}"
+        quote = value[0][-1] if value[0][-1] in "\"'" else ""
+        before = value[0].partition(quote)[0].lstrip("\\") if quote else ""
+        shown += text[at:start], f"{before}{quote}{SHOWN}{quote}"
         at = value.end()
     return "".join((*shown, text[at:]))
 
@@ -276,9 +287,12 @@ def _value_of(field: re.Match[str]) -> re.Pattern[str] | None:
 
 
 def _value_of_option(option: re.Match[str]) -> re.Pattern[str] | None:
-    words = [part.lower() for part in _PARTS.split(option[1]) if part]
-    is_secret = "".join(words).endswith(_LONG_NAMES) or words[-1] in _SHORT_NAMES
-    return _VALUE if is_secret else _USER if option[1] in ("u", "user") else None
+    return _VALUE if _is_secret(option[1]) else _USER if option[1] in ("u", "user") else None
+
+
+def _is_secret(name: str) -> bool:
+    words = [part.lower() for part in _PARTS.split(name) if part]
+    return bool(words) and ("".join(words).endswith(_LONG_NAMES) or words[-1] in _SHORT_NAMES)
 
 
 _USER = re.compile(r"[\"']?[^\s:\"']+:(?:[^\s\"']+)")

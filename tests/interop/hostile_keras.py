@@ -92,6 +92,18 @@ def packed_twice(folder: Path) -> bytes:
     return packed.getvalue()
 
 
+def long_weights() -> bytes:
+    """A `.keras` whose weights, which Keras reads whole, are followed by nothing, tightly packed."""
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(archive("keras", _model("keras", [_input("keras")])))) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as members,
+    ):
+        for name in old.namelist():
+            members.writestr(name, old.read(name) + bytes(2**27 if name == "model.weights.h5" else 0))
+    return packed.getvalue()
+
+
 def nested_json() -> bytes:
     """A config that is small in the archive, and large as objects."""
     packed = io.BytesIO()

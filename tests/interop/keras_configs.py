@@ -116,6 +116,19 @@ def hostile(framework: str, mark: str) -> dict[str, dict[str, Any]]:
             "keras.layers", "ResidualWrapper", residual_fn=["", None, None], residual_fn_type="lambda",
             residual_fn_module="os", cell=layer("keras.layers", "LSTMCell", units=2),
         ),
+        "a function that is none": layer(
+            None, "ResidualWrapper", residual_fn=["x"], residual_fn_type="function",
+            residual_fn_module=None, cell=layer("keras.layers", "LSTMCell", units=2),
+        ),
+        "the globals of a module": layer(
+            None, "ResidualWrapper", residual_fn="x", residual_fn_module="keras.layers",
+            cell=layer("keras.layers", "LSTMCell", units=2),
+        ),
+        "the globals of a module, for a state": layer(
+            None, "DropoutWrapper", dropout_state_filter_visitor={"class_name": "Dense", "config": {}},
+            dropout_state_filter_visitor_type="function", dropout_state_filter_visitor_module="sys",
+            cell=layer("keras.layers", "LSTMCell", units=2),
+        ),
         "an operation in bytes": layer(
             "keras.src.layers.core.tf_op_layer", "TensorFlowOpLayer", node_def="{}", constants={}
         ),

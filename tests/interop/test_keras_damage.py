@@ -17,7 +17,7 @@ import pytest
 import tf_keras
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError, UsageError
-from ckptflow.interop import keras_files, keras_weights, probe
+from ckptflow.interop import keras_files, keras_weights, probe, zips
 from ckptflow.interop.budget import TIME_VARIABLE
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, write_all
@@ -395,3 +395,18 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(OSError, match="write"):
             write(str(tmp_path / name), model, ORIGIN)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_provenance_of_an_archive_is_read_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory, and what is packed in it, are bounded before `zipfile` reads them, where the file lies."""
+    many, tight = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(many, "w") as archive:
+        for number in range(5):
+            archive.writestr(f"{number}", "")
+    with zipfile.ZipFile(tight, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("metadata.json", "{}")
+    assert keras_files.read_provenance(many, "m.keras") is None
+    monkeypatch.setattr(zips, "MAX_MEMBERS", 3)
+    for file, words in ((many, "5 members"), (tight, "deflate")):
+        with pytest.raises(CorruptCheckpointError, match=words):
+            keras_files.read_provenance(file, "m.keras")

@@ -15,6 +15,8 @@ import pytest
 
 import ckptflow
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError, UsageError
+from ckptflow.interop import budget, keras_parts
+from ckptflow.interop.keras_probe import check_survives
 from tests.interop.places import Place
 from tests.servers import Server
 from tests.storage.backends import S3Backend
@@ -186,6 +188,14 @@ def test_a_model_that_was_not_zipped(unzipped: Path, trained: Any, tmp_path: Pat
     (linked / "assets" / "away").symlink_to("/etc/passwd")
     with pytest.raises(CorruptCheckpointError, match="away"):
         ckptflow.import_model(linked, tmp_path / "linked")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret").write_text("x")
+    shutil.rmtree(linked / "assets")
+    (linked / "assets").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptCheckpointError, match="assets"):
+        ckptflow.import_model(linked, tmp_path / "linked")
+    (tmp_path / "named").symlink_to(unzipped)  # by the user
+    ckptflow.import_model(tmp_path / "named", tmp_path / "by a link")
     config = json.loads((unzipped / "config.json").read_text())
     config["config"]["layers"][1]["module"] = "os"
     shutil.copytree(unzipped, tmp_path / "changed")
@@ -216,3 +226,41 @@ def test_files_of_a_checkpoint_of_tensorflow(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match=r"begin with: .*/model\.ckpt-7$"):
                 ckptflow.import_model(tmp_path / name, tmp_path / "run", format=kind)
     ckptflow.import_model(f"{prefix}.index", tmp_path / "run")
+
+
+def test_sharded_weights_are_measured_by_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by their index, which is a small file whatever the weights are."""
+    path = tmp_path / "w.weights.json"
+    layers = [keras.layers.Dense(2**10, use_bias=False, name=f"layer_{number}") for number in range(3)]
+    keras.Sequential([keras.Input((2**10,)), *layers]).save_weights(str(path), max_shard_size=6 * 2**20 / GIB)
+    monkeypatch.setattr(budget, "UNPACKED_FREE_BYTES", 2**16)
+    ckptflow.import_model(path, tmp_path / "run")
+    with ckptflow.open_checkpoint(tmp_path / "run") as opened:
+        assert sum(each.size_bytes for each in opened.manifest.tensors) == 3 * 2**22
+
+
+@pytest.mark.parametrize("beside", ["{}", "[1]", '{"weight_map": {"a": 3}}', "<html>", ""])
+def test_a_file_is_not_refused_for_what_lies_beside_it(beside: str, trained: Any, tmp_path: Path) -> None:
+    """A name with a number may be that of an epoch, and a web server may have a page for any name."""
+    path = tmp_path / "model_00012.weights.h5"
+    trained.save_weights(str(path))
+    (tmp_path / "model.weights.json").write_text(beside)
+    model = make()
+    ckptflow.import_model(path, tmp_path / "run", model=model)
+    check_same(model, trained)
+
+
+def test_shards_are_read_as_they_were_checked(
+    sharded: Path, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever changes a shard once the other process has read it changes nothing."""
+    folder = shutil.copytree(sharded.parent, tmp_path / "copy")
+
+    def check_then_change(path: str) -> None:
+        check_survives(path)
+        (folder / Path(path).name).write_bytes(b"another")
+
+    monkeypatch.setattr(keras_parts, "check_survives", check_then_change)
+    model = make()
+    ckptflow.import_model(folder / sharded.name, tmp_path / "run", model=model)
+    check_same(model, trained)

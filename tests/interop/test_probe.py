@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import resource
+import threading
 from pathlib import Path
 
 import h5py
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageAccessError, UsageError
 from ckptflow.interop import budget, probe
 from ckptflow.interop.saved_model import read_saved_model
 from ckptflow.interop.tf_checkpoint import read_bundle
@@ -48,6 +51,23 @@ def harm(path: str, *, what: str) -> None:
             import socket
 
             socket.create_connection(("127.0.0.1", int(Path(path).read_text())), 5)
+        case "swallow":
+            with contextlib.suppress(BaseException):
+                bytearray(2**40)
+        case "swallow in a thread":
+            thread = threading.Thread(target=harm, args=(path,), kwargs={"what": "swallow"})
+            thread.start()
+            thread.join()
+        case "swallow and need":
+            try:
+                bytearray(2**40)
+            except MemoryError:
+                error = UsageError("something else")
+            raise error
+        case "need":
+            raise UsageError("a module of yours")
+        case "fail":
+            raise ZeroDivisionError("by that")
         case "say":
             print("{}")
             raise CorruptCheckpointError("in these words")
@@ -73,6 +93,8 @@ def file(tmp_path: Path) -> Path:
         ("turn", rf"no end within 1 s.*{budget.TIME_VARIABLE}"),
         ("sleep", "no end within 1 s"),
         ("say", "^in these words$"),
+        ("fail", "fails with ZeroDivisionError: by that"),
+        *((what, "bytes of memory") for what in ("swallow", "swallow in a thread", "swallow and need")),
     ],
 )
 def test_what_becomes_of_a_reader(what: str, words: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +110,24 @@ def test_a_reader_changes_nothing(what: str, file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.0)
         file.write_text(str(server.getsockname()[1]))
-        check(file, what)  # it is refused, and whoever reads the file finds the same
+        with pytest.raises(CorruptCheckpointError, match="fails with PermissionError"):
+            check(file, what)
         with pytest.raises(BlockingIOError):
             server.accept()
     assert [each.name for each in file.parent.iterdir()] == ["file"]
+
+
+def test_what_a_reader_needs_is_said_where_it_is_read(file: Path) -> None:
+    check(file, "need")
+    file.chmod(0)
+    probe.check("tests.interop.test_probe:refuse_to_read", str(file), [str(file)])
+
+
+def refuse_to_read(path: str) -> None:
+    try:
+        raise PermissionError(errno.EACCES, "no", path)
+    except PermissionError as error:
+        raise StorageAccessError(f"{path} cannot be read") from error
 
 
 def test_limits_are_as_large_as_one_says(monkeypatch: pytest.MonkeyPatch) -> None:

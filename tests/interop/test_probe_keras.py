@@ -43,6 +43,7 @@ def little_memory() -> Iterator[None]:
 TAKE: dict[str, Callable[[Path], bytes]] = {
     "an operation on constants": lambda folder: hostile_keras.operation_on_constants(),
     "weights that are packed twice": hostile_keras.packed_twice,
+    "weights that are long": lambda folder: hostile_keras.long_weights(),
     "a config of many objects": lambda folder: hostile_keras.nested_json(),
 }
 

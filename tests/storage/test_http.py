@@ -144,6 +144,7 @@ def test_what_is_set_for_one_server_is_not_told_to_another(web: str) -> None:
         "http://[2002:a9fe:a9fe::1]/",
         "http://[2001:0:0:0:0:0:5601:5601]/",
         "http://[fd00:ec2::254]/",
+        "http://[fd00:ec2::23]/v1/credentials",
         "http://[fd20:ce::254]/",
         "http://168.63.129.16/",
         "http://100.100.100.200/",
@@ -165,6 +166,34 @@ def test_a_redirect_to_less_safety_is_not_followed() -> None:
     for target in ("http://a/x", "HTTP://b/x"):
         with pytest.raises(http_module.RefusedRedirectError, match="from https to http"):
             http_module._check_redirect("https://a/x?sig=PLANTED", target)
+
+
+def test_a_login_for_another_origin_is_not_sent_there(
+    web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever redirects chooses the host, and so whose login of ~/.netrc it would be."""
+    elsewhere = web.replace("127.0.0.1", "localhost")
+    (tmp_path / "netrc").write_text("default login me password PLANTED\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    Web.redirects["m.keras"] = f"{elsewhere}/far.keras"
+    with fetched(f"{web}/m.keras"):
+        pass
+    assert len(Web.headers_seen) == 2
+    assert "Authorization" not in Web.headers_seen[1]
+
+
+def test_redirects_go_through_the_proxy_of_the_environment(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is the proxy as well: it is asked by a whole URL."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", web.replace("http://", "http://me:mine@"))
+    Web.redirects["m.keras"] = "http://host.example/far.keras"
+    monkeypatch.setenv("no_proxy", web.partition("://")[2].partition("/")[0])
+    with fetched(f"{web}/m.keras"):
+        pass
+    assert Web.requests[-1] == "http://host.example/far.keras"
+    assert "Proxy-Authorization" in Web.headers_seen[-1]
+    assert "Authorization" not in Web.headers_seen[-1]
 
 
 def test_redirects_in_a_circle_end(web: str) -> None:

@@ -88,6 +88,26 @@ SHAPES = [
     "AccountName=x;AccountKey={};EndpointSuffix=y",
     "SharedAccessSignature={}",
     "passphrase: {}",
+    # literals, as programs print values
+    "password=b'{}'",
+    "{{b'Authorization': b'Basic {}'}}",
+    "{{u'password': u'{}'}}",
+    'password=rb"{}"',
+    "Config(password=SecretStr('{}'))",
+    'token: Some("{}")',
+    "token: Some(Secret('{}'))",
+    "password='it\\'s {}'",
+    'password="it\\"s {}"',
+    "Cookie: b'a={}'",
+    "('X-Auth-Token', '{}')",
+    "[('password','{}')]",
+    "(b'Authorization', b'Basic {}')",
+    '["api_key", "{}"]',
+    "('password', 'it\\'s {}')",
+    "passwd&#61;{}",
+    "passwd&#x3D;{}",
+    "passwd&equals;{}",
+    "passwd%253D{}",
     "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
 ]
 
@@ -129,6 +149,8 @@ PLAIN = [
     "file:///data/a;b/c",
     "C++: std::vector, num_tokens=3, key=lineage/1",
     "it ends with ? and = in between",
+    "('model/token_embedding', 'model/dense')",
+    "('token', 'mask', 'length')",
     "größer: naïve 中文",
 ]
 
@@ -199,3 +221,16 @@ def test_white_space_that_a_parser_drops_hides_nothing(at: int, space: str) -> N
 def test_any_text_is_redacted(text: str) -> None:
     assert text == redact(text) or "***" in redact(text) or "@" in text
     assert "\n" in text or "\n" not in redact_url(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("f(password=b'x', size=3)", "f(password=b'***', size=3)"),
+        ("token: Some('x'), size: 3", "token: Some('***'), size: 3"),
+        ("[('password', 'x'), ('size', '3')]", "[('password', '***'), ('size', '3')]"),
+        ("password='a\\'b', size='3'", "password='***', size='3'"),
+    ],
+)
+def test_of_a_literal_only_the_value_is_taken(text: str, shown: str) -> None:
+    assert redact(text) == shown
