@@ -43,14 +43,14 @@ def from_json(value: Any, where: str = "state") -> Any:
 
 
 def check_room(found: Mapping[str, Any], max_bytes: int) -> None:
-    """Raises `UnsupportedStateError`, naming the largest, where values in JSON's form take more of a manifest.
+    """Raises `UnsupportedStateError`, naming the largest, where JSON's form of values and names takes more.
 
     Lists and dicts, which take much more memory than text, have a bound of their own: one for each 256 bytes of room,
     and for each 16 that are used.
     """
-    texts = {name: msgspec.json.encode(value) for name, value in found.items()}
+    texts = {name: msgspec.json.encode({name: value}) for name, value in found.items()}
     sizes = {name: len(text) for name, text in texts.items()}
-    containers = sum(text.count(b"[") + text.count(b"{") for text in texts.values())
+    containers = sum(text.count(b"[") + text.count(b"{") - 1 for text in texts.values())
     total_bytes = sum(sizes.values())
     if total_bytes <= max_bytes and containers <= (max_bytes + 16 * total_bytes) // 256:
         return

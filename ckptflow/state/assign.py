@@ -9,6 +9,7 @@ from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import Manifest, TensorRecord
+from ckptflow.format.words import some_of
 from ckptflow.state.leaves import Leaf, PartLeaf
 from ckptflow.state.restore import Pair, Restore, is_optional, misfit_error
 from ckptflow.state.tf_keras import NadamCounter
@@ -40,7 +41,8 @@ def match(
     """
     matcher = _Matcher(tree, manifest, _renamer(rename, manifest))
     if matcher.differences and not partial:
-        raise misfit_error(manifest.folder, matcher.differences, is_changed=bool(assigned))
+        lines = [*matcher.differences, *(_unbuilt(tree) if matcher.unexpected else ())]
+        raise misfit_error(manifest.folder, lines, is_changed=bool(assigned))
     return Restore(
         tree,
         manifest.folder,
@@ -51,6 +53,16 @@ def match(
         partial=partial,
         assigned=assigned,
     )
+
+
+def _unbuilt(tree: Tree) -> list[str]:
+    """What to do about layers that lack their variables: unlike a model's, nothing says how they are built."""
+    unbuilt = [layer for layer in tree.layers if not getattr(layer, "built", True)]
+    entries = {id(obj): name for name, obj in tree.state.items()}
+    names = [f"{entries.get(id(layer), layer.name)} ({type(layer).__name__})" for layer in unbuilt]
+    if not names:
+        return []
+    return [f"not built yet, so that what they hold is not there: {some_of(names, 5)}; call each once on a batch first"]
 
 
 class _Matcher:

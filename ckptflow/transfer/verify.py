@@ -17,6 +17,8 @@ from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
 
+_SHORTER = "became shorter while it was read"
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -77,7 +79,8 @@ def _verify_shard(
     if size_bytes != record.size_bytes:
         return (f"has {size_bytes:,} bytes, the manifest says {record.size_bytes:,}",)
     try:
-        return (*_verify_header(store, key, record, slices), *_verify_data(store, key, record, slices, buffer))
+        found = _verify_header(store, key, record, slices) + _verify_data(store, key, record, slices, buffer)
+        return tuple(dict.fromkeys(found))
     except ObjectNotFoundError:
         return ("is missing",)
 
@@ -86,9 +89,11 @@ def _verify_header(store: Store, key: str, record: ShardRecord, slices: _Slices)
     """The header must name the slices of the manifest, each where the manifest says, and nothing else."""
     prefix = bytearray(8)
     try:
-        store.get(key, memoryview(prefix))
+        if store.get(key, memoryview(prefix)) < len(prefix):
+            return [_SHORTER]
         head = bytearray(header_size_bytes(bytes(prefix), record.size_bytes))
-        store.get(key, memoryview(head))
+        if store.get(key, memoryview(head)) < len(head):
+            return [_SHORTER]
         entries = parse_header(bytes(head), record.size_bytes)
     except ValueError as error:
         return [str(error)]
@@ -123,7 +128,7 @@ def _verify_data(store: Store, key: str, record: ShardRecord, slices: _Slices, b
     while position < record.size_bytes:
         view = buffer.view[: min(len(buffer.view), record.size_bytes - position)]
         if store.get(key, view, position) < len(view):
-            return [*problems, "became shorter while it was read"]
+            return [*problems, _SHORTER]
         whole = crc32c.crc32c(view, whole)
         end = position + len(view)
         while number < len(spans) and spans[number][0] < end:

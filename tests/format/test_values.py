@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
-from ckptflow.format.values import MAX_DEPTH, from_json, to_json
+from ckptflow.format.values import MAX_DEPTH, check_room, from_json, to_json
 
 scalars = (
     st.none()
@@ -176,3 +176,12 @@ def test_whatever_is_read_can_be_written_again(around: Callable[[Any], Any] | No
     except CorruptCheckpointError:
         return
     assert same(from_json(to_json(read, "state")), read)
+
+
+def test_names_take_room_as_what_they_name_does() -> None:
+    check_room({"a": "x" * 900}, 1000)
+    check_room({"n" * 900: "x"}, 1000)
+    with pytest.raises(UnsupportedStateError, match=r"nnn.* takes 1,0.. bytes"):
+        check_room({"n" * 1000: "x"}, 1000)
+    with pytest.raises(UnsupportedStateError, match="bytes of JSON"):
+        check_room({f"{number:03}" + "n" * 50: 0 for number in range(20)}, 1000)

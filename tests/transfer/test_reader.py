@@ -14,6 +14,7 @@ from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, Storage
 from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, decode
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
+from ckptflow.storage.store import Entry
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import plan_ranges
 from ckptflow.transfer.reader import check_sizes, read_box, read_tensors
@@ -197,6 +198,19 @@ def test_a_short_or_long_shard_is_damage() -> None:
         store.objects[key] = changed
         (problem,) = verify_checkpoint(store, FOLDER, manifest, BufferPool(2**16, 2**16))
         assert f"has {len(changed):,} bytes" in problem.what
+
+
+@pytest.mark.parametrize("left_bytes", [0, 5, 20])
+def test_a_shard_that_becomes_shorter_while_it_is_read_is_told_so(left_bytes: int) -> None:
+    """Not that its header is malformed: nobody wrote one that is."""
+    store, manifest, _ = written()
+    key = FOLDER.key(manifest.shards[0].name)
+    store.objects[key], listed = store.objects[key][:left_bytes], store.list()
+    store.list = lambda prefix="": [  # type: ignore[method-assign]
+        Entry(each.key, manifest.shards[0].size_bytes) if each.key == key else each for each in listed
+    ]
+    (problem,) = verify_checkpoint(store, FOLDER, manifest, BufferPool(2**16, 2**16))
+    assert str(problem) == f"{manifest.shards[0].name}: became shorter while it was read"
 
 
 def test_swapped_shards_are_damage() -> None:
