@@ -43,10 +43,15 @@ def parser_bytes(size_bytes: int) -> int:
     chosen = chosen_bytes()
     if chosen is not None:
         return chosen
-    wanted = _PARSER_RATIO * size_bytes
+    wanted = min(_PARSER_RATIO * size_bytes, machine_bytes())
     if _source_bytes.get() is not None:
         wanted = min(wanted, 2 * unpacked_bytes(size_bytes))
     return _PARSER_FREE_BYTES + wanted
+
+
+def machine_bytes() -> int:
+    """The memory of this machine: what bounds those whose length is only claimed, or comes of holes in a file."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def parser_s(size_bytes: int) -> int:

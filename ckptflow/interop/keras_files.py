@@ -22,7 +22,7 @@ from ckptflow.interop import keras_hdf5, probe, provenance
 from ckptflow.interop.archives import check_zip
 from ckptflow.interop.keras_backup import find_backup
 from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
-from ckptflow.interop.keras_probe import check_survives
+from ckptflow.interop.keras_probe import surviving
 from ckptflow.interop.private_copy import private_copy
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.zips import bound_of, check_directory
@@ -117,17 +117,15 @@ def write_weights(path: str, model: Any, origin: Provenance) -> None:
 def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
     """Which checkpoint a `.keras` or HDF5 file was exported from; None where it was not. Does not import TensorFlow.
 
-    Reads no tensor. Raises `CorruptCheckpointError` where the file is damaged.
+    Of a `.keras` elsewhere only what is needed is read; HDF5 comes whole, since another process has to read it first.
+    Raises `CorruptCheckpointError` where the file is damaged.
     """
     with damage(where):
         file.seek(0)
         head = file.read(len(keras_hdf5.MAGIC))
         file.seek(0)
         if head == keras_hdf5.MAGIC:
-            name = getattr(file, "name", None)
-            if isinstance(name, str) and os.path.isfile(name):  # of a file elsewhere only what is needed is read
-                check_survives(name)
-            with opened(file, where) as found:
+            with surviving(file, where) as whole, opened(whole, where) as found:
                 return keras_hdf5.read_provenance(found, where)
         if head[:2] != b"PK":
             raise CorruptCheckpointError(f"{where} is neither a .keras file nor HDF5")

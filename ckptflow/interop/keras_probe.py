@@ -6,14 +6,21 @@ Python can catch is left to `keras_hdf5`; this is for what it cannot.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import zipfile
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from ckptflow.interop import keras_hdf5, probe  # HDF5 is loaded before there are limits
 from ckptflow.interop.zips import bound_of, check_zip
+from ckptflow.storage.shown_as import private_file
+from ckptflow.storage.whole import ensure_room
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras
 _JSON_MEMBERS, _JSON_ATTRIBUTES = ("config.json", "metadata.json"), ("model_config", "training_config")
+_COPY_BYTES = 2**20
 
 
 def check_survives(path: str) -> None:
@@ -25,6 +32,23 @@ def check_survives(path: str) -> None:
     except OSError:
         return  # whoever reads it says so
     probe.check("ckptflow.interop.keras_probe:read_all", path, [path], scratch_bytes=bound_of(size_bytes))
+
+
+@contextlib.contextmanager
+def surviving(file: BinaryIO, where: str) -> Iterator[str | BinaryIO]:
+    """A file that another process has read to the end: as it was given where it lies on this disk, else a copy."""
+    name = getattr(file, "name", None)
+    if isinstance(name, str) and os.path.isfile(name):
+        check_survives(name)
+        yield file
+        return
+    with private_file("ckptflow-keras-", "whole.h5", where) as path:
+        ensure_room(os.path.dirname(path), file.seek(0, os.SEEK_END))
+        file.seek(0)
+        with open(path, "xb") as copy:
+            shutil.copyfileobj(file, copy, _COPY_BYTES)
+        check_survives(path)
+        yield path
 
 
 def read_all(path: str) -> None:

@@ -14,6 +14,7 @@ from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageErro
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.words import some_of
+from ckptflow.interop.budget import machine_bytes
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
 from ckptflow.interop.keras_optimizer import variables_of
@@ -325,7 +326,7 @@ def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
 
 def _bound(manifest: Manifest) -> int:
     """What a model of that checkpoint may take at most: its configs are not trusted."""
-    return max(_MIN_BOUND_BYTES, 4 * manifest.size_bytes)
+    return max(_MIN_BOUND_BYTES, min(4 * manifest.size_bytes, machine_bytes()))
 
 
 def check_order(loaded: LoadedModel) -> None:

@@ -358,6 +358,8 @@ def test_a_file_that_hdf5_does_not_survive(
     if kind != "keras":
         with pytest.raises(CorruptCheckpointError, match="signal 11"), open(path, "rb") as file:
             keras_files.read_provenance(file, path)
+        with pytest.raises(CorruptCheckpointError, match=r"^s3://b/m\.h5 .*signal 11"):  # where it lies elsewhere
+            keras_files.read_provenance(io.BytesIO(Path(path).read_bytes()), "s3://b/m.h5")
     monkeypatch.setattr(probe, "PROGRAM", "import os, time; os.write(1, b'\\n'); time.sleep(60)")
     monkeypatch.setenv(TIME_VARIABLE, "1")
     with pytest.raises(CorruptCheckpointError, match="no end"):

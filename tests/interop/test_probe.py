@@ -132,6 +132,7 @@ def refuse_to_read(path: str) -> None:
 
 def test_limits_are_as_large_as_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget.unpacked_bytes(10) < budget.unpacked_bytes(10**9)
+    assert budget.parser_bytes(2**60) < budget.machine_bytes() + 2**30  # of a file with holes, or one that is claimed
     with budget.one_source(10):
         assert budget.unpacked_bytes(10**9) == budget.unpacked_bytes(10)
         assert budget.parser_bytes(10**12) < 2**30
