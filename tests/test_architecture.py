@@ -101,7 +101,7 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
         {"_create_all_weights", "_states"},
     ),
     "ckptflow/state/bundles.py": (
-        "TensorFlow: what tf.train.Checkpoint calls of a table, an iterator or any trackable; Keras: a lookup's size",
+        "TensorFlow: what tf.train.Checkpoint calls of a table or any trackable; Keras: a lookup's size",
         {
             "_deleted_key",
             "_empty_key",
@@ -115,6 +115,10 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
     "ckptflow/state/capture.py": ("TensorFlow: the number of elements, without an operation", {"_num_elements"}),
     "ckptflow/state/configs.py": ("tf_keras: whether a model is functional", {"_is_graph_network"}),
     "ckptflow/state/entries.py": ("TensorFlow: a distributed iterator's parts", {"_iterator", "_iterators"}),
+    "ckptflow/state/iterators.py": (
+        "TensorFlow: what tf.train.Checkpoint calls of an iterator",
+        {"_restore_from_tensors", "_serialize_to_tensors"},
+    ),
     "ckptflow/state/keras3.py": (
         "Keras 3: which variables an optimizer was built for, and its own",
         {"_trainable_variables", "_variables"},

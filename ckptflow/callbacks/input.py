@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
 
-from ckptflow.state.bundles import IteratorBundle
+from ckptflow.state.iterators import IteratorBundle
 from ckptflow.state.kinds import Kind, kind_of
 
 Bytes = npt.NDArray[np.uint8]

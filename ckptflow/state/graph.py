@@ -28,7 +28,7 @@ from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.format.values import is_unicode
 from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
-from ckptflow.state.bundles import Bundle
+from ckptflow.state.bundle import Bundle
 from ckptflow.state.children import tracked
 from ckptflow.state.graph_names import Pairs, pair, with_trained
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable

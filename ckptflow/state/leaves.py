@@ -19,7 +19,7 @@ from ckptflow.format.components import Components
 from ckptflow.format.record import MAX_NUMBER, MAX_RANK
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import strategies
-from ckptflow.state.bundles import Bundle
+from ckptflow.state.bundle import Bundle
 from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_copies
 
 Array = npt.NDArray[Any]

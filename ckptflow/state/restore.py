@@ -17,7 +17,7 @@ from ckptflow.format.components import aggregate
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.printable import lines as text_lines
-from ckptflow.state.bundles import Bundle, NotPutBackError, said
+from ckptflow.state.bundle import Bundle, NotPutBackError, said
 from ckptflow.state.kinds import is_normalization
 from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone

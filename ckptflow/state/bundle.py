@@ -1,0 +1,69 @@
+"""What a bundle is: state that is no variable, and is read and written as a whole, as tables and iterators are.
+
+A bundle has named parts, each one tensor in the checkpoint. `read` gives all parts at one moment and may be called only
+between two training steps; `write` puts all of them back, replacing whatever is there.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+Array = npt.NDArray[Any]
+
+
+class NotPutBackError(Exception):
+    """A rehearsal has changed an object, which does not take back what it held before."""
+
+
+class Bundle(ABC):
+    """One object that becomes several tensors of sizes known only when they are captured.
+
+    `obj` is that object. `stock_names`: what TensorFlow's own checkpoints call the parts, where they hold the same.
+    """
+
+    obj: Any
+    dtypes: dict[str, str]
+    stock_names: Mapping[str, str] = {}
+
+    @abstractmethod
+    def read(self) -> dict[str, Any]:
+        """Every part's value, a tensor that nothing else writes to, or an array."""
+
+    @abstractmethod
+    def write(self, parts: Mapping[str, Array]) -> None:
+        """Replaces the object's state by `parts`."""
+
+    def misfit(self, parts: Mapping[str, Array]) -> str:
+        """Why `write` cannot take these parts; empty where it can. Leaves the object as it is, or raises
+        `NotPutBackError`; what else it raises says why, too."""
+        return ""
+
+    def held(self) -> dict[str, Array]:
+        """What `write` puts back later."""
+        parts = {name: part.numpy() if tf.is_tensor(part) else part for name, part in self.read().items()}
+        return {name: np.array(part, object) if isinstance(part, bytes) else part for name, part in parts.items()}
+
+    def put_back(self, before: Mapping[str, Array]) -> None:
+        """Writes what `held` gave. Raises `NotPutBackError` where that fails, too."""
+        try:
+            self.write(before)
+        except Exception as error:
+            raise NotPutBackError(f"what it held before cannot be put back: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """What an error of anyone's says, with its kind."""
+    return f"{type(error).__name__}: {says(error)}"
+
+
+def says(error: Exception) -> str:
+    """The first line of it, without TensorFlow's name of the operation."""
+    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    return re.sub(r"^\{\{.*?\}\} ", "", str(text).partition("\n")[0])[:300]
