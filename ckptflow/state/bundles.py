@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,9 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
+from ckptflow.printable import printable
 from ckptflow.state.bundle import Array, Bundle, said, says
 from ckptflow.state.iterators import IteratorBundle
 from ckptflow.state.kinds import CONTAINERS, Kind, Trackable, kind_of, overrides
+
+logger = logging.getLogger("ckptflow")
 
 
 class TableBundle(Bundle):
@@ -135,9 +139,8 @@ class VocabularyBundle(Bundle):
         if self._is(parts):
             return
         layer = self._layer
-        if not len(words):  # saved before the layer was adapted
-            layer.reset_state()
-            layer.lookup_table, layer._frozen_vocab_size = self._spare().lookup_table, None
+        if not len(words):
+            _warn_of_none(layer, "vocabulary")
             return
         vocabulary = [word.decode() for word in words] if layer.vocabulary_dtype == "string" else words.tolist()
         if "idf_weights" not in self.dtypes:
@@ -155,8 +158,7 @@ class VocabularyBundle(Bundle):
         if self._is(parts):
             return ""
         if not len(parts["vocabulary"]):
-            is_given = not hasattr(self._layer, "token_counts")  # what adapting counts in
-            return "it was made with a vocabulary, and the checkpoint has none" if is_given else ""
+            return ""
         try:
             spare = VocabularyBundle(self._spare())
         except Exception:  # a layer like no other: `write` will tell
@@ -194,12 +196,22 @@ class BoundariesBundle(Bundle):
         return {"bin_boundaries": np.array([] if boundaries is None else boundaries, dtype=np.float64)}
 
     def write(self, parts: Mapping[str, Array]) -> None:
-        is_keras3 = not hasattr(self._layer, "input_bin_boundaries")  # which has None before it is adapted
-        self._layer.bin_boundaries = parts["bin_boundaries"].tolist() or (None if is_keras3 else [])
+        boundaries = parts["bin_boundaries"].tolist()
+        if boundaries:
+            self._layer.bin_boundaries = boundaries
+        elif len(self.read()["bin_boundaries"]):
+            _warn_of_none(self._layer, "boundaries")
 
-    def misfit(self, parts: Mapping[str, Array]) -> str:
-        is_lacking = self._layer.num_bins is None and not len(parts["bin_boundaries"])
-        return "it was made with boundaries, and the checkpoint has none" if is_lacking else ""
+
+def _warn_of_none(layer: Any, what: str) -> None:
+    """As with Keras's own files: a vocabulary is made before training, and an .h5 has none of a layer that has one."""
+    logger.warning(
+        "%s %s: the checkpoint has no %s of it, it was saved before adapt() or comes from a file without; what the "
+        "layer has stays as it is",
+        type(layer).__name__,
+        printable(str(layer.name)),
+        what,
+    )
 
 
 class TrackableBundle(Bundle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,39 +222,22 @@ ADAPTED: dict[str, tuple[Callable[[Any], Any], Any, Callable[[Any], Any]]] = {
 
 @pytest.mark.parametrize("name", ADAPTED)
 @pytest.mark.parametrize("kit", KERASES)
-def test_what_was_saved_before_it_was_adapted_is_so_again(tmp_path: Path, kit: str, name: str) -> None:
+def test_what_was_saved_before_it_was_adapted_stays_adapted_and_that_is_said(
+    tmp_path: Path, kit: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     make, data, tell = ADAPTED[name]
     layer, weights = make(KERASES[kit]), Weights()
-    fresh = tell(make(KERASES[kit]))
     with CheckpointManager(tmp_path, {"w": weights, "obj": layer}) as manager:
         weights.fill(1)
         manager.save(1).result()
+        manager.restore(1)
+        assert "has no" not in caplog.text
         layer.adapt(data)
         adapted = tell(layer)
-        assert adapted != fresh
         weights.fill(2)
         manager.save(2).result()
         manager.restore(1)
-        assert (weights.value(), tell(layer)) == (1, fresh)
-        if kit == "keras" or name != "bins":  # tf_keras's answers 0 for everything
-            with pytest.raises((tf.errors.FailedPreconditionError, RuntimeError, ValueError, AttributeError)):
-                layer(np.asarray(data[:1]))
+        assert (weights.value(), tell(layer)) == (1, adapted)
+        assert re.search("the checkpoint has no (vocabulary|boundaries) of it", caplog.text)
         manager.restore(2)
         assert (weights.value(), tell(layer)) == (2, adapted)
-        manager.restore(1)
-        layer.adapt(data)
-        assert tell(layer) == adapted
-
-
-@pytest.mark.parametrize("kit", KERASES)
-def test_what_was_made_with_its_words_is_not_emptied(tmp_path: Path, kit: str) -> None:
-    layers = KERASES[kit].layers
-    pairs = [
-        (layers.StringLookup(), layers.StringLookup(vocabulary=["a"])),
-        (layers.Discretization(num_bins=2), layers.Discretization(bin_boundaries=[1.0])),
-    ]
-    for number, (empty, given) in enumerate(pairs):
-        saved(tmp_path / str(number), empty)
-        with pytest.raises(StateMismatchError, match=r"obj: it was made with .*, and the checkpoint has none"):
-            restored(tmp_path / str(number), given)
-        assert restored(tmp_path / str(number), given, partial=True).value() == 1
