@@ -20,7 +20,9 @@ from tests.waiting import HANG_S, until
 
 
 def listeners() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ckptflow-")]
+    """Threads of notices; others of ckptflow's stay from other tests."""
+    names = ("ckptflow-signals", "ckptflow-notice", "ckptflow-told")
+    return [thread.name for thread in threading.enumerate() if thread.name in names]
 
 
 @contextmanager
