@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ckptflow.commit.catalog import Checkpoint
     from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
     from ckptflow.interop.export import export_checkpoint
-    from ckptflow.interop.importing import import_model
+    from ckptflow.interop.import_ import import_model
     from ckptflow.job.pending import PendingCheckpoint
     from ckptflow.manager import CheckpointManager
     from ckptflow.preemption import PreemptionWatcher
@@ -93,7 +93,7 @@ _LAZY = {
     "PerWorker": "ckptflow.state.per_worker",
     "PreemptionWatcher": "ckptflow.preemption",
     "export_checkpoint": "ckptflow.interop.export",
-    "import_model": "ckptflow.interop.importing",
+    "import_model": "ckptflow.interop.import_",
     "list_checkpoints": "ckptflow.reading",
     "open_checkpoint": "ckptflow.reading",
 }

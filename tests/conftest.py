@@ -15,7 +15,7 @@ from typing import BinaryIO
 import hypothesis
 import pytest
 
-from ckptflow.interop import probe
+from ckptflow.interop.untrusted import probe
 from tests import distributions, servers
 from tests.forked import ROOT, Process
 from tests.processes import start_python

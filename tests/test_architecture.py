@@ -67,31 +67,34 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
         },
     ),
     "ckptflow/callbacks/others.py": ("both Keras: the public learning_rate is its value", {"_learning_rate"}),
-    "ckptflow/interop/keras_config.py": (
+    "ckptflow/interop/keras/config.py": (
         "tf_keras: what a model was built with, and a legacy optimizer's build",
         {"_build_input_shape", "_create_all_weights"},
     ),
-    "ckptflow/interop/keras_files.py": ("tf_keras: what a model was built with", {"_build_input_shape"}),
-    "ckptflow/interop/keras_legacy.py": (
+    "ckptflow/interop/keras/files.py": ("tf_keras: what a model was built with", {"_build_input_shape"}),
+    "ckptflow/interop/keras/legacy.py": (
         "both Keras: how it was compiled, all layers of a nested model, the table of a layer of strings",
         {"_compile_config", "_flatten_layers", "_lookup_layer"},
     ),
-    "ckptflow/interop/keras_places.py": (
+    "ckptflow/interop/keras/places.py": (
         "both Keras: the order in which its own files are written",
         {"_flatten_layers", "_save_state"},
     ),
-    "ckptflow/interop/keras_trust.py": (
+    "ckptflow/interop/untrusted/keras_trust.py": (
         "Keras: the classes of a custom_object_scope",
         {"_THREAD_LOCAL_CUSTOM_OBJECTS"},
     ),
-    "ckptflow/interop/keras_weights.py": ("both Keras: reads weights from a folder", {"_load_state"}),
+    "ckptflow/interop/keras/weights.py": ("both Keras: reads weights from a folder", {"_load_state"}),
     "ckptflow/interop/model.py": ("both Keras: all layers of a nested model", {"_flatten_layers"}),
-    "ckptflow/interop/probe.py": ("Python: ends a forked process without what its parent registered", {"_exit"}),
-    "ckptflow/interop/reusable.py": (
+    "ckptflow/interop/untrusted/probe.py": (
+        "Python: ends a forked process without what its parent registered",
+        {"_exit"},
+    ),
+    "ckptflow/interop/tensorflow/reusable.py": (
         "TensorFlow and tf_keras: a function attached for one export, and the concrete ones that it has",
         {"_delete_tracking", "_filter_shards", "_list_all_concrete_functions", "_track_trackable"},
     ),
-    "ckptflow/interop/signatures.py": (
+    "ckptflow/interop/tensorflow/signatures.py": (
         "both Keras and TensorFlow: inputs and outputs by name, what a function was traced for, whose a capture is",
         {"_build_shapes_dict", "_inputs_struct", "_keras_history", "_list_all_concrete_functions", "_parent_trackable"},
     ),

@@ -210,7 +210,7 @@ for module in pkgutil.walk_packages(ckptflow.__path__, "ckptflow."):
 def test_every_format_is_written_and_read_without_extras(bare: Environment) -> None:
     program = """
 import keras, ckptflow
-from ckptflow.interop import probe
+from ckptflow.interop.untrusted import probe
 from ckptflow.interop.formats import FORMATS
 keras.utils.set_random_seed(1)
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])

@@ -147,7 +147,7 @@ def _become(request: dict[str, object], descriptors: list[int]) -> list[str]:
 
 def _fork_probes(stand_in: str) -> None:
     """A probe of this process is started by that command."""
-    from ckptflow.interop import probe
+    from ckptflow.interop.untrusted import probe
 
     def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> subprocess.Popen[bytes]:
         fixed = read_at_start(environment)
@@ -201,7 +201,9 @@ def load_ckptflow() -> None:
 def load_what_probes_load() -> None:
     import tf_keras
 
-    from ckptflow.interop import keras_probe, model_probe, saved_model
+    from ckptflow.interop.tensorflow import saved_model
+    from ckptflow.interop.untrusted import hdf5_probe as keras_probe
+    from ckptflow.interop.untrusted import model_probe
 
     assert all((tf_keras.layers, keras_probe, model_probe, saved_model))
     gc.collect()

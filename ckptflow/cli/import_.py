@@ -70,7 +70,7 @@ def import_(
       ckptflow import checkpoints/ckpt-1500 runs/8 --model my.train:build_model --step 1500
       ckptflow import backbone.keras runs/9 --model my.train:build_model --partial --rename model=model/backbone
     """
-    from ckptflow.interop.importing import import_model
+    from ckptflow.interop.import_ import import_model
 
     there = storage_options(options, options_json)
     prepare()

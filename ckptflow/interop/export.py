@@ -135,7 +135,7 @@ def _write_tensors(chosen: Format, path: str, opened: OpenCheckpoint, provenance
         from ckptflow.interop.safetensors_file import write_safetensors
 
         return write_safetensors(path, opened, provenance)
-    from ckptflow.interop.tf_checkpoint import write_tf_checkpoint
+    from ckptflow.interop.tensorflow.checkpoint import write_tf_checkpoint
 
     return write_tf_checkpoint(path, opened, provenance)
 
@@ -150,9 +150,10 @@ def _write_model(
     input_signature: Sequence[Any] | None,
     how: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    from ckptflow.interop import keras_files, saved_model, tflite
-    from ckptflow.interop.archives import pack_tar
+    from ckptflow.interop.keras import files as keras_files
     from ckptflow.interop.model import check_order, load_model, not_held
+    from ckptflow.interop.tensorflow import saved_model, tflite
+    from ckptflow.interop.untrusted.archives import pack_tar
 
     loaded = load_model(opened, model, **how)
     if chosen.name in ("keras", "h5", "weights"):

@@ -14,11 +14,11 @@ from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageErro
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.words import some_of
-from ckptflow.interop.budget import machine_bytes
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
-from ckptflow.interop.keras_config import build_model, build_optimizer, build_optimizer_of
-from ckptflow.interop.keras_optimizer import variables_of
-from ckptflow.interop.model_probe import check_builds
+from ckptflow.interop.keras.config import build_model, build_optimizer, build_optimizer_of
+from ckptflow.interop.keras.optimizer import variables_of
+from ckptflow.interop.untrusted.budget import machine_bytes
+from ckptflow.interop.untrusted.model_probe import check_builds
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from ckptflow.errors import ObjectNotFoundError
-from ckptflow.interop import archives, keras_files, safetensors_file, tflite
+from ckptflow.interop import safetensors_file
 from ckptflow.interop.formats import by_suffix
+from ckptflow.interop.keras import files as keras_files
 from ckptflow.interop.provenance import EXTRA, FILE_NAME, MAX_BYTES, Provenance, decode
+from ckptflow.interop.tensorflow import tflite
+from ckptflow.interop.untrusted import archives
 from ckptflow.storage.files import fetched, opened
 
 _IN_SAVED_MODEL = posixpath.join(EXTRA, FILE_NAME)
@@ -37,7 +40,7 @@ def find_provenance(url: str, storage_options: dict[str, Any] | None = None) -> 
     except ObjectNotFoundError:
         return None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from ckptflow.interop.tf_checkpoint import read_provenance
+    from ckptflow.interop.tensorflow.checkpoint import read_provenance
 
     with fetched(prefix, storage_options) as local:
         return read_provenance(local)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError, UsageError
-from ckptflow.interop.budget import one_source
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
-from ckptflow.interop.private_copy import check_regular, private_copy
+from ckptflow.interop.untrusted.budget import one_source
+from ckptflow.interop.untrusted.private_copy import check_regular, private_copy
 from ckptflow.storage.files import fetched
 from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.shown_as import private_folder, shown_as
@@ -44,7 +44,7 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
     chosen = by_name(name) if name is not None else by_content(local)
     place = origin.rstrip("/") if os.path.isdir(local) else origin.rpartition("/")[0]
     if os.path.isdir(local) and (chosen is None or chosen.name in ("weights", "tf-checkpoint")):
-        from ckptflow.interop.keras_files import find_backup
+        from ckptflow.interop.keras.files import find_backup
 
         backup = find_backup(local)
         if backup is not None:
@@ -94,7 +94,7 @@ def _check_is_prefix(origin: str) -> None:
 
 def _unpacked(local: str, folder: str) -> str:
     """The folder of a packed module."""
-    from ckptflow.interop.archives import unpack_tar
+    from ckptflow.interop.untrusted.archives import unpack_tar
 
     unpacked = os.path.join(folder, "module")
     unpack_tar(local, unpacked)
@@ -109,7 +109,7 @@ def _as_one_file(local: str, place: str, folder: str, source_options: dict[str, 
 
     `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part.
     """
-    from ckptflow.interop import keras_parts
+    from ckptflow.interop.keras import parts as keras_parts
 
     def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
         path = os.path.join(os.path.dirname(local), name)

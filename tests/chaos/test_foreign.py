@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptflow.interop.budget import TIME_VARIABLE
+from ckptflow.interop.untrusted.budget import TIME_VARIABLE
 from tests.chaos.conftest import Note
 from tests.interop import test_probe, test_probe_keras
 from tests.interop.models import KERASES

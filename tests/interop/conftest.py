@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ckptflow.interop import probe
+from ckptflow.interop.untrusted import probe
 from tests.interop.doors import make_model, save
 from tests.interop.models import without_graph
 

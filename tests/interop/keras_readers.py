@@ -73,7 +73,7 @@ def ask_stock(asks: list[dict[str, str]]) -> list[dict[str, Any]]:
 def write_all(model: Any, name: str, folder: Path) -> dict[str, Path]:
     """A model in every format that holds it, by the format's name."""
     from ckptflow.errors import UnsupportedStateError
-    from ckptflow.interop import keras_files
+    from ckptflow.interop.keras import files as keras_files
 
     written = {}
     for kind, suffix, write in (

@@ -22,10 +22,10 @@ import tensorflow as tf
 
 from ckptflow.errors import CkptflowError
 from ckptflow.interop import model as models
-from ckptflow.interop import probe
 from ckptflow.interop.export import export_checkpoint
-from ckptflow.interop.importing import import_model
-from ckptflow.interop.keras_config import build_model
+from ckptflow.interop.import_ import import_model
+from ckptflow.interop.keras.config import build_model
+from ckptflow.interop.untrusted import probe
 from tests.interop import attacks, hostile_bundles, hostile_keras, keras_configs, lying_keras
 
 PARTS = "part-without-unsafe", "part-with-unsafe", "part-after-all"

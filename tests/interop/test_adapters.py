@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ckptflow
-from ckptflow.interop import keras_files
+from ckptflow.interop.keras import files as keras_files
 
 ONES = np.ones((1, 16), "f4")
 

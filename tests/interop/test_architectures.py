@@ -18,7 +18,7 @@ import pytest
 
 import ckptflow
 from ckptflow import CheckpointManager, export_checkpoint, import_model
-from ckptflow.interop import probe
+from ckptflow.interop.untrusted import probe
 from tests.interop.both_ways import NAMES, WRITTEN, build, facts, in_stock
 from tests.interop.models import CASES, KERASES, Array, Case
 

@@ -20,7 +20,7 @@ from ckptflow.errors import (
     UnsupportedStateError,
     UsageError,
 )
-from ckptflow.interop import keras_files
+from ckptflow.interop.keras import files as keras_files
 from ckptflow.interop.origin import find_provenance
 from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model, names_in, predict, save
 from tests.processes import run_python

@@ -16,11 +16,13 @@ import tf_keras
 
 import ckptflow
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
-from ckptflow.interop import keras_files, keras_trust, keras_weights
 from ckptflow.interop.export import export_checkpoint
-from ckptflow.interop.importing import import_model
-from ckptflow.interop.keras_config import build_model
-from ckptflow.interop.saved_model import read_keras_saved_model
+from ckptflow.interop.import_ import import_model
+from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import weights as keras_weights
+from ckptflow.interop.keras.config import build_model
+from ckptflow.interop.tensorflow.saved_model import read_keras_saved_model
+from ckptflow.interop.untrusted import keras_trust
 from tests.interop import keras_configs
 from tests.interop.attacks import (
     FRAMEWORKS,
@@ -229,7 +231,7 @@ def test_weights_that_are_swapped_after_the_check(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What HDF5 would die of, in the process that asks, came after another one had read the file."""
-    from ckptflow.interop import keras_weights
+    from ckptflow.interop.keras import weights as keras_weights
 
     def make() -> Any:
         model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])

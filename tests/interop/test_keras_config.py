@@ -14,8 +14,8 @@ import tensorflow as tf
 import tf_keras
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
-from ckptflow.interop.keras_config import build_model, build_optimizer, optimizer_of
-from ckptflow.interop.keras_trust import check_config
+from ckptflow.interop.keras.config import build_model, build_optimizer, optimizer_of
+from ckptflow.interop.untrusted.keras_trust import check_config
 from ckptflow.state.configs import describe, is_built
 from ckptflow.state.tree import walk
 from tests.interop import keras_configs

@@ -17,8 +17,10 @@ import pytest
 import tf_keras
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError, UsageError
-from ckptflow.interop import keras_files, keras_weights, probe, zips
-from ckptflow.interop.budget import TIME_VARIABLE
+from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import weights as keras_weights
+from ckptflow.interop.untrusted import probe, zips
+from ckptflow.interop.untrusted.budget import TIME_VARIABLE
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, write_all
 from tests.interop.models import KERASES

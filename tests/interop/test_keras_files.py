@@ -17,7 +17,8 @@ import tensorflow as tf
 import tf_keras
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
-from ckptflow.interop import keras_files, keras_weights
+from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import weights as keras_weights
 from ckptflow.state.configs import is_built
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, ask_stock, optimizer_values, write_all
@@ -301,7 +302,7 @@ def test_provenance_is_read_without_tensorflow_and_absent_where_there_is_none(tm
         assert keras_files.read_provenance(io.BytesIO((tmp_path / name).read_bytes()), name) == expected
     program = """
 import sys
-from ckptflow.interop import keras_files
+from ckptflow.interop.keras import files as keras_files
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
         assert keras_files.read_provenance(file, path).step == 1500

@@ -15,7 +15,7 @@ import tf_keras
 
 import ckptflow
 from ckptflow.errors import StateMismatchError
-from ckptflow.interop import keras_files
+from ckptflow.interop.keras import files as keras_files
 from tests.interop.models import KERASES, without_graph
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}

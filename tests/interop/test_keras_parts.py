@@ -15,8 +15,9 @@ import pytest
 
 import ckptflow
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError, UsageError
-from ckptflow.interop import budget, keras_parts
-from ckptflow.interop.keras_probe import check_survives
+from ckptflow.interop.keras import parts as keras_parts
+from ckptflow.interop.untrusted import budget
+from ckptflow.interop.untrusted.hdf5_probe import check_survives
 from tests.interop.places import Place
 from tests.servers import Server
 from tests.storage.backends import S3Backend

@@ -14,7 +14,8 @@ import tf_keras
 
 from ckptflow import import_model, open_checkpoint
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
-from ckptflow.interop import keras_files, keras_weights
+from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import weights as keras_weights
 from tests.interop.keras_readers import ORIGIN
 from tests.interop.models import KERASES, without_graph
 from tests.interop.stock import run_stock

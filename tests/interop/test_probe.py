@@ -15,9 +15,9 @@ import pytest
 import tensorflow as tf
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageAccessError, UsageError
-from ckptflow.interop import budget, probe
-from ckptflow.interop.saved_model import read_saved_model
-from ckptflow.interop.tf_checkpoint import read_bundle
+from ckptflow.interop.tensorflow.checkpoint import read_bundle
+from ckptflow.interop.tensorflow.saved_model import read_saved_model
+from ckptflow.interop.untrusted import budget, probe
 from tests.interop import hostile_bundles
 from tests.interop.bundles import Index, varint
 from tests.processes import run_python
@@ -212,7 +212,7 @@ import sys
 sys.path[:] = [each for each in sys.path if each]
 started = []
 sys.addaudithook(lambda event, arguments: started.append(event) if event in {"subprocess.Popen", "os.system"} else None)
-from ckptflow.interop import keras_files, keras_weights
+from ckptflow.interop.keras import files as keras_files, weights as keras_weights
 for _ in range(3):
     assert not keras_files.is_whole_model("m.weights.h5")
     assert keras_weights.read_weights("m.weights.h5").read("layers/dense/0").tolist() == [1, 1, 1]

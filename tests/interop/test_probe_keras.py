@@ -12,8 +12,10 @@ import tf_keras
 
 import ckptflow
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
-from ckptflow.interop import budget, keras_files, keras_weights, probe
-from ckptflow.interop.model_probe import check_builds
+from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import weights as keras_weights
+from ckptflow.interop.untrusted import budget, probe
+from ckptflow.interop.untrusted.model_probe import check_builds
 from tests.interop import hostile_keras, lying_keras
 from tests.interop.keras_readers import ORIGIN, write_all
 from tests.interop.models import KERASES
@@ -83,9 +85,11 @@ def test_a_process_that_begins_empty(tmp_path: Path) -> None:
     model = keras.applications.MobileNetV3Small(weights=None)
     keras_files.write_keras(str(tmp_path / "m.keras"), model, ORIGIN)
     script = """
-from ckptflow.interop import keras_files, probe
+from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.untrusted import probe
 model = keras_files.read_model("m.keras")
-assert [what.partition(" ")[0] for what, _ in probe._passed] == ["ckptflow.interop.keras_probe:read_all", "model"]
+names = [what.partition(" ")[0] for what, _ in probe._passed]
+assert names == ["ckptflow.interop.untrusted.hdf5_probe:read_all", "model"]
 """
     done = run_python("-c", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

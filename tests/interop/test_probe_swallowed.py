@@ -15,9 +15,10 @@ import pytest
 import tf_keras
 
 from ckptflow.errors import CorruptCheckpointError
-from ckptflow.interop import budget, keras_files
-from ckptflow.interop.model_probe import check_builds
-from ckptflow.interop.saved_model import read_keras_saved_model
+from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.tensorflow.saved_model import read_keras_saved_model
+from ckptflow.interop.untrusted import budget
+from ckptflow.interop.untrusted.model_probe import check_builds
 from ckptflow.state.configs import describe
 from ckptflow.state.tree import walk
 from tests.interop.keras_readers import ORIGIN

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ckptflow.errors import StorageError
 from ckptflow.interop.provenance import Provenance, decode
-from ckptflow.interop.reusable import write_saved_model
+from ckptflow.interop.tensorflow.reusable import write_saved_model
 from tests.interop import models
 from tests.interop.stock import run_stock
 

@@ -16,7 +16,7 @@ import tf_keras
 import ckptflow
 from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnknownVersionError, UsageError
 from ckptflow.interop.commit_tensors import commit_tensors
-from ckptflow.interop.saved_model import (
+from ckptflow.interop.tensorflow.saved_model import (
     load_saved_model_into,
     read_keras_saved_model,
     read_saved_model,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptflow.interop.reusable import write_saved_model
+from ckptflow.interop.tensorflow.reusable import write_saved_model
 from tests.interop import models
 from tests.interop.stock import run_stock
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras  # noqa: F401 - found by its name
 
 from ckptflow.errors import UsageError
-from ckptflow.interop.reusable import write_saved_model
+from ckptflow.interop.tensorflow.reusable import write_saved_model
 from tests.interop import models
 from tests.interop.stock import run_stock
 

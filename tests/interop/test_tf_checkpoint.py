@@ -16,10 +16,11 @@ import ckptflow
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.object_graph import GraphNode, ObjectGraph, Zeros
 from ckptflow.format.spec import TensorSpec
-from ckptflow.interop import tf_checkpoint, tf_checkpoint_writer
-from ckptflow.interop.object_graph_proto import to_proto
 from ckptflow.interop.provenance import Provenance
-from ckptflow.interop.tensor_bundle import GRAPH_KEY, TensorBundle
+from ckptflow.interop.tensorflow import checkpoint as tf_checkpoint
+from ckptflow.interop.tensorflow import checkpoint_writer as tf_checkpoint_writer
+from ckptflow.interop.tensorflow.bundle import GRAPH_KEY, TensorBundle
+from ckptflow.interop.tensorflow.object_graph_proto import to_proto
 from ckptflow.state.graph import describe_graph
 from ckptflow.state.tree import walk
 from ckptflow.storage.local import LocalStore

@@ -16,10 +16,11 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 import ckptflow
 from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
-from ckptflow.interop import commit_tensors, probe
-from ckptflow.interop.importing import import_model
-from ckptflow.interop.tensor_bundle import GRAPH_KEY
-from ckptflow.interop.tf_checkpoint import find_prefix, read_bundle, restore_objects
+from ckptflow.interop import commit_tensors
+from ckptflow.interop.import_ import import_model
+from ckptflow.interop.tensorflow.bundle import GRAPH_KEY
+from ckptflow.interop.tensorflow.checkpoint import find_prefix, read_bundle, restore_objects
+from ckptflow.interop.untrusted import probe
 from ckptflow.state import graph_names
 
 Graph = trackable_object_graph_pb2.TrackableObjectGraph

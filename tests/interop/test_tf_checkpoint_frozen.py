@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 import ckptflow
-from ckptflow.interop.importing import import_model
+from ckptflow.interop.import_ import import_model
 
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 pytestmark = pytest.mark.usefixtures("unprobed")

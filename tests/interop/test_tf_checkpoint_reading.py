@@ -16,8 +16,8 @@ import tf_keras
 import ckptflow
 from ckptflow.errors import StateMismatchError
 from ckptflow.interop import commit_tensors
-from ckptflow.interop.tensor_bundle import TensorBundle
-from ckptflow.interop.tf_checkpoint import names_of, read_bundle, restore_objects
+from ckptflow.interop.tensorflow.bundle import TensorBundle
+from ckptflow.interop.tensorflow.checkpoint import names_of, read_bundle, restore_objects
 from ckptflow.state.tree import walk
 from tests.interop.test_tf_checkpoint import content, save, trained
 from tests.interop.tf_states import STATES, train_step

@@ -11,8 +11,8 @@ import tf_keras
 from tensorflow.python.util import dispatch, tf_export
 
 from ckptflow.errors import UsageError
-from ckptflow.interop.keras_trust import check_config
-from ckptflow.interop.tf_operations import is_allowed_attribute, is_allowed_operation
+from ckptflow.interop.untrusted.keras_trust import check_config
+from ckptflow.interop.untrusted.tf_operations import is_allowed_attribute, is_allowed_operation
 
 # By what they would do: read, write, load code, call what they are given, change the process.
 _HOSTILE = """

@@ -11,7 +11,7 @@ import pytest
 import tf_keras
 
 from ckptflow import CheckpointManager, CorruptCheckpointError, export_checkpoint, open_checkpoint
-from ckptflow.interop.keras_config import build_model
+from ckptflow.interop.keras.config import build_model
 from ckptflow.state.configs import part_of
 
 KERASES: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}

@@ -14,9 +14,9 @@ from typing import IO, BinaryIO
 import h5py
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
-from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
-from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
-from ckptflow.interop.private_copy import open_regular
+from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
+from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
+from ckptflow.interop.untrusted.private_copy import open_regular
 from ckptflow.storage.whole import ensure_room
 
 INDEX_SUFFIX = ".weights.json"

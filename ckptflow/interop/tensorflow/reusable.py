@@ -22,9 +22,9 @@ import tensorflow as tf
 from msgspec import Meta
 
 from ckptflow.errors import UnsupportedStateError, UsageError
-from ckptflow.interop import signatures as sig
 from ckptflow.interop.provenance import EXTRA, FILE_NAME, Provenance, encode
-from ckptflow.interop.tf_checkpoint_writer import storage_errors
+from ckptflow.interop.tensorflow import signatures as sig
+from ckptflow.interop.tensorflow.checkpoint_writer import storage_errors
 from ckptflow.state.configs import describe
 from ckptflow.state.kinds import LAYERS, Kind, is_tf_keras_model, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, host_array

@@ -11,9 +11,9 @@ import h5py
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras_parts import index_of_shard
-from ckptflow.interop.keras_probe import check_survives
-from ckptflow.interop.private_copy import check_regular, open_regular
+from ckptflow.interop.keras.parts import index_of_shard
+from ckptflow.interop.untrusted.hdf5_probe import check_survives
+from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
 
 logger = logging.getLogger("ckptflow")
 

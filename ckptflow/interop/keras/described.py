@@ -14,9 +14,9 @@ from typing import Any
 
 import h5py
 
-from ckptflow.interop.keras_allowed import Framework, keras_module
-from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
-from ckptflow.interop.keras_places import layers_in, own_variables
+from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
+from ckptflow.interop.keras.places import layers_in, own_variables
+from ckptflow.interop.untrusted.keras_allowed import Framework, keras_module
 from ckptflow.state.kinds import is_tf_keras_model, raw_variable
 from ckptflow.state.tree import walk
 

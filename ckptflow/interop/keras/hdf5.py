@@ -26,9 +26,9 @@ import numpy.typing as npt
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.format import dtypes
-from ckptflow.interop import budget
 from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, decode
 from ckptflow.interop.tensors import NamedTensors, TensorInfo
+from ckptflow.interop.untrusted import budget
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 FREE_BYTES = 2**26  # what a model's variables may take, whatever its file stores

@@ -27,14 +27,14 @@ from typing import Any, BinaryIO
 import msgspec
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError
-from ckptflow.interop import confine
-from ckptflow.interop.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
+from ckptflow.interop.untrusted import confine
+from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
 
 logger = logging.getLogger("ckptflow")
 
 PROGRAM = (
     "import json, sys; request = json.loads(sys.argv[1]); sys.path[:] = request['path']; "
-    "from ckptflow.interop import probe; probe.run(request)"
+    "from ckptflow.interop.untrusted import probe; probe.run(request)"
 )
 BUNDLE = "bundle"  # what is done with a checkpoint of TensorFlow's, alone or in a SavedModel
 START_S = 300  # TensorFlow from a network's disk

@@ -11,7 +11,13 @@ from typing import Any, NoReturn
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras_trust import Framework, check_config, check_model_config, keras_module, without_files
+from ckptflow.interop.untrusted.keras_trust import (
+    Framework,
+    check_config,
+    check_model_config,
+    keras_module,
+    without_files,
+)
 from ckptflow.state.configs import inputs_of, is_built, part_of
 from ckptflow.state.limits import limited as limited
 from ckptflow.state.weights import trainable_of

@@ -41,7 +41,7 @@ def write_tflite(
     """
     import tensorflow as tf
 
-    from ckptflow.interop.reusable import write_signatures
+    from ckptflow.interop.tensorflow.reusable import write_signatures
 
     with private_folder("ckptflow-tflite-", path, beside=os.path.dirname(path) or ".") as folder:
         written = write_signatures(folder, model, signatures=signatures, input_signature=input_signature)

@@ -8,8 +8,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ckptflow.interop import keras_hdf5
-from ckptflow.interop.keras_trust import Framework
+from ckptflow.interop.keras import hdf5 as keras_hdf5
+from ckptflow.interop.untrusted.keras_trust import Framework
 from ckptflow.state.kinds import raw_variable
 from ckptflow.state.tree import walk
 

@@ -21,18 +21,18 @@ from ckptflow.format import dtypes
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
 from ckptflow.format.words import some_of
-from ckptflow.interop import probe
-from ckptflow.interop.keras_allowed import keras_module
-from ckptflow.interop.keras_saved_model import METADATA, check_vocabularies, model_by_metadata, root_of
-from ckptflow.interop.keras_saved_model import is_keras_saved_model as is_keras_saved_model
-from ckptflow.interop.object_graph_proto import from_proto
-from ckptflow.interop.private_copy import check_regular, open_regular
 from ckptflow.interop.provenance import EXTRA
-from ckptflow.interop.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
-from ckptflow.interop.reusable import write_saved_model as write_saved_model
-from ckptflow.interop.tensor_bundle import TensorBundle, files_of
+from ckptflow.interop.tensorflow.bundle import TensorBundle, files_of
+from ckptflow.interop.tensorflow.checkpoint import named_tensors, names_of
+from ckptflow.interop.tensorflow.keras_saved_model import METADATA, check_vocabularies, model_by_metadata, root_of
+from ckptflow.interop.tensorflow.keras_saved_model import is_keras_saved_model as is_keras_saved_model
+from ckptflow.interop.tensorflow.object_graph_proto import from_proto
+from ckptflow.interop.tensorflow.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
+from ckptflow.interop.tensorflow.reusable import write_saved_model as write_saved_model
 from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
-from ckptflow.interop.tf_checkpoint import named_tensors, names_of
+from ckptflow.interop.untrusted import probe
+from ckptflow.interop.untrusted.keras_allowed import keras_module
+from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
 from ckptflow.printable import lines
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
@@ -151,7 +151,7 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[
         _assign(folder, _read_any(opened), {"model": model}, is_strict=False)
         return model
     probe.check(
-        "ckptflow.interop.saved_model:read_keras_saved_model",
+        "ckptflow.interop.tensorflow.saved_model:read_keras_saved_model",
         folder,
         _files(folder),
         what=f"model {imports}",
@@ -324,7 +324,7 @@ def _open(folder: str) -> _Opened:
     if not any(os.path.isfile(path) for path in (pb, f"{pb}txt")):
         raise UsageError(f"{folder} is no SavedModel: it has no saved_model.pb")
     check_regular(_files(folder))
-    probe.check("ckptflow.interop.saved_model:read_all", folder, _files(folder), what=probe.BUNDLE)
+    probe.check("ckptflow.interop.tensorflow.saved_model:read_all", folder, _files(folder), what=probe.BUNDLE)
     graphs = _parse(folder, pb)
     graph = next((graph for graph in graphs if graph.HasField("object_graph_def")), None)
     object_graph = graph.object_graph_def if graph is not None else None

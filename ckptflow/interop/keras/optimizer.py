@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 
 from ckptflow.errors import CorruptCheckpointError
-from ckptflow.interop import keras_hdf5
-from ckptflow.interop.keras_described import PLACE
+from ckptflow.interop.keras import hdf5 as keras_hdf5
+from ckptflow.interop.keras.described import PLACE
 
 logger = logging.getLogger("ckptflow")
 

@@ -22,7 +22,7 @@ import h5py
 
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras_config import (
+from ckptflow.interop.keras.config import (
     build_optimizer_of,
     check_is_model,
     compile_with,
@@ -30,10 +30,15 @@ from ckptflow.interop.keras_config import (
     raise_unbuildable,
     safe_mode,
 )
-from ckptflow.interop.keras_described import described_in, difference
-from ckptflow.interop.keras_hdf5 import damage, json_of, opened, text_of
-from ckptflow.interop.keras_optimizer import drop_if_several, set_legacy, variables_of
-from ckptflow.interop.keras_trust import (
+from ckptflow.interop.keras.described import described_in, difference
+from ckptflow.interop.keras.hdf5 import damage, json_of, opened, text_of
+from ckptflow.interop.keras.optimizer import drop_if_several, set_legacy, variables_of
+from ckptflow.interop.keras.weights import (
+    datasets_of,
+    framework_of_model,
+    max_bytes_of,
+)
+from ckptflow.interop.untrusted.keras_trust import (
     Framework,
     check_config,
     check_model_config,
@@ -41,11 +46,6 @@ from ckptflow.interop.keras_trust import (
     keras_module,
     operations,
     registered,
-)
-from ckptflow.interop.keras_weights import (
-    datasets_of,
-    framework_of_model,
-    max_bytes_of,
 )
 from ckptflow.state.keras3 import is_graph_model
 from ckptflow.state.tree import walk

@@ -15,9 +15,9 @@ from ckptflow.format.boxes import Box, volume
 from ckptflow.format.object_graph import Zeros, tensor_of
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.interop import provenance as provenances
-from ckptflow.interop.object_graph_proto import to_proto
 from ckptflow.interop.provenance import Provenance
-from ckptflow.interop.tensor_bundle import GRAPH_KEY
+from ckptflow.interop.tensorflow.bundle import GRAPH_KEY
+from ckptflow.interop.tensorflow.object_graph_proto import to_proto
 from ckptflow.reading import OpenCheckpoint, to_array
 from ckptflow.state.graph import graph_of_names
 from ckptflow.state.leaves import Landing

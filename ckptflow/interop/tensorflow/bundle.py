@@ -20,9 +20,9 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckptflow.format import dtypes
-from ckptflow.interop import probe
-from ckptflow.interop.private_copy import check_regular
 from ckptflow.interop.tensors import TensorInfo
+from ckptflow.interop.untrusted import probe
+from ckptflow.interop.untrusted.private_copy import check_regular
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class TensorBundle:
         if not os.path.isfile(f"{prefix}.index"):
             raise CheckpointNotFoundError(f"{prefix}: there is no {prefix}.index, so no checkpoint of TensorFlow's")
         check_regular(files_of(prefix))
-        probe.check("ckptflow.interop.tensor_bundle:read_all", prefix, files_of(prefix), what=probe.BUNDLE)
+        probe.check("ckptflow.interop.tensorflow.bundle:read_all", prefix, files_of(prefix), what=probe.BUNDLE)
         self._lock = threading.Lock()  # the reader has one position in the index
         self._reader = self._call("index", lambda: tf.train.load_checkpoint(prefix))
         self.infos = self._call("index", self._read_infos)

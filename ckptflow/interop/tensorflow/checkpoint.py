@@ -14,11 +14,11 @@ from ckptflow.format import dtypes
 from ckptflow.format.object_graph import GraphNode, ObjectGraph, Value, edges, slots_of, tensor_of, values_of
 from ckptflow.format.words import some_of
 from ckptflow.interop import provenance as provenances
-from ckptflow.interop.object_graph_proto import SAVE_COUNTER, from_proto, without_shortcuts
 from ckptflow.interop.provenance import Provenance
-from ckptflow.interop.tensor_bundle import GRAPH_KEY, TensorBundle
+from ckptflow.interop.tensorflow.bundle import GRAPH_KEY, TensorBundle
+from ckptflow.interop.tensorflow.checkpoint_writer import write_tf_checkpoint
+from ckptflow.interop.tensorflow.object_graph_proto import SAVE_COUNTER, from_proto, without_shortcuts
 from ckptflow.interop.tensors import NamedTensors, TensorInfo
-from ckptflow.interop.tf_checkpoint_writer import write_tf_checkpoint
 from ckptflow.printable import lines as text_lines
 from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean

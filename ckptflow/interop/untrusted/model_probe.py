@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptflow.errors import CorruptCheckpointError
-from ckptflow.interop import probe
+from ckptflow.interop.untrusted import probe
 
 
 def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imports: tuple[str, ...]) -> None:
@@ -21,7 +21,7 @@ def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imp
             json.dump(described, out)
         try:
             probe.check(
-                "ckptflow.interop.model_probe:build",
+                "ckptflow.interop.untrusted.model_probe:build",
                 file,
                 [file],
                 size_bytes=max_bytes // 8,
@@ -34,7 +34,7 @@ def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imp
 
 def build(file: str, where: str, imports: list[str], max_bytes: int) -> None:
     """Builds the model that the file describes. For a process of its own: it may die of it."""
-    from ckptflow.interop.keras_config import build_model
+    from ckptflow.interop.keras.config import build_model
 
     with open(file, encoding="utf-8") as source:
         described = json.load(source)

@@ -23,8 +23,8 @@ from types import FunctionType
 from typing import Any, NoReturn
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
-from ckptflow.interop.keras_allowed import Framework as Framework
-from ckptflow.interop.keras_allowed import (
+from ckptflow.interop.untrusted.keras_allowed import Framework as Framework
+from ckptflow.interop.untrusted.keras_allowed import (
     at,
     is_allowed_class,
     is_allowed_function,
@@ -33,8 +33,8 @@ from ckptflow.interop.keras_allowed import (
     public,
     runs_code,
 )
-from ckptflow.interop.keras_allowed import keras_module as keras_module
-from ckptflow.interop.tf_operations import is_allowed_attribute, is_allowed_operation
+from ckptflow.interop.untrusted.keras_allowed import keras_module as keras_module
+from ckptflow.interop.untrusted.tf_operations import is_allowed_attribute, is_allowed_operation
 
 _PLAIN = frozenset(
     {"__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__", "__keras_tensor__"}

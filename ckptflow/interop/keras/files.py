@@ -18,14 +18,16 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UnsupportedStateError, UsageError
-from ckptflow.interop import keras_hdf5, probe, provenance
-from ckptflow.interop.archives import check_zip
-from ckptflow.interop.keras_backup import find_backup
-from ckptflow.interop.keras_hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
-from ckptflow.interop.keras_probe import surviving
-from ckptflow.interop.private_copy import private_copy
+from ckptflow.interop import provenance
+from ckptflow.interop.keras import hdf5 as keras_hdf5
+from ckptflow.interop.keras.backup import find_backup
+from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.provenance import Provenance
-from ckptflow.interop.zips import bound_of, check_directory
+from ckptflow.interop.untrusted import probe
+from ckptflow.interop.untrusted.archives import check_zip
+from ckptflow.interop.untrusted.hdf5_probe import surviving
+from ckptflow.interop.untrusted.private_copy import private_copy
+from ckptflow.interop.untrusted.zips import bound_of, check_directory
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.shown_as import private_file
 from ckptflow.storage.whole import ensure_room
@@ -55,7 +57,7 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
     the archive to a temporary folder. For Keras 3 no second copy of the weights is in memory; tf_keras's writer makes
     two. Raises `UnsupportedStateError` where Keras cannot write the model, `StorageError`.
     """
-    from ckptflow.interop.keras_legacy import check_dtypes
+    from ckptflow.interop.keras.legacy import check_dtypes
 
     framework = _framework_of_built(model)
     with _writing(path, ".keras", "models that have a get_config") as target:
@@ -83,7 +85,7 @@ def write_h5(path: str, model: Any, origin: Provenance) -> None:
     puts it, stock Keras 3 takes the step and the learning rate alone, and has to be compiled anew before it trains.
     Raises `UnsupportedStateError` where Keras cannot write the model, or could not read it again; `StorageError`.
     """
-    from ckptflow.interop.keras_legacy import save_h5
+    from ckptflow.interop.keras.legacy import save_h5
 
     framework = _framework_of_built(model)
     with _writing(path, ".h5", "functional and sequential models, those of tf_keras without vocabularies") as target:
@@ -102,7 +104,7 @@ def write_weights(path: str, model: Any, origin: Provenance) -> None:
 
     Takes no memory beside one tensor. Raises `UnsupportedStateError` where Keras cannot write it, `StorageError`.
     """
-    from ckptflow.interop.keras_legacy import check_dtypes
+    from ckptflow.interop.keras.legacy import check_dtypes
 
     if _framework_of_built(model) == "tf_keras":
         check_dtypes(model, ".weights.h5")
@@ -143,7 +145,7 @@ def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
 
 def is_whole_model(path: str) -> bool:
     """Whether a file holds a model's config beside its weights. Raises `CorruptCheckpointError`."""
-    from ckptflow.interop.keras_weights import kind_of_file
+    from ckptflow.interop.keras.weights import kind_of_file
 
     return kind_of_file(path) in ("keras", "whole")
 
@@ -180,13 +182,13 @@ def read_model(
 def _read_model(
     path: str, where: str, framework: str | None, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool
 ) -> tuple[Any, bool]:
-    from ckptflow.interop import keras_legacy
-    from ckptflow.interop.keras_weights import kind_of_file
+    from ckptflow.interop.keras import legacy as keras_legacy
+    from ckptflow.interop.keras.weights import kind_of_file
 
     kind = kind_of_file(path)
     if not unsafe:  # else its code runs here anyway
         probe.check(
-            "ckptflow.interop.keras_files:read_model",
+            "ckptflow.interop.keras.files:read_model",
             path,
             [path],
             what=f"model {framework} {imports} {optimizer}",
@@ -237,11 +239,11 @@ def _read_keras(
     optimizer: bool,
 ) -> tuple[Any, bool]:
     """The model, and whether its optimizer has the state that the file holds."""
-    from ckptflow.interop.keras_config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
-    from ckptflow.interop.keras_optimizer import drop_if_several, has_slots, places_in, takes_state, warn_of_none
-    from ckptflow.interop.keras_places import places_of
-    from ckptflow.interop.keras_trust import check_config, check_model_config, keras_module
-    from ckptflow.interop.keras_weights import check_filled, datasets_of, load_stock, max_bytes_of, named, shapes_of
+    from ckptflow.interop.keras.config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
+    from ckptflow.interop.keras.optimizer import drop_if_several, has_slots, places_in, takes_state, warn_of_none
+    from ckptflow.interop.keras.places import places_of
+    from ckptflow.interop.keras.weights import check_filled, datasets_of, load_stock, max_bytes_of, named, shapes_of
+    from ckptflow.interop.untrusted.keras_trust import check_config, check_model_config, keras_module
 
     stored = datasets_of(path, "keras")
     there = places_in(shapes_of(stored))
@@ -301,7 +303,7 @@ def _read_keras(
 
 def _framework_of_built(model: Any) -> str:
     """Which Keras a model is of. Raises where it has no variables to write yet: Keras would write a file without."""
-    from ckptflow.interop.keras_weights import framework_of_model
+    from ckptflow.interop.keras.weights import framework_of_model
 
     framework = framework_of_model(model)
     if not model.built:
@@ -388,7 +390,7 @@ def _size_bytes(model: Any) -> int:
     """What a file of the model takes at most: its weights, its optimizer's variables, and HDF5 around each of them."""
     import tensorflow as tf
 
-    from ckptflow.interop.keras_optimizer import variables_of
+    from ckptflow.interop.keras.optimizer import variables_of
 
     variables = [*model.weights, *variables_of(getattr(model, "optimizer", None))]
     held = [variable for variable in variables if hasattr(variable, "shape")]  # a vocabulary has none

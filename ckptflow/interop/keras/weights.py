@@ -15,16 +15,16 @@ import h5py
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.format.words import some_of
-from ckptflow.interop import keras_hdf5
-from ckptflow.interop.archives import check_zip
-from ckptflow.interop.keras_config import build_optimizer_of
-from ckptflow.interop.keras_described import PLACE, described_in, difference
-from ckptflow.interop.keras_hdf5 import FREE_BYTES, Stored, damage, opened
-from ckptflow.interop.keras_optimizer import places_in, set_legacy, takes_state
-from ckptflow.interop.keras_places import names_by_order, names_by_place, places_of, weights_for
-from ckptflow.interop.keras_probe import WEIGHTS_MEMBER, check_survives
-from ckptflow.interop.keras_trust import Framework
+from ckptflow.interop.keras import hdf5 as keras_hdf5
+from ckptflow.interop.keras.config import build_optimizer_of
+from ckptflow.interop.keras.described import PLACE, described_in, difference
+from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
+from ckptflow.interop.keras.places import names_by_order, names_by_place, places_of, weights_for
 from ckptflow.interop.tensors import NamedTensors
+from ckptflow.interop.untrusted.archives import check_zip
+from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
+from ckptflow.interop.untrusted.keras_trust import Framework
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 from ckptflow.storage.shown_as import private_file, private_folder

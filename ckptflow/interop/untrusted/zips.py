@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from ckptflow.errors import CorruptCheckpointError
-from ckptflow.interop import budget
+from ckptflow.interop.untrusted import budget
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.store import check_key
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectExistsError, UsageError
-from ckptflow.interop.zips import CHUNK_BYTES, MAX_BYTES, MAX_MEMBERS, MAX_RATIO, bound_of, check_zip
+from ckptflow.interop.untrusted.zips import CHUNK_BYTES, MAX_BYTES, MAX_MEMBERS, MAX_RATIO, bound_of, check_zip
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.store import check_key
 

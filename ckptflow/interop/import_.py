@@ -135,7 +135,7 @@ def _read(
     infos = {name: info for name, info in content.infos.items() if not is_of_optimizer(name, paths)}
     graph = content.object_graph
     if graph is not None:
-        from ckptflow.interop.tf_checkpoint import with_names
+        from ckptflow.interop.tensorflow.checkpoint import with_names
 
         kept = with_names(graph, {name: name for name in infos})
         graph = structs.replace(graph, nodes=kept.nodes)
@@ -156,7 +156,9 @@ def _read_any(
 
         return read_safetensors(path)
     if name in KERAS:
-        from ckptflow.interop import keras_files, keras_legacy, keras_weights
+        from ckptflow.interop.keras import files as keras_files
+        from ckptflow.interop.keras import legacy as keras_legacy
+        from ckptflow.interop.keras import weights as keras_weights
 
         if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
             model = keras_files.read_model(
@@ -172,11 +174,11 @@ def _read_any(
             return {"model": model}
         return keras_weights.read_weights(path, state, optimizer=optimizer)
     if name == "tf-checkpoint":
-        from ckptflow.interop import tf_checkpoint
+        from ckptflow.interop.tensorflow import checkpoint as tf_checkpoint
 
         tensors = tf_checkpoint.read_bundle(tf_checkpoint.find_prefix(path))
         return replace(tensors, metrics=tensors.metrics | _beside(found))  # a restore may do without them
-    from ckptflow.interop import saved_model
+    from ckptflow.interop.tensorflow import saved_model
 
     if saved_model.is_keras_saved_model(path):
         model = saved_model.read_keras_saved_model(path, unsafe=unsafe, imports=imports)
@@ -195,7 +197,9 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
     """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would; an optimizer that
     does not fit stays as it is. Returns what the metadata say of that.
     """
-    from ckptflow.interop import keras_weights, saved_model, tf_checkpoint
+    from ckptflow.interop.keras import weights as keras_weights
+    from ckptflow.interop.tensorflow import checkpoint as tf_checkpoint
+    from ckptflow.interop.tensorflow import saved_model
     from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
     if found.format.name == "tf-checkpoint":

@@ -13,8 +13,9 @@ import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ckptflow.interop import keras_hdf5, probe  # HDF5 is loaded before there are limits
-from ckptflow.interop.zips import bound_of, check_zip
+from ckptflow.interop.keras import hdf5 as keras_hdf5
+from ckptflow.interop.untrusted import probe  # HDF5 is loaded before there are limits
+from ckptflow.interop.untrusted.zips import bound_of, check_zip
 from ckptflow.storage.shown_as import private_file
 from ckptflow.storage.whole import ensure_room
 
@@ -31,7 +32,7 @@ def check_survives(path: str) -> None:
         size_bytes = os.path.getsize(path)
     except OSError:
         return  # whoever reads it says so
-    probe.check("ckptflow.interop.keras_probe:read_all", path, [path], scratch_bytes=bound_of(size_bytes))
+    probe.check("ckptflow.interop.untrusted.hdf5_probe:read_all", path, [path], scratch_bytes=bound_of(size_bytes))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""TensorFlow's own formats: checkpoints of `tf.train.Checkpoint`, SavedModels, LiteRT."""

@@ -1,0 +1,1 @@
+"""What stands between a foreign file and the user's process: limits, probes, allow-lists, private copies."""
