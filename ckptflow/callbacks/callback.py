@@ -18,6 +18,7 @@ from ckptflow.errors import UsageError
 from ckptflow.manager import CheckpointManager
 from ckptflow.peers.team import Call
 from ckptflow.state.kinds import is_keras3_model
+from ckptflow.state.private.keras import run_hooks_in_time
 from ckptflow.state.strategies import worker_count
 
 logger = logging.getLogger("ckptflow")
@@ -101,8 +102,7 @@ class CheckpointCallback:
         found = find_callback_list(self)
         if found is not None:  # a new list: Keras is walking the old one
             found.callbacks = [*(item for item in found.callbacks if item is not self), self]
-            if getattr(found, "_async_train", False):  # Keras 3, where the callback was given without a list
-                found._async_train = found._async_test = found._async_predict = False
+            run_hooks_in_time(found)
 
     def _implements_train_batch_hooks(self) -> bool:
         return True
@@ -291,7 +291,7 @@ class CheckpointCallback:
         if any(cls.__name__ == "BackupAndRestore" for item in others for cls in type(item).__mro__):
             raise UsageError("BackupAndRestore and CheckpointCallback both bring fit back: take one of them out")
         strategy = self.model.distribute_strategy
-        if getattr(strategy, "_should_use_with_coordinator", False):
+        if isinstance(strategy, tf.distribute.ParameterServerStrategy):
             raise UsageError(
                 "fit under ParameterServerStrategy does its steps in its own time; call manager.save(step) in a "
                 "training loop of your own, after coordinator.join()"

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
 
 from ckptflow.state.iterators import IteratorBundle
 from ckptflow.state.kinds import Kind, kind_of
+from ckptflow.state.private.tensorflow import ShuffleDataset, inputs_of, seeds_of
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -158,11 +158,11 @@ def _take(iterator: Any, position: bytes) -> None:
 
 def _shuffles_in(dataset: Any) -> Iterator[Any]:
     """Every `shuffle` that the dataset is made of, the last one first."""
-    if isinstance(dataset, _ShuffleDataset):
+    if isinstance(dataset, ShuffleDataset):
         yield dataset
-    for part in dataset._inputs() if isinstance(dataset, tf.data.Dataset) else ():
+    for part in inputs_of(dataset) if isinstance(dataset, tf.data.Dataset) else ():
         yield from _shuffles_in(part)
 
 
 def _has_seed(shuffle: Any) -> bool:
-    return bool(int(shuffle._seed) or int(shuffle._seed2))
+    return any(map(int, seeds_of(shuffle)))

@@ -7,11 +7,9 @@ else stays Keras's own: callbacks see the batches' true numbers, the end of the 
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import tensorflow as tf
@@ -19,6 +17,8 @@ import tensorflow as tf
 from ckptflow.callbacks.input import Bytes, Input
 from ckptflow.errors import UsageError
 from ckptflow.state.kinds import Kind, kind_of
+from ckptflow.state.private import keras, tf_keras
+from ckptflow.state.private.kerases import callback_lists, fit_above
 
 Counters = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ class Start:
 class Loop(ABC):
     """One fit's loop. `epochs`, `initial_epoch`: its arguments. `is_echo`: the batch under way is one of before."""
 
-    _replaced: tuple[str, str]  # generators of `data`
+    _replaced: tuple[str, str]  # generators of `data`, by their names there
 
     def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any, source: Input) -> None:
         self.model = model
@@ -110,23 +110,24 @@ class Loop(ABC):
 class Keras3Loop(Loop):
     """`keras.Model.fit`: a `TFEpochIterator`, which makes an iterator per epoch, or one for all (`steps_per_epoch`)."""
 
-    _replaced = "_enumerate_iterator", "_get_iterator"
+    _replaced = keras.FitData.batches.name, keras.FitData.make_iterator.name
 
     def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any) -> None:
-        self._enumerate, self._dataset = data._enumerate_iterator, data._get_iterator
-        source = _first_dataset(data._distributed_dataset, vars(data.data_adapter).get("_dataset"))
+        self._inner, self._fit = keras.FitData(data), keras.FitModel(model)
+        self._enumerate, self._dataset = self._inner.batches, self._inner.make_iterator
+        source = _first_dataset(self._inner.distributed, self._inner.dataset)
         super().__init__(model, callbacks, initial_epoch, data, Input(source, lambda: iter(self._dataset())))
         self._ready: Any = None
         self._seen = 0
-        data._enumerate_iterator, data._get_iterator = self._batches, self._next_dataset
+        self._inner.batches, self._inner.make_iterator = self._batches, self._next_dataset
 
     def start_at(self, start: Start, prepare: Callable[[], None]) -> None:
         super().start_at(start, prepare)
-        self.model._initial_epoch = start.epoch  # `fit` reads it next
+        self._fit.initial_epoch = start.epoch  # `fit` reads it next
 
     def close(self) -> None:
         super().close()
-        self.model._initial_epoch = None  # the next fit is another one
+        self._fit.initial_epoch = None  # the next fit is another one
         self._ready = None
 
     @property
@@ -139,22 +140,22 @@ class Keras3Loop(Loop):
         return int(self._data.steps_per_execution)
 
     def counters(self, *, between_epochs: bool) -> dict[str, Any]:
-        data = self._data
-        carried = data._current_iterator if data.steps_per_epoch is not None else None
+        data = self._inner
+        carried = data.iterator if self._data.steps_per_epoch is not None else None
         if carried is not None:
             self._input.iterator = carried  # at an epoch's end it may be a new one
         return {
             **self._input.counters(),
             "carried": carried is not None,
-            "seen": data._steps_seen if between_epochs else self._seen,
-            "size": data._num_batches,
+            "seen": data.steps_seen if between_epochs else self._seen,
+            "size": data.num_batches,
             "last_epoch_size": self._last_epoch_size,
         }
 
     def build_metrics(self) -> None:
         iterator = self._input.iterator
         if kind_of(iterator) is Kind.ITERATOR:  # under a strategy, fit has done it
-            self.model._symbolic_build(data_batch=iterator.element_spec)
+            self._fit.make_metrics(iterator.element_spec)
 
     def _next_dataset(self) -> Any:
         if self._ready is not None:
@@ -165,11 +166,11 @@ class Keras3Loop(Loop):
 
     def _batches(self) -> Iterator[tuple[int, int, Any]]:
         start, self._start = self._start, Start(0)
-        self.model._initial_epoch = None
+        self._fit.initial_epoch = None
         if start.counters is not None:
             self._go_to(start, start.counters)
         done, size, step, data = start.batch, self.size, self.execution, self._data
-        self._seen = data._steps_seen
+        self._seen = self._inner.steps_seen
         # Of data that do not tell their size Keras 3 learns one that is too large.
         is_sure = data.steps_per_epoch is not None or data.data_adapter.num_batches is not None
         if done and (size is None or done >= size or not is_sure):
@@ -182,15 +183,15 @@ class Keras3Loop(Loop):
                 yield begin + shift, end + shift, iterator
 
     def _go_to(self, start: Start, counters: Counters) -> None:
-        data = self._data
-        if data._num_batches is None:
-            data._num_batches = counters["size"]
+        data = self._inner
+        if data.num_batches is None:
+            data.num_batches = counters["size"]
         if not start.batch and not counters["carried"]:
             self._input.draw(counters)
             return
         iterator = self._input.go_on(counters, start.position, is_carried=counters["carried"])
         if counters["carried"]:
-            data._current_iterator, data._steps_seen = iterator, counters["seen"]
+            data.iterator, data.steps_seen = iterator, counters["seen"]
         else:
             self._ready = iterator
         if start.batch:
@@ -204,9 +205,10 @@ class TfKerasLoop(Loop):
 
     def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any) -> None:
         self._enumerate, self._enumerate_steps = data.enumerate_epochs, data.steps
-        self._is_carried = not data._adapter.should_recreate_iterator()
-        source = _first_dataset(data._dataset, vars(data._adapter).get("_dataset"))
-        super().__init__(model, callbacks, initial_epoch, data, Input(source, lambda: iter(data._dataset)))
+        self._inner, self._fit = tf_keras.FitData(data), tf_keras.FitModel(model)
+        self._is_carried = not self._inner.adapter.should_recreate_iterator()
+        source = _first_dataset(self._inner.distributed, self._inner.dataset)
+        super().__init__(model, callbacks, initial_epoch, data, Input(source, lambda: iter(self._inner.distributed)))
         data.enumerate_epochs, data.steps = self._epochs, self._steps
 
     @property
@@ -226,12 +228,12 @@ class TfKerasLoop(Loop):
         self.model.train_function.get_concrete_function(self._input.iterator)  # traced, not run
 
     def _epochs(self) -> Iterator[tuple[int, Any]]:
-        start, data, counters = self._start, self._data, self._start.counters
-        data._initial_epoch, data._initial_step = start.epoch, 0
+        start, data, counters = self._start, self._inner, self._start.counters
+        data.initial_epoch, data.initial_step = start.epoch, 0
         inside = counters is not None and bool(start.batch or counters["carried"])
         if counters is not None:
-            if data._inferred_steps is None:
-                data._inferred_steps = counters["size"]
+            if data.inferred_steps is None:
+                data.inferred_steps = counters["size"]
             # Keras makes the last ones: one before all epochs, one for each epoch unless the first serves them all.
             by_keras = 1 if self._is_carried or not inside else 2
             self._input.draw(
@@ -249,13 +251,13 @@ class TfKerasLoop(Loop):
 
     def _steps(self) -> Iterator[int]:
         start, self._start = self._start, Start(0)
-        data, done = self._data, start.batch
+        data, done = self._inner, start.batch
         if done:
-            self.model._train_counter.assign(done)
+            self._fit.batch.assign(done)
             self._prepare()
-            data._initial_step = done
+            data.initial_step = done
             if self.size is None or done >= self.size:
-                data._step_increment = 0
+                data.step_increment = 0
                 for _ in self._echo():
                     yield done - 1
         yield from self._enumerate_steps()
@@ -263,63 +265,32 @@ class TfKerasLoop(Loop):
 
 def find_callback_list(callback: Any) -> Any:
     """The Keras `CallbackList` that is calling this callback's hook, or None."""
-    return next((found for found, _ in _callback_lists(sys._getframe(1), callback)), None)
+    return next((found for found, _ in callback_lists(callback)), None)
 
 
 def find_loop(callback: Any, is_rival: Callable[[Any], bool]) -> Loop:
     """The loop of the fit that is calling this callback's `on_train_begin`.
 
-    Neither Keras hands it to callbacks: it is looked for among the local variables of the callers. Raises `UsageError`
-    where no fit is calling, and where one of an outer fit's callbacks `is_rival`.
+    Raises `UsageError` where no fit is calling, and where one of an outer fit's callbacks `is_rival`.
     """
     found: Loop | None = None
-    for callbacks, hook in _callback_lists(sys._getframe(1), None):
+    for callbacks, hook in callback_lists():
         if found is not None:
             if any(map(is_rival, callbacks.callbacks)):
                 raise UsageError("a fit inside a fit cannot use the same manager: give the inner one no callback")
             continue
         if not any(item is callback for item in callbacks.callbacks):
             continue
-        frame = hook.f_back
-        while found is None and frame is not None:
-            found, frame = _loop_in(frame, callbacks), frame.f_back
+        fit = fit_above(hook.f_back)
+        if fit is not None:
+            framework, model, initial_epoch, data = fit
+            found = (Keras3Loop if framework == "keras" else TfKerasLoop)(model, callbacks, initial_epoch, data)
     if found is None:
         raise UsageError(
             "CheckpointCallback works inside of model.fit, of Keras 3 or tf_keras. In a training loop of your own call "
             "manager.restore_latest() before it and manager.save(step) in it"
         )
     return found
-
-
-def _callback_lists(frame: FrameType | None, callback: Any) -> Iterator[tuple[Any, FrameType]]:
-    """The callback lists that are running a hook, innermost first; with a callback, those that hold it."""
-    previous: Any = None
-    while frame is not None:
-        owner: Any = frame.f_locals.get("self")
-        if owner is not previous and any(cls.__name__ == "CallbackList" for cls in type(owner).__mro__):
-            previous = owner
-            if callback is None or any(item is callback for item in owner.callbacks):
-                yield owner, frame
-        frame = frame.f_back
-
-
-def _loop_in(frame: FrameType, callbacks: Any) -> Loop | None:
-    kinds: list[tuple[type, Callable[[Any, Any, int, Any], Loop]]] = []
-    if "keras" in sys.modules:
-        from keras.src.trainers.epoch_iterator import EpochIterator
-
-        kinds.append((EpochIterator, Keras3Loop))
-    if "tf_keras" in sys.modules:
-        from tf_keras.src.engine.data_adapter import DataHandler
-
-        kinds.append((DataHandler, TfKerasLoop))
-    if "initial_epoch" not in frame.f_locals or "self" not in frame.f_locals:
-        return None
-    for value in frame.f_locals.values():
-        for kind, make in kinds:
-            if isinstance(value, kind):
-                return make(frame.f_locals["self"], callbacks, int(frame.f_locals["initial_epoch"]), value)
-    return None
 
 
 def _first_dataset(*candidates: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from ckptflow.state.kinds import Kind, carries_python_state, kind_of
+from ckptflow.state.private.kerases import RATE
 
 Array = npt.NDArray[Any]
 
@@ -123,7 +124,7 @@ def _has_train_end(callback: Any) -> bool:
 
 def learning_rate(optimizer: Any) -> Any:
     """The variable of the learning rate, of an optimizer of either Keras; None where a schedule gives it."""
-    rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+    rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), RATE, None)
     return rate if kind_of(rate) is Kind.VARIABLE else None
 
 

@@ -17,7 +17,7 @@ from ckptflow.format.layout import Folder
 from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.session import Session
 from ckptflow.peers.team import Call
-from ckptflow.state.kinds import Trackable
+from ckptflow.state.private.tensorflow import Trackable
 
 logger = logging.getLogger("ckptflow")
 

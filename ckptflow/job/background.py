@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from types import FrameType, TracebackType
+from contextvars import ContextVar, copy_context
+from types import TracebackType
 from typing import TypeVar
 
 from ckptflow.commit.catalog import Checkpoint
@@ -106,6 +106,10 @@ class Delivery:
             self._background.failure = None
 
 
+# Those whose `alone` is on the stack. A flag could be left set by an interrupt; Python itself puts a context back.
+_under_way: ContextVar[tuple[Calls, ...]] = ContextVar("ckptflow_under_way", default=())
+
+
 class Calls:
     """The calls of one manager: from the thread and in the process that made it, one at a time, until it is closed."""
 
@@ -134,6 +138,10 @@ class Calls:
 
     def alone(self, do: Callable[[], _Result]) -> _Result:
         """What `do` returns: the part of a call that no other call may come between."""
+        return copy_context().run(self._marked, do)
+
+    def _marked(self, do: Callable[[], _Result]) -> _Result:
+        _under_way.set((*_under_way.get(), self))
         return do()
 
     def check_turn(self, *, writes: bool = False) -> None:
@@ -153,13 +161,8 @@ class Calls:
         self.is_closed = True
 
     def _is_inside(self) -> bool:
-        """Whether who calls is called by `alone`: a flag for it could be left set by an interrupt, the stack cannot."""
-        frame: FrameType | None = sys._getframe()
-        while frame is not None:
-            if frame.f_code is Calls.alone.__code__ and frame.f_locals["self"] is self:
-                return True
-            frame = frame.f_back
-        return False
+        """Whether who calls is called by `alone`."""
+        return any(each is self for each in _under_way.get())
 
     def check(self, *, writes: bool = False) -> None:
         """Raises `UsageError` where the manager may not be used, or not so."""

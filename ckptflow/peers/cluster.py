@@ -21,6 +21,7 @@ from ckptflow.peers import service
 from ckptflow.peers.progress import CALLS, STORAGE
 from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Peer, Watch
+from ckptflow.state.private.tensorflow import is_dtensor_initialized
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
 
 logger = logging.getLogger("ckptflow")
@@ -247,12 +248,10 @@ def _peers_of(strategy: Any) -> tuple[Peer, ...]:
 
 def _dtensor_clients() -> tuple[Peer, ...]:
     """All DTensor clients, if there are several."""
-    from tensorflow.dtensor.python import accelerator_util
-
     dtensor = tf.experimental.dtensor
     if dtensor.num_clients() == 1:
         return ()
-    if not accelerator_util.is_initialized():
+    if not is_dtensor_initialized():
         raise UsageError(
             f"DTENSOR_JOBS names {dtensor.num_clients()} clients, and this process is none of them yet: call "
             "tf.experimental.dtensor.initialize_accelerator_system() first, or unset DTENSOR_JOBS"

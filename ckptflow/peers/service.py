@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass, field
 
 import tensorflow as tf
-from tensorflow.python.eager import context
 
 from ckptflow.peers.progress import UnreachableError
 from ckptflow.peers.rounds import Put
 from ckptflow.peers.watch import Answer, Peer
+from ckptflow.state.private.tensorflow import context
 
 logger = logging.getLogger("ckptflow")
 
@@ -30,13 +30,13 @@ _CUT_OFF = ("timed out", "No route to host", "unreachable")  # in what TensorFlo
 
 def is_there() -> bool:
     """Whether this process belongs to a cluster with a coordination service."""
-    return context.context().coordination_service is not None
+    return context().coordination_service is not None
 
 
 def ask(peer: Peer, timeout_s: float) -> Answer:
     """Whether another worker's process answers. From any thread, at any time; the others stand still meanwhile."""
     try:
-        context.context().check_collective_ops_peer_health(peer.task, max(1, int(timeout_s * 1000)))
+        context().check_collective_ops_peer_health(peer.task, max(1, int(timeout_s * 1000)))
     except tf.errors.DeadlineExceededError:
         return Answer.SILENT
     except tf.errors.UnavailableError as error:
@@ -145,9 +145,9 @@ class _Sender:
             sending = self._waiting.get()
             try:
                 if sending.text is None:
-                    context.context().delete_config_key_value(sending.key)
+                    context().delete_config_key_value(sending.key)
                 else:
-                    context.context().set_config_key_value(sending.key, sending.text)
+                    context().set_config_key_value(sending.key, sending.text)
             except BaseException as error:  # whatever it is: what was not sent is not called sent
                 sending.error = error
             finally:
@@ -182,7 +182,7 @@ class _Reading:
 def _read(key: str, timeout_s: float) -> str | None:
     """Raises `tf.errors.OpError`."""
     try:
-        return str(context.context().get_config_key_value(key, max(1, int(timeout_s * 1000))))
+        return str(context().get_config_key_value(key, max(1, int(timeout_s * 1000))))
     except (tf.errors.DeadlineExceededError, tf.errors.NotFoundError):
         return None
 

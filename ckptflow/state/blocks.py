@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.experimental import dtensor
-from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import boxes, dtypes
@@ -40,12 +39,12 @@ class PartsLeaf(Leaf):
         return tuple(self._spec(self.shape_or_scalar, box=box) for box in self.boxes)
 
     def read(self) -> list[Any]:
-        return [resource_ops.read_variable_op(part.handle, self.tf_dtype) for part in self.parts]
+        return [tf.raw_ops.ReadVariableOp(resource=part.handle, dtype=self.tf_dtype) for part in self.parts]
 
     def assign(self, values: Mapping[Box | None, Any]) -> None:
         for box, value in values.items():
             part = self.parts[self.boxes.index(box)]
-            resource_ops.assign_variable_op(part.handle, value, validate_shape=True)
+            tf.raw_ops.AssignVariableOp(resource=part.handle, value=value, validate_shape=True)
 
 
 class MeshLeaf(Leaf):
@@ -106,7 +105,7 @@ class MeshLeaf(Leaf):
         return tuple(self._spec(shape, box=self._of_device[device]) for device in self._written)
 
     def read(self) -> list[Any]:
-        local = dtensor.unpack(resource_ops.read_variable_op(self.variable.handle, self.tf_dtype))
+        local = dtensor.unpack(tf.raw_ops.ReadVariableOp(resource=self.variable.handle, dtype=self.tf_dtype))
         return [local[device] for device in self._written]
 
     def assign(self, values: Mapping[Box | None, Any]) -> None:
@@ -115,4 +114,4 @@ class MeshLeaf(Leaf):
         local = [values[None if self.boxes == (None,) else box] for box in self._of_device]
         # A copy for each device: none may share a buffer with another.
         packed = dtensor.pack([tf.identity(value) for value in local], self.layout)
-        resource_ops.assign_variable_op(self.variable.handle, packed, validate_shape=True)
+        tf.raw_ops.AssignVariableOp(resource=self.variable.handle, value=packed, validate_shape=True)

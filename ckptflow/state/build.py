@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Collection
 from typing import Any
 
-import tensorflow as tf
-
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
@@ -24,6 +22,8 @@ from ckptflow.state.kinds import (
     raw_variable,
 )
 from ckptflow.state.limits import limited
+from ckptflow.state.private.keras import trace
+from ckptflow.state.private.tf_keras import make_slots
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.walker import OptimizerNode
 from ckptflow.state.weights import trainable_of
@@ -146,11 +146,10 @@ def _call_on_symbols(model: Any, described: dict[str, Any]) -> None:
 
 def _make_states(layer: Any) -> None:
     """A stateful layer of tf_keras makes the variables of its state with its first batch; this makes them now."""
-    if kind_of(layer) is Kind.TF_KERAS_LAYER and tf_keras.is_stateful(layer):
-        states = tf.nest.flatten(layer._states)
-        if layer.built and any(state is None for state in states):
-            with contextlib.suppress(ValueError, AttributeError):  # its batch size is not known before its first batch
-                layer.reset_states()
+    is_stateful = kind_of(layer) is Kind.TF_KERAS_LAYER and tf_keras.is_stateful(layer)
+    if is_stateful and layer.built and any(state is None for state in tf_keras.states_of(layer)):
+        with contextlib.suppress(ValueError, AttributeError):  # its batch size is not known before its first batch
+            layer.reset_states()
 
 
 def _trace(model: Any, input_shape: Any) -> None:
@@ -164,7 +163,7 @@ def _trace(model: Any, input_shape: Any) -> None:
         return keras.KerasTensor(shape, dtype=model.input_dtype)
 
     if input_shape is not None:
-        keras.src.backend.compute_output_spec(model.call, symbols(input_shape))
+        trace(model, symbols(input_shape))
 
 
 def _all_built(model: Any) -> bool:
@@ -196,7 +195,7 @@ def _build_optimizer(
             if hasattr(node.optimizer, "build"):
                 node.optimizer.build(variables)
             else:  # a legacy optimizer of tf_keras
-                node.optimizer._create_all_weights(variables)
+                make_slots(node.optimizer, variables)
     except Exception as error:
         raise UsageError(f"{path} cannot be built; call it once on a batch, or {path}.build(variables)") from error
 

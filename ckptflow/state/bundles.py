@@ -14,7 +14,9 @@ from ckptflow.errors import UnsupportedStateError
 from ckptflow.printable import printable
 from ckptflow.state.bundle import Array, Bundle, said, says
 from ckptflow.state.iterators import IteratorBundle
-from ckptflow.state.kinds import CONTAINERS, Kind, Trackable, kind_of, overrides
+from ckptflow.state.kinds import CONTAINERS, Kind, kind_of, overrides
+from ckptflow.state.private import kerases
+from ckptflow.state.private import tensorflow as private
 
 logger = logging.getLogger("ckptflow")
 
@@ -29,7 +31,7 @@ class TableBundle(Bundle):
         self._is_dense = isinstance(table, tf.lookup.experimental.DenseHashTable)
         self.dtypes = {"keys": table.key_dtype.name, "values": table.value_dtype.name}
         if self._is_dense:
-            self._marks = [tf.constant(key, table.key_dtype) for key in (table._empty_key, table._deleted_key)]
+            self._marks = [tf.constant(key, table.key_dtype) for key in private.marks_of_dense(table)]
             self.stock_names = {}  # all its buckets, in the order of their hashes
 
     def read(self) -> dict[str, Any]:
@@ -52,7 +54,7 @@ class TableBundle(Bundle):
     def misfit(self, parts: Mapping[str, Array]) -> str:
         keys, values = parts["keys"], parts["values"]
         key_shape = tuple(self._marks[0].shape) if self._is_dense else ()
-        value_shape = tuple(self._table._value_shape.as_list())
+        value_shape = tuple(private.value_shape(self._table).as_list())
         if self._is_dense and not key_shape:  # TensorFlow's own checkpoints hold scalars as vectors of one
             keys, values = keys.reshape(-1), values.reshape(-1, *value_shape)
         if keys.shape[1:] != key_shape or values.shape != (*keys.shape[:1], *value_shape):
@@ -73,7 +75,7 @@ class TableBundle(Bundle):
     def _in_use(self, keys: Any, values: Any) -> tuple[Any, Any]:
         """A dense table's rows without its empty buckets, which it exports, too, and scalars as vectors of one."""
         keys = tf.reshape(keys, [-1, *self._marks[0].shape])
-        values = tf.reshape(values, [-1, *self._table._value_shape])
+        values = tf.reshape(values, [-1, *private.value_shape(self._table)])
         axes = list(range(1, keys.shape.rank))
         unused = [tf.reduce_all(tf.equal(keys, mark), axis=axes) for mark in self._marks]
         rows = tf.where(~(unused[0] | unused[1]))[:, 0]
@@ -176,7 +178,7 @@ class VocabularyBundle(Bundle):
         layer = self._layer
         stock: Any = next(c for c in type(layer).__mro__ if c.__module__.partition(".")[0] in ("keras", "tf_keras"))
         spare = stock.from_config({**stock.get_config(layer), "vocabulary": None, "idf_weights": None})
-        spare._frozen_vocab_size = getattr(layer, "_frozen_vocab_size", None)
+        setattr(spare, kerases.FROZEN_SIZE, getattr(layer, kerases.FROZEN_SIZE, None))
         return spare
 
     def _is(self, parts: Mapping[str, Array]) -> bool:
@@ -221,10 +223,10 @@ class TrackableBundle(Bundle):
         self.obj = self._trackable = trackable
         read = self.read()
         self.dtypes = {name: tensor.dtype.name for name, tensor in read.items()}
-        self.stock_names = _parts_of(trackable._serialize_to_tensors())
+        self.stock_names = _parts_of(private.to_tensors(trackable))
 
     def read(self) -> dict[str, Any]:
-        tensors = self._trackable._serialize_to_tensors()
+        tensors = private.to_tensors(self._trackable)
         values = {name: tensor() if callable(tensor) else tensor for name, tensor in tensors.items()}
         return {part: tf.convert_to_tensor(values[name]) for part, name in _parts_of(values).items()}
 
@@ -232,8 +234,8 @@ class TrackableBundle(Bundle):
         if isinstance(self._trackable, tf.train.experimental.PythonState):
             self._trackable.deserialize(parts["py_state"].item())
             return
-        names = _parts_of(self._trackable._serialize_to_tensors())
-        self._trackable._restore_from_tensors({name: tf.constant(parts[part]) for part, name in names.items()})
+        names = _parts_of(private.to_tensors(self._trackable))
+        private.from_tensors(self._trackable, {name: tf.constant(parts[part]) for part, name in names.items()})
 
     def misfit(self, parts: Mapping[str, Array]) -> str:
         """Tried on the object, which gets its own parts back, where theirs have another shape: it may grow, or not."""
@@ -267,8 +269,7 @@ class FactoriesBundle(Bundle):
         self.stock_names = {name: name for name in self.dtypes}
 
     def _saveables(self) -> list[Any]:
-        factories = self._trackable._gather_saveables_for_checkpoint()
-        return [factory(name=name) for name, factory in factories.items()]
+        return [factory(name=name) for name, factory in private.factories(self._trackable).items()]
 
     def read(self) -> dict[str, Any]:
         return {spec.name: tf.convert_to_tensor(spec.tensor) for each in self._saveables() for spec in each.specs}
@@ -301,19 +302,19 @@ def bundle_of(obj: Any, path: str) -> Bundle | None:
         return VocabularyBundle(obj)
     if kind is Kind.DISCRETIZATION:
         return BoundariesBundle(obj)
-    if kind is Kind.TRACKABLE and type(obj)._serialize_to_tensors is not Trackable._serialize_to_tensors:
+    if kind is Kind.TRACKABLE and private.has_tensors_by_class(obj):
         return TrackableBundle(obj)
-    if isinstance(obj, Trackable) and kind not in CONTAINERS:
-        if overrides(obj, "_serialize_to_tensors"):
+    if isinstance(obj, private.Trackable) and kind not in CONTAINERS:
+        if overrides(obj, private.TO_TENSORS):
             return TrackableBundle(obj)
-        if overrides(obj, "_gather_saveables_for_checkpoint"):
+        if overrides(obj, private.TO_FACTORIES):
             raise UnsupportedStateError(
                 f"{path}: a {type(obj).__qualname__} gives TensorFlow what it is made of in its old way, by "
                 "_gather_saveables_for_checkpoint; give it _serialize_to_tensors and _restore_from_tensors instead, or "
                 "get_state and set_state"
             )
-        if "_serialize_to_tensors" in getattr(obj, "__dict__", {}):  # loaded from a SavedModel
+        if private.TO_TENSORS in getattr(obj, "__dict__", {}):  # loaded from a SavedModel
             return TrackableBundle(obj)
-        if obj._gather_saveables_for_checkpoint():
+        if private.factories(obj):
             return _by_factories(obj, path)
     return None

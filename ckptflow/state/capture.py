@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import context
-from tensorflow.python.eager.execute import quick_execute
-from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
 from ckptflow.errors import UsageError
 from ckptflow.format import values
@@ -27,6 +24,7 @@ from ckptflow.state.collector import no_collection
 from ckptflow.state.configs import described
 from ckptflow.state.graph import describe_graph
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, check_shape, host_array, is_remote, to_bytes
+from ckptflow.state.private.tensorflow import num_elements, read_variables
 from ckptflow.state.tree import Tree
 
 _BATCH = 128  # variables read by one operation
@@ -222,7 +220,7 @@ class _Plan:
             leaf.name
             for leaf in suspects
             if isinstance(leaf, (VariableLeaf, PartsLeaf))
-            and not all(resource_ops.var_is_initialized_op(part.handle) for part in leaf.parts)
+            and not all(tf.raw_ops.VarIsInitializedOp(resource=part.handle) for part in leaf.parts)
         ]
         if without:
             raise UsageError(
@@ -245,13 +243,10 @@ class _Batch:
         self._attributes = ("N", len(leaves), "dtypes", dtypes)
 
     def read(self, held: list[Any]) -> None:
-        count = len(self._leaves)
-        found = quick_execute(
-            "_ReadVariablesOp", count, inputs=self._handles, attrs=self._attributes, ctx=context.context()
-        )
+        found = read_variables(self._handles, self._attributes)
         for (index, _), value in zip(self._leaves, found, strict=True):
             held[index] = value
 
     def empty(self, held: list[Any]) -> list[Leaf]:
         """Those of which an empty tensor was read."""
-        return [leaf for index, leaf in self._leaves if not held[index]._num_elements()]
+        return [leaf for index, leaf in self._leaves if not num_elements(held[index])]

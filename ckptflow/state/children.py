@@ -9,13 +9,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.util.object_identity import Reference
 
 from ckptflow.state.kinds import (
     CONTAINERS,
     OPTIMIZERS,
     Kind,
-    Trackable,
     follows,
     has_items,
     is_checkpoint,
@@ -28,11 +26,13 @@ from ckptflow.state.kinds import (
     may_hold_state,
     tells_children_itself,
 )
+from ckptflow.state.private import tensorflow as private
+from ckptflow.state.private.tensorflow import Reference, Trackable
+from ckptflow.state.private.tf_keras import COALESCED, TRACKED
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
 MAX_DEPTH = 20  # of containers in containers
 _NUMBER = re.compile(r"_\d+$")
-COALESCED = "_coalesced_children"  # where an optimizer of tf_keras keeps what it first told TensorFlow of its children
 
 
 class Children(NamedTuple):
@@ -151,7 +151,9 @@ def _values_of(cls: type, containers: list[Any]) -> Iterable[Iterable[Any]]:
     """What each of some containers of one class holds: without a step of Python for each, where that can be."""
     if is_wrapped_container(containers[0]):  # by TensorFlow, which answers item by item in Python
         is_list = isinstance(containers[0], list)
-        inside = [vars(each)["_storage"] for each in containers] if is_list else [c.__wrapped__ for c in containers]
+        inside = (
+            [vars(each)[private.STORAGE] for each in containers] if is_list else [c.__wrapped__ for c in containers]
+        )
         return _values_of_all(inside)
     for kind, values in _BUILTIN.items():
         if issubclass(cls, kind):
@@ -189,7 +191,7 @@ def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(container, tuple) and hasattr(container, "_fields"):
         return zip(container._fields, container, strict=True)
     # TensorFlow's list wrapper answers item by item in Python; its storage is a plain list.
-    storage = vars(container).get("_storage") if hasattr(container, "__dict__") else None
+    storage = vars(container).get(private.STORAGE) if hasattr(container, "__dict__") else None
     return enumerate(storage if isinstance(storage, list) else container)
 
 
@@ -285,7 +287,7 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
 
     The graph that TensorFlow makes of it would merge the two, and give of a root what it tracks and no more.
     """
-    root = vars(checkpoint).get("_root")
+    root = vars(checkpoint).get(private.ROOT)
     root = root() if isinstance(root, weakref.ref) else root
     edges = tracked(checkpoint)
     own: dict[str, Any] = {}
@@ -305,12 +307,11 @@ def checkpoint_children(checkpoint: Any) -> list[tuple[str, Any]]:
     return [("root" if label in taken else label, child) for label, child in roots] + named
 
 
-TRACKED_BY_TF_KERAS = "_self_tracked_trackables"
 _bare = tf.Module()
 tf.train.TrackableView.children(_bare)
 # In which attributes TensorFlow and tf_keras themselves keep what they track.
-OF_TENSORFLOW = {name for name in vars(_bare) if name.startswith("_self_")} | {TRACKED_BY_TF_KERAS, COALESCED}
-_OF_ANY_CHECKPOINT = frozenset({"root", "_kwargs"}).union(
+OF_TENSORFLOW = {name for name in vars(_bare) if name.startswith(private.OWN)} | {TRACKED, COALESCED}
+_OF_ANY_CHECKPOINT = frozenset({"root", private.ARGUMENTS}).union(
     *(vars(make()) for make in (tf.train.Checkpoint, tf.compat.v1.train.Checkpoint))
 )
 

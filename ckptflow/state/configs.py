@@ -15,6 +15,7 @@ from ckptflow.format.values import from_json, to_json
 from ckptflow.format.words import some_of
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.light import has_large_constants, mark, marks_in, serialize_light
+from ckptflow.state.private import tf_keras as tf_keras_private
 from ckptflow.state.settings import settings_of
 from ckptflow.state.tree import Tree
 from ckptflow.state.walker import OptimizerNode
@@ -180,7 +181,7 @@ def _is_compiled_with(node: OptimizerNode, tree: Tree, described: dict[str, Any]
 
 def _config(obj: Any, framework: str, path: str) -> Any:
     """The config of a model or an optimizer of either Keras."""
-    if framework == "tf_keras" and getattr(obj, "_is_graph_network", False) and has_large_constants(obj):
+    if framework == "tf_keras" and tf_keras_private.is_functional(obj) and has_large_constants(obj):
         return mark("a constant that a layer is called with", "the model")
     return _try(lambda: serialize_light(obj, framework), path, "config")
 
@@ -212,11 +213,12 @@ def is_built(optimizer: Any) -> bool:
     if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:
         return bool(optimizer.built)
     found = vars(optimizer)
-    if "_optimizer" in found:  # a loss scale around another one
-        return is_built(found["_optimizer"])
-    if "_slots" in found:
-        return bool(found["_slots"] or found.get("_hypers_created"))
-    return bool(found.get("_built", False))
+    inner = tf_keras_private.inner_optimizer(optimizer)
+    if inner is not optimizer:
+        return is_built(inner)
+    if tf_keras_private.SLOTS in found:
+        return bool(found[tf_keras_private.SLOTS] or found.get(tf_keras_private.HYPERS_MADE))
+    return bool(found.get(tf_keras_private.BUILT, False))
 
 
 def _class_name(obj: Any) -> str:

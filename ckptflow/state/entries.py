@@ -9,12 +9,12 @@ from ckptflow.state.children import pairs_of
 from ckptflow.state.kinds import (
     CONTAINERS,
     Kind,
-    Trackable,
     carries_python_state,
     is_python_state,
     is_wrapped_container,
     kind_of,
 )
+from ckptflow.state.private.tensorflow import Trackable, iterators_in
 
 
 def replica_iterators(path: str, iterator: Any) -> list[Any]:
@@ -22,7 +22,7 @@ def replica_iterators(path: str, iterator: Any) -> list[Any]:
 
     Raises `UnsupportedStateError` for one that prefetches to devices: TensorFlow gives out no state of that.
     """
-    found = [getattr(per_worker, "_iterator", None) for per_worker in iterator._iterators or ()]
+    found = iterators_in(iterator)
     if not found or any(kind_of(each) is not Kind.ITERATOR for each in found):
         raise UnsupportedStateError(
             f"{path}: this DistributedIterator cannot be saved, it prefetches to the devices. Either, under "

@@ -8,7 +8,6 @@ from typing import Any
 from ckptflow.state.children import (
     MAX_DEPTH,
     OF_TENSORFLOW,
-    TRACKED_BY_TF_KERAS,
     container_kind,
     holds_state,
     is_plain,
@@ -20,17 +19,17 @@ from ckptflow.state.children import (
 from ckptflow.state.kinds import (
     CONTAINERS,
     Kind,
-    Trackable,
     follows,
     has_items,
     is_python_state,
     kind_of,
     tells_children_itself,
 )
+from ckptflow.state.private import tf_keras
+from ckptflow.state.private.tensorflow import BY_NAME, Trackable
 
 Fingerprint = tuple[Any, ...]
-_NAMES = ("name", "_name")  # by which whatever lists a layer may call it
-_BY_NAME = "_self_unconditional_dependency_names"  # where TensorFlow keeps what it tracks, attribute or not
+_NAMES = ("name", tf_keras.NAME)  # by which whatever lists a layer may call it
 
 
 def fingerprint(obj: Any, ignored: Collection[str] = ()) -> Fingerprint:
@@ -44,11 +43,11 @@ def fingerprint(obj: Any, ignored: Collection[str] = ()) -> Fingerprint:
     values = (
         (name, value)
         for name, value in held.items()
-        if name not in ignored and (name not in OF_TENSORFLOW or name == TRACKED_BY_TF_KERAS) and follows(obj, value)
+        if name not in ignored and (name not in OF_TENSORFLOW or name == tf_keras.TRACKED) and follows(obj, value)
     )
     found = _collect(values, 0)
     found += [held[name] for name in _NAMES if type(held.get(name)) is str]
-    by_name = held.get(_BY_NAME)
+    by_name = held.get(BY_NAME)
     if by_name:
         found += _collect(((name, child) for name, child in by_name.items() if name not in held), 0)
     if has_items(obj) and not is_plain(obj):

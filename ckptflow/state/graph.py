@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import tensorflow as tf
-from tensorflow.python.checkpoint import saveable_compat
 
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.object_graph import (
@@ -34,6 +33,7 @@ from ckptflow.state.graph_names import Pairs, pair, with_trained
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
 from ckptflow.state.per_worker import PerWorker
+from ckptflow.state.private.tensorflow import saveable_compat
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
 
 logger = logging.getLogger("ckptflow")

@@ -11,17 +11,14 @@ import msgspec
 
 from ckptflow.format.object_graph import VARIABLE, GraphNode, ObjectGraph, edges, slots_of, tensor_of, values_of
 from ckptflow.state.children import clean, singular, strip_underscores
+from ckptflow.state.private.keras import ALL, COUNTERS, EDGES_OF_MODELS, RATES, TRAINED
 from ckptflow.state.walker import MAX_NAME_BYTES, path_of_slot
 
 MAX_CHARACTERS = 64 * 2**20  # of all names together: a small graph can spell out very long ones
 _MAX_ALIASES = 4
 _OBJECTS, _OPTIMIZERS, _OF_OPTIMIZERS = range(3)  # the order in which names are given
 
-TRAINED, ALL = "_trainable_variables", "_variables"  # an optimizer's lists: what it trains, and its own
-_COUNTERS = frozenset({"_iterations", "iterations", "iter"})
-_RATES = frozenset({"_variables", "_learning_rate", "learning_rate", "decay"})
 _LAYER = re.compile(r"layer(_with_weights)?-\d+")
-_OF_MODELS = frozenset({"_functional", "_operations", "_layers", "_tracked", "keras_api"})
 # Their parts have the names that the walk gives them.
 _PARTS = {("ITERATOR", "_STATE"): "position"}
 
@@ -42,12 +39,12 @@ def root_label(graph: ObjectGraph) -> str:
     is_object = any(number == 0 for label, number in edges(graph.nodes[0]) if label == "root")
     if _is_optimizer(graph.nodes[0]):
         return "optimizer"
-    return "model" if is_object or labels & _OF_MODELS or any(map(_LAYER.fullmatch, labels)) else ""
+    return "model" if is_object or labels & EDGES_OF_MODELS or any(map(_LAYER.fullmatch, labels)) else ""
 
 
 def _is_optimizer(node: str | GraphNode) -> bool:
     labels = {label for label, _ in edges(node)}
-    return not isinstance(node, str) and (bool(node.slots) or bool(labels & _COUNTERS and labels & _RATES))
+    return not isinstance(node, str) and (bool(node.slots) or bool(labels & COUNTERS and labels & RATES))
 
 
 class _Waiting(NamedTuple):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.state.bundle import Array, Bundle, says
+from ckptflow.state.private.tensorflow import from_tensors, to_tensors
 
 _ANOTHER = "the position in the checkpoint is one in another pipeline"
 _AS_IT_WAS = "Make the dataset as it was when it was saved"
@@ -39,13 +40,13 @@ class IteratorBundle(Bundle):
         self.obj = self._iterator = iterator
 
     def read(self) -> dict[str, Any]:
-        (state,) = self._iterator._serialize_to_tensors().values()
+        (state,) = to_tensors(self._iterator).values()
         return {"position": tf.io.serialize_tensor(state)}
 
     def write(self, parts: Mapping[str, Array]) -> None:
-        (name,) = self._iterator._serialize_to_tensors()
+        (name,) = to_tensors(self._iterator)
         state = tf.io.parse_tensor(tf.constant(parts["position"].item()), tf.variant)
-        self._iterator._restore_from_tensors({name: state})
+        from_tensors(self._iterator, {name: state})
 
     def misfit(self, parts: Mapping[str, Array]) -> str:
         """Tried on the iterator, which gets its own position back: making a second one of the same dataset draws from

@@ -21,11 +21,7 @@ from ckptflow.state.children import (
 )
 from ckptflow.state.fingerprints import Fingerprint, fingerprint
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of
-
-# What Keras tracks of a layer, whatever attribute holds it.
-_TRACKED = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers", "_metrics")
-_OF_TRAINING = ("_loss_tracker", "_compile_metrics", "optimizer")  # of a model, in the order in which they are named
-_OF_OPTIMIZERS = ("_variables", "_trainable_variables", "_tracker")
+from ckptflow.state.private import keras as private
 
 
 @functools.cache
@@ -51,7 +47,7 @@ def _own_attributes(base: str) -> frozenset[str]:
 def own_attributes() -> frozenset[str]:
     """The attributes that layers, models and metrics have of Keras's own, whichever they are."""
     bases = ("layer", "functional", "sequential", "metric")
-    return frozenset(_OF_TRAINING).union(*(vars(_bare(base)) for base in bases))
+    return frozenset(private.OF_TRAINING).union(*(vars(_bare(base)) for base in bases))
 
 
 @functools.cache
@@ -59,9 +55,9 @@ def _own_containers(base: str) -> frozenset[str]:
     """Those of them in which Keras keeps what it tracks."""
     names = {name for name, value in vars(_bare(base)).items() if kind_of(value) is not None}
     if base in ("model", "functional", "sequential"):
-        names.update(_OF_TRAINING)
+        names.update(private.OF_TRAINING)
     if base == "sequential":
-        names.add("_functional")  # with the same layers
+        names.add(private.FUNCTIONAL)  # with the same layers
     return frozenset(names)
 
 
@@ -69,9 +65,7 @@ def _base_of(layer: Any) -> str:
     """The class of Keras that a layer or model is one of, as far as that decides on its attributes."""
     if not is_keras3_model(layer):
         return "layer"
-    from keras.src.models.functional import Functional
-
-    if isinstance(layer, Functional):
+    if private.is_functional(layer):
         return "functional"
     return "sequential" if isinstance(layer, keras3().Sequential) else "model"
 
@@ -86,7 +80,7 @@ def layer_children(layer: Any) -> Children:
     named += attributes(layer, ignored)
     if base != "layer":
         found = vars(layer)
-        named += [(name.lstrip("_"), found[name]) for name in _OF_TRAINING if holds_state(found.get(name))]
+        named += [(name.lstrip("_"), found[name]) for name in private.OF_TRAINING if holds_state(found.get(name))]
     return Children(named, _tracked(layer) + graph_children(layer, _own_containers(base)))
 
 
@@ -98,9 +92,9 @@ def is_graph_model(layer: Any) -> bool:
 def _tracked(layer: Any) -> list[tuple[str, Any]]:
     found = vars(layer)
     children: list[tuple[str, Any]] = []
-    for name in _TRACKED:
+    for name in private.TRACKED:
         tracked = [child for child in found.get(name, ()) if kind_of(child) is not None]
-        if name in ("_layers", "_metrics"):
+        if name in private.LISTS_OF_LAYERS:
             children += layer_labels(tracked)
         else:
             children += [(_tracked_label(child), child) for child in tracked]
@@ -115,13 +109,13 @@ def _tracked_label(child: Any) -> str:
 
 def layer_fingerprint(layer: Any) -> Fingerprint:
     """Tells whether a layer's children have changed."""
-    return fingerprint(layer, _own_attributes(_base_of(layer)) - {*_TRACKED, *_OF_TRAINING})
+    return fingerprint(layer, _own_attributes(_base_of(layer)) - {*private.TRACKED, *private.OF_TRAINING})
 
 
 def metric_children(metric: Any) -> Children:
     """A metric's variables and inner metrics."""
     found = vars(metric)
-    fallback = [(_tracked_label(child), child) for name in ("_variables", "_metrics") for child in found.get(name, ())]
+    fallback = [(_tracked_label(child), child) for name in private.OF_METRICS for child in found.get(name, ())]
     return Children(attributes(metric, _own_attributes("metric")), fallback)
 
 
@@ -132,25 +126,25 @@ def seed_children(seed: Any) -> Children:
 
 def optimizer_children(optimizer: Any) -> Children:
     """What an optimizer has beside slots: counters, rates, inner optimizers; then whatever else is its own."""
-    found = attributes(optimizer, _OF_OPTIMIZERS)
+    found = attributes(optimizer, private.OF_OPTIMIZERS)
     named = [(label, child) for label, child in found if kind_of(child) in (Kind.VARIABLE, Kind.KERAS3_OPTIMIZER)]
     for label, child in found:
         if kind_of(child) is Kind.LIST and any(kind_of(item) is Kind.KERAS3_OPTIMIZER for item in child):
             named.append((label, child))
-    of_the_model = {id(variable) for variable in optimizer._trainable_variables}
+    of_the_model = {id(variable) for variable in private.trained_by(optimizer)}
     listed = [(_tracked_label(child), child) for child in optimizer.variables if id(child) not in of_the_model]
-    return Children(named, [*listed, *found, *graph_children(optimizer, _OF_OPTIMIZERS)])
+    return Children(named, [*listed, *found, *graph_children(optimizer, private.OF_OPTIMIZERS)])
 
 
 def optimizer_slots(optimizer: Any) -> list[tuple[str, Any, Any]]:
     """(slot's name, model variable or None, slot variable) for every slot, told by lists as long as that of the model
     variables: by position, since names in Keras are automatic. Others by the variable that they were made for."""
     own = {id(variable) for variable in optimizer.variables}
-    model_variables = list(optimizer._trainable_variables)
+    model_variables = list(private.trained_by(optimizer))
     lists = {
         name: list(value)
         for name, value in vars(optimizer).items()
-        if name not in ("_variables", "_trainable_variables") and kind_of(value) is Kind.LIST
+        if name not in (private.ALL, private.TRAINED) and kind_of(value) is Kind.LIST
     }
     labels = _slot_labels(list(lists))
     slots = []
@@ -161,7 +155,9 @@ def optimizer_slots(optimizer: Any) -> list[tuple[str, Any, Any]]:
             if kind_of(slot) is Kind.VARIABLE and id(slot) in own:
                 slots.append((labels[name], model_variable, slot))
     held = {id(slot) for _, _, slot in slots} | set(map(id, vars(optimizer).values()))
-    others = [each for each in optimizer._variables if id(each) not in held]  # not those of an optimizer that it wraps
+    others = [
+        each for each in private.variables_of_optimizer(optimizer) if id(each) not in held
+    ]  # not those of an optimizer that it wraps
     return slots + _slots_by_path(others, model_variables)
 
 

@@ -15,18 +15,12 @@ from enum import Enum, auto
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.dtensor.python.d_variable import DVariable
-from tensorflow.python.data.ops import iterator_ops
-from tensorflow.python.distribute import input_lib, ps_values, sharded_variable, tpu_replicated_variable, values
-from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
-from tensorflow.python.ops import lookup_ops
-from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
-from tensorflow.python.trackable import data_structures
 
 from ckptflow.state.per_worker import PerWorker
-
-Trackable = tf.__internal__.tracking.Trackable
-AutoTrackable = tf.__internal__.tracking.AutoTrackable
+from ckptflow.state.private import tensorflow as private
+from ckptflow.state.private.keras import value_of
+from ckptflow.state.private.tensorflow import Trackable
+from ckptflow.state.private.tf_keras import without_autocast
 
 
 class Kind(Enum):
@@ -66,7 +60,7 @@ OF_PREPROCESSING: dict[Kind | None, frozenset[str]] = {
     Kind.DISCRETIZATION: frozenset({"bin_boundaries", "input_bin_boundaries", "summary"}),
 }
 
-_ON_SERVERS = (ps_values.CachingVariable, ps_values.AggregatingVariable)
+_NO_STATE = (tf.types.experimental.PolymorphicFunction, tf.lookup.StaticHashTable)  # tracked all the same
 
 _by_type: dict[type, Kind | None] = {}
 
@@ -82,10 +76,10 @@ def kind_of(obj: object) -> Kind | None:
 
 def _classify(cls: type) -> Kind | None:
     # tf.Module wraps dicts and tuples in proxies, which are no dict or tuple by type.
-    if issubclass(cls, data_structures._DictWrapper):
+    if issubclass(cls, private.DictWrapper):
         return Kind.DICT
-    if not issubclass(cls, AutoTrackable):  # a Module or a layer that is a container has attributes as well
-        if issubclass(cls, (data_structures._TupleWrapper, list, tuple, deque, UserList)):
+    if not issubclass(cls, private.AutoTrackable):  # a Module or a layer that is a container has attributes as well
+        if issubclass(cls, (private.TupleWrapper, list, tuple, deque, UserList)):
             return Kind.LIST
         if issubclass(cls, Mapping):
             return Kind.DICT
@@ -93,18 +87,18 @@ def _classify(cls: type) -> Kind | None:
             return Kind.SET
     if issubclass(cls, PerWorker):
         return Kind.PER_WORKER
-    if issubclass(cls, (tf.Variable, values.DistributedVariable, sharded_variable.ShardedVariable)):
+    if issubclass(cls, (tf.Variable, private.DistributedVariable, private.ShardedVariable)):
         return Kind.VARIABLE
-    if issubclass(cls, input_lib.DistributedIteratorBase):
+    if issubclass(cls, tf.distribute.DistributedIterator):
         return Kind.DISTRIBUTED_ITERATOR
-    if issubclass(cls, iterator_ops.IteratorBase):
+    if issubclass(cls, tf.data.Iterator):
         return Kind.ITERATOR
-    if issubclass(cls, (lookup_ops.MutableHashTable, lookup_ops.DenseHashTable)):
+    if issubclass(cls, (tf.lookup.experimental.MutableHashTable, tf.lookup.experimental.DenseHashTable)):
         return Kind.TABLE
     if issubclass(cls, tf.data.Dataset):
         return Kind.DATASET
     kind = _classify_keras3(cls) or _classify_tf_keras(cls)
-    if kind is None and issubclass(cls, Trackable) and not issubclass(cls, (Function, lookup_ops.StaticHashTable)):
+    if kind is None and issubclass(cls, Trackable) and not issubclass(cls, _NO_STATE):
         kind = Kind.TRACKABLE
     if kind is None and (hasattr(cls, "__attrs_attrs__") or hasattr(cls, "__tf_flatten__")):
         kind = Kind.RECORD
@@ -191,7 +185,7 @@ def has_items(obj: object) -> bool:
 
 def is_wrapped_container(obj: object) -> bool:
     """Whether it is a list, tuple or dict as TensorFlow holds it where it was assigned to an attribute."""
-    return isinstance(obj, (data_structures.ListWrapper, data_structures._DictWrapper, data_structures._TupleWrapper))
+    return isinstance(obj, (private.ListWrapper, private.DictWrapper, private.TupleWrapper))
 
 
 def follows(obj: object, value: object) -> bool:
@@ -215,7 +209,7 @@ def is_normalization(obj: object) -> bool:
 def _without_keras3(variable: Any) -> Any:
     keras = keras3()
     is_wrapped = keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable)
-    return variable._value if is_wrapped else variable
+    return value_of(variable) if is_wrapped else variable
 
 
 def raw_variable(variable: Any) -> Any:
@@ -223,26 +217,20 @@ def raw_variable(variable: Any) -> Any:
     where a Keras 3 variable has not been given its value yet."""
     variable = _without_keras3(variable)
     if tf_keras() is not None:
-        from tf_keras.src.mixed_precision.autocast_variable import AutoCastVariable
-
-        while isinstance(variable, AutoCastVariable):
-            variable = variable._variable
-    while isinstance(variable, _ON_SERVERS):
-        variable = variable._v
+        variable = without_autocast(variable)
+    while isinstance(variable, private.ON_SERVERS):
+        variable = private.inside_on_server(variable)
     return variable
 
 
 def is_distributed(variable: Any) -> bool:
     """Whether a raw variable has one copy or component per replica."""
-    return isinstance(variable, values.DistributedVariable)
+    return isinstance(variable, private.DistributedVariable)
 
 
 def is_on_read(variable: Any) -> bool:
     """Whether a raw variable is kept per replica and aggregated when it is read."""
-    # Under TPUStrategy a variable's policy says it, not its class.
-    return isinstance(variable, values.SyncOnReadVariable) or (
-        is_distributed(variable) and isinstance(variable._policy, values.OnReadPolicy)
-    )
+    return private.is_on_read(variable)
 
 
 def local_copies(variable: Any) -> tuple[tuple[Any, ...], ...]:
@@ -250,29 +238,28 @@ def local_copies(variable: Any) -> tuple[tuple[Any, ...], ...]:
     model, one for each core, all of the same value."""
     copies = variable.values if is_distributed(variable) else (variable,)
     return tuple(
-        tuple(copy.variables) if isinstance(copy, tpu_replicated_variable.TPUReplicatedVariable) else (copy,)
-        for copy in copies
+        tuple(copy.variables) if isinstance(copy, private.TPUReplicatedVariable) else (copy,) for copy in copies
     )
 
 
 def is_sharded(variable: Any) -> bool:
     """Whether a raw variable is one tensor in several variables on parameter servers."""
-    return isinstance(variable, sharded_variable.ShardedVariable)
+    return isinstance(variable, private.ShardedVariable)
 
 
 def is_on_server(variable: Any) -> bool:
     """Whether a variable, as its framework hands it out, is on a parameter server, or is sharded over several."""
-    return isinstance(_without_keras3(variable), (*_ON_SERVERS, sharded_variable.ShardedVariable))
+    return isinstance(_without_keras3(variable), (*private.ON_SERVERS, private.ShardedVariable))
 
 
 def is_on_mesh(variable: Any) -> bool:
     """Whether a raw variable is a DTensor's."""
-    return isinstance(variable, DVariable) and variable.layout is not None
+    return isinstance(variable, tf.experimental.dtensor.DVariable) and variable.layout is not None
 
 
 def is_resource_variable(variable: Any) -> bool:
     """Whether a raw variable is a plain one that reads and assigns by its handle."""
-    return isinstance(variable, BaseResourceVariable)
+    return isinstance(variable, private.BaseResourceVariable)
 
 
 _LIBRARIES = {"keras", "tf_keras", "tensorflow", "builtins", "numpy", "jax", "torch"}
@@ -325,7 +312,7 @@ def _takes(method: Any, count: int) -> bool:
 def tells_children_itself(obj: object) -> bool:
     """Whether a class of the user's own says what TensorFlow tracks in it, beside its attributes, or has slots."""
     cls: Any = type(obj)
-    return isinstance(obj, Trackable) and (overrides(obj, "_trackable_children") or _has_slots(cls))
+    return isinstance(obj, Trackable) and (overrides(obj, private.TELLS_CHILDREN) or _has_slots(cls))
 
 
 @functools.cache

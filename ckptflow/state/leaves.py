@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import dtypes
@@ -21,6 +20,7 @@ from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import strategies
 from ckptflow.state.bundle import Bundle
 from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_copies
+from ckptflow.state.private.tensorflow import rank
 
 Array = npt.NDArray[Any]
 StaticShape: TypeAlias = tuple[int | None, ...] | None
@@ -133,7 +133,7 @@ class VariableLeaf(Leaf):
         return self.on_read is None or len(self._copies) == 1
 
     def read(self) -> list[Any]:
-        return [[resource_ops.read_variable_op(copy[0].handle, self.tf_dtype) for copy in self._copies]]
+        return [[tf.raw_ops.ReadVariableOp(resource=copy[0].handle, dtype=self.tf_dtype) for copy in self._copies]]
 
     def assign(self, values: Mapping[Box | None, Any]) -> None:
         """Gives every replica here the value.
@@ -157,7 +157,7 @@ class VariableLeaf(Leaf):
     def _assign(self, part: Any, value: Any) -> None:
         # Without validation the op silently takes another shape; with it, it refuses what a variable of open shape may.
         is_open = self.shape is None or None in self.shape
-        resource_ops.assign_variable_op(part.handle, value, validate_shape=not is_open)
+        tf.raw_ops.AssignVariableOp(resource=part.handle, value=value, validate_shape=not is_open)
 
 
 class PartLeaf(Leaf):
@@ -209,7 +209,7 @@ def host_array(tensor: Any) -> Array:
     if tensor.dtype is _STRING:
         flat = tf.reshape(tensor, [-1])  # more than 32 dimensions of strings end the process, in either direction
         return np.asarray(flat.numpy(), dtype=object).reshape(tensor.shape)
-    if not tensor._rank():  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
+    if not rank(tensor):  # NumPy's protocol fails for scalars of bfloat16, float8 and int4
         return np.asarray(tensor.numpy())
     return np.asarray(tensor)
 

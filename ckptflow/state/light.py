@@ -11,19 +11,17 @@ looked at before Keras does, in this thread alone, for as long as it takes.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.ops import EagerTensor
-from tensorflow.python.ops.init_ops_v2 import Initializer
 
 from ckptflow.state.kinds import Kind, keras3, kind_of, tf_keras
+from ckptflow.state.private import kerases
+from ckptflow.state.private.tensorflow import EagerTensor, Initializer
+from ckptflow.state.private.tf_keras import NAME, calls_in
 
 MAX_DATA_BYTES = 256 << 10  # of one value that nothing but the config holds
 MAX_ALL_DATA_BYTES = 2 << 20  # of all such values in one config that are longer than a few bytes
@@ -44,12 +42,9 @@ def serialize_light(obj: Any, framework: str) -> Any:
 
     A layer that is shared is known as one. Raises whatever the object's classes raise.
     """
-    if framework == "keras":
-        from keras.src.saving import serialization_lib as lib
-    else:
-        from tf_keras.src.saving import serialization_lib as lib
+    lib = kerases.of(framework).serialization()
     light = _Light(keras3() if framework == "keras" else tf_keras())
-    with _lock, lib.ObjectSharingScope(), light.in_place_of(lib.serialize_keras_object, _holders(framework)):
+    with _lock, lib.ObjectSharingScope(), kerases.serializing_by(framework, light.in_place_of):
         try:
             return lib.serialize_keras_object(obj)
         except Exception as error:
@@ -68,8 +63,8 @@ class _Light:
         self._path: list[str] = []
         self._bytes = 0
 
-    @contextlib.contextmanager
-    def in_place_of(self, original: Callable[[Any], Any], modules: tuple[Any, ...]) -> Iterator[None]:
+    def in_place_of(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """What takes the place of Keras's function, in this thread alone."""
         thread = threading.get_ident()
 
         def serialize(obj: Any) -> Any:
@@ -84,13 +79,7 @@ class _Light:
             finally:
                 self._path.pop()
 
-        for module in modules:
-            module.serialize_keras_object = serialize
-        try:
-            yield
-        finally:
-            for module in modules:
-                module.serialize_keras_object = original
+        return serialize
 
     def _of(self, obj: Any) -> Any:
         if isinstance(obj, _Data):
@@ -113,19 +102,8 @@ class _Light:
         return mark(_text(value), " in ".join(reversed(self._path)) or "it")
 
 
-@functools.cache
-def _holders(framework: str) -> tuple[Any, ...]:
-    """The modules that have the function under its name: also public ones, and some more of tf_keras."""
-    function = sys.modules[f"{framework}.src.saving.serialization_lib"].serialize_keras_object
-    return tuple(
-        module
-        for name, module in list(sys.modules.items())
-        if name.startswith(f"{framework}.") and vars(module).get("serialize_keras_object") is function
-    )
-
-
 def _name(obj: Any) -> str:
-    name = getattr(obj, "__dict__", {}).get("_name")
+    name = getattr(obj, "__dict__", {}).get(NAME)
     return type(obj).__name__ + (f" {name!r}" if isinstance(name, str) else "")
 
 
@@ -148,10 +126,10 @@ def _without_data(obj: Any, keras: Any) -> Any:
     stand_ins: dict[str, Any] = {
         name: _Data(value) for name, value in found.items() if data_bytes(value, limit_bytes) > limit_bytes
     }
-    if kind_of(found.get("_lookup_layer")) is Kind.LOOKUP:  # a TextVectorization, whose config has its words
-        inner = _without_data(found["_lookup_layer"], keras)
-        if inner is not found["_lookup_layer"]:
-            stand_ins["_lookup_layer"] = inner
+    if kind_of(found.get(kerases.LOOKUP)) is Kind.LOOKUP:  # a TextVectorization, whose config has its words
+        inner = _without_data(found[kerases.LOOKUP], keras)
+        if inner is not found[kerases.LOOKUP]:
+            stand_ins[kerases.LOOKUP] = inner
     if not stand_ins or hasattr(type(obj), "__del__"):
         return obj
     if is_initializer:  # whatever it gives, the checkpoint's values take its place
@@ -191,8 +169,8 @@ def has_large_constants(model: Any) -> bool:
     """Whether a model of tf_keras calls its layers with constants that are data: it makes text of them by itself."""
     return any(
         data_bytes(tf.nest.flatten((node.call_args, node.call_kwargs)), MAX_DATA_BYTES) > MAX_DATA_BYTES
-        for layer in model._flatten_layers()
-        for node in layer._inbound_nodes
+        for layer in kerases.layers_in(model)
+        for node in calls_in(layer)
     )
 
 

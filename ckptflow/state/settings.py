@@ -16,6 +16,9 @@ from typing import Any
 
 from ckptflow.state import keras3, tf_keras
 from ckptflow.state.kinds import Kind, kind_of
+from ckptflow.state.private.kerases import SETTINGS
+from ckptflow.state.private.tensorflow import OWN
+from ckptflow.state.private.tf_keras import OF_GRAPHS
 from ckptflow.state.tree import Tree
 
 logger = logging.getLogger("ckptflow")
@@ -23,9 +26,6 @@ logger = logging.getLogger("ckptflow")
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
 _MAX_ITEMS = 1000  # of a list or dict, with what is in those in it: longer ones are data
 _MAX_DEPTH = 5
-# Of those attributes that every layer has, what a user may change and a config has.
-_OF_ANY = frozenset({"_trainable", "trainable", "_dtype_policy", "dtype_policy", "_compile_config"})
-_OF_GRAPHS = frozenset({"_layer_call_argspecs", "_nodes_by_depth", "_tensor_usage_count"})  # of tf_keras, and long
 
 
 def settings_of(tree: Tree) -> tuple[Any, ...]:
@@ -40,7 +40,7 @@ def settings_of(tree: Tree) -> tuple[Any, ...]:
 
 def _add_all(obj: Any, ignored: Collection[str], found: list[Any], depth: int) -> None:
     for name, value in _attributes_of(obj):
-        if name not in ignored and not name.startswith("_self_"):
+        if name not in ignored and not name.startswith(OWN):
             if type(value) in _PLAIN:
                 found.append(value)
             else:
@@ -92,4 +92,4 @@ def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
 @functools.cache
 def _ignored(is_tf_keras: bool) -> frozenset[str]:
     own = tf_keras.own_attributes() if is_tf_keras else keras3.own_attributes()
-    return (own | _OF_GRAPHS) - _OF_ANY
+    return (own | OF_GRAPHS) - SETTINGS

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from ckptflow.errors import PeerError, UnsupportedStateError, UsageError
 from ckptflow.state.kinds import is_distributed, is_on_server, raw_variable
+from ckptflow.state.private import tensorflow as private
 
 # Under all of these but the second one Python runs in one process, which sees all of the state: also for the hosts of
 # a TPU pod, and for parameter servers, whose coordinator pulls what it saves.
@@ -28,13 +29,12 @@ KNOWN = (
 
 def is_default(strategy: Any) -> bool:
     """Whether it stands for no strategy at all."""
-    return strategy is None or type(strategy).__name__ == "_DefaultDistributionStrategy"
+    return strategy is None or type(strategy).__name__ == private.DEFAULT_STRATEGY
 
 
 def name_of(strategy: Any) -> str:
     """The name by which users know its class."""
-    public = vars(type(strategy)).get("_tf_api_names") or (type(strategy).__name__,)
-    return str(public[0]).rpartition(".")[2]
+    return private.public_name(type(strategy))
 
 
 def check_known(strategy: Any) -> None:
@@ -47,7 +47,7 @@ def check_known(strategy: Any) -> None:
         )
     kind = ""
     if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-        kind = strategy._cluster_resolver.task_type or ""
+        kind = private.cluster_resolver_of(strategy).task_type or ""
     elif is_default(strategy):
         kind = _served_task()
     if kind in ("worker", "ps"):
@@ -72,7 +72,7 @@ def join_scheduled(strategy: Any) -> None:
     Raises what such a step raised, as the coordinator's own `join` does.
     """
     if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-        coordinator = strategy._cluster_coordinator
+        coordinator = private.coordinator_of(strategy)
         if coordinator is not None:
             coordinator.join()
 

@@ -10,7 +10,6 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.state.children import (
-    COALESCED,
     Children,
     attributes,
     graph_children,
@@ -28,26 +27,26 @@ from ckptflow.state.kinds import (
     raw_variable,
     tf_keras,
 )
+from ckptflow.state.private import tf_keras as private
+from ckptflow.state.private.tensorflow import OWN, unique_id
 
 # The graph's names for layers by position; they are named below by themselves.
 _BY_POSITION = re.compile(r"layer(_with_weights)?-\d+")
-
-_OF_OPTIMIZERS = ("_variables", "_weights", "_trainable_variables", "_hyper", "_slots", "_index_dict", COALESCED)
 
 
 def layer_children(layer: Any) -> Children:
     """A layer's or model's children; its optimizer and metrics are among them."""
     named: list[tuple[str, Any]] = []
-    graph_model = is_tf_keras_model(layer) and getattr(layer, "_is_graph_network", False)
+    graph_model = is_tf_keras_model(layer) and private.is_functional(layer)
     if graph_model or (is_tf_keras_model(layer) and isinstance(layer, tf_keras().Sequential)):
         named += layer_labels(layer.layers)
     named += [(label, child) for label, child in graph_children(layer) if not _BY_POSITION.fullmatch(label)]
     if is_stateful(layer):
-        named.append(("states", tf.nest.flatten(vars(layer)["_states"])))
+        named.append(("states", states_of(layer)))
     metrics: list[tuple[str, Any]] = []
     if is_tf_keras_model(layer):
         metrics = [(f"metrics/{label}", metric) for label, metric in layer_labels(layer.metrics)]
-    weights = [*vars(layer).get("_trainable_weights", ()), *vars(layer).get("_non_trainable_weights", ())]
+    weights = [weight for name in private.WEIGHTS for weight in vars(layer).get(name, ())]
     fallback = [(_short_name(weight), weight) for weight in weights if kind_of(weight) is Kind.VARIABLE]
     return Children(named, fallback + metrics + untracked(layer, own_attributes()))
 
@@ -61,7 +60,12 @@ def own_attributes() -> frozenset[str]:
 
 def is_stateful(layer: Any) -> bool:
     """Whether it is a recurrent layer that keeps its state from batch to batch, in variables that nothing tracks."""
-    return bool(vars(layer).get("_stateful")) and vars(layer).get("_states") is not None
+    return bool(vars(layer).get(private.STATEFUL)) and vars(layer).get(private.STATES) is not None
+
+
+def states_of(layer: Any) -> list[Any]:
+    """That state; None for what was not made yet."""
+    return list(tf.nest.flatten(vars(layer)[private.STATES]))
 
 
 def symbols(arguments: Any) -> Any:
@@ -84,47 +88,47 @@ def metric_children(metric: Any) -> Children:
 
 def optimizer_children(optimizer: Any) -> Children:
     """What an optimizer has beside slots: counters, rates, inner optimizers, the loss scale."""
-    found = attributes(optimizer, _OF_OPTIMIZERS)
+    found = attributes(optimizer, private.OF_OPTIMIZERS)
     named = [
         (label, child)
         for label, child in found
         if kind_of(child) in (Kind.VARIABLE, Kind.TF_KERAS_OPTIMIZER, Kind.TRACKABLE)
     ]
-    hyper = vars(optimizer).get("_hyper", {})
+    hyper = vars(optimizer).get(private.HYPER, {})
     named += [
         (name, child) for name, child in hyper.items() if kind_of(child) is Kind.VARIABLE or is_python_state(child)
     ]
-    others = vars(optimizer).get("_variables") or vars(optimizer).get("_weights") or ()
+    others = next(filter(None, map(vars(optimizer).get, private.VARIABLES)), ())
     listed = [(_short_name(child), child) for child in others if kind_of(child) is Kind.VARIABLE]
-    return Children(named, [*listed, *found, *graph_children(optimizer, _OF_OPTIMIZERS)])
+    return Children(named, [*listed, *found, *graph_children(optimizer, private.OF_OPTIMIZERS)])
 
 
 def is_legacy(optimizer: Any) -> bool:
     """Whether it is one of the optimizers whose variables are all made late: hyperparameters and counter, too."""
-    return "_hyper" in vars(optimizer)
+    return private.HYPER in vars(optimizer)
 
 
 def has_hypers(optimizer: Any, path: str, names: Collection[str]) -> bool:
     """Whether tensors of these names are hyperparameters of a legacy optimizer at that path."""
-    return any(f"{path}/{name}" in names for name in vars(optimizer).get("_hyper", ()))
+    return any(f"{path}/{name}" in names for name in vars(optimizer).get(private.HYPER, ()))
 
 
 def optimizer_slots(optimizer: Any, model_variables: list[Any]) -> list[tuple[str, Any, Any]]:
     """(slot's name, model variable or None, slot variable) for every slot of a new or a legacy optimizer."""
     by_key = {_unique_id(raw_variable(variable)): variable for variable in model_variables}
     found = vars(optimizer)
-    if "_slots" in found:
+    if private.SLOTS in found:
         return [
             (name, by_key.get(key), slot)
-            for key, slots in found["_slots"].items()
+            for key, slots in found[private.SLOTS].items()
             for name, slot in slots.items()
             if kind_of(slot) is Kind.VARIABLE
         ]
-    keys = {position: key for key, position in dict(found.get("_index_dict") or {}).items()}
+    keys = {position: key for key, position in dict(found.get(private.INDEX) or {}).items()}
     lists = {
         name: list(value)
         for name, value in found.items()
-        if name != "_variables" and not name.startswith("_self_") and kind_of(value) is Kind.LIST
+        if name != private.VARIABLES[0] and not name.startswith(OWN) and kind_of(value) is Kind.LIST
     }
     labels = strip_underscores(lists)
     return [
@@ -145,27 +149,28 @@ class NadamCounter:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
+        self._private = private.Nadam(optimizer)
 
     def get_state(self) -> int:
-        return int(self._optimizer._u_product_counter)
+        return int(self._private.u_products)
 
     def set_state(self, state: Any) -> None:
         """Call it when the optimizer's variables are restored."""
         if type(state) is not int or state < 1:
             raise ValueError(f"{state!r} is not a count")
         if state != int(self._optimizer.iterations.numpy()) + 1:  # traced: the next trace counts the same again
-            state = max(1, state - len(self._optimizer._momentums))
-        self._optimizer._u_product_counter = state
+            state = max(1, state - len(self._private.momentums))
+        self._private.u_products = state
 
 
 def python_parts(optimizer: Any) -> dict[str, Any]:
     """What an optimizer keeps in plain Python and not in its variables, by name: objects with get_state, set_state."""
-    return {"u_product_counter": NadamCounter(optimizer)} if "_u_product_counter" in vars(optimizer) else {}
+    return {"u_product_counter": NadamCounter(optimizer)} if private.U_PRODUCTS in vars(optimizer) else {}
 
 
 def _unique_id(variable: Any) -> Any:
     # Never by getattr with a default: on a variable that is kept per replica that would start a collective.
-    return variable.values[0]._unique_id if is_distributed(variable) else variable._unique_id
+    return unique_id(variable.values[0] if is_distributed(variable) else variable)
 
 
 def _short_name(variable: Any) -> str:

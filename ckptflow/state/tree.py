@@ -17,6 +17,7 @@ from ckptflow.state.fingerprints import Fingerprint
 from ckptflow.state.kinds import Kind, is_checkpoint, kind_of
 from ckptflow.state.leaves import Leaf
 from ckptflow.state.per_worker import PerWorker
+from ckptflow.state.private.keras import value_of
 from ckptflow.state.walker import OptimizerNode, Walker
 
 MAX_ENTRY_NAME_BYTES = 1024
@@ -64,7 +65,7 @@ class Tree:
 
         It compares labels and identities, and the tree keeps what it has seen alive, so that none is ever used again.
         """
-        if any(variable._value is not value for variable, value in self._values):
+        if any(value_of(variable) is not value for variable, value in self._values):
             return True
         return any(look(obj) != seen for obj, look, seen in self._watched)
 

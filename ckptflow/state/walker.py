@@ -43,6 +43,8 @@ from ckptflow.state.kinds import (
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf
 from ckptflow.state.listed import check_listed, family_of, has_own_list
 from ckptflow.state.per_worker import PerWorker
+from ckptflow.state.private.keras import VALUE, trained_by
+from ckptflow.state.private.tensorflow import starts_of_parts
 from ckptflow.state.rules import children_of, fingerprint_of, of_its_bundle
 
 MAX_NAME_BYTES = 4096
@@ -242,7 +244,7 @@ class Walker:
         leaf: Leaf
         if is_sharded(raw):
             parts = [raw_variable(part) for part in raw.variables]
-            leaf = self._add_parts(path, parts, raw._var_offsets, raw.shape.as_list())
+            leaf = self._add_parts(path, parts, starts_of_parts(raw), raw.shape.as_list())
             self._raw += parts
         elif is_on_mesh(raw):
             leaf = MeshLeaf(path, raw)
@@ -252,7 +254,7 @@ class Walker:
             self._raw.append(raw)
         self.variables[path] = variable
         self._add(leaf, node)
-        if "_value" in vars(variable) and vars(variable)["_value"] is raw:
+        if VALUE in vars(variable) and vars(variable)[VALUE] is raw:
             self.values.append((variable, raw))
         return leaf
 
@@ -272,7 +274,7 @@ class Walker:
         optimizer = node.obj
         if kind is Kind.KERAS3_OPTIMIZER:
             found = keras3.optimizer_slots(optimizer)
-            built_for = list(optimizer._trainable_variables)
+            built_for = list(trained_by(optimizer))
         else:
             found = tf_keras.optimizer_slots(optimizer, self._raw)
             for label, part in tf_keras.python_parts(optimizer).items():

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptflow.state.private.kerases import layers_in, own_variables
+
 
 def weights_of(model: Any) -> list[Any]:
     """Those that the model counts, trainable or not."""
-    return _asked(model, "weights", lambda layer: [*_own(layer, "trainable"), *_own(layer, "non_trainable")])
+    return _asked(
+        model, "weights", lambda layer: [*own_variables(layer, "trainable"), *own_variables(layer, "non_trainable")]
+    )
 
 
 def trainable_of(model: Any) -> list[Any]:
     """Those that an optimizer of the model is built for; nothing for an object that knows of none."""
-    return _asked(model, "trainable_variables", lambda layer: _own(layer, "trainable") if layer.trainable else [])
+    return _asked(
+        model, "trainable_variables", lambda layer: own_variables(layer, "trainable") if layer.trainable else []
+    )
 
 
 def _asked(model: Any, name: str, own: Any) -> list[Any]:
     try:
         return list(getattr(model, name, ()))
     except Exception:  # not built, or whatever a user's property raises
-        layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else ()
-        return list({id(weight): weight for layer in layers for weight in own(layer)}.values())
-
-
-def _own(layer: Any, which: str) -> list[Any]:
-    """Of one layer, without those inside of it; Keras 3 and tf_keras call the lists differently."""
-    found = vars(layer)
-    return list(found.get(f"_{which}_variables", found.get(f"_{which}_weights", ())))
+        return list({id(weight): weight for layer in layers_in(model) for weight in own(layer)}.values())

@@ -18,8 +18,9 @@ from ckptflow.format.spec import TensorSpec
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture
-from ckptflow.state.kinds import LAYERS, Kind, Trackable, kind_of, raw_variable
+from ckptflow.state.kinds import LAYERS, Kind, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, from_bytes, to_bytes
+from ckptflow.state.private.tensorflow import Trackable
 from ckptflow.state.restore import Restore
 from ckptflow.state.tree import Tree, as_mapping, walk
 

@@ -20,6 +20,8 @@ from ckptflow.interop.untrusted.keras_trust import (
 )
 from ckptflow.state.configs import inputs_of, is_built, part_of
 from ckptflow.state.limits import limited as limited
+from ckptflow.state.private import kerases
+from ckptflow.state.private.tf_keras import BUILT_WITH, make_slots
 from ckptflow.state.weights import trainable_of
 
 logger = logging.getLogger("ckptflow")
@@ -75,8 +77,8 @@ def build_model(
             _call_once(model, described, where)
             # Noted only by a call that builds; a file without it cannot be loaded.
             build_config = part_of(described, "build_config")
-            if isinstance(build_config, dict) and getattr(model, "_build_input_shape", None) is None:
-                model._build_input_shape = build_config.get("input_shape")
+            if isinstance(build_config, dict) and getattr(model, BUILT_WITH, None) is None:
+                setattr(model, BUILT_WITH, build_config.get("input_shape"))
         compile_config = part_of(described, "compile_config")
         if isinstance(compile_config, dict):
             is_scaled = "LossScaleOptimizer" in optimizer_class
@@ -270,7 +272,7 @@ def build_optimizer_of(model: Any) -> None:
         if hasattr(optimizer, "build"):
             optimizer.build(variables)
         else:  # a legacy optimizer of tf_keras
-            optimizer._create_all_weights(variables)
+            make_slots(optimizer, variables)
 
 
 def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
@@ -297,20 +299,12 @@ def check_is_model(model: Any, framework: Framework, where: str) -> None:
 
 def _sharing(framework: Framework) -> Any:
     """Keras's own scope in which a layer that a config names twice is made once."""
-    if framework == "keras":
-        from keras.src.saving.serialization_lib import ObjectSharingScope
-    else:
-        from tf_keras.src.saving.serialization_lib import ObjectSharingScope
-    return ObjectSharingScope()
+    return kerases.of(framework).serialization().ObjectSharingScope()
 
 
 def safe_mode(framework: Framework, *, unsafe: bool) -> Any:
     """Keras's own scope in which it unmarshals no lambda, unless `unsafe`. Its old formats look at nothing else."""
-    if framework == "keras":
-        from keras.src.saving.serialization_lib import SafeModeScope
-    else:
-        from tf_keras.src.saving.serialization_lib import SafeModeScope
-    return SafeModeScope(not unsafe)
+    return kerases.of(framework).serialization().SafeModeScope(not unsafe)
 
 
 @contextlib.contextmanager

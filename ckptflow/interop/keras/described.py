@@ -15,9 +15,9 @@ from typing import Any
 import h5py
 
 from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
-from ckptflow.interop.keras.places import layers_in, own_variables
 from ckptflow.interop.untrusted.keras_allowed import Framework, keras_module
 from ckptflow.state.kinds import is_tf_keras_model, raw_variable
+from ckptflow.state.private.kerases import INNER_OPTIMIZERS, layers_in, own_variables
 from ckptflow.state.tree import walk
 
 PLACE = "optimizer/"  # of its variables in a weights file
@@ -25,7 +25,6 @@ _CONFIG = "config.json"
 _ATTRIBUTES = ("model", "training")
 _SCALING = "LossScaleOptimizer"  # around another one, whose slots it leaves as they are
 _INNER = ("inner_optimizer", "optimizer")  # of one around another, in its config
-_HELD_AS = ("inner_optimizer", "_optimizer")  # and in itself
 _MAX_DEPTH = 8  # a file can be made whose groups hold themselves
 _OF_NEW = "Custom>"  # before the class in what tf_keras writes into HDF5, but for its optimizers of old
 
@@ -106,7 +105,7 @@ def _with_inner(optimizer: Any) -> Iterator[Any]:
     while optimizer is not None:
         if _SCALING not in type(optimizer).__name__:
             yield optimizer
-        optimizer = next((vars(optimizer)[name] for name in _HELD_AS if name in vars(optimizer)), None)
+        optimizer = next((vars(optimizer)[name] for name in INNER_OPTIMIZERS if name in vars(optimizer)), None)
 
 
 def _classes_of(optimizer: Any, framework: Framework) -> set[str]:

@@ -28,6 +28,7 @@ from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import surviving
 from ckptflow.interop.untrusted.private_copy import private_copy
 from ckptflow.interop.untrusted.zips import bound_of, check_directory
+from ckptflow.state.private.tf_keras import BUILT_WITH, make_metrics
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.shown_as import private_file
 from ckptflow.storage.whole import ensure_room
@@ -317,24 +318,23 @@ def _build_metrics(model: Any) -> None:
     They are in the file then, and stock tf_keras wants them there when it loads it into a model that has been trained.
     """
     import tf_keras
-    from tf_keras.src.saving.legacy.saving_utils import try_build_compiled_arguments
 
     if getattr(model, "optimizer", None) is None:
         return
-    shape = getattr(model, "_build_input_shape", None)
+    shape = getattr(model, BUILT_WITH, None)
     with contextlib.suppress(Exception):  # without them, the file serves models that have not been trained
         if model.outputs is None and shape is not None:  # a subclassed one is asked on symbols
             outputs = model(tf_keras.Input(batch_shape=tuple(shape)))
             model.compiled_loss.build(outputs)
             model.compiled_metrics.build(outputs, outputs)
             return
-        try_build_compiled_arguments(model)
+        make_metrics(model)
 
 
 def _warn_of_legacy(model: Any, suffix: str) -> None:
-    from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
+    import tf_keras
 
-    if isinstance(getattr(model, "optimizer", None), OptimizerV2):
+    if isinstance(getattr(model, "optimizer", None), tf_keras.optimizers.legacy.Optimizer):
         logger.warning("tf_keras writes no state of a legacy optimizer into a %s file; a .h5 file has it", suffix)
 
 

@@ -48,6 +48,7 @@ from ckptflow.interop.untrusted.keras_trust import (
     registered,
 )
 from ckptflow.state.keras3 import is_graph_model
+from ckptflow.state.private.kerases import COMPILE_CONFIG, LOOKUP, layers_in, of
 from ckptflow.state.tree import walk
 
 logger = logging.getLogger("ckptflow")
@@ -100,7 +101,7 @@ def check_dtypes(model: Any, suffix: str) -> None:
 
 @contextlib.contextmanager
 def _compile_config_kept(model: Any) -> Iterator[None]:
-    held = getattr(getattr(model, "_compile_config", None), "config", None)
+    held = getattr(getattr(model, COMPILE_CONFIG, None), "config", None)
     kept = dict(held) if isinstance(held, dict) else None
     try:
         yield
@@ -114,7 +115,7 @@ def _mend_layers(config: dict[str, Any], model: Any) -> None:
     """Vocabularies go into the configs of their layers. Raises for operations, which stock Keras does not find."""
     import keras
 
-    graphs = [model, *model._flatten_layers()]
+    graphs = [model, *layers_in(model)]
     every = {type(each).__name__: each for graph in graphs for each in getattr(graph, "operations", ())}
     lost = sorted(name for name, each in every.items() if not isinstance(each, keras.layers.Layer))
     if lost:
@@ -122,7 +123,7 @@ def _mend_layers(config: dict[str, Any], model: Any) -> None:
             f"a .h5 file cannot hold this model: stock Keras 3 does not find the operations {some_of(lost, 5)} again "
             "when it reads one. A .keras file can hold it"
         )
-    found = {layer.name: layer for layer in model._flatten_layers() if type(layer).__name__ in _LOOKUPS}
+    found = {layer.name: layer for layer in layers_in(model) if type(layer).__name__ in _LOOKUPS}
     waiting = [config]
     while waiting:
         inner = waiting.pop().get("config")
@@ -143,7 +144,7 @@ def _with_plain_functions(config: Any) -> Any:
 
 
 def _put_vocabulary(inner: dict[str, Any], layer: Any) -> None:
-    lookup = getattr(layer, "_lookup_layer", layer)
+    lookup = getattr(layer, LOOKUP, layer)
     words = [word.item() if hasattr(word, "item") else word for word in lookup.get_vocabulary(False)]
     if words:
         inner["vocabulary"] = words
@@ -209,7 +210,7 @@ def read_h5(
         warnings.simplefilter("ignore")
         model = model_of(config, framework, where, imports=imports, unsafe=unsafe)
         with damage(path):
-            _load_weights(file["model_weights"], model, framework)
+            of(framework).load_old_weights(file["model_weights"], model)
         text = text_of(file, "training_config")
         if text is None:
             return model, False
@@ -227,7 +228,7 @@ def check_implementations(path: str, model: Any, state: Mapping[str, Any]) -> No
     """Raises `UsageError` where a recurrent layer of a file's model is cuDNN's and that of the same name in the state
     is not, or the other way round: kernels of one shape have another order then."""
     live = {layer.name: layer for layer in walk(state).layers if hasattr(layer, "name")}
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         other = live.get(layer.name, layer)
         if _is_of_cudnn(layer) != _is_of_cudnn(other):
             theirs, ours = type(layer).__name__, type(other).__name__
@@ -260,36 +261,11 @@ def model_of(
     own |= operations(plain, framework)
     with keras_module(framework).saving.custom_object_scope(own), safe_mode(framework, unsafe=unsafe):
         try:
-            model = _stock_model(plain, framework, own)
+            model = of(framework).model_of_old_config(plain, {**own, **registered(framework)})
         except Exception as error:  # whatever the classes raise, the user's among them
             raise_unbuildable(error, where)
     check_is_model(model, framework, where)
     return model
-
-
-def _stock_model(config: dict[str, Any], framework: Framework, own: dict[str, Any]) -> Any:
-    """As each Keras's own reader of HDF5 makes it."""
-    if framework == "keras":
-        from keras.src.legacy.saving import saving_options, saving_utils
-
-        with saving_options.keras_option_scope(use_legacy_config=True):
-            return saving_utils.model_from_config(config, custom_objects={**own, **registered("keras")})
-    from tf_keras.src.saving.legacy import model_config, serialization
-    from tf_keras.src.saving.legacy.saved_model.utils import keras_option_scope
-
-    with (
-        serialization.SharedObjectLoadingScope(),
-        keras_option_scope(save_traces=False, in_tf_saved_model_scope=True),
-    ):
-        return model_config.model_from_config(config, custom_objects={**own, **registered("tf_keras")})
-
-
-def _load_weights(group: Any, model: Any, framework: Framework) -> None:
-    if framework == "keras":
-        from keras.src.legacy.saving.legacy_h5_format import load_weights_from_hdf5_group
-    else:
-        from tf_keras.src.saving.legacy.hdf5_format import load_weights_from_hdf5_group
-    load_weights_from_hdf5_group(group, model)
 
 
 def compile_by(

@@ -11,9 +11,8 @@ import numpy as np
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.untrusted.keras_trust import Framework
 from ckptflow.state.kinds import raw_variable
+from ckptflow.state.private.kerases import INNER_OPTIMIZERS, OWN_VARIABLES, layers_in, of, own_variables
 from ckptflow.state.tree import walk
-
-_OWN = ("_trainable_variables", "_non_trainable_variables", "_trainable_weights", "_non_trainable_weights")
 
 
 def places_of(model: Any, framework: Framework) -> dict[str, tuple[int, ...]]:
@@ -96,16 +95,6 @@ def _last_two(name: str) -> str:
     return "/".join(_plain(name).split("/")[-2:])
 
 
-def layers_in(layer: Any) -> list[Any]:
-    """A layer and all inside of it."""
-    return list(layer._flatten_layers())
-
-
-def own_variables(layer: Any, which: str) -> list[Any]:
-    """A layer's variables without those inside of it; Keras 3 and tf_keras call the lists differently."""
-    return list(vars(layer).get(f"_{which}_variables", vars(layer).get(f"_{which}_weights", ())))
-
-
 def _names(state: Mapping[str, Any]) -> dict[int, str]:
     return {id(raw_variable(variable)): name for name, variable in walk(state).variables.items()}
 
@@ -113,24 +102,11 @@ def _names(state: Mapping[str, Any]) -> dict[int, str]:
 def _record(model: Any, framework: Framework) -> dict[str, tuple[tuple[int, ...], Any]]:
     """(shape, variable or None) of each place: what is written where the file would be."""
     optimizer = getattr(model, "optimizer", None)
-    inner = vars(optimizer).get("inner_optimizer", vars(optimizer).get("_optimizer")) if optimizer is not None else None
-    known = {id(each): each for each in (*model._flatten_layers(), optimizer, inner)}
-    if framework == "keras":
-        from keras.src.saving import saving_lib
-
-        recorder = _recorder(saving_lib.H5IOStore)
-        visited = _Visited(recorder, known)
-        saving_lib._save_state(
-            model, weights_store=recorder, assets_store=None, inner_path="", visited_saveables=visited
-        )
-    else:
-        from tf_keras.src.saving import saving_lib as tf_saving_lib
-
-        recorder = _recorder(object)
-        visited = _Visited(recorder, known)
-        tf_saving_lib._save_state(
-            model, weights_store=recorder, assets_store=None, inner_path="", visited_trackables=visited
-        )
+    inner = [vars(optimizer).get(name) for name in INNER_OPTIMIZERS] if optimizer is not None else []
+    known = {id(each): each for each in (*layers_in(model), optimizer, *inner)}
+    recorder = _recorder(of(framework).store_class())
+    visited = _Visited(recorder, known)
+    of(framework).save_state(model, recorder, visited)
     found = {}
     for place, shape in recorder.found.items():
         variable = visited.variables.get(place)
@@ -159,7 +135,7 @@ class _Visited(set[int]):
         if hasattr(obj, "apply_gradients"):
             variables = list(obj.variables)
         else:  # as a layer writes its own
-            variables = [each for name in _OWN for each in vars(obj).get(name, ())]
+            variables = [each for name in OWN_VARIABLES for each in vars(obj).get(name, ())]
         for number, variable in enumerate(variables):
             self.variables[f"{self._recorder.at}/{number}"] = variable
 

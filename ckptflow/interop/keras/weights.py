@@ -27,6 +27,8 @@ from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.keras_trust import Framework
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
+from ckptflow.state.private.kerases import of
+from ckptflow.state.private.tf_keras import LAYERS_OF_2_13, weights_as_loaded
 from ckptflow.storage.shown_as import private_file, private_folder
 from ckptflow.storage.whole import ensure_room
 
@@ -35,7 +37,6 @@ logger = logging.getLogger("ckptflow")
 Kind = Literal["keras", "whole", "legacy", "weights"]
 
 _METRICS = "metrics/"
-_OF_KERAS_2_13 = "_layer_checkpoint_dependencies"  # what it called `layers`
 _OF_THE_MODEL = "top_level_model_weights"  # in a legacy file, those that are in no layer
 _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do not read
 _SHOWN = 20
@@ -200,7 +201,7 @@ def shapes_of(stored: list[Stored]) -> dict[str, tuple[int, ...]]:
 
 
 def _plain(path: str) -> str:
-    return path.replace(_OF_KERAS_2_13, "layers") if path.startswith(_OF_KERAS_2_13) else path
+    return path.replace(LAYERS_OF_2_13, "layers") if path.startswith(LAYERS_OF_2_13) else path
 
 
 # Loading
@@ -224,29 +225,10 @@ def load_stock(
         if optimizer or getattr(model, "optimizer", None) is None:
             model.load_weights(file, **options)
         else:
-            _load_without_optimizer(file, model, framework, options)
+            of(framework).load_without_optimizer(file, model, **options)
     passed_over = [str(each.message) for each in said if "Could not load weights" in str(each.message)]
     if len(passed_over) > len({name.rpartition("/vars/")[0] for name in absent}):
         raise StateMismatchError(f"{path} does not fit the model: {some_of(passed_over, 3, '; ')}")
-
-
-def _load_without_optimizer(file: str, model: Any, framework: Framework, options: dict[str, Any]) -> None:
-    """As `model.load_weights` does, which in tf_keras has no way to leave an object out."""
-    if framework == "keras":
-        from keras.src.saving import saving_lib
-
-        saving_lib.load_weights_only(model, file, objects_to_skip=[model.optimizer])
-        return
-    from tf_keras.src.saving import saving_lib as tf_saving_lib
-
-    with contextlib.ExitStack() as stack:
-        archive = stack.enter_context(zipfile.ZipFile(file)) if file.endswith(".keras") else None
-        store = tf_saving_lib.H5IOStore(WEIGHTS_MEMBER if archive else file, archive=archive, mode="r")
-        stack.callback(store.close)
-        visited = {id(model.optimizer)}
-        tf_saving_lib._load_state(
-            model, weights_store=store, assets_store=None, inner_path="", visited_trackables=visited, **options
-        )
 
 
 def load_assets(path: str, model: Any, framework: Framework) -> None:
@@ -255,22 +237,8 @@ def load_assets(path: str, model: Any, framework: Framework) -> None:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.startswith("assets/")]
             archive.extractall(folder, names)
-        if not names:
-            return
-        where: dict[str, Any] = {"inner_path": "", "weights_store": None}
-        if framework == "keras":
-            from keras.src.saving import saving_lib
-
-            failed: dict[int, Any] = {}
-            where |= {"failed_saveables": set(), "error_msgs": failed, "visited_saveables": set()}
-            saving_lib._load_state(model, assets_store=saving_lib.DiskIOStore(f"{folder}/assets", mode="r"), **where)
-            if failed:
-                raise ValueError(f"{[error for _, error in failed.values()]}")
-        else:
-            from tf_keras.src.saving import saving_lib as tf_saving_lib
-
-            store = tf_saving_lib.DiskIOStore(f"{folder}/assets", mode="r")
-            tf_saving_lib._load_state(model, assets_store=store, visited_trackables=set(), **where)
+        if names:
+            of(framework).load_assets(f"{folder}/assets", model)
 
 
 def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
@@ -378,11 +346,9 @@ def _shapes_as_loaded(
     """The shapes of a layer's weights once tf_keras has turned those of one implementation into those of another."""
     if not (is_old and any(kind in type(layer).__name__ for kind in ("LSTM", "GRU"))):
         return [tuple(each.shape) for each in datasets]
-    from tf_keras.src.saving.legacy.hdf5_format import preprocess_weights_for_loading
-
     version, backend = (keras_hdf5.text_of(root, name) for name in ("keras_version", "backend"))
     values = [each[()] for each in datasets]
-    return [tuple(each.shape) for each in preprocess_weights_for_loading(layer, values, version or "1", backend)]
+    return [tuple(each.shape) for each in weights_as_loaded(layer, values, version or "1", backend)]
 
 
 @contextlib.contextmanager

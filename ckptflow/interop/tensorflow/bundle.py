@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckptflow.format import dtypes
 from ckptflow.interop.tensors import TensorInfo
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.private_copy import check_regular
+from ckptflow.state.private.tensorflow import TrackableObjectGraph
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class TensorBundle:
         """The `TrackableObjectGraph`, or None where the checkpoint was written by names alone."""
         if GRAPH_KEY not in self.infos:
             return None
-        info, graph = self.infos[GRAPH_KEY], trackable_object_graph_pb2.TrackableObjectGraph()
+        info, graph = self.infos[GRAPH_KEY], TrackableObjectGraph()
         try:
             if (info.dtype, info.shape) != ("string", ()):
                 raise ValueError(f"it is {info.dtype} of shape {list(info.shape)}")

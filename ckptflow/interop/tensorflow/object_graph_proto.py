@@ -8,9 +8,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tensorflow.core.protobuf import trackable_object_graph_pb2
-from tensorflow.python.trackable import trackable_utils
-
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.object_graph import (
     VARIABLE,
@@ -25,7 +22,14 @@ from ckptflow.format.object_graph import (
 )
 from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.state.graph import as_children
-from ckptflow.state.graph_names import ALL, MAX_CHARACTERS, TRAINED, lists_below, with_trained
+from ckptflow.state.graph_names import MAX_CHARACTERS, lists_below, with_trained
+from ckptflow.state.private.keras import ALL, ITERATIONS, TRAINED
+from ckptflow.state.private.tensorflow import (
+    TrackableObjectGraph,
+    checkpoint_key,
+    escape_local_name,
+    slot_variable_key,
+)
 
 SAVE_COUNTER = "save_counter"
 # How TensorFlow calls what is behind an attribute that stands for several tensors.
@@ -40,7 +44,7 @@ def to_proto(graph: ObjectGraph) -> tuple[Any, dict[str, tuple[str, str, Value]]
     Raises ValueError where the names would be too long.
     """
     paths = _paths(graph)
-    proto = trackable_object_graph_pb2.TrackableObjectGraph()
+    proto = TrackableObjectGraph()
     keys: dict[str, tuple[str, str, Value]] = {}
     for number, node in enumerate(graph.nodes):
         entry = proto.nodes.add()
@@ -82,7 +86,7 @@ def without_shortcuts(graph: ObjectGraph) -> ObjectGraph:
 def _add_attribute(
     entry: Any, keys: dict[str, tuple[str, str, Value]], path: str, attribute: str, suffix: str, value: Value
 ) -> None:
-    key = trackable_utils.checkpoint_key(path, attribute)
+    key = checkpoint_key(path, attribute)
     if not any(known.name == attribute for known in entry.attributes):
         entry.attributes.add(name=attribute, checkpoint_key=key)
     keys[key + suffix] = attribute, suffix, value
@@ -91,7 +95,7 @@ def _add_attribute(
 def _paths(graph: ObjectGraph) -> dict[int, str]:
     """The path of each node that can be reached, as TensorFlow has it: the shortest, parts escaped."""
     paths, waiting, left = {0: ""}, deque([0]), MAX_CHARACTERS
-    escape = trackable_utils.escape_local_name
+    escape = escape_local_name
 
     def add(number: int, path: str) -> None:
         nonlocal left
@@ -109,7 +113,7 @@ def _paths(graph: ObjectGraph) -> dict[int, str]:
     for number in list(paths):
         for name, of, slot in slots_of(graph.nodes[number]):
             if slot not in paths and of in paths:
-                add(slot, trackable_utils.slot_variable_key(paths[of], paths[number], name))
+                add(slot, slot_variable_key(paths[of], paths[number], name))
     return paths
 
 
@@ -162,7 +166,7 @@ def _trained_by_names(nodes: Sequence[str | GraphNode], proto: Any) -> dict[int,
     left = _MAX_SLOTS + _MAX_SLOT_LISTS * len(nodes)  # a graph can be made in which many optimizers share long lists
     for number, node in enumerate(nodes):
         children = dict(edges(node))
-        if "_iterations" not in children or TRAINED in children:
+        if ITERATIONS not in children or TRAINED in children:
             continue
         lists = [list(places.values()) for label, places in lists_below(nodes, children).items() if label != ALL]
         left -= sum(map(len, lists))

@@ -14,6 +14,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ from ckptflow.interop.tensorflow.checkpoint_writer import storage_errors
 from ckptflow.state.configs import describe
 from ckptflow.state.kinds import LAYERS, Kind, is_tf_keras_model, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, host_array
+from ckptflow.state.private import tensorflow as private
+from ckptflow.state.private.tf_keras import listing_only
 from ckptflow.state.tree import Tree, walk
 
 logger = logging.getLogger("ckptflow")
@@ -79,7 +82,7 @@ def write_saved_model(
         root = own.save_tf_keras(folder)
     elif own.is_keras:
         root = own.save_root(folder, own.keras3_root())
-    elif isinstance(model, tf.__internal__.tracking.Trackable):
+    elif isinstance(model, private.Trackable):
         root = own.save_root(folder, own.trackable_root())
     else:
         raise UnsupportedStateError(f"a {type(model).__name__} is no model that a SavedModel can hold")
@@ -101,7 +104,7 @@ def write_signatures(
     `write_saved_model` does."""
     own = _Exported(model, "model", signatures, input_signature, None)
     own.add_default()
-    root = tf.__internal__.tracking.AutoTrackable()
+    root = private.AutoTrackable()
     root.variables = list(own.variables.values())
     own.save_root(folder, root)
     used = {id(variable): variable for function in own.signatures.values() for variable in function.variables}
@@ -135,7 +138,7 @@ class _Exported:
     # The three sorts of models
 
     def keras3_root(self) -> Any:
-        root = tf.__internal__.tracking.AutoTrackable()
+        root = private.AutoTrackable()
         root.named_variables = dict(self.variables)
         root.variables = list(self.variables.values())
         root.trainable_variables = [raw_variable(variable) for variable in self.model.trainable_variables]
@@ -145,12 +148,12 @@ class _Exported:
 
     def trackable_root(self) -> Any:
         """An object with the model's own attributes and functions, and Hub's lists beside them."""
-        root = tf.__internal__.tracking.AutoTrackable()
+        root = private.AutoTrackable()
         for name, child in tf.train.TrackableView.children(self.model, save_type="savedmodel", cache={}).items():
             if isinstance(child, (sig.Function, sig.ConcreteFunction)):
                 setattr(root, name, child)
             else:
-                root._track_trackable(child, name)
+                private.track(root, child, name)
         self._add_call(root)
         children = tf.train.TrackableView.children(root)
         trainable = [variable for variable in self.variables.values() if variable.trainable]
@@ -164,7 +167,7 @@ class _Exported:
         model = self.model
         if self.signatures or self.is_default_asked_for:
             self.add_default()
-        extra = tf.__internal__.tracking.AutoTrackable()
+        extra = private.AutoTrackable()
         extra.resources = sig.resources_of(self.signatures.items(), self.variables.values()).all
         with _hung_on(model, extra if extra.resources else None), _without_handlers(), _mapped_errors(folder):
             model.save(folder, save_format="tf", signatures=self.signatures or None)
@@ -256,7 +259,7 @@ def _functions_of(root: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(child, sig.ConcreteFunction):
             yield name, child
         elif isinstance(child, sig.Function):
-            for concrete in child._list_all_concrete_functions():
+            for concrete in private.traced(child):
                 yield name, concrete
 
 
@@ -266,25 +269,17 @@ def _hung_on(model: Any, extra: Any) -> Iterator[None]:
     if extra is None:
         yield
         return
-    model._track_trackable(extra, name)
+    private.track(model, extra, name)
     try:
         yield
     finally:
-        model._delete_tracking(name)
+        private.untrack(model, name)
 
 
-@contextlib.contextmanager
-def _without_handlers() -> Iterator[None]:
+def _without_handlers() -> AbstractContextManager[None]:
     """tf_keras counts a vocabulary among a layer's variables, by an object that loads as None in the lists of them: Hub
     cannot read those. The vocabulary itself is in the layer's table. So the lists, and only they, are kept clean."""
-    from tf_keras.src.saving.legacy.saved_model import save_impl
-
-    of_lists = save_impl._filter_shards
-    save_impl._filter_shards = lambda found: [each for each in of_lists(found) if kind_of(each) is Kind.VARIABLE]
-    try:
-        yield
-    finally:
-        save_impl._filter_shards = of_lists
+    return listing_only(lambda each: kind_of(each) is Kind.VARIABLE)
 
 
 @contextlib.contextmanager
@@ -354,9 +349,7 @@ def _models(tree: Tree, own: _Exported, held: Mapping[str, str]) -> dict[str, An
 
 def graph_of(reader: Any) -> Any:
     """The object graph that a TensorBundle of TensorFlow's holds."""
-    from tensorflow.core.protobuf import trackable_object_graph_pb2
-
-    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph = private.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
     return graph
 

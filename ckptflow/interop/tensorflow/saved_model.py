@@ -40,6 +40,7 @@ from ckptflow.state.children import clean
 from ckptflow.state.graph import in_names_of, models_by_graph
 from ckptflow.state.kinds import is_keras3_model, raw_variable
 from ckptflow.state.leaves import PartLeaf
+from ckptflow.state.private.tensorflow import fingerprint_pb2, fingerprinting, parse_saved_model
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.weights import weights_of
 
@@ -357,8 +358,6 @@ def read_all(folder: str) -> None:
 
 def _parse(folder: str, pb: str) -> Any:
     """Its meta graphs. TensorFlow's own reader checks no checksum of `saved_model.pb`, so we do."""
-    from tensorflow.python.saved_model.loader_impl import parse_saved_model
-
     if os.path.isfile(pb) and os.path.getsize(pb) > _MAX_PB_BYTES:
         raise CorruptCheckpointError(f"{pb} is larger than any saved_model.pb")
     try:
@@ -373,9 +372,6 @@ def _parse(folder: str, pb: str) -> Any:
 
 
 def _check_fingerprint(folder: str) -> None:
-    from tensorflow.core.protobuf import fingerprint_pb2
-    from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
-
     stored, actual = fingerprint_pb2.FingerprintDef(), fingerprint_pb2.FingerprintDef()
     try:
         stored.ParseFromString(fingerprinting.ReadSavedModelFingerprint(folder))

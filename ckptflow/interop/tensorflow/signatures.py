@@ -22,6 +22,8 @@ from ckptflow.printable import lines
 from ckptflow.state.children import automatic_base
 from ckptflow.state.configs import part_of
 from ckptflow.state.kinds import Kind, is_keras3_model, is_tf_keras_model, kind_of, local_copies, raw_variable
+from ckptflow.state.private.keras import INPUTS, SHAPES, layer_of
+from ckptflow.state.private.tensorflow import owner_of, traced
 
 DEFAULT = "serving_default"
 _RESERVED = frozenset({"__saved_model_init_op", "__saved_model_train_op"})  # SavedModel's own
@@ -58,9 +60,9 @@ def arguments_of(
         return _named(model, given)
     if is_keras3_model(model):
         if getattr(model, "inputs", None):  # a functional or sequential model
-            structure = getattr(model, "_inputs_struct", None)
+            structure = getattr(model, INPUTS, None)
             return _named(model, (model.inputs[0] if structure is None else structure,))
-        shapes = getattr(model, "_build_shapes_dict", None) or _shapes_of(described)
+        shapes = getattr(model, SHAPES, None) or _shapes_of(described)
         if shapes:
             dtype = str(model.dtype_policy.variable_dtype or "float32")
             return _named(model, tuple(_specs_of_shape(shape, dtype) for shape in shapes.values()))
@@ -153,8 +155,7 @@ _COMPOSITE = (tf.SparseTensorSpec, tf.RaggedTensorSpec)
 
 def _name_of(value: Any) -> str | None:
     """The name that a user gave a spec or an input layer, or None."""
-    history = getattr(value, "_keras_history", None)
-    layer = getattr(history, "operation", None)
+    layer = layer_of(value)
     if layer is not None:
         return _layer_name(layer)
     return None if value.name is None else str(value.name).split(":")[0]
@@ -193,7 +194,7 @@ def _output_names(model: Any) -> list[str | None]:
         return list(getattr(model, "output_names", None) or [])
     if not is_keras3_model(model) or not getattr(model, "outputs", None):
         return []
-    names = [_layer_name(output._keras_history.operation) for output in model.outputs]
+    names = [_layer_name(layer_of(output)) for output in model.outputs]
     return [name if names.count(name) == 1 else None for name in names]
 
 
@@ -267,11 +268,11 @@ def concrete(name: str, function: Any) -> Any:
         )
     if function.input_signature is not None:
         return trace(function, name)
-    traced = function._list_all_concrete_functions()
-    if len(traced) == 1:
-        return traced[0]
+    found = traced(function)
+    if len(found) == 1:
+        return found[0]
     raise UsageError(
-        f"signature {name!r} has been traced for {len(traced)} sorts of inputs and says none: give it an "
+        f"signature {name!r} has been traced for {len(found)} sorts of inputs and says none: give it an "
         "input_signature, or hand over its get_concrete_function(...)"
     )
 
@@ -296,7 +297,7 @@ def resources_of(functions: Iterable[tuple[str, Any]], variables: Iterable[Any])
                 texts[id(captured)] = captured
             if captured.dtype != tf.resource or id(captured) in own:
                 continue
-            owner = getattr(captured, "_parent_trackable", lambda: None)()
+            owner = owner_of(captured)
             if owner is None:
                 gone.add(name)
             elif kind_of(owner) is Kind.VARIABLE:

@@ -83,9 +83,9 @@ def _convert(folder: str, names: tuple[str, ...], operations: list[Any]) -> byte
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    from tensorflow.lite.python.convert_phase import ConverterError
+    from ckptflow.state.private.tensorflow import conversion_error
 
-    return (ConverterError, ValueError, RuntimeError)
+    return (conversion_error(), ValueError, RuntimeError)
 
 
 def _operations(error: Exception) -> str:
@@ -106,8 +106,10 @@ def _check_size(size_bytes: int) -> None:
 def _finish(data: bytes, provenance: Provenance | None) -> tuple[memoryview, tuple[str, ...]]:
     """The file with one more metadata entry, and the names of TensorFlow's operations in it."""
     import flatbuffers
-    from tensorflow.lite.python import schema_py_generated as schema
 
+    from ckptflow.state.private.tensorflow import lite_schema
+
+    schema = lite_schema()
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     codes = (code.customCode for code in model.operatorCodes or ())
     custom = {code.decode() if isinstance(code, bytes) else code for code in codes if code}

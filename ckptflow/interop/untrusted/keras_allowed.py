@@ -16,6 +16,7 @@ from types import FunctionType
 from typing import Any, Literal
 
 from ckptflow.errors import UsageError
+from ckptflow.state.private import keras
 
 Framework = Literal["keras", "tf_keras"]
 
@@ -158,7 +159,7 @@ def keras_module(framework: Framework) -> Any:
 @functools.cache
 def kinds(framework: Framework) -> tuple[type, ...]:
     """The base classes of all that a config describes."""
-    keras = keras_module(framework)
+    module = keras_module(framework)
     names = (
         "layers.Layer", "optimizers.Optimizer", "losses.Loss", "metrics.Metric", "initializers.Initializer",
         "regularizers.Regularizer", "constraints.Constraint", "optimizers.schedules.LearningRateSchedule",
@@ -173,7 +174,7 @@ def kinds(framework: Framework) -> tuple[type, ...]:
     found = []
     for name in names:
         place, _, last = name.rpartition(".")
-        each = at(framework, place, last) or getattr(getattr(keras, place, None), last, None)
+        each = at(framework, place, last) or getattr(getattr(module, place, None), last, None)
         if inspect.isclass(each):
             found.append(each)
     if framework == "tf_keras":
@@ -195,9 +196,7 @@ def of_tensorflow(module: str, name: str) -> Any:
 def public(framework: Framework, name: str) -> Any:
     """What a Keras's own table of public names has under a full name."""
     if framework == "keras":
-        from keras.src.api_export import get_symbol_from_name
+        return keras.symbol(name)
+    from ckptflow.state.private import tensorflow
 
-        return get_symbol_from_name(name)
-    from tensorflow.python.util.tf_export import get_symbol_from_name as get_any
-
-    return get_any(f"compat.v1.{name}" if "__internal__.legacy" in name else name)
+    return tensorflow.symbol(f"compat.v1.{name}" if "__internal__.legacy" in name else name)

@@ -15,7 +15,6 @@ the one of the other, and refuses what would turn into more than it says.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from inspect import isclass, ismodule
@@ -35,6 +34,7 @@ from ckptflow.interop.untrusted.keras_allowed import (
 )
 from ckptflow.interop.untrusted.keras_allowed import keras_module as keras_module
 from ckptflow.interop.untrusted.tf_operations import is_allowed_attribute, is_allowed_operation
+from ckptflow.state.private import kerases, tf_keras
 
 _PLAIN = frozenset(
     {"__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__", "__keras_tensor__"}
@@ -123,11 +123,7 @@ def decoded(
 
 
 def _decoded_by_keras(config: Any, framework: Framework) -> Any:
-    if framework == "keras":
-        from keras.src.legacy.saving import json_utils
-    else:
-        from tf_keras.src.saving.legacy.saved_model import json_utils
-    return json_utils.decode(json.dumps(config))
+    return kerases.of(framework).decoded(config)
 
 
 def _decoded(value: Any, where: str, of_saved_model: bool) -> Any:
@@ -361,23 +357,13 @@ def _without_files(config: Any) -> Any:
 
 def _layer_of_old(name: str) -> Any:
     """What tf_keras's older formats find under the name of a layer."""
-    from tf_keras.src.layers import serialization
-
-    serialization.populate_deserializable_objects()
-    return serialization.LOCAL.ALL_OBJECTS.get(name)
+    return tf_keras.layer_of_old(name)
 
 
 def registered(framework: Framework) -> dict[str, Any]:
     """What the program has registered with a Keras, by its names there."""
     saving = keras_module(framework).saving
-    known: dict[str, Any] = dict(saving.get_custom_objects())
-    if framework == "tf_keras":
-        from tf_keras.src.saving import object_registration
-
-        return {**known, **object_registration._THREAD_LOCAL_CUSTOM_OBJECTS.__dict__}
-    from keras.src.backend.common import global_state
-
-    return {**known, **(global_state.get_global_attribute("custom_objects_scope_dict") or {})}
+    return {**saving.get_custom_objects(), **kerases.of(framework).objects_in_scope()}
 
 
 def _defined_in(imports: tuple[str, ...], framework: Framework) -> dict[str, Any]:

@@ -141,15 +141,12 @@ def is_allowed_operation(symbol: Any) -> bool:
     """Whether a public name of TensorFlow's, as a config has it, is that of an operation that only computes."""
     if not isinstance(symbol, str):
         return False
-    from tensorflow.python.util import tf_export
+    from ckptflow.state.private import tensorflow
 
-    found = tf_export.get_symbol_from_name(symbol)
+    found = tensorflow.symbol(symbol)
     if found is None or isinstance(found, type) or not callable(found):
         return False
-    names = [
-        tf_export.get_canonical_name_for_symbol(found, api, add_prefix_to_v1_names=True)
-        for api in ("tensorflow", "keras")
-    ]
+    names = tensorflow.names_of(found)
     return any(name is not None and name.removeprefix("compat.v1.") in _ALLOWED for name in names)
 
 

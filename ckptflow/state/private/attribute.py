@@ -1,0 +1,25 @@
+"""An attribute of somebody else's object under a name of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class View:
+    """Somebody else's object, of which `Attribute`s are read and set."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+
+class Attribute:
+    """In a `View`: what its object has under a private name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, view: View | None, owner: type | None = None) -> Any:
+        return self if view is None else getattr(view.of, self.name)
+
+    def __set__(self, view: View, value: Any) -> None:
+        setattr(view.of, self.name, value)
