@@ -26,6 +26,7 @@ from ckptflow.state.graph import described, in_names_of
 from ckptflow.state.graph_names import pair
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
+from ckptflow.state.private.kerases import layers_in
 from ckptflow.state.restore import Restore
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.weights import trainable_of, weights_of
@@ -122,7 +123,7 @@ def _added_to_kernels(model: Any, chosen: Format) -> set[int]:
     """The adapters of a model, by identity, in a format into which Keras writes their sum with the kernel instead."""
     if chosen.name not in ("keras", "weights"):
         return set()
-    adapted = [layer for layer in _layers_of(model) if getattr(layer, "lora_enabled", False)]
+    adapted = [layer for layer in layers_in(model) if getattr(layer, "lora_enabled", False)]
     rounded = [layer.name for layer in adapted if getattr(layer, "quantization_mode", None) is not None]
     if rounded:
         logger.warning(
@@ -135,10 +136,6 @@ def _added_to_kernels(model: Any, chosen: Format) -> set[int]:
         value for layer in adapted for name, value in vars(layer).items() if name.lstrip("_").startswith("lora_")
     ]
     return {id(variable) for variable in variables if hasattr(variable, "shape")}
-
-
-def _layers_of(model: Any) -> list[Any]:
-    return list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else []
 
 
 def _optimizer_rule(loaded: LoadedModel, chosen: Format) -> Callable[[str], bool]:

@@ -33,7 +33,9 @@ from ckptflow.state.graph_names import Pairs, pair, with_trained
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
 from ckptflow.state.per_worker import PerWorker
+from ckptflow.state.private.keras import TRAINED
 from ckptflow.state.private.tensorflow import saveable_compat
+from ckptflow.state.private.tf_keras import SLOTS, inner_optimizer
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
 
 logger = logging.getLogger("ckptflow")
@@ -106,7 +108,7 @@ def _with_trained(found: Described, tree: Tree) -> Described:
     by_name = {node: number for number, node in enumerate(found.graph.nodes) if isinstance(node, str)}
     lists = {}
     for optimizer in tree.optimizers.values():
-        number = found.numbers.get(id(vars(optimizer.optimizer).get("_optimizer", optimizer.optimizer)), 0)
+        number = found.numbers.get(id(inner_optimizer(optimizer.optimizer)), 0)
         if number and all(name in by_name for name in optimizer.built_for):
             lists[number] = tuple(by_name[name] for name in optimizer.built_for)
     return Described(with_trained(found.graph, lists), found.numbers)
@@ -214,9 +216,8 @@ class _Walk:
             elif kind is Kind.TF_KERAS_OPTIMIZER:
                 optimizers.append(number)
         for number in optimizers:
-            found = vars(self._objects[number])
-            optimizer = found.get("_optimizer", self._objects[number])  # below a loss scale
-            if "_slots" not in vars(optimizer):
+            optimizer = inner_optimizer(self._objects[number])
+            if SLOTS not in vars(optimizer):
                 continue
             # Not by get_slot: it asks variables for attributes, which can start a collective.
             raw = [_first_part(self._objects[of]) for of in variables.values()]
@@ -303,7 +304,7 @@ def _count_values(graph: ObjectGraph, start: int) -> int:
     while waiting:
         node = graph.nodes[waiting.pop()]
         count += sum(1 for _ in values_of(node)) + len(slots_of(node))
-        below = {number for label, number in edges(node) if label != "_trainable_variables"} - seen
+        below = {number for label, number in edges(node) if label != TRAINED} - seen
         seen |= below
         waiting += below
     return count
