@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.private_uses import private_uses
+from tests.private_uses import PUBLIC, private_uses
 from tests.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,119 +37,14 @@ OURS: dict[str, set[str]] = {
     "ckptflow/storage/raw.py": {"_client", "_fs", "_has_direct", "_mapped", "_name", "_open", "_path"},
     "tests/commit/test_together.py": {"ckptflow.commit.together._PAUSES_S"},
 }
-# Private names of other libraries, by file, and what they are needed for: nothing public tells or does it.
+# Private names of other libraries, by file, and what they are needed for: nothing public tells or does it. Those of
+# TensorFlow and both Kerases stand in `state/private` and nowhere else.
 OTHERS: dict[str, tuple[str, set[str]]] = {
-    "ckptflow/job/background.py": ("Python: who calls is on the stack alone", {"_getframe"}),
-    "ckptflow/callbacks/callback.py": (
-        "Keras 3: whether hooks run late is decided before set_model; TensorFlow: whether a strategy has a coordinator",
-        {"_async_predict", "_async_test", "_async_train", "_should_use_with_coordinator"},
-    ),
-    "ckptflow/callbacks/input.py": (
-        "tf.data: what a data set is made of, and whether a shuffle has a seed",
-        {"_inputs", "_seed", "_seed2", "tensorflow.python.data.ops.shuffle_op._ShuffleDataset"},
-    ),
-    "ckptflow/callbacks/loops.py": (
-        "both Keras: a fit cannot be told the batch to begin with, nor asked for its iterator",
-        {
-            "_adapter",
-            "_current_iterator",
-            "_distributed_dataset",
-            "_enumerate_iterator",
-            "_get_iterator",
-            "_getframe",
-            "_inferred_steps",
-            "_initial_epoch",
-            "_initial_step",
-            "_num_batches",
-            "_step_increment",
-            "_steps_seen",
-            "_symbolic_build",
-            "_train_counter",
-        },
-    ),
-    "ckptflow/callbacks/others.py": ("both Keras: the public learning_rate is its value", {"_learning_rate"}),
-    "ckptflow/interop/keras/config.py": (
-        "tf_keras: what a model was built with, and a legacy optimizer's build",
-        {"_build_input_shape", "_create_all_weights"},
-    ),
-    "ckptflow/interop/keras/files.py": ("tf_keras: what a model was built with", {"_build_input_shape"}),
-    "ckptflow/interop/keras/legacy.py": (
-        "both Keras: how it was compiled, all layers of a nested model, the table of a layer of strings",
-        {"_compile_config", "_flatten_layers", "_lookup_layer"},
-    ),
-    "ckptflow/interop/keras/places.py": (
-        "both Keras: the order in which its own files are written",
-        {"_flatten_layers", "_save_state"},
-    ),
-    "ckptflow/interop/untrusted/keras_trust.py": (
-        "Keras: the classes of a custom_object_scope",
-        {"_THREAD_LOCAL_CUSTOM_OBJECTS"},
-    ),
-    "ckptflow/interop/keras/weights.py": ("both Keras: reads weights from a folder", {"_load_state"}),
-    "ckptflow/interop/model.py": ("both Keras: all layers of a nested model", {"_flatten_layers"}),
     "ckptflow/interop/untrusted/probe.py": (
         "Python: ends a forked process without what its parent registered",
         {"_exit"},
     ),
-    "ckptflow/interop/tensorflow/reusable.py": (
-        "TensorFlow and tf_keras: a function attached for one export, and the concrete ones that it has",
-        {"_delete_tracking", "_filter_shards", "_list_all_concrete_functions", "_track_trackable"},
-    ),
-    "ckptflow/interop/tensorflow/signatures.py": (
-        "both Keras and TensorFlow: inputs and outputs by name, what a function was traced for, whose a capture is",
-        {"_build_shapes_dict", "_inputs_struct", "_keras_history", "_list_all_concrete_functions", "_parent_trackable"},
-    ),
     "ckptflow/preemption/notices.py": ("Python: leaves at once, from any thread", {"_exit"}),
-    "ckptflow/state/build.py": (
-        "tf_keras: a recurrent layer's states, and a legacy optimizer's build",
-        {"_create_all_weights", "_states"},
-    ),
-    "ckptflow/state/bundles.py": (
-        "TensorFlow: what tf.train.Checkpoint calls of a table or any trackable; Keras: a lookup's size",
-        {
-            "_deleted_key",
-            "_empty_key",
-            "_frozen_vocab_size",
-            "_gather_saveables_for_checkpoint",
-            "_restore_from_tensors",
-            "_serialize_to_tensors",
-            "_value_shape",
-        },
-    ),
-    "ckptflow/state/capture.py": ("TensorFlow: the number of elements, without an operation", {"_num_elements"}),
-    "ckptflow/state/configs.py": ("tf_keras: whether a model is functional", {"_is_graph_network"}),
-    "ckptflow/state/entries.py": ("TensorFlow: a distributed iterator's parts", {"_iterator", "_iterators"}),
-    "ckptflow/state/iterators.py": (
-        "TensorFlow: what tf.train.Checkpoint calls of an iterator",
-        {"_restore_from_tensors", "_serialize_to_tensors"},
-    ),
-    "ckptflow/state/keras3.py": (
-        "Keras 3: which variables an optimizer was built for, and its own",
-        {"_trainable_variables", "_variables"},
-    ),
-    "ckptflow/state/kinds.py": (
-        "TensorFlow and Keras 3: their wrappers, and what is in them",
-        {"_DictWrapper", "_TupleWrapper", "_policy", "_v", "_value", "_variable"},
-    ),
-    "ckptflow/state/leaves.py": ("TensorFlow: the rank, without making a shape", {"_rank"}),
-    "ckptflow/state/light.py": (
-        "tf_keras: the calls that a functional model consists of",
-        {"_flatten_layers", "_inbound_nodes"},
-    ),
-    "ckptflow/state/strategies.py": (
-        "TensorFlow: where a parameter server strategy runs",
-        {"_cluster_coordinator", "_cluster_resolver"},
-    ),
-    "ckptflow/state/tf_keras.py": (
-        "tf_keras and TensorFlow: whether a model is functional, the key of a slot, what Nadam counts in Python",
-        {"_is_graph_network", "_momentums", "_u_product_counter", "_unique_id"},
-    ),
-    "ckptflow/state/tree.py": ("Keras 3: whether a variable has got another value", {"_value"}),
-    "ckptflow/state/walker.py": (
-        "TensorFlow: where a shard of a variable begins; Keras 3: which variables an optimizer was built for",
-        {"_trainable_variables", "_var_offsets"},
-    ),
-    "ckptflow/state/weights.py": ("both Keras: all layers of a nested model", {"_flatten_layers"}),
     "ckptflow/storage/clients.py": (
         "fsspec: options and path in a URL; gcsfs: a request without its own retries",
         {"_get_kwargs_from_urls", "_request", "_strip_protocol"},
@@ -159,10 +55,28 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
     ),
     "ckptflow/storage/remote_files.py": ("fsspec: the folder of a path", {"_parent"}),
 }
+FRAMEWORKS = "ckptflow/state/private/"
+# How modules begin that the frameworks do not show, and an attribute that leads to such.
+HIDDEN = (
+    "tensorflow.core.",
+    "tensorflow.python.",
+    "tensorflow.dtensor.",
+    "tensorflow.lite.",
+    "keras.src",
+    "tf_keras.src",
+)
 # What takes out rules of the protocol, and what tries them, hold on to public names: the code below can be rewritten.
 KEPT_APART = sorted(
     path for folder in ("ckptflow", "tests/protocol", "tests/commit") for path in (ROOT / folder).rglob("*.py")
 )
+OF_FRAMEWORKS = [
+    path
+    for path in MODULES
+    if path.relative_to(PACKAGE).parts[0] in ("callbacks", "interop", "job", "peers", "preemption", "state")
+    and not str(path.relative_to(ROOT)).startswith(FRAMEWORKS)
+]
+# Texts that are names of nothing there: suffixes of names in configs, ours, and a child in a SavedModel.
+TEXTS = frozenset({"_config", "_module", "_type", "_ckptflow_resources", "_all_variables", "_misc_assets"})
 
 
 def room_of(module: str) -> tuple[int, str]:
@@ -223,7 +137,23 @@ def test_the_rules_find_what_they_forbid() -> None:
 
 
 def privates_of_others(path: Path) -> dict[str, int]:
+    """Of frameworks none is told where they are at home."""
+    if str(path.relative_to(ROOT)).startswith(FRAMEWORKS):
+        return {}
     return private_uses(ast.parse(path.read_text()))
+
+
+def hidden_in_frameworks(tree: ast.Module) -> list[str]:
+    """What a module uses of TensorFlow and both Kerases that is not public, though its name does not begin with an
+    underscore; and texts that are the names of private attributes."""
+    found = [name for name in imports_of(tree) if name.startswith(HIDDEN)]
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr="src" | "__internal__" as name):
+                found.append(name)
+            case ast.Constant(value=str(text)) if re.fullmatch(r"_[a-z]\w+", text) and text not in TEXTS | PUBLIC:
+                found.append(text)
+    return found
 
 
 @pytest.mark.parametrize("path", KEPT_APART, ids=lambda path: str(path.relative_to(ROOT)))
@@ -231,6 +161,26 @@ def test_private_names_are_used_at_home(path: Path) -> None:
     name = str(path.relative_to(ROOT))
     allowed = OURS.get(name, set()) | OTHERS.get(name, ("", set[str]()))[1]
     assert {private: line for private, line in privates_of_others(path).items() if private not in allowed} == {}
+
+
+@pytest.mark.parametrize("path", OF_FRAMEWORKS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_names_of_frameworks_stand_together(path: Path) -> None:
+    assert hidden_in_frameworks(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from tensorflow.python.eager import context",
+        "def f():\n    from tf_keras.src.saving import saving_lib",
+        "keras.src.backend.floatx()",
+        "tf.__internal__.tracking.Trackable",
+        "vars(layer)['_trainable_weights']",
+        "def f(found):\n    return found.get('_slots')",
+    ],
+)
+def test_private_names_of_frameworks_are_found(program: str) -> None:
+    assert hidden_in_frameworks(ast.parse(program))
 
 
 def test_no_private_name_is_allowed_in_vain() -> None:
