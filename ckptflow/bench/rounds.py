@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from statistics import median
 
 from ckptflow.bench.folder import finished
@@ -66,12 +67,9 @@ def save_rate(store: Store, enough_s: float, most_bytes: int) -> float:
 
 
 def _probe(store: Store, state: RandomState) -> None:
-    pool = BufferPool(4 * (TENSOR_BYTES + 2**17), TENSOR_BYTES + 2**16)
-    plan = plan_shards(state.specs, worker=0, world_size=1, shard_bytes=pool.buffer_bytes)
-    try:
+    with closing(BufferPool(4 * (TENSOR_BYTES + 2**17), TENSOR_BYTES + 2**16)) as pool:
+        plan = plan_shards(state.specs, worker=0, world_size=1, shard_bytes=pool.buffer_bytes)
         write_shards(store, Folder(0, 1), plan, state, pool, threads=4)
-    finally:
-        pool.close()
     store.delete([entry.key for entry in store.list()])
 
 
@@ -99,16 +97,13 @@ class Rounds:
         self._number += 1
         self._state.next_round()
         plan = plan_shards(self._state.specs, worker=0, world_size=1, shard_bytes=setting.shard_bytes)
-        pool = BufferPool(setting.memory_bytes, setting.shard_bytes)
         folder = Folder(self._number, 1)
         turns = [self._ours, self._raw_client]
-        try:
+        with closing(BufferPool(setting.memory_bytes, setting.shard_bytes)) as pool:
             _touch(pool)
             finished(lambda: self._store.put(f"{folder}/begin", memoryview(b"\n")))  # the raw client makes no folders
             for turn in turns if point.rounds % 2 == 0 else reversed(turns):
                 turn(folder, plan, pool, point)
-        finally:
-            pool.close()
         self._store.delete([entry.key for entry in self._store.list(f"{folder}/")])
 
     def _ours(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, point: Point) -> None:

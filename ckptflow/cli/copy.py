@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,30 +58,23 @@ def copy(
     root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)
     there = other_options(destination_options, "--destination-options", here, url, destination)
-    source = open_store(root, here)
-    try:
-        target = open_store(destination, there)
-        try:
-            wanted = choose(source, folder, step, verify_all=copy_all)
-            check_destination(source, target, list(wanted))
-            copied, gone, damaged = [], [], {}
-            with bar("copying", is_bytes=True) as progress:
-                progress.expect(sum(wanted.values()))
-                for each in wanted:
-                    try:
-                        copied.append(copy_checkpoint(source, target, each, progress.advance))
-                    except CheckpointGoneError:
-                        if len(wanted) == 1:
-                            raise
-                        gone.append(str(each))
-                    except (CorruptCheckpointError, UnknownVersionError) as error:
-                        if not copy_all:
-                            raise
-                        damaged[str(each)] = str(error).removeprefix(f"{source.url}/{each}/")
-        finally:
-            target.close()
-    finally:
-        source.close()
+    with closing(open_store(root, here)) as source, closing(open_store(destination, there)) as target:
+        wanted = choose(source, folder, step, verify_all=copy_all)
+        check_destination(source, target, list(wanted))
+        copied, gone, damaged = [], [], {}
+        with bar("copying", is_bytes=True) as progress:
+            progress.expect(sum(wanted.values()))
+            for each in wanted:
+                try:
+                    copied.append(copy_checkpoint(source, target, each, progress.advance))
+                except CheckpointGoneError:
+                    if len(wanted) == 1:
+                        raise
+                    gone.append(str(each))
+                except (CorruptCheckpointError, UnknownVersionError) as error:
+                    if not copy_all:
+                        raise
+                    damaged[str(each)] = str(error).removeprefix(f"{source.url}/{each}/")
     if as_json:
         print_json(to_json(source.url, target.url, copied, gone, damaged))
     else:

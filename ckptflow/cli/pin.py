@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -38,11 +39,8 @@ def pin(
     from ckptflow.reading import pin_checkpoint
     from ckptflow.storage.store import open_store
 
-    store = open_store(url, storage_options(options, options_json))
-    try:
+    with closing(open_store(url, storage_options(options, options_json))) as store:
         pin_checkpoint(store, Summaries(store), step)
-    finally:
-        store.close()
     _say(store.url, step, is_pinned=True, as_json=as_json)
 
 
@@ -58,11 +56,8 @@ def unpin(
     from ckptflow.reading import unpin_checkpoint
     from ckptflow.storage.store import open_store
 
-    store = open_store(url, storage_options(options, options_json))
-    try:
+    with closing(open_store(url, storage_options(options, options_json))) as store:
         unpin_checkpoint(store, step)
-    finally:
-        store.close()
     _say(store.url, step, is_pinned=False, as_json=as_json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import crc32c
@@ -76,7 +77,6 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
     is_committed = _has_manifest(target, folder, sealed)
     there = {entry.key: entry.size_bytes for entry in target.list(f"{folder}/")}
     largest = max((shard.size_bytes for shard in manifest.shards), default=1)
-    pool = BufferPool(max(_MEMORY_BYTES, largest + 2**16), largest)
     sent: list[int] = []
 
     def copy(number: int, buffer: Buffer) -> None:
@@ -88,11 +88,10 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
         on_bytes(shard.size_bytes)
 
     try:
-        run(pool, len(manifest.shards), copy, threads=min(thread_count(source), thread_count(target)))
+        with closing(BufferPool(max(_MEMORY_BYTES, largest + 2**16), largest)) as pool:
+            run(pool, len(manifest.shards), copy, threads=min(thread_count(source), thread_count(target)))
     except ObjectNotFoundError as error:
         raise _missing(source, folder, error) from error
-    finally:
-        pool.close()
     if not is_committed:
         try:
             target.create(folder.manifest_key, memoryview(sealed))

@@ -40,6 +40,7 @@ from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.positional import read_at, write_at
 from ckptflow.transfer.buffers import memory_for
 
 CARRIED = "ckptflow.checkpoint"
@@ -117,11 +118,11 @@ def write_safetensors(path: str, opened: OpenCheckpoint, provenance: Provenance)
             try:
                 os.truncate(file.fileno(), layout.size_bytes)
                 target = _FileTarget(file.fileno(), items, layout)
-                target.write(memoryview(layout.header), 0)
+                write_at(file.fileno(), memoryview(layout.header), 0)
                 opened.read_into([wanted for item in items for wanted in _slices(item)], target)
                 for item, offset in zip(items, layout.offsets, strict=True):
                     if item.record.components:
-                        target.write(bytes_of(opened[item.record.name]).data, offset)
+                        write_at(file.fileno(), bytes_of(opened[item.record.name]).data, offset)
             except BaseException:
                 os.unlink(path)
                 raise
@@ -243,14 +244,8 @@ class _FileTarget:
         item = dtypes.item_size_bytes(record.dtype)
         box = wanted.box or boxes.whole(record.storage_shape)
         for there, here, count in boxes.spans(record.storage_shape, box):
-            self.write(memory.data[here * item : (here + count) * item], offset + there * item)
+            write_at(self._descriptor, memory.data[here * item : (here + count) * item], offset + there * item)
         self._spare.append(memory)
-
-    def write(self, data: memoryview, at: int) -> None:
-        """Writes all of `data`, from byte `at` of the file on."""
-        while data:
-            count = os.pwrite(self._descriptor, data, at)
-            data, at = data[count:], at + count
 
 
 # Reading
@@ -360,12 +355,8 @@ def _read_bytes(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo
     with _os_errors_named(path), open(path, "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size != size_bytes:
             raise CorruptCheckpointError(f"{path} has changed since it was opened")
-        done = 0
-        while done < data.size:
-            count = os.preadv(file.fileno(), [data.data[done:]], entry.begin + begin + done)
-            if not count:
-                raise CorruptCheckpointError(f"{path} ends within {entry.key!r}")
-            done += count
+        if read_at(file.fileno(), data.data, entry.begin + begin) < data.size:
+            raise CorruptCheckpointError(f"{path} ends within {entry.key!r}")
     if info.dtype == "bool" and data.size and data.max() > 1:
         raise CorruptCheckpointError(f"{path}: {entry.key!r} holds bytes that are no bool")
     return data

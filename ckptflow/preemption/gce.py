@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 
 logger = logging.getLogger("ckptflow")
@@ -27,13 +28,11 @@ def gce_notice() -> bool:
 def _ask(name: str) -> str:
     host = os.environ.get("GCE_METADATA_HOST") or _DEFAULT_HOST
     try:
-        connection = HTTPConnection(host, timeout=_TIMEOUT_S)  # no proxy, no redirect: the answer is this machine's own
-        try:
+        # no proxy, no redirect: the answer is this machine's own
+        with closing(HTTPConnection(host, timeout=_TIMEOUT_S)) as connection:
             connection.request("GET", f"/computeMetadata/v1/instance/{name}", headers=dict([_FLAVOR]))
             response = connection.getresponse()
             answer = response.read(256).decode("ascii", "replace").strip()
-        finally:
-            connection.close()
     except (OSError, HTTPException) as error:
         _say_once(host, f"{type(error).__name__}: {error}")
         return ""

@@ -18,11 +18,12 @@ from yarl import URL
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import open_file_system, split_options
 from ckptflow.storage.credentials import opening
+from ckptflow.storage.positional import write_at
 from ckptflow.storage.remote import RemoteStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import Retries
 from ckptflow.storage.stalls import connect_timeout_s, retry_time_s
-from ckptflow.storage.whole import check_room, write_all
+from ckptflow.storage.whole import check_room
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 10
@@ -187,7 +188,7 @@ class _Bounded(io.FileIO):
         if self._end > self._max_bytes:
             self._too_long(self._end)
         try:
-            write_all(self, memoryview(data), begin)
+            write_at(self.fileno(), memoryview(data), begin)
         except OSError as error:
             raise faults.from_os_error(error, "write", self._path) from error
         return len(data)

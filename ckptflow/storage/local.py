@@ -27,6 +27,7 @@ from ckptflow.storage.local_calls import (
 from ckptflow.storage.local_folders import DurableFolders
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
 from ckptflow.storage.local_listing import check_no_link, is_record, walk
+from ckptflow.storage.positional import read_at, write_at
 from ckptflow.storage.store import Entry, check_key, check_prefix
 
 PAGE_BYTES = 4096
@@ -193,8 +194,7 @@ class LocalStore:
                 end = self._transfer(lambda at, part: os.pwrite(descriptor, part, at), view[:direct_bytes], 0)
             if direct_bytes:
                 clear_direct(descriptor)
-            while end < len(view):
-                end += os.pwrite(descriptor, view[end:], end)
+            write_at(descriptor, view[end:], end)
             os.fsync(descriptor)
             if not direct_bytes and len(view) >= DIRECT_MIN_BYTES:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # clean now, and nobody reads it back soon
@@ -301,12 +301,7 @@ class LocalStore:
                 clear_direct(descriptor)
             elif len(view) >= DIRECT_MIN_BYTES:
                 os.posix_fadvise(descriptor, start, len(view), os.POSIX_FADV_SEQUENTIAL)
-            while done < len(view):
-                count = os.preadv(descriptor, [view[done:]], start + done)
-                if count == 0:
-                    break
-                done += count
-            return done
+            return done + read_at(descriptor, view[done:], start + done)
         finally:
             os.close(descriptor)
 

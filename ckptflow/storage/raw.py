@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ckptflow.errors import UsageError
 from ckptflow.storage.local import LocalStore
 from ckptflow.storage.local_calls import opened_folder
+from ckptflow.storage.positional import read_at, write_at
 from ckptflow.storage.remote import RemoteStore
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
@@ -54,9 +55,7 @@ class _Disk:
     def put(self, key: str, data: memoryview) -> None:
         descriptor = self._open(key, os.O_WRONLY | os.O_CREAT)
         try:
-            end = 0
-            while end < len(data):  # once, but where the disk is full: the second then says so
-                end += os.pwrite(descriptor, data[end:], end)
+            write_at(descriptor, data, 0)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -64,7 +63,7 @@ class _Disk:
     def get(self, key: str, into: memoryview) -> None:
         descriptor = self._open(key, os.O_RDONLY)
         try:
-            if os.preadv(descriptor, [into], 0) != len(into):
+            if read_at(descriptor, into, 0) != len(into):
                 raise OSError(f"{key}: a short read")
         finally:
             os.close(descriptor)

@@ -22,12 +22,13 @@ from ckptflow.errors import (
 from ckptflow.printable import printable
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import split_options
+from ckptflow.storage.positional import write_at
 from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.stalls import retry_time_s
 from ckptflow.storage.store import Entry, Store, check_key
-from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found, write_all
+from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found
 
 logger = logging.getLogger("ckptflow.storage")
 
@@ -146,7 +147,7 @@ class RemotePlace:
             raise self._replaced(entry.key)
         try:
             with open(path, "r+b", buffering=0) as file:
-                write_all(file, buffer[:expected], start)
+                write_at(file.fileno(), buffer[:expected], start)
         except OSError as error:
             raise faults.from_os_error(error, "write", path) from error
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import struct
 from typing import Any, BinaryIO
+
+import flatbuffers
+from flatbuffers.number_types import Uint32Flags, UOffsetTFlags
+from flatbuffers.table import Table
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.format.words import some_of
@@ -105,8 +108,6 @@ def _check_size(size_bytes: int) -> None:
 
 def _finish(data: bytes, provenance: Provenance | None) -> tuple[memoryview, tuple[str, ...]]:
     """The file with one more metadata entry, and the names of TensorFlow's operations in it."""
-    import flatbuffers
-
     from ckptflow.state.private.tensorflow import lite_schema
 
     schema = lite_schema()
@@ -128,9 +129,10 @@ def _finish(data: bytes, provenance: Provenance | None) -> tuple[memoryview, tup
 
 # Reading the metadata
 
-_BUFFERS, _METADATA = 4, 6  # fields of the root table
-_ENTRY_NAME, _ENTRY_BUFFER = 0, 1
-_BUFFER_DATA = 0
+# Where a table says where its field is: 4 bytes, and 2 for each field before. In a model, an entry and a buffer.
+_BUFFERS, _METADATA = 12, 16
+_ENTRY_NAME, _ENTRY_BUFFER = 4, 6
+_BUFFER_DATA = 4
 _MAX_ENTRIES = 1024
 
 
@@ -141,82 +143,59 @@ def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
     file.
     """
     try:
-        reader = _FlatBuffer(file)
-        text = _entry(reader, NAME.encode())
-    except (struct.error, ValueError) as error:
+        text = _entry(_Table(_File(file), 0).table_at(0), NAME.encode())
+    except (TypeError, ValueError) as error:  # flatbuffers raises TypeError for a place that can be none
         raise CorruptCheckpointError(f"{where} is no LiteRT file, or a damaged one: {error}") from error
     return None if text is None else decode(text, where)
 
 
-def _entry(reader: _FlatBuffer, name: bytes) -> bytes | None:
-    root = reader.root()
-    buffers = reader.vector(root, _BUFFERS)
-    for entry in reader.tables(root, _METADATA):
-        found = reader.vector(entry, _ENTRY_NAME)
-        if found is None or reader.bytes_of(found) != name:
-            continue
-        number = reader.number(entry, _ENTRY_BUFFER)
-        if buffers is None or number >= buffers[1]:
-            raise ValueError("a metadata entry has no buffer")
-        data = reader.vector(reader.table_at(buffers[0] + 4 * number), _BUFFER_DATA)
-        return b"" if data is None else reader.bytes_of(data)
+def _entry(model: _Table, name: bytes) -> bytes | None:
+    (buffers, buffer_count), (entries, count) = model.vector(_BUFFERS), model.vector(_METADATA)
+    if count > _MAX_ENTRIES:
+        raise ValueError(f"it has {count:,} entries of metadata")
+    for position in range(count):
+        entry = model.table_at(entries + 4 * position)
+        if entry.bytes_in(_ENTRY_NAME) == name:
+            number = entry.GetSlot(_ENTRY_BUFFER, 0, Uint32Flags)
+            if number >= buffer_count:
+                raise ValueError("a metadata entry has no buffer")
+            return model.table_at(buffers + 4 * number).bytes_in(_BUFFER_DATA)
     return None
 
 
-class _FlatBuffer:
-    """A FlatBuffer, read where it is asked for. Raises struct.error or ValueError for what lies outside of it."""
+class _File:
+    """A file of which no more is read than is asked for. Raises ValueError for what lies outside of it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._size = file.seek(0, os.SEEK_END)
-        if self._size < 8 or self._read(4, 4) != _IDENTIFIER:
+        if self._size < 8 or self.read(4, 4) != _IDENTIFIER:
             raise ValueError(f"it does not begin as one ({self._size:,} bytes)")
 
-    def root(self) -> int:
-        return self.table_at(0)
-
-    def table_at(self, place: int) -> int:
-        """The table that an offset at `place` leads to."""
-        return place + self._unpack("<I", place)
-
-    def vector(self, table: int, field: int) -> tuple[int, int] | None:
-        """Where a vector's first element lies, and how many it has; None where the field is not set."""
-        place = self._field(table, field)
-        if place is None:
-            return None
-        start = self.table_at(place)
-        return start + 4, self._unpack("<I", start)
-
-    def tables(self, table: int, field: int) -> list[int]:
-        """The tables in a vector of them."""
-        found = self.vector(table, field)
-        if found is None:
-            return []
-        if found[1] > _MAX_ENTRIES:
-            raise ValueError(f"it has {found[1]:,} entries of metadata")
-        return [self.table_at(found[0] + 4 * position) for position in range(found[1])]
-
-    def number(self, table: int, field: int) -> int:
-        place = self._field(table, field)
-        return 0 if place is None else self._unpack("<I", place)
-
-    def bytes_of(self, vector: tuple[int, int]) -> bytes:
-        start, count = vector
-        return self._read(start, min(count, MAX_BYTES + 1))
-
-    def _field(self, table: int, field: int) -> int | None:
-        places = table - self._unpack("<i", table)
-        if 4 + 2 * field >= self._unpack("<H", places):
-            return None
-        offset = self._unpack("<H", places + 4 + 2 * field)
-        return table + offset if offset else None
-
-    def _unpack(self, layout: str, place: int) -> int:
-        value: int = struct.unpack(layout, self._read(place, struct.calcsize(layout)))[0]
-        return value
-
-    def _read(self, place: int, count: int) -> bytes:
+    def read(self, place: int, count: int) -> bytes:
         if not 0 <= place <= self._size - count:
             raise ValueError(f"it leads to byte {place:,}, and has {self._size:,}")
         self._file.seek(place)
         return self._file.read(count)
+
+
+class _Table(Table):  # type: ignore[misc]
+    """One in such a file, which flatbuffers would have in memory."""
+
+    def Get(self, flags: Any, off: int) -> Any:  # noqa: N802 - the name is flatbuffers'
+        return flags.packer_type.unpack(self.Bytes.read(off, flags.bytewidth))[0]
+
+    def table_at(self, place: int) -> _Table:
+        """The table that an offset at `place` leads to."""
+        return _Table(self.Bytes, place + self.Get(UOffsetTFlags, place))
+
+    def vector(self, slot: int) -> tuple[int, int]:
+        """Where a vector's first element lies, and how many it has."""
+        offset = self.Offset(slot)
+        start = self.Vector(offset) if offset else 0
+        return start, self.Get(UOffsetTFlags, start - UOffsetTFlags.bytewidth) if offset else 0
+
+    def bytes_in(self, slot: int) -> bytes:
+        start, count = self.vector(slot)
+        found: bytes = self.Bytes.read(start, min(count, MAX_BYTES + 1))
+        return found
