@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any
 
+from ckptflow import __version__
 from ckptflow.errors import UsageError
-from ckptflow.interop.formats import Format, for_destination
+from ckptflow.interop.formats import WITH_SIGNATURES, Format, for_destination, handler
 from ckptflow.interop.provenance import Provenance
 from ckptflow.reading import OpenCheckpoint, open_checkpoint
 from ckptflow.storage.files import staged
@@ -78,8 +79,8 @@ def export_checkpoint(
     """
     target = os.fspath(destination)
     chosen = for_destination(target, format)
-    if chosen.name not in _WITH_SIGNATURES and (signatures is not None or input_signature is not None):
-        raise UsageError(f"the format {chosen.name!r} has no signatures; these have: {', '.join(_WITH_SIGNATURES)}")
+    if not chosen.has_signatures and (signatures is not None or input_signature is not None):
+        raise UsageError(f"the format {chosen.name!r} has no signatures; these have: {', '.join(WITH_SIGNATURES)}")
     if chosen.holds == "tensors" and entry is not None:
         raise UsageError(f"the format {chosen.name!r} holds the whole state: entry= is for the others")
     import_modules(imports)
@@ -88,24 +89,22 @@ def export_checkpoint(
         staged(target, overwrite=overwrite, storage_options=destination_options) as path,
     ):
         provenance = _provenance(opened, chosen)
+        write = handler(chosen.writer)
         if chosen.holds == "tensors":
-            left_out = _write_tensors(chosen, path, opened, provenance)
+            left_out = write(path, opened, provenance)
         else:
-            how = {"entry": entry, "imports": tuple(imports), "unsafe": unsafe}
-            left_out = _write_model(chosen, path, opened, provenance, model, signatures, input_signature, how)
-        if chosen.name == "tf-checkpoint":  # the others say so by themselves
-            left_out += tuple(sorted(opened.manifest.python_state))
+            from ckptflow.interop.model import load_model, not_held  # loads TensorFlow
+
+            loaded = load_model(opened, model, entry=entry, imports=tuple(imports), unsafe=unsafe)
+            given = {"signatures": signatures, "input_signature": input_signature} if chosen.has_signatures else {}
+            write(path, loaded, provenance, **given)
+            left_out = loaded.left_out + not_held(loaded, chosen)
         checkpoint = opened.checkpoint
     return Exported(redact_url(target), chosen.name, checkpoint.url, checkpoint.step, tuple(left_out))
 
 
-_WITH_SIGNATURES = ("saved-model", "hub", "tflite")
-
-
 def import_modules(names: Sequence[str]) -> None:
     """Imports modules by name: what they register is then known to Keras. Raises `UsageError` for one that fails."""
-    from importlib import import_module
-
     for name in names:
         try:
             import_module(name)
@@ -114,8 +113,6 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def _provenance(opened: OpenCheckpoint, chosen: Format) -> Provenance:
-    from ckptflow import __version__
-
     manifest = opened.manifest
     return Provenance(
         run_url=opened.checkpoint.url.removesuffix(f"/{manifest.folder}"),
@@ -128,53 +125,3 @@ def _provenance(opened: OpenCheckpoint, chosen: Format) -> Provenance:
         ckptflow=__version__,
         exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _write_tensors(chosen: Format, path: str, opened: OpenCheckpoint, provenance: Provenance) -> tuple[str, ...]:
-    if chosen.name == "safetensors":
-        from ckptflow.interop.safetensors_file import write_safetensors
-
-        return write_safetensors(path, opened, provenance)
-    from ckptflow.interop.tensorflow.checkpoint import write_tf_checkpoint
-
-    return write_tf_checkpoint(path, opened, provenance)
-
-
-def _write_model(
-    chosen: Format,
-    path: str,
-    opened: OpenCheckpoint,
-    provenance: Provenance,
-    model: Any,
-    signatures: Any,
-    input_signature: Sequence[Any] | None,
-    how: Mapping[str, Any],
-) -> tuple[str, ...]:
-    from ckptflow.interop.keras import files as keras_files
-    from ckptflow.interop.model import check_order, load_model, not_held
-    from ckptflow.interop.tensorflow import saved_model, tflite
-    from ckptflow.interop.untrusted.archives import pack_tar
-
-    loaded = load_model(opened, model, **how)
-    if chosen.name in ("keras", "h5", "weights"):
-        check_order(loaded)
-        write = {"keras": keras_files.write_keras, "h5": keras_files.write_h5, "weights": keras_files.write_weights}
-        write[chosen.name](path, loaded.model, provenance)
-    elif chosen.name == "tflite":
-        tflite.write_tflite(path, loaded.model, provenance, signatures=signatures, input_signature=input_signature)
-    else:
-        is_packed = path.endswith((".tar.gz", ".tgz"))
-        folder = f"{path}.folder" if is_packed else path
-        saved_model.write_saved_model(
-            folder,
-            loaded.model,
-            provenance,
-            signatures=signatures,
-            input_signature=input_signature,
-            described=loaded.described,
-            path=loaded.entry,
-        )
-        if is_packed:
-            pack_tar(folder, path)
-            shutil.rmtree(folder)
-    return loaded.left_out + not_held(loaded, chosen)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ckptflow.errors import UsageError
@@ -13,93 +14,137 @@ from ckptflow.errors import UsageError
 Name = Literal["keras", "h5", "weights", "saved-model", "tf-checkpoint", "hub", "tflite", "safetensors"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """One format. `holds`: "model" (needs the model: its architecture or its code) or "tensors" (any state).
 
     `keeps` is what of a Keras model is in it beside the weights: "optimizer", "vocabularies" (adapted ones), "other"
     (seeds of Dropout, states of RNNs). For tf_keras a SavedModel keeps the optimizer as well.
+
+    The handlers are "module:function", for `handler`: modules that load TensorFlow are loaded when they are needed.
+
+    - `writer(path, opened, provenance)`, or of a model `writer(path, loaded, provenance)`, with `signatures=` and
+      `input_signature=` where the format has some. One for tensors returns what it has no place for.
+    - `reader(source, unsafe=, imports=, optimizer=, state=)`, None where no run can start from it: the state of a live
+      model, or named tensors, in the names of `state` where the format only has places.
+    - `origin(file, where)`, None where it is no file: the provenance in a seekable file. It loads no TensorFlow.
     """
 
     name: Name
-    suffixes: tuple[str, ...]
-    is_folder: bool
-    holds: Literal["model", "tensors"]
-    is_importable: bool
-    keeps: frozenset[str]
     what: str
+    suffixes: tuple[str, ...]
+    holds: Literal["model", "tensors"]
+    keeps: frozenset[str]
+    writer: str
+    reader: str | None
+    origin: str | None = None
+    has_signatures: bool = False
 
+    @property
+    def is_importable(self) -> bool:
+        return self.reader is not None
+
+
+_KERAS = "ckptflow.interop.keras.handlers"
+_OF_KERAS = "ckptflow.interop.keras.provenance:read_provenance"
+_TENSORFLOW = "ckptflow.interop.tensorflow.handlers"
+_SAFETENSORS = "ckptflow.interop.safetensors_file"
 
 FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
         Format(
-            "keras",
-            (".keras",),
-            False,
-            "model",
-            True,
-            frozenset({"optimizer", "vocabularies"}),
-            "a whole Keras model in one file, with its optimizer",
-        ),
-        Format("weights", (".weights.h5",), False, "model", True, frozenset({"optimizer"}), "a Keras model's weights"),
-        Format(
-            "h5",
-            (".h5", ".hdf5"),
-            False,
-            "model",
-            True,
-            frozenset({"optimizer", "vocabularies"}),
-            "a whole Keras model in the legacy HDF5 format",
+            name="keras",
+            what="a whole Keras model in one file, with its optimizer",
+            suffixes=(".keras",),
+            holds="model",
+            keeps=frozenset({"optimizer", "vocabularies"}),
+            writer=f"{_KERAS}:write_keras",
+            reader=f"{_KERAS}:read",
+            origin=_OF_KERAS,
         ),
         Format(
-            "saved-model",
-            (),
-            True,
-            "model",
-            True,
-            frozenset({"vocabularies", "other"}),
-            "a SavedModel with signatures, for serving",
+            name="weights",
+            what="a Keras model's weights",
+            suffixes=(".weights.h5",),
+            holds="model",
+            keeps=frozenset({"optimizer"}),
+            writer=f"{_KERAS}:write_weights",
+            reader=f"{_KERAS}:read",
+            origin=_OF_KERAS,
         ),
         Format(
-            "tf-checkpoint",
-            (".ckpt",),
-            True,
-            "tensors",
-            True,
-            frozenset({"optimizer", "other"}),
-            "what tf.train.Checkpoint reads",
+            name="h5",
+            what="a whole Keras model in the legacy HDF5 format",
+            suffixes=(".h5", ".hdf5"),
+            holds="model",
+            keeps=frozenset({"optimizer", "vocabularies"}),
+            writer=f"{_KERAS}:write_h5",
+            reader=f"{_KERAS}:read",
+            origin=_OF_KERAS,
         ),
         Format(
-            "hub",
-            (".tar.gz", ".tgz"),
-            True,
-            "model",
-            True,
-            frozenset({"vocabularies", "other"}),
-            "a reusable SavedModel for TensorFlow Hub",
+            name="saved-model",
+            what="a SavedModel with signatures, for serving",
+            suffixes=(),
+            holds="model",
+            keeps=frozenset({"vocabularies", "other"}),
+            writer=f"{_TENSORFLOW}:write_saved_model",
+            reader=f"{_TENSORFLOW}:read_saved_model",
+            has_signatures=True,
         ),
         Format(
-            "tflite",
-            (".tflite",),
-            False,
-            "model",
-            False,
-            frozenset({"vocabularies"}),
-            "a LiteRT (TensorFlow Lite) model, for inference",
+            name="tf-checkpoint",
+            what="what tf.train.Checkpoint reads",
+            suffixes=(".ckpt",),
+            holds="tensors",
+            keeps=frozenset({"optimizer", "other"}),
+            writer=f"{_TENSORFLOW}:write_checkpoint",
+            reader=f"{_TENSORFLOW}:read_checkpoint",
         ),
         Format(
-            "safetensors",
-            (".safetensors",),
-            False,
-            "tensors",
-            True,
-            frozenset({"optimizer", "vocabularies", "other"}),
-            "all tensors in one safetensors file",
+            name="hub",
+            what="a reusable SavedModel for TensorFlow Hub",
+            suffixes=(".tar.gz", ".tgz"),
+            holds="model",
+            keeps=frozenset({"vocabularies", "other"}),
+            writer=f"{_TENSORFLOW}:write_saved_model",
+            reader=f"{_TENSORFLOW}:read_saved_model",
+            origin="ckptflow.interop.tensorflow.hub:read_provenance",
+            has_signatures=True,
+        ),
+        Format(
+            name="tflite",
+            what="a LiteRT (TensorFlow Lite) model, for inference",
+            suffixes=(".tflite",),
+            holds="model",
+            keeps=frozenset({"vocabularies"}),
+            writer=f"{_TENSORFLOW}:write_tflite",
+            reader=None,
+            origin="ckptflow.interop.tensorflow.tflite_metadata:read_provenance",
+            has_signatures=True,
+        ),
+        Format(
+            name="safetensors",
+            what="all tensors in one safetensors file",
+            suffixes=(".safetensors",),
+            holds="tensors",
+            keeps=frozenset({"optimizer", "vocabularies", "other"}),
+            writer=f"{_SAFETENSORS}:write_safetensors",
+            reader=f"{_SAFETENSORS}:read_source",
+            origin=f"{_SAFETENSORS}:read_provenance",
         ),
     )
 }
+KERAS = ("keras", "h5", "weights")  # the formats of Keras's own files
+WITH_SIGNATURES = tuple(name for name, entry in FORMATS.items() if entry.has_signatures)
 TENSOR_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.holds == "tensors")
+
+
+def handler(place: str) -> Any:
+    """The function at a place in the table, its module loaded now."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def for_destination(destination: str, name: str | None) -> Format:
@@ -111,7 +156,7 @@ def for_destination(destination: str, name: str | None) -> Format:
         return told
     chosen = by_name(name)
     # Keras goes by a file's suffix, and so would every reader after it.
-    if chosen.name in _BOUND_TO_SUFFIX and told is not chosen:
+    if chosen.name in KERAS and told is not chosen:
         raise UsageError(f"{destination}: a file of the format {name!r} has to end with {chosen.suffixes[0]}")
     if told not in (None, chosen):
         raise UsageError(f"{destination}: its name says {told.name!r}, not {name!r}: give it another one")
@@ -159,5 +204,4 @@ def _choice(entries: Iterable[Format] = FORMATS.values()) -> str:
     return "one of " + ", ".join(entry.name for entry in entries)
 
 
-_BOUND_TO_SUFFIX = ("keras", "weights", "h5")
 _MAGIC: dict[bytes, Name] = {b"\x1f\x8b": "hub", b"PK\x03\x04": "keras", b"\x89HDF\r\n\x1a\n": "h5"}

@@ -12,6 +12,7 @@ from ckptflow.errors import CorruptCheckpointError
 NAME = "ckptflow"  # of the entry, attribute or file that holds it, as each format has one
 FILE_NAME = "ckptflow.json"
 EXTRA = "assets.extra"  # a SavedModel's place for what TensorFlow itself does not read
+IN_SAVED_MODEL = f"{EXTRA}/{FILE_NAME}"
 MAX_BYTES = 64 * 2**10
 
 _Text = Annotated[str, Meta(max_length=4096)]

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -42,6 +42,9 @@ from ckptflow.reading import OpenCheckpoint
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.positional import read_at, write_at
 from ckptflow.transfer.buffers import memory_for
+
+if TYPE_CHECKING:
+    from ckptflow.interop.sources import Source
 
 CARRIED = "ckptflow.checkpoint"
 _METADATA = "__metadata__"  # a key that no tensor can have
@@ -249,6 +252,11 @@ class _FileTarget:
 
 
 # Reading
+
+
+def read_source(found: Source, **how: Any) -> NamedTensors:
+    """What a safetensors file holds, as the table of formats asks for it."""
+    return read_safetensors(found.path)
 
 
 def read_safetensors(path: str) -> NamedTensors:

@@ -11,6 +11,10 @@ from typing import Any
 
 from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError, UsageError
 from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
+from ckptflow.interop.formats import KERAS as KERAS
+from ckptflow.interop.keras import parts as keras_parts
+from ckptflow.interop.keras.backup import find_backup
+from ckptflow.interop.untrusted.archives import unpack_tar
 from ckptflow.interop.untrusted.budget import one_source
 from ckptflow.interop.untrusted.private_copy import check_regular, private_copy
 from ckptflow.storage.files import fetched
@@ -19,7 +23,6 @@ from ckptflow.storage.shown_as import private_folder, shown_as
 from ckptflow.storage.store import local_path
 
 _OF_CHECKPOINT = re.compile(r"(?P<prefix>.+)\.(?P<suffix>meta|index|data-\d{5}-of-\d{5})", re.DOTALL)
-KERAS = ("keras", "h5", "weights")  # the formats of Keras's own files
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,6 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
     chosen = by_name(name) if name is not None else by_content(local)
     place = origin.rstrip("/") if os.path.isdir(local) else origin.rpartition("/")[0]
     if os.path.isdir(local) and (chosen is None or chosen.name in ("weights", "tf-checkpoint")):
-        from ckptflow.interop.keras.files import find_backup
-
         backup = find_backup(local)
         if backup is not None:
             format_name, local, notes = backup
@@ -94,8 +95,6 @@ def _check_is_prefix(origin: str) -> None:
 
 def _unpacked(local: str, folder: str) -> str:
     """The folder of a packed module."""
-    from ckptflow.interop.untrusted.archives import unpack_tar
-
     unpacked = os.path.join(folder, "module")
     unpack_tar(local, unpacked)
     inside = os.listdir(unpacked)
@@ -109,7 +108,6 @@ def _as_one_file(local: str, place: str, folder: str, source_options: dict[str, 
 
     `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part.
     """
-    from ckptflow.interop.keras import parts as keras_parts
 
     def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
         path = os.path.join(os.path.dirname(local), name)

@@ -18,6 +18,7 @@ import tf_keras
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError, UsageError
 from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import provenance as keras_provenance
 from ckptflow.interop.keras import weights as keras_weights
 from ckptflow.interop.untrusted import probe, zips
 from ckptflow.interop.untrusted.budget import TIME_VARIABLE
@@ -73,7 +74,7 @@ def test_a_file_that_is_cut_short(kind: str, written: tuple[str, dict[str, bytes
         with pytest.raises((CorruptCheckpointError, UsageError)):
             read(kind, put(tmp_path, kind, other), framework)
         with pytest.raises(CorruptCheckpointError):
-            keras_files.read_provenance(io.BytesIO(other), "bytes")
+            keras_provenance.read_provenance(io.BytesIO(other), "bytes")
     with pytest.raises(ObjectNotFoundError):
         read(kind, str(tmp_path / "nothing.keras"), framework)
 
@@ -359,9 +360,9 @@ def test_a_file_that_hdf5_does_not_survive(
         read(kind, path, framework)
     if kind != "keras":
         with pytest.raises(CorruptCheckpointError, match="signal 11"), open(path, "rb") as file:
-            keras_files.read_provenance(file, path)
+            keras_provenance.read_provenance(file, path)
         with pytest.raises(CorruptCheckpointError, match=r"^s3://b/m\.h5 .*signal 11"):  # where it lies elsewhere
-            keras_files.read_provenance(io.BytesIO(Path(path).read_bytes()), "s3://b/m.h5")
+            keras_provenance.read_provenance(io.BytesIO(Path(path).read_bytes()), "s3://b/m.h5")
     monkeypatch.setattr(probe, "PROGRAM", "import os, time; os.write(1, b'\\n'); time.sleep(60)")
     monkeypatch.setenv(TIME_VARIABLE, "1")
     with pytest.raises(CorruptCheckpointError, match="no end"):
@@ -379,16 +380,16 @@ def test_provenance_that_is_not_ours(tmp_path: Path) -> None:
         with h5py.File(path, "w") as file:
             file.attrs["ckptflow"] = value
         with pytest.raises(CorruptCheckpointError, match="provenance"), path.open("rb") as raw:
-            keras_files.read_provenance(raw, "m.weights.h5")
+            keras_provenance.read_provenance(raw, "m.weights.h5")
     for text in (b"{}", b'{"ckptflow": 3}', b'{"ckptflow": {"step": -1}}', b"[" * 10_000):
         with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
             archive.writestr("metadata.json", text)
         with (tmp_path / "m.keras").open("rb") as raw:
             if text == b"{}":
-                assert keras_files.read_provenance(raw, "m.keras") is None
+                assert keras_provenance.read_provenance(raw, "m.keras") is None
                 continue
             with pytest.raises(CorruptCheckpointError):
-                keras_files.read_provenance(raw, "m.keras")
+                keras_provenance.read_provenance(raw, "m.keras")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,8 +410,8 @@ def test_the_provenance_of_an_archive_is_read_in_little_memory(monkeypatch: pyte
             archive.writestr(f"{number}", "")
     with zipfile.ZipFile(tight, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("metadata.json", "{}")
-    assert keras_files.read_provenance(many, "m.keras") is None
+    assert keras_provenance.read_provenance(many, "m.keras") is None
     monkeypatch.setattr(zips, "MAX_MEMBERS", 3)
     for file, words in ((many, "5 members"), (tight, "deflate")):
         with pytest.raises(CorruptCheckpointError, match=words):
-            keras_files.read_provenance(file, "m.keras")
+            keras_provenance.read_provenance(file, "m.keras")

@@ -18,7 +18,9 @@ import tf_keras
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import provenance as keras_provenance
 from ckptflow.interop.keras import weights as keras_weights
+from ckptflow.interop.keras.backup import find_backup
 from ckptflow.state.configs import is_built
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, ask_stock, optimizer_values, write_all
@@ -50,7 +52,7 @@ def test_stock_keras_reads_what_is_written_and_so_do_we(framework: str, tmp_path
             asks.append({"framework": framework, "case": name, "path": str(path)})
             expected.append((case.predict(model), before[1], model.optimizer.get_config()))
             with path.open("rb") as file:
-                assert keras_files.read_provenance(file, str(path)) == ORIGIN
+                assert keras_provenance.read_provenance(file, str(path)) == ORIGIN
             assert keras_files.is_whole_model(str(path)) == (kind != "weights")
             if kind != "weights":
                 made = keras_files.read_model(str(path))
@@ -299,13 +301,13 @@ def test_provenance_is_read_without_tensorflow_and_absent_where_there_is_none(tm
     model.save(tmp_path / "stock.keras")
     model.save(tmp_path / "stock.h5")
     for name, expected in (("m.keras", ORIGIN), ("m.h5", ORIGIN), ("stock.keras", None), ("stock.h5", None)):
-        assert keras_files.read_provenance(io.BytesIO((tmp_path / name).read_bytes()), name) == expected
+        assert keras_provenance.read_provenance(io.BytesIO((tmp_path / name).read_bytes()), name) == expected
     program = """
 import sys
-from ckptflow.interop.keras import files as keras_files
+from ckptflow.interop.keras import provenance as keras_provenance
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
-        assert keras_files.read_provenance(file, path).step == 1500
+        assert keras_provenance.read_provenance(file, path).step == 1500
 sys.exit(sorted({"tensorflow", "keras", "tf_keras"} & set(sys.modules)) or 0)
 """
     import subprocess
@@ -323,7 +325,7 @@ def test_a_long_provenance_fits_into_an_attribute(tmp_path: Path) -> None:
     long = msgspec.structs.replace(ORIGIN, run_url="é" * 4096, run_id="x" * 4096, format="ü" * 4096, folder="ß" * 4096)
     keras_files.write_weights(str(tmp_path / "w.weights.h5"), small("keras"), long)
     with open(tmp_path / "w.weights.h5", "rb") as file:
-        assert keras_files.read_provenance(file, "w") == long
+        assert keras_provenance.read_provenance(file, "w") == long
 
 
 @pytest.mark.parametrize("framework", KERASES)
@@ -347,7 +349,7 @@ def test_what_callbacks_leave(framework: str, tmp_path: Path) -> None:
     )
 
     def found(name: str) -> Any:
-        result = keras_files.find_backup(str(tmp_path / name))
+        result = find_backup(str(tmp_path / name))
         return result and (result[0], str(Path(result[1]).relative_to(tmp_path)), result[2])
 
     assert found("one") == ("keras", "one/best.keras", {})
@@ -380,7 +382,7 @@ def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path: Path) -> None:
     without_graph(model).fit(np.ones((8, 3), "f4"), np.ones((8, 2), "f4"), epochs=2, verbose=0, callbacks=[callback])
     latest = tmp_path / "latest.weights.h5"
     latest.write_bytes(latest.read_bytes()[:1000])
-    kind, path, notes = keras_files.find_backup(str(tmp_path)) or ("", "", {})
+    kind, path, notes = find_backup(str(tmp_path)) or ("", "", {})
     assert (kind, Path(path).name, notes["epoch"]) == ("weights", "latest.weights.h5.bkp", 1)
     made = small("keras")
     made.compile("adam", "mse")

@@ -16,7 +16,8 @@ import tensorflow as tf
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError, UsageError
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensorflow import tflite
-from ckptflow.interop.tensorflow.tflite import read_provenance, write_tflite
+from ckptflow.interop.tensorflow.tflite import write_tflite
+from ckptflow.interop.tensorflow.tflite_metadata import read_provenance
 from tests.interop import models
 from tests.interop.stock import run_stock
 from tests.waiting import HANG_S
@@ -185,7 +186,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_provenance_without_tensorflow(written: Path, tmp_path: Path) -> None:
     program = f"""
 import sys
-from ckptflow.interop.tensorflow.tflite import read_provenance
+from ckptflow.interop.tensorflow.tflite_metadata import read_provenance
 with open({str(written)!r}, "rb") as file:
     print(read_provenance(file, "m").run_url)
 sys.exit(f"loaded {{loaded}}" if (loaded := {{"tensorflow", "keras"}} & set(sys.modules)) else 0)

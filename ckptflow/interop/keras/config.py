@@ -18,10 +18,13 @@ from ckptflow.interop.untrusted.keras_trust import (
     keras_module,
     without_files,
 )
+from ckptflow.state.build import build_missing
 from ckptflow.state.configs import inputs_of, is_built, part_of
 from ckptflow.state.limits import limited as limited
 from ckptflow.state.private import kerases
 from ckptflow.state.private.tf_keras import BUILT_WITH, make_slots
+from ckptflow.state.tf_keras import symbols
+from ckptflow.state.tree import walk
 from ckptflow.state.weights import trainable_of
 
 logger = logging.getLogger("ckptflow")
@@ -69,9 +72,6 @@ def build_model(
     with limited(max_bytes, where):
         model = deserialize(full, framework, where, imports=imports, unsafe=unsafe, is_model=True)
         check_is_model(model, framework, where)
-        from ckptflow.state.build import build_missing
-        from ckptflow.state.tree import walk
-
         build_missing(walk({path: model}), {path: dict(described)})
         if framework == "tf_keras":
             _call_once(model, described, where)
@@ -283,8 +283,6 @@ def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
         raise CorruptCheckpointError(f"{where}: {error}") from error
     if arguments is None or model.save_spec() is not None:
         return
-    from ckptflow.state.tf_keras import symbols
-
     try:
         model(*symbols(arguments))
     except Exception as error:  # whatever a user's call raises

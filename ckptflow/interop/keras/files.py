@@ -11,43 +11,53 @@ import json
 import logging
 import math
 import os
-import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, UnsupportedStateError, UsageError
+import tensorflow as tf
+
+from ckptflow.errors import CkptflowError, UnsupportedStateError, UsageError
 from ckptflow.interop import provenance
 from ckptflow.interop.keras import hdf5 as keras_hdf5
-from ckptflow.interop.keras.backup import find_backup
-from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
+from ckptflow.interop.keras import legacy as keras_legacy
+from ckptflow.interop.keras.config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
+from ckptflow.interop.keras.hdf5 import check_file, damage, json_of, opened, text_of
+from ckptflow.interop.keras.legacy import check_dtypes, save_h5
+from ckptflow.interop.keras.optimizer import (
+    drop_if_several,
+    has_slots,
+    places_in,
+    takes_state,
+    variables_of,
+    warn_of_none,
+)
+from ckptflow.interop.keras.places import places_of
+from ckptflow.interop.keras.provenance import CONFIG, copy_members, member, metadata_of, zip_folder
+from ckptflow.interop.keras.weights import (
+    check_filled,
+    datasets_of,
+    framework_of_model,
+    kind_of_file,
+    load_stock,
+    max_bytes_of,
+    named,
+    shapes_of,
+)
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.archives import check_zip
-from ckptflow.interop.untrusted.hdf5_probe import surviving
+from ckptflow.interop.untrusted.keras_trust import Framework, check_config, check_model_config, keras_module
 from ckptflow.interop.untrusted.private_copy import private_copy
-from ckptflow.interop.untrusted.zips import bound_of, check_directory
+from ckptflow.interop.untrusted.zips import bound_of
 from ckptflow.state.private.tf_keras import BUILT_WITH, make_metrics
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.shown_as import private_file
 from ckptflow.storage.whole import ensure_room
 
-__all__ = [
-    "find_backup",
-    "is_whole_model",
-    "read_model",
-    "read_provenance",
-    "write_h5",
-    "write_keras",
-    "write_weights",
-]
-
 logger = logging.getLogger("ckptflow")
 
-_METADATA, _CONFIG = "metadata.json", "config.json"
-_COPY_BYTES = 2**20
-_MAX_METADATA_BYTES = 2**20  # versions, a date, and our provenance
 _FILE_BYTES, _DATASET_BYTES = 2**20, 4096  # more than HDF5 adds to a file, and to a tensor
 
 
@@ -58,25 +68,21 @@ def write_keras(path: str, model: Any, origin: Provenance) -> None:
     the archive to a temporary folder. For Keras 3 no second copy of the weights is in memory; tf_keras's writer makes
     two. Raises `UnsupportedStateError` where Keras cannot write the model, `StorageError`.
     """
-    from ckptflow.interop.keras.legacy import check_dtypes
-
     framework = _framework_of_built(model)
     with _writing(path, ".keras", "models that have a get_config") as target:
         folder = os.path.dirname(target)
         ensure_room(folder, 2 * _size_bytes(model))  # what is zipped, and the zip
         if framework == "keras":
-            import keras
-
             inside = os.path.join(folder, "model")
-            keras.saving.save_model(model, inside, zipped=False)
-            _zip_folder(inside, target, origin)
+            keras_module(framework).saving.save_model(model, inside, zipped=False)
+            zip_folder(inside, target, origin)
             return
         check_dtypes(model, ".keras")
         _warn_of_legacy(model, ".keras")
         inside = os.path.join(folder, "inside.keras")
         model.save(inside, save_format="keras")
         with zipfile.ZipFile(inside) as archive:
-            _copy_members(archive, target, origin)
+            copy_members(archive, target, origin)
 
 
 def write_h5(path: str, model: Any, origin: Provenance) -> None:
@@ -86,8 +92,6 @@ def write_h5(path: str, model: Any, origin: Provenance) -> None:
     puts it, stock Keras 3 takes the step and the learning rate alone, and has to be compiled anew before it trains.
     Raises `UnsupportedStateError` where Keras cannot write the model, or could not read it again; `StorageError`.
     """
-    from ckptflow.interop.keras.legacy import save_h5
-
     framework = _framework_of_built(model)
     with _writing(path, ".h5", "functional and sequential models, those of tf_keras without vocabularies") as target:
         ensure_room(os.path.dirname(target), _size_bytes(model))
@@ -105,8 +109,6 @@ def write_weights(path: str, model: Any, origin: Provenance) -> None:
 
     Takes no memory beside one tensor. Raises `UnsupportedStateError` where Keras cannot write it, `StorageError`.
     """
-    from ckptflow.interop.keras.legacy import check_dtypes
-
     if _framework_of_built(model) == "tf_keras":
         check_dtypes(model, ".weights.h5")
         _warn_of_legacy(model, ".weights.h5")
@@ -117,37 +119,8 @@ def write_weights(path: str, model: Any, origin: Provenance) -> None:
         keras_hdf5.write_provenance(target, provenance.encode(origin))
 
 
-def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
-    """Which checkpoint a `.keras` or HDF5 file was exported from; None where it was not. Does not import TensorFlow.
-
-    Of a `.keras` elsewhere only what is needed is read; HDF5 comes whole, since another process has to read it first.
-    Raises `CorruptCheckpointError` where the file is damaged.
-    """
-    with damage(where):
-        file.seek(0)
-        head = file.read(len(keras_hdf5.MAGIC))
-        file.seek(0)
-        if head == keras_hdf5.MAGIC:
-            with surviving(file, where) as whole, opened(whole, where) as found:
-                return keras_hdf5.read_provenance(found, where)
-        if head[:2] != b"PK":
-            raise CorruptCheckpointError(f"{where} is neither a .keras file nor HDF5")
-        check_directory(file)
-        with zipfile.ZipFile(file) as archive:
-            if _METADATA not in archive.namelist():
-                return None
-            if archive.getinfo(_METADATA).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise CorruptCheckpointError(f"{where}: its {_METADATA} is not packed by deflate")
-            origin = _metadata_of(archive, where).get(provenance.NAME)
-    if origin is None:
-        return None
-    return provenance.decode(json.dumps(origin), where)
-
-
 def is_whole_model(path: str) -> bool:
     """Whether a file holds a model's config beside its weights. Raises `CorruptCheckpointError`."""
-    from ckptflow.interop.keras.weights import kind_of_file
-
     return kind_of_file(path) in ("keras", "whole")
 
 
@@ -183,9 +156,6 @@ def read_model(
 def _read_model(
     path: str, where: str, framework: str | None, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool
 ) -> tuple[Any, bool]:
-    from ckptflow.interop.keras import legacy as keras_legacy
-    from ckptflow.interop.keras.weights import kind_of_file
-
     kind = kind_of_file(path)
     if not unsafe:  # else its code runs here anyway
         probe.check(
@@ -200,8 +170,8 @@ def _read_model(
     if kind == "keras":
         check_zip(path)
         with damage(path), zipfile.ZipFile(path) as archive:
-            config = json_of(_member(archive, _CONFIG, path), _CONFIG, path)
-            metadata = _metadata_of(archive, path)
+            config = json_of(member(archive, CONFIG, path), CONFIG, path)
+            metadata = metadata_of(archive, path)
         chosen = _framework(framework, metadata.get("keras_version"), config, where)
         return _read_keras(path, where, config, chosen, unsafe=unsafe, imports=imports, optimizer=optimizer)
     if kind != "whole":
@@ -240,12 +210,6 @@ def _read_keras(
     optimizer: bool,
 ) -> tuple[Any, bool]:
     """The model, and whether its optimizer has the state that the file holds."""
-    from ckptflow.interop.keras.config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
-    from ckptflow.interop.keras.optimizer import drop_if_several, has_slots, places_in, takes_state, warn_of_none
-    from ckptflow.interop.keras.places import places_of
-    from ckptflow.interop.keras.weights import check_filled, datasets_of, load_stock, max_bytes_of, named, shapes_of
-    from ckptflow.interop.untrusted.keras_trust import check_config, check_model_config, keras_module
-
     stored = datasets_of(path, "keras")
     there = places_in(shapes_of(stored))
     compile_config = config.get("compile_config")
@@ -302,10 +266,8 @@ def _read_keras(
     return model, has_state
 
 
-def _framework_of_built(model: Any) -> str:
+def _framework_of_built(model: Any) -> Framework:
     """Which Keras a model is of. Raises where it has no variables to write yet: Keras would write a file without."""
-    from ckptflow.interop.keras.weights import framework_of_model
-
     framework = framework_of_model(model)
     if not model.built:
         raise UsageError(f"the model ({type(model).__name__}) has no variables yet; call it once on a batch")
@@ -317,14 +279,12 @@ def _build_metrics(model: Any) -> None:
 
     They are in the file then, and stock tf_keras wants them there when it loads it into a model that has been trained.
     """
-    import tf_keras
-
     if getattr(model, "optimizer", None) is None:
         return
     shape = getattr(model, BUILT_WITH, None)
     with contextlib.suppress(Exception):  # without them, the file serves models that have not been trained
         if model.outputs is None and shape is not None:  # a subclassed one is asked on symbols
-            outputs = model(tf_keras.Input(batch_shape=tuple(shape)))
+            outputs = model(keras_module("tf_keras").Input(batch_shape=tuple(shape)))
             model.compiled_loss.build(outputs)
             model.compiled_metrics.build(outputs, outputs)
             return
@@ -332,66 +292,12 @@ def _build_metrics(model: Any) -> None:
 
 
 def _warn_of_legacy(model: Any, suffix: str) -> None:
-    import tf_keras
-
-    if isinstance(getattr(model, "optimizer", None), tf_keras.optimizers.legacy.Optimizer):
+    if isinstance(getattr(model, "optimizer", None), keras_module("tf_keras").optimizers.legacy.Optimizer):
         logger.warning("tf_keras writes no state of a legacy optimizer into a %s file; a .h5 file has it", suffix)
-
-
-# Archives
-
-
-def _metadata_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any]:
-    if _METADATA not in archive.namelist():
-        return {}
-    return json_of(_member(archive, _METADATA, where, _MAX_METADATA_BYTES), _METADATA, where)
-
-
-def _member(archive: zipfile.ZipFile, name: str, where: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """A member's bytes, no more of them than it may have. Raises `CorruptCheckpointError`."""
-    if name not in archive.namelist():
-        raise CorruptCheckpointError(f"{where} is no .keras file: it has no {name}")
-    with archive.open(name) as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise CorruptCheckpointError(f"{where}: its {name} is longer than {max_bytes:,} bytes")
-    return data
-
-
-def _zip_folder(folder: str, target: str, origin: Provenance) -> None:
-    """Packs what Keras 3 wrote as a folder: the same members as in the file that it writes by itself."""
-    with zipfile.ZipFile(target, "w") as archive:
-        with open(os.path.join(folder, _METADATA), "rb") as file:
-            archive.writestr(_METADATA, _with_origin(file.read(), origin))
-        for above, folders, names in os.walk(folder):
-            folders.sort()
-            for name in sorted(names):
-                file_path = os.path.join(above, name)
-                inside = os.path.relpath(file_path, folder)
-                if inside != _METADATA:
-                    archive.write(file_path, inside)
-
-
-def _copy_members(source: zipfile.ZipFile, target: str, origin: Provenance) -> None:
-    with zipfile.ZipFile(target, "w") as archive:
-        for information in source.infolist():
-            if information.filename == _METADATA:
-                archive.writestr(_METADATA, _with_origin(source.read(_METADATA), origin))
-                continue
-            with source.open(information) as old, archive.open(information.filename, "w", force_zip64=True) as new:
-                shutil.copyfileobj(old, new, _COPY_BYTES)
-
-
-def _with_origin(metadata: bytes, origin: Provenance) -> str:
-    return json.dumps({**json.loads(metadata), provenance.NAME: json.loads(provenance.encode(origin))})
 
 
 def _size_bytes(model: Any) -> int:
     """What a file of the model takes at most: its weights, its optimizer's variables, and HDF5 around each of them."""
-    import tensorflow as tf
-
-    from ckptflow.interop.keras.optimizer import variables_of
-
     variables = [*model.weights, *variables_of(getattr(model, "optimizer", None))]
     held = [variable for variable in variables if hasattr(variable, "shape")]  # a vocabulary has none
     sizes = [math.prod(size or 0 for size in each.shape) * (tf.as_dtype(each.dtype).size or 0) for each in held]

@@ -113,8 +113,7 @@ def _compile_config_kept(model: Any) -> Iterator[None]:
 
 def _mend_layers(config: dict[str, Any], model: Any) -> None:
     """Vocabularies go into the configs of their layers. Raises for operations, which stock Keras does not find."""
-    import keras
-
+    keras = keras_module("keras")
     graphs = [model, *layers_in(model)]
     every = {type(each).__name__: each for graph in graphs for each in getattr(graph, "operations", ())}
     lost = sorted(name for name, each in every.items() if not isinstance(each, keras.layers.Layer))

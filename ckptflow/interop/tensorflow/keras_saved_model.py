@@ -16,6 +16,9 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.keras.config import limited
+from ckptflow.interop.keras.legacy import compile_by, model_of
+from ckptflow.interop.untrusted.keras_allowed import keras_module
 from ckptflow.interop.untrusted.private_copy import open_regular
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import walk
@@ -43,9 +46,6 @@ def model_by_metadata(folder: str, imports: tuple[str, ...] = ()) -> Any:
     Raises `UsageError`, which says what can be done, where a class is not known or there is no config to make it from;
     `CorruptCheckpointError` for damaged metadata.
     """
-    from ckptflow.interop.keras.config import limited
-    from ckptflow.interop.keras.legacy import compile_by, model_of
-
     root = root_of(folder)
     config = {"class_name": root.get("class_name"), "config": root.get("config")}
     if not isinstance(config["config"], dict):
@@ -71,8 +71,6 @@ def check_vocabularies(folder: str, state: Mapping[str, Any], given: Mapping[str
 
 def root_of(folder: str) -> dict[str, Any]:
     """What the metadata say of the model itself."""
-    from ckptflow.interop.untrusted.keras_allowed import keras_module
-
     keras_module("tf_keras")
     from tf_keras.protobuf import saved_metadata_pb2
 

@@ -1,7 +1,6 @@
 """LiteRT (TensorFlow Lite): a model's signatures converted by TensorFlow's own converter, for inference alone.
 
-Where the checkpoint came from is an entry of the file's metadata. It is read without TensorFlow, by seeking: the file
-is a FlatBuffer (https://flatbuffers.dev/internals), of which a few tables are looked at.
+Where the checkpoint came from is an entry of the file's metadata, which `tflite_metadata` reads.
 """
 
 from __future__ import annotations
@@ -9,21 +8,22 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import Any, BinaryIO
+from typing import Any
 
 import flatbuffers
-from flatbuffers.number_types import Uint32Flags, UOffsetTFlags
-from flatbuffers.table import Table
+import tensorflow as tf
 
-from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
+from ckptflow.errors import UnsupportedStateError
 from ckptflow.format.words import some_of
-from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, decode, encode
+from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, encode
+from ckptflow.interop.tensorflow.reusable import write_signatures
+from ckptflow.interop.tensorflow.tflite_metadata import IDENTIFIER
+from ckptflow.state.private.tensorflow import conversion_error, lite_schema
 from ckptflow.storage.shown_as import private_folder
 
 logger = logging.getLogger("ckptflow")
 
 MAX_TFLITE_BYTES = 2**31 - 1  # offsets in the file are signed and of 32 bits
-_IDENTIFIER = b"TFL3"
 _FLEX = "Flex"  # how the file calls an operation of TensorFlow's own
 _SHOWN = 10
 
@@ -42,10 +42,6 @@ def write_tflite(
     Raises `UnsupportedStateError`, naming the operations, where the converter cannot convert the model, or where it is
     larger than the format allows; `UsageError` as a SavedModel does.
     """
-    import tensorflow as tf
-
-    from ckptflow.interop.tensorflow.reusable import write_signatures
-
     with private_folder("ckptflow-tflite-", path, beside=os.path.dirname(path) or ".") as folder:
         written = write_signatures(folder, model, signatures=signatures, input_signature=input_signature)
         _check_size(written.size_bytes)
@@ -78,16 +74,12 @@ def write_tflite(
 
 
 def _convert(folder: str, names: tuple[str, ...], operations: list[Any]) -> bytes:
-    import tensorflow as tf
-
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(names))
     converter.target_spec.supported_ops = operations
     return bytes(converter.convert())
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    from ckptflow.state.private.tensorflow import conversion_error
-
     return (conversion_error(), ValueError, RuntimeError)
 
 
@@ -108,8 +100,6 @@ def _check_size(size_bytes: int) -> None:
 
 def _finish(data: bytes, provenance: Provenance | None) -> tuple[memoryview, tuple[str, ...]]:
     """The file with one more metadata entry, and the names of TensorFlow's operations in it."""
-    from ckptflow.state.private.tensorflow import lite_schema
-
     schema = lite_schema()
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     codes = (code.customCode for code in model.operatorCodes or ())
@@ -123,79 +113,5 @@ def _finish(data: bytes, provenance: Provenance | None) -> tuple[memoryview, tup
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]
     builder = flatbuffers.Builder(min(len(data) + 2 * MAX_BYTES, MAX_TFLITE_BYTES))  # it doubles where it is too small
-    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    builder.Finish(model.Pack(builder), IDENTIFIER)
     return memoryview(builder.Bytes)[builder.Head() :], selected
-
-
-# Reading the metadata
-
-# Where a table says where its field is: 4 bytes, and 2 for each field before. In a model, an entry and a buffer.
-_BUFFERS, _METADATA = 12, 16
-_ENTRY_NAME, _ENTRY_BUFFER = 4, 6
-_BUFFER_DATA = 4
-_MAX_ENTRIES = 1024
-
-
-def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
-    """What `write_tflite` noted in the file, None where it was written by something else.
-
-    Does not import TensorFlow. Raises `CorruptCheckpointError`, naming `where`, for a file that is no whole LiteRT
-    file.
-    """
-    try:
-        text = _entry(_Table(_File(file), 0).table_at(0), NAME.encode())
-    except (TypeError, ValueError) as error:  # flatbuffers raises TypeError for a place that can be none
-        raise CorruptCheckpointError(f"{where} is no LiteRT file, or a damaged one: {error}") from error
-    return None if text is None else decode(text, where)
-
-
-def _entry(model: _Table, name: bytes) -> bytes | None:
-    (buffers, buffer_count), (entries, count) = model.vector(_BUFFERS), model.vector(_METADATA)
-    if count > _MAX_ENTRIES:
-        raise ValueError(f"it has {count:,} entries of metadata")
-    for position in range(count):
-        entry = model.table_at(entries + 4 * position)
-        if entry.bytes_in(_ENTRY_NAME) == name:
-            number = entry.GetSlot(_ENTRY_BUFFER, 0, Uint32Flags)
-            if number >= buffer_count:
-                raise ValueError("a metadata entry has no buffer")
-            return model.table_at(buffers + 4 * number).bytes_in(_BUFFER_DATA)
-    return None
-
-
-class _File:
-    """A file of which no more is read than is asked for. Raises ValueError for what lies outside of it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = file.seek(0, os.SEEK_END)
-        if self._size < 8 or self.read(4, 4) != _IDENTIFIER:
-            raise ValueError(f"it does not begin as one ({self._size:,} bytes)")
-
-    def read(self, place: int, count: int) -> bytes:
-        if not 0 <= place <= self._size - count:
-            raise ValueError(f"it leads to byte {place:,}, and has {self._size:,}")
-        self._file.seek(place)
-        return self._file.read(count)
-
-
-class _Table(Table):  # type: ignore[misc]
-    """One in such a file, which flatbuffers would have in memory."""
-
-    def Get(self, flags: Any, off: int) -> Any:  # noqa: N802 - the name is flatbuffers'
-        return flags.packer_type.unpack(self.Bytes.read(off, flags.bytewidth))[0]
-
-    def table_at(self, place: int) -> _Table:
-        """The table that an offset at `place` leads to."""
-        return _Table(self.Bytes, place + self.Get(UOffsetTFlags, place))
-
-    def vector(self, slot: int) -> tuple[int, int]:
-        """Where a vector's first element lies, and how many it has."""
-        offset = self.Offset(slot)
-        start = self.Vector(offset) if offset else 0
-        return start, self.Get(UOffsetTFlags, start - UOffsetTFlags.bytewidth) if offset else 0
-
-    def bytes_in(self, slot: int) -> bytes:
-        start, count = self.vector(slot)
-        found: bytes = self.Bytes.read(start, min(count, MAX_BYTES + 1))
-        return found
