@@ -15,6 +15,7 @@ from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import StateMismatchError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
+from ckptflow.interop.formats import handler
 from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.job.arguments import check_step
@@ -146,46 +147,9 @@ def _read(
 def _read_any(
     found: Source, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None
 ) -> Any:
-    """As `_read`, where the format does not tell whose a tensor is.
-
-    Each format is imported where it is read: not all of them load TensorFlow.
-    """
-    name, path = found.format.name, found.path
-    if name == "safetensors":
-        from ckptflow.interop.safetensors_file import read_safetensors
-
-        return read_safetensors(path)
-    if name in KERAS:
-        from ckptflow.interop.keras import files as keras_files
-        from ckptflow.interop.keras import legacy as keras_legacy
-        from ckptflow.interop.keras import weights as keras_weights
-
-        if name == "keras" or (name == "h5" and keras_files.is_whole_model(path)):
-            model = keras_files.read_model(
-                path,
-                unsafe=unsafe,
-                imports=imports,
-                optimizer=optimizer,
-                anew=state is None,
-                is_private=found.is_private,
-            )
-            if state is not None:
-                keras_legacy.check_implementations(path, model, state)
-            return {"model": model}
-        return keras_weights.read_weights(path, state, optimizer=optimizer)
-    if name == "tf-checkpoint":
-        from ckptflow.interop.tensorflow import checkpoint as tf_checkpoint
-
-        tensors = tf_checkpoint.read_bundle(tf_checkpoint.find_prefix(path))
-        return replace(tensors, metrics=tensors.metrics | _beside(found))  # a restore may do without them
-    from ckptflow.interop.tensorflow import saved_model
-
-    if saved_model.is_keras_saved_model(path):
-        model = saved_model.read_keras_saved_model(path, unsafe=unsafe, imports=imports)
-        if not optimizer and state is not None:
-            model.optimizer = None
-        return {"model": model}
-    return saved_model.read_saved_model(path)
+    """As `_read`, where the format does not tell whose a tensor is."""
+    read = handler(found.format.reader or "")  # what has none is refused where the source is identified
+    return read(found, unsafe=unsafe, imports=imports, optimizer=optimizer, state=state)
 
 
 def _beside(found: Source) -> frozenset[str]:
