@@ -16,7 +16,7 @@ from types import FunctionType
 from typing import Any, Literal
 
 from ckptflow.errors import UsageError
-from ckptflow.state.private import keras
+from ckptflow.state.private import keras, tensorflow
 
 Framework = Literal["keras", "tf_keras"]
 
@@ -197,6 +197,4 @@ def public(framework: Framework, name: str) -> Any:
     """What a Keras's own table of public names has under a full name."""
     if framework == "keras":
         return keras.symbol(name)
-    from ckptflow.state.private import tensorflow
-
     return tensorflow.symbol(f"compat.v1.{name}" if "__internal__.legacy" in name else name)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptflow.errors import CorruptCheckpointError
+from ckptflow.interop.keras.config import build_model
 from ckptflow.interop.untrusted import probe
 
 
@@ -34,8 +35,6 @@ def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imp
 
 def build(file: str, where: str, imports: list[str], max_bytes: int) -> None:
     """Builds the model that the file describes. For a process of its own: it may die of it."""
-    from ckptflow.interop.keras.config import build_model
-
     with open(file, encoding="utf-8") as source:
         described = json.load(source)
     build_model(described, where, imports=tuple(imports), max_bytes=max_bytes)

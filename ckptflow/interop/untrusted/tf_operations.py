@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptflow.state.private import tensorflow
+
 _NAMES = {
     "": """argsort batch_to_space bitcast boolean_mask broadcast_dynamic_shape broadcast_static_shape broadcast_to cast
         clip_by_global_norm clip_by_norm clip_by_value concat convert_to_tensor dynamic_partition dynamic_stitch
@@ -141,8 +143,6 @@ def is_allowed_operation(symbol: Any) -> bool:
     """Whether a public name of TensorFlow's, as a config has it, is that of an operation that only computes."""
     if not isinstance(symbol, str):
         return False
-    from ckptflow.state.private import tensorflow
-
     found = tensorflow.symbol(symbol)
     if found is None or isinstance(found, type) or not callable(found):
         return False
