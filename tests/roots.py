@@ -21,7 +21,8 @@ from ckptflow.format.manifest import Receipt, TensorRecord, encode
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.format.values import to_json
 from ckptflow.peers.team import Alone as Alone
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_dynamic, plan_shards
 from ckptflow.transfer.writer import write_shards

@@ -52,7 +52,7 @@ def copy(
     from ckptflow.cli.verify import choose, root_and_folder
     from ckptflow.commit.copying import check_destination, copy_checkpoint
     from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, UnknownVersionError
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)

@@ -97,7 +97,7 @@ class UrlBackend:
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         from ckptflow.storage.clients import S3_SCHEMES, open_file_system, split_options
-        from ckptflow.storage.store import local_path
+        from ckptflow.storage.opening import local_path
 
         self._url, self._options = url, storage_options
         self._path = local_path(url)
@@ -110,7 +110,7 @@ class UrlBackend:
             self._systems = [open_file_system(url, scheme, options, stall_timeout_s=limit_s) for options in ways]
 
     def open(self) -> Store:
-        from ckptflow.storage.store import open_store
+        from ckptflow.storage.opening import open_store
 
         return open_store(self._url, self._options)
 

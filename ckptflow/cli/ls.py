@@ -54,7 +54,7 @@ def ls(
       ckptflow ls s3://bucket/run-7 -o client_kwargs.endpoint_url=http://localhost:9000
     """
     from ckptflow.reading import split_url
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     root, folder = split_url(url)
     if folder is not None:

@@ -36,7 +36,7 @@ def pin(
     """
     from ckptflow.commit.catalog import Summaries
     from ckptflow.reading import pin_checkpoint
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     store = open_store(url, storage_options(options, options_json))
     try:
@@ -56,7 +56,7 @@ def unpin(
       ckptflow unpin s3://bucket/run-7 --step 1500
     """
     from ckptflow.reading import unpin_checkpoint
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     store = open_store(url, storage_options(options, options_json))
     try:

@@ -63,7 +63,7 @@ def prune(
     from ckptflow.commit.catalog import Summaries
     from ckptflow.commit.prune import plan_by_hand, prune_by_hand
     from ckptflow.reading import list_counting
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     policies = read_policies(last, best or (), every_steps, every_seconds)
     if not policies:

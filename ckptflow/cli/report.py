@@ -51,8 +51,8 @@ def report(
     from ckptflow.reading import split_url
     from ckptflow.report.gather import read_run
     from ckptflow.report.run import name_of
+    from ckptflow.storage.opening import open_store
     from ckptflow.storage.redaction import redact_url
-    from ckptflow.storage.store import open_store
 
     root, folder = split_url(url)
     if folder is not None:

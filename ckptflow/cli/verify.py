@@ -52,7 +52,7 @@ def verify(
     Example:
       ckptflow verify s3://bucket/run-7 --all
     """
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=verify_all)
     store = open_store(root, storage_options(options, options_json))

@@ -53,7 +53,7 @@ def watch(
       ckptflow watch s3://bucket/run-7 --until-step 10000
     """
     from ckptflow.cli.ls import look
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     store = open_store(url, storage_options(options, options_json))
     before: Overview | None = None

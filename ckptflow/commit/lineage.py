@@ -38,7 +38,8 @@ from ckptflow.errors import (
 )
 from ckptflow.format.layout import MAX_NUMBER, Folder, claim_key, writer_tag
 from ckptflow.format.manifest import Claim, Reason, encode
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.again import read_small
+from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 

@@ -31,7 +31,8 @@ from ckptflow.job.arguments import (
 )
 from ckptflow.job.saver import Job, Saver, software_versions
 from ckptflow.peers.team import Alone
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
 

@@ -35,7 +35,7 @@ from ckptflow.job.saver import Saver, Stopwatch, software_versions
 from ckptflow.peers.cluster import Cluster, find_cluster
 from ckptflow.peers.team import Call, Called, agree, agree_on, called, chief_says
 from ckptflow.reading import OpenCheckpoint
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import ProgressStore
 from ckptflow.transfer.buffers import BufferPool
 

@@ -142,6 +142,11 @@ def is_refused_condition(error: BaseException) -> bool:
     return bool(is_named) and is_refused_request(error)
 
 
+def is_past_end(error: BaseException) -> bool:
+    """Whether the server answered that an object ends before the range that was asked for."""
+    return not {"416", "InvalidRange"}.isdisjoint(_all_codes(error))
+
+
 def is_stall(error: BaseException) -> bool:
     """Whether the client gave a request up because nothing moved."""
     for link in chain(error):

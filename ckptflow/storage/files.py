@@ -15,10 +15,11 @@ from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.storage.clients import HTTP_SCHEMES
 from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.local_files import LocalPlace
+from ckptflow.storage.opening import local_path
 from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.remote_files import RemotePlace, temporary_folder
 from ckptflow.storage.shown_as import shown_as
-from ckptflow.storage.store import check_key, local_path
+from ckptflow.storage.store import check_key
 from ckptflow.storage.whole import FULL_ERRNOS, LAST, exists, is_in_group
 
 __all__ = ["LAST", "MAX_FETCH_BYTES", "fetched", "opened", "staged"]

@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ckptflow.storage.local_calls import (
     is_there,
     opened_folder,
     remove,
+    write_all,
 )
 from ckptflow.storage.local_folders import DurableFolders
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
@@ -142,6 +143,10 @@ class LocalStore:
         with contextlib.suppress(OSError), opened_folder(self._root, _above(key)) as folder:
             drop_cached(os.path.basename(key), folder)
 
+    def raw(self) -> RawDisk:
+        """Files alone, for measurements."""
+        return RawDisk(self)
+
     # ---- names
 
     def _check_open(self) -> None:
@@ -193,8 +198,7 @@ class LocalStore:
                 end = self._transfer(lambda at, part: os.pwrite(descriptor, part, at), view[:direct_bytes], 0)
             if direct_bytes:
                 clear_direct(descriptor)
-            while end < len(view):
-                end += os.pwrite(descriptor, view[end:], end)
+            write_all(descriptor, view[end:], end)
             os.fsync(descriptor)
             if not direct_bytes and len(view) >= DIRECT_MIN_BYTES:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # clean now, and nobody reads it back soon
@@ -307,6 +311,36 @@ class LocalStore:
                     break
                 done += count
             return done
+        finally:
+            os.close(descriptor)
+
+
+class RawDisk:
+    """Direct writes and fsync; through the page cache where the file system refuses direct ones."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        return f"{'direct' if self._store._has_direct else 'buffered'} writes + fsync"
+
+    def put(self, key: str, data: memoryview) -> None:
+        with self._opened(key, os.O_WRONLY | os.O_CREAT) as descriptor:
+            write_all(descriptor, data, 0)
+            os.fsync(descriptor)
+
+    def get(self, key: str, into: memoryview) -> None:
+        with self._opened(key, os.O_RDONLY) as descriptor:
+            if os.preadv(descriptor, [into], 0) != len(into):
+                raise OSError(f"{key}: a short read")
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, flags: int) -> Iterator[int]:
+        with opened_folder(self._store.url, _above(key)) as folder:
+            descriptor = self._store._open(os.path.basename(key), folder, flags, direct=True)
+        try:
+            yield descriptor
         finally:
             os.close(descriptor)
 

@@ -70,6 +70,13 @@ def is_there(name: str, folder: int) -> bool:
     return True
 
 
+def write_all(descriptor: int, data: memoryview, start: int) -> None:
+    """Writes all of `data` from byte `start` on: in one call, but where the disk is full; the second then says so."""
+    while data:
+        count = os.pwrite(descriptor, data, start)
+        data, start = data[count:], start + count
+
+
 def clear_direct(descriptor: int) -> None:
     """From here on the page cache is used."""
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)

@@ -21,13 +21,14 @@ from ckptflow.errors import (
 )
 from ckptflow.printable import printable
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.by_fsspec import FsspecStore
 from ckptflow.storage.clients import split_options
-from ckptflow.storage.remote import FsspecStore
+from ckptflow.storage.local_calls import write_all
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.stalls import retry_time_s
 from ckptflow.storage.store import Entry, Store, check_key
-from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found, write_all
+from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found
 
 logger = logging.getLogger("ckptflow.storage")
 
@@ -146,7 +147,7 @@ class RemotePlace:
             raise self._replaced(entry.key)
         try:
             with open(path, "r+b", buffering=0) as file:
-                write_all(file, buffer[:expected], start)
+                write_all(file.fileno(), buffer[:expected], start)
         except OSError as error:
             raise faults.from_os_error(error, "write", path) from error
 
@@ -303,17 +304,16 @@ class _Files(FsspecStore):
 
     def list_names(self, start: str) -> list[Entry]:
         """The objects directly in the root whose keys begin with `start`."""
-        base = f"{self._root}/" if self._root else ""
         with self._mapped("list", start):
             if self.is_flat:
-                found = self._find(base + start)
+                found = self._find(self._base + start)
             else:
                 try:
-                    infos = self._fs.ls(self._lead + self._root, detail=True)
+                    infos = self._fs.ls(self._lead + self._base.rstrip("/"), detail=True)
                     found = [(info["name"].lstrip("/"), int(info["size"] or 0)) for info in infos]
                 except FileNotFoundError:
                     return []
-        entries = [Entry(name[len(base) :], size_bytes) for name, size_bytes in found]
+        entries = [Entry(name[len(self._base) :], size_bytes) for name, size_bytes in found]
         return [entry for entry in entries if entry.key.startswith(start) and "/" not in entry.key]
 
     def clear(self, key: str) -> None:

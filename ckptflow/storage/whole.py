@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import io
 import os
 import re
 import shutil
@@ -48,13 +47,6 @@ def in_threads(jobs: Iterable[Callable[[], _Result]]) -> list[_Result]:
             return [future.result() for future in futures if future in done]
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-def write_all(file: io.FileIO, data: memoryview, start: int) -> None:
-    """Writes all of `data` from byte `start` on."""
-    while data:
-        count = os.pwrite(file.fileno(), data, start)
-        data, start = data[count:], start + count
 
 
 def check_room(url: str, size_bytes: int, max_bytes: int, folder: str) -> None:

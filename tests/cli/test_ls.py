@@ -14,7 +14,8 @@ from ckptflow.commit.catalog import Summaries
 from ckptflow.errors import FencedError
 from ckptflow.format.layout import Folder, pin_key
 from ckptflow.reading import list_counting, pin_checkpoint
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from tests.cli.runner import Runner
 from tests.roots import Life, make_root, sample_arrays
 

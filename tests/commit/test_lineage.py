@@ -24,7 +24,8 @@ from ckptflow.commit.lineage import (
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import FencedError, ObjectExistsError, StorageAccessError, StorageUnavailableError
 from ckptflow.format.layout import claim_key
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, damage, job
 

@@ -27,7 +27,7 @@ from ckptflow.interop import commit_tensors as module
 from ckptflow.interop.commit_tensors import commit_tensors
 from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import list_checkpoints, open_checkpoint
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.transfer.writer import FETCH_BYTES
 from tests.roots import make_root
 from tests.storage.test_files import make_place

@@ -16,7 +16,7 @@ from ckptflow.report.gather import read_run
 from ckptflow.report.lives import Incarnation
 from ckptflow.report.run import TENSORS_SHOWN, UNDECIDED, Run
 from ckptflow.report.words import end_text, saves_text, seconds_text, why_text
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, MemoryStore
 from tests.report import runs
 from tests.roots import Life, make_root

@@ -225,10 +225,10 @@ def refuse(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """The storage refuses to write objects whose key has `key` in it."""
     real = remote_files._Files._write
 
-    def write_or_not(self: Any, name: str, data: memoryview, mode: str) -> None:
+    def write_or_not(self: Any, name: str, data: memoryview, *, is_new: bool) -> None:
         if key in name:
             raise StorageAccessError(f"{name}: cannot write: refused")
-        real(self, name, data, mode)
+        real(self, name, data, is_new=is_new)
 
     monkeypatch.setattr(remote_files._Files, "_write", write_or_not)
 
@@ -266,9 +266,9 @@ def test_what_makes_it_readable_comes_last(monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[str] = []
     real_write, real_delete = remote_files._Files._write, remote_files._Files.delete
 
-    def note_write(self: Any, key: str, data: memoryview, mode: str) -> None:
+    def note_write(self: Any, key: str, data: memoryview, *, is_new: bool) -> None:
         calls.append(key)
-        real_write(self, key, data, mode)
+        real_write(self, key, data, is_new=is_new)
 
     def note_delete(self: Any, keys: Any) -> None:
         calls.extend(f"-{key}" for key in keys)
