@@ -22,7 +22,7 @@ MAX_LINES = 420
 ROWS: tuple[tuple[set[str], ...], ...] = (
     ({"errors", "printable"}, {"events"}, {"spans"}, {"threads"}),
     ({"format"}, {"storage"}),
-    ({"state"}, {"transfer"}),
+    ({"state"}, {"transfer"}, {"places"}),
     ({"peers"},),
     ({"commit"},),
     ({"job", "manager", "overview", "reading"},),
@@ -157,7 +157,6 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
         "fsspec: the folder of a path",
         {"_parent"},
     ),
-    "ckptflow/storage/remote_files.py": ("fsspec: the folder of a path", {"_parent"}),
 }
 # What takes out rules of the protocol, and what tries them, hold on to public names: the code below can be rewritten.
 KEPT_APART = sorted(

@@ -135,8 +135,8 @@ def _check_place(path: str) -> None:
 def _write(path: str, run: Run) -> int:
     """Writes the page whole or not at all, and says how many bytes it has."""
     from ckptflow.errors import StorageError
+    from ckptflow.places.files import staged
     from ckptflow.report.page import make_page
-    from ckptflow.storage.files import staged
 
     page = make_page(run).encode("utf-8", "backslashreplace")
     try:

@@ -12,8 +12,8 @@ from typing import Any
 from ckptflow.errors import UsageError
 from ckptflow.interop.formats import Format, for_destination
 from ckptflow.interop.provenance import Provenance
+from ckptflow.places.files import staged
 from ckptflow.reading import OpenCheckpoint, open_checkpoint
-from ckptflow.storage.files import staged
 from ckptflow.storage.redaction import redact_url
 
 

@@ -18,10 +18,10 @@ from ckptflow.interop.export import import_modules
 from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.job.arguments import check_step
+from ckptflow.places.files import fetched
+from ckptflow.places.shown_as import shown_as
 from ckptflow.reading import list_checkpoints, split_url
-from ckptflow.storage.files import fetched
 from ckptflow.storage.redaction import redact_url
-from ckptflow.storage.shown_as import shown_as
 
 logger = logging.getLogger("ckptflow")
 

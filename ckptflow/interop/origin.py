@@ -15,7 +15,7 @@ from ckptflow.interop.keras import files as keras_files
 from ckptflow.interop.provenance import EXTRA, FILE_NAME, MAX_BYTES, Provenance, decode
 from ckptflow.interop.tensorflow import tflite
 from ckptflow.interop.untrusted import archives
-from ckptflow.storage.files import fetched, opened
+from ckptflow.places.files import fetched, opened
 
 _IN_SAVED_MODEL = posixpath.join(EXTRA, FILE_NAME)
 

@@ -136,10 +136,14 @@ class FsspecStore(RemoteStore):
             with _create_lock(f"{self._scheme}://{path}"):
                 if is_new and self._is_there(path):
                     raise FileExistsError("something is there")
-                if self._has_folders:
-                    self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+                self._make_folder(path)
                 takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
                 self._fs.pipe_file(path, bytes(data), **({"mode": mode} if takes_mode else {}))
+
+    def _make_folder(self, path: str) -> None:
+        """Makes the folder that an object is to lie in, where there are such things."""
+        if self._has_folders:
+            self._fs.makedirs(self._fs._parent(path), exist_ok=True)
 
     def _is_there(self, path: str) -> bool:
         """Unlike fsspec's `exists`, which says no whatever went wrong; not all classes ask by themselves, either."""

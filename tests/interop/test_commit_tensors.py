@@ -29,9 +29,9 @@ from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import list_checkpoints, open_checkpoint
 from ckptflow.storage.opening import open_store
 from ckptflow.transfer.writer import FETCH_BYTES
+from tests.places.test_files import make_place
+from tests.places.test_files_faults import files_at_most
 from tests.roots import make_root
-from tests.storage.test_files import make_place
-from tests.storage.test_files_faults import files_at_most
 from tests.waiting import HANG_S
 
 SHARD_BYTES = 2**17

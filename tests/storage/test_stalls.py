@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckptflow.errors import StorageUnavailableError
-from ckptflow.storage.files import fetched
+from ckptflow.places.files import fetched
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries, RetryingStore
 from ckptflow.storage.store import Store

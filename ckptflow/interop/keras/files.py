@@ -28,9 +28,9 @@ from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import surviving
 from ckptflow.interop.untrusted.private_copy import private_copy
 from ckptflow.interop.untrusted.zips import bound_of, check_directory
+from ckptflow.places.room import ensure_room
+from ckptflow.places.shown_as import private_file
 from ckptflow.storage.faults import from_os_error
-from ckptflow.storage.shown_as import private_file
-from ckptflow.storage.whole import ensure_room
 
 __all__ = [
     "find_backup",

@@ -25,10 +25,10 @@ from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.keras_trust import Framework
+from ckptflow.places.room import ensure_room
+from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
-from ckptflow.storage.shown_as import private_file, private_folder
-from ckptflow.storage.whole import ensure_room
 
 logger = logging.getLogger("ckptflow")
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.format.words import some_of
 from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, decode, encode
-from ckptflow.storage.shown_as import private_folder
+from ckptflow.places.shown_as import private_folder
 
 logger = logging.getLogger("ckptflow")
 

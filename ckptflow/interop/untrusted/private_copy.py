@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
+from ckptflow.places.room import ensure_room
+from ckptflow.places.shown_as import shown_as
 from ckptflow.storage.faults import from_os_error
-from ckptflow.storage.shown_as import shown_as
-from ckptflow.storage.whole import ensure_room
 
 _COPY_BYTES = 2**20
 

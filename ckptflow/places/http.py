@@ -15,6 +15,7 @@ import fsspec.asyn
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from ckptflow.places.room import check_room
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import open_file_system, split_options
 from ckptflow.storage.credentials import opening
@@ -23,7 +24,6 @@ from ckptflow.storage.remote import RemoteCalls
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import Retries
 from ckptflow.storage.stalls import connect_timeout_s, retry_time_s
-from ckptflow.storage.whole import check_room
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 10

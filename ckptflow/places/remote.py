@@ -7,10 +7,11 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from ckptflow.errors import (
     CorruptCheckpointError,
@@ -19,6 +20,8 @@ from ckptflow.errors import (
     StorageError,
     UsageError,
 )
+from ckptflow.places.names import exists, in_steps, is_in_group, not_found
+from ckptflow.places.room import check_room
 from ckptflow.printable import printable
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.by_fsspec import FsspecStore
@@ -28,15 +31,16 @@ from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.stalls import retry_time_s
 from ckptflow.storage.store import Entry, Store, check_key
-from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found
 
 logger = logging.getLogger("ckptflow.storage")
 
 PART_BYTES = 16 * 2**20  # in memory at once, twice, in each thread; a file that is not longer is one request
 MAX_FILES = 100_000
 _READ_BYTES = 256 * 2**10  # asked for at once where a file is read here and there
+_THREADS = 4
 _MAX_PARTS = 10_000  # of one S3 object
-TEMPORARY = "ckptflow-"  # what temporary folders' names begin with
+_TEMPORARY = "ckptflow-"  # what temporary folders' names begin with
+_Result = TypeVar("_Result")
 _VERSION = ("ETag", "etag", "generation", "LastModified", "mtime", "updated", "created")
 
 
@@ -122,7 +126,7 @@ class RemotePlace:
         base = folder if self.name else os.path.join(folder, "root")
         large = [entry.key for entry in found.entries if entry.size_bytes > PART_BYTES]
         stamps = [self._stamp(key) for key in large]
-        in_threads(job for entry in found.entries for job in self._parts(entry, os.path.join(base, entry.key)))
+        _in_threads(job for entry in found.entries for job in self._parts(entry, os.path.join(base, entry.key)))
         for key, stamp in zip(large, stamps, strict=True):
             if self._stamp(key) != stamp:
                 raise self._replaced(key)
@@ -162,8 +166,8 @@ class RemotePlace:
         with temporary_folder() as folder:
             yield folder
 
-    def publish(self, folder: str, sizes: dict[str, int], *, overwrite: bool, last: Sequence[str]) -> None:
-        """Uploads the files of `folder` under their names there, those that match `last` last, each pattern in turn.
+    def publish(self, folder: str, sizes: dict[str, int], *, overwrite: bool) -> None:
+        """Uploads the files of `folder` under their names there, what makes the others readable last.
 
         Without `overwrite`, an object that is here raises `ObjectExistsError`. After an error what was uploaded is
         deleted. With it, objects here that the new ones do not replace are deleted at the end; where files are
@@ -181,14 +185,14 @@ class RemotePlace:
                 old
             )  # a file where a folder shall be, or the other way round: not all storages hold both
         elif len(sizes) > 1:
-            in_the_way = [key for step in reversed(in_steps(old, last)[1:]) for key in step]
+            in_the_way = [key for step in reversed(in_steps(old)[1:]) for key in step]
         done: list[str] = []
         try:
             self._store.delete(in_the_way)
             if clashes and not self._files.is_flat:
                 self._store.run("delete", self.name, lambda: self._files.clear(self.name))
-            for step in in_steps(sizes, last):
-                in_threads(self._upload(folder, key, sizes[key], overwrite, done) for key in step)
+            for step in in_steps(sizes):
+                _in_threads(self._upload(folder, key, sizes[key], overwrite, done) for key in step)
         except BaseException as error:
             self._undo(done, old, in_the_way, error)
             raise
@@ -235,7 +239,7 @@ class RemotePlace:
 @contextmanager
 def temporary_folder() -> Iterator[str]:
     """A folder of this user's alone, where TMPDIR says; removed at the end, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY) as folder:
         yield folder
 
 
@@ -251,6 +255,17 @@ def _check_names(url: str, entries: Sequence[Entry]) -> None:
                     raise ValueError(f"{above!r} is both an object and a folder")
     except ValueError as error:
         raise CorruptCheckpointError(f"{url} cannot be brought to a disk: {error}") from error
+
+
+def _in_threads(jobs: Iterable[Callable[[], _Result]]) -> list[_Result]:
+    """What the jobs return, done by a few threads. The first error keeps the rest from beginning, and is raised."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        try:
+            futures = [threads.submit(job) for job in jobs]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            return [future.result() for future in futures if future in done]
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Ranges(io.RawIOBase):
@@ -340,8 +355,7 @@ class _Files(FsspecStore):
                 self._fs.put_file(path, target, chunksize=PART_BYTES)
                 return
             try:
-                if self._has_folders:
-                    self._fs.makedirs(self._fs._parent(target), exist_ok=True)
+                self._make_folder(target)
                 self._fs.put_file(path, target)
             except BaseException:
                 with suppress(Exception):
@@ -375,7 +389,7 @@ class _Files(FsspecStore):
 
         try:
             numbers = range(-(-size_bytes // part_bytes))
-            parts = in_threads((lambda number=number: send(number)) for number in numbers)  # type: ignore[misc]
+            parts = _in_threads((lambda number=number: send(number)) for number in numbers)  # type: ignore[misc]
             if is_new and stamp():
                 raise exists(f"{self._url}/{key}")
             try:
