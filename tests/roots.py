@@ -51,7 +51,7 @@ class ArraySource:
             return dtypes.encode_strings(array)
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
-    def is_remote(self, index: int) -> bool:
+    def is_fetched(self, index: int) -> bool:
         return False
 
     def fetch(self, index: int, box: Box) -> Bytes1D:
@@ -179,7 +179,7 @@ def make_root(where: str | Store, steps: Iterable[int], *, world_size: int = 1, 
 
     `saving` goes to each `Life.save`. Returns the checkpoints that then count, oldest first.
     """
-    from ckptflow.reading import list_counting
+    from ckptflow.commit.finding import list_counting
 
     store = open_store(where) if isinstance(where, str) else where
     life = Life(store, world_size=world_size)

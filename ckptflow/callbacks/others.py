@@ -12,12 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
+from ckptflow.format.dtypes import Array
 from ckptflow.state.kinds import Kind, carries_python_state, kind_of
-
-Array = npt.NDArray[Any]
 
 logger = logging.getLogger("ckptflow")
 

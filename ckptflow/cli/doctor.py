@@ -14,7 +14,9 @@ import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
 from ckptflow.cli.render import bar, make_console
+from ckptflow.errors import ObjectExistsError, StorageUnavailableError
 from ckptflow.printable import printable
+from ckptflow.storage.redaction import redact, redact_url
 
 if TYPE_CHECKING:
     from ckptflow.storage.store import Store
@@ -63,7 +65,6 @@ def doctor(
       ckptflow doctor s3://bucket/scratch
     """
     from ckptflow.bench.folder import bench_folder
-    from ckptflow.storage.redaction import redact_url
 
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
@@ -161,8 +162,6 @@ def examine(
 
     Raises `StorageUnavailableError` where the storage goes away meanwhile.
     """
-    from ckptflow.errors import StorageUnavailableError
-    from ckptflow.storage.redaction import redact
     from ckptflow.testing import StoreContract
 
     contract = StoreContract()
@@ -189,7 +188,6 @@ def examine(
 
 def ignores_condition(store: Store) -> bool:
     """Whether a storage that has taken the condition of a create, for "create", takes a second one as well."""
-    from ckptflow.errors import ObjectExistsError
 
     if not store.is_create_only:
         return False

@@ -21,6 +21,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
+from ckptflow.errors import CheckpointNotFoundError
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def look(store: Store, *, show_all: bool) -> Overview:
     """Lists the root once and reads the manifest of each row; raises `CheckpointNotFoundError` where a local root is
     not there at all (an object store cannot tell that from an empty one)."""
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.finding import read_counting
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
-    from ckptflow.reading import read_counting
 
     summaries = Summaries(store)
     listing, counting = read_counting(store, summaries)
@@ -101,7 +102,6 @@ def look(store: Store, *, show_all: bool) -> Overview:
 
 def check_root(store: Store) -> None:
     """Raises `CheckpointNotFoundError` where a root on a disk is not there at all."""
-    from ckptflow.errors import CheckpointNotFoundError
 
     if not store.is_object_store and not os.path.isdir(store.url):
         raise CheckpointNotFoundError(f"{store.url}: there is no such folder")

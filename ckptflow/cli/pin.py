@@ -35,7 +35,7 @@ def pin(
       ckptflow pin s3://bucket/run-7 --step 1500
     """
     from ckptflow.commit.catalog import Summaries
-    from ckptflow.reading import pin_checkpoint
+    from ckptflow.commit.pins import pin_checkpoint
     from ckptflow.storage.opening import open_store
 
     store = open_store(url, storage_options(options, options_json))
@@ -55,7 +55,7 @@ def unpin(
     Example:
       ckptflow unpin s3://bucket/run-7 --step 1500
     """
-    from ckptflow.reading import unpin_checkpoint
+    from ckptflow.commit.pins import unpin_checkpoint
     from ckptflow.storage.opening import open_store
 
     store = open_store(url, storage_options(options, options_json))

@@ -185,7 +185,7 @@ class _Captured:
             )
         return dtypes.encode_strings(array) if dtypes.is_encoded(info.dtype) else bytes_of(array)
 
-    def is_remote(self, index: int) -> bool:
+    def is_fetched(self, index: int) -> bool:
         """Whether it is fetched in parts: no large tensor need ever be in memory as a whole."""
         info = self._tensors.infos[self._names[index]]
         size_bytes = boxes.volume(info.shape) * dtypes.item_size_bytes(info.dtype)

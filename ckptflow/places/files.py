@@ -18,7 +18,7 @@ from ckptflow.places.remote import RemotePlace, temporary_folder
 from ckptflow.places.room import FULL_ERRNOS
 from ckptflow.places.shown_as import shown_as
 from ckptflow.storage.clients import HTTP_SCHEMES
-from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.faults import from_os_error, os_errors
 from ckptflow.storage.opening import local_path
 from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.store import check_key
@@ -79,10 +79,8 @@ def opened(url: str, storage_options: dict[str, Any] | None = None) -> Iterator[
             place.close()
         return
     with fetched(url, storage_options) as local:
-        try:
+        with os_errors("read", local):
             opened_file = open(local, "rb")  # noqa: SIM115 - what the block raises is not ours to map
-        except OSError as error:
-            raise from_os_error(error, "read", local) from error
         with opened_file:
             yield opened_file
 

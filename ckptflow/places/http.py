@@ -187,8 +187,6 @@ class _Bounded(io.FileIO):
         begin, self._end = self._end, self._end + len(data)
         if self._end > self._max_bytes:
             self._too_long(self._end)
-        try:
+        with faults.os_errors("write", self._path):
             write_all(self.fileno(), memoryview(data), begin)
-        except OSError as error:
-            raise faults.from_os_error(error, "write", self._path) from error
         return len(data)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from ckptflow.errors import StorageError, UsageError
 from ckptflow.places.names import exists, in_steps, is_in_group, not_found
-from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.faults import from_os_error, os_errors
 from ckptflow.storage.local import NO_LINKS
 from ckptflow.storage.local_calls import RESERVED, fsync_path
 
@@ -72,11 +72,9 @@ class LocalPlace:
         made: list[str] = []
         folder = ""
         try:
-            try:
+            with os_errors("write", self._path):
                 made = _make_parents(self._parent)
                 folder = self._hidden("staging")
-            except OSError as error:
-                raise from_os_error(error, "write", self._path) from error
             yield folder
         finally:
             if folder:

@@ -45,7 +45,7 @@ _VERSION = ("ETag", "etag", "generation", "LastModified", "mtime", "updated", "c
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Contents:
     """What lies at one URL: its kind, None for nothing, and its objects by their keys beside the URL's last part."""
 
     kind: Literal["file", "folder", "group"] | None
@@ -71,16 +71,16 @@ class RemotePlace:
     def close(self) -> None:
         self._store.close()
 
-    def find(self) -> Found:
+    def find(self) -> Contents:
         """What is here: the object of this very name, else what is below it, else the group of files it begins."""
         file = self._file()
         if file:
-            return Found("file", file)
+            return Contents("file", file)
         below = self._below()
         if below:
-            return Found("folder", below)
+            return Contents("folder", below)
         group = self._group()
-        return Found("group", group) if any(entry.key == self.name + ".index" for entry in group) else Found(None)
+        return Contents("group", group) if any(entry.key == self.name + ".index" for entry in group) else Contents(None)
 
     def all(self) -> dict[str, int]:
         """Every object that is here, in whichever form: key and size in bytes."""
@@ -134,12 +134,9 @@ class RemotePlace:
 
     def _parts(self, entry: Entry, path: str) -> Iterator[Callable[[], None]]:
         """The jobs that bring one file."""
-        try:
+        with faults.os_errors("write", path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "xb"):
-                pass
-        except OSError as error:
-            raise faults.from_os_error(error, "write", path) from error
+            open(path, "xb").close()
         for start in range(0, max(1, entry.size_bytes), PART_BYTES):
             yield lambda start=start: self._bring(entry, path, start)  # type: ignore[misc]
 
@@ -149,11 +146,8 @@ class RemotePlace:
         buffer = memoryview(bytearray(expected + is_end))  # at the end one byte more: is there one?
         if self._store.get(entry.key, buffer, start) != expected:
             raise self._replaced(entry.key)
-        try:
-            with open(path, "r+b", buffering=0) as file:
-                write_all(file.fileno(), buffer[:expected], start)
-        except OSError as error:
-            raise faults.from_os_error(error, "write", path) from error
+        with faults.os_errors("write", path), open(path, "r+b", buffering=0) as file:
+            write_all(file.fileno(), buffer[:expected], start)
 
     def _replaced(self, key: str) -> StorageError:
         return StorageError(f"{self._store.url}/{key} was replaced while it was read; fetch it again")

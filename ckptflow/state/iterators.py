@@ -9,7 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
-from ckptflow.state.bundle import Array, Bundle, says
+from ckptflow.format.dtypes import Array
+from ckptflow.state.bundle import Bundle, says
 
 _ANOTHER = "the position in the checkpoint is one in another pipeline"
 _AS_IT_WAS = "Make the dataset as it was when it was saved"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.python.ops import gen_resource_variable_ops as resource_ops
 
@@ -16,13 +15,13 @@ from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.components import Components
+from ckptflow.format.dtypes import Array
 from ckptflow.format.record import MAX_NUMBER, MAX_RANK
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import strategies
 from ckptflow.state.bundle import Bundle
 from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_copies
 
-Array = npt.NDArray[Any]
 StaticShape: TypeAlias = tuple[int | None, ...] | None
 
 _MAX_EMPTY_DIMENSION = 2**31 - 1

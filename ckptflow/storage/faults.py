@@ -11,6 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from ckptflow.errors import (
     CkptflowError,
@@ -20,6 +21,7 @@ from ckptflow.errors import (
     StorageError,
     StorageFullError,
     StorageUnavailableError,
+    UsageError,
 )
 from ckptflow.storage.redaction import redact
 
@@ -113,6 +115,17 @@ def from_os_error(error: OSError, doing: str, where: str) -> StorageError:
     mapped = kind(f"{where}: cannot {doing}: {os.strerror(code) if code else error}; {advice}")
     mapped.errno = error.errno
     return mapped
+
+
+@contextmanager
+def os_errors(doing: str, where: str) -> Iterator[None]:
+    """A system call that fails in the block raises its `StorageError`. Our own errors stay as they are."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CkptflowError):
+            raise
+        raise from_os_error(error, doing, where) from error
 
 
 def from_client_error(error: BaseException, doing: str, where: str, secrets: Iterable[str] = ()) -> StorageError:
@@ -272,6 +285,4 @@ _STRANGE = re.compile(
 
 def closed_error(url: str) -> CkptflowError:
     """What a verb raises on a store that has been closed."""
-    from ckptflow.errors import UsageError
-
     return UsageError(f"{url}: this store is closed; open another one")

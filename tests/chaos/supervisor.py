@@ -21,8 +21,8 @@ from typing import Any
 
 import ckptflow
 from ckptflow.commit.catalog import Summaries, list_root
+from ckptflow.commit.finding import list_counting
 from ckptflow.format.layout import MANIFEST_NAME
-from ckptflow.reading import list_counting
 from ckptflow.storage.opening import open_store
 from tests.chaos.worker import Moment, Task, work
 from tests.ports import free_ports

@@ -22,10 +22,11 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.format import dtypes
+from ckptflow.format.dtypes import Array
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.interop import commit_tensors as module
 from ckptflow.interop.commit_tensors import commit_tensors
-from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
+from ckptflow.interop.tensors import NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import list_checkpoints, open_checkpoint
 from ckptflow.storage.opening import open_store
 from ckptflow.transfer.writer import FETCH_BYTES
