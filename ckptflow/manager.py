@@ -9,14 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsIndex
 
 from ckptflow.commit.catalog import Checkpoint
+from ckptflow.commit.finding import find_checkpoint, list_counting
+from ckptflow.commit.pins import pin_checkpoint, unpin_checkpoint
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import UsageError
+from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.hooks import Hook
-from ckptflow.job.live_state import Rename
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.session import Session
-from ckptflow.reading import find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy.typing as npt
-
 from ckptflow.commit.catalog import (
     Checkpoint,
-    Counting,
-    Listing,
     Summaries,
-    Summary,
-    Unreadable,
-    count_root,
-    list_root,
     read_manifest,
     read_sealed,
     summarize,
 )
-from ckptflow.commit.lineage import find_run_id
+from ckptflow.commit.finding import TRIES, find_folder, list_counting
 from ckptflow.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
-    CommitTimeoutError,
     CorruptCheckpointError,
     ObjectNotFoundError,
 )
 from ckptflow.format import dtypes
 from ckptflow.format.components import aggregate
-from ckptflow.format.layout import Folder, parse_folder, pin_key
+from ckptflow.format.dtypes import Array
+from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.values import from_json
-from ckptflow.format.words import some_of
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
 
-Array = npt.NDArray[Any]
-
-logger = logging.getLogger("ckptflow")
-
 _BUFFER_BYTES = 16 * 2**20
 _BUFFER_COUNT = 4
-_TRIES = 5  # listings that name a manifest which is gone when it is read
 
 
 def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> list[Checkpoint]:
@@ -246,113 +230,6 @@ def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:
     return array
 
 
-# What counts, for readers
-
-
-def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
-    """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
-    return count_root(
-        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries.get
-    )
-
-
-def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
-    """The checkpoints that count and whose manifest can be read, oldest first. What is left out is logged."""
-    listing, counting = read_counting(store, summaries)
-    read = list(map(counting.of_this_run, summaries.read_many(listing, reversed(counting.folders)).values()))
-    found = [summary.checkpoint for summary in read if isinstance(summary, Summary)]
-    if len(found) < len(read):
-        others = f"; {len(counting.outside)} more are there and do not count, as far as is known" * bool(
-            counting.outside
-        )
-        unreadable = [str(summary) for summary in read if not isinstance(summary, Summary)]
-        logger.warning("%s: not listed, since it cannot be read: %s%s", store.url, some_of(unreadable, 3), others)
-    return found
-
-
-def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
-    """The folder of the newest checkpoint that counts, or of `step`.
-
-    Raises `CheckpointNotFoundError`, or, where no manifest that would do can be read, why the first cannot:
-    `CorruptCheckpointError`, `UnknownVersionError`.
-    """
-    for _ in range(_TRIES):
-        with contextlib.suppress(ObjectNotFoundError):  # deleted since it was listed
-            return _find_folder(store, summaries, step)
-    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be read; pin one")
-
-
-def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
-    _, counting = read_counting(store, summaries)
-    matching = [folder for folder in counting.folders if step in (None, folder.step)]
-    matching += [folder for folder in counting.outside if step == folder.step]
-    damaged: Unreadable | None = None
-    for folder in matching:
-        summary = summaries.get(folder)
-        if folder in counting.folders:
-            summary = counting.of_this_run(summary)
-        if isinstance(summary, Summary):
-            return folder
-        damaged = damaged or summary
-        logger.error("this checkpoint cannot be read, trying the one before: %s", summary)
-    if damaged is not None:
-        raise damaged
-    steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})
-    known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
-    what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-    raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
-
-
-def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
-    """The newest checkpoint that counts, or None."""
-    try:
-        summary = summaries.get(find_folder(store, summaries, None))
-    except CheckpointNotFoundError:
-        return None
-    return summary.checkpoint if isinstance(summary, Summary) else None
-
-
-def await_checkpoint(
-    store: Store, folder: Folder, timeout_s: float, check: Callable[[], None] = lambda: None
-) -> Checkpoint:
-    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds.
-
-    `check` is called before each look; what it raises ends the waiting.
-    """
-    deadline = time.monotonic() + timeout_s
-    pause_s = 0.01
-    while True:
-        check()  # before the look: a save that was fenced has a manifest, too
-        try:
-            return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
-        except ObjectNotFoundError:
-            if time.monotonic() >= deadline:
-                raise CommitTimeoutError(
-                    f"{store.url}/{folder} has no manifest after {timeout_s:g} s; the chief's log says why"
-                ) from None
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 1.0)
-
-
-def pin_checkpoint(store: Store, summaries: Summaries, step: int) -> None:
-    """Pins the checkpoint of `step` that counts, then looks whether it is still there: a prune may be running.
-
-    A prune in another process that listed before the pin was there and deletes after the look is not seen.
-    """
-    folder = find_folder(store, summaries, step)
-    store.put(pin_key(folder), memoryview(b"pinned\n"))
-    if folder not in list_root(store).committed:
-        store.delete([pin_key(folder)])
-        raise CheckpointGoneError(f"{store.url}/{folder} was pruned before the pin was there")
-
-
-def unpin_checkpoint(store: Store, step: int) -> None:
-    """Takes every pin of `step` away."""
-    pins = [pin_key(folder) for folder in list_root(store).pins if folder.step == step]
-    if pins:
-        store.delete(pins)
-
-
 def _read(store: Store, folder: Folder) -> Manifest:
     try:
         return read_manifest(store, folder)
@@ -362,7 +239,7 @@ def _read(store: Store, folder: Folder) -> Manifest:
 
 def _read_newest(store: Store, step: int | None) -> Manifest:
     summaries = Summaries(store)
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         try:
             return read_manifest(store, find_folder(store, summaries, step))
         except ObjectNotFoundError:

@@ -21,7 +21,8 @@ from ckptflow.format.manifest import Receipt, TensorRecord, encode
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.format.values import to_json
 from ckptflow.peers.team import Alone as Alone
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_dynamic, plan_shards
 from ckptflow.transfer.writer import write_shards
@@ -50,7 +51,7 @@ class ArraySource:
             return dtypes.encode_strings(array)
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
-    def is_remote(self, index: int) -> bool:
+    def is_fetched(self, index: int) -> bool:
         return False
 
     def fetch(self, index: int, box: Box) -> Bytes1D:
@@ -178,7 +179,7 @@ def make_root(where: str | Store, steps: Iterable[int], *, world_size: int = 1, 
 
     `saving` goes to each `Life.save`. Returns the checkpoints that then count, oldest first.
     """
-    from ckptflow.reading import list_counting
+    from ckptflow.commit.finding import list_counting
 
     store = open_store(where) if isinstance(where, str) else where
     life = Life(store, world_size=world_size)

@@ -34,7 +34,7 @@ EXTRAS = sorted(set(PROJECT["optional-dependencies"]) - NOT_FOR_USERS)
 # One for each extra: a program that uses what the extra brings. Without the extra it must name what to install.
 EXTRA_CHECKS = {
     "fast": """
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 open_store("s3://bucket/run", {"client": "obstore", "anon": True, "client_kwargs": {"region_name": "us-east-1"}})
 """,
     "report": """

@@ -23,7 +23,7 @@ from ckptflow.job.hooks import as_line
 from ckptflow.printable import LOGGERS, Lines, lines, lines_of, printable, printable_json
 from ckptflow.state.restore import misfit_error
 from ckptflow.storage import faults
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.testing import MemoryStore
 from tests.cli.conftest import runner
 from tests.cli.runner import Runner

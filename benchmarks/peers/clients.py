@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.base import Peer, Point, divided, each_at_once
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.raw import raw_client
-from ckptflow.storage.store import open_store
 
 
 class Client(Peer):

@@ -8,7 +8,8 @@ from typing import Any
 from benchmarks.peers.base import Point
 from benchmarks.peers.tensorflow import OnVariables
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore
 
 

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ckptflow.errors import StorageError
+from ckptflow.storage.opening import local_path, open_store
 from ckptflow.storage.redaction import redact
-from ckptflow.storage.store import Store, local_path, open_store
+from ckptflow.storage.store import Store
 
 FOLDER_PREFIX = "ckptflow-bench-"
 _log = logging.getLogger("ckptflow.bench")

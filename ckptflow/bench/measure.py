@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptflow.bench.folder import bench_folder, free_bytes, free_memory_bytes
 from ckptflow.bench.grid import MIB, TENSOR_BYTES, Point, Setting, settings, whole_tensors
-from ckptflow.bench.rounds import Rounds, latencies, save_rate
+from ckptflow.bench.rounds import BenchRounds, latencies, save_rate
 from ckptflow.storage.redaction import redact_url
 
 MAX_ROUNDS = 3
@@ -78,7 +78,7 @@ def measure(
         if not points:
             raise ValueError(f"--size-mib {size_bytes // MIB} is too small for any of the settings to be tried")
         _check_room(url, size_bytes)
-        rounds = Rounds(store, size_bytes)
+        rounds = BenchRounds(store, size_bytes)
         turns = [point for _ in range(MAX_ROUNDS) for point in points]
         for number, point in enumerate(turns):
             if time.monotonic() < deadline_s or number == 0:

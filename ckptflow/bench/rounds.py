@@ -73,7 +73,7 @@ def _probe(store: Store, state: RandomState) -> None:
     store.delete([entry.key for entry in store.list()])
 
 
-class Rounds:
+class BenchRounds:
     """Measures settings one round after another, so that a storage that gets slower does so for all of them."""
 
     def __init__(self, store: Store, size_bytes: int) -> None:

@@ -13,7 +13,7 @@ _STEP_BYTES = 4096  # between where the tensors of one round, and those of the n
 
 class RandomState:
     """`count` tensors that no storage can compress or find twice, without memory for each: parts of a few MiB of random
-    bytes, each beginning elsewhere, and in each round elsewhere again. Implements `format.spec.Source`."""
+    bytes, each beginning elsewhere, and in each round elsewhere again. Implements `format.spec.TensorSource`."""
 
     def __init__(self, count: int) -> None:
         length = (TENSOR_BYTES // 4,)
@@ -36,7 +36,7 @@ class RandomState:
         begin = (index * 7919 + self._round * 104_729) * _STEP_BYTES % (self._bytes.size - TENSOR_BYTES)
         return self._bytes[begin : begin + TENSOR_BYTES]
 
-    def is_remote(self, index: int) -> bool:
+    def is_fetched(self, index: int) -> bool:
         return False
 
     def fetch(self, index: int, box: Box) -> Bytes1D:

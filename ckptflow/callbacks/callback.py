@@ -10,7 +10,7 @@ from typing import Any, Protocol, SupportsIndex
 import tensorflow as tf
 
 from ckptflow.callbacks.cadence import choose
-from ckptflow.callbacks.loops import Loop, Start, find_callback_list, find_loop
+from ckptflow.callbacks.loops import FitStart, Loop, find_callback_list, find_loop
 from ckptflow.callbacks.others import Others, finite_metrics, learning_rate
 from ckptflow.callbacks.position import FitState, Position
 from ckptflow.commit.retention import KeepBest
@@ -212,21 +212,21 @@ class CheckpointCallback:
 
     # Where to begin
 
-    def _find_start(self, state: FitState, loop: Loop) -> Start:
+    def _find_start(self, state: FitState, loop: Loop) -> FitStart:
         """What was saved, if it was this fit that was under way, and if its `initial_epoch` is not later."""
         position = state.position
         if position is None or position.fit < state.fits:
-            return Start(loop.initial_epoch)
+            return FitStart(loop.initial_epoch)
         if position.fit > state.fits:
             logger.info("fit %d was complete: the checkpoint was made in fit %d", state.fits, position.fit)
-            return Start(loop.epochs)
+            return FitStart(loop.epochs)
         start = state.take_start(self._others)
         if position.stopped_at is not None and loop.epochs <= position.stopped_at:
             logger.info("this fit was complete: a callback had ended it after epoch %d", position.epoch)
-            return Start(loop.epochs)
+            return FitStart(loop.epochs)
         if start.epoch < loop.initial_epoch:
             state.position = Position(state.fits, loop.initial_epoch)
-            return Start(loop.initial_epoch)
+            return FitStart(loop.initial_epoch)
         if start.epoch < loop.epochs:
             logger.info("fit goes on in epoch %d after batch %d", start.epoch + 1, start.batch)
             state.position = replace(position, stopped_at=None, over=False)

@@ -24,7 +24,7 @@ Counters = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Start:
+class FitStart:
     """Where to begin: the epoch, the batches of it that are done, the loop's counters, the input's own position."""
 
     epoch: int
@@ -46,11 +46,11 @@ class Loop(ABC):
         self.epochs = int(callbacks.params["epochs"])
         self.is_echo = False
         self._input = source
-        self._start = Start(initial_epoch)
+        self._start = FitStart(initial_epoch)
         self._prepare: Callable[[], None] = lambda: None
         self._last_epoch_size: int | None = None
 
-    def start_at(self, start: Start, prepare: Callable[[], None]) -> None:
+    def start_at(self, start: FitStart, prepare: Callable[[], None]) -> None:
         """Called from `on_train_begin`. `prepare` is called before the first batch, where that is inside an epoch."""
         self._start, self._prepare = start, prepare
         self._last_epoch_size = (start.counters or {}).get("last_epoch_size")
@@ -79,7 +79,7 @@ class Loop(ABC):
 
     @abstractmethod
     def counters(self, *, between_epochs: bool) -> dict[str, Any]:
-        """What `Start` needs, as of now."""
+        """What `FitStart` needs, as of now."""
 
     @abstractmethod
     def build_metrics(self) -> None:
@@ -121,7 +121,7 @@ class Keras3Loop(Loop):
         self._seen = 0
         self._inner.batches, self._inner.make_iterator = self._batches, self._next_dataset
 
-    def start_at(self, start: Start, prepare: Callable[[], None]) -> None:
+    def start_at(self, start: FitStart, prepare: Callable[[], None]) -> None:
         super().start_at(start, prepare)
         self._fit.initial_epoch = start.epoch  # `fit` reads it next
 
@@ -165,7 +165,7 @@ class Keras3Loop(Loop):
         return self._dataset()
 
     def _batches(self) -> Iterator[tuple[int, int, Any]]:
-        start, self._start = self._start, Start(0)
+        start, self._start = self._start, FitStart(0)
         self._fit.initial_epoch = None
         if start.counters is not None:
             self._go_to(start, start.counters)
@@ -182,7 +182,7 @@ class Keras3Loop(Loop):
                 self._input.iterator = iterator
                 yield begin + shift, end + shift, iterator
 
-    def _go_to(self, start: Start, counters: Counters) -> None:
+    def _go_to(self, start: FitStart, counters: Counters) -> None:
         data = self._inner
         if data.num_batches is None:
             data.num_batches = counters["size"]
@@ -250,7 +250,7 @@ class TfKerasLoop(Loop):
             yield epoch, iterator
 
     def _steps(self) -> Iterator[int]:
-        start, self._start = self._start, Start(0)
+        start, self._start = self._start, FitStart(0)
         data, done = self._inner, start.batch
         if done:
             self._fit.batch.assign(done)

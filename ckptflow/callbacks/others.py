@@ -12,13 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
+from ckptflow.format.dtypes import Array
 from ckptflow.state.kinds import Kind, carries_python_state, kind_of
 from ckptflow.state.private.kerases import RATE
-
-Array = npt.NDArray[Any]
 
 logger = logging.getLogger("ckptflow")
 

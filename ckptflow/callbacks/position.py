@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ckptflow.callbacks.loops import Counters, Loop, Start
-from ckptflow.callbacks.others import Array, Others
+from ckptflow.callbacks.loops import Counters, FitStart, Loop
+from ckptflow.callbacks.others import Others
 from ckptflow.errors import CheckpointGoneError, ObjectNotFoundError, UsageError
+from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import Folder
 from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.session import Session
@@ -148,11 +149,11 @@ class FitState(Trackable):  # type: ignore[misc]
         self.fits -= 1
         self._incarnation = None
 
-    def take_start(self, others: Others) -> Start:
+    def take_start(self, others: Others) -> FitStart:
         """Where the fit of `position` goes on; its callbacks get back what they knew. What was loaded serves once."""
         loaded, self._loaded = self._loaded, {}
         others.restore(loaded.get("callbacks", {}), loaded.get("packed", np.zeros(0, np.uint8)))
-        return Start(self.now.epoch, self.now.batch, loaded.get("counters"), loaded.get("input"))
+        return FitStart(self.now.epoch, self.now.batch, loaded.get("counters"), loaded.get("input"))
 
     def restore_metrics(self, session: Session, build: Callable[[], None]) -> None:
         """Metrics' variables, which `build` makes, as in the checkpoint of `position`: Keras has reset them since.

@@ -1,4 +1,8 @@
-"""The command `ckptflow`: starts without TensorFlow, and without fsspec or NumPy until a verb needs them."""
+"""The command `ckptflow`: a module for each verb, which says what there is and decides nothing about it.
+
+It starts without TensorFlow, and without fsspec, NumPy and msgspec until a verb needs them: so verbs import what they
+work with in their functions. `--help` and completion take 0.16 s of the processor, with all verbs' imports 0.66 s.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ckptflow import __version__
 from ckptflow.cli import bench, copy, diff, doctor, export, import_, ls, pin, prune, report, show, verify, watch
 from ckptflow.cli.exits import exits_text
 
@@ -35,8 +36,6 @@ app.command("import", short_help="Begin a run from what something else saved.")(
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        from ckptflow import __version__
-
         typer.echo(f"ckptflow {__version__}")
         raise typer.Exit
 

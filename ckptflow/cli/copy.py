@@ -20,6 +20,8 @@ from ckptflow.cli.options import (
     storage_options,
 )
 from ckptflow.cli.render import bar, make_console, size_text
+from ckptflow.cli.verify import choose, root_and_folder
+from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, UnknownVersionError
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -50,10 +52,8 @@ def copy(
       ckptflow copy s3://bucket/run-7 /data/run-7
       ckptflow copy runs/7 gs://bucket/run-7 --all
     """
-    from ckptflow.cli.verify import choose, root_and_folder
     from ckptflow.commit.copying import check_destination, copy_checkpoint
-    from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, UnknownVersionError
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)

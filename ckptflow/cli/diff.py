@@ -23,7 +23,8 @@ from ckptflow.cli.render import bar, make_console, print_table
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
-    from ckptflow.reading import Array, OpenCheckpoint
+    from ckptflow.format.dtypes import Array
+    from ckptflow.reading import OpenCheckpoint
 
 _CHUNK = 2**20  # elements compared at once, so that no second copy of a large tensor is made in float64
 

@@ -14,7 +14,9 @@ import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
 from ckptflow.cli.render import bar, make_console
+from ckptflow.errors import ObjectExistsError, StorageUnavailableError
 from ckptflow.printable import printable
+from ckptflow.storage.redaction import redact, redact_url
 
 if TYPE_CHECKING:
     from ckptflow.storage.store import Store
@@ -63,7 +65,6 @@ def doctor(
       ckptflow doctor s3://bucket/scratch
     """
     from ckptflow.bench.folder import bench_folder
-    from ckptflow.storage.redaction import redact_url
 
     there = storage_options(options, options_json)
     with bench_folder(url, there) as store:
@@ -97,7 +98,7 @@ class UrlBackend:
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         from ckptflow.storage.clients import S3_SCHEMES, open_file_system, split_options
-        from ckptflow.storage.store import local_path
+        from ckptflow.storage.opening import local_path
 
         self._url, self._options = url, storage_options
         self._path = local_path(url)
@@ -110,7 +111,7 @@ class UrlBackend:
             self._systems = [open_file_system(url, scheme, options, stall_timeout_s=limit_s) for options in ways]
 
     def open(self) -> Store:
-        from ckptflow.storage.store import open_store
+        from ckptflow.storage.opening import open_store
 
         return open_store(self._url, self._options)
 
@@ -161,8 +162,6 @@ def examine(
 
     Raises `StorageUnavailableError` where the storage goes away meanwhile.
     """
-    from ckptflow.errors import StorageUnavailableError
-    from ckptflow.storage.redaction import redact
     from ckptflow.testing import StoreContract
 
     contract = StoreContract()
@@ -189,7 +188,6 @@ def examine(
 
 def ignores_condition(store: Store) -> bool:
     """Whether a storage that has taken the condition of a create, for "create", takes a second one as well."""
-    from ckptflow.errors import ObjectExistsError
 
     if not store.is_create_only:
         return False

@@ -15,6 +15,7 @@ from ckptflow.errors import (
     UnknownVersionError,
 )
 from ckptflow.printable import printable
+from ckptflow.storage.redaction import redact
 
 EXITS = {
     0: "all is well",
@@ -50,7 +51,6 @@ def exit_code(error: BaseException) -> int:
 
 def report(error: BaseException) -> int:
     """Says on stderr what went wrong, in one message without a traceback or a credential; returns the exit code."""
-    from ckptflow.storage.redaction import redact
 
     code = exit_code(error)
     text = redact(str(error)) or type(error).__name__

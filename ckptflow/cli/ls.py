@@ -22,6 +22,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
+from ckptflow.errors import CheckpointNotFoundError
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def ls(
       ckptflow ls s3://bucket/run-7 -o client_kwargs.endpoint_url=http://localhost:9000
     """
     from ckptflow.reading import split_url
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     root, folder = split_url(url)
     if folder is not None:
@@ -72,8 +73,8 @@ def look(store: Store, *, show_all: bool) -> Overview:
     """Lists the root once and reads the manifest of each row; raises `CheckpointNotFoundError` where a local root is
     not there at all (an object store cannot tell that from an empty one)."""
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.finding import read_counting
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
-    from ckptflow.reading import read_counting
 
     summaries = Summaries(store)
     listing, counting = read_counting(store, summaries)
@@ -99,7 +100,6 @@ def look(store: Store, *, show_all: bool) -> Overview:
 
 def check_root(store: Store) -> None:
     """Raises `CheckpointNotFoundError` where a root on a disk is not there at all."""
-    from ckptflow.errors import CheckpointNotFoundError
 
     if not store.is_object_store and not os.path.isdir(store.url):
         raise CheckpointNotFoundError(f"{store.url}: there is no such folder")

@@ -36,8 +36,8 @@ def pin(
       ckptflow pin s3://bucket/run-7 --step 1500
     """
     from ckptflow.commit.catalog import Summaries
-    from ckptflow.reading import pin_checkpoint
-    from ckptflow.storage.store import open_store
+    from ckptflow.commit.pins import pin_checkpoint
+    from ckptflow.storage.opening import open_store
 
     with closing(open_store(url, storage_options(options, options_json))) as store:
         pin_checkpoint(store, Summaries(store), step)
@@ -53,8 +53,8 @@ def unpin(
     Example:
       ckptflow unpin s3://bucket/run-7 --step 1500
     """
-    from ckptflow.reading import unpin_checkpoint
-    from ckptflow.storage.store import open_store
+    from ckptflow.commit.pins import unpin_checkpoint
+    from ckptflow.storage.opening import open_store
 
     with closing(open_store(url, storage_options(options, options_json))) as store:
         unpin_checkpoint(store, step)

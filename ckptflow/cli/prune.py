@@ -31,10 +31,10 @@ Best = Annotated[
         show_default=False,
     ),
 ]
-EverySteps = Annotated[
+EveryStepsOption = Annotated[
     int | None, typer.Option("--every-steps", min=1, help="Keep one for every N steps.", show_default=False)
 ]
-EverySeconds = Annotated[
+EverySecondsOption = Annotated[
     float | None, typer.Option("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)
 ]
 
@@ -43,8 +43,8 @@ def prune(
     url: Url,
     last: Last = None,
     best: Best = None,
-    every_steps: EverySteps = None,
-    every_seconds: EverySeconds = None,
+    every_steps: EveryStepsOption = None,
+    every_seconds: EverySecondsOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")] = False,
     as_json: Json = False,
     options: Options = None,
@@ -62,9 +62,9 @@ def prune(
       ckptflow prune s3://bucket/run-7 --last 3 --best accuracy:max:2 --yes
     """
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.finding import list_counting
     from ckptflow.commit.prune import plan_by_hand, prune_by_hand
-    from ckptflow.reading import list_counting
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     policies = read_policies(last, best or (), every_steps, every_seconds)
     if not policies:

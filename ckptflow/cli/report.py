@@ -11,9 +11,11 @@ import typer
 
 from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
-from ckptflow.cli.prune import Best, EverySeconds, EverySteps, Last, check_metrics, read_policies
+from ckptflow.cli.prune import Best, EverySecondsOption, EveryStepsOption, Last, check_metrics, read_policies
 from ckptflow.cli.render import bar, make_console, size_text, utc_text
+from ckptflow.errors import StorageError
 from ckptflow.printable import printable
+from ckptflow.storage.redaction import redact_url
 
 if TYPE_CHECKING:
     from ckptflow.report.run import Run
@@ -31,8 +33,8 @@ def report(
     ] = None,
     last: Last = None,
     best: Best = None,
-    every_steps: EverySteps = None,
-    every_seconds: EverySeconds = None,
+    every_steps: EveryStepsOption = None,
+    every_seconds: EverySecondsOption = None,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
@@ -52,8 +54,7 @@ def report(
     from ckptflow.reading import split_url
     from ckptflow.report.gather import read_run
     from ckptflow.report.run import name_of
-    from ckptflow.storage.redaction import redact_url
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     root, folder = split_url(url)
     if folder is not None:
@@ -132,9 +133,8 @@ def _check_place(path: str) -> None:
 
 def _write(path: str, run: Run) -> int:
     """Writes the page whole or not at all, and says how many bytes it has."""
-    from ckptflow.errors import StorageError
+    from ckptflow.places.files import staged
     from ckptflow.report.page import make_page
-    from ckptflow.storage.files import staged
 
     page = make_page(run).encode("utf-8", "backslashreplace")
     try:

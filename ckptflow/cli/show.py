@@ -21,7 +21,9 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
+from ckptflow.errors import CheckpointNotFoundError
 from ckptflow.printable import printable
+from ckptflow.storage.redaction import redact_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +70,6 @@ def show(
       ckptflow show s3://bucket/run-7 --step 1500 --tensors
       ckptflow show model.keras
     """
-    from ckptflow.errors import CheckpointNotFoundError
     from ckptflow.interop.formats import by_suffix
     from ckptflow.reading import open_checkpoint
 
@@ -93,7 +94,6 @@ def show(
 def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
     """Shows the checkpoint that the export at `url` was made of; False where it is none of ours."""
     from ckptflow.interop.origin import find_provenance
-    from ckptflow.storage.redaction import redact_url
 
     provenance = find_provenance(url, options)
     if provenance is None:

@@ -12,6 +12,13 @@ import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
 from ckptflow.cli.render import bar, make_console, size_text
+from ckptflow.errors import (
+    CheckpointGoneError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    UnknownVersionError,
+)
 from ckptflow.printable import printable
 from ckptflow.storage.again import renew
 
@@ -53,7 +60,7 @@ def verify(
     Example:
       ckptflow verify s3://bucket/run-7 --all
     """
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=verify_all)
     start_s = time.monotonic()
@@ -84,7 +91,6 @@ def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_al
 
     Raises `CheckpointNotFoundError` where there is none, or none is left.
     """
-    from ckptflow.errors import CheckpointGoneError
     from ckptflow.transfer.buffers import BufferPool
 
     wanted = choose(store, folder, step, verify_all=verify_all)
@@ -101,8 +107,7 @@ def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_al
 def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> dict[Folder, int]:
     """The folders to read, oldest first, and the bytes of each as listed."""
     from ckptflow.commit.catalog import Summaries
-    from ckptflow.errors import CheckpointNotFoundError
-    from ckptflow.reading import read_counting
+    from ckptflow.commit.finding import read_counting
 
     if folder is not None:
         entries = store.list(f"{folder}/")
@@ -122,7 +127,6 @@ def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all:
 def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verdict:
     """Reads one checkpoint. What was pruned meanwhile is gone, not damaged."""
     from ckptflow.commit.catalog import read_manifest
-    from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
     from ckptflow.reading import OpenCheckpoint
 
     url = f"{store.url}/{folder}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli import ls
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.render import make_console, metrics_text, size_text, time_text
 from ckptflow.printable import printable
@@ -53,13 +54,12 @@ def watch(
     Example:
       ckptflow watch s3://bucket/run-7 --until-step 10000
     """
-    from ckptflow.cli.ls import look
-    from ckptflow.storage.store import open_store
+    from ckptflow.storage.opening import open_store
 
     before: Overview | None = None
     with closing(open_store(url, storage_options(options, options_json))) as store:
         while True:
-            now = look(store, show_all=True)
+            now = ls.look(store, show_all=True)
             for change in changes(before, now):
                 _say(change, as_json=as_json)
             before = now

@@ -38,7 +38,8 @@ from ckptflow.errors import (
 )
 from ckptflow.format.layout import MAX_NUMBER, Folder, claim_key, writer_tag
 from ckptflow.format.manifest import Claim, Reason, encode
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.again import read_small
+from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
@@ -81,18 +82,8 @@ def now_text() -> str:
 
 
 def new_writer_id() -> str:
-    """124 random bits in hex: two numbers that fit the rows which workers exchange."""
-    return pack_writer_id((secrets.randbits(62), secrets.randbits(62)))
-
-
-def pack_writer_id(numbers: tuple[int, int]) -> str:
-    """The writer id made of two numbers below 2**62."""
-    return f"{numbers[0]:016x}{numbers[1]:016x}"
-
-
-def unpack_writer_id(writer_id: str) -> tuple[int, int]:
-    """The two numbers of a writer id."""
-    return int(writer_id[:16], 16), int(writer_id[16:], 16)
+    """124 random bits in hex."""
+    return f"{secrets.randbits(62):016x}{secrets.randbits(62):016x}"
 
 
 def create_once(store: Store, key: str, data: bytes, deadline: Callable[[], float]) -> bool:

@@ -23,7 +23,7 @@ from ckptflow.errors import LEAVING, CheckpointGoneError, CorruptCheckpointError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
-from ckptflow.peers.team import Call, Cluster, agree, chief_says
+from ckptflow.peers.team import Call, Team, agree, chief_says
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
@@ -39,7 +39,7 @@ class Outcome(StrEnum):
     DAMAGED = "damaged"
 
 
-class Part(msgspec.Struct, frozen=True):
+class PartResult(msgspec.Struct, frozen=True):
     """One worker's outcome, and why; of a check that went well, a checksum of what it would take."""
 
     outcome: Outcome = Outcome.FINE
@@ -58,12 +58,12 @@ class _Look(msgspec.Struct, frozen=True):
     reason: Reason
 
 
-def outcome_of(error: BaseException) -> Part | None:
+def outcome_of(error: BaseException) -> PartResult | None:
     """What an error in reading a checkpoint says of it: gone, damaged, or nothing at all, and the restore ends."""
     if isinstance(error, ObjectNotFoundError):
-        return Part(Outcome.GONE, str(error))
+        return PartResult(Outcome.GONE, str(error))
     if isinstance(error, CorruptCheckpointError):
-        return Part(Outcome.DAMAGED, str(error))
+        return PartResult(Outcome.DAMAGED, str(error))
     return None
 
 
@@ -96,7 +96,7 @@ class Resume:
     def __init__(
         self,
         store: Store,
-        cluster: Cluster,
+        cluster: Team,
         summaries: Summaries,
         *,
         check: Callable[[Manifest], str | None],
@@ -215,7 +215,7 @@ class Resume:
     def _check_read(self, folder: Folder) -> str | None:
         return self._check(self._sound())
 
-    def _attempt(self, folder: Folder) -> tuple[Summary | None, list[Part]]:
+    def _attempt(self, folder: Folder) -> tuple[Summary | None, list[PartResult]]:
         """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
         view = self._view
         files = view.listing.folders.get(folder) if view is not None and self._cluster.is_chief else None
@@ -237,13 +237,13 @@ class Resume:
         )
         return (found[0] if all(part.outcome is Outcome.FINE for part in parts) else None), parts
 
-    def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], str | None]]) -> list[Part]:
+    def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], str | None]]) -> list[PartResult]:
         """Does part after part, as long as each goes well on every worker, and says how the last one went on each.
 
         What a part returns must be the same on every worker: else their copies would differ. Checking may make
         variables, a collective: who could not read must have said so before the others begin to.
         """
-        found: list[Part] = []
+        found: list[PartResult] = []
         for call, do in parts.items():
             found = agree(self._cluster, call, partial(self._try, folder, do))
             if any(part.outcome is not Outcome.FINE for part in found):
@@ -256,7 +256,7 @@ class Resume:
                 )
         return found
 
-    def _try(self, folder: Folder, do: Callable[[Folder], str | None]) -> Part:
+    def _try(self, folder: Folder, do: Callable[[Folder], str | None]) -> PartResult:
         try:
             taken = do(folder)
         except LEAVING:
@@ -266,9 +266,9 @@ class Resume:
             if part is None:
                 raise
             return self._is_it_damage(folder, part) if part.outcome is Outcome.DAMAGED else part
-        return Part(taken=taken or "")
+        return PartResult(taken=taken or "")
 
-    def _is_it_damage(self, folder: Folder, damaged: Part) -> Part:
+    def _is_it_damage(self, folder: Folder, damaged: PartResult) -> PartResult:
         """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged.
 
         If it cannot be asked for, there is no proof of damage.
@@ -276,12 +276,12 @@ class Resume:
         try:
             read_manifest(self._store, folder)
         except ObjectNotFoundError:
-            return Part(Outcome.GONE, damaged.why)
+            return PartResult(Outcome.GONE, damaged.why)
         except CorruptCheckpointError:
             pass
         return damaged
 
-    def _met_damage(self, folder: Folder, step: int | None, parts: Sequence[Part]) -> str:
+    def _met_damage(self, folder: Folder, step: int | None, parts: Sequence[PartResult]) -> str:
         """All workers agree that this one is damaged, or all raise: one worker's bad disk must cut nothing off."""
         worker, text = next((i, part.why) for i, part in enumerate(parts) if part.outcome is Outcome.DAMAGED)
         if parts[0].outcome is not Outcome.DAMAGED:

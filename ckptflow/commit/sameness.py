@@ -9,12 +9,12 @@ import msgspec
 
 from ckptflow.errors import UsageError
 from ckptflow.format.words import some_of
-from ckptflow.peers.team import Call, Cluster, agree, chief_says
+from ckptflow.peers.team import Call, Team, agree, chief_says
 
 _SHOWN = 6  # differences of one worker that are told
 
 
-class _Held(msgspec.Struct, frozen=True):
+class _Lines(msgspec.Struct, frozen=True):
     """What a worker holds, as a checksum of each line."""
 
     lines: list[str]
@@ -32,13 +32,13 @@ def checksum(lines: Iterable[str]) -> str:
     return _hash("\n".join(sorted(lines)))
 
 
-def raise_differences(cluster: Cluster, lines: Sequence[str]) -> None:
+def raise_differences(cluster: Team, lines: Sequence[str]) -> None:
     """Raises `UsageError` on every worker, naming what some have and others lack. Called by all workers.
 
     `lines` describe what this worker holds: "model/kernel: float32 (3, 4)". Each is compared with the chief's.
     """
     mine = {_hash(line): line for line in lines}
-    of_chief = chief_says(cluster, Call.COMPARE, lambda: _Held(sorted(mine)), _Held).lines
+    of_chief = chief_says(cluster, Call.COMPARE, lambda: _Lines(sorted(mine)), _Lines).lines
     there = set(of_chief)
 
     def compare() -> _Difference:
@@ -47,14 +47,14 @@ def raise_differences(cluster: Cluster, lines: Sequence[str]) -> None:
 
     found = agree(cluster, Call.COMPARE, compare)
 
-    def describe() -> str:
+    def lacked() -> str:
         lacking = {
             line: ", ".join(str(worker) for worker, each in enumerate(found) if number in each.lacking)
             for number, line in mine.items()
         }
         return some_of([f"{line} (not on worker {who})" for line, who in sorted(lacking.items()) if who], _SHOWN, "; ")
 
-    more = [chief_says(cluster, Call.COMPARE, describe, str), *(each.more for each in found[1:])]
+    more = [chief_says(cluster, Call.COMPARE, lacked, str), *(each.more for each in found[1:])]
     raise UsageError(
         "the workers hold different states, and nothing was saved or restored. "
         + ". ".join(f"Worker {worker} has {text}" for worker, text in enumerate(more) if text)

@@ -15,7 +15,7 @@ from ckptflow.commit.catalog import read_claim, read_manifest
 from ckptflow.commit.lineage import Held
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError
 from ckptflow.format.layout import Folder, claim_key
-from ckptflow.peers.team import Call, Cluster, agree
+from ckptflow.peers.team import Call, Team, agree
 from ckptflow.storage.store import Store
 
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)  # for a client of a network file system that holds on to what it knew
@@ -28,7 +28,7 @@ class _Sight(msgspec.Struct, frozen=True):
     where: str
 
 
-def check_claim_is_seen(cluster: Cluster, store: Store, held: Held) -> None:
+def check_claim_is_seen(cluster: Team, store: Store, held: Held) -> None:
     """Raises `StorageError` on all workers unless each finds the chief's claim. Called by all workers."""
 
     def sees() -> bool:
@@ -40,7 +40,7 @@ def check_claim_is_seen(cluster: Cluster, store: Store, held: Held) -> None:
     _check(cluster, store, claim_key(held.number), sees)
 
 
-def check_manifest_is_seen(cluster: Cluster, store: Store, folder: Folder, is_gone: Sequence[bool]) -> None:
+def check_manifest_is_seen(cluster: Team, store: Store, folder: Folder, is_gone: Sequence[bool]) -> None:
     """The same of a manifest that some worker did not find when the chief had read it; all workers know who.
 
     A prune may have deleted it in between: then the chief does not find it any more, and nothing is said.
@@ -59,7 +59,7 @@ def check_manifest_is_seen(cluster: Cluster, store: Store, folder: Folder, is_go
         _check(cluster, store, folder.manifest_key, sees)
 
 
-def _check(cluster: Cluster, store: Store, key: str, sees: Callable[[], bool]) -> None:
+def _check(cluster: Team, store: Store, key: str, sees: Callable[[], bool]) -> None:
     if cluster.world_size == 1:
         return
 

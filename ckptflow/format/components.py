@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ckptflow.format.dtypes import Array
+
 Components = Literal["sum", "mean", "first"]
 
 

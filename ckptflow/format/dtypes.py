@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+Array = npt.NDArray[Any]
 Bytes1D = npt.NDArray[np.uint8]
 ObjectArray = npt.NDArray[np.object_]
 

@@ -56,7 +56,6 @@ class ObjectGraph(Record, frozen=True, kw_only=True):
 
 
 VARIABLE = "VARIABLE_VALUE"  # a variable's one attribute
-EMPTY = GraphNode()
 
 
 def edges(node: str | GraphNode) -> Iterator[tuple[str, int]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from ckptflow.format.boxes import Box
+from ckptflow.format.dtypes import Bytes1D as Bytes1D
 
-Bytes1D = npt.NDArray[np.uint8]
+Rename = Mapping[str, str] | Callable[[str], str]  # from names in a checkpoint to those in a state
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class TensorSpec:
         return not (self.dynamic or self.components or self.box or self.own)
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Where the writer takes values from: a snapshot. Thread-safe; indices count as in `specs`."""
 
     @property
@@ -59,8 +58,8 @@ class Source(Protocol):
     def data(self, index: int) -> Bytes1D:
         """Its bytes in row-major order, zero-copy where TensorFlow allows; encoded for dtypes that need it."""
 
-    def is_remote(self, index: int) -> bool:
-        """Whether it is in another process's memory, so that only what is needed should be fetched, by `fetch`."""
+    def is_fetched(self, index: int) -> bool:
+        """Whether only what is needed of it should be had, by `fetch`: it lies elsewhere, or is too large."""
 
     def fetch(self, index: int, box: Box) -> Bytes1D:
         """The bytes of one box of it, in row-major order, brought here."""

@@ -31,7 +31,8 @@ from ckptflow.job.arguments import (
 )
 from ckptflow.job.saver import Job, Saver, software_versions
 from ckptflow.peers.team import Alone
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
 
@@ -184,7 +185,7 @@ class _Captured:
             )
         return dtypes.encode_strings(array) if dtypes.is_encoded(info.dtype) else bytes_of(array)
 
-    def is_remote(self, index: int) -> bool:
+    def is_fetched(self, index: int) -> bool:
         """Whether it is fetched in parts: no large tensor need ever be in memory as a whole."""
         info = self._tensors.infos[self._names[index]]
         size_bytes = boxes.volume(info.shape) * dtypes.item_size_bytes(info.dtype)

@@ -13,8 +13,8 @@ from ckptflow import __version__
 from ckptflow.errors import UsageError
 from ckptflow.interop.formats import WITH_SIGNATURES, Format, for_destination, handler
 from ckptflow.interop.provenance import Provenance
+from ckptflow.places.files import staged
 from ckptflow.reading import OpenCheckpoint, open_checkpoint
-from ckptflow.storage.files import staged
 from ckptflow.storage.redaction import redact_url
 
 

@@ -13,20 +13,19 @@ from msgspec import structs
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import StateMismatchError, UsageError
+from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import handler
 from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.job.arguments import check_step
+from ckptflow.places.files import fetched
+from ckptflow.places.shown_as import shown_as
 from ckptflow.reading import list_checkpoints, split_url
-from ckptflow.storage.files import fetched
 from ckptflow.storage.redaction import redact_url
-from ckptflow.storage.shown_as import shown_as
 
 logger = logging.getLogger("ckptflow")
-
-Rename = Any  # a map or a function, as in `CheckpointManager.restore_latest`
 
 _BOOK_KEEPING = frozenset({"ckpt_saved_batch", "ckpt_saved_epoch", "train_counter"})
 MAX_NAMES = 10_000  # of tensors that were not taken, in the checkpoint's metadata

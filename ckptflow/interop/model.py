@@ -12,7 +12,7 @@ from msgspec import structs
 
 from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
 from ckptflow.format.manifest import Manifest
-from ckptflow.format.spec import Bytes1D, Wanted
+from ckptflow.format.spec import Bytes1D, Rename, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras.config import build_model, build_optimizer, build_optimizer_of
@@ -22,7 +22,7 @@ from ckptflow.interop.untrusted.model_probe import check_builds
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import match
 from ckptflow.state.build import build_missing
-from ckptflow.state.graph import described, in_names_of
+from ckptflow.state.graph import in_names_of, numbered_graph
 from ckptflow.state.graph_names import pair
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
@@ -32,8 +32,6 @@ from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.weights import trainable_of, weights_of
 
 logger = logging.getLogger("ckptflow")
-
-Rename = Mapping[str, str] | Callable[[str], str]
 
 _NAMES_SHOWN = 10
 _MIN_BOUND_BYTES = 64 * 2**20
@@ -205,7 +203,7 @@ def _names_by_place(tree: Tree, manifest: Manifest) -> dict[str, str]:
     missing, unexpected = set(found.missing), set(found.unexpected)
     if manifest.object_graph is None or not (missing and unexpected):
         return {}
-    names = pair(manifest.object_graph, described(tree).graph).names
+    names = pair(manifest.object_graph, numbered_graph(tree).graph).names
     return {their: ours for their, ours in names.items() if their in unexpected and ours in missing}
 
 
@@ -245,9 +243,7 @@ def _without_optimizers(tree: Tree, manifest: Manifest) -> tuple[Tree, Manifest]
     )
     leaves = tuple(leaf for leaf in tree.leaves if not is_of_optimizer(leaf.name, tree.optimizers))
     held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
-    bare = replace(
-        tree, leaves=leaves, specs=tuple(spec for spec, _ in held), holders=tuple(leaf for _, leaf in held), cache={}
-    )
+    bare = replace(tree, leaves=leaves, specs=tuple(spec for spec, _ in held), holders=tuple(leaf for _, leaf in held))
     return bare, structs.replace(manifest, tensors=tensors)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ckptflow.errors import ObjectNotFoundError
 from ckptflow.interop.formats import by_suffix, handler
 from ckptflow.interop.provenance import IN_SAVED_MODEL, MAX_BYTES, Provenance, decode
-from ckptflow.storage.files import fetched, opened
+from ckptflow.places.files import fetched, opened
 
 
 def find_provenance(url: str, storage_options: dict[str, Any] | None = None) -> Provenance | None:

@@ -7,7 +7,6 @@ the bytes are there under another one, as in a shard; strings are one sequence o
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ import msgspec
 import numpy as np
 from msgspec import field
 
-from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError
+from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.format import boxes, dtypes
+from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import MAX_CONTAINERS, Manifest, TensorRecord
 from ckptflow.format.object_graph import ObjectGraph, check_graph
@@ -37,9 +37,9 @@ from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.values import from_json
 from ckptflow.interop import provenance as origin
 from ckptflow.interop.provenance import Provenance
-from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
+from ckptflow.interop.tensors import NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import OpenCheckpoint
-from ckptflow.storage.faults import from_os_error
+from ckptflow.storage.faults import os_errors
 from ckptflow.storage.positional import read_at, write_at
 from ckptflow.transfer.buffers import memory_for
 
@@ -116,7 +116,7 @@ def write_safetensors(path: str, opened: OpenCheckpoint, provenance: Provenance)
     """
     items, left_out = _items(opened.manifest)
     layout, lost = _layout(items, opened.manifest, provenance, path)
-    try:
+    with os_errors("write", path):
         with open(path, "xb", buffering=0) as file:
             try:
                 os.truncate(file.fileno(), layout.size_bytes)
@@ -129,10 +129,6 @@ def write_safetensors(path: str, opened: OpenCheckpoint, provenance: Provenance)
             except BaseException:
                 os.unlink(path)
                 raise
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise from_os_error(error, "write", path) from error
     return left_out + lost
 
 
@@ -267,7 +263,7 @@ def read_safetensors(path: str) -> NamedTensors:
     is right in every part and the file as long as it says, now and when a tensor is read; `ObjectNotFoundError`,
     `StorageError`.
     """
-    with _os_errors_named(path), open(path, "rb") as file:
+    with os_errors("read", path), open(path, "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         entries, metadata = _read_header(file, path)
     try:
@@ -360,7 +356,7 @@ def _read(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo) -> A
 
 def _read_bytes(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo, begin: int, end: int) -> Bytes1D:
     data = np.empty(end - begin, np.uint8)
-    with _os_errors_named(path), open(path, "rb", buffering=0) as file:
+    with os_errors("read", path), open(path, "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size != size_bytes:
             raise CorruptCheckpointError(f"{path} has changed since it was opened")
         if read_at(file.fileno(), data.data, entry.begin + begin) < data.size:
@@ -368,13 +364,3 @@ def _read_bytes(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo
     if info.dtype == "bool" and data.size and data.max() > 1:
         raise CorruptCheckpointError(f"{path}: {entry.key!r} holds bytes that are no bool")
     return data
-
-
-@contextlib.contextmanager
-def _os_errors_named(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise from_os_error(error, "read", path) from error

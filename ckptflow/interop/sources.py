@@ -17,10 +17,10 @@ from ckptflow.interop.keras.backup import find_backup
 from ckptflow.interop.untrusted.archives import unpack_tar
 from ckptflow.interop.untrusted.budget import one_source
 from ckptflow.interop.untrusted.private_copy import check_regular, private_copy
-from ckptflow.storage.files import fetched
+from ckptflow.places.files import fetched
+from ckptflow.places.shown_as import private_folder, shown_as
+from ckptflow.storage.opening import local_path
 from ckptflow.storage.redaction import redact_url
-from ckptflow.storage.shown_as import private_folder, shown_as
-from ckptflow.storage.store import local_path
 
 _OF_CHECKPOINT = re.compile(r"(?P<prefix>.+)\.(?P<suffix>meta|index|data-\d{5}-of-\d{5})", re.DOTALL)
 

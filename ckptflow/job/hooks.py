@@ -25,7 +25,7 @@ logger = logging.getLogger("ckptflow")
 event_logger = logging.getLogger("ckptflow.events")
 
 Hook = Callable[[Event], object]
-_Waiting = queue.SimpleQueue[tuple[Event, tuple[Hook, ...]] | None]  # one that a finalizer may put into
+_Events = queue.SimpleQueue[tuple[Event, tuple[Hook, ...]] | None]  # one that a finalizer may put into
 
 MAX_WAITING = 10_000  # events, some 10 MB; a hook that hangs must not eat the job's memory
 CLOSING_S = 10.0
@@ -44,7 +44,7 @@ class Hooks:
         self._hooks = tuple(hooks)
         self._worker = worker
         self._process = os.getpid()
-        self._waiting: _Waiting = queue.SimpleQueue()
+        self._waiting: _Events = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()
         self._dropped = 0
@@ -85,10 +85,10 @@ class Hooks:
             logger.warning("a hook of on_event is too slow or hangs: %d event(s) were not told", left)
 
 
-_telling: dict[threading.Thread, _Waiting] = {}
+_telling: dict[threading.Thread, _Events] = {}
 
 
-def _start(waiting: _Waiting) -> threading.Thread:
+def _start(waiting: _Events) -> threading.Thread:
     """A daemon: a hook that hangs must not keep a finished job alive.
 
     It knows the queue alone, so that a manager which nobody closes can be collected, hooks and all, and this ends.
@@ -99,7 +99,7 @@ def _start(waiting: _Waiting) -> threading.Thread:
     return thread
 
 
-def _tell_all(waiting: _Waiting) -> None:
+def _tell_all(waiting: _Events) -> None:
     failed: set[int] = set()
     while (item := waiting.get()) is not None:
         event, hooks = item

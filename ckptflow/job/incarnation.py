@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.coordinator import BeginWait
+from ckptflow.commit.finding import await_checkpoint
 from ckptflow.commit.resume import Start
 from ckptflow.errors import CkptflowError, FencedError, PeerError
 from ckptflow.events import Claimed, SaveBegan
@@ -22,7 +23,6 @@ from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Job, Saver, Stopwatch
 from ckptflow.peers.team import Call, agree, agree_on
 from ckptflow.peers.watch import ASK_EVERY_S
-from ckptflow.reading import await_checkpoint
 
 if TYPE_CHECKING:
     from ckptflow.state.capture import Snapshot

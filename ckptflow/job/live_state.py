@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ckptflow.commit.sameness import checksum, raise_differences
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
+from ckptflow.format.spec import Rename, TensorSpec
 from ckptflow.peers.cluster import Cluster
 from ckptflow.printable import lines
 from ckptflow.spans import span
@@ -25,8 +26,6 @@ from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import read_tensors
 
-Rename = Mapping[str, str] | Callable[[str], str]
-
 
 class LiveState:
     """Named objects, the tensors found in them, and this worker's plan for writing those."""
@@ -39,6 +38,7 @@ class LiveState:
         self._held_metrics: dict[str, Any] = {}
         self._cluster = cluster
         self._shard_bytes = shard_bytes
+        self._planned: tuple[Sequence[TensorSpec], WorkerPlan] | None = None
         self._tree = self._walk()
 
     def refresh(self) -> None:
@@ -75,14 +75,14 @@ class LiveState:
         if self._cluster.world_size == 1:
             return ""
         self.refresh()
-        if "checksum" not in self._tree.cache:
-            self._tree.cache["checksum"] = checksum(_describe(self._tree))
-        return str(self._tree.cache["checksum"])
+        if self._tree.checksum is None:
+            self._tree.checksum = checksum(_lines_of(self._tree))
+        return self._tree.checksum
 
     def check_same(self, checksums: Sequence[str]) -> None:
         """Raises `UsageError` on all workers, naming what differs, unless every worker's checksum is the same."""
         if len(set(checksums)) > 1:
-            raise_differences(self._cluster, _describe(self._tree))
+            raise_differences(self._cluster, _lines_of(self._tree))
 
     def plan(self, snapshot: Snapshot) -> WorkerPlan:
         """This worker's plan for writing what was captured, made once for each tree.
@@ -90,15 +90,17 @@ class LiveState:
         Called in the background, by one save at a time. It is of the snapshot's own tree: what is built or attached
         meanwhile, while a fit begins, must not move the places of what is held.
         """
-        plan: WorkerPlan | None = snapshot.cache.get("plan")
-        if plan is None:
-            plan = snapshot.cache["plan"] = plan_shards(
+        if self._planned is None or self._planned[0] is not snapshot.specs:
+            self._planned = (
                 snapshot.specs,
-                worker=self._cluster.worker,
-                world_size=self._cluster.world_size,
-                shard_bytes=self._shard_bytes,
+                plan_shards(
+                    snapshot.specs,
+                    worker=self._cluster.worker,
+                    world_size=self._cluster.world_size,
+                    shard_bytes=self._shard_bytes,
+                ),
             )
-        return plan
+        return self._planned[1]
 
     def capture(self, *, again: bool = False) -> Snapshot:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.
@@ -175,7 +177,7 @@ class LiveState:
         return match(self._tree, named, partial=partial, rename=rename, assigned=self.unfinished)
 
 
-def _describe(tree: Tree) -> list[str]:
+def _lines_of(tree: Tree) -> list[str]:
     """What a worker holds, but for what is its own, as lines that are the same wherever the same is held."""
     lines = {
         f"{spec.name}: {spec.dtype} {'of any shape' if spec.dynamic else spec.shape}"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from ckptflow.commit.sameness import checksum
 from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest
-from ckptflow.format.spec import Wanted
+from ckptflow.format.spec import Rename, Wanted
 from ckptflow.format.words import some_of
-from ckptflow.job.live_state import LiveState, Rename
+from ckptflow.job.live_state import LiveState
 from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool

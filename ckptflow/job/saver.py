@@ -23,8 +23,8 @@ from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
 from ckptflow.format.object_graph import ObjectGraph
-from ckptflow.format.spec import Source
-from ckptflow.peers.team import Cluster
+from ckptflow.format.spec import TensorSource
+from ckptflow.peers.team import Team
 from ckptflow.spans import span
 from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
@@ -37,7 +37,7 @@ logger = logging.getLogger("ckptflow")
 MAX_FAILURE_CHARACTERS = 4000
 
 
-class Captured(Source, Protocol):
+class Captured(TensorSource, Protocol):
     """What a save is made of: a snapshot of live objects, or tensors that were read from elsewhere.
 
     As in a manifest; `own_names` are the names, in a checkpoint, of the entries `per_worker`.
@@ -85,7 +85,7 @@ class Saver:
     """Does jobs, one at a time, in the order of saves."""
 
     store: Store
-    cluster: Cluster
+    cluster: Team
     pool: BufferPool
     held: Held
     coordinator: Coordinator | None

@@ -23,11 +23,12 @@ from ckptflow.errors import StepOrderError, UsageError
 from ckptflow.events import Restored
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
+from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
 from ckptflow.job.hooks import Hook, Hooks
 from ckptflow.job.incarnation import Incarnation
-from ckptflow.job.live_state import LiveState, Rename
+from ckptflow.job.live_state import LiveState
 from ckptflow.job.loading import Loading
 from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
@@ -35,7 +36,7 @@ from ckptflow.job.saver import Saver, Stopwatch, software_versions
 from ckptflow.peers.cluster import Cluster, find_cluster
 from ckptflow.peers.team import Call, Called, agree, agree_on, called, chief_says
 from ckptflow.reading import OpenCheckpoint
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import ProgressStore
 from ckptflow.transfer.buffers import BufferPool
 
@@ -52,7 +53,7 @@ class Done(msgspec.Struct, frozen=True):
     """A worker's part is done, and has no result for the others."""
 
 
-class _Held(msgspec.Struct, frozen=True):
+class _Standing(msgspec.Struct, frozen=True):
     """What a worker holds before a save or a restore: whether a checkpoint of this run attempt, and which state."""
 
     state: str
@@ -213,7 +214,7 @@ class Session:
     def _save(
         self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
     ) -> PendingCheckpoint:
-        def prepare() -> tuple[_Prepared, _Held]:
+        def prepare() -> tuple[_Prepared, _Standing]:
             self._background.raise_failure(only_fenced=self._on_save_error == "log")
             number = arguments.check_step(step)
             if number < self.last_step:
@@ -224,7 +225,7 @@ class Session:
             checked = arguments.check_metrics(metrics), arguments.check_metadata(metadata)
             before_s = watch.elapsed_s()
             snapshot = self.live.capture()
-            return _Prepared(number, *checked, snapshot, watch.elapsed_s() - before_s), _Held(self.live.checksum())
+            return _Prepared(number, *checked, snapshot, watch.elapsed_s() - before_s), _Standing(self.live.checksum())
 
         prepared, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
         self.live.check_same([each.state for each in held])
@@ -247,10 +248,10 @@ class Session:
         agree(self.cluster, Call.WAIT, look)
 
     def _restore(self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch) -> Checkpoint | None:
-        def look() -> _Held:
+        def look() -> _Standing:
             self._background.raise_failure(only_fenced=True)  # another is raised next: restoring saves nothing
             incarnation = self._incarnation
-            return _Held(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
+            return _Standing(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
 
         arguments_ = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
         held = agree(self.cluster, called(Call.RESTORE, **arguments_), look)

@@ -27,7 +27,7 @@ class UnreachableError(Exception):
     """The process that keeps the texts has ended, or does not answer."""
 
 
-class Post(Protocol):
+class SignPost(Protocol):
     """Where signs are left, as in `peers.service.Service`. `look` raises `UnreachableError`."""
 
     def look(self, key: str, timeout_s: float) -> str | None: ...
@@ -44,7 +44,7 @@ class _Mark(msgspec.Struct, frozen=True):
 class Marks:
     """The signs that one worker leaves; seldom, however often it has something to tell. From any thread."""
 
-    def __init__(self, post: Post, worker: int, limit_s: float) -> None:
+    def __init__(self, post: SignPost, worker: int, limit_s: float) -> None:
         self._post = post
         self._worker = worker
         self.every_s = min(limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S)
@@ -61,7 +61,7 @@ class Marks:
 class Signs:
     """The signs of other workers, as seen by one that has waited for them since `started`."""
 
-    def __init__(self, post: Post, kind: str, started: float, limit_s: float, every_s: float, count: int) -> None:
+    def __init__(self, post: SignPost, kind: str, started: float, limit_s: float, every_s: float, count: int) -> None:
         """`every_s`: how often others leave one. `count`: how many workers there are."""
         self.doing: dict[int, str] = {}  # of those who have shown progress since
         self._post = post

@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from ckptflow.errors import PeerError
-from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, Signs, UnreachableError
+from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch
 
 logger = logging.getLogger("ckptflow")
@@ -47,7 +47,7 @@ class Put(Enum):
     UNKNOWN = "it may be written later"
 
 
-class Post(Protocol):
+class Post(SignPost, Protocol):
     """Where texts are left, as in `peers.service.Service`. Each of these may raise `UnreachableError`.
 
     `put` writes a key once; called again for a key that is under way, it waits on. `get` is for what is waited for,
@@ -56,8 +56,6 @@ class Post(Protocol):
 
     def put(self, key: str, text: str, timeout_s: float) -> Put: ...
     def get(self, key: str, timeout_s: float) -> str | None: ...
-    def look(self, key: str, timeout_s: float) -> str | None: ...
-    def replace(self, key: str, text: str) -> None: ...
     def forget(self, key: str) -> None: ...
 
 

@@ -57,7 +57,7 @@ class Service:
 
     def __init__(self) -> None:
         self._sendings: dict[str, _Sending] = {}
-        self._readings: dict[str, _Reading] = {}
+        self._readings: dict[str, _Get] = {}
 
     def put(self, key: str, text: str, timeout_s: float) -> Put:
         """What the service has said of it within `timeout_s`; called again, it waits on.
@@ -85,7 +85,7 @@ class Service:
         if reading is None:
             text = self.look(key, min(timeout_s, _SLICE_S))
             if text is None:
-                self._readings[key] = _Reading(key)
+                self._readings[key] = _Get(key)
                 while len(self._readings) > _MAX_READINGS:  # the oldest, which nobody waits for any more
                     self._readings.pop(next(iter(self._readings)), None)
             return text
@@ -157,7 +157,7 @@ class _Sender:
 _sender = _Sender()
 
 
-class _Reading:
+class _Get:
     """One read under way, for as long as somebody waits for it."""
 
     def __init__(self, key: str) -> None:

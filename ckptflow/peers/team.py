@@ -24,7 +24,7 @@ _Value = TypeVar("_Value")
 _Kept = TypeVar("_Kept")
 
 
-class Cluster(Protocol):
+class Team(Protocol):
     """Who this worker is among how many, and how it reaches the others."""
 
     @property
@@ -148,7 +148,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     failure: Failure | None = None
 
 
-def agree(cluster: Cluster, call: Called | Call, do: Callable[[], _Value]) -> list[_Value]:
+def agree(cluster: Team, call: Called | Call, do: Callable[[], _Value]) -> list[_Value]:
     """Every worker's result of `do`, in the order of workers; or every worker raises.
 
     `do` returns one type on all workers, which msgspec can write as JSON. A worker on which it raises raises that
@@ -165,9 +165,7 @@ def agree(cluster: Cluster, call: Called | Call, do: Callable[[], _Value]) -> li
     return agree_on(cluster, call, told)[1]
 
 
-def agree_on(
-    cluster: Cluster, call: Called | Call, do: Callable[[], tuple[_Kept, _Value]]
-) -> tuple[_Kept, list[_Value]]:
+def agree_on(cluster: Team, call: Called | Call, do: Callable[[], tuple[_Kept, _Value]]) -> tuple[_Kept, list[_Value]]:
     """The same, where `do` has two results: one that this worker keeps to itself, and one for all."""
     if cluster.world_size == 1:
         kept, value = do()
@@ -184,7 +182,7 @@ def agree_on(
     return results[0], [_decode(message, kind, worker) for worker, message in enumerate(messages)]
 
 
-def chief_says(cluster: Cluster, call: Called | Call, decide: Callable[[], _Value], kind: type[_Value]) -> _Value:
+def chief_says(cluster: Team, call: Called | Call, decide: Callable[[], _Value], kind: type[_Value]) -> _Value:
     """What `decide` returns on the chief, on every worker; or the chief's error, of its own class.
 
     `kind` is the type that it returns. Only the chief runs it.
@@ -206,7 +204,7 @@ def chief_says(cluster: Cluster, call: Called | Call, decide: Callable[[], _Valu
 
 
 @contextmanager
-def _parting(cluster: Cluster) -> Iterator[None]:
+def _parting(cluster: Team) -> Iterator[None]:
     """What is raised in it is raised on all workers, and may end their processes: all are to learn of it first."""
     try:
         yield
@@ -215,7 +213,7 @@ def _parting(cluster: Cluster) -> Iterator[None]:
         raise
 
 
-def _attempt(cluster: Cluster, where: str, do: Callable[[], _Value]) -> tuple[_Value | None, BaseException | None]:
+def _attempt(cluster: Team, where: str, do: Callable[[], _Value]) -> tuple[_Value | None, BaseException | None]:
     """What `do` returned, or raised; but what leaves the program leaves it now."""
     try:
         with cluster.working(where):
@@ -227,7 +225,7 @@ def _attempt(cluster: Cluster, where: str, do: Callable[[], _Value]) -> tuple[_V
         return None, error
 
 
-def _share(cluster: Cluster, where: str, value: object, error: BaseException | None) -> list[Message]:
+def _share(cluster: Team, where: str, value: object, error: BaseException | None) -> list[Message]:
     """Every worker's message. Raises `PeerError`, but for an own error after which a restart would not help."""
     try:
         mine = _write(cluster.worker, where, value, error)

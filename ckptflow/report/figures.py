@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 
 from ckptflow.format.words import size_text
-from ckptflow.report.lives import Incarnation
+from ckptflow.report.lives import RunAttempt
 from ckptflow.report.run import Run, SavedCheckpoint
 from ckptflow.report.skeleton import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, plain
 from ckptflow.report.words import number_text, seconds_text, time_text
@@ -148,7 +148,7 @@ def _over_time(
     return figure
 
 
-def _starts(lives: Sequence[Incarnation]) -> dict[int, _Point]:
+def _starts(lives: Sequence[RunAttempt]) -> dict[int, _Point]:
     """When each incarnation began, where that is known, and at which step; where that is not, at that of the last save
     before it."""
     found: dict[int, _Point] = {}
@@ -167,7 +167,7 @@ def _starts(lives: Sequence[Incarnation]) -> dict[int, _Point]:
 
 def _add_links(
     figure: go.Figure,
-    lives: Sequence[Incarnation],
+    lives: Sequence[RunAttempt],
     starts: dict[int, _Point],
     made_at: dict[str, datetime | None],
 ) -> None:
@@ -186,7 +186,7 @@ def _add_links(
 
 def _add_lines(
     figure: go.Figure,
-    lives: Sequence[Incarnation],
+    lives: Sequence[RunAttempt],
     starts: dict[int, _Point],
     drawn: dict[int, list[SavedCheckpoint]],
 ) -> None:
@@ -222,7 +222,7 @@ def _add_checkpoints(figure: go.Figure, checkpoints: Sequence[SavedCheckpoint]) 
             )
 
 
-def _add_starts(figure: go.Figure, lives: Sequence[Incarnation], starts: dict[int, _Point]) -> None:
+def _add_starts(figure: go.Figure, lives: Sequence[RunAttempt], starts: dict[int, _Point]) -> None:
     shown = [life for life in lives if life.number in starts]
     named = [life for life in shown if len(shown) <= _MAX_NAMED or life.reason not in ("resume", None)][-_MAX_NAMED:]
     numbers = {life.number for life in named}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from ckptflow.commit.catalog import Counting, Summaries, Summary, read_claim, read_manifest
+from ckptflow.commit.finding import read_counting
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
 from ckptflow.format.manifest import Claim, Manifest
 from ckptflow.overview import Found, read_summaries
-from ckptflow.reading import read_counting
-from ckptflow.report.run import Run, describe
+from ckptflow.report.run import Run, describe_run
 from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
@@ -47,7 +47,7 @@ def read_run(
 
     claims = {number: claim for number, claim in at_once(_READERS, read, listing.claims) if claim is not None}
     newest = _read_newest(store, counting, found)
-    return describe(redact_url(store.url), listing, counting, found, claims, newest, policies, now)
+    return describe_run(redact_url(store.url), listing, counting, found, claims, newest, policies, now)
 
 
 def _read_newest(store: Store, counting: Counting, found: Found) -> Manifest | None:

@@ -17,7 +17,7 @@ _GIVING_UP = ("rollback", "damage", "outside")  # what starts at something older
 
 
 @dataclass(frozen=True, slots=True)
-class Incarnation:
+class RunAttempt:
     """One life of the job. What is None is not in storage, or not any more.
 
     `reason`, why it started where it did, and `restored` are by its manifests; without any `reason` is by its claim.
@@ -49,7 +49,7 @@ class Incarnation:
     next: int | None
 
 
-def list_incarnations(listing: Listing, found: Found, claims: Mapping[int, Claim]) -> Iterator[Incarnation]:
+def list_incarnations(listing: Listing, found: Found, claims: Mapping[int, Claim]) -> Iterator[RunAttempt]:
     """Every incarnation that has a claim or a folder, oldest first."""
     numbers = sorted({*listing.claims, *(folder.incarnation for folder in listing.folders)})
     folders: dict[int, list[Folder]] = {number: [] for number in numbers}
@@ -79,14 +79,14 @@ def _known(folders: Mapping[int, list[Folder]], found: Found) -> dict[int, set[F
     return known
 
 
-def _life(number: int, folders: list[Folder], listing: Listing, found: Found, claim: Claim | None) -> Incarnation:
+def _life(number: int, folders: list[Folder], listing: Listing, found: Found, claim: Claim | None) -> RunAttempt:
     committed = [folder for folder in folders if folder in found]
     partial = [folder for folder in folders if folder not in found]
     summaries = [summary for folder in committed if isinstance(summary := found[folder], Summary)]
     saved_at = [summary.checkpoint.created_at for summary in summaries]
     restored = summaries[0].restored if summaries else None
     reason = summaries[0].reason if summaries else claim.reason if claim else None
-    return Incarnation(
+    return RunAttempt(
         number=number,
         reason=reason,  # type: ignore[arg-type]  # a Summary has it as text; its manifest was checked
         claimed_at=_parse_time(claim.created_at) if claim else None,
@@ -109,7 +109,7 @@ def _life(number: int, folders: list[Folder], listing: Listing, found: Found, cl
     )
 
 
-def _after(life: Incarnation, previous: int, last_step: int) -> Incarnation:
+def _after(life: RunAttempt, previous: int, last_step: int) -> RunAttempt:
     """With what is known of the life before it, and how far back from there it began."""
     given_up: int | None = None
     if life.reason == "fresh":

@@ -40,7 +40,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Duration:
     """One duration over all saves of which it is known."""
 
     what: str
@@ -148,7 +148,7 @@ def _save_plots(run: Run, figures: Figures) -> list[Plot]:
     return found
 
 
-def _measured(run: Run) -> list[Measured]:
+def _measured(run: Run) -> list[Duration]:
     found = []
     for what, values in (
         ("from the call of save to the commit", [each.save_s for each in run.checkpoints]),
@@ -157,5 +157,5 @@ def _measured(run: Run) -> list[Measured]:
     ):
         known = [value for value in values if value is not None]
         median, longest = words.spread_text(known) if known else ("not recorded", "not recorded")
-        found.append(Measured(what, len(known), median, longest))
+        found.append(Duration(what, len(known), median, longest))
     return found

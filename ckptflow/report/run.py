@@ -16,7 +16,7 @@ from ckptflow.commit.prune import Decision, plan_prune, refuse_by_hand
 from ckptflow.commit.retention import Policy
 from ckptflow.format.manifest import Claim, Manifest
 from ckptflow.overview import Found, Overview, Row, committed_row, partial_row
-from ckptflow.report.lives import Incarnation, list_incarnations
+from ckptflow.report.lives import RunAttempt, list_incarnations
 
 TENSORS_SHOWN = 50
 UNDECIDED = "counts; which policies the job has is not in storage"
@@ -99,7 +99,7 @@ class Run:
     size_bytes: int
     policies: tuple[str, ...]
     prune_refused: str | None
-    incarnations: tuple[Incarnation, ...]
+    incarnations: tuple[RunAttempt, ...]
     checkpoints: tuple[SavedCheckpoint, ...]
     partial: tuple[PartialFolder, ...]
     tensors: Tensors | None
@@ -136,7 +136,7 @@ def name_of(url: str) -> str:
     return url.removesuffix("?***").rstrip("/").rpartition("/")[2] or url  # so ends what was redacted
 
 
-def describe(
+def describe_run(
     url: str,
     listing: Listing,
     counting: Counting,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ckptflow.format.words import size_text
-from ckptflow.report.lives import Incarnation
+from ckptflow.report.lives import RunAttempt
 
 _METRICS_SHOWN = 6
 _NAME_CHARACTERS = 60
@@ -55,7 +55,7 @@ def spread_text(values: Sequence[float]) -> tuple[str, str]:
     return seconds_text(statistics.median(values)), seconds_text(max(values))
 
 
-def why_text(life: Incarnation) -> str:
+def why_text(life: RunAttempt) -> str:
     """Why an incarnation started where it did, and what it left behind by that."""
     where = f"step {life.restored_step:,}" if life.restored_step is not None else "a step that is not known"
     if life.reason is None:
@@ -83,7 +83,7 @@ def why_text(life: Incarnation) -> str:
     return said
 
 
-def saves_text(life: Incarnation) -> str:
+def saves_text(life: RunAttempt) -> str:
     """What is there of an incarnation's saves."""
     said = []
     if life.checkpoints == 1:
@@ -99,7 +99,7 @@ def saves_text(life: Incarnation) -> str:
     return " ".join(said)
 
 
-def end_text(life: Incarnation, following: Incarnation | None) -> str:
+def end_text(life: RunAttempt, following: RunAttempt | None) -> str:
     """How an incarnation ended: storage knows of the next one's claim, and of nothing else."""
     if life.next is None:
         return "The newest. Whether it still runs is not in storage."

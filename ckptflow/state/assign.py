@@ -9,14 +9,13 @@ from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import Manifest, TensorRecord
+from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
 from ckptflow.state.leaves import Leaf, PartLeaf
 from ckptflow.state.restore import Pair, Restore, is_optional, misfit_error
 from ckptflow.state.tf_keras import NadamCounter
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
 from ckptflow.state.walker import path_of_slot
-
-Rename = Mapping[str, str] | Callable[[str], str]
 
 
 def match(

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
+from ckptflow.format.dtypes import Array
 from ckptflow.printable import printable
-from ckptflow.state.bundle import Array, Bundle, said, says
+from ckptflow.state.bundle import Bundle, said, says
 from ckptflow.state.iterators import IteratorBundle
 from ckptflow.state.kinds import CONTAINERS, Kind, kind_of, overrides
 from ckptflow.state.private import kerases

@@ -19,19 +19,14 @@ from ckptflow.format.components import aggregate
 from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import strategies
-from ckptflow.state.blocks import PartsLeaf
-from ckptflow.state.collector import no_collection
 from ckptflow.state.configs import described
 from ckptflow.state.graph import describe_graph
-from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf, check_shape, host_array, is_remote, to_bytes
-from ckptflow.state.private.tensorflow import num_elements, read_variables
+from ckptflow.state.leaves import VariableLeaf, check_shape, host_array, to_bytes
 from ckptflow.state.tree import Tree
-
-_BATCH = 128  # variables read by one operation
 
 
 class Snapshot:
-    """The state at one step; implements `format.spec.Source`. Reading it never starts a collective.
+    """The state at one step; implements `format.spec.TensorSource`. Reading it never starts a collective.
 
     `python_state` is the plain Python state by entry, ready for JSON; `models` describes the models and optimizers;
     `per_worker` names the entries that are this worker's own, `own_names` are theirs in a checkpoint.
@@ -61,20 +56,14 @@ class Snapshot:
 
         Made when it is first asked for, and again only after a failure: training may have changed an object meanwhile.
         """
-        graph: ObjectGraph | None = self._tree.cache.get("object_graph")
-        if graph is None:
-            graph = self._tree.cache["object_graph"] = describe_graph(self._tree.state, self._tree)
-        return graph
+        if self._tree.object_graph is None:
+            self._tree.object_graph = describe_graph(self._tree.state, self._tree)
+        return self._tree.object_graph
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """What is held, sorted by name."""
         return self._tree.specs
-
-    @property
-    def cache(self) -> dict[str, Any]:
-        """For what is prepared once for all snapshots of the same objects."""
-        return self._tree.cache
 
     def shape(self, index: int) -> tuple[int, ...]:
         """The captured shape of what is held (the spec's, but for a dynamic tensor)."""
@@ -96,7 +85,7 @@ class Snapshot:
             array = host_array(held)
         return to_bytes(array, leaf.dtype)
 
-    def is_remote(self, index: int) -> bool:
+    def is_fetched(self, index: int) -> bool:
         """Whether it is in another process's memory."""
         return index in self._remote
 
@@ -133,7 +122,7 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
     if not strategies.is_between_steps():
         raise UsageError("the state is captured between two steps: not inside a tf.function, nor inside strategy.run")
     try:
-        plan = _plan(tree)
+        plan = tree.read_plan
         held = plan.read()
     except tf.errors.UnavailableError as error:
         raise strategies.server_is_gone(error, "the state cannot be read, and nothing was saved now") from error
@@ -147,106 +136,11 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
 
 def prepare(tree: Tree) -> None:
     """Works out how to read these objects, and what to say of them, so that a save does not: 0.1 s for 200 layers."""
-    _plan(tree)
+    _ = tree.read_plan
     described(tree)
-
-
-def _plan(tree: Tree) -> _Plan:
-    """How to read these objects, worked out once: 4 µs for each variable. Reads nothing."""
-    plan: _Plan | None = tree.cache.get("capture")
-    if plan is None:
-        plan = tree.cache["capture"] = _Plan(tree)
-    return plan
 
 
 def read_metrics(tree: Tree) -> dict[str, Any]:
     """What `capture` would hold of metrics' variables, by name, and of nothing else."""
-    plan = tree.cache.get("metrics")
-    if plan is None:
-        plan = tree.cache["metrics"] = _Plan(tree, only_metrics=True)
-    return {spec.name: held for spec, held in zip(tree.specs, plan.read(), strict=True) if spec.metric}
-
-
-class _Plan:
-    """What is prepared once per tree, so that a save does one cheap operation for many variables."""
-
-    def __init__(self, tree: Tree, *, only_metrics: bool = False) -> None:
-        self._count = len(tree.holders)
-        self._others: list[tuple[int, Leaf]] = []  # those of several reads, by the place of their first spec
-        self._bundles: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
-        self.remote: frozenset[int] = frozenset()  # known after the first read
-        self._is_checked = False
-        simple: dict[tuple[str, str], list[tuple[int, VariableLeaf]]] = {}
-        previous: Leaf | None = None
-        for index, leaf in enumerate(tree.holders):
-            if only_metrics and not leaf.metric:
-                continue
-            if isinstance(leaf, PartLeaf):
-                self._bundles.setdefault(id(leaf.bundle), (leaf.bundle, []))[1].append((index, leaf.part))
-            elif isinstance(leaf, VariableLeaf) and leaf.is_simple:
-                simple.setdefault((leaf.handle.device, leaf.dtype), []).append((index, leaf))
-            elif leaf is not previous:
-                self._others.append((index, leaf))
-            previous = leaf
-        self._batches = [
-            _Batch(leaves[begin : begin + _BATCH])
-            for leaves in simple.values()
-            for begin in range(0, len(leaves), _BATCH)
-        ]
-
-    def read(self) -> list[Any]:
-        held: list[Any] = [None] * self._count
-        with no_collection():
-            for batch in self._batches:
-                batch.read(held)
-        for first, leaf in self._others:
-            values_held = leaf.read()
-            held[first : first + len(values_held)] = values_held
-        for bundle, parts in self._bundles.values():
-            values_of_parts = bundle.read()
-            for index, part in parts:
-                held[index] = values_of_parts[part]
-        if not self._is_checked:
-            self._check(held)
-            self.remote = frozenset(index for index, value in enumerate(held) if value is not None and is_remote(value))
-            self._is_checked = True  # a variable that has a value never loses it, and stays where it is
-        return held
-
-    def _check(self, held: list[Any]) -> None:
-        """Raises `UsageError` for variables without a value: reading one raises nothing and gives an empty tensor."""
-        suspects = [leaf for batch in self._batches for leaf in batch.empty(held)]
-        suspects += [leaf for _, leaf in self._others]
-        without = [
-            leaf.name
-            for leaf in suspects
-            if isinstance(leaf, (VariableLeaf, PartsLeaf))
-            and not all(tf.raw_ops.VarIsInitializedOp(resource=part.handle) for part in leaf.parts)
-        ]
-        if without:
-            raise UsageError(
-                f"these variables have no value yet, initialize them before saving: {', '.join(sorted(without))}"
-            )
-
-
-class _Batch:
-    """Variables of one dtype on one device that are read by one operation.
-
-    `ReadVariableOp` costs 9 µs each, most of it on the way to the kernel; `_ReadVariablesOp`, TensorFlow's own for
-    several at once, 2.5 µs for each of 128, and as long as that at its first call, which takes longer the more there
-    are. Both share a variable's buffer, and copy where the variable is copied on every read.
-    """
-
-    def __init__(self, leaves: list[tuple[int, VariableLeaf]]) -> None:
-        self._leaves = leaves
-        self._handles = [leaf.handle for _, leaf in leaves]
-        dtypes = [leaf.tf_dtype.as_datatype_enum for _, leaf in leaves]
-        self._attributes = ("N", len(leaves), "dtypes", dtypes)
-
-    def read(self, held: list[Any]) -> None:
-        found = read_variables(self._handles, self._attributes)
-        for (index, _), value in zip(self._leaves, found, strict=True):
-            held[index] = value
-
-    def empty(self, held: list[Any]) -> list[Leaf]:
-        """Those of which an empty tensor was read."""
-        return [leaf for index, leaf in self._leaves if not num_elements(held[index])]
+    held = tree.metrics_plan.read()
+    return {spec.name: value for spec, value in zip(tree.specs, held, strict=True) if spec.metric}

@@ -31,10 +31,9 @@ MAX_CONFIGS_BYTES = 16 << 20  # of all together
 def described(tree: Tree) -> dict[str, Any]:
     """What `describe` says, of now: described again only where something in it was changed."""
     settings = settings_of(tree)
-    if tree.cache.get("settings") != settings:
-        tree.cache["models"], tree.cache["settings"] = describe(tree), settings
-    found: dict[str, Any] = tree.cache["models"]
-    return found
+    if tree.configs is None or tree.configs[0] != settings:
+        tree.configs = settings, describe(tree)
+    return tree.configs[1]
 
 
 def describe(tree: Tree) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import tensorflow as tf
@@ -36,20 +36,13 @@ from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.private.keras import TRAINED
 from ckptflow.state.private.tensorflow import saveable_compat
 from ckptflow.state.private.tf_keras import SLOTS, inner_optimizer
-from ckptflow.state.tree import RESERVED_PREFIX, Tree
+from ckptflow.state.tree import RESERVED_PREFIX, NumberedGraph, Tree
 
 logger = logging.getLogger("ckptflow")
 
 MAX_CHARACTERS = 32 * 2**20  # of names in a graph: a manifest must hold it beside everything else
 
 Values = dict[str, dict[str, Value]]
-
-
-class Described(NamedTuple):
-    """A graph, and the node of each object in it by its identity."""
-
-    graph: ObjectGraph
-    numbers: dict[int, int]
 
 
 def describe_graph(objects: Mapping[str, Any], tree: Tree) -> ObjectGraph | None:
@@ -59,7 +52,7 @@ def describe_graph(objects: Mapping[str, Any], tree: Tree) -> ObjectGraph | None
     and starts no collective. Never raises: None, and a line in the log, where the graph cannot be had.
     """
     try:
-        graph = describe(objects, tree).graph
+        graph = numbered(objects, tree).graph
     except Exception as error:  # whatever a user's object does when it is asked for its children
         logger.warning(
             "the state's object graph cannot be had (%s: %s); checkpoints are saved without, and an export as "
@@ -74,7 +67,7 @@ def describe_graph(objects: Mapping[str, Any], tree: Tree) -> ObjectGraph | None
     return graph
 
 
-def describe(objects: Mapping[str, Any], tree: Tree) -> Described:
+def numbered(objects: Mapping[str, Any], tree: Tree) -> NumberedGraph:
     """Like `describe_graph`, with the node of each object; raises whatever an object raises."""
     walk = _Walk(tree)
     entries = {}
@@ -95,15 +88,14 @@ def describe(objects: Mapping[str, Any], tree: Tree) -> Described:
     return walk.run(entries, models[0] if len(models) == 1 else None)
 
 
-def described(tree: Tree) -> Described:
+def numbered_graph(tree: Tree) -> NumberedGraph:
     """The tree's own state, described once for as long as it holds. Each optimizer has a list of what it trains."""
-    found: Described | None = tree.cache.get("described")
-    if found is None:
-        found = tree.cache["described"] = _with_trained(describe(tree.state, tree), tree)
-    return found
+    if tree.numbered_graph is None:
+        tree.numbered_graph = _with_trained(numbered(tree.state, tree), tree)
+    return tree.numbered_graph
 
 
-def _with_trained(found: Described, tree: Tree) -> Described:
+def _with_trained(found: NumberedGraph, tree: Tree) -> NumberedGraph:
     """Optimizers of tf_keras keep no list of the variables that their lists of slots are for."""
     by_name = {node: number for number, node in enumerate(found.graph.nodes) if isinstance(node, str)}
     lists = {}
@@ -111,7 +103,7 @@ def _with_trained(found: Described, tree: Tree) -> Described:
         number = found.numbers.get(id(inner_optimizer(optimizer.optimizer)), 0)
         if number and all(name in by_name for name in optimizer.built_for):
             lists[number] = tuple(by_name[name] for name in optimizer.built_for)
-    return Described(with_trained(found.graph, lists), found.numbers)
+    return NumberedGraph(with_trained(found.graph, lists), found.numbers)
 
 
 class _Walk:
@@ -136,7 +128,7 @@ class _Walk:
         self._values: list[str | Values | None] = [None]
         self._slots: dict[int, list[tuple[str, int, int]]] = {}
 
-    def run(self, entries: Mapping[str, Any], model: Any) -> Described:
+    def run(self, entries: Mapping[str, Any], model: Any) -> NumberedGraph:
         """The graph of what hangs on the entries."""
         self._children[0] = {name: self._number(obj) for name, obj in entries.items()}
         number = 0
@@ -146,7 +138,7 @@ class _Walk:
         places = self._places()
         nodes = tuple(self._node(number, places) for number in places)
         graph = ObjectGraph(nodes=nodes, model=places.get(self._numbers.get(id(model), -1)))
-        return Described(graph, {key: places[number] for key, number in self._numbers.items() if number in places})
+        return NumberedGraph(graph, {key: places[number] for key, number in self._numbers.items() if number in places})
 
     def _number(self, obj: Any) -> int:
         number = self._numbers.get(id(obj))
@@ -265,7 +257,7 @@ def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
     theirs = manifest.object_graph
     if theirs is None or not theirs.gives_names:
         return manifest
-    pairs = pair(theirs, described(tree).graph)
+    pairs = pair(theirs, numbered_graph(tree).graph)
     names = pairs.names
     taken = set(names.values())
     tensors = []
@@ -284,11 +276,11 @@ def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
 
 def models_by_graph(tree: Tree, theirs: ObjectGraph) -> dict[str, Any]:
     """What a manifest of the tree would say of its models and optimizers, as far as a checkpoint's graph tells it."""
-    return _models(tree, theirs, pair(theirs, described(tree).graph))
+    return _models(tree, theirs, pair(theirs, numbered_graph(tree).graph))
 
 
 def _models(tree: Tree, theirs: ObjectGraph, pairs: Pairs) -> dict[str, Any]:
-    ours, bound = described(tree), pairs.theirs()
+    ours, bound = numbered_graph(tree), pairs.theirs()
     models: dict[str, Any] = {path: {"kind": "model"} for path in tree.models}
     for path, node in tree.optimizers.items():
         our = ours.numbers.get(id(node.optimizer), -1)

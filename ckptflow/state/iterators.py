@@ -9,7 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
-from ckptflow.state.bundle import Array, Bundle, says
+from ckptflow.format.dtypes import Array
+from ckptflow.state.bundle import Bundle, says
 from ckptflow.state.private.tensorflow import from_tensors, to_tensors
 
 _ANOTHER = "the position in the checkpoint is one in another pipeline"

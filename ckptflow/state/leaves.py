@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.components import Components
+from ckptflow.format.dtypes import Array
 from ckptflow.format.record import MAX_NUMBER, MAX_RANK
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.state import strategies
@@ -22,7 +22,6 @@ from ckptflow.state.bundle import Bundle
 from ckptflow.state.kinds import is_distributed, is_on_read, is_resource_variable, local_copies
 from ckptflow.state.private.tensorflow import rank
 
-Array = npt.NDArray[Any]
 StaticShape: TypeAlias = tuple[int | None, ...] | None
 
 _MAX_EMPTY_DIMENSION = 2**31 - 1

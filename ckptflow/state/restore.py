@@ -14,12 +14,13 @@ from ckptflow.errors import StateMismatchError
 from ckptflow.format import dtypes
 from ckptflow.format.boxes import Box, volume
 from ckptflow.format.components import aggregate
+from ckptflow.format.dtypes import Array
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.printable import lines as text_lines
 from ckptflow.state.bundle import Bundle, NotPutBackError, said
 from ckptflow.state.kinds import is_normalization
-from ckptflow.state.leaves import Array, Landing, Leaf, PartLeaf, as_tensor, from_bytes
+from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 
@@ -58,7 +59,7 @@ def is_optional(name: str) -> bool:
 
 
 @dataclass
-class _Held:
+class _BundleParts:
     """The parts of a bundle that have been read, and the leaves that they are for."""
 
     bundle: Bundle
@@ -116,7 +117,7 @@ class Restore:
         self._is_partial = partial
         self._is_rehearsed = False
         self._landings: dict[Wanted, Landing | Bytes1D] = {}
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, _BundleParts] = {}
         self._blocks: dict[int, dict[Box | None, Any]] = {}  # of what is assigned only when all of it is there
         self._last: list[tuple[Leaf, Mapping[Box | None, Any]]] = []
         # The largest first: the memory that their old values free serves the smaller ones.
@@ -170,7 +171,7 @@ class Restore:
         if record.components:
             array = aggregate(list(array), record.components)
         if isinstance(leaf, PartLeaf):
-            held = self._held.setdefault(id(leaf.bundle), _Held(leaf.bundle))
+            held = self._held.setdefault(id(leaf.bundle), _BundleParts(leaf.bundle))
             held.leaves.append(leaf)
             held.parts[leaf.part] = array
             return
@@ -245,7 +246,7 @@ class Restore:
         self.missing = tuple(sorted({*self.missing, *names}))
         self.unexpected = tuple(sorted({*self.unexpected, *names}))
 
-    def _write(self, held: _Held) -> None:
+    def _write(self, held: _BundleParts) -> None:
         bundle, names = held.bundle, {leaf.name for leaf in held.leaves}
         self._give(held.name, names, held.parts, bundle.held, bundle.write)
 

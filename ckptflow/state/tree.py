@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import MAX_MANIFEST_BYTES
+from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import TensorSpec
 from ckptflow.state.children import checkpoint_children, clean, root_label
 from ckptflow.state.collector import no_collection
@@ -18,11 +20,19 @@ from ckptflow.state.kinds import Kind, is_checkpoint, kind_of
 from ckptflow.state.leaves import Leaf
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.private.keras import value_of
+from ckptflow.state.read_plan import ReadPlan
 from ckptflow.state.walker import OptimizerNode, Walker
 
 MAX_ENTRY_NAME_BYTES = 1024
 SAVE_COUNTER = "save_counter"  # of a tf.train.Checkpoint, which has one whether or not it is asked for
 RESERVED_PREFIX = "ckptflow."  # of names that are ours: not the user's to give, and passed over by a restore
+
+
+class NumberedGraph(NamedTuple):
+    """An object graph, and the node of each object in it by its identity."""
+
+    graph: ObjectGraph
+    numbers: dict[int, int]
 
 
 @dataclass
@@ -32,7 +42,7 @@ class Tree:
     `state` are the objects that were walked. `specs` are the leaves', in order, and `holders` the leaf of each.
     `python` is what has plain Python state, by name, `per_worker` the entries that are this worker's own, `models` and
     `optimizers` those of either Keras by their path, `layers` all Keras layers that were met, `variables` all variables
-    by name. `cache` is for whatever is prepared once per tree.
+    by name. What is None at first, and the plans, are made once for each tree, when they are first asked for.
     """
 
     state: Mapping[str, Any]
@@ -50,7 +60,20 @@ class Tree:
     _watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]]
     _values: list[tuple[Any, Any]]
     _kept_alive: list[Any]
-    cache: dict[str, Any] = field(default_factory=dict)
+    checksum: str | None = field(default=None, init=False)  # of what this worker holds
+    object_graph: ObjectGraph | None = field(default=None, init=False)  # as a manifest has it
+    numbered_graph: NumberedGraph | None = field(default=None, init=False)
+    # Of models and optimizers, beside the settings that they were taken at.
+    configs: tuple[tuple[Any, ...], dict[str, Any]] | None = field(default=None, init=False)
+
+    @cached_property
+    def read_plan(self) -> ReadPlan:
+        return ReadPlan(self.holders)
+
+    @cached_property
+    def metrics_plan(self) -> ReadPlan:
+        """Of metrics' variables alone."""
+        return ReadPlan(self.holders, only_metrics=True)
 
     @property
     def own_names(self) -> frozenset[str]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageUnavailableError
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.store import Store
 
 _log = logging.getLogger("ckptflow.storage")
 
 MAX_ANSWERS = 3
+_PROBED_BYTES = 2**20  # what is longer is first asked whether it is too long
+_LONGEST_STEP_BYTES = 16 * 2**20  # else the last one of a manifest of 96 MiB would take 256 MiB
 _Answer = TypeVar("_Answer")
 _Record = TypeVar("_Record")
 
@@ -56,6 +58,26 @@ def renew(store: Store, key: str) -> None:
     own = getattr(store, "renew", None)
     if own is not None:
         own(key)
+
+
+def read_small(store: Store, key: str, max_bytes: int) -> bytes:
+    """The whole object at `key`, read in steps so that memory follows the bytes that really come, up to `max_bytes`.
+
+    Raises `ObjectNotFoundError`, or ValueError where the object is longer than `max_bytes`.
+    """
+    parts: list[bytes] = []
+    total, step = 0, 64 * 1024
+    while total <= max_bytes:
+        buffer = bytearray(min(step, max_bytes + 1 - total))
+        count = store.get(key, memoryview(buffer), total)
+        parts.append(bytes(memoryview(buffer)[:count]))
+        total += count
+        if count < len(buffer):
+            return b"".join(parts)
+        if total > _PROBED_BYTES and store.get(key, memoryview(bytearray(1)), max_bytes):
+            break  # before all of it is read in vain
+        step = min(8 * step, _LONGEST_STEP_BYTES)
+    raise ValueError(f"{store.url}/{key} is longer than {max_bytes:,} bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from ckptflow.errors import (
     CkptflowError,
@@ -20,6 +21,7 @@ from ckptflow.errors import (
     StorageError,
     StorageFullError,
     StorageUnavailableError,
+    UsageError,
 )
 from ckptflow.storage.redaction import redact
 
@@ -115,6 +117,17 @@ def from_os_error(error: OSError, doing: str, where: str) -> StorageError:
     return mapped
 
 
+@contextmanager
+def os_errors(doing: str, where: str) -> Iterator[None]:
+    """A system call that fails in the block raises its `StorageError`. Our own errors stay as they are."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CkptflowError):
+            raise
+        raise from_os_error(error, doing, where) from error
+
+
 def from_client_error(error: BaseException, doing: str, where: str, secrets: Iterable[str] = ()) -> StorageError:
     """The `StorageError` for whatever an object storage client raised: its code decides, then its class.
 
@@ -140,6 +153,11 @@ def is_refused_condition(error: BaseException) -> bool:
     """Whether the server answered that it does not know a condition on a write (`If-None-Match`)."""
     is_named = {"NotImplemented", "501"} & set(_all_codes(error)) or _CONDITION.search(str(error))
     return bool(is_named) and is_refused_request(error)
+
+
+def is_past_end(error: BaseException) -> bool:
+    """Whether the server answered that an object ends before the range that was asked for."""
+    return not {"416", "InvalidRange"}.isdisjoint(_all_codes(error))
 
 
 def is_stall(error: BaseException) -> bool:
@@ -267,6 +285,4 @@ _STRANGE = re.compile(
 
 def closed_error(url: str) -> CkptflowError:
     """What a verb raises on a store that has been closed."""
-    from ckptflow.errors import UsageError
-
     return UsageError(f"{url}: this store is closed; open another one")

@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -142,6 +142,10 @@ class LocalStore:
         """What is read of `key` next is not what the page cache holds."""
         with contextlib.suppress(OSError), opened_folder(self._root, _above(key)) as folder:
             drop_cached(os.path.basename(key), folder)
+
+    def raw(self) -> RawDisk:
+        """Files alone, for measurements."""
+        return RawDisk(self)
 
     # ---- names
 
@@ -302,6 +306,36 @@ class LocalStore:
             elif len(view) >= DIRECT_MIN_BYTES:
                 os.posix_fadvise(descriptor, start, len(view), os.POSIX_FADV_SEQUENTIAL)
             return done + read_at(descriptor, view[done:], start + done)
+        finally:
+            os.close(descriptor)
+
+
+class RawDisk:
+    """Direct writes and fsync; through the page cache where the file system refuses direct ones."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        return f"{'direct' if self._store._has_direct else 'buffered'} writes + fsync"
+
+    def put(self, key: str, data: memoryview) -> None:
+        with self._opened(key, os.O_WRONLY | os.O_CREAT) as descriptor:
+            write_at(descriptor, data, 0)
+            os.fsync(descriptor)
+
+    def get(self, key: str, into: memoryview) -> None:
+        with self._opened(key, os.O_RDONLY) as descriptor:
+            if read_at(descriptor, into, 0) != len(into):
+                raise OSError(f"{key}: a short read")
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, flags: int) -> Iterator[int]:
+        with opened_folder(self._store.url, _above(key)) as folder:
+            descriptor = self._store._open(os.path.basename(key), folder, flags, direct=True)
+        try:
+            yield descriptor
         finally:
             os.close(descriptor)
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 # One request by botocore's name for it: `call("list_objects_v2", Bucket=…)` gives the parsed reply.
-Call = Callable[..., Any]
+Request = Callable[..., Any]
 _RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
 
 
@@ -50,7 +50,7 @@ def check_range(status: int, headers: Mapping[str, str], size_bytes: int, start:
 # ---- S3
 
 
-def list_s3(call: Call, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+def list_s3(call: Request, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
     """Names and sizes of every object whose name begins with `prefix`, a page for each request."""
     token: str | None = None
     while True:
@@ -85,7 +85,7 @@ def check_delete(reply: Mapping[str, Any]) -> None:
         raise StrangeReplyError("the reply is not one to a deletion")
 
 
-def delete_s3(call: Call, bucket: str, names: Sequence[str]) -> None:
+def delete_s3(call: Request, bucket: str, names: Sequence[str]) -> None:
     """Deletes up to a thousand objects; the reply must account for each."""
     objects = [{"Key": name} for name in names]
     reply = call("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": False})
@@ -101,7 +101,7 @@ def delete_s3(call: Call, bucket: str, names: Sequence[str]) -> None:
 # ---- Google Cloud Storage, by its JSON API
 
 
-def list_gcs(call: Call, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+def list_gcs(call: Request, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
     """Names and sizes of every object whose name begins with `prefix`; `call` is gcsfs's."""
     token: str | None = None
     while True:

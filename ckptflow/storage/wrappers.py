@@ -12,6 +12,7 @@ from typing import TypeVar
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
 from ckptflow.storage.again import renew
 from ckptflow.storage.faults import closed_error
+from ckptflow.storage.raw import RawClient, raw_client
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
 
 _Result = TypeVar("_Result")
@@ -61,6 +62,9 @@ class StoreWrapper:
 
     def renew(self, key: str) -> None:
         renew(self.store, key)
+
+    def raw(self) -> RawClient:
+        return raw_client(self.store)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from ckptflow.format.shard import (
     header_room_bytes,
     layout_shard,
 )
-from ckptflow.format.spec import Source, TensorSpec
+from ckptflow.format.spec import TensorSource, TensorSpec
 
 SMALL_BYTES = 2**20  # replicated tensors below this are never divided: workers' copies can differ
 BLOCK_SLICE_BYTES = 2**18  # of a block of a mesh, at least: finer ones cost more in the manifest than they save
@@ -87,7 +87,7 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _Placed:
     """A tensor as storage and this worker see it: `origin` is where this worker's copy lies in the storage shape."""
 
     index: int
@@ -140,19 +140,19 @@ class _Held:
         )
 
 
-_Piece = tuple[_Held, Box]
+_Piece = tuple[_Placed, Box]
 
 
 class _Sized(NamedTuple):
     """A piece on its way into a shard, and what it takes there: of many small tensors both are asked for often."""
 
-    held: _Held
+    held: _Placed
     box: Box
     size_bytes: int
     header_bytes: int
 
     @classmethod
-    def of(cls, held: _Held, box: Box) -> _Sized:
+    def of(cls, held: _Placed, box: Box) -> _Sized:
         return cls(held, box, held.size_bytes(box), header_room_bytes(held.entry(box)))
 
 
@@ -173,7 +173,7 @@ def plan_shards(
     if not 0 <= worker < world_size:
         raise ValueError(f"there is no worker {worker} among {world_size}")
     small: list[_Piece] = []
-    large: list[_Held] = []
+    large: list[_Placed] = []
     own: list[_Piece] = []
     for index, spec in enumerate(specs):
         _check_name(spec.name)
@@ -181,18 +181,18 @@ def plan_shards(
             continue
         if spec.components:
             shape = (world_size, *spec.shape)
-            held = _Held(index, spec.name, spec.dtype, shape, (1, *spec.shape), (worker, *(0 for _ in spec.shape)))
+            held = _Placed(index, spec.name, spec.dtype, shape, (1, *spec.shape), (worker, *(0 for _ in spec.shape)))
             if boxes.volume(spec.shape):
                 own.append((held, (held.origin, held.held_shape)))
             else:  # a tensor without elements has one slice: the chief's
                 small.append((replace(held, held_shape=shape, origin=(0,) * len(shape)), boxes.whole(shape)))
             continue
         if spec.box is not None:
-            held = _Held(index, spec.name, spec.dtype, spec.shape, spec.box[1], spec.box[0])
+            held = _Placed(index, spec.name, spec.dtype, spec.shape, spec.box[1], spec.box[0])
             cut = held.cut_for_other_meshes(spec.box) if world_size > 1 else [spec.box]  # one needs all of them again
             own += [(held, piece) for piece in cut]
             continue
-        held = _Held(index, spec.name, spec.dtype, spec.shape, spec.shape, (0,) * len(spec.shape))
+        held = _Placed(index, spec.name, spec.dtype, spec.shape, spec.shape, (0,) * len(spec.shape))
         if spec.own:
             own.append((held, boxes.whole(spec.shape)))
         elif world_size == 1 or spec.may_differ or held.size_bytes(boxes.whole(spec.shape)) < max(1, small_bytes):
@@ -221,7 +221,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def plan_dynamic(plan: WorkerPlan, source: Source, *, shard_bytes: int) -> WorkerPlan:
+def plan_dynamic(plan: WorkerPlan, source: TensorSource, *, shard_bytes: int) -> WorkerPlan:
     """A worker's plan for one save: `plan`, and further shards for dynamic tensors as they were captured.
 
     Every worker writes its own ones, the chief also the others. Returns `plan` itself where no tensor is dynamic. Reads
@@ -232,14 +232,14 @@ def plan_dynamic(plan: WorkerPlan, source: Source, *, shard_bytes: int) -> Worke
         if spec.dynamic and (spec.own or plan.worker == CHIEF):
             encoded = dtypes.is_encoded(spec.dtype)
             shape = (source.data(index).size,) if encoded else source.shape(index)
-            own.append((_Held(index, spec.name, spec.dtype, shape, shape, (0,) * len(shape)), boxes.whole(shape)))
+            own.append((_Placed(index, spec.name, spec.dtype, shape, shape, (0,) * len(shape)), boxes.whole(shape)))
     if not own:
         return plan
     shards = plan.shards + _pack(own, plan.worker, plan.world_size, shard_bytes, first_index=len(plan.shards))
     return replace(plan, shards=shards, part_counts=_count_parts(shards))
 
 
-def _share_out(large: Sequence[_Held], world_size: int, small_total: int, small_bytes: int) -> list[list[_Piece]]:
+def _share_out(large: Sequence[_Placed], world_size: int, small_total: int, small_bytes: int) -> list[list[_Piece]]:
     """Each worker's pieces of the large tensors: laid end to end, biggest first, and cut between the workers."""
     shares: list[list[_Piece]] = [[] for _ in range(world_size)]
     total = sum(held.size_bytes(boxes.whole(held.shape)) for held in large)
@@ -313,7 +313,7 @@ def _plan_shard(name: str, pieces: Sequence[_Piece]) -> PlannedShard:
     return PlannedShard(name, layout.header, layout.size_bytes, tuple(slices))
 
 
-def _plan_slice(held: _Held, box: Box, offset: int) -> PlannedSlice:
+def _plan_slice(held: _Placed, box: Box, offset: int) -> PlannedSlice:
     start = tuple(at - origin for at, origin in zip(box[0], held.origin, strict=True))
     size, item = held.size_bytes(box), held.item_size_bytes
     is_run = not size or boxes.is_contiguous(held.held_shape, box[1])

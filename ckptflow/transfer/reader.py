@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import crc32c
-import numpy as np
 import numpy.typing as npt
 
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
@@ -22,7 +21,7 @@ from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
-from ckptflow.transfer.buffers import Buffer, BufferPool, memory_for
+from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run, thread_count
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
 
@@ -80,8 +79,8 @@ def read_tensors(
     nothing opened. Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed checksum, a short
     or a missing shard, each only where it came so twice, and `StorageError` unchanged.
     """
-    landings = {each: _Landing(manifest, each) for each in wanted}
-    of_tensor: dict[int, list[_Landing]] = {}
+    landings = {each: _Arrival(manifest, each) for each in wanted}
+    of_tensor: dict[int, list[_Arrival]] = {}
     for landing in sorted(landings.values(), key=lambda landing: (-landing.size_bytes, landing.wanted.tensor)):
         of_tensor.setdefault(landing.wanted.tensor, []).append(landing)
     pieces = [
@@ -114,7 +113,7 @@ def read_tensors(
             finish(each)
 
 
-class _Landing:
+class _Arrival:
     """One wanted tensor or box on its way into the target's memory."""
 
     def __init__(self, manifest: Manifest, wanted: Wanted) -> None:
@@ -159,40 +158,6 @@ def check_box(tensor: TensorRecord, box: Box) -> None:
         at < 0 or extent < 0 or at + extent > length for at, extent, length in zip(*box, shape, strict=True)
     ):
         raise ValueError(f"the box {box} does not lie in {tensor.name!r} of shape {list(shape)}")
-
-
-def read_box(
-    store: Store,
-    folder: Folder,
-    manifest: Manifest,
-    index: int,
-    start: Sequence[int],
-    shape: Sequence[int],
-    pool: BufferPool,
-) -> npt.NDArray[Any]:
-    """One box of one tensor, as an array in the tensor's dtype (uint8 for encoded ones, whose boxes are of bytes).
-
-    Reads the slices that the box touches, each whole, because only whole slices can be verified. Raises ValueError for
-    a box outside the tensor, else as `read_tensors`.
-    """
-    tensor = manifest.tensors[index]
-    wanted = Wanted(index, (tuple(start), tuple(shape)))
-    size_bytes = boxes.volume(shape) * dtypes.item_size_bytes(tensor.dtype)
-    target = _BoxTarget(memory_for(f"tensor {tensor.name!r}", size_bytes))
-    read_tensors(store, folder, manifest, [wanted], target, pool)
-    dtype = np.dtype(np.uint8) if dtypes.is_encoded(tensor.dtype) else dtypes.numpy_dtype(tensor.dtype)
-    return target.memory.view(dtype).reshape(tuple(shape))
-
-
-class _BoxTarget:
-    def __init__(self, memory: Bytes1D) -> None:
-        self.memory = memory
-
-    def open(self, wanted: Wanted) -> Bytes1D:
-        return self.memory
-
-    def finish(self, wanted: Wanted) -> None:
-        pass
 
 
 def _scatter(into: npt.NDArray[Any], box: Box, part: Part, data: Bytes1D, item_size: int) -> None:

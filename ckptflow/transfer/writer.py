@@ -13,7 +13,7 @@ from ckptflow.format import boxes, dtypes
 from ckptflow.format.layout import Folder, with_tag
 from ckptflow.format.manifest import ReceiptSlice, ShardRecord
 from ckptflow.format.shard import crc32c_combine
-from ckptflow.format.spec import Bytes1D, Source
+from ckptflow.format.spec import Bytes1D, TensorSource
 from ckptflow.spans import span
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
@@ -36,7 +36,7 @@ def write_shards(
     store: Store,
     folder: Folder,
     plan: WorkerPlan,
-    source: Source,
+    source: TensorSource,
     pool: BufferPool,
     *,
     tag: str | None = None,
@@ -80,7 +80,7 @@ def write_shards(
     )
 
 
-def replica_digests(source: Source, indices: Iterable[int]) -> dict[str, int]:
+def replica_digests(source: TensorSource, indices: Iterable[int]) -> dict[str, int]:
     """The crc32c of each of these tensors as this worker holds it, by name. Releases nothing."""
     return {source.specs[index].name: crc32c.crc32c(source.data(index).data) for index in indices}
 
@@ -88,7 +88,7 @@ def replica_digests(source: Source, indices: Iterable[int]) -> dict[str, int]:
 class _Packer:
     """Fills buffers with shards. Thread-safe; for one save."""
 
-    def __init__(self, source: Source, plan: WorkerPlan) -> None:
+    def __init__(self, source: TensorSource, plan: WorkerPlan) -> None:
         self._source = source
         self._parts_left = dict(plan.part_counts)
         self._lock = threading.Lock()
@@ -101,8 +101,8 @@ class _Packer:
         two would pack together and then write together, with the disk idle in between. Of small slices they would also
         take three times the CPU, passing the interpreter's lock to and fro.
         """
-        is_remote = any(self._source.is_remote(piece.tensor) for piece in shard.slices[:1])
-        with contextlib.nullcontext() if is_remote else self._packing:
+        is_fetched = any(self._source.is_fetched(piece.tensor) for piece in shard.slices[:1])
+        with contextlib.nullcontext() if is_fetched else self._packing:
             return self._pack(shard, buffer)
 
     def _pack(self, shard: PlannedShard, buffer: Buffer) -> tuple[list[int], int]:
@@ -133,9 +133,9 @@ class _Packer:
         self._source.release(tensor)
 
 
-def _take(source: Source, piece: PlannedSlice, into: Bytes1D) -> int:
+def _take(source: TensorSource, piece: PlannedSlice, into: Bytes1D) -> int:
     """Copies a slice out of what is held; returns its crc32c."""
-    if source.is_remote(piece.tensor):
+    if source.is_fetched(piece.tensor):
         return _fetch_and_checksum(into, source, piece)
     data = source.data(piece.tensor)
     if piece.region is None:
@@ -156,7 +156,7 @@ def _copy_and_checksum(into: Bytes1D, data: Bytes1D) -> int:
     return value
 
 
-def _fetch_and_checksum(into: Bytes1D, source: Source, piece: PlannedSlice) -> int:
+def _fetch_and_checksum(into: Bytes1D, source: TensorSource, piece: PlannedSlice) -> int:
     """Bit by bit, so that no more than that is ever here beside the buffer."""
     value, item = 0, piece.item_size_bytes
     step = max(1, FETCH_BYTES // item)

@@ -24,7 +24,8 @@ from rich.markup import escape
 import ckptflow
 from ckptflow.commit.catalog import list_root
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_receipt_name
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from examples.demo.workers import Job, running
 
 WORLD_SIZE, STEPS, SAVE_EVERY = 2, 120, 10

@@ -31,7 +31,7 @@ from ckptflow.cli.app import app
 from ckptflow.cli.exits import report
 from ckptflow.commit.catalog import Summaries, list_root
 from ckptflow.commit.resume import Resume
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.roots import Alone, make_root
 
 COMMAND = typer.main.get_command(app)  # as `ckptflow.cli.main` runs it, made once

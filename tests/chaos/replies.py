@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from ckptflow import CheckpointManager, KeepLast
 from ckptflow.commit.catalog import Summaries, read_manifest
+from ckptflow.commit.finding import find_folder, list_counting
 from ckptflow.errors import CkptflowError
-from ckptflow.reading import OpenCheckpoint, find_folder, list_counting
+from ckptflow.reading import OpenCheckpoint
 from ckptflow.testing import MemoryStore
 from tests import servers
 from tests.servers import Server

@@ -21,13 +21,13 @@ from typing import Any
 
 import ckptflow
 from ckptflow.commit.catalog import Summaries, list_root
+from ckptflow.commit.finding import list_counting
 from ckptflow.format.layout import MANIFEST_NAME
-from ckptflow.reading import list_counting
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.chaos.worker import Moment, Task, work
 from tests.ports import free_ports
 
-PRELOAD = ["tests.chaos.worker", "tests.chaos.patient", "ckptflow.storage.remote", "ckptflow.storage.fast", "s3fs"]
+PRELOAD = ["tests.chaos.worker", "tests.chaos.patient", "ckptflow.storage.by_obstore", "s3fs"]
 START_S = 120.0  # to the first word of a life; generous, since a shared machine may be busy
 SURVIVORS_S = (0.0, 0.0, 0.05, 0.5)  # how long survivors get before they are killed as well
 

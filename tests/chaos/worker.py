@@ -23,7 +23,8 @@ import tensorflow as tf
 import ckptflow
 import ckptflow.job.session
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
 
 LENGTH = 30_000  # floats of each variable: several shards for each worker

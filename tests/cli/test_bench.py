@@ -24,7 +24,7 @@ from ckptflow.bench.grid import MIB
 from ckptflow.bench.measure import measure
 from ckptflow.bench.rounds import save_rate
 from ckptflow.errors import StorageError
-from ckptflow.storage.raw import _Disk as RawDisk
+from ckptflow.storage.local import RawDisk
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import LatencyStore
 from tests.cli.runner import Runner, run_alone

@@ -14,7 +14,7 @@ from ckptflow.cli.exits import EXITS, exit_code
 from ckptflow.cli.options import storage_options
 from ckptflow.cli.render import age_text, size_text
 from ckptflow.errors import CkptflowError
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests import servers
 from tests.cli.runner import Runner, run_alone
 from tests.roots import make_root

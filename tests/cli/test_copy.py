@@ -13,7 +13,7 @@ from ckptflow.commit.copying import copy_checkpoint
 from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, StorageError
 from ckptflow.format.layout import Folder
 from ckptflow.reading import list_checkpoints, open_checkpoint
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, FaultyStore, StoreWrapper
 from tests.cli.runner import Runner, run_alone
 from tests.roots import Life, make_root

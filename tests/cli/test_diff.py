@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptflow.cli import diff as verb
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.cli.runner import Runner
 from tests.roots import Life
 

@@ -10,7 +10,7 @@ import pytest
 
 from ckptflow.bench.folder import FOLDER_PREFIX
 from ckptflow.cli import doctor
-from ckptflow.storage import store as stores
+from ckptflow.storage import opening
 from ckptflow.storage.local import LocalStore
 from ckptflow.storage.retry import Retries
 from ckptflow.testing import StoreContract
@@ -92,7 +92,7 @@ def test_a_broken_promise_is_told_in_words(runner: Runner, tmp_path: Path, monke
         def create(self, key: str, data: memoryview) -> None:
             self.put(key, data)
 
-    monkeypatch.setattr(stores, "open_store", lambda url, options=None: Careless(url))
+    monkeypatch.setattr(opening, "open_store", lambda url, options=None: Careless(url))
     monkeypatch.setattr("ckptflow.bench.folder.open_store", lambda url, options=None: Careless(url))
     ran = runner("doctor", str(tmp_path), *SMALL)
     assert ran.code == 1
@@ -121,7 +121,7 @@ def test_one_that_breaks_more_than_creates_is_no_place(
 
     asked = {name: test for name, test in doctor.promises(StoreContract).items() if name in FEW}
     monkeypatch.setattr(doctor, "promises", lambda contract: dict(asked))
-    monkeypatch.setattr(stores, "open_store", lambda url, options=None: Worse(url))
+    monkeypatch.setattr(opening, "open_store", lambda url, options=None: Worse(url))
     ran = runner("doctor", str(tmp_path), *SMALL)
     assert ran.code == 1
     assert "do not keep checkpoints here" in ran.out

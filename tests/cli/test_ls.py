@@ -11,10 +11,12 @@ import pytest
 from ckptflow.cli import ls
 from ckptflow.cli.verify import WatchedStore
 from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.finding import list_counting
+from ckptflow.commit.pins import pin_checkpoint
 from ckptflow.errors import FencedError
 from ckptflow.format.layout import Folder, pin_key
-from ckptflow.reading import list_counting, pin_checkpoint
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from tests.cli.runner import Runner
 from tests.roots import Life, make_root, sample_arrays
 

@@ -8,7 +8,7 @@ import pytest
 
 from ckptflow.cli import prune as verb
 from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.cli.runner import Runner
 from tests.roots import Life
 

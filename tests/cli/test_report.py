@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptflow.cli.exits import EXITS
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests import servers
 from tests.cli.runner import Runner, run_alone
 from tests.report import runs

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow.format.spec import TensorSpec
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.cli.runner import Runner
 from tests.roots import Life
 

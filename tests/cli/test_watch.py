@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptflow.cli.ls import look
 from ckptflow.cli.watch import changes
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.cli.runner import Runner
 from tests.roots import Life
 from tests.waiting import HANG_S, until

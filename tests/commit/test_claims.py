@@ -26,7 +26,8 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.format.layout import Folder, claim_key
-from ckptflow.storage.store import Entry, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Entry
 from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
 from tests.commit.roots import Job, folders, job
 

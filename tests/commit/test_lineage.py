@@ -18,13 +18,12 @@ from ckptflow.commit.lineage import (
     claim_next,
     create_once,
     is_written_by,
-    pack_writer_id,
-    unpack_writer_id,
 )
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import FencedError, ObjectExistsError, StorageAccessError, StorageUnavailableError
 from ckptflow.format.layout import claim_key
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, damage, job
 
@@ -191,8 +190,3 @@ def test_who_has_written_a_folder_is_not_told_by_its_number(is_readable: bool) -
     assert is_written_by(held, folder, found, listing)
     assert not is_written_by(replace(held, writer_id="another"), folder, found, listing)
     assert is_written_by(replace(held, number=2), folder, found, listing) is is_readable  # a manifest says who
-
-
-def test_a_writer_id_survives_the_way_through_two_numbers() -> None:
-    for numbers in [(0, 0), (1, 2**62 - 1), (2**62 - 1, 0)]:
-        assert unpack_writer_id(pack_writer_id(numbers)) == numbers

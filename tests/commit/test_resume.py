@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.finding import find_folder, list_counting
 from ckptflow.commit.retention import KeepBest, KeepLast
 from ckptflow.errors import (
     CheckpointGoneError,
@@ -14,7 +15,6 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.format.manifest import Manifest
-from ckptflow.reading import find_folder, list_counting
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, damage, folders, job
 

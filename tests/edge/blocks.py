@@ -13,7 +13,8 @@ from tensorflow.experimental import dtensor
 from ckptflow import CheckpointManager
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.job import session
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from tests.speed.stores import MeasuredStore
 
 ROWS, COLUMNS = 2048, 1024  # blocks of 2 MiB under every mesh of four

@@ -25,7 +25,8 @@ from ckptflow import CheckpointManager, KeepEvery, KeepLast, PeerError, UsageErr
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.peers.cluster import Cluster
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
 from tests.waiting import HANG_S
 

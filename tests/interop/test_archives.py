@@ -25,8 +25,8 @@ from ckptflow.errors import (
 )
 from ckptflow.interop.untrusted import archives, zips
 from ckptflow.interop.untrusted.archives import check_zip, pack_tar, read_member, unpack_tar
-from tests.storage.test_files import FOLDER, read, write
-from tests.storage.test_files_faults import files_at_most
+from tests.places.test_files import FOLDER, read, write
+from tests.places.test_files_faults import files_at_most
 
 # ---- tar
 

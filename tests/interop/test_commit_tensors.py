@@ -22,16 +22,17 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.format import dtypes
+from ckptflow.format.dtypes import Array
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.interop import commit_tensors as module
 from ckptflow.interop.commit_tensors import commit_tensors
-from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
+from ckptflow.interop.tensors import NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import list_checkpoints, open_checkpoint
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.transfer.writer import FETCH_BYTES
+from tests.places.test_files import make_place
+from tests.places.test_files_faults import files_at_most
 from tests.roots import make_root
-from tests.storage.test_files import make_place
-from tests.storage.test_files_faults import files_at_most
 from tests.waiting import HANG_S
 
 SHARD_BYTES = 2**17

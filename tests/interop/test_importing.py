@@ -50,7 +50,7 @@ def test_a_warm_start(run: str, trained: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing of .* fits model="):
         ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model={"other": model}, partial=True)
     with pytest.raises(UsageError, match="rename is a dict from text to text"):
-        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=[("a", "b")])
+        ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=[("a", "b")])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="is a run of ckptflow"):
         ckptflow.import_model(run, tmp_path / "strict", model=model)
     assert not (tmp_path / "strict").exists()

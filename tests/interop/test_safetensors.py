@@ -29,11 +29,11 @@ from ckptflow.interop.commit_tensors import commit_tensors
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.safetensors_file import read_provenance, read_safetensors, write_safetensors
 from ckptflow.reading import OpenCheckpoint, open_checkpoint
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.interop.stock import run_stock
 from tests.interop.test_commit_tensors import SHARD_BYTES, named, same, sample
+from tests.places.test_files_faults import files_at_most
 from tests.roots import Life
-from tests.storage.test_files_faults import files_at_most
 from tests.waiting import HANG_S
 
 GRAPH = ObjectGraph(nodes=(GraphNode(children={"large": 1}), "large"))

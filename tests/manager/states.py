@@ -12,7 +12,8 @@ import tensorflow as tf
 
 import ckptflow.job.session
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 
 
 class Weights(tf.Module):  # type: ignore[misc]

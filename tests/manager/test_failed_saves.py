@@ -21,7 +21,7 @@ from ckptflow import CheckpointManager, KeepBest, KeepLast, PreemptionWatcher, S
 from ckptflow.errors import CommitUnknownError, PeerError, StorageUnavailableError
 from ckptflow.events import Event, SaveFailed
 from ckptflow.format.layout import receipt_name
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.testing import FaultyStore
 from tests.manager.states import Weights, committed, wrap_store
 from tests.speed.team import Team

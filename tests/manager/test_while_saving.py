@@ -57,7 +57,7 @@ from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Start
 from ckptflow.format.layout import Folder, claim_key, receipt_name
 from ckptflow.format.manifest import Claim, Receipt, encode
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 
 store, count = open_store(sys.argv[1]), int(sys.argv[2])
 held, folder = Held(1, "0" * 32, "1" * 32), Folder(1, 1)

@@ -34,7 +34,8 @@ from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundE
 from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
 from ckptflow.peers.team import Alone
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.again import read_small
+from ckptflow.storage.store import Store
 from tests.protocol.process import Process, YieldingStore, current
 
 Ancestry = tuple[str, ...]

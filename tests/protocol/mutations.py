@@ -24,7 +24,7 @@ from ckptflow.commit.choosing import Choice, Chooser
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held, create_once
 from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
-from ckptflow.commit.resume import Outcome, Part, Resume, outcome_of
+from ckptflow.commit.resume import Outcome, PartResult, Resume, outcome_of
 from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.format.manifest import Receipt
@@ -138,9 +138,9 @@ def partial_swept_though_its_manifest_was_sent(patch: pytest.MonkeyPatch) -> Non
 
 
 def time_out_taken_as_damage(patch: pytest.MonkeyPatch) -> None:
-    def outcome(error: BaseException) -> Part | None:
+    def outcome(error: BaseException) -> PartResult | None:
         is_lost = isinstance(error, StorageUnavailableError)
-        return Part(Outcome.DAMAGED, str(error)) if is_lost else outcome_of(error)
+        return PartResult(Outcome.DAMAGED, str(error)) if is_lost else outcome_of(error)
 
     patch.setattr(resume_module, "outcome_of", outcome)
 

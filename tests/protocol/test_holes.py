@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.finding import find_folder, list_counting
 from ckptflow.commit.prune import CLAIMS_KEPT
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import (
@@ -22,7 +23,6 @@ from ckptflow.errors import (
     StorageUnavailableError,
 )
 from ckptflow.format.layout import Folder, claim_key, pin_key
-from ckptflow.reading import find_folder, list_counting
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, folders, job, shard_key
 

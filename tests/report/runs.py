@@ -14,7 +14,7 @@ from ckptflow.format.layout import Folder, pin_key
 from ckptflow.format.manifest import Claim, Manifest, Timing, decode, encode
 from ckptflow.report.gather import read_run
 from ckptflow.report.run import Run
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.roots import Life, sample_arrays
 
 NOW = datetime(2026, 10, 2, 12, tzinfo=UTC)

@@ -13,10 +13,10 @@ from ckptflow.commit.prune import plan_by_hand
 from ckptflow.commit.retention import KeepBest, KeepLast
 from ckptflow.format.layout import Folder, claim_key
 from ckptflow.report.gather import read_run
-from ckptflow.report.lives import Incarnation
+from ckptflow.report.lives import RunAttempt
 from ckptflow.report.run import TENSORS_SHOWN, UNDECIDED, Run
 from ckptflow.report.words import end_text, saves_text, seconds_text, why_text
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, MemoryStore
 from tests.report import runs
 from tests.roots import Life, make_root
@@ -258,7 +258,7 @@ def test_words_of_ends(run: Run) -> None:
     lives = {life.number: life for life in run.incarnations}
 
     def end(number: int) -> str:
-        life: Incarnation = lives[number]
+        life: RunAttempt = lives[number]
         return end_text(life, lives.get(life.next) if life.next else None)
 
     assert end(6) == "The newest. Whether it still runs is not in storage."

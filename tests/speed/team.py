@@ -14,7 +14,8 @@ import tensorflow as tf
 import ckptflow.job.session
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.peers.cluster import Cluster
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from tests.speed.stores import MeasuredStore
 from tests.waiting import HANG_S
 

@@ -18,7 +18,8 @@ from ckptflow import CheckpointManager, KeepEvery, KeepLast, open_checkpoint
 from ckptflow.commit.retention import Policy
 from ckptflow.events import Tell, tell_nobody
 from ckptflow.format.layout import Folder
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import MemoryStore
 from tests.speed.roots import multiply_folders, multiply_objects
 from tests.speed.stores import MeasuredStore

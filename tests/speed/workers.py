@@ -13,7 +13,8 @@ import tensorflow as tf
 import ckptflow.job.session
 from ckptflow import CheckpointManager, KeepLast
 from ckptflow.events import Tell, tell_nobody
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 from tests.speed.stores import MeasuredStore
 
 # Before anything else touches TensorFlow.

@@ -12,11 +12,11 @@ import tensorflow as tf
 from tensorflow.python.ops import resource_variable_ops
 
 from ckptflow.errors import UsageError
-from ckptflow.state import capture as capture_module
 from ckptflow.state.capture import Snapshot, capture
+from ckptflow.state.read_plan import BATCH
 from ckptflow.state.tree import walk
 
-COUNT = 2 * capture_module._BATCH + 3
+COUNT = 2 * BATCH + 3
 
 
 def take(variables: list[tf.Variable]) -> Snapshot:
@@ -84,9 +84,9 @@ def test_reading_lets_the_garbage_collector_be() -> None:
     def note(phase: str, info: dict[str, int]) -> None:
         runs.append(info["generation"])
 
-    tree_of = walk({"m": _module(60 * capture_module._BATCH)})
+    tree_of = walk({"m": _module(60 * BATCH)})
     capture(tree_of, is_chief=True)
-    plan = tree_of.cache["capture"]
+    plan = tree_of.read_plan
     gc.collect()
     gc.callbacks.append(note)
     try:

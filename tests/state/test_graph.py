@@ -236,7 +236,7 @@ def test_it_never_fails_a_save(
     state = {"v": tf.Variable(1.0)}
     with ckptflow.CheckpointManager(tmp_path, state) as manager:
         with monkeypatch.context() as patch:
-            patch.setattr(graph_module, "describe", fail)
+            patch.setattr(graph_module, "numbered", fail)
             manager.save(1)
             manager.wait()
         assert "ZeroDivisionError" in caplog.text

@@ -15,7 +15,8 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.utils import infer_storage_options
 
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
 
 SCHEME = "ckptflow-strict"
 

@@ -9,7 +9,7 @@ import pytest
 from botocore.loaders import JSONFileLoader
 
 from ckptflow.errors import StorageError
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from tests.servers import Server
 
 CLIENTS = ["fsspec", "obstore"]

@@ -11,8 +11,8 @@ from ckptflow.errors import StorageError
 from ckptflow.job import background
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.credentials import for_log, secrets_of, tells_secrets
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.raw import raw_client
-from ckptflow.storage.store import open_store
 
 PASSWORDS = [
     "PLANTED",

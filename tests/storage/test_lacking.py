@@ -12,8 +12,9 @@ from ckptflow.commit import lineage
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.lineage import claim_next
 from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries, RetryingStore
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import read_whole
 from tests.servers import Server
 from tests.storage import lacking

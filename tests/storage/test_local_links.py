@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptflow.errors import CkptflowError, ObjectExistsError, StorageError, UsageError
-from ckptflow.storage.files import fetched, opened, staged
+from ckptflow.places.files import fetched, opened, staged
 from ckptflow.storage.local import DIRECT_MIN_BYTES, LocalStore
 from ckptflow.storage.store import Entry
 from tests.storage.test_local import X, aligned

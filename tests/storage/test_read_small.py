@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptflow.storage.store import read_small
+from ckptflow.storage.again import read_small
 from ckptflow.testing import MemoryStore
 
 

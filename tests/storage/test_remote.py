@@ -21,13 +21,14 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
+from ckptflow.storage.by_fsspec import FsspecStore
+from ckptflow.storage.by_obstore import ObstoreStore
 from ckptflow.storage.credentials import secrets_of
-from ckptflow.storage.fast import ObstoreStore
 from ckptflow.storage.local import LocalStore
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.redaction import redact_url
-from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.retry import RetryingStore
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import read_whole
 from tests.servers import S3_KEY, S3_SECRET, Server
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ckptflow.errors import ObjectNotFoundError, StorageAccessError, StorageError, StorageUnavailableError
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries, RetryingStore
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import read_whole
 from tests.servers import Server
 from tests.storage import proxy as proxies

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from ckptflow.errors import StorageUnavailableError
-from ckptflow.storage.files import fetched
+from ckptflow.places.files import fetched
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries, RetryingStore
-from ckptflow.storage.store import Store, open_store
+from ckptflow.storage.store import Store
 from ckptflow.testing import read_whole
 from tests.servers import Server
 from tests.storage.gcs_xml import PREFIX, GcsXmlBackend

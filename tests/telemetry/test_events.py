@@ -34,7 +34,7 @@ from ckptflow.events import (
 from ckptflow.format.layout import Folder
 from ckptflow.job import hooks
 from ckptflow.job.hooks import Hooks, as_fields, as_line
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import FaultyStore
 from tests.manager.states import Weights, wrap_store
 from tests.processes import run_python

@@ -87,7 +87,7 @@ class ArraySource:
             return dtypes.encode_strings(array)
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
-    def is_remote(self, index: int) -> bool:
+    def is_fetched(self, index: int) -> bool:
         return False
 
     def fetch(self, index: int, box: Box) -> Bytes1D:

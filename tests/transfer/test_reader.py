@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageUnavailableError
-from ckptflow.format import dtypes
+from ckptflow.format import boxes, dtypes
 from ckptflow.format.manifest import Manifest, decode
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import plan_ranges
-from ckptflow.transfer.reader import check_sizes, read_box, read_tensors
+from ckptflow.transfer.reader import check_sizes, read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
 from tests.transfer.helpers import (
     FOLDER,
@@ -285,6 +285,28 @@ def test_sizes_are_checked_against_a_listing() -> None:
 # ---- parts of tensors
 
 
+class _BoxTarget:
+    def __init__(self, size_bytes: int) -> None:
+        self.memory = np.zeros(size_bytes, np.uint8)
+
+    def open(self, wanted: Wanted) -> Bytes1D:
+        return self.memory
+
+    def finish(self, wanted: Wanted) -> None:
+        pass
+
+
+def read_box(
+    store: DictStore, manifest: Manifest, index: int, start: tuple[int, ...], shape: tuple[int, ...], buffer_bytes: int
+) -> Array:
+    """One box of one tensor, in its dtype; of an encoded one, of its words' bytes."""
+    dtype = manifest.tensors[index].dtype
+    target = _BoxTarget(boxes.volume(shape) * dtypes.item_size_bytes(dtype))
+    pool = BufferPool(2 * buffer_bytes, buffer_bytes)
+    read_tensors(store, FOLDER, manifest, [Wanted(index, (start, shape))], target, pool)
+    return target.memory.view(np.uint8 if dtypes.is_encoded(dtype) else dtypes.numpy_dtype(dtype)).reshape(shape)
+
+
 @given(st.data())
 def test_a_box_of_a_tensor(data: st.DataObject) -> None:
     store, manifest, expected = BOXED
@@ -293,7 +315,7 @@ def test_a_box_of_a_tensor(data: st.DataObject) -> None:
     start = tuple(data.draw(st.integers(0, n)) for n in array.shape)
     shape = tuple(data.draw(st.integers(0, n - at)) for n, at in zip(array.shape, start, strict=True))
     buffer_bytes = data.draw(st.sampled_from([2**12, 2**16]))
-    found = read_box(store, FOLDER, manifest, index, start, shape, BufferPool(2 * buffer_bytes, buffer_bytes))
+    found = read_box(store, manifest, index, start, shape, buffer_bytes)
     assert same_bits(found, array[tuple(slice(at, at + n) for at, n in zip(start, shape, strict=True))])
 
 
@@ -302,12 +324,12 @@ BOXED = written(3)
 
 def test_a_box_reads_only_the_slices_that_it_touches() -> None:
     store, manifest, expected = written(1)
-    found = read_box(store, FOLDER, manifest, 0, (0, 0), (1, 10), BufferPool(2**16, 2**16))
+    found = read_box(store, manifest, 0, (0, 0), (1, 10), 2**16)
     assert same_bits(found, expected[0][:1, :10])
     assert len(store.gets) == 1
     with pytest.raises(ValueError, match="does not lie in"):
-        read_box(store, FOLDER, manifest, 0, (0, 0), (301, 10), BufferPool(2**16, 2**16))
-    words = read_box(store, FOLDER, manifest, 3, (0,), (8,), BufferPool(2**16, 2**16))
+        read_box(store, manifest, 0, (0, 0), (301, 10), 2**16)
+    words = read_box(store, manifest, 3, (0,), (8,), 2**16)
     assert words.tobytes() == (12).to_bytes(8, "little")
 
 

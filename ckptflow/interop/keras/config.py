@@ -104,22 +104,6 @@ def build_optimizer(
     return deserialize(config, framework, f"{path} ({described.get('class')})", imports=imports, unsafe=unsafe)
 
 
-def optimizer_of(
-    described: Mapping[str, Any], path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
-) -> Any:
-    """The optimizer in a model's compile config, alone and not yet built; None where it has none.
-
-    Raises `UsageError` as `build_model` does.
-    """
-    compile_config = part_of(described, "compile_config")
-    config = compile_config.get("optimizer") if isinstance(compile_config, dict) else None
-    if config is None:
-        return None
-    framework = framework_of(described, path)
-    made = deserialize(config, framework, f"{path}'s optimizer", imports=imports, unsafe=unsafe)
-    return keras_module(framework).optimizers.get(made)
-
-
 def framework_of(described: Mapping[str, Any], where: str) -> Framework:
     """Which Keras an entry of a manifest is of. Raises `CorruptCheckpointError` for another word."""
     if described.get("framework") == "keras":

@@ -22,10 +22,10 @@ from typing import IO, Any, BinaryIO
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.format import dtypes
+from ckptflow.format.dtypes import Array
 from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, decode
 from ckptflow.interop.tensors import NamedTensors, TensorInfo
 from ckptflow.interop.untrusted import budget
@@ -39,8 +39,6 @@ _LOCAL_HEADER_BYTES = 30  # of a member of a zip, before its name
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})  # gzip, shuffle, checksum, and what else HDF5 and h5py bring along
 # Keras's weights lie in groups of this name; h5py and others give them attributes alone.
 _VARIABLES = "vars"
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

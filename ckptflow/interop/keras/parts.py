@@ -17,7 +17,7 @@ from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.private_copy import open_regular
-from ckptflow.storage.whole import ensure_room
+from ckptflow.places.room import ensure_room
 
 INDEX_SUFFIX = ".weights.json"
 _SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)

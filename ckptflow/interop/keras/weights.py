@@ -25,16 +25,16 @@ from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.keras_trust import Framework
+from ckptflow.places.room import ensure_room
+from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 from ckptflow.state.private.kerases import of
 from ckptflow.state.private.tf_keras import LAYERS_OF_2_13, weights_as_loaded
-from ckptflow.storage.shown_as import private_file, private_folder
-from ckptflow.storage.whole import ensure_room
 
 logger = logging.getLogger("ckptflow")
 
-Kind = Literal["keras", "whole", "legacy", "weights"]
+FileKind = Literal["keras", "whole", "legacy", "weights"]
 
 _METRICS = "metrics/"
 _OF_THE_MODEL = "top_level_model_weights"  # in a legacy file, those that are in no layer
@@ -42,7 +42,7 @@ _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do
 _SHOWN = 20
 
 
-def kind_of_file(path: str) -> Kind:
+def kind_of_file(path: str) -> FileKind:
     """What a file of Keras's is, by its content: a `.keras`; a whole model in HDF5; weights in HDF5, as tf_keras and
     Keras 2 wrote them, or as `.weights.h5`. Raises `CorruptCheckpointError` for anything else."""
     if os.path.isdir(path):
@@ -139,14 +139,14 @@ def framework_of_model(model: Any) -> Framework:
     )
 
 
-def datasets_of(path: str, kind: Kind) -> list[Stored]:
+def datasets_of(path: str, kind: FileKind) -> list[Stored]:
     """Every dataset of a file, looked over. Raises `CorruptCheckpointError`."""
     with weights_of(path, kind) as (file, size_bytes):
         return keras_hdf5.check_file(file, path, size_bytes)
 
 
 @contextlib.contextmanager
-def weights_of(path: str, kind: Kind) -> Iterator[tuple[h5py.File, int]]:
+def weights_of(path: str, kind: FileKind) -> Iterator[tuple[h5py.File, int]]:
     """The HDF5 file that a file is, or that lies in it, and its size."""
     if kind != "keras":
         with opened(path, path) as file:
@@ -208,7 +208,7 @@ def _plain(path: str) -> str:
 
 
 def load_stock(
-    path: str, model: Any, kind: Kind, framework: Framework, *, absent: Sequence[str] = (), optimizer: bool = True
+    path: str, model: Any, kind: FileKind, framework: Framework, *, absent: Sequence[str] = (), optimizer: bool = True
 ) -> None:
     """Has Keras load the weights of a file that was found to fit, with or without its optimizer's state.
 

@@ -14,17 +14,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckptflow.format import dtypes
+from ckptflow.format.dtypes import Array
 from ckptflow.interop.tensors import TensorInfo
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.private_copy import check_regular
 from ckptflow.state.private.tensorflow import TrackableObjectGraph
 
-Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"

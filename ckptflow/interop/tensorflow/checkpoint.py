@@ -22,7 +22,7 @@ from ckptflow.interop.tensors import NamedTensors, TensorInfo
 from ckptflow.printable import lines as text_lines
 from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean
-from ckptflow.state.graph import as_children, described, models_by_graph
+from ckptflow.state.graph import as_children, models_by_graph, numbered_graph
 from ckptflow.state.graph_names import Pairs, bound_by_tensorflow, name_values, pair, root_label
 from ckptflow.state.kinds import is_normalization, kind_of
 from ckptflow.state.per_worker import PerWorker
@@ -210,7 +210,7 @@ def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[s
         return
     tree = walk(objects)
     tree = build_missing(tree, models_by_graph(tree, theirs))
-    ours = described(tree)
+    ours = numbered_graph(tree)
     pairs = pair(theirs, ours.graph)
     _compare(prefix, found, tree, ours.graph, pairs, pairs.passed_over | beside | {SAVE_COUNTER})
     bound = pairs.theirs()

@@ -18,10 +18,10 @@ from ckptflow.interop import provenance as provenances
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensorflow.bundle import GRAPH_KEY
 from ckptflow.interop.tensorflow.object_graph_proto import to_proto
+from ckptflow.places.room import FULL_ERRNOS
 from ckptflow.reading import OpenCheckpoint, to_array
 from ckptflow.state.graph import graph_of_names
 from ckptflow.state.leaves import Landing
-from ckptflow.storage.whole import FULL_ERRNOS
 from ckptflow.transfer.buffers import memory_for
 
 PART_BYTES = 256 * 2**20  # one data file, and what is held of a checkpoint at a time

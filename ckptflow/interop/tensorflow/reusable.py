@@ -40,7 +40,7 @@ STATE_PREFIX = "ckptflow-state"  # a TensorBundle of what the graph holds as con
 MAX_NAMES_BYTES = 256 * 2**20
 VALUE = "VARIABLE_VALUE"
 
-_Text = Annotated[str, Meta(min_length=1, max_length=4096)]
+_Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class Names(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,11 +48,11 @@ class Names(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     its key in the bundle beside this file. `models` is as in a manifest; `path` the model's own path there."""
 
     version: int = 1
-    path: _Text
-    variables: dict[_Text, _Text]
-    state: dict[_Text, _Text] = {}
-    aliases: dict[_Text, tuple[_Text, ...]] = {}
-    metrics: tuple[_Text, ...] = ()
+    path: _Name
+    variables: dict[_Name, _Name]
+    state: dict[_Name, _Name] = {}
+    aliases: dict[_Name, tuple[_Name, ...]] = {}
+    metrics: tuple[_Name, ...] = ()
     models: dict[str, Any] = {}
 
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnknownVersionError, UsageError
 from ckptflow.format import dtypes
+from ckptflow.format.dtypes import Array
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
 from ckptflow.format.words import some_of
@@ -29,7 +30,7 @@ from ckptflow.interop.tensorflow.keras_saved_model import is_keras_saved_model a
 from ckptflow.interop.tensorflow.object_graph_proto import from_proto
 from ckptflow.interop.tensorflow.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.tensorflow.reusable import write_saved_model as write_saved_model
-from ckptflow.interop.tensors import Array, NamedTensors, bytes_of
+from ckptflow.interop.tensors import NamedTensors, bytes_of
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.keras_allowed import keras_module
 from ckptflow.interop.untrusted.private_copy import check_regular, open_regular

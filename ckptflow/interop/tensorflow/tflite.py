@@ -18,8 +18,8 @@ from ckptflow.format.words import some_of
 from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, encode
 from ckptflow.interop.tensorflow.reusable import write_signatures
 from ckptflow.interop.tensorflow.tflite_metadata import IDENTIFIER
+from ckptflow.places.shown_as import private_folder
 from ckptflow.state.private.tensorflow import conversion_error, lite_schema
-from ckptflow.storage.shown_as import private_folder
 
 logger = logging.getLogger("ckptflow")
 

@@ -16,8 +16,8 @@ from typing import BinaryIO
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.untrusted import probe  # HDF5 is loaded before there are limits
 from ckptflow.interop.untrusted.zips import bound_of, check_zip
-from ckptflow.storage.shown_as import private_file
-from ckptflow.storage.whole import ensure_room
+from ckptflow.places.room import ensure_room
+from ckptflow.places.shown_as import private_file
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras
 _JSON_MEMBERS, _JSON_ATTRIBUTES = ("config.json", "metadata.json"), ("model_config", "training_config")

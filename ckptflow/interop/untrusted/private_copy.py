@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
-from ckptflow.storage.faults import from_os_error
-from ckptflow.storage.shown_as import shown_as
-from ckptflow.storage.whole import ensure_room
+from ckptflow.errors import CorruptCheckpointError, UsageError
+from ckptflow.places.room import ensure_room
+from ckptflow.places.shown_as import shown_as
+from ckptflow.storage.faults import os_errors
 
 _COPY_BYTES = 2**20
 
@@ -31,12 +31,8 @@ def private_copy(path: str) -> Iterator[str]:
         shown_as(os.path.join(folder, ""), os.path.join(above, "")),  # a name may be told as its repr
     ):
         copy = os.path.join(folder, os.path.basename(path))
-        try:
+        with os_errors("copy", path):
             _copy(path, copy)
-        except OSError as error:
-            if isinstance(error, CkptflowError):
-                raise
-            raise from_os_error(error, "copy", path) from error
         yield copy
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from ckptflow.errors import ObjectNotFoundError, StorageError, StorageUnavailableError, UsageError
-from ckptflow.storage import http as http_module
-from ckptflow.storage.files import fetched, opened, staged
+from ckptflow.places import http as http_module
+from ckptflow.places.files import fetched, opened, staged
 from ckptflow.storage.retry import Retries
-from tests.storage.test_files import temporary
+from tests.places.test_files import temporary
 
 __all__ = ["temporary"]  # a fixture
 

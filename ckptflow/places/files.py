@@ -6,22 +6,22 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ckptflow.errors import CkptflowError, UsageError
+from ckptflow.places.local import LocalPlace
+from ckptflow.places.names import exists, is_in_group
+from ckptflow.places.remote import RemotePlace, temporary_folder
+from ckptflow.places.room import FULL_ERRNOS
+from ckptflow.places.shown_as import shown_as
 from ckptflow.storage.clients import HTTP_SCHEMES
-from ckptflow.storage.faults import from_os_error
-from ckptflow.storage.local_files import LocalPlace
+from ckptflow.storage.faults import from_os_error, os_errors
+from ckptflow.storage.opening import local_path
 from ckptflow.storage.redaction import redact_url
-from ckptflow.storage.remote_files import RemotePlace, temporary_folder
-from ckptflow.storage.shown_as import shown_as
-from ckptflow.storage.store import check_key, local_path
-from ckptflow.storage.whole import FULL_ERRNOS, LAST, exists, is_in_group
-
-__all__ = ["LAST", "MAX_FETCH_BYTES", "fetched", "opened", "staged"]
+from ckptflow.storage.store import check_key
 
 MAX_FETCH_BYTES = 2**40
 _CHECKPOINT = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?")  # a checkpoint's folder
@@ -50,7 +50,7 @@ def fetched(
     with temporary_folder() as folder:
         if url.partition("://")[0] in HTTP_SCHEMES:
             target = os.path.join(folder, _http_name(url))
-            from ckptflow.storage.http import HttpFile  # aiohttp takes its time
+            from ckptflow.places.http import HttpFile  # aiohttp takes its time
 
             HttpFile(url, storage_options or {}).download(target, max_bytes)
         else:
@@ -79,18 +79,14 @@ def opened(url: str, storage_options: dict[str, Any] | None = None) -> Iterator[
             place.close()
         return
     with fetched(url, storage_options) as local:
-        try:
+        with os_errors("read", local):
             opened_file = open(local, "rb")  # noqa: SIM115 - what the block raises is not ours to map
-        except OSError as error:
-            raise from_os_error(error, "read", local) from error
         with opened_file:
             yield opened_file
 
 
 @contextmanager
-def staged(
-    url: str, *, overwrite: bool, storage_options: dict[str, Any] | None = None, last: Sequence[str] = LAST
-) -> Iterator[str]:
+def staged(url: str, *, overwrite: bool, storage_options: dict[str, Any] | None = None) -> Iterator[str]:
     """A private path on this disk to write a file, a folder or a prefix group to; leaving the block publishes it.
 
     The path ends with the last part of `url`, and nothing is there yet. A block that is left by an exception publishes
@@ -120,7 +116,7 @@ def staged(
             with shown_as(path, where):
                 yield path
             produced = _produced(folder, place.name, where)
-            place.publish(folder, produced, overwrite=overwrite, last=last)
+            place.publish(folder, produced, overwrite=overwrite)
     finally:
         place.close()
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from ckptflow.errors import StorageError, UsageError
-from ckptflow.storage.faults import from_os_error
+from ckptflow.places.names import exists, in_steps, is_in_group, not_found
+from ckptflow.storage.faults import from_os_error, os_errors
 from ckptflow.storage.local import NO_LINKS
 from ckptflow.storage.local_calls import RESERVED, fsync_path
-from ckptflow.storage.whole import exists, in_steps, is_in_group, not_found
 
 _NAME_CHARACTERS = 40  # of the name that a staging folder shows
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -72,11 +72,9 @@ class LocalPlace:
         made: list[str] = []
         folder = ""
         try:
-            try:
+            with os_errors("write", self._path):
                 made = _make_parents(self._parent)
                 folder = self._hidden("staging")
-            except OSError as error:
-                raise from_os_error(error, "write", self._path) from error
             yield folder
         finally:
             if folder:
@@ -88,12 +86,12 @@ class LocalPlace:
     def _hidden(self, why: str) -> str:
         return tempfile.mkdtemp(prefix=f"{RESERVED}{why}-{self.name[:_NAME_CHARACTERS]}-", dir=self._parent)
 
-    def publish(self, folder: str, sizes: Iterable[str], *, overwrite: bool, last: Sequence[str]) -> None:
+    def publish(self, folder: str, sizes: Iterable[str], *, overwrite: bool) -> None:
         """Moves what is in `folder` here: durable before it has its name, and its name durable when this returns.
 
         Raises `ObjectExistsError` where something is here, unless it may be replaced.
         """
-        steps = in_steps({key.split(os.sep)[0] for key in sizes}, last)
+        steps = in_steps({key.split(os.sep)[0] for key in sizes})
         names = [name for step in steps for name in step]
         try:
             _fsync_all(folder)

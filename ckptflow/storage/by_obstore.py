@@ -20,9 +20,9 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.by_fsspec import FsspecStore
 from ckptflow.storage.clients import GCS_SCHEMES, NO_CACHE, S3_SCHEMES, bounded_refresh, share_aws_data, wants_checksum
 from ckptflow.storage.credentials import opening
-from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, connect_timeout_s
 from ckptflow.storage.store import Store
@@ -48,9 +48,8 @@ class _NotTranslatableError(CkptflowError):
     """Something in the options or the environment that only s3fs or gcsfs can honour; the text says what."""
 
 
-def open_fast_store(
+def open_by_obstore(
     url: str,
-    scheme: str,
     storage_options: dict[str, Any],
     stall_timeout_s: float | None = STALL_TIMEOUT_S,
     *,
@@ -60,6 +59,7 @@ def open_fast_store(
 
     Where `is_required`, each of these raises ValueError or ImportError instead.
     """
+    scheme = url.partition("://")[0]
     try:
         if scheme not in S3_SCHEMES + GCS_SCHEMES:
             raise _NotTranslatableError(f"obstore is used for s3:// and gs:// only, not for {scheme}://")
@@ -69,7 +69,7 @@ def open_fast_store(
                     f"{redaction.redact_url(url)}: obstore is not installed: pip install 'ckptflow[fast]'"
                 )
             return None
-        return ObstoreStore(url, scheme, storage_options, stall_timeout_s, is_required=is_required)
+        return ObstoreStore(url, storage_options, stall_timeout_s, is_required=is_required)
     except _NotTranslatableError as reason:
         if is_required:
             raise ValueError(f"{redaction.redact_url(url)}: {reason}") from None
@@ -86,26 +86,25 @@ class ObstoreStore(FsspecStore):
     def __init__(
         self,
         url: str,
-        scheme: str,
         storage_options: dict[str, Any],
         stall_timeout_s: float | None = STALL_TIMEOUT_S,
         *,
         is_required: bool = False,
     ) -> None:
-        bucket = url.partition("://")[2].partition("/")[0]
+        scheme, _, rest = url.partition("://")
         make = _s3_client if scheme in S3_SCHEMES else functools.partial(_gcs_client, is_required=is_required)
-        self._make = functools.partial(make, bucket, dict(storage_options), stall_timeout_s)
+        self._make = functools.partial(make, rest.partition("/")[0], dict(storage_options), stall_timeout_s)
         with opening(url, storage_options):
             self._client = self._reader = self._make()
         super().__init__(url, storage_options, stall_timeout_s)
-        self._slow_bytes: float = math.inf  # objects of that size and more go by fsspec: see _send
+        self._slow_bytes: float = math.inf  # objects of that size and more go by fsspec: see _send_once
 
     def renew(self, key: str) -> None:
         super().renew(key)
         with suppress(Exception):
             self._reader = self._make(headers=NO_CACHE)
 
-    def _send(self, path: str, data: memoryview, mode: Any) -> None:
+    def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> None:
         """By obstore, while its writes come to an end within the limit.
 
         Its limit is one for the whole of a write, whether anything moves or not. A write that reaches it is given up,
@@ -114,51 +113,59 @@ class ObstoreStore(FsspecStore):
         """
         if data.nbytes >= self._slow_bytes:
             started = time.monotonic()
-            super()._send(path, data, mode)
+            super()._send_once(path, data, is_new=is_new)
             if time.monotonic() - started < (self._stall_timeout_s or math.inf):
                 self._slow_bytes = math.inf
             return
         try:
-            self._send_fast(path, data, mode)
+            self._send_fast(path, data, is_new=is_new)
         except Exception as error:
             if self._stall_timeout_s is None or not faults.is_stall(error):
                 raise
             self._slow_bytes = data.nbytes
             raise StalledError(f"the write was not done after {self._stall_timeout_s:g} s, and was given up") from error
 
-    def _send_fast(self, path: str, data: memoryview, mode: Any) -> None:
+    def _send_fast(self, path: str, data: memoryview, *, is_new: bool) -> None:
         import obstore
 
         flat = data.cast("B") if data.nbytes else memoryview(b"")
+        mode: Any = "create" if is_new else "overwrite"
         result = obstore.put(self._client, path.partition("/")[2], flat, mode=mode, use_multipart=False)
         if _ETAG.fullmatch(result["e_tag"] or ""):
             return
         if dict(self._find(path)).get(path) != data.nbytes:  # the ETag of a proxy's page, perhaps: is the object there?
             raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
 
-    def _read_s3(self, path: str, into: memoryview, start: int) -> int:
-        return self._read(path, into, start)
-
     def _read(self, path: str, into: memoryview, start: int) -> int:
         import obstore
 
-        view = into.cast("B")
-        result = obstore.get(self._reader, path.partition("/")[2], options={"range": (start, start + len(view))})
+        result = obstore.get(self._reader, path.partition("/")[2], options={"range": (start, start + len(into))})
         first, last = result.range
-        if first != start or last != min(start + len(view), result.meta["size"]):
-            raise StrangeReplyError(f"asked for {len(view):,} bytes from byte {start:,} on, got {first:,} to {last:,}")
+        if first != start or last != min(start + len(into), result.meta["size"]):
+            raise StrangeReplyError(f"asked for {len(into):,} bytes from byte {start:,} on, got {first:,} to {last:,}")
         done = 0
         for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
             if done + len(chunk) > last - first:
                 raise StrangeReplyError(f"{last - first:,} bytes were announced, and more came")
-            view[done : done + len(chunk)] = memoryview(chunk)
+            into[done : done + len(chunk)] = memoryview(chunk)
             done += len(chunk)
         if done != last - first:
             raise StrangeReplyError(f"{last - first:,} bytes were announced, and {done:,} came")
         return done
 
-    def _name(self, key: str) -> str:
-        return self._path(key).partition("/")[2]
+    @property
+    def _client_name(self) -> str:
+        return "obstore"
+
+    def _put_raw(self, path: str, data: memoryview) -> None:
+        import obstore
+
+        obstore.put(self._client, path.partition("/")[2], data, use_multipart=False)
+
+    def _get_raw(self, path: str, length: int) -> Any:
+        import obstore
+
+        return obstore.get_range(self._client, path.partition("/")[2], start=0, length=length)
 
 
 def _common(

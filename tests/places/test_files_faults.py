@@ -21,11 +21,11 @@ from ckptflow.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
-from ckptflow.storage import local_files, remote_files
-from ckptflow.storage.files import fetched, opened, staged
+from ckptflow.places import local, remote
+from ckptflow.places.files import fetched, opened, staged
+from tests.places.test_files import FOLDER, GROUP, LARGE, PART, Place, below, make_place, read, temporary, write
 from tests.servers import Server, s3_client
 from tests.storage import backends
-from tests.storage.test_files import FOLDER, GROUP, LARGE, PART, Place, below, make_place, read, temporary, write
 from tests.storage.test_remote import LossyProxy
 from tests.waiting import HANG_S
 
@@ -119,7 +119,7 @@ def test_an_error_at_any_call_leaves_the_old_or_the_new(
 ) -> None:
     old, new, after = CHANGES[change]
     if not exchange:
-        monkeypatch.setattr(local_files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(local, "_exchange", lambda one, other: False)
     real = {name: getattr(os, name) for name in ("rename", "replace", "link", "unlink", "fsync")}
     outcomes = []
     for number in range(30):
@@ -156,14 +156,14 @@ def test_an_error_at_any_call_leaves_the_old_or_the_new(
 
 KILLED = """
     import json, os, sys
-    from tests.storage.test_files import read, write
-    from tests.storage.test_files_faults import CHANGES, replace
-    from ckptflow.storage import local_files
+    from tests.places.test_files import read, write
+    from tests.places.test_files_faults import CHANGES, replace
+    from ckptflow.places import local
 
     change, exchange, root = json.loads(sys.argv[1])
     old, new, after = CHANGES[change]
     if not exchange:
-        local_files._exchange = lambda one, other: False
+        local._exchange = lambda one, other: False
     real = {name: getattr(os, name) for name in ("rename", "replace", "link", "unlink", "fsync", "rmdir")}
     outcomes = []
     for number in range(60):
@@ -179,8 +179,8 @@ KILLED = """
                         os._exit(9)
                     return call(*arguments, **words)
                 return once
-            exchange_really = local_files._exchange
-            local_files._exchange = dying(exchange_really)
+            exchange_really = local._exchange
+            local._exchange = dying(exchange_really)
             for name, call in real.items():
                 setattr(os, name, dying(call))
             replace(os.path.join(folder, "m"), new)
@@ -223,14 +223,14 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(change: str, exchange: boo
 
 def refuse(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """The storage refuses to write objects whose key has `key` in it."""
-    real = remote_files._Files._write
+    real = remote._Files._write
 
-    def write_or_not(self: Any, name: str, data: memoryview, mode: str) -> None:
+    def write_or_not(self: Any, name: str, data: memoryview, *, is_new: bool) -> None:
         if key in name:
             raise StorageAccessError(f"{name}: cannot write: refused")
-        real(self, name, data, mode)
+        real(self, name, data, is_new=is_new)
 
-    monkeypatch.setattr(remote_files._Files, "_write", write_or_not)
+    monkeypatch.setattr(remote._Files, "_write", write_or_not)
 
 
 @pytest.mark.parametrize("kind", ["memory", "moto", "fake_gcs"])
@@ -264,18 +264,18 @@ def test_what_makes_it_readable_comes_last(monkeypatch: pytest.MonkeyPatch) -> N
     backend = backends.FsspecMemoryBackend()
     place = Place("memory:/" + backend.root, {}, backend)
     calls: list[str] = []
-    real_write, real_delete = remote_files._Files._write, remote_files._Files.delete
+    real_write, real_delete = remote._Files._write, remote._Files.delete
 
-    def note_write(self: Any, key: str, data: memoryview, mode: str) -> None:
+    def note_write(self: Any, key: str, data: memoryview, *, is_new: bool) -> None:
         calls.append(key)
-        real_write(self, key, data, mode)
+        real_write(self, key, data, is_new=is_new)
 
     def note_delete(self: Any, keys: Any) -> None:
         calls.extend(f"-{key}" for key in keys)
         real_delete(self, keys)
 
-    monkeypatch.setattr(remote_files._Files, "_write", note_write)
-    monkeypatch.setattr(remote_files._Files, "delete", note_delete)
+    monkeypatch.setattr(remote._Files, "_write", note_write)
+    monkeypatch.setattr(remote._Files, "delete", note_delete)
     place.write("m", FOLDER)
     assert calls[-2:] == ["m/variables/variables.index", "m/saved_model.pb"]
     calls.clear()
@@ -350,5 +350,5 @@ def test_no_such_bucket(moto: Server) -> None:
 
 
 def test_tensorflow_is_not_loaded() -> None:
-    program = "import sys, ckptflow.storage.files; sys.exit('tensorflow' in sys.modules)"
+    program = "import sys, ckptflow.places.files; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=HANG_S, check=False).returncode == 0

@@ -7,10 +7,11 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from ckptflow.errors import (
     CorruptCheckpointError,
@@ -19,29 +20,32 @@ from ckptflow.errors import (
     StorageError,
     UsageError,
 )
+from ckptflow.places.names import exists, in_steps, is_in_group, not_found
+from ckptflow.places.room import check_room
 from ckptflow.printable import printable
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.by_fsspec import FsspecStore
 from ckptflow.storage.clients import split_options
 from ckptflow.storage.positional import write_at
-from ckptflow.storage.remote import FsspecStore
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.stalls import retry_time_s
 from ckptflow.storage.store import Entry, Store, check_key
-from ckptflow.storage.whole import check_room, exists, in_steps, in_threads, is_in_group, not_found
 
 logger = logging.getLogger("ckptflow.storage")
 
 PART_BYTES = 16 * 2**20  # in memory at once, twice, in each thread; a file that is not longer is one request
 MAX_FILES = 100_000
 _READ_BYTES = 256 * 2**10  # asked for at once where a file is read here and there
+_THREADS = 4
 _MAX_PARTS = 10_000  # of one S3 object
-TEMPORARY = "ckptflow-"  # what temporary folders' names begin with
+_TEMPORARY = "ckptflow-"  # what temporary folders' names begin with
+_Result = TypeVar("_Result")
 _VERSION = ("ETag", "etag", "generation", "LastModified", "mtime", "updated", "created")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Contents:
     """What lies at one URL: its kind, None for nothing, and its objects by their keys beside the URL's last part."""
 
     kind: Literal["file", "folder", "group"] | None
@@ -67,16 +71,16 @@ class RemotePlace:
     def close(self) -> None:
         self._store.close()
 
-    def find(self) -> Found:
+    def find(self) -> Contents:
         """What is here: the object of this very name, else what is below it, else the group of files it begins."""
         file = self._file()
         if file:
-            return Found("file", file)
+            return Contents("file", file)
         below = self._below()
         if below:
-            return Found("folder", below)
+            return Contents("folder", below)
         group = self._group()
-        return Found("group", group) if any(entry.key == self.name + ".index" for entry in group) else Found(None)
+        return Contents("group", group) if any(entry.key == self.name + ".index" for entry in group) else Contents(None)
 
     def all(self) -> dict[str, int]:
         """Every object that is here, in whichever form: key and size in bytes."""
@@ -122,7 +126,7 @@ class RemotePlace:
         base = folder if self.name else os.path.join(folder, "root")
         large = [entry.key for entry in found.entries if entry.size_bytes > PART_BYTES]
         stamps = [self._stamp(key) for key in large]
-        in_threads(job for entry in found.entries for job in self._parts(entry, os.path.join(base, entry.key)))
+        _in_threads(job for entry in found.entries for job in self._parts(entry, os.path.join(base, entry.key)))
         for key, stamp in zip(large, stamps, strict=True):
             if self._stamp(key) != stamp:
                 raise self._replaced(key)
@@ -130,12 +134,9 @@ class RemotePlace:
 
     def _parts(self, entry: Entry, path: str) -> Iterator[Callable[[], None]]:
         """The jobs that bring one file."""
-        try:
+        with faults.os_errors("write", path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "xb"):
-                pass
-        except OSError as error:
-            raise faults.from_os_error(error, "write", path) from error
+            open(path, "xb").close()
         for start in range(0, max(1, entry.size_bytes), PART_BYTES):
             yield lambda start=start: self._bring(entry, path, start)  # type: ignore[misc]
 
@@ -145,11 +146,8 @@ class RemotePlace:
         buffer = memoryview(bytearray(expected + is_end))  # at the end one byte more: is there one?
         if self._store.get(entry.key, buffer, start) != expected:
             raise self._replaced(entry.key)
-        try:
-            with open(path, "r+b", buffering=0) as file:
-                write_at(file.fileno(), buffer[:expected], start)
-        except OSError as error:
-            raise faults.from_os_error(error, "write", path) from error
+        with faults.os_errors("write", path), open(path, "r+b", buffering=0) as file:
+            write_at(file.fileno(), buffer[:expected], start)
 
     def _replaced(self, key: str) -> StorageError:
         return StorageError(f"{self._store.url}/{key} was replaced while it was read; fetch it again")
@@ -162,8 +160,8 @@ class RemotePlace:
         with temporary_folder() as folder:
             yield folder
 
-    def publish(self, folder: str, sizes: dict[str, int], *, overwrite: bool, last: Sequence[str]) -> None:
-        """Uploads the files of `folder` under their names there, those that match `last` last, each pattern in turn.
+    def publish(self, folder: str, sizes: dict[str, int], *, overwrite: bool) -> None:
+        """Uploads the files of `folder` under their names there, what makes the others readable last.
 
         Without `overwrite`, an object that is here raises `ObjectExistsError`. After an error what was uploaded is
         deleted. With it, objects here that the new ones do not replace are deleted at the end; where files are
@@ -181,14 +179,14 @@ class RemotePlace:
                 old
             )  # a file where a folder shall be, or the other way round: not all storages hold both
         elif len(sizes) > 1:
-            in_the_way = [key for step in reversed(in_steps(old, last)[1:]) for key in step]
+            in_the_way = [key for step in reversed(in_steps(old)[1:]) for key in step]
         done: list[str] = []
         try:
             self._store.delete(in_the_way)
             if clashes and not self._files.is_flat:
                 self._store.run("delete", self.name, lambda: self._files.clear(self.name))
-            for step in in_steps(sizes, last):
-                in_threads(self._upload(folder, key, sizes[key], overwrite, done) for key in step)
+            for step in in_steps(sizes):
+                _in_threads(self._upload(folder, key, sizes[key], overwrite, done) for key in step)
         except BaseException as error:
             self._undo(done, old, in_the_way, error)
             raise
@@ -235,7 +233,7 @@ class RemotePlace:
 @contextmanager
 def temporary_folder() -> Iterator[str]:
     """A folder of this user's alone, where TMPDIR says; removed at the end, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY) as folder:
         yield folder
 
 
@@ -251,6 +249,17 @@ def _check_names(url: str, entries: Sequence[Entry]) -> None:
                     raise ValueError(f"{above!r} is both an object and a folder")
     except ValueError as error:
         raise CorruptCheckpointError(f"{url} cannot be brought to a disk: {error}") from error
+
+
+def _in_threads(jobs: Iterable[Callable[[], _Result]]) -> list[_Result]:
+    """What the jobs return, done by a few threads. The first error keeps the rest from beginning, and is raised."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        try:
+            futures = [threads.submit(job) for job in jobs]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            return [future.result() for future in futures if future in done]
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Ranges(io.RawIOBase):
@@ -304,17 +313,16 @@ class _Files(FsspecStore):
 
     def list_names(self, start: str) -> list[Entry]:
         """The objects directly in the root whose keys begin with `start`."""
-        base = f"{self._root}/" if self._root else ""
         with self._mapped("list", start):
             if self.is_flat:
-                found = self._find(base + start)
+                found = self._find(self._base + start)
             else:
                 try:
-                    infos = self._fs.ls(self._lead + self._root, detail=True)
+                    infos = self._fs.ls(self._lead + self._base.rstrip("/"), detail=True)
                     found = [(info["name"].lstrip("/"), int(info["size"] or 0)) for info in infos]
                 except FileNotFoundError:
                     return []
-        entries = [Entry(name[len(base) :], size_bytes) for name, size_bytes in found]
+        entries = [Entry(name[len(self._base) :], size_bytes) for name, size_bytes in found]
         return [entry for entry in entries if entry.key.startswith(start) and "/" not in entry.key]
 
     def clear(self, key: str) -> None:
@@ -341,8 +349,7 @@ class _Files(FsspecStore):
                 self._fs.put_file(path, target, chunksize=PART_BYTES)
                 return
             try:
-                if self._has_folders:
-                    self._fs.makedirs(self._fs._parent(target), exist_ok=True)
+                self._make_folder(target)
                 self._fs.put_file(path, target)
             except BaseException:
                 with suppress(Exception):
@@ -376,7 +383,7 @@ class _Files(FsspecStore):
 
         try:
             numbers = range(-(-size_bytes // part_bytes))
-            parts = in_threads((lambda number=number: send(number)) for number in numbers)  # type: ignore[misc]
+            parts = _in_threads((lambda number=number: send(number)) for number in numbers)  # type: ignore[misc]
             if is_new and stamp():
                 raise exists(f"{self._url}/{key}")
             try:

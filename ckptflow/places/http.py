@@ -15,15 +15,15 @@ import fsspec.asyn
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from ckptflow.places.room import check_room
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.clients import open_file_system, split_options
 from ckptflow.storage.credentials import opening
 from ckptflow.storage.positional import write_at
-from ckptflow.storage.remote import RemoteStore
+from ckptflow.storage.remote import RemoteCalls
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import Retries
 from ckptflow.storage.stalls import connect_timeout_s, retry_time_s
-from ckptflow.storage.whole import check_room
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 10
@@ -42,7 +42,7 @@ class RefusedRedirectError(Exception):
     """A redirect to where none must lead."""
 
 
-class HttpFile(RemoteStore):
+class HttpFile(RemoteCalls):
     """One file at an `http://` or `https://` URL, read as a stream. Errors never show the URL's query.
 
     What the user has set for requests (headers, cookies, a login) goes to the origin of the URL alone. A redirect to
@@ -54,7 +54,7 @@ class HttpFile(RemoteStore):
         with opening(url, options):
             scheme = url.partition("://")[0]
             self._fs, self._address = open_file_system(url, scheme, options, stall_timeout_s=limit_s)
-        super().__init__(url, "", options, limit_s)
+        super().__init__(url, options, limit_s)
 
     def download(self, path: str, max_bytes: int) -> None:
         """Writes the file to `path`, tried again from its start where that may help.
@@ -187,8 +187,6 @@ class _Bounded(io.FileIO):
         begin, self._end = self._end, self._end + len(data)
         if self._end > self._max_bytes:
             self._too_long(self._end)
-        try:
+        with faults.os_errors("write", self._path):
             write_at(self.fileno(), memoryview(data), begin)
-        except OSError as error:
-            raise faults.from_os_error(error, "write", self._path) from error
         return len(data)

@@ -22,10 +22,10 @@ from ckptflow.errors import (
     StorageFullError,
     UsageError,
 )
-from ckptflow.storage import remote_files
-from ckptflow.storage.files import fetched, opened, staged
-from ckptflow.storage.local_files import LocalPlace
-from ckptflow.storage.remote_files import RemotePlace
+from ckptflow.places import remote
+from ckptflow.places.files import fetched, opened, staged
+from ckptflow.places.local import LocalPlace
+from ckptflow.places.remote import RemotePlace
 from ckptflow.storage.store import Entry
 from ckptflow.testing import Backend
 from tests.storage import backends
@@ -109,7 +109,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(remote_files, "PART_BYTES", PART)
+    monkeypatch.setattr(remote, "PART_BYTES", PART)
     yield
     assert [name for name in os.listdir(folder) if not name.startswith(SERVERS)] == []
 
@@ -202,13 +202,13 @@ def test_no_more_than_what_is_asked_for_is_read(monkeypatch: pytest.MonkeyPatch)
     place = Place("memory:/" + backend.root, {}, backend)
     place.put({"big": bytes(10 * 2**20)})
     asked: list[int] = []
-    real = remote_files._Files.get
+    real = remote._Files.get
 
     def get(self: Any, key: str, into: memoryview, start: int = 0) -> int:
         asked.append(len(into))
         return real(self, key, into, start)
 
-    monkeypatch.setattr(remote_files._Files, "get", get)
+    monkeypatch.setattr(remote._Files, "get", get)
     with opened(f"{place.url}/big") as file:
         assert len(file.read(100)) == 100
     assert sum(asked) < 2**20
@@ -343,7 +343,7 @@ def test_bounds(near: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(read(path)) == 2
     with pytest.raises(UsageError, match="1,200 bytes"), near.fetched("m", max_bytes=1199):
         pass
-    monkeypatch.setattr(remote_files, "MAX_FILES", 1)
+    monkeypatch.setattr(remote, "MAX_FILES", 1)
     with pytest.raises(UsageError, match="2 objects"), near.fetched("m"):
         pass
     monkeypatch.undo()
@@ -361,8 +361,8 @@ class _Usage:
 def test_names_that_no_folder_can_hold(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = backends.FsspecMemoryBackend()
     backend.raw_put("m/file", b"x")
-    real = remote_files._Files.list
-    monkeypatch.setattr(remote_files._Files, "list", lambda self, prefix="": [*real(self, prefix), Entry(key, 1)])
+    real = remote._Files.list
+    monkeypatch.setattr(remote._Files, "list", lambda self, prefix="": [*real(self, prefix), Entry(key, 1)])
     place = Place("memory:/" + backend.root, {}, backend)
     with pytest.raises(CorruptCheckpointError, match="cannot be brought to a disk"), place.fetched("m"):
         pass
@@ -371,7 +371,7 @@ def test_names_that_no_folder_can_hold(key: str, monkeypatch: pytest.MonkeyPatch
 def test_an_object_that_is_replaced_while_it_is_read(near: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     if near.url.startswith("/"):
         return
-    real = remote_files._Files.get
+    real = remote._Files.get
     for size, other in ((LARGE, LARGE), (LARGE, LARGE - PART), (100, 99), (100, 101)):
         near.put({"m": os.urandom(size)})
         left = [1]
@@ -383,8 +383,8 @@ def test_an_object_that_is_replaced_while_it_is_read(near: Place, monkeypatch: p
                 near.put({"m": os.urandom(n)})
             return real(self, key, into, start)
 
-        monkeypatch.setattr(remote_files._Files, "get", get)
+        monkeypatch.setattr(remote._Files, "get", get)
         with pytest.raises(StorageError, match="was replaced while it was read"), near.fetched("m"):
             pass
         monkeypatch.undo()
-        monkeypatch.setattr(remote_files, "PART_BYTES", PART)
+        monkeypatch.setattr(remote, "PART_BYTES", PART)

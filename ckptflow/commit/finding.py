@@ -1,0 +1,115 @@
+"""For readers, who never claim: what counts in a root, the checkpoint of a step, and the one that is awaited."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from ckptflow.commit.catalog import (
+    Checkpoint,
+    Counting,
+    Listing,
+    Summaries,
+    Summary,
+    Unreadable,
+    count_root,
+    list_root,
+    read_manifest,
+    summarize,
+)
+from ckptflow.commit.lineage import find_run_id
+from ckptflow.errors import CheckpointGoneError, CheckpointNotFoundError, CommitTimeoutError, ObjectNotFoundError
+from ckptflow.format.layout import Folder
+from ckptflow.format.words import some_of
+from ckptflow.storage.store import Store
+
+logger = logging.getLogger("ckptflow")
+
+TRIES = 5  # listings that name a manifest which is gone when it is read
+
+
+def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
+    """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
+    return count_root(
+        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries.get
+    )
+
+
+def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
+    """The checkpoints that count and whose manifest can be read, oldest first. What is left out is logged."""
+    listing, counting = read_counting(store, summaries)
+    read = list(map(counting.of_this_run, summaries.read_many(listing, reversed(counting.folders)).values()))
+    found = [summary.checkpoint for summary in read if isinstance(summary, Summary)]
+    if len(found) < len(read):
+        others = f"; {len(counting.outside)} more are there and do not count, as far as is known" * bool(
+            counting.outside
+        )
+        unreadable = [str(summary) for summary in read if not isinstance(summary, Summary)]
+        logger.warning("%s: not listed, since it cannot be read: %s%s", store.url, some_of(unreadable, 3), others)
+    return found
+
+
+def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
+    """The folder of the newest checkpoint that counts, or of `step`.
+
+    Raises `CheckpointNotFoundError`, or, where no manifest that would do can be read, why the first cannot:
+    `CorruptCheckpointError`, `UnknownVersionError`.
+    """
+    for _ in range(TRIES):
+        with contextlib.suppress(ObjectNotFoundError):  # deleted since it was listed
+            return _find_folder(store, summaries, step)
+    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be read; pin one")
+
+
+def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
+    _, counting = read_counting(store, summaries)
+    matching = [folder for folder in counting.folders if step in (None, folder.step)]
+    matching += [folder for folder in counting.outside if step == folder.step]
+    damaged: Unreadable | None = None
+    for folder in matching:
+        summary = summaries.get(folder)
+        if folder in counting.folders:
+            summary = counting.of_this_run(summary)
+        if isinstance(summary, Summary):
+            return folder
+        damaged = damaged or summary
+        logger.error("this checkpoint cannot be read, trying the one before: %s", summary)
+    if damaged is not None:
+        raise damaged
+    steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})
+    known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
+    what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+    raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
+
+
+def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
+    """The newest checkpoint that counts, or None."""
+    try:
+        summary = summaries.get(find_folder(store, summaries, None))
+    except CheckpointNotFoundError:
+        return None
+    return summary.checkpoint if isinstance(summary, Summary) else None
+
+
+def await_checkpoint(
+    store: Store, folder: Folder, timeout_s: float, check: Callable[[], None] = lambda: None
+) -> Checkpoint:
+    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds.
+
+    `check` is called before each look; what it raises ends the waiting.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = 0.01
+    while True:
+        check()  # before the look: a save that was fenced has a manifest, too
+        try:
+            return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
+        except ObjectNotFoundError:
+            if time.monotonic() >= deadline:
+                raise CommitTimeoutError(
+                    f"{store.url}/{folder} has no manifest after {timeout_s:g} s; the chief's log says why"
+                ) from None
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 1.0)

@@ -1,0 +1,45 @@
+"""What lies at a name: a file, a folder, or a group of files; what is said of it, and in which order it is written."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+
+from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
+from ckptflow.storage.redaction import redact_url
+
+# What makes the files around it readable: a TensorFlow checkpoint, a folder of such, a SavedModel.
+LAST = ("*.index", "checkpoint", "saved_model.pb", "saved_model.pbtxt")
+_GROUP = re.compile(r"\.(index|data-\d{5}-of-\d{5})")
+
+
+def is_in_group(name: str, base: str) -> bool:
+    """Whether a file called `name` belongs to the prefix group `base`: `base.index`, `base.data-00000-of-00001`."""
+    return name.startswith(base) and _GROUP.fullmatch(name[len(base) :]) is not None
+
+
+def in_steps(keys: Iterable[str]) -> list[list[str]]:
+    """The keys in the order to write them: first all that match no pattern of `LAST`, then each pattern's, in turn."""
+    steps: list[list[str]] = [[] for _ in range(len(LAST) + 1)]
+    for key in keys:
+        name = key.rpartition("/")[2]
+        matching = (number for number, pattern in enumerate(LAST, 1) if fnmatch.fnmatchcase(name, pattern))
+        steps[next(matching, 0)].append(key)
+    return steps
+
+
+def not_found(url: str) -> ObjectNotFoundError:
+    """What is raised where nothing is at `url`."""
+    return ObjectNotFoundError(
+        f"{redact_url(url)}: nothing is there: no file, no folder, and no files that begin with this name and go on "
+        "'.index', '.data-…'; check the name"
+    )
+
+
+def exists(url: str) -> ObjectExistsError:
+    """What is raised where something is at `url` that must not be replaced."""
+    return ObjectExistsError(
+        f"{redact_url(url)}: something is there already and was left as it is; name another place, or replace it "
+        "with overwrite=True (--overwrite)"
+    )

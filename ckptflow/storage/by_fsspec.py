@@ -1,0 +1,244 @@
+"""Every scheme but a local path: s3, gs, memory and whatever else fsspec knows, one request per object."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import functools
+import inspect
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import crc32c
+import fsspec
+import fsspec.asyn
+
+from ckptflow.storage import faults
+from ckptflow.storage.clients import (
+    GCS_SCHEMES,
+    S3_SCHEMES,
+    open_file_system,
+    parse_listings_quickly,
+    wants_checksum,
+)
+from ckptflow.storage.credentials import opening
+from ckptflow.storage.remote import RemoteStore
+from ckptflow.storage.replies import (
+    StrangeReplyError,
+    check_delete,
+    check_put,
+    check_range,
+    delete_s3,
+    list_gcs,
+    list_s3,
+)
+from ckptflow.storage.stalls import STALL_TIMEOUT_S
+
+_log = logging.getLogger("ckptflow.storage")
+
+_RENEW_PAUSE_S = 0.25  # what answers wrong may be about to be replaced
+
+
+class FsspecStore(RemoteStore):
+    """Any fsspec file system. Whole-buffer requests, no listings cache, an instance of its own.
+
+    `create` is exclusive where the service is asked to (S3: `If-None-Match: *`, GCS: `ifGenerationMatch=0`) and within
+    this process for `memory://`. For any other file system it is exists-then-write, and `is_create_only` says so; on an
+    S3 that refuses the condition as well, from the first `create` on.
+    """
+
+    def __init__(
+        self, url: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
+    ) -> None:
+        self._scheme = url.partition("://")[0]
+        self._open = functools.partial(
+            open_file_system, url, self._scheme, dict(storage_options), stall_timeout_s=stall_timeout_s
+        )
+        with opening(url, storage_options):
+            self._fs, root = self._open()
+        super().__init__(url, root, storage_options, stall_timeout_s)
+        self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
+        self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
+        self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
+        self._has_bulk_delete = self._is_s3  # until the server refuses it
+        self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
+
+    def renew(self, key: str) -> None:
+        """Another client, with connections of its own, takes over; from here on it asks past caches."""
+        time.sleep(_RENEW_PAUSE_S)
+        with suppress(Exception):  # then the old one asks again
+            self._fs = self._open(past_caches=True)[0]
+
+    # ---- reading
+
+    def _read(self, path: str, into: memoryview, start: int) -> int:
+        if self._is_s3:
+            return self._read_s3(path, into, start)
+        data = self._fs.cat_file(path, start=start, end=start + len(into))
+        if len(data) > len(into):
+            raise StrangeReplyError(f"asked for {len(into):,} bytes, got {len(data):,}")
+        into[: len(data)] = data
+        return len(data)
+
+    def _read_s3(self, path: str, into: memoryview, start: int) -> int:
+        """The body goes to `into` as it comes in: `cat_file` would collect it, join it, and have it copied here."""
+        fs = self._fs  # and no other one before the body is read
+        bucket, _, name = path.partition("/")
+        reply = fs.call_s3("get_object", Bucket=bucket, Key=name, Range=f"bytes={start}-{start + len(into) - 1}")
+        about, size_bytes = reply["ResponseMetadata"], reply.get("ContentLength", -1)
+        try:
+            check_range(about["HTTPStatusCode"], about["HTTPHeaders"], size_bytes, start, len(into))
+        except StrangeReplyError:
+            reply["Body"].close()
+            raise
+        count: int = fsspec.asyn.sync(fs.loop, _read_body, reply["Body"], into)
+        if count != size_bytes:
+            raise StrangeReplyError(f"{size_bytes:,} bytes were announced, and {count:,} came")
+        return count
+
+    # ---- writing
+
+    def _send(self, path: str, data: memoryview, *, is_new: bool) -> None:
+        if self._is_s3 and is_new:
+            self._create_s3(path, data)
+        else:
+            self._send_once(path, data, is_new=is_new)
+
+    def _create_s3(self, path: str, data: memoryview) -> None:
+        """By the server's own condition; if it knows none, looks first, then writes, and `is_create_only` says so."""
+        for _ in range(2 if self.is_create_only else 0):  # twice: one answer is no proof
+            try:
+                self._send_once(path, data, is_new=True)
+            except Exception as error:
+                if not faults.is_refused_condition(error):
+                    raise
+            else:
+                return
+        self.is_create_only = False
+        with _create_lock(f"{self._scheme}://{path}"):
+            if any(name == path for name, _ in self._find(path)):
+                raise FileExistsError("something is there")
+            self._send_once(path, data, is_new=False)
+
+    def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> None:
+        """One object, written in one request."""
+        mode = "create" if is_new else "overwrite"
+        if self._is_s3:
+            self._send_s3(path, data, is_new=is_new)
+        elif self._is_gcs:
+            self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
+        else:
+            with _create_lock(f"{self._scheme}://{path}"):
+                if is_new and self._is_there(path):
+                    raise FileExistsError("something is there")
+                self._make_folder(path)
+                takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
+                self._fs.pipe_file(path, bytes(data), **({"mode": mode} if takes_mode else {}))
+
+    def _make_folder(self, path: str) -> None:
+        """Makes the folder that an object is to lie in, where there are such things."""
+        if self._has_folders:
+            self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+
+    def _is_there(self, path: str) -> bool:
+        """Unlike fsspec's `exists`, which says no whatever went wrong; not all classes ask by themselves, either."""
+        try:
+            self._fs.info(path)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
+        bucket, _, name = path.partition("/")
+        options = {"IfNoneMatch": "*"} if is_new else {}
+        if self._sends_checksum:
+            options["ChecksumCRC32C"] = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
+        check_put(self._fs.call_s3("put_object", Bucket=bucket, Key=name, Body=bytes(data), **options))
+
+    # ---- listing
+
+    def _find(self, prefix: str) -> Iterable[tuple[str, int]]:
+        if self._is_s3 or self._is_gcs:
+            bucket, _, inner = prefix.partition("/")
+            if self._is_s3:
+                parse_listings_quickly(self._fs, bucket)
+            found = list_s3(self._fs.call_s3, bucket, inner) if self._is_s3 else list_gcs(self._fs.call, bucket, inner)
+            return [(f"{bucket}/{name}", size_bytes) for name, size_bytes in found]
+        try:
+            files = self._fs.find(self._lead + prefix.rstrip("/"), detail=True, on_error="raise")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [(name.lstrip("/"), int(info["size"])) for name, info in files.items()]
+
+    # ---- deleting
+
+    def _remove(self, path: str) -> None:
+        if self._is_s3:
+            bucket, _, name = path.partition("/")
+            check_delete(self._fs.call_s3("delete_object", Bucket=bucket, Key=name))
+        else:
+            self._fs.rm_file(path)
+
+    def _remove_all(self, paths: Sequence[str]) -> bool:
+        bucket = self._base.partition("/")[0]
+        try:
+            delete_s3(self._fs.call_s3, bucket, [path.partition("/")[2] for path in paths])
+        except Exception as error:
+            if not faults.is_refused_request(error):  # or one only with a Content-MD5
+                raise
+            why = faults.text_of(error, self._secrets)
+            _log.info("%s: objects are deleted one by one, the server refuses DeleteObjects: %s", self._url, why)
+            return False
+        return True
+
+    # ---- measuring
+
+    @property
+    def _client_name(self) -> str:
+        return type(self._fs).__module__.partition(".")[0]
+
+    def _put_raw(self, path: str, data: memoryview) -> None:
+        chunks = {"chunksize": 5 * 2**30} if self._is_s3 or self._is_gcs else {}
+        self._fs.pipe_file(path, bytes(data), **chunks)
+
+    def _get_raw(self, path: str, length: int) -> Any:
+        return self._fs.cat_file(path, start=0, end=length)
+
+
+async def _read_body(body: Any, into: memoryview) -> int:
+    """Reads aiobotocore's body to its end; the count is one too many where `into` does not hold it."""
+    count = 0
+    try:
+        while count < into.nbytes:
+            read = await body.readinto(into[count:])
+            if not read:
+                return count
+            count += read
+        return count + len(await body.read(1))  # at the end it has its length checked
+    finally:
+        body.close()
+
+
+# Generic file systems answer create by exists-then-write: exclusive at least among the threads of this process.
+_locks: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_locks_guard = threading.Lock()
+
+
+class _Lock(threading.Semaphore):
+    """A lock that can be referenced weakly."""
+
+
+def _create_lock(name: str) -> Any:
+    """The lock of an object: of whichever store, since those of one place need not be known to be."""
+    with _locks_guard:
+        lock = _locks.get(name)
+        if lock is None:
+            lock = _locks[name] = _Lock(1)
+        return lock
