@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class View:
+class PrivateView:
     """Somebody else's object, of which `Attribute`s are read and set."""
 
     def __init__(self, of: Any) -> None:
@@ -13,13 +13,13 @@ class View:
 
 
 class Attribute:
-    """In a `View`: what its object has under a private name."""
+    """In a `PrivateView`: what its object has under a private name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, view: View | None, owner: type | None = None) -> Any:
+    def __get__(self, view: PrivateView | None, owner: type | None = None) -> Any:
         return self if view is None else getattr(view.of, self.name)
 
-    def __set__(self, view: View, value: Any) -> None:
+    def __set__(self, view: PrivateView, value: Any) -> None:
         setattr(view.of, self.name, value)

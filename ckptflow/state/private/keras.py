@@ -7,7 +7,7 @@ import sys
 from operator import attrgetter
 from typing import Any
 
-from ckptflow.state.private.attribute import Attribute, View
+from ckptflow.state.private.attribute import Attribute, PrivateView
 
 # Variables, layers, optimizers: attributes
 
@@ -153,7 +153,7 @@ def store_class() -> type:
 # A fit that runs: a callback is neither handed its loop nor can it say at which batch an epoch begins
 
 
-class FitModel(View):
+class FitModel(PrivateView):
     """The model that is fitted."""
 
     initial_epoch = Attribute("_initial_epoch")  # with which its fit begins, whatever it was called with
@@ -163,7 +163,7 @@ class FitModel(View):
         self.of._symbolic_build(data_batch=element_spec)
 
 
-class FitData(View):
+class FitData(PrivateView):
     """What its batches come from: an EpochIterator."""
 
     batches = Attribute("_enumerate_iterator")  # a generator of the batches of an epoch

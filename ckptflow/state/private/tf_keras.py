@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ckptflow.state.private.attribute import Attribute, View
+from ckptflow.state.private.attribute import Attribute, PrivateView
 
 # Layers and models: attributes
 
@@ -65,7 +65,7 @@ def inner_optimizer(optimizer: Any) -> Any:
     return vars(optimizer).get("_optimizer", optimizer)
 
 
-class Nadam(View):
+class Nadam(PrivateView):
     """Of the optimizer of that name: no variable has it."""
 
     u_products = Attribute(U_PRODUCTS)
@@ -212,13 +212,13 @@ def listing_only(is_listed: Callable[[Any], bool]) -> Iterator[None]:
 # A fit that runs: a callback is neither handed its loop nor can it say at which batch an epoch begins
 
 
-class FitModel(View):
+class FitModel(PrivateView):
     """The model that is fitted."""
 
     batch = Attribute("_train_counter")  # the number that hooks are told
 
 
-class FitData(View):
+class FitData(PrivateView):
     """What its batches come from: a DataHandler."""
 
     adapter = Attribute("_adapter")
