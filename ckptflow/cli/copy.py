@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,12 +58,10 @@ def copy(
     root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)
     there = other_options(destination_options, "--destination-options", here, url, destination)
-    source = open_store(root, here)
-    try:
-        target = open_store(destination, there)
-        try:
+    with contextlib.closing(open_store(root, here)) as source:
+        with contextlib.closing(open_store(destination, there)) as target:
             wanted = choose(source, folder, step, verify_all=copy_all)
-            check_destination(source, target, list(wanted))
+            check_destination(source, target)
             copied, gone, damaged = [], [], {}
             with bar("copying", is_bytes=True) as progress:
                 progress.expect(sum(wanted.values()))
@@ -77,10 +76,6 @@ def copy(
                         if not copy_all:
                             raise
                         damaged[str(each)] = str(error).removeprefix(f"{source.url}/{each}/")
-        finally:
-            target.close()
-    finally:
-        source.close()
     if as_json:
         print_json(to_json(source.url, target.url, copied, gone, damaged))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,11 +61,8 @@ def ls(
     root, folder = split_url(url)
     if folder is not None:
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
-    store = open_store(url, storage_options(options, options_json))
-    try:
+    with contextlib.closing(open_store(url, storage_options(options, options_json))) as store:
         overview = look(store, show_all=show_all)
-    finally:
-        store.close()
     if as_json:
         print_json(to_json(overview))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -38,11 +39,8 @@ def pin(
     from ckptflow.commit.pins import pin_checkpoint
     from ckptflow.storage.opening import open_store
 
-    store = open_store(url, storage_options(options, options_json))
-    try:
+    with contextlib.closing(open_store(url, storage_options(options, options_json))) as store:
         pin_checkpoint(store, Summaries(store), step)
-    finally:
-        store.close()
     _say(store.url, step, is_pinned=True, as_json=as_json)
 
 
@@ -58,11 +56,8 @@ def unpin(
     from ckptflow.commit.pins import unpin_checkpoint
     from ckptflow.storage.opening import open_store
 
-    store = open_store(url, storage_options(options, options_json))
-    try:
+    with contextlib.closing(open_store(url, storage_options(options, options_json))) as store:
         unpin_checkpoint(store, step)
-    finally:
-        store.close()
     _say(store.url, step, is_pinned=False, as_json=as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,8 +69,7 @@ def prune(
     policies = read_policies(last, best or (), every_steps, every_seconds)
     if not policies:
         raise ValueError("say what to keep: --last, --best, --every-steps or --every-seconds")
-    store = open_store(url, storage_options(options, options_json))
-    try:
+    with contextlib.closing(open_store(url, storage_options(options, options_json))) as store:
         check_root(store)
         summaries = Summaries(store)
         check_metrics(policies, [checkpoint.metrics for checkpoint in list_counting(store, summaries)])
@@ -77,8 +77,6 @@ def prune(
             found = prune_by_hand(store, summaries, policies, find_damage)
         else:
             found = plan_by_hand(store, summaries, policies)
-    finally:
-        store.close()
     if as_json:
         print_json(to_json(store.url, found, has_acted=yes))
     else:
@@ -91,11 +89,8 @@ def find_damage(store: Store, folder: Folder) -> str | None:
     from ckptflow.transfer.buffers import BufferPool
     from ckptflow.transfer.verify import verify_checkpoint
 
-    pool = BufferPool(4 * _BUFFER_BYTES, _BUFFER_BYTES)
-    try:
+    with contextlib.closing(BufferPool(4 * _BUFFER_BYTES, _BUFFER_BYTES)) as pool:
         problems = verify_checkpoint(store, folder, read_manifest(store, folder), pool)
-    finally:
-        pool.close()
     return "; ".join(map(str, problems[:3])) or None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,8 +62,7 @@ def report(
     policies = read_policies(last, best or (), every_steps, every_seconds)
     if not as_json:
         _check_extra()
-    store = open_store(root, storage_options(options, options_json))
-    try:
+    with contextlib.closing(open_store(root, storage_options(options, options_json))) as store:
         check_root(store)
         path = output or f"{_file_name(name_of(redact_url(store.url)))}-report.html"
         if not as_json:
@@ -70,8 +70,6 @@ def report(
         with bar("reading manifests and claims") as progress:
             now = datetime.now(UTC)
             run = read_run(store, policies, now=now, expect=progress.expect, advance=progress.advance)
-    finally:
-        store.close()
     check_metrics(policies, [each.metrics for each in run.counting])
     if as_json:
         print_json(to_json(run))

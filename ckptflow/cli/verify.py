@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,9 @@ def verify(
     from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=verify_all)
-    store = open_store(root, storage_options(options, options_json))
-    start_s = time.monotonic()
-    try:
+    with contextlib.closing(open_store(root, storage_options(options, options_json))) as store:
+        start_s = time.monotonic()
         verdicts = read_all(store, folder, step, verify_all=verify_all)
-    finally:
-        store.close()
     if as_json:
         print_json(to_json(store.url, verdicts))
     else:
@@ -96,14 +94,11 @@ def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_al
     from ckptflow.transfer.buffers import BufferPool
 
     wanted = choose(store, folder, step, verify_all=verify_all)
-    pool = BufferPool(_BUFFER_COUNT * _BUFFER_BYTES, _BUFFER_BYTES)
-    try:
+    with contextlib.closing(BufferPool(_BUFFER_COUNT * _BUFFER_BYTES, _BUFFER_BYTES)) as pool:
         with bar("reading", is_bytes=True) as progress:
             progress.expect(sum(wanted.values()))
             watched = WatchedStore(store, progress.advance)
             verdicts = [read_one(watched, folder, pool) for folder in wanted]
-    finally:
-        pool.close()
     if all(verdict.is_gone for verdict in verdicts):
         raise CheckpointGoneError(f"{store.url}: pruned while it was read; pin what must stay, or verify again")
     return verdicts

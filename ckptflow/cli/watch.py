@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -55,9 +56,8 @@ def watch(
     """
     from ckptflow.storage.opening import open_store
 
-    store = open_store(url, storage_options(options, options_json))
     before: Overview | None = None
-    try:
+    with contextlib.closing(open_store(url, storage_options(options, options_json))) as store:
         while True:
             now = ls.look(store, show_all=True)
             for change in changes(before, now):
@@ -66,8 +66,6 @@ def watch(
             if until_step is not None and any(row.checkpoint and row.folder.step >= until_step for row in now.rows):
                 return
             time.sleep(every)
-    finally:
-        store.close()
 
 
 def changes(before: Overview | None, now: Overview) -> Iterator[Change]:

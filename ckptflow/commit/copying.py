@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import crc32c
@@ -38,7 +38,7 @@ class Copied:
     sent_bytes: int
 
 
-def check_destination(source: Store, target: Store, folders: Sequence[Folder]) -> None:
+def check_destination(source: Store, target: Store) -> None:
     """Raises `UsageError` where a copy into `target` would mix two runs, or get in the way of a job.
 
     A claim there says that a job has started: what it builds on is its own, and a folder from elsewhere among its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from http.client import HTTPConnection, HTTPException
@@ -27,13 +28,11 @@ def gce_notice() -> bool:
 def _ask(name: str) -> str:
     host = os.environ.get("GCE_METADATA_HOST") or _DEFAULT_HOST
     try:
-        connection = HTTPConnection(host, timeout=_TIMEOUT_S)  # no proxy, no redirect: the answer is this machine's own
-        try:
+        # No proxy, no redirect: the answer is this machine's own.
+        with contextlib.closing(HTTPConnection(host, timeout=_TIMEOUT_S)) as connection:
             connection.request("GET", f"/computeMetadata/v1/instance/{name}", headers=dict([_FLAVOR]))
             response = connection.getresponse()
             answer = response.read(256).decode("ascii", "replace").strip()
-        finally:
-            connection.close()
     except (OSError, HTTPException) as error:
         _say_once(host, f"{type(error).__name__}: {error}")
         return ""

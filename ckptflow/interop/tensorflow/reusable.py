@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +28,6 @@ from ckptflow.state.configs import describe
 from ckptflow.state.kinds import LAYERS, Kind, is_tf_keras_model, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, host_array
 from ckptflow.state.tree import Tree, walk
-
-logger = logging.getLogger("ckptflow")
 
 NAMES_FILE = "ckptflow-model.json"
 STATE_PREFIX = "ckptflow-state"  # a TensorBundle of what the graph holds as constants: vocabularies, boundaries
