@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,11 +48,8 @@ def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, 
     nothing tells whether it went on from them (`restore_latest` takes the newest valid one). Raises ValueError for an
     unknown scheme, `StorageError` where the storage refuses.
     """
-    store = open_store(os.fspath(url), storage_options)
-    try:
+    with contextlib.closing(open_store(os.fspath(url), storage_options)) as store:
         return list_counting(store, Summaries(store))
-    finally:
-        store.close()
 
 
 def open_checkpoint(

@@ -39,7 +39,7 @@ class Copied:
     sent_bytes: int
 
 
-def check_destination(source: Store, target: Store, folders: Sequence[Folder]) -> None:
+def check_destination(source: Store, target: Store) -> None:
     """Raises `UsageError` where a copy into `target` would mix two runs, or get in the way of a job.
 
     A claim there says that a job has started: what it builds on is its own, and a folder from elsewhere among its

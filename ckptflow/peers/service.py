@@ -5,7 +5,6 @@ No collective: a call that is given up leaves nothing behind that a later collec
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -17,8 +16,6 @@ from ckptflow.peers.progress import UnreachableError
 from ckptflow.peers.rounds import Put
 from ckptflow.peers.watch import Answer, Peer
 from ckptflow.state.private.tensorflow import context
-
-logger = logging.getLogger("ckptflow")
 
 _SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
 _LONGEST_READ_S = 60.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
@@ -54,11 +55,8 @@ def fetched(
 
             HttpFile(url, storage_options or {}).download(target, max_bytes)
         else:
-            place = RemotePlace(url, storage_options or {})
-            try:
+            with contextlib.closing(RemotePlace(url, storage_options or {})) as place:
                 target = place.download(folder, max_bytes)
-            finally:
-                place.close()
         with shown_as(target, redact_url(url)):
             yield target
 
@@ -71,12 +69,9 @@ def opened(url: str, storage_options: dict[str, Any] | None = None) -> Iterator[
     """
     path = local_path(url)
     if path is None and url.partition("://")[0] not in HTTP_SCHEMES:
-        place = RemotePlace(url, storage_options or {})
-        try:
+        with contextlib.closing(RemotePlace(url, storage_options or {})) as place:
             with place.open() as file:
                 yield file
-        finally:
-            place.close()
         return
     with fetched(url, storage_options) as local:
         with os_errors("read", local):
@@ -106,8 +101,7 @@ def staged(url: str, *, overwrite: bool, storage_options: dict[str, Any] | None 
     where = redact_url(url) if path is None else path
     if url.partition("://")[0] in HTTP_SCHEMES:
         raise UsageError(f"{where}: nothing can be written to a web server; name a path or an object storage's URL")
-    place = LocalPlace(path) if path is not None else RemotePlace(url, storage_options or {})
-    try:
+    with contextlib.closing(LocalPlace(path) if path is not None else RemotePlace(url, storage_options or {})) as place:
         if not place.name:
             raise UsageError(f"{where} is no name for a file or folder; add one")
         _refuse(where, place, overwrite)
@@ -117,8 +111,6 @@ def staged(url: str, *, overwrite: bool, storage_options: dict[str, Any] | None 
                 yield path
             produced = _produced(folder, place.name, where)
             place.publish(folder, produced, overwrite=overwrite)
-    finally:
-        place.close()
 
 
 def _http_name(url: str) -> str:

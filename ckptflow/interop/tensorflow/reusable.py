@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -32,8 +31,6 @@ from ckptflow.state.leaves import PartLeaf, host_array
 from ckptflow.state.private import tensorflow as private
 from ckptflow.state.private.tf_keras import listing_only
 from ckptflow.state.tree import Tree, walk
-
-logger = logging.getLogger("ckptflow")
 
 NAMES_FILE = "ckptflow-model.json"
 STATE_PREFIX = "ckptflow-state"  # a TensorBundle of what the graph holds as constants: vocabularies, boundaries
