@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,7 +60,7 @@ def copy(
     there = other_options(destination_options, "--destination-options", here, url, destination)
     with closing(open_store(root, here)) as source, closing(open_store(destination, there)) as target:
         wanted = choose(source, folder, step, verify_all=copy_all)
-        check_destination(source, target, list(wanted))
+        check_destination(source, target)
         copied, gone, damaged = [], [], {}
         with bar("copying", is_bytes=True) as progress:
             progress.expect(sum(wanted.values()))
