@@ -13,13 +13,14 @@ from ckptflow.commit.retention import Policy
 from ckptflow.errors import UsageError
 from ckptflow.job import arguments
 from ckptflow.job.hooks import Hook
-from ckptflow.job.live_state import Rename
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.session import Session
 from ckptflow.reading import find_checkpoint, list_counting, pin_checkpoint, unpin_checkpoint
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from ckptflow.state.assign import Rename
 
 
 class CheckpointManager:

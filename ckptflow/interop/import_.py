@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,15 +12,15 @@ from msgspec import structs
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import StateMismatchError, UsageError
+from ckptflow.format.offer import Captured
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.sources import KERAS, Source, identified
-from ckptflow.interop.tensors import NamedTensors
+from ckptflow.interop.tensors import CapturedTensors, NamedTensors
 from ckptflow.job.arguments import check_step
 from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.files import fetched
 from ckptflow.storage.redaction import redact_url
-from ckptflow.storage.shown_as import shown_as
 
 logger = logging.getLogger("ckptflow")
 
@@ -129,7 +128,7 @@ def _read(
     content = _read_any(found, unsafe=unsafe, imports=imports, optimizer=optimizer, state=state)
     if optimizer or state is not None or not isinstance(content, NamedTensors):  # `fill` knows where they would go
         return content
-    from ckptflow.interop.model import is_of_optimizer, optimizers_in
+    from ckptflow.interop.decisions import is_of_optimizer, optimizers_in
 
     paths = optimizers_in(content.models)
     infos = {name: info for name, info in content.infos.items() if not is_of_optimizer(name, paths)}
@@ -257,15 +256,24 @@ def _check_alone(state: Mapping[str, Any], model: Any, found: Source) -> None:
 def _fill(
     state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None, where: str, optimizer: bool
 ) -> dict[str, Any]:
-    """Puts what was read into the user's objects by name, by way of a checkpoint on this disk."""
-    from ckptflow.interop.model import fill
-    from ckptflow.reading import open_checkpoint
+    """Puts what was read into the user's objects by name. All of it is read before anything is changed."""
+    from ckptflow.format.offer import offer_of_captured
+    from ckptflow.interop.decisions import by_name
+    from ckptflow.state.capture import capture
     from ckptflow.state.configs import count_variables
+    from ckptflow.state.put import put, reader_of
+    from ckptflow.state.tree import walk
 
-    with tempfile.TemporaryDirectory(prefix="ckptflow-import-") as root, shown_as(root, where):
-        _commit(root, 0, content, {}, None)
-        with open_checkpoint(root) as opened:
-            tree, restore = fill(opened, state, partial=partial, rename=rename, optimizer=optimizer)
+    if isinstance(content, NamedTensors):
+        captured: Captured = CapturedTensors(content)
+        for number in range(len(captured.specs)):
+            captured.data(number)
+            captured.release(number)
+    else:
+        captured = capture(walk(content), is_chief=True)
+    decide = by_name(partial=partial, optimizer=optimizer)
+    offer = offer_of_captured(captured, where, "source")
+    tree, restore = put(offer, reader_of(captured), state, partial=partial, rename=rename, decide=decide)
     unbuilt = [path for path, model in tree.models.items() if not model.built and not count_variables(model)]
     if unbuilt:
         raise UsageError(

@@ -27,7 +27,7 @@ from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
 from ckptflow.job.hooks import Hook, Hooks
 from ckptflow.job.incarnation import Incarnation
-from ckptflow.job.live_state import LiveState, Rename
+from ckptflow.job.live_state import LiveState
 from ckptflow.job.loading import Loading
 from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
@@ -40,6 +40,7 @@ from ckptflow.storage.wrappers import ProgressStore
 from ckptflow.transfer.buffers import BufferPool
 
 if TYPE_CHECKING:
+    from ckptflow.state.assign import Rename
     from ckptflow.state.capture import Snapshot
 
 logger = logging.getLogger("ckptflow")

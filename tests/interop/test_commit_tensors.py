@@ -23,7 +23,7 @@ from ckptflow.errors import (
 )
 from ckptflow.format import dtypes
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
-from ckptflow.interop import commit_tensors as module
+from ckptflow.interop import tensors as module
 from ckptflow.interop.commit_tensors import commit_tensors
 from ckptflow.interop.tensors import Array, NamedTensors, TensorInfo, bytes_of
 from ckptflow.reading import list_checkpoints, open_checkpoint
