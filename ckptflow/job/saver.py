@@ -89,7 +89,7 @@ class Saver:
         """
         step, folder = job.folder.step, str(job.folder)
         try:
-            checkpoint = self._save(job)
+            checkpoint = self.save(job)
         except BaseException as error:  # whatever ends a save: what is not acknowledged has failed, and is told
             if self.coordinator is not None and not isinstance(error, CommitUnknownError):
                 self.leave_note(job.folder, error)
@@ -104,8 +104,8 @@ class Saver:
             )
             self.coordinator.prune()
 
-    def _save(self, job: Job) -> Checkpoint | None:
-        """All of a save but acknowledging and pruning."""
+    def save(self, job: Job) -> Checkpoint | None:
+        """All of a save but acknowledging, telling and pruning. Raises as `run`."""
         try:
             draft = self._draft(job)  # before the shards: writing lets go of the values
             receipt = self._write(job)
