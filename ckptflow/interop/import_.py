@@ -11,8 +11,8 @@ from typing import Any
 from msgspec import structs
 
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.errors import StateMismatchError, UsageError
-from ckptflow.format.offer import Captured
+from ckptflow.errors import UsageError
+from ckptflow.format.offer import Captured, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.sources import KERAS, Source, identified
@@ -202,21 +202,13 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
     from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
     if found.format.name == "tf-checkpoint":
-        prefix = tf_checkpoint.find_prefix(found.path)
-        try:
-            tf_checkpoint.restore_objects(prefix, dict(state), beside=_beside(found))
-        except StateMismatchError as error:
-            content = _read(found, unsafe=False, imports=(), optimizer=True)
-            try:
-                return _fill(state, content, partial=False, rename=None, where=where, optimizer=True)
-            except StateMismatchError:  # not the optimizer alone
-                raise error from None
+        tf_checkpoint.restore_objects(tf_checkpoint.find_prefix(found.path), dict(state), beside=_beside(found))
         return {}
     models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
     if found.format.name in KERAS:
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
-        _check_alone(state, models[0], found)
+        _check_alone(state, models[0], found, where)
         keras_weights.load_weights(found.path, models[0], optimizer=optimizer)
         if found.format.name != "keras":
             _warn_of_vocabularies(state, found)
@@ -224,7 +216,7 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
     targets = models or list(state.values())
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
-    _check_alone(state, targets[0], found)
+    _check_alone(state, targets[0], found, where)
     saved_model.load_saved_model_into(found.path, targets[0])
     return {}
 
@@ -242,14 +234,16 @@ def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
         )
 
 
-def _check_alone(state: Mapping[str, Any], model: Any, found: Source) -> None:
+def _check_alone(state: Mapping[str, Any], model: Any, found: Source, where: str) -> None:
     """Raises where the state holds more than the one model that such a source is of."""
     optimizer = getattr(model, "optimizer", None)
     others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
     if others:
-        raise StateMismatchError(
-            f"a source of the format {found.format.name!r} holds one model, and nothing for {some_of(others, 5)} of "
-            "model=: leave that out, or pass partial=True, which leaves it as it is"
+        what = f"A source of the format {found.format.name!r} holds one model, and nothing for {some_of(others, 5)}"
+        raise misfit_error(
+            where,
+            [f"{name}: in the state, not in the source" for name in others],
+            hint=f"{what} of model=: leave that out, or pass partial=True, which leaves it as it is.",
         )
 
 

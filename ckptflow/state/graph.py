@@ -282,11 +282,6 @@ def in_names_of(tree: Tree, offer: Offer) -> Offer:
     return replace(offer, tensors=tuple(tensors), models={**models, **offer.models})
 
 
-def models_by_graph(tree: Tree, theirs: ObjectGraph) -> dict[str, Any]:
-    """What a manifest of the tree would say of its models and optimizers, as far as a checkpoint's graph tells it."""
-    return _models(tree, theirs, pair(theirs, described(tree).graph))
-
-
 def _models(tree: Tree, theirs: ObjectGraph, pairs: Pairs) -> dict[str, Any]:
     ours, bound = described(tree), pairs.theirs()
     models: dict[str, Any] = {path: {"kind": "model"} for path in tree.models}

@@ -279,7 +279,7 @@ def test_every_difference_is_listed_and_nothing_is_changed(tmp_path: Path) -> No
     assert lines["old"] == "in the checkpoint, not in the state"
     assert lines["model/optimizer/iterations"] == "in the checkpoint, not in the state"
     assert lines["model/dense_2/kernel"] == "in the state, not in the checkpoint"
-    assert lines["model/dense_1/bias"] == "shape (2,) in the checkpoint, (5,) in the state"
+    assert lines["model/dense_1/bias"] == "shape (2) in the checkpoint, (5) in the state"
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), before, strict=True))
 
 
