@@ -259,23 +259,26 @@ class Restore:
         earlier = {each: self.assigned[each] for each in names if each in self.assigned}
         self.assigned |= dict.fromkeys(names, self.origin)
         try:
-            self._called(name, f"does not take its state of {self.origin} over", lambda: write(state))
-        except StateMismatchError as error:
+            write(state)
+        except Exception as error:  # whatever a user's object raises
+            why = f"does not take its state of {self.origin} over: {type(error).__name__}: {error}"
             if not self._is_partial:
-                raise
-            again = f"{error}; and does not take back what it held"
-            self._called("", again, lambda: write(before))
+                raise self._refused(f"{name} {why}") from error
+            self._called(name, f"{why}; and does not take back what it held", lambda: write(before))
             for each in names:
                 del self.assigned[each]
             self.assigned |= earlier
             self._leave(names)
-            logger.warning("%s: left as it was: %s", self.origin, error)
+            logger.warning("%s: left as it was: %s %s", self.origin, name, why)
 
     def _called(self, name: str, what: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except Exception as error:
-            raise StateMismatchError(f"{name} {what}: {type(error).__name__}: {error}".lstrip()) from error
+            raise self._refused(f"{name} {what}: {type(error).__name__}: {error}") from error
+
+    def _refused(self, line: str) -> StateMismatchError:
+        return misfit_error(self.origin, [line], is_changed=True, hint="")
 
 
 def _range(start: int, extent: int) -> slice:
