@@ -138,7 +138,7 @@ def test_into_a_module(tmp_path: Path) -> None:
     with pytest.raises(StateMismatchError, match="no value was changed") as caught:
         load_saved_model_into(str(tmp_path / "m"), again)
     assert "model/more: in the state, not in the SavedModel" in str(caught.value)
-    assert "model/hidden: float32[3, 4] in the model, float32[3, 3] in it" in str(caught.value)
+    assert "model/hidden: shape (3, 3) in the SavedModel, (3, 4) in the state" in str(caught.value)
     assert differing(before, values_of({"model": again})) == []
 
 

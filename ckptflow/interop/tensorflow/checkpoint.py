@@ -210,8 +210,15 @@ def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[s
     if found.object_graph is None:  # by the variables' own names, which TensorFlow alone knows
         _restore_stock(prefix, tf.train.Checkpoint(**_trackables(objects)))
         return
-    captured = CapturedTensors(replace(found, metrics=found.metrics | beside))
+    captured = CapturedTensors(replace(found, metrics=found.metrics | beside | _counter_of(found.object_graph)))
     put(offer_of_captured(captured, prefix, "checkpoint"), reader_of(captured), objects, decide=_decide)
+
+
+def _counter_of(graph: ObjectGraph) -> set[str]:
+    """The name of the count of saves. Where the root is the model itself, it is below the model's."""
+    number = dict(edges(graph.nodes[0])).get(SAVE_COUNTER)
+    values = () if number is None else values_of(graph.nodes[number])
+    return {name for _, _, value in values if (name := tensor_of(value)) is not None}
 
 
 def _decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
