@@ -21,12 +21,12 @@ from ckptflow.interop.keras.optimizer import variables_of
 from ckptflow.interop.untrusted.budget import machine_bytes
 from ckptflow.interop.untrusted.model_probe import check_builds
 from ckptflow.reading import OpenCheckpoint
-from ckptflow.state.assign import Comparison, Verdict
+from ckptflow.state.assign import Comparison, Verdict, match
 from ckptflow.state.graph import described
 from ckptflow.state.graph_names import pair
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
-from ckptflow.state.put import build, fill, fit, rehearse
+from ckptflow.state.put import build, fill, rehearse
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.weights import trainable_of, weights_of
 
@@ -94,7 +94,7 @@ def load_model(
     offer = replace(offer_of(manifest), origin=opened.checkpoint.url)
     tree = build(walk(state), offer)
     rename = _names_by_place(tree, offer) if is_ours else None
-    restore = fit(tree, offer, rename=rename, decide=partial(_decide, model, is_ours))
+    restore = match(tree, offer, rename=rename, decide=partial(_decide, model, is_ours))
     rehearse(restore, opened.read_into)
     fill(restore, lambda wanted, target: opened.read_into(wanted, _Frugal(target)))
     return LoadedModel(model, path, described if isinstance(described, dict) else None, tree, restore.unexpected)
@@ -169,7 +169,7 @@ def _names_by_place(tree: Tree, offer: Offer) -> dict[str, str]:
 
     A layer whose `get_config` is not its own may not be given its name back: Keras makes it one, and goes by places.
     """
-    found = fit(tree, offer, partial=True)
+    found = match(tree, offer, partial=True)
     missing, unexpected = set(found.missing), set(found.unexpected)
     if offer.object_graph is None or not (missing and unexpected):
         return {}

@@ -75,23 +75,10 @@ class CapturedTensors:
         self.specs = tuple(map(self._spec, self._names))
         self._locks = [threading.Lock() for _ in self._names]
         self._held: list[Bytes1D | None] = [None] * len(self._names)
-
-    @property
-    def per_worker(self) -> tuple[str, ...]:
-        return self._tensors.per_worker
-
-    @property
-    def python_state(self) -> Mapping[str, Any]:
-        return self._tensors.python_state
-
-    @property
-    def models(self) -> Mapping[str, Any]:
-        return self._tensors.models
-
-    @property
-    def object_graph(self) -> ObjectGraph | None:
-        graph: ObjectGraph | None = self._tensors.object_graph
-        return graph
+        self.per_worker = tensors.per_worker
+        self.python_state = tensors.python_state
+        self.models = tensors.models
+        self.object_graph: ObjectGraph | None = tensors.object_graph
 
     def _spec(self, name: str) -> TensorSpec:
         info = self._tensors.infos[name]

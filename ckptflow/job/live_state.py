@@ -16,7 +16,7 @@ from ckptflow.spans import span
 from ckptflow.state.assign import Rename, match
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
 from ckptflow.state.kinds import is_checkpoint
-from ckptflow.state.put import build, fit
+from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, walk
@@ -167,7 +167,7 @@ class LiveState:
         self.refresh()
         build(self._tree, offer, self._cluster.strategy)
         self.refresh()
-        return fit(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished)
+        return match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished)
 
 
 def _describe(tree: Tree) -> list[str]:

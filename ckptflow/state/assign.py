@@ -13,6 +13,7 @@ from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.offer import HINT, Offer, misfit_error
 from ckptflow.format.words import some_of
+from ckptflow.state.graph import in_names_of
 from ckptflow.state.leaves import Leaf, PartLeaf
 from ckptflow.state.restore import Pair, Restore, is_optional
 from ckptflow.state.tf_keras import NadamCounter
@@ -69,7 +70,8 @@ def match(
 ) -> Restore:
     """Compares a source with the state and changes nothing.
 
-    Names match by themselves, or through an alias of either side. `rename` gives a source's name, or the beginning
+    Names match by themselves, or through an alias of either side; those of an offer that has its names from
+    TensorFlow's object graph, as the graphs do. `rename` gives a source's name, or the beginning
     of one up to a slash, its name in the state, and takes a variable's optimizer slots along; or is called with each
     name. Variables of metrics, and the `save_counter` of a `tf.train.Checkpoint`, may differ and be missing. With
     `partial`, what matches is restored and the rest is reported; `decide`, if given, says what may be left. `assigned`
@@ -79,6 +81,7 @@ def match(
       StateMismatchError: they differ in names, shapes or dtypes; all differences are in the one message.
       UsageError: `rename` names something that the source does not have, or makes two names one.
     """
+    offer = in_names_of(tree, offer)
     matcher = _Matcher(tree, offer, _renamer(rename, offer))
     found = matcher.comparison
     verdict = (decide or (what_fits if partial else all_of_it))(tree, offer, found)

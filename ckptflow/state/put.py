@@ -32,11 +32,12 @@ def put(
 ) -> tuple[Tree, Restore]:
     """Gives the named objects of a state what a source offers, after building what is not built yet.
 
-    `partial`, `rename` and `decide` are as for `match`. Raises as `match`, `build_missing` and `read` do, before any
-    value is changed but for what `read` raises of the last values; and as `Restore.complete`.
+    `partial`, `rename` and `decide` are as for `match`. What does not fit, and what a rehearsal refuses, is raised
+    before any value is changed. What is raised later, by `read` or by objects that do not take their state over, leaves
+    some of the values there.
     """
     tree = build(walk(state), offer)
-    restore = fit(tree, offer, partial=partial, rename=rename, decide=decide)
+    restore = match(tree, offer, partial=partial, rename=rename, decide=decide)
     rehearse(restore, read)
     fill(restore, read)
     return tree, restore
@@ -47,19 +48,6 @@ def build(tree: Tree, offer: Offer, strategy: Any = None) -> Tree:
     named = in_names_of(tree, offer)
     names = {record.name for record in named.tensors}
     return build_missing(tree, dict(named.models), strategy, names=names, stored_bytes=offer.size_bytes)
-
-
-def fit(
-    tree: Tree,
-    offer: Offer,
-    *,
-    partial: bool = False,
-    rename: Rename | None = None,
-    assigned: dict[str, str] | None = None,
-    decide: Decide | None = None,
-) -> Restore:
-    """As `match`, of an offer that may have its names from TensorFlow's object graph."""
-    return match(tree, in_names_of(tree, offer), partial=partial, rename=rename, assigned=assigned, decide=decide)
 
 
 def rehearse(restore: Restore, read: Reader) -> None:
