@@ -22,7 +22,8 @@ HINT = "For a warm start, pass partial=True, or rename={name there: name in the 
 class Offer:
     """What there is to put into a state. Tensors are asked for by their position in `tensors`; slices do not matter.
 
-    `origin` says in messages where it comes from, and `kind` what that is. The rest is as in a manifest.
+    `origin` says in messages where it comes from, and `kind` what that is; `size_bytes` is what is stored of it. The
+    rest is as in a manifest.
     """
 
     origin: str
@@ -32,12 +33,8 @@ class Offer:
     object_graph: ObjectGraph | None = None
     per_worker: tuple[str, ...] = ()
     world_size: int = 1
+    size_bytes: int = 0
     kind: str = "checkpoint"
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes of all tensors."""
-        return sum(record.size_bytes for record in self.tensors)
 
 
 class Captured(Source, Protocol):
@@ -68,18 +65,21 @@ def offer_of(manifest: Manifest) -> Offer:
         manifest.object_graph,
         manifest.per_worker,
         manifest.world_size,
+        manifest.size_bytes,
     )
 
 
 def offer_of_captured(captured: Captured, origin: str, kind: str) -> Offer:
     """What one process offers that holds all of it, no tensor in blocks; its models as they come out of storage."""
+    records = tuple(record_of(captured, index) for index in range(len(captured.specs)))
     return Offer(
         origin,
-        tuple(record_of(captured, index) for index in range(len(captured.specs))),
+        records,
         captured.python_state,
         msgspec.json.decode(msgspec.json.encode(captured.models)),
         captured.object_graph,
         captured.per_worker,
+        size_bytes=sum(record.size_bytes for record in records),
         kind=kind,
     )
 

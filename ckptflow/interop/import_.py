@@ -96,7 +96,8 @@ def import_model(
             content = _read(found, state=state, **how)
             lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin), optimizer=optimizer)
         else:
-            lists = _load_into(found, state, optimizer=optimizer, where=redact_url(origin))
+            lists = {}
+            _load_into(found, state, optimizer=optimizer, where=redact_url(origin))
         return _commit(root, number, state, _metadata(origin, found) | lists, storage_options)
 
 
@@ -192,9 +193,9 @@ def _beside(found: Source) -> frozenset[str]:
     return _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
 
 
-def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> dict[str, Any]:
+def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
     """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would; an optimizer that
-    does not fit stays as it is. Returns what the metadata say of that.
+    does not fit stays as it is.
     """
     from ckptflow.interop.keras import weights as keras_weights
     from ckptflow.interop.tensorflow import checkpoint as tf_checkpoint
@@ -203,7 +204,7 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
 
     if found.format.name == "tf-checkpoint":
         tf_checkpoint.restore_objects(tf_checkpoint.find_prefix(found.path), dict(state), beside=_beside(found))
-        return {}
+        return
     models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
     if found.format.name in KERAS:
         if len(models) != 1:
@@ -212,13 +213,12 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
         keras_weights.load_weights(found.path, models[0], optimizer=optimizer)
         if found.format.name != "keras":
             _warn_of_vocabularies(state, found)
-        return {}
+        return
     targets = models or list(state.values())
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
     _check_alone(state, targets[0], found, where)
     saved_model.load_saved_model_into(found.path, targets[0])
-    return {}
 
 
 def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:

@@ -94,7 +94,7 @@ def match(
     return Restore(
         tree,
         offer.origin,
-        {i: pair for i, pair in matcher.pairs.items() if not {pair.record.name, pair.leaf.name} & left},
+        {i: pair for i, pair in matcher.pairs.items() if left.isdisjoint((pair.record.name, pair.leaf.name))},
         {name: state for name, state in matcher.python_state.items() if name not in left},
         set(matcher.missing) - left,
         set(matcher.unexpected) - left,
