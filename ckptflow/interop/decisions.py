@@ -60,16 +60,15 @@ def optimizers_as_a_whole(
     """
     missing = [name for name in found.missing if name not in may_lack]
     unexpected = [name for name in found.unexpected if name not in not_for_it]
-    first = [name for name in missing if _is_below(name, ours)]
-    first += [name for name in unexpected if is_of_optimizer(name, theirs)]
+    first = sorted(name for name in missing if _is_below(name, ours))
+    first += sorted(name for name in unexpected if is_of_optimizer(name, theirs))
     if not first:
         return Verdict(frozenset({*missing, *unexpected}))
     left = without_optimizers(found, ours, theirs)
     if {*missing, *unexpected} - left.passed_over:
         return Verdict(frozenset({*missing, *unexpected}))
-    name = min(first)
-    why = found.missing.get(name) or found.unexpected[name]
-    text = f"the optimizer's state does not fit and is not taken, it begins anew: {name}: {why}"
+    why = found.missing.get(first[0]) or found.unexpected[first[0]]
+    text = f"the optimizer's state does not fit and is not taken, it begins anew: {first[0]}: {why}"
     return Verdict(passed_over=left.passed_over, said=(text,))
 
 
