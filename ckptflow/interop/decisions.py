@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
 from ckptflow.format.offer import HINT, Offer
@@ -47,26 +47,17 @@ def without_optimizers(
 
 
 def optimizers_as_a_whole(
-    found: Comparison,
-    ours: Collection[str],
-    theirs: Collection[str],
-    *,
-    may_lack: Collection[str] = (),
-    not_for_it: Collection[str] = (),
+    found: Comparison, ours: Collection[str], theirs: Collection[str], *, may_lack: Set[str] = frozenset()
 ) -> Verdict:
-    """All of both sides, but that optimizers stay as they are if their tensors do not fit, and nothing else differs.
-
-    `may_lack` are names in the state that the source may lack, `not_for_it` names in the source that need no place.
-    """
-    missing = [name for name in found.missing if name not in may_lack]
-    unexpected = [name for name in found.unexpected if name not in not_for_it]
+    """All of both sides, but for what the source `may_lack` of the state. If nothing differs but tensors of optimizers,
+    at the paths `ours` in the state and `theirs` in the source, all optimizers stay as they are."""
+    missing = found.missing.keys() - may_lack
     first = sorted(name for name in missing if _is_below(name, ours))
-    first += sorted(name for name in unexpected if is_of_optimizer(name, theirs))
-    if not first:
-        return Verdict(frozenset({*missing, *unexpected}))
+    first += sorted(name for name in found.unexpected if is_of_optimizer(name, theirs))
+    differing = frozenset(missing | found.unexpected.keys())
     left = without_optimizers(found, ours, theirs)
-    if {*missing, *unexpected} - left.passed_over:
-        return Verdict(frozenset({*missing, *unexpected}))
+    if not first or differing - left.passed_over:
+        return Verdict(differing)
     why = found.missing.get(first[0]) or found.unexpected[first[0]]
     text = f"the optimizer's state does not fit and is not taken, it begins anew: {first[0]}: {why}"
     return Verdict(passed_over=left.passed_over, said=(text,))
@@ -75,7 +66,7 @@ def optimizers_as_a_whole(
 def all_of_the_state(
     found: Comparison,
     *,
-    may_lack: Collection[str] = (),
+    may_lack: Set[str] = frozenset(),
     optimizers: Collection[str] = (),
     is_strict: bool = True,
     hint: str = HINT,

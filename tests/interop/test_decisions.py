@@ -49,7 +49,7 @@ def test_an_optimizer_comes_as_a_whole_or_not_at_all(
     missing: set[str], unexpected: set[str], refused: set[str], left: set[str]
 ) -> None:
     found = compared({"model/bias": "model/bias", "model/optimizer/v": "model/optimizer/v"}, missing, unexpected)
-    verdict = optimizers_as_a_whole(found, OURS, THEIRS, may_lack=["seed"])
+    verdict = optimizers_as_a_whole(found, OURS, THEIRS, may_lack={"seed"})
     assert (set(verdict.refused), set(verdict.passed_over)) == (refused, left)
     assert bool(verdict.said) == bool(left)
     if left:

@@ -226,11 +226,13 @@ def _decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
     weights = {id(weight) for model in tree.models.values() for weight in weights_of(model)}
     reached = {tensor_of(value) for node in described(tree).graph.nodes for _, _, value in values_of(node)}
     reached |= {name for name, variable in tree.variables.items() if id(variable) in weights}
-    lost = [name for name in found.missing if name not in reached]
+    lost = found.missing.keys() - reached
     verdict = optimizers_as_a_whole(found, list(tree.optimizers), optimizers_in(offer.models), may_lack=lost)
     if not lost:
         return replace(verdict, hint=_HINT)
-    text = f"no checkpoint of TensorFlow's has what follows, it is as it was made: {some_of(lost, _NAMES_SHOWN)}"
+    text = (
+        f"no checkpoint of TensorFlow's has what follows, it is as it was made: {some_of(sorted(lost), _NAMES_SHOWN)}"
+    )
     return replace(verdict, said=(*verdict.said, text), hint=_HINT)
 
 
