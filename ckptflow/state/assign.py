@@ -37,8 +37,8 @@ class Comparison(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What follows from a comparison. Nothing is put anywhere if any name is `refused`; names, of either side, that are
-    `passed_over` are left out as if they were not there; `said` is what to warn of,
-    `hint` what can be done about what is refused."""
+    `passed_over` are left out as if they were not there; `said` is what to warn of, `hint` what to do about what is
+    refused."""
 
     refused: frozenset[str] = frozenset()
     passed_over: frozenset[str] = frozenset()
@@ -70,12 +70,12 @@ def match(
 ) -> Restore:
     """Compares a source with the state and changes nothing.
 
-    Names match by themselves, or through an alias of either side; those of an offer that has its names from
-    TensorFlow's object graph, as the graphs do. `rename` gives a source's name, or the beginning
-    of one up to a slash, its name in the state, and takes a variable's optimizer slots along; or is called with each
-    name. Variables of metrics, and the `save_counter` of a `tf.train.Checkpoint`, may differ and be missing. With
-    `partial`, what matches is restored and the rest is reported; `decide`, if given, says what may be left. `assigned`
-    are the values that a restore before this one has left in the state, as `Restore` has it, which adds its own.
+    Names match by themselves, or through an alias of either side; those that come from TensorFlow's object graph, as
+    the graphs do. `rename` gives a source's name, or the beginning of one up to a slash, its name in the state, and
+    takes a variable's optimizer slots along; or is called with each name. Variables of metrics, and the `save_counter`
+    of a `tf.train.Checkpoint`, may differ and be missing. With `partial`, what matches is restored and the rest is
+    reported; `decide`, if given, says instead what may be left. `assigned` are the values that a restore before this
+    one has left in the state, as `Restore` has it, which adds its own.
 
     Raises:
       StateMismatchError: they differ in names, shapes or dtypes; all differences are in the one message.
