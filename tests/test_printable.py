@@ -19,9 +19,9 @@ from ckptflow import errors
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.lineage import check_fence, claim_next
 from ckptflow.events import Retried
+from ckptflow.format.offer import misfit_error
 from ckptflow.job.hooks import as_line
 from ckptflow.printable import LOGGERS, Lines, lines, lines_of, printable, printable_json
-from ckptflow.state.restore import misfit_error
 from ckptflow.storage import faults
 from ckptflow.storage.opening import open_store
 from ckptflow.testing import MemoryStore

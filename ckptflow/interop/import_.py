@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,16 +11,16 @@ from typing import Any
 from msgspec import structs
 
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.errors import StateMismatchError, UsageError
+from ckptflow.errors import UsageError
+from ckptflow.format.offer import Captured, misfit_error
 from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import handler
 from ckptflow.interop.sources import KERAS, Source, identified
-from ckptflow.interop.tensors import NamedTensors
+from ckptflow.interop.tensors import CapturedTensors, NamedTensors
 from ckptflow.job.arguments import check_step
 from ckptflow.places.files import fetched
-from ckptflow.places.shown_as import shown_as
 from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.redaction import redact_url
 
@@ -97,7 +96,8 @@ def import_model(
             content = _read(found, state=state, **how)
             lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin), optimizer=optimizer)
         else:
-            lists = _load_into(found, state, optimizer=optimizer, where=redact_url(origin))
+            lists = {}
+            _load_into(found, state, optimizer=optimizer, where=redact_url(origin))
         return _commit(root, number, state, _metadata(origin, found) | lists, storage_options)
 
 
@@ -129,7 +129,7 @@ def _read(
     content = _read_any(found, unsafe=unsafe, imports=imports, optimizer=optimizer, state=state)
     if optimizer or state is not None or not isinstance(content, NamedTensors):  # `fill` knows where they would go
         return content
-    from ckptflow.interop.model import is_of_optimizer, optimizers_in
+    from ckptflow.interop.decisions import is_of_optimizer, optimizers_in
 
     paths = optimizers_in(content.models)
     infos = {name: info for name, info in content.infos.items() if not is_of_optimizer(name, paths)}
@@ -156,9 +156,9 @@ def _beside(found: Source) -> frozenset[str]:
     return _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
 
 
-def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> dict[str, Any]:
+def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
     """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would; an optimizer that
-    does not fit stays as it is. Returns what the metadata say of that.
+    does not fit stays as it is.
     """
     from ckptflow.interop.keras import weights as keras_weights
     from ckptflow.interop.tensorflow import checkpoint as tf_checkpoint
@@ -166,31 +166,22 @@ def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, wher
     from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
 
     if found.format.name == "tf-checkpoint":
-        prefix = tf_checkpoint.find_prefix(found.path)
-        try:
-            tf_checkpoint.restore_objects(prefix, dict(state), beside=_beside(found))
-        except StateMismatchError as error:
-            content = _read(found, unsafe=False, imports=(), optimizer=True)
-            try:
-                return _fill(state, content, partial=False, rename=None, where=where, optimizer=True)
-            except StateMismatchError:  # not the optimizer alone
-                raise error from None
-        return {}
+        tf_checkpoint.restore_objects(tf_checkpoint.find_prefix(found.path), dict(state), beside=_beside(found))
+        return
     models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
     if found.format.name in KERAS:
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
-        _check_alone(state, models[0], found)
+        _check_alone(state, models[0], found, where)
         keras_weights.load_weights(found.path, models[0], optimizer=optimizer)
         if found.format.name != "keras":
             _warn_of_vocabularies(state, found)
-        return {}
+        return
     targets = models or list(state.values())
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
-    _check_alone(state, targets[0], found)
+    _check_alone(state, targets[0], found, where)
     saved_model.load_saved_model_into(found.path, targets[0])
-    return {}
 
 
 def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
@@ -206,29 +197,40 @@ def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
         )
 
 
-def _check_alone(state: Mapping[str, Any], model: Any, found: Source) -> None:
+def _check_alone(state: Mapping[str, Any], model: Any, found: Source, where: str) -> None:
     """Raises where the state holds more than the one model that such a source is of."""
     optimizer = getattr(model, "optimizer", None)
     others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
     if others:
-        raise StateMismatchError(
-            f"a source of the format {found.format.name!r} holds one model, and nothing for {some_of(others, 5)} of "
-            "model=: leave that out, or pass partial=True, which leaves it as it is"
+        what = f"A source of the format {found.format.name!r} holds one model, and nothing for {some_of(others, 5)}"
+        raise misfit_error(
+            where,
+            [f"{name}: in the state, not in the source" for name in others],
+            hint=f"{what} of model=: leave that out, or pass partial=True, which leaves it as it is.",
         )
 
 
 def _fill(
     state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None, where: str, optimizer: bool
 ) -> dict[str, Any]:
-    """Puts what was read into the user's objects by name, by way of a checkpoint on this disk."""
-    from ckptflow.interop.model import fill
-    from ckptflow.reading import open_checkpoint
+    """Puts what was read into the user's objects by name. All of it is read before anything is changed."""
+    from ckptflow.format.offer import offer_of_captured
+    from ckptflow.interop.decisions import by_name
+    from ckptflow.state.capture import capture
     from ckptflow.state.configs import count_variables
+    from ckptflow.state.put import put, reader_of
+    from ckptflow.state.tree import walk
 
-    with tempfile.TemporaryDirectory(prefix="ckptflow-import-") as root, shown_as(root, where):
-        _commit(root, 0, content, {}, None)
-        with open_checkpoint(root) as opened:
-            tree, restore = fill(opened, state, partial=partial, rename=rename, optimizer=optimizer)
+    if isinstance(content, NamedTensors):
+        captured: Captured = CapturedTensors(content)
+        for number in range(len(captured.specs)):
+            captured.data(number)
+            captured.release(number)
+    else:
+        captured = capture(walk(content), is_chief=True)
+    decide = by_name(partial=partial, optimizer=optimizer)
+    offer = offer_of_captured(captured, where, "source")
+    tree, restore = put(offer, reader_of(captured), state, partial=partial, rename=rename, decide=decide)
     unbuilt = [path for path, model in tree.models.items() if not model.built and not count_variables(model)]
     if unbuilt:
         raise UsageError(

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from msgspec import structs
-
-from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.manifest import Manifest
-from ckptflow.format.spec import Bytes1D, Rename, Wanted
+from ckptflow.format.offer import Offer, offer_of
+from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.words import some_of
+from ckptflow.interop.decisions import all_of_the_state
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras.config import build_model, build_optimizer, build_optimizer_of
 from ckptflow.interop.keras.optimizer import variables_of
 from ckptflow.interop.untrusted.budget import machine_bytes
 from ckptflow.interop.untrusted.model_probe import check_builds
 from ckptflow.reading import OpenCheckpoint
-from ckptflow.state.assign import match
-from ckptflow.state.build import build_missing
-from ckptflow.state.graph import in_names_of, numbered_graph
+from ckptflow.state.assign import Comparison, Verdict, match
+from ckptflow.state.graph import numbered_graph
 from ckptflow.state.graph_names import pair
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.private.kerases import layers_in
-from ckptflow.state.restore import Restore
-from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
+from ckptflow.state.put import build, fill, rehearse
+from ckptflow.state.tree import Tree, walk
 from ckptflow.state.weights import trainable_of, weights_of
 
 logger = logging.getLogger("ckptflow")
@@ -92,8 +92,12 @@ def load_model(
     state = {path: model}
     if optimizer_path and not optimizer_path.startswith(f"{path}/") and getattr(model, "optimizer", None) is not None:
         state[optimizer_path] = model.optimizer
-    tree, restore = fill(opened, state, partial=True, is_by_place=is_ours)
-    _check_weights(model, tree, restore, opened.checkpoint.url, is_ours=is_ours)
+    offer = replace(offer_of(manifest), origin=opened.checkpoint.url)
+    tree = build(walk(state), offer)
+    rename = _names_by_place(tree, offer) if is_ours else None
+    restore = match(tree, offer, rename=rename, decide=partial(_decide, model, is_ours))
+    rehearse(restore, opened.read_into)
+    fill(restore, lambda wanted, target: opened.read_into(wanted, _Frugal(target)))
     return LoadedModel(model, path, described if isinstance(described, dict) else None, tree, restore.unexpected)
 
 
@@ -157,94 +161,17 @@ def _weights_of(model: Any) -> Any:
     return weights_of(model) or getattr(model, "variables", None) or ()
 
 
-def fill(
-    opened: OpenCheckpoint,
-    state: Mapping[str, Any],
-    *,
-    partial: bool = False,
-    rename: Rename | None = None,
-    optimizer: bool = True,
-    is_by_place: bool = False,
-) -> tuple[Tree, Restore]:
-    """Builds what is unbuilt in `state` and gives it the checkpoint's values. Raises as a restore does.
-
-    Without `optimizer`, and where an optimizer does not fit, which is logged, those of the state stay as they are and
-    those of the checkpoint are passed over; with `partial` they take what matches by name. `is_by_place`: what no name
-    goes to is matched by its place, for a model that was built from the checkpoint's config.
-    """
-    tree = walk(state)
-    named = in_names_of(tree, opened.manifest)
-    tree = build_missing(tree, named.models, names={record.name for record in named.tensors})
-    manifest = in_names_of(tree, opened.manifest)
-    if optimizer and not partial:
-        difference = _difference_of_optimizers(tree, manifest, rename)
-        optimizer = difference is None
-        if difference is not None:
-            logger.warning("the optimizer's state does not fit and is not taken, it begins anew: %s", difference)
-    if is_by_place:
-        rename = _names_by_place(tree, manifest) or rename
-    if not optimizer:
-        tree, manifest = _without_optimizers(tree, manifest)
-    restore = match(tree, manifest, partial=partial, rename=rename)
-    if restore.early:
-        opened.read_into(restore.early, restore)
-        restore.rehearse()
-    opened.read_into(restore.rest, _Frugal(restore))
-    restore.complete()
-    return tree, restore
-
-
-def _names_by_place(tree: Tree, manifest: Manifest) -> dict[str, str]:
+def _names_by_place(tree: Tree, offer: Offer) -> dict[str, str]:
     """The names in the tree of what has another in the checkpoint, by its place in the object graph of either.
 
     A layer whose `get_config` is not its own may not be given its name back: Keras makes it one, and goes by places.
     """
-    found = match(tree, manifest, partial=True)
+    found = match(tree, offer, partial=True)
     missing, unexpected = set(found.missing), set(found.unexpected)
-    if manifest.object_graph is None or not (missing and unexpected):
+    if offer.object_graph is None or not (missing and unexpected):
         return {}
-    names = pair(manifest.object_graph, numbered_graph(tree).graph).names
+    names = pair(offer.object_graph, numbered_graph(tree).graph).names
     return {their: ours for their, ours in names.items() if their in unexpected and ours in missing}
-
-
-def is_of_optimizer(name: str, paths: Iterable[str]) -> bool:
-    """Whether a tensor is an optimizer's: one of those at `paths`, or what Keras and TensorFlow's guides call so."""
-    return "optimizer" in name.split("/")[:-1] or any(name.startswith(f"{path}/") for path in paths)
-
-
-def optimizers_in(models: Mapping[str, Any]) -> list[str]:
-    """The paths of the optimizers in a manifest's models."""
-    return [path for path, described in models.items() if _kind(described) == "optimizer"]
-
-
-def _difference_of_optimizers(tree: Tree, manifest: Manifest, rename: Rename | None) -> str | None:
-    """The first tensor of an optimizer that only one side has, or None where all go together."""
-    found = match(tree, manifest, partial=True, rename=rename)
-    theirs = [name for name in found.unexpected if is_of_optimizer(name, optimizers_in(manifest.models))]
-    ours = [name for name in found.missing if any(name.startswith(f"{path}/") for path in tree.optimizers)]
-    shapes = {record.name: record for record in manifest.tensors}
-    if ours:
-        spec = next(leaf for leaf in tree.leaves if leaf.name == ours[0])
-        there = shapes.get(ours[0])
-        return f"{ours[0]} is {spec.dtype}{list(spec.shape or ())} in the state and " + (
-            "not in the source" if there is None else f"{there.dtype}{list(there.shape or ())} in the source"
-        )
-    return f"{theirs[0]} is in the source and not in the state" if theirs else None
-
-
-def _without_optimizers(tree: Tree, manifest: Manifest) -> tuple[Tree, Manifest]:
-    """Both as if there were no optimizers. Records keep their positions, by which they are read."""
-    paths = [*optimizers_in(manifest.models), *tree.optimizers]
-    tensors = tuple(
-        structs.replace(record, name=f"{RESERVED_PREFIX}passed_over/{record.name}", aliases=())
-        if is_of_optimizer(record.name, paths)
-        else record
-        for record in manifest.tensors
-    )
-    leaves = tuple(leaf for leaf in tree.leaves if not is_of_optimizer(leaf.name, tree.optimizers))
-    held = [(spec, leaf) for leaf in leaves for spec in leaf.specs()]
-    bare = replace(tree, leaves=leaves, specs=tuple(spec for spec, _ in held), holders=tuple(leaf for _, leaf in held))
-    return bare, structs.replace(manifest, tensors=tensors)
 
 
 class _Frugal:
@@ -254,18 +181,18 @@ class _Frugal:
     16 MiB: 2.1 times the model, with this 1.2). Training would have to touch that memory anew; an export ends.
     """
 
-    def __init__(self, restore: Restore) -> None:
-        self._restore = restore
+    def __init__(self, target: Target) -> None:
+        self._target = target
         self._since_trim_bytes = 0
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def open(self, wanted: Wanted) -> Bytes1D:
-        memory = self._restore.open(wanted)
+        memory = self._target.open(wanted)
         self._since_trim_bytes += memory.nbytes
         return memory
 
     def finish(self, wanted: Wanted) -> None:
-        self._restore.finish(wanted)
+        self._target.finish(wanted)
         if self._trim is not None and self._since_trim_bytes > _TRIM_BYTES:
             self._trim(0)
             self._since_trim_bytes = 0
@@ -338,18 +265,10 @@ def check_order(loaded: LoadedModel) -> None:
         )
 
 
-def _check_weights(model: Any, tree: Tree, restore: Restore, url: str, *, is_ours: bool) -> None:
-    """Raises where a weight, table or vocabulary would keep the value it was made with; an optimizer may be new."""
-    needed = {id(variable) for variable in _weights_of(model)}
-    needed_names = {name for name, variable in tree.variables.items() if id(variable) in needed}
-    needed_names |= {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
-    missing = [name for name in restore.missing if name in needed_names]
-    if missing:
-        raise StateMismatchError(
-            f"{url} does not have all of the model; missing, or of another shape: {some_of(missing, _NAMES_SHOWN)}"
-            + (". The model was built from its config: hand it over (model=), made by your code" if is_ours else "")
-        )
-    metrics = {leaf.name for leaf in tree.leaves if leaf.metric}
-    new = [name for name in restore.missing if name not in metrics]
-    if new:
-        logger.warning("%s does not have %s: they are as they were made", url, some_of(new, _NAMES_SHOWN))
+def _decide(model: Any, is_ours: bool, tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+    """No weight, table or vocabulary may keep the value that it was made with; an optimizer may be new."""
+    weights = {id(variable) for variable in _weights_of(model)}
+    needed = {name for name, variable in tree.variables.items() if id(variable) in weights}
+    needed |= {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
+    hint = "The model was built from its config: hand it over (model=), made by your code" if is_ours else ""
+    return all_of_the_state(found, may_lack=found.missing.keys() - needed, hint=hint)

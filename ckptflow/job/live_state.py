@@ -9,15 +9,15 @@ from ckptflow.commit.sameness import checksum, raise_differences
 from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
+from ckptflow.format.offer import offer_of
 from ckptflow.format.spec import Rename, TensorSpec
 from ckptflow.peers.cluster import Cluster
 from ckptflow.printable import lines
 from ckptflow.spans import span
 from ckptflow.state.assign import match
-from ckptflow.state.build import build_missing
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
-from ckptflow.state.graph import in_names_of
 from ckptflow.state.kinds import is_checkpoint
+from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, walk
@@ -161,20 +161,17 @@ class LiveState:
     ) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
         self.refresh()
-        restore = match(self._tree, manifest, partial=True).only_metrics()
+        restore = match(self._tree, offer_of(manifest), partial=True).only_metrics()
         read_tensors(store, folder, manifest, restore.wanted, restore, pool, threads=threads)
         restore.complete()
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
+        offer = offer_of(manifest)
         self.refresh()
-        named = in_names_of(self._tree, manifest)
-        names = {record.name for record in named.tensors}
-        stored_bytes = manifest.size_bytes
-        build_missing(self._tree, named.models, self._cluster.strategy, names=names, stored_bytes=stored_bytes)
+        build(self._tree, offer, self._cluster.strategy)
         self.refresh()
-        named = in_names_of(self._tree, manifest)  # of what is built by now
-        return match(self._tree, named, partial=partial, rename=rename, assigned=self.unfinished)
+        return match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished)
 
 
 def _lines_of(tree: Tree) -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial as bound
 
 from ckptflow.commit.sameness import checksum
 from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest
-from ckptflow.format.spec import Rename, Wanted
+from ckptflow.format.spec import Rename, Target, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.job.live_state import LiveState
+from ckptflow.state.put import rehearse
 from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
@@ -58,10 +60,9 @@ class Loading:
             return checksum(self._checked[1].shared())
         self._checked = None
         restore = self._live.match(manifest, partial=self._partial, rename=self._rename)
-        self._read(manifest, restore, restore.early)
-        restore.rehearse()
+        rehearse(restore, bound(self._read, manifest))
         if self._partial:
-            self._read(manifest, restore, restore.rest, only_verify=True)
+            self._read(manifest, restore.rest, restore, only_verify=True)
         self._checked = manifest, restore
         return checksum(restore.shared())
 
@@ -71,7 +72,7 @@ class Loading:
         self.check(manifest)
         checked, self._checked = self._checked, None  # once: what is read again is checked again
         if checked is not None:
-            self._read(manifest, checked[1], checked[1].rest)
+            self._read(manifest, checked[1].rest, checked[1])
             self._loaded, self.manifest = checked[1], manifest
 
     def complete(self) -> None:
@@ -84,15 +85,13 @@ class Loading:
             logger.warning(
                 "%s/%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",
                 self._store.url,
-                restore.folder,
+                restore.origin,
                 len(restore.wanted),
                 some_of(restore.missing, _NAMES_SHOWN) or "nothing",
                 some_of(restore.unexpected, _NAMES_SHOWN) or "nothing",
             )
 
-    def _read(
-        self, manifest: Manifest, restore: Restore, wanted: tuple[Wanted, ...], *, only_verify: bool = False
-    ) -> None:
+    def _read(self, manifest: Manifest, wanted: Sequence[Wanted], target: Target, *, only_verify: bool = False) -> None:
         folder = parse_folder(manifest.folder)
         if folder is None or not wanted:  # a manifest that was read names its folder
             return
@@ -101,7 +100,7 @@ class Loading:
             folder,
             manifest,
             wanted,
-            restore,
+            target,
             self._pool,
             only_verify=only_verify,
             threads=self._threads,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import crc32c
 import msgspec
@@ -22,8 +22,7 @@ from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nob
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
-from ckptflow.format.object_graph import ObjectGraph
-from ckptflow.format.spec import TensorSource
+from ckptflow.format.offer import Captured, record_of
 from ckptflow.peers.team import Team
 from ckptflow.spans import span
 from ckptflow.storage.redaction import redact
@@ -35,24 +34,6 @@ from ckptflow.transfer.writer import replica_digests, write_shards
 logger = logging.getLogger("ckptflow")
 
 MAX_FAILURE_CHARACTERS = 4000
-
-
-class Captured(TensorSource, Protocol):
-    """What a save is made of: a snapshot of live objects, or tensors that were read from elsewhere.
-
-    As in a manifest; `own_names` are the names, in a checkpoint, of the entries `per_worker`.
-    """
-
-    @property
-    def python_state(self) -> Mapping[str, Any]: ...
-    @property
-    def models(self) -> Mapping[str, Any]: ...
-    @property
-    def object_graph(self) -> ObjectGraph | None: ...
-    @property
-    def per_worker(self) -> tuple[str, ...]: ...
-    @property
-    def own_names(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +89,7 @@ class Saver:
         """
         step, folder = job.folder.step, str(job.folder)
         try:
-            checkpoint = self._save(job)
+            checkpoint = self.save(job)
         except BaseException as error:  # whatever ends a save: what is not acknowledged has failed, and is told
             if self.coordinator is not None and not isinstance(error, CommitUnknownError):
                 self.leave_note(job.folder, error)
@@ -123,8 +104,8 @@ class Saver:
             )
             self.coordinator.prune()
 
-    def _save(self, job: Job) -> Checkpoint | None:
-        """All of a save but acknowledging and pruning."""
+    def save(self, job: Job) -> Checkpoint | None:
+        """All of a save but acknowledging, telling and pruning. Raises as `run`."""
         try:
             draft = self._draft(job)  # before the shards: writing lets go of the values
             receipt = self._write(job)
@@ -195,7 +176,7 @@ class Saver:
             return (), {}
         snapshot = job.snapshot
         python_state = {name: state for name, state in snapshot.python_state.items() if name in snapshot.own_names}
-        return tuple(self._record(snapshot, i) for i, spec in enumerate(snapshot.specs) if spec.own), python_state
+        return tuple(record_of(snapshot, i) for i, spec in enumerate(snapshot.specs) if spec.own), python_state
 
     def _digests(self, snapshot: Captured, plan: WorkerPlan) -> dict[str, int]:
         """Digests of this worker's copies of replicated state, so that the chief can name what differs."""
@@ -215,7 +196,7 @@ class Saver:
         snapshot, world_size = job.snapshot, self.cluster.world_size
         # On a worker that is not the chief nobody reads this; a tensor that is held in blocks stands once.
         places = {spec.name: i for i, spec in enumerate(snapshot.specs)} if self.cluster.is_chief else {}
-        tensors = tuple(self._record(snapshot, i) for i in places.values())
+        tensors = tuple(record_of(snapshot, i, world_size) for i in places.values())
         return Draft(
             folder=job.folder,
             world_size=world_size,
@@ -233,21 +214,6 @@ class Saver:
             object_graph=snapshot.object_graph if self.cluster.is_chief else None,
             software=self.software,
             began_at=job.watch.at,
-        )
-
-    def _record(self, snapshot: Captured, index: int) -> TensorRecord:
-        """What the manifest says of a tensor, but for its slices."""
-        spec = snapshot.specs[index]
-        shape = snapshot.shape(index) if spec.dynamic else spec.shape
-        return TensorRecord(
-            name=spec.name,
-            dtype=spec.dtype,
-            shape=(self.cluster.world_size, *spec.shape) if spec.components else shape,
-            slices=(),
-            encoded_bytes=snapshot.data(index).size if dtypes.is_encoded(spec.dtype) else None,
-            components=spec.components,
-            aliases=spec.aliases,
-            metric=spec.metric,
         )
 
     def _report(self, folder: Folder, error: BaseException) -> None:

@@ -1,54 +1,102 @@
-"""Assign: from a manifest's tensors to the state's leaves. Here they are compared; `restore` takes the values over."""
+"""Assign: from a source's tensors to the state's leaves. Here they are compared; `restore` takes the values over."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.layout import own_name
-from ckptflow.format.manifest import Manifest, TensorRecord
+from ckptflow.format.manifest import TensorRecord
+from ckptflow.format.offer import HINT, Offer, misfit_error
 from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
+from ckptflow.state.graph import in_names_of
 from ckptflow.state.leaves import Leaf, PartLeaf
-from ckptflow.state.restore import Pair, Restore, is_optional, misfit_error
+from ckptflow.state.restore import Pair, Restore, is_optional
 from ckptflow.state.tf_keras import NadamCounter
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
 from ckptflow.state.walker import path_of_slot
 
+logger = logging.getLogger("ckptflow")
+
+
+class Comparison(NamedTuple):
+    """How the names of a source and of a state go together: names of the state by the source's, and why a name of the
+    state gets no value, and one of the source has no place. What differs in shape or dtype is in both of these."""
+
+    matched: Mapping[str, str]
+    missing: Mapping[str, str]
+    unexpected: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from a comparison. Nothing is put anywhere if any name is `refused`; names, of either side, that are
+    `passed_over` are left out as if they were not there; `said` is what to warn of, `hint` what to do about what is
+    refused."""
+
+    refused: frozenset[str] = frozenset()
+    passed_over: frozenset[str] = frozenset()
+    said: tuple[str, ...] = ()
+    hint: str = HINT
+
+
+Decide = Callable[[Tree, Offer, Comparison], Verdict]
+
+
+def all_of_it(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+    """Both sides have the same names."""
+    return Verdict(refused=frozenset({*found.missing, *found.unexpected}))
+
+
+def what_fits(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+    """Either side may have more than the other."""
+    return Verdict()
+
 
 def match(
     tree: Tree,
-    manifest: Manifest,
+    offer: Offer,
     *,
     partial: bool = False,
     rename: Rename | None = None,
     assigned: dict[str, str] | None = None,
+    decide: Decide | None = None,
 ) -> Restore:
-    """Compares a checkpoint with the state and changes nothing.
+    """Compares a source with the state and changes nothing.
 
-    Names match by themselves, or through an alias of either side. `rename` gives a checkpoint's name, or the beginning
-    of one up to a slash, its name in the state, and takes a variable's optimizer slots along; or is called with each
-    name. Variables of metrics, and the `save_counter` of a `tf.train.Checkpoint`, may differ and be missing. With
-    `partial`, what matches is restored and the rest is reported. `assigned` are the values that a restore before this
+    Names match by themselves, or through an alias of either side; those that come from TensorFlow's object graph, as
+    the graphs do. `rename` gives a source's name, or the beginning of one up to a slash, its name in the state, and
+    takes a variable's optimizer slots along; or is called with each name. Variables of metrics, and the `save_counter`
+    of a `tf.train.Checkpoint`, may differ and be missing. With `partial`, what matches is restored and the rest is
+    reported; `decide`, if given, says instead what may be left. `assigned` are the values that a restore before this
     one has left in the state, as `Restore` has it, which adds its own.
 
     Raises:
       StateMismatchError: they differ in names, shapes or dtypes; all differences are in the one message.
-      UsageError: `rename` names something that the checkpoint does not have, or makes two names one.
+      UsageError: `rename` names something that the source does not have, or makes two names one.
     """
-    matcher = _Matcher(tree, manifest, _renamer(rename, manifest))
-    if matcher.differences and not partial:
-        lines = [*matcher.differences, *(_unbuilt(tree) if matcher.unexpected else ())]
-        raise misfit_error(manifest.folder, lines, is_changed=bool(assigned))
+    offer = in_names_of(tree, offer)
+    matcher = _Matcher(tree, offer, _renamer(rename, offer))
+    found = matcher.comparison
+    verdict = (decide or (what_fits if partial else all_of_it))(tree, offer, found)
+    if verdict.refused:
+        lines = [*matcher.lines_of(verdict.refused), *(_unbuilt(tree) if matcher.unexpected else ())]
+        raise misfit_error(offer.origin, lines, is_changed=bool(assigned), hint=verdict.hint)
+    for text in verdict.said:
+        logger.warning("%s: %s", offer.origin, text)
+    left = verdict.passed_over
     return Restore(
         tree,
-        manifest.folder,
-        matcher.pairs,
-        matcher.python_state,
-        matcher.missing,
-        matcher.unexpected,
+        offer.origin,
+        {i: pair for i, pair in matcher.pairs.items() if left.isdisjoint((pair.record.name, pair.leaf.name))},
+        {name: state for name, state in matcher.python_state.items() if name not in left},
+        set(matcher.missing) - left,
+        set(matcher.unexpected) - left,
         partial=partial,
         assigned=assigned,
     )
@@ -65,19 +113,20 @@ def _unbuilt(tree: Tree) -> list[str]:
 
 
 class _Matcher:
-    """Pairs each tensor of a manifest with a leaf and notes every difference."""
+    """Pairs each tensor of a source with a leaf and notes every difference."""
 
-    def __init__(self, tree: Tree, manifest: Manifest, renamed: Callable[[str], str]) -> None:
+    def __init__(self, tree: Tree, offer: Offer, renamed: Callable[[str], str]) -> None:
         self.pairs: dict[int, Pair] = {}
         self.python_state: dict[str, Any] = {}
         self.missing: list[str] = []
         self.unexpected: list[str] = []
-        self._wrong: list[str] = []
+        self._wrong: dict[str, str] = {}  # what differs, by the name in the state
+        self._kind = offer.kind
         self._renamed = renamed
-        self._own = _OwnEntries(tree, manifest, renamed)
+        self._own = _OwnEntries(tree, offer, renamed)
         records = {
             i: record
-            for i, record in enumerate(manifest.tensors)
+            for i, record in enumerate(offer.tensors)
             if not self._own.is_anothers(record.name) and not record.name.startswith(RESERVED_PREFIX)
         }
         of_record = self._find_leaves(tree, records)
@@ -93,16 +142,29 @@ class _Matcher:
             for position, leaf in enumerate(tree.leaves)
             if not (position in used or leaf.metric or is_optional(leaf.name))
         ]
-        self._match_python(tree, manifest)
+        self._match_python(tree, offer)
 
     @property
-    def differences(self) -> list[str]:
-        """One line for each difference."""
-        wrong = {line.split(": ", 1)[0] for line in self._wrong} | set(self._own.refused_names(self.missing))
+    def comparison(self) -> Comparison:
+        """Names alone."""
+        matched = {pair.record.name: pair.leaf.name for pair in self.pairs.values()}
+        matched |= {name: name for name in self.python_state}
+        missing, unexpected = f"in the state, not in the {self._kind}", f"in the {self._kind}, not in the state"
+        return Comparison(
+            matched,
+            {name: self._wrong.get(name, missing) for name in self.missing} | self._own.refusals,
+            {name: self._wrong.get(name, unexpected) for name in self.unexpected},
+        )
+
+    def lines_of(self, refused: frozenset[str]) -> list[str]:
+        """One line for each difference of these names."""
+        found = self.comparison
+        last = self._wrong | self._own.refusals
+        names = sorted(name for name in refused - last.keys() if not self._own.is_refused(name))
         return [
-            *(f"{name}: in the state, not in the checkpoint" for name in sorted(self.missing) if name not in wrong),
-            *(f"{name}: in the checkpoint, not in the state" for name in sorted(self.unexpected) if name not in wrong),
-            *sorted([*self._wrong, *self._own.refusals]),
+            *(f"{name}: {found.missing[name]}" for name in names if name in found.missing),
+            *(f"{name}: {found.unexpected[name]}" for name in names if name in found.unexpected),
+            *sorted(f"{name}: {text}" for name, text in last.items() if name in refused),
         ]
 
     def _find_leaves(self, tree: Tree, records: Mapping[int, TensorRecord]) -> dict[int, int]:
@@ -132,20 +194,20 @@ class _Matcher:
         pair = Pair(record, leaf)
         problems = []
         if record.dtype != leaf.dtype:
-            problems.append(f"dtype {record.dtype} in the checkpoint, {leaf.dtype} in the state")
+            problems.append(f"dtype {record.dtype} in the {self._kind}, {leaf.dtype} in the state")
         if not _fits(pair.shape, leaf.shape, isinstance(leaf, PartLeaf)):
-            problems.append(f"shape {_text(pair.shape)} in the checkpoint, {_text(leaf.shape)} in the state")
+            problems.append(f"shape {_text(pair.shape)} in the {self._kind}, {_text(leaf.shape)} in the state")
         if not problems:
             self.pairs[index] = pair
         elif not (record.metric or leaf.metric):
-            self._wrong.append(f"{leaf.name}: {'; '.join(problems)}")
+            self._wrong[leaf.name] = "; ".join(problems)
             self.missing.append(leaf.name)
             self.unexpected.append(record.name)
 
-    def _match_python(self, tree: Tree, manifest: Manifest) -> None:
+    def _match_python(self, tree: Tree, offer: Offer) -> None:
         found = {
             self._renamed(name): (name, state)
-            for name, state in manifest.python_state.items()
+            for name, state in offer.python_state.items()
             if not name.startswith(RESERVED_PREFIX)
         }
         for name in tree.python:
@@ -165,20 +227,19 @@ class _Matcher:
 
 
 class _OwnEntries:
-    """The entries of a checkpoint that were each worker's own: which of that is this worker's now.
+    """The entries of a source that were each worker's own: which of that is this worker's now.
 
-    `resized` are the states that another number of workers was dealt, by name; `refusals` say, a line for each entry,
-    what cannot be.
+    `resized` are the states that another number of workers was dealt, by name; `refusals` say of each entry that cannot
+    be, why.
     """
 
-    def __init__(self, tree: Tree, manifest: Manifest, renamed: Callable[[str], str]) -> None:
+    def __init__(self, tree: Tree, offer: Offer, renamed: Callable[[str], str]) -> None:
         self._tree = tree
-        self._manifest = manifest
+        self._offer = offer
         self.resized: dict[str, Any] = {}
-        self.refusals: list[str] = []
-        self._refused: list[str] = []
-        self._kept = {entry: renamed(entry) in tree.per_worker for entry in manifest.per_worker}
-        if manifest.world_size == tree.world_size:
+        self.refusals: dict[str, str] = {}
+        self._kept = {entry: renamed(entry) in tree.per_worker for entry in offer.per_worker}
+        if offer.world_size == tree.world_size:
             return
         for entry, is_kept in self._kept.items():
             if is_kept:
@@ -191,29 +252,24 @@ class _OwnEntries:
                 # Of an entry that the state has not, the first worker's part stands for all in what is reported.
                 mine = own_name(entry, self._tree.worker if is_kept else 0)
                 is_mine = name == mine or name.startswith(mine + "/")
-                return not is_mine or (is_kept and self._manifest.world_size != self._tree.world_size)
+                return not is_mine or (is_kept and self._offer.world_size != self._tree.world_size)
         return False
 
     def is_refused(self, name: str) -> bool:
         """Whether a name in the state is of an entry that was refused."""
-        return any(name.startswith(entry + "/") for entry in self._refused)
-
-    def refused_names(self, names: list[str]) -> list[str]:
-        """Those of the names that a refusal speaks for."""
-        return [name for name in names if self.is_refused(name)]
+        return any(name.startswith(entry + "/") for entry in self.refusals)
 
     def _resize(self, entry: str, now: str) -> None:
-        tree, manifest = self._tree, self._manifest
-        names = [own_name(entry, worker) for worker in range(manifest.world_size)]
-        has_tensors = any(record.name.startswith(own_name(entry, 0)[:-1]) for record in manifest.tensors)
+        tree, offer = self._tree, self._offer
+        names = [own_name(entry, worker) for worker in range(offer.world_size)]
+        has_tensors = any(record.name.startswith(own_name(entry, 0)[:-1]) for record in offer.tensors)
         mark = tree.per_worker[now]
-        if mark.can_resize and not has_tensors and all(name in manifest.python_state for name in names):
-            states = [values.from_json(manifest.python_state[name]) for name in names]
+        if mark.can_resize and not has_tensors and all(name in offer.python_state for name in names):
+            states = [values.from_json(offer.python_state[name]) for name in names]
             self.resized[own_name(now, tree.worker)] = mark.obj.resize(states, tree.world_size, tree.worker)
             return
-        self._refused.append(now)
-        self.refusals.append(
-            f"{now}: it was kept by each of {manifest.world_size} workers for itself, and there are {tree.world_size} "
+        self.refusals[now] = (
+            f"it was kept by each of {offer.world_size} workers for itself, and there are {tree.world_size} "
             "now. Start as many, or keep the position in a Python object with get_state, set_state and "
             "resize(states, world_size, index), or leave it out of state (or partial=True) and start the input anew"
         )
@@ -231,20 +287,20 @@ def _text(shape: tuple[int | None, ...] | None) -> str:
     return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
 
 
-def _renamer(rename: Rename | None, manifest: Manifest) -> Callable[[str], str]:
+def _renamer(rename: Rename | None, offer: Offer) -> Callable[[str], str]:
     if rename is None:
         return lambda name: name
-    names = [name for record in manifest.tensors for name in (record.name, *record.aliases)]
-    names += manifest.python_state
+    names = [name for record in offer.tensors for name in (record.name, *record.aliases)]
+    names += offer.python_state
     is_map = isinstance(rename, Mapping) and all(isinstance(name, str) for pair in rename.items() for name in pair)
     if not is_map and not callable(rename):
         raise UsageError(f"rename is a map from names to names, or a function of a name, not {rename!r}")
-    renamed = rename if callable(rename) else _by_prefix(rename, names, _slot_names(manifest))
+    renamed = rename if callable(rename) else _by_prefix(rename, names, _slot_names(offer))
     for name in names:
         if not isinstance(renamed(name), str):
             raise UsageError(f"rename makes {name!r} into {renamed(name)!r}, which is no name; return it as it is")
     targets: dict[str, str] = {}
-    for name in (record.name for record in manifest.tensors):
+    for name in (record.name for record in offer.tensors):
         other = targets.setdefault(renamed(name), name)
         if other != name:
             raise UsageError(f"rename makes both {other!r} and {name!r} into {renamed(name)!r}")
@@ -286,12 +342,12 @@ class _SlotName(NamedTuple):
     owner: str
 
 
-def _slot_names(manifest: Manifest) -> dict[str, _SlotName]:
+def _slot_names(offer: Offer) -> dict[str, _SlotName]:
     """The parts, by each name and alias of an optimizer's slot: a variable's slots are renamed with it."""
-    kinds = {path: entry.get("kind") for path, entry in manifest.models.items() if isinstance(entry, dict)}
-    variables = {record.name for record in manifest.tensors}
+    kinds = {path: entry.get("kind") for path, entry in offer.models.items() if isinstance(entry, dict)}
+    variables = {record.name for record in offer.tensors}
     found = {}
-    for record in manifest.tensors:
+    for record in offer.tensors:
         optimizer = _nearest(record.name, kinds, "optimizer")
         slot, _, rest = record.name[len(optimizer) + 1 :].partition("/")
         owned = f"{_nearest(optimizer, kinds, 'model')}/{rest}"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import tensorflow as tf
 
-from ckptflow.format.manifest import Manifest
 from ckptflow.format.object_graph import (
     VARIABLE,
     GraphNode,
@@ -23,6 +23,7 @@ from ckptflow.format.object_graph import (
     slots_of,
     values_of,
 )
+from ckptflow.format.offer import Offer
 from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.format.values import is_unicode
 from ckptflow.state import tf_keras
@@ -247,21 +248,21 @@ class _Walk:
         )
 
 
-def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
-    """A manifest whose names come from its object graph, with the names that the tree has for the same objects.
+def in_names_of(tree: Tree, offer: Offer) -> Offer:
+    """An offer whose names come from its object graph, with the names that the tree has for the same objects.
 
-    As it is, for any other manifest. Tensors stay in their order, and keep their own names as aliases. What the tree
+    As it is, for any other offer. Tensors stay in their order, and keep their own names as aliases. What the tree
     does without, of an object that is there (what a vocabulary was counted from), may be missing as a metric may.
-    `models` then says which of the tree's optimizers the checkpoint has slots for.
+    `models` then says which of the tree's optimizers the source has slots for.
     """
-    theirs = manifest.object_graph
+    theirs = offer.object_graph
     if theirs is None or not theirs.gives_names:
-        return manifest
+        return offer
     pairs = pair(theirs, numbered_graph(tree).graph)
     names = pairs.names
     taken = set(names.values())
     tensors = []
-    for tensor in manifest.tensors:
+    for tensor in offer.tensors:
         name = names.get(tensor.name, tensor.name)
         while tensor.name not in names and name in taken:  # another's name now
             name += "_"
@@ -271,12 +272,7 @@ def in_names_of(tree: Tree, manifest: Manifest) -> Manifest:
         is_metric = tensor.metric or tensor.name in pairs.passed_over
         tensors.append(msgspec.structs.replace(tensor, name=name, aliases=aliases, metric=is_metric))
     models = _models(tree, theirs, pairs)
-    return msgspec.structs.replace(manifest, tensors=tuple(tensors), models=models | manifest.models)
-
-
-def models_by_graph(tree: Tree, theirs: ObjectGraph) -> dict[str, Any]:
-    """What a manifest of the tree would say of its models and optimizers, as far as a checkpoint's graph tells it."""
-    return _models(tree, theirs, pair(theirs, numbered_graph(tree).graph))
+    return replace(offer, tensors=tuple(tensors), models={**models, **offer.models})
 
 
 def _models(tree: Tree, theirs: ObjectGraph, pairs: Pairs) -> dict[str, Any]:

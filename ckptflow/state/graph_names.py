@@ -332,30 +332,6 @@ def _bind_slots(
                 bound.setdefault(number, slot)
 
 
-def bound_by_tensorflow(theirs: ObjectGraph, ours: ObjectGraph, starts: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """Our node for each of theirs as TensorFlow itself restores: breadth first, the first edge that comes decides."""
-    bound: dict[int, int] = {}
-    waiting: deque[tuple[int, int]] = deque()
-
-    def add(their: int, our: int) -> None:
-        if their not in bound:
-            bound[their] = our
-            waiting.append((their, our))
-
-    for their, our in starts:
-        add(their, our)
-    seen: list[tuple[int, int]] = []
-    while waiting:
-        their, our = waiting.popleft()
-        seen.append((their, our))
-        children = dict(edges(ours.nodes[our]))
-        for label, number in edges(theirs.nodes[their]):
-            if label in children:
-                add(number, children[label])
-    _bind_slots(theirs, ours, seen, bound)
-    return bound
-
-
 def lists_below(nodes: Sequence[str | GraphNode], children: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """The children of an optimizer that are lists of variables."""
     lists = {number: dict(edges(nodes[number])) for number in {*children.values()} if _is_list(nodes[number])}

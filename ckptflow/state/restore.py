@@ -1,4 +1,4 @@
-"""A checkpoint's way into a tree: what can fail without touching the state first, what an older one may lack last."""
+"""A source's way into a tree: what can fail without touching the state first, what an older one may lack last."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ckptflow.format.boxes import Box, volume
 from ckptflow.format.components import aggregate
 from ckptflow.format.dtypes import Array
 from ckptflow.format.manifest import TensorRecord
+from ckptflow.format.offer import misfit_error
 from ckptflow.format.spec import Bytes1D, Wanted
-from ckptflow.printable import lines as text_lines
 from ckptflow.state.bundle import Bundle, NotPutBackError, said
 from ckptflow.state.kinds import is_normalization
 from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_tensor, from_bytes
@@ -26,12 +26,10 @@ from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 
 logger = logging.getLogger("ckptflow")
 
-_HINT = "For a warm start, pass partial=True, or rename={checkpoint name: state name}."
-
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of a checkpoint and the leaf that it goes to."""
+    """A tensor of a source and the leaf that it goes to."""
 
     record: TensorRecord
     leaf: Leaf
@@ -85,15 +83,15 @@ class _BundleParts:
 
 
 class Restore:
-    """Takes a checkpoint's tensors over; implements `format.spec.Target`. Nothing is assigned before `finish`.
+    """Takes a source's tensors over; implements `format.spec.Target`. Nothing is assigned before `finish`.
 
-    `wanted` is what to read of the manifest, largest first: whole tensors, or those boxes that are held here. `early`
+    `wanted` is what to read of the source, largest first: whole tensors, or those boxes that are held here. `early`
     of it, tables, iterators and vocabularies, can be read first: `rehearse` then finds out, before any value is
     changed, whether they can be written. The `rest` is assigned as it comes, but for what another checkpoint may lack,
     metrics above all: `complete` assigns that, when everything else is there and verified. So a checkpoint that turns
     out to be damaged leaves nothing behind that an older one does not replace.
 
-    `names` are all names in the state that get a value, and `assigned` has those that have got one, with the folder it
+    `names` are all names in the state that get a value, and `assigned` has those that have got one, with what it
     came from. After `partial`, `missing` names what the state has and the checkpoint has not, `unexpected` the
     opposite; what has another shape or dtype, or could not be written, is in both.
     """
@@ -101,7 +99,7 @@ class Restore:
     def __init__(
         self,
         tree: Tree,
-        folder: str,
+        origin: str,
         pairs: dict[int, Pair],
         python_state: dict[str, Any],
         missing: Iterable[str],
@@ -111,7 +109,7 @@ class Restore:
         assigned: dict[str, str] | None = None,
     ) -> None:
         self._tree = tree
-        self.folder = folder
+        self.origin = origin
         self._pairs = pairs
         self._python_state = python_state
         self._is_partial = partial
@@ -142,7 +140,7 @@ class Restore:
     def only_metrics(self) -> Restore:
         """The same for the variables of metrics alone."""
         pairs = {index: pair for index, pair in self._pairs.items() if pair.record.metric}
-        return Restore(self._tree, self.folder, pairs, {}, (), (), partial=True)
+        return Restore(self._tree, self.origin, pairs, {}, (), (), partial=True)
 
     def open(self, wanted: Wanted) -> Bytes1D:
         """Memory for what is wanted as it is in storage, to be filled; once for each. Drop it before `finish`."""
@@ -192,20 +190,20 @@ class Restore:
             try:
                 reason = held.misfit()
             except NotPutBackError as error:
-                self.assigned |= dict.fromkeys((leaf.name for leaf in held.leaves), self.folder)
-                raise misfit_error(self.folder, [f"{held.name}: {error}"], is_changed=True, hint="") from error
+                self.assigned |= dict.fromkeys((leaf.name for leaf in held.leaves), self.origin)
+                raise misfit_error(self.origin, [f"{held.name}: {error}"], is_changed=True, hint="") from error
             if reason:
                 misfits[key] = reason
         lines = sorted(f"{self._held[key].name}: {reason}" for key, reason in misfits.items())
         if lines and not self._is_partial:
-            raise misfit_error(self.folder, lines, is_changed=bool(self.assigned))
+            raise misfit_error(self.origin, lines, is_changed=bool(self.assigned))
         for line in lines:
-            logger.warning("%s: left as it was: %s", self.folder, line)
+            logger.warning("%s: left as it was: %s", self.origin, line)
         self._leave({leaf.name for key in misfits for leaf in self._held.pop(key).leaves})
         stuck = sorted(self.assigned.keys() - self.names)
         if stuck:
             lines = [f"{name}: has its value of {self.assigned[name]} already, and would keep it" for name in stuck]
-            raise misfit_error(self.folder, lines, is_changed=True, hint="")
+            raise misfit_error(self.origin, lines, is_changed=True, hint="")
 
     def complete(self) -> None:
         """Call once after the last `finish`: sets what is optional, tables, iterators, vocabularies and Python state,
@@ -234,7 +232,7 @@ class Restore:
             self._assign(pair.leaf, values_of)
 
     def _assign(self, leaf: Leaf, values_of: Mapping[Box | None, Any]) -> None:
-        self.assigned[leaf.name] = self.folder
+        self.assigned[leaf.name] = self.origin
         try:
             leaf.assign(values_of)
         except tf.errors.UnavailableError as error:
@@ -260,31 +258,28 @@ class Restore:
         """Writes what code of others takes, or, in part, warns and puts back what was there: with `names` of it."""
         before = self._called(name, "does not tell its state, to be put back", read) if self._is_partial else None
         earlier = {each: self.assigned[each] for each in names if each in self.assigned}
-        self.assigned |= dict.fromkeys(names, self.folder)
+        self.assigned |= dict.fromkeys(names, self.origin)
         try:
-            self._called(name, f"does not take its state of {self.folder} over", lambda: write(state))
-        except StateMismatchError as error:
+            write(state)
+        except Exception as error:  # whatever a user's object raises
+            why = f"does not take its state of {self.origin} over: {type(error).__name__}: {error}"
             if not self._is_partial:
-                raise
-            again = f"{error}; and does not take back what it held"
-            self._called("", again, lambda: write(before))
+                raise self._refused(f"{name} {why}") from error
+            self._called(name, f"{why}; and does not take back what it held", lambda: write(before))
             for each in names:
                 del self.assigned[each]
             self.assigned |= earlier
             self._leave(names)
-            logger.warning("%s: left as it was: %s", self.folder, error)
+            logger.warning("%s: left as it was: %s %s", self.origin, name, why)
 
     def _called(self, name: str, what: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except Exception as error:
-            raise StateMismatchError(f"{name} {what}: {type(error).__name__}: {error}".lstrip()) from error
+            raise self._refused(f"{name} {what}: {type(error).__name__}: {error}") from error
 
-
-def misfit_error(folder: str, lines: Iterable[str], *, is_changed: bool, hint: str = _HINT) -> StateMismatchError:
-    """The error for a checkpoint that does not fit the state, with a line for each difference."""
-    head = f"{folder} does not fit the state{'' if is_changed else '; no value was changed'}."
-    return StateMismatchError(text_lines(head, *(f"  {line}" for line in lines), *([hint] if hint else [])))
+    def _refused(self, line: str) -> StateMismatchError:
+        return misfit_error(self.origin, [line], is_changed=True, hint="")
 
 
 def _range(start: int, extent: int) -> slice:

@@ -12,6 +12,7 @@ import tensorflow as tf
 import ckptflow
 from ckptflow.errors import StateMismatchError, UnsupportedStateError
 from ckptflow.format.layout import own_name
+from ckptflow.format.offer import offer_of
 from ckptflow.state.assign import match
 from ckptflow.state.tree import walk
 from tests.inputs import programs
@@ -112,18 +113,18 @@ def test_what_is_each_workers_own_goes_back_to_it_alone() -> None:
     assert names == {"v", *(f"{own_name('own', worker)}" for worker in range(3))}
     for worker in range(3):
         tree = walk({"v": tf.Variable(0.0), "own": ckptflow.PerWorker(tf.Variable(0.0))}, worker=worker, world_size=3)
-        restoring = match(tree, manifest)
+        restoring = match(tree, offer_of(manifest))
         wanted = sorted(manifest.tensors[each.tensor].name for each in restoring.wanted)
         assert wanted == [own_name("own", worker), "v"]
     fewer = walk({"v": tf.Variable(0.0), "own": ckptflow.PerWorker(tf.Variable(0.0))}, worker=0, world_size=2)
     with pytest.raises(StateMismatchError, match="own: it was kept by each of 3 workers for itself, and there are 2"):
-        match(fewer, manifest)
-    warm = match(fewer, manifest, partial=True)
+        match(fewer, offer_of(manifest))
+    warm = match(fewer, offer_of(manifest), partial=True)
     assert (warm.missing, warm.unexpected) == (("own/worker-0",), ())
     renamed = walk({"v": tf.Variable(0.0), "new": ckptflow.PerWorker(tf.Variable(0.0))}, worker=1, world_size=3)
-    restoring = match(renamed, manifest, rename={"own": "new"})
+    restoring = match(renamed, offer_of(manifest), rename={"own": "new"})
     assert own_name("own", 1) in {manifest.tensors[each.tensor].name for each in restoring.wanted}
     with pytest.raises(StateMismatchError) as error:
-        match(walk({"v": tf.Variable(0.0)}, world_size=3), manifest)
+        match(walk({"v": tf.Variable(0.0)}, world_size=3), offer_of(manifest))
     assert "own/worker-0: in the checkpoint, not in the state" in str(error.value)
     assert "worker-1" not in str(error.value)

@@ -24,15 +24,18 @@ from ckptflow.errors import (
 from ckptflow.format import dtypes
 from ckptflow.format.dtypes import Array
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
-from ckptflow.interop import commit_tensors as module
+from ckptflow.interop import tensors as module
 from ckptflow.interop.commit_tensors import commit_tensors
 from ckptflow.interop.tensors import NamedTensors, TensorInfo, bytes_of
+from ckptflow.job import alone
 from ckptflow.reading import list_checkpoints, open_checkpoint
 from ckptflow.storage.opening import open_store
+from ckptflow.testing import MemoryStore
 from ckptflow.transfer.writer import FETCH_BYTES
 from tests.places.test_files import make_place
 from tests.places.test_files_faults import files_at_most
 from tests.roots import make_root
+from tests.speed.stores import MeasuredStore
 from tests.waiting import HANG_S
 
 SHARD_BYTES = 2**17
@@ -108,12 +111,22 @@ def test_all_of_it_counts(kind: str, request: pytest.FixtureRequest, tmp_path: P
 def test_a_used_root_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     make_root(str(tmp_path), [1, 2])
     before = {entry.key for entry in open_store(str(tmp_path)).list()}
-    with pytest.raises(UsageError, match=r"holds 2 checkpoint.*an import begins a run.*fresh=True"):
+    with pytest.raises(UsageError, match=r"holds 2 checkpoint.*fresh=True"):
         commit_tensors(tmp_path, 0, named(sample()))
     assert {entry.key for entry in open_store(str(tmp_path)).list()} == before
     commit_tensors(tmp_path, 0, named(sample()), fresh=True)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [0]
     assert {entry.key for entry in open_store(str(tmp_path)).list()} > before  # deleted only by hand
+
+
+def test_what_it_asks_of_a_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root is listed once before the claim and once after it; the claim is looked at as in any other save."""
+    store = MeasuredStore(MemoryStore({}))
+    monkeypatch.setattr(alone, "open_store", lambda url, options: store)
+    commit_tensors("memory://run", 0, named({"x": np.zeros(3)}))
+    assert Counter(store.keys("list")) == {"": 3, "lineage/": 2}  # the third numbers the claim
+    assert store.kinds("get") == {"claim": 3}
+    assert store.kinds("put") + store.kinds("create") == {"shard": 1, "receipt": 1, "claim": 2, "manifest": 1}
 
 
 def test_the_job_goes_on_from_there(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_whole_h5_that_does_not_fit_changes_nothing(framework: str, tmp_path: 
     layers = [kit.layers.Input((3,)), kit.layers.Dense(4), kit.layers.Dense(7), kit.layers.Dense(9)]
     other = kit.Sequential(layers)
     before = [np.array(each) for each in other.get_weights()]
-    said = r"batch_normalization\S* has 4 weights.*; \S*dense_\S+kernel\S* is .*Nothing was written"
+    said = r"(?s)no value was changed.*batch_normalization\S* has 4 weights.*\S*dense_\S+kernel\S* is "
     with pytest.raises(StateMismatchError, match=said):
         keras_weights.load_weights(path, other)
     sgd = make(framework)
@@ -98,7 +98,7 @@ def test_a_recurrent_layer_that_does_not_fit_changes_nothing(units: int, framewo
     recurrent(4, reset_after=True).save(path)
     other = recurrent(units, reset_after=units != 4)
     before = [np.array(each) for each in other.get_weights()]
-    with pytest.raises(StateMismatchError, match=r"own.*Nothing was written"):
+    with pytest.raises(StateMismatchError, match=r"(?s)no value was changed.*own"):
         keras_weights.load_weights(path, other)
     assert all(map(np.array_equal, before, other.get_weights()))
 

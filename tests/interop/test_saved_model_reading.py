@@ -137,8 +137,8 @@ def test_into_a_module(tmp_path: Path) -> None:
     before = values_of({"model": again})
     with pytest.raises(StateMismatchError, match="no value was changed") as caught:
         load_saved_model_into(str(tmp_path / "m"), again)
-    assert "model/more: not in it" in str(caught.value)
-    assert "model/hidden: float32[3, 4] in the model, float32[3, 3] in it" in str(caught.value)
+    assert "model/more: in the state, not in the SavedModel" in str(caught.value)
+    assert "model/hidden: shape (3, 3) in the SavedModel, (3, 4) in the state" in str(caught.value)
     assert differing(before, values_of({"model": again})) == []
 
 
@@ -213,7 +213,7 @@ def test_keras_exports_of_another_shape_are_refused(stock: Path) -> None:
     before = values_of({"model": model})
     with pytest.raises(StateMismatchError) as caught:
         load_saved_model_into(str(stock / "keras-dense"), model)
-    assert "model/dense/kernel: float32[8, 17] in the model, float32[8, 16] in it" in str(caught.value)
+    assert "model/dense/kernel: shape (8, 16) in the SavedModel, (8, 17) in the state" in str(caught.value)
     assert differing(before, values_of({"model": model})) == []
 
 

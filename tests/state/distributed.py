@@ -106,7 +106,7 @@ def mirrored() -> None:
         _check_replicas(fresh)
     plain = {"large": tf.Variable(tf.zeros([200, 200])), "on_read": tf.Module()}
     plain["on_read"].held = {f"{how} {dtype}": tf.Variable(tf.zeros([3], dtype)) for how, dtype in KINDS}
-    roundtrip.fill(match(walk(plain), saved.manifest(), partial=True), saved)
+    roundtrip.fill(match(walk(plain), saved.offer(), partial=True), saved)
     assert (plain["large"].numpy() == fresh["large"].values[1].numpy()).all()
     assert plain["on_read"].held["sum int64"].numpy().tolist() == [4] * 3
 
@@ -156,7 +156,7 @@ def workers() -> None:
     stacked = stack([roundtrip.read(folder / f"worker-{worker}") for worker in range(cluster.world_size)])
     for variable in module.held.values():
         variable.values[0].assign(tf.zeros_like(variable.values[0]))
-    roundtrip.fill(match(tree, stacked.manifest(components=True)), stacked)
+    roundtrip.fill(match(tree, stacked.offer(components=True)), stacked)
     local = {name: variable.values[0].numpy().tolist() for name, variable in module.held.items()}
     total = sum(worker * 2 + 1 for worker in range(cluster.world_size))
     assert local["sum int64"] == [total if cluster.is_chief else 0] * 3

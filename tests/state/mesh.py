@@ -32,7 +32,7 @@ def blocks() -> None:
     (leaf,) = tree.leaves
     assert isinstance(leaf, MeshLeaf)
     assert len(tree.specs) == len(leaf.boxes) == 4
-    saved = [roundtrip.save({"v": tf.Variable(tf.fill([4, 4], float(number)))}).manifest() for number in (1, 2)]
+    saved = [roundtrip.save({"v": tf.Variable(tf.fill([4, 4], float(number)))}).offer() for number in (1, 2)]
     given_up, whole = match(tree, saved[1]), match(tree, saved[0])
     for wanted in given_up.wanted[:3]:
         given_up.open(wanted).view(np.float32)[:] = 2
@@ -44,7 +44,7 @@ def blocks() -> None:
 
     empty = make(np.zeros((0, 4), np.float32), dtensor.UNSHARDED, "x")
     assert [spec.shape for spec in walk({"e": empty}).specs] == [(0, 4)]
-    restoring = match(walk({"e": empty}), roundtrip.save({"e": tf.Variable(tf.zeros([0, 4]))}).manifest())
+    restoring = match(walk({"e": empty}), roundtrip.save({"e": tf.Variable(tf.zeros([0, 4]))}).offer())
     for wanted in restoring.wanted:
         assert restoring.open(wanted).size == 0
         restoring.finish(wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord
-from ckptflow.format.spec import TensorSpec
-from ckptflow.state.assign import match
-from ckptflow.state.build import build_missing
+from ckptflow.format.offer import Offer, offer_of
+from ckptflow.format.spec import Target, TensorSpec, Wanted
 from ckptflow.state.capture import Snapshot, capture
 from ckptflow.state.kinds import LAYERS, Kind, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, from_bytes, to_bytes
 from ckptflow.state.private.tensorflow import Trackable
+from ckptflow.state.put import put
 from ckptflow.state.restore import Restore
 from ckptflow.state.tree import Tree, as_mapping, walk
 
@@ -89,6 +89,18 @@ class Saved:
             tensors=tuple(tensors),
         )
 
+    def offer(self, components: bool = False) -> Offer:
+        """What that manifest offers."""
+        return offer_of(self.manifest(components))
+
+    def read(self, wanted: Sequence[Wanted], target: Target) -> None:
+        """Plays the reader."""
+        for each in wanted:
+            memory = target.open(each)
+            memory[:] = self.data[each.tensor]
+            del memory
+            target.finish(each)
+
     def write(self, path: Path) -> None:
         """Into files: `path`.npz and `path`.json."""
         np.savez(path.with_suffix(".npz"), *self.data)
@@ -151,20 +163,13 @@ def of_snapshot(snapshot: Snapshot) -> Saved:
 
 def restore(state: Any, saved: Saved, **options: Any) -> Restore:
     """Puts a checkpoint into a state, building what is unbuilt, as a manager does."""
-    entries = as_mapping(state)
-    tree = build_missing(walk(entries), saved.models)
-    restoring = match(tree, saved.manifest(), **options)
-    fill(restoring, saved)
+    _, restoring = put(saved.offer(), saved.read, as_mapping(state), **options)
     return restoring
 
 
 def fill(restoring: Restore, saved: Saved) -> None:
-    """Plays the reader."""
-    for wanted in restoring.wanted:
-        memory = restoring.open(wanted)
-        memory[:] = saved.data[wanted.tensor]
-        del memory
-        restoring.finish(wanted)
+    """Gives it all values in one go."""
+    saved.read(restoring.wanted, restoring)
     restoring.complete()
 
 

@@ -34,7 +34,7 @@ def test_memory_that_became_a_variables_value_is_its_own(dtype: str) -> None:
     pattern = np.random.default_rng(1).integers(0, 2, size_bytes, dtype=np.uint8)
     variables = [tf.Variable(tf.zeros(LARGE, dtype)) for _ in range(2)]
     saved = roundtrip.save({"0": variables[0], "1": variables[1]})
-    restoring = match(walk({"0": variables[0], "1": variables[1]}), saved.manifest())
+    restoring = match(walk({"0": variables[0], "1": variables[1]}), saved.offer())
     views = []
     for wanted in restoring.wanted:
         views.append(restoring.open(wanted))
@@ -81,7 +81,7 @@ def test_all_differences_are_in_one_message_and_nothing_is_changed() -> None:
     saved = roundtrip.save(_module(same=1.0, gone=1.0, shape=np.zeros((2, 3)), dtype=np.zeros(2, np.float32)))
     state = _module(same=5.0, new=1.0, shape=np.ones((3, 2)), dtype=np.ones(2, np.int32))
     with pytest.raises(StateMismatchError) as raised:
-        match(walk(state), saved.manifest())
+        match(walk(state), saved.offer())
     message = str(raised.value)
     for line in (
         "m/new: in the state, not in the checkpoint",
@@ -164,9 +164,9 @@ def test_rename_that_cannot_be_meant() -> None:
     saved = roundtrip.save(_module(a=1.0, b=2.0))
     tree = walk(_module(a=1.0, b=2.0))
     with pytest.raises(UsageError, match="nothing that is called"):
-        match(tree, saved.manifest(), rename={"typo": "m"})
+        match(tree, saved.offer(), rename={"typo": "m"})
     with pytest.raises(UsageError, match="both"):
-        match(tree, saved.manifest(), rename={"m/a": "m/b"})
+        match(tree, saved.offer(), rename={"m/a": "m/b"})
 
 
 def test_names_match_through_aliases_of_either_side() -> None:

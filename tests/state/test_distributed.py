@@ -32,7 +32,7 @@ def test_two_workers(tmp_path: Path) -> None:
     module = tf.Module()
     module.held = {f"{how} {dtype}": tf.Variable(tf.zeros([3], dtype)) for how, dtype in distributed.KINDS}
     module.mirrored = tf.Variable([0.0, 0.0])
-    roundtrip.fill(match(walk({"module": module}), stacked.manifest(components=True)), stacked)
+    roundtrip.fill(match(walk({"module": module}), stacked.offer(components=True)), stacked)
     assert module.held["sum int64"].numpy().tolist() == [4] * 3
     assert module.held["mean float16"].numpy().astype(float).tolist() == [2.0] * 3
     assert module.held["first float32"].numpy().tolist() == [1.0] * 3

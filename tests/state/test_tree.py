@@ -212,7 +212,7 @@ def test_twenty_thousand_variables() -> None:
     saved = roundtrip.of_snapshot(capture(tree, is_chief=True))
     for place, data in enumerate(saved.data):
         saved.data[place] = (data.view(np.float32) * 2 + 1).view(np.uint8)
-    roundtrip.fill(match(tree, saved.manifest()), saved)
+    roundtrip.fill(match(tree, saved.offer()), saved)
     assert not tree.is_stale()
     assert [variable.numpy().tolist() for variable in module.held] == [[2.0 * n + 1] * 3 for n in range(20_000)]
 

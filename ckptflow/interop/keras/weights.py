@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import h5py
 
-from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageError
+from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.format.offer import HINT, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.config import build_optimizer_of
@@ -85,7 +86,7 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
     if optimizer and places_in(there):
         build_optimizer_of(model)
     wanted = places_of(model, framework)
-    absent = _check_fit(path, model, there, wanted)
+    absent = _check_fit(path, there, wanted)
     other = difference(described_in(path, kind), model) if optimizer and places_in(there) else None
     takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted), other)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
@@ -167,9 +168,7 @@ def weights_of(path: str, kind: FileKind) -> Iterator[tuple[h5py.File, int]]:
 # Does it fit?
 
 
-def _check_fit(
-    path: str, model: Any, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> list[str]:
+def _check_fit(path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Raises unless a model's weights are those of a file, by place; returns the model's places that may be absent."""
     missing: list[str] = []
     other: list[str] = []
@@ -180,18 +179,14 @@ def _check_fit(
         if name not in there:
             (absent if name.startswith(_METRICS) else missing).append(name)
         elif there[name] != shape:
-            other.append(f"{name} is {list(there[name])} and has to be {list(shape)}")
+            other.append(f"{name}: shape {list(there[name])} in the file, {list(shape)} in the model")
     unexpected = [
         name for name in there if name not in wanted and not name.startswith((_METRICS, PLACE)) and _SEEDS not in name
     ]
-    problems = [f"missing: {some_of(missing, _SHOWN)}"] if missing else []
-    problems += [f"not in the model: {some_of(unexpected, _SHOWN)}"] if unexpected else []
-    problems += [f"of another shape: {some_of(other, _SHOWN)}"] if other else []
-    if problems:
-        raise StateMismatchError(
-            f"{path} does not fit the model ({type(model).__name__}); {'; '.join(problems)}. The names are the "
-            "file's. Nothing was written"
-        )
+    problems = [f"{name}: in the model, not in the file" for name in missing]
+    problems += [f"{name}: in the file, not in the model" for name in unexpected]
+    if problems or other:
+        raise misfit_error(path, [*problems, *other], hint=f"The names are those of the file. {HINT}")
     return absent
 
 
@@ -228,7 +223,7 @@ def load_stock(
             of(framework).load_without_optimizer(file, model, **options)
     passed_over = [str(each.message) for each in said if "Could not load weights" in str(each.message)]
     if len(passed_over) > len({name.rpartition("/vars/")[0] for name in absent}):
-        raise StateMismatchError(f"{path} does not fit the model: {some_of(passed_over, 3, '; ')}")
+        raise misfit_error(path, passed_over, is_changed=True, hint="")
 
 
 def load_assets(path: str, model: Any, framework: Framework) -> None:
@@ -249,16 +244,13 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
     with opened(path, path) as found:
         problems = _legacy_problems(found, model)
         if problems:
-            raise StateMismatchError(
-                f"{path} does not fit the model ({type(model).__name__}): {some_of(problems, _SHOWN, '; ')}. Nothing "
-                "was written"
-            )
+            raise misfit_error(path, problems)
     with in_order_of(path, model) as ordered, named(ordered, ".h5") as file, damage(path):
         try:
             model.load_weights(file)
         except ValueError as error:
             said = " ".join(str(error).split())[:1000]
-            raise StateMismatchError(f"{path} does not fit the model ({type(model).__name__}): {said}") from error
+            raise misfit_error(path, [said], is_changed=True, hint="") from error
     if optimizer is not None:
         with opened(path, path) as found:
             set_legacy(path, optimizer, found, difference(described_in(path, "whole"), model))
@@ -373,10 +365,11 @@ def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[
         name for name, shape in wanted.items() if there.get(name) != shape and not name.startswith((_METRICS, PLACE))
     ]
     if missing:
-        raise StateMismatchError(
-            f"{path} does not hold all of the model that its own config makes; missing, or of another shape: "
-            f"{some_of(missing, _SHOWN)}. If layers of yours make their variables otherwise today, hand the model over "
-            "(model=)"
+        raise misfit_error(
+            path,
+            [f"{name}: in the model that its config makes, not in the file, or of another shape" for name in missing],
+            is_changed=True,
+            hint="If layers of yours make their variables otherwise today, hand the model over (model=).",
         )
 
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
-from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError, StateMismatchError, UsageError
+from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
 from ckptflow.format import dtypes
 from ckptflow.format.object_graph import GraphNode, ObjectGraph, Value, edges, slots_of, tensor_of, values_of
+from ckptflow.format.offer import Offer, misfit_error, offer_of_captured
 from ckptflow.format.words import some_of
 from ckptflow.interop import provenance as provenances
+from ckptflow.interop.decisions import optimizers_as_a_whole, optimizers_in
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensorflow.bundle import GRAPH_KEY, TensorBundle
 from ckptflow.interop.tensorflow.checkpoint_writer import write_tf_checkpoint
 from ckptflow.interop.tensorflow.object_graph_proto import SAVE_COUNTER, from_proto, without_shortcuts
-from ckptflow.interop.tensors import NamedTensors, TensorInfo
-from ckptflow.printable import lines as text_lines
-from ckptflow.state.build import build_missing
+from ckptflow.interop.tensors import CapturedTensors, NamedTensors, TensorInfo
+from ckptflow.state.assign import Comparison, Verdict
 from ckptflow.state.children import clean
-from ckptflow.state.graph import as_children, models_by_graph, numbered_graph
-from ckptflow.state.graph_names import Pairs, bound_by_tensorflow, name_values, pair, root_label
-from ckptflow.state.kinds import is_normalization, kind_of
+from ckptflow.state.graph import as_children, numbered_graph
+from ckptflow.state.graph_names import name_values, root_label
+from ckptflow.state.kinds import kind_of
 from ckptflow.state.per_worker import PerWorker
-from ckptflow.state.tree import Tree, walk
+from ckptflow.state.put import put, reader_of
+from ckptflow.state.tree import Tree
 from ckptflow.state.walker import MAX_NAME_BYTES
 from ckptflow.state.weights import weights_of
 
@@ -37,6 +40,10 @@ logger = logging.getLogger("ckptflow")
 _VARIABLE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _MAX_STATE_BYTES = 2**20
 _NAMES_SHOWN = 20
+_HINT = (
+    "For a warm start, pass partial=True. Layers that a Keras 3 model holds in a list or dict are in no checkpoint of "
+    "TensorFlow's."
+)
 
 
 def read_provenance(prefix: str) -> Provenance | None:
@@ -108,20 +115,15 @@ def read_bundle(prefix: str) -> NamedTensors:
     called in the state. A root that is a model itself becomes the entry "model". A checkpoint without an object graph
     (of `tf.compat.v1.train.Saver`) keeps its names. Raises `CorruptCheckpointError` for a damaged one.
     """
-    return _read(prefix)[0]
-
-
-def _read(prefix: str) -> tuple[NamedTensors, str]:
-    """Also the entry that the root is, "" where it only holds the entries."""
     bundle = TensorBundle(prefix)
     proto = bundle.object_graph()
     if proto is None:
-        return named_tensors(bundle, None, _names_by_key(bundle.infos), ""), ""
+        return named_tensors(bundle, None, _names_by_key(bundle.infos), "")
     graph = from_proto(proto, bundle.infos, f"{prefix}.index")
     if provenances.NAME in bundle.infos:
         graph = without_shortcuts(graph)
     label = root_label(graph)
-    return named_tensors(bundle, graph, _name_values(graph, label, f"{prefix}.index"), label), label
+    return named_tensors(bundle, graph, _name_values(graph, label, f"{prefix}.index"), label)
 
 
 def named_tensors(
@@ -192,63 +194,46 @@ def with_names(graph: ObjectGraph, names: Mapping[str, str], label: str = "") ->
 
 
 def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[str] = frozenset()) -> None:
-    """Gives live objects, by their names in the state, a checkpoint's values, by stock `tf.train.Checkpoint`.
+    """Gives live objects, by their names in the state, a checkpoint's values, as `tf.train.Checkpoint` would.
 
     The checkpoint's root may hold the objects by these names, or the one model by another, or be the model itself (as
     `save_weights` of tf_keras writes it). Unbuilt optimizers are built first. What TensorFlow's graph cannot reach
     (seeds, vocabularies) stays as it is, with a warning that names it.
 
-    Raises `StateMismatchError` where a weight, or anything that TensorFlow's graph reaches, is not in the checkpoint,
-    or something in the checkpoint has no place (but for the names `beside`): all in one message, and nothing was
-    changed. Raises `CorruptCheckpointError` for a damaged checkpoint.
+    An optimizer that does not fit, where all else does, stays as it is, with a warning. Raises `StateMismatchError`
+    where a weight, or anything that TensorFlow's graph reaches, is not in the checkpoint, or something in the
+    checkpoint has no place (but for the names `beside`): all in one message, and nothing was changed. Raises
+    `CorruptCheckpointError` for a damaged checkpoint.
     """
-    found, root = _read(prefix)
+    found = read_bundle(prefix)
     objects = {name: obj.obj if isinstance(obj, PerWorker) else obj for name, obj in objects.items()}
-    theirs = found.object_graph
-    if theirs is None:
+    if found.object_graph is None:  # by the variables' own names, which TensorFlow alone knows
         _restore_stock(prefix, tf.train.Checkpoint(**_trackables(objects)))
         return
-    tree = walk(objects)
-    tree = build_missing(tree, models_by_graph(tree, theirs))
-    ours = numbered_graph(tree)
-    pairs = pair(theirs, ours.graph)
-    _compare(prefix, found, tree, ours.graph, pairs, pairs.passed_over | beside | {SAVE_COUNTER})
-    bound = pairs.theirs()
-    _check_order(prefix, theirs, ours.graph, pairs)
-    labels = {number: label for label, number in edges(theirs.nodes[0])}
-    named = {
-        labels.get(bound.get(ours.numbers.get(id(obj), -1), -1), name): obj
-        for name, obj in _trackables(objects).items()
-    }
-    if root and root not in named:
-        raise StateMismatchError(f"{prefix} holds one object, and none of {some_of(list(named), _NAMES_SHOWN)} is it")
-    _restore_stock(prefix, tf.train.Checkpoint(named[root]) if root else tf.train.Checkpoint(**named))
-    if SAVE_COUNTER in objects and SAVE_COUNTER in found.infos:
-        objects[SAVE_COUNTER].assign(found.read(SAVE_COUNTER))
-    for layer in tree.layers:
-        if is_normalization(layer):
-            layer.finalize_state()
+    captured = CapturedTensors(replace(found, metrics=found.metrics | beside | _counter_of(found.object_graph)))
+    put(offer_of_captured(captured, prefix, "checkpoint"), reader_of(captured), objects, decide=_decide)
 
 
-def _check_order(prefix: str, theirs: ObjectGraph, ours: ObjectGraph, pairs: Pairs) -> None:
-    """Raises `StateMismatchError` where TensorFlow would give a value to another object than the one that it is of.
-
-    It goes by the first edge that leads to a variable. That can be a place in an optimizer's list, where another
-    variable is now that other layers were frozen when the model was compiled.
-    """
-    entries = dict(edges(ours.nodes[0])).values()
-    bound = pairs.theirs()
-    starts = {bound[our]: our for our in entries if our in bound}
-    in_order = [(number, starts[number]) for _, number in edges(theirs.nodes[0]) if number in starts]
-    by_tensorflow = bound_by_tensorflow(theirs, ours, in_order)
-    for number, our in pairs.nodes.items():
-        if by_tensorflow.get(number) != our and any(name in pairs.names for name in _tensors_of(theirs.nodes[number])):
-            name = next(iter(_tensors_of(theirs.nodes[number])))
-            raise StateMismatchError(f"{prefix}: TensorFlow itself would take {name} for another variable")
+def _counter_of(graph: ObjectGraph) -> set[str]:
+    """The name of the count of saves. Where the root is the model itself, it is below the model's."""
+    number = dict(edges(graph.nodes[0])).get(SAVE_COUNTER)
+    values = () if number is None else values_of(graph.nodes[number])
+    return {name for _, _, value in values if (name := tensor_of(value)) is not None}
 
 
-def _tensors_of(node: str | GraphNode) -> list[str]:
-    return [name for _, _, value in values_of(node) if (name := tensor_of(value)) is not None]
+def _decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+    """Nothing may differ but an optimizer as a whole, and what no checkpoint of TensorFlow's has of the state."""
+    weights = {id(weight) for model in tree.models.values() for weight in weights_of(model)}
+    reached = {tensor_of(value) for node in numbered_graph(tree).graph.nodes for _, _, value in values_of(node)}
+    reached |= {name for name, variable in tree.variables.items() if id(variable) in weights}
+    lost = found.missing.keys() - reached
+    verdict = optimizers_as_a_whole(found, list(tree.optimizers), optimizers_in(offer.models), may_lack=lost)
+    if not lost:
+        return replace(verdict, hint=_HINT)
+    text = (
+        f"no checkpoint of TensorFlow's has what follows, it is as it was made: {some_of(sorted(lost), _NAMES_SHOWN)}"
+    )
+    return replace(verdict, said=(*verdict.said, text), hint=_HINT)
 
 
 def _trackables(objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,47 +244,8 @@ def _restore_stock(prefix: str, checkpoint: Any) -> None:
     try:
         checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
     except AssertionError as error:
-        raise StateMismatchError(f"{prefix} does not fit: {' '.join(str(error).split())[:2000]}") from error
+        raise misfit_error(prefix, [" ".join(str(error).split())[:2000]], is_changed=True, hint="") from error
     except tf.errors.OpError as error:
         raise CorruptCheckpointError(f"{prefix}: {error.message}") from error
     except ValueError as error:  # shapes
-        raise StateMismatchError(f"{prefix} does not fit: {error}") from error
-
-
-def _compare(
-    prefix: str, found: NamedTensors, tree: Tree, ours: ObjectGraph, pairs: Pairs, passed_over: frozenset[str]
-) -> None:
-    """Raises `StateMismatchError`, with every difference, before anything is changed; warns of what nobody can save."""
-    matched = {our: their for their, our in pairs.names.items()}
-    reached = {tensor_of(value) for node in ours.nodes for _, _, value in values_of(node)}
-    weights = {id(weight) for model in tree.models.values() for weight in weights_of(model)}
-    lines: list[str] = []
-    lost: list[str] = []
-    for leaf in tree.leaves:
-        their = matched.get(leaf.name)
-        if their is not None:
-            info = found.infos[their]
-            if info.dtype != leaf.dtype:
-                lines.append(f"{leaf.name}: dtype {info.dtype} in the checkpoint, {leaf.dtype} in the state")
-            if leaf.shape is not None and not tf.TensorShape(leaf.shape).is_compatible_with(info.shape):
-                lines.append(f"{leaf.name}: shape {info.shape} in the checkpoint, {leaf.shape} in the state")
-        elif leaf.name != SAVE_COUNTER and not leaf.metric:
-            is_weight = leaf.name in reached or id(tree.variables.get(leaf.name)) in weights
-            (lines if is_weight else lost).append(f"{leaf.name}: in the state, not in the checkpoint")
-    lines += [
-        f"{name}: in the checkpoint, not in the state"
-        for name in sorted(found.infos)
-        if name not in pairs.names and name not in passed_over
-    ]
-    if lines:
-        raise StateMismatchError(
-            text_lines(
-                f"{prefix} does not fit the state; no value was changed.",
-                *(f"  {line}" for line in lines),
-                "For a warm start, pass partial=True. Layers that a Keras 3 model holds in a list or dict are in no "
-                "checkpoint of TensorFlow's.",
-            )
-        )
-    if lost:
-        logger.warning("%s: no checkpoint of TensorFlow's has what follows, it is as it was made: %s", prefix,
-                       some_of([line.partition(":")[0] for line in lost], _NAMES_SHOWN))  # fmt: skip
+        raise misfit_error(prefix, [str(error)], is_changed=True, hint="") from error

@@ -7,7 +7,6 @@ object graph, as the walk names those of a `tf.Module` with the same attributes.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from typing import Any
 import msgspec
 import tensorflow as tf
 
-from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnknownVersionError, UsageError
-from ckptflow.format import dtypes
+from ckptflow.errors import CorruptCheckpointError, UnknownVersionError, UsageError
 from ckptflow.format.dtypes import Array
-from ckptflow.format.manifest import Manifest, TensorRecord
-from ckptflow.format.object_graph import VARIABLE, ObjectGraph, edges, values_of
-from ckptflow.format.words import some_of
+from ckptflow.format.object_graph import VARIABLE, edges, values_of
+from ckptflow.format.offer import Offer, misfit_error, offer_of_captured
+from ckptflow.interop.decisions import all_of_the_state
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.tensorflow.bundle import TensorBundle, files_of
 from ckptflow.interop.tensorflow.checkpoint import named_tensors, names_of
@@ -30,25 +28,20 @@ from ckptflow.interop.tensorflow.keras_saved_model import is_keras_saved_model a
 from ckptflow.interop.tensorflow.object_graph_proto import from_proto
 from ckptflow.interop.tensorflow.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
 from ckptflow.interop.tensorflow.reusable import write_saved_model as write_saved_model
-from ckptflow.interop.tensors import NamedTensors, bytes_of
+from ckptflow.interop.tensors import CapturedTensors, NamedTensors
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.keras_allowed import keras_module
 from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
-from ckptflow.printable import lines
-from ckptflow.state.assign import match
-from ckptflow.state.build import build_missing
+from ckptflow.state.assign import Comparison, Verdict
 from ckptflow.state.children import clean
-from ckptflow.state.graph import in_names_of, models_by_graph
 from ckptflow.state.kinds import is_keras3_model, raw_variable
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.private.tensorflow import fingerprint_pb2, fingerprinting, parse_saved_model
+from ckptflow.state.put import put, reader_of
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.weights import weights_of
 
-logger = logging.getLogger("ckptflow")
-
 _MAX_PB_BYTES = 2**31 - 1  # protobuf's own bound
-_SHOWN = 20
 # Children of the root that name variables by position. What has another path goes by that one.
 _LISTS = frozenset(
     {"variables", "trainable_variables", "non_trainable_variables", "_all_variables", "named_variables"}
@@ -150,7 +143,7 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[
     opened = _open(folder)
     if unsafe:
         model = _loaded_by_keras(folder)
-        _assign(folder, _read_any(opened), {"model": model}, is_strict=False)
+        _put(folder, _read_any(opened), {"model": model}, is_strict=False)
         return model
     probe.check(
         "ckptflow.interop.tensorflow.saved_model:read_keras_saved_model",
@@ -166,7 +159,7 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[
     else:
         tensors, state = _read_own(opened, opened.names), {opened.names.path: model}
     check_vocabularies(folder, state, tensors.infos)
-    _assign(folder, tensors, state)
+    _put(folder, tensors, state)
     return model
 
 
@@ -196,11 +189,11 @@ def load_saved_model_into(folder: str, model: Any) -> None:
     """
     opened = _open(folder)
     if opened.names is not None:
-        _assign(folder, _read_own(opened, opened.names), {opened.names.path: model})
+        _put(folder, _read_own(opened, opened.names), {opened.names.path: model})
         return
     listed = _listed(opened) if is_keras3_model(model) else []
     tensors = _in_order(opened, model, listed) if listed else _read_any(opened)
-    _assign(folder, tensors, {"model": model})
+    _put(folder, tensors, {"model": model})
 
 
 def _listed(opened: _Opened) -> list[str]:
@@ -221,64 +214,27 @@ def _in_order(opened: _Opened, model: Any, listed: list[str]) -> NamedTensors:
     """What Keras 3's `model.export()` lists as the variables, under the names that the walk gives the model's."""
     bundle = opened.variables
     if bundle is None or len(listed) != len(model.variables):
-        raise StateMismatchError(
-            f"{opened.folder} has {len(listed)} variables in order, as Keras's model.export() writes them, and the "
-            f"model has {len(model.variables)}; nothing was changed. Take what fits by names: "
-            "rename={name there: name in the model}, with partial=True"
+        there = f"it has {len(listed)} variables in order, as Keras's model.export() writes them"
+        raise misfit_error(
+            opened.folder,
+            [f"{there}, and the model has {len(model.variables)}"],
+            hint="Take what fits by names: rename={name there: name in the model}, with partial=True.",
         )
     found = {id(raw_variable(variable)): name for name, variable in walk({"model": model}).variables.items()}
     names = {found[id(raw_variable(variable))]: key for variable, key in zip(model.variables, listed, strict=True)}
     return NamedTensors({name: bundle.infos[key] for name, key in names.items()}, lambda name: bundle.read(names[name]))
 
 
-def _assign(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:
+def _put(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:
     """Gives the state the values, one tensor in memory at a time; builds what is unbuilt. The optimizer may lack."""
-    graph = tensors.object_graph
-    tree = walk(state)
-    tree = build_missing(tree, dict(tensors.models) if graph is None else models_by_graph(tree, graph))
-    texts = {name: tensors.read(name) for name, info in tensors.infos.items() if dtypes.is_encoded(info.dtype)}
-    encoded = {name: dtypes.encode_strings(array) for name, array in texts.items()}
-    records = tuple(
-        TensorRecord(
-            name=name,
-            dtype=info.dtype,
-            shape=info.shape,
-            slices=(),
-            encoded_bytes=len(encoded[name]) if name in encoded else None,
-            aliases=tuple(tensors.aliases.get(name, ())),
-            metric=name in tensors.metrics,
-        )
-        for name, info in tensors.infos.items()
-    )
-    manifest = in_names_of(tree, _manifest(records, graph))
-    restore = match(tree, manifest, partial=True)
-    optimizers = tuple(f"{name}/" for name in tree.optimizers)
-    lost = _lost(tree, is_by_graph=graph is not None)
-    needed = [name for name in restore.missing if not name.startswith(optimizers) and name not in lost]
-    kept = sorted(lost & set(restore.missing))
-    if kept:
-        logger.warning("%s does not have %s: they stay as they were made", folder, some_of(kept, _SHOWN))
-    if any(name.startswith(optimizers) for name in restore.missing):
-        logger.warning("%s has not all of the optimizer's state: what it lacks begins anew", folder)
-    if needed and is_strict:
-        there = {record.name: record for record in manifest.tensors}
-        different = [f"  {name}: {_difference(name, tree, there)}" for name in needed]
-        raise StateMismatchError(
-            lines(
-                f"{folder} does not have all of the model; no value was changed.",
-                *different[:_SHOWN],
-                *([f"  and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else []),
-                "For a warm start, pass partial=True, or rename={name there: name in the model}.",
-            )
-        )
-    for wanted in restore.wanted:
-        name = records[wanted.tensor].name
-        data = encoded[name] if name in encoded else tensors.read(name)
-        if wanted.box is not None:
-            data = data[tuple(slice(start, start + extent) for start, extent in zip(*wanted.box, strict=True))]
-        restore.open(wanted)[:] = bytes_of(data)
-        restore.finish(wanted)
-    restore.complete()
+
+    def decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+        lost = _lost(tree, is_by_graph=offer.object_graph is not None)
+        return all_of_the_state(found, may_lack=lost, optimizers=tree.optimizers, is_strict=is_strict)
+
+    captured = CapturedTensors(tensors)
+    offer = offer_of_captured(captured, folder, "SavedModel")
+    put(offer, reader_of(captured), state, partial=True, decide=decide)
 
 
 def _lost(tree: Tree, *, is_by_graph: bool) -> set[str]:
@@ -291,31 +247,6 @@ def _lost(tree: Tree, *, is_by_graph: bool) -> set[str]:
         found = tree.variables.items()
         lost |= {name for name, each in found if id(each) not in weights and name.startswith(of_models)}
     return lost
-
-
-def _difference(name: str, tree: Tree, there: Mapping[str, TensorRecord]) -> str:
-    if name not in there:
-        return "not in it"
-    (leaf,) = (leaf for leaf in tree.leaves if leaf.name == name)
-    record = there[name]
-    return f"{leaf.dtype}{list(leaf.shape or ())} in the model, {record.dtype}{list(record.shape)} in it"
-
-
-def _manifest(records: tuple[TensorRecord, ...], graph: ObjectGraph | None) -> Manifest:
-    """What the tensors would be as a checkpoint: matching names, shapes and dtypes is done there."""
-    return Manifest(
-        folder="000000000000-i0001",
-        step=0,
-        incarnation=1,
-        run_id="",
-        writer_id="",
-        created_at="",
-        world_size=1,
-        reason="start",
-        shards=(),
-        tensors=records,
-        object_graph=graph,
-    )
 
 
 # Opening

@@ -1,0 +1,87 @@
+"""What of a source, and of a state, an import or export may leave: decisions over names, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Set
+from typing import Any
+
+from ckptflow.format.offer import HINT, Offer
+from ckptflow.format.words import some_of
+from ckptflow.state.assign import Comparison, Decide, Verdict
+from ckptflow.state.tree import Tree
+
+_SHOWN = 20
+
+
+def is_of_optimizer(name: str, paths: Iterable[str]) -> bool:
+    """Whether a tensor is an optimizer's: one of those at `paths`, or what Keras and TensorFlow's guides call so."""
+    return "optimizer" in name.split("/")[:-1] or _is_below(name, paths)
+
+
+def optimizers_in(models: Mapping[str, Any]) -> list[str]:
+    """The paths of the optimizers in a manifest's models."""
+    return [path for path, each in models.items() if isinstance(each, dict) and each.get("kind") == "optimizer"]
+
+
+def by_name(*, partial: bool, optimizer: bool) -> Decide:
+    """For what goes by its name into objects of the user's."""
+
+    def decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+        ours, theirs = list(tree.optimizers), optimizers_in(offer.models)
+        if not optimizer:
+            return without_optimizers(found, ours, theirs, partial=partial)
+        return Verdict() if partial else optimizers_as_a_whole(found, ours, theirs)
+
+    return decide
+
+
+def without_optimizers(
+    found: Comparison, ours: Collection[str], theirs: Collection[str], *, partial: bool = False
+) -> Verdict:
+    """As if there were no optimizers, which are at the paths `ours` in the state and `theirs` in the source."""
+    passed_over = {name for name in (*found.matched.values(), *found.missing) if is_of_optimizer(name, ours)}
+    both = [*ours, *theirs]
+    passed_over |= {name for name in (*found.matched, *found.unexpected) if is_of_optimizer(name, both)}
+    refused = set() if partial else {*found.missing, *found.unexpected} - passed_over
+    return Verdict(frozenset(refused), frozenset(passed_over))
+
+
+def optimizers_as_a_whole(
+    found: Comparison, ours: Collection[str], theirs: Collection[str], *, may_lack: Set[str] = frozenset()
+) -> Verdict:
+    """All of both sides, but for what the source `may_lack` of the state. If nothing differs but tensors of optimizers,
+    at the paths `ours` in the state and `theirs` in the source, all optimizers stay as they are."""
+    missing = found.missing.keys() - may_lack
+    first = sorted(name for name in missing if _is_below(name, ours))
+    first += sorted(name for name in found.unexpected if is_of_optimizer(name, theirs))
+    differing = frozenset(missing | found.unexpected.keys())
+    left = without_optimizers(found, ours, theirs)
+    if not first or differing - left.passed_over:
+        return Verdict(differing)
+    why = found.missing.get(first[0]) or found.unexpected[first[0]]
+    text = f"the optimizer's state does not fit and is not taken, it begins anew: {first[0]}: {why}"
+    return Verdict(passed_over=left.passed_over, said=(text,))
+
+
+def all_of_the_state(
+    found: Comparison,
+    *,
+    may_lack: Set[str] = frozenset(),
+    optimizers: Collection[str] = (),
+    is_strict: bool = True,
+    hint: str = HINT,
+) -> Verdict:
+    """All of the state has to be in the source, which may hold more; not what it `may_lack`, and not its optimizers."""
+    lost = sorted(name for name in found.missing if name in may_lack)
+    of_optimizers = [name for name in found.missing if _is_below(name, optimizers)]
+    needed = frozenset(found.missing).difference(lost, of_optimizers) if is_strict else frozenset[str]()
+    said = []
+    if lost:
+        said.append(f"does not have {some_of(lost, _SHOWN)}: they stay as they were made")
+    if of_optimizers:
+        said.append("has not all of the optimizer's state: what it lacks begins anew")
+    return Verdict(needed, said=tuple(said), hint=hint)
+
+
+def _is_below(name: str, paths: Iterable[str]) -> bool:
+    return any(name.startswith(f"{path}/") for path in paths)

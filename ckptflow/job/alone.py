@@ -1,0 +1,95 @@
+"""The first checkpoint of a run, committed by one process that has no live state: what was captured is all there is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, SupportsIndex
+
+from ckptflow.commit.catalog import Checkpoint, Summaries
+from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.resume import Resume
+from ckptflow.errors import LEAVING, CkptflowError, SaveFailedError, UsageError
+from ckptflow.format.layout import Folder
+from ckptflow.format.offer import Captured
+from ckptflow.format.values import to_json
+from ckptflow.job.arguments import (
+    DEFAULT_COMMIT_TIMEOUT_S,
+    DEFAULT_KEEP,
+    DEFAULT_MEMORY_BUDGET_BYTES,
+    DEFAULT_SHARD_BYTES,
+    check_step,
+)
+from ckptflow.job.saver import Job, Saver, software_versions
+from ckptflow.peers.team import Alone
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.plan import plan_shards
+
+
+def commit_alone(
+    url: str | os.PathLike[str],
+    step: SupportsIndex,
+    captured: Captured,
+    *,
+    metadata: Any = None,
+    storage_options: dict[str, Any] | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    fresh: bool = False,
+) -> Checkpoint:
+    """Commits what was captured as the checkpoint of `step` that begins the run at `url`, as a manager does.
+
+    Returns once it is durable and counts: the run's `restore_latest()` goes on from it. Each value is asked for when
+    its shard is packed and let go then. After an error nothing but the claim is left. Raises `UsageError` on a root
+    that holds checkpoints, unless `fresh` starts over on it; whatever reading a value raises of ours; `StorageError`,
+    `FencedError`, `SaveFailedError`.
+    """
+    number, about = check_step(step), to_json(metadata, "metadata")
+    store = open_store(os.fspath(url), storage_options)
+    pool = BufferPool(max(DEFAULT_MEMORY_BUDGET_BYTES, shard_bytes), shard_bytes)
+    try:
+        return _commit(store, pool, number, captured, about, shard_bytes=shard_bytes, fresh=fresh)
+    finally:
+        pool.close()
+        store.close()
+
+
+def _commit(
+    store: Store, pool: BufferPool, step: int, captured: Captured, metadata: Any, *, shard_bytes: int, fresh: bool
+) -> Checkpoint:
+    alone, summaries = Alone(), Summaries(store)
+    start = Resume(store, alone, summaries, check=lambda _: None, load=lambda *_: None).start_anew(fresh=fresh)
+    if start.held is None:
+        raise UsageError(f"{store.url} was not claimed")
+    coordinator = Coordinator(store, start, summaries, DEFAULT_KEEP, commit_timeout_s=DEFAULT_COMMIT_TIMEOUT_S)
+    saver = Saver(
+        store=store,
+        cluster=alone,
+        pool=pool,
+        held=start.held,
+        coordinator=coordinator,
+        shard_bytes=shard_bytes,
+        verify_replicas="small",
+        concurrency=None,
+        software=software_versions(),
+    )
+    job = Job(
+        folder=Folder(step, start.held.number),
+        snapshot=captured,
+        plan=lambda: plan_shards(captured.specs, worker=0, world_size=1, shard_bytes=shard_bytes),
+        metrics={},
+        metadata=metadata,
+        prune=False,
+    )
+    try:
+        checkpoint = saver.save(job)
+    except SaveFailedError as error:
+        with contextlib.suppress(CkptflowError):
+            coordinator.sweep_partials()
+        if isinstance(error.__cause__, (CkptflowError, *LEAVING)):  # no workers to speak of, and the caller's thread
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
+    if checkpoint is None:
+        raise SaveFailedError(f"{job.folder} was saved and not acknowledged")
+    return checkpoint
