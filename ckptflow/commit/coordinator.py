@@ -181,7 +181,8 @@ class Coordinator:
     def sweep_partials(self) -> int:
         """Makes room on a full storage: deletes what dead incarnations and own failures left uncommitted.
 
-        Allowed before the first commit, too. Returns the bytes freed; raises `FencedError` like a commit.
+        Allowed before the first commit, too; what a listing shows as uncommitted is asked for again. Returns the bytes
+        freed; raises `FencedError` like a commit.
         """
         listing = self._list_root()
         check_fence(self._store, self._held, listing)
@@ -196,7 +197,7 @@ class Coordinator:
             incarnation=self._held.number,
             given_up=self._given_up,
         )
-        return act(self._store, plan, listing.folders)
+        return act(self._store, listed_again(self._store, plan, listing, {}), listing.folders)
 
     def _collect(self, draft: Draft, deadline: float) -> list[Receipt]:
         """Polls the other workers' receipts by name, with back-off, until all are there or the deadline has passed."""

@@ -26,13 +26,14 @@ from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
-from ckptflow.storage.again import renew
+from ckptflow.storage.again import is_there, renew
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
 _ANOTHERS = "of another run: deleted only by hand"
 _LISTED_OTHERWISE = "two listings show other files in it: the next prune looks again"
+_COMMITTED = "it is committed, and listings do not show its manifest: the next prune looks again"
 _NEWER = "written by a newer ckptflow: what it is is not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
@@ -78,7 +79,8 @@ def plan_prune(
         decisions[folder] = decide_outside(folder, read(folder), counting, newest, folder in listing.pins)
     for folder in listing.folders:
         if folder not in decisions:
-            decisions[folder] = decide_partial(folder, incarnation, folder in given_up)
+            is_pinned, is_given_up = folder in listing.pins, folder in given_up
+            decisions[folder] = decide_partial(folder, incarnation, is_given_up, is_pinned)
     old_claims = sorted(listing.claims, reverse=True)[CLAIMS_KEPT:]
     return PrunePlan(tuple(decisions[folder] for folder in sorted(decisions)), tuple(old_claims))
 
@@ -145,8 +147,13 @@ def decide_outside(
     return Decision(folder, False, f"outside what counts, which has reached step {newest.step:,}")
 
 
-def decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
-    """Never committed: what dead incarnations left, and own calls that were given up before their manifest was sent."""
+def decide_partial(folder: Folder, incarnation: int, is_given_up: bool, is_pinned: bool) -> Decision:
+    """Never committed: what dead incarnations left, and own calls that were given up before their manifest was sent.
+
+    Only a checkpoint is pinned: where one is, a listing that shows no manifest in it lacks it.
+    """
+    if is_pinned:
+        return Decision(folder, True, "pinned")
     if folder.incarnation < incarnation:
         return Decision(folder, False, f"never committed, and incarnation {folder.incarnation} is over")
     if folder.incarnation == incarnation and is_given_up:
@@ -157,22 +164,25 @@ def decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decis
 def listed_again(
     store: Store, plan: PrunePlan, listing: Listing, found: Mapping[Folder, Summary | Unreadable]
 ) -> PrunePlan:
-    """The plan without what would go because a listing lacks some of it, and which another one shows otherwise.
+    """The plan without what would go because a listing lacks some of it, and which the storage then shows otherwise.
 
-    One listing alone may leave out what is there, or give it another size.
+    One listing alone may leave out what is there, or give it another size. And no listing says that there is no
+    manifest: it is asked for by its name.
     """
 
-    def doubted(decision: Decision) -> bool:
+    def doubt(decision: Decision) -> str | None:
         folder, files = decision.folder, listing.folders[decision.folder]
         summary = found.get(folder)
         if decision.keep or (isinstance(summary, Summary) and summary.is_complete(files)):
-            return False
+            return None
         prefix = f"{folder}/"
         renew(store, prefix)
-        return files != {entry.key.removeprefix(prefix): entry.size_bytes for entry in store.list(prefix)}
+        if files != {entry.key.removeprefix(prefix): entry.size_bytes for entry in store.list(prefix)}:
+            return _LISTED_OTHERWISE
+        return _COMMITTED if MANIFEST_NAME not in files and is_there(store, folder.manifest_key) else None
 
-    decisions = (Decision(d.folder, True, _LISTED_OTHERWISE) if doubted(d) else d for d in plan.decisions)
-    return replace(plan, decisions=tuple(decisions))
+    doubts = ((decision, doubt(decision)) for decision in plan.decisions)
+    return replace(plan, decisions=tuple(Decision(d.folder, True, why) if why else d for d, why in doubts))
 
 
 def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:

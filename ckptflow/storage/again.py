@@ -58,6 +58,19 @@ def renew(store: Store, key: str) -> None:
         own(key)
 
 
+def is_there(store: Store, key: str) -> bool:
+    """Whether there is an object at `key`: asked for by its name, and "no" only where that was the answer twice."""
+
+    def ask() -> bool:
+        try:
+            store.get(key, memoryview(bytearray(1)))
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    return agreed(store, key, ask, bool)
+
+
 @dataclass(frozen=True, slots=True)
 class _Read(Generic[_Record]):
     """One reading of a small object: equal to another that brought the same bytes, or nothing as well."""

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.prune import prune_by_hand
 from ckptflow.commit.retention import KeepLast
-from ckptflow.errors import UsageError
+from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.storage.store import Entry
-from ckptflow.testing import MemoryStore
-from tests.commit.roots import folders, job
+from ckptflow.testing import FaultyStore, MemoryStore
+from tests.commit.roots import Job, folders, job
 
 
 def five_and_one() -> dict[str, bytes]:
@@ -27,18 +28,20 @@ def five_and_one() -> dict[str, bytes]:
 
 
 class OnceShort(MemoryStore):
-    """The first listing of the root lacks some of a folder, as one of a gateway's that was cut off."""
+    """The first `times` listings that would show something lack it, as one of a gateway's that was cut off."""
 
-    def __init__(self, objects: dict[str, bytes], lacks: Callable[[str], bool]) -> None:
+    def __init__(self, objects: dict[str, bytes], lacks: Callable[[str], bool], *, times: int = 1) -> None:
         super().__init__(objects)
         self.lacks: Callable[[str], bool] | None = lacks
+        self.times = times
 
     def list(self, prefix: str = "") -> list[Entry]:
         entries, lacks = super().list(prefix), self.lacks
-        if lacks is None or prefix:
-            return entries
-        self.lacks = None
-        return [entry for entry in entries if not lacks(entry.key)]
+        shown = [entry for entry in entries if lacks is None or not lacks(entry.key)]
+        if shown != entries:
+            self.times -= 1
+            self.lacks = lacks if self.times else None
+        return shown
 
 
 LACKING: dict[str, Callable[[str], bool]] = {
@@ -90,3 +93,55 @@ def test_by_hand_what_is_there_instead_of_another_is_verified() -> None:
     assert folders(store) == before
     prune_by_hand(store, Summaries(store), [KeepLast(1)], verify)  # goes itself, so that nothing is there instead
     assert folders(store) == [str(Folder(20, 2))]
+
+
+# A full storage
+
+
+def five_and_a_start() -> tuple[dict[str, bytes], Job]:
+    """Steps 10 to 50 of one job; the next has started from 50 and saved nothing; 45 was never committed."""
+    store = MemoryStore()
+    first = job(store)
+    for step in (10, 20, 30, 40, 50):
+        first.save(step)
+    store.objects[f"{Folder(45, 1)}/shard-00000-of-00001-0000-{'0' * 8}.safetensors"] = b"never committed"
+    return store.objects, job(store)
+
+
+def swept(life: Job, store: MemoryStore) -> int:
+    """What its sweep frees on a full storage, by what `store` answers."""
+    assert life.start.held is not None
+    sweeper = Coordinator(store, life.start, Summaries(store), [KeepLast(1)], commit_timeout_s=5.0)
+    return sweeper.sweep_partials()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_sweep_deletes_no_checkpoint_whose_manifest_a_listing_lacks(times: int) -> None:
+    """Twice: a cache in front of the storage."""
+    objects, life = five_and_a_start()
+    before = dict(objects)
+    store = OnceShort(objects, LACKING["its manifest"], times=times)
+    assert swept(life, store) == len(b"never committed")
+    assert store.lacks is None
+    assert {key: data for key, data in before.items() if not key.startswith(f"{Folder(45, 1)}/")} == objects
+    assert job(MemoryStore(objects)).start.restored is not None
+
+
+def test_a_sweep_keeps_what_cannot_be_asked_for() -> None:
+    objects, life = five_and_a_start()
+    before = dict(objects)
+    store = FaultyStore(OnceShort(objects, LACKING["its manifest"], times=2))
+    store.fail("get", StorageAccessError("403"), key="manifest.json", times=100)
+    with pytest.raises(StorageAccessError):
+        swept(life, store)
+    assert objects == before
+
+
+def test_a_job_deletes_no_checkpoint_whose_manifest_two_listings_lack() -> None:
+    objects, life = five_and_a_start()
+    store = OnceShort(objects, LACKING["its manifest"], times=2)
+    saver = Job(store, [KeepLast(9)])
+    saver._begin(life.start)
+    saver.save(60)
+    assert str(Folder(50, 1)) in folders(MemoryStore(objects))
+    assert any(key.startswith(f"{Folder(50, 1)}/shard") for key in objects)

@@ -57,6 +57,7 @@ class Budget(NamedTuple):
     losses: int = 0  # times that lineage/ is
     blanks: int = 0  # listings that are answered as if nothing were there
     unreadable: int = 0  # manifests whose bytes go wrong
+    lacks: int = 0  # listings of a prune or a sweep that lack every manifest
 
 
 class State(NamedTuple):

@@ -34,7 +34,7 @@ from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundE
 from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
 from ckptflow.peers.team import Alone
-from ckptflow.storage.store import Store, read_small
+from ckptflow.storage.store import Entry, Store, read_small
 from tests.protocol.process import Process, YieldingStore, current
 
 Ancestry = tuple[str, ...]
@@ -246,6 +246,29 @@ def running(
                 incarnation.save()
 
     return program
+
+
+class _ShortStore(YieldingStore):
+    """Where the budget lets it, a listing of it lacks every manifest; those of a start do not (see `is_short`)."""
+
+    is_short = False
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        found = super().list(prefix)
+        shown = [entry for entry in found if not entry.key.endswith("/manifest.json")]
+        return shown if self.is_short and shown != found and self._process.call("choose", "lacks") else found
+
+
+def on_a_full_storage(process: Process) -> None:
+    """Starts from the newest, has no room for its save, sweeps what was never committed, and saves."""
+    incarnation = Incarnations(process)
+    store = incarnation.store = _ShortStore(process)
+    incarnation.begin()
+    store.is_short = True
+    if incarnation.coordinator is not None:
+        incarnation.coordinator.sweep_partials()
+    store.is_short = False
+    incarnation.save()
 
 
 def prunes_by_hand(process: Process) -> None:

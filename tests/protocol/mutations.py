@@ -159,10 +159,10 @@ def newer_claim_ignored_at_start(patch: pytest.MonkeyPatch) -> None:
 
 
 def partials_of_newer_incarnations_swept(patch: pytest.MonkeyPatch) -> None:
-    def decide(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
+    def decide(folder: Folder, incarnation: int, is_given_up: bool, is_pinned: bool) -> Decision:
         if folder.incarnation > incarnation:
             return Decision(folder, False, "mutated")
-        return decide_partial(folder, incarnation, is_given_up)
+        return decide_partial(folder, incarnation, is_given_up, is_pinned)
 
     patch.setattr(prune_module, "decide_partial", decide)
 
@@ -210,6 +210,15 @@ def create_believed_to_be_exclusive(patch: pytest.MonkeyPatch) -> None:
 def newest_not_read_before_a_prune(patch: pytest.MonkeyPatch) -> None:
     for module in (prune_module, coordinator_module):
         patch.setattr(module, "doubt_newest", lambda *_: None)
+
+
+def not_listed_again(patch: pytest.MonkeyPatch) -> None:
+    for module in (prune_module, coordinator_module):
+        patch.setattr(module, "listed_again", lambda store, plan, *_: plan)
+
+
+def manifest_not_asked_for_by_name(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prune_module, "is_there", lambda *_: False)
 
 
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
@@ -265,6 +274,12 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "the newest, read before a prune": Mutation(
         newest_not_read_before_a_prune, ("a manifest that cannot be read",), "I2"
+    ),
+    "what goes as uncommitted, listed again": Mutation(
+        not_listed_again, ("a sweep, and listings that lack manifests",), "I5"
+    ),
+    "its manifest, asked for by name": Mutation(
+        manifest_not_asked_for_by_name, ("a sweep, and listings that lack manifests",), "I5"
     ),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None

@@ -59,6 +59,7 @@ ELSEWHERE: dict[int, str] = {
     42: "manager/test_half_restored.py::test_no_save_after_a_restore_that_failed_in_the_middle",
     43: "commit/test_claims.py::test_what_fails_after_the_manifest_is_unknown",
     45: "commit/test_claims.py::test_a_higher_number_whose_claim_was_deleted_does_not_decide",
+    46: "commit/test_prune_in_doubt.py::test_a_sweep_deletes_no_checkpoint_whose_manifest_a_listing_lacks",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 
