@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -340,3 +341,25 @@ def test_save_after_save_that_fails_leaves_no_more_than_one_behind() -> None:
     assert len(list_root(store).folders) == 2
     life.save(200)
     assert set(list_root(store).folders) == {Folder(200, 1)}
+
+
+def test_a_manifest_whose_name_was_not_made_durable_is_not_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    life = job(store, ONE)
+    life.save(10)
+    fsync, failed = os.fsync, list[int]()
+
+    def fails_once(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if not failed and os.path.exists(f"{path}/manifest.json"):
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "EIO")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    with pytest.raises(CommitUnknownError, match="may not outlast a loss of power"):
+        life.save(20)
+    life.save(30)
+    assert Job(store).resume() == 30

@@ -12,7 +12,7 @@ from ckptflow.commit.prune import prune_by_hand
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder
-from ckptflow.storage.store import Entry
+from ckptflow.storage.store import Entry, Store
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, folders, job
 
@@ -108,7 +108,7 @@ def five_and_a_start() -> tuple[dict[str, bytes], Job]:
     return store.objects, job(store)
 
 
-def swept(life: Job, store: MemoryStore) -> int:
+def swept(life: Job, store: Store) -> int:
     """What its sweep frees on a full storage, by what `store` answers."""
     assert life.start.held is not None
     sweeper = Coordinator(store, life.start, Summaries(store), [KeepLast(1)], commit_timeout_s=5.0)
