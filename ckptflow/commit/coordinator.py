@@ -38,7 +38,7 @@ from ckptflow.format.manifest import (
 )
 from ckptflow.peers.watch import ASK_EVERY_S
 from ckptflow.spans import span
-from ckptflow.storage.again import read_record
+from ckptflow.storage.again import is_there, read_record
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
@@ -169,9 +169,16 @@ class Coordinator:
         self._given_up.add(folder)
 
     def _delete_given_up(self, folders: Collection[Folder]) -> None:
-        """Deletes our own files in these folders, by their names: nobody else has written or needs them."""
+        """Deletes our own files in these folders, by their names: nobody else has written or needs them.
+
+        Not where a manifest is there all the same, whatever the storage said when it was sent.
+        """
         try:
             for folder in sorted(folders):
+                if is_there(self._store, folder.manifest_key):
+                    logger.warning("%s/%s is committed, though a save into it failed", self._store.url, folder)
+                    self._given_up.discard(folder)
+                    continue
                 entries = self._store.list(f"{folder}/")
                 self._store.delete([e.key for e in entries if parse_tag(e.key.rpartition("/")[2]) == self._held.tag])
                 self._given_up.discard(folder)

@@ -60,6 +60,8 @@ ELSEWHERE: dict[int, str] = {
     43: "commit/test_claims.py::test_what_fails_after_the_manifest_is_unknown",
     45: "commit/test_claims.py::test_a_higher_number_whose_claim_was_deleted_does_not_decide",
     46: "commit/test_prune_in_doubt.py::test_a_sweep_deletes_no_checkpoint_whose_manifest_a_listing_lacks",
+    47: "commit/test_claims.py::test_a_manifest_whose_name_was_not_made_durable_is_not_acknowledged",
+    48: "commit/test_coordinator.py::test_a_lost_reply_and_then_a_refusal_is_unknown_and_its_folder_is_left",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 
