@@ -32,6 +32,7 @@ from ckptflow.errors import (
     CheckpointNotFoundError,
     CommitTimeoutError,
     CorruptCheckpointError,
+    ObjectExistsError,
     ObjectNotFoundError,
 )
 from ckptflow.format import dtypes
@@ -41,6 +42,7 @@ from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.values import from_json
 from ckptflow.format.words import some_of
+from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
@@ -337,12 +339,17 @@ def await_checkpoint(
 def pin_checkpoint(store: Store, summaries: Summaries, step: int) -> None:
     """Pins the checkpoint of `step` that counts, then looks whether it is still there: a prune may be running.
 
-    A prune in another process that listed before the pin was there and deletes after the look is not seen.
+    A prune in another process that listed pins before this one was there and deletes after the look is not seen.
     """
     folder = find_folder(store, summaries, step)
-    store.put(pin_key(folder), memoryview(b"pinned\n"))
-    if folder not in list_root(store).committed:
-        store.delete([pin_key(folder)])
+    try:
+        store.create(pin_key(folder), memoryview(b"pinned\n"))
+        is_ours = True
+    except ObjectExistsError:
+        is_ours = False
+    if not is_there(store, folder.manifest_key):
+        if is_ours:
+            store.delete([pin_key(folder)])
         raise CheckpointGoneError(f"{store.url}/{folder} was pruned before the pin was there")
 
 

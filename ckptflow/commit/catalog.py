@@ -18,6 +18,7 @@ from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, Unknown
 from ckptflow.format.layout import (
     LINEAGE_PREFIX,
     MANIFEST_NAME,
+    PINS_PREFIX,
     Folder,
     claim_key,
     parse_claim_key,
@@ -149,6 +150,11 @@ def list_root(store: Store) -> Listing:
 def list_claims(store: Store) -> tuple[int, ...]:
     """The numbers of all claims: one listing of `lineage/`."""
     return tuple(n for entry in store.list(LINEAGE_PREFIX) if (n := parse_claim_key(entry.key)) is not None)
+
+
+def list_pins(store: Store) -> frozenset[Folder]:
+    """The folders that are pinned: one listing of `pins/`."""
+    return frozenset(f for entry in store.list(PINS_PREFIX) if (f := parse_pin_key(entry.key)) is not None)
 
 
 def read_manifest(store: Store, folder: Folder, *, may_be_missing: bool = False) -> Manifest:

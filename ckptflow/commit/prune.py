@@ -18,6 +18,7 @@ from ckptflow.commit.catalog import (
     Unreadable,
     find_counting_now,
     list_claims,
+    list_pins,
     list_root,
     read_manifest,
     summarize,
@@ -34,6 +35,7 @@ logger = logging.getLogger("ckptflow")
 _ANOTHERS = "of another run: deleted only by hand"
 _LISTED_OTHERWISE = "two listings show other files in it: the next prune looks again"
 _COMMITTED = "it is committed, and listings do not show its manifest: the next prune looks again"
+_PINNED = "pinned"
 _NEWER = "written by a newer ckptflow: what it is is not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
@@ -122,7 +124,7 @@ def decide_counting(
         if folder == counting.newest or (whole and folder == whole[steps[-1]].folder):
             decisions[folder] = Decision(folder, True, "the newest")
         elif folder in listing.pins:
-            decisions[folder] = Decision(folder, True, "pinned")
+            decisions[folder] = Decision(folder, True, _PINNED)
     return decisions, whole[steps[-1]].folder if whole else None
 
 
@@ -135,7 +137,7 @@ def decide_outside(
 ) -> Decision:
     """Outside the lineage: kept until what counts has reached its step; after a fresh start, for ever."""
     if is_pinned:
-        return Decision(folder, True, "pinned")
+        return Decision(folder, True, _PINNED)
     if isinstance(summary, UnknownVersionError):
         return Decision(folder, True, _NEWER)
     if isinstance(summary, Summary) and summary.run_id != counting.run_id:
@@ -153,7 +155,7 @@ def decide_partial(folder: Folder, incarnation: int, is_given_up: bool, is_pinne
     Only a checkpoint is pinned: where one is, a listing that shows no manifest in it lacks it.
     """
     if is_pinned:
-        return Decision(folder, True, "pinned")
+        return Decision(folder, True, _PINNED)
     if folder.incarnation < incarnation:
         return Decision(folder, False, f"never committed, and incarnation {folder.incarnation} is over")
     if folder.incarnation == incarnation and is_given_up:
@@ -166,9 +168,11 @@ def listed_again(
 ) -> PrunePlan:
     """The plan without what would go because a listing lacks some of it, and which the storage then shows otherwise.
 
-    One listing alone may leave out what is there, or give it another size. And no listing says that there is no
-    manifest: it is asked for by its name.
+    One listing alone may leave out what is there, a pin as well, or give it another size. And no listing says that
+    there is no manifest: it is asked for by its name.
     """
+    if not plan.deletions:
+        return plan
 
     def doubt(decision: Decision) -> str | None:
         folder, files = decision.folder, listing.folders[decision.folder]
@@ -181,8 +185,12 @@ def listed_again(
             return _LISTED_OTHERWISE
         return _COMMITTED if MANIFEST_NAME not in files and is_there(store, folder.manifest_key) else None
 
-    doubts = ((decision, doubt(decision)) for decision in plan.decisions)
-    return replace(plan, decisions=tuple(Decision(d.folder, True, why) if why else d for d, why in doubts))
+    doubts = {decision.folder: doubt(decision) for decision in plan.decisions}
+    doubts |= dict.fromkeys(list_pins(store), _PINNED)  # last: who pins looks afterwards whether it is still there
+    decided = (
+        Decision(d.folder, True, why) if not d.keep and (why := doubts.get(d.folder)) else d for d in plan.decisions
+    )
+    return replace(plan, decisions=tuple(decided))
 
 
 def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:

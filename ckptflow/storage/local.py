@@ -31,7 +31,8 @@ from ckptflow.storage.store import Entry, check_key, check_prefix
 
 PAGE_BYTES = 4096
 DIRECT_MIN_BYTES = 256 * 1024  # below this a direct write costs more than it saves
-_REFRESHED_PREFIX = "lineage/"  # changed before it is listed, so that a network client cannot answer from its cache
+# Changed before they are listed, so that a network client cannot answer from its cache.
+_REFRESHED_PREFIXES = {"lineage/", "pins/"}
 _LOCK_WAIT_S = 2.0
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -95,7 +96,7 @@ class LocalStore:
     def list(self, prefix: str = "") -> list[Entry]:
         self._check_open()
         folder = os.path.join(self._root, check_prefix(prefix))
-        if prefix == _REFRESHED_PREFIX:
+        if prefix in _REFRESHED_PREFIXES:
             with contextlib.suppress(OSError), opened_folder(self._root, prefix[:-1]) as descriptor:
                 change(descriptor)
         try:

@@ -10,8 +10,9 @@ from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.prune import prune_by_hand
 from ckptflow.commit.retention import KeepLast
-from ckptflow.errors import StorageAccessError, UsageError
-from ckptflow.format.layout import Folder
+from ckptflow.errors import CheckpointGoneError, ObjectNotFoundError, StorageAccessError, UsageError
+from ckptflow.format.layout import Folder, pin_key
+from ckptflow.reading import pin_checkpoint
 from ckptflow.storage.store import Entry, Store
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, folders, job
@@ -145,3 +146,76 @@ def test_a_job_deletes_no_checkpoint_whose_manifest_two_listings_lack() -> None:
     saver.save(60)
     assert str(Folder(50, 1)) in folders(MemoryStore(objects))
     assert any(key.startswith(f"{Folder(50, 1)}/shard") for key in objects)
+
+
+# Pins
+
+
+@pytest.mark.parametrize("how", ["a job's prune", "by hand", "a sweep"])
+def test_nothing_pinned_goes_by_one_listing_that_lacks_its_pin(how: str) -> None:
+    objects, life = five_and_a_start()
+    pinned = Folder(45, 1) if how == "a sweep" else Folder(20, 1)
+    objects[pin_key(pinned)] = b"pinned\n"
+    store = OnceShort(objects, lambda key: key.startswith("pins/"))
+    if how == "a sweep":
+        assert swept(life, store) == 0
+    elif how == "by hand":
+        life.save(60)
+        found = prune_by_hand(store, Summaries(store), [KeepLast(1)])
+        assert next(d for d in found.plan.decisions if d.folder == pinned).reason == "pinned"
+    else:
+        saver = Job(store, [KeepLast(1)])
+        saver._begin(life.start)
+        saver.save(60)
+    assert store.lacks is None
+    assert any(key.startswith(f"{pinned}/") for key in objects)
+    assert pin_key(pinned) in objects
+
+
+def test_a_pin_that_comes_after_the_listing_of_a_prune_still_counts() -> None:
+    objects, life = five_and_a_start()
+
+    def pins_20(verb: str, key: str) -> None:
+        if verb == "list" and key == "lineage/":
+            objects[pin_key(Folder(20, 1))] = b"pinned\n"
+
+    saver = Job(MemoryStore(objects, hook=pins_20), [KeepLast(1)])
+    saver._begin(life.start)
+    saver.save(60)
+    assert folders(MemoryStore(objects)) == [str(Folder(20, 1)), str(Folder(60, 2))]
+
+
+@pytest.mark.parametrize("wrong", ["a listing", "a 404"])
+def test_pinning_again_takes_no_pin_back_by_one_wrong_answer(wrong: str) -> None:
+    objects, _ = five_and_a_start()
+    objects[pin_key(Folder(50, 1))] = b"pinned\n"
+    store = OnceShort(objects, LACKING["its manifest"])
+    lacks, store.lacks = store.lacks, None
+    faulty = FaultyStore(store)
+
+    def goes_wrong(verb: str, key: str) -> None:  # from here on, once
+        if key.startswith("pins/") and wrong == "a listing":
+            store.lacks = lacks
+        elif key.startswith("pins/"):
+            faulty.fail("get", ObjectNotFoundError("404"), key="manifest.json")
+
+    store.hook = goes_wrong
+    pin_checkpoint(faulty, Summaries(faulty), 50)
+    assert pin_key(Folder(50, 1)) in objects
+
+
+def test_a_pin_of_what_is_gone_is_taken_back_if_it_is_our_own() -> None:
+    for was_pinned in (False, True):
+        objects, _ = five_and_a_start()
+        store = MemoryStore(objects)
+        if was_pinned:
+            objects[pin_key(Folder(50, 1))] = b"pinned\n"
+
+        def prunes(verb: str, key: str) -> None:
+            if verb == "create":
+                objects.pop(f"{Folder(50, 1)}/manifest.json", None)  # noqa: B023
+
+        store.hook = prunes
+        with pytest.raises(CheckpointGoneError):
+            pin_checkpoint(store, Summaries(store), 50)
+        assert (pin_key(Folder(50, 1)) in objects) == was_pinned

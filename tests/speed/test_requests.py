@@ -71,7 +71,7 @@ def test_a_save_is_shards_and_workers_and_one_writes(team: Team, world_size: int
             saving.save(4)  # lets step 2 go
             saving.wait()
             if worker == 0:
-                save_is_priced(team.stores, lists=["", "lineage/"], deletes=2)
+                save_is_priced(team.stores, lists=["", "lineage/", "pins/"], deletes=2)
             saving.wait()
 
     team.run(world_size, work)
