@@ -7,7 +7,7 @@ between the two.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckptflow.commit.catalog import (
@@ -230,12 +230,12 @@ class ByHand:
     """A prune from outside: its plan, what is in the folders, and why it may not be done now, if so."""
 
     plan: PrunePlan
-    files: Mapping[Folder, Mapping[str, int]]
+    listing: Listing
     why_not: str | None
     newest: Folder | None = None
 
     def size_bytes(self, folder: Folder) -> int:
-        return sum(self.files[folder].values())
+        return sum(self.listing.folders[folder].values())
 
     @property
     def freed_bytes(self) -> int:
@@ -276,9 +276,10 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     if why_not is None:
         why_not = doubt_newest(store, listing, counting)
         why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None
-    return ByHand(plan, listing.folders, why_not, counting.newest)
+    return ByHand(plan, listing, why_not, counting.newest)
 
 
+_AGAIN = "Run it again"
 Verify = Callable[[Store, Folder], str | None]
 _HOW_TO_GO_ON = (
     "Start the job: it restores what is sound and saves it again, and then prunes by itself; or look with ckptflow ls "
@@ -292,16 +293,69 @@ def prune_by_hand(
     """Does it. Raises `UsageError` if `why_not` says why not; then nothing was deleted.
 
     `verify` is asked before what is wrong with the newest checkpoint, which is what a restart will be left with, and
-    with those that are there instead of what was saved earlier at the same step.
+    with those that are there instead of what was saved earlier at the same step. It may take long, so the root is
+    listed again after it, and only what is still as it was goes.
     """
     found = plan_by_hand(store, summaries, policies)
     why_not = found.why_not
-    if why_not is None and found.plan.deletions and found.newest is not None:
+    if why_not is None and found.plan.deletions:
         roles = dict.fromkeys((d.instead for d in found.plan.decisions if d.instead), "saved again at its step")
-        for folder, role in (roles | {found.newest: "the newest checkpoint"}).items():
-            if folder not in found.plan.deletions and (damage := verify(store, folder)):
-                why_not = f"{folder}, {role}, is damaged: {damage}. {_HOW_TO_GO_ON}"
+        roles |= {found.newest: "the newest checkpoint"} if found.newest else {}
+        needed = {folder: role for folder, role in roles.items() if folder not in found.plan.deletions}
+        doubts = (_doubt(store, folder, role, verify) for folder, role in needed.items())
+        why_not = next(filter(None, doubts), None)
+        if why_not is None:
+            list_claims(store)  # on a network share it makes the listing of the root a new one, as that of pins does
+            pins = list_pins(store)
+            now = list_root(store)  # the last that is asked: what is deleted next is as it shows it
+            why_not = changed_meanwhile(found.listing, now, needed)
+            found = replace(found, plan=unchanged(found.plan, found.listing, now, pins))
     if why_not is not None:
         raise UsageError(f"{store.url}: nothing was pruned: {why_not}")
-    act(store, found.plan, found.files)
+    act(store, found.plan, found.listing.folders)
     return found
+
+
+def _doubt(store: Store, folder: Folder, role: str, verify: Verify) -> str | None:
+    """Why nothing may be deleted in favour of `folder`, by all of its bytes, or None."""
+    try:
+        damage = verify(store, folder)
+    except ObjectNotFoundError as error:
+        damage = str(error)
+    if damage is None:
+        return None
+    if not is_there(store, folder.manifest_key):  # a job prunes the manifest first: the rest was on its way out
+        return f"{folder}, {role}, was deleted meanwhile. {_AGAIN}"
+    return f"{folder}, {role}, is damaged: {damage}. {_HOW_TO_GO_ON}"
+
+
+def changed_meanwhile(then: Listing, now: Listing, needed: Iterable[Folder]) -> str | None:
+    """Why what was planned by one listing may not be done by a later one, or None.
+
+    A claim since then may be of a job that resumes from what would go. Without one, the job that is there has only
+    saved and pruned: what is still as it was may go, as long as what is `needed`, and what was verified, is there.
+    """
+    if now.top_number > then.top_number:
+        return f"incarnation {now.top_number} has started meanwhile. {_AGAIN}"
+    if max(now.claims, default=0) != max(then.claims, default=0):
+        return f"claims were deleted meanwhile. {_AGAIN}"
+    changed = [str(folder) for folder in needed if now.folders.get(folder) != then.folders[folder]]
+    return f"{', '.join(changed)} was deleted or replaced meanwhile. {_AGAIN}" if changed else None
+
+
+def unchanged(plan: PrunePlan, then: Listing, now: Listing, pins: Collection[Folder]) -> PrunePlan:
+    """What of a plan may still be done: without what has been pinned since, or is no longer as it was.
+
+    Names of shards are their writer's own, so another run's checkpoint in the place of one is not as it was.
+    """
+
+    def decide(decision: Decision) -> Decision:
+        folder = decision.folder
+        if decision.keep:
+            return decision
+        if folder in now.pins or folder in pins:
+            return Decision(folder, True, _PINNED)
+        is_same = now.folders.get(folder) == then.folders[folder]
+        return decision if is_same else Decision(folder, True, "deleted or replaced meanwhile")
+
+    return PrunePlan(tuple(map(decide, plan.decisions)), tuple(n for n in plan.claims if n in now.claims))

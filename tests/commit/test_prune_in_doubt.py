@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.prune import prune_by_hand
-from ckptflow.commit.retention import KeepLast
+from ckptflow.commit.prune import ByHand, prune_by_hand
+from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.errors import CheckpointGoneError, ObjectNotFoundError, StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, pin_key
 from ckptflow.reading import pin_checkpoint
 from ckptflow.storage.store import Entry, Store
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, folders, job
+
+ONE = [KeepLast(1)]
 
 
 def five_and_one() -> dict[str, bytes]:
@@ -219,3 +221,78 @@ def test_a_pin_of_what_is_gone_is_taken_back_if_it_is_our_own() -> None:
         with pytest.raises(CheckpointGoneError):
             pin_checkpoint(store, Summaries(store), 50)
         assert (pin_key(Folder(50, 1)) in objects) == was_pinned
+
+
+# By hand: what happens while the newest is verified, which may take hours
+
+
+def pruned_while(objects: dict[str, bytes], happens: Callable[[], object], policies: Sequence[Policy] = ONE) -> ByHand:
+    """A prune by hand, and what happens during its verification."""
+    store = MemoryStore(objects)
+
+    def verify(_: Store, folder: Folder) -> str | None:
+        happens()
+        return None
+
+    return prune_by_hand(store, Summaries(store), policies, verify)
+
+
+def test_by_hand_nothing_goes_once_a_job_has_started_meanwhile() -> None:
+    objects = five_and_one()
+    life = Job(MemoryStore(objects))
+    with pytest.raises(UsageError, match=r"nothing was pruned: incarnation 3 has started meanwhile\. Run it again"):
+        pruned_while(objects, lambda: life.resume(20))
+    assert str(Folder(10, 1)) in folders(MemoryStore(objects))
+
+
+def test_by_hand_what_was_pinned_meanwhile_stays() -> None:
+    objects = five_and_one()
+    store = MemoryStore(objects)
+    found = pruned_while(objects, lambda: pin_checkpoint(store, Summaries(store), 20))
+    assert folders(store) == [str(Folder(20, 1)), str(Folder(60, 2))]
+    assert Folder(20, 1) not in found.plan.deletions
+
+
+def test_by_hand_what_another_run_saved_meanwhile_under_the_same_names_stays() -> None:
+    objects = five_and_one()
+
+    def begins_anew() -> None:
+        objects.clear()
+        another = job(MemoryStore(objects))
+        for step in (10, 20, 30, 40, 50):
+            another.save(step)
+        job(MemoryStore(objects)).save(60)
+
+    with pytest.raises(UsageError, match=r"nothing was pruned: .* meanwhile\. Run it again"):
+        pruned_while(objects, begins_anew)
+    assert len(folders(MemoryStore(objects))) == 6
+
+
+def test_by_hand_beside_a_job_that_saves_meanwhile() -> None:
+    """It goes on saving: what is newer stays, and what goes is what was planned."""
+    store = MemoryStore()
+    life = job(store)
+    for step in (10, 20, 30):
+        life.save(step)
+    pruned_while(store.objects, lambda: life.save(40))
+    assert folders(store) == [str(Folder(30, 1)), str(Folder(40, 1))]
+
+
+@pytest.mark.parametrize("how", ["is gone", "looks damaged"])
+def test_by_hand_the_newest_was_pruned_meanwhile(how: str) -> None:
+    """By a job beside it: no damage, and no bare not-found."""
+    store = MemoryStore()
+    life = job(store, [KeepLast(2)])
+    for step in (10, 20):
+        life.save(step)
+
+    def verify(_: Store, folder: Folder) -> str | None:
+        for step in (30, 40, 50):
+            life.save(step)
+        if how == "is gone":
+            raise ObjectNotFoundError("404")
+        return "shard-0 is missing"
+
+    with pytest.raises(UsageError, match=r"000000000020-i0001, .* was deleted meanwhile\. Run it again"):
+        prune_by_hand(store, Summaries(store), ONE, verify)
+    assert folders(store) == [str(Folder(40, 1)), str(Folder(50, 1))]

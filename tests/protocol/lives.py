@@ -272,9 +272,14 @@ def on_a_full_storage(process: Process) -> None:
 
 
 def prunes_by_hand(process: Process) -> None:
-    """`ckptflow prune --yes` from outside: no claim."""
+    """`ckptflow prune --yes` from outside: no claim. Its verification is one step, during which all may happen."""
+
+    def verify(store: Store, folder: Folder) -> None:
+        with contextlib.suppress(ObjectNotFoundError):
+            store.get(folder.key("verified"), memoryview(bytearray(1)))
+
     store = YieldingStore(process)
-    prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)])
+    prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)], verify)
 
 
 # Making the code deterministic

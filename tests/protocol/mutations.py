@@ -221,6 +221,11 @@ def manifest_not_asked_for_by_name(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(prune_module, "is_there", lambda *_: False)
 
 
+def planned_before_a_verification(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prune_module, "changed_meanwhile", lambda *_: None)
+    patch.setattr(prune_module, "unchanged", lambda plan, *_: plan)
+
+
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
     one_folder_though_receipts_name_the_call(patch)
 
@@ -280,6 +285,9 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "its manifest, asked for by name": Mutation(
         manifest_not_asked_for_by_name, ("a sweep, and listings that lack manifests",), "I5"
+    ),
+    "by hand, what is still as it was planned": Mutation(
+        planned_before_a_verification, ("root emptied, prune by hand",), "I2"
     ),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None

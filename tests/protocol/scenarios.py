@@ -124,6 +124,9 @@ SMALL: dict[str, Scenario] = {
     "a sweep, and listings that lack manifests": Scenario(
         (running(kept=2), on_a_full_storage, prunes_by_hand), kept=2, is_alive=False, budget=Budget(lacks=2)
     ),
+    "root emptied, prune by hand": Scenario(
+        (running(kept=2), ONE, prunes_by_hand), kept=2, is_alive=False, budget=Budget(empties=1), spared=DELETES
+    ),
     "prune by hand during a rollback": Scenario(
         (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
     ),

@@ -63,6 +63,8 @@ ELSEWHERE: dict[int, str] = {
     47: "commit/test_claims.py::test_a_manifest_whose_name_was_not_made_durable_is_not_acknowledged",
     48: "commit/test_coordinator.py::test_a_lost_reply_and_then_a_refusal_is_unknown_and_its_folder_is_left",
     49: "commit/test_prune_in_doubt.py::test_nothing_pinned_goes_by_one_listing_that_lacks_its_pin",
+    50: "commit/test_prune_in_doubt.py::test_by_hand_nothing_goes_once_a_job_has_started_meanwhile",
+    51: "commit/test_resume.py::test_another_runs_checkpoint_is_not_taken_in_place_of_a_damaged_one",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 
