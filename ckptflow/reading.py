@@ -287,7 +287,9 @@ def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
 def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
     _, counting = read_counting(store, summaries)
     matching = [folder for folder in counting.folders if step in (None, folder.step)]
-    matching += [folder for folder in counting.outside if step == folder.step]
+    matching += sorted(
+        (f for f in counting.outside if step == f.step), key=lambda f: _is_of_another(counting, summaries.get(f))
+    )
     damaged: Unreadable | None = None
     for folder in matching:
         summary = summaries.get(folder)
@@ -303,6 +305,10 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
     known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
     raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
+
+
+def _is_of_another(counting: Counting, found: Summary | Unreadable) -> bool:
+    return isinstance(found, Summary) and counting.is_of_another(found.run_id)
 
 
 def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
