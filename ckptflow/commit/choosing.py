@@ -20,7 +20,7 @@ from ckptflow.commit.catalog import (
     list_root,
     read_claim,
 )
-from ckptflow.commit.lineage import Held, check_fence, check_listing, find_run_id
+from ckptflow.commit.lineage import Held, check_fence, check_listing, find_run_id, newer_number
 from ckptflow.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
@@ -191,7 +191,7 @@ class Chooser:
             check_fence(self._store, held)
         listing = list_root(self._store)
         if held is not None:
-            check_listing(self._store, held, listing.claims, listing.top_number)
+            check_listing(self._store, held, listing.claims, newer_number(self._store, held, listing))
         return listing
 
     def _count(self, listing: Listing, run_id: str | None) -> Counting:
@@ -210,8 +210,8 @@ class Chooser:
     def _leave_out_others(self, view: View, step: int | None) -> None:
         """What was copied here from another run is taken only where nothing of this run is, of the step asked for."""
         counting = view.counting
-        outside = self._summaries.read_many(view.listing, counting.outside)
-        others = {f for f, s in outside.items() if isinstance(s, Summary) and counting.is_of_another(s.run_id)}
+        found = self._summaries.read_there(view.listing)
+        others = {f for f, s in found.items() if isinstance(s, Summary) and counting.is_of_another(s.run_id)}
         if any(folder not in others for folder in view.listing.committed if step in (None, folder.step)):
             view.counting = replace(counting, outside=tuple(f for f in counting.outside if f not in others))
         view.is_own = True

@@ -289,13 +289,20 @@ def test_two_jobs_that_share_a_claim_there_do_not_both_go_on() -> None:
 @pytest.mark.parametrize("key", ["", "lineage/", claim_key(1)])
 @pytest.mark.parametrize("error", [StorageUnavailableError("503"), StorageAccessError("403"), SystemExit(0)])
 def test_what_fails_after_the_manifest_is_unknown(key: str, error: BaseException) -> None:
-    store = FaultyStore(MemoryStore())
+    inner = MemoryStore()
+    store = FaultyStore(inner)
     life = job(store, ONE)
     life.save(10)
-    for verb in ("list", "get"):
-        store.fail(verb, error, key=key or "000000", times=100) if key else store.fail("list", error, times=100)
+
+    def fails_from_here(verb: str, called: str) -> None:
+        if verb == "create":
+            for failing in ("list", "get") if key else ("list",):
+                store.fail(failing, error, key=key, times=100)
+
+    inner.hook = fails_from_here
     with pytest.raises(CommitUnknownError, match="whether it counts is not known"):
         life.save(20)
+    inner.hook = None
     store.faults.clear()
     assert Job(store).resume() == 20
 
@@ -363,3 +370,53 @@ def test_a_manifest_whose_name_was_not_made_durable_is_not_acknowledged(
         life.save(20)
     life.save(30)
     assert Job(store).resume() == 30
+
+
+# Numbers above ours
+
+
+def test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number() -> None:
+    objects: dict[str, bytes] = {}
+    job(MemoryStore(objects)).save(5)
+    job(MemoryStore(objects))
+    zombie = job(MemoryStore(objects), ONE)
+    zombie.save(10)
+    objects.clear()
+    other = job(MemoryStore(objects), ONE)
+    with pytest.raises(FencedError):
+        zombie.save(20)
+    assert f"{Folder(20, 3)}/manifest.json" not in objects  # it looks before each manifest
+    other.save(10)
+    other.save(30)
+    assert folders(MemoryStore(objects)) == [str(Folder(30, 1))]
+    assert other.resume() == 30  # in the same process, and in a new one
+    last = Job(MemoryStore(objects))
+    assert last.resume() == 30
+    assert last.start.held is not None
+    assert last.start.held.number > 3  # above what it has left
+
+
+def test_another_runs_folder_that_is_copied_in_ends_no_running_job() -> None:
+    other, objects = MemoryStore(), dict[str, bytes]()
+    for _ in range(4):
+        life = job(other)
+    life.save(1000)
+    running = job(MemoryStore(objects), ONE)
+    running.save(10)
+    objects |= {key: data for key, data in other.objects.items() if key.startswith(str(Folder(1000, 4)))}
+    running.save(20)
+    assert folders(MemoryStore(objects)) == [str(Folder(20, 1)), str(Folder(1000, 4))]
+    objects[f"{Folder(1000, 4)}/manifest.json"] = b"?"  # whose it is, nobody can say
+    with pytest.raises(FencedError):
+        running.save(30)
+
+
+def test_a_checkpoint_of_a_newer_number_ends_a_job_also_without_its_claim() -> None:
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects), ONE)
+    first.save(10)
+    job(MemoryStore(objects)).save(20)
+    del objects[claim_key(2)]
+    with pytest.raises(FencedError):
+        first.save(30)
+    assert str(Folder(10, 1)) in folders(MemoryStore(objects))

@@ -291,6 +291,7 @@ def test_requests_of_a_start_and_of_a_save() -> None:
     life.save(3)
     assert store.calls == [  # nothing to prune: one list
         ("put", f"{Folder(3, 2)}/{shard_name(0, 1, 0, life.start.held.tag)}"),
+        ("get", claim_key(2)),  # in a manager while the receipt is written
         ("create", f"{Folder(3, 2)}/manifest.json"),
         ("list", "lineage/"),
         ("get", claim_key(2)),

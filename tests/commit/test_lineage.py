@@ -146,7 +146,7 @@ def test_the_run_id_is_that_of_the_newest_claim_else_of_the_newest_manifest() ->
     assert claim(MemoryStore()).run_id != run_id
 
 
-@pytest.mark.parametrize("how", ["claim", "torn claim", "folder"])
+@pytest.mark.parametrize("how", ["claim", "torn claim", "checkpoint"])
 def test_whatever_is_newer_fences_and_says_who(how: str) -> None:
     store = MemoryStore()
     life = job(store, [KeepLast(1)])  # lists the root at each save; where nothing is pruned, claims alone fence
@@ -159,6 +159,8 @@ def test_whatever_is_newer_fences_and_says_who(how: str) -> None:
         store.objects[claim_key(2)] = b"{"
     else:
         store.objects["000000000009-i0002/shard-00000-of-00001-0000.safetensors"] = b""
+        check_fence(store, life.start.held, list_root(store))  # of a job without a claim, which commits nothing
+        store.objects["000000000009-i0002/manifest.json"] = b"cannot be read"
     who = "process" if how == "claim" else "its claim cannot be read"
     with pytest.raises(FencedError, match=f"incarnation 2.*{who}.*do not restart it"):
         check_fence(store, life.start.held, list_root(store))

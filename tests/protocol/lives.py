@@ -27,12 +27,12 @@ from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.lineage import Held
+from ckptflow.commit.lineage import Held, unpack_writer_id
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
-from ckptflow.format.manifest import Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
+from ckptflow.format.manifest import Claim, Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
 from ckptflow.peers.team import Alone
 from ckptflow.storage.store import Entry, Store, read_small
 from tests.protocol.process import Process, YieldingStore, current
@@ -220,14 +220,20 @@ def life(*, saves: int = 1, may_roll_back_to: int | None = None) -> Program:
 
 
 def running(
-    *, kept: int, saves: int = 1, restarts: int = 0, then_back_to: int | None = None, saves_after: int = 1
+    *,
+    kept: int,
+    saves: int = 1,
+    restarts: int = 0,
+    kept_after: int = 0,
+    then_back_to: int | None = None,
+    saves_after: int = 1,
 ) -> Program:
-    """One that has committed the steps up to `kept`, keeping all of them, and then has started again so many times
-    without a save, when the search begins; see `after_setup`."""
+    """One that has committed the steps up to `kept`, keeping all of them, then has started again so many times without
+    a save, and then has committed `kept_after` more, when the search begins; see `after_setup`."""
 
     def policy(checkpoints: Any) -> list[bool | str | None]:
         last: list[bool | str | None] = list(KeepLast(1)(checkpoints))
-        return [True] * len(last) if checkpoints[-1].step <= kept else last
+        return [True] * len(last) if checkpoints[-1].step <= kept + kept_after else last
 
     def program(process: Process) -> None:
         incarnation = Incarnations(process, [policy])
@@ -236,7 +242,7 @@ def running(
             incarnation.save()
         for _ in range(restarts):
             incarnation.begin()
-        for _ in range(saves):
+        for _ in range(kept_after + saves):
             incarnation.save()
         if then_back_to is not None:
             process.show(goes_back=True)
@@ -272,7 +278,13 @@ def on_a_full_storage(process: Process) -> None:
 
 
 def prunes_by_hand(process: Process) -> None:
-    """`ckptflow prune --yes` from outside: no claim. Its verification is one step, during which all may happen."""
+    """`ckptflow prune --yes` from outside: no claim."""
+    store = YieldingStore(process)
+    prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)])
+
+
+def prunes_by_hand_at_length(process: Process) -> None:
+    """The same, and its verification is one step, during which all may happen."""
 
     def verify(store: Store, folder: Folder) -> None:
         with contextlib.suppress(ObjectNotFoundError):
@@ -294,6 +306,11 @@ class _Ids:
         process = current()
         process.draws += 1
         return (process.index + 1) * 1000 + process.draws
+
+
+def writer_of(claim: Claim) -> int:
+    """The index of the process that drew a claim's writer id."""
+    return unpack_writer_id(claim.writer_id)[0] // 1000 - 1
 
 
 def _sleep(seconds: float) -> None:

@@ -226,6 +226,24 @@ def planned_before_a_verification(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(prune_module, "unchanged", lambda plan, *_: plan)
 
 
+def claim_read_before_the_first_manifest_alone(patch: pytest.MonkeyPatch) -> None:
+    checks = Coordinator.check_claim_before
+
+    def check(self: Any) -> None:
+        if not self._committed:
+            checks(self)
+
+    patch.setattr(Coordinator, "check_claim_before", check)
+
+
+def folders_fence_by_their_numbers(patch: pytest.MonkeyPatch) -> None:
+    def newer(store: Store, held: Held, listing: Listing) -> int:
+        return listing.top_number if listing.top_number > held.number else 0
+
+    for module in (lineage_module, choosing_module):
+        patch.setattr(module, "newer_number", newer)
+
+
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
     one_folder_though_receipts_name_the_call(patch)
 
@@ -288,6 +306,12 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "by hand, what is still as it was planned": Mutation(
         planned_before_a_verification, ("root emptied, prune by hand",), "I2"
+    ),
+    "a folder alone fences nobody": Mutation(
+        folders_fence_by_their_numbers, ("root emptied, numbers skipped and committed",), "I4"
+    ),
+    "our claim, read before each manifest": Mutation(
+        claim_read_before_the_first_manifest_alone, ("root emptied, numbers skipped and committed",), None
     ),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None
