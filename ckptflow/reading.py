@@ -254,7 +254,7 @@ def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:
 def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
     """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
     return count_root(
-        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries.get
+        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries
     )
 
 

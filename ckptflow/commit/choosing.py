@@ -171,7 +171,7 @@ class Chooser:
         def find_run(listing: Listing) -> str | None:
             return held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
 
-        listing, counting = count_root(self._store, lambda: self._list_root(held), find_run, self._summaries.get)
+        listing, counting = count_root(self._store, lambda: self._list_root(held), find_run, self._summaries)
         strange = [str(f) for f in counting.outside if f.incarnation >= counting.incarnation and counting.folders]
         if strange:
             logger.warning(

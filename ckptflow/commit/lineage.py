@@ -157,6 +157,7 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
     lost = 0
     while True:
         listing = _list_past(store, lost, deadline)
+        summaries.hold_against(listing)
         number = 1 + listing.top_number
         if number >= MAX_NUMBER:
             raise StorageError(

@@ -23,10 +23,10 @@ from ckptflow.commit.lineage import (
 )
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import FencedError, ObjectExistsError, StorageAccessError, StorageUnavailableError
-from ckptflow.format.layout import claim_key
+from ckptflow.format.layout import Folder, claim_key
 from ckptflow.storage.store import Store, open_store
 from ckptflow.testing import FaultyStore, MemoryStore
-from tests.commit.roots import Job, damage, job
+from tests.commit.roots import Job, damage, folders, job
 
 RACERS = 16
 
@@ -198,3 +198,53 @@ def test_who_has_written_a_folder_is_not_told_by_its_number(is_readable: bool) -
 def test_a_writer_id_survives_the_way_through_two_numbers() -> None:
     for numbers in [(0, 0), (1, 2**62 - 1), (2**62 - 1, 0)]:
         assert unpack_writer_id(pack_writer_id(numbers)) == numbers
+
+
+# Numbers above ours
+
+
+def test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number() -> None:
+    objects: dict[str, bytes] = {}
+    job(MemoryStore(objects)).save(5)
+    job(MemoryStore(objects))
+    zombie = job(MemoryStore(objects), [KeepLast(1)])
+    zombie.save(10)
+    objects.clear()
+    other = job(MemoryStore(objects), [KeepLast(1)])
+    with pytest.raises(FencedError):
+        zombie.save(20)
+    assert f"{Folder(20, 3)}/manifest.json" not in objects  # it looks before each manifest
+    other.save(10)
+    other.save(30)
+    assert folders(MemoryStore(objects)) == [str(Folder(30, 1))]
+    assert other.resume() == 30  # in the same process, and in a new one
+    last = Job(MemoryStore(objects))
+    assert last.resume() == 30
+    assert last.start.held is not None
+    assert last.start.held.number > 3  # above what it has left
+
+
+def test_another_runs_folder_that_is_copied_in_ends_no_running_job() -> None:
+    other, objects = MemoryStore(), dict[str, bytes]()
+    for _ in range(4):
+        life = job(other)
+    life.save(1000)
+    running = job(MemoryStore(objects), [KeepLast(1)])
+    running.save(10)
+    objects |= {key: data for key, data in other.objects.items() if key.startswith(str(Folder(1000, 4)))}
+    running.save(20)
+    assert folders(MemoryStore(objects)) == [str(Folder(20, 1)), str(Folder(1000, 4))]
+    objects[f"{Folder(1000, 4)}/manifest.json"] = b"?"  # whose it is, nobody can say
+    with pytest.raises(FencedError):
+        running.save(30)
+
+
+def test_a_checkpoint_of_a_newer_number_ends_a_job_also_without_its_claim() -> None:
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects), [KeepLast(1)])
+    first.save(10)
+    job(MemoryStore(objects)).save(20)
+    del objects[claim_key(2)]
+    with pytest.raises(FencedError):
+        first.save(30)
+    assert str(Folder(10, 1)) in folders(MemoryStore(objects))

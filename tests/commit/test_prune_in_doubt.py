@@ -144,7 +144,7 @@ def test_a_job_deletes_no_checkpoint_whose_manifest_two_listings_lack() -> None:
     objects, life = five_and_a_start()
     store = OnceShort(objects, LACKING["its manifest"], times=2)
     saver = Job(store, [KeepLast(9)])
-    saver._begin(life.start)
+    saver.go_on(life.start)
     saver.save(60)
     assert str(Folder(50, 1)) in folders(MemoryStore(objects))
     assert any(key.startswith(f"{Folder(50, 1)}/shard") for key in objects)
@@ -167,7 +167,7 @@ def test_nothing_pinned_goes_by_one_listing_that_lacks_its_pin(how: str) -> None
         assert next(d for d in found.plan.decisions if d.folder == pinned).reason == "pinned"
     else:
         saver = Job(store, [KeepLast(1)])
-        saver._begin(life.start)
+        saver.go_on(life.start)
         saver.save(60)
     assert store.lacks is None
     assert any(key.startswith(f"{pinned}/") for key in objects)
@@ -182,7 +182,7 @@ def test_a_pin_that_comes_after_the_listing_of_a_prune_still_counts() -> None:
             objects[pin_key(Folder(20, 1))] = b"pinned\n"
 
     saver = Job(MemoryStore(objects, hook=pins_20), [KeepLast(1)])
-    saver._begin(life.start)
+    saver.go_on(life.start)
     saver.save(60)
     assert folders(MemoryStore(objects)) == [str(Folder(20, 1)), str(Folder(60, 2))]
 

@@ -21,6 +21,7 @@ from ckptflow.commit import assembly as assembly_module
 from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
+from ckptflow.commit import listing as listing_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft
@@ -372,7 +373,8 @@ def deterministic() -> Iterator[pytest.MonkeyPatch]:
             patch.setattr(module, "time", clock)
         for module in (lineage_module, assembly_module):
             patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
-        patch.setattr(catalog_module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
+        for module in (catalog_module, listing_module):
+            patch.setattr(module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
         for module in (catalog_module, coordinator_module):  # the same few records, over and over
             patch.setattr(module, "decode", functools.lru_cache(100_000)(decode))
         _show_and_merge(patch)

@@ -65,6 +65,8 @@ ELSEWHERE: dict[int, str] = {
     49: "commit/test_prune_in_doubt.py::test_nothing_pinned_goes_by_one_listing_that_lacks_its_pin",
     50: "commit/test_prune_in_doubt.py::test_by_hand_nothing_goes_once_a_job_has_started_meanwhile",
     51: "commit/test_resume.py::test_another_runs_checkpoint_is_not_taken_in_place_of_a_damaged_one",
+    52: "commit/test_lineage.py::test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number",
+    53: "commit/test_catalog.py::test_a_verdict_of_damage_is_no_older_than_the_listing_that_it_is_used_with",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 
