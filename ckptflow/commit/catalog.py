@@ -1,30 +1,30 @@
-"""What is in a root, and what of it counts.
+"""What counts in a root, of what a listing shows.
 
-A listing says what is there. What counts is decided by manifests alone: the newest incarnation of this run that has one
-decides; its manifests count, and those that its lineage names. A claim only fences; it never says what counts.
+That is decided by manifests alone: the newest incarnation of this run that has one decides; its manifests count, and
+those that its lineage names. A claim only fences; it never says what counts.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 from ckptflow.commit.checkpoint import Checkpoint as Checkpoint
 from ckptflow.commit.checkpoint import as_time
+from ckptflow.commit.listing import Listing as Listing
+from ckptflow.commit.listing import list_claims as list_claims
+from ckptflow.commit.listing import list_pins as list_pins
+from ckptflow.commit.listing import list_root as list_root
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
 from ckptflow.format.layout import (
-    LINEAGE_PREFIX,
     MANIFEST_NAME,
     Folder,
     claim_key,
-    parse_claim_key,
     parse_folder,
     parse_folders,
-    parse_pin_key,
-    parse_tag,
     writer_tag,
 )
 from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, Timing, decode
@@ -38,37 +38,6 @@ _READ_BYTES = 8 * 2**20  # of manifests read at once; what is in one takes sever
 _TRIES = 5  # listings that name a manifest which is gone when it is read
 
 Unreadable = CorruptCheckpointError | UnknownVersionError  # why a manifest cannot be read
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """One listing of a root: folders with the size of each file, the claims' numbers, the pinned folders."""
-
-    folders: Mapping[Folder, Mapping[str, int]]
-    claims: tuple[int, ...]
-    pins: frozenset[Folder]
-
-    def only(self, folders: Iterable[Folder]) -> Listing:
-        """The same listing as if nothing but these folders were there."""
-        return Listing({folder: self.folders[folder] for folder in folders}, self.claims, self.pins)
-
-    def without(self, folders: Collection[Folder]) -> Listing:
-        """The same listing as if these folders were not there."""
-        return self.only(folder for folder in self.folders if folder not in folders)
-
-    @property
-    def committed(self) -> tuple[Folder, ...]:
-        """The folders that hold a manifest, oldest first by (step, incarnation, call)."""
-        return tuple(sorted(folder for folder, files in self.folders.items() if MANIFEST_NAME in files))
-
-    def tags(self, folder: Folder) -> frozenset[str]:
-        """Whose shards and receipts are in a folder, by the tags in their names."""
-        return frozenset(tag for name in self.folders[folder] if (tag := parse_tag(name)) is not None)
-
-    @property
-    def top_number(self) -> int:
-        """The highest number in any claim or folder name; 0 where there is none."""
-        return max([*self.claims, *(folder.incarnation for folder in self.folders)], default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,28 +98,6 @@ class Counting:
         return frozenset(f for f in self.folders if f <= folder) if folder in self.folders else frozenset()
 
 
-def list_root(store: Store) -> Listing:
-    """Lists the whole root once and sorts out what is ours; names that are not ours are passed over."""
-    folders: dict[Folder, dict[str, int]] = {}
-    claims: list[int] = []
-    pins: list[Folder] = []
-    for entry in store.list():
-        head, _, rest = entry.key.partition("/")
-        folder = parse_folder(head) if rest else None
-        if folder is not None:
-            folders.setdefault(folder, {})[rest] = entry.size_bytes
-        elif (number := parse_claim_key(entry.key)) is not None:
-            claims.append(number)
-        elif (pinned := parse_pin_key(entry.key)) is not None:
-            pins.append(pinned)
-    return Listing(folders, tuple(claims), frozenset(pins))
-
-
-def list_claims(store: Store) -> tuple[int, ...]:
-    """The numbers of all claims: one listing of `lineage/`."""
-    return tuple(n for entry in store.list(LINEAGE_PREFIX) if (n := parse_claim_key(entry.key)) is not None)
-
-
 def read_manifest(store: Store, folder: Folder, *, may_be_missing: bool = False) -> Manifest:
     """Reads and checks one manifest. Raises `ObjectNotFoundError` (gone) or `CorruptCheckpointError` (damaged).
 
@@ -208,9 +155,10 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
 
 
 class Summaries:
-    """Summaries by folder, each manifest read once: a folder's name is never used twice, so none goes stale.
+    """Summaries by folder, each manifest read once, for as long as listings show the writer of its shards.
 
-    One that cannot be read is remembered, too, with why; one that is gone raises `ObjectNotFoundError` at each call.
+    One that cannot be read is remembered, too, with why, until the next listing; one that is gone raises
+    `ObjectNotFoundError` at each call.
     """
 
     def __init__(self, store: Store) -> None:
@@ -267,8 +215,18 @@ class Summaries:
             found |= {folder: summary for folder, summary in read_now if summary is not None}
         return found
 
+    def hold_against(self, listing: Listing) -> None:
+        """Forgets what a new listing may show to be another's now, in a root that was emptied, and what was unreadable:
+        a verdict is no older than the listing that it is used with.
+        """
+        for folder, known in list(self._known.items()):
+            names = listing.folders.get(folder, ())
+            if not isinstance(known, Summary) or (names and not _is_in(names, writer_tag(known.writer_id))):
+                self._known.pop(folder, None)
+
     def read_there(self, listing: Listing) -> dict[Folder, Summary | Unreadable]:
         """All that are committed, by threads only if there are enough to be worth them."""
+        self.hold_against(listing)
         unknown = [folder for folder in listing.committed if folder not in self._known]
         if len(unknown) > _READERS:
             self.read_many(listing, unknown)
@@ -285,6 +243,11 @@ class Summaries:
     def forget(self, folders: Iterable[Folder]) -> None:
         for folder in folders:
             self._known.pop(folder, None)
+
+
+def _is_in(names: Iterable[str], tag: str) -> bool:
+    """Whether one of these names of files is of the writer with this tag."""
+    return any(f"-{tag}." in name for name in names)
 
 
 def _in_bytes(listing: Listing, folders: Iterable[Folder], most: int) -> Iterator[list[Folder]]:
@@ -322,7 +285,7 @@ Holder = Callable[[int], str | None]
 
 
 def count_root(
-    store: Store, list_it: Callable[[], Listing], find_run: Callable[[Listing], str | None], read: SummaryReader
+    store: Store, list_it: Callable[[], Listing], find_run: Callable[[Listing], str | None], summaries: Summaries
 ) -> tuple[Listing, Counting]:
     """Lists and decides what counts; lists again if a manifest went meanwhile, since something newer may have come.
 
@@ -330,9 +293,10 @@ def count_root(
     """
     for _ in range(_TRIES):
         listing = list_it()
+        summaries.hold_against(listing)
         with contextlib.suppress(ObjectNotFoundError):
-            return listing, find_counting(listing, find_run(listing), read, partial(_find_holder, store))
-    return listing, find_counting_now(store, listing, find_run(listing), read)
+            return listing, find_counting(listing, find_run(listing), summaries.get, partial(_find_holder, store))
+    return listing, find_counting_now(store, listing, find_run(listing), summaries.get)
 
 
 def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: SummaryReader) -> Counting:

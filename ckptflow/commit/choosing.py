@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ckptflow.commit.catalog import (
@@ -20,7 +20,7 @@ from ckptflow.commit.catalog import (
     list_root,
     read_claim,
 )
-from ckptflow.commit.lineage import Held, check_fence, check_listing, find_run_id
+from ckptflow.commit.lineage import Held, check_fence, check_listing, find_run_id, newer_number
 from ckptflow.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
@@ -111,6 +111,7 @@ class View:
     gone: int = 0
     is_stale: bool = False
     is_last: bool = False
+    is_own: bool = False  # `counting.outside` is without what was copied here from another run, if it need not be taken
 
 
 class Chooser:
@@ -159,6 +160,8 @@ class Chooser:
                 raise CheckpointNotFoundError(f"{self._store.url}: {choice.reason}; there are steps {steps}")
             elif choice.next is Next.ALL_DAMAGED:
                 raise CorruptCheckpointError(self._nothing_left(view))
+            elif choice.is_outside and not view.is_own:
+                self._leave_out_others(view, step)
             else:
                 return choice
 
@@ -168,7 +171,7 @@ class Chooser:
         def find_run(listing: Listing) -> str | None:
             return held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
 
-        listing, counting = count_root(self._store, lambda: self._list_root(held), find_run, self._summaries.get)
+        listing, counting = count_root(self._store, lambda: self._list_root(held), find_run, self._summaries)
         strange = [str(f) for f in counting.outside if f.incarnation >= counting.incarnation and counting.folders]
         if strange:
             logger.warning(
@@ -188,7 +191,7 @@ class Chooser:
             check_fence(self._store, held)
         listing = list_root(self._store)
         if held is not None:
-            check_listing(self._store, held, listing.claims, listing.top_number)
+            check_listing(self._store, held, listing.claims, newer_number(self._store, held, listing))
         return listing
 
     def _count(self, listing: Listing, run_id: str | None) -> Counting:
@@ -196,12 +199,22 @@ class Chooser:
 
     def _look_outside(self, view: View) -> None:
         """Rule 4's last resort: the newest valid one outside what counts, but never past a rollback or fresh start."""
+        self._leave_out_others(view, None)
         counting = view.counting
         barrier = max(counting.barrier, self._barrier_by_claim(counting))
         listing = view.listing.only(f for f in counting.outside if f not in view.damaged)
         open_listing = listing.only(f for f in listing.folders if f.incarnation >= barrier)
         view.rest = self._count(open_listing, counting.run_id)
         view.barred = tuple(sorted({f.step for f in listing.folders} - {f.step for f in open_listing.folders}))
+
+    def _leave_out_others(self, view: View, step: int | None) -> None:
+        """What was copied here from another run is taken only where nothing of this run is, of the step asked for."""
+        counting = view.counting
+        found = self._summaries.read_there(view.listing)
+        others = {f for f, s in found.items() if isinstance(s, Summary) and counting.is_of_another(s.run_id)}
+        if any(folder not in others for folder in view.listing.committed if step in (None, folder.step)):
+            view.counting = replace(counting, outside=tuple(f for f in counting.outside if f not in others))
+        view.is_own = True
 
     def _nothing_left(self, view: View) -> str:
         hint = (

@@ -38,7 +38,7 @@ from ckptflow.format.manifest import (
 )
 from ckptflow.peers.watch import ASK_EVERY_S
 from ckptflow.spans import span
-from ckptflow.storage.again import read_record
+from ckptflow.storage.again import is_there, read_record
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
@@ -87,10 +87,11 @@ class Coordinator:
         self._listing: Listing | None = None  # of the last commit, until it is pruned by
         self._is_swept = False  # nothing is left outside what counts that a later save could delete
 
-    def commit(self, draft: Draft, own: Receipt, *, prune: bool = True) -> Summary:
+    def commit(self, draft: Draft, own: Receipt, *, prune: bool = True, is_checked: bool = False) -> Summary:
         """Waits for the receipts, creates the manifest, checks the fence, and only then returns: acknowledged.
 
-        With `prune` it lists the root, for `prune` to be called next.
+        With `prune` it lists the root, for `prune` to be called next. `is_checked`: `check_claim_before` was called
+        when this worker's shards were there.
 
         Raises `CommitTimeoutError` (who is missing), `SaveFailedError` (a worker reported a failure, or what they wrote
         does not fit together), `CommitUnknownError` (it was sent, and either no reply came or nothing told whether it
@@ -104,7 +105,7 @@ class Coordinator:
             self.give_up(draft.folder)
             raise
         with span("commit"):
-            summary = self._create_manifest(draft, receipts, deadline)
+            summary = self._create_manifest(draft, receipts, deadline, is_checked and self._held.is_exclusive)
             try:
                 self._listing = self._list_to_prune() if prune else None
                 check_fence(self._store, self._held, self._listing)
@@ -127,11 +128,12 @@ class Coordinator:
             with span("prune"):
                 self._prune(listing)
 
-    def _create_manifest(self, draft: Draft, receipts: list[Receipt], deadline: float) -> Summary:
+    def _create_manifest(self, draft: Draft, receipts: list[Receipt], deadline: float, is_checked: bool) -> Summary:
         try:
             manifest = assemble(draft, receipts, self._start, self._held, self._store.url)
             data, summary = encode(manifest), summarize(manifest, self._store.url)
-            self.check_claim_before()
+            if not is_checked:
+                self.check_claim_before()
         except BaseException:
             self.give_up(draft.folder)
             raise
@@ -141,13 +143,12 @@ class Coordinator:
         return summary
 
     def check_claim_before(self) -> None:
-        """Before a manifest is created: where creates replace, it would be in another's place; and the first one of an
-        incarnation decides what counts, also against a job that claimed a lower number after lineage/ was deleted.
+        """Before a manifest is created, once some of its folder is there. It may decide what counts, also against a job
+        that claimed a lower number after claims were deleted; where creates replace, it would be in another's place.
 
-        That job lists after its claim: it saw the shards, which are there by now, or its claim came after this look.
+        That job lists after its claim: it saw the folder, and took a number above, or its claim came after this look.
         """
-        if not (self._held.is_exclusive and self._committed):
-            check_own_claim(self._store, self._held)
+        check_own_claim(self._store, self._held)
 
     @property
     def has_checkpoints(self) -> bool:
@@ -169,9 +170,16 @@ class Coordinator:
         self._given_up.add(folder)
 
     def _delete_given_up(self, folders: Collection[Folder]) -> None:
-        """Deletes our own files in these folders, by their names: nobody else has written or needs them."""
+        """Deletes our own files in these folders, by their names: nobody else has written or needs them.
+
+        Not where a manifest is there all the same, whatever the storage said when it was sent.
+        """
         try:
             for folder in sorted(folders):
+                if is_there(self._store, folder.manifest_key):
+                    logger.warning("%s/%s is committed, though a save into it failed", self._store.url, folder)
+                    self._given_up.discard(folder)
+                    continue
                 entries = self._store.list(f"{folder}/")
                 self._store.delete([e.key for e in entries if parse_tag(e.key.rpartition("/")[2]) == self._held.tag])
                 self._given_up.discard(folder)
@@ -181,7 +189,8 @@ class Coordinator:
     def sweep_partials(self) -> int:
         """Makes room on a full storage: deletes what dead incarnations and own failures left uncommitted.
 
-        Allowed before the first commit, too. Returns the bytes freed; raises `FencedError` like a commit.
+        Allowed before the first commit, too; what a listing shows as uncommitted is asked for again. Returns the bytes
+        freed; raises `FencedError` like a commit.
         """
         listing = self._list_root()
         check_fence(self._store, self._held, listing)
@@ -196,7 +205,7 @@ class Coordinator:
             incarnation=self._held.number,
             given_up=self._given_up,
         )
-        return act(self._store, plan, listing.folders)
+        return act(self._store, listed_again(self._store, plan, listing, {}), listing.folders)
 
     def _collect(self, draft: Draft, deadline: float) -> list[Receipt]:
         """Polls the other workers' receipts by name, with back-off, until all are there or the deadline has passed."""

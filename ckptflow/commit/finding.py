@@ -33,7 +33,7 @@ TRIES = 5  # listings that name a manifest which is gone when it is read
 def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
     """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
     return count_root(
-        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries.get
+        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries
     )
 
 
@@ -66,7 +66,9 @@ def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
 def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
     _, counting = read_counting(store, summaries)
     matching = [folder for folder in counting.folders if step in (None, folder.step)]
-    matching += [folder for folder in counting.outside if step == folder.step]
+    matching += sorted(
+        (f for f in counting.outside if step == f.step), key=lambda f: _is_of_another(counting, summaries.get(f))
+    )
     damaged: Unreadable | None = None
     for folder in matching:
         summary = summaries.get(folder)
@@ -82,6 +84,10 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
     known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
     raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
+
+
+def _is_of_another(counting: Counting, found: Summary | Unreadable) -> bool:
+    return isinstance(found, Summary) and counting.is_of_another(found.run_id)
 
 
 def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:

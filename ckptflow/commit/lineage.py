@@ -27,14 +27,17 @@ from ckptflow.commit.catalog import (
     list_root,
     newest_claim,
     read_claim,
+    read_manifest,
 )
 from ckptflow.errors import (
+    CorruptCheckpointError,
     FencedError,
     ObjectExistsError,
     ObjectNotFoundError,
     StorageAccessError,
     StorageError,
     StorageUnavailableError,
+    UnknownVersionError,
 )
 from ckptflow.format.layout import MAX_NUMBER, Folder, claim_key, writer_tag
 from ckptflow.format.manifest import Claim, Reason, encode
@@ -145,6 +148,7 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
     lost = 0
     while True:
         listing = _list_past(store, lost, deadline)
+        summaries.hold_against(listing)
         number = 1 + listing.top_number
         if number >= MAX_NUMBER:
             raise StorageError(
@@ -238,15 +242,36 @@ def check_fence(store: Store, held: Held, listing: Listing | None = None) -> Non
     """Raises unless `held` is the newest claim, is listed, and is still this incarnation's.
 
     Lists `lineage/` itself, so that whatever was created before this call is seen. A claim that was removed (the newest
-    hundred stay) or cannot be read still fences by its number, and by its folders; so does a folder of a newer
-    incarnation in `listing`. Raises `FencedError` if another holds the root, or the claim was deleted; `StorageError`
-    if the storage contradicts itself.
+    hundred stay) or cannot be read still fences by its number, and by its checkpoints in `listing`. Raises
+    `FencedError` if another holds the root, or the claim was deleted; `StorageError` if the storage contradicts itself.
     """
-    if listing is not None and listing.top_number > held.number:
-        raise fenced(store, held, listing.top_number)
+    if listing is not None and (newer := newer_number(store, held, listing)):
+        raise fenced(store, held, newer)
     claims = list_claims(store)
     check_listing(store, held, claims, max(claims, default=0))
     check_own_claim(store, held)
+
+
+def newer_number(store: Store, held: Held, listing: Listing) -> int:
+    """The highest number above ours that has a claim, or a checkpoint that may be of this run; 0 if there is none.
+
+    A folder alone fences nobody: it is of a job whose claim is gone, which reads it back before each manifest.
+    """
+    if listing.top_number <= held.number:
+        return 0
+    newer = [number for number in listing.claims if number > held.number]
+    newer += [f.incarnation for f in listing.committed if f.incarnation > held.number and _may_be_of(store, held, f)]
+    return max(newer, default=0)
+
+
+def _may_be_of(store: Store, held: Held, folder: Folder) -> bool:
+    """Whether a checkpoint is of our run, as far as is known."""
+    try:
+        return read_manifest(store, folder).run_id == held.run_id
+    except ObjectNotFoundError:
+        return False
+    except (CorruptCheckpointError, UnknownVersionError):
+        return True
 
 
 def check_listing(store: Store, held: Held, claims: Collection[int], top_number: int) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from ckptflow.commit.catalog import Summaries, list_root
 from ckptflow.commit.finding import find_folder
-from ckptflow.errors import CheckpointGoneError
+from ckptflow.errors import CheckpointGoneError, ObjectExistsError
 from ckptflow.format.layout import pin_key
+from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
 
 
 def pin_checkpoint(store: Store, summaries: Summaries, step: int) -> None:
     """Pins the checkpoint of `step` that counts, then looks whether it is still there: a prune may be running.
 
-    A prune in another process that listed before the pin was there and deletes after the look is not seen.
+    A prune in another process that listed pins before this one was there and deletes after the look is not seen.
     """
     folder = find_folder(store, summaries, step)
-    store.put(pin_key(folder), memoryview(b"pinned\n"))
-    if folder not in list_root(store).committed:
-        store.delete([pin_key(folder)])
+    try:
+        store.create(pin_key(folder), memoryview(b"pinned\n"))
+        is_ours = True
+    except ObjectExistsError:
+        is_ours = False
+    if not is_there(store, folder.manifest_key):
+        if is_ours:
+            store.delete([pin_key(folder)])
         raise CheckpointGoneError(f"{store.url}/{folder} was pruned before the pin was there")
 
 

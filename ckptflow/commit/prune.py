@@ -7,7 +7,7 @@ between the two.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckptflow.commit.catalog import (
@@ -18,6 +18,7 @@ from ckptflow.commit.catalog import (
     Unreadable,
     find_counting_now,
     list_claims,
+    list_pins,
     list_root,
     read_manifest,
     summarize,
@@ -26,13 +27,15 @@ from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
-from ckptflow.storage.again import renew
+from ckptflow.storage.again import is_there, renew
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
 _ANOTHERS = "of another run: deleted only by hand"
 _LISTED_OTHERWISE = "two listings show other files in it: the next prune looks again"
+_COMMITTED = "it is committed, and listings do not show its manifest: the next prune looks again"
+_PINNED = "pinned"
 _NEWER = "written by a newer ckptflow: what it is is not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
@@ -78,7 +81,8 @@ def plan_prune(
         decisions[folder] = decide_outside(folder, read(folder), counting, newest, folder in listing.pins)
     for folder in listing.folders:
         if folder not in decisions:
-            decisions[folder] = decide_partial(folder, incarnation, folder in given_up)
+            is_pinned, is_given_up = folder in listing.pins, folder in given_up
+            decisions[folder] = decide_partial(folder, incarnation, is_given_up, is_pinned)
     old_claims = sorted(listing.claims, reverse=True)[CLAIMS_KEPT:]
     return PrunePlan(tuple(decisions[folder] for folder in sorted(decisions)), tuple(old_claims))
 
@@ -120,7 +124,7 @@ def decide_counting(
         if folder == counting.newest or (whole and folder == whole[steps[-1]].folder):
             decisions[folder] = Decision(folder, True, "the newest")
         elif folder in listing.pins:
-            decisions[folder] = Decision(folder, True, "pinned")
+            decisions[folder] = Decision(folder, True, _PINNED)
     return decisions, whole[steps[-1]].folder if whole else None
 
 
@@ -133,7 +137,7 @@ def decide_outside(
 ) -> Decision:
     """Outside the lineage: kept until what counts has reached its step; after a fresh start, for ever."""
     if is_pinned:
-        return Decision(folder, True, "pinned")
+        return Decision(folder, True, _PINNED)
     if isinstance(summary, UnknownVersionError):
         return Decision(folder, True, _NEWER)
     if isinstance(summary, Summary) and summary.run_id != counting.run_id:
@@ -145,8 +149,13 @@ def decide_outside(
     return Decision(folder, False, f"outside what counts, which has reached step {newest.step:,}")
 
 
-def decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
-    """Never committed: what dead incarnations left, and own calls that were given up before their manifest was sent."""
+def decide_partial(folder: Folder, incarnation: int, is_given_up: bool, is_pinned: bool) -> Decision:
+    """Never committed: what dead incarnations left, and own calls that were given up before their manifest was sent.
+
+    Only a checkpoint is pinned: where one is, a listing that shows no manifest in it lacks it.
+    """
+    if is_pinned:
+        return Decision(folder, True, _PINNED)
     if folder.incarnation < incarnation:
         return Decision(folder, False, f"never committed, and incarnation {folder.incarnation} is over")
     if folder.incarnation == incarnation and is_given_up:
@@ -157,22 +166,31 @@ def decide_partial(folder: Folder, incarnation: int, is_given_up: bool) -> Decis
 def listed_again(
     store: Store, plan: PrunePlan, listing: Listing, found: Mapping[Folder, Summary | Unreadable]
 ) -> PrunePlan:
-    """The plan without what would go because a listing lacks some of it, and which another one shows otherwise.
+    """The plan without what would go because a listing lacks some of it, and which the storage then shows otherwise.
 
-    One listing alone may leave out what is there, or give it another size.
+    One listing alone may leave out what is there, a pin as well, or give it another size. And no listing says that
+    there is no manifest: it is asked for by its name.
     """
+    if not plan.deletions:
+        return plan
 
-    def doubted(decision: Decision) -> bool:
+    def doubt(decision: Decision) -> str | None:
         folder, files = decision.folder, listing.folders[decision.folder]
         summary = found.get(folder)
         if decision.keep or (isinstance(summary, Summary) and summary.is_complete(files)):
-            return False
+            return None
         prefix = f"{folder}/"
         renew(store, prefix)
-        return files != {entry.key.removeprefix(prefix): entry.size_bytes for entry in store.list(prefix)}
+        if files != {entry.key.removeprefix(prefix): entry.size_bytes for entry in store.list(prefix)}:
+            return _LISTED_OTHERWISE
+        return _COMMITTED if MANIFEST_NAME not in files and is_there(store, folder.manifest_key) else None
 
-    decisions = (Decision(d.folder, True, _LISTED_OTHERWISE) if doubted(d) else d for d in plan.decisions)
-    return replace(plan, decisions=tuple(decisions))
+    doubts = {decision.folder: doubt(decision) for decision in plan.decisions}
+    doubts |= dict.fromkeys(list_pins(store), _PINNED)  # last: who pins looks afterwards whether it is still there
+    decided = (
+        Decision(d.folder, True, why) if not d.keep and (why := doubts.get(d.folder)) else d for d in plan.decisions
+    )
+    return replace(plan, decisions=tuple(decided))
 
 
 def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
@@ -212,12 +230,12 @@ class ByHand:
     """A prune from outside: its plan, what is in the folders, and why it may not be done now, if so."""
 
     plan: PrunePlan
-    files: Mapping[Folder, Mapping[str, int]]
+    listing: Listing
     why_not: str | None
     newest: Folder | None = None
 
     def size_bytes(self, folder: Folder) -> int:
-        return sum(self.files[folder].values())
+        return sum(self.listing.folders[folder].values())
 
     @property
     def freed_bytes(self) -> int:
@@ -258,9 +276,10 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     if why_not is None:
         why_not = doubt_newest(store, listing, counting)
         why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None
-    return ByHand(plan, listing.folders, why_not, counting.newest)
+    return ByHand(plan, listing, why_not, counting.newest)
 
 
+_AGAIN = "Run it again"
 Verify = Callable[[Store, Folder], str | None]
 _HOW_TO_GO_ON = (
     "Start the job: it restores what is sound and saves it again, and then prunes by itself; or look with ckptflow ls "
@@ -274,16 +293,69 @@ def prune_by_hand(
     """Does it. Raises `UsageError` if `why_not` says why not; then nothing was deleted.
 
     `verify` is asked before what is wrong with the newest checkpoint, which is what a restart will be left with, and
-    with those that are there instead of what was saved earlier at the same step.
+    with those that are there instead of what was saved earlier at the same step. It may take long, so the root is
+    listed again after it, and only what is still as it was goes.
     """
     found = plan_by_hand(store, summaries, policies)
     why_not = found.why_not
-    if why_not is None and found.plan.deletions and found.newest is not None:
+    if why_not is None and found.plan.deletions:
         roles = dict.fromkeys((d.instead for d in found.plan.decisions if d.instead), "saved again at its step")
-        for folder, role in (roles | {found.newest: "the newest checkpoint"}).items():
-            if folder not in found.plan.deletions and (damage := verify(store, folder)):
-                why_not = f"{folder}, {role}, is damaged: {damage}. {_HOW_TO_GO_ON}"
+        roles |= {found.newest: "the newest checkpoint"} if found.newest else {}
+        needed = {folder: role for folder, role in roles.items() if folder not in found.plan.deletions}
+        doubts = (_doubt(store, folder, role, verify) for folder, role in needed.items())
+        why_not = next(filter(None, doubts), None)
+        if why_not is None:
+            list_claims(store)  # on a network share it makes the listing of the root a new one, as that of pins does
+            pins = list_pins(store)
+            now = list_root(store)  # the last that is asked: what is deleted next is as it shows it
+            why_not = changed_meanwhile(found.listing, now, needed)
+            found = replace(found, plan=unchanged(found.plan, found.listing, now, pins))
     if why_not is not None:
         raise UsageError(f"{store.url}: nothing was pruned: {why_not}")
-    act(store, found.plan, found.files)
+    act(store, found.plan, found.listing.folders)
     return found
+
+
+def _doubt(store: Store, folder: Folder, role: str, verify: Verify) -> str | None:
+    """Why nothing may be deleted in favour of `folder`, by all of its bytes, or None."""
+    try:
+        damage = verify(store, folder)
+    except ObjectNotFoundError as error:
+        damage = str(error)
+    if damage is None:
+        return None
+    if not is_there(store, folder.manifest_key):  # a job prunes the manifest first: the rest was on its way out
+        return f"{folder}, {role}, was deleted meanwhile. {_AGAIN}"
+    return f"{folder}, {role}, is damaged: {damage}. {_HOW_TO_GO_ON}"
+
+
+def changed_meanwhile(then: Listing, now: Listing, needed: Iterable[Folder]) -> str | None:
+    """Why what was planned by one listing may not be done by a later one, or None.
+
+    A claim since then may be of a job that resumes from what would go. Without one, the job that is there has only
+    saved and pruned: what is still as it was may go, as long as what is `needed`, and what was verified, is there.
+    """
+    if now.top_number > then.top_number:
+        return f"incarnation {now.top_number} has started meanwhile. {_AGAIN}"
+    if max(now.claims, default=0) != max(then.claims, default=0):
+        return f"claims were deleted meanwhile. {_AGAIN}"
+    changed = [str(folder) for folder in needed if now.folders.get(folder) != then.folders[folder]]
+    return f"{', '.join(changed)} was deleted or replaced meanwhile. {_AGAIN}" if changed else None
+
+
+def unchanged(plan: PrunePlan, then: Listing, now: Listing, pins: Collection[Folder]) -> PrunePlan:
+    """What of a plan may still be done: without what has been pinned since, or is no longer as it was.
+
+    Names of shards are their writer's own, so another run's checkpoint in the place of one is not as it was.
+    """
+
+    def decide(decision: Decision) -> Decision:
+        folder = decision.folder
+        if decision.keep:
+            return decision
+        if folder in now.pins or folder in pins:
+            return Decision(folder, True, _PINNED)
+        is_same = now.folders.get(folder) == then.folders[folder]
+        return decision if is_same else Decision(folder, True, "deleted or replaced meanwhile")
+
+    return PrunePlan(tuple(map(decide, plan.decisions)), tuple(n for n in plan.claims if n in now.claims))

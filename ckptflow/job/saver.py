@@ -17,7 +17,14 @@ from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
-from ckptflow.errors import CkptflowError, CommitUnknownError, SaveFailedError, StorageError, StorageFullError
+from ckptflow.errors import (
+    CkptflowError,
+    CommitUnknownError,
+    FencedError,
+    SaveFailedError,
+    StorageError,
+    StorageFullError,
+)
 from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
 from ckptflow.format.layout import Folder, receipt_name
@@ -27,6 +34,7 @@ from ckptflow.peers.team import Team
 from ckptflow.spans import span
 from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
+from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
 from ckptflow.transfer.writer import replica_digests, write_shards
@@ -109,6 +117,10 @@ class Saver:
         try:
             draft = self._draft(job)  # before the shards: writing lets go of the values
             receipt = self._write(job)
+        except FencedError:
+            if self.coordinator is not None:
+                self.coordinator.give_up(job.folder)
+            raise
         except BaseException as error:  # also SystemExit, or a panic of a client: the coordinator must not wait for it
             failed = self._failed(job.folder, error)
             if self.coordinator is not None:
@@ -121,7 +133,7 @@ class Saver:
         if self.coordinator is None:
             return None
         try:
-            summary = self.coordinator.commit(draft, receipt, prune=job.prune)
+            summary = self.coordinator.commit(draft, receipt, prune=job.prune, is_checked=bool(receipt.shards))
         except StorageError as error:
             self._make_room_after(error)
             raise self._failed(job.folder, error) from error
@@ -157,8 +169,7 @@ class Saver:
             python_state=own_python,
             timing=Timing(blocked_s=job.blocked_s, write_s=job.watch.elapsed_s()),
         )
-        with span("receipt"):
-            self.store.put(self._receipt_key(job.folder), memoryview(encode(receipt)))
+        self._put_receipt(job.folder, receipt)
         size_bytes = sum(shard.size_bytes for shard in written.shards)
         self.tell(
             ShardsWritten(
@@ -166,6 +177,20 @@ class Saver:
             )
         )
         return receipt
+
+    def _put_receipt(self, folder: Folder, receipt: Receipt) -> None:
+        """On the chief its claim is read beside it: the shards are there, and no round trip is added."""
+        calls: list[Callable[[], None]] = [
+            lambda: self.store.put(self._receipt_key(folder), memoryview(encode(receipt))),
+        ]
+        if self.coordinator is not None and receipt.shards:
+            calls.append(self.coordinator.check_claim_before)
+        with span("receipt"):
+            if self.store.is_object_store and len(calls) > 1:
+                at_once(len(calls), lambda call: call(), calls)
+            else:
+                for call in calls:
+                    call()
 
     def _receipt_key(self, folder: Folder) -> str:
         return folder.key(receipt_name(self.cluster.worker, self.cluster.world_size, self.held.tag))

@@ -80,6 +80,19 @@ def read_small(store: Store, key: str, max_bytes: int) -> bytes:
     raise ValueError(f"{store.url}/{key} is longer than {max_bytes:,} bytes")
 
 
+def is_there(store: Store, key: str) -> bool:
+    """Whether there is an object at `key`: asked for by its name, and "no" only where that was the answer twice."""
+
+    def ask() -> bool:
+        try:
+            store.get(key, memoryview(bytearray(1)))
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    return agreed(store, key, ask, bool)
+
+
 @dataclass(frozen=True, slots=True)
 class _Read(Generic[_Record]):
     """One reading of a small object: equal to another that brought the same bytes, or nothing as well."""

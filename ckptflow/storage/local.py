@@ -24,7 +24,7 @@ from ckptflow.storage.local_calls import (
     opened_folder,
     remove,
 )
-from ckptflow.storage.local_folders import DurableFolders
+from ckptflow.storage.local_folders import ANEW, DurableFolders, not_durable
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
 from ckptflow.storage.local_listing import check_no_link, is_record, walk
 from ckptflow.storage.positional import read_at, write_at
@@ -32,11 +32,11 @@ from ckptflow.storage.store import Entry, check_key, check_prefix
 
 PAGE_BYTES = 4096
 DIRECT_MIN_BYTES = 256 * 1024  # below this a direct write costs more than it saves
-_REFRESHED_PREFIX = "lineage/"  # changed before it is listed, so that a network client cannot answer from its cache
+# Changed before they are listed, so that a network client cannot answer from its cache.
+_REFRESHED_PREFIXES = {"lineage/", "pins/"}
 _LOCK_WAIT_S = 2.0
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-_ANEW = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # worth one more try, under another name
 _SWEPT = {errno.ENOENT}  # the folder or our temporary file was pruned under us
 
 
@@ -97,7 +97,7 @@ class LocalStore:
     def list(self, prefix: str = "") -> list[Entry]:
         self._check_open()
         folder = os.path.join(self._root, check_prefix(prefix))
-        if prefix == _REFRESHED_PREFIX:
+        if prefix in _REFRESHED_PREFIXES:
             with contextlib.suppress(OSError), opened_folder(self._root, prefix[:-1]) as descriptor:
                 change(descriptor)
         try:
@@ -173,7 +173,7 @@ class LocalStore:
                 if isinstance(error, StorageError):
                     raise
                 # A failed fsync says nothing about its file's bytes, not even when repeated: only a new file does.
-                again = 2 if error.errno in _ANEW else attempts if error.errno in _SWEPT else 1
+                again = 2 if error.errno in ANEW else attempts if error.errno in _SWEPT else 1
                 if attempt >= again:
                     raise _write_error(error, path) from error
 
@@ -187,7 +187,12 @@ class LocalStore:
                 publish(folder, temporary, path)
             finally:
                 remove(temporary, folder)
-        self._folders.fsync(os.path.dirname(path))
+        try:
+            self._folders.fsync(os.path.dirname(path))
+        except OSError as error:
+            if isinstance(error, StorageError) or publish is _replace:
+                raise
+            raise not_durable(error, path) from error  # not tried again: it would meet itself, and nothing be changed
 
     def _write_file(self, temporary: str, folder: int, view: memoryview) -> None:
         direct_bytes = self._direct_bytes(view, 0)

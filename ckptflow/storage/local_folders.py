@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from ckptflow.errors import StorageError
 from ckptflow.storage.local_calls import RESERVED, fsync_folder, opened_folder, remove
 
+ANEW = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # worth one more try of a write, under another name
+
 
 class DurableFolders:
     """The root and what is below it, named by their paths. Remembers what need not be made durable again."""
@@ -58,6 +60,10 @@ class DurableFolders:
         except PermissionError:
             if is_new:
                 raise  # else: the root was there before us, in a folder that we may not open
+        except OSError as error:
+            if error.errno in ANEW:
+                raise not_durable(error, folder) from error
+            raise
         self._durable[folder] = self._inode(folder)
 
     def fsync(self, folder: str) -> None:
@@ -103,6 +109,15 @@ class DurableFolders:
 
     def _inode(self, folder: str) -> int:
         return os.stat(folder, follow_symlinks=not folder.startswith(self._below)).st_ino
+
+
+def not_durable(error: OSError, path: str) -> StorageError:
+    """The error for a new name whose folder could not be fsynced.
+
+    An fsync that has failed says nothing when it is repeated, unless the folder has been changed again in between. So
+    it is no `StorageUnavailableError`, which would be tried again.
+    """
+    return StorageError(f"{path}: is there, but may not outlast a loss of power: its folder was not written: {error}")
 
 
 def _swept(folder: int) -> bool:

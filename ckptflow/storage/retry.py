@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tenacity
 
-from ckptflow.errors import StorageError, StorageUnavailableError
+from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.events import Retried, Tell, tell_nobody
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
@@ -29,7 +29,11 @@ class Retries:
         )
 
     def run(self, call: Callable[[], _Result], verb: str = "", key: str = "", tell: Tell = tell_nobody) -> _Result:
-        """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events."""
+        """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events.
+
+        Of a "create", what a later try is refused for says nothing of one before that was not answered, and may have
+        been done: that stays a `StorageUnavailableError`.
+        """
 
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -48,11 +52,17 @@ class Retries:
         try:
             return retrying(call)
         except StorageError as error:
+            tries = retrying.statistics.get("attempt_number", 1)
             for link in chain(error):
                 if link.__suppress_context__:  # what must not be seen is not handed on either
                     link.__context__ = None
+            is_known = isinstance(error, ObjectExistsError | StorageUnavailableError)
+            if verb == "create" and tries > 1 and not is_known:
+                raise StorageUnavailableError(
+                    f"an earlier one of {tries} tries was not answered, so it may be there or not; the last was "
+                    f"refused: {type(error).__name__}: {error}"
+                ) from error
             if isinstance(error, StorageUnavailableError):
-                tries = retrying.statistics.get("attempt_number", 1)
                 error.add_note(f"given up after {tries} tries in {time.monotonic() - started:.0f} s")
             raise
 

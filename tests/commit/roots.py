@@ -48,6 +48,10 @@ class Job:
     def begin_anew(self, *, fresh: bool = False) -> None:
         self._begin(self._resume().start_anew(fresh=fresh))
 
+    def go_on(self, start: Start) -> None:
+        """Acts for an incarnation that has begun elsewhere, by another client of the storage."""
+        self._begin(start)
+
     def save(
         self,
         step: int,

@@ -18,10 +18,12 @@ from ckptflow.commit.catalog import (
     read_claim,
     read_manifest,
 )
+from ckptflow.commit.finding import find_checkpoint, list_counting
+from ckptflow.commit.retention import KeepBest, KeepLast
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.format.layout import Folder, claim_key, parse_folder, pin_key, shard_name, writer_tag
-from ckptflow.testing import MemoryStore
-from tests.commit.roots import damage, folders, job
+from ckptflow.testing import CountingStore, MemoryStore
+from tests.commit.roots import Job, damage, folders, job
 
 BAD = "damaged"
 
@@ -200,3 +202,66 @@ def test_a_root_of_a_real_life_counts_as_it_should() -> None:
     assert counting.newest == parse_folder("000000000003-i0003")
     assert counting.lineage_up_to(Folder(2, 2)) == {Folder(1, 1), Folder(2, 2)}
     assert counting.lineage_up_to(Folder(2, 9)) == frozenset()
+
+
+# What is remembered of manifests
+
+
+def flipped(objects: dict[str, bytes], key: str, times: int) -> MemoryStore:
+    """A client that reads one wrong byte of `key`, so many times, always the same."""
+
+    class Flips(MemoryStore):
+        left = times
+
+        def get(self, key_: str, into: memoryview, start: int = 0) -> int:
+            count = super().get(key_, into, start)
+            if key_ == key and self.left:
+                self.left -= 1
+                into[count // 2] ^= 1
+            return count
+
+    return Flips(objects)
+
+
+def test_a_verdict_of_damage_is_no_older_than_the_listing_that_it_is_used_with() -> None:
+    """A bad answer on the way, given twice; hours later it would have let the best one go."""
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects))
+    for step, loss in ((10, 3.0), (30, 1.0), (40, 2.0)):
+        first.save(step, metrics={"loss": loss})
+    store = flipped(objects, f"{Folder(30, 1)}/manifest.json", times=2)
+    life = Job(store, [KeepBest("loss"), KeepLast(1)])
+    assert [found.step for found in list_counting(store, life.summaries)] == [10, 40]
+    assert life.resume() == 40
+    life.save(50, metrics={"loss": 4.0})
+    assert folders(MemoryStore(objects)) == [str(Folder(30, 1)), str(Folder(50, 2))]
+
+
+def test_a_reader_that_lives_on_sees_another_run_in_the_same_place() -> None:
+    """The root is emptied and used again: the same folders, by number and step."""
+    objects: dict[str, bytes] = {}
+    store = MemoryStore(objects)
+    job(store).save(10, metrics={"loss": 1.0})
+    summaries = Summaries(MemoryStore(objects))
+    assert [found.metrics for found in list_counting(MemoryStore(objects), summaries)] == [{"loss": 1.0}]
+    objects.clear()
+    job(MemoryStore(objects)).save(10, metrics={"loss": 2.0})
+    reader = MemoryStore(objects)
+    found = find_checkpoint(reader, summaries)
+    assert found is not None
+    assert found.metrics == {"loss": 2.0}
+    assert [found.metrics for found in list_counting(reader, summaries)] == [{"loss": 2.0}]
+
+
+def test_what_is_remembered_is_not_read_again() -> None:
+    objects: dict[str, bytes] = {}
+    life = job(MemoryStore(objects))
+    for step in (10, 20):
+        life.save(step)
+    store = CountingStore(MemoryStore(objects))
+    summaries = Summaries(store)
+    for _ in range(3):
+        list_counting(store, summaries)
+    assert [key for key in store.keys("get") if key.endswith("manifest.json")] == [
+        f"{Folder(step, 1)}/manifest.json" for step in (20, 10)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -289,13 +290,20 @@ def test_two_jobs_that_share_a_claim_there_do_not_both_go_on() -> None:
 @pytest.mark.parametrize("key", ["", "lineage/", claim_key(1)])
 @pytest.mark.parametrize("error", [StorageUnavailableError("503"), StorageAccessError("403"), SystemExit(0)])
 def test_what_fails_after_the_manifest_is_unknown(key: str, error: BaseException) -> None:
-    store = FaultyStore(MemoryStore())
+    inner = MemoryStore()
+    store = FaultyStore(inner)
     life = job(store, ONE)
     life.save(10)
-    for verb in ("list", "get"):
-        store.fail(verb, error, key=key or "000000", times=100) if key else store.fail("list", error, times=100)
+
+    def fails_from_here(verb: str, called: str) -> None:
+        if verb == "create":
+            for failing in ("list", "get") if key else ("list",):
+                store.fail(failing, error, key=key, times=100)
+
+    inner.hook = fails_from_here
     with pytest.raises(CommitUnknownError, match="whether it counts is not known"):
         life.save(20)
+    inner.hook = None
     store.faults.clear()
     assert Job(store).resume() == 20
 
@@ -341,3 +349,25 @@ def test_save_after_save_that_fails_leaves_no_more_than_one_behind() -> None:
     assert len(list_root(store).folders) == 2
     life.save(200)
     assert set(list_root(store).folders) == {Folder(200, 1)}
+
+
+def test_a_manifest_whose_name_was_not_made_durable_is_not_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    life = job(store, ONE)
+    life.save(10)
+    fsync, failed = os.fsync, list[int]()
+
+    def fails_once(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if not failed and os.path.exists(f"{path}/manifest.json"):
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "EIO")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    with pytest.raises(CommitUnknownError, match="may not outlast a loss of power"):
+        life.save(20)
+    life.save(30)
+    assert Job(store).resume() == 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import replace
 
@@ -21,10 +22,12 @@ from ckptflow.errors import (
     FencedError,
     ObjectExistsError,
     SaveFailedError,
+    StorageAccessError,
     StorageUnavailableError,
 )
 from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
 from ckptflow.format.manifest import Claim, Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
+from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
 from tests.commit.roots import folders, job
@@ -212,6 +215,45 @@ def test_an_outcome_that_stays_unknown_is_said_to_be_and_its_folder_is_left(
     assert [key for key in inner.objects if key.startswith("000000000002-i0001/")] == []
 
 
+def test_a_lost_reply_and_then_a_refusal_is_unknown_and_its_folder_is_left() -> None:
+    """The first try landed; the credentials end before the second."""
+    inner = MemoryStore()
+    faulty = FaultyStore(inner)
+    store = RetryingStore(faulty, first_wait_s=0.0)
+    life = job(store)
+    life.save(1)
+    faulty.fail("create", StorageUnavailableError("reset"), key="manifest.json", is_after=True)
+    faulty.fail("create", StorageAccessError("403"), key="manifest.json")
+    faulty.fail("get", StorageAccessError("403"), key="manifest.json", times=3)
+    with pytest.raises(CommitUnknownError, match="403"):
+        life.save(2)
+    faulty.faults.clear()
+    faulty.fail("create", StorageAccessError("403"), key="manifest.json")
+    with pytest.raises(StorageAccessError):
+        life.save(3)
+    faulty.fail("create", StorageAccessError("403"), key="manifest.json")
+    with pytest.raises(StorageAccessError):
+        life.save(4)
+    assert job(MemoryStore(dict(inner.objects))).start.restored == life.summaries.get(Folder(2, 1))
+
+
+def test_what_was_given_up_and_has_a_manifest_all_the_same_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a storage said of it: the manifest is asked for before its shards are deleted."""
+    inner = MemoryStore()
+    store = FaultyStore(inner)
+    life = job(store)
+    store.fail("create", StorageAccessError("403"), key="manifest.json", is_after=True)
+    store.fail("get", StorageAccessError("403"), key="manifest.json")
+    for step in (1, 2, 3):
+        with contextlib.suppress(StorageAccessError):
+            life.save(step)
+        store.fail("create", StorageAccessError("403"), key=f"{Folder(step + 1, 1)}/manifest.json")
+    assert "is committed, though" in caplog.text
+    restored = job(MemoryStore(dict(inner.objects))).start.restored
+    assert restored is not None
+    assert restored.folder == Folder(1, 1)
+
+
 def test_anothers_manifest_under_our_name_fences() -> None:
     store = MemoryStore()
     life = job(store)
@@ -249,6 +291,7 @@ def test_requests_of_a_start_and_of_a_save() -> None:
     life.save(3)
     assert store.calls == [  # nothing to prune: one list
         ("put", f"{Folder(3, 2)}/{shard_name(0, 1, 0, life.start.held.tag)}"),
+        ("get", claim_key(2)),  # in a manager while the receipt is written
         ("create", f"{Folder(3, 2)}/manifest.json"),
         ("list", "lineage/"),
         ("get", claim_key(2)),

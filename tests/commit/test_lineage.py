@@ -21,11 +21,11 @@ from ckptflow.commit.lineage import (
 )
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import FencedError, ObjectExistsError, StorageAccessError, StorageUnavailableError
-from ckptflow.format.layout import claim_key
+from ckptflow.format.layout import Folder, claim_key
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.testing import FaultyStore, MemoryStore
-from tests.commit.roots import Job, damage, job
+from tests.commit.roots import Job, damage, folders, job
 
 RACERS = 16
 
@@ -145,7 +145,7 @@ def test_the_run_id_is_that_of_the_newest_claim_else_of_the_newest_manifest() ->
     assert claim(MemoryStore()).run_id != run_id
 
 
-@pytest.mark.parametrize("how", ["claim", "torn claim", "folder"])
+@pytest.mark.parametrize("how", ["claim", "torn claim", "checkpoint"])
 def test_whatever_is_newer_fences_and_says_who(how: str) -> None:
     store = MemoryStore()
     life = job(store, [KeepLast(1)])  # lists the root at each save; where nothing is pruned, claims alone fence
@@ -158,6 +158,8 @@ def test_whatever_is_newer_fences_and_says_who(how: str) -> None:
         store.objects[claim_key(2)] = b"{"
     else:
         store.objects["000000000009-i0002/shard-00000-of-00001-0000.safetensors"] = b""
+        check_fence(store, life.start.held, list_root(store))  # of a job without a claim, which commits nothing
+        store.objects["000000000009-i0002/manifest.json"] = b"cannot be read"
     who = "process" if how == "claim" else "its claim cannot be read"
     with pytest.raises(FencedError, match=f"incarnation 2.*{who}.*do not restart it"):
         check_fence(store, life.start.held, list_root(store))
@@ -190,3 +192,53 @@ def test_who_has_written_a_folder_is_not_told_by_its_number(is_readable: bool) -
     assert is_written_by(held, folder, found, listing)
     assert not is_written_by(replace(held, writer_id="another"), folder, found, listing)
     assert is_written_by(replace(held, number=2), folder, found, listing) is is_readable  # a manifest says who
+
+
+# Numbers above ours
+
+
+def test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number() -> None:
+    objects: dict[str, bytes] = {}
+    job(MemoryStore(objects)).save(5)
+    job(MemoryStore(objects))
+    zombie = job(MemoryStore(objects), [KeepLast(1)])
+    zombie.save(10)
+    objects.clear()
+    other = job(MemoryStore(objects), [KeepLast(1)])
+    with pytest.raises(FencedError):
+        zombie.save(20)
+    assert f"{Folder(20, 3)}/manifest.json" not in objects  # it looks before each manifest
+    other.save(10)
+    other.save(30)
+    assert folders(MemoryStore(objects)) == [str(Folder(30, 1))]
+    assert other.resume() == 30  # in the same process, and in a new one
+    last = Job(MemoryStore(objects))
+    assert last.resume() == 30
+    assert last.start.held is not None
+    assert last.start.held.number > 3  # above what it has left
+
+
+def test_another_runs_folder_that_is_copied_in_ends_no_running_job() -> None:
+    other, objects = MemoryStore(), dict[str, bytes]()
+    for _ in range(4):
+        life = job(other)
+    life.save(1000)
+    running = job(MemoryStore(objects), [KeepLast(1)])
+    running.save(10)
+    objects |= {key: data for key, data in other.objects.items() if key.startswith(str(Folder(1000, 4)))}
+    running.save(20)
+    assert folders(MemoryStore(objects)) == [str(Folder(20, 1)), str(Folder(1000, 4))]
+    objects[f"{Folder(1000, 4)}/manifest.json"] = b"?"  # whose it is, nobody can say
+    with pytest.raises(FencedError):
+        running.save(30)
+
+
+def test_a_checkpoint_of_a_newer_number_ends_a_job_also_without_its_claim() -> None:
+    objects: dict[str, bytes] = {}
+    first = job(MemoryStore(objects), [KeepLast(1)])
+    first.save(10)
+    job(MemoryStore(objects)).save(20)
+    del objects[claim_key(2)]
+    with pytest.raises(FencedError):
+        first.save(30)
+    assert str(Folder(10, 1)) in folders(MemoryStore(objects))

@@ -14,9 +14,10 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
+from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.testing import FaultyStore, MemoryStore
-from tests.commit.roots import Job, damage, folders, job
+from tests.commit.roots import Job, damage, folders, job, shard_key
 
 
 def test_an_empty_root_starts_anew_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -269,3 +270,45 @@ def test_a_foreign_folder_does_not_decide_and_is_deleted_only_by_hand() -> None:
     second.save(10)
     assert folders(store) == ["000000000009-i0004", "000000000010-i0005"]
     assert Job(store).resume(9) == 9  # by hand it can be taken
+
+
+@pytest.fixture
+def beside_anothers() -> MemoryStore:
+    """Step 20 of this run, and step 1000 of another, under a higher number, copied in by hand."""
+    store, other = MemoryStore(), MemoryStore()
+    for _ in range(4):
+        life = job(other)
+    life.save(1000)
+    job(store).save(20)
+    store.objects |= {key: data for key, data in other.objects.items() if key.startswith("000000001000-i0004/")}
+    return store
+
+
+def test_another_runs_checkpoint_is_not_taken_in_place_of_a_damaged_one(beside_anothers: MemoryStore) -> None:
+    """Restored, it would be saved as this run's own, which is then pruned."""
+    store = beside_anothers
+    shard = shard_key(store, "000000000020-i0001")
+    store.objects[shard] = b"?" * len(store.objects[shard])
+    with pytest.raises(CorruptCheckpointError, match="no valid checkpoint is left"):
+        Job(store).resume()
+    damage(store, "000000000020-i0001")
+    with pytest.raises(CorruptCheckpointError, match="no valid checkpoint is left"):
+        Job(store).resume()
+    assert Job(store).resume(1000) == 1000  # asked for by hand it can be
+
+
+def test_a_step_of_this_run_goes_before_the_same_of_another() -> None:
+    """Ours was cut off by a rollback, and does not count either."""
+    store, other = MemoryStore(), MemoryStore()
+    first = job(store)
+    first.save(10)
+    first.save(20)
+    job(store, step=10)
+    for _ in range(4):
+        life = job(other)
+    life.save(20)
+    store.objects |= {key: data for key, data in other.objects.items() if key.startswith("000000000020-i0004/")}
+    assert find_folder(store, Summaries(store), 20) == Folder(20, 1)
+    again = Job(store)
+    assert again.resume(20) == 20
+    assert again.value == ("000000000010-i0001", "000000000020-i0001")

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError, StorageUnavailableError
+from ckptflow.format.layout import PINS_PREFIX
 from tests.protocol.process import Facts, Node, Op, Result
 
 Content = dict[str, bytes]
@@ -57,6 +58,7 @@ class Budget(NamedTuple):
     losses: int = 0  # times that lineage/ is
     blanks: int = 0  # listings that are answered as if nothing were there
     unreadable: int = 0  # manifests whose bytes go wrong
+    lacks: int = 0  # listings of a prune or a sweep that lack every manifest
 
 
 class State(NamedTuple):
@@ -215,7 +217,11 @@ class Explorer:
             )
 
     def eager(self, state: State) -> Move | None:
-        """A step that commutes with every other one: one on a claim that is there and cannot be removed."""
+        """A step that commutes with every other one: one on a claim that is there and cannot be removed, and listing
+        pins, since nobody pins here."""
+        for i, node in enumerate(state.nodes):
+            if node.op is not None and node.op[:2] == ("list", PINS_PREFIX) and not state.budget.blanks:
+                return next(self._moves_of(state, i, node.op))
         if state.budget.trims or state.budget.empties or state.budget.losses or not self.is_exclusive:
             return None
         for i, node in enumerate(state.nodes):

@@ -12,9 +12,9 @@ from functools import lru_cache
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format import layout
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Manifest, decode
+from ckptflow.format.manifest import Claim, Manifest, decode
 from tests.protocol.explorer import EMPTIED, GHOST, UNCLAIMED, UNREADABLE, Content, Explorer, State, ViolationError
-from tests.protocol.lives import Ancestry, parse_ancestry
+from tests.protocol.lives import Ancestry, parse_ancestry, writer_of
 from tests.protocol.process import Facts, Node
 
 parse_folder = lru_cache(10_000)(layout.parse_folder)
@@ -135,6 +135,7 @@ class Invariants:
         self._ends: dict[tuple[int, Node], Facts] = {}
         self._sound: set[tuple[int, frozenset[str]]] = set()
         self._tops: dict[int, int] = {}
+        self._newest_claims: dict[int, Claim | None] = {}
 
     def __call__(self, before: State | None, after: State, by: int) -> None:
         try:
@@ -164,8 +165,20 @@ class Invariants:
         if top is None:
             top = self._tops[after.content] = top_number(content)
         for node in after.nodes:
-            if node.op is not None and node.facts.number and node.facts.number == top:
-                check_lives(self._of(after.content, node), damaged=after.damaged)
+            if node.op is not None and node.facts.number:
+                holds_newest = EMPTIED in after.damaged and self._holds_newest(after.content, node)
+                if node.facts.number == top or holds_newest:
+                    marks = after.damaged - {UNCLAIMED} if holds_newest else after.damaged
+                    check_lives(self._of(after.content, node), damaged=marks)
+
+    def _holds_newest(self, content: int, node: Node) -> bool:
+        """Whether the newest claim that is there is this process's own: whatever else is there ends it no more."""
+        if content not in self._newest_claims:
+            claims = [key for key in self._explorer.storage.contents[content] if parse_claim_key(key)]
+            data = self._explorer.storage.contents[content][max(claims)] if claims else None
+            self._newest_claims[content] = decode(data, Claim, "claim") if data else None
+        claim = self._newest_claims[content]
+        return claim is not None and claim.number == node.facts.number and writer_of(claim) == node.process.index
 
     def _of_next_life(self, content: int) -> tuple[Ancestry, Facts]:
         """What a fresh lone incarnation restores (its first promise is that and one more), and how it ends."""

@@ -21,6 +21,7 @@ from ckptflow.commit import assembly as assembly_module
 from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
+from ckptflow.commit import listing as listing_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft
@@ -32,10 +33,10 @@ from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
-from ckptflow.format.manifest import Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
+from ckptflow.format.manifest import Claim, Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
 from ckptflow.peers.team import Alone
 from ckptflow.storage.again import read_small
-from ckptflow.storage.store import Store
+from ckptflow.storage.store import Entry, Store
 from tests.protocol.process import Process, YieldingStore, current
 
 Ancestry = tuple[str, ...]
@@ -221,14 +222,20 @@ def life(*, saves: int = 1, may_roll_back_to: int | None = None) -> Program:
 
 
 def running(
-    *, kept: int, saves: int = 1, restarts: int = 0, then_back_to: int | None = None, saves_after: int = 1
+    *,
+    kept: int,
+    saves: int = 1,
+    restarts: int = 0,
+    kept_after: int = 0,
+    then_back_to: int | None = None,
+    saves_after: int = 1,
 ) -> Program:
-    """One that has committed the steps up to `kept`, keeping all of them, and then has started again so many times
-    without a save, when the search begins; see `after_setup`."""
+    """One that has committed the steps up to `kept`, keeping all of them, then has started again so many times without
+    a save, and then has committed `kept_after` more, when the search begins; see `after_setup`."""
 
     def policy(checkpoints: Any) -> list[bool | str | None]:
         last: list[bool | str | None] = list(KeepLast(1)(checkpoints))
-        return [True] * len(last) if checkpoints[-1].step <= kept else last
+        return [True] * len(last) if checkpoints[-1].step <= kept + kept_after else last
 
     def program(process: Process) -> None:
         incarnation = Incarnations(process, [policy])
@@ -237,7 +244,7 @@ def running(
             incarnation.save()
         for _ in range(restarts):
             incarnation.begin()
-        for _ in range(saves):
+        for _ in range(kept_after + saves):
             incarnation.save()
         if then_back_to is not None:
             process.show(goes_back=True)
@@ -249,10 +256,44 @@ def running(
     return program
 
 
+class _ShortStore(YieldingStore):
+    """Where the budget lets it, a listing of it lacks every manifest; those of a start do not (see `is_short`)."""
+
+    is_short = False
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        found = super().list(prefix)
+        shown = [entry for entry in found if not entry.key.endswith("/manifest.json")]
+        return shown if self.is_short and shown != found and self._process.call("choose", "lacks") else found
+
+
+def on_a_full_storage(process: Process) -> None:
+    """Starts from the newest, has no room for its save, sweeps what was never committed, and saves."""
+    incarnation = Incarnations(process)
+    store = incarnation.store = _ShortStore(process)
+    incarnation.begin()
+    store.is_short = True
+    if incarnation.coordinator is not None:
+        incarnation.coordinator.sweep_partials()
+    store.is_short = False
+    incarnation.save()
+
+
 def prunes_by_hand(process: Process) -> None:
     """`ckptflow prune --yes` from outside: no claim."""
     store = YieldingStore(process)
     prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)])
+
+
+def prunes_by_hand_at_length(process: Process) -> None:
+    """The same, and its verification is one step, during which all may happen."""
+
+    def verify(store: Store, folder: Folder) -> None:
+        with contextlib.suppress(ObjectNotFoundError):
+            store.get(folder.key("verified"), memoryview(bytearray(1)))
+
+    store = YieldingStore(process)
+    prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)], verify)
 
 
 # Making the code deterministic
@@ -267,6 +308,11 @@ class _Ids:
         process = current()
         process.draws += 1
         return (process.index + 1) * 1000 + process.draws
+
+
+def writer_of(claim: Claim) -> int:
+    """The index of the process that drew a claim's writer id."""
+    return int(claim.writer_id[:16], 16) // 1000 - 1
 
 
 def _sleep(seconds: float) -> None:
@@ -328,7 +374,8 @@ def deterministic() -> Iterator[pytest.MonkeyPatch]:
             patch.setattr(module, "time", clock)
         for module in (lineage_module, assembly_module):
             patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
-        patch.setattr(catalog_module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
+        for module in (catalog_module, listing_module):
+            patch.setattr(module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
         for module in (catalog_module, coordinator_module):  # the same few records, over and over
             patch.setattr(module, "decode", functools.lru_cache(100_000)(decode))
         _show_and_merge(patch)

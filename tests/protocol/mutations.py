@@ -159,10 +159,10 @@ def newer_claim_ignored_at_start(patch: pytest.MonkeyPatch) -> None:
 
 
 def partials_of_newer_incarnations_swept(patch: pytest.MonkeyPatch) -> None:
-    def decide(folder: Folder, incarnation: int, is_given_up: bool) -> Decision:
+    def decide(folder: Folder, incarnation: int, is_given_up: bool, is_pinned: bool) -> Decision:
         if folder.incarnation > incarnation:
             return Decision(folder, False, "mutated")
-        return decide_partial(folder, incarnation, is_given_up)
+        return decide_partial(folder, incarnation, is_given_up, is_pinned)
 
     patch.setattr(prune_module, "decide_partial", decide)
 
@@ -210,6 +210,38 @@ def create_believed_to_be_exclusive(patch: pytest.MonkeyPatch) -> None:
 def newest_not_read_before_a_prune(patch: pytest.MonkeyPatch) -> None:
     for module in (prune_module, coordinator_module):
         patch.setattr(module, "doubt_newest", lambda *_: None)
+
+
+def not_listed_again(patch: pytest.MonkeyPatch) -> None:
+    for module in (prune_module, coordinator_module):
+        patch.setattr(module, "listed_again", lambda store, plan, *_: plan)
+
+
+def manifest_not_asked_for_by_name(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prune_module, "is_there", lambda *_: False)
+
+
+def planned_before_a_verification(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prune_module, "changed_meanwhile", lambda *_: None)
+    patch.setattr(prune_module, "unchanged", lambda plan, *_: plan)
+
+
+def claim_read_before_the_first_manifest_alone(patch: pytest.MonkeyPatch) -> None:
+    checks = Coordinator.check_claim_before
+
+    def check(self: Any) -> None:
+        if not self._committed:
+            checks(self)
+
+    patch.setattr(Coordinator, "check_claim_before", check)
+
+
+def folders_fence_by_their_numbers(patch: pytest.MonkeyPatch) -> None:
+    def newer(store: Store, held: Held, listing: Listing) -> int:
+        return listing.top_number if listing.top_number > held.number else 0
+
+    for module in (lineage_module, choosing_module):
+        patch.setattr(module, "newer_number", newer)
 
 
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
@@ -265,6 +297,21 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "the newest, read before a prune": Mutation(
         newest_not_read_before_a_prune, ("a manifest that cannot be read",), "I2"
+    ),
+    "what goes as uncommitted, listed again": Mutation(
+        not_listed_again, ("a sweep, and listings that lack manifests",), "I5"
+    ),
+    "its manifest, asked for by name": Mutation(
+        manifest_not_asked_for_by_name, ("a sweep, and listings that lack manifests",), "I5"
+    ),
+    "by hand, what is still as it was planned": Mutation(
+        planned_before_a_verification, ("root emptied, prune by hand",), "I2"
+    ),
+    "a folder alone fences nobody": Mutation(
+        folders_fence_by_their_numbers, ("root emptied, numbers skipped and committed",), "I4"
+    ),
+    "our claim, read before each manifest": Mutation(
+        claim_read_before_the_first_manifest_alone, ("root emptied, numbers skipped and committed",), None
     ),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None

@@ -13,7 +13,7 @@ from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import prune as prune_module
 from tests.protocol.explorer import Budget, Explorer, Report, State, Storage, search
 from tests.protocol.invariants import Invariants, Promises
-from tests.protocol.lives import Program, life, prunes_by_hand, running
+from tests.protocol.lives import Program, life, on_a_full_storage, prunes_by_hand, prunes_by_hand_at_length, running
 from tests.protocol.process import Process
 
 MAX_STATES = 3_000_000
@@ -111,6 +111,9 @@ SMALL: dict[str, Scenario] = {
     "root emptied, numbers skipped": Scenario(
         (running(kept=1, restarts=2), ONE), kept=1, number=3, budget=Budget(empties=1), spared=DELETES
     ),
+    "root emptied, numbers skipped and committed": Scenario(
+        (running(kept=1, restarts=1, kept_after=1), ONE), kept=2, budget=Budget(empties=1), spared=DELETES
+    ),
     "lineage/ deleted": Scenario((running(kept=1, saves=1), TWO), kept=1, budget=Budget(losses=1)),
     "lineage/ deleted in a start": Scenario((ONE, ONE), budget=Budget(losses=1)),
     "lineage/ deleted, numbers skipped": Scenario(
@@ -120,6 +123,16 @@ SMALL: dict[str, Scenario] = {
     "creates not exclusive": Scenario((ONE, ONE), is_exclusive=False),
     "a manifest that cannot be read": Scenario(
         (running(kept=2), ONE, prunes_by_hand), kept=2, is_alive=False, budget=Budget(unreadable=1), spared=DELETES
+    ),
+    "a sweep, and listings that lack manifests": Scenario(
+        (running(kept=2), on_a_full_storage, prunes_by_hand), kept=2, is_alive=False, budget=Budget(lacks=2)
+    ),
+    "root emptied, prune by hand": Scenario(
+        (running(kept=2), ONE, prunes_by_hand_at_length),
+        kept=2,
+        is_alive=False,
+        budget=Budget(empties=1),
+        spared=DELETES,
     ),
     "prune by hand during a rollback": Scenario(
         (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK

@@ -59,6 +59,14 @@ ELSEWHERE: dict[int, str] = {
     42: "manager/test_half_restored.py::test_no_save_after_a_restore_that_failed_in_the_middle",
     43: "commit/test_claims.py::test_what_fails_after_the_manifest_is_unknown",
     45: "commit/test_claims.py::test_a_higher_number_whose_claim_was_deleted_does_not_decide",
+    46: "commit/test_prune_in_doubt.py::test_a_sweep_deletes_no_checkpoint_whose_manifest_a_listing_lacks",
+    47: "commit/test_claims.py::test_a_manifest_whose_name_was_not_made_durable_is_not_acknowledged",
+    48: "commit/test_coordinator.py::test_a_lost_reply_and_then_a_refusal_is_unknown_and_its_folder_is_left",
+    49: "commit/test_prune_in_doubt.py::test_nothing_pinned_goes_by_one_listing_that_lacks_its_pin",
+    50: "commit/test_prune_in_doubt.py::test_by_hand_nothing_goes_once_a_job_has_started_meanwhile",
+    51: "commit/test_resume.py::test_another_runs_checkpoint_is_not_taken_in_place_of_a_damaged_one",
+    52: "commit/test_lineage.py::test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number",
+    53: "commit/test_catalog.py::test_a_verdict_of_damage_is_no_older_than_the_listing_that_it_is_used_with",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 

@@ -49,7 +49,8 @@ def save_is_priced(stores: dict[int, MeasuredStore], *, lists: list[str], delete
     assert chief.keys("list") == lists
     assert len(chief.keys("delete")) == deletes
     gets = chief.kinds("get")
-    assert gets["claim"] == (2 if deletes else 1)  # is it still ours: before it is acknowledged, before deleting
+    # Is it still ours: while the receipt is written, before the save is acknowledged, before deleting.
+    assert gets["claim"] == (3 if deletes else 2)
     assert gets["manifest"] == (1 if deletes else 0)  # of what was just saved: nothing is deleted in favour of damage
     assert set(gets) <= {"receipt", "claim", "manifest"}  # a receipt that is not there yet is asked for again
     asked = {found for key in chief.keys("get") if (found := parse_receipt_name(key.rpartition("/")[2]))}
@@ -71,7 +72,7 @@ def test_a_save_is_shards_and_workers_and_one_writes(team: Team, world_size: int
             saving.save(4)  # lets step 2 go
             saving.wait()
             if worker == 0:
-                save_is_priced(team.stores, lists=["", "lineage/"], deletes=2)
+                save_is_priced(team.stores, lists=["", "lineage/", "pins/"], deletes=2)
             saving.wait()
 
     team.run(world_size, work)

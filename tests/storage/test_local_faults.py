@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from ckptflow.errors import (
     StorageAccessError,
     StorageError,
     StorageFullError,
+    StorageUnavailableError,
     UsageError,
 )
 from ckptflow.storage.local import LocalStore
@@ -137,3 +140,59 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(UsageError, match="closed"):
         store.list()
+
+
+# A name that may not last
+
+
+class FailsOnce:
+    """`os.fsync`, whose first call for a folder with `name` in it fails."""
+
+    def __init__(self, name: str, code: int) -> None:
+        self.name, self.code, self.has_failed = name, code, False
+
+    def __call__(self, descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        if is_folder and not self.has_failed and self.name in os.listdir(descriptor):
+            self.has_failed = True
+            raise OSError(self.code, os.strerror(self.code))
+        REAL_FSYNC(descriptor)
+
+
+REAL_FSYNC = os.fsync
+CODES = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOSPC]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_created_name_whose_folder_was_not_made_durable(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried again, it would be met as somebody's, found to be ours, and believed to be durable."""
+    store = LocalStore(str(tmp_path))
+    store.put("folder/other", X)
+    monkeypatch.setattr(os, "fsync", FailsOnce("name", code))
+    with pytest.raises(StorageError, match="is there, but may not outlast a loss of power") as caught:
+        store.create("folder/name", X)
+    assert not isinstance(caught.value, ObjectExistsError | StorageUnavailableError)
+    with pytest.raises(ObjectExistsError):
+        store.create("folder/name", X)
+
+
+@pytest.mark.parametrize("code", CODES[:3])
+def test_a_new_folder_whose_name_was_not_made_durable(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(str(tmp_path / "run"))
+    store.put("other", X)
+    monkeypatch.setattr(os, "fsync", FailsOnce("folder", code))
+    with pytest.raises(StorageError, match="folder: is there, but may not outlast a loss of power"):
+        store.put("folder/name", X)
+
+
+def test_a_replaced_name_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second rename changes the folder again, so a second fsync says something."""
+    store = LocalStore(str(tmp_path))
+    store.put("folder/other", X)
+    monkeypatch.setattr(os, "fsync", failing := FailsOnce("name", errno.EIO))
+    store.put("folder/name", X)
+    assert failing.has_failed

@@ -158,3 +158,19 @@ def test_latency_waits_and_passes_on() -> None:
     store.put("a", X)
     assert read_whole(store, "a") == b"x"
     assert (store.url, store.is_create_only, store.is_object_store) == ("test-memory://store", True, True)
+
+
+@pytest.mark.parametrize("verb", ["create", "put"])
+def test_a_refusal_says_nothing_of_a_create_before_it_that_was_not_answered(verb: str) -> None:
+    inner = MemoryStore()
+    faulty = FaultyStore(inner)
+    faulty.fail(verb, StorageUnavailableError("reset"), is_after=True)
+    faulty.fail(verb, StorageAccessError("403"))
+    store = retrying(faulty)
+    call, kind = (store.create, StorageUnavailableError) if verb == "create" else (store.put, StorageAccessError)
+    with pytest.raises(kind, match="403"):
+        call("a", X)
+    assert inner.objects == {"a": bytes(X)}
+    faulty.fail(verb, StorageAccessError("403"))
+    with pytest.raises(StorageAccessError):
+        call("b", X)

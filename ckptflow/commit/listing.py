@@ -1,0 +1,76 @@
+"""What is in a root, as listings show it: names that are ours, sorted out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from ckptflow.format.layout import (
+    LINEAGE_PREFIX,
+    MANIFEST_NAME,
+    PINS_PREFIX,
+    Folder,
+    parse_claim_key,
+    parse_folder,
+    parse_pin_key,
+    parse_tag,
+)
+from ckptflow.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One listing of a root: folders with the size of each file, the claims' numbers, the pinned folders."""
+
+    folders: Mapping[Folder, Mapping[str, int]]
+    claims: tuple[int, ...]
+    pins: frozenset[Folder]
+
+    def only(self, folders: Iterable[Folder]) -> Listing:
+        """The same listing as if nothing but these folders were there."""
+        return Listing({folder: self.folders[folder] for folder in folders}, self.claims, self.pins)
+
+    def without(self, folders: Collection[Folder]) -> Listing:
+        """The same listing as if these folders were not there."""
+        return self.only(folder for folder in self.folders if folder not in folders)
+
+    @property
+    def committed(self) -> tuple[Folder, ...]:
+        """The folders that hold a manifest, oldest first by (step, incarnation, call)."""
+        return tuple(sorted(folder for folder, files in self.folders.items() if MANIFEST_NAME in files))
+
+    def tags(self, folder: Folder) -> frozenset[str]:
+        """Whose shards and receipts are in a folder, by the tags in their names."""
+        return frozenset(tag for name in self.folders[folder] if (tag := parse_tag(name)) is not None)
+
+    @property
+    def top_number(self) -> int:
+        """The highest number in any claim or folder name; 0 where there is none."""
+        return max([*self.claims, *(folder.incarnation for folder in self.folders)], default=0)
+
+
+def list_root(store: Store) -> Listing:
+    """Lists the whole root once and sorts out what is ours; names that are not ours are passed over."""
+    folders: dict[Folder, dict[str, int]] = {}
+    claims: list[int] = []
+    pins: list[Folder] = []
+    for entry in store.list():
+        head, _, rest = entry.key.partition("/")
+        folder = parse_folder(head) if rest else None
+        if folder is not None:
+            folders.setdefault(folder, {})[rest] = entry.size_bytes
+        elif (number := parse_claim_key(entry.key)) is not None:
+            claims.append(number)
+        elif (pinned := parse_pin_key(entry.key)) is not None:
+            pins.append(pinned)
+    return Listing(folders, tuple(claims), frozenset(pins))
+
+
+def list_claims(store: Store) -> tuple[int, ...]:
+    """The numbers of all claims: one listing of `lineage/`."""
+    return tuple(n for entry in store.list(LINEAGE_PREFIX) if (n := parse_claim_key(entry.key)) is not None)
+
+
+def list_pins(store: Store) -> frozenset[Folder]:
+    """The folders that are pinned: one listing of `pins/`."""
+    return frozenset(f for entry in store.list(PINS_PREFIX) if (f := parse_pin_key(entry.key)) is not None)
