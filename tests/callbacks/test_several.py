@@ -25,6 +25,10 @@ def keras(request: pytest.FixtureRequest) -> Any:
     return keras_of(request.param)
 
 
+KERAS3 = pytest.mark.parametrize("keras", [False], indirect=True)  # where it is the same code for both
+TF_KERAS = pytest.mark.parametrize("keras", [True], indirect=True)
+
+
 def weights(job: Job) -> list[Any]:
     return [np.asarray(weight).tolist() for weight in job.model.get_weights()]
 
@@ -51,6 +55,7 @@ def test_averages_of_a_fit_that_is_passed_over_are_not_what_the_next_goes_on_wit
     assert life(tmp_path / "run") == expected
 
 
+@TF_KERAS
 def test_a_rate_set_between_two_fits_is_set_before_the_second_begins_not_where_it_goes_on(
     keras: Any, tmp_path: Path
 ) -> None:
@@ -76,6 +81,7 @@ def test_a_rate_set_between_two_fits_is_set_before_the_second_begins_not_where_i
     assert life(tmp_path / "run")[1:] == expected[1:], "all of them are complete"
 
 
+@KERAS3
 def test_the_end_of_a_complete_fit_is_not_done_once_more(keras: Any, tmp_path: Path) -> None:
     class Halve(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_end(self, logs: Any = None) -> None:
@@ -96,6 +102,7 @@ def at_first_batch(keras: Any) -> Any:
     return interrupt_at(keras, 0)
 
 
+@KERAS3
 def test_a_second_fit_that_fails_before_its_first_save_is_begun_again_as_the_second(keras: Any, tmp_path: Path) -> None:
     for explicitly in (False, True):
         with Job(keras, tmp_path / str(explicitly)) as job:
@@ -113,6 +120,7 @@ def test_a_second_fit_that_fails_before_its_first_save_is_begun_again_as_the_sec
             assert job.batches == [0, BATCHES]
 
 
+@TF_KERAS
 def test_a_first_fit_on_a_root_that_something_else_began_stays_the_first(keras: Any, tmp_path: Path) -> None:
     with Job(keras, tmp_path) as job:
         job.model.optimizer.build(job.model.trainable_variables)
@@ -128,6 +136,7 @@ def test_a_first_fit_on_a_root_that_something_else_began_stays_the_first(keras: 
         assert job.batches == [BATCHES]
 
 
+@KERAS3
 def test_a_restore_after_an_interrupt_is_what_the_fit_goes_on_from(keras: Any, tmp_path: Path) -> None:
     with Job(keras, tmp_path) as job:
         with pytest.raises(Interrupt):
@@ -202,6 +211,7 @@ def test_a_stop_inside_an_epoch_is_still_one_after_a_restart(keras: Any, tmp_pat
     assert life(tmp_path / "run") == expected
 
 
+@KERAS3
 def test_metrics_held_for_a_validation_that_failed_are_not_in_later_checkpoints(keras: Any, tmp_path: Path) -> None:
     class Watcher:
         def check(self, step: int, metrics: Any = None) -> None:
@@ -243,6 +253,7 @@ def test_a_callback_that_counts_batches_counts_none_twice(keras: Any, tmp_path: 
         assert own.count == 2 * BATCHES
 
 
+@KERAS3
 def test_left_at_the_last_epochs_end_it_keeps_its_metrics(keras: Any, tmp_path: Path) -> None:
     class Ends(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_end(self, logs: Any = None) -> None:
@@ -269,6 +280,7 @@ def test_left_at_the_last_epochs_end_it_keeps_its_metrics(keras: Any, tmp_path: 
     assert [set(c.metrics) >= {"loss", "val_loss"} for c in ckptflow.list_checkpoints(tmp_path)] == [True]
 
 
+@KERAS3
 def test_leaving_saves_batches_that_count_no_steps(keras: Any, tmp_path: Path) -> None:
     """`optimizer.iterations` stays where gradients are accumulated, or other optimizers do the work."""
     from tests.preemption.test_watcher import tell
