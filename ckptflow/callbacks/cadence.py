@@ -29,20 +29,27 @@ def crosses(before: int, now: int, period: int) -> bool:
 
 
 class EverySteps:
-    """After each multiple of `period` steps, at the first batch end at or past it."""
+    """After each multiple of `period` steps, at the first batch end at or past it.
+
+    A batch is a step, a part of one, or several where `train_step` updates more often: as many as at the last look.
+    """
 
     def __init__(self, period: SupportsIndex) -> None:
         self._period = _check_count("every_steps", period)
-        self._last = self._to_go = 0
+        self._last = self._seen = self._batches = self._to_go = 0
+        self._steps_per_batch = 1
 
     def begin(self, step: int, epoch: int) -> None:
         self.saved(step, epoch)
+        self._to_go = 1  # how many steps a batch is
 
     def after_batches(self, count: int, step_now: Callable[[], int]) -> bool:
+        self._batches += count
         self._to_go -= count
-        if self._to_go > 0:  # a batch is one step at most: none can have crossed
+        if self._to_go > 0:  # none can have crossed
             return False
         step = step_now()
+        self._steps_per_batch = max(1, math.ceil((step - self._seen) / self._batches))
         if crosses(self._last, step, self._period):
             return True
         self._wait_from(step)
@@ -56,7 +63,8 @@ class EverySteps:
         self._wait_from(step)
 
     def _wait_from(self, step: int) -> None:
-        self._to_go = self._period - step % self._period
+        self._seen, self._batches = step, 0
+        self._to_go = math.ceil((self._period - step % self._period) / self._steps_per_batch)
 
 
 class EveryEpochs:

@@ -117,15 +117,20 @@ class CheckpointCallback:
         loop = find_loop(self, self._is_rival)
         self._check_fit(loop)
         self._state = state = FitState.of(self._session)
-        if self._session.incarnation is None or state.is_interrupted:
+        self._session.live.release_metrics()  # of a validation that an exception has ended
+        is_retry = self._session.incarnation is None or state.is_interrupted(self._session)
+        if is_retry:
             self._manager.restore_latest()
         self._loop = loop
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)
-        state.load(self._session)
+        state.load(self._session, is_retry=is_retry)
         state.fits += 1
         # Together: callbacks of one's own are given back what they knew, and may raise.
         try:
             start, _ = self._session.agree_on(Call.BEGIN_FIT, lambda: (self._find_start(state, loop), True))
+            if state.is_of_this_fit and state.has_passed_over:
+                self._session.restore_again()
+                state.has_passed_over = False
         except BaseException:
             state.forget_fit()
             raise
@@ -141,12 +146,20 @@ class CheckpointCallback:
         self._cadence.begin(self._first_step, start.epoch)
         loop.start_at(start, self._bring_metrics_back)
 
+    def on_train_batch_begin(self, batch: int, logs: _Logs = None) -> None:
+        loop, _ = self._running()
+        if loop.is_echo:
+            loop.begin_echo()
+
     def on_train_batch_end(self, batch: int, logs: _Logs = None) -> None:
         loop, state = self._running()
         if loop.is_echo:
+            loop.end_echo()
+            self.model.stop_training |= state.now.is_stopping
             state.move(state.now)
             return
-        state.move(replace(state.now, batch=loop.advance(batch)))
+        state.move(replace(state.now, batch=loop.advance(batch), is_stopping=bool(self.model.stop_training)))
+        self._session.is_ahead = True
         self._trained += loop.execution
         if self._cadence.after_batches(loop.execution, self._step):
             self._save(finite_metrics(logs))
@@ -184,11 +197,8 @@ class CheckpointCallback:
     def on_train_end(self, logs: _Logs = None) -> None:
         loop, state = self._running()
         try:
-            if state.is_of_this_fit and not state.now.over:
-                before = (self._step(), state.now)
-                state.move(replace(state.now, over=True))
-                if self._saved != before or self._others.change_weights_at_end() or self._averages_weights():
-                    self._save(finite_metrics(logs))
+            if state.is_of_this_fit:
+                self._end_fit(state, logs)
             self._manager.wait()
         finally:
             loop.close()
@@ -203,7 +213,6 @@ class CheckpointCallback:
 
     def on_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
     def on_batch_end(self, batch: int, logs: _Logs = None) -> None: ...
-    def on_train_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
     def on_test_batch_begin(self, batch: int, logs: _Logs = None) -> None: ...
     def on_predict_begin(self, logs: _Logs = None) -> None: ...
     def on_predict_end(self, logs: _Logs = None) -> None: ...
@@ -219,6 +228,7 @@ class CheckpointCallback:
             return FitStart(loop.initial_epoch)
         if position.fit > state.fits:
             logger.info("fit %d was complete: the checkpoint was made in fit %d", state.fits, position.fit)
+            state.has_passed_over = True
             return FitStart(loop.epochs)
         start = state.take_start(self._others)
         if position.stopped_at is not None and loop.epochs <= position.stopped_at:
@@ -257,6 +267,25 @@ class CheckpointCallback:
         self._manager.save(step, metrics=metrics)
         self._saved = (step, state.position)
         self._cadence.saved(step, state.now.epoch)
+
+    def _end_fit(self, state: FitState, logs: _Logs) -> None:
+        """Saves what this fit comes to; where it had ended before, takes back what its end has done once more."""
+        was_over = state.now.over
+        before = (self._step(), state.now)
+
+        def changes() -> bool:
+            may_change = self._others.change_weights_at_end()
+            return may_change if was_over else may_change or self._saved != before or self._averages_weights()
+
+        # Workers may have other callbacks each, and save together or not at all.
+        changed = any(self._session.agree(Call.END_FIT, changes))
+        if was_over:
+            if changed:
+                self._session.restore_again()
+            return
+        state.move(replace(state.now, over=True))
+        if changed:
+            self._save(finite_metrics(logs) if logs else state.restored_metrics(self._session))
 
     def _step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())

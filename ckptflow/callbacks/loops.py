@@ -25,12 +25,29 @@ Counters = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FitStart:
-    """Where to begin: the epoch, the batches of it that are done, the loop's counters, the input's own position."""
+    """Where to begin: the epoch, the batches of it that are done, the loop's counters, the input's own position.
+
+    `is_stopping`: a callback had ended the epoch after that batch.
+    """
 
     epoch: int
     batch: int = 0
     counters: Counters | None = None
     position: Bytes | None = None
+    is_stopping: bool = False
+
+
+class _ReadOnce(int):
+    """An epoch's number that is taken off the model once it is read: an exception may come before anything else does.
+
+    Keras reads `self._initial_epoch or initial_epoch`, of whichever fit comes next.
+    """
+
+    fit: Any = None
+
+    def __bool__(self) -> bool:
+        self.fit.initial_epoch = None
+        return int(self) != 0
 
 
 class Loop(ABC):
@@ -49,6 +66,7 @@ class Loop(ABC):
         self._start = FitStart(initial_epoch)
         self._prepare: Callable[[], None] = lambda: None
         self._last_epoch_size: int | None = None
+        self._everyone: list[Any] = []  # the callbacks, while there is an echo
 
     def start_at(self, start: FitStart, prepare: Callable[[], None]) -> None:
         """Called from `on_train_begin`. `prepare` is called before the first batch, where that is inside an epoch."""
@@ -97,14 +115,30 @@ class Loop(ABC):
         """The iterator's own position as bytes, none where it has none to give or nothing hangs on it."""
         return self._input.position() if batch or counters["carried"] else tf.zeros([0], tf.uint8)
 
-    def _echo(self) -> Iterator[None]:
-        """One turn of the loop that trains nothing, so that Keras has logs of an epoch which has no batches left."""
-        train, self.is_echo = self.model.train_function, True
-        self.model.train_function = lambda _: self.model.get_metrics_result()
-        try:
-            yield
-        finally:
-            self.model.train_function, self.is_echo = train, False
+    def _announce_echo(self) -> None:
+        """The next turn of the loop trains nothing: so Keras has logs of an epoch which has no batches left.
+
+        Only the progress bar and ours, the last one, hear of it: the others have heard of that batch before.
+        """
+        everyone = self._everyone = self.callbacks.callbacks
+        bars = [item for item in everyone[:-1] if type(item).__name__ == "ProgbarLogger"]
+        self.callbacks.callbacks, self.is_echo = [*bars, everyone[-1]], True
+
+    def begin_echo(self) -> None:
+        """Called from `on_train_batch_begin` of an echo, right before Keras trains. Nothing is left on the model, even
+        where the turn does not end.
+        """
+        train = self.model.train_function
+
+        def train_nothing(_: Any) -> Any:
+            self.model.train_function = train
+            return self.model.get_metrics_result()
+
+        self.model.train_function = train_nothing
+
+    def end_echo(self) -> None:
+        """Called from its `on_train_batch_end`."""
+        self.callbacks.callbacks, self.is_echo = self._everyone, False
 
 
 class Keras3Loop(Loop):
@@ -123,11 +157,11 @@ class Keras3Loop(Loop):
 
     def start_at(self, start: FitStart, prepare: Callable[[], None]) -> None:
         super().start_at(start, prepare)
-        self._fit.initial_epoch = start.epoch  # `fit` reads it next
+        self._fit.initial_epoch = epoch = _ReadOnce(start.epoch)  # `fit` reads it next
+        epoch.fit = self._fit
 
     def close(self) -> None:
         super().close()
-        self._fit.initial_epoch = None  # the next fit is another one
         self._ready = None
 
     @property
@@ -166,16 +200,15 @@ class Keras3Loop(Loop):
 
     def _batches(self) -> Iterator[tuple[int, int, Any]]:
         start, self._start = self._start, FitStart(0)
-        self._fit.initial_epoch = None
         if start.counters is not None:
             self._go_to(start, start.counters)
         done, size, step, data = start.batch, self.size, self.execution, self._data
         self._seen = self._inner.steps_seen
         # Of data that do not tell their size Keras 3 learns one that is too large.
         is_sure = data.steps_per_epoch is not None or data.data_adapter.num_batches is not None
-        if done and (size is None or done >= size or not is_sure):
-            for _ in self._echo():
-                yield done - 1, done - 1, self._input.iterator
+        if done and (start.is_stopping or size is None or done >= size or not is_sure):
+            self._announce_echo()
+            yield done - 1, done - 1, self._input.iterator
         shift = done % step  # where steps_per_execution was another one then
         for begin, end, iterator in self._enumerate():
             if begin + shift >= done and not (shift and size is not None and begin + shift >= size):
@@ -256,10 +289,10 @@ class TfKerasLoop(Loop):
             self._fit.batch.assign(done)
             self._prepare()
             data.initial_step = done
-            if self.size is None or done >= self.size:
+            if start.is_stopping or self.size is None or done >= self.size:
                 data.step_increment = 0
-                for _ in self._echo():
-                    yield done - 1
+                self._announce_echo()
+                yield done - 1
         yield from self._enumerate_steps()
 
 

@@ -7,14 +7,16 @@ A callback with `get_state` and `set_state` of its own is asked. Of Keras's call
 from __future__ import annotations
 
 import logging
+import math
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ckptflow.format.dtypes import Array
+from ckptflow.format.dtypes import Array, decode_strings, encode_strings
 from ckptflow.state.kinds import Kind, carries_python_state, kind_of
 from ckptflow.state.private.kerases import RATE
 
@@ -27,6 +29,7 @@ _KEPT = {
     "History": ("epoch", "history"),
 }
 _WEIGHTS = "best_weights"  # EarlyStopping's: arrays, as many as the model has weights
+_ALIGNMENT = 64  # TensorFlow takes no memory that begins elsewhere
 _MAX_HISTORY = 100_000  # numbers; more would make every manifest long, so that a longer history begins anew
 
 
@@ -54,12 +57,15 @@ class Others:
             elif (kept := _kept(callback)) and not _is_long_history(callback):
                 attributes = {key: _plain(getattr(callback, key)) for key in kept if hasattr(callback, key)}
                 weights = getattr(callback, _WEIGHTS, None)
-                shapes = None if weights is None else [[str(array.dtype), list(array.shape)] for array in weights]
+                shapes = None if weights is None else [[_dtype_of(array), list(array.shape)] for array in weights]
                 found[name] = {"attributes": attributes, _WEIGHTS: shapes}
         return found
 
     def pack(self) -> Any:
-        """Every array's bytes, one after the other, as one tensor; made anew only when a callback has others."""
+        """Every array's bytes, one after the other, as one tensor; made anew only when a callback has others.
+
+        The callbacks' arrays become views of it, so that a model's best weights are held once.
+        """
         lists = [
             weights
             for callback in self._callbacks.values()
@@ -67,8 +73,7 @@ class Others:
             if (weights := getattr(callback, _WEIGHTS, None)) is not None
         ]
         if [id(weights) for weights in lists] != [id(weights) for weights in self._packed_of]:
-            parts = [_bytes_of(array) for weights in lists for array in weights]
-            self._packed = tf.constant(np.concatenate(parts) if parts else np.zeros(0, np.uint8))
+            self._packed = _pack(lists)
             self._packed_of = lists  # held, so that no other list gets its identity
         return self._packed
 
@@ -78,10 +83,9 @@ class Others:
         for name, saved in states.items():
             weights = []
             for dtype_name, shape in saved.get(_WEIGHTS) or ():
-                dtype = tf.as_dtype(dtype_name).as_numpy_dtype
-                end = offset + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-                weights.append(packed[offset:end].copy().view(dtype).reshape(shape))
-                offset = end
+                array, size_bytes = _unpack_first(packed[offset:], dtype_name, shape)
+                weights.append(array)
+                offset += size_bytes
             callback = self._callbacks.get(name)
             if callback is None:
                 logger.warning("the checkpoint has the state of a callback %s, which this fit has not", name)
@@ -137,8 +141,46 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
+def _dtype_of(array: Any) -> str:
+    return "string" if array.dtype == object else str(array.dtype)
+
+
 def _bytes_of(array: Any) -> Array:
+    if array.dtype == object:  # a vocabulary's, among the weights of a tf_keras model
+        return encode_strings(array)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _pack(lists: Sequence[Any]) -> Any:
+    """A tensor over one stretch of memory, which takes array after array, so that two copies of none are needed."""
+    todo = deque((weights, index, _bytes_of(array)) for weights in lists for index, array in enumerate(weights))
+    size_bytes = sum(data.size for *_, data in todo)
+    if not size_bytes:
+        return tf.zeros([0], tf.uint8)
+    memory = np.empty(size_bytes + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    packed, offset = memory[begin : begin + size_bytes], 0
+    while todo:
+        weights, index, data = todo.popleft()
+        place = packed[offset : offset + data.size]
+        place[:] = data
+        offset += data.size
+        array = weights[index]
+        if array.dtype != object and isinstance(weights, list):
+            weights[index] = place.view(array.dtype).reshape(array.shape)
+            weights[index].flags.writeable = False
+    return tf.experimental.dlpack.from_dlpack(packed.__dlpack__())
+
+
+def _unpack_first(packed: Array, dtype_name: str, shape: Sequence[int]) -> tuple[Array, int]:
+    """The first array in `packed`, and how many bytes of it that was."""
+    count = math.prod(shape)
+    if dtype_name == "string":
+        size_bytes = 8 * (1 + count) + int(packed[8 : 8 * (1 + count)].view(np.int64).sum())
+        return decode_strings(packed[:size_bytes], shape), size_bytes
+    dtype = np.dtype(tf.as_dtype(dtype_name).as_numpy_dtype)
+    size_bytes = count * dtype.itemsize
+    return packed[:size_bytes].copy().view(dtype).reshape(shape), size_bytes
 
 
 def finite_metrics(logs: Mapping[str, Any] | None) -> dict[str, float]:

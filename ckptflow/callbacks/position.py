@@ -29,13 +29,14 @@ NAME = "ckptflow.fit"
 class Position:
     """How far fits are: the first is number 1; `epoch` as Keras counts; `batch` of it are done.
 
-    `stopped_at`: the fit was ended by `model.stop_training` when it was to go on to that epoch. `over`: it has ended,
-    and whatever callbacks do to the model at a fit's end is done.
+    `is_stopping`: `model.stop_training` was true after that batch. `stopped_at`: the fit was ended by it when it was to
+    go on to that epoch. `over`: it has ended, and whatever callbacks do to the model at a fit's end is done.
     """
 
     fit: int
     epoch: int
     batch: int = 0
+    is_stopping: bool = False
     stopped_at: int | None = None
     over: bool = False
 
@@ -49,6 +50,8 @@ class FitState(Trackable):  # type: ignore[misc]
     def __init__(self) -> None:
         self.fits = 0  # begun by this process, or before what it restored
         self.position: Position | None = None
+        self.has_passed_over = False  # a fit that was complete, since the position was loaded
+        self._under_way = 0  # the fit that has begun and not ended; 0: none
         self._restored: Folder | None = None
         self._incarnation: Incarnation | None = None
         self._loop: Loop | None = None
@@ -77,16 +80,18 @@ class FitState(Trackable):  # type: ignore[misc]
         """Whether the position is one in the newest fit, not in another."""
         return self.position is not None and self.position.fit == self.fits
 
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether the newest fit ended by an exception: the model may be a step ahead of the position."""
-        return self._loop is not None
+    def is_interrupted(self, session: Session) -> bool:
+        """Whether the newest fit ended by an exception, and nothing was restored since: the model may be a step ahead
+        of the position.
+        """
+        return self._under_way > 0 and session.incarnation is self._incarnation
 
     # What goes into a checkpoint, taken between two steps
 
     def follow(self, loop: Loop | None, others: Others | None) -> None:
         """From here on this fit is what is saved; None: it has ended, and only its position is."""
         self._loop, self._others, self._counters = loop, others, None
+        self._under_way = self.fits if loop is not None else 0
 
     def move(self, position: Position) -> None:
         """The fit is at `position` now."""
@@ -116,44 +121,63 @@ class FitState(Trackable):  # type: ignore[misc]
 
     # What comes back
 
-    def load(self, session: Session) -> None:
-        """Reads the position out of the checkpoint that was restored, once. Called by all workers."""
+    def load(self, session: Session, *, is_retry: bool = False) -> None:
+        """Reads the position out of the checkpoint that was restored, once. Called by all workers.
+
+        `is_retry`: it was restored for a fit that begins at once, not by the user.
+        """
         incarnation = session.incarnation
         if incarnation is self._incarnation or incarnation is None:
             return
-        is_first, restored = self._incarnation is None, incarnation.start.restored
-        if restored is None:
-            self.position, self.fits, self._incarnation = None, 0, incarnation
-            return
+        restored, found = incarnation.start.restored, dict[str, Any]()
+        if restored is not None:
 
-        def read() -> tuple[dict[str, Any], bool]:
-            found = _read(session, restored.folder)
-            return found, bool(found)
+            def read() -> tuple[dict[str, Any], bool]:
+                found = _read(session, restored.folder)
+                return found, bool(found)
 
-        found, are_found = session.agree_on(Call.READ_POSITION, read)
-        if not all(are_found):  # pruned in between: workers that begin at different places never meet again
-            found = {}
-        self._loaded, self._restored, self._incarnation = found, restored.folder, incarnation
+            found, are_found = session.agree_on(Call.READ_POSITION, read)
+            if not all(are_found):  # pruned in between: workers that begin at different places never meet again
+                found = {}
         position = found.get("position")
         self.position = Position(**position) if position else None
-        if self.position is None:
+        self.fits = self._fits_before(is_retry=is_retry, is_empty=restored is None)
+        self._loaded, self._restored = found, restored.folder if restored is not None else None
+        self._incarnation, self.has_passed_over = incarnation, False
+        self.follow(None, None)
+        if restored is not None and self.position is None:
             logger.warning(
                 "the checkpoint of step %d was not made inside of a fit: this fit begins at its first batch",
                 restored.folder.step,
             )
-        elif not is_first:  # a restore between two fits: the next one is the one that it was made in
-            self.fits = self.position.fit - 1
+
+    def _fits_before(self, *, is_retry: bool, is_empty: bool) -> int:
+        """How many fits come before the next one, now that `position` was restored."""
+        position = self.position
+        if self._under_way and (is_retry or position is None or position.over):
+            return self._under_way - 1  # the next one is the interrupted one again, wherever it begins
+        if self._incarnation is None:  # the first restore, or one whose fit could not begin
+            return self.fits
+        if position is not None:  # a restore between two fits: the next one is the one that it was made in
+            return position.fit - 1
+        return 0 if is_empty else self.fits
 
     def forget_fit(self) -> None:
         """The newest fit could not begin: the next one takes its place, and loads what it would have gone on with."""
         self.fits -= 1
         self._incarnation = None
 
+    def restored_metrics(self, session: Session) -> dict[str, float]:
+        """Of the checkpoint that this process began from: a fit that trains nothing has none of its own."""
+        restored = session.incarnation.start.restored if session.incarnation is not None else None
+        return dict(restored.checkpoint.metrics) if restored is not None else {}
+
     def take_start(self, others: Others) -> FitStart:
         """Where the fit of `position` goes on; its callbacks get back what they knew. What was loaded serves once."""
         loaded, self._loaded = self._loaded, {}
         others.restore(loaded.get("callbacks", {}), loaded.get("packed", np.zeros(0, np.uint8)))
-        return FitStart(self.now.epoch, self.now.batch, loaded.get("counters"), loaded.get("input"))
+        now = self.now
+        return FitStart(now.epoch, now.batch, loaded.get("counters"), loaded.get("input"), now.is_stopping)
 
     def restore_metrics(self, session: Session, build: Callable[[], None]) -> None:
         """Metrics' variables, which `build` makes, as in the checkpoint of `position`: Keras has reset them since.

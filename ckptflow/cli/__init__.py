@@ -17,15 +17,28 @@ from contextlib import contextmanager
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command and leaves by SystemExit, with a code of `exits.EXITS`. `args` default to the command line's."""
     from ckptflow.cli.app import app
-    from ckptflow.cli.exits import report
+    from ckptflow.cli.exits import is_lost, report, report_lost
 
+    # Closed by who started it. The first free descriptor is the stream's own, so that no other file becomes it.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names are any Unicode; a terminal may not be
+    output = sys.stdout
     with _heeding_sigterm():
         try:
-            app(args=args, prog_name="ckptflow")
+            try:
+                app(args=args, prog_name="ckptflow")
+            finally:
+                output.flush()  # a last line that cannot be written is no success
+        except SystemExit as left:
+            if isinstance(left.__context__, BrokenPipeError):  # typer and rich leave by 1, which is ours for damage
+                sys.exit(report_lost(output, left.__context__))
+            raise
         except Exception as error:
+            if is_lost(output, error):
+                sys.exit(report_lost(output, error))
             if os.environ.get("CKPTFLOW_TRACEBACK"):
                 raise
             sys.exit(report(error))

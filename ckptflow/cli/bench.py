@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
+from ckptflow.cli.options import Json, Options, OptionsJson, print_json, seconds, storage_options
 from ckptflow.cli.render import bar, make_console, print_table
 from ckptflow.printable import printable
 
@@ -37,7 +37,7 @@ def bench(
         str,
         typer.Argument(metavar="URL", help="Where to measure: a new folder in it, removed again.", show_default=False),
     ],
-    seconds: Annotated[float, typer.Option(min=1, help="How long to measure, about.")] = 120,
+    duration_s: Annotated[float, seconds("--seconds", min=1, help="How long to measure, about.")] = 120,
     concurrency: Annotated[
         list[int] | None,
         typer.Option(min=1, max=256, help="Try this many at once; may be repeated.", show_default=False),
@@ -77,7 +77,7 @@ def bench(
         measured = measure(
             url,
             storage_options(options, options_json),
-            seconds=seconds,
+            seconds=duration_s,
             memory_bytes=memory_mib * _MIB,
             concurrencies=concurrency or (),
             shard_mib=shard_mib or (),

@@ -70,7 +70,8 @@ def doctor(
     with bench_folder(url, there) as store:
         store.create("create", memoryview(b"\n"))  # is_create_only is known from here on
         is_ignored = ignores_condition(store)
-        findings = examine(store.url, there, large_mib * 2**20, is_create_only=store.is_create_only)
+        name = store.url.rpartition("/")[2]  # the rest of that URL may have lost its credentials
+        findings = examine(f"{url.rstrip('/')}/{name}", there, large_mib * 2**20, is_create_only=store.is_create_only)
         words = cannot_promise(store, is_ignored=is_ignored)
     if as_json:
         print_json(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TextIO
 
 from ckptflow.errors import (
     CheckpointNotFoundError,
@@ -26,6 +28,7 @@ EXITS = {
     4: "the storage did not answer, after all retries: try again later",
     5: "written by a newer ckptflow: upgrade",
     70: "a bug in ckptflow: please report it",
+    74: "the output cannot be written: the disk is full, or whoever read it has gone",
     130: "interrupted",
     143: "ended by SIGTERM",
 }
@@ -58,6 +61,26 @@ def report(error: BaseException) -> int:
         text = f"{type(error).__name__}: {text}; this is a bug, CKPTFLOW_TRACEBACK=1 shows where"
     print(f"ckptflow: {printable(text)}", file=sys.stderr)
     return code
+
+
+def is_lost(output: TextIO, error: Exception) -> bool:
+    """Whether output takes no more: an error of the system's own does not tell which file it is about."""
+    if not isinstance(error, OSError) or isinstance(error, CkptflowError):
+        return False
+    try:
+        output.write("\n")
+        output.flush()
+    except OSError:
+        return True
+    return False
+
+
+def report_lost(output: TextIO, error: BaseException) -> int:
+    """Says that output could not be written, unless its reader has gone and wants no more; returns the exit code."""
+    if not isinstance(error, BrokenPipeError):
+        print(f"ckptflow: the output cannot be written: {getattr(error, 'strerror', error)}", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # Python flushes once more at its end
+    return 74
 
 
 def exits_text() -> str:

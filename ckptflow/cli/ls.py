@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ckptflow.commit.catalog import Summaries
     from ckptflow.overview import Overview, Row
     from ckptflow.storage.store import Store
 
@@ -55,6 +56,7 @@ def ls(
     Example:
       ckptflow ls s3://bucket/run-7 -o client_kwargs.endpoint_url=http://localhost:9000
     """
+    from ckptflow.commit.catalog import Summaries
     from ckptflow.reading import split_url
     from ckptflow.storage.opening import open_store
 
@@ -62,21 +64,22 @@ def ls(
     if folder is not None:
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
     with closing(open_store(url, storage_options(options, options_json))) as store:
-        overview = look(store, show_all=show_all)
+        overview = look(store, Summaries(store), show_all=show_all)
     if as_json:
         print_json(to_json(overview))
     else:
         render(overview)
 
 
-def look(store: Store, *, show_all: bool) -> Overview:
-    """Lists the root once and reads the manifest of each row; raises `CheckpointNotFoundError` where a local root is
-    not there at all (an object store cannot tell that from an empty one)."""
-    from ckptflow.commit.catalog import Summaries
+def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
+    """Lists the root once and reads the manifest of each row that `summaries` does not know yet.
+
+    Raises `CheckpointNotFoundError` where a local root is not there at all (an object store cannot tell that from an
+    empty one).
+    """
     from ckptflow.commit.finding import read_counting
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
 
-    summaries = Summaries(store)
     listing, counting = read_counting(store, summaries)
     if not listing.folders:
         check_root(store)

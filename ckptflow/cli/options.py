@@ -57,6 +57,20 @@ Step = Annotated[
     typer.Option(min=0, help="The checkpoint of this step.", show_default=False, autocompletion=completion.steps),
 ]
 
+_YEAR_S = 365 * 86_400
+
+
+def seconds(*names: str, **how: Any) -> Any:
+    """An option that takes seconds: not infinitely many, nor NaN, nor more than a clock can wait for."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not value <= _YEAR_S:
+            raise typer.BadParameter(f"{value} is not a number of seconds of at most a year")
+        return value
+
+    return typer.Option(*names, callback=check, **how)
+
+
 _WORDS = {"true": True, "false": False, "null": None}
 
 

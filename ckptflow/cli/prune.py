@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.ls import check_root
-from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
 from ckptflow.cli.render import make_console, print_table, size_text
 from ckptflow.printable import printable
 
@@ -35,7 +35,7 @@ EveryStepsOption = Annotated[
     int | None, typer.Option("--every-steps", min=1, help="Keep one for every N steps.", show_default=False)
 ]
 EverySecondsOption = Annotated[
-    float | None, typer.Option("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)
+    float | None, seconds("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)
 ]
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptflow.cli import ls
-from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
 from ckptflow.cli.render import make_console, metrics_text, size_text, time_text
 from ckptflow.printable import printable
 
@@ -36,9 +35,10 @@ class Change:
 
 def watch(
     url: Url,
-    every: Annotated[float, typer.Option(min=0.2, metavar="SECONDS", help="How often to look.")] = 5,
+    every: Annotated[float, seconds(min=0.2, metavar="SECONDS", help="How often to look.")] = 5,
     until_step: Annotated[
-        int | None, typer.Option(min=0, help="End when this step, or a later one, is committed.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="End when this step, or a later one, is committed.", show_default=False),
     ] = None,
     as_json: Json = False,
     options: Options = None,
@@ -54,18 +54,27 @@ def watch(
     Example:
       ckptflow watch s3://bucket/run-7 --until-step 10000
     """
+    from ckptflow.cli.ls import look
+    from ckptflow.commit.catalog import Summaries
     from ckptflow.storage.opening import open_store
 
     before: Overview | None = None
     with closing(open_store(url, storage_options(options, options_json))) as store:
+        summaries = Summaries(store)  # of the whole watch: a manifest that was read says the same for ever
         while True:
-            now = ls.look(store, show_all=True)
+            now = look(store, summaries, show_all=True)
             for change in changes(before, now):
                 _say(change, as_json=as_json)
             before = now
-            if until_step is not None and any(row.checkpoint and row.folder.step >= until_step for row in now.rows):
+            if until_step is not None and has_reached(now, until_step):
                 return
             time.sleep(every)
+
+
+def has_reached(now: Overview, step: int) -> bool:
+    """Whether the run has: what a rollback cut off is no longer part of it. Pure."""
+    counting = (row for row in now.rows if row.state in ("newest", "counts"))
+    return any(row.checkpoint is not None and row.folder.step >= step for row in counting)
 
 
 def changes(before: Overview | None, now: Overview) -> Iterator[Change]:

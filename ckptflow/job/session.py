@@ -118,7 +118,8 @@ class Session:
         self._background = Background(lambda: self.cluster.working("the saves under way"))
         self.calls = Calls(self._background, read_only=read_only)
         self._incarnation: Incarnation | None = None
-        self._restored: Manifest | None = None
+        self._restored: Loading | None = None  # until the first save
+        self.is_ahead = False  # a fit has trained since the newest save or restore; its batches need not count steps
 
     # What a call of the manager is
 
@@ -202,11 +203,38 @@ class Session:
         """Brings back the variables of metrics alone, those that are there by now."""
         self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._concurrency)
 
+    def restore_again(self) -> None:
+        """Assigns what was restored once more, where nothing was saved since: the program may have changed it.
+
+        Called by all workers. Claims nothing, and takes no other checkpoint in its place.
+        """
+        loading, restored = self._restored, self._incarnation.start.restored if self._incarnation else None
+        if loading is None or restored is None:
+            return
+        manifest = self._manifest(restored.folder)
+
+        def load() -> Done:
+            loading.load(restored.folder, manifest, None)
+            return Done()
+
+        def complete() -> Done:
+            loading.complete()
+            return Done()
+
+        try:
+            self.agree(Call.CHECK, lambda: loading.check(manifest))
+            self.agree(Call.LOAD, load)
+            self.agree(Call.COMPLETE, complete)
+        except BaseException as error:
+            self.live.tell_of_mixture(error)
+            raise
+        self.live.unfinished.clear()
+
     # Inside
 
     def _manifest(self, folder: Folder) -> Manifest:
         """That of what was restored is kept until the first save: a fit that goes on reads more of it."""
-        restored = self._restored
+        restored = self._restored.manifest if self._restored is not None else None
         if restored is not None and restored.folder == str(folder):
             return restored
         return self.summaries.read_manifest(folder)
@@ -229,7 +257,7 @@ class Session:
 
         prepared, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
         self.live.check_same([each.state for each in held])
-        self._restored = None
+        self._restored, self.is_ahead = None, False
         incarnation = self._incarnation or self._begin(self._resume(self._loading()).start_anew(fresh=self._fresh))
         return incarnation.save(
             prepared.step,
@@ -253,6 +281,7 @@ class Session:
             incarnation = self._incarnation
             return _Standing(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
 
+        self.live.release_metrics()  # held for a validation that an exception has ended
         arguments_ = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
         held = agree(self.cluster, called(Call.RESTORE, **arguments_), look)
         self.live.check_same([each.state for each in held])
@@ -270,9 +299,10 @@ class Session:
                 self._incarnation = None
             self.live.tell_of_mixture(error)
             raise
+        self.is_ahead = False
         if start.restored is not None:
             self.live.unfinished.clear()
-            self._restored = None if self.read_only else loading.manifest
+            self._restored = None if self.read_only else loading
         incarnation = None if self.read_only else self._begin(start)
         if start.restored is None:
             return None

@@ -99,6 +99,7 @@ class Call(StrEnum):
     LEAVE = "PreemptionWatcher: leave"
     READ_POSITION = "CheckpointCallback: read the position"
     BEGIN_FIT = "CheckpointCallback: begin the fit"
+    END_FIT = "CheckpointCallback: end the fit"
     BUILD_METRICS = "CheckpointCallback: build the metrics"
     READ_METRICS = "CheckpointCallback: restore the metrics"
     READ_CLOCK = "CheckpointCallback: every_seconds"

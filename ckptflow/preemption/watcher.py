@@ -101,8 +101,9 @@ class PreemptionWatcher:
 
         Call it after each training step, with the steps done so far, and, so that nothing takes longer than the grace
         period, after each batch of an evaluation, with the same step again. About once a second, at the same check on
-        every worker, they exchange a message. A step that this incarnation has saved or restored is not saved again;
-        `metrics` and `metadata` go to `save`, but for metrics that are not finite.
+        every worker, they exchange a message. A step that this incarnation has saved or restored is not saved again,
+        unless a `fit` has trained since, of which not every batch counts a step; `metrics` and `metadata` go to `save`,
+        but for metrics that are not finite.
 
         Raises:
             SystemExit: some worker was told to leave, and `step` is committed.
@@ -197,7 +198,8 @@ class PreemptionWatcher:
             logger.warning("told to leave: a save before this one failed, trying once more: %s", error)
 
         def is_committed() -> bool:  # a worker's own part says nothing: the chief commits
-            return self._session.last_step == step and self._session.has_saved_all
+            session = self._session
+            return session.last_step == step and not session.is_ahead and session.has_saved_all
 
         was_saved = self._session.chief_says(Call.LEAVE, is_committed, bool)
         if not was_saved:

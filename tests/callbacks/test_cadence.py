@@ -46,6 +46,9 @@ def saves_at(rule: Any, steps: Sequence[int], execution: int = 1) -> list[int]:
         (3, 0, range(4, 25, 4), 4, [4, 8, 12, 16, 20, 24]),
         (2, 0, [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4], 1, [2, 4]),  # gradients are accumulated over three batches
         (100, 0, range(1, 100), 1, []),
+        (10, 0, range(2, 42, 2), 1, [10, 20, 30, 40]),  # a batch is two updates
+        (10, 7, range(10, 44, 3), 1, [10, 22, 31, 40]),
+        (10, 0, range(8, 100, 8), 4, [16, 24, 32, 40, 56, 64, 72, 80, 96]),
     ],
 )
 def test_every_steps(period: int, first: int, steps: Sequence[int], execution: int, expected: list[int]) -> None:
@@ -66,7 +69,7 @@ def test_every_steps_asks_for_the_step_only_when_it_can_matter() -> None:
     for step in range(1, 101):
         if rule.after_batches(1, step_now(step)):
             rule.saved(step, 0)
-    assert asked == [50, 100]
+    assert asked == [1, 50, 100]
 
 
 @pytest.mark.parametrize(("first", "expected"), [(0, [2, 4, 6]), (1, [2, 4, 6]), (2, [4, 6]), (5, [6])])

@@ -17,7 +17,14 @@ def stopper(keras: Any) -> list[Any]:
     return [keras.callbacks.EarlyStopping(monitor="loss", patience=50, restore_best_weights=True)]
 
 
+def logger_of_the_chief(keras: Any) -> list[Any]:
+    """A callback that only one worker has, as TensorBoard is: it has an `on_train_end`."""
+    is_chief = tf.distribute.get_strategy().cluster_resolver.task_id == 0
+    return [keras.callbacks.CSVLogger(str(ROOT / "log.csv"))] if is_chief else []
+
+
 JOB = Job("workers", old=True, callbacks=stopper)
+UNLIKE = Job("unlike", old=True, callbacks=logger_of_the_chief, every={"every_epochs": 1}, fit={"epochs": 1})
 
 
 def live(kill_after: int | None) -> None:
@@ -26,6 +33,8 @@ def live(kill_after: int | None) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     found = [run_under(strategy, JOB, ROOT / "run", kill_after)]
     found.append(run_under(strategy, JOB, ROOT / "reference", None))
+    with strategy.scope():
+        run_under(strategy, UNLIKE, ROOT / "unlike", None)
     (ROOT / f"{strategy.cluster_resolver.task_id}.json").write_text(json.dumps(found))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ckptflow.bench.folder import FOLDER_PREFIX
 from ckptflow.cli import doctor
+from ckptflow.cli.doctor import promises
 from ckptflow.storage import opening
 from ckptflow.storage.local import LocalStore
 from ckptflow.storage.retry import Retries
@@ -18,6 +19,7 @@ from tests.cli.runner import Runner, run_alone
 from tests.servers import Server, s3_client
 from tests.storage import lacking
 from tests.storage.proxy import faulty_proxy
+from tests.storage.strict import SCHEME, StrictFileSystem
 
 SMALL = ("--large-mib", "2")
 FEW = (doctor._EXCLUSIVE, "create leaves what is there", "put replaces", "delete")
@@ -146,3 +148,14 @@ def test_a_storage_without_exclusive_create_is_named(runner: Runner) -> None:
 class _Store:
     def __init__(self, *, is_create_only: bool) -> None:
         self.is_create_only = is_create_only
+
+
+def test_credentials_of_the_url_reach_every_promise(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StrictFileSystem, "given", given := list[dict[str, Any]]())
+    monkeypatch.setattr(doctor, "promises", lambda contract: {name: promises(contract)[name] for name in FEW})
+    ran = runner("doctor", f"{SCHEME}://me:planted-word@host/place", *SMALL, "-o", f"base={tmp_path}", "--json")
+    assert {(each["username"], each["password"]) for each in given} == {("me", "planted-word")}
+    assert [each["promise"] for each in ran.json["promises"] if each["kept"]] == list(FEW)[1:]
+    assert "planted-word" not in ran.out + ran.err

@@ -178,7 +178,7 @@ def test_one_listing_one_claim_and_a_manifest_for_each_line(count: int) -> None:
         life.save(step, {"bias": sample_arrays(0)["model/dense/bias"]})
     life.save(count, commit=False)
     counting = CountingStore(store)
-    overview = ls.look(counting, show_all=False)
+    overview = ls.look(counting, Summaries(counting), show_all=False)
     assert [row.folder.step for row in overview.rows] == list(range(count))
     assert counting.requests == {"list": 1, "claim": 1, "manifest.json": count}
     assert overview.hidden == {"outside": 0, "partial": 1}

@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ckptflow.cli.ls import look
-from ckptflow.cli.watch import changes
+from ckptflow.cli.watch import changes, has_reached
+from ckptflow.commit.catalog import Summaries
+from ckptflow.storage import opening
 from ckptflow.storage.opening import open_store
+from ckptflow.storage.wrappers import CountingStore
 from tests.cli.runner import Runner
 from tests.roots import Life
 from tests.waiting import HANG_S, until
@@ -17,7 +22,7 @@ from tests.waiting import HANG_S, until
 
 def told(root: str, before: object, *, show: bool = True) -> tuple[list[tuple[str, int | None]], object]:
     store = open_store(root)
-    now = look(store, show_all=show)
+    now = look(store, Summaries(store), show_all=show)
     return [(change.what, change.step) for change in changes(before, now)], now  # type: ignore[arg-type]
 
 
@@ -78,3 +83,34 @@ def test_it_sees_what_another_process_saves(tmp_path: Path) -> None:
             process.kill()
             process.wait()
     assert b"step 2 " in out.read_bytes()
+
+
+def test_a_manifest_is_read_once_in_a_whole_watch(runner: Runner, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, looks = CountingStore(open_store(root)), list[float]()
+    monkeypatch.setattr(opening, "open_store", lambda *_: store)
+
+    def at_the_third_look(every_s: float) -> None:
+        looks.append(every_s)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckptflow.cli.watch.time.sleep", at_the_third_look)
+    assert runner("watch", root).code == 130
+    manifests = [key for key in store.keys("get") if key.endswith("/manifest.json")]
+    assert len(manifests) == len(set(manifests)) == 3
+
+
+def test_a_step_that_was_rolled_back_is_not_reached(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "run"))
+    life = Life(store)
+    for step in (10, 20, 30):
+        life.save(step)
+    assert has_reached(look(store, Summaries(store), show_all=True), 30)
+    back = Life(store, step=10)
+    back.save(10)
+    now = look(store, Summaries(store), show_all=True)
+    assert {row.folder.step for row in now.rows} >= {20, 30}
+    assert has_reached(now, 10)
+    assert not has_reached(now, 20)
+    back.save(30)
+    assert has_reached(look(store, Summaries(store), show_all=True), 20)
