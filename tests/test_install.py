@@ -207,6 +207,7 @@ for module in pkgutil.walk_packages(ckptflow.__path__, "ckptflow."):
     bare.run("python", "-c", program)
 
 
+@pytest.mark.chaos  # most of a minute, most of it TensorFlow's import: each format is tried elsewhere
 def test_every_format_is_written_and_read_without_extras(bare: Environment) -> None:
     program = """
 import keras, ckptflow
@@ -282,6 +283,7 @@ def test_the_extras_are_used(with_extras: Environment) -> None:
     assert {name: code for name, (code, _) in found.items()} == dict.fromkeys(EXTRAS, 0), found
 
 
+@pytest.mark.chaos
 def test_the_quickstart_on_s3_by_the_fast_client(with_extras: Environment, seaweedfs: Server) -> None:
     """A real S3 server, configured as a user does it: in the environment."""
     assert "No broken requirements" in with_extras.run("python", "-m", "pip", "check")
