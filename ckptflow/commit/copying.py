@@ -22,8 +22,9 @@ from ckptflow.format.manifest import MAX_MANIFEST_BYTES, ShardRecord
 from ckptflow.storage.again import agreed, read_record
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.reader import check_shards
+from ckptflow.transfer.streams import streams_for
 
 _MEMORY_BYTES = 512 * 2**20
 _MISSING = "is missing"
@@ -77,18 +78,20 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
     there = {entry.key: entry.size_bytes for entry in target.list(f"{folder}/")}
     largest = max((shard.size_bytes for shard in manifest.shards), default=1)
     pool = BufferPool(max(_MEMORY_BYTES, largest + 2**16), largest)
+    streams = streams_for(source if target.is_object_store else target, pool)
     sent: list[int] = []
 
     def copy(number: int, buffer: Buffer) -> None:
         shard = manifest.shards[number]
         key = folder.key(shard.name)
-        if there.get(key) != shard.size_bytes or _damage(target, key, shard, buffer) is not None:
-            _send(source, target, key, shard, buffer)
-            sent.append(shard.size_bytes)
+        with streams.transfer(shard.size_bytes):
+            if there.get(key) != shard.size_bytes or _damage(target, key, shard, buffer) is not None:
+                _send(source, target, key, shard, buffer)
+                sent.append(shard.size_bytes)
         on_bytes(shard.size_bytes)
 
     try:
-        run(pool, len(manifest.shards), copy, threads=min(thread_count(source), thread_count(target)))
+        run(pool, len(manifest.shards), copy, threads=streams.most)
     except ObjectNotFoundError as error:
         raise _missing(source, folder, error) from error
     finally:

@@ -26,14 +26,15 @@ from ckptflow.job.arguments import (
     DEFAULT_COMMIT_TIMEOUT_S,
     DEFAULT_KEEP,
     DEFAULT_MEMORY_BUDGET_BYTES,
-    DEFAULT_SHARD_BYTES,
     check_step,
+    default_shard_bytes,
 )
 from ckptflow.job.saver import Job, Saver, software_versions
 from ckptflow.peers.team import Alone
 from ckptflow.storage.store import Store, open_store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
+from ckptflow.transfer.streams import streams_for
 
 LARGE_BYTES = 2**26
 
@@ -45,7 +46,7 @@ def commit_tensors(
     *,
     metadata: Any = None,
     storage_options: dict[str, Any] | None = None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    shard_bytes: int | None = None,
     fresh: bool = False,
 ) -> Checkpoint:
     """Commits the tensors, and what belongs to them, as the checkpoint of `step` that begins the run at `url`.
@@ -61,7 +62,10 @@ def commit_tensors(
     number = check_step(step)
     captured = _Captured(tensors)
     store = open_store(os.fspath(url), storage_options)
-    pool = BufferPool(max(DEFAULT_MEMORY_BUDGET_BYTES, shard_bytes), shard_bytes)
+    shard_size = shard_bytes or default_shard_bytes(
+        is_object_store=store.is_object_store, memory_budget_bytes=DEFAULT_MEMORY_BUDGET_BYTES
+    )
+    pool = BufferPool(max(DEFAULT_MEMORY_BUDGET_BYTES, shard_size), shard_size)
     try:
         if not fresh:
             _refuse_used(store)
@@ -76,15 +80,15 @@ def commit_tensors(
             pool=pool,
             held=start.held,
             coordinator=coordinator,
-            shard_bytes=shard_bytes,
+            shard_bytes=shard_size,
             verify_replicas="small",
-            concurrency=None,
+            streams=streams_for(store, pool),
             software=software_versions(),
         )
         job = Job(
             folder=Folder(number, start.held.number),
             snapshot=captured,
-            plan=lambda: plan_shards(captured.specs, worker=0, world_size=1, shard_bytes=shard_bytes),
+            plan=lambda size: plan_shards(captured.specs, worker=0, world_size=1, shard_bytes=size),
             metrics={},
             metadata=to_json(metadata, "metadata"),
             prune=False,

@@ -15,6 +15,7 @@ from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_shards, read_tensors
+from ckptflow.transfer.streams import Streams
 
 logger = logging.getLogger("ckptflow")
 
@@ -34,7 +35,7 @@ class Loading:
         live: LiveState,
         store: Store,
         pool: BufferPool,
-        threads: int | None,
+        streams: Streams,
         *,
         partial: bool,
         rename: Rename | None,
@@ -42,7 +43,7 @@ class Loading:
         self._live = live
         self._store = store
         self._pool = pool
-        self._threads = threads
+        self._streams = streams
         self._partial = partial
         self._rename = rename
         self._checked: tuple[Manifest, Restore] | None = None
@@ -104,5 +105,5 @@ class Loading:
             restore,
             self._pool,
             only_verify=only_verify,
-            threads=self._threads,
+            streams=self._streams,
         )

@@ -14,7 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from ckptflow.storage.store import Store
+from ckptflow.transfer.buffers import BufferPool
+
 logger = logging.getLogger("ckptflow.transfer")
+
+ON_DISK = 2  # two large writes keep a disk busy
 
 FIRST = 16  # to begin with: fewer would find the best number only after a save of some hundred MiB is over
 GAIN = 1.3  # twice the streams must give that much more, or they are not worth their memory and requests
@@ -103,8 +108,8 @@ def decide(now: Choice, seen: Round, most: int) -> Choice:
     )
     if now.quiet_rounds < PROBE_EVERY:
         return replace(now, streams=min(now.base, limit), reason="")
-    more, fewer = min(limit, int(now.base * STEP + 0.5)), max(1, int(now.base / STEP))
-    target = fewer if now.tries_fewer or more <= now.base else more
+    more, less = min(limit, int(now.base * STEP + 0.5)), max(1, int(now.base / STEP))
+    target = less if now.tries_fewer or more <= now.base else more
     if target == now.base:
         return replace(now, streams=now.base, reason="", quiet_rounds=0)
     return replace(now, streams=target, reason="a probe", quiet_rounds=0, tries_fewer=not now.tries_fewer)
@@ -128,6 +133,12 @@ def _stay(now: Choice, reason: str) -> Choice:
     return replace(now, streams=now.base, is_growing=False, quiet_rounds=0, reason=reason)
 
 
+def streams_for(store: Store, pool: BufferPool, concurrency: int | None = None) -> Streams:
+    """The streams of a store: `concurrency` of them if it is given, two on a disk, else as many as pay."""
+    fixed = concurrency if concurrency is not None or store.is_object_store else ON_DISK
+    return Streams(pool.count, fixed=fixed, where=store.url)
+
+
 class Streams:
     """The turns of transfers of one store: no more at once than the number that is decided from those before.
 
@@ -137,11 +148,11 @@ class Streams:
     def __init__(
         self, most: int, *, fixed: int | None = None, where: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._most = max(1, most)
+        self.most = max(1, min(most, fixed or most))
         self._is_fixed = fixed is not None
         self._where = where
         self._clock = clock
-        self._choice = Choice(max(1, min(fixed or FIRST, self._most)))
+        self._choice = Choice(max(1, min(fixed or FIRST, self.most)))
         self._turn = threading.Condition()
         self._under_way = 0
         self._began_s = clock()
@@ -193,7 +204,7 @@ class Streams:
             return
         seen = Round(before.streams, self._bytes, self._busy_s, self._refusals)
         if self._is_full or seen.is_refused:
-            self._choice = decide(before, seen, self._most)
+            self._choice = decide(before, seen, self.most)
         if self._choice.streams != before.streams:
             logger.debug("%s: %d streams after %d: %s", self._where, self.count, before.streams, self._choice.reason)
         self._began_s, self._is_full = now_s, False

@@ -18,6 +18,7 @@ from ckptflow.storage.store import Entry
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import plan_ranges
 from ckptflow.transfer.reader import check_sizes, read_box, read_tensors
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.verify import verify_checkpoint
 from tests.transfer.helpers import (
     FOLDER,
@@ -134,7 +135,9 @@ def test_big_tensors_come_first_and_few_are_open_at_once() -> None:
             return memory
 
     target = Watching(manifest)
-    read_tensors(store, FOLDER, manifest, map(Wanted, range(12)), target, BufferPool(2**17, 2**16), threads=1)
+    read_tensors(
+        store, FOLDER, manifest, map(Wanted, range(12)), target, BufferPool(2**17, 2**16), streams=Streams(1, fixed=1)
+    )
     assert target.calls[0] == ("open", 11)
     assert most <= 4
 
