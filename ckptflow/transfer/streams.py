@@ -99,8 +99,8 @@ def decide(now: Choice, seen: Round, most: int) -> Choice:
         return _stay(now, f"{seen.streams} gave {gain:.2f} times as much as {now.base}")
     if seen.streams < now.base:
         if gain >= FEWER:
-            fewer = replace(now, base=seen.streams, base_bytes_per_s=seen.bytes_per_s)
-            return _stay(fewer, f"{seen.streams} gave {gain:.2f} times as much as {now.base}")
+            better = replace(now, base=seen.streams, base_bytes_per_s=seen.bytes_per_s)
+            return _stay(better, f"{seen.streams} gave {gain:.2f} times as much as {now.base}")
         return _stay(now, f"{seen.streams} gave {gain:.2f} times as much as {now.base}")
     # The same again: what it gives may change with the hour.
     now = replace(
