@@ -22,6 +22,7 @@ from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connec
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
+_MOST_CONNECTIONS = 128
 _TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
 NO_CACHE = {"Cache-Control": "no-cache"}
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
@@ -65,6 +66,7 @@ def open_file_system(
     if scheme in S3_SCHEMES:
         tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
         config = tries | {"connect_timeout": connect_s, "read_timeout": stall_timeout_s}
+        config["max_pool_connections"] = _MOST_CONNECTIONS  # botocore's own 10 would be the number of streams
         given = dict(options.get("config_kwargs") or {})
         if "http_session_cls" not in given:
             connector = {"socket_factory": socket_factory(stall_timeout_s)} | dict(given.get("connector_args") or {})
