@@ -12,13 +12,14 @@ from msgspec import structs
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import UsageError
-from ckptflow.format.offer import Captured, misfit_error
+from ckptflow.format.offer import Captured, misfit_error, offer_of_captured
 from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import handler
 from ckptflow.interop.sources import KERAS, Source, identified
 from ckptflow.interop.tensors import CapturedTensors, NamedTensors
+from ckptflow.job.alone import commit_alone
 from ckptflow.job.arguments import check_step
 from ckptflow.places.files import fetched
 from ckptflow.reading import list_checkpoints, split_url
@@ -214,7 +215,6 @@ def _fill(
     state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None, where: str, optimizer: bool
 ) -> dict[str, Any]:
     """Puts what was read into the user's objects by name. All of it is read before anything is changed."""
-    from ckptflow.format.offer import offer_of_captured
     from ckptflow.interop.decisions import by_name
     from ckptflow.state.capture import capture
     from ckptflow.state.configs import count_variables
@@ -258,11 +258,10 @@ def _commit(
     """Commits named tensors, or the state of live objects."""
     metadata = {"imported": dict(about)}
     if isinstance(content, NamedTensors):
-        from ckptflow.interop.commit_tensors import commit_tensors
-
         if not content.infos:
             raise UsageError(f"{about.get('source')}: there are no tensors in it")
-        return commit_tensors(root, step, content, metadata=metadata, storage_options=storage_options)
+        captured = CapturedTensors(content)
+        return commit_alone(root, step, captured, metadata=metadata, storage_options=storage_options)
     from ckptflow.manager import CheckpointManager
 
     with CheckpointManager(root, content, strategy=_strategy_of(content), storage_options=storage_options) as manager:

@@ -25,13 +25,13 @@ from ckptflow.format import dtypes
 from ckptflow.format.dtypes import Array
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.interop import tensors as module
-from ckptflow.interop.commit_tensors import commit_tensors
 from ckptflow.interop.tensors import NamedTensors, TensorInfo, bytes_of
 from ckptflow.job import alone
 from ckptflow.reading import list_checkpoints, open_checkpoint
 from ckptflow.storage.opening import open_store
 from ckptflow.testing import MemoryStore
 from ckptflow.transfer.writer import FETCH_BYTES
+from tests.interop.named import commit_tensors
 from tests.places.test_files import make_place
 from tests.places.test_files_faults import files_at_most
 from tests.roots import make_root
@@ -247,5 +247,5 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_tensorflow_is_not_loaded() -> None:
-    program = "import sys, ckptflow.interop.commit_tensors; sys.exit('tensorflow' in sys.modules)"
+    program = "import sys, ckptflow.interop.import_, ckptflow.job.alone; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=HANG_S, check=False).returncode == 0

@@ -25,11 +25,11 @@ from ckptflow.errors import (
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.format.spec import TensorSpec
 from ckptflow.interop import safetensors_file as module
-from ckptflow.interop.commit_tensors import commit_tensors
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.safetensors_file import read_provenance, read_safetensors, write_safetensors
 from ckptflow.reading import OpenCheckpoint, open_checkpoint
 from ckptflow.storage.opening import open_store
+from tests.interop.named import commit_tensors
 from tests.interop.stock import run_stock
 from tests.interop.test_commit_tensors import SHARD_BYTES, named, same, sample
 from tests.places.test_files_faults import files_at_most

@@ -15,7 +15,6 @@ import tf_keras
 
 import ckptflow
 from ckptflow.errors import CorruptCheckpointError, StateMismatchError, UnknownVersionError, UsageError
-from ckptflow.interop.commit_tensors import commit_tensors
 from ckptflow.interop.tensorflow.saved_model import (
     load_saved_model_into,
     read_keras_saved_model,
@@ -24,6 +23,7 @@ from ckptflow.interop.tensorflow.saved_model import (
 )
 from ckptflow.state.tree import walk
 from tests.interop import models
+from tests.interop.named import commit_tensors
 from tests.interop.stock import run_stock
 
 

@@ -16,12 +16,12 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 import ckptflow
 from ckptflow.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
-from ckptflow.interop import commit_tensors
 from ckptflow.interop.import_ import import_model
 from ckptflow.interop.tensorflow.bundle import GRAPH_KEY
 from ckptflow.interop.tensorflow.checkpoint import find_prefix, read_bundle, restore_objects
 from ckptflow.interop.untrusted import probe
 from ckptflow.state import graph_names
+from tests.interop.named import commit_tensors
 
 Graph = trackable_object_graph_pb2.TrackableObjectGraph
 
@@ -189,7 +189,7 @@ def test_a_graph_that_goes_in_circles_is_read(tmp_path: Path) -> None:
     node.slot_variables.add(original_variable_node_id=2, slot_name="m", slot_variable_node_id=2)
     prefix = _with_graph(tmp_path / "circle", tf.constant(graph.SerializeToString()))
     assert list(read_bundle(prefix).infos) == ["model/on/on"]
-    commit_tensors.commit_tensors(tmp_path / "run", 0, read_bundle(prefix))
+    commit_tensors(tmp_path / "run", 0, read_bundle(prefix))
     with ckptflow.open_checkpoint(tmp_path / "run") as opened:
         assert opened["model/on/on"].tolist() == [1, 1]
     ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "out", format="tf-checkpoint")

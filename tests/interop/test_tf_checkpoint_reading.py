@@ -15,16 +15,16 @@ import tf_keras
 
 import ckptflow
 from ckptflow.errors import StateMismatchError
-from ckptflow.interop import commit_tensors
 from ckptflow.interop.tensorflow.bundle import TensorBundle
 from ckptflow.interop.tensorflow.checkpoint import names_of, read_bundle, restore_objects
 from ckptflow.state.tree import walk
+from tests.interop.named import commit_tensors
 from tests.interop.test_tf_checkpoint import content, save, trained
 from tests.interop.tf_states import STATES, train_step
 
 
 def imported(prefix: str, url: Path) -> None:
-    commit_tensors.commit_tensors(url, 0, read_bundle(prefix))
+    commit_tensors(url, 0, read_bundle(prefix))
 
 
 def restore(url: Path, state: Any, **how: Any) -> None:
