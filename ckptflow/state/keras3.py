@@ -155,9 +155,7 @@ def optimizer_slots(optimizer: Any) -> list[tuple[str, Any, Any]]:
             if kind_of(slot) is Kind.VARIABLE and id(slot) in own:
                 slots.append((labels[name], model_variable, slot))
     held = {id(slot) for _, _, slot in slots} | set(map(id, vars(optimizer).values()))
-    others = [
-        each for each in private.variables_of_optimizer(optimizer) if id(each) not in held
-    ]  # not those of an optimizer that it wraps
+    others = [each for each in private.variables_of_optimizer(optimizer) if id(each) not in held]
     return slots + _slots_by_path(others, model_variables)
 
 

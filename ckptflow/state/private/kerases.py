@@ -73,7 +73,8 @@ def _holders(framework: str) -> tuple[Any, ...]:
 
 
 # Who calls a callback. Neither Keras hands it more than its model and numbers (`set_model`, `set_params`), and no model
-# keeps its callbacks or what its batches come from: both are local variables of the callers.
+# keeps its callbacks or what its batches come from: both are local variables of the callers. The one public hook in the
+# loop, `make_train_function`, is handed an iterator, and has no say in which batch an epoch begins with.
 
 
 def callback_lists(callback: Any = None) -> Iterator[tuple[Any, FrameType]]:
