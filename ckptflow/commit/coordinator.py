@@ -107,7 +107,7 @@ class Coordinator:
         with span("commit"):
             summary = self._create_manifest(draft, receipts, deadline, is_checked and self._held.is_exclusive)
             try:
-                self._listing = self._list_to_prune() if prune else None
+                self._listing = self._list_to_prune() if prune and not self._is_hurried else None
                 check_fence(self._store, self._held, self._listing)
             except FencedError:
                 raise
@@ -124,7 +124,7 @@ class Coordinator:
         A failure is logged and never fails the save; the next prune tries again.
         """
         listing, self._listing = self._listing, None
-        if listing is not None:
+        if listing is not None and not self._is_hurried:
             with span("prune"):
                 self._prune(listing)
 
@@ -156,8 +156,13 @@ class Coordinator:
         return self._start.restored is not None or bool(self._committed)
 
     def hurry(self, timeout_s: float) -> None:
-        """From any thread: the commit under way, and later ones, wait at most `timeout_s` from now for receipts."""
+        """From any thread: the commit under way, and later ones, wait at most `timeout_s` from now for receipts, and
+        nothing more is deleted."""
         self._hurry_deadline = time.monotonic() + timeout_s
+
+    @property
+    def _is_hurried(self) -> bool:
+        return self._hurry_deadline != math.inf
 
     def give_up(self, folder: Folder) -> None:
         """No manifest of this folder was or will be sent: what is in it may be deleted.
@@ -165,7 +170,7 @@ class Coordinator:
         Those given up before are deleted now, so that save after save that fails leaves no more than one behind. Of
         this one, other workers may still be writing.
         """
-        if self._hurry_deadline == math.inf:
+        if not self._is_hurried:
             self._delete_given_up(self._given_up - {folder})
         self._given_up.add(folder)
 
@@ -194,7 +199,7 @@ class Coordinator:
         """
         listing = self._list_root()
         check_fence(self._store, self._held, listing)
-        if listing is None:
+        if listing is None or self._is_hurried:
             return 0
         partials = listing.only(set(listing.folders) - set(listing.committed))
         plan = plan_prune(
@@ -340,6 +345,8 @@ class Coordinator:
             if why_not is not None:
                 raise CorruptCheckpointError(f"nothing is deleted: {why_not}")
             check_own_claim(self._store, self._held)
+            if self._is_hurried:
+                return
             act(self._store, plan, listing.folders)
         except BaseException as error:  # a policy may raise anything, SystemExit too
             logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, error)

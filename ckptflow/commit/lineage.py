@@ -41,7 +41,7 @@ from ckptflow.errors import (
 )
 from ckptflow.format.layout import MAX_NUMBER, Folder, claim_key, writer_tag
 from ckptflow.format.manifest import Claim, Reason, encode
-from ckptflow.storage.again import read_small
+from ckptflow.storage.again import agreed, read_small
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
@@ -129,11 +129,18 @@ def create_once(store: Store, key: str, data: bytes, deadline: Callable[[], floa
 
 
 def holds(store: Store, key: str, data: bytes) -> bool:
-    """Whether the object at `key` is `data`. Raises `ObjectNotFoundError` if there is none."""
-    try:
-        return read_small(store, key, len(data) + 1) == data
-    except ValueError:
-        return False  # longer
+    """Whether the object at `key` is `data`: not, only where the same other bytes came twice.
+
+    Raises `ObjectNotFoundError` if there is none.
+    """
+
+    def ask() -> bytes | None:
+        try:
+            return read_small(store, key, len(data) + 1)
+        except ValueError:
+            return None  # longer
+
+    return agreed(store, key, ask, lambda answer: answer == data) == data
 
 
 def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: float) -> Held:

@@ -118,7 +118,7 @@ class Resume:
         self._claim_timeout_s = claim_timeout_s
         self._tell = tell
         self._chooser = Chooser(store, summaries)
-        self.has_claimed = False
+        self.may_have_claimed = False
 
     def start_anew(self, *, fresh: bool) -> Start:
         """Claims without restoring: on an empty root, or over what is there with `fresh`."""
@@ -178,8 +178,8 @@ class Resume:
         def claim() -> Held:
             return claim_next(self._store, self._summaries, reason, self._claim_timeout_s)
 
+        self.may_have_claimed = True  # from here on, whatever is raised: a claim that is there fences who made it, too
         held = chief_says(self._cluster, Call.CLAIM, claim, Held)
-        self.has_claimed = True
         check_claim_is_seen(self._cluster, self._store, held)
         return held
 

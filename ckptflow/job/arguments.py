@@ -66,8 +66,8 @@ def check_arguments(
         raise ValueError(f"memory_budget_bytes={memory_budget_bytes} holds no shard of shard_bytes={least_bytes}")
     if concurrency is not None and (not _is_whole(concurrency) or concurrency < 1):
         raise ValueError(f"concurrency is a whole number of at least 1, or None, not {concurrency!r}")
-    if not commit_timeout_s > 0:
-        raise ValueError(f"commit_timeout_s is above 0, not {commit_timeout_s}")
+    if not (_is_real(commit_timeout_s) and commit_timeout_s > 0):
+        raise ValueError(f"commit_timeout_s is a number of seconds above 0, not {commit_timeout_s!r}")
     if peer_timeout_s is not None and not (_is_real(peer_timeout_s) and peer_timeout_s > 0):
         raise ValueError(f"peer_timeout_s is a number of seconds above 0, or None, not {peer_timeout_s!r}")
     if on_save_error not in ("raise", "log"):

@@ -39,7 +39,13 @@ class Background:
         """Hands a save over. What is returned ends when the save acknowledges, or fails: pruning may still go on."""
         acknowledged: SaveFuture = Future()
         self._begun += 1  # before: an interrupt between the two must not leave a save that nobody waits for
-        self._thread.submit(self._run, save, acknowledged)
+        try:
+            self._thread.submit(self._run, save, acknowledged)
+        except RuntimeError as error:
+            raise UsageError(
+                "nothing can be saved any more, since the interpreter is ending: save before the program's last line, "
+                "not in a function of atexit"
+            ) from error
         return acknowledged
 
     def settle(self) -> None:

@@ -16,14 +16,16 @@ import msgspec
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.lineage import Held
+from ckptflow.commit.lineage import Held, holds
 from ckptflow.errors import (
     CkptflowError,
     CommitUnknownError,
     FencedError,
+    ObjectNotFoundError,
     SaveFailedError,
     StorageError,
     StorageFullError,
+    StorageUnavailableError,
 )
 from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
@@ -124,6 +126,8 @@ class Saver:
             if self.coordinator is not None:
                 self.coordinator.give_up(job.folder)
             raise
+        except CommitUnknownError:  # the chief may have committed it: nobody is told that it has failed
+            raise
         except BaseException as error:  # also SystemExit, or a panic of a client: the coordinator must not wait for it
             failed = self._failed(job.folder, error)
             if self.coordinator is not None:
@@ -183,9 +187,8 @@ class Saver:
 
     def _put_receipt(self, folder: Folder, receipt: Receipt) -> None:
         """On the chief its claim is read beside it: the shards are there, and no round trip is added."""
-        calls: list[Callable[[], None]] = [
-            lambda: self.store.put(self._receipt_key(folder), memoryview(encode(receipt))),
-        ]
+        key, data = self._receipt_key(folder), encode(receipt)
+        calls: list[Callable[[], None]] = [lambda: self._put(key, data)]
         if self.coordinator is not None and receipt.shards:
             calls.append(self.coordinator.check_claim_before)
         with span("receipt"):
@@ -194,6 +197,23 @@ class Saver:
             else:
                 for call in calls:
                     call()
+
+    def _put(self, key: str, data: bytes) -> None:
+        """A receipt that was not answered is looked for: the chief may have read it, and committed."""
+        try:
+            self.store.put(key, memoryview(data))
+        except StorageUnavailableError as error:
+            try:
+                if holds(self.store, key, data):
+                    return
+            except ObjectNotFoundError:
+                pass
+            except StorageError as second:
+                raise CommitUnknownError(
+                    f"{self.store.url}/{key} was sent and no reply came: the chief may have committed the checkpoint, "
+                    f"or not; the next restore finds out ({error!r}, then {second!r})"
+                ) from error
+            raise
 
     def _receipt_key(self, folder: Folder) -> str:
         return folder.key(receipt_name(self.cluster.worker, self.cluster.world_size, self.held.tag))
@@ -266,8 +286,10 @@ class Saver:
         try:
             freed_bytes = self.coordinator.sweep_partials()
             logger.warning("%s is full: %d bytes of uncommitted leftovers were deleted", self.store.url, freed_bytes)
-        except BaseException as error:  # it must not hide that the storage is full
-            logger.warning("%s is full, and its leftovers could not be deleted: %r", self.store.url, error)
+        except FencedError as fenced:
+            raise fenced from error
+        except BaseException as second:  # it must not hide that the storage is full
+            logger.warning("%s is full, and its leftovers could not be deleted: %r", self.store.url, second)
 
     def _failed(self, folder: Folder, error: BaseException) -> SaveFailedError:
         return SaveFailedError(

@@ -304,7 +304,7 @@ class Session:
         try:
             start = resume.run(step)
         except BaseException as error:
-            if resume.has_claimed:  # the incarnation before is fenced by our own claim
+            if resume.may_have_claimed:  # the incarnation before is fenced by our own claim
                 self._incarnation = None
             self.live.tell_of_mixture(error)
             raise

@@ -373,3 +373,27 @@ def test_a_job_whose_claim_went_between_the_save_and_the_prune_deletes_nothing()
     life.coordinator.prune = later  # type: ignore[method-assign]
     life.save(2)
     assert len(folders(store)) == 2
+
+
+def test_who_is_in_a_hurry_prunes_nothing() -> None:
+    """The program leaves by an exception, perhaps killed within seconds."""
+    store = MemoryStore()
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+    assert life.coordinator is not None
+    hurry = life.coordinator.hurry
+    seen: list[str] = []
+
+    def hurries(verb: str, key: str) -> None:
+        seen.append(verb)
+        if (verb, key) == ("list", "pins/"):
+            hurry(5.0)
+
+    store.hook = hurries
+    life.save(2)
+    assert "delete" not in seen
+    seen.clear()
+    life.save(3)
+    assert "delete" not in seen
+    assert seen.count("list") == 1  # lineage/, to acknowledge
+    assert len(folders(store)) == 3

@@ -268,6 +268,14 @@ def test_wrong_arguments(tmp_path: Path, wrong: dict[str, Any]) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["commit_timeout_s", "peer_timeout_s"])
+def test_a_time_that_is_no_number(tmp_path: Path, name: str) -> None:
+    for wrong in ("600", True, [600]):
+        options: dict[str, Any] = {name: wrong}
+        with pytest.raises(ValueError, match=f"{name} is a number of seconds above 0"):
+            CheckpointManager(tmp_path, {"v": tf.Variable(1.0)}, **options)
+
+
 @pytest.mark.parametrize("state", [{}, {"x": 3}, {"x": [1, 2]}, {"": tf.Module()}, {3: tf.Module()}, {"f": print}])
 def test_wrong_states(tmp_path: Path, state: Any) -> None:
     with pytest.raises((UnsupportedStateError, UsageError)):
