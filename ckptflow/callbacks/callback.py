@@ -200,6 +200,7 @@ class CheckpointCallback:
             if state.is_of_this_fit:
                 self._end_fit(state, logs)
             self._manager.wait()
+            state.end()
         finally:
             loop.close()
             self._loop = None

@@ -89,9 +89,14 @@ class FitState(Trackable):  # type: ignore[misc]
     # What goes into a checkpoint, taken between two steps
 
     def follow(self, loop: Loop | None, others: Others | None) -> None:
-        """From here on this fit is what is saved; None: it has ended, and only its position is."""
+        """From here on this fit is what is saved; None: it is over, and only its position is."""
         self._loop, self._others, self._counters = loop, others, None
-        self._under_way = self.fits if loop is not None else 0
+        if loop is not None:
+            self._under_way = self.fits
+
+    def end(self) -> None:
+        """The newest fit has ended well: what comes next is another one."""
+        self._under_way = 0
 
     def move(self, position: Position) -> None:
         """The fit is at `position` now."""
@@ -145,6 +150,7 @@ class FitState(Trackable):  # type: ignore[misc]
         self._loaded, self._restored = found, restored.folder if restored is not None else None
         self._incarnation, self.has_passed_over = incarnation, False
         self.follow(None, None)
+        self.end()
         if restored is not None and self.position is None:
             logger.warning(
                 "the checkpoint of step %d was not made inside of a fit: this fit begins at its first batch",

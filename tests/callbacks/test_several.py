@@ -15,7 +15,8 @@ import tensorflow as tf
 import ckptflow
 from ckptflow import CheckpointCallback
 from tests.callbacks.jobs import BATCH, BATCHES, arrays, dataset, keras_of
-from tests.callbacks.test_fit import Interrupt, Job, interrupt_at
+from tests.callbacks.test_fit import Failing, Interrupt, Job, interrupt_at
+from tests.manager.states import wrap_store
 
 EPOCH = {"every_epochs": 1}
 
@@ -144,6 +145,21 @@ def test_a_restore_after_an_interrupt_is_what_the_fit_goes_on_from(keras: Any, t
         job.manager.restore(4)
         job.fit(epochs=1)
         assert job.batches[-1] == BATCHES - 4
+
+
+@KERAS3
+def test_a_fit_whose_last_save_failed_is_begun_again_as_the_same(
+    keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = wrap_store(monkeypatch, Failing)
+    with Job(keras, tmp_path) as job:
+        fail = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(stores[0], "fails", True))
+        with pytest.raises(ckptflow.SaveFailedError, match="503 from the test"):
+            job.fit(every={"every_steps": 4}, callbacks=[fail], epochs=1)
+        stores[0].fails = False
+        job.fit(epochs=1)
+        assert job.batches == [BATCHES, BATCHES - 8]
+        assert job.steps()[-1] == BATCHES
 
 
 # What an exception leaves behind
