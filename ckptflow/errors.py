@@ -132,7 +132,7 @@ class CommitTimeoutError(SaveFailedError, TimeoutError):
 
 
 class CommitUnknownError(SaveFailedError):
-    """The manifest was sent and the storage never said whether it arrived. The next restore finds out."""
+    """The manifest, or a worker's word that it has saved, was sent and never answered. The next restore finds out."""
 
 
 class PeerError(CkptflowError, RuntimeError):

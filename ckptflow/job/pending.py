@@ -68,7 +68,7 @@ class PendingCheckpoint:
             return self._future.exception(timeout_s)
 
     def is_unknown(self) -> bool:
-        """Whether the manifest was sent and the storage never said if it arrived. False while the save goes on."""
+        """Whether the storage never said if the save, or this worker's part of it, arrived. False while it goes on."""
         return self.done() and isinstance(self._future.exception(), CommitUnknownError)
 
     def __repr__(self) -> str:

@@ -29,6 +29,7 @@ from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
+from ckptflow.commit.prune import PrunePlan
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
@@ -350,6 +351,20 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
     def checks_fence(*arguments: Any) -> None:
         lineage_module.check_fence(*arguments)
         acknowledge()
+
+    plans, acts = prune_module.plan_by_hand, prune_module.act
+
+    def plans_by_hand(*arguments: Any) -> Any:
+        found = plans(*arguments)
+        current().merge(found)  # what was read for it is not looked at again
+        return found
+
+    def acts_by_hand(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
+        current().merge(plan.deletions, [sorted(files[folder]) for folder in plan.deletions], plan.claims)
+        return acts(store, plan, files)
+
+    patch.setattr(prune_module, "plan_by_hand", plans_by_hand)
+    patch.setattr(prune_module, "act", acts_by_hand)
 
     def settles(store: Store, key: str, data: bytes) -> bool:
         current().call("settle", key)

@@ -106,7 +106,8 @@ SMALL: dict[str, Scenario] = {
     "give up": Scenario((running(kept=1, saves=2), ONE), kept=1, budget=LOST),
     "cold, replies lost": Scenario((ONE, ONE), budget=LOST),
     "read times out": Scenario((running(kept=2), ONE), kept=2, budget=Budget(timeouts=1)),
-    "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
+    "prune by hand, beside a job": Scenario((running(kept=2, saves=2), prunes_by_hand), kept=2),
+    "prune by hand, beside a start": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2, is_alive=False),
     "root emptied": Scenario((running(kept=1, saves=1), TWO), kept=1, budget=Budget(empties=1), spared=DELETES),
     "root emptied, numbers skipped": Scenario(
         (running(kept=1, restarts=2), ONE), kept=1, number=3, budget=Budget(empties=1), spared=DELETES
@@ -161,6 +162,7 @@ LARGE: dict[str, Scenario] = {
     "cold, three, claims trimmed": Scenario((ONE, ONE, ONE), budget=TRIM),
     "no claims, three": Scenario((running(kept=2), ONE, ONE, ONE), kept=2, is_alive=False, without_claims=True),
     "give up among three": Scenario((running(kept=1), ONE, ONE), kept=1, budget=LOST),
+    "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
     "prune by hand, rollback": Scenario((running(kept=2), BACK, prunes_by_hand), kept=2, budget=ROLLBACK),
     "all faults": Scenario((running(kept=2), BACK), kept=2, budget=Budget(lost=1, damages=1, rollbacks=1)),
 }

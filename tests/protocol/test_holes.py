@@ -67,8 +67,8 @@ ELSEWHERE: dict[int, str] = {
     51: "commit/test_resume.py::test_another_runs_checkpoint_is_not_taken_in_place_of_a_damaged_one",
     52: "commit/test_lineage.py::test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number",
     53: "commit/test_catalog.py::test_a_verdict_of_damage_is_no_older_than_the_listing_that_it_is_used_with",
-    54: "manager/test_failed_saves.py::test_a_full_storage_does_not_hide_that_another_holds_the_root",
-    55: "manager/test_failed_saves.py::test_after_a_restore_that_failed_while_it_claimed_the_program_restores_again",
+    54: "manager/test_what_is_known.py::test_a_full_storage_does_not_hide_that_another_holds_the_root",
+    55: "manager/test_what_is_known.py::test_after_a_restore_that_failed_while_it_claimed_the_program_restores_again",
     56: (
         "manager/test_failed_saves.py::test_a_worker_whose_receipt_was_not_answered_does_not_say_that_nothing_was_saved"
     ),
