@@ -172,13 +172,19 @@ class Invariants:
                     check_lives(self._of(after.content, node), damaged=marks)
 
     def _holds_newest(self, content: int, node: Node) -> bool:
-        """Whether the newest claim that is there is this process's own: whatever else is there ends it no more."""
+        """Whether the newest claim that is there is this process's own: what has another number ends it no more.
+
+        A manifest under its own number may: one of before the root was emptied, whose create was under way.
+        """
         if content not in self._newest_claims:
             claims = [key for key in self._explorer.storage.contents[content] if parse_claim_key(key)]
             data = self._explorer.storage.contents[content][max(claims)] if claims else None
             self._newest_claims[content] = decode(data, Claim, "claim") if data else None
         claim = self._newest_claims[content]
-        return claim is not None and claim.number == node.facts.number and writer_of(claim) == node.process.index
+        if claim is None or claim.number != node.facts.number or writer_of(claim) != node.process.index:
+            return False
+        found = manifests_in(self._explorer.storage.contents[content])
+        return all(m and m.writer_id == claim.writer_id for f, m in found.items() if f.incarnation == claim.number)
 
     def _of_next_life(self, content: int) -> tuple[Ancestry, Facts]:
         """What a fresh lone incarnation restores (its first promise is that and one more), and how it ends."""
