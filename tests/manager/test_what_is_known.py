@@ -11,7 +11,7 @@ import ckptflow
 from ckptflow import CheckpointManager, SaveFailedError, UsageError
 from ckptflow.errors import CommitUnknownError, FencedError, PeerError, StorageFullError, StorageUnavailableError
 from ckptflow.format.layout import receipt_name
-from ckptflow.storage.store import open_store
+from ckptflow.storage.opening import open_store
 from ckptflow.testing import FaultyStore
 from tests.manager.states import Weights, wrap_store
 from tests.speed.team import Team
