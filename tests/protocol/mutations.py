@@ -285,9 +285,9 @@ MUTATIONS: dict[str, Mutation] = {
     "our claim in every listing": Mutation(listing_need_not_show_the_claim, ("an answer that is no listing",), "I2"),
     "names of its own for each writer": Mutation(names_shared_by_all_writers, ("root emptied",), "I2"),
     "of two that held a number, the one whose claim is there": Mutation(
-        all_who_held_a_number_count, ("root emptied", "lineage/ deleted"), "I2"
+        all_who_held_a_number_count, ("root emptied", "lineage/ deleted"), None
     ),
-    "what another wrote under our number": Mutation(all_of_our_number_is_ours, ("root emptied",), "I2"),
+    "what another wrote under our number": Mutation(all_of_our_number_is_ours, ("root emptied",), None),
     "what counts is of this run": Mutation(anothers_run_counts, ("root emptied",), None),
     "a further create, which must be refused": Mutation(
         create_believed_to_be_exclusive, ("creates not exclusive",), "I3"
