@@ -341,7 +341,7 @@ class Coordinator:
                 given_up=self._given_up,
             )
             plan = listed_again(self._store, plan, listing, found)
-            why_not = doubt_newest(self._store, listing, counting) if plan.deletions else None
+            why_not = doubt_newest(self._store, listing, counting.newest) if plan.deletions else None
             if why_not is not None:
                 raise CorruptCheckpointError(f"nothing is deleted: {why_not}")
             check_own_claim(self._store, self._held)

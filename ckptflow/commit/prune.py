@@ -242,12 +242,11 @@ class ByHand:
         return sum(self.size_bytes(folder) for folder in self.plan.deletions)
 
 
-def doubt_newest(store: Store, listing: Listing, counting: Counting) -> str | None:
+def doubt_newest(store: Store, listing: Listing, newest: Folder | None) -> str | None:
     """Why nothing may be deleted in favour of the newest that counts, or None. Its manifest is read now, by this call.
 
     What decides must be sound: else a deletion is justified by a checkpoint that nobody can restore.
     """
-    newest = counting.newest
     if newest is None:
         return None
     try:
@@ -274,7 +273,7 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     if max(listing.claims, default=0) > max(claims, default=0):
         why_not = f"a listing of lineage/ does not show claim {max(listing.claims)}, so a running job may be overlooked"
     if why_not is None:
-        why_not = doubt_newest(store, listing, counting)
+        why_not = doubt_newest(store, listing, counting.newest)
         why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None
     return ByHand(plan, listing, why_not, counting.newest)
 
@@ -307,8 +306,10 @@ def prune_by_hand(
         if why_not is None:
             list_claims(store)  # on a network share it makes the listing of the root a new one, as that of pins does
             pins = list_pins(store)
-            now = list_root(store)  # the last that is asked: what is deleted next is as it shows it
-            why_not = changed_meanwhile(found.listing, now, needed)
+            now = list_root(store)
+            # The manifest last: shards are named after who wrote them, so that it also says whether the root is still
+            # the one that was listed.
+            why_not = changed_meanwhile(found.listing, now, needed) or doubt_newest(store, now, found.newest)
             found = replace(found, plan=unchanged(found.plan, found.listing, now, pins))
     if why_not is not None:
         raise UsageError(f"{store.url}: nothing was pruned: {why_not}")

@@ -23,7 +23,7 @@ def holds(name: str, scenario: Scenario, max_states: int = MAX_STATES) -> Report
 def test_holds(name: str) -> None:
     report = holds(name, SMALL[name])
     assert report.is_complete
-    assert report.states > 250
+    assert report.states > 500
 
 
 @pytest.mark.parametrize("name", LIMITS)
