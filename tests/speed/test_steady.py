@@ -25,11 +25,12 @@ def measure(url: str, *, saves: int = 200, restores: int = 30, options: dict[str
     return found
 
 
-def nothing_grows(found: dict[str, Any], slack_mib: float = math.inf, kinds: str = "") -> None:
-    """`slack_mib`: far below one copy of the state (0.2 MiB) for each call, above what malloc and the trace move by."""
+def nothing_grows(found: dict[str, Any], slack_mib: float = math.inf, kinds: str = "", connections: int = 0) -> None:
+    """`slack_mib`: far below one copy of the state (0.2 MiB) for each call, above what malloc and the trace move by.
+    `connections`: of a client that opens one more where more requests than before happen to meet."""
     assert found["threads"] <= 0, found
     assert found["tasks"] <= 0, found
-    assert found["descriptors"] <= 0, found
+    assert found["descriptors"] <= connections, found
     assert found["resident_mib"] < slack_mib, found
     assert not [kind for kind in found["objects"] if kind.startswith(kinds)], found  # more by one for a fourth call
 
@@ -45,7 +46,7 @@ def test_200_saves_on_a_disk(on_disk: dict[str, Any]) -> None:
 
 
 def test_30_restores_from_a_disk(on_disk: dict[str, Any]) -> None:
-    nothing_grows(on_disk["restores"], slack_mib=2)
+    nothing_grows(on_disk["restores"], slack_mib=4)
     assert on_disk["restores"]["our_bytes"] < _OUR_BYTES, on_disk["restores"]
 
 
@@ -59,5 +60,5 @@ def test_s3(seaweedfs: Server, client: str) -> None:
         restores=6,
         options={**seaweedfs.storage_options, "client": client},
     )
-    nothing_grows(found["saves"], slack_mib=16, kinds="ckptflow.")
-    nothing_grows(found["restores"], kinds="ckptflow.")
+    nothing_grows(found["saves"], slack_mib=16, kinds="ckptflow.", connections=8)
+    nothing_grows(found["restores"], kinds="ckptflow.", connections=4)
