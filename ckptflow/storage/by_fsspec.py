@@ -10,13 +10,15 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import crc32c
 import fsspec
 import fsspec.asyn
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
 
 from ckptflow.storage import faults
 from ckptflow.storage.clients import (
@@ -134,7 +136,7 @@ class FsspecStore(RemoteStore):
             self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
         else:
             with _create_lock(f"{self._scheme}://{path}"):
-                if is_new and self._is_there(path):
+                if is_new and self._kind_at(path):
                     raise FileExistsError("something is there")
                 self._make_folder(path)
                 takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
@@ -145,15 +147,14 @@ class FsspecStore(RemoteStore):
         if self._has_folders:
             self._fs.makedirs(self._fs._parent(path), exist_ok=True)
 
-    def _is_there(self, path: str) -> bool:
-        """Unlike fsspec's `exists`, which says no whatever went wrong; not all classes ask by themselves, either."""
+    def _kind_at(self, path: str) -> str | None:
+        """What is there; None for nothing. fsspec's `exists` says that whatever went wrong; not all classes ask."""
         try:
-            self._fs.info(path)
+            return str(self._fs.info(path)["type"])
         except OSError as error:
-            if isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT:
-                return False
-            raise
-        return True
+            if not _is_missing(error):
+                raise
+            return None
 
     def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
         bucket, _, name = path.partition("/")
@@ -171,11 +172,39 @@ class FsspecStore(RemoteStore):
                 parse_listings_quickly(self._fs, bucket)
             found = list_s3(self._fs.call_s3, bucket, inner) if self._is_s3 else list_gcs(self._fs.call, bucket, inner)
             return [(f"{bucket}/{name}", size_bytes) for name, size_bytes in found]
+        path = self._lead + prefix.rstrip("/")
+        if not _finds_by_itself(type(self._fs)):
+            return [(info["name"].lstrip("/"), int(info["size"])) for info in self._walk(path)]
         try:
-            files = self._fs.find(self._lead + prefix.rstrip("/"), detail=True, on_error="raise")
+            files = self._fs.find(path, detail=True, on_error="raise")
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [(name.lstrip("/"), int(info["size"])) for name, info in files.items()]
+
+    def _walk(self, path: str) -> Iterator[dict[str, Any]]:
+        """Every file below a folder. fsspec's own walk leaves out each folder below the first that it cannot list."""
+        pending = [path]
+        while pending:
+            path = pending.pop()
+            for info in self._in_folder(path):
+                if info["type"] != "directory":
+                    yield info
+                elif info["name"].rstrip("/") != path.rstrip("/"):
+                    pending.append(info["name"])
+
+    def _in_folder(self, path: str) -> list[dict[str, Any]]:
+        """What is in a folder; nothing only where another look says as well that there is none."""
+        for _ in range(2):
+            try:
+                found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+            except OSError as error:
+                if not _is_missing(error):
+                    raise
+                if self._kind_at(path) != "directory":
+                    return []
+            else:
+                return found
+        raise StrangeReplyError(f"{path!r} is there, and was said not to be when it was listed")
 
     # ---- deleting
 
@@ -210,6 +239,17 @@ class FsspecStore(RemoteStore):
 
     def _get_raw(self, path: str, length: int) -> Any:
         return self._fs.cat_file(path, start=0, end=length)
+
+
+def _is_missing(error: OSError) -> bool:
+    """Not all clients raise the class that goes with the number."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in (errno.ENOENT, errno.ENOTDIR)
+
+
+def _finds_by_itself(kind: type) -> bool:
+    """Whether a class lists all that is below a folder in its own way, and not folder by folder as fsspec does it."""
+    own = getattr(kind, "_find", AsyncFileSystem._find)
+    return getattr(kind, "find", None) is not AbstractFileSystem.find or own is not AsyncFileSystem._find
 
 
 async def _read_body(body: Any, into: memoryview) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ckptflow.errors import ObjectExistsError, StorageUnavailableError
+from ckptflow.errors import ObjectExistsError, StorageAccessError, StorageError, StorageUnavailableError
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.testing import Backend, StoreContract
 from tests.storage.strict import StrictBackend, StrictFileSystem
@@ -43,6 +45,7 @@ class TestStrict(StoreContract):
 def backend(tmp_path: Path) -> Iterator[StrictBackend]:
     yield StrictBackend(str(tmp_path))
     StrictFileSystem.failing.clear()
+    StrictFileSystem.unlisted.clear()
 
 
 def test_its_class_gets_what_the_user_gave(backend: StrictBackend) -> None:
@@ -70,3 +73,44 @@ def test_who_gets_no_answer_creates_nothing(backend: StrictBackend, monkeypatch:
     with pytest.raises(StorageUnavailableError):
         store.store.create("claim", memoryview(b"ours"))
     assert backend.raw_get("claim") == b"another's"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError("reset"), StorageUnavailableError),
+        (PermissionError("not for you"), StorageAccessError),
+        (FileNotFoundError("of a folder that is there"), StorageUnavailableError),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_folder_that_cannot_be_listed_is_not_left_out(
+    backend: StrictBackend, error: OSError, expected: type[StorageError]
+) -> None:
+    """Left out, its checkpoint would be taken for one that is not there."""
+    store = backend.open()
+    assert isinstance(store, RetryingStore)
+    backend.raw_put("old/deep/shard", b"1")
+    backend.raw_put("new/deep/shard", b"2")
+    StrictFileSystem.unlisted["new"] = error
+    with pytest.raises(expected):
+        store.store.list()
+    StrictFileSystem.unlisted.clear()
+    assert sorted(entry.key for entry in store.list()) == ["new/deep/shard", "old/deep/shard"]
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_left_out(
+    backend: StrictBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = backend.open()
+    backend.raw_put("old/shard", b"1")
+    backend.raw_put("new/shard", b"2")
+    listed = StrictFileSystem.ls
+
+    def ls(self: StrictFileSystem, path: str, detail: bool = False) -> list[Any]:
+        if path.endswith("/old"):
+            shutil.rmtree(self._at(path), ignore_errors=True)
+        return listed(self, path, detail)
+
+    monkeypatch.setattr(StrictFileSystem, "ls", ls)
+    assert [entry.key for entry in store.list()] == ["new/shard"]
