@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from ckptflow.errors import (
     CkptflowError,
@@ -133,6 +135,20 @@ def os_errors(doing: str, where: str) -> Iterator[None]:
         raise from_os_error(error, doing, where) from error
 
 
+# What was being handled when a client was called. Python takes it for the context of whatever the client raises.
+_handled: ContextVar[BaseException | None] = ContextVar("_handled", default=None)
+
+
+@contextmanager
+def client_call() -> Iterator[None]:
+    """An error that comes in this block is judged by what led to it in the block, not by what the caller handles."""
+    token = _handled.set(sys.exception())
+    try:
+        yield
+    finally:
+        _handled.reset(token)
+
+
 def from_client_error(error: BaseException, doing: str, where: str, secrets: Iterable[str] = ()) -> StorageError:
     """The `StorageError` for whatever an object storage client raised: its code decides, then its class.
 
@@ -170,7 +186,7 @@ def is_past_end(error: BaseException) -> bool:
 
 def is_stall(error: BaseException) -> bool:
     """Whether the client gave a request up because nothing moved."""
-    for link in chain(error):
+    for link in _links(error):
         names = {base.__name__ for base in type(link).__mro__}
         if "StalledError" in names:
             return False  # says so itself
@@ -204,7 +220,7 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
         return REMOTE_FAULTS["503"]
     if _status(codes):
         return StorageError, _PERMANENT
-    for link in chain(error):
+    for link in _links(error):
         if isinstance(link, FileExistsError):
             return REMOTE_FAULTS["412"]
         if isinstance(link, FileNotFoundError | IsADirectoryError | NotADirectoryError):  # of what has folders
@@ -223,7 +239,7 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
 
 
 def _all_codes(error: BaseException) -> list[str]:
-    return [code for link in chain(error) for code in codes_of(link)]
+    return [code for link in _links(error) for code in codes_of(link)]
 
 
 def _status(codes: Iterable[str]) -> int:
@@ -239,6 +255,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """The same, but for what is not the client's own."""
+    for link in chain(error):
+        if link is _handled.get() and link is not error:
+            return
+        yield link
 
 
 def codes_of(error: BaseException) -> list[str]:

@@ -22,6 +22,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
 )
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.remote import RemoteCalls
 
 
 def s3_error(code: str, status: int, message: str = "a message") -> BaseException:
@@ -162,6 +163,37 @@ def test_local_errors(number: int, expected: type[StorageError]) -> None:
     assert mapped.errno == number
     assert str(mapped).startswith("/data/run/key: cannot write: ")
     assert ";" in str(mapped)  # what to do
+
+
+@pytest.mark.parametrize("code", ["NoSuchKey", "NoSuchBucket", "AccessDenied", "InvalidRange"])
+def test_what_the_caller_was_handling_does_not_count(code: str) -> None:
+    """A listing that looks whether it is the bucket that is missing is itself made while a 404 is handled."""
+
+    def listing() -> None:
+        with RemoteCalls("s3://bucket", {}, None)._mapped("list"):
+            try:
+                raise ConnectionResetError("cut off")
+            except OSError as error:
+                if not faults.is_past_end(error):
+                    raise
+
+    try:
+        raise s3_error(code, 404)
+    except Exception:
+        with pytest.raises(StorageUnavailableError):
+            listing()
+
+
+def test_what_led_to_an_error_counts() -> None:
+    def listing() -> None:
+        with RemoteCalls("s3://bucket", {}, None)._mapped("list"):
+            try:
+                raise s3_error("NoSuchKey", 404)
+            except Exception:
+                raise RuntimeError("the client's own")  # noqa: B904 - without a cause
+
+    with pytest.raises(ObjectNotFoundError):
+        listing()
 
 
 # ---- secrets
