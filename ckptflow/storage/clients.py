@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import functools
@@ -70,7 +71,7 @@ def open_file_system(
         given = dict(options.get("config_kwargs") or {})
         if "http_session_cls" not in given:
             connector = {"socket_factory": socket_factory(stall_timeout_s)} | dict(given.get("connector_args") or {})
-            given |= {"http_session_cls": _s3_session(), "connector_args": connector}
+            given |= {"http_session_cls": _s3_session(connect_s), "connector_args": connector}
         options["config_kwargs"] = config | given
     elif scheme in GCS_SCHEMES:
         import aiohttp
@@ -86,6 +87,7 @@ def open_file_system(
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_timeout_s)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | dict(options.get("client_kwargs") or {})
+        options.setdefault("get_client", functools.partial(_http_client, connect_s))
     file_system = kind(**{"skip_instance_cache": True} | options)  # fsspec takes that out again
     if "use_listings_cache" not in options:
         _cache_no_listings(file_system)
@@ -113,11 +115,14 @@ def _cache_no_listings(file_system: Any) -> None:
 
 
 @functools.cache
-def _s3_session() -> Any:
+def _s3_session(connect_s: float) -> Any:
     from aiobotocore.httpsession import AIOHTTPSession
 
     class Session(AIOHTTPSession):  # type: ignore[misc]
         """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it."""
+
+        async def _create_connector(self, proxy_url: str | None) -> Any:
+            return connect_in_time(await super()._create_connector(proxy_url), connect_s)
 
         async def send(self, request: Any) -> Any:
             if "Expect" in request.headers:
@@ -158,7 +163,32 @@ def _aws_data(search_path: str | None) -> Any:
 async def _connector(stall_timeout_s: float | None) -> Any:
     import aiohttp
 
-    return aiohttp.TCPConnector(socket_factory=socket_factory(stall_timeout_s))
+    connector = aiohttp.TCPConnector(socket_factory=socket_factory(stall_timeout_s))
+    return connect_in_time(connector, connect_timeout_s(stall_timeout_s))
+
+
+async def _http_client(connect_s: float, **words: Any) -> Any:
+    import aiohttp
+
+    if words.get("connector") is None:
+        words["connector"] = connect_in_time(aiohttp.TCPConnector(), connect_s)
+    return aiohttp.ClientSession(**words)
+
+
+def connect_in_time(connector: Any, connect_s: float) -> Any:
+    """The connector of aiohttp's, whose connections are there in time or not at all.
+
+    aiohttp's own limits hold for TCP and TLS alone: not for names to be resolved, nor for a proxy's reply to CONNECT.
+    Its limit for all of it would count the time in which connections are merely in use, too.
+    """
+    create = connector._create_connection
+
+    async def create_in_time(*args: Any, **words: Any) -> Any:
+        async with asyncio.timeout(connect_s):
+            return await create(*args, **words)
+
+    connector._create_connection = create_in_time
+    return connector
 
 
 def _has_client_certificate() -> bool:
