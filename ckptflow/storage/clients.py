@@ -199,9 +199,14 @@ def _has_client_certificate() -> bool:
 
 
 def bounded_refresh(credentials: Any, stall_timeout_s: float | None) -> Any:
-    """google-auth's credentials, whose request for a new token gives up as others do: its own limit is two minutes."""
+    """google-auth's credentials, whose request for a new token gives up as others do: its own limit is two minutes.
+
+    Where the service for tokens has failed, and has refused nothing, they raise `TransportError`.
+    """
     if not hasattr(credentials, "refresh"):
         return credentials
+    from google.auth.exceptions import RefreshError, TransportError
+
     bounded = copy.copy(credentials)  # the user's own may be used elsewhere
     refresh = bounded.refresh
 
@@ -212,10 +217,23 @@ def bounded_refresh(credentials: Any, stall_timeout_s: float | None) -> Any:
             return request(*args, **words)
 
         setattr(ask, "session", getattr(request, "session", None))  # noqa: B010 - some look for it
-        refresh(ask)
+        try:
+            refresh(ask)
+        except RefreshError as error:
+            if error.retryable or _is_failure(error.__cause__):
+                raise TransportError(str(error)) from error
+            raise
 
     bounded.refresh = refresh_in_time
     return bounded
+
+
+def _is_failure(error: BaseException | None) -> bool:
+    """Whether google-auth got no answer of a machine's service for tokens, or none about who asks."""
+    from google.auth.exceptions import TransportError
+
+    status = getattr(error.args[-1], "status", 500) if error is not None and error.args else 500
+    return isinstance(error, TransportError) and (status == 429 or status >= 500)
 
 
 def parse_listings_quickly(file_system: Any, bucket: str) -> None:

@@ -227,7 +227,7 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
             return REMOTE_FAULTS["404"]
         names = {base.__name__ for base in type(link).__mro__}
         provider = _PROVIDER.search(str(link))  # obstore: all that our credentials raise is a refusal to it
-        if provider and provider[1] in _TRANSIENT_CLASSES:
+        if (provider and provider[1] in _TRANSIENT_CLASSES) or _CONTAINER_FAILED.search(str(link)):
             return REMOTE_FAULTS["503"]
         if names & _ACCESS_CLASSES:
             return REMOTE_FAULTS["403"]
@@ -310,6 +310,10 @@ _ABOUT_CHECKSUMS = re.compile(
 )
 _CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|header)")
 _PROVIDER = re.compile(r"External [A-Z]{3} credential provider: ([A-Za-z]+):")
+# botocore, which leaves nothing but this text: the service that gives a container its credentials has failed.
+_CONTAINER_FAILED = re.compile(
+    r"Received non 200 response (?:429|5\d\d) from container|Received error when attempting to retrieve container"
+)
 _STRANGE = re.compile(
     r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
 )

@@ -126,6 +126,27 @@ CLIENT_ERRORS: list[tuple[BaseException, type[StorageError]]] = [
         StorageAccessError,
     ),
     (obstore_error("", 503), StorageUnavailableError),
+    *[
+        (
+            botocore.exceptions.CredentialRetrievalError(
+                provider="container-role",
+                error_msg=f"Error retrieving metadata: Received non 200 response {status} from container metadata: x",
+            ),
+            expected,
+        )
+        for status, expected in (
+            (503, StorageUnavailableError),
+            (429, StorageUnavailableError),
+            (403, StorageAccessError),
+        )
+    ],
+    (
+        obstore.exceptions.UnauthenticatedError(
+            "… External AWS credential provider: CredentialRetrievalError: Error when retrieving credentials from "
+            "container-role: Error retrieving metadata: Received error when attempting to retrieve container metadata"
+        ),
+        StorageUnavailableError,
+    ),
     (
         obstore.exceptions.GenericError(
             "Error performing GET http://x in 1s - HTTP error: error sending\n\nDebug source:\n"
