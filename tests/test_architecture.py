@@ -50,8 +50,8 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
         {"_create_connection", "_create_connector", "_get_kwargs_from_urls", "_request", "_strip_protocol"},
     ),
     "ckptflow/storage/by_fsspec.py": (
-        "fsspec: the folder of a path, and whether an asynchronous class lists in its own way",
-        {"_find", "_parent"},
+        "fsspec: the folder of a path, whether an asynchronous class lists in its own way; gcsfs: where its server is",
+        {"_find", "_location", "_parent"},
     ),
 }
 FRAMEWORKS = "ckptflow/state/private/"

@@ -38,6 +38,7 @@ from ckptflow.storage.replies import (
     delete_s3,
     list_gcs,
     list_s3,
+    put_gcs,
 )
 from ckptflow.storage.stalls import STALL_TIMEOUT_S
 
@@ -133,7 +134,8 @@ class FsspecStore(RemoteStore):
         if self._is_s3:
             self._send_s3(path, data, is_new=is_new)
         elif self._is_gcs:
-            self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
+            bucket, _, name = path.partition("/")
+            put_gcs(self._fs.call, self._fs._location, bucket, name, data, is_new=is_new)
         else:
             with _create_lock(f"{self._scheme}://{path}"):
                 if is_new and self._kind_at(path):
