@@ -7,6 +7,7 @@ import errno
 import functools
 import inspect
 import logging
+import secrets
 import threading
 import time
 import weakref
@@ -29,6 +30,7 @@ from ckptflow.storage.clients import (
     wants_checksum,
 )
 from ckptflow.storage.credentials import opening
+from ckptflow.storage.local_calls import RESERVED
 from ckptflow.storage.remote import RemoteStore
 from ckptflow.storage.replies import (
     StrangeReplyError,
@@ -68,6 +70,7 @@ class FsspecStore(RemoteStore):
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
+        self._begun: set[str] = set()  # names of creates that failed, and may have left a part
         self._has_bulk_delete = self._is_s3  # until the server refuses it
         self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
 
@@ -130,7 +133,6 @@ class FsspecStore(RemoteStore):
 
     def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> None:
         """One object, written in one request."""
-        mode = "create" if is_new else "overwrite"
         if self._is_s3:
             self._send_s3(path, data, is_new=is_new)
         elif self._is_gcs:
@@ -138,11 +140,46 @@ class FsspecStore(RemoteStore):
             put_gcs(self._fs.call, self._fs._location, bucket, name, data, is_new=is_new)
         else:
             with _create_lock(f"{self._scheme}://{path}"):
-                if is_new and self._kind_at(path):
-                    raise FileExistsError("something is there")
-                self._make_folder(path)
-                takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
-                self._fs.pipe_file(path, bytes(data), **({"mode": mode} if takes_mode else {}))
+                if is_new:
+                    self._create_by_looking(path, data)
+                else:
+                    self._pipe(path, data, "overwrite")
+
+    def _create_by_looking(self, path: str, data: memoryview) -> None:
+        """Writes where nothing is, whole or not at all: by another name, where the class can rename.
+
+        Else what a try that failed has left is its beginning, and is written over by the next.
+        """
+        is_there = self._kind_at(path) is not None
+        if is_there and not self._is_begun(path, data):
+            raise FileExistsError("something is there")
+        if not self._has_folders or type(self._fs).mv is AbstractFileSystem.mv:
+            self._begun.add(path)
+            self._pipe(path, data, "overwrite" if is_there else "create")
+            self._begun.discard(path)
+            return
+        temporary = f"{self._fs._parent(path)}/{RESERVED}tmp-{secrets.token_hex(12)}"
+        try:
+            self._pipe(temporary, data, "create")
+            self._fs.mv(temporary, path)
+            if self._kind_at(temporary):  # not all say that they have not renamed
+                raise FileExistsError("something is there")
+        except BaseException:
+            with suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
+
+    def _is_begun(self, path: str, data: memoryview) -> bool:
+        """Whether what is there is the beginning of what is to be written, and a try of ours has failed."""
+        if path not in self._begun:
+            return False
+        found = self._fs.cat_file(path, start=0, end=data.nbytes)
+        return len(found) < data.nbytes and bytes(data[: len(found)]) == found
+
+    def _pipe(self, path: str, data: memoryview, mode: str) -> None:
+        self._make_folder(path)
+        takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
+        self._fs.pipe_file(path, bytes(data), **({"mode": mode} if takes_mode else {}))
 
     def _make_folder(self, path: str) -> None:
         """Makes the folder that an object is to lie in, where there are such things."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,62 @@ def test_a_folder_that_goes_while_it_is_listed_is_left_out(
 
     monkeypatch.setattr(StrictFileSystem, "ls", ls)
     assert [entry.key for entry in store.list()] == ["new/shard"]
+
+
+def rename(self: StrictFileSystem, old: str, new: str) -> None:
+    os.rename(self._at(old), self._at(new))
+
+
+def silent_rename(self: StrictFileSystem, old: str, new: str) -> None:
+    """As WebHDFS: it is not done, and nobody says so."""
+    if not os.path.exists(self._at(new)):
+        os.rename(self._at(old), self._at(new))
+
+
+@pytest.mark.parametrize("renames", [True, False])
+def test_a_create_that_is_cut_off_is_done_by_the_next_try(
+    backend: StrictBackend, monkeypatch: pytest.MonkeyPatch, renames: bool
+) -> None:
+    store = backend.open()
+    written, cut = StrictFileSystem.pipe_file, [True]
+
+    def pipe_file(self: StrictFileSystem, path: str, value: bytes) -> None:
+        if cut.pop():
+            cut.append(False)
+            written(self, path, value[:2])
+            raise ConnectionResetError("cut off")
+        written(self, path, value)
+        cut.append(False)
+
+    monkeypatch.setattr(StrictFileSystem, "pipe_file", pipe_file)
+    if renames:
+        monkeypatch.setattr(StrictFileSystem, "mv", rename)
+    store.create("a/claim", memoryview(b"ours"))
+    assert backend.raw_get("a/claim") == b"ours"
+    assert list(backend.raw_list()) == ["a/claim"]
+    with pytest.raises(ObjectExistsError):
+        store.create("a/claim", memoryview(b"ours and more"))
+
+
+@pytest.mark.parametrize("mv", [rename, silent_rename])
+def test_one_that_comes_between_look_and_rename(
+    backend: StrictBackend, monkeypatch: pytest.MonkeyPatch, mv: Callable[..., None]
+) -> None:
+    """Not noticed by all; never believed where it was not done."""
+    store = backend.open()
+    written = StrictFileSystem.pipe_file
+
+    def pipe_file(self: StrictFileSystem, path: str, value: bytes) -> None:
+        written(self, path, value)
+        backend.raw_put("a/claim", b"another's")
+
+    monkeypatch.setattr(StrictFileSystem, "pipe_file", pipe_file)
+    monkeypatch.setattr(StrictFileSystem, "mv", mv)
+    if mv is silent_rename:
+        with pytest.raises(ObjectExistsError):
+            store.create("a/claim", memoryview(b"ours"))
+        assert backend.raw_get("a/claim") == b"another's"
+    else:
+        store.create("a/claim", memoryview(b"ours"))
+        assert backend.raw_get("a/claim") == b"ours"
+    assert list(backend.raw_list()) == ["a/claim"]
