@@ -13,6 +13,7 @@ import pytest
 from ckptflow.errors import StorageUnavailableError
 from ckptflow.places import local
 from ckptflow.places.files import staged
+from ckptflow.storage import local_calls
 from tests.places.test_files import FOLDER, below, read, write
 
 NEW_GROUP = {"m.index": b"new", "m.data-00000-of-00001": b"new values"}
@@ -61,7 +62,7 @@ def test_a_share_that_has_moved_a_file_and_is_asked_again(tmp_path: Path, monkey
 
 
 def fails_to_sync(folder: str) -> Callable[[str], None]:
-    real = local.fsync_path
+    real = local_calls.fsync_path
 
     def fsync(path: str) -> None:
         if path == folder:
