@@ -57,8 +57,10 @@ def open_file_system(
         raise ImportError(f"{redaction.redact_url(url)}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{redaction.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
-    if scheme in GCS_SCHEMES and (storage_options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
-        from gcsfs.core import GCSFileSystem  # the default class asks Google's gRPC endpoint, which no emulator has
+    if scheme in GCS_SCHEMES and kind.__module__.startswith("gcsfs."):
+        # The default class asks Google's gRPC endpoint of each bucket what it is, for half a minute where that is out
+        # of reach. In a zonal one it writes in place, creates whatever is there, and logs what fails at the end.
+        from gcsfs.core import GCSFileSystem
 
         kind = GCSFileSystem
     # What is not for one class that is known stays out of its options: some hand all of them on, as SFTP's does to SSH.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import gcsfs.core
 import pytest
 
 from ckptflow.places.files import staged
 from ckptflow.places.remote import PART_BYTES
+from ckptflow.storage.clients import open_file_system
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.replies import StrangeReplyError, check_gcs, put_gcs
 from ckptflow.testing import read_whole
@@ -72,3 +74,10 @@ def test_a_large_file_is_written_in_parts(fake_gcs: Server) -> None:
             file.write(data)
     store = open_store("gs://ckptflow-tests", options)
     assert read_whole(store, "writes-large") == data
+
+
+@pytest.mark.parametrize("scheme", ["gs", "gcs"])
+def test_no_class_that_asks_what_kind_of_bucket_it_is(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    file_system, _ = open_file_system(f"{scheme}://bucket/run", scheme, {"token": "anon"})
+    assert type(file_system) is gcsfs.core.GCSFileSystem
