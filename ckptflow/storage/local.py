@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import secrets
@@ -230,25 +231,29 @@ class LocalStore:
         where, name = os.path.split(path)
         lock = f"{RESERVED}lock-{name}"
         deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder))
-                break
-            except FileExistsError as error:
-                if is_there(name, folder):
-                    raise _taken(path) from error
-                if time.monotonic() > deadline:  # its holder needs microseconds, so it is dead or on a stalled share
-                    raise StorageUnavailableError(
-                        f"{path}: cannot create: {where}/{lock} was left by a crash; remove it if no other process "
-                        "writes here"
-                    ) from error
-                time.sleep(0.01)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        take = functools.partial(os.open, flags=flags, mode=0o666, dir_fd=folder)
+        held: list[int] = []
         try:
+            while not held:
+                try:
+                    held.extend(map(take, [lock]))  # one step of Python's: after Ctrl-C it is known whether it is ours
+                except FileExistsError as error:
+                    if is_there(name, folder):
+                        raise _taken(path) from error
+                    if time.monotonic() > deadline:  # its holder needs microseconds: it is dead or on a stalled share
+                        raise StorageUnavailableError(
+                            f"{path}: cannot create: {where}/{lock} was left by a crash; remove it if no other process "
+                            "writes here"
+                        ) from error
+                    time.sleep(0.01)
             if is_there(name, folder):
                 raise _taken(path)
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
-            remove(lock, folder)
+            for descriptor in held:
+                remove(lock, folder)
+                os.close(descriptor)
 
     # ---- direct I/O
 

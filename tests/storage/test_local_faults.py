@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import os
 import stat
 import subprocess
@@ -20,8 +22,10 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
+from ckptflow.storage import local, local_calls
 from ckptflow.storage.local import LocalStore
 from ckptflow.testing import read_whole
+from tests.interrupts import interrupted
 from tests.storage.test_local import X, aligned, debris, run_python
 
 
@@ -196,3 +200,26 @@ def test_a_replaced_name_is_written_anew(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", failing := FailsOnce("name", errno.EIO))
     store.put("folder/name", X)
     assert failing.has_failed
+
+
+def test_ctrl_c_leaves_no_lock(tmp_path: Path) -> None:
+    """At whatever line it comes, but for those that give it back."""
+    left = []
+    for number in range(1000):
+        root = tmp_path / f"{number}"
+        store = LocalStore(str(root))
+        store._has_links = False
+        ended = interrupted(functools.partial(store.create, "lineage/1", X), number)
+        if list(root.rglob(".ckptflow-lock-*")):
+            left.append(ended.struck)
+        if ended.struck is None:
+            break
+    assert ended.struck is None
+    lines = Path(local.__file__).read_text().splitlines()
+    (at,) = (number for number, line in enumerate(lines, 1) if "for descriptor in held" in line)
+    assert set(left) <= {f"storage/local.py:{at}", f"storage/local.py:{at + 1}", *in_remove()}
+
+
+def in_remove() -> set[str]:
+    lines, first = inspect.getsourcelines(local_calls.remove)
+    return {f"storage/local_calls.py:{first + number}" for number in range(len(lines))}
