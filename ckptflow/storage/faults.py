@@ -31,6 +31,9 @@ _FULL = "make room, raise the quota or the file-size limit; nothing older was de
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
 _AGAIN = "the storage may recover: try again later"
 _PERMANENT = "this is not an error that retrying helps"
+_CERTIFICATE = (
+    "check the address, this machine's clock and the certificates that it trusts (SSL_CERT_FILE, AWS_CA_BUNDLE)"
+)
 _NO_CHECKSUMS = (
     "if the server knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, or "
     'storage_options={"config_kwargs": {"request_checksum_calculation": "when_required"}}'
@@ -205,6 +208,8 @@ def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
 
 
 def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
+    if any(_UNTRUSTED.search(f"{type(link).__name__}: {link}") for link in _links(error)):
+        return StorageError, _CERTIFICATE
     codes = _all_codes(error)
     for code in codes:
         # What says most wins: a bucket's absence hides behind the same 404 as a key's.
@@ -314,6 +319,8 @@ _PROVIDER = re.compile(r"External [A-Z]{3} credential provider: ([A-Za-z]+):")
 _CONTAINER_FAILED = re.compile(
     r"Received non 200 response (?:429|5\d\d) from container|Received error when attempting to retrieve container"
 )
+# Of Python and OpenSSL, and of obstore.
+_UNTRUSTED = re.compile(r"SSLCertVerificationError|CERTIFICATE_VERIFY_FAILED|error: InvalidCertificate\(")
 _STRANGE = re.compile(
     r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
 )
