@@ -22,6 +22,7 @@ from ckptflow.storage.local_calls import (
     clear_direct,
     drop_cached,
     is_there,
+    looked_up_anew,
     opened_folder,
     remove,
 )
@@ -82,12 +83,7 @@ class LocalStore:
         path = self._path(key)
         view = _flat(into)
         try:
-            try:
-                return self._read(key, view, start)
-            except OSError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                return self._read(key, view, start)  # the file was replaced on a network share: look it up anew
+            return looked_up_anew(functools.partial(self._read, key, view, start))
         except StorageError:
             raise
         except OSError as error:
@@ -117,9 +113,8 @@ class LocalStore:
         failed: list[OSError] = []
         for above, some in itertools.groupby(keys, _above):
             try:
-                with opened_folder(self._root, above) as folder:
-                    path = os.path.join(self._root, above)
-                    failed += _unlink_all(folder, path, [os.path.basename(key) for key in some])
+                names = [os.path.basename(key) for key in some]
+                failed += looked_up_anew(functools.partial(_unlink_all, self._root, above, names))
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except OSError as error:
@@ -363,17 +358,20 @@ def _taken(path: str) -> ObjectExistsError:
     return ObjectExistsError(f"{path}: cannot create: the name is taken")
 
 
-def _unlink_all(folder: int, path: str, names: Sequence[str]) -> list[OSError]:
-    """Deletes what is there of these names in the folder at `path`; why it could not."""
+def _unlink_all(root: str, above: str, names: Sequence[str]) -> list[OSError]:
+    """Deletes what is there of these names in the folder `above` below a root; why it could not."""
     failed: list[OSError] = []
-    for name in names:
-        try:
-            os.unlink(name, dir_fd=folder)
-        except (FileNotFoundError, IsADirectoryError):
-            pass
-        except OSError as error:
-            error.filename = os.path.join(path, name)
-            failed.append(error)
+    with opened_folder(root, above) as folder:
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=folder)
+            except (FileNotFoundError, IsADirectoryError):
+                pass
+            except OSError as error:
+                error.filename = os.path.join(root, above, name)
+                if error.errno == errno.ESTALE:  # all of the folder
+                    raise
+                failed.append(error)
     return failed
 
 

@@ -7,11 +7,13 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from ckptflow.errors import StorageError
 
 RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and locks
+_Result = TypeVar("_Result")
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PASS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -45,6 +47,19 @@ def _open_folder(name: str, path: str, flags: int, above: int | None) -> int:
             raise StorageError(linked(path, "use")) from error
         error.filename = path
         raise
+
+
+def looked_up_anew(call: Callable[[], _Result]) -> _Result:
+    """What `call` returns; called again where a network share has lost what a name stood for.
+
+    Another host has removed or replaced it: looked up once more it is another one, or not there.
+    """
+    try:
+        return call()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return call()
 
 
 def linked(path: str, doing: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import AbstractContextManager
+from functools import partial
 
 from ckptflow.errors import StorageError
-from ckptflow.storage.local_calls import RESERVED, fsync_folder, opened_folder, remove
+from ckptflow.storage.local_calls import RESERVED, fsync_folder, looked_up_anew, opened_folder, remove
 
 ANEW = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # worth one more try of a write, under another name
 
@@ -77,10 +78,8 @@ class DurableFolders:
         """Makes deletions in `folder` durable; removes it and its parents where nothing but our debris is left."""
         while True:
             try:
-                with self.opened(folder, to_list=True) as descriptor:
-                    if folder == self._root or not _swept(descriptor):
-                        fsync_folder(descriptor)
-                        return
+                if not looked_up_anew(partial(self._sweep, folder)):
+                    return
             except (FileNotFoundError, NotADirectoryError):
                 return
             parent, name = os.path.split(folder)
@@ -96,6 +95,14 @@ class DurableFolders:
                 return
             self._durable.pop(folder, None)
             folder = parent
+
+    def _sweep(self, folder: str) -> bool:
+        """Whether there was nothing but our debris in a folder, and it may go; else what was deleted is durable."""
+        with self.opened(folder, to_list=True) as descriptor:
+            if folder != self._root and _swept(descriptor):
+                return True
+            fsync_folder(descriptor)
+            return False
 
     def _fsync(self, folder: str) -> None:
         with self.opened(folder, to_list=True) as descriptor:

@@ -55,6 +55,6 @@ def test_a_certificate_that_is_not_trusted(client: str, endpoint: str) -> None:
         else:
             open_through(client, server, endpoint, tries=1).get("a/object", memoryview(bytearray(4)))
 
-    with pytest.raises(StorageError, match=r"the certificates that this machine trusts") as raised:
+    with pytest.raises(StorageError, match=r"the certificates that it trusts") as raised:
         read_something()
     assert not isinstance(raised.value, StorageUnavailableError)

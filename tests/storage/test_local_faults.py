@@ -6,6 +6,7 @@ import errno
 import functools
 import inspect
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -223,3 +224,46 @@ def test_ctrl_c_leaves_no_lock(tmp_path: Path) -> None:
 def in_remove() -> set[str]:
     lines, first = inspect.getsourcelines(local_calls.remove)
     return {f"storage/local_calls.py:{first + number}" for number in range(len(lines))}
+
+
+@pytest.mark.parametrize("call", ["scandir", "unlink", "listdir"])
+@pytest.mark.parametrize("goes", [True, False])
+def test_a_folder_that_another_host_prunes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, goes: bool
+) -> None:
+    """NFS says of what it has opened that it is stale."""
+    store = LocalStore(str(tmp_path))
+    for key in ("old/shard", "new/shard"):
+        store.put(key, X)
+    real, struck = getattr(os, call), []
+
+    def stale(place: int | str, **words: int) -> object:
+        folder = os.readlink(f"/proc/self/fd/{words.get('dir_fd', place)}")
+        if folder.endswith("/old") and not struck:
+            struck.append(folder)
+            if goes:
+                shutil.rmtree(folder)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(place, **words)
+
+    monkeypatch.setattr(os, call, stale)
+    if call == "scandir":
+        left = sorted(entry.key for entry in store.list())
+        assert left == (["new/shard"] if goes else ["new/shard", "old/shard"])
+    else:
+        store.delete(["old/shard"])
+        monkeypatch.undo()
+        assert os.listdir(tmp_path) == ["new"]
+    assert struck
+
+
+def test_a_folder_that_stays_stale_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("old/shard", X)
+
+    def stale(place: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(StorageUnavailableError):
+        store.list()
