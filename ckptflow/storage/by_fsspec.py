@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import crc32c
@@ -46,6 +46,7 @@ from ckptflow.storage.stalls import STALL_TIMEOUT_S
 
 _log = logging.getLogger("ckptflow.storage")
 
+_POOLED = ("hdfs", "arrow_hdfs", "webhdfs", "webHDFS", "smb")  # of what has folders: safe for several threads
 _RENEW_PAUSE_S = 0.25  # what answers wrong may be about to be replaced
 
 
@@ -70,9 +71,32 @@ class FsspecStore(RemoteStore):
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
+        # Threads' commands would mix on the one connection of ftp:// or sftp://, which nobody opens again, either.
+        self._has_one_connection = self._has_folders and not self._fs.async_impl and self._scheme not in _POOLED
+        self._turn = threading.RLock()
+        self._is_broken = False
         self._begun: set[str] = set()  # names of creates that failed, and may have left a part
         self._has_bulk_delete = self._is_s3  # until the server refuses it
         self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
+
+    @contextmanager
+    def _mapped(self, doing: str, key: str = "") -> Iterator[None]:
+        """One call at a time where a file system has one connection, and after an error over another one."""
+        if not self._has_one_connection:
+            with super()._mapped(doing, key):
+                yield
+            return
+        with self._turn, super()._mapped(doing, key):
+            if self._is_broken:
+                self._fs = self._open()[0]
+                self._is_broken = False
+            try:
+                yield
+            except (FileNotFoundError, FileExistsError, PermissionError):
+                raise
+            except BaseException:
+                self._is_broken = True
+                raise
 
     def renew(self, key: str) -> None:
         """Another client, with connections of its own, takes over; from here on it asks past caches."""

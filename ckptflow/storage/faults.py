@@ -101,14 +101,14 @@ _TRANSIENT_CLASSES = {
     "ReadTimeoutError", "ResponseParserError", "ResponseStreamingError", "ClientConnectionError",
     "ClientPayloadError", "ServerDisconnectedError", "ChecksumError", "ProxyError", "ChunkedEncodingError",
     "ContentDecodingError", "Timeout", "TransportError", "gaierror", "AioConnectionClosedError",
-    "FlexibleChecksumError", "StrangeReplyError", "StalledError",
+    "FlexibleChecksumError", "StrangeReplyError", "StalledError", "EOFError", "SSHException", "error_temp",
 }  # fmt: skip
 _STALL_CLASSES = {"SocketTimeoutError", "ReadTimeoutError"}
 _ACCESS_CLASSES = {
     "PermissionError", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
     "TokenRetrievalError", "NoAuthTokenError", "ProfileNotFound", "SSOTokenLoadError",
     "UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError", "PermissionDeniedError",
-    "UnauthenticatedError",
+    "UnauthenticatedError", "AuthenticationException", "BadHostKeyException",
 }  # fmt: skip
 
 # s3fs and MemoryFileSystem leave an errno where the code is gone.
@@ -237,6 +237,8 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
         if names & _ACCESS_CLASSES:
             return REMOTE_FAULTS["403"]
         if names & _TRANSIENT_CLASSES:
+            return REMOTE_FAULTS["503"]
+        if isinstance(link, OSError) and str(link) == "Socket is closed":  # paramiko
             return REMOTE_FAULTS["503"]
         if isinstance(link, OSError) and link.errno in _REMOTE_ERRNO:
             return REMOTE_FAULTS[_REMOTE_ERRNO[link.errno]]

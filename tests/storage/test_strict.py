@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ftplib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 
 from ckptflow.errors import ObjectExistsError, StorageAccessError, StorageError, StorageUnavailableError
+from ckptflow.storage.by_fsspec import FsspecStore
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.testing import Backend, StoreContract
+from ckptflow.threads import at_once
 from tests.storage.strict import StrictBackend, StrictFileSystem
 
 
@@ -174,3 +178,39 @@ def test_one_that_comes_between_look_and_rename(
         store.create("a/claim", memoryview(b"ours"))
         assert backend.raw_get("a/claim") == b"ours"
     assert list(backend.raw_list()) == ["a/claim"]
+
+
+def test_one_connection_has_one_caller_at_a_time(backend: StrictBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = backend.open()
+    written, busy = StrictFileSystem.pipe_file, threading.Lock()
+
+    def pipe_file(self: StrictFileSystem, path: str, value: bytes) -> None:
+        assert busy.acquire(blocking=False)
+        time.sleep(0.01)
+        written(self, path, value)
+        busy.release()
+
+    monkeypatch.setattr(StrictFileSystem, "pipe_file", pipe_file)
+    at_once(4, lambda number: store.put(f"a/{number}", memoryview(b"x")), range(8))
+    assert len(store.list("a/")) == 8
+
+
+@pytest.mark.parametrize("error", [EOFError(), OSError("Socket is closed"), ftplib.error_temp("421 Timeout")], ids=repr)
+def test_a_connection_that_has_ended_is_opened_again(
+    backend: StrictBackend, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = backend.open()
+    store.put("a/1", memoryview(b"x"))
+    assert isinstance(store, RetryingStore)
+    assert isinstance(store.store, FsspecStore)
+    dead, written = store.store._fs, StrictFileSystem.pipe_file
+
+    def pipe_file(self: StrictFileSystem, path: str, value: bytes) -> None:
+        if self is dead:
+            raise error
+        written(self, path, value)
+
+    monkeypatch.setattr(StrictFileSystem, "pipe_file", pipe_file)
+    store.put("a/2", memoryview(b"x"))
+    store.create("a/3", memoryview(b"x"))
+    assert len(store.list("a/")) == 3
