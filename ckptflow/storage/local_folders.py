@@ -20,6 +20,7 @@ class DurableFolders:
         self._root = root
         self._below = os.path.join(root, "")
         self._durable: dict[str, int] = {}  # folder -> inode whose entry in its parent has been fsynced by this process
+        self._lost: dict[str, OSError] = {}  # folder -> why its name may not outlast a loss of power
 
     def check_root(self) -> None:
         """Raises where the root that this process has written to is gone or another folder: nothing is "empty" then."""
@@ -45,6 +46,7 @@ class DurableFolders:
             is_new = True
         parent, name = os.path.split(folder)
         if is_new:
+            self._lost.pop(folder, None)
             self.make(parent)
             try:
                 with self.opened(parent) as above:
@@ -52,6 +54,8 @@ class DurableFolders:
             except FileExistsError:
                 if not os.path.isdir(folder):
                     raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder should be", folder) from None
+        elif folder in self._lost:
+            raise not_durable(self._lost[folder], folder)
         elif folder.startswith(self._below):
             self.make(parent)
         elif folder != self._root:
@@ -62,10 +66,22 @@ class DurableFolders:
             if is_new:
                 raise  # else: the root was there before us, in a folder that we may not open
         except OSError as error:
-            if error.errno in ANEW:
-                raise not_durable(error, folder) from error
-            raise
+            if error.errno not in ANEW:
+                raise
+            # The next fsync would say nothing of this name: it is made anew, or never taken for durable.
+            if not (is_new and self._unmake(folder)):
+                self._lost[folder] = error
+            raise not_durable(error, folder) from error
         self._durable[folder] = self._inode(folder)
+
+    def _unmake(self, folder: str) -> bool:
+        parent, name = os.path.split(folder)
+        try:
+            with self.opened(parent) as above:
+                os.rmdir(name, dir_fd=above)
+        except OSError:
+            return False
+        return True
 
     def fsync(self, folder: str) -> None:
         """Makes the names in `folder` durable."""

@@ -267,3 +267,37 @@ def test_a_folder_that_stays_stale_is_not_left_out(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "scandir", stale)
     with pytest.raises(StorageUnavailableError):
         store.list()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_folder_whose_name_could_not_be_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ours: bool
+) -> None:
+    """The kernel tells of a failed write once: an fsync after that says nothing of it."""
+    store = LocalStore(str(tmp_path))
+    store.put("before", X)
+    if not is_ours:
+        os.mkdir(tmp_path / "new")
+    real, made, failed = os.fsync, os.mkdir, []
+    folders: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(tmp_path) and not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "a failing disk")
+        real(descriptor)
+
+    def mkdir(name: str, **words: int) -> None:
+        folders.append(name)
+        made(name, **words)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(StorageError, match="may not outlast a loss of power"):
+        store.put("new/shard", X)
+    if is_ours:
+        store.put("new/shard", X)
+        assert folders == ["new", "new"]
+    else:
+        with pytest.raises(StorageError, match="may not outlast a loss of power"):
+            store.put("new/shard", X)
