@@ -17,13 +17,15 @@ import fsspec.asyn
 from fsspec.dircache import DirCache
 
 from ckptflow.storage import redaction
-from ckptflow.storage.replies import check_gcs
+from ckptflow.storage.replies import RANGE, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
 _MOST_CONNECTIONS = 128
+_MOST_REPLY_BYTES = 2**26  # of a listing, or of an error
+_READ_BYTES = 2**18
 _TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
 NO_CACHE = {"Cache-Control": "no-cache"}
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
@@ -83,7 +85,7 @@ def open_file_system(
         given = dict(options.get("session_kwargs") or {})
         if "connector" not in given and not _has_client_certificate():
             given["connector"] = fsspec.asyn.sync(fsspec.asyn.get_loop(), _connector, stall_timeout_s)
-        options["session_kwargs"] = given
+        options["session_kwargs"] = {"response_class": _bounded_response()} | given
     elif scheme in HTTP_SCHEMES:
         import aiohttp
 
@@ -191,6 +193,35 @@ def connect_in_time(connector: Any, connect_s: float) -> Any:
 
     connector._create_connection = create_in_time
     return connector
+
+
+@functools.cache
+def _bounded_response() -> Any:
+    import aiohttp
+
+    class Response(aiohttp.ClientResponse):
+        """A reply of which no more is read than was asked for, and one byte: gcsfs takes all that comes, unpacked."""
+
+        async def read(self) -> bytes:
+            if self._body is not None:
+                return self._body
+            wanted = RANGE.fullmatch(self.request_info.headers.get("Range", ""))
+            is_part = wanted is not None and self.status < 400
+            left = int(wanted[2]) - int(wanted[1]) + 2 if wanted and is_part else _MOST_REPLY_BYTES
+            parts: list[bytes] = []
+            try:
+                while left > 0 and (part := await self.content.read(min(left, _READ_BYTES))):
+                    parts.append(part)
+                    left -= len(part)
+            except BaseException:
+                self.close()
+                raise
+            if left <= 0:
+                self.close()
+            self._body = b"".join(parts)
+            return self._body
+
+    return Response
 
 
 def _has_client_certificate() -> bool:

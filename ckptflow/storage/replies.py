@@ -17,7 +17,7 @@ import crc32c
 
 # One request by botocore's name for it: `call("list_objects_v2", Bucket=…)` gives the parsed reply.
 Request = Callable[..., Any]
-_RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
+RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
 
 
 class StrangeReplyError(Exception):
@@ -40,7 +40,7 @@ def check_range(status: int, headers: Mapping[str, str], size_bytes: int, start:
     if status == 200 and size_bytes == 0 and headers.get("etag"):
         return  # an empty object, where the server does not say 416
     content_range = headers.get("content-range")
-    found = _RANGE.fullmatch(content_range or "")
+    found = RANGE.fullmatch(content_range or "")
     if status != 206 or found is None:
         raise StrangeReplyError(f"asked for a range, got status {status} and {size_bytes:,} bytes without one")
     first, last, total = int(found[1]), int(found[2]), found[3]
@@ -153,7 +153,7 @@ def check_gcs(
     """
     status, headers, _, body = reply
     if method == "GET" and "alt=media" in path:
-        wanted = _RANGE.fullmatch(asked.get("Range", ""))
+        wanted = RANGE.fullmatch(asked.get("Range", ""))
         if wanted is not None:
             start, last = int(wanted[1]), int(wanted[2])
             check_range(status, headers, len(body), start, last - start + 1)
@@ -161,7 +161,7 @@ def check_gcs(
         _of_kind("storage#object", body, "one about an object")
     elif method == "POST" and query.get("uploadType") == "multipart":
         _of_kind("storage#object", body, "one to a write, and nothing may have been written")
-    elif method == "POST" and (sent := _RANGE.fullmatch(asked.get("Content-Range", ""))):
+    elif method == "POST" and (sent := RANGE.fullmatch(asked.get("Content-Range", ""))):
         _check_part(int(sent[2]), int(sent[3]), headers, body)
     elif method == "DELETE" and body.strip() not in (b"", b"null"):
         raise StrangeReplyError("the reply is not one to a deletion")
@@ -169,7 +169,7 @@ def check_gcs(
 
 def _check_part(last: int, total: int, headers: Mapping[str, str], body: bytes) -> None:
     """Raises unless a reply to a part, up to byte `last`, of an upload of `total` bytes says what became of it."""
-    kept = _RANGE.fullmatch(headers.get("Range", ""))
+    kept = RANGE.fullmatch(headers.get("Range", ""))
     if kept and (int(kept[2]) < last or last + 1 < total):
         return  # what is not kept is sent again
     reply = _of_kind("storage#object", body, "one to a part of a write, and nothing may have been written")

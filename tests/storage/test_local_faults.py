@@ -235,7 +235,7 @@ def test_a_folder_that_another_host_prunes(
     store = LocalStore(str(tmp_path))
     for key in ("old/shard", "new/shard"):
         store.put(key, X)
-    real, struck = getattr(os, call), []
+    real, struck = getattr(os, call), list[str]()
 
     def stale(place: int | str, **words: int) -> object:
         folder = os.readlink(f"/proc/self/fd/{words.get('dir_fd', place)}")
@@ -278,7 +278,7 @@ def test_a_folder_whose_name_could_not_be_made_durable(
     store.put("before", X)
     if not is_ours:
         os.mkdir(tmp_path / "new")
-    real, made, failed = os.fsync, os.mkdir, []
+    real, made, failed = os.fsync, os.mkdir, list[int]()
     folders: list[str] = []
 
     def fsync(descriptor: int) -> None:
