@@ -19,7 +19,7 @@ class DurableFolders:
     def __init__(self, root: str) -> None:
         self._root = root
         self._below = os.path.join(root, "")
-        self._durable: dict[str, int] = {}  # folder -> inode whose entry in its parent has been fsynced by this process
+        self._durable: dict[str, tuple[int, ...]] = {}  # folder -> the one whose name has been made durable here
         self._lost: dict[str, OSError] = {}  # folder -> why its name may not outlast a loss of power
 
     def check_root(self) -> None:
@@ -27,7 +27,7 @@ class DurableFolders:
         known = self._durable.get(self._root)
         if known is not None:
             try:
-                if os.stat(self._root).st_ino == known:
+                if self._identity(self._root) == known:
                     return
             except FileNotFoundError:
                 pass
@@ -39,7 +39,7 @@ class DurableFolders:
         Whoever made it: another worker may have, and not have fsynced yet.
         """
         try:
-            if self._durable.get(folder) == self._inode(folder):
+            if self._durable.get(folder) == self._identity(folder):
                 return
             is_new = False
         except FileNotFoundError:
@@ -72,7 +72,7 @@ class DurableFolders:
             if not (is_new and self._unmake(folder)):
                 self._lost[folder] = error
             raise not_durable(error, folder) from error
-        self._durable[folder] = self._inode(folder)
+        self._durable[folder] = self._identity(folder)
 
     def _unmake(self, folder: str) -> bool:
         parent, name = os.path.split(folder)
@@ -130,8 +130,15 @@ class DurableFolders:
             return opened_folder(self._root, folder[len(self._below) :], to_list=to_list)
         return opened_folder(folder, to_list=to_list)
 
-    def _inode(self, folder: str) -> int:
-        return os.stat(folder, follow_symlinks=not folder.startswith(self._below)).st_ino
+    def _identity(self, folder: str) -> tuple[int, ...]:
+        """What tells a folder from another one of that path. Of the root also which file system it is of.
+
+        Inode and device are those of the one before where another tmpfs is mounted in its place. A descriptor that is
+        kept would tell as well, but nobody could unmount it.
+        """
+        status = os.stat(folder, follow_symlinks=not folder.startswith(self._below))
+        file_system = (os.statvfs(folder).f_fsid,) if folder == self._root else ()
+        return (status.st_dev, status.st_ino, *file_system)
 
 
 def not_durable(error: OSError, path: str) -> StorageError:

@@ -76,6 +76,17 @@ def test_an_unmounted_root_is_not_an_empty_one(tiny_disk: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tiny_disk)], check=True)  # for the fixture to unmount
 
 
+def test_another_disk_in_the_place_of_the_root(tiny_disk: Path) -> None:
+    """Its root has the same inode, and of a tmpfs the same device."""
+    store = LocalStore(str(tiny_disk))
+    store.put("lineage/000001.json", X)
+    subprocess.run(["umount", str(tiny_disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tiny_disk)], check=True)
+    for call in (lambda: store.list("lineage/"), lambda: store.put("a", X)):
+        with pytest.raises(StorageError, match="removed or unmounted"):
+            call()
+
+
 def test_a_removed_root_is_not_made_anew(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path / "run"))
     store.put("a", X)
