@@ -25,6 +25,7 @@ from ckptflow.storage.local_calls import (
     looked_up_anew,
     opened_folder,
     remove,
+    rename_to_new,
 )
 from ckptflow.storage.local_folders import ANEW, DurableFolders, not_durable
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
@@ -242,9 +243,8 @@ class LocalStore:
                             "writes here"
                         ) from error
                     time.sleep(0.01)
-            if is_there(name, folder):
-                raise _taken(path)
-            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            if is_there(name, folder) or not rename_to_new(temporary, name, folder):
+                raise _taken(path)  # the latter by one that creates by link, and takes no lock
         finally:
             for descriptor in held:
                 remove(lock, folder)

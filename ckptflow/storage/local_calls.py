@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ from ckptflow.errors import StorageError
 
 RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and locks
 _Result = TypeVar("_Result")
+_RENAME_NOREPLACE = 1
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PASS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -82,6 +84,18 @@ def is_there(name: str, folder: int) -> bool:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
+    return True
+
+
+def rename_to_new(old: str, new: str, folder: int) -> bool:
+    """Renames in a folder; False where something has the new name, if the file system can tell."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None:
+        if rename(folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+            return True
+        if ctypes.get_errno() == errno.EEXIST:
+            return False
+    os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)  # raises any other error as well
     return True
 
 
