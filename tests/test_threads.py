@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+
 import pytest
 
 from ckptflow.threads import at_once
@@ -29,3 +33,23 @@ def test_whatever_one_raises_comes_out(error: BaseException) -> None:
         at_once(4, call, range(20))
     assert raised.value is error
     assert len(done) == 19
+
+
+def test_ctrl_c_waits_for_what_has_begun_and_begins_no_more() -> None:
+    """A call that goes on would write into memory, and to storage, that the caller has let go."""
+    main = threading.get_ident()
+    running: set[int] = set()
+    done: list[int] = []
+
+    def call(item: int) -> None:
+        running.add(item)
+        if item == 2:
+            signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.05)
+        running.remove(item)
+        done.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        at_once(3, call, range(100))
+    assert not running
+    assert len(done) < 50

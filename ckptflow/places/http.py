@@ -17,7 +17,7 @@ from yarl import URL
 
 from ckptflow.places.room import check_room
 from ckptflow.storage import faults, redaction
-from ckptflow.storage.clients import open_file_system, split_options
+from ckptflow.storage.clients import connect_in_time, open_file_system, split_options
 from ckptflow.storage.credentials import opening
 from ckptflow.storage.positional import write_at
 from ckptflow.storage.remote import RemoteCalls
@@ -97,8 +97,9 @@ class HttpFile(RemoteCalls):
     def _strangers(self) -> aiohttp.ClientSession:
         """A session for an origin that a redirect names: nothing of the user's goes there."""
         limit_s = self._stall_timeout_s
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s(limit_s), sock_read=limit_s)
-        connector = aiohttp.TCPConnector(resolver=_PublicResolver())
+        connect_s = connect_timeout_s(limit_s)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=limit_s)
+        connector = connect_in_time(aiohttp.TCPConnector(resolver=_PublicResolver()), connect_s)
         return aiohttp.ClientSession(timeout=timeout, connector=connector)  # with trust_env, a login of ~/.netrc would
 
 

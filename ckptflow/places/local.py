@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 from ckptflow.errors import StorageError, UsageError
 from ckptflow.places.names import exists, in_steps, is_in_group, not_found
+from ckptflow.printable import printable
 from ckptflow.storage.faults import from_os_error, os_errors
 from ckptflow.storage.local import NO_LINKS
 from ckptflow.storage.local_calls import RESERVED, fsync_path
@@ -100,31 +101,55 @@ class LocalPlace:
             else:
                 if self.all():
                     raise exists(self._path)
-                _move_all([(os.path.join(folder, name), os.path.join(self._parent, name)) for name in names])
-                fsync_path(self._parent)
+                self._move_all([(os.path.join(folder, name), os.path.join(self._parent, name)) for name in names])
         except FileExistsError as error:
             raise exists(self._path) from error
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise from_os_error(error, "write", self._path) from error
+            mapped = from_os_error(error, "write", self._path)
+            for note in getattr(error, "__notes__", ()):
+                mapped.add_note(note)
+            raise mapped from error
 
     def _replace(self, folder: str, names: Sequence[str]) -> None:
         new = os.path.join(folder, self.name)
         if names == [self.name] and self._replace_one(new):
-            fsync_path(self._parent)  # before what was exchanged goes with the staging folder
+            try:
+                fsync_path(self._parent)  # before what was exchanged goes with the staging folder
+            except BaseException:
+                if os.path.lexists(new):  # the old
+                    _exchange(new, self._path)
+                raise
             return
         # The old aside, what makes it readable first; the new in, that last.
         old = sorted(self._group(), reverse=True) if self.name not in names else [self.name]
         aside = self._hidden("replaced")
         try:
-            _move_all(
+            self._move_all(
                 [(os.path.join(self._parent, name), os.path.join(aside, name)) for name in old]
                 + [(os.path.join(folder, name), os.path.join(self._parent, name)) for name in names]
             )
+        except BaseException as error:
+            try:
+                os.rmdir(aside)
+            except OSError:  # not all of it is back in its place
+                error.add_note(f"what was at {printable(self._path)} before is kept in {printable(aside)}")
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _move_all(self, moves: Sequence[tuple[str, str]]) -> None:
+        """Renames each to a name where nothing is, in order, durably; after an error everything is where it was."""
+        begun: list[tuple[str, str]] = []
+        try:
+            for source, target in moves:
+                begun.append((source, target))
+                _move_to_new(source, target)
             fsync_path(self._parent)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        except BaseException:
+            for source, target in reversed(begun):
+                _move_back(source, target)
+            raise
 
     def _replace_one(self, new: str) -> bool:
         """Puts a new file or folder in the old one's place in one step; False where that cannot be."""
@@ -135,17 +160,15 @@ class LocalPlace:
         return True
 
 
-def _move_all(moves: Sequence[tuple[str, str]]) -> None:
-    """Renames each to a name where nothing is, in order; after an error everything is where it was."""
-    done: list[tuple[str, str]] = []
-    try:
-        for source, target in moves:
-            _move_to_new(source, target)
-            done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            os.rename(target, source)
-        raise
+def _move_back(source: str, target: str) -> None:
+    """Undoes a move as far as it was done, which only a look can tell after Ctrl-C or a lost reply of a share.
+
+    The last name of a file is never removed.
+    """
+    if not os.path.lexists(source):
+        os.rename(target, source)
+    elif os.path.lexists(target) and os.path.samestat(os.lstat(source), os.lstat(target)):
+        os.unlink(target)
 
 
 def _move_to_new(source: str, target: str) -> None:
@@ -167,11 +190,8 @@ def _move_to_new(source: str, target: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
         os.rename(source, target)
         return
-    try:
+    with suppress(FileNotFoundError):  # a network share has done it, and was asked again
         os.unlink(source)
-    except BaseException:
-        os.unlink(target)
-        raise
 
 
 def _exchange(one: str, other: str) -> bool:

@@ -317,11 +317,8 @@ class _Files(FsspecStore):
             if self.is_flat:
                 found = self._find(self._base + start)
             else:
-                try:
-                    infos = self._fs.ls(self._lead + self._base.rstrip("/"), detail=True)
-                    found = [(info["name"].lstrip("/"), int(info["size"] or 0)) for info in infos]
-                except FileNotFoundError:
-                    return []
+                infos = self._in_folder(self._lead + self._base.rstrip("/"))
+                found = [(info["name"].lstrip("/"), int(info["size"] or 0)) for info in infos]
         entries = [Entry(name[len(self._base) :], size_bytes) for name, size_bytes in found]
         return [entry for entry in entries if entry.key.startswith(start) and "/" not in entry.key]
 

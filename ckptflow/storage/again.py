@@ -97,7 +97,7 @@ def is_there(store: Store, key: str) -> bool:
 class _Read(Generic[_Record]):
     """One reading of a small object: equal to another that brought the same bytes, or nothing as well."""
 
-    mark: int | None
+    mark: int | str | None
     outcome: _Record | Exception = field(compare=False)
 
 
@@ -116,7 +116,7 @@ def read_record(
         except ObjectNotFoundError as error:
             return _Read(None, error)
         except ValueError as error:  # too long
-            return _Read(0, CorruptCheckpointError(str(error)))
+            return _Read("too long", CorruptCheckpointError(str(error)))
         try:
             return _Read(hash(data), decode(data))
         except CorruptCheckpointError as error:

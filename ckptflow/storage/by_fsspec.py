@@ -7,16 +7,19 @@ import errno
 import functools
 import inspect
 import logging
+import secrets
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import crc32c
 import fsspec
 import fsspec.asyn
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
 
 from ckptflow.storage import faults
 from ckptflow.storage.clients import (
@@ -27,6 +30,7 @@ from ckptflow.storage.clients import (
     wants_checksum,
 )
 from ckptflow.storage.credentials import opening
+from ckptflow.storage.local_calls import RESERVED
 from ckptflow.storage.remote import RemoteStore
 from ckptflow.storage.replies import (
     StrangeReplyError,
@@ -36,11 +40,13 @@ from ckptflow.storage.replies import (
     delete_s3,
     list_gcs,
     list_s3,
+    put_gcs,
 )
 from ckptflow.storage.stalls import STALL_TIMEOUT_S
 
 _log = logging.getLogger("ckptflow.storage")
 
+_POOLED = ("hdfs", "arrow_hdfs", "webhdfs", "webHDFS", "smb")  # of what has folders: safe for several threads
 _RENEW_PAUSE_S = 0.25  # what answers wrong may be about to be replaced
 
 
@@ -65,8 +71,32 @@ class FsspecStore(RemoteStore):
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
+        # Threads' commands would mix on the one connection of ftp:// or sftp://, which nobody opens again, either.
+        self._has_one_connection = self._has_folders and not self._fs.async_impl and self._scheme not in _POOLED
+        self._turn = threading.RLock()
+        self._is_broken = False
+        self._begun: set[str] = set()  # names of creates that failed, and may have left a part
         self._has_bulk_delete = self._is_s3  # until the server refuses it
         self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
+
+    @contextmanager
+    def _mapped(self, doing: str, key: str = "") -> Iterator[None]:
+        """One call at a time where a file system has one connection, and after an error over another one."""
+        if not self._has_one_connection:
+            with super()._mapped(doing, key):
+                yield
+            return
+        with self._turn, super()._mapped(doing, key):
+            if self._is_broken:
+                self._fs = self._open()[0]
+                self._is_broken = False
+            try:
+                yield
+            except (FileNotFoundError, FileExistsError, PermissionError):
+                raise
+            except BaseException:
+                self._is_broken = True
+                raise
 
     def renew(self, key: str) -> None:
         """Another client, with connections of its own, takes over; from here on it asks past caches."""
@@ -127,33 +157,67 @@ class FsspecStore(RemoteStore):
 
     def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> None:
         """One object, written in one request."""
-        mode = "create" if is_new else "overwrite"
         if self._is_s3:
             self._send_s3(path, data, is_new=is_new)
         elif self._is_gcs:
-            self._fs.pipe_file(path, data, mode=mode, chunksize=data.nbytes + 1)
+            bucket, _, name = path.partition("/")
+            put_gcs(self._fs.call, self._fs._location, bucket, name, data, is_new=is_new)
         else:
             with _create_lock(f"{self._scheme}://{path}"):
-                if is_new and self._is_there(path):
-                    raise FileExistsError("something is there")
-                self._make_folder(path)
-                takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
-                self._fs.pipe_file(path, bytes(data), **({"mode": mode} if takes_mode else {}))
+                if is_new:
+                    self._create_by_looking(path, data)
+                else:
+                    self._pipe(path, data, "overwrite")
+
+    def _create_by_looking(self, path: str, data: memoryview) -> None:
+        """Writes where nothing is, whole or not at all: by another name, where the class can rename.
+
+        Else what a try that failed has left is its beginning, and is written over by the next.
+        """
+        is_there = self._kind_at(path) is not None
+        if is_there and not self._is_begun(path, data):
+            raise FileExistsError("something is there")
+        if not self._has_folders or type(self._fs).mv is AbstractFileSystem.mv:
+            self._begun.add(path)
+            self._pipe(path, data, "overwrite" if is_there else "create")
+            self._begun.discard(path)
+            return
+        temporary = f"{self._fs._parent(path)}/{RESERVED}tmp-{secrets.token_hex(12)}"
+        try:
+            self._pipe(temporary, data, "create")
+            self._fs.mv(temporary, path)
+            if self._kind_at(temporary):  # not all say that they have not renamed
+                raise FileExistsError("something is there")
+        except BaseException:
+            with suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
+
+    def _is_begun(self, path: str, data: memoryview) -> bool:
+        """Whether what is there is the beginning of what is to be written, and a try of ours has failed."""
+        if path not in self._begun:
+            return False
+        found = self._fs.cat_file(path, start=0, end=data.nbytes)
+        return len(found) < data.nbytes and bytes(data[: len(found)]) == found
+
+    def _pipe(self, path: str, data: memoryview, mode: str) -> None:
+        self._make_folder(path)
+        takes_mode = "mode" in inspect.signature(self._fs.pipe_file).parameters
+        self._fs.pipe_file(path, bytes(data), **({"mode": mode} if takes_mode else {}))
 
     def _make_folder(self, path: str) -> None:
         """Makes the folder that an object is to lie in, where there are such things."""
         if self._has_folders:
             self._fs.makedirs(self._fs._parent(path), exist_ok=True)
 
-    def _is_there(self, path: str) -> bool:
-        """Unlike fsspec's `exists`, which says no whatever went wrong; not all classes ask by themselves, either."""
+    def _kind_at(self, path: str) -> str | None:
+        """What is there; None for nothing. fsspec's `exists` says that whatever went wrong; not all classes ask."""
         try:
-            self._fs.info(path)
+            return str(self._fs.info(path)["type"])
         except OSError as error:
-            if isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT:
-                return False
-            raise
-        return True
+            if not _is_missing(error):
+                raise
+            return None
 
     def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
         bucket, _, name = path.partition("/")
@@ -171,11 +235,39 @@ class FsspecStore(RemoteStore):
                 parse_listings_quickly(self._fs, bucket)
             found = list_s3(self._fs.call_s3, bucket, inner) if self._is_s3 else list_gcs(self._fs.call, bucket, inner)
             return [(f"{bucket}/{name}", size_bytes) for name, size_bytes in found]
+        path = self._lead + prefix.rstrip("/")
+        if not _finds_by_itself(type(self._fs)):
+            return [(info["name"].lstrip("/"), int(info["size"])) for info in self._walk(path)]
         try:
-            files = self._fs.find(self._lead + prefix.rstrip("/"), detail=True, on_error="raise")
+            files = self._fs.find(path, detail=True, on_error="raise")
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [(name.lstrip("/"), int(info["size"])) for name, info in files.items()]
+
+    def _walk(self, path: str) -> Iterator[dict[str, Any]]:
+        """Every file below a folder. fsspec's own walk leaves out each folder below the first that it cannot list."""
+        pending = [path]
+        while pending:
+            path = pending.pop()
+            for info in self._in_folder(path):
+                if info["type"] != "directory":
+                    yield info
+                elif info["name"].rstrip("/") != path.rstrip("/"):
+                    pending.append(info["name"])
+
+    def _in_folder(self, path: str) -> list[dict[str, Any]]:
+        """What is in a folder; nothing only where another look says as well that there is none."""
+        for _ in range(2):
+            try:
+                found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+            except OSError as error:
+                if not _is_missing(error):
+                    raise
+                if self._kind_at(path) != "directory":
+                    return []
+            else:
+                return found
+        raise StrangeReplyError(f"{path!r} is there, and was said not to be when it was listed")
 
     # ---- deleting
 
@@ -210,6 +302,17 @@ class FsspecStore(RemoteStore):
 
     def _get_raw(self, path: str, length: int) -> Any:
         return self._fs.cat_file(path, start=0, end=length)
+
+
+def _is_missing(error: OSError) -> bool:
+    """Not all clients raise the class that goes with the number."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in (errno.ENOENT, errno.ENOTDIR)
+
+
+def _finds_by_itself(kind: type) -> bool:
+    """Whether a class lists all that is below a folder in its own way, and not folder by folder as fsspec does it."""
+    own = getattr(kind, "_find", AsyncFileSystem._find)
+    return getattr(kind, "find", None) is not AbstractFileSystem.find or own is not AsyncFileSystem._find
 
 
 async def _read_body(body: Any, into: memoryview) -> int:

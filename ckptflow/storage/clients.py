@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import functools
@@ -16,13 +17,15 @@ import fsspec.asyn
 from fsspec.dircache import DirCache
 
 from ckptflow.storage import redaction
-from ckptflow.storage.replies import check_gcs
+from ckptflow.storage.replies import RANGE, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
 _MOST_CONNECTIONS = 128
+_MOST_REPLY_BYTES = 2**26  # of a listing, or of an error
+_READ_BYTES = 2**18
 _TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
 NO_CACHE = {"Cache-Control": "no-cache"}
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
@@ -56,8 +59,10 @@ def open_file_system(
         raise ImportError(f"{redaction.redact_url(url)}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{redaction.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
-    if scheme in GCS_SCHEMES and (storage_options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
-        from gcsfs.core import GCSFileSystem  # the default class asks Google's gRPC endpoint, which no emulator has
+    if scheme in GCS_SCHEMES and kind.__module__.startswith("gcsfs."):
+        # The default class asks Google's gRPC endpoint of each bucket what it is, for half a minute where that is out
+        # of reach. In a zonal one it writes in place, creates whatever is there, and logs what fails at the end.
+        from gcsfs.core import GCSFileSystem
 
         kind = GCSFileSystem
     # What is not for one class that is known stays out of its options: some hand all of them on, as SFTP's does to SSH.
@@ -70,7 +75,7 @@ def open_file_system(
         given = dict(options.get("config_kwargs") or {})
         if "http_session_cls" not in given:
             connector = {"socket_factory": socket_factory(stall_timeout_s)} | dict(given.get("connector_args") or {})
-            given |= {"http_session_cls": _s3_session(), "connector_args": connector}
+            given |= {"http_session_cls": _s3_session(connect_s), "connector_args": connector}
         options["config_kwargs"] = config | given
     elif scheme in GCS_SCHEMES:
         import aiohttp
@@ -80,12 +85,13 @@ def open_file_system(
         given = dict(options.get("session_kwargs") or {})
         if "connector" not in given and not _has_client_certificate():
             given["connector"] = fsspec.asyn.sync(fsspec.asyn.get_loop(), _connector, stall_timeout_s)
-        options["session_kwargs"] = given
+        options["session_kwargs"] = {"response_class": _bounded_response()} | given
     elif scheme in HTTP_SCHEMES:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_timeout_s)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | dict(options.get("client_kwargs") or {})
+        options.setdefault("get_client", functools.partial(_http_client, connect_s))
     file_system = kind(**{"skip_instance_cache": True} | options)  # fsspec takes that out again
     if "use_listings_cache" not in options:
         _cache_no_listings(file_system)
@@ -113,11 +119,14 @@ def _cache_no_listings(file_system: Any) -> None:
 
 
 @functools.cache
-def _s3_session() -> Any:
+def _s3_session(connect_s: float) -> Any:
     from aiobotocore.httpsession import AIOHTTPSession
 
     class Session(AIOHTTPSession):  # type: ignore[misc]
         """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it."""
+
+        async def _create_connector(self, proxy_url: str | None) -> Any:
+            return connect_in_time(await super()._create_connector(proxy_url), connect_s)
 
         async def send(self, request: Any) -> Any:
             if "Expect" in request.headers:
@@ -158,7 +167,61 @@ def _aws_data(search_path: str | None) -> Any:
 async def _connector(stall_timeout_s: float | None) -> Any:
     import aiohttp
 
-    return aiohttp.TCPConnector(socket_factory=socket_factory(stall_timeout_s))
+    connector = aiohttp.TCPConnector(socket_factory=socket_factory(stall_timeout_s))
+    return connect_in_time(connector, connect_timeout_s(stall_timeout_s))
+
+
+async def _http_client(connect_s: float, **words: Any) -> Any:
+    import aiohttp
+
+    if words.get("connector") is None:
+        words["connector"] = connect_in_time(aiohttp.TCPConnector(), connect_s)
+    return aiohttp.ClientSession(**words)
+
+
+def connect_in_time(connector: Any, connect_s: float) -> Any:
+    """The connector of aiohttp's, whose connections are there in time or not at all.
+
+    aiohttp's own limits hold for TCP and TLS alone: not for names to be resolved, nor for a proxy's reply to CONNECT.
+    Its limit for all of it would count the time in which connections are merely in use, too.
+    """
+    create = connector._create_connection
+
+    async def create_in_time(*args: Any, **words: Any) -> Any:
+        async with asyncio.timeout(connect_s):
+            return await create(*args, **words)
+
+    connector._create_connection = create_in_time
+    return connector
+
+
+@functools.cache
+def _bounded_response() -> Any:
+    import aiohttp
+
+    class Response(aiohttp.ClientResponse):
+        """A reply of which no more is read than was asked for, and one byte: gcsfs takes all that comes, unpacked."""
+
+        async def read(self) -> bytes:
+            if self._body is not None:
+                return self._body
+            wanted = RANGE.fullmatch(self.request_info.headers.get("Range", ""))
+            is_part = wanted is not None and self.status < 400
+            left = int(wanted[2]) - int(wanted[1]) + 2 if wanted and is_part else _MOST_REPLY_BYTES
+            parts: list[bytes] = []
+            try:
+                while left > 0 and (part := await self.content.read(min(left, _READ_BYTES))):
+                    parts.append(part)
+                    left -= len(part)
+            except BaseException:
+                self.close()
+                raise
+            if left <= 0:
+                self.close()
+            self._body = b"".join(parts)
+            return self._body
+
+    return Response
 
 
 def _has_client_certificate() -> bool:
@@ -169,9 +232,14 @@ def _has_client_certificate() -> bool:
 
 
 def bounded_refresh(credentials: Any, stall_timeout_s: float | None) -> Any:
-    """google-auth's credentials, whose request for a new token gives up as others do: its own limit is two minutes."""
+    """google-auth's credentials, whose request for a new token gives up as others do: its own limit is two minutes.
+
+    Where the service for tokens has failed, and has refused nothing, they raise `TransportError`.
+    """
     if not hasattr(credentials, "refresh"):
         return credentials
+    from google.auth.exceptions import RefreshError, TransportError
+
     bounded = copy.copy(credentials)  # the user's own may be used elsewhere
     refresh = bounded.refresh
 
@@ -182,10 +250,23 @@ def bounded_refresh(credentials: Any, stall_timeout_s: float | None) -> Any:
             return request(*args, **words)
 
         setattr(ask, "session", getattr(request, "session", None))  # noqa: B010 - some look for it
-        refresh(ask)
+        try:
+            refresh(ask)
+        except RefreshError as error:
+            if error.retryable or _is_failure(error.__cause__):
+                raise TransportError(str(error)) from error
+            raise
 
     bounded.refresh = refresh_in_time
     return bounded
+
+
+def _is_failure(error: BaseException | None) -> bool:
+    """Whether google-auth got no answer of a machine's service for tokens, or none about who asks."""
+    from google.auth.exceptions import TransportError
+
+    status = getattr(error.args[-1], "status", 500) if error is not None and error.args else 500
+    return isinstance(error, TransportError) and (status == 429 or status >= 500)
 
 
 def parse_listings_quickly(file_system: Any, bucket: str) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from ckptflow.errors import (
     CkptflowError,
@@ -29,6 +31,9 @@ _FULL = "make room, raise the quota or the file-size limit; nothing older was de
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
 _AGAIN = "the storage may recover: try again later"
 _PERMANENT = "this is not an error that retrying helps"
+_CERTIFICATE = (
+    "check the address, this machine's clock and the certificates that it trusts (SSL_CERT_FILE, AWS_CA_BUNDLE)"
+)
 _NO_CHECKSUMS = (
     "if the server knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, or "
     'storage_options={"config_kwargs": {"request_checksum_calculation": "when_required"}}'
@@ -96,14 +101,14 @@ _TRANSIENT_CLASSES = {
     "ReadTimeoutError", "ResponseParserError", "ResponseStreamingError", "ClientConnectionError",
     "ClientPayloadError", "ServerDisconnectedError", "ChecksumError", "ProxyError", "ChunkedEncodingError",
     "ContentDecodingError", "Timeout", "TransportError", "gaierror", "AioConnectionClosedError",
-    "FlexibleChecksumError", "StrangeReplyError", "StalledError",
+    "FlexibleChecksumError", "StrangeReplyError", "StalledError", "EOFError", "SSHException", "error_temp",
 }  # fmt: skip
 _STALL_CLASSES = {"SocketTimeoutError", "ReadTimeoutError"}
 _ACCESS_CLASSES = {
     "PermissionError", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
     "TokenRetrievalError", "NoAuthTokenError", "ProfileNotFound", "SSOTokenLoadError",
     "UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError", "PermissionDeniedError",
-    "UnauthenticatedError",
+    "UnauthenticatedError", "AuthenticationException", "BadHostKeyException",
 }  # fmt: skip
 
 # s3fs and MemoryFileSystem leave an errno where the code is gone.
@@ -131,6 +136,20 @@ def os_errors(doing: str, where: str) -> Iterator[None]:
         if isinstance(error, CkptflowError):
             raise
         raise from_os_error(error, doing, where) from error
+
+
+# What was being handled when a client was called. Python takes it for the context of whatever the client raises.
+_handled: ContextVar[BaseException | None] = ContextVar("_handled", default=None)
+
+
+@contextmanager
+def client_call() -> Iterator[None]:
+    """An error that comes in this block is judged by what led to it in the block, not by what the caller handles."""
+    token = _handled.set(sys.exception())
+    try:
+        yield
+    finally:
+        _handled.reset(token)
 
 
 def from_client_error(error: BaseException, doing: str, where: str, secrets: Iterable[str] = ()) -> StorageError:
@@ -170,7 +189,7 @@ def is_past_end(error: BaseException) -> bool:
 
 def is_stall(error: BaseException) -> bool:
     """Whether the client gave a request up because nothing moved."""
-    for link in chain(error):
+    for link in _links(error):
         names = {base.__name__ for base in type(link).__mro__}
         if "StalledError" in names:
             return False  # says so itself
@@ -189,6 +208,8 @@ def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
 
 
 def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
+    if any(_UNTRUSTED.search(f"{type(link).__name__}: {link}") for link in _links(error)):
+        return StorageError, _CERTIFICATE
     codes = _all_codes(error)
     for code in codes:
         # What says most wins: a bucket's absence hides behind the same 404 as a key's.
@@ -204,18 +225,20 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
         return REMOTE_FAULTS["503"]
     if _status(codes):
         return StorageError, _PERMANENT
-    for link in chain(error):
+    for link in _links(error):
         if isinstance(link, FileExistsError):
             return REMOTE_FAULTS["412"]
         if isinstance(link, FileNotFoundError | IsADirectoryError | NotADirectoryError):  # of what has folders
             return REMOTE_FAULTS["404"]
         names = {base.__name__ for base in type(link).__mro__}
         provider = _PROVIDER.search(str(link))  # obstore: all that our credentials raise is a refusal to it
-        if provider and provider[1] in _TRANSIENT_CLASSES:
+        if (provider and provider[1] in _TRANSIENT_CLASSES) or _CONTAINER_FAILED.search(str(link)):
             return REMOTE_FAULTS["503"]
         if names & _ACCESS_CLASSES:
             return REMOTE_FAULTS["403"]
         if names & _TRANSIENT_CLASSES:
+            return REMOTE_FAULTS["503"]
+        if isinstance(link, OSError) and str(link) == "Socket is closed":  # paramiko
             return REMOTE_FAULTS["503"]
         if isinstance(link, OSError) and link.errno in _REMOTE_ERRNO:
             return REMOTE_FAULTS[_REMOTE_ERRNO[link.errno]]
@@ -223,7 +246,7 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
 
 
 def _all_codes(error: BaseException) -> list[str]:
-    return [code for link in chain(error) for code in codes_of(link)]
+    return [code for link in _links(error) for code in codes_of(link)]
 
 
 def _status(codes: Iterable[str]) -> int:
@@ -239,6 +262,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """The same, but for what is not the client's own."""
+    for link in chain(error):
+        if link is _handled.get() and link is not error:
+            return
+        yield link
 
 
 def codes_of(error: BaseException) -> list[str]:
@@ -286,6 +317,12 @@ _ABOUT_CHECKSUMS = re.compile(
 )
 _CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|header)")
 _PROVIDER = re.compile(r"External [A-Z]{3} credential provider: ([A-Za-z]+):")
+# botocore, which leaves nothing but this text: the service that gives a container its credentials has failed.
+_CONTAINER_FAILED = re.compile(
+    r"Received non 200 response (?:429|5\d\d) from container|Received error when attempting to retrieve container"
+)
+# Of Python and OpenSSL, and of obstore.
+_UNTRUSTED = re.compile(r"SSLCertVerificationError|CERTIFICATE_VERIFY_FAILED|error: InvalidCertificate\(")
 _STRANGE = re.compile(
     r"(?i)non-partial response|header missing from response|content.range header|Requested .{1,200}?, got "
 )

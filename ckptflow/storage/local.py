@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import secrets
@@ -21,8 +22,10 @@ from ckptflow.storage.local_calls import (
     clear_direct,
     drop_cached,
     is_there,
+    looked_up_anew,
     opened_folder,
     remove,
+    rename_to_new,
 )
 from ckptflow.storage.local_folders import ANEW, DurableFolders, not_durable
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
@@ -81,12 +84,7 @@ class LocalStore:
         path = self._path(key)
         view = _flat(into)
         try:
-            try:
-                return self._read(key, view, start)
-            except OSError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                return self._read(key, view, start)  # the file was replaced on a network share: look it up anew
+            return looked_up_anew(functools.partial(self._read, key, view, start))
         except StorageError:
             raise
         except OSError as error:
@@ -116,9 +114,8 @@ class LocalStore:
         failed: list[OSError] = []
         for above, some in itertools.groupby(keys, _above):
             try:
-                with opened_folder(self._root, above) as folder:
-                    path = os.path.join(self._root, above)
-                    failed += _unlink_all(folder, path, [os.path.basename(key) for key in some])
+                names = [os.path.basename(key) for key in some]
+                failed += looked_up_anew(functools.partial(_unlink_all, self._root, above, names))
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except OSError as error:
@@ -230,25 +227,28 @@ class LocalStore:
         where, name = os.path.split(path)
         lock = f"{RESERVED}lock-{name}"
         deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder))
-                break
-            except FileExistsError as error:
-                if is_there(name, folder):
-                    raise _taken(path) from error
-                if time.monotonic() > deadline:  # its holder needs microseconds, so it is dead or on a stalled share
-                    raise StorageUnavailableError(
-                        f"{path}: cannot create: {where}/{lock} was left by a crash; remove it if no other process "
-                        "writes here"
-                    ) from error
-                time.sleep(0.01)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        take = functools.partial(os.open, flags=flags, mode=0o666, dir_fd=folder)
+        held: list[int] = []
         try:
-            if is_there(name, folder):
-                raise _taken(path)
-            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            while not held:
+                try:
+                    held.extend(map(take, [lock]))  # one step of Python's: after Ctrl-C it is known whether it is ours
+                except FileExistsError as error:
+                    if is_there(name, folder):
+                        raise _taken(path) from error
+                    if time.monotonic() > deadline:  # its holder needs microseconds: it is dead or on a stalled share
+                        raise StorageUnavailableError(
+                            f"{path}: cannot create: {where}/{lock} was left by a crash; remove it if no other process "
+                            "writes here"
+                        ) from error
+                    time.sleep(0.01)
+            if is_there(name, folder) or not rename_to_new(temporary, name, folder):
+                raise _taken(path)  # the latter by one that creates by link, and takes no lock
         finally:
-            remove(lock, folder)
+            for descriptor in held:
+                remove(lock, folder)
+                os.close(descriptor)
 
     # ---- direct I/O
 
@@ -358,17 +358,20 @@ def _taken(path: str) -> ObjectExistsError:
     return ObjectExistsError(f"{path}: cannot create: the name is taken")
 
 
-def _unlink_all(folder: int, path: str, names: Sequence[str]) -> list[OSError]:
-    """Deletes what is there of these names in the folder at `path`; why it could not."""
+def _unlink_all(root: str, above: str, names: Sequence[str]) -> list[OSError]:
+    """Deletes what is there of these names in the folder `above` below a root; why it could not."""
     failed: list[OSError] = []
-    for name in names:
-        try:
-            os.unlink(name, dir_fd=folder)
-        except (FileNotFoundError, IsADirectoryError):
-            pass
-        except OSError as error:
-            error.filename = os.path.join(path, name)
-            failed.append(error)
+    with opened_folder(root, above) as folder:
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=folder)
+            except (FileNotFoundError, IsADirectoryError):
+                pass
+            except OSError as error:
+                error.filename = os.path.join(root, above, name)
+                if error.errno == errno.ESTALE:  # all of the folder
+                    raise
+                failed.append(error)
     return failed
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from ckptflow.errors import StorageError
 
 RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and locks
+_Result = TypeVar("_Result")
+_RENAME_NOREPLACE = 1
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PASS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -47,6 +51,19 @@ def _open_folder(name: str, path: str, flags: int, above: int | None) -> int:
         raise
 
 
+def looked_up_anew(call: Callable[[], _Result]) -> _Result:
+    """What `call` returns; called again where a network share has lost what a name stood for.
+
+    Another host has removed or replaced it: looked up once more it is another one, or not there.
+    """
+    try:
+        return call()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return call()
+
+
 def linked(path: str, doing: str) -> str:
     """What is said of a link in the place of a folder. Followed, what is written and deleted would be elsewhere."""
     return (
@@ -67,6 +84,18 @@ def is_there(name: str, folder: int) -> bool:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
+    return True
+
+
+def rename_to_new(old: str, new: str, folder: int) -> bool:
+    """Renames in a folder; False where something has the new name, if the file system can tell."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None:
+        if rename(folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+            return True
+        if ctypes.get_errno() == errno.EEXIST:
+            return False
+    os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)  # raises any other error as well
     return True
 
 

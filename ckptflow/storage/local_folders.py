@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import AbstractContextManager
+from functools import partial
 
 from ckptflow.errors import StorageError
-from ckptflow.storage.local_calls import RESERVED, fsync_folder, opened_folder, remove
+from ckptflow.storage.local_calls import RESERVED, fsync_folder, looked_up_anew, opened_folder, remove
 
 ANEW = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # worth one more try of a write, under another name
 
@@ -18,14 +19,15 @@ class DurableFolders:
     def __init__(self, root: str) -> None:
         self._root = root
         self._below = os.path.join(root, "")
-        self._durable: dict[str, int] = {}  # folder -> inode whose entry in its parent has been fsynced by this process
+        self._durable: dict[str, tuple[int, ...]] = {}  # folder -> the one whose name has been made durable here
+        self._lost: dict[str, OSError] = {}  # folder -> why its name may not outlast a loss of power
 
     def check_root(self) -> None:
         """Raises where the root that this process has written to is gone or another folder: nothing is "empty" then."""
         known = self._durable.get(self._root)
         if known is not None:
             try:
-                if os.stat(self._root).st_ino == known:
+                if self._identity(self._root) == known:
                     return
             except FileNotFoundError:
                 pass
@@ -37,13 +39,14 @@ class DurableFolders:
         Whoever made it: another worker may have, and not have fsynced yet.
         """
         try:
-            if self._durable.get(folder) == self._inode(folder):
+            if self._durable.get(folder) == self._identity(folder):
                 return
             is_new = False
         except FileNotFoundError:
             is_new = True
         parent, name = os.path.split(folder)
         if is_new:
+            self._lost.pop(folder, None)
             self.make(parent)
             try:
                 with self.opened(parent) as above:
@@ -51,6 +54,8 @@ class DurableFolders:
             except FileExistsError:
                 if not os.path.isdir(folder):
                     raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder should be", folder) from None
+        elif folder in self._lost:
+            raise not_durable(self._lost[folder], folder)
         elif folder.startswith(self._below):
             self.make(parent)
         elif folder != self._root:
@@ -61,10 +66,22 @@ class DurableFolders:
             if is_new:
                 raise  # else: the root was there before us, in a folder that we may not open
         except OSError as error:
-            if error.errno in ANEW:
-                raise not_durable(error, folder) from error
-            raise
-        self._durable[folder] = self._inode(folder)
+            if error.errno not in ANEW:
+                raise
+            # The next fsync would say nothing of this name: it is made anew, or never taken for durable.
+            if not (is_new and self._unmake(folder)):
+                self._lost[folder] = error
+            raise not_durable(error, folder) from error
+        self._durable[folder] = self._identity(folder)
+
+    def _unmake(self, folder: str) -> bool:
+        parent, name = os.path.split(folder)
+        try:
+            with self.opened(parent) as above:
+                os.rmdir(name, dir_fd=above)
+        except OSError:
+            return False
+        return True
 
     def fsync(self, folder: str) -> None:
         """Makes the names in `folder` durable."""
@@ -77,10 +94,8 @@ class DurableFolders:
         """Makes deletions in `folder` durable; removes it and its parents where nothing but our debris is left."""
         while True:
             try:
-                with self.opened(folder, to_list=True) as descriptor:
-                    if folder == self._root or not _swept(descriptor):
-                        fsync_folder(descriptor)
-                        return
+                if not looked_up_anew(partial(self._sweep, folder)):
+                    return
             except (FileNotFoundError, NotADirectoryError):
                 return
             parent, name = os.path.split(folder)
@@ -97,6 +112,14 @@ class DurableFolders:
             self._durable.pop(folder, None)
             folder = parent
 
+    def _sweep(self, folder: str) -> bool:
+        """Whether there was nothing but our debris in a folder, and it may go; else what was deleted is durable."""
+        with self.opened(folder, to_list=True) as descriptor:
+            if folder != self._root and _swept(descriptor):
+                return True
+            fsync_folder(descriptor)
+            return False
+
     def _fsync(self, folder: str) -> None:
         with self.opened(folder, to_list=True) as descriptor:
             fsync_folder(descriptor)
@@ -107,8 +130,15 @@ class DurableFolders:
             return opened_folder(self._root, folder[len(self._below) :], to_list=to_list)
         return opened_folder(folder, to_list=to_list)
 
-    def _inode(self, folder: str) -> int:
-        return os.stat(folder, follow_symlinks=not folder.startswith(self._below)).st_ino
+    def _identity(self, folder: str) -> tuple[int, ...]:
+        """What tells a folder from another one of that path. Of the root also which file system it is of.
+
+        Inode and device are those of the one before where another tmpfs is mounted in its place. A descriptor that is
+        kept would tell as well, but nobody could unmount it.
+        """
+        status = os.stat(folder, follow_symlinks=not folder.startswith(self._below))
+        file_system = (os.statvfs(folder).f_fsid,) if folder == self._root else ()
+        return (status.st_dev, status.st_ino, *file_system)
 
 
 def not_durable(error: OSError, path: str) -> StorageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -64,13 +65,22 @@ def _if_there(path: str, look: Callable[[], _Found]) -> _Found | None:
     for _ in range(3):
         try:
             return look()
-        except (FileNotFoundError, NotADirectoryError):
-            if not os.path.lexists(path):
-                return None
         except OSError as error:
-            error.filename = path
-            raise
+            # ESTALE: of a share, where another host has removed it.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                error.filename = path
+                raise
+        if _is_gone(path):
+            return None
     raise StorageUnavailableError(f"{path}: cannot list: it is there, and the system said that it is not")
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return False
 
 
 def is_record(name: str) -> bool:

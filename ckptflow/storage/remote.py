@@ -51,18 +51,19 @@ class RemoteCalls:
         """Runs one client call with its errors mapped."""
         self._check_usable()
         where = f"{self._url}/{key}" if key else self._url
-        try:
-            yield
-        except (StorageError, UsageError, *LEAVING):
-            raise
-        except BaseException as error:  # a panic of obstore is no Exception
-            shown, limit_s = error, self._stall_timeout_s
-            if limit_s is not None and faults.is_stall(error):
-                text = faults.text_of(error, self._secrets)
-                shown = StalledError(f"no byte was sent or received for {limit_s:g} s, so it was given up ({text})")
-            mapped = faults.from_client_error(shown, doing, where, self._secrets)
-            # The client's own error helps, unless it shows what must not be seen.
-            raise mapped from (error if may_be_chained(error, self._secrets) else None)
+        with faults.client_call():
+            try:
+                yield
+            except (StorageError, UsageError, *LEAVING):
+                raise
+            except BaseException as error:  # a panic of obstore is no Exception
+                shown, limit_s = error, self._stall_timeout_s
+                if limit_s is not None and faults.is_stall(error):
+                    text = faults.text_of(error, self._secrets)
+                    shown = StalledError(f"no byte was sent or received for {limit_s:g} s, so it was given up ({text})")
+                mapped = faults.from_client_error(shown, doing, where, self._secrets)
+                # The client's own error helps, unless it shows what must not be seen.
+                raise mapped from (error if may_be_chained(error, self._secrets) else None)
         self._has_got_through = True
 
 

@@ -5,15 +5,19 @@ A page of HTML parses as an S3 listing of nothing, as a write that was done, and
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
+
+import crc32c
 
 # One request by botocore's name for it: `call("list_objects_v2", Bucket=…)` gives the parsed reply.
 Request = Callable[..., Any]
-_RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
+RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
 
 
 class StrangeReplyError(Exception):
@@ -36,7 +40,7 @@ def check_range(status: int, headers: Mapping[str, str], size_bytes: int, start:
     if status == 200 and size_bytes == 0 and headers.get("etag"):
         return  # an empty object, where the server does not say 416
     content_range = headers.get("content-range")
-    found = _RANGE.fullmatch(content_range or "")
+    found = RANGE.fullmatch(content_range or "")
     if status != 206 or found is None:
         raise StrangeReplyError(f"asked for a range, got status {status} and {size_bytes:,} bytes without one")
     first, last, total = int(found[1]), int(found[2]), found[3]
@@ -118,6 +122,28 @@ def list_gcs(call: Request, bucket: str, prefix: str) -> Iterator[tuple[str, int
             raise StrangeReplyError("the listing goes on, and does not say where")
 
 
+def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview, *, is_new: bool) -> None:
+    """Writes one object in one request; with `is_new`, where there is none. The service compares the checksum.
+
+    gcsfs's own request ends a part at a text that is always the same, and that data may hold.
+    """
+    checksum = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
+    edge = secrets.token_hex(16)
+    about = json.dumps({"name": name, "crc32c": checksum})
+    head = (
+        f"--{edge}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{about}\r\n"
+        f"--{edge}\r\nContent-Type: application/octet-stream\r\n\r\n"
+    )
+    body = b"".join((head.encode(), data, f"\r\n--{edge}--\r\n".encode()))
+    headers = {"Content-Type": f'multipart/related; boundary="{edge}"'}
+    path = f"{server}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
+    condition = {"ifGenerationMatch": "0"} if is_new else {}
+    _, told = call("POST", path, uploadType="multipart", headers=headers, data=body, **condition)
+    reply = _of_kind("storage#object", told, "one to a write, and nothing may have been written")
+    if int(reply.get("size", -1)) != data.nbytes or reply.get("crc32c", checksum) != checksum:
+        raise StrangeReplyError(f"{data.nbytes:,} bytes were sent, and others, or another number of them, were written")
+
+
 def check_gcs(
     method: str, path: str, query: Mapping[str, Any], asked: Mapping[str, str], reply: tuple[Any, Any, Any, bytes]
 ) -> None:
@@ -127,7 +153,7 @@ def check_gcs(
     """
     status, headers, _, body = reply
     if method == "GET" and "alt=media" in path:
-        wanted = _RANGE.fullmatch(asked.get("Range", ""))
+        wanted = RANGE.fullmatch(asked.get("Range", ""))
         if wanted is not None:
             start, last = int(wanted[1]), int(wanted[2])
             check_range(status, headers, len(body), start, last - start + 1)
@@ -135,8 +161,20 @@ def check_gcs(
         _of_kind("storage#object", body, "one about an object")
     elif method == "POST" and query.get("uploadType") == "multipart":
         _of_kind("storage#object", body, "one to a write, and nothing may have been written")
+    elif method == "POST" and (sent := RANGE.fullmatch(asked.get("Content-Range", ""))):
+        _check_part(int(sent[2]), int(sent[3]), headers, body)
     elif method == "DELETE" and body.strip() not in (b"", b"null"):
         raise StrangeReplyError("the reply is not one to a deletion")
+
+
+def _check_part(last: int, total: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Raises unless a reply to a part, up to byte `last`, of an upload of `total` bytes says what became of it."""
+    kept = RANGE.fullmatch(headers.get("Range", ""))
+    if kept and (int(kept[2]) < last or last + 1 < total):
+        return  # what is not kept is sent again
+    reply = _of_kind("storage#object", body, "one to a part of a write, and nothing may have been written")
+    if int(reply.get("size", -1)) != total:
+        raise StrangeReplyError(f"{total:,} bytes were sent, and another number of them was written")
 
 
 def _of_kind(kind: str, body: bytes, what: str) -> dict[str, Any]:

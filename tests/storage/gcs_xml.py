@@ -8,6 +8,7 @@ uploads that gcsfs does in obstore's place are those of the JSON API, as the sto
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -61,6 +62,10 @@ class GcsXmlBackend:
         return {name[len(PREFIX) :]: len(data) for name, data in self.objects.items() if name.startswith(PREFIX)}
 
 
+def _etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -74,11 +79,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"ETag": f'"{0:032x}"', "Last-Modified": "Tue, 24 Nov 2026 16:00:00 GMT", **headers}.items():
+        for name, value in {"ETag": _etag(b""), "Last-Modified": "Tue, 24 Nov 2026 16:00:00 GMT", **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, f"<Error><Code>{code}</Code><Message>refused: {code}</Message></Error>".encode())
@@ -91,9 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """The JSON API's upload in one request, as gcsfs sends it: metadata, then the data."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        _, about, rest = body.split(b"\n\n", 2)
-        name = json.loads(about.partition(b"\n--")[0])["name"]
-        data = rest[: rest.rindex(b"\n--")]
+        _, about, rest = body.split(b"\r\n\r\n", 2)
+        name = json.loads(about.partition(b"\r\n--")[0])["name"]
+        data = rest[: rest.rindex(b"\r\n--")]
         reply = {"kind": "storage#object", "name": name, "size": str(len(data))}
         self._write(name, data, "ifGenerationMatch=0" in self.path, json.dumps(reply).encode())
 
@@ -103,7 +109,13 @@ class _Handler(BaseHTTPRequestHandler):
             if is_new and name in objects:
                 return self._refuse(412, "PreconditionFailed")
             objects[name] = data
-        return self._answer(200, reply)
+        return self._answer(200, reply, ETag=_etag(data))
+
+    def do_HEAD(self) -> None:
+        data = self.server.objects.get(self._name)  # type: ignore[attr-defined]
+        if data is None:
+            return self._answer(404)
+        return self._answer(200, data, ETag=_etag(data))
 
     def do_DELETE(self) -> None:
         if self.server.objects.pop(self._name, None) is None:  # type: ignore[attr-defined]

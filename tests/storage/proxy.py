@@ -95,6 +95,13 @@ def page_of_html(ask: Ask) -> Reply:
     return Reply(200).page(HTML)
 
 
+def page_with_md5(ask: Ask) -> Reply:
+    """As an object storage that serves pages sends one."""
+    reply = Reply(200).page()
+    reply.headers["ETag"] = '"5d8c72a5edda8d6a5d8c72a5edda8d6a"'
+    return reply
+
+
 def page_after(ask: Ask) -> Reply:
     """It was done, and the reply is a page."""
     ask()

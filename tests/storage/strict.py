@@ -27,6 +27,7 @@ class StrictFileSystem(AbstractFileSystem):  # type: ignore[misc]
     protocol = SCHEME
     given: ClassVar[list[dict[str, Any]]] = []
     failing: ClassVar[set[str]] = set()  # names of calls that find no server
+    unlisted: ClassVar[dict[str, OSError]] = {}  # what listing a folder of this name raises
 
     def __init__(self, host: str, *, base: str, username: str | None = None, password: str | None = None) -> None:
         super().__init__()
@@ -59,6 +60,8 @@ class StrictFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def ls(self, path: str, detail: bool = False) -> list[Any]:
         path = self._strip_protocol(path)
+        if error := self.unlisted.get(path.rpartition("/")[2]):
+            raise error
         if path not in self.dircache:
             self.dircache[path] = [self.info(f"{path}/{name}") for name in os.listdir(self._at(path))]
         found = self.dircache.get(path) or [self.info(f"{path}/{name}") for name in os.listdir(self._at(path))]

@@ -22,6 +22,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
 )
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.remote import RemoteCalls
 
 
 def s3_error(code: str, status: int, message: str = "a message") -> BaseException:
@@ -125,6 +126,27 @@ CLIENT_ERRORS: list[tuple[BaseException, type[StorageError]]] = [
         StorageAccessError,
     ),
     (obstore_error("", 503), StorageUnavailableError),
+    *[
+        (
+            botocore.exceptions.CredentialRetrievalError(
+                provider="container-role",
+                error_msg=f"Error retrieving metadata: Received non 200 response {status} from container metadata: x",
+            ),
+            expected,
+        )
+        for status, expected in (
+            (503, StorageUnavailableError),
+            (429, StorageUnavailableError),
+            (403, StorageAccessError),
+        )
+    ],
+    (
+        obstore.exceptions.UnauthenticatedError(
+            "… External AWS credential provider: CredentialRetrievalError: Error when retrieving credentials from "
+            "container-role: Error retrieving metadata: Received error when attempting to retrieve container metadata"
+        ),
+        StorageUnavailableError,
+    ),
     (
         obstore.exceptions.GenericError(
             "Error performing GET http://x in 1s - HTTP error: error sending\n\nDebug source:\n"
@@ -162,6 +184,37 @@ def test_local_errors(number: int, expected: type[StorageError]) -> None:
     assert mapped.errno == number
     assert str(mapped).startswith("/data/run/key: cannot write: ")
     assert ";" in str(mapped)  # what to do
+
+
+@pytest.mark.parametrize("code", ["NoSuchKey", "NoSuchBucket", "AccessDenied", "InvalidRange"])
+def test_what_the_caller_was_handling_does_not_count(code: str) -> None:
+    """A listing that looks whether it is the bucket that is missing is itself made while a 404 is handled."""
+
+    def listing() -> None:
+        with RemoteCalls("s3://bucket", {}, None)._mapped("list"):
+            try:
+                raise ConnectionResetError("cut off")
+            except OSError as error:
+                if not faults.is_past_end(error):
+                    raise
+
+    try:
+        raise s3_error(code, 404)
+    except Exception:
+        with pytest.raises(StorageUnavailableError):
+            listing()
+
+
+def test_what_led_to_an_error_counts() -> None:
+    def listing() -> None:
+        with RemoteCalls("s3://bucket", {}, None)._mapped("list"):
+            try:
+                raise s3_error("NoSuchKey", 404)
+            except Exception:
+                raise RuntimeError("the client's own")  # noqa: B904 - without a cause
+
+    with pytest.raises(ObjectNotFoundError):
+        listing()
 
 
 # ---- secrets

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -20,8 +23,10 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
+from ckptflow.storage import local, local_calls
 from ckptflow.storage.local import LocalStore
 from ckptflow.testing import read_whole
+from tests.interrupts import interrupted
 from tests.storage.test_local import X, aligned, debris, run_python
 
 
@@ -69,6 +74,17 @@ def test_an_unmounted_root_is_not_an_empty_one(tiny_disk: Path) -> None:
         with pytest.raises(StorageError, match="removed or unmounted"):
             call()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tiny_disk)], check=True)  # for the fixture to unmount
+
+
+def test_another_disk_in_the_place_of_the_root(tiny_disk: Path) -> None:
+    """Its root has the same inode, and of a tmpfs the same device."""
+    store = LocalStore(str(tiny_disk))
+    store.put("lineage/000001.json", X)
+    subprocess.run(["umount", str(tiny_disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tiny_disk)], check=True)
+    for call in (lambda: store.list("lineage/"), lambda: store.put("a", X)):
+        with pytest.raises(StorageError, match="removed or unmounted"):
+            call()
 
 
 def test_a_removed_root_is_not_made_anew(tmp_path: Path) -> None:
@@ -196,3 +212,103 @@ def test_a_replaced_name_is_written_anew(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", failing := FailsOnce("name", errno.EIO))
     store.put("folder/name", X)
     assert failing.has_failed
+
+
+def test_ctrl_c_leaves_no_lock(tmp_path: Path) -> None:
+    """At whatever line it comes, but for those that give it back."""
+    left = []
+    for number in range(1000):
+        root = tmp_path / f"{number}"
+        store = LocalStore(str(root))
+        store._has_links = False
+        ended = interrupted(functools.partial(store.create, "lineage/1", X), number)
+        if list(root.rglob(".ckptflow-lock-*")):
+            left.append(ended.struck)
+        if ended.struck is None:
+            break
+    assert ended.struck is None
+    lines = Path(local.__file__).read_text().splitlines()
+    (at,) = (number for number, line in enumerate(lines, 1) if "for descriptor in held" in line)
+    assert set(left) <= {f"storage/local.py:{at}", f"storage/local.py:{at + 1}", *in_remove()}
+
+
+def in_remove() -> set[str]:
+    lines, first = inspect.getsourcelines(local_calls.remove)
+    return {f"storage/local_calls.py:{first + number}" for number in range(len(lines))}
+
+
+@pytest.mark.parametrize("call", ["scandir", "unlink", "listdir"])
+@pytest.mark.parametrize("goes", [True, False])
+def test_a_folder_that_another_host_prunes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, goes: bool
+) -> None:
+    """NFS says of what it has opened that it is stale."""
+    store = LocalStore(str(tmp_path))
+    for key in ("old/shard", "new/shard"):
+        store.put(key, X)
+    real, struck = getattr(os, call), list[str]()
+
+    def stale(place: int | str, **words: int) -> object:
+        folder = os.readlink(f"/proc/self/fd/{words.get('dir_fd', place)}")
+        if folder.endswith("/old") and not struck:
+            struck.append(folder)
+            if goes:
+                shutil.rmtree(folder)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(place, **words)
+
+    monkeypatch.setattr(os, call, stale)
+    if call == "scandir":
+        left = sorted(entry.key for entry in store.list())
+        assert left == (["new/shard"] if goes else ["new/shard", "old/shard"])
+    else:
+        store.delete(["old/shard"])
+        monkeypatch.undo()
+        assert os.listdir(tmp_path) == ["new"]
+    assert struck
+
+
+def test_a_folder_that_stays_stale_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("old/shard", X)
+
+    def stale(place: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(StorageUnavailableError):
+        store.list()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_folder_whose_name_could_not_be_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ours: bool
+) -> None:
+    """The kernel tells of a failed write once: an fsync after that says nothing of it."""
+    store = LocalStore(str(tmp_path))
+    store.put("before", X)
+    if not is_ours:
+        os.mkdir(tmp_path / "new")
+    real, made, failed = os.fsync, os.mkdir, list[int]()
+    folders: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(tmp_path) and not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "a failing disk")
+        real(descriptor)
+
+    def mkdir(name: str, **words: int) -> None:
+        folders.append(name)
+        made(name, **words)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(StorageError, match="may not outlast a loss of power"):
+        store.put("new/shard", X)
+    if is_ours:
+        store.put("new/shard", X)
+        assert folders == ["new", "new"]
+    else:
+        with pytest.raises(StorageError, match="may not outlast a loss of power"):
+            store.put("new/shard", X)

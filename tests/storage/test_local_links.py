@@ -11,6 +11,7 @@ import pytest
 
 from ckptflow.errors import CkptflowError, ObjectExistsError, StorageError, UsageError
 from ckptflow.places.files import fetched, opened, staged
+from ckptflow.storage import local, local_calls
 from ckptflow.storage.local import DIRECT_MIN_BYTES, LocalStore
 from ckptflow.storage.store import Entry
 from tests.storage.test_local import X, aligned
@@ -179,3 +180,21 @@ def test_a_pipe_where_a_file_is_to_be_read_is_said_and_not_waited_for(
         pass
     with pytest.raises(CkptflowError), staged(path, overwrite=False) as staging:
         Path(staging).write_bytes(b"x")
+
+
+def test_creators_by_link_and_by_lock_exclude_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two clients of a share one may have found that there are no links."""
+    by_link, by_lock = LocalStore(str(tmp_path)), LocalStore(str(tmp_path))
+    by_lock._has_links = False
+    look = local_calls.is_there
+
+    def late(name: str, folder: int) -> bool:
+        found = look(name, folder)
+        by_link.create("a", memoryview(b"by link"))
+        return found
+
+    monkeypatch.setattr(local, "is_there", late)
+    with pytest.raises(ObjectExistsError):
+        by_lock.create("a", memoryview(b"by lock"))
+    assert (tmp_path / "a").read_bytes() == b"by link"
+    assert os.listdir(tmp_path) == ["a"]

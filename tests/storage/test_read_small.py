@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ckptflow.storage.again import read_small
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.storage.again import read_record, read_small
 from ckptflow.testing import MemoryStore
 
 
@@ -17,3 +18,21 @@ def test_no_step_takes_much_more_than_what_is_there() -> None:
     store.get = noting  # type: ignore[method-assign]
     assert len(read_small(store, "a", 256 * 2**20)) == 40 * 2**20
     assert max(asked) < 20 * 2**20
+
+
+def test_too_long_and_empty_are_two_answers() -> None:
+    """What is wrong in two ways says nothing of what is stored."""
+    answers = [b"x" * 100, b"", b"right"]
+
+    def change(verb: str, key: str) -> None:
+        if verb == "get" and answers:
+            store.objects["a"] = answers.pop(0)
+
+    store = MemoryStore(hook=change)
+
+    def decode(data: bytes) -> str:
+        if data != b"right":
+            raise CorruptCheckpointError("wrong")
+        return "right"
+
+    assert read_record(store, "a", 10, decode) == "right"

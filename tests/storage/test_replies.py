@@ -133,7 +133,9 @@ def test_refusals_of_a_read(way: tuple[str, FaultyProxy], store: Store, code: in
         store.get("a/1", memoryview(bytearray(10)))
 
 
-@pytest.mark.parametrize("fault", [proxies.empty, proxies.page, proxies.page_of_html, proxies.page_after])
+@pytest.mark.parametrize(
+    "fault", [proxies.empty, proxies.page, proxies.page_of_html, proxies.page_with_md5, proxies.page_after]
+)
 def test_what_is_no_reply_to_a_write_is_not_believed(way: tuple[str, FaultyProxy], store: Store, fault: Fault) -> None:
     client, proxy = way
     method = "POST" if client == "gcsfs" else "PUT"
@@ -148,6 +150,20 @@ def test_what_is_no_reply_to_a_write_is_not_believed(way: tuple[str, FaultyProxy
     there = [entry.key for entry in store.list("b/")]
     assert there == (["b/create", "b/put"] if fault is proxies.page_after else [])
     store.delete(there)
+
+
+@pytest.mark.parametrize("size_bytes", [5000, 2 * 2**20])
+def test_a_page_in_place_of_a_replacement(way: tuple[str, FaultyProxy], store: Store, size_bytes: int) -> None:
+    """An object of that size is there: the old one."""
+    client, proxy = way
+    store.put("b/put", memoryview(b"o" * size_bytes))
+    proxy.spoil(proxies.page_with_md5, "POST" if client == "gcsfs" else "PUT")
+    with pytest.raises(StorageUnavailableError, match="cannot write"):
+        store.put("b/put", memoryview(b"n" * size_bytes))
+    assert proxy.is_done
+    store.put("b/put", memoryview(b"n" * size_bytes))
+    assert read_whole(store, "b/put") == b"n" * size_bytes
+    store.delete(["b/put"])
 
 
 @pytest.mark.parametrize("fault", [proxies.page, proxies.page_of_html])

@@ -11,6 +11,7 @@ import pytest
 
 from ckptflow.errors import StorageUnavailableError
 from ckptflow.places.files import fetched
+from ckptflow.places.http import HttpFile
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries, RetryingStore
 from ckptflow.storage.store import Store
@@ -56,6 +57,8 @@ def open_through(
         options = dict(server.storage_options)
         options["client_kwargs"] = {**options["client_kwargs"], "endpoint_url": endpoint}
         url = f"s3://ckptflow-tests/{name} {client}"
+    if client == "gcsfs":
+        options["session_kwargs"] = {"trust_env": True}
     options |= {"client": "obstore" if "obstore" in client else "fsspec", "stall_timeout_s": limit_s}
     store = open_store(url, options)
     assert isinstance(store, RetryingStore)
@@ -222,6 +225,26 @@ def presigned(server: Server, proxy: StallingProxy, key: str) -> str:
         region_name="us-east-1",
     )
     return str(client.generate_presigned_url("get_object", Params={"Bucket": "ckptflow-tests", "Key": key}))
+
+
+@pytest.mark.parametrize("client", [*CLIENTS, "a web server"])
+def test_a_proxy_that_accepts_a_connection_and_says_nothing(client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp waits without limit for the reply to CONNECT."""
+    monkeypatch.setenv("no_proxy", "")
+    server = Server("seaweedfs", "https://storage.invalid", {"key": "k", "secret": "s", "client_kwargs": {}})
+
+    def read_something() -> None:
+        if client == "a web server":
+            HttpFile("https://storage.invalid/file", {"stall_timeout_s": LIMIT_S})._download("/dev/null", 2**20)
+        else:
+            open_through(client, server, server.endpoint, tries=1).get("a/object", memoryview(bytearray(4)))
+
+    with stalling_proxy("http://127.0.0.1:9") as proxy:
+        proxy.is_deaf = True
+        monkeypatch.setenv("https_proxy", proxy.endpoint)
+        with pytest.raises(StorageUnavailableError, match=r"(?i)time|1\.5 s"):
+            read_something()
+        assert proxy.struck
 
 
 # ---- where credentials come from
