@@ -32,7 +32,7 @@ _BUFFER_COUNT = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verified:
     """What reading one checkpoint found: `problems` in words; `is_gone` where it was pruned before it was read."""
 
     folder: Folder
@@ -86,7 +86,7 @@ def root_and_folder(url: str, step: int | None, *, is_all: bool) -> tuple[str, F
     return root, folder
 
 
-def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> list[Verdict]:
+def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> list[Verified]:
     """Reads what was asked for, one checkpoint after the other.
 
     Raises `CheckpointNotFoundError` where there is none, or none is left.
@@ -124,7 +124,7 @@ def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all:
     return {folder: sum(listing.folders[folder].values()) for folder in chosen}
 
 
-def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verdict:
+def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verified:
     """Reads one checkpoint. What was pruned meanwhile is gone, not damaged."""
     from ckptflow.commit.catalog import read_manifest
     from ckptflow.reading import OpenCheckpoint
@@ -134,10 +134,10 @@ def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verdict:
         manifest = read_manifest(store, folder)
         problems = OpenCheckpoint(store, manifest, pool).verify()
     except (CorruptCheckpointError, UnknownVersionError) as error:
-        return Verdict(folder, url, 0, (str(error).removeprefix(f"{url}/"),))
+        return Verified(folder, url, 0, (str(error).removeprefix(f"{url}/"),))
     except (ObjectNotFoundError, CheckpointGoneError):
-        return Verdict(folder, url, 0, is_gone=True)
-    return Verdict(folder, url, manifest.size_bytes, tuple(problems))
+        return Verified(folder, url, 0, is_gone=True)
+    return Verified(folder, url, manifest.size_bytes, tuple(problems))
 
 
 class WatchedStore:
@@ -170,7 +170,7 @@ class WatchedStore:
         return count
 
 
-def to_json(root_url: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def to_json(root_url: str, verdicts: Sequence[Verified]) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
     return {
         "url": root_url,
@@ -190,7 +190,7 @@ def to_json(root_url: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-def render(verdicts: Sequence[Verdict], seconds: float) -> None:
+def render(verdicts: Sequence[Verified], seconds: float) -> None:
     """Prints a line for each checkpoint, its problems below, and the sum of it."""
     console = make_console()
     for verdict in verdicts:

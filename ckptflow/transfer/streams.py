@@ -51,7 +51,7 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Count:
     """The number from here on, and what it was decided from.
 
     `base` is the number that was best so far and `base_bytes_per_s` what it gave; while `streams` is another one, that
@@ -69,7 +69,7 @@ class Choice:
     ceiling_rounds: int = 0
 
 
-def decide(now: Choice, seen: Round, most: int) -> Choice:
+def decide(now: Count, seen: Round, most: int) -> Count:
     """The number for the next round, between 1 and `most`.
 
     Refused: to seven tenths, and not above what was refused for a while. Else twice as many, as long as each doubling
@@ -79,7 +79,7 @@ def decide(now: Choice, seen: Round, most: int) -> Choice:
     limit = most if not now.ceiling else max(1, min(most, now.ceiling))
     if seen.is_refused:
         fewer = max(1, seen.streams * 7 // 10)
-        return Choice(
+        return Count(
             fewer,
             f"{seen.refusals} answers asked for fewer requests",
             base=fewer,
@@ -120,7 +120,7 @@ def _needed(base: int, streams: int) -> float:
     return 1 + (GAIN - 1) * (streams / base - 1)
 
 
-def _try(now: Choice, limit: int, seen: Round) -> Choice:
+def _try(now: Count, limit: int, seen: Round) -> Count:
     target = min(limit, 2 * now.base) if now.is_growing else now.base
     if target <= now.base:
         return replace(now, streams=min(now.base, limit), is_growing=False, reason=f"{now.base} is the most")
@@ -129,7 +129,7 @@ def _try(now: Choice, limit: int, seen: Round) -> Choice:
     )
 
 
-def _stay(now: Choice, reason: str) -> Choice:
+def _stay(now: Count, reason: str) -> Count:
     return replace(now, streams=now.base, is_growing=False, quiet_rounds=0, reason=reason)
 
 
@@ -152,7 +152,7 @@ class Streams:
         self._is_fixed = fixed is not None
         self._where = where
         self._clock = clock
-        self._choice = Choice(max(1, min(fixed or FIRST, self.most)))
+        self._choice = Count(max(1, min(fixed or FIRST, self.most)))
         self._turn = threading.Condition()
         self._under_way = 0
         self._began_s = clock()

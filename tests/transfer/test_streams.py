@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptflow.transfer.streams import FIRST, Choice, Round, Streams, decide
+from ckptflow.transfer.streams import FIRST, Count, Round, Streams, decide
 
 PIECE_BYTES = 8 * 2**20
 MOST = 31
@@ -74,9 +74,9 @@ LINKS = {
 }
 
 
-def run(link: Link, rounds: int, seed: int = 0) -> list[Choice]:
+def run(link: Link, rounds: int, seed: int = 0) -> list[Count]:
     chance = random.Random(seed)
-    choices = [Choice(FIRST)]
+    choices = [Count(FIRST)]
     for _ in range(rounds):
         choices.append(decide(choices[-1], link.round(choices[-1].streams, chance), MOST))
     return choices
@@ -110,7 +110,7 @@ rounds = st.builds(
 
 @given(st.lists(rounds, max_size=60), st.integers(1, 64))
 def test_it_is_never_below_one_nor_above_the_budget(seen: list[Round], most: int) -> None:
-    choice = Choice(min(FIRST, most))
+    choice = Count(min(FIRST, most))
     for each in seen:
         before = choice
         choice = decide(before, Round(before.streams, each.size_bytes, each.busy_s, each.refusals), most)
