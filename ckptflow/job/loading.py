@@ -17,7 +17,6 @@ from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_shards, read_tensors
-from ckptflow.transfer.streams import Streams
 
 logger = logging.getLogger("ckptflow")
 
@@ -37,7 +36,7 @@ class Loading:
         live: LiveState,
         store: Store,
         pool: BufferPool,
-        streams: Streams,
+        threads: int | None,
         *,
         partial: bool,
         rename: Rename | None,
@@ -45,7 +44,7 @@ class Loading:
         self._live = live
         self._store = store
         self._pool = pool
-        self._streams = streams
+        self._threads = threads
         self._partial = partial
         self._rename = rename
         self._checked: tuple[Manifest, Restore] | None = None
@@ -104,5 +103,5 @@ class Loading:
             target,
             self._pool,
             only_verify=only_verify,
-            streams=self._streams,
+            threads=self._threads,
         )
