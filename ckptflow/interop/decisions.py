@@ -40,8 +40,9 @@ def without_optimizers(
 ) -> Verdict:
     """As if there were no optimizers, which are at the paths `ours` in the state and `theirs` in the source."""
     passed_over = {name for name in (*found.matched.values(), *found.missing) if is_of_optimizer(name, ours)}
-    both = [*ours, *theirs]
-    passed_over |= {name for name in (*found.matched, *found.unexpected) if is_of_optimizer(name, both)}
+    passed_over |= {name for name in found.unexpected if is_of_optimizer(name, [*ours, *theirs])}
+    # What a pair is of, the state says: a source may call anything an optimizer's.
+    passed_over |= {name for name, own in found.matched.items() if is_of_optimizer(own, ours)}
     refused = set() if partial else {*found.missing, *found.unexpected} - passed_over
     return Verdict(frozenset(refused), frozenset(passed_over))
 

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 from ckptflow.commit.catalog import Checkpoint, Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume
-from ckptflow.errors import LEAVING, CkptflowError, SaveFailedError, UsageError
+from ckptflow.errors import LEAVING, CkptflowError, CommitUnknownError, SaveFailedError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.offer import Captured
 from ckptflow.format.values import to_json
@@ -84,6 +84,8 @@ def _commit(
     )
     try:
         checkpoint = saver.save(job)
+    except CommitUnknownError:  # it may be there
+        raise
     except SaveFailedError as error:
         with contextlib.suppress(CkptflowError):
             coordinator.sweep_partials()

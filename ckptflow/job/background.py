@@ -42,6 +42,8 @@ class Background:
         try:
             self._thread.submit(self._run, save, acknowledged)
         except RuntimeError as error:
+            if "shutdown" not in str(error):  # no thread can be started, perhaps
+                raise
             raise UsageError(
                 "nothing can be saved any more, since the interpreter is ending: save before the program's last line, "
                 "not in a function of atexit"
