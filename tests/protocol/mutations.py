@@ -240,8 +240,7 @@ def folders_fence_by_their_numbers(patch: pytest.MonkeyPatch) -> None:
     def newer(store: Store, held: Held, listing: Listing) -> int:
         return listing.top_number if listing.top_number > held.number else 0
 
-    for module in (lineage_module, choosing_module):
-        patch.setattr(module, "newer_number", newer)
+    patch.setattr(lineage_module, "newer_number", newer)
 
 
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
