@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -99,7 +98,7 @@ class Keys:
 def keys(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], Keys]:
     def stand_in(error: BaseException | None = None) -> Keys:
         found = Keys(error)
-        monkeypatch.setattr(service, "context", SimpleNamespace(context=lambda: found))
+        monkeypatch.setattr(service, "context", lambda: found)
         return found
 
     return stand_in

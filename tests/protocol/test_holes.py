@@ -70,7 +70,7 @@ ELSEWHERE: dict[int, str] = {
     54: "manager/test_what_is_known.py::test_a_full_storage_does_not_hide_that_another_holds_the_root",
     55: "manager/test_what_is_known.py::test_after_a_restore_that_failed_while_it_claimed_the_program_restores_again",
     56: (
-        "manager/test_failed_saves.py::test_a_worker_whose_receipt_was_not_answered_does_not_say_that_nothing_was_saved"
+        "manager/test_what_is_known.py::test_a_worker_whose_receipt_was_not_answered_does_not_say_that_nothing_was_saved"
     ),
     57: "commit/test_lineage.py::test_one_wrong_answer_at_the_read_back_makes_nobody_anothers",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
