@@ -136,17 +136,16 @@ class Session:
         if self.calls.is_closed:
             return
         self.calls.check_turn()
-        with self._background.delivery():
+        try:
+            self.settle()
             try:
-                self.settle()
-                try:
-                    self.calls.alone(self._raise_failure)
-                finally:  # what is raised was agreed upon, or no exchange is possible any more
-                    self.cluster.part()
-            except BaseException as error:
-                self._leave_by(error)
-                raise
-            self._release()
+                self.calls.alone(self._raise_failure)
+            finally:  # what is raised was agreed upon, or no exchange is possible any more
+                self.cluster.part()
+        except BaseException as error:
+            self._leave_by(error)
+            raise
+        self._release()
 
     def leave(self, error: BaseException) -> None:
         """The end of the manager's block by an exception: nobody is waited for who may have ended."""
