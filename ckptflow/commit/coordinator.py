@@ -303,7 +303,7 @@ class Coordinator:
             keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
             return None if keeps_all else self._list_root()
         except BaseException as error:  # a policy may raise anything, SystemExit too
-            logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, error)
+            logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, str(error))
             return None
 
     def _list_root(self) -> Listing | None:
@@ -349,7 +349,7 @@ class Coordinator:
                 return
             act(self._store, plan, listing.folders)
         except BaseException as error:  # a policy may raise anything, SystemExit too
-            logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, error)
+            logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, str(error))
             return
         for decision in plan.decisions:
             if not decision.keep:

@@ -90,7 +90,9 @@ class Background:
             self.failure = error
         if not acknowledged.done():  # else it failed in pruning: the save stands, and this is raised later
             acknowledged.set_exception(error)
-        logger.error("%s", error)  # at once: a program that never closes its manager would end without a word
+        # At once: a program that never closes its manager would end without a word. And as text: a handler that keeps
+        # its records would keep, by the traceback, what was captured.
+        logger.error("%s", str(error))
 
     def stop(self) -> None:
         """Ends the thread, after the saves under way."""

@@ -119,7 +119,7 @@ class Incarnation:
                 "step %d was restored after damage, and saving it again failed: nothing protects it until the next "
                 "save (%s)",
                 checkpoint.step,
-                error,
+                str(error),
             )
 
     def hurry(self, timeout_s: float) -> None:

@@ -195,7 +195,7 @@ class PreemptionWatcher:
         try:
             manager.wait()
         except (SaveFailedError, PeerError) as error:  # with a dead peer, what follows raises the like
-            logger.warning("told to leave: a save before this one failed, trying once more: %s", error)
+            logger.warning("told to leave: a save before this one failed, trying once more: %s", str(error))
 
         def is_committed() -> bool:  # a worker's own part says nothing: the chief commits
             session = self._session
