@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
-from ckptflow.format.offer import HINT, Offer
+from ckptflow.format.offer import HINT, Offer, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.state.assign import Comparison, Decide, Verdict
 from ckptflow.state.tree import Tree
@@ -86,3 +86,16 @@ def all_of_the_state(
 
 def _is_below(name: str, paths: Iterable[str]) -> bool:
     return any(name.startswith(f"{path}/") for path in paths)
+
+
+def check_alone(state: Mapping[str, Any], model: Any, format_name: str, where: str) -> None:
+    """Raises where the state holds more than the one model that such a source is of."""
+    optimizer = getattr(model, "optimizer", None)
+    others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
+    if others:
+        what = f"A source of the format {format_name!r} holds one model, and nothing for {some_of(others, 5)}"
+        raise misfit_error(
+            where,
+            [f"{name}: in the state, not in the source" for name in others],
+            hint=f"{what} of model=: leave that out, or pass partial=True, which leaves it as it is.",
+        )

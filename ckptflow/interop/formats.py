@@ -27,6 +27,11 @@ class Format:
       `input_signature=` where the format has some. One for tensors returns what it has no place for.
     - `reader(source, unsafe=, imports=, optimizer=, state=)`, None where no run can start from it: the state of a live
       model, or named tensors, in the names of `state` where the format only has places.
+    - `loader(source, state, where=, optimizer=)`, None where names alone tell: gives live objects all of the values, as
+      stock TensorFlow or Keras would. `can_leave_optimizer`: it takes `optimizer=False`.
+    - `joiner(path, place, folder, source_options)`, None where there is nothing to join: the path of the one file or
+      folder that the other handlers know, unpacked or put together in `folder` unless `path` is one. `place` is where
+      it came from.
     - `origin(file, where)`, None where it is no file: the provenance in a seekable file. It loads no TensorFlow.
     """
 
@@ -37,7 +42,11 @@ class Format:
     keeps: frozenset[str]
     writer: str
     reader: str | None
+    loader: str | None = None
+    joiner: str | None = None
     origin: str | None = None
+    can_leave_optimizer: bool = False
+    is_checked_first: bool = False  # and then opened again, by Keras: a file that others can change is copied before
     has_signatures: bool = False
 
     @property
@@ -47,6 +56,7 @@ class Format:
 
 _KERAS = "ckptflow.interop.keras.handlers"
 _OF_KERAS = "ckptflow.interop.keras.provenance:read_provenance"
+_JOIN_KERAS = "ckptflow.interop.keras.parts:as_one_file"
 _TENSORFLOW = "ckptflow.interop.tensorflow.handlers"
 _SAFETENSORS = "ckptflow.interop.safetensors_file"
 
@@ -61,7 +71,11 @@ FORMATS: dict[str, Format] = {
             keeps=frozenset({"optimizer", "vocabularies"}),
             writer=f"{_KERAS}:write_keras",
             reader=f"{_KERAS}:read",
+            loader=f"{_KERAS}:load_into",
+            joiner=_JOIN_KERAS,
             origin=_OF_KERAS,
+            can_leave_optimizer=True,
+            is_checked_first=True,
         ),
         Format(
             name="weights",
@@ -71,7 +85,11 @@ FORMATS: dict[str, Format] = {
             keeps=frozenset({"optimizer"}),
             writer=f"{_KERAS}:write_weights",
             reader=f"{_KERAS}:read",
+            loader=f"{_KERAS}:load_into",
+            joiner=_JOIN_KERAS,
             origin=_OF_KERAS,
+            can_leave_optimizer=True,
+            is_checked_first=True,
         ),
         Format(
             name="h5",
@@ -81,7 +99,11 @@ FORMATS: dict[str, Format] = {
             keeps=frozenset({"optimizer", "vocabularies"}),
             writer=f"{_KERAS}:write_h5",
             reader=f"{_KERAS}:read",
+            loader=f"{_KERAS}:load_into",
+            joiner=_JOIN_KERAS,
             origin=_OF_KERAS,
+            can_leave_optimizer=True,
+            is_checked_first=True,
         ),
         Format(
             name="saved-model",
@@ -91,6 +113,7 @@ FORMATS: dict[str, Format] = {
             keeps=frozenset({"vocabularies", "other"}),
             writer=f"{_TENSORFLOW}:write_saved_model",
             reader=f"{_TENSORFLOW}:read_saved_model",
+            loader=f"{_TENSORFLOW}:load_saved_model_into",
             has_signatures=True,
         ),
         Format(
@@ -101,6 +124,7 @@ FORMATS: dict[str, Format] = {
             keeps=frozenset({"optimizer", "other"}),
             writer=f"{_TENSORFLOW}:write_checkpoint",
             reader=f"{_TENSORFLOW}:read_checkpoint",
+            loader=f"{_TENSORFLOW}:load_checkpoint_into",
         ),
         Format(
             name="hub",
@@ -110,6 +134,8 @@ FORMATS: dict[str, Format] = {
             keeps=frozenset({"vocabularies", "other"}),
             writer=f"{_TENSORFLOW}:write_saved_model",
             reader=f"{_TENSORFLOW}:read_saved_model",
+            loader=f"{_TENSORFLOW}:load_saved_model_into",
+            joiner="ckptflow.interop.tensorflow.hub:as_folder",
             origin="ckptflow.interop.tensorflow.hub:read_provenance",
             has_signatures=True,
         ),
@@ -136,7 +162,6 @@ FORMATS: dict[str, Format] = {
         ),
     )
 }
-KERAS = ("keras", "h5", "weights")  # the formats of Keras's own files
 WITH_SIGNATURES = tuple(name for name, entry in FORMATS.items() if entry.has_signatures)
 TENSOR_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.holds == "tensors")
 
@@ -156,7 +181,7 @@ def for_destination(destination: str, name: str | None) -> Format:
         return told
     chosen = by_name(name)
     # Keras goes by a file's suffix, and so would every reader after it.
-    if chosen.name in KERAS and told is not chosen:
+    if chosen.is_checked_first and told is not chosen:
         raise UsageError(f"{destination}: a file of the format {name!r} has to end with {chosen.suffixes[0]}")
     if told not in (None, chosen):
         raise UsageError(f"{destination}: its name says {told.name!r}, not {name!r}: give it another one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +11,12 @@ from msgspec import structs
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import UsageError
-from ckptflow.format.offer import Captured, misfit_error, offer_of_captured
+from ckptflow.format.offer import Captured, offer_of_captured
 from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import handler
-from ckptflow.interop.sources import KERAS, Source, identified
+from ckptflow.interop.sources import Source, identified
 from ckptflow.interop.tensors import CapturedTensors, NamedTensors
 from ckptflow.job.alone import commit_alone
 from ckptflow.job.arguments import check_step
@@ -25,9 +24,6 @@ from ckptflow.places.files import fetched
 from ckptflow.reading import list_checkpoints, split_url
 from ckptflow.storage.redaction import redact_url
 
-logger = logging.getLogger("ckptflow")
-
-_BOOK_KEEPING = frozenset({"ckpt_saved_batch", "ckpt_saved_epoch", "train_counter"})
 MAX_NAMES = 10_000  # of tensors that were not taken, in the checkpoint's metadata
 
 
@@ -92,13 +88,13 @@ def import_model(
         from ckptflow.state.tree import as_mapping
 
         state = as_mapping(model)
-        is_by_name = partial or rename is not None or found.format.name == "safetensors"
-        if is_by_name or (not optimizer and found.format.name not in KERAS):
+        loader = found.format.loader if optimizer or found.format.can_leave_optimizer else None
+        if partial or rename is not None or loader is None:
             content = _read(found, state=state, **how)
             lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin), optimizer=optimizer)
         else:
             lists = {}
-            _load_into(found, state, optimizer=optimizer, where=redact_url(origin))
+            handler(loader)(found, state, optimizer=optimizer, where=redact_url(origin))
         return _commit(root, number, state, _metadata(origin, found) | lists, storage_options)
 
 
@@ -150,65 +146,6 @@ def _read_any(
     """As `_read`, where the format does not tell whose a tensor is."""
     read = handler(found.format.reader or "")  # what has none is refused where the source is identified
     return read(found, unsafe=unsafe, imports=imports, optimizer=optimizer, state=state)
-
-
-def _beside(found: Source) -> frozenset[str]:
-    """What tf_keras's BackupAndRestore keeps for itself beside the model."""
-    return _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
-
-
-def _load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
-    """Gives the user's objects the source's values, all of them, as stock TensorFlow or Keras would; an optimizer that
-    does not fit stays as it is.
-    """
-    from ckptflow.interop.keras import weights as keras_weights
-    from ckptflow.interop.tensorflow import checkpoint as tf_checkpoint
-    from ckptflow.interop.tensorflow import saved_model
-    from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
-
-    if found.format.name == "tf-checkpoint":
-        tf_checkpoint.restore_objects(tf_checkpoint.find_prefix(found.path), dict(state), beside=_beside(found))
-        return
-    models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
-    if found.format.name in KERAS:
-        if len(models) != 1:
-            raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
-        _check_alone(state, models[0], found, where)
-        keras_weights.load_weights(found.path, models[0], optimizer=optimizer)
-        if found.format.name != "keras":
-            _warn_of_vocabularies(state, found)
-        return
-    targets = models or list(state.values())
-    if len(targets) != 1:
-        raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
-    _check_alone(state, targets[0], found, where)
-    saved_model.load_saved_model_into(found.path, targets[0])
-
-
-def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
-    from ckptflow.state.leaves import PartLeaf
-    from ckptflow.state.tree import walk
-
-    names = [leaf.name for leaf in walk(state).leaves if isinstance(leaf, PartLeaf)]
-    if names:
-        logger.warning(
-            "no %s file gives a model its vocabulary; these are as your code made them: %s",
-            found.format.name,
-            some_of(names, 5),
-        )
-
-
-def _check_alone(state: Mapping[str, Any], model: Any, found: Source, where: str) -> None:
-    """Raises where the state holds more than the one model that such a source is of."""
-    optimizer = getattr(model, "optimizer", None)
-    others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
-    if others:
-        what = f"A source of the format {found.format.name!r} holds one model, and nothing for {some_of(others, 5)}"
-        raise misfit_error(
-            where,
-            [f"{name}: in the state, not in the source" for name in others],
-            hint=f"{what} of model=: leave that out, or pass partial=True, which leaves it as it is.",
-        )
 
 
 def _fill(

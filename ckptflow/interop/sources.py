@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError, UsageError
-from ckptflow.interop.formats import FORMATS, Format, by_content, by_name
-from ckptflow.interop.formats import KERAS as KERAS
-from ckptflow.interop.keras import parts as keras_parts
+from ckptflow.errors import UnsupportedStateError, UsageError
+from ckptflow.interop.formats import FORMATS, Format, by_content, by_name, handler
 from ckptflow.interop.keras.backup import find_backup
-from ckptflow.interop.untrusted.archives import unpack_tar
 from ckptflow.interop.untrusted.budget import one_source
 from ckptflow.interop.untrusted.private_copy import check_regular, private_copy
-from ckptflow.places.files import fetched
 from ckptflow.places.shown_as import private_folder, shown_as
 from ckptflow.storage.opening import local_path
 from ckptflow.storage.redaction import redact_url
@@ -68,14 +64,12 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
     given = local
     shown = redact_url(origin)
     with private_folder("ckptflow-source-", shown) as folder:
-        if chosen.name == "hub" and os.path.isfile(local):
-            local = _unpacked(local, folder)
-        elif chosen.name in KERAS:
-            local = _as_one_file(local, place, folder, source_options)
-        is_unpacked = chosen.name == "hub" and local != given  # the rest is measured as it lies
+        if chosen.joiner is not None:
+            local = handler(chosen.joiner)(local, place, folder, source_options)
+        is_unpacked = os.path.isfile(given) and os.path.isdir(local)  # the rest is measured as it lies
         packed = one_source(os.path.getsize(given)) if is_unpacked else nullcontext()
         is_private = local_path(origin) is None or local != given
-        is_copied = chosen.name in KERAS and not is_private and os.path.isfile(local)
+        is_copied = chosen.is_checked_first and not is_private and os.path.isfile(local)
         made = shown_as(local, shown) if local != given else nullcontext()
         with packed, made, private_copy(local) if is_copied else nullcontext(local) as path:
             yield Source(chosen, path, notes, is_private=is_private or is_copied)
@@ -91,46 +85,3 @@ def _check_is_prefix(origin: str) -> None:
             f"{redact_url(origin)} is one of the files of a checkpoint of TensorFlow's, which is named by what their "
             f"names begin with: {prefix}"
         )
-
-
-def _unpacked(local: str, folder: str) -> str:
-    """The folder of a packed module."""
-    unpacked = os.path.join(folder, "module")
-    unpack_tar(local, unpacked)
-    inside = os.listdir(unpacked)
-    if len(inside) == 1 and os.path.isdir(os.path.join(unpacked, inside[0])):  # packed with its folder
-        return os.path.join(unpacked, inside[0])
-    return unpacked
-
-
-def _as_one_file(local: str, place: str, folder: str, source_options: dict[str, Any] | None) -> str:
-    """What Keras saved as several files as one of them in `folder`; the path as it is where it is one.
-
-    `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part.
-    """
-
-    def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
-        path = os.path.join(os.path.dirname(local), name)
-        return given(path) if os.path.isfile(path) else fetched(os.path.join(place, name), source_options)
-
-    if os.path.isdir(local) and keras_parts.is_unzipped(os.listdir(local)):
-        target = os.path.join(folder, "model.keras")
-        keras_parts.zip_model(local, target)
-        return target
-    if local.endswith(keras_parts.INDEX_SUFFIX):
-        target = os.path.join(folder, "whole.weights.h5")
-        keras_parts.merge_shards(local, target, lambda name: beside(name, private_copy))
-        return target
-    index = keras_parts.index_of_shard(os.path.basename(local))
-    if index is None:
-        return local
-    try:
-        with beside(index) as path:
-            is_part = os.path.basename(local) in keras_parts.shards_in(path)
-    except (StorageError, CorruptCheckpointError):  # none, or no such thing: a name with a number, as that of an epoch
-        return local
-    if is_part:
-        raise UsageError(
-            f"{redact_url(place)}/{os.path.basename(local)} has a part of the weights of {index}: name that"
-        )
-    return local

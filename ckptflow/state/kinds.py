@@ -173,6 +173,11 @@ def is_tf_keras_model(obj: object) -> bool:
     return keras is not None and kind_of(obj) is Kind.TF_KERAS_LAYER and isinstance(obj, keras.Model)
 
 
+def keras_models(state: Mapping[str, Any]) -> list[Any]:
+    """The objects of a state that are models of either Keras."""
+    return [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
+
+
 def is_checkpoint(obj: object) -> bool:
     """Whether it is a `tf.train.Checkpoint`, of TensorFlow 2 or of 1."""
     return isinstance(obj, (tf.train.Checkpoint, tf.compat.v1.train.Checkpoint))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ckptflow.errors import UsageError
+from ckptflow.format.words import some_of
+from ckptflow.interop.decisions import check_alone
 from ckptflow.interop.keras import files, legacy, weights
 from ckptflow.interop.model import LoadedModel, check_order
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.sources import Source
+from ckptflow.state.kinds import keras_models
+from ckptflow.state.leaves import PartLeaf
+from ckptflow.state.tree import walk
+
+logger = logging.getLogger("ckptflow")
 
 
 def write_keras(path: str, loaded: LoadedModel, provenance: Provenance) -> None:
@@ -38,3 +47,23 @@ def read(
     if state is not None:
         legacy.check_implementations(path, model, state)
     return {"model": model}
+
+
+def load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
+    models = keras_models(state)
+    if len(models) != 1:
+        raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
+    check_alone(state, models[0], found.format.name, where)
+    weights.load_weights(found.path, models[0], optimizer=optimizer)
+    if found.format.name != "keras":
+        _warn_of_vocabularies(state, found)
+
+
+def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
+    names = [leaf.name for leaf in walk(state).leaves if isinstance(leaf, PartLeaf)]
+    if names:
+        logger.warning(
+            "no %s file gives a model its vocabulary; these are as your code made them: %s",
+            found.format.name,
+            some_of(names, 5),
+        )

@@ -8,16 +8,18 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import IO, BinaryIO
+from contextlib import AbstractContextManager, nullcontext
+from typing import IO, Any, BinaryIO
 
 import h5py
 
-from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
+from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError, UsageError
 from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
-from ckptflow.interop.untrusted.private_copy import open_regular
+from ckptflow.interop.untrusted.private_copy import open_regular, private_copy
+from ckptflow.places.files import fetched
 from ckptflow.places.room import ensure_room
+from ckptflow.storage.redaction import redact_url
 
 INDEX_SUFFIX = ".weights.json"
 _SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)
@@ -25,6 +27,39 @@ _NPZ = "model.weights.npz"
 _CONFIG = "config.json"
 _COPY_BYTES = 2**20
 _MEMBERS = ("metadata.json", _CONFIG, WEIGHTS_MEMBER, _NPZ)
+
+
+def as_one_file(local: str, place: str, folder: str, source_options: dict[str, Any] | None) -> str:
+    """What Keras saved as several files as one of them in `folder`; the path as it is where it is one.
+
+    `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part.
+    """
+
+    def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
+        path = os.path.join(os.path.dirname(local), name)
+        return given(path) if os.path.isfile(path) else fetched(os.path.join(place, name), source_options)
+
+    if os.path.isdir(local) and is_unzipped(os.listdir(local)):
+        target = os.path.join(folder, "model.keras")
+        zip_model(local, target)
+        return target
+    if local.endswith(INDEX_SUFFIX):
+        target = os.path.join(folder, "whole.weights.h5")
+        merge_shards(local, target, lambda name: beside(name, private_copy))
+        return target
+    index = index_of_shard(os.path.basename(local))
+    if index is None:
+        return local
+    try:
+        with beside(index) as path:
+            is_part = os.path.basename(local) in shards_in(path)
+    except (StorageError, CorruptCheckpointError):  # none, or no such thing: a name with a number, as that of an epoch
+        return local
+    if is_part:
+        raise UsageError(
+            f"{redact_url(place)}/{os.path.basename(local)} has a part of the weights of {index}: name that"
+        )
+    return local
 
 
 def is_unzipped(names: Iterable[str]) -> bool:

@@ -29,7 +29,7 @@ from ckptflow.interop.untrusted.keras_trust import Framework
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
-from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model
+from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model, keras_models
 from ckptflow.state.private.kerases import of
 from ckptflow.state.private.tf_keras import LAYERS_OF_2_13, weights_as_loaded
 
@@ -108,7 +108,7 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
     stored = datasets_of(path, kind)
     renamed: dict[str, str] = {}
     if state is not None:
-        models = [obj for obj in state.values() if is_keras3_model(obj) or is_tf_keras_model(obj)]
+        models = keras_models(state)
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; {path} is for one")
         build_optimizer_of(models[0])

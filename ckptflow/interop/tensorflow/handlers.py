@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ckptflow.errors import UsageError
+from ckptflow.interop.decisions import check_alone
 from ckptflow.interop.model import LoadedModel
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.sources import Source
@@ -14,6 +16,7 @@ from ckptflow.interop.tensorflow import checkpoint, saved_model, tflite
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import pack_tar
 from ckptflow.reading import OpenCheckpoint
+from ckptflow.state.kinds import keras_models
 
 # What tf_keras's BackupAndRestore keeps for itself beside the model: a restore may do without.
 _BOOK_KEEPING = frozenset({"ckpt_saved_batch", "ckpt_saved_epoch", "train_counter"})
@@ -26,8 +29,15 @@ def write_checkpoint(path: str, opened: OpenCheckpoint, provenance: Provenance) 
 
 def read_checkpoint(found: Source, **how: Any) -> NamedTensors:
     tensors = checkpoint.read_bundle(checkpoint.find_prefix(found.path))
-    beside = _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
-    return replace(tensors, metrics=tensors.metrics | beside)
+    return replace(tensors, metrics=tensors.metrics | _beside(found))
+
+
+def load_checkpoint_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
+    checkpoint.restore_objects(checkpoint.find_prefix(found.path), dict(state), beside=_beside(found))
+
+
+def _beside(found: Source) -> frozenset[str]:
+    return _BOOK_KEEPING if found.notes.get("written_by") == "BackupAndRestore" else frozenset()
 
 
 def write_saved_model(
@@ -59,6 +69,14 @@ def read_saved_model(
     if not optimizer and state is not None:
         model.optimizer = None
     return {"model": model}
+
+
+def load_saved_model_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
+    targets = keras_models(state) or list(state.values())
+    if len(targets) != 1:
+        raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
+    check_alone(state, targets[0], found.format.name, where)
+    saved_model.load_saved_model_into(found.path, targets[0])
 
 
 def write_tflite(
