@@ -228,10 +228,13 @@ class Coordinator:
             found += self._read_receipts(draft, sorted(missing))
             missing -= {receipt.worker for receipt in found}
             if missing and time.monotonic() >= min(deadline, self._hurry_deadline):
+                limit = f"within commit_timeout_s={self._commit_timeout_s:g}"
+                if self._hurry_deadline < deadline:
+                    limit = "in the time that an error has left them"
                 raise CommitTimeoutError(
                     f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, sorted(missing)))} of "
-                    f"{draft.world_size} did not report within commit_timeout_s={self._commit_timeout_s:g}; this "
-                    "step was not saved, older checkpoints are untouched"
+                    f"{draft.world_size} did not report {limit}; this step was not saved, older checkpoints are "
+                    "untouched"
                 )
             lost = {worker: why for worker, why in found_lost.items() if worker in missing}
             if lost:
@@ -266,7 +269,8 @@ class Coordinator:
             raise SaveFailedError(f"worker {worker}'s receipt cannot be used: {error}") from error
         why_not = refuse_receipt(draft, self._held, receipt, worker)
         if why_not is not None:
-            raise SaveFailedError(f"{self._store.url}/{draft.folder}: {why_not}")
+            cause = receipt.failure.rebuild() if receipt.failure is not None else None
+            raise SaveFailedError(f"{self._store.url}/{draft.folder}: {why_not}") from cause
         return receipt
 
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:

@@ -219,7 +219,6 @@ class Resume:
         """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
         view = self._view
         files = view.listing.folders.get(folder) if view is not None and self._cluster.is_chief else None
-        found: list[Summary] = []
 
         def load(folder: Folder) -> None:
             self._has_loaded = True
@@ -227,15 +226,15 @@ class Resume:
 
         def complete(folder: Folder) -> None:
             self._complete()
-            found.append(summarize(self._sound(), self._store.url))
             if view is not None and self._cluster.is_chief:
-                view.lineage = self._chooser.lineage_of(found[0], view)
+                view.lineage = self._chooser.lineage_of(summarize(self._sound(), self._store.url), view)
 
         parts = self._in_parts(
             folder,
             {Call.READ: self._read, Call.CHECK: self._check_read, Call.LOAD: load, Call.COMPLETE: complete},
         )
-        return (found[0] if all(part.outcome is Outcome.FINE for part in parts) else None), parts
+        is_whole = all(part.outcome is Outcome.FINE for part in parts)
+        return summarize(self._sound(), self._store.url) if is_whole else None, parts
 
     def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], str | None]]) -> list[PartResult]:
         """Does part after part, as long as each goes well on every worker, and says how the last one went on each.

@@ -20,6 +20,7 @@ from msgspec import Meta, Struct, field
 
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
 from ckptflow.format import boxes, dtypes, layout
+from ckptflow.format.failure import Failure
 from ckptflow.format.object_graph import ObjectGraph, check_graph
 from ckptflow.format.record import (
     MAX_NAME_CHARACTERS,
@@ -175,7 +176,7 @@ class Receipt(Record, frozen=True, kw_only=True):
     writer_id: ShortText
     worker: Size
     world_size: Annotated[int, Meta(ge=1, le=10**9)]
-    failure: str | None = None
+    failure: Failure | None = None
     shards: tuple[ShardRecord, ...] = ()
     slices: tuple[ReceiptSlice, ...] = ()
     digests: dict[str, Crc32c] = field(default_factory=dict)

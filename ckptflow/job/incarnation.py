@@ -75,12 +75,16 @@ class Incarnation:
         if step != self.last_step:
             self._calls.clear()  # steps do not fall: an earlier one is never saved again in this run attempt
         self._calls[step] += 1
-        self.last_step = step
+        before, self.last_step = self.last_step, step
         folder = Folder(step, saver.held.number, self._calls[step])
         blocked_s = watch.elapsed_s()
         job = Job(folder, snapshot, lambda: self._live.plan(snapshot), metrics, metadata, prune, watch, blocked_s)
         saver.tell(SaveBegan(step=step, folder=str(folder), blocked_s=blocked_s, capture_s=capture_s))
-        future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
+        try:
+            future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
+        except BaseException:  # it is not under way: nobody may take this step for saved
+            self.last_step = before
+            raise
         return PendingCheckpoint(step, future, self._look_for(folder), self._background.waiting)
 
     def save_again(self) -> None:

@@ -11,10 +11,10 @@ from collections import deque
 import msgspec
 
 from ckptflow.errors import CkptflowError, SaveFailedError
+from ckptflow.format.failure import Failure, failure_of
 from ckptflow.format.layout import Folder
 from ckptflow.peers import service
 from ckptflow.peers.progress import UnreachableError
-from ckptflow.peers.team import MAX_FAILURE_CHARACTERS, Failure
 from ckptflow.printable import lines_of
 from ckptflow.storage.redaction import redact
 
@@ -41,8 +41,7 @@ class Notes:
             return
         failure = None
         if error is not None:
-            text = redact(str(error)).encode("utf-8", "replace").decode()[:MAX_FAILURE_CHARACTERS]
-            failure = Failure(type(error).__name__, text)
+            failure = failure_of(error, redact)
         with contextlib.suppress(UnreachableError):
             self._post.put(self._key(folder), msgspec.json.encode(failure).decode(), _LEAVE_S)
         self._left.append(self._key(folder))

@@ -29,6 +29,7 @@ from ckptflow.errors import (
 )
 from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
+from ckptflow.format.failure import failure_of
 from ckptflow.format.layout import Folder, receipt_name
 from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
 from ckptflow.format.offer import Captured, record_of
@@ -42,8 +43,6 @@ from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
 from ckptflow.transfer.writer import replica_digests, write_shards
 
 logger = logging.getLogger("ckptflow")
-
-MAX_FAILURE_CHARACTERS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +269,7 @@ class Saver:
             writer_id=self.held.writer_id,
             worker=self.cluster.worker,
             world_size=self.cluster.world_size,
-            failure=redact(f"{type(error).__name__}: {error}")[:MAX_FAILURE_CHARACTERS],
+            failure=failure_of(error, redact),
         )
         try:
             self.store.put(self._receipt_key(folder), memoryview(encode(receipt)))
@@ -279,8 +278,8 @@ class Saver:
 
     def _make_room_after(self, error: BaseException) -> None:
         """A full storage must not keep this incarnation from ever committing: dead lives' leftovers go."""
-        is_full = isinstance(error, StorageFullError)
-        if self.coordinator is None or not (is_full or StorageFullError.__name__ in str(error)):  # another's report
+        is_full = isinstance(error, StorageFullError) or isinstance(error.__cause__, StorageFullError)
+        if self.coordinator is None or not is_full:  # its own, or another worker's report
             return
         try:
             freed_bytes = self.coordinator.sweep_partials()

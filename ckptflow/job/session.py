@@ -286,13 +286,11 @@ class Session:
         self.live.check_same([each.state for each in held])
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
-        if step is None and self._fresh and not self.read_only:
-            self._begin(self._resume(self._loading()).start_anew(fresh=True))
-            return None
         loading = self._loading(partial=partial, rename=rename)
         resume = self._resume(loading)
+        is_anew = step is None and self._fresh and not self.read_only
         try:
-            start = resume.run(step)
+            start = resume.start_anew(fresh=True) if is_anew else resume.run(step)
         except BaseException as error:
             if resume.may_have_claimed:  # the incarnation before is fenced by our own claim
                 self._incarnation = None

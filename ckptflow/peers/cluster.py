@@ -148,9 +148,10 @@ class Cluster:
 
     def leave(self, call: str, error: BaseException) -> None:
         """Tells the others that this worker leaves instead of coming to `call`, and returns at once."""
-        if self.world_size > 1 and self._now.lost is None:
-            self._now.lost = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
-            if service.is_there():
+        if self.world_size > 1 and not self._now.has_told:
+            left = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
+            self._now.lost = self._now.lost or left
+            if service.is_there():  # also where a round was lost here: the others may have ended that one, and gone on
                 self._now.has_told = True
                 self._messages.give_up(f"ckptflow/round/{next(_rounds)}", self._now.lost)
 

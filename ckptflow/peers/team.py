@@ -13,12 +13,11 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from ckptflow import errors
-from ckptflow.errors import LEAVING, CkptflowError, FencedError, PeerError, UsageError
+from ckptflow.errors import LEAVING, FencedError, PeerError, UsageError
+from ckptflow.format.failure import Failure, failure_of
 from ckptflow.printable import lines_of
 
 MAX_MESSAGE_BYTES = 4 * 2**20
-MAX_FAILURE_CHARACTERS = 4000
 
 _Value = TypeVar("_Value")
 _Kept = TypeVar("_Kept")
@@ -124,23 +123,6 @@ def called(call: Call, **arguments: Any) -> Called:
     return Called(call, tuple(arguments.items()))
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """What one worker raised: the name of its class, and its message."""
-
-    kind: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
-
-    def rebuild(self) -> CkptflowError | None:
-        """The error as another worker raises it: of its own class, None if that is not one of ours."""
-        kind = getattr(errors, self.kind, None) if self.kind in errors.__all__ else None
-        if isinstance(kind, type) and issubclass(kind, CkptflowError):
-            return kind(lines_of(self.message))
-        return None
-
-
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One worker's part of a call: its result, or why there is none."""
 
@@ -240,25 +222,16 @@ def _share(cluster: Team, where: str, value: object, error: BaseException | None
 def _write(worker: int, where: str, value: object, error: BaseException | None) -> bytes:
     """Never raises: the others are told of what cannot be said."""
     if error is not None:
-        return msgspec.json.encode(Message(where, failure=_failure(error)))
+        return msgspec.json.encode(Message(where, failure=failure_of(error)))
     try:
         body = msgspec.json.encode(value)
     except Exception as wrong:
-        failure = _failure(wrong, f"worker {worker}'s message in {where} cannot be written: ")
+        failure = failure_of(wrong, lambda text: f"worker {worker}'s message in {where} cannot be written: {text}")
         return msgspec.json.encode(Message(where, failure=failure))
     if len(body) > MAX_MESSAGE_BYTES:
         text = f"worker {worker}'s message in {where} has {len(body):,} bytes, more than {MAX_MESSAGE_BYTES:,}"
-        return msgspec.json.encode(Message(where, failure=Failure(PeerError.__name__, text)))
+        return msgspec.json.encode(Message(where, failure=Failure(kind=PeerError.__name__, message=text)))
     return msgspec.json.encode(Message(where, msgspec.Raw(body)))
-
-
-def _failure(error: BaseException, before: str = "") -> Failure:
-    try:
-        text = str(error)
-    except Exception:  # of a class that is not ours
-        text = "(it has no text)"
-    shown = f"{before}{text}".encode("utf-8", "replace").decode()[:MAX_FAILURE_CHARACTERS]
-    return Failure(type(error).__name__, shown)
 
 
 def _read(data: bytes, worker: int) -> Message:

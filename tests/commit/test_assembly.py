@@ -10,8 +10,11 @@ import pytest
 from ckptflow.commit.assembly import Draft, assemble, refuse_receipt
 from ckptflow.commit.resume import Start
 from ckptflow.errors import SaveFailedError
+from ckptflow.format.failure import Failure
 from ckptflow.format.manifest import Receipt, ReceiptSlice, TensorRecord
 from tests.commit.test_coordinator import FOLDER, HELD, WORLD_SIZE, draft, receipt
+
+FULL = Failure(kind="StorageFullError", message="disk full")
 
 
 @pytest.mark.parametrize(
@@ -22,8 +25,8 @@ from tests.commit.test_coordinator import FOLDER, HELD, WORLD_SIZE, draft, recei
         ({"writer_id": "another"}, "worker 1's receipt is not of this save"),
         ({"worker": 2}, "worker 1's receipt is not of this save"),
         ({"world_size": WORLD_SIZE + 1}, "worker 1's receipt is not of this save"),
-        ({"failure": "disk full"}, "worker 1 could not save: disk full"),
-        ({"failure": "disk full", "writer_id": "another"}, "worker 1's receipt is not of this save"),
+        ({"failure": FULL}, "worker 1 could not save: StorageFullError: disk full"),
+        ({"failure": FULL, "writer_id": "another"}, "worker 1's receipt is not of this save"),
     ],
 )
 def test_which_receipts_are_of_a_save(change: dict[str, Any], why_not: str | None) -> None:

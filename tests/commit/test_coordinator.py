@@ -23,8 +23,10 @@ from ckptflow.errors import (
     ObjectExistsError,
     SaveFailedError,
     StorageAccessError,
+    StorageFullError,
     StorageUnavailableError,
 )
+from ckptflow.format.failure import Failure
 from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
 from ckptflow.format.manifest import Claim, Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
 from ckptflow.storage.retry import RetryingStore
@@ -114,10 +116,12 @@ def test_missing_ones_are_named_and_nothing_is_committed() -> None:
 
 def test_a_failure_receipt_ends_the_wait() -> None:
     store = MemoryStore()
-    report(store, msgspec.structs.replace(receipt(2), failure="StorageFullError: no space", shards=(), slices=()))
+    full = Failure(kind="StorageFullError", message="no space")
+    report(store, msgspec.structs.replace(receipt(2), failure=full, shards=(), slices=()))
     with pytest.raises(SaveFailedError, match="worker 2 could not save: StorageFullError: no space") as caught:
         coordinator(store, timeout_s=3600.0).commit(draft(), receipt(0))
     assert not isinstance(caught.value, CommitTimeoutError)
+    assert isinstance(caught.value.__cause__, StorageFullError)
 
 
 @pytest.mark.parametrize(
