@@ -285,6 +285,26 @@ def test_one_place_says_that_a_source_does_not_fit() -> None:
     assert [str(path.relative_to(PACKAGE)) for path in places] == ["format/offer.py"]
 
 
+def kept_by_a_log(tree: ast.AST) -> list[int]:
+    """The lines on which a logger gets an exception itself: a kept record would keep all that its traceback holds."""
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name]
+    return [
+        argument.lineno
+        for handler in handlers
+        for call in ast.walk(handler)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        if isinstance(call.func.value, ast.Name) and call.func.value.id in ("logger", "_log")
+        for argument in call.args
+        if isinstance(argument, ast.Name) and argument.id == handler.name
+    ]
+
+
+def test_no_log_record_holds_an_exception() -> None:
+    found = {str(path): lines for path in MODULES if (lines := kept_by_a_log(ast.parse(path.read_text())))}
+    assert found == {}
+    assert kept_by_a_log(ast.parse("try:\n    f()\nexcept OSError as error:\n    logger.info('%s', error)")) == [4]
+
+
 def test_each_module_says_its_role() -> None:
     silent = [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))]
     assert silent == []

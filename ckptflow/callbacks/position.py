@@ -196,7 +196,9 @@ class FitState(Trackable):  # type: ignore[misc]
             try:
                 build()
             except Exception as error:
-                logger.warning("this epoch's metrics count from the resumed batch on, they cannot be built: %s", error)
+                logger.warning(
+                    "this epoch's metrics count from the resumed batch on, they cannot be built: %s", str(error)
+                )
                 return False
             return True
 

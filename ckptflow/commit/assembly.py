@@ -121,7 +121,7 @@ def _graph_of(draft: Draft, tensors: Sequence[TensorRecord]) -> ObjectGraph | No
         if graph is not None:
             check_graph(graph, {tensor.name for tensor in tensors})
     except ValueError as error:
-        logger.warning("%s is saved without its object graph: %s", draft.folder, error)
+        logger.warning("%s is saved without its object graph: %s", draft.folder, str(error))
         return None
     return graph
 

@@ -189,7 +189,7 @@ class Coordinator:
                 self._store.delete([e.key for e in entries if parse_tag(e.key.rpartition("/")[2]) == self._held.tag])
                 self._given_up.discard(folder)
         except StorageError as error:
-            logger.info("%s: leftovers of a failed save stay for now: %s", self._store.url, error)
+            logger.info("%s: leftovers of a failed save stay for now: %s", self._store.url, str(error))
 
     def sweep_partials(self) -> int:
         """Makes room on a full storage: deletes what dead incarnations and own failures left uncommitted.

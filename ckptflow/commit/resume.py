@@ -102,6 +102,7 @@ class Resume:
         check: Callable[[Manifest], str | None],
         load: Load,
         complete: Callable[[], None] = lambda: None,
+        verify: Callable[[Folder, Manifest], str] = lambda folder, manifest: "",
         read_only: bool = False,
         claim_timeout_s: float = 60.0,
         tell: Tell = tell_nobody,
@@ -112,6 +113,7 @@ class Resume:
         self._check = check
         self._load = load
         self._complete = complete
+        self._verify = verify
         self._has_loaded = False
         self._manifest: Manifest | None = None  # the last one that was read and could be
         self._read_only = read_only
@@ -281,11 +283,16 @@ class Resume:
         return damaged
 
     def _met_damage(self, folder: Folder, step: int | None, parts: Sequence[PartResult]) -> str:
-        """All workers agree that this one is damaged, or all raise: one worker's bad disk must cut nothing off."""
+        """All workers agree that this one is damaged, or all raise: one worker's bad disk must cut nothing off.
+
+        What the chief did not read, as another worker's own entries, it looks at itself.
+        """
         worker, text = next((i, part.why) for i, part in enumerate(parts) if part.outcome is Outcome.DAMAGED)
-        if parts[0].outcome is not Outcome.DAMAGED:
+        is_seen = parts[0].outcome is Outcome.DAMAGED
+        if not is_seen and not chief_says(self._cluster, Call.VERIFY, lambda: self._find_damage(folder), str):
             raise CorruptCheckpointError(
-                f"worker {worker} reads damage that the chief does not see, so nothing is given up: {text}"
+                f"worker {worker} reads damage in a checkpoint in which the chief finds none, so nothing is given up: "
+                f"{text}. Look at that worker's disk and network; restore(step) takes an older one"
             )
         if step is not None:
             raise CorruptCheckpointError(f"{text}; restore(step) takes no other step, restore_latest() would")
@@ -295,6 +302,15 @@ class Resume:
         self._tell(Damaged(step=folder.step, folder=str(folder), error=text))
         logger.error("damaged checkpoint, trying the one before: %s", text)
         return text
+
+    def _find_damage(self, folder: Folder) -> str:
+        """What is wrong with any byte of it, in words, empty for nothing. On the chief."""
+        try:
+            return self._verify(folder, self._summaries.read_manifest(folder))
+        except ObjectNotFoundError:
+            return ""
+        except CorruptCheckpointError as error:
+            return str(error)
 
     def _met_gone(self, folder: Folder) -> None:
         if self._view is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -15,6 +16,7 @@ from typing import TypeVar
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import CkptflowError, FencedError, SaveFailedError, UsageError
 from ckptflow.storage.credentials import for_log
+from ckptflow.storage.faults import chain
 
 logger = logging.getLogger("ckptflow")
 
@@ -83,6 +85,8 @@ class Background:
             save(acknowledged.set_result)
         except BaseException as caught:  # whatever ended it: a save that was not acknowledged has failed
             error = _as_failure(caught)
+            for link in chain(caught):  # a kept error must not keep what was being sent
+                traceback.clear_frames(link.__traceback__)
         self.newest_error = error
         if error is None:
             return

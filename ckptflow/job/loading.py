@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial as bound
 
 from ckptflow.commit.sameness import checksum
@@ -17,6 +17,7 @@ from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_shards, read_tensors
+from ckptflow.transfer.verify import verify_checkpoint
 
 logger = logging.getLogger("ckptflow")
 
@@ -40,13 +41,16 @@ class Loading:
         *,
         partial: bool,
         rename: Rename | None,
+        look: Callable[[], None],
     ) -> None:
+        """`look` is called now and then while much is read, and raises if that is in vain."""
         self._live = live
         self._store = store
         self._pool = pool
         self._threads = threads
         self._partial = partial
         self._rename = rename
+        self._look = look
         self._checked: tuple[Manifest, Restore] | None = None
         self._loaded: Restore | None = None
         self.manifest: Manifest | None = None  # of what was loaded
@@ -91,6 +95,12 @@ class Loading:
                 some_of(restore.unexpected, _NAMES_SHOWN) or "nothing",
             )
 
+    def find_damage(self, folder: Folder, manifest: Manifest) -> str:
+        """What is wrong with a checkpoint, other workers' parts as well, in words; empty where all of it is sound."""
+        return some_of(
+            list(map(str, verify_checkpoint(self._store, folder, manifest, self._pool, threads=self._threads))), 3
+        )
+
     def _read(self, manifest: Manifest, wanted: Sequence[Wanted], target: Target, *, only_verify: bool = False) -> None:
         folder = parse_folder(manifest.folder)
         if folder is None or not wanted:  # a manifest that was read names its folder
@@ -104,4 +114,5 @@ class Loading:
             self._pool,
             only_verify=only_verify,
             threads=self._threads,
+            look=self._look,
         )

@@ -103,6 +103,8 @@ class Saver:
             if self.coordinator is not None and not isinstance(error, CommitUnknownError):
                 self.leave_note(job.folder, error)
             self.tell(SaveFailed(step=step, folder=folder, error=f"{type(error).__name__}: {error}"))
+            for index in range(len(job.snapshot.specs)):  # the error, which is kept, holds it by its traceback
+                job.snapshot.release(index)
             raise
         acknowledge(checkpoint)
         if self.coordinator is not None and checkpoint is not None:
@@ -274,7 +276,7 @@ class Saver:
         try:
             self.store.put(self._receipt_key(folder), memoryview(encode(receipt)))
         except BaseException as second:  # it must not hide the first
-            logger.warning("the storage does not take the report that a save failed, either: %r", second)
+            logger.warning("the storage does not take the report that a save failed, either: %s", repr(second))
 
     def _make_room_after(self, error: BaseException) -> None:
         """A full storage must not keep this incarnation from ever committing: dead lives' leftovers go."""
@@ -287,7 +289,7 @@ class Saver:
         except FencedError as fenced:
             raise fenced from error
         except BaseException as second:  # it must not hide that the storage is full
-            logger.warning("%s is full, and its leftovers could not be deleted: %r", self.store.url, second)
+            logger.warning("%s is full, and its leftovers could not be deleted: %s", self.store.url, repr(second))
 
     def _failed(self, folder: Folder, error: BaseException) -> SaveFailedError:
         return SaveFailedError(

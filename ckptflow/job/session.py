@@ -36,6 +36,7 @@ from ckptflow.job.saver import Saver, Stopwatch, software_versions
 from ckptflow.peers.cluster import Cluster, find_cluster
 from ckptflow.peers.team import Call, Called, agree, agree_on, called, chief_says
 from ckptflow.reading import OpenCheckpoint
+from ckptflow.storage.again import hurry
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import ProgressStore
 from ckptflow.transfer.buffers import BufferPool
@@ -153,6 +154,7 @@ class Session:
             return
         if self._incarnation is not None:
             self._incarnation.hurry(arguments.LEAVING_S)
+            hurry(self.store, arguments.LEAVING_S)
         self.settle()
         self.cluster.leave("the end of the manager's block", error)
         self._leave_by(error)
@@ -318,7 +320,8 @@ class Session:
         return found
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
-        return Loading(self.live, self.store, self._pool, self._concurrency, partial=partial, rename=rename)
+        look = self.cluster.looking_after(str(Call.LOAD))
+        return Loading(self.live, self.store, self._pool, self._concurrency, partial=partial, rename=rename, look=look)
 
     def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
@@ -329,6 +332,7 @@ class Session:
             check=loading.check,
             load=loading.load,
             complete=loading.complete,
+            verify=loading.find_damage,
             read_only=self.read_only,
             claim_timeout_s=min(self._commit_timeout_s, 60.0),
             tell=self._hooks.tell,

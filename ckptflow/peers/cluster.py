@@ -20,7 +20,7 @@ from ckptflow.errors import PeerError, UsageError
 from ckptflow.peers import service
 from ckptflow.peers.progress import CALLS, STORAGE
 from ckptflow.peers.rounds import Rounds
-from ckptflow.peers.watch import Peer, Watch
+from ckptflow.peers.watch import ASK_EVERY_S, Peer, Watch, in_turn
 from ckptflow.state.private.tensorflow import is_dtensor_initialized
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
 
@@ -140,6 +140,32 @@ class Cluster:
             return {worker: f"{what} ({self.peers[worker].address})" for worker, what in lost.items()}
 
         return find_lost
+
+    def looking_after(self, call: str) -> Callable[[], None]:
+        """For a long part of a call, on the main thread: what this returns, called as often as one likes, raises
+        `PeerError` once another worker has ended or does not answer. The round at its end would tell no sooner."""
+        if self.world_size == 1 or not service.is_there():
+            return _nothing
+        started = time.monotonic()
+        others = [worker for worker in range(1, self.world_size) if worker != self.worker]
+        first = [] if self.is_chief else [0]
+        asked_s = started
+
+        def look() -> None:
+            nonlocal asked_s
+            now_s = time.monotonic()
+            if now_s - asked_s < ASK_EVERY_S:
+                return
+            asked_s = now_s
+            gone = self._watch.find_gone([*first, *in_turn(others, now_s - started)], started)
+            if gone:
+                names = "; ".join(
+                    f"worker {worker} ({self.peers[worker].address}) {answer.value}" for worker, answer in gone.items()
+                )
+                self._now.lost = f"worker {self.worker} of {self.world_size}: {names}, in {call}"
+                raise PeerError(self._now.lost)
+
+        return look
 
     @property
     def is_lost(self) -> bool:
@@ -265,3 +291,7 @@ def _dtensor_clients() -> tuple[Peer, ...]:
     return tuple(
         Peer(f"/job:{dtensor.full_job_name(number)}", address) for number, address in enumerate(dtensor.jobs())
     )
+
+
+def _nothing() -> None:
+    pass

@@ -20,7 +20,7 @@ import msgspec
 
 from ckptflow.errors import PeerError
 from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
-from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch
+from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn
 
 logger = logging.getLogger("ckptflow")
 
@@ -32,7 +32,6 @@ _LOOK_AGAIN_S = 0.25  # before somebody is named
 _LOOKS_S = 2.0  # for all those who are looked for again, together
 _SAY_AFTER_S = (15.0, 60.0, 300.0, 1200.0)
 _SAY_EVERY_S = 3600.0  # after those
-_ASKED_OF_MANY = 8  # workers that are asked besides: of a thousand, each asking all would be too much
 _NAMED = 8
 _SHORT_S = 0.1
 _PART_S = 2.0
@@ -304,10 +303,7 @@ class _Wait:
         """Those who must come first, worker 0, through whom all goes, and some of the others, others each time."""
         first = [worker for worker in (awaited if self.worker == 0 else [0]) if worker != self.worker]
         others = [other for other in range(1, len(self.peers)) if other != self.worker and other not in first]
-        if len(others) > _ASKED_OF_MANY:
-            begin = int((self.clock() - self.started) / ASK_EVERY_S) * _ASKED_OF_MANY % len(others)
-            others = (others * 2)[begin : begin + _ASKED_OF_MANY]
-        return [*first, *others]
+        return [*first, *in_turn(others, self.clock() - self.started)]
 
     def _raise_if_late(self, is_over: bool) -> None:
         """Raises if somebody is missing who has shown no progress for `limit_s`."""

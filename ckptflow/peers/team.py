@@ -90,6 +90,7 @@ class Call(StrEnum):
     CHECK = "restore: compare it with the state"
     LOAD = "restore: read the values"
     COMPLETE = "restore: assign the last values"
+    VERIFY = "restore: look for damage that another worker has met"
     START = "start without a checkpoint"
     PREPARE = "work out how to save"
     CAPTURE_AGAIN = "restore: capture what was restored"

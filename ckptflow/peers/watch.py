@@ -15,6 +15,7 @@ _ANSWERS = 3  # of one kind in a row, at least: one who asks seldom learns no mo
 _ASK_S = 0.1  # TensorFlow's call holds the interpreter's lock: all threads of this process stand still meanwhile
 _SURE_S = 1.0  # for the last question, before a worker is called silent
 _ASKED_FOR_SURE = 3  # at a time
+_ASKED_OF_MANY = 8  # besides those who must come first
 _BUDGET_S = 0.5  # for asking, before whoever waits looks again for what it waits for
 
 
@@ -24,6 +25,14 @@ class Peer:
 
     task: str
     address: str
+
+
+def in_turn(others: Sequence[int], waited_s: float) -> Sequence[int]:
+    """Some of many others, different ones each time that they are asked: each of a thousand asking all is too much."""
+    if len(others) <= _ASKED_OF_MANY:
+        return others
+    begin = int(waited_s / ASK_EVERY_S) * _ASKED_OF_MANY % len(others)
+    return [*others, *others][begin : begin + _ASKED_OF_MANY]
 
 
 class Answer(Enum):

@@ -194,7 +194,7 @@ class RemotePlace:
         try:
             self._store.delete(stale)
         except StorageError as error:
-            logger.warning("%s is complete; what it replaced could not all be deleted: %s", self.url, error)
+            logger.warning("%s is complete; what it replaced could not all be deleted: %s", self.url, str(error))
 
     def _upload(self, folder: str, key: str, size_bytes: int, overwrite: bool, done: list[str]) -> Callable[[], None]:
         def upload() -> None:
@@ -394,5 +394,5 @@ class _Files(FsspecStore):
             except ObjectNotFoundError:
                 pass
             except StorageError as error:
-                logger.warning("parts of a failed upload are left until it is aborted by hand: %s", error)
+                logger.warning("parts of a failed upload are left until it is aborted by hand: %s", str(error))
             raise

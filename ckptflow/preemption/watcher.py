@@ -170,7 +170,7 @@ class PreemptionWatcher:
         try:
             was_saved = self._save(step, metrics, metadata)
         except BaseException as error:
-            logger.error("told to leave: step %d could not be saved: %r", step, for_log(error))
+            logger.error("told to leave: step %d could not be saved: %s", step, repr(for_log(error)))
             raise
         finally:
             self._stop_clock()

@@ -232,6 +232,10 @@ def _try(make: Callable[[], Any], path: str, what: str) -> Any:
             return to_json(json.loads(json.dumps(make())), what)
     except Exception as error:
         logger.info(
-            "%s has no %s that can be stored (%s: %s); it is saved without", path, what, type(error).__name__, error
+            "%s has no %s that can be stored (%s: %s); it is saved without",
+            path,
+            what,
+            type(error).__name__,
+            str(error),
         )
         return None

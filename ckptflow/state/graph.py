@@ -59,7 +59,7 @@ def describe_graph(objects: Mapping[str, Any], tree: Tree) -> ObjectGraph | None
             "the state's object graph cannot be had (%s: %s); checkpoints are saved without, and an export as "
             "tf-checkpoint names objects by their tensors",
             type(error).__name__,
-            error,
+            str(error),
         )
         return None
     if sum(map(_characters, graph.nodes)) > MAX_CHARACTERS:
@@ -315,7 +315,7 @@ def _children_of(obj: Any) -> Mapping[str, Any]:
     try:
         return tracked(obj)
     except Exception as error:  # whatever user code raises
-        logger.info("TensorFlow cannot tell what a %s holds: %s", type(obj).__name__, error)
+        logger.info("TensorFlow cannot tell what a %s holds: %s", type(obj).__name__, str(error))
         return {}
 
 

@@ -62,7 +62,7 @@ def _listed(path: str, obj: Any) -> list[Any]:
             listed = getattr(obj, name)
             found += listed() if callable(listed) else listed
         except Exception as error:  # a model that is not built yet, or whatever a property of the user's own raises
-            logger.debug("%s.%s lists nothing: %s: %s", path, name, type(error).__name__, error)
+            logger.debug("%s.%s lists nothing: %s: %s", path, name, type(error).__name__, str(error))
     return list({id(variable): variable for variable in found if _passes_for_variable(variable)}.values())
 
 

@@ -10,9 +10,14 @@ import contextlib
 import functools
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from itertools import chain
 from types import FunctionType, MemberDescriptorType
 from typing import Any
+
+import numpy as np
+import tensorflow as tf
 
 from ckptflow.state import keras3, tf_keras
 from ckptflow.state.kinds import Kind, kind_of
@@ -24,8 +29,22 @@ from ckptflow.state.tree import Tree
 logger = logging.getLogger("ckptflow")
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
+_LIKE_PLAIN = (int, float, str, bytes, Enum)  # subclasses of those
 _MAX_ITEMS = 1000  # of a list or dict, with what is in those in it: longer ones are data
 _MAX_DEPTH = 5
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Same:
+    """Equal to another one of the same array, which it holds: an array is replaced by a new one, and then is another.
+    What is written into it is not seen."""
+
+    array: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.array is self.array
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def settings_of(tree: Tree) -> tuple[Any, ...]:
@@ -66,13 +85,19 @@ def _add(value: Any, found: list[Any], depth: int) -> None:
     try:
         _add_what_it_holds(value, found, depth)
     except Exception as error:  # from code of the user's own
-        logger.debug("a %s cannot be looked at: %s: %s", type(value).__qualname__, type(error).__name__, error)
+        logger.debug("a %s cannot be looked at: %s: %s", type(value).__qualname__, type(error).__name__, str(error))
         del found[first:]
 
 
 def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
     if type(value) in _PLAIN:
         found.append(value)
+    elif isinstance(value, np.generic):  # before float, which np.float64 is
+        found.append((value.dtype.str, value.tobytes()))
+    elif isinstance(value, _LIKE_PLAIN):
+        found.append((type(value), value))
+    elif isinstance(value, (np.ndarray, tf.Tensor)):
+        found.append(_Same(value))
     elif depth > _MAX_DEPTH:
         return
     elif isinstance(value, (list, tuple, dict)):

@@ -51,7 +51,8 @@ MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
 # The order in which the walk gives names; what has none must have been named before its turn comes.
 _OBJECTS, _NAMELESS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS, _NAMELESS_LAST = range(7)
-_NUMBER = re.compile(r"\b(?:0x[0-9a-f]{6,}|[1-9][0-9]{6,})\b")  # large enough for an address
+# Large enough for an address, whatever it is joined to: of f"v{id(v)}_m" as well.
+_NUMBER = re.compile(r"0x[0-9a-fA-F]{6,}|(?<![0-9])[1-9][0-9]{6,}(?![0-9])")
 _BY_NO_NODE = (-1, False)
 
 

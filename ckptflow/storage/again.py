@@ -60,6 +60,13 @@ def renew(store: Store, key: str) -> None:
         own(key)
 
 
+def hurry(store: Store, timeout_s: float) -> None:
+    """From any thread: from now on nothing is tried again later than `timeout_s` from now. Not all stores try again."""
+    own = getattr(store, "hurry", None)
+    if own is not None:
+        own(timeout_s)
+
+
 def read_small(store: Store, key: str, max_bytes: int) -> bytes:
     """The whole object at `key`, read in steps so that memory follows the bytes that really come, up to `max_bytes`.
 

@@ -73,7 +73,7 @@ def open_by_obstore(
     except _NotTranslatableError as reason:
         if is_required:
             raise ValueError(f"{redaction.redact_url(url)}: {reason}") from None
-        _log.debug("%s: through fsspec, not obstore: %s", redaction.redact_url(url), reason)
+        _log.debug("%s: through fsspec, not obstore: %s", redaction.redact_url(url), str(reason))
         return None
 
 

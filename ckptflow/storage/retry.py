@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,10 +24,21 @@ class Retries:
     """Tries a call again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`."""
 
     def __init__(self, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
-        self._stop = tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(max_wait_s)
+        self._stop = tenacity.stop_any(
+            tenacity.stop_after_attempt(max_tries), tenacity.stop_before_delay(max_wait_s), self._is_over
+        )
         self._wait = tenacity.wait_exponential(multiplier=first_wait_s, max=10.0) + tenacity.wait_random(
             0, first_wait_s
         )
+
+        self._deadline = math.inf
+
+    def hurry(self, timeout_s: float) -> None:
+        """From any thread: no try begins later than `timeout_s` from now."""
+        self._deadline = time.monotonic() + timeout_s
+
+    def _is_over(self, state: tenacity.RetryCallState) -> bool:
+        return time.monotonic() + state.upcoming_sleep > self._deadline
 
     def run(self, call: Callable[[], _Result], verb: str = "", key: str = "", tell: Tell = tell_nobody) -> _Result:
         """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events.
@@ -38,7 +50,7 @@ class Retries:
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
-            _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, error)
+            _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, str(error))
             tell(Retried(verb=verb, key=key, tries=state.attempt_number, wait_s=wait_s, error=str(error)))
 
         started = time.monotonic()
@@ -85,6 +97,10 @@ class RetryingStore(StoreWrapper):
         super().__init__(store)
         self._retries = Retries(max_tries, max_wait_s, first_wait_s)
         self._tell = tell
+
+    def hurry(self, timeout_s: float) -> None:
+        self._retries.hurry(timeout_s)
+        super().hurry(timeout_s)
 
     def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
         return self._retries.run(call, verb, key, self._tell)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
-from ckptflow.storage.again import renew
+from ckptflow.storage.again import hurry, renew
 from ckptflow.storage.faults import closed_error
 from ckptflow.storage.raw import RawClient, raw_client
 from ckptflow.storage.store import Entry, Store, check_key, check_prefix
@@ -62,6 +62,9 @@ class StoreWrapper:
 
     def renew(self, key: str) -> None:
         renew(self.store, key)
+
+    def hurry(self, timeout_s: float) -> None:
+        hurry(self.store, timeout_s)
 
     def raw(self) -> RawClient:
         return raw_client(self.store)

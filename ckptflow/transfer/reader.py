@@ -70,14 +70,16 @@ def read_tensors(
     *,
     only_verify: bool = False,
     threads: int | None = None,
+    look: Callable[[], None] = lambda: None,
 ) -> None:
     """Brings what is wanted, tensors and boxes of tensors, into the target's memory, all bytes verified.
 
     Threads read and verify; the calling thread alone opens, copies and finishes, and finishes what is wanted only when
     all slices that it touches have passed their checksums. A slice is read once, however many wanted boxes it touches.
     Big tensors first, the slices of one tensor close together. With `only_verify` everything is read and verified, and
-    nothing opened. Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed checksum, a short
-    or a missing shard, each only where it came so twice, and `StorageError` unchanged.
+    nothing opened. `look` is called between two parts, and may raise. Raises `CorruptCheckpointError` (what is, and
+    what the manifest says) for a failed checksum, a short or a missing shard, each only where it came so twice, and
+    `StorageError` unchanged.
     """
     landings = {each: _Arrival(manifest, each) for each in wanted}
     of_tensor: dict[int, list[_Arrival]] = {}
@@ -102,6 +104,7 @@ def read_tensors(
     ranges = plan_ranges(manifest, pieces, pool.buffer_bytes)
 
     def copy(each: Wanted, part: Part, data: Bytes1D) -> None:
+        look()
         if not only_verify:
             landings[each].take(target, part, data)
 

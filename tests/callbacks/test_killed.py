@@ -46,8 +46,9 @@ def test_a_killed_fit_of_one_process(tmp_path: Path) -> None:
 
 
 def test_a_killed_fit_of_two_workers(tmp_path: Path) -> None:
+    """After the second save, which waits for the first: then both workers have seen a commit, or neither has."""
     ports = ",".join(map(str, free_ports(4)[2:]))
-    env = {"ROOT": str(tmp_path), "KILL_AFTER": str(seeded().randint(4, 24)), "PORTS": ports}
+    env = {"ROOT": str(tmp_path), "KILL_AFTER": str(seeded().randint(7, 24)), "PORTS": ports}
     run_workers("tests.callbacks.workers:main", 2, env=env)
     for index in range(2):
         found, expected = json.loads((tmp_path / f"{index}.json").read_text())

@@ -161,7 +161,7 @@ class Supervisor:
             process.join(max(0.0, deadline - time.monotonic()))
 
     def finish(self, world_size: int) -> None:
-        """A last life that nothing kills, through three commits to its end; then nothing of the dead may be left."""
+        """A life that nothing kills, through three commits to its end; then nothing of the dead may be left."""
         with self.life(world_size, saves=4) as life:
             for process in life.processes:
                 process.join(START_S)
@@ -172,7 +172,6 @@ class Supervisor:
         for checkpoint in ckptflow.list_checkpoints(self.url, storage_options=self.storage_options):
             with ckptflow.open_checkpoint(checkpoint.url, storage_options=self.storage_options) as opened:
                 assert opened.verify() == []
-        self.store.close()
 
     def _newest(self) -> tuple[int, int]:
         """(step, incarnation) of the newest checkpoint that counts: what the next life must resume from."""

@@ -153,6 +153,28 @@ def test_damage_that_one_worker_alone_sees_gives_nothing_up() -> None:
     assert all("nothing is given up" in str(error) for error in raised)
 
 
+def test_damage_in_what_only_another_worker_reads_is_looked_for_by_the_chief() -> None:
+    """As in its own entries: else no restart would ever get past it."""
+    store = root(1, 2)
+    values: list[tuple[str, ...]] = [()] * WORKERS
+
+    def work(member: Member) -> Start:
+        def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+            values[member.worker] = parse_ancestry(read_checkpoint(store, folder, manifest, files))
+            if member.worker == 1 and folder.step == 2:
+                raise CorruptCheckpointError("in worker 1's own")
+
+        def verify(folder: Folder, manifest: Manifest) -> str:
+            assert member.is_chief
+            return "000001.shard: a checksum" if folder.step == 2 else ""
+
+        return Resume(store, member, Summaries(store), check=lambda _: None, load=load, verify=verify).run(None)
+
+    starts = together(work)
+    assert [isinstance(start, Start) and start.reason for start in starts] == ["damage"] * WORKERS
+    assert values == [("000000000001-i0001",)] * WORKERS
+
+
 @pytest.mark.parametrize("error", [StorageUnavailableError("503"), KeyError("a bug"), MemoryError(), Panic()])
 def test_whatever_one_worker_raises_stops_all(error: BaseException) -> None:
     def fails(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ckptflow import CheckpointManager, PeerError, UsageError
 from ckptflow.peers.cluster import find_cluster
-from tests.waiting import HANG_S, raised_in_a_thread
+from tests.waiting import HANG_S, raised_in_a_thread, until
 
 
 def clients() -> None:
@@ -60,6 +60,8 @@ def clients() -> None:
     assert find_lost([1])[1].startswith("has ended (127.0.0.1:")
     with pytest.raises(PeerError, match=r"1 .*has ended.*; another cannot be done without it"):
         cluster.exchange(b"1", "another")
+    with pytest.raises(PeerError, match=r"^worker 0 of 2: worker 1 \(127[^)]*\) has ended, in a long part$"):
+        until(find_cluster().looking_after("a long part"), HANG_S)
     with pytest.raises(PeerError, match="has not reached a test"):
         find_cluster(arrival_timeout_s=1).exchange(b"1", "a test")
     print("well", flush=True)

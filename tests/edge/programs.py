@@ -143,7 +143,7 @@ def a_result_whose_chief_is_gone() -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     hook_stores(stop)
-    manager = make_manager(strategy, make_state(strategy), peer_timeout_s=4.0)
+    manager = make_manager(strategy, make_state(strategy), peer_timeout_s=12.0)  # of the first exchange, too
     manager.restore_latest()
     pending = manager.save(1)
     with pytest.raises(

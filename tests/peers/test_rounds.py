@@ -267,8 +267,11 @@ def test_worker_0_parts_last() -> None:
 
     def part(worker: int) -> None:
         time.sleep(0.1 * worker)
+        if worker:
+            parted.append(worker)  # before: what it leaves there is what worker 0 waits for
         job.rounds[worker].part("t")
-        parted.append(worker)
+        if not worker:
+            parted.append(worker)
 
     with ThreadPoolExecutor(COUNT) as threads:
         list(threads.map(part, range(COUNT)))
@@ -299,12 +302,12 @@ def test_a_limit_below_the_time_between_signs_is_kept() -> None:
 
 
 def test_a_first_sign_that_comes_during_the_wait_counts() -> None:
-    job = Job(limit_s=1.0)
+    job = Job(limit_s=3.0)
 
     def busy() -> None:
-        time.sleep(0.8)
+        time.sleep(1.5)
         job.rounds[1].show_progress(CALLS, "its storage")
-        time.sleep(0.7)
+        time.sleep(2.0)
 
     assert job.gather("t", 0, 1, 2, late={1: busy}) == [[b"0", b"1", b"2"]] * COUNT
 

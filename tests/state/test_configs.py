@@ -282,6 +282,10 @@ CHANGES: dict[str, Callable[[Any, Any], None]] = {
         model.get_layer("first"), "kernel_regularizer", kit.regularizers.L2(0.25)
     ),
     "in a regularizer": lambda kit, model: setattr(model.get_layer("first").kernel_regularizer, "l2", 0.125),
+    "activity regularizer": lambda kit, model: setattr(
+        model.get_layer("first"), "activity_regularizer", kit.regularizers.L2(0.25)
+    ),
+    "by NumPy": lambda kit, model: setattr(model.get_layer("drop"), "rate", np.float32(0.125)),
     "weight decay": lambda kit, model: setattr(model.optimizer, "weight_decay", 0.25),
     "clipping": lambda kit, model: setattr(model.optimizer, "clipnorm", 2.0),
     "in a loss": lambda kit, model: setattr(model.loss, "name", "another"),

@@ -134,6 +134,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _module(d={("a", repr(_KEPT_ALIVE[0]).encode()): [_variable()]}),
         "m.* holds a ResourceVariable .* key of type bytes",
     ),
+    "keys that hold addresses": (
+        lambda: _by_key(lambda v: f"v{id(v)}_m"),
+        r"m/(slots|v)/v\d+_m.* key .* address of another",
+    ),
     "keys that are addresses": (lambda: _by_key(id), r"m/(slots|v)/\d+.* key .* address of another"),
     "keys that are text of a number": (
         lambda: _by_key(lambda variable: (hex(id(variable)), "momentum")),

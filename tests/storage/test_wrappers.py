@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +17,7 @@ from ckptflow.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
+from ckptflow.storage.again import hurry
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.testing import CountingStore, FaultyStore, LatencyStore, MemoryStore, read_whole
 
@@ -174,3 +176,18 @@ def test_a_refusal_says_nothing_of_a_create_before_it_that_was_not_answered(verb
     faulty.fail(verb, StorageAccessError("403"))
     with pytest.raises(StorageAccessError):
         call("b", X)
+
+
+def test_one_in_a_hurry_is_not_tried_again_for_long() -> None:
+    faulty = FaultyStore(MemoryStore())
+    faulty.fail("put", BUSY, times=1_000)
+    store = CountingStore(RetryingStore(faulty, max_tries=1_000, max_wait_s=3600.0, first_wait_s=0.01))
+    hurry(store, 0.2)
+    with pytest.raises(StorageUnavailableError, match="busy"):
+        store.put("a", X)
+    left = sum(not fault.is_used for fault in faulty.faults)
+    assert left > 900
+    time.sleep(0.2)  # all of the time that was left
+    with pytest.raises(StorageUnavailableError, match="busy"):
+        store.put("a", X)
+    assert sum(not fault.is_used for fault in faulty.faults) == left - 1

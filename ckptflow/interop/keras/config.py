@@ -173,7 +173,7 @@ def compile_model(
             arguments[name] = deserialize(value, framework, f"{where}: {name}", imports=imports, unsafe=unsafe)
         except UsageError as error:
             dropped.append(name)
-            logger.info("%s", error)
+            logger.info("%s", str(error))
     if is_scaled and arguments.get("optimizer") is not None:
         arguments["optimizer"] = _scaled(arguments["optimizer"], framework)
     if "loss" in dropped and arguments.pop("loss_weights", None) is not None:
@@ -206,7 +206,7 @@ def compile_with(model: Any, arguments: dict[str, Any]) -> list[str]:
             with _quiet():
                 model.compile(**{key: arguments[key] for key in keys if key in arguments})
         except Exception as error:  # Keras checks losses and metrics in many ways
-            logger.info("compile(%s): %s: %s", ", ".join(keys), type(error).__name__, error)
+            logger.info("compile(%s): %s: %s", ", ".join(keys), type(error).__name__, str(error))
         else:
             return [key for key in arguments if key not in keys and arguments[key] is not None]
     return list(arguments)
@@ -270,7 +270,7 @@ def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
     try:
         model(*symbols(arguments))
     except Exception as error:  # whatever a user's call raises
-        logger.warning("%s cannot be called on what it was called with (%s): it has no signature", where, error)
+        logger.warning("%s cannot be called on what it was called with (%s): it has no signature", where, str(error))
 
 
 def check_is_model(model: Any, framework: Framework, where: str) -> None:

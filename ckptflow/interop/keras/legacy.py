@@ -291,7 +291,7 @@ def compile_by(
             with keras.saving.custom_object_scope(own), safe_mode(framework, unsafe=unsafe):
                 arguments[key] = _each(plain, partial(_made, place=getattr(keras, place)))
         except Exception as error:  # a lambda, a class that is not registered; or ours, that says so
-            logger.info("%s: %s: %s", where, type(error).__name__, error)
+            logger.info("%s: %s: %s", where, type(error).__name__, str(error))
             dropped.append(key)
     if arguments.get("optimizer") is None:
         logger.warning("%s: its optimizer cannot be had, so the model is not compiled", where)

@@ -102,7 +102,7 @@ def _build(model: Any, described: Any) -> None:
     try:
         model.build(tuple(items))
     except Exception as error:  # whatever a class's build raises; what is missing is said later
-        logger.debug("%s is not built: %s", type(model).__name__, error)
+        logger.debug("%s is not built: %s", type(model).__name__, str(error))
 
 
 def _bound_bytes(folder: str) -> int:

@@ -95,7 +95,7 @@ def check(
         try:
             reply, code = _ask(json.dumps(request), time_s)
         except OSError as error:
-            logger.debug("%s is read without being tried before: %s", path, error)
+            logger.debug("%s is read without being tried before: %s", path, str(error))
             return
     if reply is not None and reply.outcome == "damaged":
         raise CorruptCheckpointError(reply.text)

@@ -18,7 +18,12 @@ LOOKUP = "_lookup_layer"  # the layer with the vocabulary in a TextVectorization
 INNER_OPTIMIZERS = ("inner_optimizer", "_optimizer")  # where one around another keeps that: of tf_keras the second
 COMPILE_CONFIG = "_compile_config"  # what compile() was called with, before it is serialized
 # Of those attributes that every layer has, what a user may change and a config has.
-SETTINGS = frozenset({"_trainable", "trainable", "_dtype_policy", "dtype_policy", COMPILE_CONFIG})
+SETTINGS = frozenset(
+    {
+        *("_trainable", "trainable", "_dtype_policy", "dtype_policy", COMPILE_CONFIG),
+        *("activity_regularizer", "_activity_regularizer"),
+    }
+)
 FROZEN_SIZE = "_frozen_vocab_size"  # what a lookup layer was built for, if it was
 RATE = "_learning_rate"  # the variable, or the schedule: the public one is its value
 
