@@ -281,7 +281,11 @@ def test_worker_0_parts_last() -> None:
 
 def test_looks_for_signs_stay_seldom_when_the_limit_is_over() -> None:
     """Four within the limit, and no more often after it: each may leave a read behind in TensorFlow."""
-    post = LocalPost()
+    class AtOnce(LocalPost):
+        def look(self, key: str, timeout_s: float) -> str | None:
+            return self.texts.get(key)
+
+    post = AtOnce()
     signs = Signs(post, CALLS, 0.0, 10.0, 1.25, COUNT)
     looks: list[float] = []
     for tenth in range(1000):
@@ -319,7 +323,7 @@ def test_of_very_many_workers_only_worker_0_looks_for_all() -> None:
     class Noting(LocalPost):
         def look(self, key: str, timeout_s: float) -> str | None:
             looked.add(key)
-            return super().look(key, timeout_s)
+            return self.texts.get(key)  # at once: a thousand that are not there would take half a minute
 
     post = Noting()
     rounds = [Rounds(post, worker, many, Watch(many, lambda *_: Answer.HERE, 1.0), 1.0) for worker in (0, 1)]
