@@ -286,7 +286,7 @@ def test_one_place_says_that_a_source_does_not_fit() -> None:
 
 
 def kept_by_a_log(tree: ast.AST) -> list[int]:
-    """The lines on which a logger gets an exception itself: a kept record would keep all that its traceback holds."""
+    """The lines on which a logger gets an exception for its text: a kept record would keep all that it holds."""
     handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name]
     return [
         argument.lineno
@@ -299,7 +299,7 @@ def kept_by_a_log(tree: ast.AST) -> list[int]:
     ]
 
 
-def test_no_log_record_holds_an_exception() -> None:
+def test_no_logger_is_handed_the_exception_that_is_handled() -> None:
     found = {str(path): lines for path in MODULES if (lines := kept_by_a_log(ast.parse(path.read_text())))}
     assert found == {}
     assert kept_by_a_log(ast.parse("try:\n    f()\nexcept OSError as error:\n    logger.info('%s', error)")) == [4]

@@ -158,8 +158,9 @@ class Resume:
             if summary is not None:
                 return self._start(held, summary, step, choice, problems)
             self._manifest = None
-            if any(part.outcome is Outcome.DAMAGED for part in parts):
-                problems.append(self._met_damage(choice.folder, step, parts))
+            damaged = self._find_damage(choice.folder, parts)
+            if damaged:
+                problems.append(self._met_damage(choice.folder, step, damaged))
             else:
                 self._met_gone(choice.folder)
 
@@ -282,18 +283,37 @@ class Resume:
             pass
         return damaged
 
-    def _met_damage(self, folder: Folder, step: int | None, parts: Sequence[PartResult]) -> str:
-        """All workers agree that this one is damaged, or all raise: one worker's bad disk must cut nothing off.
+    def _find_damage(self, folder: Folder, parts: Sequence[PartResult]) -> str:
+        """What all workers take for damage of a checkpoint that did not go well; empty where it is gone, or going.
 
-        What the chief did not read, as another worker's own entries, it looks at itself.
+        Only what the chief has seen is damage: one worker's bad disk must cut nothing off. What the chief did not read,
+        as another worker's own entries, it looks at now. Raises `CorruptCheckpointError` where it finds all sound.
         """
-        worker, text = next((i, part.why) for i, part in enumerate(parts) if part.outcome is Outcome.DAMAGED)
-        is_seen = parts[0].outcome is Outcome.DAMAGED
-        if not is_seen and not chief_says(self._cluster, Call.VERIFY, lambda: self._find_damage(folder), str):
-            raise CorruptCheckpointError(
-                f"worker {worker} reads damage in a checkpoint in which the chief finds none, so nothing is given up: "
-                f"{text}. Look at that worker's disk and network; restore(step) takes an older one"
-            )
+        damaged = {worker: part.why for worker, part in enumerate(parts) if part.outcome is Outcome.DAMAGED}
+        if parts[0].outcome is Outcome.GONE or not damaged:
+            return ""
+        worker, text = next(iter(damaged.items()))
+        if 0 not in damaged:
+            seen = chief_says(self._cluster, Call.VERIFY, lambda: self._look_at_all(folder), PartResult)
+            if seen.outcome is Outcome.FINE:
+                raise CorruptCheckpointError(
+                    f"worker {worker} reads damage in a checkpoint in which the chief finds none, so nothing is given "
+                    f"up: {text}. Look at that worker's disk and network; restore(step) takes an older one"
+                )
+            return text if seen.outcome is Outcome.DAMAGED else ""
+        return text
+
+    def _look_at_all(self, folder: Folder) -> PartResult:
+        """How every byte of a checkpoint is, other workers' parts as well. On the chief."""
+        return self._try(folder, self._raise_damage)
+
+    def _raise_damage(self, folder: Folder) -> None:
+        found = self._verify(folder, self._summaries.read_manifest(folder))
+        if found:
+            raise CorruptCheckpointError(found)
+
+    def _met_damage(self, folder: Folder, step: int | None, text: str) -> str:
+        """All workers agree that this one is damaged."""
         if step is not None:
             raise CorruptCheckpointError(f"{text}; restore(step) takes no other step, restore_latest() would")
         if self._view is not None:
@@ -302,15 +322,6 @@ class Resume:
         self._tell(Damaged(step=folder.step, folder=str(folder), error=text))
         logger.error("damaged checkpoint, trying the one before: %s", text)
         return text
-
-    def _find_damage(self, folder: Folder) -> str:
-        """What is wrong with any byte of it, in words, empty for nothing. On the chief."""
-        try:
-            return self._verify(folder, self._summaries.read_manifest(folder))
-        except ObjectNotFoundError:
-            return ""
-        except CorruptCheckpointError as error:
-            return str(error)
 
     def _met_gone(self, folder: Folder) -> None:
         if self._view is not None:

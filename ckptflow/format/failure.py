@@ -13,20 +13,21 @@ MAX_CHARACTERS = 4000
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """What one worker raised: the name of its class, and its message."""
+    """What one worker raised: the name of its class, its message, and the class of what it was raised from."""
 
     kind: str
     message: str
+    cause: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
 
     def rebuild(self) -> CkptflowError | None:
-        """The error as another worker raises it: of its own class, None if that is not one of ours."""
-        kind = getattr(errors, self.kind, None) if self.kind in errors.__all__ else None
-        if isinstance(kind, type) and issubclass(kind, CkptflowError):
-            return kind(lines_of(self.message))
-        return None
+        """The error as another worker raises it: of its class, and from its cause; None if that is not one of ours."""
+        error = _one_of_ours(self.kind, self.message)
+        if error is not None and self.cause:
+            error.__cause__ = _one_of_ours(self.cause, self.message)
+        return error
 
 
 def failure_of(error: BaseException, tell: Callable[[str], str] = str) -> Failure:
@@ -37,4 +38,10 @@ def failure_of(error: BaseException, tell: Callable[[str], str] = str) -> Failur
     except Exception:  # of a class that is not ours
         text = "(it has no text)"
     shown = tell(text).encode("utf-8", "replace").decode()[:MAX_CHARACTERS]
-    return Failure(kind=type(error).__name__, message=shown)
+    cause = type(error.__cause__).__name__ if error.__cause__ is not None else ""
+    return Failure(kind=type(error).__name__, message=shown, cause=cause)
+
+
+def _one_of_ours(name: str, message: str) -> CkptflowError | None:
+    kind = getattr(errors, name, None) if name in errors.__all__ else None
+    return kind(lines_of(message)) if isinstance(kind, type) and issubclass(kind, CkptflowError) else None

@@ -72,17 +72,18 @@ class Incarnation:
     ) -> PendingCheckpoint:
         """Hands the save to the background. `watch` runs since `save` was called."""
         saver = self._saver
-        if step != self.last_step:
-            self._calls.clear()  # steps do not fall: an earlier one is never saved again in this run attempt
-        self._calls[step] += 1
-        before, self.last_step = self.last_step, step
+        for earlier in [each for each in self._calls if each < step]:
+            del self._calls[earlier]  # steps do not fall: it is never saved again in this run attempt
+        self._calls[step] += 1  # for good: a save that could not be handed over may be queued all the same, and run
         folder = Folder(step, saver.held.number, self._calls[step])
         blocked_s = watch.elapsed_s()
         job = Job(folder, snapshot, lambda: self._live.plan(snapshot), metrics, metadata, prune, watch, blocked_s)
-        saver.tell(SaveBegan(step=step, folder=str(folder), blocked_s=blocked_s, capture_s=capture_s))
+        before = self.last_step
         try:
+            self.last_step = step
+            saver.tell(SaveBegan(step=step, folder=str(folder), blocked_s=blocked_s, capture_s=capture_s))
             future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
-        except BaseException:  # it is not under way: nobody may take this step for saved
+        except BaseException:  # nobody may take this step for saved
             self.last_step = before
             raise
         return PendingCheckpoint(step, future, self._look_for(folder), self._background.waiting)

@@ -35,6 +35,7 @@ from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
 from ckptflow.format.offer import Captured, record_of
 from ckptflow.peers.team import Team
 from ckptflow.spans import span
+from ckptflow.storage.faults import chain
 from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
@@ -280,7 +281,7 @@ class Saver:
 
     def _make_room_after(self, error: BaseException) -> None:
         """A full storage must not keep this incarnation from ever committing: dead lives' leftovers go."""
-        is_full = isinstance(error, StorageFullError) or isinstance(error.__cause__, StorageFullError)
+        is_full = any(isinstance(link, StorageFullError) for link in chain(error))
         if self.coordinator is None or not is_full:  # its own, or another worker's report
             return
         try:
@@ -292,10 +293,12 @@ class Saver:
             logger.warning("%s is full, and its leftovers could not be deleted: %s", self.store.url, repr(second))
 
     def _failed(self, folder: Folder, error: BaseException) -> SaveFailedError:
-        return SaveFailedError(
+        failed = SaveFailedError(
             f"{self.store.url}/{folder} was not saved on worker {self.cluster.worker}, older ones are untouched: "
             f"{type(error).__name__}: {error}"
         )
+        failed.__cause__ = error  # now: a note of it tells that, too
+        return failed
 
 
 def software_versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from ckptflow.errors import PeerError, UsageError
 from ckptflow.peers import service
 from ckptflow.peers.progress import CALLS, STORAGE
 from ckptflow.peers.rounds import Rounds
-from ckptflow.peers.watch import ASK_EVERY_S, Peer, Watch, in_turn
+from ckptflow.peers.watch import ASK_EVERY_S, Peer, Watch, neighbours
 from ckptflow.state.private.tensorflow import is_dtensor_initialized
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
 
@@ -147,8 +147,7 @@ class Cluster:
         if self.world_size == 1 or not service.is_there():
             return _nothing
         started = time.monotonic()
-        others = [worker for worker in range(1, self.world_size) if worker != self.worker]
-        first = [] if self.is_chief else [0]
+        others = neighbours(self.worker, self.world_size)
         asked_s = started
 
         def look() -> None:
@@ -157,7 +156,7 @@ class Cluster:
             if now_s - asked_s < ASK_EVERY_S:
                 return
             asked_s = now_s
-            gone = self._watch.find_gone([*first, *in_turn(others, now_s - started)], started)
+            gone = self._watch.find_gone(others, started)
             if gone:
                 names = "; ".join(
                     f"worker {worker} ({self.peers[worker].address}) {answer.value}" for worker, answer in gone.items()

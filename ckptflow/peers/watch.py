@@ -27,6 +27,15 @@ class Peer:
     address: str
 
 
+def neighbours(worker: int, world_size: int) -> list[int]:
+    """Whom a worker looks after in a part of a call that is long: worker 0 all, the others it and a few, the same each
+    time, so that each is looked after by several."""
+    if worker == 0:
+        return list(range(1, world_size))
+    ring = ((worker + distance) % world_size for distance in range(1, world_size))
+    return [0, *[other for other in ring if other][:_ASKED_OF_MANY]]
+
+
 def in_turn(others: Sequence[int], waited_s: float) -> Sequence[int]:
     """Some of many others, different ones each time that they are asked: each of a thousand asking all is too much."""
     if len(others) <= _ASKED_OF_MANY:

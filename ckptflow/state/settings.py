@@ -10,17 +10,16 @@ import contextlib
 import functools
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from ckptflow.state import keras3, tf_keras
 from ckptflow.state.kinds import Kind, kind_of
+from ckptflow.state.light import MAX_DATA_BYTES
 from ckptflow.state.private.kerases import SETTINGS
 from ckptflow.state.private.tensorflow import OWN
 from ckptflow.state.private.tf_keras import OF_GRAPHS
@@ -32,19 +31,6 @@ _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type
 _LIKE_PLAIN = (int, float, str, bytes, Enum)  # subclasses of those
 _MAX_ITEMS = 1000  # of a list or dict, with what is in those in it: longer ones are data
 _MAX_DEPTH = 5
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Same:
-    """Equal to another one of the same array, which it holds: an array is replaced by a new one, and then is another.
-    What is written into it is not seen."""
-
-    array: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.array is self.array
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def settings_of(tree: Tree) -> tuple[Any, ...]:
@@ -96,8 +82,9 @@ def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
         found.append((value.dtype.str, value.tobytes()))
     elif isinstance(value, _LIKE_PLAIN):
         found.append((type(value), value))
-    elif isinstance(value, (np.ndarray, tf.Tensor)):
-        found.append(_Same(value))
+    elif isinstance(value, np.ndarray):
+        if value.nbytes <= MAX_DATA_BYTES:  # a larger one is in no config
+            found.append((value.dtype.str, value.shape, value.tobytes()))
     elif depth > _MAX_DEPTH:
         return
     elif isinstance(value, (list, tuple, dict)):

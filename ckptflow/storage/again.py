@@ -61,7 +61,7 @@ def renew(store: Store, key: str) -> None:
 
 
 def hurry(store: Store, timeout_s: float) -> None:
-    """From any thread: from now on nothing is tried again later than `timeout_s` from now. Not all stores try again."""
+    """From any thread: from now on all retries together wait `timeout_s`. Not all stores try again."""
     own = getattr(store, "hurry", None)
     if own is not None:
         own(timeout_s)

@@ -24,21 +24,19 @@ class Retries:
     """Tries a call again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`."""
 
     def __init__(self, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
-        self._stop = tenacity.stop_any(
-            tenacity.stop_after_attempt(max_tries), tenacity.stop_before_delay(max_wait_s), self._is_over
-        )
+        self._stop = tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(max_wait_s)
         self._wait = tenacity.wait_exponential(multiplier=first_wait_s, max=10.0) + tenacity.wait_random(
             0, first_wait_s
         )
 
-        self._deadline = math.inf
+        self._left_s = math.inf  # of waiting between tries
 
     def hurry(self, timeout_s: float) -> None:
-        """From any thread: no try begins later than `timeout_s` from now."""
-        self._deadline = time.monotonic() + timeout_s
+        """From any thread: from now on all calls together wait `timeout_s` between their tries."""
+        self._left_s = timeout_s
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
-        return time.monotonic() + state.upcoming_sleep > self._deadline
+        return self._left_s <= 0 or self._stop(state)
 
     def run(self, call: Callable[[], _Result], verb: str = "", key: str = "", tell: Tell = tell_nobody) -> _Result:
         """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events.
@@ -50,13 +48,14 @@ class Retries:
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
+            self._left_s -= wait_s
             _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, str(error))
             tell(Retried(verb=verb, key=key, tries=state.attempt_number, wait_s=wait_s, error=str(error)))
 
         started = time.monotonic()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),
-            stop=self._stop,
+            stop=self._is_over,
             wait=self._wait,
             before_sleep=say,
             reraise=True,

@@ -27,15 +27,14 @@ def s3() -> Iterator[Server]:
 
 def torment(supervisor: Supervisor, kills: int, world_sizes: list[int]) -> None:
     """A life that ends well, so that there is something to resume from; lives until so many were killed, each with as
-    many workers as chance has it; and one more that ends well."""
+    many workers as chance has it, and one of them had resumed; and one more that ends well."""
     supervisor.finish(1)
-    while supervisor.killed.total() < kills:
+    while supervisor.killed.total() < kills or not supervisor.resumes:
         supervisor.kill_one(supervisor.rng.choice(world_sizes))
         assert supervisor.lives < 5 * kills, f"most lives end by themselves: {supervisor.killed}"
     supervisor.finish(supervisor.rng.choice(world_sizes))
     supervisor.store.close()
     print(f"{supervisor.lives} lives, {supervisor.resumes} resumed, killed: {dict(supervisor.killed)}")
-    assert supervisor.resumes > 0, "no life ever resumed: nothing was tried"
 
 
 def seeded() -> random.Random:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from ckptflow import SaveFailedError
+from ckptflow import CheckpointManager, SaveFailedError
 from ckptflow.state.capture import capture
+from tests.manager.states import Weights, committed
 from tests.manager.test_failed_saves import failed_manager
 
 
@@ -51,3 +52,32 @@ def test_a_failed_save_lets_go_of_what_was_captured(
     assert [each() for each in captured[4:]] == [None] * 4
     with pytest.raises(SaveFailedError):
         manager.close()
+
+
+def test_a_save_that_could_not_be_handed_over_and_runs_all_the_same_keeps_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executor queues it before it starts a thread, which can fail, or be interrupted."""
+    state = Weights()
+    manager = CheckpointManager(tmp_path, {"w": state})
+    thread = manager.session._background._thread
+    queue = thread.submit
+
+    def fails_late(*arguments: Any) -> Any:
+        queue(*arguments)
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(thread, "submit", fails_late)
+    state.fill(1)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        manager.save(10)
+    assert manager.session.last_step == -1
+    state.fill(2)
+    manager.save(10)
+    manager.close()
+    assert committed(tmp_path)[-1] == "000000000010-i0001-r2"
+    fresh = Weights()
+    with CheckpointManager(tmp_path, {"w": fresh}) as manager:
+        manager.restore_latest()
+    assert fresh.value() == 2

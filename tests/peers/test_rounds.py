@@ -281,6 +281,7 @@ def test_worker_0_parts_last() -> None:
 
 def test_looks_for_signs_stay_seldom_when_the_limit_is_over() -> None:
     """Four within the limit, and no more often after it: each may leave a read behind in TensorFlow."""
+
     class AtOnce(LocalPost):
         def look(self, key: str, timeout_s: float) -> str | None:
             return self.texts.get(key)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 
-from ckptflow.peers.watch import ENDED_AFTER_S, SILENT_AFTER_S, Answer, Peer, Watch
+from ckptflow.peers.watch import ENDED_AFTER_S, SILENT_AFTER_S, Answer, Peer, Watch, neighbours
 
 PEERS = [Peer(str(number), f"host{number}") for number in range(100)]
 
@@ -146,3 +147,14 @@ def test_three_answers_are_needed_however_short_the_limit() -> None:
         assert watch.find_gone([3], 1000.0) == {}
         clock.now += 2
     assert watch.find_gone([3], 1000.0) == {3: Answer.SILENT}
+
+
+def test_each_worker_is_looked_after_by_several_in_a_long_part() -> None:
+    assert neighbours(0, 2) == [1]
+    assert neighbours(1, 2) == [0]
+    for world_size in (3, 9, 10, 1000):
+        asked = [neighbours(worker, world_size) for worker in range(world_size)]
+        assert all(len(set(others)) == len(others) and worker not in others for worker, others in enumerate(asked))
+        assert all(len(others) <= 9 for others in asked[1:])
+        by = Counter(other for others in asked for other in others)
+        assert min(by[worker] for worker in range(world_size)) >= min(world_size - 1, 9)
