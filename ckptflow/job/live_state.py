@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptflow.commit.sameness import checksum, raise_differences
@@ -14,9 +14,9 @@ from ckptflow.format.spec import Rename, TensorSpec
 from ckptflow.peers.cluster import Cluster
 from ckptflow.printable import lines
 from ckptflow.spans import span
-from ckptflow.state.assign import match
+from ckptflow.state.assign import all_of_it_but, match
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
-from ckptflow.state.kinds import is_checkpoint
+from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
@@ -33,8 +33,10 @@ class LiveState:
     def __init__(self, state: Any, cluster: Cluster, shard_bytes: int) -> None:
         self._state = state
         self._objects = as_mapping(state)
+        self._seen = _identities(self._objects)
         self.attached: dict[str, Any] = {}
         self.unfinished: dict[str, str] = {}  # what a restore has assigned, and of which folder, until one succeeds
+        self.built: set[str] = set()  # what restores have built for a checkpoint, until one succeeds
         self._held_metrics: dict[str, Any] = {}
         self._cluster = cluster
         self._shard_bytes = shard_bytes
@@ -43,10 +45,9 @@ class LiveState:
 
     def refresh(self) -> None:
         """Walks the objects again if anything was built, added or replaced since."""
-        objects = as_mapping(self._state) if is_checkpoint(self._state) else self._objects
-        has_others = list(map(id, objects.values())) != list(map(id, self._objects.values()))
-        if has_others or list(objects) != list(self._objects) or self._tree.is_stale():
-            self._objects = objects
+        objects = as_mapping(self._state)
+        if _identities(objects) != self._seen or self._tree.is_stale():
+            self._objects, self._seen = objects, _identities(objects)
             self._tree = self._walk()
 
     def attach(self, name: str, obj: Any) -> None:
@@ -166,12 +167,23 @@ class LiveState:
         restore.complete()
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
-        """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`."""
+        """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`.
+
+        What was built for a newer checkpoint, which was then found damaged, this one need not have.
+        """
         offer = offer_of(manifest)
         self.refresh()
+        before = {leaf.name for leaf in self._tree.leaves}
         build(self._tree, offer, self._cluster.strategy)
         self.refresh()
-        return match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished)
+        decide = None if partial else all_of_it_but(frozenset(self.built - self.unfinished.keys()))
+        self.built |= {leaf.name for leaf in self._tree.leaves} - before
+        return match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished, decide=decide)
+
+
+def _identities(objects: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """What tells that an entry, or the object in a `PerWorker`, was replaced: the tree keeps both alive."""
+    return [(name, id(obj), id(obj.obj) if isinstance(obj, PerWorker) else 0) for name, obj in objects.items()]
 
 
 def _lines_of(tree: Tree) -> list[str]:

@@ -301,6 +301,7 @@ class Session:
         self.is_ahead = False
         if start.restored is not None:
             self.live.unfinished.clear()
+            self.live.built.clear()
             self._restored = None if self.read_only else loading
         incarnation = None if self.read_only else self._begin(start)
         if start.restored is None:

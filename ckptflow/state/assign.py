@@ -53,6 +53,16 @@ def all_of_it(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
     return Verdict(refused=frozenset({*found.missing, *found.unexpected}))
 
 
+def all_of_it_but(names: frozenset[str]) -> Decide:
+    """The same, but that the source need not have these of the state's."""
+
+    def decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+        lacking = names & (found.missing.keys() - found.unexpected.keys())
+        return Verdict(refused=frozenset({*found.missing, *found.unexpected}) - lacking, passed_over=lacking)
+
+    return decide
+
+
 def what_fits(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
     """Either side may have more than the other."""
     return Verdict()
@@ -199,7 +209,7 @@ class _Matcher:
             problems.append(f"shape {_text(pair.shape)} in the {self._kind}, {_text(leaf.shape)} in the state")
         if not problems:
             self.pairs[index] = pair
-        elif not (record.metric or leaf.metric):
+        elif not (record.metric and leaf.metric):
             self._wrong[leaf.name] = "; ".join(problems)
             self.missing.append(leaf.name)
             self.unexpected.append(record.name)
@@ -299,11 +309,12 @@ def _renamer(rename: Rename | None, offer: Offer) -> Callable[[str], str]:
     for name in names:
         if not isinstance(renamed(name), str):
             raise UsageError(f"rename makes {name!r} into {renamed(name)!r}, which is no name; return it as it is")
-    targets: dict[str, str] = {}
-    for name in (record.name for record in offer.tensors):
-        other = targets.setdefault(renamed(name), name)
-        if other != name:
-            raise UsageError(f"rename makes both {other!r} and {name!r} into {renamed(name)!r}")
+    for kind in ([record.name for record in offer.tensors], offer.python_state):
+        targets: dict[str, str] = {}
+        for name in kind:
+            other = targets.setdefault(renamed(name), name)
+            if other != name:
+                raise UsageError(f"rename makes both {other!r} and {name!r} into {renamed(name)!r}")
     return renamed
 
 

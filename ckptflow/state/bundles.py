@@ -11,11 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
+from ckptflow.format import dtypes
 from ckptflow.format.dtypes import Array
 from ckptflow.printable import printable
 from ckptflow.state.bundle import Bundle, said, says
 from ckptflow.state.iterators import IteratorBundle
-from ckptflow.state.kinds import CONTAINERS, Kind, kind_of, overrides
+from ckptflow.state.kinds import CONTAINERS, Kind, keras3, kind_of, overrides
 from ckptflow.state.private import kerases
 from ckptflow.state.private import tensorflow as private
 
@@ -92,7 +93,7 @@ class VocabularyBundle(Bundle):
         self._read: dict[str, Any] = {}
         self.dtypes = {"vocabulary": layer.vocabulary_dtype}
         if layer.output_mode == "tf_idf":
-            self.dtypes["idf_weights"] = "float32"
+            self.dtypes["idf_weights"] = _dtype_of_weights(layer)
 
     def read(self) -> dict[str, Any]:
         # Setting a vocabulary makes a new table, which nothing changes later: the table tells whether it is still the
@@ -111,8 +112,8 @@ class VocabularyBundle(Bundle):
             adapted = False
         parts: dict[str, Any] = {"vocabulary": self._words() if adapted else np.array([], self._dtype)}
         if "idf_weights" in self.dtypes:
-            weights = layer.idf_weights.numpy() if adapted else np.zeros([0])
-            parts["idf_weights"] = np.asarray(weights, dtype=np.float32)
+            none = np.zeros([0], dtypes.numpy_dtype(self.dtypes["idf_weights"]))
+            parts["idf_weights"] = layer.idf_weights.numpy() if adapted else none
         return parts
 
     @property
@@ -133,9 +134,23 @@ class VocabularyBundle(Bundle):
         found[places.numpy()] = words.numpy()
         if layer.mask_token is not None and layer.output_mode == "int":
             found[0] = plain(layer.mask_token)
-        if encoding is not None and encoding.lower() not in ("utf-8", "utf8"):
-            found = np.array([word.decode(encoding).encode() for word in found], object)
+        if encoding is not None:
+            self._check_text(b" ".join(found), encoding)
         return found
+
+    def _check_text(self, words: bytes, encoding: str) -> None:
+        """Raises for words that Keras's `set_vocabulary` would take for others, or not at all: it takes text."""
+        is_unicode = encoding.lower() in ("utf-8", "utf8")
+        try:
+            words.decode("utf-8" if is_unicode else "ascii")
+        except UnicodeDecodeError as error:
+            layer = self._layer
+            what = "is not UTF-8" if is_unicode else f"is not ASCII, and its encoding is {encoding}"
+            raise UnsupportedStateError(
+                f"the vocabulary of {type(layer).__name__} {printable(str(layer.name))} {what} "
+                f"({error.object[error.start : error.start + 20]!r}): Keras cannot set it again. Give the layer text "
+                "in UTF-8, or leave it out of the state"
+            ) from None
 
     def write(self, parts: Mapping[str, Array]) -> None:
         words = parts["vocabulary"]
@@ -185,6 +200,12 @@ class VocabularyBundle(Bundle):
     def _is(self, parts: Mapping[str, Array]) -> bool:
         now = self.read()
         return all(now[name].shape == parts[name].shape and (now[name] == parts[name]).all() for name in self.dtypes)
+
+
+def _dtype_of_weights(layer: Any) -> str:
+    """Of a layer of Keras 3 that was not adapted there are none yet."""
+    weights = getattr(layer, "idf_weights", None)
+    return str(weights.dtype.name if weights is not None else keras3().config.floatx())
 
 
 class BoundariesBundle(Bundle):
@@ -303,6 +324,11 @@ def bundle_of(obj: Any, path: str) -> Bundle | None:
         return VocabularyBundle(obj)
     if kind is Kind.DISCRETIZATION:
         return BoundariesBundle(obj)
+    if isinstance(obj, tf.data.NumpyIterator):
+        raise UnsupportedStateError(
+            f"{path}: the position of as_numpy_iterator() cannot be saved; hold iter(dataset), and call numpy() on "
+            "what it gives"
+        )
     if kind is Kind.TRACKABLE and private.has_tensors_by_class(obj):
         return TrackableBundle(obj)
     if isinstance(obj, private.Trackable) and kind not in CONTAINERS:

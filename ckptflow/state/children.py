@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ from ckptflow.state.kinds import (
 from ckptflow.state.private import tensorflow as private
 from ckptflow.state.private.tensorflow import Reference, Trackable
 from ckptflow.state.private.tf_keras import COALESCED, TRACKED
+
+logger = logging.getLogger("ckptflow")
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
 MAX_DEPTH = 20  # of containers in containers
@@ -158,8 +161,8 @@ def _values_of(cls: type, containers: list[Any]) -> Iterable[Iterable[Any]]:
     for kind, values in _BUILTIN.items():
         if issubclass(cls, kind):
             return map(values, containers)
-    is_dict = kind_of(containers[0]) is Kind.DICT
-    return (each.values() if is_dict else [value for _, value in pairs_of(each)] for each in containers)
+    pairs = _items if kind_of(containers[0]) is Kind.DICT else pairs_of
+    return ([value for _, value in pairs(each)] for each in containers)
 
 
 _BUILTIN: dict[type, Callable[[Any], Iterable[Any]]] = {
@@ -182,7 +185,7 @@ def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
     """What a container holds, by key, field or position. A set's positions mean nothing."""
     kind = container_kind(container)
     if kind is Kind.DICT:
-        return list(container.items())
+        return _items(container)
     if kind is Kind.RECORD:
         fields = getattr(type(container), "__attrs_attrs__", None)
         if fields is None:
@@ -193,6 +196,15 @@ def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
     # TensorFlow's list wrapper answers item by item in Python; its storage is a plain list.
     storage = vars(container).get(private.STORAGE) if hasattr(container, "__dict__") else None
     return enumerate(storage if isinstance(storage, list) else container)
+
+
+def _items(mapping: Any) -> list[tuple[Any, Any]]:
+    """What a mapping holds; nothing of one that cannot say so, as a file that is closed."""
+    try:
+        return list(mapping.items())
+    except Exception as error:  # of a class that is not ours
+        logger.debug("a %s is passed over: %s: %s", type(mapping).__qualname__, type(error).__name__, str(error))
+        return []
 
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
@@ -261,9 +273,10 @@ def layer_labels(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 def automatic_base(name: str, class_name: str) -> str | None:
     """The name without its number where Keras made it up from the class; None where a user gave it."""
     plain_class = class_name.lower().replace("_", "")
+    made_up = {plain_class, *(["private" + plain_class] if class_name.startswith("_") else [])}  # as tf_keras does
     for base in (name, _NUMBER.sub("", name)):
         plain = base.lower().replace("_", "")
-        if plain == plain_class or (plain == "model" and class_name == "Functional"):
+        if plain in made_up or (plain == "model" and class_name == "Functional"):
             return base
     return None
 

@@ -1,0 +1,113 @@
+"""What the program hands over is looked at again by each save, and each name by each restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ckptflow import CheckpointManager, PerWorker, StateMismatchError, UsageError
+from tests.manager.states import PlainState
+
+
+def batches(first: int = 0) -> Any:
+    iterator = iter(tf.data.Dataset.range(100))
+    for _ in range(first):
+        next(iterator)
+    return iterator
+
+
+def test_an_entry_that_is_replaced_is_saved_as_it_is_now(tmp_path: Path) -> None:
+    """As a new iterator is, for each epoch."""
+    state: dict[str, Any] = {"batches": batches(9), "own": PerWorker(batches(9))}
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.save(1)
+        state["batches"] = batches(3)
+        state["own"].obj = batches(4)
+        manager.save(2)
+    state = {"batches": batches(), "own": PerWorker(batches())}
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.restore_latest()
+        assert int(next(state["batches"])) == 3
+        assert int(next(state["own"].obj)) == 4
+        manager.restore(1)
+        assert int(next(state["batches"])) == 9
+
+
+def test_an_entry_that_is_added_is_saved_and_one_that_is_removed_is_not(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"a": tf.Variable(1.0)}
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.save(1)
+        state["b"] = tf.Variable(2.0)
+        del state["a"]
+        manager.save(2)
+    with CheckpointManager(tmp_path, {"b": tf.Variable(0.0)}) as manager:
+        restored = manager.restore_latest()
+    assert restored is not None
+    assert restored.step == 2
+
+
+def test_two_python_states_that_become_one_are_refused(tmp_path: Path) -> None:
+    state = {"sampler": PlainState(), "old": PlainState()}
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.save(1)
+    with (
+        CheckpointManager(tmp_path, {"sampler": PlainState()}, read_only=True) as manager,
+        pytest.raises(UsageError, match=r"rename makes both '(sampler|old)' and '(sampler|old)' into 'sampler'"),
+    ):
+        manager.restore_latest(rename={"old": "sampler"})
+
+
+class Holder(tf.Module):  # type: ignore[misc]
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held = held
+
+
+def test_a_weight_is_not_left_out_because_a_metric_had_its_name(tmp_path: Path) -> None:
+    import keras
+
+    metric = keras.metrics.Mean(name="held")
+    metric.update_state(3.0)
+    with CheckpointManager(tmp_path, {"s": Holder(metric)}) as manager:
+        manager.save(1)
+        (name,) = [each.name for each in manager.session.live._tree.leaves if each.name.endswith("total")]
+    entry, *path = name.split("/")
+    weight = tf.Variable(tf.zeros([7]))
+    inner: Any = weight
+    for part in reversed(path):
+        inner = {part: inner}
+    with (
+        CheckpointManager(tmp_path, {entry: inner}, read_only=True) as manager,
+        pytest.raises(StateMismatchError, match=r"shape \(\) in the checkpoint, \(7\) in the state"),
+    ):
+        manager.restore_latest()
+
+
+def test_what_was_built_for_a_damaged_checkpoint_does_not_keep_an_older_one_out(tmp_path: Path) -> None:
+    """The optimizer had no slots yet when the older one was saved."""
+    import keras
+
+    def made() -> tuple[Any, Any]:
+        keras.utils.set_random_seed(1)
+        return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), keras.optimizers.Adam()
+
+    model, optimizer = made()
+    with CheckpointManager(tmp_path, {"model": model, "optimizer": optimizer}) as manager:
+        first = [weight.numpy() for weight in model.weights]
+        manager.save(0)
+        optimizer.build(model.trainable_variables)
+        model.set_weights([weight + 1 for weight in first])
+        manager.save(1000)
+    (shard,) = tmp_path.glob("000000001000-*/*.safetensors")
+    shard.unlink()
+    model, optimizer = made()
+    with CheckpointManager(tmp_path, {"model": model, "optimizer": optimizer}) as manager:
+        restored = manager.restore_latest()
+    assert restored is not None
+    assert restored.step == 0
+    for weight, value in zip(model.weights, first, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)

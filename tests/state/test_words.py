@@ -1,0 +1,74 @@
+"""Vocabularies that Keras can give and not take, weights of another dtype, and names that a Keras made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ckptflow import CheckpointManager, UnsupportedStateError
+from ckptflow.state.children import automatic_base
+from ckptflow.state.tree import walk
+from tests.state.test_configs import KERASES
+
+
+@pytest.mark.parametrize("framework", KERASES)
+@pytest.mark.parametrize(
+    ("words", "encoding", "what"),
+    [([b"\xff\xfe", b"a"], "utf-8", "is not UTF-8"), (["\u00e4", "a"], "latin-1", "is not ASCII")],
+)
+def test_words_that_cannot_be_set_again_are_refused_by_the_save(
+    tmp_path: Path, framework: str, words: list[Any], encoding: str, what: str
+) -> None:
+    layer = KERASES[framework].layers.StringLookup(encoding=encoding, name="words")
+    layer.adapt(tf.constant(words))
+    with (
+        CheckpointManager(tmp_path, {"layer": layer}) as manager,
+        pytest.raises(UnsupportedStateError, match=f"the vocabulary of StringLookup words {what}"),
+    ):
+        manager.save(1)
+    assert not list(tmp_path.glob("0*"))
+
+
+@pytest.mark.parametrize("framework", KERASES)
+def test_weights_of_words_keep_their_dtype(tmp_path: Path, framework: str) -> None:
+    def made() -> Any:
+        return KERASES[framework].layers.StringLookup(output_mode="tf_idf", dtype="float64")
+
+    layer = made()
+    layer.adapt(tf.constant([["a", "b"], ["a", "c"], ["a", "d"]]))
+    with CheckpointManager(tmp_path, {"layer": layer}) as manager:
+        manager.save(1)
+    other = made()
+    with CheckpointManager(tmp_path, {"layer": other}) as manager:
+        manager.restore_latest()
+    assert other.idf_weights.dtype == layer.idf_weights.dtype
+    np.testing.assert_array_equal(other.idf_weights.numpy(), layer.idf_weights.numpy())
+
+
+def test_a_name_that_keras_made_of_a_private_class_is_one_by_class() -> None:
+    assert automatic_base("private__residual_3", "_Residual") == "private__residual"
+    assert automatic_base("_residual", "_Residual") == "_residual"
+    assert automatic_base("private_residual", "Residual") is None
+
+
+def test_an_iterator_of_arrays_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedStateError, match=r"as_numpy_iterator\(\) cannot be saved; hold iter\(dataset\)"):
+        walk({"batches": tf.data.Dataset.range(3).as_numpy_iterator()})
+
+
+def test_a_mapping_that_cannot_be_looked_at_holds_nothing(tmp_path: Path) -> None:
+    import h5py
+
+    class Model(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = tf.Variable(1.0)
+            self.source = h5py.File(tmp_path / "a.h5", "w")
+
+    model = Model()
+    model.source.close()
+    assert [leaf.name for leaf in walk({"m": model}).leaves] == ["m/weight"]
