@@ -78,7 +78,9 @@ class Incarnation:
         self.last_step = step
         folder = Folder(step, saver.held.number, self._calls[step])
         blocked_s = watch.elapsed_s()
-        job = Job(folder, snapshot, lambda: self._live.plan(snapshot), metrics, metadata, prune, watch, blocked_s)
+        job = Job(
+            folder, snapshot, lambda size: self._live.plan(snapshot, size), metrics, metadata, prune, watch, blocked_s
+        )
         saver.tell(SaveBegan(step=step, folder=str(folder), blocked_s=blocked_s, capture_s=capture_s))
         future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
         return PendingCheckpoint(step, future, self._look_for(folder), self._background.waiting)

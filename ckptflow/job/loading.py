@@ -17,6 +17,7 @@ from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_shards, read_tensors
+from ckptflow.transfer.streams import Streams
 
 logger = logging.getLogger("ckptflow")
 
@@ -36,7 +37,7 @@ class Loading:
         live: LiveState,
         store: Store,
         pool: BufferPool,
-        threads: int | None,
+        streams: Streams,
         *,
         partial: bool,
         rename: Rename | None,
@@ -44,7 +45,7 @@ class Loading:
         self._live = live
         self._store = store
         self._pool = pool
-        self._threads = threads
+        self._streams = streams
         self._partial = partial
         self._rename = rename
         self._checked: tuple[Manifest, Restore] | None = None
@@ -103,5 +104,5 @@ class Loading:
             target,
             self._pool,
             only_verify=only_verify,
-            threads=self._threads,
+            streams=self._streams,
         )

@@ -20,7 +20,7 @@ from ckptflow.commit.lineage import NOT_EXCLUSIVE
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import StepOrderError, UsageError
-from ckptflow.events import Restored
+from ckptflow.events import Event, Restored, Retried
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Rename
@@ -39,6 +39,7 @@ from ckptflow.reading import OpenCheckpoint
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import ProgressStore
 from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.streams import streams_for
 
 if TYPE_CHECKING:
     from ckptflow.state.capture import Snapshot
@@ -82,7 +83,7 @@ class Session:
         strategy: Any,
         policies: Sequence[Policy],
         storage_options: dict[str, Any] | None,
-        shard_bytes: int,
+        shard_bytes: int | None,
         memory_budget_bytes: int,
         commit_timeout_s: float,
         peer_timeout_s: float,
@@ -95,31 +96,39 @@ class Session:
     ) -> None:
         self.policies = tuple(policies)
         self.read_only = read_only
-        self._shard_bytes = shard_bytes
         self._commit_timeout_s = commit_timeout_s
         self._on_save_error = on_save_error
         self._fresh = fresh
         self._verify_replicas: Literal["small", "all"] = verify_replicas
-        self._concurrency = concurrency
 
         self.cluster: Cluster = find_cluster(
             strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s
         )
-        self.live = LiveState(state, self.cluster, shard_bytes)
+        self.live = LiveState(state, self.cluster)
         self._hooks = Hooks(hooks, self.cluster.worker)
         self.store = ProgressStore(
-            open_store(os.fspath(url), storage_options, self._hooks.tell), self.cluster.storage_goes_on
+            open_store(os.fspath(url), storage_options, self._tell), self.cluster.storage_goes_on
         )
+        self._shard_bytes = shard_bytes or arguments.default_shard_bytes(
+            is_object_store=self.store.is_object_store, memory_budget_bytes=memory_budget_bytes
+        )
+        self._pool = BufferPool(memory_budget_bytes, self._shard_bytes)
+        self._streams = streams_for(self.store, self._pool, concurrency)
         self._hooks.url = self.store.url
         if not self.store.is_create_only and not read_only:
             logger.warning(NOT_EXCLUSIVE, self.store.url)
         self.summaries = Summaries(self.store)
-        self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
         self._background = Background(lambda: self.cluster.working("the saves under way"))
         self.calls = Calls(self._background, read_only=read_only)
         self._incarnation: Incarnation | None = None
         self._restored: Loading | None = None  # until the first save
         self.is_ahead = False  # a fit has trained since the newest save or restore; its batches need not count steps
+
+    def _tell(self, event: Event) -> None:
+        """The store's own events: where it asks for fewer requests, fewer are made."""
+        if isinstance(event, Retried) and event.asks_for_less:
+            self._streams.refused()
+        self._hooks.tell(event)
 
     # What a call of the manager is
 
@@ -200,7 +209,7 @@ class Session:
 
     def restore_metrics(self, folder: Folder) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
-        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._concurrency)
+        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._streams)
 
     def restore_again(self) -> None:
         """Assigns what was restored once more, where nothing was saved since: the program may have changed it.
@@ -320,7 +329,7 @@ class Session:
         return found
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
-        return Loading(self.live, self.store, self._pool, self._concurrency, partial=partial, rename=rename)
+        return Loading(self.live, self.store, self._pool, self._streams, partial=partial, rename=rename)
 
     def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
@@ -363,7 +372,7 @@ class Session:
             coordinator=coordinator,
             shard_bytes=self._shard_bytes,
             verify_replicas=self._verify_replicas,
-            concurrency=self._concurrency,
+            streams=self._streams,
             software=software_versions(),
             tell=self._hooks.tell,
             leave_note=notes.leave,

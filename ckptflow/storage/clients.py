@@ -23,6 +23,7 @@ from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connec
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
+_MOST_CONNECTIONS = 128
 _MOST_REPLY_BYTES = 2**26  # of a listing, or of an error
 _READ_BYTES = 2**18
 _TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
@@ -70,6 +71,7 @@ def open_file_system(
     if scheme in S3_SCHEMES:
         tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
         config = tries | {"connect_timeout": connect_s, "read_timeout": stall_timeout_s}
+        config["max_pool_connections"] = _MOST_CONNECTIONS  # botocore's own 10 would be the number of streams
         given = dict(options.get("config_kwargs") or {})
         if "http_session_cls" not in given:
             connector = {"socket_factory": socket_factory(stall_timeout_s)} | dict(given.get("connector_args") or {})

@@ -67,6 +67,11 @@ _TRANSIENT_CODES = {
     "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "302", "303", "307", "308", "408", "409", "425", "429",
     "500", "502", "503", "504", "TemporaryRedirect",
 }  # fmt: skip
+# Of these, what asks for fewer requests.
+_THROTTLING_CODES = {
+    "RequestLimitExceeded", "RequestThrottled", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
+    "TooManyRequests", "429", "503",
+}  # fmt: skip
 _ACCESS_CODES = {
     "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "AuthFailure",
     "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidAccessKey", "InvalidClientTokenId",
@@ -156,7 +161,10 @@ def from_client_error(error: BaseException, doing: str, where: str, secrets: Ite
     text = text_of(error, secrets)
     if kind is StorageError and _ABOUT_CHECKSUMS.search(f"{text} {_all_codes(error)}"):
         advice = _NO_CHECKSUMS
-    return kind(f"{where}: cannot {doing}: {text}; {advice}")
+    mapped = kind(f"{where}: cannot {doing}: {text}; {advice}")
+    if isinstance(mapped, StorageUnavailableError):
+        mapped.asks_for_less = not _THROTTLING_CODES.isdisjoint(_all_codes(error))
+    return mapped
 
 
 def is_refused_request(error: BaseException) -> bool:

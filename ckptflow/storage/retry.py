@@ -39,7 +39,17 @@ class Retries:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
             _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, error)
-            tell(Retried(verb=verb, key=key, tries=state.attempt_number, wait_s=wait_s, error=str(error)))
+            asks_for_less = isinstance(error, StorageUnavailableError) and error.asks_for_less
+            tell(
+                Retried(
+                    verb=verb,
+                    key=key,
+                    tries=state.attempt_number,
+                    wait_s=wait_s,
+                    error=str(error),
+                    asks_for_less=asks_for_less,
+                )
+            )
 
         started = time.monotonic()
         retrying = tenacity.Retrying(

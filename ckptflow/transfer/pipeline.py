@@ -6,13 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
-
-
-def thread_count(store: Store) -> int:
-    """How many transfers to have under way: round trips are hidden by many, a disk is kept busy by two."""
-    return 8 if store.is_object_store else 2
 
 
 def run(

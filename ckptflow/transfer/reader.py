@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,11 @@ from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
+from ckptflow.transfer.streams import Streams, streams_for
+
+STREAM_BYTES = 8 * 2**20  # of one request to an object store
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
@@ -69,7 +73,7 @@ def read_tensors(
     pool: BufferPool,
     *,
     only_verify: bool = False,
-    threads: int | None = None,
+    streams: Streams | None = None,
 ) -> None:
     """Brings what is wanted, tensors and boxes of tensors, into the target's memory, all bytes verified.
 
@@ -98,7 +102,7 @@ def read_tensors(
         landings[each].memory = None
         target.finish(each)
 
-    reading = _Reading(store, folder, manifest, pool, threads or thread_count(store), users)
+    reading = _Reading(store, folder, manifest, pool, streams or streams_for(store, pool), users)
     ranges = plan_ranges(manifest, pieces, pool.buffer_bytes)
 
     def copy(each: Wanted, part: Part, data: Bytes1D) -> None:
@@ -187,14 +191,14 @@ class _Reading:
         folder: Folder,
         manifest: Manifest,
         pool: BufferPool,
-        threads: int,
+        streams: Streams,
         users: Callable[[Part], Sequence[Wanted]],
     ) -> None:
         self._store = store
         self._folder = folder
         self._manifest = manifest
         self._pool = pool
-        self._threads = threads
+        self._streams = streams
         self._users = users
 
     def run(
@@ -244,7 +248,7 @@ class _Reading:
                     finish(user)
             return any(came_wrong)
 
-        run(self._pool, len(ranges), read, consume, threads=self._threads)
+        run(self._pool, len(ranges), read, consume, threads=self._streams.most)
 
     def _read(self, each: Range, buffer: Buffer) -> tuple[int, ...]:
         """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
@@ -254,8 +258,7 @@ class _Reading:
 
         def ask() -> _Got:
             try:
-                with span("read", shard=record.name, size_bytes=len(view)):
-                    count = self._store.get(key, view, each.begin)
+                count = self._get(key, view, each.begin)
             except ObjectNotFoundError as error:
                 return _Got(missing=error)
             if count < len(view):
@@ -269,6 +272,21 @@ class _Reading:
         if problem is not None:
             raise problem from got.missing
         return got.checksums
+
+    def _get(self, key: str, into: memoryview, start: int) -> int:
+        """As the store's: from an object store what is long comes in several requests at once."""
+        step = STREAM_BYTES if self._store.is_object_store else len(into)
+        if len(into) <= step:
+            return self._get_once(key, into, start)
+        begins = range(0, len(into), step)
+        with ThreadPoolExecutor(len(begins), "ckptflow-transfer-part") as threads:
+            counts = threads.map(lambda at: self._get_once(key, into[at : at + step], start + at), begins)
+            ends = [at + count for at, count in zip(begins, counts, strict=True)]
+        return next((end for at, end in zip(begins, ends, strict=True) if end < min(at + step, len(into))), len(into))
+
+    def _get_once(self, key: str, into: memoryview, start: int) -> int:
+        with self._streams.transfer(len(into)), span("read", shard=key, size_bytes=len(into)):
+            return self._store.get(key, into, start)
 
     def _problem(self, each: Range, got: _Got) -> CorruptCheckpointError | None:
         """What is wrong with what was read."""

@@ -19,6 +19,7 @@ from ckptflow.transfer import buffers
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
 from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.writer import write_shards
 from tests.manager.states import wrap_store
 from tests.transfer.helpers import (
@@ -165,13 +166,13 @@ def test_many_transfers_at_once_through_one_buffer() -> None:
     plan = plan_shards(specs, worker=0, world_size=1, shard_bytes=SHARD_BYTES)
 
     def write(store: DictStore) -> None:
-        written = write_shards(store, FOLDER, plan, ArraySource(specs, arrays), pool, threads=16)
+        written = write_shards(store, FOLDER, plan, ArraySource(specs, arrays), pool, streams=Streams(16, fixed=16))
         tensors = [TensorRecord(name=spec.name, dtype=spec.dtype, shape=spec.shape, slices=()) for spec in specs]
         manifests[id(store)] = make_manifest(FOLDER, 1, tensors, [written])
 
     def read(store: DictStore) -> None:
         target = ArrayTarget(manifests[id(store)])
-        read_tensors(store, FOLDER, target.manifest, map(Wanted, range(3)), target, pool, threads=16)
+        read_tensors(store, FOLDER, target.manifest, map(Wanted, range(3)), target, pool, streams=Streams(16, fixed=16))
         assert all(same_bits(target.arrays[spec.name], array) for spec, array in zip(specs, arrays, strict=True))
         done.append(store)
 
