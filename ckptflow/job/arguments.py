@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
@@ -43,8 +44,9 @@ def check_hooks(on_event: object) -> tuple[Callable[[Event], object], ...]:
 
 
 def default_shard_bytes(*, is_object_store: bool, memory_budget_bytes: int) -> int:
-    """What a shard may take where nobody has said it: no more than the budget."""
-    return min(OBJECT_SHARD_BYTES if is_object_store else DISK_SHARD_BYTES, memory_budget_bytes)
+    """What a shard may take where nobody has said it: no more than the budget has whole pages for."""
+    whole_pages = memory_budget_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+    return min(OBJECT_SHARD_BYTES if is_object_store else DISK_SHARD_BYTES, whole_pages)
 
 
 def check_arguments(

@@ -64,9 +64,7 @@ class Job:
 
     folder: Folder
     snapshot: Captured
-    plan: Callable[
-        [int], WorkerPlan
-    ]  # for shards of so many bytes  # made once, here in the background: it takes long for many variables
+    plan: Callable[[int], WorkerPlan]  # for shards of so many bytes; made here in the background, once: it takes long
     metrics: Mapping[str, float]
     metadata: Any
     prune: bool

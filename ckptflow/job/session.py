@@ -20,7 +20,7 @@ from ckptflow.commit.lineage import NOT_EXCLUSIVE
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import StepOrderError, UsageError
-from ckptflow.events import Event, Restored, Retried
+from ckptflow.events import Restored
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Rename
@@ -107,7 +107,7 @@ class Session:
         self.live = LiveState(state, self.cluster)
         self._hooks = Hooks(hooks, self.cluster.worker)
         self.store = ProgressStore(
-            open_store(os.fspath(url), storage_options, self._tell), self.cluster.storage_goes_on
+            open_store(os.fspath(url), storage_options, self._hooks.tell), self.cluster.storage_goes_on
         )
         self._shard_bytes = shard_bytes or arguments.default_shard_bytes(
             is_object_store=self.store.is_object_store, memory_budget_bytes=memory_budget_bytes
@@ -123,12 +123,6 @@ class Session:
         self._incarnation: Incarnation | None = None
         self._restored: Loading | None = None  # until the first save
         self.is_ahead = False  # a fit has trained since the newest save or restore; its batches need not count steps
-
-    def _tell(self, event: Event) -> None:
-        """The store's own events: where it asks for fewer requests, fewer are made."""
-        if isinstance(event, Retried) and event.asks_for_less:
-            self._streams.refused()
-        self._hooks.tell(event)
 
     # What a call of the manager is
 

@@ -13,6 +13,7 @@ from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableE
 from ckptflow.events import Retried, Tell, tell_nobody
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
+from ckptflow.storage.throttling import tell_of_refusal
 from ckptflow.storage.wrappers import StoreWrapper
 
 _log = logging.getLogger("ckptflow.storage")
@@ -40,6 +41,8 @@ class Retries:
             wait_s = state.next_action.sleep if state.next_action else 0.0
             _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, error)
             asks_for_less = isinstance(error, StorageUnavailableError) and error.asks_for_less
+            if asks_for_less:
+                tell_of_refusal()
             tell(
                 Retried(
                     verb=verb,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +21,11 @@ from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
+from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
-from ckptflow.transfer.streams import Streams, streams_for
-
-STREAM_BYTES = 8 * 2**20  # of one request to an object store
+from ckptflow.transfer.streams import Streams, Turns, pieces, streams_for
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
@@ -182,6 +180,11 @@ def _slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(at, at + extent) for at, extent in zip(start, shape, strict=True))
 
 
+# How many bytes came of a request for a range, or that there is no such object: asked again, it is no error yet.
+_Came = int | ObjectNotFoundError
+_Get = Callable[[str, memoryview, int], _Came]
+
+
 class _Reading:
     """Reads ranges of one checkpoint and hands over their parts, verified, to those who use them."""
 
@@ -198,7 +201,7 @@ class _Reading:
         self._folder = folder
         self._manifest = manifest
         self._pool = pool
-        self._streams = streams
+        self._turns = Turns(streams)
         self._users = users
 
     def run(
@@ -220,11 +223,17 @@ class _Reading:
                     divided.setdefault(user, []).append(part)
         checksums: dict[Part, int] = {}
 
-        def read(number: int, buffer: Buffer) -> None:
-            bring(ranges[number], buffer, 0)
+        threads = min(self._turns.streams.most, self._pool.count, max(1, len(ranges)))
+        requests = -(-self._turns.streams.most // threads)
 
-        def bring(each: Range, buffer: Buffer, first: int) -> None:
-            sums = list(zip(each.parts, self._read(each, buffer), strict=True))[first:]
+        def get(key: str, into: memoryview, start: int) -> _Came:
+            return self._get_in_pieces(key, into, start, requests)
+
+        def read(number: int, buffer: Buffer) -> None:
+            bring(ranges[number], buffer, 0, get)
+
+        def bring(each: Range, buffer: Buffer, first: int, get: _Get) -> None:
+            sums = list(zip(each.parts, self._read(each, buffer, get), strict=True))[first:]
             checksums.update((part, checksum) for part, checksum in sums if not part.is_whole)
 
         def consume(number: int, buffer: Buffer) -> None:
@@ -233,7 +242,7 @@ class _Reading:
                 for done, part in enumerate(each.parts, 1):
                     is_overwritten = hand_over(each, part, buffer)
                     if is_overwritten and done < len(each.parts):
-                        bring(each, buffer, done)
+                        bring(each, buffer, done, self._get)
 
         def hand_over(each: Range, part: Part, buffer: Buffer) -> bool:
             came_wrong: list[bool] = []
@@ -248,24 +257,23 @@ class _Reading:
                     finish(user)
             return any(came_wrong)
 
-        run(self._pool, len(ranges), read, consume, threads=self._streams.most)
+        run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads)
 
-    def _read(self, each: Range, buffer: Buffer) -> tuple[int, ...]:
+    def _read(self, each: Range, buffer: Buffer, get: _Get) -> tuple[int, ...]:
         """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
         record = self._manifest.shards[each.shard]
         key = self._folder.key(record.name)
         view = buffer.view[: each.end - each.begin]
 
         def ask() -> _Got:
-            try:
-                count = self._get(key, view, each.begin)
-            except ObjectNotFoundError as error:
-                return _Got(missing=error)
-            if count < len(view):
-                return _Got(count)
+            came = get(key, view, each.begin)
+            if isinstance(came, ObjectNotFoundError):
+                return _Got(missing=came)
+            if came < len(view):
+                return _Got(came)
             with span("verify", shard=record.name):
                 places = [(part.begin - each.begin, part.end - each.begin) for part in each.parts]
-                return _Got(count, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
+                return _Got(came, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
 
         got = agreed(self._store, key, ask, lambda got: self._problem(each, got) is None)
         problem = self._problem(each, got)
@@ -273,20 +281,29 @@ class _Reading:
             raise problem from got.missing
         return got.checksums
 
-    def _get(self, key: str, into: memoryview, start: int) -> int:
-        """As the store's: from an object store what is long comes in several requests at once."""
-        step = STREAM_BYTES if self._store.is_object_store else len(into)
-        if len(into) <= step:
-            return self._get_once(key, into, start)
-        begins = range(0, len(into), step)
-        with ThreadPoolExecutor(len(begins), "ckptflow-transfer-part") as threads:
-            counts = threads.map(lambda at: self._get_once(key, into[at : at + step], start + at), begins)
-            ends = [at + count for at, count in zip(begins, counts, strict=True)]
-        return next((end for at, end in zip(begins, ends, strict=True) if end < min(at + step, len(into))), len(into))
+    def _get_in_pieces(self, key: str, into: memoryview, start: int, requests: int) -> _Came:
+        """In turns: from an object store what is long comes in several requests, up to so many at once."""
+        places = pieces(len(into)) if self._store.is_object_store else [(0, len(into))]
 
-    def _get_once(self, key: str, into: memoryview, start: int) -> int:
-        with self._streams.transfer(len(into)), span("read", shard=key, size_bytes=len(into)):
-            return self._store.get(key, into, start)
+        def get_piece(place: tuple[int, int]) -> _Came:
+            begin, end = place
+            return self._turns.transfer(end - begin, lambda: self._get(key, into[begin:end], start + begin))
+
+        came = [get_piece(places[0])] if len(places) == 1 else at_once(requests, get_piece, places)
+        for (begin, end), count in zip(places, came, strict=True):
+            if isinstance(count, ObjectNotFoundError):
+                return count
+            if count < end - begin:
+                return begin + count
+        return len(into)
+
+    def _get(self, key: str, into: memoryview, start: int) -> _Came:
+        """Out of turn, as the calling thread reads again what came wrong: one request, for which nobody else waits."""
+        try:
+            with span("read", shard=key, size_bytes=len(into)):
+                return self._store.get(key, into, start)
+        except ObjectNotFoundError as error:
+            return error
 
     def _problem(self, each: Range, got: _Got) -> CorruptCheckpointError | None:
         """What is wrong with what was read."""
@@ -321,7 +338,7 @@ class _Reading:
 
         def again(part: Part) -> int:
             each = Range(part.slice.shard, page_of(part.begin), part.end, (part,))
-            (checksum,) = self._read(each, buffer)
+            (checksum,) = self._read(each, buffer, self._get)
             for user in self._users(part):
                 copy(user, part, _bytes_of(part, each, buffer))
             return checksum

@@ -1,142 +1,59 @@
-"""How many transfers of one store are under way at once: the number is found by watching what each round of them gave.
-
-One connection to S3 or GCS gives some tens of MB/s after tens of milliseconds; the link of the machine gives a hundred
-times that, to many. Nobody knows beforehand how many pay: so the number grows while the throughput grows with it, and
-falls where the storage says that it is too much. `decide` is the rule, on numbers alone; `Streams` keeps the turns.
-"""
+"""The turns of transfers: as many at once as the number that was found, and none once the work is stopping."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from ckptflow.storage.store import Store
+from ckptflow.storage.throttling import MOST_AT_ONCE, hearing
 from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.stream_count import Meter, Transfer
 
 logger = logging.getLogger("ckptflow.transfer")
 
 ON_DISK = 2  # two large writes keep a disk busy
+PIECE_BYTES = 8 * 2**20  # of one request to an object store at least, where there is more to ask for
+_PAGE_BYTES = 4096
+READING_BYTES = 64 * 2**20  # of staging memory, where only one checkpoint is read
+_READING_COUNTS = {False: 4, True: 16}  # buffers: on an object store one is one request
 
-FIRST = 16  # to begin with: fewer would find the best number only after a save of some hundred MiB is over
-GAIN = 1.3  # twice the streams must give that much more, or they are not worth their memory and requests
-FEWER = 1.1  # times as much is what fewer must give: where all give the same, nothing speaks for another number
-STEP = 4 / 3  # of the number, at a probe
-PROBE_EVERY = 8  # rounds between two probes
-CEILING_ROUNDS = 32  # for which a number that was refused is not tried again
-REFUSALS = 1 / 6  # of a round's requests: a storage of many users refuses one now and then, whatever the number
+_Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What `streams` transfers gave: the bytes of those that ended, and the seconds that they took, added up."""
-
-    streams: int
-    size_bytes: int
-    busy_s: float
-    refusals: int = 0  # answers that ask for fewer requests
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether so many were refused that it is the number."""
-        return self.refusals > self.streams * REFUSALS + (1 if self.streams > 4 else 0)
-
-    @property
-    def bytes_per_s(self) -> float:
-        """Of all together: as many as are under way, each as fast as the mean of them."""
-        return self.streams * self.size_bytes / self.busy_s if self.busy_s > 0 else 0.0
+class StoppedError(Exception):
+    """The work for which a transfer was to be is stopping: it did not begin. Never leaves a pipeline."""
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """The number from here on, and what it was decided from.
+def pieces(size_bytes: int) -> list[tuple[int, int]]:
+    """Begins and ends of the requests, all alike, that a long range of an object is asked for in.
 
-    `base` is the number that was best so far and `base_bytes_per_s` what it gave; while `streams` is another one, that
-    is being tried. `ceiling` is the number below which the storage asked to stay, for `ceiling_rounds` to come.
+    Each of `PIECE_BYTES` to twice that: a little more than one piece is not worth a second request.
     """
-
-    streams: int
-    reason: str = "to begin with"
-    base: int = 0
-    base_bytes_per_s: float = 0.0
-    is_growing: bool = True
-    quiet_rounds: int = 0
-    tries_fewer: bool = True
-    ceiling: int = 0
-    ceiling_rounds: int = 0
-
-
-def decide(now: Count, seen: Round, most: int) -> Count:
-    """The number for the next round, between 1 and `most`.
-
-    Refused: to seven tenths, and not above what was refused for a while. Else twice as many, as long as each doubling
-    gives `GAIN` times as much; then the last number that paid stays, and now and then a third more, or a quarter
-    fewer, are tried for one round.
-    """
-    limit = most if not now.ceiling else max(1, min(most, now.ceiling))
-    if seen.is_refused:
-        fewer = max(1, seen.streams * 7 // 10)
-        return Count(
-            fewer,
-            f"{seen.refusals} answers asked for fewer requests",
-            base=fewer,
-            is_growing=False,
-            ceiling=max(1, seen.streams - max(1, seen.streams // 8)),
-            ceiling_rounds=CEILING_ROUNDS,
-        )
-    rounds_left = max(0, now.ceiling_rounds - 1)
-    now = replace(now, ceiling_rounds=rounds_left, ceiling=now.ceiling if rounds_left else 0)
-    if not now.base_bytes_per_s:  # nothing to compare with
-        return _try(replace(now, base=seen.streams, base_bytes_per_s=seen.bytes_per_s), limit, seen)
-    gain = seen.bytes_per_s / now.base_bytes_per_s
-    if seen.streams > now.base:
-        if gain >= _needed(now.base, seen.streams):
-            better = replace(now, base=seen.streams, base_bytes_per_s=seen.bytes_per_s, quiet_rounds=0)
-            return _try(better, limit, seen)
-        return _stay(now, f"{seen.streams} gave {gain:.2f} times as much as {now.base}")
-    if seen.streams < now.base:
-        if gain >= FEWER:
-            better = replace(now, base=seen.streams, base_bytes_per_s=seen.bytes_per_s)
-            return _stay(better, f"{seen.streams} gave {gain:.2f} times as much as {now.base}")
-        return _stay(now, f"{seen.streams} gave {gain:.2f} times as much as {now.base}")
-    # The same again: what it gives may change with the hour.
-    now = replace(
-        now, base_bytes_per_s=(now.base_bytes_per_s + seen.bytes_per_s) / 2, quiet_rounds=now.quiet_rounds + 1
-    )
-    if now.quiet_rounds < PROBE_EVERY:
-        return replace(now, streams=min(now.base, limit), reason="")
-    more, less = min(limit, int(now.base * STEP + 0.5)), max(1, int(now.base / STEP))
-    target = less if now.tries_fewer or more <= now.base else more
-    if target == now.base:
-        return replace(now, streams=now.base, reason="", quiet_rounds=0)
-    return replace(now, streams=target, reason="a probe", quiet_rounds=0, tries_fewer=not now.tries_fewer)
-
-
-def _needed(base: int, streams: int) -> float:
-    """What more streams must give to be kept: `GAIN` for twice as many, in proportion for fewer."""
-    return 1 + (GAIN - 1) * (streams / base - 1)
-
-
-def _try(now: Count, limit: int, seen: Round) -> Count:
-    target = min(limit, 2 * now.base) if now.is_growing else now.base
-    if target <= now.base:
-        return replace(now, streams=min(now.base, limit), is_growing=False, reason=f"{now.base} is the most")
-    return replace(
-        now, streams=target, reason=f"{seen.streams} gave {seen.bytes_per_s / 1e6:,.0f} MB/s, more may give more"
-    )
-
-
-def _stay(now: Count, reason: str) -> Count:
-    return replace(now, streams=now.base, is_growing=False, quiet_rounds=0, reason=reason)
+    count = max(1, size_bytes // PIECE_BYTES)
+    step = -(-size_bytes // count)
+    step = -(-step // _PAGE_BYTES) * _PAGE_BYTES
+    return [(begin, min(begin + step, size_bytes)) for begin in range(0, size_bytes, step)]
 
 
 def streams_for(store: Store, pool: BufferPool, concurrency: int | None = None) -> Streams:
-    """The streams of a store: `concurrency` of them if it is given, two on a disk, else as many as pay."""
-    fixed = concurrency if concurrency is not None or store.is_object_store else ON_DISK
-    return Streams(pool.count, fixed=fixed, where=store.url)
+    """The streams of a store: `concurrency` of them if it is given, two on a disk, else as many as pay.
+
+    No more than the pool's memory can take: on an object store a long buffer is filled by several requests.
+    """
+    if not store.is_object_store:
+        return Streams(pool.count, fixed=concurrency or ON_DISK, where=store.url)
+    return Streams(pool.count * len(pieces(pool.buffer_bytes)), fixed=concurrency, where=store.url)
+
+
+def pool_for_reading(store: Store) -> BufferPool:
+    """Staging memory for one who only reads: 64 MiB."""
+    count = _READING_COUNTS[store.is_object_store]
+    return BufferPool(READING_BYTES, READING_BYTES // count)
 
 
 class Streams:
@@ -148,64 +65,112 @@ class Streams:
     def __init__(
         self, most: int, *, fixed: int | None = None, where: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.most = max(1, min(most, fixed or most))
-        self._is_fixed = fixed is not None
+        self._meter = Meter(min(most, MOST_AT_ONCE), fixed, clock())
         self._where = where
         self._clock = clock
-        self._choice = Count(max(1, min(fixed or FIRST, self.most)))
-        self._turn = threading.Condition()
-        self._under_way = 0
-        self._began_s = clock()
-        self._ended, self._bytes, self._busy_s, self._refusals = 0, 0, 0.0, 0
-        self._is_full = False  # whether one had to wait: else the round says nothing of the number
+        # The lock is taken by itself: of a Condition's own `with` an interrupt can leave it locked.
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+
+    @property
+    def most(self) -> int:
+        """The number that is never exceeded."""
+        return self._meter.most
 
     @property
     def count(self) -> int:
         """How many transfers may be under way now."""
-        return self._choice.streams
+        return self._meter.choice.streams
 
-    @contextlib.contextmanager
-    def transfer(self, size_bytes: int) -> Iterator[None]:
-        """Waits for its turn; the block, unless it raises, counts as one transfer of so many bytes."""
-        with self._turn:
-            while self._under_way >= self._choice.streams:
-                self._is_full = True
+    @property
+    def under_way(self) -> int:
+        """How many are."""
+        return len(self._meter.under_way)
+
+    def begin(self, transfer: Transfer, is_stopped: Callable[[], bool]) -> None:
+        """Waits for a turn. Raises `StoppedError` instead, at once, where it is no longer wanted (see `wake`)."""
+        with self._lock:
+            while not self._meter.has_room and not is_stopped():
                 self._turn.wait()
-            self._under_way += 1
-        began_s = self._clock()
-        is_done = False
+            if is_stopped():
+                raise StoppedError
+            self._meter.begin(transfer, self._clock())
+
+    def end(self, transfer: Transfer, size_bytes: int | None) -> None:
+        """Gives the turn back, or gives back none: it may be called again. None: the transfer has failed."""
+        with self._lock:
+            before = self.count
+            self._meter.end(transfer, self._clock(), size_bytes)
+            self._turn.notify_all()
+        self._say(before)
+
+    def refused(self, transfer: Transfer) -> None:
+        """The storage has asked for fewer requests instead of answering this one."""
+        with self._lock:
+            before = self.count
+            self._meter.refused(transfer, self._clock())
+        self._say(before)
+
+    def wake(self) -> None:
+        """Whoever waits looks whether it is stopped."""
+        with self._lock:
+            self._turn.notify_all()
+
+    def _say(self, before: int) -> None:
+        choice = self._meter.choice
+        if choice.streams != before:
+            logger.debug("%s: %d streams after %d: %s", self._where, choice.streams, before, choice.reason)
+
+
+class Turns:
+    """The transfers of one pipeline, which end together: at the first error none that waits begins any more."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self._is_stopped = False
+        self._errors: list[BaseException] = []
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._is_stopped
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """From here on no transfer begins; what waits for its turn raises `StoppedError`."""
+        if error is not None:
+            self._errors.append(error)
+        self._is_stopped = True
+        self.streams.wake()
+
+    def raise_first(self) -> None:
+        """Raises the error that stopped it, if one did, and holds it no longer."""
+        errors, self._errors = self._errors, []
         try:
-            yield
-            is_done = True
+            if errors:
+                raise errors[0]
         finally:
-            with self._turn:
-                self._under_way -= 1
-                if is_done:
-                    self._note(size_bytes, began_s, self._clock())
-                self._turn.notify_all()
+            del errors
 
-    def refused(self) -> None:
-        """The storage has asked for fewer requests. From any thread."""
-        with self._turn:
-            self._refusals += 1
-            self._end_round(self._clock())
+    def transfer(self, size_bytes: int, call: Callable[[], _Result]) -> _Result:
+        """What `call` returns, made in its turn, and counted as one transfer of so many bytes.
 
-    def _note(self, size_bytes: int, began_s: float, ended_s: float) -> None:
-        if self._is_fixed or began_s < self._began_s:  # of a round before, and of its number
-            return
-        self._ended += 1
-        self._bytes += size_bytes
-        self._busy_s += ended_s - began_s
-        self._end_round(ended_s)
-
-    def _end_round(self, now_s: float) -> None:
-        before = self._choice
-        if self._is_fixed or self._ended + self._refusals < before.streams:
-            return
-        seen = Round(before.streams, self._bytes, self._busy_s, self._refusals)
-        if self._is_full or seen.is_refused:
-            self._choice = decide(before, seen, self.most)
-        if self._choice.streams != before.streams:
-            logger.debug("%s: %d streams after %d: %s", self._where, self.count, before.streams, self._choice.reason)
-        self._began_s, self._is_full = now_s, False
-        self._ended, self._bytes, self._busy_s, self._refusals = 0, 0, 0.0, 0
+        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that.
+        """
+        transfer = Transfer()
+        moved: int | None = None
+        # Ctrl-C in the place of any line leaves no turn taken: it is given back twice, and the second does no harm.
+        try:
+            try:
+                self.streams.begin(transfer, lambda: self._is_stopped)
+                with hearing(partial(self.streams.refused, transfer)):
+                    result = call()
+                moved = size_bytes
+                return result
+            except StoppedError:
+                raise
+            except BaseException as error:
+                self.stop(error)
+                raise
+            finally:
+                self.streams.end(transfer, moved)
+        finally:
+            self.streams.end(transfer, moved)

@@ -16,7 +16,7 @@ from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
-from ckptflow.transfer.streams import streams_for
+from ckptflow.transfer.streams import Turns, streams_for
 
 _SHORTER = "became shorter while it was read"
 
@@ -46,7 +46,7 @@ def verify_checkpoint(store: Store, folder: Folder, manifest: Manifest, pool: Bu
             inside[piece.shard].append((tensor, piece))
     found: list[list[Problem]] = [[] for _ in manifest.shards]
 
-    streams = streams_for(store, pool)
+    turns = Turns(streams_for(store, pool))
 
     def verify(number: int, buffer: Buffer) -> None:
         record = manifest.shards[number]
@@ -55,13 +55,14 @@ def verify_checkpoint(store: Store, folder: Folder, manifest: Manifest, pool: Bu
 
         def look() -> tuple[str, ...]:
             size = listed.pop() if listed else _listed_bytes(store, folder, key)
-            with streams.transfer(record.size_bytes):
-                return _verify_shard(store, key, record, inside[number], size, buffer)
+            return turns.transfer(
+                record.size_bytes, lambda: _verify_shard(store, key, record, inside[number], size, buffer)
+            )
 
         problems = agreed(store, key, look, lambda problems: not problems)
         found[number] = [Problem(record.name, what) for what in problems]
 
-    run(pool, len(manifest.shards), verify, threads=streams.most)
+    run(pool, len(manifest.shards), verify, turns=turns, threads=turns.streams.most)
     return [problem for problems in found for problem in problems]
 
 

@@ -19,7 +19,7 @@ from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.plan import PlannedShard, PlannedSlice, WorkerPlan
-from ckptflow.transfer.streams import Streams, streams_for
+from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 FETCH_BYTES = 4 * 2**20  # asked of another process at once
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
@@ -53,7 +53,7 @@ def write_shards(
     for index in plan.unused:
         source.release(index)
     packer = _Packer(source, plan)
-    streams = streams or streams_for(store, pool)
+    turns = Turns(streams or streams_for(store, pool))
     records: list[ShardRecord | None] = [None] * len(plan.shards)
     slices: list[list[ReceiptSlice]] = [[] for _ in plan.shards]
 
@@ -62,8 +62,12 @@ def write_shards(
         name = shard.name if tag is None else with_tag(shard.name, tag)
         with span("pack", shard=name, size_bytes=shard.size_bytes):
             checksums, checksum = packer.pack(shard, buffer)
-        with streams.transfer(shard.size_bytes), span("write", shard=name, size_bytes=shard.size_bytes):
-            store.put(folder.key(name), buffer.view[: shard.size_bytes])
+
+        def send() -> None:
+            with span("write", shard=name, size_bytes=shard.size_bytes):
+                store.put(folder.key(name), buffer.view[: shard.size_bytes])
+
+        turns.transfer(shard.size_bytes, send)
         records[number] = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
         slices[number] = [
             ReceiptSlice(
@@ -73,7 +77,7 @@ def write_shards(
         ]
 
     # One more thread than that, so that a shard is packed and waiting whenever a transfer ends.
-    run(pool, len(plan.shards), write, threads=streams.most + 1)
+    run(pool, len(plan.shards), write, turns=turns, threads=turns.streams.most + 1)
     return WrittenShards(
         shards=tuple(record for record in records if record is not None),
         slices=tuple(piece for shard_slices in slices for piece in shard_slices),
