@@ -182,7 +182,7 @@ def _slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
 
 # How many bytes came of a request for a range, or that there is no such object: asked again, it is no error yet.
 _Came = int | ObjectNotFoundError
-_Get = Callable[[str, memoryview, int], _Came]
+_Ask = Callable[[str, memoryview, int], _Came]
 
 
 class _Reading:
@@ -232,7 +232,7 @@ class _Reading:
         def read(number: int, buffer: Buffer) -> None:
             bring(ranges[number], buffer, 0, get)
 
-        def bring(each: Range, buffer: Buffer, first: int, get: _Get) -> None:
+        def bring(each: Range, buffer: Buffer, first: int, get: _Ask) -> None:
             sums = list(zip(each.parts, self._read(each, buffer, get), strict=True))[first:]
             checksums.update((part, checksum) for part, checksum in sums if not part.is_whole)
 
@@ -259,7 +259,7 @@ class _Reading:
 
         run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads)
 
-    def _read(self, each: Range, buffer: Buffer, get: _Get) -> tuple[int, ...]:
+    def _read(self, each: Range, buffer: Buffer, get: _Ask) -> tuple[int, ...]:
         """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
         record = self._manifest.shards[each.shard]
         key = self._folder.key(record.name)

@@ -24,7 +24,7 @@ class Round:
     """What `streams` transfers at once gave: the bytes of those that ended, and the seconds that they took, added up.
 
     `answered` of them have ended or were refused; `refusals` were refused, each counted once, however often it was
-    tried. It took `elapsed_s` from the end of the round before.
+    tried. It took `elapsed_s` from the first one's begin.
     """
 
     streams: int
@@ -36,8 +36,11 @@ class Round:
 
     @property
     def is_refused(self) -> bool:
-        """Whether so many were refused that it is the number."""
-        return self.refusals > self.answered * REFUSALS + 1
+        """Whether so many were refused that it is the number: of those under way, where few have been answered yet.
+
+        A refusal comes quickly, so that the first answers are not like those to come.
+        """
+        return self.refusals > max(self.streams, self.answered, LEAST_TRANSFERS) * REFUSALS + 1
 
     @property
     def bytes_per_s(self) -> float:
@@ -67,12 +70,12 @@ class Count:
 def decide(now: Count, seen: Round, most: int) -> Count:
     """The number for the next round, between 1 and `most`.
 
-    Refused: to seven tenths, and not above what was refused for a while, after which more is tried again. Else twice as
+    Refused: to half, and not above what was refused for a while, after which more is tried again. Else twice as
     many, as long as each doubling gives `GAIN` times as much; then the last number that paid stays, and now and then a
     third more, or a quarter fewer, are tried for one round, and again as long as that pays.
     """
     if seen.is_refused:
-        fewer = max(1, seen.streams * 7 // 10)
+        fewer = max(1, seen.streams // 2)
         return Count(
             fewer,
             f"{seen.refusals} of {seen.answered} transfers were asked for fewer requests",
@@ -84,6 +87,8 @@ def decide(now: Count, seen: Round, most: int) -> Count:
     if now.ceiling:
         now = _pass(now, seen.elapsed_s)
     limit = min(most, now.ceiling or most)
+    if seen.refusals > seen.answered * REFUSALS:  # not the time to try more
+        return _stay(now, f"{seen.refusals} of {seen.answered} transfers were refused")
     if not now.base_bytes_per_s:  # nothing to compare with
         return _grow(replace(now, base=seen.streams, base_bytes_per_s=seen.bytes_per_s), limit)
     gain = seen.bytes_per_s / now.base_bytes_per_s
@@ -123,20 +128,20 @@ def _more(base: int, limit: int) -> int:
 
 def _grow(now: Count, limit: int) -> Count:
     target = min(limit, 2 * now.base) if now.is_doubling else _more(now.base, limit)
-    if target <= now.base or (now.ceiling and not now.is_doubling):
+    if target <= now.base:
         return _stay(now, f"{now.base} stays")
     return replace(now, streams=target, reason=f"{now.base} gave {now.base_bytes_per_s / 1e6:,.0f} MB/s, more may pay")
 
 
 def _probe(now: Count, limit: int) -> Count:
     """Fewer and more in turn, and the other where there is no room for one."""
-    fewer, more = max(1, int(now.base / STEP)), _more(now.base, limit)
+    fewer, more = max(1, min(now.base - 1, round(now.base / STEP))), _more(now.base, limit)
     target = fewer if fewer < now.base and (now.tries_fewer or more <= now.base) else max(more, now.base)
     return replace(now, streams=target, reason="a probe", quiet_rounds=0, tries_fewer=target > now.base)
 
 
 def _stay(now: Count, reason: str) -> Count:
-    return replace(now, streams=now.base, is_doubling=False, quiet_rounds=0, reason=reason)
+    return replace(now, streams=now.base or now.streams, is_doubling=False, quiet_rounds=0, reason=reason)
 
 
 class Transfer:
@@ -171,6 +176,8 @@ class Meter:
 
     def begin(self, transfer: Transfer, now_s: float) -> None:
         """Under way from here to `end`."""
+        if not self._peak:  # others, of the round before, may have been waited for
+            self._began_s = now_s
         transfer.round_number, transfer.began_s = self._round_number, now_s
         self.under_way.add(transfer)
         self._peak = max(self._peak, len(self.under_way))
@@ -184,7 +191,7 @@ class Meter:
             self._end_round(now_s)
 
     def end(self, transfer: Transfer, now_s: float, size_bytes: int | None) -> None:
-        """It has moved so many bytes; None: it failed, which says nothing of the number. May be told again."""
+        """It has moved so many bytes; None: it failed, or never began, which says nothing of the number."""
         if transfer not in self.under_way:
             return
         self.under_way.discard(transfer)
@@ -196,16 +203,15 @@ class Meter:
         self._end_round(now_s)
 
     def _end_round(self, now_s: float) -> None:
-        """Ends it once as many have been answered as may be under way, or are, where these are being refused.
+        """Ends it once as many have been answered as may be under way, or enough were refused.
 
         A round in which fewer were under way than may be says nothing of the number, unless even these are refused.
         """
         seen = Round(self._peak, self._answered, self._bytes, self._busy_s, now_s - self._began_s, self._refusals)
-        least = self._peak if seen.is_refused else self.choice.streams
-        if self._is_fixed or self._answered < max(least, LEAST_TRANSFERS):
+        is_over = self._answered >= max(self.choice.streams, LEAST_TRANSFERS) or seen.is_refused
+        if self._is_fixed or not is_over:
             return
         if seen.is_refused or self._peak >= self.choice.streams:
             self.choice = decide(self.choice, seen, self.most)
         self._round_number += 1
-        self._began_s = now_s
         self._peak, self._answered, self._bytes, self._busy_s, self._refusals = 0, 0, 0, 0.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -68,9 +69,8 @@ class Streams:
         self._meter = Meter(min(most, MOST_AT_ONCE), fixed, clock())
         self._where = where
         self._clock = clock
-        # The lock is taken by itself: of a Condition's own `with` an interrupt can leave it locked.
         self._lock = threading.Lock()
-        self._turn = threading.Condition(self._lock)
+        self._bells: list[queue.SimpleQueue[None]] = []  # of those who wait; rung once more than needed is no harm
 
     @property
     def most(self) -> int:
@@ -89,19 +89,29 @@ class Streams:
 
     def begin(self, transfer: Transfer, is_stopped: Callable[[], bool]) -> None:
         """Waits for a turn. Raises `StoppedError` instead, at once, where it is no longer wanted (see `wake`)."""
+        bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._bells.append(bell)  # before looking: what changes after that rings it
+        try:
+            while not self._begin_now(transfer, is_stopped):
+                bell.get()
+        finally:
+            self._bells.remove(bell)
+
+    def _begin_now(self, transfer: Transfer, is_stopped: Callable[[], bool]) -> bool:
         with self._lock:
-            while not self._meter.has_room and not is_stopped():
-                self._turn.wait()
             if is_stopped():
                 raise StoppedError
-            self._meter.begin(transfer, self._clock())
+            if self._meter.has_room:
+                self._meter.begin(transfer, self._clock())
+                return True
+            return False
 
     def end(self, transfer: Transfer, size_bytes: int | None) -> None:
-        """Gives the turn back, or gives back none: it may be called again. None: the transfer has failed."""
+        """Gives the turn back, if it had begun. None: the transfer has failed."""
         with self._lock:
             before = self.count
             self._meter.end(transfer, self._clock(), size_bytes)
-            self._turn.notify_all()
+        self.wake()
         self._say(before)
 
     def refused(self, transfer: Transfer) -> None:
@@ -112,9 +122,9 @@ class Streams:
         self._say(before)
 
     def wake(self) -> None:
-        """Whoever waits looks whether it is stopped."""
-        with self._lock:
-            self._turn.notify_all()
+        """Whoever waits looks again. Takes no lock: an interrupt would leave it locked."""
+        for bell in self._bells.copy():
+            bell.put(None)
 
     def _say(self, before: int) -> None:
         choice = self._meter.choice
@@ -153,24 +163,21 @@ class Turns:
     def transfer(self, size_bytes: int, call: Callable[[], _Result]) -> _Result:
         """What `call` returns, made in its turn, and counted as one transfer of so many bytes.
 
-        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that.
+        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that. Only for
+        the threads of a pipeline: Ctrl-C, which comes to the main thread, can so not tear a turn from its end.
         """
         transfer = Transfer()
         moved: int | None = None
-        # Ctrl-C in the place of any line leaves no turn taken: it is given back twice, and the second does no harm.
         try:
-            try:
-                self.streams.begin(transfer, lambda: self._is_stopped)
-                with hearing(partial(self.streams.refused, transfer)):
-                    result = call()
-                moved = size_bytes
-                return result
-            except StoppedError:
-                raise
-            except BaseException as error:
-                self.stop(error)
-                raise
-            finally:
-                self.streams.end(transfer, moved)
+            self.streams.begin(transfer, lambda: self._is_stopped)
+            with hearing(partial(self.streams.refused, transfer)):
+                result = call()
+            moved = size_bytes
+            return result
+        except StoppedError:
+            raise
+        except BaseException as error:
+            self.stop(error)
+            raise
         finally:
             self.streams.end(transfer, moved)

@@ -144,7 +144,7 @@ class Cloud:
     from_s: float
     until_s: float
     says_busy: bool = False  # else it says nothing
-    serves: int = 0  # at once, while something is wrong
+    serves: int = 0  # so many of those that ask at once, whichever, while something is wrong
     second_s: float = PIECE_BYTES / 12e6
 
     def is_wrong(self, now_s: float) -> bool:
@@ -156,12 +156,11 @@ def transfers(cloud: Cloud, most: int, end_s: float) -> list[tuple[float, int]]:
     meter = Meter(most, None, 0.0)
     order = itertools.count()
     events: list[tuple[float, int, str, Transfer]] = []
-    served: set[Transfer] = set()
+    chance = random.Random(0)
     found = [(0.0, meter.choice.streams)]
 
     def ask(transfer: Transfer, now_s: float) -> None:
-        if not cloud.is_wrong(now_s) or len(served) < cloud.serves:
-            served.add(transfer)
+        if not cloud.is_wrong(now_s) or chance.random() < cloud.serves / len(meter.under_way):
             heapq.heappush(events, (now_s + cloud.second_s, next(order), "ended", transfer))
         else:
             heapq.heappush(events, (now_s + 0.02, next(order), "refused", transfer))
@@ -175,7 +174,6 @@ def transfers(cloud: Cloud, most: int, end_s: float) -> list[tuple[float, int]]:
         now_s, _, what, transfer = heapq.heappop(events)
         if what == "ended" and cloud.is_wrong(now_s) and not cloud.serves:
             what = "refused"  # cut off
-        served.discard(transfer)
         if what == "ended":
             meter.end(transfer, now_s, PIECE_BYTES)
         elif what == "again":
@@ -222,11 +220,11 @@ def test_a_refusal_of_a_round_before_is_none_of_this_one() -> None:
     for _ in range(20):
         for transfer in old:
             meter.refused(transfer, 1.0)
-    assert meter.choice.streams == 11
+    assert meter.choice.streams == FIRST // 2
     for transfer in old:
         meter.end(transfer, 2.0, PIECE_BYTES)
         meter.end(transfer, 2.0, PIECE_BYTES)
-    assert meter.choice.streams == 11
+    assert meter.choice.streams == FIRST // 2
     assert not meter.under_way
 
 
