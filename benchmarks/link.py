@@ -2,19 +2,37 @@
 
 On loopback one connection is as good as thirty. To S3 or GCS each connection has a rate of its own, each request a
 latency, some requests are slow, some are refused: what then counts is how many are under way.
+
+    python -m benchmarks.link [--size-mib 384] [--mb-per-s 12] [--latency-ms 20] [--slow 0.05] [--refused 0.01]
+
+Saves and restores a state through it by each client, with our defaults, and the same bytes by the client alone with 1
+to 64 streams: nothing is packed or checked then, and our retries are around it. Prints a table.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import multiprocessing
 import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import urlsplit
 
+from ckptflow.storage.opening import open_store
+from tests.servers import BUCKET, Server, seaweedfs
+
+MIB = 2**20
+PIECE_BYTES = 8 * MIB
+STREAMS = (1, 4, 16, 32, 64)
+CLIENTS = ("obstore", "fsspec")
 CHUNK_BYTES = 2**16
 MAX_HEAD_BYTES = 2**16
 SLOW = 10  # times slower is a slow request
@@ -139,3 +157,85 @@ class _Pace:
         self._free_at_s = max(self._free_at_s, now_s) + size_bytes / bytes_per_s
         if self._free_at_s - now_s > 0.004:
             await asyncio.sleep(self._free_at_s - now_s)
+
+
+def timed(do: Callable[[], object]) -> float:
+    began_s = time.monotonic()
+    do()
+    return time.monotonic() - began_s
+
+
+def alone(url: str, options: dict[str, Any], size_bytes: int, streams: int) -> tuple[float, float]:
+    """Seconds to write and to read so many bytes in pieces, `streams` at once, by the client and our retries."""
+    store = open_store(url, options)
+    buffers: SimpleQueue[memoryview] = SimpleQueue()
+    for _ in range(streams):
+        buffers.put(memoryview(bytearray(random.Random(0).randbytes(PIECE_BYTES))))
+
+    def put(number: int) -> None:
+        buffer = buffers.get()
+        store.put(f"piece-{number}", buffer)
+        buffers.put(buffer)
+
+    def get(number: int) -> None:
+        buffer = buffers.get()
+        store.get(f"piece-{number}", buffer)
+        buffers.put(buffer)
+
+    numbers = range(size_bytes // PIECE_BYTES)
+    with contextlib.closing(store), ThreadPoolExecutor(streams) as threads:
+        found = timed(lambda: list(threads.map(put, numbers))), timed(lambda: list(threads.map(get, numbers)))
+        store.delete([f"piece-{number}" for number in numbers])
+    return found
+
+
+def ours(url: str, options: dict[str, Any], size_bytes: int) -> tuple[float, float]:
+    """Seconds of a save and of a restore with the defaults, each by a manager that has found no number yet."""
+    import tensorflow as tf
+
+    from ckptflow import CheckpointManager
+
+    count = size_bytes // PIECE_BYTES
+    values = tf.random.Generator.from_seed(0)
+    state = {f"variable{i}": tf.Variable(values.normal([PIECE_BYTES // 4])) for i in range(count)}
+    with CheckpointManager(url, state, storage_options=options) as manager:
+        save_s = timed(lambda: manager.save(1).result())
+    with CheckpointManager(url, state, storage_options=options) as manager:
+        restore_s = timed(manager.restore_latest)
+    return save_s, restore_s
+
+
+def compare(server: Server, client: str, link: Link, size_bytes: int) -> Iterator[tuple[str, float, float]]:
+    """What was measured, and the seconds of a save and of a restore."""
+    there = urlsplit(server.endpoint)
+    with linked(there.hostname or "", there.port or 0, link) as port:
+        given = server.storage_options["client_kwargs"] | {"endpoint_url": f"http://127.0.0.1:{port}"}
+        options = server.storage_options | {"client_kwargs": given, "client": client}
+        for streams in STREAMS:
+            yield f"{client} alone, {streams} at once", *alone(f"s3://{BUCKET}/alone", options, size_bytes, streams)
+        yield f"ckptflow by {client}", *ours(f"s3://{BUCKET}/{client}", options, size_bytes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.link")
+    parser.add_argument("--size-mib", type=int, default=384)
+    parser.add_argument("--mb-per-s", type=float, default=12.0, help="of each connection")
+    parser.add_argument("--latency-ms", type=float, default=20.0)
+    parser.add_argument("--slow", type=float, default=0.0, help=f"the share of requests that take {SLOW} times as long")
+    parser.add_argument("--refused", type=float, default=0.0, help="the share of requests that get a 503")
+    parser.add_argument("--client", action="append", choices=CLIENTS, help="may be repeated; default: each")
+    given = parser.parse_args()
+    link = Link(given.mb_per_s * 1e6, given.latency_ms / 1000, slow=given.slow, refused=given.refused)
+    with seaweedfs() as server:
+        server.make_bucket(BUCKET)
+        for client in given.client or CLIENTS:
+            found = list(compare(server, client, link, given.size_mib * MIB))
+            best_save_s = min(save_s for _, save_s, _ in found[:-1])
+            best_restore_s = min(restore_s for _, _, restore_s in found[:-1])
+            for name, save_s, restore_s in found:
+                ratios = f"{save_s / best_save_s:5.2f} x  {restore_s / best_restore_s:5.2f} x"
+                print(f"{name:28} save {save_s:6.2f} s  restore {restore_s:6.2f} s  {ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,8 +59,9 @@ class CheckpointManager:
         verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
             tensor, at the cost of reading all of them on every worker.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
-            many. Default 2 on a disk; on an object store as many as pay: the number begins at 16, grows while the
-            throughput grows, up to what the memory budget holds, and falls where the storage asks for fewer requests.
+            many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
+            number begins at 16, grows while the throughput grows, up to what the memory budget holds, and falls where
+            the storage asks for fewer requests.
         on_event: called with each event of `ckptflow.events`, in a thread of its own, one after another; or several
             such callables. One that raises is logged. `ckptflow.telemetry` has some.
 
