@@ -134,6 +134,20 @@ def test_from_one_stream_it_rises_again_where_more_pay(most: int) -> None:
     assert max(seen) == most
 
 
+def test_from_the_most_it_falls_again_where_fewer_give_more() -> None:
+    choice = Count(MOST, base=MOST, base_bytes_per_s=1.0, is_doubling=False, tries_fewer=False)
+    for _ in range(100):
+        choice = decide(choice, LINKS["congested above ten"].round(choice.streams, random.Random(0)), MOST)
+    assert choice.base < MOST
+
+
+def test_a_round_with_refusals_is_no_time_for_more() -> None:
+    """Also where they are too few to lower the number: who was not refused was quick."""
+    now = Count(8, base=4, base_bytes_per_s=1e6)
+    for refusals, streams in ((1, 16), (2, 4)):
+        assert decide(now, Round(8, 8, 8 * PIECE_BYTES, 1.0, 1.0, refusals), 32).streams == streams
+
+
 # ---- whole transfers, one beside the other, in virtual time
 
 
@@ -226,6 +240,28 @@ def test_a_refusal_of_a_round_before_is_none_of_this_one() -> None:
         meter.end(transfer, 2.0, PIECE_BYTES)
     assert meter.choice.streams == FIRST // 2
     assert not meter.under_way
+
+
+def test_a_transfer_that_is_refused_again_and_again_is_one() -> None:
+    meter = Meter(31, None, 0.0)
+    under_way = [Transfer() for _ in range(FIRST)]
+    for transfer in under_way:
+        meter.begin(transfer, 0.0)
+    for _ in range(100):
+        meter.refused(under_way[0], 1.0)
+    assert meter.choice == Count(FIRST)
+
+
+def test_two_transfers_are_no_round() -> None:
+    meter = Meter(2, None, 0.0)
+    for number in range(LEAST_TRANSFERS // 2):
+        assert meter.choice.base == 0
+        batch = [Transfer(), Transfer()]
+        for transfer in batch:
+            meter.begin(transfer, float(number))
+        for transfer in batch:
+            meter.end(transfer, number + 1.0, PIECE_BYTES)
+    assert meter.choice.base == 2
 
 
 def test_the_most_is_judged_though_nobody_waits_for_a_turn() -> None:
