@@ -14,7 +14,7 @@ GAIN = 1.3  # twice the streams must give that much more, or they are not worth 
 FEWER = 1.1  # times as much is what fewer must give: where all give the same, nothing speaks for another number
 STEP = 4 / 3  # of the number, at a probe
 PROBE_EVERY = 8  # rounds between two probes
-CEILING_S = 30.0  # for so long a number that was refused is not tried again
+CEILING_S = 60.0  # for so long a number that was refused is not tried again: while it falls, one step may take 20 s
 REFUSALS = 1 / 6  # of a round's requests: a storage of many users refuses one now and then, whatever the number
 LEAST_TRANSFERS = 4  # in a round, else one refusal of many users' storage, or one slow request, would be a verdict
 
@@ -24,7 +24,7 @@ class Round:
     """What `streams` transfers at once gave: the bytes of those that ended, and the seconds that they took, added up.
 
     `answered` of them have ended or were refused; `refusals` were refused, each counted once, however often it was
-    tried. It took `elapsed_s` from the first one's begin.
+    tried. `elapsed_s` have passed since the end of the round before, also without any transfer.
     """
 
     streams: int
@@ -176,8 +176,6 @@ class Meter:
 
     def begin(self, transfer: Transfer, now_s: float) -> None:
         """Under way from here to `end`."""
-        if not self._peak:  # others, of the round before, may have been waited for
-            self._began_s = now_s
         transfer.round_number, transfer.began_s = self._round_number, now_s
         self.under_way.add(transfer)
         self._peak = max(self._peak, len(self.under_way))
@@ -214,4 +212,5 @@ class Meter:
         if seen.is_refused or self._peak >= self.choice.streams:
             self.choice = decide(self.choice, seen, self.most)
         self._round_number += 1
+        self._began_s = now_s
         self._peak, self._answered, self._bytes, self._busy_s, self._refusals = 0, 0, 0, 0.0, 0

@@ -242,6 +242,27 @@ def test_a_refusal_of_a_round_before_is_none_of_this_one() -> None:
     assert not meter.under_way
 
 
+def test_after_a_pause_more_is_tried_at_once() -> None:
+    """A save takes seconds; the next one comes minutes later, and does not begin with what a storm has left."""
+    meter = Meter(31, None, 0.0)
+
+    def transfer_all(now_s: float, *, is_refused: bool) -> None:
+        batch = [Transfer() for _ in range(meter.choice.streams)]
+        for transfer in batch:
+            meter.begin(transfer, now_s)
+        for transfer in batch:
+            if is_refused:
+                meter.refused(transfer, now_s + 0.1)
+        for transfer in batch:
+            meter.end(transfer, now_s + 1.0, PIECE_BYTES)
+
+    transfer_all(0.0, is_refused=True)
+    assert meter.choice.streams == FIRST // 2
+    for number in range(4):
+        transfer_all(300.0 + number, is_refused=False)
+    assert meter.choice.streams >= FIRST
+
+
 def test_a_transfer_that_is_refused_again_and_again_is_one() -> None:
     meter = Meter(31, None, 0.0)
     under_way = [Transfer() for _ in range(FIRST)]
