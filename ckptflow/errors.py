@@ -75,7 +75,12 @@ class ObjectExistsError(StorageError, FileExistsError):
 
 
 class StorageUnavailableError(StorageError, ConnectionError):
-    """Throttled, failing or silent, still so after all retries. The same call may succeed later."""
+    """Throttled, failing or silent, still so after all retries. The same call may succeed later.
+
+    `asks_for_less`: whether the storage asked for fewer requests.
+    """
+
+    asks_for_less: bool = False
 
 
 class StorageAccessError(StorageError, PermissionError):

@@ -137,6 +137,7 @@ class Retried(Event):
     tries: int
     wait_s: float
     error: str
+    asks_for_less: bool = False  # whether the storage asked for fewer requests
 
 
 Tell = Callable[[Event], None]

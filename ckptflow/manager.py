@@ -42,7 +42,8 @@ class CheckpointManager:
         storage_options: passed to the file system, except for `client` and `stall_timeout_s` (seconds without a byte
             after which a request is given up and tried again: 30, or None for no limit). Never written to storage or a
             log.
-        shard_bytes: the size of a shard at most, and so of one write or request. Default 65 MiB.
+        shard_bytes: the size of a shard at most, and so of one write or request. Default 65 MiB on a disk, 8 MiB on an
+            object store.
         memory_budget_bytes: host memory for staging, reused for every save and restore. Default 260 MiB; at least one
             shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.
         commit_timeout_s: how long the coordinator waits for the other workers' receipts, and each worker for all others
@@ -58,7 +59,9 @@ class CheckpointManager:
         verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
             tensor, at the cost of reading all of them on every worker.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
-            many. Default 2 on a disk, 8 on an object store. `ckptflow bench URL` finds what suits a storage.
+            many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
+            number begins at 16, grows while the throughput grows, up to what the memory budget holds, and falls where
+            the storage asks for fewer requests.
         on_event: called with each event of `ckptflow.events`, in a thread of its own, one after another; or several
             such callables. One that raises is logged. `ckptflow.telemetry` has some.
 
@@ -74,7 +77,7 @@ class CheckpointManager:
         strategy: tf.distribute.Strategy | None = None,
         keep: Sequence[Policy] | Policy = arguments.DEFAULT_KEEP,
         storage_options: dict[str, Any] | None = None,
-        shard_bytes: int = arguments.DEFAULT_SHARD_BYTES,
+        shard_bytes: int | None = None,
         memory_budget_bytes: int = arguments.DEFAULT_MEMORY_BUDGET_BYTES,
         commit_timeout_s: float = arguments.DEFAULT_COMMIT_TIMEOUT_S,
         peer_timeout_s: float | None = arguments.DEFAULT_PEER_TIMEOUT_S,

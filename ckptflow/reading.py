@@ -34,10 +34,8 @@ from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
+from ckptflow.transfer.streams import pool_for_reading
 from ckptflow.transfer.verify import verify_checkpoint
-
-_BUFFER_BYTES = 16 * 2**20
-_BUFFER_COUNT = 4
 
 
 def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> list[Checkpoint]:
@@ -177,7 +175,7 @@ class OpenCheckpoint(Mapping[str, Array]):
 
     def _buffers(self) -> BufferPool:
         if self._pool is None:
-            self._pool = BufferPool(_BUFFER_COUNT * _BUFFER_BYTES, _BUFFER_BYTES)
+            self._pool = pool_for_reading(self._store)
         return self._pool
 
     def _check_shards(self) -> None:

@@ -10,7 +10,7 @@ MIB = 2**20
 TENSOR_BYTES = 16 * MIB
 HEADER_ROOM_BYTES = 2**16  # beside whole tensors in a shard, so that none is cut for the header's sake
 _CONCURRENCIES = {False: (1, 2, 4), True: (1, 4, 8, 16, 32)}
-_SHARD_MIB = {False: (16, 64, 128), True: (16, 32, 64, 128)}
+_SHARD_MIB = {False: (16, 64, 128), True: (8, 16, 32, 64)}
 
 
 def whole_tensors(size_bytes: int) -> int:
@@ -100,7 +100,7 @@ def settings(
         for mib in dict.fromkeys(shard_mib or _SHARD_MIB[is_object_store])
     ]
     fitting = [setting for setting in found if setting.memory_bytes <= memory_bytes]
-    middle = Setting(8 if is_object_store else 2, 64 * MIB + HEADER_ROOM_BYTES)
+    middle = Setting(16, 8 * MIB + HEADER_ROOM_BYTES) if is_object_store else Setting(2, 64 * MIB + HEADER_ROOM_BYTES)
     fitting.sort(key=lambda setting: (_distance(setting, middle), setting))
     return fitting, [setting for setting in found if setting not in fitting]
 

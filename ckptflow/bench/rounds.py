@@ -25,6 +25,7 @@ from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.streams import Streams, streams_for
 from ckptflow.transfer.writer import write_shards
 
 _SMALL = bytes(2048)  # about a receipt
@@ -69,7 +70,7 @@ def save_rate(store: Store, enough_s: float, most_bytes: int) -> float:
 def _probe(store: Store, state: RandomState) -> None:
     with closing(BufferPool(4 * (TENSOR_BYTES + 2**17), TENSOR_BYTES + 2**16)) as pool:
         plan = plan_shards(state.specs, worker=0, world_size=1, shard_bytes=pool.buffer_bytes)
-        write_shards(store, Folder(0, 1), plan, state, pool, threads=4)
+        write_shards(store, Folder(0, 1), plan, state, pool, streams=Streams(4, fixed=4))
     store.delete([entry.key for entry in store.list()])
 
 
@@ -128,7 +129,9 @@ class BenchRounds:
         rates.cpu_s.append((time.process_time() - cpu_s) / size_bytes * 2**30)
 
     def _save(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, setting: Setting) -> Manifest:
-        written = write_shards(self._store, folder, plan, self._state, pool, threads=setting.concurrency)
+        written = write_shards(
+            self._store, folder, plan, self._state, pool, streams=streams_for(self._store, pool, setting.concurrency)
+        )
         receipt = Receipt(
             folder=str(folder),
             writer_id=_HELD.writer_id,
@@ -145,7 +148,15 @@ class BenchRounds:
 
     def _restore(self, folder: Folder, manifest: Manifest, pool: BufferPool, setting: Setting) -> None:
         wanted = [Wanted(index) for index in range(len(manifest.tensors))]
-        read_tensors(self._store, folder, manifest, wanted, self._target, pool, threads=setting.concurrency)
+        read_tensors(
+            self._store,
+            folder,
+            manifest,
+            wanted,
+            self._target,
+            pool,
+            streams=streams_for(self._store, pool, setting.concurrency),
+        )
 
 
 def _touch(pool: BufferPool) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ckptflow.format.layout import Folder
     from ckptflow.storage.store import Store
 
-_BUFFER_BYTES = 16 * 2**20
 
 Last = Annotated[int | None, typer.Option("--last", min=0, help="Keep the newest N.", show_default=False)]
 Best = Annotated[
@@ -86,10 +85,10 @@ def prune(
 def find_damage(store: Store, folder: Folder) -> str | None:
     """What is wrong with the bytes of a checkpoint, in words, or None: reads all of them."""
     from ckptflow.commit.catalog import read_manifest
-    from ckptflow.transfer.buffers import BufferPool
+    from ckptflow.transfer.streams import pool_for_reading
     from ckptflow.transfer.verify import verify_checkpoint
 
-    with closing(BufferPool(4 * _BUFFER_BYTES, _BUFFER_BYTES)) as pool:
+    with closing(pool_for_reading(store)) as pool:
         problems = verify_checkpoint(store, folder, read_manifest(store, folder), pool)
     return "; ".join(map(str, problems[:3])) or None
 

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from ckptflow.storage.store import Store
     from ckptflow.transfer.buffers import BufferPool
 
-_BUFFER_BYTES = 16 * 2**20
-_BUFFER_COUNT = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -91,10 +88,10 @@ def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_al
 
     Raises `CheckpointNotFoundError` where there is none, or none is left.
     """
-    from ckptflow.transfer.buffers import BufferPool
+    from ckptflow.transfer.streams import pool_for_reading
 
     wanted = choose(store, folder, step, verify_all=verify_all)
-    with closing(BufferPool(_BUFFER_COUNT * _BUFFER_BYTES, _BUFFER_BYTES)) as pool:
+    with closing(pool_for_reading(store)) as pool:
         with bar("reading", is_bytes=True) as progress:
             progress.expect(sum(wanted.values()))
             watched = WatchedStore(store, progress.advance)

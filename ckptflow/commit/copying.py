@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import crc32c
 
@@ -23,8 +24,9 @@ from ckptflow.format.manifest import MAX_MANIFEST_BYTES, ShardRecord
 from ckptflow.storage.again import agreed, read_record
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.reader import check_shards
+from ckptflow.transfer.streams import Turns, streams_for
 
 _MEMORY_BYTES = 512 * 2**20
 _MISSING = "is missing"
@@ -79,17 +81,22 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
     largest = max((shard.size_bytes for shard in manifest.shards), default=1)
     sent: list[int] = []
 
-    def copy(number: int, buffer: Buffer) -> None:
+    def copy(turns: Turns, number: int, buffer: Buffer) -> None:
         shard = manifest.shards[number]
         key = folder.key(shard.name)
-        if there.get(key) != shard.size_bytes or _damage(target, key, shard, buffer) is not None:
-            _send(source, target, key, shard, buffer)
-            sent.append(shard.size_bytes)
+
+        def bring() -> None:
+            if there.get(key) != shard.size_bytes or _damage(target, key, shard, buffer) is not None:
+                _send(source, target, key, shard, buffer)
+                sent.append(shard.size_bytes)
+
+        turns.transfer(shard.size_bytes, bring)
         on_bytes(shard.size_bytes)
 
     try:
         with closing(BufferPool(max(_MEMORY_BYTES, largest + 2**16), largest)) as pool:
-            run(pool, len(manifest.shards), copy, threads=min(thread_count(source), thread_count(target)))
+            turns = Turns(streams_for(source if target.is_object_store else target, pool))
+            run(pool, len(manifest.shards), partial(copy, turns), turns=turns, threads=turns.streams.most)
     except ObjectNotFoundError as error:
         raise _missing(source, folder, error) from error
     if not is_committed:

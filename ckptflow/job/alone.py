@@ -17,8 +17,8 @@ from ckptflow.job.arguments import (
     DEFAULT_COMMIT_TIMEOUT_S,
     DEFAULT_KEEP,
     DEFAULT_MEMORY_BUDGET_BYTES,
-    DEFAULT_SHARD_BYTES,
     check_step,
+    default_shard_bytes,
 )
 from ckptflow.job.saver import Job, Saver, software_versions
 from ckptflow.peers.team import Alone
@@ -26,6 +26,7 @@ from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
+from ckptflow.transfer.streams import streams_for
 
 
 def commit_alone(
@@ -35,7 +36,7 @@ def commit_alone(
     *,
     metadata: Any = None,
     storage_options: dict[str, Any] | None = None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    shard_bytes: int | None = None,
     fresh: bool = False,
 ) -> Checkpoint:
     """Commits what was captured as the checkpoint of `step` that begins the run at `url`, as a manager does.
@@ -47,9 +48,12 @@ def commit_alone(
     """
     number, about = check_step(step), to_json(metadata, "metadata")
     store = open_store(os.fspath(url), storage_options)
-    pool = BufferPool(max(DEFAULT_MEMORY_BUDGET_BYTES, shard_bytes), shard_bytes)
+    size_bytes = shard_bytes or default_shard_bytes(
+        is_object_store=store.is_object_store, memory_budget_bytes=DEFAULT_MEMORY_BUDGET_BYTES
+    )
+    pool = BufferPool(max(DEFAULT_MEMORY_BUDGET_BYTES, size_bytes), size_bytes)
     try:
-        return _commit(store, pool, number, captured, about, shard_bytes=shard_bytes, fresh=fresh)
+        return _commit(store, pool, number, captured, about, shard_bytes=size_bytes, fresh=fresh)
     finally:
         pool.close()
         store.close()
@@ -71,13 +75,13 @@ def _commit(
         coordinator=coordinator,
         shard_bytes=shard_bytes,
         verify_replicas="small",
-        concurrency=None,
+        streams=streams_for(store, pool),
         software=software_versions(),
     )
     job = Job(
         folder=Folder(step, start.held.number),
         snapshot=captured,
-        plan=lambda: plan_shards(captured.specs, worker=0, world_size=1, shard_bytes=shard_bytes),
+        plan=lambda size_bytes: plan_shards(captured.specs, worker=0, world_size=1, shard_bytes=size_bytes),
         metrics={},
         metadata=metadata,
         prune=False,

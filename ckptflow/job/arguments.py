@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
@@ -13,8 +14,9 @@ from ckptflow.format.layout import MAX_NUMBER
 from ckptflow.format.values import MAX_METADATA_BYTES, check_room, is_unicode, to_json
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
 
-DEFAULT_SHARD_BYTES = 65 * 2**20  # room for a header beside tensors that make up 64 MiB, so that none is cut
-DEFAULT_MEMORY_BUDGET_BYTES = 4 * DEFAULT_SHARD_BYTES
+DISK_SHARD_BYTES = 65 * 2**20  # room for a header beside tensors that make up 64 MiB, so that none is cut
+OBJECT_SHARD_BYTES = 8 * 2**20  # one request: small enough that the budget holds as many as fill a link
+DEFAULT_MEMORY_BUDGET_BYTES = 4 * DISK_SHARD_BYTES
 DEFAULT_COMMIT_TIMEOUT_S = 600.0
 DEFAULT_PEER_TIMEOUT_S = 3600.0
 LEAVING_S = 15.0
@@ -41,8 +43,14 @@ def check_hooks(on_event: object) -> tuple[Callable[[Event], object], ...]:
     return hooks
 
 
+def default_shard_bytes(*, is_object_store: bool, memory_budget_bytes: int) -> int:
+    """What a shard may take where nobody has said it: no more than the budget has whole pages for."""
+    whole_pages = memory_budget_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+    return min(OBJECT_SHARD_BYTES if is_object_store else DISK_SHARD_BYTES, whole_pages)
+
+
 def check_arguments(
-    shard_bytes: int,
+    shard_bytes: int | None,
     memory_budget_bytes: int,
     commit_timeout_s: float,
     peer_timeout_s: float | None,
@@ -50,13 +58,14 @@ def check_arguments(
     verify_replicas: str,
     concurrency: int | None,
 ) -> None:
-    for name, size_bytes in (("shard_bytes", shard_bytes), ("memory_budget_bytes", memory_budget_bytes)):
+    least_bytes = MIN_SHARD_BYTES if shard_bytes is None else shard_bytes
+    for name, size_bytes in (("shard_bytes", least_bytes), ("memory_budget_bytes", memory_budget_bytes)):
         if not _is_whole(size_bytes):
             raise ValueError(f"{name} is a whole number of bytes, not {size_bytes!r}")
-    if shard_bytes < MIN_SHARD_BYTES:
+    if least_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes is at least {MIN_SHARD_BYTES}, not {shard_bytes}")
-    if memory_budget_bytes < shard_bytes:
-        raise ValueError(f"memory_budget_bytes={memory_budget_bytes} holds no shard of shard_bytes={shard_bytes}")
+    if memory_budget_bytes < least_bytes:
+        raise ValueError(f"memory_budget_bytes={memory_budget_bytes} holds no shard of shard_bytes={least_bytes}")
     if concurrency is not None and (not _is_whole(concurrency) or concurrency < 1):
         raise ValueError(f"concurrency is a whole number of at least 1, or None, not {concurrency!r}")
     if not (_is_real(commit_timeout_s) and commit_timeout_s > 0):

@@ -25,12 +25,13 @@ from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.streams import Streams
 
 
 class LiveState:
     """Named objects, the tensors found in them, and this worker's plan for writing those."""
 
-    def __init__(self, state: Any, cluster: Cluster, shard_bytes: int) -> None:
+    def __init__(self, state: Any, cluster: Cluster) -> None:
         self._state = state
         self._objects = as_mapping(state)
         self._seen = _identities(self._objects)
@@ -39,7 +40,6 @@ class LiveState:
         self.built: set[str] = set()  # what restores have built for a checkpoint, until one succeeds
         self._held_metrics: dict[str, Any] = {}
         self._cluster = cluster
-        self._shard_bytes = shard_bytes
         self._planned: tuple[Sequence[TensorSpec], WorkerPlan] | None = None
         self._tree = self._walk()
 
@@ -85,7 +85,7 @@ class LiveState:
         if len(set(checksums)) > 1:
             raise_differences(self._cluster, _lines_of(self._tree))
 
-    def plan(self, snapshot: Snapshot) -> WorkerPlan:
+    def plan(self, snapshot: Snapshot, shard_bytes: int) -> WorkerPlan:
         """This worker's plan for writing what was captured, made once for each tree.
 
         Called in the background, by one save at a time. It is of the snapshot's own tree: what is built or attached
@@ -98,7 +98,7 @@ class LiveState:
                     snapshot.specs,
                     worker=self._cluster.worker,
                     world_size=self._cluster.world_size,
-                    shard_bytes=self._shard_bytes,
+                    shard_bytes=shard_bytes,
                 ),
             )
         return self._planned[1]
@@ -158,12 +158,12 @@ class LiveState:
         self._held_metrics = {}
 
     def restore_metrics(
-        self, store: Store, folder: Folder, manifest: Manifest, pool: BufferPool, threads: int | None
+        self, store: Store, folder: Folder, manifest: Manifest, pool: BufferPool, streams: Streams
     ) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
         self.refresh()
         restore = match(self._tree, offer_of(manifest), partial=True).only_metrics()
-        read_tensors(store, folder, manifest, restore.wanted, restore, pool, threads=threads)
+        read_tensors(store, folder, manifest, restore.wanted, restore, pool, streams=streams)
         restore.complete()
 
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:

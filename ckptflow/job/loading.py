@@ -17,6 +17,7 @@ from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_shards, read_tensors
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.verify import verify_checkpoint
 
 logger = logging.getLogger("ckptflow")
@@ -37,7 +38,7 @@ class Loading:
         live: LiveState,
         store: Store,
         pool: BufferPool,
-        threads: int | None,
+        streams: Streams,
         *,
         partial: bool,
         rename: Rename | None,
@@ -47,7 +48,7 @@ class Loading:
         self._live = live
         self._store = store
         self._pool = pool
-        self._threads = threads
+        self._streams = streams
         self._partial = partial
         self._rename = rename
         self._look = look
@@ -97,9 +98,8 @@ class Loading:
 
     def find_damage(self, folder: Folder, manifest: Manifest) -> str:
         """What is wrong with a checkpoint, other workers' parts as well, in words; empty where all of it is sound."""
-        return some_of(
-            list(map(str, verify_checkpoint(self._store, folder, manifest, self._pool, threads=self._threads))), 3
-        )
+        problems = verify_checkpoint(self._store, folder, manifest, self._pool)
+        return some_of(list(map(str, problems)), 3)
 
     def _read(self, manifest: Manifest, wanted: Sequence[Wanted], target: Target, *, only_verify: bool = False) -> None:
         folder = parse_folder(manifest.folder)
@@ -113,6 +113,6 @@ class Loading:
             target,
             self._pool,
             only_verify=only_verify,
-            threads=self._threads,
+            streams=self._streams,
             look=self._look,
         )

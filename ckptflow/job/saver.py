@@ -41,6 +41,7 @@ from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.writer import replica_digests, write_shards
 
 logger = logging.getLogger("ckptflow")
@@ -63,7 +64,7 @@ class Job:
 
     folder: Folder
     snapshot: Captured
-    plan: Callable[[], WorkerPlan]  # made once, here in the background: it takes long for many variables
+    plan: Callable[[int], WorkerPlan]  # for shards of so many bytes; made here in the background, once: it takes long
     metrics: Mapping[str, float]
     metadata: Any
     prune: bool
@@ -82,7 +83,7 @@ class Saver:
     coordinator: Coordinator | None
     shard_bytes: int
     verify_replicas: Literal["small", "all"]
-    concurrency: int | None
+    streams: Streams
     software: Mapping[str, str]
     tell: Tell = tell_nobody
     leave_note: Callable[[Folder, BaseException | None], None] = lambda folder, error: None  # for the other workers
@@ -156,12 +157,12 @@ class Saver:
         """Writes this worker's shards and then, last, its receipt."""
         snapshot, worker = job.snapshot, self.cluster.worker
         with span("plan"):
-            plan = job.plan()
+            plan = job.plan(self.shard_bytes)
         digests = self._digests(snapshot, plan)
         own, own_python = self._own(job)
         plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
         written = write_shards(
-            self.store, job.folder, plan, snapshot, self.pool, tag=self.held.tag, threads=self.concurrency
+            self.store, job.folder, plan, snapshot, self.pool, tag=self.held.tag, streams=self.streams
         )
         receipt = Receipt(
             folder=str(job.folder),

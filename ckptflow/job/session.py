@@ -40,6 +40,7 @@ from ckptflow.storage.again import hurry
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import ProgressStore
 from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.streams import streams_for
 
 if TYPE_CHECKING:
     from ckptflow.state.capture import Snapshot
@@ -83,7 +84,7 @@ class Session:
         strategy: Any,
         policies: Sequence[Policy],
         storage_options: dict[str, Any] | None,
-        shard_bytes: int,
+        shard_bytes: int | None,
         memory_budget_bytes: int,
         commit_timeout_s: float,
         peer_timeout_s: float,
@@ -96,26 +97,28 @@ class Session:
     ) -> None:
         self.policies = tuple(policies)
         self.read_only = read_only
-        self._shard_bytes = shard_bytes
         self._commit_timeout_s = commit_timeout_s
         self._on_save_error = on_save_error
         self._fresh = fresh
         self._verify_replicas: Literal["small", "all"] = verify_replicas
-        self._concurrency = concurrency
 
         self.cluster: Cluster = find_cluster(
             strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s
         )
-        self.live = LiveState(state, self.cluster, shard_bytes)
+        self.live = LiveState(state, self.cluster)
         self._hooks = Hooks(hooks, self.cluster.worker)
         self.store = ProgressStore(
             open_store(os.fspath(url), storage_options, self._hooks.tell), self.cluster.storage_goes_on
         )
+        self._shard_bytes = shard_bytes or arguments.default_shard_bytes(
+            is_object_store=self.store.is_object_store, memory_budget_bytes=memory_budget_bytes
+        )
+        self._pool = BufferPool(memory_budget_bytes, self._shard_bytes)
+        self._streams = streams_for(self.store, self._pool, concurrency)
         self._hooks.url = self.store.url
         if not self.store.is_create_only and not read_only:
             logger.warning(NOT_EXCLUSIVE, self.store.url)
         self.summaries = Summaries(self.store)
-        self._pool = BufferPool(max(memory_budget_bytes, shard_bytes), shard_bytes)
         self._background = Background(lambda: self.cluster.working("the saves under way"))
         self.calls = Calls(self._background, read_only=read_only)
         self._incarnation: Incarnation | None = None
@@ -202,7 +205,7 @@ class Session:
 
     def restore_metrics(self, folder: Folder) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
-        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._concurrency)
+        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._streams)
 
     def restore_again(self) -> None:
         """Assigns what was restored once more, where nothing was saved since: the program may have changed it.
@@ -322,7 +325,7 @@ class Session:
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
         look = self.cluster.looking_after(str(Call.LOAD))
-        return Loading(self.live, self.store, self._pool, self._concurrency, partial=partial, rename=rename, look=look)
+        return Loading(self.live, self.store, self._pool, self._streams, partial=partial, rename=rename, look=look)
 
     def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
@@ -366,7 +369,7 @@ class Session:
             coordinator=coordinator,
             shard_bytes=self._shard_bytes,
             verify_replicas=self._verify_replicas,
-            concurrency=self._concurrency,
+            streams=self._streams,
             software=software_versions(),
             tell=self._hooks.tell,
             leave_note=notes.leave,

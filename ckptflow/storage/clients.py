@@ -19,10 +19,12 @@ from fsspec.dircache import DirCache
 from ckptflow.storage import redaction
 from ckptflow.storage.replies import RANGE, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
+from ckptflow.storage.throttling import MOST_AT_ONCE
 
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
 HTTP_SCHEMES = ("http", "https")
+_MOST_CONNECTIONS = MOST_AT_ONCE + 8  # small requests, as for receipts, have room beside transfers
 _MOST_REPLY_BYTES = 2**26  # of a listing, or of an error
 _READ_BYTES = 2**18
 _TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
@@ -70,6 +72,7 @@ def open_file_system(
     if scheme in S3_SCHEMES:
         tries = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # ours are above
         config = tries | {"connect_timeout": connect_s, "read_timeout": stall_timeout_s}
+        config["max_pool_connections"] = _MOST_CONNECTIONS  # botocore has 10, aiohttp 100
         given = dict(options.get("config_kwargs") or {})
         if "http_session_cls" not in given:
             connector = {"socket_factory": socket_factory(stall_timeout_s)} | dict(given.get("connector_args") or {})
@@ -165,7 +168,7 @@ def _aws_data(search_path: str | None) -> Any:
 async def _connector(stall_timeout_s: float | None) -> Any:
     import aiohttp
 
-    connector = aiohttp.TCPConnector(socket_factory=socket_factory(stall_timeout_s))
+    connector = aiohttp.TCPConnector(limit=_MOST_CONNECTIONS, socket_factory=socket_factory(stall_timeout_s))
     return connect_in_time(connector, connect_timeout_s(stall_timeout_s))
 
 
@@ -173,7 +176,7 @@ async def _http_client(connect_s: float, **words: Any) -> Any:
     import aiohttp
 
     if words.get("connector") is None:
-        words["connector"] = connect_in_time(aiohttp.TCPConnector(), connect_s)
+        words["connector"] = connect_in_time(aiohttp.TCPConnector(limit=_MOST_CONNECTIONS), connect_s)
     return aiohttp.ClientSession(**words)
 
 

@@ -65,7 +65,13 @@ _TRANSIENT_CODES = {
     "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "RequestTimeoutException", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "BadDigest", "IncompleteBody",
     "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "302", "303", "307", "308", "408", "409", "425", "429",
-    "500", "502", "503", "504", "TemporaryRedirect",
+    "500", "502", "503", "504", "TemporaryRedirect", "NoReply",
+}  # fmt: skip
+# Of these, what asks for fewer requests: the storage has answered, and said that it is busy. No answer, or a failure of
+# its own (500, 502, 504), is an outage, which fewer requests do not end, and after which as many pay as before.
+_THROTTLING_CODES = {
+    "RequestLimitExceeded", "RequestThrottled", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
+    "TooManyRequests", "429", "503",
 }  # fmt: skip
 _ACCESS_CODES = {
     "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "AuthFailure",
@@ -156,7 +162,11 @@ def from_client_error(error: BaseException, doing: str, where: str, secrets: Ite
     text = text_of(error, secrets)
     if kind is StorageError and _ABOUT_CHECKSUMS.search(f"{text} {_all_codes(error)}"):
         advice = _NO_CHECKSUMS
-    return kind(f"{where}: cannot {doing}: {text}; {advice}")
+    mapped = kind(f"{where}: cannot {doing}: {text}; {advice}")
+    if isinstance(mapped, StorageUnavailableError):
+        codes = {code.removeprefix("KMS.") for code in _all_codes(error)}
+        mapped.asks_for_less = not _THROTTLING_CODES.isdisjoint(codes)
+    return mapped
 
 
 def is_refused_request(error: BaseException) -> bool:
@@ -283,7 +293,7 @@ def codes_of(error: BaseException) -> list[str]:
         codes += re.findall(r"<Code>([\w.]+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
         # No reply at all (refused, reset, timed out), or one to something else.
         if not codes and ("HTTP error" in text or _STRANGE.search(text)):
-            codes.append("503")
+            codes.append("NoReply")
     elif type(error) is OSError and text.startswith("Forbidden"):  # gcsfs for 403
         codes.append("403")
     return [code for code in codes if code]

@@ -14,6 +14,7 @@ from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableE
 from ckptflow.events import Retried, Tell, tell_nobody
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
+from ckptflow.storage.throttling import tell_of_refusal
 from ckptflow.storage.wrappers import StoreWrapper
 
 _log = logging.getLogger("ckptflow.storage")
@@ -50,7 +51,19 @@ class Retries:
             wait_s = state.next_action.sleep if state.next_action else 0.0
             self._left_s -= wait_s
             _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, str(error))
-            tell(Retried(verb=verb, key=key, tries=state.attempt_number, wait_s=wait_s, error=str(error)))
+            asks_for_less = isinstance(error, StorageUnavailableError) and error.asks_for_less
+            if asks_for_less:
+                tell_of_refusal()
+            tell(
+                Retried(
+                    verb=verb,
+                    key=key,
+                    tries=state.attempt_number,
+                    wait_s=wait_s,
+                    error=str(error),
+                    asks_for_less=asks_for_less,
+                )
+            )
 
         started = time.monotonic()
         retrying = tenacity.Retrying(

@@ -6,13 +6,8 @@ import queue
 import threading
 from collections.abc import Callable
 
-from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
-
-
-def thread_count(store: Store) -> int:
-    """How many transfers to have under way: round trips are hidden by many, a disk is kept busy by two."""
-    return 8 if store.is_object_store else 2
+from ckptflow.transfer.streams import StoppedError, Turns
 
 
 def run(
@@ -21,29 +16,32 @@ def run(
     work: Callable[[int, Buffer], None],
     consume: Callable[[int, Buffer], None] | None = None,
     *,
+    turns: Turns,
     threads: int,
 ) -> None:
     """Calls `work(number, buffer)` for 0 … count - 1 in up to `threads` threads, and `consume` in the calling one.
 
-    Raises the first error, as it was raised, once nothing is under way any more; what had not begun by then is left.
+    `work` makes its transfers by `turns`, which are stopped with it. Raises the first error, as it was raised, once
+    nothing is under way any more; what had not begun by then is left, also what waited for its turn.
     Each buffer is back in the pool when this returns or raises.
     """
     # A piece of work goes through these states, each thread taking the next number when it has finished one:
     #
     #   numbered -> staging (waits for a buffer) -> working -> done (its buffer in `held`) -> consumed (buffer free)
     #
-    # After an error, or once the caller is interrupted, `stop` is set: nothing new is numbered, what waits for a buffer
-    # gives it back, and what is done is not consumed. An interrupt can come between any two lines of the caller, so it
-    # counts nothing on the way out: it gives back whatever is held (again, it may be), and waits for the threads.
+    # After an error, or once the caller is interrupted, the turns are stopped: nothing new is numbered, what waits for
+    # a buffer or for its turn gives up, and what is done is not consumed. An interrupt can come between any two lines
+    # of the caller, so it counts nothing on the way out: it gives back whatever is held (again, it may be), and waits
+    # for the threads.
     numbers = iter(range(count))
     lock = threading.Lock()
-    stop, is_left = threading.Event(), threading.Event()
+    is_left = threading.Event()
     held: dict[int, tuple[Buffer, int]] = {}
-    done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def loop() -> None:
         try:
-            while not stop.is_set():
+            while not turns.is_stopped:
                 with lock:
                     number = next(numbers, None)
                 if number is None:
@@ -51,7 +49,7 @@ def run(
                 buffer = pool.acquire()
                 turn = buffer.turn
                 try:
-                    if not stop.is_set():
+                    if not turns.is_stopped:
                         work(number, buffer)
                 except BaseException:
                     pool.release(buffer, turn)
@@ -60,16 +58,16 @@ def run(
                 done.put(number)
                 if is_left.is_set():  # the caller may have looked into `held` before
                     pool.release(buffer, turn)
+        except StoppedError:
+            pass
         except BaseException as error:
-            stop.set()
-            done.put(error)
+            turns.stop(error)
         finally:
             done.put(None)
 
     threads_made = [
         threading.Thread(target=loop, name=f"ckptflow-transfer-{i}") for i in range(min(threads, count, pool.count))
     ]
-    first_error: BaseException | None = None
     try:
         for thread in threads_made:
             thread.start()
@@ -78,20 +76,17 @@ def run(
             item = done.get()
             if item is None:
                 alive -= 1
-            elif isinstance(item, BaseException):
-                first_error = first_error or item
             else:
-                if consume is not None and not stop.is_set():
+                if consume is not None and not turns.is_stopped:
                     consume(item, held[item][0])
                 pool.release(*held[item])
                 held.pop(item)
     finally:
-        stop.set()
+        turns.stop()
         is_left.set()
         for lease in held.copy().values():
             pool.release(*lease)
         for thread in threads_made:
-            if thread.is_alive():  # one that has not begun finds `stop` set, and takes nothing
+            if thread.is_alive():  # one that has not begun finds that, and takes nothing
                 thread.join()
-    if first_error is not None:
-        raise first_error
+    turns.raise_first()

@@ -21,9 +21,11 @@ from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
+from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
+from ckptflow.transfer.streams import Streams, Turns, pieces, streams_for
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
@@ -69,7 +71,7 @@ def read_tensors(
     pool: BufferPool,
     *,
     only_verify: bool = False,
-    threads: int | None = None,
+    streams: Streams | None = None,
     look: Callable[[], None] = lambda: None,
 ) -> None:
     """Brings what is wanted, tensors and boxes of tensors, into the target's memory, all bytes verified.
@@ -100,7 +102,7 @@ def read_tensors(
         landings[each].memory = None
         target.finish(each)
 
-    reading = _Reading(store, folder, manifest, pool, threads or thread_count(store), users)
+    reading = _Reading(store, folder, manifest, pool, streams or streams_for(store, pool), users)
     ranges = plan_ranges(manifest, pieces, pool.buffer_bytes)
 
     def copy(each: Wanted, part: Part, data: Bytes1D) -> None:
@@ -181,6 +183,11 @@ def _slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(at, at + extent) for at, extent in zip(start, shape, strict=True))
 
 
+# How many bytes came of a request for a range, or that there is no such object: asked again, it is no error yet.
+_Came = int | ObjectNotFoundError
+_Ask = Callable[[str, memoryview, int], _Came]
+
+
 class _Reading:
     """Reads ranges of one checkpoint and hands over their parts, verified, to those who use them."""
 
@@ -190,14 +197,14 @@ class _Reading:
         folder: Folder,
         manifest: Manifest,
         pool: BufferPool,
-        threads: int,
+        streams: Streams,
         users: Callable[[Part], Sequence[Wanted]],
     ) -> None:
         self._store = store
         self._folder = folder
         self._manifest = manifest
         self._pool = pool
-        self._threads = threads
+        self._turns = Turns(streams)
         self._users = users
 
     def run(
@@ -219,11 +226,17 @@ class _Reading:
                     divided.setdefault(user, []).append(part)
         checksums: dict[Part, int] = {}
 
-        def read(number: int, buffer: Buffer) -> None:
-            bring(ranges[number], buffer, 0)
+        threads = min(self._turns.streams.most, self._pool.count, max(1, len(ranges)))
+        requests = -(-self._turns.streams.most // threads)
 
-        def bring(each: Range, buffer: Buffer, first: int) -> None:
-            sums = list(zip(each.parts, self._read(each, buffer), strict=True))[first:]
+        def get(key: str, into: memoryview, start: int) -> _Came:
+            return self._get_in_pieces(key, into, start, requests)
+
+        def read(number: int, buffer: Buffer) -> None:
+            bring(ranges[number], buffer, 0, get)
+
+        def bring(each: Range, buffer: Buffer, first: int, get: _Ask) -> None:
+            sums = list(zip(each.parts, self._read(each, buffer, get), strict=True))[first:]
             checksums.update((part, checksum) for part, checksum in sums if not part.is_whole)
 
         def consume(number: int, buffer: Buffer) -> None:
@@ -232,7 +245,7 @@ class _Reading:
                 for done, part in enumerate(each.parts, 1):
                     is_overwritten = hand_over(each, part, buffer)
                     if is_overwritten and done < len(each.parts):
-                        bring(each, buffer, done)
+                        bring(each, buffer, done, self._get)
 
         def hand_over(each: Range, part: Part, buffer: Buffer) -> bool:
             came_wrong: list[bool] = []
@@ -247,31 +260,53 @@ class _Reading:
                     finish(user)
             return any(came_wrong)
 
-        run(self._pool, len(ranges), read, consume, threads=self._threads)
+        run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads)
 
-    def _read(self, each: Range, buffer: Buffer) -> tuple[int, ...]:
+    def _read(self, each: Range, buffer: Buffer, get: _Ask) -> tuple[int, ...]:
         """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
         record = self._manifest.shards[each.shard]
         key = self._folder.key(record.name)
         view = buffer.view[: each.end - each.begin]
 
         def ask() -> _Got:
-            try:
-                with span("read", shard=record.name, size_bytes=len(view)):
-                    count = self._store.get(key, view, each.begin)
-            except ObjectNotFoundError as error:
-                return _Got(missing=error)
-            if count < len(view):
-                return _Got(count)
+            came = get(key, view, each.begin)
+            if isinstance(came, ObjectNotFoundError):
+                return _Got(missing=came)
+            if came < len(view):
+                return _Got(came)
             with span("verify", shard=record.name):
                 places = [(part.begin - each.begin, part.end - each.begin) for part in each.parts]
-                return _Got(count, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
+                return _Got(came, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
 
         got = agreed(self._store, key, ask, lambda got: self._problem(each, got) is None)
         problem = self._problem(each, got)
         if problem is not None:
             raise problem from got.missing
         return got.checksums
+
+    def _get_in_pieces(self, key: str, into: memoryview, start: int, requests: int) -> _Came:
+        """In turns: from an object store what is long comes in several requests, up to so many at once."""
+        places = pieces(len(into)) if self._store.is_object_store else [(0, len(into))]
+
+        def get_piece(place: tuple[int, int]) -> _Came:
+            begin, end = place
+            return self._turns.transfer(end - begin, lambda: self._get(key, into[begin:end], start + begin))
+
+        came = [get_piece(places[0])] if len(places) == 1 else at_once(requests, get_piece, places)
+        for (begin, end), count in zip(places, came, strict=True):
+            if isinstance(count, ObjectNotFoundError):
+                return count
+            if count < end - begin:
+                return begin + count
+        return len(into)
+
+    def _get(self, key: str, into: memoryview, start: int) -> _Came:
+        """Out of turn, as the calling thread reads again what came wrong: one request, for which nobody else waits."""
+        try:
+            with span("read", shard=key, size_bytes=len(into)):
+                return self._store.get(key, into, start)
+        except ObjectNotFoundError as error:
+            return error
 
     def _problem(self, each: Range, got: _Got) -> CorruptCheckpointError | None:
         """What is wrong with what was read."""
@@ -306,7 +341,7 @@ class _Reading:
 
         def again(part: Part) -> int:
             each = Range(part.slice.shard, page_of(part.begin), part.end, (part,))
-            (checksum,) = self._read(each, buffer)
+            (checksum,) = self._read(each, buffer, self._get)
             for user in self._users(part):
                 copy(user, part, _bytes_of(part, each, buffer))
             return checksum

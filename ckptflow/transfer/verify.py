@@ -15,7 +15,8 @@ from ckptflow.format.shard import header_size_bytes, parse_header, slice_key
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.pipeline import run
+from ckptflow.transfer.streams import Turns, streams_for
 
 _SHORTER = "became shorter while it was read"
 
@@ -31,9 +32,7 @@ class Problem:
         return f"{self.shard}: {self.what}"
 
 
-def verify_checkpoint(
-    store: Store, folder: Folder, manifest: Manifest, pool: BufferPool, *, threads: int | None = None
-) -> list[Problem]:
+def verify_checkpoint(store: Store, folder: Folder, manifest: Manifest, pool: BufferPool) -> list[Problem]:
     """Reads all of a checkpoint and returns what does not agree with its manifest; an empty list where all does.
 
     Checks each shard's size, its header, and the crc32c of the whole file and of every slice; a shard in which
@@ -47,6 +46,8 @@ def verify_checkpoint(
             inside[piece.shard].append((tensor, piece))
     found: list[list[Problem]] = [[] for _ in manifest.shards]
 
+    turns = Turns(streams_for(store, pool))
+
     def verify(number: int, buffer: Buffer) -> None:
         record = manifest.shards[number]
         key = folder.key(record.name)
@@ -54,12 +55,14 @@ def verify_checkpoint(
 
         def look() -> tuple[str, ...]:
             size = listed.pop() if listed else _listed_bytes(store, folder, key)
-            return _verify_shard(store, key, record, inside[number], size, buffer)
+            return turns.transfer(
+                record.size_bytes, lambda: _verify_shard(store, key, record, inside[number], size, buffer)
+            )
 
         problems = agreed(store, key, look, lambda problems: not problems)
         found[number] = [Problem(record.name, what) for what in problems]
 
-    run(pool, len(manifest.shards), verify, threads=threads or thread_count(store))
+    run(pool, len(manifest.shards), verify, turns=turns, threads=turns.streams.most)
     return [problem for problems in found for problem in problems]
 
 

@@ -17,8 +17,9 @@ from ckptflow.format.spec import Bytes1D, TensorSource
 from ckptflow.spans import span
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.pipeline import run, thread_count
+from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.plan import PlannedShard, PlannedSlice, WorkerPlan
+from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 FETCH_BYTES = 4 * 2**20  # asked of another process at once
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
@@ -40,20 +41,19 @@ def write_shards(
     pool: BufferPool,
     *,
     tag: str | None = None,
-    threads: int | None = None,
+    streams: Streams | None = None,
 ) -> WrittenShards:
     """Makes this worker's shards durable in `folder` and says what is in them; their names end with `tag`.
 
     Tensors that this worker writes nothing of are released first, every other as soon as its last slice is packed. At
-    most `threads` shards (2 on a disk, 8 on an object store) are being sent at once, one more is being packed, and no
-    more than the pool has buffers for. The first error stops the rest and is raised unchanged once no transfer is under
+    most as many shards as `streams` says are being sent at once, others are packed ahead, one on a disk, and no more
+    than the pool has buffers for. The first error stops the rest and is raised unchanged once no transfer is under
     way; what has been written stays where it is.
     """
     for index in plan.unused:
         source.release(index)
     packer = _Packer(source, plan)
-    at_once = threads or thread_count(store)
-    sending = threading.Semaphore(at_once)
+    turns = Turns(streams or streams_for(store, pool))
     records: list[ShardRecord | None] = [None] * len(plan.shards)
     slices: list[list[ReceiptSlice]] = [[] for _ in plan.shards]
 
@@ -62,8 +62,12 @@ def write_shards(
         name = shard.name if tag is None else with_tag(shard.name, tag)
         with span("pack", shard=name, size_bytes=shard.size_bytes):
             checksums, checksum = packer.pack(shard, buffer)
-        with sending, span("write", shard=name, size_bytes=shard.size_bytes):
-            store.put(folder.key(name), buffer.view[: shard.size_bytes])
+
+        def send() -> None:
+            with span("write", shard=name, size_bytes=shard.size_bytes):
+                store.put(folder.key(name), buffer.view[: shard.size_bytes])
+
+        turns.transfer(shard.size_bytes, send)
         records[number] = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
         slices[number] = [
             ReceiptSlice(
@@ -73,7 +77,7 @@ def write_shards(
         ]
 
     # One more thread than that, so that a shard is packed and waiting whenever a transfer ends.
-    run(pool, len(plan.shards), write, threads=at_once + 1)
+    run(pool, len(plan.shards), write, turns=turns, threads=turns.streams.most + 1)
     return WrittenShards(
         shards=tuple(record for record in records if record is not None),
         slices=tuple(piece for shard_slices in slices for piece in shard_slices),

@@ -23,6 +23,7 @@ from ckptflow.testing import FaultyStore
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.plan import MIN_SHARD_BYTES
+from ckptflow.transfer.streams import Streams, Turns
 from tests.chaos.conftest import Note
 from tests.interrupts import Ended, interrupted
 from tests.manager.states import Weights, wrap_store
@@ -211,7 +212,7 @@ def test_ctrl_c_at_every_line_of_the_pipeline() -> None:
             assert set(buffer.array) == {number}
             consumed.append(number)
 
-        ended = interrupted(lambda: run(pool, 12, work, consume, threads=3), at)
+        ended = interrupted(lambda: run(pool, 12, work, consume, turns=Turns(Streams(3, fixed=3)), threads=3), at)
         assert ended.error is None or isinstance(ended.error, KeyboardInterrupt)
         check_threads(before)
         taken = {pool.acquire() for _ in range(pool.count)}  # waits for ever where one is lost

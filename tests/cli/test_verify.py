@@ -119,10 +119,10 @@ def test_what_is_pruned_meanwhile_is_gone_not_damaged(
 
 
 def test_a_checkpoint_larger_than_its_buffers(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckptflow.cli import verify
+    from ckptflow.transfer import streams
 
     make_root(str(tmp_path), (1,))
-    monkeypatch.setattr(verify, "_BUFFER_BYTES", 4096)
+    monkeypatch.setattr(streams, "READING_BYTES", 4 * 4096)
     assert runner("verify", str(tmp_path)).code == 0
     flip(shards(str(tmp_path), 1)[0], 70_000)
     assert runner("verify", str(tmp_path)).code == 1

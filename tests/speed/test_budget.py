@@ -14,11 +14,13 @@ import tensorflow as tf
 from ckptflow import CheckpointManager, SaveFailedError, StorageUnavailableError
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import TensorSpec, Wanted
+from ckptflow.storage.store import Store
 from ckptflow.testing import FaultyStore, LatencyStore, StoreWrapper
-from ckptflow.transfer import buffers
+from ckptflow.transfer import buffers, streams
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
 from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.writer import write_shards
 from tests.manager.states import wrap_store
 from tests.transfer.helpers import (
@@ -34,6 +36,7 @@ from tests.transfer.test_buffers import all_free
 from tests.waiting import HANG_S
 
 SHARD_BYTES = 2**16
+PIECES = 4  # requests that fill a buffer, of an object store
 _R = TypeVar("_R")
 
 
@@ -60,7 +63,7 @@ def within_a_minute(do: Callable[[], _R]) -> _R:
 class InFlight(StoreWrapper):
     """Counts how many calls with a shard's bytes are under way at once."""
 
-    def __init__(self, store: DictStore | LatencyStore) -> None:
+    def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._guard = threading.Lock()
         self._now = 0
@@ -105,12 +108,29 @@ def state() -> dict[str, tf.Variable]:
     }
 
 
+class FarAway(StoreWrapper):
+    """An object store: there are to be many requests."""
+
+    @property
+    def is_object_store(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize("concurrency", [None, 1, 64])
 @pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("wrap", [StoreWrapper, FarAway], ids=["disk", "objects"])
 def test_tensors_larger_than_the_budget(
-    tmp_path: Path, made: list[int], monkeypatch: pytest.MonkeyPatch, count: int, concurrency: int | None
+    tmp_path: Path,
+    made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    wrap: type[StoreWrapper],
+    count: int,
+    concurrency: int | None,
 ) -> None:
-    stores = wrap_store(monkeypatch, lambda store: InFlight(LatencyStore(store, 0.0005)))
+    monkeypatch.setattr(streams, "PIECE_BYTES", SHARD_BYTES // PIECES)
+    stores = wrap_store(monkeypatch, lambda store: InFlight(wrap(LatencyStore(store, 0.0005))))
+    most = count * PIECES if wrap is FarAway else count
+    default = most if wrap is FarAway else 2
 
     def manager(held: dict[str, tf.Variable]) -> CheckpointManager:
         return CheckpointManager(
@@ -132,7 +152,7 @@ def test_tensors_larger_than_the_budget(
     restored = within_a_minute(save_and_restore)
     for name, variable in state().items():
         np.testing.assert_array_equal(restored[name].numpy(), variable.numpy())
-    assert all(1 <= store.most <= min(count, concurrency or 2) for store in stores)
+    assert all(1 <= store.most <= min(most, concurrency or default) for store in stores)
 
 
 def test_a_save_that_fails_gives_its_only_buffer_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,13 +185,13 @@ def test_many_transfers_at_once_through_one_buffer() -> None:
     plan = plan_shards(specs, worker=0, world_size=1, shard_bytes=SHARD_BYTES)
 
     def write(store: DictStore) -> None:
-        written = write_shards(store, FOLDER, plan, ArraySource(specs, arrays), pool, threads=16)
+        written = write_shards(store, FOLDER, plan, ArraySource(specs, arrays), pool, streams=Streams(16, fixed=16))
         tensors = [TensorRecord(name=spec.name, dtype=spec.dtype, shape=spec.shape, slices=()) for spec in specs]
         manifests[id(store)] = make_manifest(FOLDER, 1, tensors, [written])
 
     def read(store: DictStore) -> None:
         target = ArrayTarget(manifests[id(store)])
-        read_tensors(store, FOLDER, target.manifest, map(Wanted, range(3)), target, pool, threads=16)
+        read_tensors(store, FOLDER, target.manifest, map(Wanted, range(3)), target, pool, streams=Streams(16, fixed=16))
         assert all(same_bits(target.arrays[spec.name], array) for spec, array in zip(specs, arrays, strict=True))
         done.append(store)
 

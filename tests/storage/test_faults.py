@@ -163,6 +163,27 @@ def test_client_errors(error: BaseException, expected: type[StorageError]) -> No
     assert type(faults.from_client_error(error, "read", "s3://bucket/key")) is expected
 
 
+ASK_FOR_LESS = {
+    "SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "ThrottlingException", "TooManyRequests",
+    "KMS.ThrottlingException",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "status", "kind"), S3_CODES)
+def test_which_codes_ask_for_fewer_requests(code: str, status: int, kind: type[StorageError]) -> None:
+    for error in (s3_error(code, status), obstore_error(code, status)):
+        mapped = faults.from_client_error(error, "write", "s3://bucket/run/key")
+        assert getattr(mapped, "asks_for_less", False) == (code in ASK_FOR_LESS)
+
+
+@pytest.mark.parametrize(("error", "kind"), CLIENT_ERRORS, ids=lambda value: type(value).__name__)
+def test_what_is_no_answer_does_not_ask_for_fewer_requests(error: BaseException, kind: type[StorageError]) -> None:
+    """Connections that are refused, cut off or time out: an outage ends whatever the number of requests."""
+    mapped = faults.from_client_error(error, "read", "s3://bucket/key")
+    is_said = isinstance(error, gcsfs.retry.HttpError) or "status code: 503" in str(error)
+    assert getattr(mapped, "asks_for_less", False) == (is_said and kind is StorageUnavailableError)
+
+
 def test_the_table_names_every_code_once() -> None:
     groups = [faults._TRANSIENT_CODES, faults._ACCESS_CODES, faults._FULL_CODES, faults._EXISTS_CODES]
     groups += [faults._MISSING_CODES, faults._BUCKET_CODES]

@@ -16,9 +16,11 @@ from ckptflow.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
+from ckptflow.events import Event, Retried
 from ckptflow.storage.again import hurry
 from ckptflow.storage.retry import RetryingStore
-from ckptflow.testing import CountingStore, FaultyStore, LatencyStore, MemoryStore, read_whole
+from ckptflow.storage.throttling import hearing
+from ckptflow.testing import CountingStore, FaultyStore, LatencyStore, MemoryStore, StoreWrapper, read_whole
 
 X = memoryview(b"x")
 BUSY = StorageUnavailableError("busy")
@@ -44,6 +46,27 @@ def test_every_verb_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     assert counting.counts == {"put": 3, "create": 3, "get": 3, "list": 3, "delete": 3}
     assert len(caplog.records) == 10
     assert "busy" in caplog.text
+
+
+def test_whoever_asks_hears_that_the_storage_wants_fewer_requests() -> None:
+    """Through whatever lies between; of a failure that says nothing of the number, nobody does."""
+    slow_down = StorageUnavailableError("SlowDown")
+    slow_down.asks_for_less = True
+    events: list[Event] = []
+    faulty = FaultyStore(MemoryStore())
+    store = StoreWrapper(RetryingStore(faulty, first_wait_s=0.001, tell=events.append))
+    heard: list[str] = []
+    for error in (BUSY, slow_down, slow_down):
+        faulty.fail("put", error)
+    with hearing(lambda: heard.append("outer")):
+        with hearing(lambda: heard.append("inner")):
+            store.put("a", X)
+        faulty.fail("get", slow_down)
+        store.get("a", memoryview(bytearray(1)))
+    faulty.fail("get", slow_down)
+    store.get("a", memoryview(bytearray(1)))
+    assert heard == ["inner", "inner", "outer"]
+    assert [isinstance(event, Retried) and event.asks_for_less for event in events] == [False, True, True, True, True]
 
 
 def test_retries_are_bounded_and_counted() -> None:

@@ -10,6 +10,7 @@ import pytest
 from ckptflow.errors import UsageError
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
+from ckptflow.transfer.streams import Streams, Turns
 from tests.waiting import HANG_S
 
 
@@ -96,7 +97,7 @@ def test_more_threads_than_buffers_do_all_the_work() -> None:
         assert buffer.array[0] == number
         consumed.append(number)
 
-    run(pool, 100, work, consume, threads=16)
+    run(pool, 100, work, consume, turns=Turns(Streams(16, fixed=16)), threads=16)
     assert sorted(worked) == sorted(consumed) == list(range(100))
     assert pool.made_bytes <= 2 * pool.buffer_bytes
 
@@ -119,7 +120,7 @@ def test_the_first_error_stops_the_rest_and_no_buffer_is_lost(error: BaseExcepti
             raise error
 
     with pytest.raises(type(error)) as raised:
-        run(pool, 1000, work, threads=3)
+        run(pool, 1000, work, turns=Turns(Streams(3, fixed=3)), threads=3)
     assert raised.value is error
     assert len(started) < 1000
     assert all_free(pool)
@@ -142,7 +143,7 @@ def test_an_error_while_consuming_waits_for_what_is_under_way() -> None:
             raise RuntimeError("target")
 
     with pytest.raises(RuntimeError, match="target"):
-        run(pool, 1000, work, consume, threads=3)
+        run(pool, 1000, work, consume, turns=Turns(Streams(3, fixed=3)), threads=3)
     assert not under_way
     assert all_free(pool)
 
@@ -152,7 +153,14 @@ def test_two_users_share_one_buffer_without_a_deadlock() -> None:
     done: list[int] = []
 
     def use(base: int) -> None:
-        run(pool, 50, lambda number, buffer: None, lambda number, buffer: done.append(base + number), threads=4)
+        run(
+            pool,
+            50,
+            lambda number, buffer: None,
+            lambda number, buffer: done.append(base + number),
+            turns=Turns(Streams(4, fixed=4)),
+            threads=4,
+        )
 
     users = [threading.Thread(target=use, args=(base,)) for base in (0, 100, 200)]
     for user in users:

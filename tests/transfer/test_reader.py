@@ -15,9 +15,11 @@ from ckptflow.format import boxes, dtypes
 from ckptflow.format.manifest import Manifest, decode
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry
+from ckptflow.transfer import streams
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import plan_ranges
 from ckptflow.transfer.reader import check_sizes, read_tensors
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.verify import verify_checkpoint
 from tests.transfer.helpers import (
     FOLDER,
@@ -134,7 +136,9 @@ def test_big_tensors_come_first_and_few_are_open_at_once() -> None:
             return memory
 
     target = Watching(manifest)
-    read_tensors(store, FOLDER, manifest, map(Wanted, range(12)), target, BufferPool(2**17, 2**16), threads=1)
+    read_tensors(
+        store, FOLDER, manifest, map(Wanted, range(12)), target, BufferPool(2**17, 2**16), streams=Streams(1, fixed=1)
+    )
     assert target.calls[0] == ("open", 11)
     assert most <= 4
 
@@ -371,3 +375,29 @@ def test_unaligned_shards_of_another_writer_are_read() -> None:
     for buffer_bytes in (2**13, 2**17):
         target = read_all(store, moved, BufferPool(2 * buffer_bytes, buffer_bytes))
         assert all(same_bits(target.arrays[s.name], array) for s, array in zip(SPECS, expected, strict=True))
+
+
+# ---- streams
+
+
+def test_a_long_range_of_an_object_store_comes_in_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them at most so long; on a disk it is one."""
+    monkeypatch.setattr(streams, "PIECE_BYTES", 2**13)
+    for is_object_store in (True, False):
+        store, manifest, expected = written(1)
+        store.is_object_store = is_object_store
+        store.gets.clear()
+        target = read_all(store, manifest, BufferPool(3 * 2**16, 2**16))
+        assert all(same_bits(target.arrays[spec.name], array) for spec, array in zip(SPECS, expected, strict=True))
+        longest = max(size for _, _, size in store.gets)
+        assert (longest < 2 * 2**13) == is_object_store
+
+
+def test_one_of_several_requests_that_is_short_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PIECE_BYTES", 2**12)
+    store, manifest, _ = written(1)
+    store.is_object_store = True
+    key = FOLDER.key(max(manifest.shards, key=lambda shard: shard.size_bytes).name)
+    store.objects[key] = store.objects[key][: len(store.objects[key]) // 2 + 100]
+    with pytest.raises(CorruptCheckpointError, match=f"ends at byte {len(store.objects[key]):,}"):
+        read_all(store, manifest, BufferPool(3 * 2**16, 2**16))

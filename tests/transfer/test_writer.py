@@ -17,6 +17,7 @@ from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.transfer import writer
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.writer import replica_digests, write_shards
 from tests.transfer.helpers import FOLDER, ArraySource, DictStore, arrays_for, write_checkpoint
 from tests.transfer.test_buffers import all_free
@@ -90,7 +91,7 @@ def test_a_reference_is_dropped_before_its_shard_is_sent() -> None:
             super().put(key, data)
 
     plan = plan_shards(specs, worker=0, world_size=1, shard_bytes=2**16)
-    write_shards(Watching(), FOLDER, plan, source, BufferPool(2**16, 2**16), threads=1)
+    write_shards(Watching(), FOLDER, plan, source, BufferPool(2**16, 2**16), streams=Streams(1, fixed=1))
     assert seen == [1, 3]  # the second is cut: it goes with its last part
 
 

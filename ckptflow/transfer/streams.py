@@ -1,0 +1,183 @@
+"""The turns of transfers: as many at once as the number that was found, and none once the work is stopping."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from ckptflow.storage.store import Store
+from ckptflow.storage.throttling import MOST_AT_ONCE, hearing
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.stream_count import Meter, Transfer
+
+logger = logging.getLogger("ckptflow.transfer")
+
+ON_DISK = 2  # two large writes keep a disk busy
+PIECE_BYTES = 8 * 2**20  # of one request to an object store at least, where there is more to ask for
+_PAGE_BYTES = 4096
+READING_BYTES = 64 * 2**20  # of staging memory, where only one checkpoint is read
+_READING_COUNTS = {False: 4, True: 16}  # buffers: on an object store one is one request
+
+_Result = TypeVar("_Result")
+
+
+class StoppedError(Exception):
+    """The work for which a transfer was to be is stopping: it did not begin. Never leaves a pipeline."""
+
+
+def pieces(size_bytes: int) -> list[tuple[int, int]]:
+    """Begins and ends of the requests, all alike, that a long range of an object is asked for in.
+
+    Each of `PIECE_BYTES` to twice that: a little more than one piece is not worth a second request.
+    """
+    count = max(1, size_bytes // PIECE_BYTES)
+    step = -(-size_bytes // count)
+    step = -(-step // _PAGE_BYTES) * _PAGE_BYTES
+    return [(begin, min(begin + step, size_bytes)) for begin in range(0, size_bytes, step)]
+
+
+def streams_for(store: Store, pool: BufferPool, concurrency: int | None = None) -> Streams:
+    """The streams of a store: `concurrency` of them if it is given, two on a disk, else as many as pay.
+
+    No more than the pool's memory can take: on an object store a long buffer is filled by several requests.
+    """
+    if not store.is_object_store:
+        return Streams(pool.count, fixed=concurrency or ON_DISK, where=store.url)
+    return Streams(pool.count * len(pieces(pool.buffer_bytes)), fixed=concurrency, where=store.url)
+
+
+def pool_for_reading(store: Store) -> BufferPool:
+    """Staging memory for one who only reads: 64 MiB."""
+    count = _READING_COUNTS[store.is_object_store]
+    return BufferPool(READING_BYTES, READING_BYTES // count)
+
+
+class Streams:
+    """The turns of transfers of one store: no more at once than the number that is decided from those before.
+
+    Thread-safe. One for all saves and restores of a manager: what one has found, the next begins with.
+    """
+
+    def __init__(
+        self, most: int, *, fixed: int | None = None, where: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._meter = Meter(min(most, MOST_AT_ONCE), fixed, clock())
+        self._where = where
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._bells: list[queue.SimpleQueue[None]] = []  # of those who wait; rung once more than needed is no harm
+
+    @property
+    def most(self) -> int:
+        """The number that is never exceeded."""
+        return self._meter.most
+
+    @property
+    def count(self) -> int:
+        """How many transfers may be under way now."""
+        return self._meter.choice.streams
+
+    @property
+    def under_way(self) -> int:
+        """How many are."""
+        return len(self._meter.under_way)
+
+    def begin(self, transfer: Transfer, is_stopped: Callable[[], bool]) -> None:
+        """Waits for a turn. Raises `StoppedError` instead, at once, where it is no longer wanted (see `wake`)."""
+        bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._bells.append(bell)  # before looking: what changes after that rings it
+        try:
+            while not self._begin_now(transfer, is_stopped):
+                bell.get()
+        finally:
+            self._bells.remove(bell)
+
+    def _begin_now(self, transfer: Transfer, is_stopped: Callable[[], bool]) -> bool:
+        with self._lock:
+            if is_stopped():
+                raise StoppedError
+            if self._meter.has_room:
+                self._meter.begin(transfer, self._clock())
+                return True
+            return False
+
+    def end(self, transfer: Transfer, size_bytes: int | None) -> None:
+        """Gives the turn back, if it had begun. None: the transfer has failed."""
+        with self._lock:
+            before = self.count
+            self._meter.end(transfer, self._clock(), size_bytes)
+        self.wake()
+        self._say(before)
+
+    def refused(self, transfer: Transfer) -> None:
+        """The storage has asked for fewer requests instead of answering this one."""
+        with self._lock:
+            before = self.count
+            self._meter.refused(transfer, self._clock())
+        self._say(before)
+
+    def wake(self) -> None:
+        """Whoever waits looks again. Takes no lock: an interrupt would leave it locked."""
+        for bell in self._bells.copy():
+            bell.put(None)
+
+    def _say(self, before: int) -> None:
+        choice = self._meter.choice
+        if choice.streams != before:
+            logger.debug("%s: %d streams after %d: %s", self._where, choice.streams, before, choice.reason)
+
+
+class Turns:
+    """The transfers of one pipeline, which end together: at the first error none that waits begins any more."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self._is_stopped = False
+        self._errors: list[BaseException] = []
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._is_stopped
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """From here on no transfer begins; what waits for its turn raises `StoppedError`."""
+        if error is not None:
+            self._errors.append(error)
+        self._is_stopped = True
+        self.streams.wake()
+
+    def raise_first(self) -> None:
+        """Raises the error that stopped it, if one did, and holds it no longer."""
+        errors, self._errors = self._errors, []
+        try:
+            if errors:
+                raise errors[0]
+        finally:
+            del errors
+
+    def transfer(self, size_bytes: int, call: Callable[[], _Result]) -> _Result:
+        """What `call` returns, made in its turn, and counted as one transfer of so many bytes.
+
+        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that. Only for
+        the threads of a pipeline: Ctrl-C, which comes to the main thread, can so not tear a turn from its end.
+        """
+        transfer = Transfer()
+        moved: int | None = None
+        try:
+            self.streams.begin(transfer, lambda: self._is_stopped)
+            with hearing(partial(self.streams.refused, transfer)):
+                result = call()
+            moved = size_bytes
+            return result
+        except StoppedError:
+            raise
+        except BaseException as error:
+            self.stop(error)
+            raise
+        finally:
+            self.streams.end(transfer, moved)
