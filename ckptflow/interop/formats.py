@@ -114,6 +114,7 @@ FORMATS: dict[str, Format] = {
             writer=f"{_TENSORFLOW}:write_saved_model",
             reader=f"{_TENSORFLOW}:read_saved_model",
             loader=f"{_TENSORFLOW}:load_saved_model_into",
+            can_leave_optimizer=True,
             has_signatures=True,
         ),
         Format(
@@ -135,6 +136,7 @@ FORMATS: dict[str, Format] = {
             writer=f"{_TENSORFLOW}:write_saved_model",
             reader=f"{_TENSORFLOW}:read_saved_model",
             loader=f"{_TENSORFLOW}:load_saved_model_into",
+            can_leave_optimizer=True,
             joiner="ckptflow.interop.tensorflow.hub:as_folder",
             origin="ckptflow.interop.tensorflow.hub:read_provenance",
             has_signatures=True,

@@ -62,8 +62,8 @@ def as_one_file(local: str, place: str, folder: str, source_options: dict[str, A
         return local
     except StorageError as error:
         raise type(error)(
-            f"{where} may have a part of the weights alone, as its name has a number, and whether {index} beside it says "
-            f"so cannot be told: {error}. If it has all of them, fetch it under a name without one"
+            f"{where} may have a part of the weights alone, as its name has a number, and whether {index} beside it "
+            f"says so cannot be told: {error}. If it has all of them, fetch it under a name without one"
         ) from error
     if is_part:
         raise UsageError(f"{where} has a part of the weights of {index}: name that")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,8 @@ from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import pack_tar
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.kinds import keras_models
+
+logger = logging.getLogger("ckptflow")
 
 # What tf_keras's BackupAndRestore keeps for itself beside the model: a restore may do without.
 _BOOK_KEEPING = frozenset({"ckpt_saved_batch", "ckpt_saved_epoch", "train_counter"})
@@ -64,8 +67,15 @@ def read_saved_model(
     found: Source, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None
 ) -> Any:
     if not saved_model.is_keras_saved_model(found.path):
-        return saved_model.read_saved_model(found.path)
-    model = saved_model.read_keras_saved_model(found.path, unsafe=unsafe, imports=imports)
+        return saved_model.read_saved_model(found.path, state)
+    try:
+        model = saved_model.read_keras_saved_model(found.path, unsafe=unsafe, imports=imports)
+    except UsageError as error:
+        if state is None:
+            raise
+        # The user has the model: no class need be known for its variables.
+        logger.warning("its variables go by their paths in the SavedModel, since no model can be made of it: %s", error)
+        return saved_model.read_saved_model(found.path, state)
     if not optimizer and state is not None:
         model.optimizer = None
     return {"model": model}
@@ -76,7 +86,7 @@ def load_saved_model_into(found: Source, state: Mapping[str, Any], *, optimizer:
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
     check_alone(state, targets[0], found.format.name, where)
-    saved_model.load_saved_model_into(found.path, targets[0])
+    saved_model.load_saved_model_into(found.path, targets[0], optimizer=optimizer)
 
 
 def write_tflite(
