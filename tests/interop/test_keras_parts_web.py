@@ -87,6 +87,9 @@ def test_what_lies_beside_is_asked_for_with_the_query(folder: Path, trained: Any
         with pytest.raises(UsageError, match=r"/w%201_00000\.weights\.h5\S* has a part of the weights") as caught:
             ckptflow.import_model(f"{url}/w%201_00000.weights.h5?{QUERY}", tmp_path / "run", model=make())
         assert "PLANTED" not in str(caught.value)
+
+
+def test_a_shard_that_is_not_there_is_named_without_the_query(folder: Path, tmp_path: Path) -> None:
     with (
         web(folder, {"w%201_00001.weights.h5": 404}) as url,
         pytest.raises(ObjectNotFoundError, match="w%201_00001") as caught,

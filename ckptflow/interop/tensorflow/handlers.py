@@ -36,7 +36,8 @@ def read_checkpoint(found: Source, **how: Any) -> NamedTensors:
 
 
 def load_checkpoint_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
-    checkpoint.restore_objects(checkpoint.find_prefix(found.path), dict(state), beside=_beside(found))
+    prefix = checkpoint.find_prefix(found.path)
+    checkpoint.restore_objects(prefix, dict(state), optimizer=optimizer, beside=_beside(found))
 
 
 def _beside(found: Source) -> frozenset[str]:
