@@ -42,10 +42,10 @@ def other_class(tree: Tree, offer: Offer, found: Comparison) -> str | None:
     name or by what its slots are called; None where nothing tells so."""
     classes = {path: type(node.optimizer).__name__ for path, node in tree.optimizers.items()}
     theirs = {path: str(offer.models[path].get("class") or "") for path in optimizers_in(offer.models)}
-    for path in classes.keys() & theirs.keys():
+    for path in sorted(classes.keys() & theirs.keys()):
         slots = offer.models[path].get("slots")
-        if slots:
-            return f"it has {some_of(slots, _SHOWN)}, which the model's {classes[path]} has not"
+        if isinstance(slots, list) and slots:
+            return f"it has {some_of([str(each) for each in slots], _SHOWN)}, which the model's {classes[path]} has not"
     for name, own in found.matched.items():
         saved = theirs.get(_deepest_above(name, theirs), "").rpartition(".")[2]
         live = classes.get(_deepest_above(own, classes))
