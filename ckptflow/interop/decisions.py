@@ -38,14 +38,10 @@ def by_name(*, partial: bool, optimizer: bool) -> Decide:
 
 
 def other_class(tree: Tree, offer: Offer, found: Comparison) -> str | None:
-    """How an optimizer of the state is of another class than the source says of the one that has its tensors, by its
-    name or by what its slots are called; None where nothing tells so."""
+    """How an optimizer of the state is of another class than the source says of the one that has its tensors; None
+    where nothing tells so."""
     classes = {path: type(node.optimizer).__name__ for path, node in tree.optimizers.items()}
     theirs = {path: str(offer.models[path].get("class") or "") for path in optimizers_in(offer.models)}
-    for path in sorted(classes.keys() & theirs.keys()):
-        slots = offer.models[path].get("slots")
-        if isinstance(slots, list) and slots:
-            return f"it has {some_of([str(each) for each in slots], _SHOWN)}, which the model's {classes[path]} has not"
     for name, own in found.matched.items():
         saved = theirs.get(_deepest_above(name, theirs), "").rpartition(".")[2]
         live = classes.get(_deepest_above(own, classes))

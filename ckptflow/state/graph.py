@@ -30,11 +30,11 @@ from ckptflow.state import tf_keras
 from ckptflow.state.blocks import MeshLeaf, PartsLeaf
 from ckptflow.state.bundle import Bundle
 from ckptflow.state.children import tracked
-from ckptflow.state.graph_names import Pairs, lists_below, pair, with_trained
+from ckptflow.state.graph_names import Pairs, pair, with_trained
 from ckptflow.state.kinds import Kind, is_sharded, kind_of, raw_variable
 from ckptflow.state.leaves import PartLeaf, VariableLeaf
 from ckptflow.state.per_worker import PerWorker
-from ckptflow.state.private.keras import ALL, TRAINED
+from ckptflow.state.private.keras import TRAINED
 from ckptflow.state.private.tensorflow import saveable_compat
 from ckptflow.state.private.tf_keras import SLOTS, inner_optimizer
 from ckptflow.state.tree import RESERVED_PREFIX, NumberedGraph, Tree
@@ -253,8 +253,7 @@ def in_names_of(tree: Tree, offer: Offer) -> Offer:
 
     As it is, for any other offer. Tensors stay in their order, and keep their own names as aliases. What the tree
     does without, of an object that is there (what a vocabulary was counted from), may be missing as a metric may.
-    `models` then says which of the tree's optimizers the source has slots for, and by `slots` that they are called
-    otherwise there than those in the tree.
+    `models` then says which of the tree's optimizers the source has slots for.
     """
     theirs = offer.object_graph
     if theirs is None or not theirs.gives_names:
@@ -281,20 +280,9 @@ def _models(tree: Tree, theirs: ObjectGraph, pairs: Pairs) -> dict[str, Any]:
     models: dict[str, Any] = {path: {"kind": "model"} for path in tree.models}
     for path, node in tree.optimizers.items():
         our = ours.numbers.get(id(node.optimizer), -1)
-        models[path] = {"kind": "optimizer", "built": False}
-        if our in bound:
-            is_built = _count_values(theirs, bound[our]) > _count_values(ours.graph, our)
-            models[path] = {"kind": "optimizer", "built": is_built}
-            there, here = _lists_of_slots(theirs, bound[our]), _lists_of_slots(ours.graph, our)
-            if there - here and here - there:  # more on one side alone is something that it was told to keep
-                models[path]["slots"] = sorted(there)
+        is_built = our in bound and _count_values(theirs, bound[our]) > _count_values(ours.graph, our)
+        models[path] = {"kind": "optimizer", "built": is_built}
     return models
-
-
-def _lists_of_slots(graph: ObjectGraph, optimizer: int) -> set[str]:
-    """The attributes of an optimizer that are lists of slots. In the list of all of them the place is all there is."""
-    lists = lists_below(graph.nodes, dict(edges(graph.nodes[optimizer])))
-    return {label.lstrip("_") for label in lists.keys() - {TRAINED, ALL}}
 
 
 def _count_values(graph: ObjectGraph, start: int) -> int:
