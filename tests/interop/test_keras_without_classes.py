@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -86,3 +87,14 @@ def test_what_is_renamed_has_to_fit(tmp_path: Path) -> None:
     saved.save(tmp_path / "m.keras")
     with pytest.raises(StateMismatchError, match="model/head/kernel"):
         ckptflow.import_model(tmp_path / "m.keras", tmp_path / "run", model=make("keras", 5), rename=lambda name: name)
+
+
+def test_what_the_model_of_a_file_has_no_place_for_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")])
+    keras.saving.save_model(model, tmp_path / "m", zipped=False)
+    ckptflow.import_model(tmp_path / "m", tmp_path / "run")
+    assert "no place for" not in caplog.text
+    with h5py.File(tmp_path / "m" / "model.weights.h5", "r+") as file:
+        file["layers/dense_7/vars/0"] = np.zeros(3, "f4")
+    ckptflow.import_model(tmp_path / "m", tmp_path / "more")
+    assert "no place for layers/dense_7/vars/0" in caplog.text

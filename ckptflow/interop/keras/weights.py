@@ -189,14 +189,19 @@ def _check_fit(path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[
             (absent if name.startswith(_METRICS) else missing).append(name)
         elif there[name] != shape:
             other.append(f"{name}: shape {list(there[name])} in the file, {list(shape)} in the model")
-    unexpected = [
-        name for name in there if name not in wanted and not name.startswith((_METRICS, PLACE)) and _SEEDS not in name
-    ]
+    unexpected = _without_place(there, wanted)
     problems = [f"{name}: in the model, not in the file" for name in missing]
     problems += [f"{name}: in the file, not in the model" for name in unexpected]
     if problems or other:
         raise misfit_error(path, [*problems, *other], hint=f"The names are those of the file. {HINT}")
     return absent
+
+
+def _without_place(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The weights of a file for which a model has no place."""
+    return [
+        name for name in there if name not in wanted and not name.startswith((_METRICS, PLACE)) and _SEEDS not in name
+    ]
 
 
 def shapes_of(stored: list[Stored]) -> dict[str, tuple[int, ...]]:
@@ -365,9 +370,9 @@ def named(path: str, suffix: str) -> Iterator[str]:
 
 def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[Stored]) -> None:
     """Raises `StateMismatchError` where a model that Keras read from a file has weights (`wanted`, by place) that the
-    file has not.
+    file has not; warns of those in the file that the model has no place for.
 
-    Keras only warns where the file lacks a group of layers.
+    Keras only warns where the file lacks a group of layers, and says nothing of what it does not read.
     """
     there = shapes_of(stored)
     missing = [
@@ -380,6 +385,9 @@ def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[
             is_changed=True,
             hint="If layers of yours make their variables otherwise today, hand the model over (model=).",
         )
+    more = _without_place(there, wanted)
+    if more:
+        logger.warning("%s: the model that its config makes has no place for %s", path, some_of(more, _SHOWN))
 
 
 def max_bytes_of(stored: list[Stored]) -> int:
