@@ -30,58 +30,84 @@ def by_name(*, partial: bool, optimizer: bool) -> Decide:
         ours, theirs = list(tree.optimizers), optimizers_in(offer.models)
         if not optimizer:
             return without_optimizers(found, ours, theirs, partial=partial)
-        return Verdict() if partial else optimizers_as_a_whole(found, ours, theirs)
+        if partial:
+            return Verdict()
+        return optimizers_as_a_whole(found, ours, theirs, other=other_class(tree, offer, found))
 
     return decide
 
 
+def other_class(tree: Tree, offer: Offer, found: Comparison) -> str | None:
+    """How an optimizer of the state is of another class than the source says of the one that has its tensors; None
+    where nothing tells so."""
+    classes = {path: type(node.optimizer).__name__ for path, node in tree.optimizers.items()}
+    theirs = {path: str(offer.models[path].get("class") or "") for path in optimizers_in(offer.models)}
+    for name, own in found.matched.items():
+        saved = theirs.get(_deepest_above(name, theirs), "").rpartition(".")[2]
+        live = classes.get(_deepest_above(own, classes))
+        if saved and live and saved != live:
+            return f"it is that of {saved}, another class than the model's {live}"
+    return None
+
+
+def _deepest_above(name: str, paths: Iterable[str]) -> str:
+    return max((path for path in paths if name.startswith(f"{path}/")), key=len, default="")
+
+
 def without_optimizers(
-    found: Comparison, ours: Collection[str], theirs: Collection[str], *, partial: bool = False
+    found: Comparison,
+    ours: Collection[str],
+    theirs: Collection[str],
+    *,
+    may_lack: Set[str] = frozenset(),
+    partial: bool = False,
 ) -> Verdict:
-    """As if there were no optimizers, which are at the paths `ours` in the state and `theirs` in the source."""
+    """As if there were no optimizers, which are at the paths `ours` in the state and `theirs` in the source. All of the
+    rest, but for what the source `may_lack` of the state, or with `partial` what there is of it."""
     passed_over = {name for name in (*found.matched.values(), *found.missing) if is_of_optimizer(name, ours)}
     passed_over |= {name for name in found.unexpected if is_of_optimizer(name, [*ours, *theirs])}
     # What a pair is of, the state says: a source may call anything an optimizer's.
     passed_over |= {name for name, own in found.matched.items() if is_of_optimizer(own, ours)}
-    refused = set() if partial else {*found.missing, *found.unexpected} - passed_over
+    refused = set() if partial else {*(found.missing.keys() - may_lack), *found.unexpected} - passed_over
     return Verdict(frozenset(refused), frozenset(passed_over))
 
 
 def optimizers_as_a_whole(
-    found: Comparison, ours: Collection[str], theirs: Collection[str], *, may_lack: Set[str] = frozenset()
+    found: Comparison,
+    ours: Collection[str],
+    theirs: Collection[str],
+    *,
+    may_lack: Set[str] = frozenset(),
+    other: str | None = None,
 ) -> Verdict:
     """All of both sides, but for what the source `may_lack` of the state. If nothing differs but tensors of optimizers,
-    at the paths `ours` in the state and `theirs` in the source, all optimizers stay as they are."""
+    at the paths `ours` in the state and `theirs` in the source, all optimizers stay as they are; so they do where they
+    are `other` ones, which is said."""
     missing = found.missing.keys() - may_lack
     first = sorted(name for name in missing if _is_below(name, ours))
     first += sorted(name for name in found.unexpected if is_of_optimizer(name, theirs))
     differing = frozenset(missing | found.unexpected.keys())
     left = without_optimizers(found, ours, theirs)
-    if not first or differing - left.passed_over:
+    if not (first or other) or differing - left.passed_over:
         return Verdict(differing)
-    why = found.missing.get(first[0]) or found.unexpected[first[0]]
-    text = f"the optimizer's state does not fit and is not taken, it begins anew: {first[0]}: {why}"
+    why = f"{first[0]}: {found.missing.get(first[0]) or found.unexpected[first[0]]}" if first else other
+    text = f"the optimizer's state does not fit and is not taken, it begins anew: {why}"
     return Verdict(passed_over=left.passed_over, said=(text,))
 
 
-def all_of_the_state(
-    found: Comparison,
-    *,
-    may_lack: Set[str] = frozenset(),
-    optimizers: Collection[str] = (),
-    is_strict: bool = True,
-    hint: str = HINT,
-) -> Verdict:
-    """All of the state has to be in the source, which may hold more; not what it `may_lack`, and not its optimizers."""
+def of_optimizers(found: Comparison, ours: Collection[str], theirs: Collection[str]) -> Comparison:
+    """The same without what differs of anything but the optimizers at these paths, in the state and in the source."""
+    return found._replace(
+        missing={name: why for name, why in found.missing.items() if _is_below(name, ours)},
+        unexpected={name: why for name, why in found.unexpected.items() if is_of_optimizer(name, theirs)},
+    )
+
+
+def all_of_the_state(found: Comparison, *, may_lack: Set[str] = frozenset(), hint: str = HINT) -> Verdict:
+    """All of the state has to be in the source, which may hold more, but for what it `may_lack`."""
     lost = sorted(name for name in found.missing if name in may_lack)
-    of_optimizers = [name for name in found.missing if _is_below(name, optimizers)]
-    needed = frozenset(found.missing).difference(lost, of_optimizers) if is_strict else frozenset[str]()
-    said = []
-    if lost:
-        said.append(f"does not have {some_of(lost, _SHOWN)}: they stay as they were made")
-    if of_optimizers:
-        said.append("has not all of the optimizer's state: what it lacks begins anew")
-    return Verdict(needed, said=tuple(said), hint=hint)
+    said = (f"does not have {some_of(lost, _SHOWN)}: they stay as they were made",) if lost else ()
+    return Verdict(frozenset(found.missing).difference(lost), said=said, hint=hint)
 
 
 def _is_below(name: str, paths: Iterable[str]) -> bool:

@@ -28,7 +28,7 @@ class Format:
     - `reader(source, unsafe=, imports=, optimizer=, state=)`, None where no run can start from it: the state of a live
       model, or named tensors, in the names of `state` where the format only has places.
     - `loader(source, state, where=, optimizer=)`, None where names alone tell: gives live objects all of the values, as
-      stock TensorFlow or Keras would. `can_leave_optimizer`: it takes `optimizer=False`.
+      stock TensorFlow or Keras would.
     - `joiner(path, place, folder, source_options)`, None where there is nothing to join: the path of the one file or
       folder that the other handlers know, unpacked or put together in `folder` unless `path` is one. `place` is where
       it came from.
@@ -45,7 +45,6 @@ class Format:
     loader: str | None = None
     joiner: str | None = None
     origin: str | None = None
-    can_leave_optimizer: bool = False
     is_checked_first: bool = False  # and then opened again, by Keras: a file that others can change is copied before
     has_signatures: bool = False
 
@@ -74,7 +73,6 @@ FORMATS: dict[str, Format] = {
             loader=f"{_KERAS}:load_into",
             joiner=_JOIN_KERAS,
             origin=_OF_KERAS,
-            can_leave_optimizer=True,
             is_checked_first=True,
         ),
         Format(
@@ -88,7 +86,6 @@ FORMATS: dict[str, Format] = {
             loader=f"{_KERAS}:load_into",
             joiner=_JOIN_KERAS,
             origin=_OF_KERAS,
-            can_leave_optimizer=True,
             is_checked_first=True,
         ),
         Format(
@@ -102,7 +99,6 @@ FORMATS: dict[str, Format] = {
             loader=f"{_KERAS}:load_into",
             joiner=_JOIN_KERAS,
             origin=_OF_KERAS,
-            can_leave_optimizer=True,
             is_checked_first=True,
         ),
         Format(

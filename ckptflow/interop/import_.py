@@ -88,7 +88,7 @@ def import_model(
         from ckptflow.state.tree import as_mapping
 
         state = as_mapping(model)
-        loader = found.format.loader if optimizer or found.format.can_leave_optimizer else None
+        loader = found.format.loader
         if partial or rename is not None or loader is None:
             content = _read(found, state=state, **how)
             lists = _fill(state, content, partial=partial, rename=rename, where=redact_url(origin), optimizer=optimizer)

@@ -14,6 +14,7 @@ from ckptflow.interop.formats import FORMATS, Format, by_content, by_name, handl
 from ckptflow.interop.keras.backup import find_backup
 from ckptflow.interop.untrusted.budget import one_source
 from ckptflow.interop.untrusted.private_copy import check_regular, private_copy
+from ckptflow.places.names import folder_of
 from ckptflow.places.shown_as import private_folder, shown_as
 from ckptflow.storage.opening import local_path
 from ckptflow.storage.redaction import redact_url
@@ -41,7 +42,7 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
     _check_is_prefix(origin)
     notes: Mapping[str, Any] = {}
     chosen = by_name(name) if name is not None else by_content(local)
-    place = origin.rstrip("/") if os.path.isdir(local) else origin.rpartition("/")[0]
+    place = origin.rstrip("/") if os.path.isdir(local) else folder_of(origin)
     if os.path.isdir(local) and (chosen is None or chosen.name in ("weights", "tf-checkpoint")):
         backup = find_backup(local)
         if backup is not None:

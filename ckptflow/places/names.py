@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterable
+from urllib.parse import quote, urlsplit
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
+from ckptflow.storage.clients import HTTP_SCHEMES
 from ckptflow.storage.redaction import redact_url
 
 # What makes the files around it readable: a TensorFlow checkpoint, a folder of such, a SavedModel.
@@ -17,6 +20,22 @@ _GROUP = re.compile(r"\.(index|data-\d{5}-of-\d{5})")
 def is_in_group(name: str, base: str) -> bool:
     """Whether a file called `name` belongs to the prefix group `base`: `base.index`, `base.data-00000-of-00001`."""
     return name.startswith(base) and _GROUP.fullmatch(name[len(base) :]) is not None
+
+
+def folder_of(url: str) -> str:
+    """The folder of what is at `url`. That of a web server keeps the query, which may be what opens the door."""
+    if url.partition("://")[0] not in HTTP_SCHEMES:
+        return url.rpartition("/")[0]
+    parts = urlsplit(url)
+    return parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]).geturl()
+
+
+def in_folder(url: str, name: str) -> str:
+    """Where the file `name` of the folder at `url` is."""
+    if url.partition("://")[0] not in HTTP_SCHEMES:
+        return os.path.join(url, name)
+    parts = urlsplit(url)
+    return parts._replace(path=f"{parts.path}/{quote(name)}").geturl()
 
 
 def in_steps(keys: Iterable[str]) -> list[list[str]]:

@@ -26,11 +26,13 @@ logger = logging.getLogger("ckptflow")
 
 class Comparison(NamedTuple):
     """How the names of a source and of a state go together: names of the state by the source's, and why a name of the
-    state gets no value, and one of the source has no place. What differs in shape or dtype is in both of these."""
+    state gets no value, and one of the source has no place. What differs in shape or dtype is in both of these, and
+    `differing` has its names in the state."""
 
     matched: Mapping[str, str]
     missing: Mapping[str, str]
     unexpected: Mapping[str, str]
+    differing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ class _Matcher:
             matched,
             {name: self._wrong.get(name, missing) for name in self.missing} | self._own.refusals,
             {name: self._wrong.get(name, unexpected) for name in self.unexpected},
+            frozenset(self._wrong),
         )
 
     def lines_of(self, refused: frozenset[str]) -> list[str]:

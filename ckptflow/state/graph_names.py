@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -287,13 +287,14 @@ class _Binding:
         children, others = dict(edges(self._theirs[their])), dict(edges(self._ours[our]))
         their_lists, our_lists = lists_below(self._theirs, children), lists_below(self._ours, others)
         trained, to_train = their_lists.pop(TRAINED, {}), our_lists.pop(TRAINED, {})
+        lists = their_lists.keys() - {ALL}, our_lists.keys() - {ALL}
         places = self._places(trained, to_train)
         is_told = bool(trained and to_train)
         is_same_order = (
             trained.keys() == to_train.keys() == {place for place, our_place in places.items() if place == our_place}
         )
         for label, number in children.items():
-            if label not in others or label == TRAINED:
+            if label not in others or label == TRAINED or (label == ALL and _is_another(*lists)):
                 continue
             slots, our_slots = their_lists.get(label), our_lists.get(label)
             if slots is None or our_slots is None or (is_same_order if is_told else len(slots) == len(our_slots)):
@@ -330,6 +331,14 @@ def _bind_slots(
             slot = slots.get((name, bound.get(of, -1)))
             if slot is not None:
                 bound.setdefault(number, slot)
+
+
+def _is_another(theirs: Collection[str], ours: Collection[str]) -> bool:
+    """Whether two optimizers are of other classes, by what they call their lists of slots: each has one that the other
+    has not. What one alone has is something that it was told to keep. In the list of all, the place says nothing then.
+    """
+    there, here = ({label.lstrip("_") for label in labels} for labels in (theirs, ours))
+    return bool(there - here and here - there)
 
 
 def lists_below(nodes: Sequence[str | GraphNode], children: Mapping[str, int]) -> dict[str, dict[str, int]]:

@@ -1,4 +1,11 @@
-"""The only way values get into a state: `put`, or the same steps one by one, where workers take them together."""
+"""How values get into a state: `put`, or the same steps one by one, where workers take them together.
+
+Others put values into live objects only where the framework alone knows what goes where, each once all was found to
+fit: Keras's own `load_weights` for its files, whose layers convert what they read (`interop/keras`: `.keras`, `.h5` and
+`.weights.h5`, with the legacy optimizer's slots, which have an order and no names); its `load_assets` for the files of
+a `.keras` that no tensor holds; `tf.train.Checkpoint` for a checkpoint of TensorFlow 1, which goes by the variables'
+own names.
+"""
 
 from __future__ import annotations
 

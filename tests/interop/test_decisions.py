@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptflow.interop.decisions import all_of_the_state, is_of_optimizer, optimizers_as_a_whole, without_optimizers
+from ckptflow.interop.decisions import (
+    all_of_the_state,
+    is_of_optimizer,
+    of_optimizers,
+    optimizers_as_a_whole,
+    without_optimizers,
+)
 from ckptflow.state.assign import Comparison, Verdict
 
 OURS, THEIRS = ["model/optimizer", "opt"], ["model/optimizer", "adam"]
@@ -82,10 +88,24 @@ def test_without_optimizers_nothing_of_them_is_taken_or_refused(found: Compariso
         )
 
 
-@given(COMPARISONS, st.sets(NAMES), st.booleans())
-def test_what_has_to_be_there_of_a_state(found: Comparison, may_lack: set[str], is_strict: bool) -> None:
-    verdict = all_of_the_state(found, may_lack=may_lack, optimizers=OURS, is_strict=is_strict)
-    of_optimizers = {name for name in found.missing if name.startswith(("model/optimizer/", "opt/"))}
-    assert verdict.refused == (found.missing.keys() - may_lack - of_optimizers if is_strict else set())
+@given(COMPARISONS, st.sets(NAMES))
+def test_what_has_to_be_there_of_a_state(found: Comparison, may_lack: set[str]) -> None:
+    verdict = all_of_the_state(found, may_lack=may_lack)
+    assert verdict.refused == found.missing.keys() - may_lack
     assert not verdict.passed_over
-    assert len(verdict.said) == bool(found.missing.keys() & may_lack) + bool(of_optimizers)
+    assert len(verdict.said) == bool(found.missing.keys() & may_lack)
+
+
+@given(COMPARISONS)
+def test_of_optimizers_alone_nothing_is_refused(found: Comparison) -> None:
+    alone = of_optimizers(found, OURS, THEIRS)
+    assert not optimizers_as_a_whole(alone, OURS, THEIRS).refused
+    assert alone.matched == found.matched
+
+
+def test_another_optimizer_is_not_taken_though_all_of_it_fits() -> None:
+    found = compared({"model/bias": "model/bias", "model/optimizer/v": "model/optimizer/v"}, set(), set())
+    verdict = optimizers_as_a_whole(found, OURS, THEIRS, other="it is that of Adam")
+    assert verdict.passed_over == {"model/optimizer/v"}
+    assert "it begins anew: it is that of Adam" in verdict.said[0]
+    assert not optimizers_as_a_whole(found, OURS, THEIRS).passed_over

@@ -123,6 +123,16 @@ def test_no_variable_of_an_optimizer_is_there_twice(name: str, suffix: str, tmp_
         train(model)
 
 
+def test_the_name_of_an_optimizer_comes_along(sharded: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Adam's slots fit AdamW's by their shapes."""
+    model = make()
+    model.compile(keras.optimizers.AdamW(0.5), "mse")
+    ckptflow.import_model(sharded, tmp_path / "run", model=model)
+    assert "it is that of Adam, another class than the model's AdamW" in caplog.text
+    assert float(model.optimizer.learning_rate) == 0.5
+    assert int(model.optimizer.iterations) == 0
+
+
 def test_a_part_is_not_the_whole(sharded: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(sharded.parent, tmp_path / "copy")
     for shard in sorted(folder.glob("*.weights.h5")):

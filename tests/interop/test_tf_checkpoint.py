@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -292,3 +293,35 @@ def test_stock_restores_it(name: str, restored: tuple[Path, dict[str, Any], list
 def test_what_comes_next_comes_next(restored: tuple[Path, dict[str, Any], list[Any]]) -> None:
     """The iterator's position, the generator's state, what the tables answer."""
     assert restored[1]["answers"] == restored[2]
+
+
+def test_the_weights_alone_come_without_what_no_checkpoint_has(tmp_path: Path) -> None:
+    def make() -> Any:
+        layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)]
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.Adam(0.5), "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    saved, into = make(), make()
+    saved.optimizer.iterations.assign(7)
+    prefix = tf.train.Checkpoint(model=saved, optimizer=saved.optimizer).write(str(tmp_path / "m.ckpt"))
+    state = {"model": into, "optimizer": into.optimizer}
+    ckptflow.import_model(prefix, tmp_path / "run", model=state, optimizer=False)
+    assert all(map(np.array_equal, into.get_weights(), saved.get_weights()))
+    assert int(into.optimizer.iterations) == 0
+
+
+def test_what_has_no_place_in_a_checkpoint_by_names_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As `tf.compat.v1.train.Saver` writes it: there whose a tensor is, nothing tells."""
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "v1"), tensor_names=["dense/kernel", "dense/kernel/Adam", "global_step"],
+        shape_and_slices=["", "", ""], tensors=[tf.ones([2, 3]), tf.ones([2, 3]), tf.constant(7, tf.int64)],
+    )  # fmt: skip
+    module = tf.Module()
+    module.kernel = tf.Variable(tf.zeros([2, 3]), name="dense/kernel")
+    for is_kept in (True, False):
+        ckptflow.import_model(tmp_path / "v1", tmp_path / f"run-{is_kept}", model=module, optimizer=is_kept)
+        assert module.kernel.numpy().tolist() == [[1, 1, 1]] * 2
+        assert "what follows has no place in the state: dense/kernel/Adam, global_step" in caplog.text
+        caplog.clear()

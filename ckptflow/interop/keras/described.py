@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
@@ -56,14 +56,19 @@ def described_in(path: str, kind: str) -> Described:
     if kind == "whole":
         with opened(path, path) as file:
             config, training = (json_of(text_of(file, f"{name}_config") or "{}", name, path) for name in _ATTRIBUTES)
-        names = _classes_in(training.get("optimizer_config"))
-        is_scaled = any(_SCALING in name for name in names)  # the inner one's class has no prefix then
-        is_new = None if is_scaled or not names else names[-1].startswith(_OF_NEW)
-        return Described(_plain(names), tuple(_layers_of(config.get("config"))), is_new=is_new)
+        return replace(described_by(training), layers=tuple(_layers_of(config.get("config"))))
     if kind == "weights":
         with opened(path, path) as file:
             return Described(name=_name_in(file))
     return Described()
+
+
+def described_by(training: Mapping[str, Any]) -> Described:
+    """What a training config says of the optimizer, as HDF5 files and the SavedModels of tf_keras hold it."""
+    names = _classes_in(training.get("optimizer_config"))
+    is_scaled = any(_SCALING in name for name in names)  # the inner one's class has no prefix then
+    is_new = None if is_scaled or not names else names[-1].startswith(_OF_NEW)
+    return Described(_plain(names), is_new=is_new)
 
 
 def difference(described: Described, model: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Keras's own files: `.keras`, whole models in `.h5` and `.weights.h5`, of Keras 3 and tf_keras, both ways.
 
 Whatever is written is what the model's own Keras writes, and is read by it without ckptflow. Whatever is read is looked
-over first: the archive, the HDF5 file, every name in the configs; see `archives`, `keras_hdf5` and `keras_trust`.
+over first: the archive, the HDF5 file, every name in the configs; see `untrusted` and `hdf5`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def read_model(
     else can change. An optimizer whose state is not wanted (`optimizer`), or does not fit, which is logged, is made
     anew by its config; without `anew` the model has none then. A file that names no optimizer gives a model that is
     not compiled. `framework` is "keras" or "tf_keras", where the file's own word on that is not to be taken. `unsafe`
-    and `imports` are as in `keras_config.build_model`.
+    and `imports` are as in `config.build_model`.
     Raises `CorruptCheckpointError` where the file is damaged, or names anything outside of itself, or asks for far more
     memory than it stores; `StateMismatchError` where its weights are not those of its config; `UsageError` for what it
     names and nobody has registered, and for marshalled code.

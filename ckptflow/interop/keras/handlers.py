@@ -41,9 +41,19 @@ def read(
     name, path = found.format.name, found.path
     if not (name == "keras" or (name == "h5" and files.is_whole_model(path))):
         return weights.read_weights(path, state, optimizer=optimizer)
-    model = files.read_model(
-        path, unsafe=unsafe, imports=imports, optimizer=optimizer, anew=state is None, is_private=found.is_private
-    )
+    try:
+        model = files.read_model(
+            path, unsafe=unsafe, imports=imports, optimizer=optimizer, anew=state is None, is_private=found.is_private
+        )
+    except UsageError as error:
+        if state is None or len(keras_models(state)) != 1:
+            raise
+        # The user has the model: no class need be known for its weights.
+        logger.warning(
+            "its weights go by their places in the file and no vocabulary comes, since no model can be made of it: %s",
+            error,
+        )
+        return weights.read_weights(path, state, optimizer=optimizer)
     if state is not None:
         legacy.check_implementations(path, model, state)
     return {"model": model}

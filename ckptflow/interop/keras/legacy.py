@@ -202,7 +202,7 @@ def read_h5(
     """The model in a file that was looked over, and whether its optimizer has the state that the file holds.
 
     `config` is its `model_config`. Keras gets it as it was checked, never the file's text of it. Raises as
-    `keras_files.read_model`.
+    `files.read_model`.
     """
     stored = datasets_of(path, "whole")
     with limited(max_bytes_of(stored), where), warnings.catch_warnings(), opened(path, path) as file:

@@ -13,12 +13,14 @@ from typing import IO, Any, BinaryIO
 
 import h5py
 
-from ckptflow.errors import CorruptCheckpointError, StorageError, UnsupportedStateError, UsageError
-from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, UnsupportedStateError, UsageError
+from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.private_copy import open_regular, private_copy
 from ckptflow.places.files import fetched
+from ckptflow.places.names import in_folder
 from ckptflow.places.room import ensure_room
+from ckptflow.storage.faults import os_errors
 from ckptflow.storage.redaction import redact_url
 
 INDEX_SUFFIX = ".weights.json"
@@ -32,12 +34,13 @@ _MEMBERS = ("metadata.json", _CONFIG, WEIGHTS_MEMBER, _NPZ)
 def as_one_file(local: str, place: str, folder: str, source_options: dict[str, Any] | None) -> str:
     """What Keras saved as several files as one of them in `folder`; the path as it is where it is one.
 
-    `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part.
+    `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part, and
+    `StorageError` where that cannot be told.
     """
 
     def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
         path = os.path.join(os.path.dirname(local), name)
-        return given(path) if os.path.isfile(path) else fetched(os.path.join(place, name), source_options)
+        return given(path) if os.path.isfile(path) else fetched(in_folder(place, name), source_options)
 
     if os.path.isdir(local) and is_unzipped(os.listdir(local)):
         target = os.path.join(folder, "model.keras")
@@ -47,19 +50,31 @@ def as_one_file(local: str, place: str, folder: str, source_options: dict[str, A
         target = os.path.join(folder, "whole.weights.h5")
         merge_shards(local, target, lambda name: beside(name, private_copy))
         return target
-    index = index_of_shard(os.path.basename(local))
+    name = os.path.basename(local)
+    index = index_of_shard(name)
     if index is None:
         return local
+    where = redact_url(in_folder(place, name))
     try:
         with beside(index) as path:
-            is_part = os.path.basename(local) in shards_in(path)
-    except (StorageError, CorruptCheckpointError):  # none, or no such thing: a name with a number, as that of an epoch
+            is_part = _is_named_in(path, name)
+    except ObjectNotFoundError:  # a name with a number, as that of an epoch
         return local
+    except StorageError as error:
+        raise type(error)(
+            f"{where} may have a part of the weights alone, as its name has a number, and whether {index} beside it "
+            f"says so cannot be told: {error}. If it has all of them, fetch it under a name without one"
+        ) from error
     if is_part:
-        raise UsageError(
-            f"{redact_url(place)}/{os.path.basename(local)} has a part of the weights of {index}: name that"
-        )
+        raise UsageError(f"{where} has a part of the weights of {index}: name that")
     return local
+
+
+def _is_named_in(path: str, shard: str) -> bool:
+    try:
+        return shard in shards_in(path)
+    except CorruptCheckpointError:  # no such index: a web server may have a page for any name
+        return False
 
 
 def is_unzipped(names: Iterable[str]) -> bool:
@@ -159,6 +174,13 @@ def merge_shards(index: str, target: str, shard_at: Callable[[str], AbstractCont
                         )
                     for each in stored:
                         shard.copy(shard[each], merged, name=each)
+                        _copy_texts(shard[each].parent, merged[each].parent)
+
+
+def _copy_texts(source: h5py.Group, target: h5py.Group) -> None:
+    """What a group says of the object whose variables are in it: of an optimizer, its name."""
+    texts = {name: text_of(source, name) for name in source.attrs}
+    target.attrs.update({name: text for name, text in texts.items() if text is not None})
 
 
 def _check_is_alone(shard: h5py.File, path: str) -> None:
@@ -168,7 +190,7 @@ def _check_is_alone(shard: h5py.File, path: str) -> None:
 
 def _map_of(index: str) -> dict[str, list[str]]:
     """Which files each group of variables lies in."""
-    with damage(index), open_regular(index) as file:
+    with os_errors("read", index), open_regular(index) as file:
         text = file.read(MAX_JSON_BYTES + 1)
     found = json_of(text, "index of shards", index).get("weight_map")
     groups = {

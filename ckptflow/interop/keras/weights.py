@@ -95,7 +95,8 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
 
 
 def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer: bool = True) -> NamedTensors:
-    """The tensors of a weights file of Keras's, without its model's code; names as `keras_hdf5.named_tensors` says.
+    """The tensors of a file of Keras's, without its model's code; names as `hdf5.named_tensors` says. A `.keras`,
+    whose vocabularies are not among them, is read so only with `state`.
 
     With `state`, which holds one Keras model, those that lie where Keras would put a variable of that model have the
     name that the variable has in a checkpoint of the state, for a warm start; the optimizer's are among them only where
@@ -104,7 +105,9 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
     """
     kind = kind_of_file(path)
     if kind == "keras":
-        raise UsageError(f"{path} is a whole model: read it as one, or hand over a model to load its weights into")
+        if state is None:
+            raise UsageError(f"{path} is a whole model: read it as one, or hand over a model to load its weights into")
+        check_zip(path)
     stored = datasets_of(path, kind)
     renamed: dict[str, str] = {}
     if state is not None:
@@ -112,7 +115,7 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
         if len(models) != 1:
             raise UsageError(f"model= holds {len(models)} Keras models; {path} is for one")
         build_optimizer_of(models[0])
-        if kind == "weights":
+        if kind in ("weights", "keras"):
             framework = framework_of_model(models[0])
             renamed = names_by_place(models[0], framework, state)
             wanted = places_in(places_of(models[0], framework))
@@ -124,7 +127,7 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
                 renamed = names_by_order(found, models[0], state)
     left_out = () if optimizer else tuple(each.path for each in stored if each.path.startswith(PLACE))
     tensors = keras_hdf5.named_tensors(
-        path, [each for each in stored if each.path not in left_out], lambda: opened(path, path), renamed
+        path, [each for each in stored if each.path not in left_out], lambda: _file_of(path, kind), renamed
     )
     return replace(tensors, left_out=left_out)
 
@@ -144,6 +147,12 @@ def datasets_of(path: str, kind: FileKind) -> list[Stored]:
     """Every dataset of a file, looked over. Raises `CorruptCheckpointError`."""
     with weights_of(path, kind) as (file, size_bytes):
         return keras_hdf5.check_file(file, path, size_bytes)
+
+
+@contextlib.contextmanager
+def _file_of(path: str, kind: FileKind) -> Iterator[h5py.File]:
+    with weights_of(path, kind) as (file, _):
+        yield file
 
 
 @contextlib.contextmanager
@@ -180,14 +189,19 @@ def _check_fit(path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[
             (absent if name.startswith(_METRICS) else missing).append(name)
         elif there[name] != shape:
             other.append(f"{name}: shape {list(there[name])} in the file, {list(shape)} in the model")
-    unexpected = [
-        name for name in there if name not in wanted and not name.startswith((_METRICS, PLACE)) and _SEEDS not in name
-    ]
+    unexpected = _without_place(there, wanted)
     problems = [f"{name}: in the model, not in the file" for name in missing]
     problems += [f"{name}: in the file, not in the model" for name in unexpected]
     if problems or other:
         raise misfit_error(path, [*problems, *other], hint=f"The names are those of the file. {HINT}")
     return absent
+
+
+def _without_place(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The weights of a file for which a model has no place."""
+    return [
+        name for name in there if name not in wanted and not name.startswith((_METRICS, PLACE)) and _SEEDS not in name
+    ]
 
 
 def shapes_of(stored: list[Stored]) -> dict[str, tuple[int, ...]]:
@@ -356,9 +370,9 @@ def named(path: str, suffix: str) -> Iterator[str]:
 
 def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[Stored]) -> None:
     """Raises `StateMismatchError` where a model that Keras read from a file has weights (`wanted`, by place) that the
-    file has not.
+    file has not; warns of those in the file that the model has no place for.
 
-    Keras only warns where the file lacks a group of layers.
+    Keras only warns where the file lacks a group of layers, and says nothing of what it does not read.
     """
     there = shapes_of(stored)
     missing = [
@@ -371,6 +385,9 @@ def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[
             is_changed=True,
             hint="If layers of yours make their variables otherwise today, hand the model over (model=).",
         )
+    more = _without_place(there, wanted)
+    if more:
+        logger.warning("%s: the model that its config makes has no place for %s", path, some_of(more, _SHOWN))
 
 
 def max_bytes_of(stored: list[Stored]) -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -16,7 +17,13 @@ from ckptflow.format.object_graph import GraphNode, ObjectGraph, Value, edges, s
 from ckptflow.format.offer import Offer, misfit_error, offer_of_captured
 from ckptflow.format.words import some_of
 from ckptflow.interop import provenance as provenances
-from ckptflow.interop.decisions import optimizers_as_a_whole, optimizers_in
+from ckptflow.interop.decisions import (
+    is_of_optimizer,
+    optimizers_as_a_whole,
+    optimizers_in,
+    other_class,
+    without_optimizers,
+)
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.tensorflow.bundle import GRAPH_KEY, TensorBundle
 from ckptflow.interop.tensorflow.checkpoint_writer import write_tf_checkpoint
@@ -26,10 +33,10 @@ from ckptflow.state.assign import Comparison, Verdict
 from ckptflow.state.children import clean
 from ckptflow.state.graph import as_children, numbered_graph
 from ckptflow.state.graph_names import name_values, root_label
-from ckptflow.state.kinds import kind_of
+from ckptflow.state.kinds import kind_of, raw_variable
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.put import put, reader_of
-from ckptflow.state.tree import Tree
+from ckptflow.state.tree import Tree, walk
 from ckptflow.state.walker import MAX_NAME_BYTES
 from ckptflow.state.weights import weights_of
 
@@ -193,25 +200,29 @@ def with_names(graph: ObjectGraph, names: Mapping[str, str], label: str = "") ->
     return ObjectGraph(nodes=(root, *nodes), model=1, gives_names=True)
 
 
-def restore_objects(prefix: str, objects: dict[str, Any], *, beside: frozenset[str] = frozenset()) -> None:
+def restore_objects(
+    prefix: str, objects: dict[str, Any], *, optimizer: bool = True, beside: frozenset[str] = frozenset()
+) -> None:
     """Gives live objects, by their names in the state, a checkpoint's values, as `tf.train.Checkpoint` would.
 
     The checkpoint's root may hold the objects by these names, or the one model by another, or be the model itself (as
     `save_weights` of tf_keras writes it). Unbuilt optimizers are built first. What TensorFlow's graph cannot reach
     (seeds, vocabularies) stays as it is, with a warning that names it.
 
-    An optimizer that does not fit, where all else does, stays as it is, with a warning. Raises `StateMismatchError`
-    where a weight, or anything that TensorFlow's graph reaches, is not in the checkpoint, or something in the
-    checkpoint has no place (but for the names `beside`): all in one message, and nothing was changed. Raises
+    An optimizer that does not fit, where all else does, stays as it is, with a warning; without `optimizer` all do.
+    Raises `StateMismatchError` where a weight, or anything that TensorFlow's graph reaches, is not in the checkpoint,
+    or something in the checkpoint has no place (but for the names `beside`): all in one message, and nothing was
+    changed. A checkpoint of TensorFlow 1 does not tell whose a tensor is: what has no place is warned of. Raises
     `CorruptCheckpointError` for a damaged checkpoint.
     """
     found = read_bundle(prefix)
     objects = {name: obj.obj if isinstance(obj, PerWorker) else obj for name, obj in objects.items()}
     if found.object_graph is None:  # by the variables' own names, which TensorFlow alone knows
-        _restore_stock(prefix, tf.train.Checkpoint(**_trackables(objects)))
+        _restore_stock(prefix, _trackables(objects), optimizer=optimizer)
         return
     captured = CapturedTensors(replace(found, metrics=found.metrics | beside | _counter_of(found.object_graph)))
-    put(offer_of_captured(captured, prefix, "checkpoint"), reader_of(captured), objects, decide=_decide)
+    decide = partial(_decide, optimizer)
+    put(offer_of_captured(captured, prefix, "checkpoint"), reader_of(captured), objects, decide=decide)
 
 
 def _counter_of(graph: ObjectGraph) -> set[str]:
@@ -221,13 +232,19 @@ def _counter_of(graph: ObjectGraph) -> set[str]:
     return {name for _, _, value in values if (name := tensor_of(value)) is not None}
 
 
-def _decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
+def _decide(optimizer: bool, tree: Tree, offer: Offer, found: Comparison) -> Verdict:
     """Nothing may differ but an optimizer as a whole, and what no checkpoint of TensorFlow's has of the state."""
     weights = {id(weight) for model in tree.models.values() for weight in weights_of(model)}
     reached = {tensor_of(value) for node in numbered_graph(tree).graph.nodes for _, _, value in values_of(node)}
     reached |= {name for name, variable in tree.variables.items() if id(variable) in weights}
-    lost = found.missing.keys() - reached
-    verdict = optimizers_as_a_whole(found, list(tree.optimizers), optimizers_in(offer.models), may_lack=lost)
+    lost = found.missing.keys() - reached - found.differing
+    ours, theirs = list(tree.optimizers), optimizers_in(offer.models)
+    if optimizer:
+        other = other_class(tree, offer, found)
+        verdict = optimizers_as_a_whole(found, ours, theirs, may_lack=lost, other=other)
+    else:
+        verdict = without_optimizers(found, ours, theirs, may_lack=lost)
+    lost -= verdict.passed_over
     if not lost:
         return replace(verdict, hint=_HINT)
     text = (
@@ -240,12 +257,20 @@ def _trackables(objects: Mapping[str, Any]) -> dict[str, Any]:
     return {name: obj for name, obj in objects.items() if kind_of(obj) is not None and name != SAVE_COUNTER}
 
 
-def _restore_stock(prefix: str, checkpoint: Any) -> None:
+def _restore_stock(prefix: str, objects: Mapping[str, Any], *, optimizer: bool) -> None:
+    tree = walk(objects)
+    names = [name for name in tree.variables if optimizer or not is_of_optimizer(name, tree.optimizers)]
+    variables = [raw_variable(tree.variables[name]) for name in names]
+    all_of_them = objects if optimizer or not tree.optimizers else {"variables": variables}
+    taken = {variable.name.partition(":")[0] for variable in variables}
+    more = sorted(key for key in TensorBundle(prefix).infos if key not in taken)
     try:
-        checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
+        tf.train.Checkpoint(**all_of_them).read(prefix).assert_existing_objects_matched().expect_partial()
     except AssertionError as error:
         raise misfit_error(prefix, [" ".join(str(error).split())[:2000]], is_changed=True, hint="") from error
     except tf.errors.OpError as error:
         raise CorruptCheckpointError(f"{prefix}: {error.message}") from error
     except ValueError as error:  # shapes
         raise misfit_error(prefix, [str(error)], is_changed=True, hint="") from error
+    if more:
+        logger.warning("%s: what follows has no place in the state: %s", prefix, some_of(more, _NAMES_SHOWN))

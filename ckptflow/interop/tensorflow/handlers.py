@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,8 @@ from ckptflow.interop.untrusted.archives import pack_tar
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.kinds import keras_models
 
+logger = logging.getLogger("ckptflow")
+
 # What tf_keras's BackupAndRestore keeps for itself beside the model: a restore may do without.
 _BOOK_KEEPING = frozenset({"ckpt_saved_batch", "ckpt_saved_epoch", "train_counter"})
 
@@ -33,7 +36,8 @@ def read_checkpoint(found: Source, **how: Any) -> NamedTensors:
 
 
 def load_checkpoint_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
-    checkpoint.restore_objects(checkpoint.find_prefix(found.path), dict(state), beside=_beside(found))
+    prefix = checkpoint.find_prefix(found.path)
+    checkpoint.restore_objects(prefix, dict(state), optimizer=optimizer, beside=_beside(found))
 
 
 def _beside(found: Source) -> frozenset[str]:
@@ -64,8 +68,15 @@ def read_saved_model(
     found: Source, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool, state: Mapping[str, Any] | None
 ) -> Any:
     if not saved_model.is_keras_saved_model(found.path):
-        return saved_model.read_saved_model(found.path)
-    model = saved_model.read_keras_saved_model(found.path, unsafe=unsafe, imports=imports)
+        return saved_model.read_saved_model(found.path, state)
+    try:
+        model = saved_model.read_keras_saved_model(found.path, unsafe=unsafe, imports=imports)
+    except UsageError as error:
+        if state is None:
+            raise
+        # The user has the model: no class need be known for its variables.
+        logger.warning("its variables go by their paths in the SavedModel, since no model can be made of it: %s", error)
+        return saved_model.read_saved_model(found.path, state)
     if not optimizer and state is not None:
         model.optimizer = None
     return {"model": model}
@@ -76,7 +87,7 @@ def load_saved_model_into(found: Source, state: Mapping[str, Any], *, optimizer:
     if len(targets) != 1:
         raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
     check_alone(state, targets[0], found.format.name, where)
-    saved_model.load_saved_model_into(found.path, targets[0])
+    saved_model.load_saved_model_into(found.path, targets[0], optimizer=optimizer)
 
 
 def write_tflite(

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import tensorflow as tf
 
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError, UsageError
+from ckptflow.format import dtypes
 from ckptflow.format.dtypes import Array
 from ckptflow.format.object_graph import VARIABLE, edges, values_of
 from ckptflow.format.offer import Offer, misfit_error, offer_of_captured
-from ckptflow.interop.decisions import all_of_the_state
+from ckptflow.format.words import some_of
+from ckptflow.interop.decisions import (
+    of_optimizers,
+    optimizers_as_a_whole,
+    optimizers_in,
+    other_class,
+    without_optimizers,
+)
+from ckptflow.interop.keras.described import Described, described_by, difference
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.tensorflow.bundle import TensorBundle, files_of
 from ckptflow.interop.tensorflow.checkpoint import named_tensors, names_of
@@ -34,7 +43,7 @@ from ckptflow.interop.untrusted.keras_allowed import keras_module
 from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
 from ckptflow.state.assign import Comparison, Verdict
 from ckptflow.state.children import clean
-from ckptflow.state.kinds import is_keras3_model, raw_variable
+from ckptflow.state.kinds import is_keras3_model, keras_models, raw_variable
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.private.tensorflow import fingerprint_pb2, fingerprinting, parse_saved_model
 from ckptflow.state.put import put, reader_of
@@ -47,6 +56,8 @@ _LISTS = frozenset(
     {"variables", "trainable_variables", "non_trainable_variables", "_all_variables", "named_variables"}
     | {"regularization_losses", "resources", "_misc_assets", "keras_api"}
 )
+_OF_METRICS = "/keras_api/metrics/"  # where tf_keras keeps those that a model was compiled with
+_SHOWN = 20
 _NO_STATE = ("function", "bare_concrete_function", "constant", "captured_tensor", "asset")
 
 
@@ -63,13 +74,22 @@ class _Opened:
 # Reading without code
 
 
-def read_saved_model(folder: str) -> NamedTensors:
+def read_saved_model(folder: str, state: Mapping[str, Any] | None = None) -> NamedTensors:
     """The variables of a SavedModel, each read when it is asked for; of our own also its vocabularies and the like.
 
-    Raises `UsageError` for a folder that is no SavedModel, `CorruptCheckpointError` for a damaged one.
+    What Keras 3's `model.export()` wrote has an order and no names: with `state`, which holds one Keras 3 model with as
+    many variables, they are named as these are there. Raises `UsageError` for a folder that is no SavedModel,
+    `CorruptCheckpointError` for a damaged one.
     """
     opened = _open(folder)
-    return _read_own(opened, opened.names) if opened.names is not None else _read_any(opened)
+    if opened.names is not None:
+        return _read_own(opened, opened.names)
+    models = keras_models(state or {})
+    if state is not None and len(models) == 1 and is_keras3_model(models[0]):
+        listed = _listed(opened)
+        if listed and len(listed) == len(models[0].variables):
+            return _in_order(opened, models[0], state, listed)
+    return _read_any(opened)
 
 
 def _read_any(opened: _Opened) -> NamedTensors:
@@ -77,25 +97,41 @@ def _read_any(opened: _Opened) -> NamedTensors:
     bundle = opened.variables
     if bundle is None:
         return NamedTensors({}, _no_tensor)
-    proto = bundle.object_graph()
-    if proto is None or opened.object_graph is None:  # TensorFlow 1: the keys are the variables' names
-        plain: dict[str, tuple[str, ...]] = {key: (f"model/{clean(key)}",) for key in bundle.infos}
-        return named_tensors(bundle, None, plain, "")
+    proto, names = _graph_of(opened), _paths_in(opened, with_lists=True)
+    if proto is None:
+        return named_tensors(bundle, None, names, "")
+    found = named_tensors(bundle, from_proto(proto, bundle.infos, opened.folder), names, "model")
+    return replace(found, metrics=frozenset(name for name in found.infos if _OF_METRICS in name))
+
+
+def _graph_of(opened: _Opened) -> Any:
+    """The object graph of the variables, without what holds none; None for a SavedModel of TensorFlow 1."""
+    proto = opened.variables.object_graph() if opened.variables is not None else None
+    if proto is None or opened.object_graph is None:
+        return None
     stateless = {
         number for number, node in enumerate(opened.object_graph.nodes) if node.WhichOneof("kind") in _NO_STATE
     }
     _drop_children(proto.nodes, lambda child: child.node_id in stateless or child.local_name == "signatures")
-    where = opened.folder
-    graph = from_proto(proto, bundle.infos, where)
-    everything = names_of(proto, bundle.infos, prefix="model")
+    return proto
+
+
+def _paths_in(opened: _Opened, *, with_lists: bool) -> dict[str, tuple[str, ...]]:
+    """The names of each variable, by its key: its paths in the graph. What can be reached only through one of the lists
+    of all has those names, `with_lists`, or is left out."""
+    infos = opened.variables.infos if opened.variables is not None else {}
+    proto = _graph_of(opened)
+    if proto is None:  # the keys are the variables' names
+        return {key: (f"model/{clean(key)}",) for key in infos}
+    everything = names_of(proto, infos, prefix="model") if with_lists else {}
     _drop_children(proto.nodes[:1], lambda child: child.local_name in _LISTS)
-    names = names_of(proto, bundle.infos, prefix="model")
+    names = names_of(proto, infos, prefix="model")
     taken = {name for given in names.values() for name in given}
-    for key, given in everything.items():  # what can be reached only through a list of all variables
+    for key, given in everything.items():
         if key not in names:
             names[key] = tuple(name for name in given if name not in taken)
             taken.update(given)
-    return named_tensors(bundle, graph, {key: given for key, given in names.items() if given}, "model")
+    return {key: given for key, given in names.items() if given}
 
 
 def _drop_children(nodes: Any, is_unwanted: Callable[[Any], bool]) -> None:
@@ -180,20 +216,32 @@ def _loaded_by_keras(folder: str) -> Any:
 # Reading into a model
 
 
-def load_saved_model_into(folder: str, model: Any) -> None:
-    """Gives `model` the values of a SavedModel of it; its optimizer too, or a warning that this begins anew.
+def load_saved_model_into(folder: str, model: Any, *, optimizer: bool = True) -> None:
+    """Gives `model` the values of a SavedModel of it; its optimizer too if `optimizer`, where all of it fits, or a
+    warning that this begins anew.
 
     Variables go together by the names of the run, for our own; by their order in `variables` for what Keras 3's
     `model.export()` wrote; else by their path in the object graph. Raises `StateMismatchError` with every variable of
-    the model that is not there or has another shape; no value is changed then.
+    either side that the other has not, or with another shape, and with every vocabulary that does not fit; no value is
+    changed then.
     """
     opened = _open(folder)
     if opened.names is not None:
-        _put(folder, _read_own(opened, opened.names), {opened.names.path: model})
+        _put(folder, _read_own(opened, opened.names), {opened.names.path: model}, optimizer=optimizer)
         return
+    state = {"model": model}
     listed = _listed(opened) if is_keras3_model(model) else []
-    tensors = _in_order(opened, model, listed) if listed else _read_any(opened)
-    _put(folder, tensors, {"model": model})
+    if not listed:
+        _put(folder, _read_any(opened), state, optimizer=optimizer, described=_optimizer_in(folder))
+        return
+    if len(listed) != len(model.variables):
+        there = f"it has {len(listed)} variables in order, as Keras's model.export() writes them"
+        raise misfit_error(
+            folder,
+            [f"{there}, and the model has {len(model.variables)}"],
+            hint="Take what fits by names: rename={name there: name in the model}, with partial=True.",
+        )
+    _put(folder, _in_order(opened, model, state, listed), state, optimizer=optimizer)
 
 
 def _listed(opened: _Opened) -> list[str]:
@@ -210,31 +258,62 @@ def _listed(opened: _Opened) -> list[str]:
     return [key for attribute, suffix, key in values if (attribute, suffix) == (VARIABLE, "") and isinstance(key, str)]
 
 
-def _in_order(opened: _Opened, model: Any, listed: list[str]) -> NamedTensors:
-    """What Keras 3's `model.export()` lists as the variables, under the names that the walk gives the model's."""
+def _in_order(opened: _Opened, model: Any, state: Mapping[str, Any], listed: list[str]) -> NamedTensors:
+    """What Keras 3's `model.export()` lists as the variables, under the names that the walk gives the model's as many;
+    and what is in none of its lists, by its path."""
     bundle = opened.variables
-    if bundle is None or len(listed) != len(model.variables):
-        there = f"it has {len(listed)} variables in order, as Keras's model.export() writes them"
-        raise misfit_error(
-            opened.folder,
-            [f"{there}, and the model has {len(model.variables)}"],
-            hint="Take what fits by names: rename={name there: name in the model}, with partial=True.",
-        )
-    found = {id(raw_variable(variable)): name for name, variable in walk({"model": model}).variables.items()}
+    if bundle is None:
+        return NamedTensors({}, _no_tensor)
+    found = {id(raw_variable(variable)): name for name, variable in walk(state).variables.items()}
     names = {found[id(raw_variable(variable))]: key for variable, key in zip(model.variables, listed, strict=True)}
+    for key, given in _paths_in(opened, with_lists=False).items():
+        if key not in listed and given[0] not in names and bundle.infos[key].dtype in dtypes.names():
+            names[given[0]] = key
     return NamedTensors({name: bundle.infos[key] for name, key in names.items()}, lambda name: bundle.read(names[name]))
 
 
-def _put(folder: str, tensors: NamedTensors, state: Mapping[str, Any], *, is_strict: bool = True) -> None:
-    """Gives the state the values, one tensor in memory at a time; builds what is unbuilt. The optimizer may lack."""
+def _optimizer_in(folder: str) -> Described:
+    """What the metadata of tf_keras's say of the optimizer, where there are some and tf_keras is there to read them."""
+    if not is_keras_saved_model(folder):
+        return Described()
+    try:
+        training = root_of(folder).get("training_config")
+    except UsageError:
+        return Described()
+    return described_by(training if isinstance(training, dict) else {})
+
+
+def _put(
+    folder: str,
+    tensors: NamedTensors,
+    state: Mapping[str, Any],
+    *,
+    optimizer: bool = True,
+    is_strict: bool = True,
+    described: Described | None = None,
+) -> None:
+    """Gives the state the values, one tensor in memory at a time; builds what is unbuilt.
+
+    Nothing may lack or be left over but an optimizer as a whole, and what a SavedModel does not have; without
+    `is_strict`, of the rest comes what there is.
+    """
 
     def decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
-        lost = _lost(tree, is_by_graph=offer.object_graph is not None)
-        return all_of_the_state(found, may_lack=lost, optimizers=tree.optimizers, is_strict=is_strict)
+        ours, theirs = list(tree.optimizers), optimizers_in(offer.models)
+        lost = _lost(tree, is_by_graph=offer.object_graph is not None) & (found.missing.keys() - found.differing)
+        found = found if is_strict else of_optimizers(found, ours, theirs)
+        if optimizer:
+            told = [difference(described, model) for model in state.values() if described is not None]
+            other = other_class(tree, offer, found) or next(iter(told), None)
+            verdict = optimizers_as_a_whole(found, ours, theirs, may_lack=lost, other=other)
+        else:
+            verdict = without_optimizers(found, ours, theirs, may_lack=lost)
+        said = (f"does not have {some_of(sorted(lost), _SHOWN)}: they stay as they were made",) if lost else ()
+        return replace(verdict, said=(*verdict.said, *said))
 
     captured = CapturedTensors(tensors)
     offer = offer_of_captured(captured, folder, "SavedModel")
-    put(offer, reader_of(captured), state, partial=True, decide=decide)
+    put(offer, reader_of(captured), state, partial=not is_strict, decide=decide)
 
 
 def _lost(tree: Tree, *, is_by_graph: bool) -> set[str]:
@@ -243,9 +322,9 @@ def _lost(tree: Tree, *, is_by_graph: bool) -> set[str]:
     lost = {leaf.name for leaf in tree.leaves if isinstance(leaf, PartLeaf)}
     if is_by_graph and tree.models:
         weights = {id(weight) for model in tree.models.values() for weight in weights_of(model)}
-        of_models = tuple(f"{path}/" for path in tree.models)
-        found = tree.variables.items()
-        lost |= {name for name, each in found if id(each) not in weights and name.startswith(of_models)}
+        of_models, of_optimizers = (tuple(f"{path}/" for path in paths) for paths in (tree.models, tree.optimizers))
+        found = [name for name, each in tree.variables.items() if id(each) not in weights]
+        lost |= {name for name in found if name.startswith(of_models) and not name.startswith(of_optimizers)}
     return lost
 
 

@@ -1,7 +1,7 @@
 """Does HDF5 live through a file? Asked of another process, since on a damaged file libhdf5 can crash the one that asks.
 
 Seen with libhdf5 1.14: one changed byte in a table of texts, and reading an attribute is a segmentation fault. What
-Python can catch is left to `keras_hdf5`; this is for what it cannot.
+Python can catch is left to `keras.hdf5`; this is for what it cannot.
 """
 
 from __future__ import annotations
