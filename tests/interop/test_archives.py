@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import random
+import resource
 import struct
 import tarfile
 import zipfile
@@ -23,7 +24,7 @@ from ckptflow.errors import (
     StorageFullError,
     UsageError,
 )
-from ckptflow.interop.untrusted import archives, zips
+from ckptflow.interop.untrusted import tars, zips
 from ckptflow.interop.untrusted.archives import check_zip, pack_tar, read_member, unpack_tar
 from tests.places.test_files import FOLDER, read, write
 from tests.places.test_files_faults import files_at_most
@@ -139,7 +140,7 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = gzip.compress(tar_of(("a", bytes(10 * 2**20))))
     refused(bomb, tmp_path / "again", "unpacks to 10,485,760 bytes")
     (tmp_path / "once more").mkdir()
-    monkeypatch.setattr(archives, "_HEADERS_BYTES", 0)
+    monkeypatch.setattr(tars, "_HEADERS_BYTES", 1536)
     padded = gzip.compress(tar_of(("a", b"x")) + bytes(10 * 2**20))  # which no header announces
     refused(padded, tmp_path / "once more", r"unpacks to more than 2,\d{3},\d{3} bytes")
 
@@ -150,6 +151,100 @@ def test_a_header_that_would_take_all_memory(tmp_path: Path, kind: bytes) -> Non
     header.size = 2**32
     data = header.tobuf(tarfile.USTAR_FORMAT) + bytes(4 * 2**20)
     refused(gzip.compress(data), tmp_path, "a header of 4,294,967,296 bytes is too long")
+
+
+def extension(kind: bytes, data: bytes) -> bytes:
+    """A header that says something of the member behind it, or of all."""
+    header = special("extension", kind)
+    header.size = len(data)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def record(key: str, value: str) -> bytes:
+    text = f" {key}={value}\n".encode()
+    length = len(text) + 1
+    while len(str(length)) + len(text) != length:
+        length += 1
+    return str(length).encode() + text
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+@pytest.mark.parametrize("length", [2**16, 2**20])
+def test_a_header_that_takes_time_in_the_square_of_its_length(tmp_path: Path, kind: bytes, length: int) -> None:
+    data = gzip.compress(extension(kind, b"1" * length) + tar_of(("a", b"x")))
+    refused(data, tmp_path, "cannot be unpacked: a header of")
+    with pytest.raises(CorruptCheckpointError, match="a header of"):
+        read_member(io.BytesIO(data), "a", max_bytes=4, where="x")
+
+
+def test_headers_for_all_members(tmp_path: Path) -> None:
+    """`tarfile` gives each member a copy. What git writes there, and nothing else, is taken."""
+    said = b"".join(record(f"key{number}", "x") for number in range(2000))
+    many = b"".join(special(f"{number}", tarfile.DIRTYPE).tobuf() for number in range(20_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(gzip.compress(extension(tarfile.XGLTYPE, said) + many + bytes(1024)), tmp_path, "for all members")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
+    for key in ("path", "size", "GNU.sparse.size"):
+        (tmp_path / key).mkdir()
+        data = extension(tarfile.XGLTYPE, record(key, "1")) + tar_of(("a", b"x"))
+        refused(data, tmp_path / key, "for all members")
+    (tmp_path / "a.tar").write_bytes(extension(tarfile.XGLTYPE, record("comment", "f" * 40)) + tar_of(("a", b"x")))
+    unpack_tar(str(tmp_path / "a.tar"), str(tmp_path / "out"))
+    assert read(str(tmp_path / "out")) == {"a": b"x"}
+
+
+def test_folders_without_end(tmp_path: Path) -> None:
+    """They have no bytes: they are counted as members, also those that only a name asks for, and those that repeat."""
+    again = special("again", tarfile.DIRTYPE).tobuf()
+    refused(gzip.compress(again * 2000), tmp_path, "in 1,000 are unpacked", max_members=1000)
+    with pytest.raises(CorruptCheckpointError, match="in 100,000 are unpacked"):
+        read_member(io.BytesIO(gzip.compress(again * 200_000)), "a", max_bytes=4, where="x")
+    deep = tar_of(*((f"{number}/" + "d/" * 100 + "f", b"") for number in range(3)))
+    (tmp_path / "deep").mkdir()
+    refused(deep, tmp_path / "deep", "in 102 are unpacked", max_members=102)
+    (tmp_path / "a.tar").write_bytes(deep)
+    unpack_tar(str(tmp_path / "a.tar"), str(tmp_path / "out"), max_members=306)
+
+
+def test_headers_without_end(tmp_path: Path) -> None:
+    packed = gzip.compress(extension(tarfile.XHDTYPE, record("comment", "x" * 60_000)) * 2000)
+    assert len(packed) < 2**20
+    refused(packed, tmp_path, "a header of")
+    with pytest.raises(CorruptCheckpointError, match="a header of"):
+        read_member(io.BytesIO(packed), "a", max_bytes=4, where="x")
+
+
+def test_one_member_behind_what_is_packed_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zips, "FREE_BYTES", 2**20)
+    data = gzip.compress(tar_of(("zeros", bytes(2**24)), ("a", b"x")))
+    with pytest.raises(CorruptCheckpointError, match="16,777,216 bytes"):
+        read_member(io.BytesIO(data), "a", max_bytes=4, where="x")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"5 a=",
+        b"0 a=b\n",
+        b"99 a=b\n",
+        b"-6 a=b\n",
+        b"6 a=b\nx",
+        b"5 abc\n",
+        b" a=b\n",
+        record("size", "-1"),
+        record("size", "1e3"),
+        record("size", "9" * 5000),
+        record("GNU.sparse.map", "0,1"),
+    ],
+)
+def test_a_header_that_says_nothing(data: bytes, tmp_path: Path) -> None:
+    refused(extension(tarfile.XHDTYPE, data) + tar_of(("a", b"x")), tmp_path, "cannot be unpacked|damaged")
+
+
+def test_names_that_are_too_long_and_of_no_member(tmp_path: Path) -> None:
+    for name in ("./" * 20_000 + "a", "a" * 20_000):
+        refused(extension(tarfile.XHDTYPE, record("path", name)) + tar_of(("a", b"x")), tmp_path, "it is too long")
+    refused(extension(tarfile.XHDTYPE, record("path", "x")) + bytes(1024), tmp_path, "damaged or cut short")
 
 
 def test_damage(tmp_path: Path) -> None:
