@@ -107,7 +107,7 @@ HEADERS = s3_error("InvalidRequest", 400, "Content-MD5 OR x-amz-checksum- HTTP h
         (s3_error("NotImplemented", 501), False, "not an error that retrying helps"),
     ],
 )
-def test_what_is_advised_of_checksums(error: Exception, sends: bool | None, advised: str) -> None:
+def test_what_is_advised_of_checksums(error: BaseException, sends: bool | None, advised: str) -> None:
     """A setting is named where it can help: where such headers are sent, or were switched off and are asked for."""
     mapped = faults.from_client_error(error, "write", "s3://bucket/run/key", sends_checksum=sends)
     assert advised in str(mapped)
