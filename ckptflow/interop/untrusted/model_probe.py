@@ -21,7 +21,9 @@ def check_builds(
     with tempfile.TemporaryDirectory(prefix="ckptflow-model-") as folder:
         file = os.path.join(folder, "model.json")
         with open(file, "w", encoding="utf-8") as out:
-            needed = {name: models[name] for name in (path, f"{path}/optimizer", optimizer_path) if name in models}
+            needed = {
+                name: each for name, each in models.items() if name in (path, f"{path}/optimizer", optimizer_path)
+            }
             json.dump({"models": needed, "path": path, "optimizer_path": optimizer_path}, out)
         try:
             probe.check(
