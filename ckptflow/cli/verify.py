@@ -19,6 +19,7 @@ from ckptflow.errors import (
     CorruptCheckpointError,
     ObjectNotFoundError,
     StorageError,
+    StorageUnavailableError,
     UnknownVersionError,
 )
 from ckptflow.printable import printable
@@ -118,10 +119,22 @@ def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_al
         with bar("reading", is_bytes=True) as progress:
             progress.expect(sum(wanted.values()))
             watched = WatchedStore(store, progress.advance)
-            verdicts = [read_one(watched, folder, pool, is_one_of_all=verify_all) for folder in wanted]
+            verdicts: list[Verified] = []
+            for each in wanted:
+                verdicts.append(read_one(watched, each, pool, is_one_of_all=verify_all))
+                _check_answers(verdicts)
     if all(verdict.is_gone for verdict in verdicts):
         raise CheckpointGoneError(f"{store.url}: pruned while it was read; pin what must stay, or verify again")
     return verdicts
+
+
+def _check_answers(verdicts: Sequence[Verified]) -> None:
+    """Raises what the storage said, once it has not answered for so many that it is not one of them."""
+    from ckptflow.commit.catalog import MAX_UNANSWERED
+
+    last = [verdict.refused for verdict in verdicts[-MAX_UNANSWERED - 1 :]]
+    if len(last) > MAX_UNANSWERED and all(isinstance(each, StorageUnavailableError) for each in last):
+        raise next(filter(None, last))
 
 
 def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> dict[Folder, int]:

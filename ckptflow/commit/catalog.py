@@ -44,7 +44,7 @@ logger = logging.getLogger("ckptflow")
 _READERS = 8  # manifests read at once
 _READ_BYTES = 8 * 2**20  # of manifests read at once; what is in one takes several times its bytes
 _TRIES = 5  # listings that name a manifest which is gone when it is read
-_MAX_UNANSWERED = 8  # files in a row: then it is the storage, and asking for each of the others takes long
+MAX_UNANSWERED = 8  # files in a row: then it is the storage, and asking for each of the others takes long
 
 # Why a manifest cannot be read; of the storage's own errors only where that is but shown.
 Unreadable = CorruptCheckpointError | UnknownVersionError | StorageError
@@ -206,7 +206,7 @@ class Summaries:
     def _shown(self, error: StorageError) -> StorageError:
         """The error of one file, for a row; raises it where it is to be raised, or is no one file's."""
         self._unanswered += isinstance(error, StorageUnavailableError)
-        is_of_all = self._unanswered > _MAX_UNANSWERED
+        is_of_all = self._unanswered > MAX_UNANSWERED
         if not self._is_for_show or is_of_all or isinstance(error, ObjectNotFoundError):
             raise error
         self.refused = self.refused or error

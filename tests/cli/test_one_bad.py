@@ -152,6 +152,12 @@ def test_a_storage_that_does_not_answer_is_not_asked_for_each(
         ran = runner(verb[0], root, *verb[1:])
         assert ran.code == 4
         assert "cannot read: so it is" in ran.err
+    monkeypatch.undo()
+    shards = [f"{path.parent.name}/{path.name}" for path in Path(root).glob("0*/shard-*")]
+    refuse(monkeypatch, StorageUnavailableError, *shards)
+    ran = runner("verify", root, "--all")
+    assert ran.code == 4
+    assert not ran.out
 
 
 def test_what_decides_raises(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,22 +88,22 @@ def check(
         return
     size_bytes = sum(each[2] for _, each in keys) if size_bytes is None else size_bytes
     memory_bytes, time_s = parser_bytes(size_bytes), parser_s(size_bytes)
-    with _scratch(scratch_bytes) as scratch:
-        request = {
-            "path": [os.path.abspath(each) for each in sys.path],
-            "function": function,
-            "arguments": [path, dict(arguments or {})],
-            "imports": list(imports),
-            "limits": [memory_bytes, time_s, scratch_bytes],
-            "scratch": scratch,
-        }
-        try:
+    try:
+        with _scratch(scratch_bytes) as scratch:
+            request = {
+                "path": [os.path.abspath(each) for each in sys.path],
+                "function": function,
+                "arguments": [path, dict(arguments or {})],
+                "imports": list(imports),
+                "limits": [memory_bytes, time_s, scratch_bytes],
+                "scratch": scratch,
+            }
             reply, code = _ask(request, time_s)
-        except _NotStartedError as error:
-            logger.warning("%s is read without another process having read it first: %s", path, error)
-            return
-        except OSError as error:
-            raise from_os_error(error, "start a process that reads it first", path) from error
+    except _NotStartedError as error:
+        logger.warning("%s is read without another process having read it first: %s", path, error)
+        return
+    except OSError as error:
+        raise from_os_error(error, "start a process that reads it first", path) from error
     if reply is not None and reply.outcome == "damaged":
         raise CorruptCheckpointError(reply.text)
     if reply is None or reply.outcome == "memory":
@@ -162,7 +162,7 @@ def _ask(request: Mapping[str, Any], time_s: int) -> tuple[_Reply | None, int | 
     environment |= {"CUDA_VISIBLE_DEVICES": "-1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     readable, writable = os.pipe()
     with open(readable, "rb", buffering=0) as replies:
-        with open(writable, "wb", buffering=0) as out, tempfile.TemporaryFile() as asked:
+        with open(writable, "wb", buffering=0) as out, tempfile.NamedTemporaryFile(prefix="ckptflow-asked-") as asked:
             asked.write(json.dumps(request).encode())
             asked.seek(0)
             try:
