@@ -162,7 +162,11 @@ def _ask(request: Mapping[str, Any], time_s: int) -> tuple[_Reply | None, int | 
     environment |= {"CUDA_VISIBLE_DEVICES": "-1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     readable, writable = os.pipe()
     with open(readable, "rb", buffering=0) as replies:
-        with open(writable, "wb", buffering=0) as out, tempfile.NamedTemporaryFile(prefix="ckptflow-asked-") as asked:
+        with (
+            open(writable, "wb", buffering=0) as out,
+            tempfile.TemporaryDirectory(prefix="ckptflow-asked-") as folder,
+            open(os.path.join(folder, "request"), "x+b") as asked,
+        ):
             asked.write(json.dumps(request).encode())
             asked.seek(0)
             try:
