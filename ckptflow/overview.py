@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summaries, Summary, Unreadable
-from ckptflow.errors import CorruptCheckpointError
+from ckptflow.commit.prune import unread
+from ckptflow.errors import CorruptCheckpointError, StorageError
 from ckptflow.format.layout import Folder, parse_receipt_name, parse_shard_name
 
 _BATCH = 256  # manifests read between two words on how far it is
@@ -29,6 +30,7 @@ class Row:
     shard_count: int
     worker_count: int | None
     checkpoint: Checkpoint | None
+    is_unread: bool = False  # the storage does not give the manifest: what is in it is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,10 @@ class Overview:
 
     @property
     def resumes_from(self) -> Row | None:
-        """The newest that counts and shows no problem: where a restart would begin."""
+        """The newest that counts and shows no problem: where a restart would begin. None where it would raise."""
         counting = (row for row in reversed(self.rows) if row.state in ("newest", "counts"))
-        return next((row for row in counting if row.problem is None), None)
+        first = next((row for row in counting if row.problem is None or row.is_unread), None)
+        return None if first is None or first.is_unread else first
 
 
 def read_summaries(
@@ -78,6 +81,7 @@ def committed_row(folder: Folder, summary: Summary | Unreadable, listing: Listin
         shard_count=len(shards),
         worker_count=_count_workers((*shards, *files)),
         checkpoint=summary.checkpoint if isinstance(summary, Summary) else None,
+        is_unread=isinstance(summary, StorageError),
     )
 
 
@@ -109,6 +113,8 @@ def _why_outside(folder: Folder, summary: Summary | Unreadable, counting: Counti
 
 
 def _why_unreadable(folder: Folder, error: Unreadable) -> str:
+    if isinstance(error, StorageError):
+        return unread(error)
     why = str(error).partition(f"{folder.manifest_key}: ")[2] or str(error)  # the line names the folder
     return f"damaged manifest: {why}" if isinstance(error, CorruptCheckpointError) else why
 

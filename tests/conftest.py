@@ -54,11 +54,11 @@ def _no_credentials_of_ours(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _probes_are_forked() -> Iterator[None]:
     """A process that reads a foreign file first is forked from one that has imported TensorFlow."""
 
-    def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> Process:
+    def start(request: BinaryIO, environment: Mapping[str, str], out: BinaryIO) -> Process:
         fixed = read_at_start(environment)
         own = {name: value for name, value in environment.items() if name not in fixed}
         with open(os.devnull, "wb") as nowhere:
-            return start_python(["-c", probe.PROGRAM, request], own, out, nowhere, cwd=Path.cwd(), kind="probe")
+            return start_python(["-c", probe.PROGRAM], own, out, nowhere, cwd=Path.cwd(), kind="probe", stdin=request)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "start", start)

@@ -115,13 +115,14 @@ class Zygote:
         return self._log.read().decode(errors="replace")
 
     def fork(
-        self, args: Sequence[str], env: Mapping[str, str], cwd: Path, out: int, err: int, kind: str = "ckptflow"
+        self, args: Sequence[str], env: Mapping[str, str], cwd: Path, streams: Sequence[int], kind: str = "ckptflow"
     ) -> Forked:
-        """`kind`: one of `KINDS`, by what the process has loaded when it begins."""
+        """`streams`: its stdout and stderr, and its stdin, where it has one. `kind`: one of `KINDS`, by what the
+        process has loaded when it begins."""
         status, theirs = os.pipe()
         request = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd)})
         try:
-            socket.send_fds(self._controls[kind], [request.encode()], [theirs, out, err])
+            socket.send_fds(self._controls[kind], [request.encode()], [theirs, *streams])
         finally:
             os.close(theirs)
         try:

@@ -68,6 +68,7 @@ def start_python(
     cwd: Path = ROOT,
     fresh: bool = False,
     kind: str = "ckptflow",
+    stdin: IO[bytes] | None = None,
 ) -> Process:
     """Starts `python ARGS`, where `args` begins with -c, -m or a script, with `environment(env)`.
 
@@ -78,9 +79,10 @@ def start_python(
     full = environment(env)
     if not fresh and read_at_start(full) == read_at_start(environment({})):
         full.setdefault(PROBE, str(zygote().stand_ins() / "probe"))
-        return zygote().fork(args, full, cwd, out.fileno(), err.fileno(), kind)
+        streams = [each.fileno() for each in (out, err, stdin) if each is not None]
+        return zygote().fork(args, full, cwd, streams, kind)
     return subprocess.Popen(
-        [sys.executable, *args], env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+        [sys.executable, *args], env=full, cwd=cwd, stdin=stdin or subprocess.DEVNULL, stdout=out, stderr=err
     )
 
 

@@ -149,12 +149,11 @@ def _fork_probes(stand_in: str) -> None:
     """A probe of this process is started by that command."""
     from ckptflow.interop.untrusted import probe
 
-    def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> subprocess.Popen[bytes]:
+    def start(request: BinaryIO, environment: Mapping[str, str], out: BinaryIO) -> subprocess.Popen[bytes]:
         fixed = read_at_start(environment)
         own = {name: value for name, value in environment.items() if name not in fixed} | read_at_start(os.environ)
-        command = [stand_in, "-c", probe.PROGRAM, request]
-        nowhere = subprocess.DEVNULL
-        return subprocess.Popen(command, env=own, stdin=nowhere, stdout=out, stderr=nowhere)
+        command = [stand_in, "-c", probe.PROGRAM]
+        return subprocess.Popen(command, env=own, stdin=request, stdout=out, stderr=subprocess.DEVNULL)
 
     probe.start = start
 

@@ -24,8 +24,8 @@ EXITS = {
     1: "damage was found, or a difference, or a broken promise, or nothing where something was asked for",
     2: "the command line: a bad URL, scheme, argument or option, something that cannot be done here, or a package that "
     "it needs is not installed",
-    3: "the storage refused: credentials, permissions, no such bucket",
-    4: "the storage did not answer, after all retries: try again later",
+    3: "the storage refused, if only one of the files: credentials, permissions, no such bucket",
+    4: "the storage did not answer, after all retries, if only for one of the files: try again later",
     5: "written by a newer ckptflow: upgrade",
     70: "a bug in ckptflow: please report it",
     74: "the output cannot be written: the disk is full, or whoever read it has gone",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.render import (
     WIDE,
@@ -64,11 +65,14 @@ def ls(
     if folder is not None:
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
     with closing(open_store(url, storage_options(options, options_json))) as store:
-        overview = look(store, Summaries(store), show_all=show_all)
+        summaries = Summaries(store, is_for_show=True)
+        overview = look(store, summaries, show_all=show_all)
     if as_json:
         print_json(to_json(overview))
     else:
         render(overview)
+    if summaries.refused is not None:
+        raise typer.Exit(exit_code(summaries.refused))
 
 
 def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
@@ -153,7 +157,9 @@ def render(overview: Overview) -> None:
         console.print(f"{printable(overview.url)}: {what}")
     resumes_from = overview.resumes_from
     counting = [row for row in overview.rows if row.state in ("newest", "counts")]
-    if counting and counting[-1] is not resumes_from:
+    if counting and resumes_from is None and any(row.is_unread for row in counting):
+        console.print("A restart would end with an error: it goes by nothing that cannot be read.", style="red")
+    elif counting and counting[-1] is not resumes_from:
         where = f"at step {resumes_from.folder.step}" if resumes_from else "nowhere: each shows damage"
         console.print(f"The newest is damaged; a restart would begin {where}.", style="red")
     hidden = " and ".join(f"{count} {state}" for state, count in overview.hidden.items() if count)

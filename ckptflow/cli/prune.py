@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.exits import exit_code
 from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
 from ckptflow.cli.render import make_console, print_table, size_text
@@ -70,7 +71,7 @@ def prune(
         raise ValueError("say what to keep: --last, --best, --every-steps or --every-seconds")
     with closing(open_store(url, storage_options(options, options_json))) as store:
         check_root(store)
-        summaries = Summaries(store)
+        summaries = Summaries(store, is_for_show=not yes)
         check_metrics(policies, [checkpoint.metrics for checkpoint in list_counting(store, summaries)])
         if yes:
             found = prune_by_hand(store, summaries, policies, find_damage)
@@ -80,6 +81,8 @@ def prune(
         print_json(to_json(store.url, found, has_acted=yes))
     else:
         render(store.url, found, has_acted=yes)
+    if summaries.refused is not None:
+        raise typer.Exit(exit_code(summaries.refused))
 
 
 def find_damage(store: Store, folder: Folder) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.exits import exit_code
 from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.prune import Best, EverySecondsOption, EveryStepsOption, Last, check_metrics, read_policies
@@ -51,6 +52,7 @@ def report(
       ckptflow report s3://bucket/run-7 --last 3 --best val_loss
       ckptflow report s3://bucket/run-7 --output /tmp/run-7.html
     """
+    from ckptflow.commit.catalog import Summaries
     from ckptflow.reading import split_url
     from ckptflow.report.gather import read_run
     from ckptflow.report.run import name_of
@@ -69,13 +71,16 @@ def report(
             _check_place(path)
         with bar("reading manifests and claims") as progress:
             now = datetime.now(UTC)
-            run = read_run(store, policies, now=now, expect=progress.expect, advance=progress.advance)
+            summaries = Summaries(store, is_for_show=True)
+            run = read_run(store, summaries, policies, now=now, expect=progress.expect, advance=progress.advance)
     check_metrics(policies, [each.metrics for each in run.counting])
     if as_json:
         print_json(to_json(run))
-        return
-    size_bytes = _write(path, run)
-    make_console().print(f"{printable(path)}: {size_text(size_bytes)}", soft_wrap=True)
+    else:
+        size_bytes = _write(path, run)
+        make_console().print(f"{printable(path)}: {size_text(size_bytes)}", soft_wrap=True)
+    if summaries.refused is not None:
+        raise typer.Exit(exit_code(summaries.refused))
 
 
 def to_json(run: Run) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
 from ckptflow.cli.render import bar, make_console, size_text
 from ckptflow.errors import (
@@ -17,6 +18,8 @@ from ckptflow.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     ObjectNotFoundError,
+    StorageError,
+    StorageUnavailableError,
     UnknownVersionError,
 )
 from ckptflow.printable import printable
@@ -27,16 +30,31 @@ if TYPE_CHECKING:
     from ckptflow.storage.store import Store
     from ckptflow.transfer.buffers import BufferPool
 
+_SHOWN = {
+    "whole": ("green", "whole"),
+    "gone": ("dim", "pruned meanwhile"),
+    "damaged": ("red", "damaged"),
+    "unread": ("red", "not read"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What reading one checkpoint found: `problems` in words; `is_gone` where it was pruned before it was read."""
+    """What reading one checkpoint found: `problems` in words; `is_gone` where it was pruned before it was read;
+    `refused` where the storage did not give all of it, which says nothing about what is stored."""
 
     folder: Folder
     url: str
     size_bytes: int
     problems: tuple[str, ...] = ()
     is_gone: bool = False
+    refused: StorageError | None = None
+
+    @property
+    def state(self) -> str:
+        if self.refused is not None:
+            return "unread"
+        return "gone" if self.is_gone else "damaged" if self.problems else "whole"
 
 
 def verify(
@@ -51,7 +69,8 @@ def verify(
 ) -> None:
     """Read every byte of the newest checkpoint and check it: sizes, checksums, headers. Exit code 1 on damage.
 
-    Without --step or --all it is the newest that counts. Each problem is printed with the file, the place and why.
+    Without --step or --all it is the newest that counts. Each problem is printed with the file, the place and why. With
+    --all what the storage does not give is told, with exit code 3 or 4, and the others are read.
 
     \b
     Example:
@@ -67,8 +86,11 @@ def verify(
         print_json(to_json(store.url, verdicts))
     else:
         render(verdicts, time.monotonic() - start_s)
-    if any(verdict.problems for verdict in verdicts):
+    if any(verdict.state == "damaged" for verdict in verdicts):
         raise typer.Exit(1)
+    refused = next((verdict.refused for verdict in verdicts if verdict.refused is not None), None)
+    if refused is not None:
+        raise typer.Exit(exit_code(refused))
 
 
 def root_and_folder(url: str, step: int | None, *, is_all: bool) -> tuple[str, Folder | None]:
@@ -95,10 +117,22 @@ def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_al
         with bar("reading", is_bytes=True) as progress:
             progress.expect(sum(wanted.values()))
             watched = WatchedStore(store, progress.advance)
-            verdicts = [read_one(watched, folder, pool) for folder in wanted]
+            verdicts: list[Verified] = []
+            for each in wanted:
+                verdicts.append(read_one(watched, each, pool, is_one_of_all=verify_all))
+                _check_answers(verdicts)
     if all(verdict.is_gone for verdict in verdicts):
         raise CheckpointGoneError(f"{store.url}: pruned while it was read; pin what must stay, or verify again")
     return verdicts
+
+
+def _check_answers(verdicts: Sequence[Verified]) -> None:
+    """Raises what the storage said, once it has not answered for so many that it is not one of them."""
+    from ckptflow.commit.catalog import MAX_UNANSWERED
+
+    last = [verdict.refused for verdict in verdicts[-MAX_UNANSWERED - 1 :]]
+    if len(last) > MAX_UNANSWERED and all(isinstance(each, StorageUnavailableError) for each in last):
+        raise next(filter(None, last))
 
 
 def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> dict[Folder, int]:
@@ -111,7 +145,7 @@ def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all:
         if not any(entry.key == folder.manifest_key for entry in entries):
             raise CheckpointNotFoundError(f"{store.url}/{folder} holds no committed checkpoint")
         return {folder: sum(entry.size_bytes for entry in entries)}
-    listing, counting = read_counting(store, Summaries(store))
+    listing, counting = read_counting(store, Summaries(store, is_for_show=verify_all))
     matching = [f for f in counting.folders if step in (None, f.step)]
     matching += [f for f in counting.outside if f.step == step]
     if not matching:
@@ -121,8 +155,9 @@ def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all:
     return {folder: sum(listing.folders[folder].values()) for folder in chosen}
 
 
-def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verified:
-    """Reads one checkpoint. What was pruned meanwhile is gone, not damaged."""
+def read_one(store: Store, folder: Folder, pool: BufferPool, *, is_one_of_all: bool) -> Verified:
+    """Reads one checkpoint. What was pruned meanwhile is gone, not damaged. What the storage does not give raises, or,
+    of one of all, is told."""
     from ckptflow.commit.catalog import read_manifest
     from ckptflow.reading import OpenCheckpoint
 
@@ -134,6 +169,10 @@ def read_one(store: Store, folder: Folder, pool: BufferPool) -> Verified:
         return Verified(folder, url, 0, (str(error).removeprefix(f"{url}/"),))
     except (ObjectNotFoundError, CheckpointGoneError):
         return Verified(folder, url, 0, is_gone=True)
+    except StorageError as error:
+        if not is_one_of_all:
+            raise
+        return Verified(folder, url, 0, (f"cannot be read: {error}",), refused=error)
     return Verified(folder, url, manifest.size_bytes, tuple(problems))
 
 
@@ -179,7 +218,7 @@ def to_json(root_url: str, verdicts: Sequence[Verified]) -> dict[str, Any]:
                 "step": verdict.folder.step,
                 "incarnation": verdict.folder.incarnation,
                 "size_bytes": verdict.size_bytes,
-                "state": "gone" if verdict.is_gone else "damaged" if verdict.problems else "whole",
+                "state": verdict.state,
                 "problems": list(verdict.problems),
             }
             for verdict in verdicts
@@ -191,13 +230,14 @@ def render(verdicts: Sequence[Verified], seconds: float) -> None:
     """Prints a line for each checkpoint, its problems below, and the sum of it."""
     console = make_console()
     for verdict in verdicts:
-        style = "red" if verdict.problems else "dim" if verdict.is_gone else "green"
-        word = "damaged" if verdict.problems else "pruned meanwhile" if verdict.is_gone else "whole"
+        style, word = _SHOWN[verdict.state]
         console.print(f"{verdict.folder}  {size_text(verdict.size_bytes)}  {word}", style=style, soft_wrap=True)
         for problem in verdict.problems:
             console.print(f"  {printable(problem)}", soft_wrap=True)
-    damaged = sum(bool(verdict.problems) for verdict in verdicts)
+    states = [verdict.state for verdict in verdicts]
+    bad = [state for state in ("damaged", "unread") if state in states]
     size_bytes = sum(verdict.size_bytes for verdict in verdicts)
-    outcome = f"{damaged} of {len(verdicts)} damaged" if damaged else "every byte is as it was written"
+    counted = (f"{states.count(state)} of {len(states)} {_SHOWN[state][1]}" for state in bad)
+    outcome = ", ".join(counted) or "every byte is as it was written"
     rate = f"{size_text(int(size_bytes / max(seconds, 1e-3)))}/s"
     console.print(f"{size_text(size_bytes)} in {seconds:.1f} s ({rate}): {outcome}")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that happened between two looks. `what`: "started", "writing", "committed", "pruned", "damaged"."""
+    """One thing that happened between two looks. `what`: "started", "writing", "committed", "pruned", "damaged",
+    "unread"."""
 
     what: str
     folder: str | None
@@ -60,7 +61,9 @@ def watch(
 
     before: Overview | None = None
     with closing(open_store(url, storage_options(options, options_json))) as store:
-        summaries = Summaries(store)  # of the whole watch: a manifest that was read says the same for ever
+        summaries = Summaries(
+            store, is_for_show=True
+        )  # of the whole watch: a manifest that was read says the same for ever
         while True:
             now = look(store, summaries, show_all=True)
             for change in changes(before, now):
@@ -94,7 +97,7 @@ def changes(before: Overview | None, now: Overview) -> Iterator[Change]:
         elif row.state == "partial" and (was is None or was.size_bytes != row.size_bytes):
             yield _change("writing", row, row.why or "")
         if row.problem and (was is None or was.problem != row.problem):
-            yield _change("damaged", row, row.problem)
+            yield _change("unread" if row.is_unread else "damaged", row, row.problem)
 
 
 def _change(what: str, row: Row, detail: str) -> Change:
@@ -109,7 +112,7 @@ def _say(change: Change, *, as_json: bool) -> None:
         line: dict[str, Any] = {"seen_at": seen_at.isoformat(timespec="seconds"), **msgspec.to_builtins(change)}
         print_json(line, indent=-1)
         return
-    styles = {"committed": "green", "damaged": "red", "pruned": "dim", "writing": "dim"}
+    styles = {"committed": "green", "damaged": "red", "unread": "red", "pruned": "dim", "writing": "dim"}
     size = f"  {size_text(change.size_bytes)}" if change.size_bytes is not None else ""
     step = f"  step {change.step}" if change.step is not None else ""
     text = f"{time_text(seen_at)}  {change.what:<9}{step}{size}  {printable(change.detail)}"

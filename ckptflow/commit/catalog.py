@@ -7,10 +7,10 @@ those that its lineage names. A claim only fences; it never says what counts.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 
 from ckptflow.commit.checkpoint import Checkpoint as Checkpoint
 from ckptflow.commit.checkpoint import as_time
@@ -18,7 +18,13 @@ from ckptflow.commit.listing import Listing as Listing
 from ckptflow.commit.listing import list_claims as list_claims
 from ckptflow.commit.listing import list_pins as list_pins
 from ckptflow.commit.listing import list_root as list_root
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
+from ckptflow.errors import (
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+    UnknownVersionError,
+)
 from ckptflow.format.layout import (
     MANIFEST_NAME,
     Folder,
@@ -33,11 +39,15 @@ from ckptflow.storage.again import read_record
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
+logger = logging.getLogger("ckptflow")
+
 _READERS = 8  # manifests read at once
 _READ_BYTES = 8 * 2**20  # of manifests read at once; what is in one takes several times its bytes
 _TRIES = 5  # listings that name a manifest which is gone when it is read
+MAX_UNANSWERED = 8  # files in a row: then it is the storage, and asking for each of the others takes long
 
-Unreadable = CorruptCheckpointError | UnknownVersionError  # why a manifest cannot be read
+# Why a manifest cannot be read; of the storage's own errors only where that is but shown.
+Unreadable = CorruptCheckpointError | UnknownVersionError | StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +168,16 @@ class Summaries:
     """Summaries by folder, each manifest read once, for as long as listings show the writer of its shards.
 
     One that cannot be read is remembered, too, with why, until the next listing; one that is gone raises
-    `ObjectNotFoundError` at each call.
+    `ObjectNotFoundError` at each call. What the storage refuses, or does not answer, raises: nothing is decided by
+    what could not be read. Only where all of it `is_for_show` that is why one cannot be read; `refused` is the first
+    such error since the last listing.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, is_for_show: bool = False) -> None:
         self._store = store
+        self._is_for_show = is_for_show
+        self.refused: StorageError | None = None
+        self._unanswered = 0
         # Used by several threads and without a lock, which an interrupt could leave held: each use is one of a key.
         self._known: dict[Folder, Summary | Unreadable] = {}
         self._newest: Manifest | None = None  # the last that was read, if a restore may want it
@@ -179,10 +194,37 @@ class Summaries:
             manifest = read_manifest(self._store, folder)
             if self._keeps_newest:
                 self._newest = manifest
-            return summarize(manifest, self._store.url)
+            summary = summarize(manifest, self._store.url)
+            self._unanswered = 0
+            return summary
         except (CorruptCheckpointError, UnknownVersionError) as error:
             why: Unreadable = type(error)(str(error))
+        except StorageError as error:
+            why = self._shown(error)
         return why  # and not what was raised, which holds all that was read
+
+    def _shown(self, error: StorageError) -> StorageError:
+        """The error of one file, for a row; raises it where it is to be raised, or is no one file's."""
+        self._unanswered += isinstance(error, StorageUnavailableError)
+        is_of_all = self._unanswered > MAX_UNANSWERED
+        if not self._is_for_show or is_of_all or isinstance(error, ObjectNotFoundError):
+            raise error
+        self.refused = self.refused or error
+        return type(error)(str(error))
+
+    def claim(self, number: int) -> Claim | None:
+        """The claim, as `read_claim` gives it; None as well where it was refused and that is for show."""
+        try:
+            claim = read_claim(self._store, number)
+        except StorageError as error:
+            logger.warning("passed over: %s", self._shown(error))
+            return None
+        self._unanswered = 0
+        return claim
+
+    def holder(self, number: int) -> str | None:
+        """The writer id in the claim, where that can be read."""
+        return claim.writer_id if (claim := self.claim(number)) is not None else None
 
     @contextlib.contextmanager
     def keeping_newest(self) -> Iterator[None]:
@@ -219,6 +261,7 @@ class Summaries:
         """Forgets what a new listing may show to be another's now, in a root that was emptied, and what was unreadable:
         a verdict is no older than the listing that it is used with.
         """
+        self.refused, self._unanswered = None, 0
         for folder, known in list(self._known.items()):
             names = listing.folders.get(folder, ())
             if not isinstance(known, Summary) or (names and not _is_in(names, writer_tag(known.writer_id))):
@@ -275,17 +318,12 @@ def read_claim(store: Store, number: int) -> Claim | None:
     return claim if claim.number == number else None
 
 
-def newest_claim(store: Store, numbers: Iterable[int]) -> Claim | None:
-    """The newest claim that can be read."""
-    return next((claim for n in sorted(numbers, reverse=True) if (claim := read_claim(store, n)) is not None), None)
-
-
 SummaryReader = Callable[[Folder], Summary | Unreadable]
 Holder = Callable[[int], str | None]
 
 
 def count_root(
-    store: Store, list_it: Callable[[], Listing], find_run: Callable[[Listing], str | None], summaries: Summaries
+    list_it: Callable[[], Listing], find_run: Callable[[Listing], str | None], summaries: Summaries
 ) -> tuple[Listing, Counting]:
     """Lists and decides what counts; lists again if a manifest went meanwhile, since something newer may have come.
 
@@ -295,11 +333,11 @@ def count_root(
         listing = list_it()
         summaries.hold_against(listing)
         with contextlib.suppress(ObjectNotFoundError):
-            return listing, find_counting(listing, find_run(listing), summaries.get, partial(_find_holder, store))
-    return listing, find_counting_now(store, listing, find_run(listing), summaries.get)
+            return listing, find_counting(listing, find_run(listing), summaries.get, summaries.holder)
+    return listing, find_counting_now(listing, find_run(listing), summaries.get, summaries.holder)
 
 
-def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: SummaryReader) -> Counting:
+def find_counting_now(listing: Listing, run_id: str | None, read: SummaryReader, holder: Holder) -> Counting:
     """What counts in `listing`, except for manifests that go while they are read: as if they had not been listed."""
     gone: set[Folder] = set()
 
@@ -312,11 +350,7 @@ def find_counting_now(store: Store, listing: Listing, run_id: str | None, read: 
 
     while True:
         with contextlib.suppress(ObjectNotFoundError):
-            return find_counting(listing.without(gone), run_id, read_or_note, partial(_find_holder, store))
-
-
-def _find_holder(store: Store, number: int) -> str | None:
-    return claim.writer_id if (claim := read_claim(store, number)) is not None else None
+            return find_counting(listing.without(gone), run_id, read_or_note, holder)
 
 
 def find_counting(

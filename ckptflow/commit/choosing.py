@@ -171,7 +171,7 @@ class Chooser:
         def find_run(listing: Listing) -> str | None:
             return held.run_id if held is not None else find_run_id(self._store, listing, self._summaries)
 
-        listing, counting = count_root(self._store, lambda: self._list_root(held), find_run, self._summaries)
+        listing, counting = count_root(lambda: self._list_root(held), find_run, self._summaries)
         strange = [str(f) for f in counting.outside if f.incarnation >= counting.incarnation and counting.folders]
         if strange:
             logger.warning(
@@ -196,7 +196,7 @@ class Chooser:
         return listing
 
     def _count(self, listing: Listing, run_id: str | None) -> Counting:
-        return find_counting_now(self._store, listing, run_id, self._summaries.get)
+        return find_counting_now(listing, run_id, self._summaries.get, self._summaries.holder)
 
     def _look_outside(self, view: View) -> None:
         """Rule 4's last resort: the newest valid one outside what counts, but never past a rollback or fresh start."""

@@ -32,9 +32,7 @@ TRIES = 5  # listings that name a manifest which is gone when it is read
 
 def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
     """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
-    return count_root(
-        store, lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries
-    )
+    return count_root(lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries)
 
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:

@@ -25,7 +25,6 @@ from ckptflow.commit.catalog import (
     Unreadable,
     list_claims,
     list_root,
-    newest_claim,
     read_claim,
     read_manifest,
 )
@@ -226,10 +225,11 @@ def find_run_id(store: Store, listing: Listing, summaries: Summaries) -> str | N
 
     If the two disagree, one of them was copied here from another run: the one that more claims name is believed.
     """
-    claim, made = newest_claim(store, listing.claims), _newest_run(listing, summaries)
+    readable = (claim for n in sorted(listing.claims, reverse=True) if (claim := summaries.claim(n)) is not None)
+    claim, made = next(readable, None), _newest_run(listing, summaries)
     if claim is None or made is None or claim.run_id == made:
         return claim.run_id if claim is not None else made
-    named = Counter(each.run_id for number in listing.claims if (each := read_claim(store, number)) is not None)
+    named = Counter(each.run_id for number in listing.claims if (each := summaries.claim(number)) is not None)
     if named[made] < named[claim.run_id] or not named[made]:
         return claim.run_id
     logger.warning("%s: passed over, since it is of another run: %s", store.url, claim_key(claim.number))

@@ -25,7 +25,7 @@ from ckptflow.commit.catalog import (
 )
 from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError, UsageError
+from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, UnknownVersionError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
 from ckptflow.storage.again import is_there, renew
 from ckptflow.storage.store import Store
@@ -105,6 +105,8 @@ def decide_counting(
             decisions[folder] = Decision(folder, False, "its manifest is damaged")
         elif isinstance(summary, UnknownVersionError):
             decisions[folder] = Decision(folder, True, _NEWER)
+        elif isinstance(summary, StorageError):
+            decisions[folder] = Decision(folder, True, unread(summary))
         elif counting.is_of_another(summary.run_id):
             decisions[folder] = Decision(folder, True, _ANOTHERS)
         elif not summary.is_complete(listing.folders[folder]):
@@ -140,6 +142,8 @@ def decide_outside(
         return Decision(folder, True, _PINNED)
     if isinstance(summary, UnknownVersionError):
         return Decision(folder, True, _NEWER)
+    if isinstance(summary, StorageError):
+        return Decision(folder, True, unread(summary))
     if isinstance(summary, Summary) and summary.run_id != counting.run_id:
         return Decision(folder, True, _ANOTHERS)
     if folder.incarnation < counting.fresh_since:
@@ -147,6 +151,11 @@ def decide_outside(
     if folder.incarnation > counting.incarnation or newest is None or newest.step < folder.step:
         return Decision(folder, True, "outside what counts, and nothing that counts has reached its step")
     return Decision(folder, False, f"outside what counts, which has reached step {newest.step:,}")
+
+
+def unread(error: StorageError) -> str:
+    """What is said of a checkpoint whose manifest the storage does not give."""
+    return f"cannot be read: {error}"
 
 
 def decide_partial(folder: Folder, incarnation: int, is_given_up: bool, is_pinned: bool) -> Decision:
@@ -266,13 +275,15 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     claims = list_claims(store)  # listed last, as in an incarnation's own fence check
     found = summaries.read_there(listing)
     listing = listing.without(set(listing.committed) - set(found))  # a job may have deleted them meanwhile
-    counting = find_counting_now(store, listing, find_run_id(store, listing, summaries), found.__getitem__)
+    counting = find_counting_now(listing, find_run_id(store, listing, summaries), found.__getitem__, summaries.holder)
     plan = plan_prune(listing, counting, found.__getitem__, policies, incarnation=counting.incarnation)
     plan = listed_again(store, plan, listing, found)
     why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
     if max(listing.claims, default=0) > max(claims, default=0):
         why_not = f"a listing of lineage/ does not show claim {max(listing.claims)}, so a running job may be overlooked"
-    if why_not is None:
+    if why_not is None and summaries.refused is not None:  # to act on this raises
+        why_not = f"what counts is not known for sure, since a file {unread(summaries.refused)}"
+    elif why_not is None:
         why_not = doubt_newest(store, listing, counting.newest)
         why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None
     return ByHand(plan, listing, why_not, counting.newest)

@@ -320,6 +320,8 @@ def _check_names(manifest: Manifest) -> None:
         raise ValueError("it names a tensor twice")
     if names and (len(min(names, key=len)) == 0 or len(max(names, key=len)) > MAX_NAME_CHARACTERS):
         raise ValueError(f"a tensor's name is empty, or longer than {MAX_NAME_CHARACTERS} characters")
+    if any(len(path) > MAX_NAME_CHARACTERS for path in manifest.models):
+        raise ValueError(f"the path of a model is longer than {MAX_NAME_CHARACTERS} characters")
 
 
 def _check_shards(shards: tuple[ShardRecord, ...], world_size: int, worker: int | None = None) -> None:

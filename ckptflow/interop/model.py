@@ -16,7 +16,7 @@ from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.interop.decisions import all_of_the_state
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
-from ckptflow.interop.keras.config import build_model, build_optimizer, build_optimizer_of
+from ckptflow.interop.keras.config import build_with_optimizer
 from ckptflow.interop.keras.optimizer import variables_of
 from ckptflow.interop.untrusted.budget import machine_bytes
 from ckptflow.interop.untrusted.model_probe import check_builds
@@ -68,27 +68,15 @@ def load_model(
     path = _path_of(manifest, model, entry, opened.checkpoint.url)
     described = manifest.models.get(path)
     is_ours = model is None
+    optimizer_path = _path_of_optimizer(manifest, path)
     if model is None:
         if not isinstance(described, dict):
             raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
         if not unsafe:  # else its code runs here anyway
-            check_builds(described, path, _bound(manifest), imports=imports)
-        model = build_model(
-            described,
-            path,
-            unsafe=unsafe,
-            imports=imports,
-            max_bytes=_bound(manifest),
-            optimizer_class=_class_of(manifest.models.get(f"{path}/optimizer")),
+            check_builds(manifest.models, path, optimizer_path, _bound(manifest), imports=imports)
+        model = build_with_optimizer(
+            manifest.models, path, optimizer_path, unsafe=unsafe, imports=imports, max_bytes=_bound(manifest)
         )
-    optimizer_path = _path_of_optimizer(manifest, path)
-    if optimizer_path and is_ours and getattr(model, "optimizer", None) is None:
-        described_optimizer = manifest.models[optimizer_path]
-        optimizer = build_optimizer(described_optimizer, optimizer_path, unsafe=unsafe, imports=imports)
-        if optimizer is not None:
-            model.compile(optimizer=optimizer)
-            # In the model's order, in which Keras's files are read, whatever it was built for: slots have names here.
-            build_optimizer_of(model)
     state = {path: model}
     if optimizer_path and not optimizer_path.startswith(f"{path}/") and getattr(model, "optimizer", None) is not None:
         state[optimizer_path] = model.optimizer
@@ -225,10 +213,6 @@ def _path_of(manifest: Manifest, model: Any, entry: str | None, url: str) -> str
 
 def _what_can() -> str:
     return f"These formats can hold any state: {', '.join(TENSOR_FORMATS)}"
-
-
-def _class_of(described: object) -> str:
-    return str(described.get("class", "")) if isinstance(described, dict) else ""
 
 
 def _kind(described: object) -> object:

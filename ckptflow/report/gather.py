@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from ckptflow.commit.catalog import Counting, Summaries, Summary, read_claim, read_manifest
+from ckptflow.commit.catalog import Counting, Summaries, Summary, read_manifest
 from ckptflow.commit.finding import read_counting
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
@@ -25,6 +25,7 @@ def _tell_nobody(_: int) -> None:
 
 def read_run(
     store: Store,
+    summaries: Summaries,
     policies: Sequence[Policy] = (),
     *,
     now: datetime,
@@ -33,15 +34,14 @@ def read_run(
 ) -> Run:
     """The run in `store` as it is now. `expect` is told how many files there are to read, `advance` how many more are.
 
-    A job may save and prune meanwhile: what went is left out. Nothing is written.
+    `summaries` are for show. A job may save and prune meanwhile: what went is left out. Nothing is written.
     """
-    summaries = Summaries(store)
     listing, counting = read_counting(store, summaries)
     expect(len(listing.committed) + len(listing.claims))
     found = read_summaries(summaries, listing, listing.committed, advance)
 
     def read(number: int) -> tuple[int, Claim | None]:
-        claim = read_claim(store, number)
+        claim = summaries.claim(number)
         advance(1)
         return number, claim
 

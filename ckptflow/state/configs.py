@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ckptflow.errors import CorruptCheckpointError
+from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.format.values import from_json, to_json
 from ckptflow.format.words import some_of
 from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
@@ -61,7 +62,9 @@ def describe(tree: Tree) -> dict[str, Any]:
         is_inside = any(path.startswith(f"{above}/") for above in tree.optimizers)
         if not is_inside and not _is_compiled_with(node, tree, found):
             entry |= room.take(path, {"config": _config(node.optimizer, framework, path)})
-    return found
+    return {
+        path: entry for path, entry in found.items() if len(path) <= MAX_NAME_CHARACTERS
+    }  # of longer ones none is read
 
 
 def _describe_model(path: str, model: Any, room: _Room, *, with_config: bool) -> dict[str, Any]:

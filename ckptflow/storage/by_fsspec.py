@@ -79,6 +79,9 @@ class FsspecStore(RemoteStore):
         self._has_bulk_delete = self._is_s3  # until the server refuses it
         self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
 
+    def _sends_checksum_to(self, doing: str) -> bool | None:
+        return self._sends_checksum if self._is_s3 and doing in ("write", "create") else None
+
     @contextmanager
     def _mapped(self, doing: str, key: str = "") -> Iterator[None]:
         """One call at a time where a file system has one connection, and after an error over another one."""

@@ -39,6 +39,11 @@ _NO_CHECKSUMS = (
     'storage_options={"config_kwargs": {"request_checksum_calculation": "when_required"}}'
 )
 
+_WANTS_CHECKSUMS = (
+    "if the server asks for checksum headers, do not switch them off: leave AWS_REQUEST_CHECKSUM_CALCULATION, or "
+    'storage_options={"config_kwargs": {"request_checksum_calculation": …}}, at when_supported'
+)
+
 # Local disk: errno -> (error, what to do).
 LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
     errno.ENOENT: (ObjectNotFoundError, "nothing is there"),
@@ -153,15 +158,21 @@ def client_call() -> Iterator[None]:
         _handled.reset(token)
 
 
-def from_client_error(error: BaseException, doing: str, where: str, secrets: Iterable[str] = ()) -> StorageError:
+def from_client_error(
+    error: BaseException, doing: str, where: str, secrets: Iterable[str] = (), *, sends_checksum: bool | None = None
+) -> StorageError:
     """The `StorageError` for whatever an object storage client raised: its code decides, then its class.
 
+    `sends_checksum`: whether the request had checksum headers; None where no setting has a say in that.
     An error that no table knows is permanent: a retry that cannot help would only hide it for a minute.
     """
     kind, advice = _kind_of(error)
     text = text_of(error, secrets)
-    if kind is StorageError and _ABOUT_CHECKSUMS.search(f"{text} {_all_codes(error)}"):
+    said = f"{text} {_all_codes(error)}"
+    if kind is StorageError and sends_checksum and _ABOUT_CHECKSUMS.search(said):
         advice = _NO_CHECKSUMS
+    elif kind is StorageError and sends_checksum is False and _ASKS_FOR_CHECKSUMS.search(said):
+        advice = _WANTS_CHECKSUMS
     mapped = kind(f"{where}: cannot {doing}: {text}; {advice}")
     if isinstance(mapped, StorageUnavailableError):
         codes = {code.removeprefix("KMS.") for code in _all_codes(error)}
@@ -317,6 +328,7 @@ _REPLIED_OR_CONNECTING = re.compile(r"\b(?:Status \{|Connect,)")  # the time is 
 _ABOUT_CHECKSUMS = re.compile(
     r"(?i)checksum|x-amz-(?:sdk|trailer)|aws-chunked|trailer|header you|unsupported header|\bnot ?implemented\b"
 )
+_ASKS_FOR_CHECKSUMS = re.compile(r"(?i)checksum|content-?md5")
 _CONDITION = re.compile(r"(?i)if-none-match|conditional (?:put|write|request|header)")
 _PROVIDER = re.compile(r"External [A-Z]{3} credential provider: ([A-Za-z]+):")
 # botocore, which leaves nothing but this text: the service that gives a container its credentials has failed.

@@ -46,6 +46,10 @@ class RemoteCalls:
         if self._process != os.getpid():
             raise UsageError(f"{self._url}: opened before a fork; open another store in the forked process")
 
+    def _sends_checksum_to(self, doing: str) -> bool | None:
+        """Whether such requests have checksum headers; None where no setting has a say in that."""
+        return None
+
     @contextmanager
     def _mapped(self, doing: str, key: str = "") -> Iterator[None]:
         """Runs one client call with its errors mapped."""
@@ -61,7 +65,9 @@ class RemoteCalls:
                 if limit_s is not None and faults.is_stall(error):
                     text = faults.text_of(error, self._secrets)
                     shown = StalledError(f"no byte was sent or received for {limit_s:g} s, so it was given up ({text})")
-                mapped = faults.from_client_error(shown, doing, where, self._secrets)
+                mapped = faults.from_client_error(
+                    shown, doing, where, self._secrets, sends_checksum=self._sends_checksum_to(doing)
+                )
                 # The client's own error helps, unless it shows what must not be seen.
                 raise mapped from (error if may_be_chained(error, self._secrets) else None)
         self._has_got_through = True

@@ -8,8 +8,12 @@ from typing import Any
 
 import crc32c
 import pytest
+import tensorflow as tf
 
-from ckptflow import list_checkpoints
+from ckptflow import CheckpointManager, list_checkpoints, open_checkpoint
+from ckptflow.errors import StorageAccessError, StorageError, StorageUnavailableError
+from ckptflow.format.layout import claim_key
+from ckptflow.storage.local import LocalStore
 from tests.cli.runner import Runner
 from tests.roots import make_root
 
@@ -60,6 +64,113 @@ def test_the_others_are_shown(runner: Runner, tmp_path: Path, name: str, monkeyp
     assert [each["step"] for each in plan] == [100, 200, 300]
     assert {each.step for each in list_checkpoints(root)} >= {100, 300}
     assert runner("show", f"{root}/{BAD}").code in (0, 1, 5)
+
+
+REFUSALS = {
+    "refused": (StorageAccessError, 3),
+    "in an archive": (StorageError, 3),
+    "on a bad sector": (StorageUnavailableError, 4),
+}
+
+
+def refuse(patch: pytest.MonkeyPatch, error: type[StorageError], *names: str) -> None:
+    """The disk lists these files and does not give them."""
+    get = LocalStore.get
+
+    def refusing(self: LocalStore, key: str, into: memoryview, start: int = 0) -> int:
+        if key in names:
+            raise error(f"{self.url}/{key}: cannot read: so it is")
+        return get(self, key, into, start)
+
+    patch.setattr(LocalStore, "get", refusing)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("step", [200, 300])
+def test_a_manifest_that_the_storage_does_not_give(
+    name: str, step: int, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are shown and verified; nothing is decided by what could not be read."""
+    error, code = REFUSALS[name]
+    root, bad = str(tmp_path / "run"), f"{step:012d}-i0001"
+    make_root(root, (100, 200, 300), metrics={"loss": 0.5})
+    refuse(monkeypatch, error, f"{bad}/manifest.json", claim_key(1))
+    ran = runner("ls", root, "--json")
+    assert ran.code == code
+    problems = {row["step"]: row["problem"] for row in ran.json["checkpoints"]}
+    assert problems.keys() == {100, 200, 300}
+    assert problems[step].startswith("cannot be read: ")
+    assert [problem for problem in problems.values() if problem is None] == [None, None]
+    assert ran.json["resumes_from"] == (None if step == 300 else "000000000300-i0001")
+    assert runner("ls", root).code == code
+    ran = runner("watch", root, "--json", "--until-step", "100")
+    assert ran.code == 0
+    told = [json.loads(line) for line in ran.out.splitlines()]
+    assert [each["step"] for each in told if each["what"] == "unread"] == [step]
+    assert {each["step"] for each in told if each["what"] == "committed"} == {100, 200, 300} - {step}
+    ran = runner("report", root, "--json")
+    assert ran.code == code
+    assert [each["step"] for each in ran.json["checkpoints"]] == [100, 200, 300]
+    ran = runner("verify", root, "--all", "--json")
+    assert ran.code == code
+    assert not ran.json["ok"]
+    states = {each["step"]: each["state"] for each in ran.json["checkpoints"]}
+    assert states == {**dict.fromkeys((100, 200, 300), "whole"), step: "unread"}
+    assert "1 of 3 not read" in runner("verify", root, "--all").out
+    ran = runner("prune", root, "--last", "1", "--json")
+    assert ran.code == code
+    assert ran.json["refused"].startswith("what counts is not known for sure")
+    assert {each["step"]: each["keep"] for each in ran.json["folders"]}[step]
+    before = sorted(Path(root).rglob("*"))
+    assert runner("prune", root, "--last", "1", "--yes").code == code
+    assert sorted(Path(root).rglob("*")) == before
+
+
+def test_a_shard_that_the_storage_does_not_give(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "run")
+    make_root(root, (100, 200, 300))
+    shard = next(Path(root, BAD).glob("shard-*"))
+    refuse(monkeypatch, StorageUnavailableError, f"{BAD}/{shard.name}")
+    ran = runner("verify", root, "--all", "--json")
+    assert ran.code == 4
+    assert [each["state"] for each in ran.json["checkpoints"]] == ["whole", "unread", "whole"]
+    assert runner("verify", root, "--step", "200").code == 4
+    newest = next(Path(root, "000000000300-i0001").glob("shard-*"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert runner("verify", root, "--all").code == 1  # damage says more
+
+
+def test_a_storage_that_does_not_answer_is_not_asked_for_each(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "run")
+    make_root(root, range(100))
+    refuse(monkeypatch, StorageUnavailableError, *(f"{step:012d}-i0001/manifest.json" for step in range(100)))
+    for verb in (["ls"], ["verify", "--all"], ["report", "--json"]):
+        ran = runner(verb[0], root, *verb[1:])
+        assert ran.code == 4
+        assert "cannot read: so it is" in ran.err
+    monkeypatch.undo()
+    shards = [f"{path.parent.name}/{path.name}" for path in Path(root).glob("0*/shard-*")]
+    refuse(monkeypatch, StorageUnavailableError, *shards)
+    ran = runner("verify", root, "--all")
+    assert ran.code == 4
+    assert not ran.out
+
+
+def test_what_decides_raises(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(tmp_path / "run")
+    make_root(root, (100, 200, 300))
+    refuse(monkeypatch, StorageAccessError, "000000000300-i0001/manifest.json")
+    with pytest.raises(StorageAccessError):
+        open_checkpoint(root)
+    with pytest.raises(StorageAccessError):
+        list_checkpoints(root)
+    with pytest.raises(StorageAccessError), CheckpointManager(root, {"x": tf.Variable(0.0)}) as manager:
+        manager.restore_latest()
+    assert runner("verify", root).code == 3
 
 
 def test_what_a_newer_version_wrote_is_never_deleted(runner: Runner, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def mutated(number: int, data: bytes) -> bytes:
     for _ in range(chance.randint(1, 3)):
         match chance.randrange(6):
             case 0 | 1 | 2 if CONFIG in members:
-                members[CONFIG] = _json(chance, members[CONFIG])
+                members[CONFIG] = lying_json(chance, members[CONFIG])
             case 3 if WEIGHTS in members:
                 members[WEIGHTS] = _hdf5(chance, members[WEIGHTS])
             case 4:
@@ -61,7 +61,7 @@ def mutated(number: int, data: bytes) -> bytes:
     return packed.getvalue()
 
 
-def _json(chance: random.Random, text: bytes | str) -> bytes:
+def lying_json(chance: random.Random, text: bytes | str) -> bytes:
     """Some value in it is another, or is one from elsewhere in it."""
     try:
         config = json.loads(text)
@@ -128,7 +128,7 @@ def _attribute(chance: random.Random, file: h5py.File) -> None:
     texts = [name for name in file.attrs if isinstance(file.attrs[name], str | bytes)]
     if texts and chance.random() < 0.7:
         name = chance.choice(texts)
-        file.attrs[name] = _json(chance, file.attrs[name]).decode()
+        file.attrs[name] = lying_json(chance, file.attrs[name]).decode()
         return
     value = chance.choice((np.zeros(2**12), "x", b"\xff", h5py.Empty("f4"), ["a", "b"], np.array([b"x" * 100] * 9)))
     file.attrs[chance.choice(("layer_names", "weight_names", "keras_version", "model_config", "ckptflow"))] = value

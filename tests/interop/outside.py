@@ -21,12 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import CkptflowError
-from ckptflow.interop import model as models
 from ckptflow.interop.export import export_checkpoint
 from ckptflow.interop.import_ import import_model
-from ckptflow.interop.keras.config import build_model
 from ckptflow.interop.untrusted import probe
 from tests.interop import attacks, hostile_bundles, hostile_keras, keras_configs, lying_keras
+from tests.interop.forged import forge_models
 
 PARTS = "part-without-unsafe", "part-with-unsafe", "part-after-all"
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -164,15 +163,10 @@ class _Run:
         root, target = self.root(), self.root()
         import_model(source, root)
         target.mkdir()
-        vars(models)["build_model"] = lambda described, *arguments, **options: build_model(
-            {**described, "config": config}, *arguments, **options
-        )
-        try:
-            for name in ("keras", "h5", "saved-model"):
-                place = target / EXPORTS[name]
-                self.attempt(f"export hostile {name}", lambda n=name, p=place: export_checkpoint(root, p, format=n))  # type: ignore[misc]
-        finally:
-            vars(models)["build_model"] = build_model
+        forge_models(root, lambda models: models["model"].update(config=config))
+        for name in ("keras", "h5", "saved-model"):
+            place = target / EXPORTS[name]
+            self.attempt(f"export hostile {name}", lambda n=name, p=place: export_checkpoint(root, p, format=n))  # type: ignore[misc]
 
 
 def begin(part: str) -> list[list[Any]]:

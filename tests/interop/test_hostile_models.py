@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from tests.interop.attacks import (
     marshalled,
     old_config,
 )
+from tests.interop.forged import forge_models
 from tests.interop.models import KERASES
 
 
@@ -343,20 +343,13 @@ def test_metadata_are_checked_like_any_config(mark: Path, tmp_path: Path) -> Non
 # The way from a hostile root
 
 
-def test_an_export_of_a_hostile_root(mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckptflow.interop import model as models
-
+def test_an_export_of_a_hostile_root(mark: Path, tmp_path: Path) -> None:
     graph = str(hostile_graph(tmp_path / "graph", mark))
     model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])
     with ckptflow.CheckpointManager(tmp_path / "run", {"model": model}) as manager:
         manager.save(1).result()
-    build: Callable[..., Any] = build_model
-
-    def from_hostile(described: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        layer = keras_configs.layer("tf_keras.src.export.export_lib", "ReloadedLayer", filepath=graph)
-        return build({**described, "config": layer}, *arguments, **options)
-
-    monkeypatch.setattr(models, "build_model", from_hostile)
+    layer = keras_configs.layer("tf_keras.src.export.export_lib", "ReloadedLayer", filepath=graph)
+    forge_models(tmp_path / "run", lambda models: models["model"].update(config=layer))
     for target in ("m.keras", "m.h5", "m.tflite"):
         with pytest.raises(UsageError, match="ReloadedLayer"):
             export_checkpoint(tmp_path / "run", tmp_path / target)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +15,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageAccessError, UsageError
+from ckptflow.errors import (
+    CkptflowError,
+    CorruptCheckpointError,
+    StorageAccessError,
+    StorageUnavailableError,
+    UsageError,
+)
 from ckptflow.interop.tensorflow.checkpoint import read_bundle
 from ckptflow.interop.tensorflow.saved_model import read_saved_model
 from ckptflow.interop.untrusted import budget, probe
@@ -22,6 +29,8 @@ from tests.interop import hostile_bundles
 from tests.interop.bundles import Index, varint
 from tests.processes import run_python
 from tests.zygote import PROBE
+
+START = probe.start  # before it is replaced by a fork
 
 
 def harm(path: str, *, what: str) -> None:
@@ -121,6 +130,33 @@ def test_what_a_reader_needs_is_said_where_it_is_read(file: Path) -> None:
     check(file, "need")
     file.chmod(0)
     probe.check("tests.interop.test_probe:refuse_to_read", str(file), [str(file)])
+
+
+@pytest.mark.parametrize("interpreter", ["missing", "forbidden", "no program", "one that ends"])
+def test_where_no_other_python_can_be_had(
+    interpreter: str, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file passes, and that is logged: none has a say in it."""
+    monkeypatch.setattr(probe, "start", START)
+    program = file.with_name("python")
+    if interpreter != "missing":
+        program.write_text("#!/bin/sh\n" if interpreter == "one that ends" else "no program")
+        program.chmod(0o644 if interpreter == "forbidden" else 0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    check(file, "abort")
+    assert "is read without another process having read it first" in caplog.text
+
+
+def test_what_this_machine_has_no_room_for_is_not_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "start", START)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), before[1]))
+        try:
+            with pytest.raises(StorageUnavailableError, match="start a process that reads it first"):
+                check(file, "abort")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def refuse_to_read(path: str) -> None:

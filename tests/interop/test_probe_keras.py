@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import pytest
@@ -17,9 +19,12 @@ from ckptflow.interop.keras import weights as keras_weights
 from ckptflow.interop.untrusted import budget, probe
 from ckptflow.interop.untrusted.model_probe import check_builds
 from tests.interop import hostile_keras, lying_keras
+from tests.interop.forged import forge_models
 from tests.interop.keras_readers import ORIGIN, write_all
 from tests.interop.models import KERASES
 from tests.processes import run_python
+
+ENDLESS = ".*(a+)+$z"  # a regular expression, for a name with many of these
 
 SUFFIXES = {"keras": ".keras", "h5": ".h5", "weights": ".weights.h5"}
 
@@ -71,13 +76,68 @@ def test_a_config_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_config_of_a_manifest(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = {"kind": "model", "framework": "keras", "class": "keras.Functional"}
     with pytest.raises(CorruptCheckpointError, match=rf"the config of model .*memory.*{budget.MEMORY_VARIABLE}"):
-        check_builds(described | {"config": hostile_keras.of_constants()}, "model", 2**26, imports=())
+        check_builds({"model": described | {"config": hostile_keras.of_constants()}}, "model", None, 2**26, imports=())
     monkeypatch.setattr(probe, "PROGRAM", "import os; os.write(1, b'\\n'); os.kill(os.getpid(), 11)")
     for name in ("m.keras", "m.h5", "m.weights.h5"):
         with pytest.raises(CorruptCheckpointError, match=r"the config of model .*signal 11"):
             ckptflow.export_checkpoint(run, tmp_path / name)
     ckptflow.export_checkpoint(run, tmp_path / "m.safetensors")
     ckptflow.export_checkpoint(run, tmp_path / "m.keras", unsafe=True)
+
+
+def muon(_: keras.Model) -> keras.optimizers.Optimizer:
+    return keras.optimizers.Muon(0.1)
+
+
+def by_name(model: keras.Model) -> keras.optimizers.Optimizer:
+    """Of other optimizers for other variables, which regular expressions choose."""
+    choice = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.1))
+    choice["kernel"] = keras.optimizers.SGD(0.2)
+    return keras.optimizers.MultiOptimizer(choice)
+
+
+@pytest.mark.parametrize("make", [muon, by_name])
+def test_an_optimizer_of_its_own_in_a_manifest(
+    make: Callable[[keras.Model], keras.optimizers.Optimizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It chooses by regular expressions, some of which take time without end."""
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, name="a" * 40)])
+    optimizer = make(model)
+    optimizer.build(model.trainable_variables)
+    run = tmp_path / "run"
+    with ckptflow.CheckpointManager(run, {"model": model, "optimizer": optimizer}) as manager:
+        manager.save(1).result()
+    ckptflow.export_checkpoint(run, tmp_path / "good.keras")
+
+    def forge(models: dict[str, Any]) -> None:
+        for inner in [path for path in models if path.startswith("optimizer/")]:
+            del models[inner]  # else it is not clear which one it is
+        config = models["optimizer"]["config"]["config"]
+        if make is muon:
+            config["exclude_layers"] = [ENDLESS]
+        else:
+            text = json.dumps(config)
+            assert '"kernel"' in text
+            models["optimizer"]["config"]["config"] = json.loads(text.replace('"kernel"', json.dumps(ENDLESS)))
+
+    forge_models(run, forge)
+    monkeypatch.setenv(budget.TIME_VARIABLE, "10")
+    with pytest.raises(CorruptCheckpointError, match=r"the config of model .*no end within 10 s"):
+        ckptflow.export_checkpoint(run, tmp_path / "bad.keras")
+
+
+def test_a_path_that_is_longer_than_an_argument(tmp_path: Path) -> None:
+    """Of a model in a manifest: it is refused, and a process that gets such a path reads all the same."""
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    with ckptflow.CheckpointManager(tmp_path / "run", {"model": model}) as manager:
+        manager.save(1).result()
+    long = "m" * 2**18
+    described = {"kind": "model", "framework": "keras", "class": "keras.Functional"}
+    with pytest.raises(CorruptCheckpointError, match=budget.MEMORY_VARIABLE):
+        check_builds({long: described | {"config": hostile_keras.of_constants()}}, long, None, 2**26, imports=())
+    forge_models(tmp_path / "run", lambda models: models.update({long: models.pop("model")}))
+    with pytest.raises(CorruptCheckpointError, match="the path of a model is longer than 4096 characters"):
+        ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
 
 
 def test_a_process_that_begins_empty(tmp_path: Path) -> None:

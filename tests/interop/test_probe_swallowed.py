@@ -82,4 +82,4 @@ def test_a_metric_of_a_saved_model(tmp_path: Path) -> None:
 def test_a_metric_of_a_manifest() -> None:
     described = json.loads(json.dumps(describe(walk({"model": compiled("keras")}))["model"]).replace(FEW, MANY))
     with pytest.raises(CorruptCheckpointError, match=rf"the config of model .*{budget.MEMORY_VARIABLE}"):
-        check_builds(described, "model", 2**26, imports=())
+        check_builds({"model": described}, "model", None, 2**26, imports=())

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.retention import Policy
 from ckptflow.format.layout import Folder, pin_key
 from ckptflow.format.manifest import Claim, Manifest, Timing, decode, encode
@@ -26,7 +27,7 @@ def look(root: str | Path, *policies: Policy, now: datetime = NOW) -> Run:
     """What the page of `root` is made of."""
     store = open_store(str(root))
     try:
-        return read_run(store, policies, now=now)
+        return read_run(store, Summaries(store, is_for_show=True), policies, now=now)
     finally:
         store.close()
 

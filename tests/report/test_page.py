@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.retention import KeepLast
 from ckptflow.report.figures import MAX_POINTS, durations, metric, sizes, stalls, timeline
 from ckptflow.report.gather import read_run
@@ -63,7 +64,7 @@ def many() -> Run:
     store = MemoryStore(objects)
     folder = Life(store).save(1, metrics={"loss": 0.5})
     multiply_objects(objects, str(folder), range(2, MANY + 1))
-    return read_run(store, now=runs.NOW)
+    return read_run(store, Summaries(store, is_for_show=True), now=runs.NOW)
 
 
 def test_every_section_has_what_the_data_has(eventful: Run) -> None:
@@ -130,7 +131,7 @@ def test_names_from_storage_are_text(tmp_path: Path) -> None:
 def test_credentials_in_a_url_are_not_shown() -> None:
     store = MemoryStore(url="ftp://user:hunter2@host/run-7?token=hunter2")
     make_root(store, (1,))
-    run = read_run(store, now=runs.NOW)
+    run = read_run(store, Summaries(store, is_for_show=True), now=runs.NOW)
     assert (run.url, run.name) == ("ftp://host/run-7?***", "run-7")
     assert "hunter2" not in make_page(run)
 

@@ -233,7 +233,7 @@ def test_reading_a_run_writes_nothing_and_reads_no_tensor(eventful: Path) -> Non
     store = CountingStore(open_store(str(eventful)))
     files: list[int] = []
     read: list[int] = []
-    read_run(store, now=runs.NOW, expect=files.append, advance=read.append)
+    read_run(store, Summaries(store, is_for_show=True), now=runs.NOW, expect=files.append, advance=read.append)
     store.close()
     assert {path: path.read_bytes() for path in eventful.rglob("*") if path.is_file()} == before
     assert files == [sum(read)] == [len(list(eventful.glob("*/manifest.json"))) + 6]
@@ -248,7 +248,8 @@ def test_what_is_pruned_while_it_is_read_is_left_out() -> None:
         if verb == "get" and key == Folder(1, 1).manifest_key:
             objects.pop(key, None)
 
-    run = read_run(MemoryStore(objects, prune), (KeepLast(1),), now=runs.NOW)
+    store = MemoryStore(objects, prune)
+    run = read_run(store, Summaries(store, is_for_show=True), (KeepLast(1),), now=runs.NOW)
     assert [each.step for each in run.checkpoints] == [2, 3]
     assert run.partial == ()
     assert (run.incarnations[0].checkpoints, run.incarnations[0].first_step) == (2, 2)

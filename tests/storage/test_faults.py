@@ -93,6 +93,27 @@ def test_s3_codes(code: str, status: int, expected: type[StorageError]) -> None:
         assert "Debug source" not in str(mapped)
 
 
+NO_HEADERS = s3_error("InvalidArgument", 400, "Unsupported header 'x-amz-checksum-crc32c'")
+HEADERS = s3_error("InvalidRequest", 400, "Content-MD5 OR x-amz-checksum- HTTP header is required")
+
+
+@pytest.mark.parametrize(
+    ("error", "sends", "advised"),
+    [
+        (NO_HEADERS, True, "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
+        (NO_HEADERS, None, "not an error that retrying helps"),
+        (HEADERS, False, "do not switch them off"),
+        (HEADERS, None, "not an error that retrying helps"),
+        (s3_error("NotImplemented", 501), False, "not an error that retrying helps"),
+    ],
+)
+def test_what_is_advised_of_checksums(error: BaseException, sends: bool | None, advised: str) -> None:
+    """A setting is named where it can help: where such headers are sent, or were switched off and are asked for."""
+    mapped = faults.from_client_error(error, "write", "s3://bucket/run/key", sends_checksum=sends)
+    assert advised in str(mapped)
+    assert str(mapped).count("AWS_REQUEST_CHECKSUM_CALCULATION") == ("retrying" not in advised)
+
+
 CLIENT_ERRORS: list[tuple[BaseException, type[StorageError]]] = [
     (botocore.exceptions.EndpointConnectionError(endpoint_url="http://x"), StorageUnavailableError),
     (botocore.exceptions.ReadTimeoutError(endpoint_url="http://x"), StorageUnavailableError),

@@ -86,6 +86,40 @@ def build_model(
     return model
 
 
+def build_with_optimizer(
+    models: Mapping[str, Any],
+    path: str,
+    optimizer_path: str | None,
+    *,
+    unsafe: bool = False,
+    imports: tuple[str, ...] = (),
+    max_bytes: int | None = None,
+) -> Any:
+    """The model at `path` of what a manifest says of its models, as `build_model` makes it; if that has no optimizer,
+    with the one that is described at `optimizer_path`, built for it. `max_bytes` bounds what either may take."""
+    model = build_model(
+        models[path],
+        path,
+        unsafe=unsafe,
+        imports=imports,
+        max_bytes=max_bytes,
+        optimizer_class=_class_of(models.get(f"{path}/optimizer")),
+    )
+    if optimizer_path is None or getattr(model, "optimizer", None) is not None:
+        return model
+    with limited(max_bytes, optimizer_path):
+        optimizer = build_optimizer(models[optimizer_path], optimizer_path, unsafe=unsafe, imports=imports)
+        if optimizer is not None:
+            model.compile(optimizer=optimizer)
+            # In the model's order, in which Keras's files are read, whatever it was built for: slots have names here.
+            build_optimizer_of(model)
+    return model
+
+
+def _class_of(described: object) -> str:
+    return str(described.get("class", "")) if isinstance(described, dict) else ""
+
+
 def build_optimizer(
     described: Mapping[str, Any], path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
 ) -> Any:

@@ -13,15 +13,12 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectExistsError, UsageError
+from ckptflow.interop.untrusted.tars import Member, members
 from ckptflow.interop.untrusted.zips import CHUNK_BYTES, MAX_BYTES, MAX_MEMBERS, MAX_RATIO, bound_of, check_zip
 from ckptflow.storage.faults import from_os_error
-from ckptflow.storage.store import check_key
 
 __all__ = ["MAX_BYTES", "MAX_MEMBERS", "MAX_RATIO", "check_zip", "pack_tar", "read_member", "unpack_tar"]
 
-_HEADERS_BYTES = 2**26  # of all members, with their padding
-_BLOCK_BYTES = 512
-_GZIP = b"\x1f\x8b"
 _WRONG = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, RecursionError)
 
 
@@ -94,7 +91,7 @@ def unpack_tar(
             try:
                 with _damage_named(path):
                     bound = bound_of(os.fstat(file.fileno()).st_size, max_bytes, max_ratio)
-                    for member, content in _members(file, path, bound, max_members):
+                    for member, content in members(file, path, bound, max_members):
                         _unpack(member, content, os.path.join(into, member.name), path)
             except BaseException:
                 shutil.rmtree(into, ignore_errors=True)
@@ -105,7 +102,7 @@ def unpack_tar(
         raise from_os_error(error, "unpack", error.filename or path) from error
 
 
-def _unpack(member: tarfile.TarInfo, content: io.BufferedIOBase | None, target: str, where: str) -> None:
+def _unpack(member: Member, content: io.BufferedIOBase | None, target: str, where: str) -> None:
     try:
         if content is None:
             os.makedirs(target, exist_ok=True)
@@ -121,17 +118,17 @@ def _unpack(member: tarfile.TarInfo, content: io.BufferedIOBase | None, target: 
 def read_member(file: BinaryIO, name: str, *, max_bytes: int, where: str) -> bytes | None:
     """The content of the member `name` of a tar, gzipped or not; None where there is none.
 
-    Reads no further than that member. Raises `CorruptCheckpointError`, naming `where`, as `unpack_tar` does, and where
-    it is longer than `max_bytes`.
+    Reads no further than that member, and no more than `unpack_tar` would unpack. Raises `CorruptCheckpointError`,
+    naming `where`, as `unpack_tar` does, and where it is longer than `max_bytes`.
     """
     with _damage_named(where):
-        for member, content in _members(file, where, MAX_BYTES, MAX_MEMBERS):
+        bound = bound_of(file.seek(0, os.SEEK_END))
+        file.seek(0)
+        for member, content in members(file, where, bound, MAX_MEMBERS):
             if member.name == name and content is not None:
-                if member.size > max_bytes:
-                    raise ValueError(f"{name!r} has {member.size:,} bytes, more than {max_bytes:,}")
-                data = io.BytesIO()
-                shutil.copyfileobj(content, data, CHUNK_BYTES)
-                return data.getvalue()
+                if member.size_bytes > max_bytes:
+                    raise ValueError(f"{name!r} has {member.size_bytes:,} bytes, more than {max_bytes:,}")
+                return content.read()
     return None
 
 
@@ -143,102 +140,3 @@ def _damage_named(where: str) -> Iterator[None]:
         if isinstance(error, CkptflowError):
             raise
         raise CorruptCheckpointError(f"{where} cannot be unpacked: {error or type(error).__name__}") from error
-
-
-def _members(
-    file: BinaryIO, where: str, max_bytes: int, max_members: int
-) -> Iterator[tuple[tarfile.TarInfo, io.BufferedIOBase | None]]:
-    """Each member with its content, None for a folder, its name made plain; then the end, which must be one."""
-    is_packed = file.read(len(_GZIP)) == _GZIP
-    file.seek(0)
-    with contextlib.ExitStack() as stack:
-        inner = stack.enter_context(gzip.GzipFile(fileobj=file, mode="rb")) if is_packed else file
-        stream = _Forward(inner, max_bytes)
-        tar = stack.enter_context(tarfile.TarFile(fileobj=stream, mode="r", errorlevel=2))  # type: ignore[arg-type]
-        names: set[str] = set()
-        total_bytes = 0
-        for count, member in enumerate(tar, 1):
-            total_bytes += max(0, member.size)
-            if count > max_members or total_bytes > max_bytes:
-                raise CorruptCheckpointError(
-                    f"{where} says that it unpacks to {total_bytes:,} bytes in {count:,} members or more; at most "
-                    f"{max_bytes:,} in {max_members:,} are unpacked"
-                )
-            if not _is_taken(member, names, where):
-                continue
-            content = tar.extractfile(member) if member.isreg() else None
-            yield member, content  # type: ignore[misc]
-        # tarfile takes a damaged header, and an end that is missing, for the end.
-        stream.seek(tar.offset)
-        if stream.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
-            raise CorruptCheckpointError(f"{where} is damaged or cut short after {len(names)} members")
-        while stream.read(CHUNK_BYTES):  # what follows is padding; gzip's checksum stands at the very end
-            pass
-
-
-def _is_taken(member: tarfile.TarInfo, names: set[str], where: str) -> bool:
-    """Checks a member and makes its name plain; False for the folder itself. Raises `CorruptCheckpointError`."""
-    shown = member.name
-    if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
-        raise CorruptCheckpointError(f"{where}: {shown!r} is a link, a device or sparse: neither a file nor a folder")
-    name = shown
-    while name.startswith("./"):
-        name = name[2:].lstrip("/")
-    name = name.rstrip("/") if member.isdir() else name
-    if name in ("", ".") and member.isdir():
-        return False
-    try:
-        member.name = check_key(name)
-        if hasattr(tarfile, "data_filter"):  # not in the first releases of Python 3.11
-            tarfile.data_filter(member, os.getcwd())
-    except (ValueError, tarfile.TarError) as error:
-        raise CorruptCheckpointError(f"{where}: {shown!r} is no name for a member: {error}") from error
-    if name in names and not member.isdir():
-        raise CorruptCheckpointError(f"{where}: {shown!r} stands in it twice")
-    names.add(name)
-    return True
-
-
-class _Forward:
-    """A stream of bytes as the file that tarfile wants: what was read last can be read again, nothing before it.
-
-    Counts what really comes. A single read is never longer than a header may be, so that no length in a header takes
-    memory.
-    """
-
-    def __init__(self, inner: BinaryIO | gzip.GzipFile, max_bytes: int) -> None:
-        self._inner = inner
-        self._max_bytes = max_bytes
-        self._end = 0  # of what was read
-        self._kept = b""  # the last of it
-        self._at = 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, position: int) -> int:
-        while position > self._end:
-            if not self._take(min(CHUNK_BYTES, position - self._end)):
-                break
-        if position < self._end - len(self._kept):
-            raise ValueError("its members do not follow one another")
-        self._at = min(position, self._end)
-        return self._at
-
-    def read(self, size: int) -> bytes:
-        if size > CHUNK_BYTES + _BLOCK_BYTES:
-            raise ValueError(f"a header of {size:,} bytes is too long")
-        again = self._kept[len(self._kept) - (self._end - self._at) :] if self._at < self._end else b""
-        data = again[:size]
-        if len(data) < size:
-            data += self._take(size - len(data))
-        self._at += len(data)
-        return data
-
-    def _take(self, size: int) -> bytes:
-        data = self._inner.read(size)
-        self._end += len(data)
-        if self._end > self._max_bytes + _HEADERS_BYTES:
-            raise ValueError(f"it unpacks to more than {self._max_bytes:,} bytes")
-        self._kept = (self._kept + data)[-_BLOCK_BYTES:] if len(data) < _BLOCK_BYTES else data[-_BLOCK_BYTES:]
-        return data

@@ -9,17 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptflow.errors import CorruptCheckpointError
-from ckptflow.interop.keras.config import build_model
+from ckptflow.interop.keras.config import build_with_optimizer
 from ckptflow.interop.untrusted import probe
 
 
-def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imports: tuple[str, ...]) -> None:
-    """Raises `CorruptCheckpointError` where a process that builds the model dies of it, takes more memory than goes
-    with variables of `max_bytes`, or comes to no end."""
+def check_builds(
+    models: Mapping[str, Any], path: str, optimizer_path: str | None, max_bytes: int, *, imports: tuple[str, ...]
+) -> None:
+    """Raises `CorruptCheckpointError` where a process that builds the model, and its optimizer, dies of it, takes more
+    memory than goes with variables of `max_bytes`, or comes to no end."""
     with tempfile.TemporaryDirectory(prefix="ckptflow-model-") as folder:
         file = os.path.join(folder, "model.json")
         with open(file, "w", encoding="utf-8") as out:
-            json.dump(described, out)
+            needed = {
+                name: each for name, each in models.items() if name in (path, f"{path}/optimizer", optimizer_path)
+            }
+            json.dump({"models": needed, "path": path, "optimizer_path": optimizer_path}, out)
         try:
             probe.check(
                 "ckptflow.interop.untrusted.model_probe:build",
@@ -27,14 +32,14 @@ def check_builds(described: Mapping[str, Any], path: str, max_bytes: int, *, imp
                 [file],
                 size_bytes=max_bytes // 8,
                 imports=(*imports, "tensorflow"),  # before there are limits
-                arguments={"where": path, "imports": imports, "max_bytes": max_bytes},
+                arguments={"imports": imports, "max_bytes": max_bytes},
             )
         except CorruptCheckpointError as error:
             raise CorruptCheckpointError(str(error).replace(file, f"the config of {path}")) from error
 
 
-def build(file: str, where: str, imports: list[str], max_bytes: int) -> None:
+def build(file: str, imports: list[str], max_bytes: int) -> None:
     """Builds the model that the file describes. For a process of its own: it may die of it."""
     with open(file, encoding="utf-8") as source:
-        described = json.load(source)
-    build_model(described, where, imports=tuple(imports), max_bytes=max_bytes)
+        asked = json.load(source)
+    build_with_optimizer(**asked, imports=tuple(imports), max_bytes=max_bytes)

@@ -29,11 +29,12 @@ import msgspec
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError
 from ckptflow.interop.untrusted import confine
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
+from ckptflow.storage.faults import from_os_error
 
 logger = logging.getLogger("ckptflow")
 
 PROGRAM = (
-    "import json, sys; request = json.loads(sys.argv[1]); sys.path[:] = request['path']; "
+    "import json, sys; request = json.load(open(0, 'rb', closefd=False)); sys.path[:] = request['path']; "
     "from ckptflow.interop.untrusted import probe; probe.run(request)"
 )
 BUNDLE = "bundle"  # what is done with a checkpoint of TensorFlow's, alone or in a SavedModel
@@ -45,6 +46,8 @@ _REMEMBERED = 256
 _passed: list[tuple[str, tuple[int, ...]]] = []
 _USUAL = (StopIteration, AttributeError, LookupError, TypeError, ImportError)  # raised all the time
 _SHOWN = 300
+# The interpreter is not there, may not be started, or is none: never so for what a file holds.
+_NO_PROCESS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EFBIG)  # what `confine` lets nobody do
 _is_probe = False
 _ran_out = False
@@ -75,28 +78,32 @@ def check(
     Once for the files as they are: the answer is remembered, for `what` that function does with them. `size_bytes`:
     what they are measured by, where that is not their own length. `scratch_bytes`: how long the temporary files are
     that it may write. `imports` are imported before, without limits; they are the user's. `arguments` go to the
-    function by name. Inside of a probe nothing is done. Where no process can be started the files pass.
+    function by name. Inside of a probe nothing is done. Where a Python of one's own cannot be had at all, or does not
+    come so far that it would read `path`, the files pass, and that is logged. Raises a `StorageError` where this
+    machine has no room for one more process, or its request, now.
     """
     known = [_of_now(file) for file in files]
     keys = [(what or function, each) for each in known if each is not None]
-    if _is_probe or not keys or not sys.executable or all(key in _passed for key in keys):
+    if _is_probe or not keys or sys.platform != "linux" or not sys.executable or all(key in _passed for key in keys):
         return
     size_bytes = sum(each[2] for _, each in keys) if size_bytes is None else size_bytes
     memory_bytes, time_s = parser_bytes(size_bytes), parser_s(size_bytes)
-    with _scratch(scratch_bytes) as scratch:
-        request = {
-            "path": [os.path.abspath(each) for each in sys.path],
-            "function": function,
-            "arguments": [path, dict(arguments or {})],
-            "imports": list(imports),
-            "limits": [memory_bytes, time_s, scratch_bytes],
-            "scratch": scratch,
-        }
-        try:
-            reply, code = _ask(json.dumps(request), time_s)
-        except OSError as error:
-            logger.debug("%s is read without being tried before: %s", path, str(error))
-            return
+    try:
+        with _scratch(scratch_bytes) as scratch:
+            request = {
+                "path": [os.path.abspath(each) for each in sys.path],
+                "function": function,
+                "arguments": [path, dict(arguments or {})],
+                "imports": list(imports),
+                "limits": [memory_bytes, time_s, scratch_bytes],
+                "scratch": scratch,
+            }
+            reply, code = _ask(request, time_s)
+    except _NotStartedError as error:
+        logger.warning("%s is read without another process having read it first: %s", path, str(error))
+        return
+    except OSError as error:
+        raise from_os_error(error, "start a process that reads it first", path) from error
     if reply is not None and reply.outcome == "damaged":
         raise CorruptCheckpointError(reply.text)
     if reply is None or reply.outcome == "memory":
@@ -142,17 +149,35 @@ def _why(reply: _Reply | None, code: int | None, memory_bytes: int, time_s: int)
     return f"with at most {memory_bytes:,} bytes of memory {how}", MEMORY_VARIABLE
 
 
-def _ask(request: str, time_s: int) -> tuple[_Reply | None, int | None]:
-    """The reply, None where none came, and the exit code, None where the time was over."""
+class _NotStartedError(Exception):
+    """There is no process that would read a file: for reasons that are no file's, of which it had not read anything."""
+
+
+def _ask(request: Mapping[str, Any], time_s: int) -> tuple[_Reply | None, int | None]:
+    """The reply, None where none came, and the exit code, None where the time was over.
+
+    The request goes as a file: the kernel bounds how long an argument is, and what is asked may hold names of others.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     environment |= {"CUDA_VISIBLE_DEVICES": "-1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     readable, writable = os.pipe()
     with open(readable, "rb", buffering=0) as replies:
-        with open(writable, "wb", buffering=0) as out:
-            process = start(request, environment, out)
+        with (
+            open(writable, "wb", buffering=0) as out,
+            tempfile.TemporaryDirectory(prefix="ckptflow-asked-") as folder,
+            open(os.path.join(folder, "request"), "x+b") as asked,
+        ):
+            asked.write(json.dumps(request).encode())
+            asked.seek(0)
+            try:
+                process = start(asked, environment, out)
+            except OSError as error:
+                if error.errno in _NO_PROCESS:
+                    raise _NotStartedError(f"{sys.executable} cannot be started ({error.strerror})") from error
+                raise
         try:
             if _line(replies, time.monotonic() + START_S) != _READY:
-                raise OSError("the process that reads it first did not come so far")
+                raise _NotStartedError(f"{sys.executable} ended, or took {START_S} s, before it came to that")
             text = _line(replies, time.monotonic() + time_s)
             if text is None:
                 return None, None
@@ -166,12 +191,13 @@ def _ask(request: str, time_s: int) -> tuple[_Reply | None, int | None]:
         return None, code
 
 
-def start(request: str, environment: Mapping[str, str], out: BinaryIO) -> Any:
-    """Starts the process. Not from the current folder: a file there may be named like a module of Python's."""
+def start(request: BinaryIO, environment: Mapping[str, str], out: BinaryIO) -> Any:
+    """Starts the process; its request is its stdin. Not from the current folder: a file there may be named like a
+    module of Python's."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", PROGRAM, request],
+        [sys.executable, "-P", "-c", PROGRAM],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=request,
         stdout=out,
         stderr=subprocess.DEVNULL,
     )
@@ -202,8 +228,8 @@ def run(request: Mapping[str, Any]) -> None:
     confine.end_with_parent()
     out = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    for stream in range(3):
+        os.dup2(nowhere, stream)
     module, _, name = request["function"].partition(":")
     for each in (*request["imports"], module):
         importlib.import_module(each)
