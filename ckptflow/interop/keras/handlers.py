@@ -51,7 +51,7 @@ def read(
         # The user has the model: no class need be known for its weights.
         logger.warning(
             "its weights go by their places in the file and no vocabulary comes, since no model can be made of it: %s",
-            error,
+            str(error),
         )
         return weights.read_weights(path, state, optimizer=optimizer)
     if state is not None:

@@ -75,7 +75,9 @@ def read_saved_model(
         if state is None:
             raise
         # The user has the model: no class need be known for its variables.
-        logger.warning("its variables go by their paths in the SavedModel, since no model can be made of it: %s", error)
+        logger.warning(
+            "its variables go by their paths in the SavedModel, since no model can be made of it: %s", str(error)
+        )
         return saved_model.read_saved_model(found.path, state)
     if not optimizer and state is not None:
         model.optimizer = None
