@@ -126,14 +126,16 @@ class FitState(Trackable):  # type: ignore[misc]
 
     # What comes back
 
-    def load(self, session: Session, *, is_retry: bool = False) -> None:
+    def load(self, session: Session, *, is_retry: bool = False) -> bool:
         """Reads the position out of the checkpoint that was restored, once. Called by all workers.
+
+        Returns whether there is one that no fit has begun with.
 
         `is_retry`: it was restored for a fit that begins at once, not by the user.
         """
         incarnation = session.incarnation
         if incarnation is self._incarnation or incarnation is None:
-            return
+            return False
         restored, found = incarnation.start.restored, dict[str, Any]()
         if restored is not None:
 
@@ -156,6 +158,7 @@ class FitState(Trackable):  # type: ignore[misc]
                 "the checkpoint of step %d was not made inside of a fit: this fit begins at its first batch",
                 restored.folder.step,
             )
+        return restored is not None
 
     def _fits_before(self, *, is_retry: bool, is_empty: bool) -> int:
         """How many fits come before the next one, now that `position` was restored."""
