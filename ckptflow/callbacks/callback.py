@@ -281,11 +281,9 @@ class CheckpointCallback:
 
         def changes() -> bool:
             may_change = self._others.change_weights_at_end()
-            return (
-                may_change
-                if was_over
-                else may_change or self._saved != before or averages_weights(self.model.optimizer)
-            )
+            if was_over or may_change:
+                return may_change
+            return self._saved != before or averages_weights(self.model.optimizer)
 
         # Workers may have other callbacks each, and save together or not at all.
         changed = any(self._session.agree(Call.END_FIT, changes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptflow.commit.sameness import checksum, raise_differences
@@ -121,6 +121,19 @@ class LiveState:
             snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
             snapshot.put_metrics(self._held_metrics)
         return snapshot
+
+    def capture_again(self, attached: Mapping[str, Any]) -> Snapshot:
+        """Holds what was restored, with what was attached to it then in the place of what is now."""
+        now = self.attached
+        if not (now or attached):
+            return self.capture(again=True)
+        self.attached = dict(attached)
+        try:
+            self._tree = self._walk()
+            return self.capture(again=True)
+        finally:
+            self.attached = now
+            self._tree = self._walk()
 
     @property
     def mixture(self) -> str:
