@@ -113,7 +113,7 @@ class OpenCheckpoint(Mapping[str, Array]):
     def read(self, names: Iterable[str]) -> dict[str, Array]:
         """Reads several tensors at once, in the order that is quickest."""
         wanted = {name: self._index[name] for name in names}
-        target = _ArrayTarget(self.manifest)
+        target = ArrayTarget(self.manifest)
         self.read_into([Wanted(index) for index in sorted(set(wanted.values()))], target)
         return {name: target.arrays[index] for name, index in wanted.items()}
 
@@ -196,7 +196,7 @@ class OpenCheckpoint(Mapping[str, Array]):
             pass
 
 
-class _ArrayTarget:
+class ArrayTarget:
     """Takes tensors into fresh NumPy arrays."""
 
     def __init__(self, manifest: Manifest) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ckptflow.callbacks.cadence import choose
 from ckptflow.callbacks.loops import FitStart, Loop, find_callback_list, find_loop
-from ckptflow.callbacks.others import Others, finite_metrics, learning_rate
+from ckptflow.callbacks.others import Others, averages_weights, finite_metrics, learning_rate
 from ckptflow.callbacks.position import FitState, Position
 from ckptflow.commit.retention import KeepBest
 from ckptflow.errors import UsageError
@@ -123,7 +123,8 @@ class CheckpointCallback:
             self._manager.restore_latest()
         self._loop = loop
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)
-        state.load(self._session, is_retry=is_retry)
+        if state.load(self._session, is_retry=is_retry):
+            self._others.were_restored()
         state.fits += 1
         # Together: callbacks of one's own are given back what they knew, and may raise.
         try:
@@ -131,6 +132,7 @@ class CheckpointCallback:
             if state.is_of_this_fit and state.has_passed_over:
                 self._session.restore_again()
                 state.has_passed_over = False
+            self._others.swap_back_lost(self.model)
         except BaseException:
             state.forget_fit()
             raise
@@ -150,6 +152,8 @@ class CheckpointCallback:
         loop, _ = self._running()
         if loop.is_echo:
             loop.begin_echo()
+        else:
+            self._others.swap_back()
 
     def on_train_batch_end(self, batch: int, logs: _Logs = None) -> None:
         loop, state = self._running()
@@ -168,6 +172,7 @@ class CheckpointCallback:
 
     def on_epoch_end(self, epoch: int, logs: _Logs = None) -> None:
         loop, state = self._running()
+        self._others.swap_back()
         loop.end_epoch(state.now.batch)
         state.move(Position(state.fits, epoch + 1, stopped_at=loop.epochs if self.model.stop_training else None))
         if self._trained >= _MANY_BATCHES and self._step() == self._first_step:
@@ -276,7 +281,9 @@ class CheckpointCallback:
 
         def changes() -> bool:
             may_change = self._others.change_weights_at_end()
-            return may_change if was_over else may_change or self._saved != before or self._averages_weights()
+            if was_over or may_change:
+                return may_change
+            return self._saved != before or averages_weights(self.model.optimizer)
 
         # Workers may have other callbacks each, and save together or not at all.
         changed = any(self._session.agree(Call.END_FIT, changes))
@@ -290,10 +297,6 @@ class CheckpointCallback:
 
     def _step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())
-
-    def _averages_weights(self) -> bool:
-        """Whether the optimizer gives the model its averaged weights at the end."""
-        return bool(getattr(self.model.optimizer, "use_ema", False))
 
     def _running(self) -> tuple[Loop, FitState]:
         if self._loop is None or self._state is None:

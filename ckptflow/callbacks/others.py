@@ -1,7 +1,8 @@
 """The other callbacks of a fit: what they know that a restart must not lose.
 
 A callback with `get_state` and `set_state` of its own is asked. Of Keras's callbacks those attributes are kept that
-`on_train_begin` sets back; learning rates are the optimizer's, and the rest follows from the epoch's number.
+`on_train_begin` sets back, and whether SwapEMAWeights has put averages in the place of the model's weights; learning
+rates are the optimizer's, and the rest follows from the epoch's number.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tensorflow as tf
 
 from ckptflow.format.dtypes import Array, decode_strings, encode_strings
 from ckptflow.state.kinds import Kind, carries_python_state, kind_of
+from ckptflow.state.private.keras import SWAPPED
 from ckptflow.state.private.kerases import RATE
 
 logger = logging.getLogger("ckptflow")
@@ -27,6 +29,7 @@ _KEPT = {
     "ReduceLROnPlateau": ("wait", "best", "cooldown_counter"),
     "ModelCheckpoint": ("best",),
     "History": ("epoch", "history"),
+    "SwapEMAWeights": (SWAPPED,),
 }
 _WEIGHTS = "best_weights"  # EarlyStopping's: arrays, as many as the model has weights
 _ALIGNMENT = 64  # TensorFlow takes no memory that begins elsewhere
@@ -45,6 +48,8 @@ class Others:
                 count += 1
                 name = f"{base}_{count}"
             self._callbacks[name] = callback
+        self._swapping = [callback for callback in self._callbacks.values() if _kept(callback) == (SWAPPED,)]
+        self._lost_swap = False  # the averages were in the model when it was saved, by a callback that is not here
         self._packed_of: list[Any] = []
         self._packed = tf.zeros([0], tf.uint8)
 
@@ -88,6 +93,7 @@ class Others:
                 offset += size_bytes
             callback = self._callbacks.get(name)
             if callback is None:
+                self._lost_swap |= bool(saved.get("attributes", {}).get(SWAPPED))
                 logger.warning("the checkpoint has the state of a callback %s, which this fit has not", name)
             elif "state" in saved and carries_python_state(callback):
                 callback.set_state(saved["state"])
@@ -99,6 +105,32 @@ class Others:
         stateful = [n for n, c in self._callbacks.items() if n not in states and (carries_python_state(c) or _kept(c))]
         if stateful and states:
             logger.warning("the checkpoint has no state of these callbacks, which start anew: %s", ", ".join(stateful))
+
+    def were_restored(self) -> None:
+        """All values are a checkpoint's now: no callback of before has put averages there. `restore` tells if one did
+        when it was saved.
+        """
+        for callback in self._swapping:
+            setattr(callback, SWAPPED, False)
+
+    def swap_back(self) -> None:
+        """Puts the model's own weights back in their place: training must not go on from averages.
+
+        A validation ends with that; it did not come to its end, and this life does none in its place.
+        """
+        for callback in self._swapping:
+            if getattr(callback, SWAPPED, False) and not callback.swap_on_epoch:
+                callback.on_test_end()
+
+    def swap_back_lost(self, model: Any) -> None:
+        """The same in the place of a callback that this fit has not, once the model has its values."""
+        if self._lost_swap:
+            import keras  # a job of tf_keras alone need not have it loaded
+
+            self._lost_swap, swapping = False, keras.callbacks.SwapEMAWeights()
+            setattr(swapping, SWAPPED, True)
+            swapping.set_model(model)
+            swapping.on_test_end()
 
     def change_weights_at_end(self) -> bool:
         """Whether a callback has an `on_train_end`, which may change the model after the last batch."""
@@ -128,6 +160,13 @@ def learning_rate(optimizer: Any) -> Any:
     """The variable of the learning rate, of an optimizer of either Keras; None where a schedule gives it."""
     rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), RATE, None)
     return rate if kind_of(rate) is Kind.VARIABLE else None
+
+
+def averages_weights(optimizer: Any) -> bool:
+    """Whether an optimizer, or one inside of it, gives the model its averaged weights at the end."""
+    several = getattr(optimizer, "optimizers", ())  # a MultiOptimizer's; the other is of one that scales losses
+    inside = [getattr(optimizer, "inner_optimizer", None), *(several if isinstance(several, (list, tuple)) else ())]
+    return bool(getattr(optimizer, "use_ema", False)) or any(averages_weights(each) for each in inside if each)
 
 
 def _plain(value: Any) -> Any:

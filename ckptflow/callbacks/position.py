@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import tensorflow as tf
 
 from ckptflow.callbacks.loops import Counters, FitStart, Loop
 from ckptflow.callbacks.others import Others
-from ckptflow.errors import CheckpointGoneError, ObjectNotFoundError, UsageError
-from ckptflow.format.dtypes import Array
+from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.session import Session
@@ -126,23 +126,25 @@ class FitState(Trackable):  # type: ignore[misc]
 
     # What comes back
 
-    def load(self, session: Session, *, is_retry: bool = False) -> None:
+    def load(self, session: Session, *, is_retry: bool = False) -> bool:
         """Reads the position out of the checkpoint that was restored, once. Called by all workers.
+
+        Returns whether there is one that no fit has begun with.
 
         `is_retry`: it was restored for a fit that begins at once, not by the user.
         """
         incarnation = session.incarnation
         if incarnation is self._incarnation or incarnation is None:
-            return
+            return False
         restored, found = incarnation.start.restored, dict[str, Any]()
         if restored is not None:
-
-            def read() -> tuple[dict[str, Any], bool]:
-                found = _read(session, restored.folder)
-                return found, bool(found)
-
-            found, are_found = session.agree_on(Call.READ_POSITION, read)
-            if not all(are_found):  # pruned in between: workers that begin at different places never meet again
+            found, told = session.agree_on(Call.READ_POSITION, lambda: _read(session, restored.folder))
+            damage = next((each.damage for each in told if each.damage), "")
+            if damage and session.restore_with_attached():
+                return self.load(session, is_retry=is_retry)
+            if damage:
+                raise CorruptCheckpointError(damage)
+            if not all(each.is_there for each in told):  # pruned: who begin at different places never meet again
                 found = {}
         position = found.get("position")
         self.position = Position(**position) if position else None
@@ -156,6 +158,7 @@ class FitState(Trackable):  # type: ignore[misc]
                 "the checkpoint of step %d was not made inside of a fit: this fit begins at its first batch",
                 restored.folder.step,
             )
+        return restored is not None
 
     def _fits_before(self, *, is_retry: bool, is_empty: bool) -> int:
         """How many fits come before the next one, now that `position` was restored."""
@@ -211,16 +214,23 @@ class FitState(Trackable):  # type: ignore[misc]
             session.agree(Call.READ_METRICS, read)
 
 
-def _read(session: Session, folder: Folder) -> dict[str, Any]:
+class _PositionRead(msgspec.Struct, frozen=True):
+    """How a worker's reading of the position went."""
+
+    is_there: bool = False
+    damage: str = ""
+
+
+def _read(session: Session, folder: Folder) -> tuple[dict[str, Any], _PositionRead]:
     """What was saved by `FitState`, or nothing."""
     try:
-        checkpoint = session.open(folder)
-        state = checkpoint.python_state.get(NAME)
-        if state is None:
-            return {}
-        names = {"input": f"{NAME}/input", "packed": f"{NAME}/callbacks"}
-        arrays: dict[str, Array] = checkpoint.read(names.values())
+        found = session.read_attached(NAME, folder)
     except (ObjectNotFoundError, CheckpointGoneError):
         logger.warning("%s was pruned before the fit that it belongs to began again", folder)
-        return {}
-    return {**state, **{key: arrays[name] for key, name in names.items()}}
+        return {}, _PositionRead()
+    except CorruptCheckpointError as error:
+        return {}, _PositionRead(damage=str(error))
+    if found is None:
+        return {}, _PositionRead()
+    state, arrays = found
+    return {**state, "input": arrays["input"], "packed": arrays["callbacks"]}, _PositionRead(is_there=True)

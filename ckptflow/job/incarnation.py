@@ -90,9 +90,10 @@ class Incarnation:
             raise
         return PendingCheckpoint(step, future, self._look_for(folder), self._background.waiting)
 
-    def save_again(self) -> None:
+    def save_again(self, read_attached: Callable[[], Mapping[str, Any]]) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it.
 
+        `read_attached` gives what it holds beside the user's state, which a restore passes over: not what is now.
         Called by all workers. Returns once that is acknowledged; after damage a failure is only logged, and nothing is
         lost by it.
         """
@@ -101,7 +102,7 @@ class Incarnation:
         checkpoint = self.start.restored.checkpoint
 
         def take() -> tuple[Snapshot, bool]:
-            return self._live.capture(again=True), True
+            return self._live.capture_again(read_attached()), True
 
         def finish(snapshot: Snapshot) -> bool:
             metadata = to_json(checkpoint.metadata, "metadata")

@@ -123,6 +123,19 @@ class LiveState:
             snapshot.put_metrics(self._held_metrics)
         return snapshot
 
+    def capture_again(self, attached: Mapping[str, Any]) -> Snapshot:
+        """Holds what was restored, with what was attached to it then in the place of what is now."""
+        now = self.attached
+        if not (now or attached):
+            return self.capture(again=True)
+        self.attached = dict(attached)
+        try:
+            self._tree = self._walk()
+            return self.capture(again=True)
+        finally:
+            self.attached = now
+            self._tree = self._walk()
+
     @property
     def mixture(self) -> str:
         """What the state holds after a restore that failed in the middle; empty where none has."""

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial as bound
 
 from ckptflow.commit.sameness import checksum
+from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Rename, Target, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.job.live_state import LiveState
+from ckptflow.reading import ArrayTarget
 from ckptflow.state.put import rehearse
 from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
@@ -30,6 +32,8 @@ class Loading:
 
     `check` finds what does not fit and changes no value: tables, iterators and vocabularies are read for that. With
     `partial` it verifies every byte, too, since an older checkpoint may have no value for what this one would leave.
+    What is attached to the state is read, and set aside for whoever attached it, with metrics that are not built yet:
+    damage in it is to be found while there still is a choice.
     `load` assigns whatever any other checkpoint that fits has, too; `complete` all the rest.
     """
 
@@ -55,6 +59,8 @@ class Loading:
         self._checked: tuple[Manifest, Restore] | None = None
         self._loaded: Restore | None = None
         self.manifest: Manifest | None = None  # of what was loaded
+        self.has_set_aside = False
+        self._aside: dict[str, Array] = {}
 
     def check(self, manifest: Manifest) -> str:
         """A text that is the same on all workers if they take the same tensors of what they share.
@@ -68,6 +74,7 @@ class Loading:
         rehearse(restore, bound(self._read, manifest))
         if self._partial:
             self._read(manifest, restore.rest, restore, only_verify=True)
+        self._set_aside(manifest, restore)
         self._checked = manifest, restore
         return checksum(restore.shared())
 
@@ -96,10 +103,31 @@ class Loading:
                 some_of(restore.unexpected, _NAMES_SHOWN) or "nothing",
             )
 
+    def take_aside(self, name: str) -> dict[str, Array]:
+        """The tensors under a name that was attached when they were read, by their full names; once."""
+        found = {tensor: array for tensor, array in self._aside.items() if tensor.startswith(f"{name}/")}
+        self._aside = {tensor: array for tensor, array in self._aside.items() if tensor not in found}
+        return found
+
     def find_damage(self, folder: Folder, manifest: Manifest) -> str:
         """What is wrong with a checkpoint, other workers' parts as well, in words; empty where all of it is sound."""
         problems = verify_checkpoint(self._store, folder, manifest, self._pool)
         return some_of(list(map(str, problems)), 3)
+
+    def _set_aside(self, manifest: Manifest, restore: Restore) -> None:
+        attached = self._live.attached
+        if not attached or self.manifest == manifest:  # it was, when this was loaded
+            return
+        placed = {each.tensor for each in restore.wanted}
+        target = ArrayTarget(manifest)
+        wanted = [
+            Wanted(index)
+            for index, record in enumerate(manifest.tensors)
+            if record.name.partition("/")[0] in attached or (record.metric and index not in placed)
+        ]
+        self._read(manifest, wanted, target)
+        self._aside = {manifest.tensors[index].name: array for index, array in target.arrays.items()}
+        self.has_set_aside = True
 
     def _read(self, manifest: Manifest, wanted: Sequence[Wanted], target: Target, *, only_verify: bool = False) -> None:
         folder = parse_folder(manifest.folder)

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial as partial_of
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
 import msgspec
@@ -21,11 +22,13 @@ from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import StepOrderError, UsageError
 from ckptflow.events import Restored
+from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
+from ckptflow.job.carried import carried_in, read_attached
 from ckptflow.job.hooks import Hook, Hooks
 from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.live_state import LiveState
@@ -123,6 +126,7 @@ class Session:
         self.calls = Calls(self._background, read_only=read_only)
         self._incarnation: Incarnation | None = None
         self._restored: Loading | None = None  # until the first save
+        self._repeat: Callable[[], object] | None = None  # the restore of the newest that this was
         self.is_ahead = False  # a fit has trained since the newest save or restore; its batches need not count steps
 
     # What a call of the manager is
@@ -199,9 +203,20 @@ class Session:
         """The chief's result of `decide`; see `peers.team.chief_says`."""
         return self.calls.take_turn(lambda: chief_says(self.cluster, call, decide, kind))
 
-    def open(self, folder: Folder) -> OpenCheckpoint:
-        """A checkpoint of this root, to be read with this manager's buffers."""
-        return OpenCheckpoint(self.store, self._manifest(folder), self._pool)
+    def read_attached(self, name: str, folder: Folder) -> tuple[Any, dict[str, Array]] | None:
+        """What a checkpoint of this root holds of what was attached under `name`; see `carried.read_attached`."""
+        return read_attached(self._open(folder), name, self._restored)
+
+    def restore_with_attached(self) -> bool:
+        """Restores the newest that is sound in what is attached to the state, too; it was attached too late for that.
+
+        False, with nothing done, where that was looked at, a step was asked for, or something was saved since. Called
+        by all workers.
+        """
+        if self._repeat is None or self._restored is None or self._restored.has_set_aside:
+            return False
+        self._repeat()
+        return True
 
     def restore_metrics(self, folder: Folder) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
@@ -235,6 +250,10 @@ class Session:
         self.live.unfinished.clear()
 
     # Inside
+
+    def _open(self, folder: Folder) -> OpenCheckpoint:
+        """A checkpoint of this root, to be read with this manager's buffers."""
+        return OpenCheckpoint(self.store, self._manifest(folder), self._pool)
 
     def _manifest(self, folder: Folder) -> Manifest:
         """That of what was restored is kept until the first save: a fit that goes on reads more of it."""
@@ -306,6 +325,8 @@ class Session:
             self.live.unfinished.clear()
             self.live.built.clear()
             self._restored = None if self.read_only else loading
+            again = partial_of(self.restore, None, partial=partial, rename=rename)
+            self._repeat = again if step is None else None
         incarnation = None if self.read_only else self._begin(start)
         if start.restored is None:
             return None
@@ -320,7 +341,8 @@ class Session:
             )
         )
         if incarnation is not None and start.save_again:
-            incarnation.save_again()
+            folder = start.restored.folder
+            incarnation.save_again(lambda: carried_in(self._open(folder), loading))
         return found
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:

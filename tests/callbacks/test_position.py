@@ -9,31 +9,45 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptflow.callbacks.position import NAME, FitState
-from ckptflow.errors import CheckpointGoneError
+from ckptflow.callbacks.position import FitState
+from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError
 from ckptflow.format.layout import Folder
 from ckptflow.peers.team import agree, agree_on
 from tests.peers.members import WORKERS, Member, together
 
-FOLDER = Folder(5, 1, 1)
+FOLDER, OLDER = Folder(5, 1, 1), Folder(4, 1, 1)
 
 
 class Session:
-    """What of a session the state of a fit needs; `is_pruned`: on this worker the checkpoint is gone by now."""
+    """What of a session the state of a fit needs; on this worker the checkpoint is gone by now, or damaged.
 
-    def __init__(self, member: Member, *, is_pruned: bool = False) -> None:
-        self.incarnation = SimpleNamespace(start=SimpleNamespace(restored=SimpleNamespace(folder=FOLDER)))
+    `can_choose`: there is another one that is not.
+    """
+
+    def __init__(
+        self, member: Member, *, is_pruned: bool = False, is_damaged: bool = False, can_choose: bool = False
+    ) -> None:
+        self._begin(FOLDER)
         self.agree_on = partial(agree_on, member)
         self.agree = partial(agree, member)
         self.restored: list[Folder] = []
-        self._is_pruned = is_pruned
+        self._is_pruned, self._is_damaged, self._can_choose = is_pruned, is_damaged, can_choose
 
-    def open(self, folder: Folder) -> Any:
+    def _begin(self, folder: Folder) -> None:
+        self.incarnation = SimpleNamespace(start=SimpleNamespace(restored=SimpleNamespace(folder=folder)))
+
+    def restore_with_attached(self) -> bool:
+        if self._can_choose:
+            self._begin(OLDER)
+        return self._can_choose
+
+    def read_attached(self, name: str, folder: Folder) -> Any:
         if self._is_pruned:
             raise CheckpointGoneError(f"{folder} is gone")
-        state = {"position": {"fit": 1, "epoch": 2, "batch": 3}, "counters": None, "callbacks": {}}
-        arrays = {f"{NAME}/input": np.zeros(0, np.uint8), f"{NAME}/callbacks": np.zeros(0, np.uint8)}
-        return SimpleNamespace(python_state={NAME: state}, read=lambda names: arrays)
+        if self._is_damaged and folder == FOLDER:
+            raise CorruptCheckpointError(f"{folder} is damaged")
+        state = {"position": {"fit": 1, "epoch": 2, "batch": folder.step}, "counters": None, "callbacks": {}}
+        return state, {"input": np.zeros(0, np.uint8), "callbacks": np.zeros(0, np.uint8)}
 
     def restore_metrics(self, folder: Folder) -> None:
         self.restored.append(folder)
@@ -49,6 +63,21 @@ def test_where_a_fit_goes_on_is_the_same_on_all(pruned: int | None) -> None:
     positions = together(load)
     assert len(set(positions)) == 1
     assert (positions[0] is None) == (pruned is not None)
+
+
+@pytest.mark.parametrize("damaged", range(WORKERS))
+def test_damage_that_one_worker_reads_is_met_by_all(damaged: int) -> None:
+    def load(member: Member, *, can_choose: bool) -> object:
+        state = FitState()
+        session = Session(member, is_damaged=member.worker == damaged, can_choose=can_choose)
+        try:
+            state.load(session)  # type: ignore[arg-type]
+        except CorruptCheckpointError as error:
+            return str(error)
+        return state.position and state.position.batch
+
+    assert together(partial(load, can_choose=True)) == [OLDER.step] * WORKERS
+    assert together(partial(load, can_choose=False)) == [f"{FOLDER} is damaged"] * WORKERS
 
 
 @pytest.mark.parametrize("broken", [None, *range(WORKERS)])

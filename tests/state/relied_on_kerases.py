@@ -205,6 +205,20 @@ def _fit_data(folder: Path) -> None:
     assert [callable(each) for each in (data.batches, data.make_iterator)] == [True, True]
 
 
+@relied_on("keras.SWAPPED", "whether the averages are in the place of a model's weights")
+def _swapped(folder: Path) -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    swapping = keras.callbacks.SwapEMAWeights()
+    swapping.set_model(model)
+    found = []
+    for call in (lambda: None, swapping.on_test_begin, swapping.on_test_end):
+        call()
+        found.append(vars(swapping)[of_keras.SWAPPED])
+    assert found == [False, True, False]
+
+
 @relied_on("tf_keras.Nadam tf_keras.U_PRODUCTS", "what Nadam counts in plain Python")
 def _nadam(folder: Path) -> None:
     optimizer = tf_keras.optimizers.Nadam()

@@ -163,6 +163,10 @@ class FitModel(PrivateView):
         self.of._symbolic_build(data_batch=element_spec)
 
 
+# Of a SwapEMAWeights: whether it has put the averages in the place of the model's weights, and swaps back next.
+SWAPPED = "_ema_weights_in_model"
+
+
 class FitData(PrivateView):
     """What its batches come from: an EpochIterator."""
 

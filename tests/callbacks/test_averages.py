@@ -1,0 +1,147 @@
+"""Averages of the weights (`use_ema`), and Keras's SwapEMAWeights, which puts them in the model's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import ckptflow
+from ckptflow import CheckpointCallback
+from ckptflow.state.private.keras import SWAPPED
+from tests.callbacks.jobs import BATCH, dataset, make_model
+from tests.callbacks.test_fit import Interrupt, Watcher
+
+Optimizer = Callable[[], Any]
+
+
+def averaging() -> Any:
+    return keras.optimizers.Adam(0.02, use_ema=True, ema_momentum=0.5)
+
+
+def scaling() -> Any:
+    """As `compile` makes it of one under the policy "mixed_float16"."""
+    return keras.optimizers.LossScaleOptimizer(averaging())
+
+
+def several() -> Any:
+    optimizers = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.01), {".*kernel": averaging()})
+    return keras.optimizers.MultiOptimizer(optimizers)
+
+
+OPTIMIZERS: list[Optimizer] = [averaging, scaling, several]
+
+
+class Run:
+    """One life: a new model and a new manager on a root."""
+
+    def __init__(self, root: Path, make: Optimizer = averaging) -> None:
+        keras.utils.set_random_seed(11)
+        self.model = make_model(keras, {"optimizer": lambda _: make()})
+        self.manager = ckptflow.CheckpointManager(root, {"model": self.model}, keep=ckptflow.KeepLast(1000))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.manager.__exit__(*error)
+
+    def fit(self, *callbacks: Any, every: dict[str, Any] | None = None, epochs: int = 2, **arguments: Any) -> list[Any]:
+        ours = CheckpointCallback(self.manager, **(every or {"every_steps": 4}))
+        arguments = {"validation_data": dataset().batch(14)} | arguments
+        data = dataset().shuffle(16, seed=3).batch(BATCH)
+        self.model.fit(data, verbose=0, epochs=epochs, callbacks=[*callbacks, ours], **arguments)
+        return [np.asarray(value).tolist() for value in [*self.model.weights, *self.model.optimizer.variables]]
+
+
+def leaving(run: Run, at: int) -> dict[str, Any]:
+    """At the watcher's call of that number: the 13th is after the second batch of the first validation."""
+    return {"every_epochs": 9, "watcher": Watcher(run.manager, at)}
+
+
+def swapped(callback: Any) -> bool:
+    return bool(vars(callback)[SWAPPED])
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_the_averages_that_a_fit_ends_with_are_saved(make: Optimizer, tmp_path: Path) -> None:
+    with Run(tmp_path, make) as run:
+        run.fit(every={"every_epochs": 1}, epochs=1)
+        kernel = np.asarray(run.model.layers[1].kernel)
+    with ckptflow.open_checkpoint(tmp_path) as checkpoint:
+        (name,) = [name for name in checkpoint if name.startswith("model/dense") and name.endswith("/kernel")][:1]
+        np.testing.assert_array_equal(checkpoint[name], kernel)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_a_fit_that_was_left_in_a_validation_of_averages_goes_on(make: Optimizer, tmp_path: Path) -> None:
+    with Run(tmp_path / "reference", make) as run:
+        expected = run.fit(keras.callbacks.SwapEMAWeights())
+    with Run(tmp_path / "run", make) as run, pytest.raises(SystemExit):
+        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, 13))
+    with Run(tmp_path / "run", make) as run:
+        swapping = keras.callbacks.SwapEMAWeights()
+        assert run.fit(swapping) == expected
+        assert not swapped(swapping)
+
+
+@pytest.mark.parametrize(("at", "epochs"), [(13, [1]), (28, [1, 2])], ids=["first", "last"])
+@pytest.mark.parametrize("has_callback", [True, False])
+def test_training_never_goes_on_from_averages(has_callback: bool, at: int, epochs: list[int], tmp_path: Path) -> None:
+    """Left in a validation that the next life does not do, perhaps without the callback."""
+    with Run(tmp_path / "reference") as run:
+        expected = run.fit(keras.callbacks.SwapEMAWeights(), validation_freq=epochs)
+    with Run(tmp_path / "run") as run, pytest.raises(SystemExit):
+        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, at))
+    with Run(tmp_path / "run") as run:
+        callbacks = [keras.callbacks.SwapEMAWeights()] if has_callback else []
+        assert run.fit(*callbacks, validation_data=None) == expected
+
+
+@pytest.mark.parametrize("fits", [0, 1])
+@pytest.mark.parametrize("every", [{"every_steps": 4}, {"every_epochs": 9}], ids=["restored", "as it is"])
+def test_a_fit_whose_validation_failed_is_begun_again(every: dict[str, Any], fits: int, tmp_path: Path) -> None:
+    """With the same callback, which is left saying that the averages are in the model."""
+    with Run(tmp_path / "reference") as run:
+        swapping = keras.callbacks.SwapEMAWeights()
+        for _ in range(fits):
+            run.fit(every={"every_epochs": 9}, epochs=1)
+        expected = run.fit(swapping, validation_freq=[2])
+    with Run(tmp_path / "run") as run:
+        for _ in range(fits):
+            run.fit(every={"every_epochs": 9}, epochs=1)
+        swapping, failing = keras.callbacks.SwapEMAWeights(), keras.callbacks.LambdaCallback()
+        failing.on_test_batch_end = interrupt
+        with pytest.raises(Interrupt):
+            run.fit(swapping, failing, every=every)
+        assert swapped(swapping)
+        found = run.fit(swapping, validation_freq=[2])
+        if fits or "every_steps" in every:  # else nothing was there to be restored, and it begins anew
+            assert found == expected
+        assert not swapped(swapping)
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise Interrupt
+
+
+def test_swapping_at_epochs_goes_on_exactly(tmp_path: Path) -> None:
+    def swapping() -> Any:
+        return keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+
+    def fail(epoch: int, logs: Any) -> None:
+        if epoch == 2:
+            raise Interrupt
+
+    every = {"every_epochs": 1}
+    with Run(tmp_path / "reference") as run:
+        expected = run.fit(swapping(), every=every, epochs=4, validation_data=None)
+    failing = keras.callbacks.LambdaCallback(on_epoch_begin=fail)
+    with Run(tmp_path / "run") as run, pytest.raises(Interrupt):
+        run.fit(swapping(), failing, every=every, epochs=4, validation_data=None)
+    with Run(tmp_path / "run") as run:
+        assert run.fit(swapping(), every=every, epochs=4, validation_data=None) == expected
