@@ -34,7 +34,7 @@ from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
-from ckptflow.transfer.streams import pool_for_reading
+from ckptflow.transfer.streams import Streams, pool_for_reading, streams_for
 from ckptflow.transfer.verify import verify_checkpoint
 
 
@@ -88,14 +88,18 @@ class OpenCheckpoint(Mapping[str, Array]):
     Aliases are found by `[...]` and `in`; iteration gives each tensor once, by its name.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, pool: BufferPool | None = None) -> None:
-        """`pool`: staging memory to use, and to close with this; else it takes its own when first needed."""
+    def __init__(
+        self, store: Store, manifest: Manifest, pool: BufferPool | None = None, streams: Streams | None = None
+    ) -> None:
+        """`pool`: staging memory to use, and to close with this, and the turns to take; else it takes its own when
+        first needed."""
         folder = parse_folder(manifest.folder)
         if folder is None:
             raise CorruptCheckpointError(f"{store.url}: {manifest.folder!r} is no folder")
         self._store = store
         self._folder = folder
         self._pool = pool
+        self._streams = streams
         self._is_checked = False
         self._index = {name: i for i, tensor in enumerate(manifest.tensors) for name in (tensor.name, *tensor.aliases)}
         self.manifest = manifest
@@ -121,7 +125,10 @@ class OpenCheckpoint(Mapping[str, Array]):
         """Reads tensors, or boxes of them, into `target`, each checked before it is handed over."""
         try:
             self._check_shards()
-            read_tensors(self._store, self._folder, self.manifest, wanted, target, self._buffers())
+            pool = self._buffers()
+            if self._streams is None:
+                self._streams = streams_for(self._store, pool)
+            read_tensors(self._store, self._folder, self.manifest, wanted, target, pool, streams=self._streams)
         except CorruptCheckpointError as error:
             self._raise_if_gone(error)
             raise

@@ -130,7 +130,12 @@ class BenchRounds:
 
     def _save(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, setting: Setting) -> Manifest:
         written = write_shards(
-            self._store, folder, plan, self._state, pool, streams=streams_for(self._store, pool, setting.concurrency)
+            self._store,
+            folder,
+            plan,
+            self._state,
+            pool,
+            streams=streams_for(self._store, pool, setting.concurrency, is_for_reading=False),
         )
         receipt = Receipt(
             folder=str(folder),

@@ -75,7 +75,7 @@ def _commit(
         coordinator=coordinator,
         shard_bytes=shard_bytes,
         verify_replicas="small",
-        streams=streams_for(store, pool),
+        streams=streams_for(store, pool, is_for_reading=False),
         software=software_versions(),
     )
     job = Job(

@@ -117,7 +117,8 @@ class Session:
             is_object_store=self.store.is_object_store, memory_budget_bytes=memory_budget_bytes
         )
         self._pool = BufferPool(memory_budget_bytes, self._shard_bytes)
-        self._streams = streams_for(self.store, self._pool, concurrency)
+        self._reading = streams_for(self.store, self._pool, concurrency)
+        self._writing = streams_for(self.store, self._pool, concurrency, is_for_reading=False)
         self._hooks.url = self.store.url
         if not self.store.is_create_only and not read_only:
             logger.warning(NOT_EXCLUSIVE, self.store.url)
@@ -220,7 +221,7 @@ class Session:
 
     def restore_metrics(self, folder: Folder) -> None:
         """Brings back the variables of metrics alone, those that are there by now."""
-        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._streams)
+        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._reading)
 
     def restore_again(self) -> None:
         """Assigns what was restored once more, where nothing was saved since: the program may have changed it.
@@ -253,7 +254,7 @@ class Session:
 
     def _open(self, folder: Folder) -> OpenCheckpoint:
         """A checkpoint of this root, to be read with this manager's buffers."""
-        return OpenCheckpoint(self.store, self._manifest(folder), self._pool)
+        return OpenCheckpoint(self.store, self._manifest(folder), self._pool, self._reading)
 
     def _manifest(self, folder: Folder) -> Manifest:
         """That of what was restored is kept until the first save: a fit that goes on reads more of it."""
@@ -347,7 +348,7 @@ class Session:
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
         look = self.cluster.looking_after(str(Call.LOAD))
-        return Loading(self.live, self.store, self._pool, self._streams, partial=partial, rename=rename, look=look)
+        return Loading(self.live, self.store, self._pool, self._reading, partial=partial, rename=rename, look=look)
 
     def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
@@ -391,7 +392,7 @@ class Session:
             coordinator=coordinator,
             shard_bytes=self._shard_bytes,
             verify_replicas=self._verify_replicas,
-            streams=self._streams,
+            streams=self._writing,
             software=software_versions(),
             tell=self._hooks.tell,
             leave_note=notes.leave,

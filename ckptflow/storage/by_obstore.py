@@ -29,7 +29,7 @@ from ckptflow.storage.store import Store
 
 _log = logging.getLogger("ckptflow.storage")
 
-_CHUNK_BYTES = 4 * 2**20
+_CHUNK_BYTES = 2**19  # obstore holds so much of each request until it is copied: of 128 at once 64 MiB
 _HASHED_BYTES = 2**20  # hashing what is larger takes longer than asking what is there
 _NO_LIMIT = timedelta(days=365)  # None is obstore's own limit, 30 s
 _CREDENTIALS_TTL = timedelta(minutes=5)  # how long one look at botocore's credentials, which renew themselves, is kept

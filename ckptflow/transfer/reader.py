@@ -286,7 +286,7 @@ class _Reading:
 
     def _get_in_pieces(self, key: str, into: memoryview, start: int, requests: int) -> _Came:
         """In turns: from an object store what is long comes in several requests, up to so many at once."""
-        places = pieces(len(into)) if self._store.is_object_store else [(0, len(into))]
+        places = pieces(len(into), requests) if self._store.is_object_store else [(0, len(into))]
 
         def get_piece(place: tuple[int, int]) -> _Came:
             begin, end = place

@@ -24,7 +24,7 @@ class Round:
     """What `streams` transfers at once gave: the bytes of those that ended, and the seconds that they took, added up.
 
     `answered` of them have ended or were refused; `refusals` were refused, each counted once, however often it was
-    tried. `elapsed_s` have passed since the end of the round before, also without any transfer.
+    tried. `elapsed_s` have passed since the end of the one that was judged before, also without any transfer.
     """
 
     streams: int
@@ -211,6 +211,6 @@ class Meter:
             return
         if seen.is_refused or self._peak >= self.choice.streams:
             self.choice = decide(self.choice, seen, self.most)
+            self._began_s = now_s  # else its time is the next one's as well: a ceiling passes with it
         self._round_number += 1
-        self._began_s = now_s
         self._peak, self._answered, self._bytes, self._busy_s, self._refusals = 0, 0, 0, 0.0, 0

@@ -30,25 +30,30 @@ class StoppedError(Exception):
     """The work for which a transfer was to be is stopping: it did not begin. Never leaves a pipeline."""
 
 
-def pieces(size_bytes: int) -> list[tuple[int, int]]:
-    """Begins and ends of the requests, all alike, that a long range of an object is asked for in.
+def pieces(size_bytes: int, most: int = MOST_AT_ONCE) -> list[tuple[int, int]]:
+    """Begins and ends of the requests, all alike and at most so many, that a long range of an object is asked for in.
 
-    Each of `PIECE_BYTES` to twice that: a little more than one piece is not worth a second request.
+    Each of `PIECE_BYTES` to twice that, unless there would be too many: a little more than one piece is not worth a
+    second request, and one that has to wait for another is worth none.
     """
-    count = max(1, size_bytes // PIECE_BYTES)
+    count = max(1, min(size_bytes // PIECE_BYTES, most))
     step = -(-size_bytes // count)
     step = -(-step // _PAGE_BYTES) * _PAGE_BYTES
     return [(begin, min(begin + step, size_bytes)) for begin in range(0, size_bytes, step)]
 
 
-def streams_for(store: Store, pool: BufferPool, concurrency: int | None = None) -> Streams:
+def streams_for(
+    store: Store, pool: BufferPool, concurrency: int | None = None, *, is_for_reading: bool = True
+) -> Streams:
     """The streams of a store: `concurrency` of them if it is given, two on a disk, else as many as pay.
 
-    No more than the pool's memory can take: on an object store a long buffer is filled by several requests.
+    No more than the pool's memory can take: on an object store a long buffer is filled by several requests, and sent
+    by one.
     """
     if not store.is_object_store:
         return Streams(pool.count, fixed=concurrency or ON_DISK, where=store.url)
-    return Streams(pool.count * len(pieces(pool.buffer_bytes)), fixed=concurrency, where=store.url)
+    requests = len(pieces(pool.buffer_bytes)) if is_for_reading else 1
+    return Streams(pool.count * requests, fixed=concurrency, where=store.url)
 
 
 def pool_for_reading(store: Store) -> BufferPool:
@@ -60,7 +65,8 @@ def pool_for_reading(store: Store) -> BufferPool:
 class Streams:
     """The turns of transfers of one store: no more at once than the number that is decided from those before.
 
-    Thread-safe. One for all saves and restores of a manager: what one has found, the next begins with.
+    Thread-safe. One for all saves of a manager, one for all that it reads: what one save has found, the next begins
+    with. They are not compared with one another: what a connection gives to a reader says nothing of a writer.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class Streams:
         with self._lock:
             before = self.count
             self._meter.refused(transfer, self._clock())
+        self.wake()  # it may have ended a round by which the number rises
         self._say(before)
 
     def wake(self) -> None:

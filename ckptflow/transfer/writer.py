@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ckptflow.transfer.plan import PlannedShard, PlannedSlice, WorkerPlan
 from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 FETCH_BYTES = 4 * 2**20  # asked of another process at once
+_FETCHES = 4  # at once: each holds so much beside its buffer, and asks a server that trains
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
 
 
@@ -53,7 +53,7 @@ def write_shards(
     for index in plan.unused:
         source.release(index)
     packer = _Packer(source, plan)
-    turns = Turns(streams or streams_for(store, pool))
+    turns = Turns(streams or streams_for(store, pool, is_for_reading=False))
     records: list[ShardRecord | None] = [None] * len(plan.shards)
     slices: list[list[ReceiptSlice]] = [[] for _ in plan.shards]
 
@@ -97,16 +97,17 @@ class _Packer:
         self._parts_left = dict(plan.part_counts)
         self._lock = threading.Lock()
         self._packing = threading.Lock()
+        self._fetching = threading.Semaphore(_FETCHES)
 
     def pack(self, shard: PlannedShard, buffer: Buffer) -> tuple[list[int], int]:
         """Copies header and slices into the buffer; returns the crc32c of each slice, and of the whole file.
 
-        One at a time, unless it is pulled from another process: one thread packs faster than a storage takes it, and
+        One at a time, or a few where it is pulled from another process: one thread packs faster than a storage takes it, and
         two would pack together and then write together, with the disk idle in between. Of small slices they would also
         take three times the CPU, passing the interpreter's lock to and fro.
         """
         is_fetched = any(self._source.is_fetched(piece.tensor) for piece in shard.slices[:1])
-        with contextlib.nullcontext() if is_fetched else self._packing:
+        with self._fetching if is_fetched else self._packing:
             return self._pack(shard, buffer)
 
     def _pack(self, shard: PlannedShard, buffer: Buffer) -> tuple[list[int], int]:
