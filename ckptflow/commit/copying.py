@@ -96,9 +96,8 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
     try:
         with closing(BufferPool(max(_MEMORY_BYTES, largest + 2**16), largest)) as pool:
             remote = source if source.is_object_store else target
-            turns = Turns(
-                streams_for(remote, pool, is_for_reading=False)
-            )  # a buffer is one request, also of the source
+            streams = streams_for(remote, pool, is_for_reading=False)  # a buffer is one request, also of the source
+            turns = Turns(streams)
             run(pool, len(manifest.shards), partial(copy, turns), turns=turns, threads=turns.streams.most)
     except ObjectNotFoundError as error:
         raise _missing(source, folder, error) from error

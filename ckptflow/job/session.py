@@ -397,15 +397,8 @@ class Session:
             tell=self._hooks.tell,
             leave_note=notes.leave,
         )
-        self._incarnation = Incarnation(
-            start,
-            saver,
-            self._background,
-            self.live,
-            self._commit_timeout_s,
-            self.cluster.begin_wait,
-            notes.find,
-        )
+        background, timeout_s, begin_wait = self._background, self._commit_timeout_s, self.cluster.begin_wait
+        self._incarnation = Incarnation(start, saver, background, self.live, timeout_s, begin_wait, notes.find)
         return self._incarnation
 
     def _prepare(self) -> Done:

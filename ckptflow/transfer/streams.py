@@ -30,7 +30,7 @@ class StoppedError(Exception):
     """The work for which a transfer was to be is stopping: it did not begin. Never leaves a pipeline."""
 
 
-def pieces(size_bytes: int, most: int = MOST_AT_ONCE) -> list[tuple[int, int]]:
+def pieces(size_bytes: int, most: int = 2**31) -> list[tuple[int, int]]:
     """Begins and ends of the requests, all alike and at most so many, that a long range of an object is asked for in.
 
     Each of `PIECE_BYTES` to twice that, unless there would be too many: a little more than one piece is not worth a

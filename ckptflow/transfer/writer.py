@@ -102,9 +102,9 @@ class _Packer:
     def pack(self, shard: PlannedShard, buffer: Buffer) -> tuple[list[int], int]:
         """Copies header and slices into the buffer; returns the crc32c of each slice, and of the whole file.
 
-        One at a time, or a few where it is pulled from another process: one thread packs faster than a storage takes it, and
-        two would pack together and then write together, with the disk idle in between. Of small slices they would also
-        take three times the CPU, passing the interpreter's lock to and fro.
+        One at a time, or a few where it is pulled from another process: one thread packs faster than a storage takes
+        it, and two would pack together and then write together, with the disk idle in between. Of small slices they
+        would also take three times the CPU, passing the interpreter's lock to and fro.
         """
         is_fetched = any(self._source.is_fetched(piece.tensor) for piece in shard.slices[:1])
         with self._fetching if is_fetched else self._packing:

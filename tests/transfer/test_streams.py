@@ -65,6 +65,7 @@ def test_as_many_as_the_memory_takes_two_on_a_disk_and_never_more_than_the_clien
     cloud, disk = store_of(is_object_store=True), store_of(is_object_store=False)
     assert (streams_for(cloud, pool).count, streams_for(cloud, pool).most) == (FIRST, 32)
     assert streams_for(cloud, large).most == 4 * len(pieces(65 * MIB)) == 32
+    assert streams_for(cloud, large, is_for_reading=False).most == 4
     assert streams_for(cloud, BufferPool(2**30, 2**16)).most == MOST_AT_ONCE
     assert streams_for(cloud, BufferPool(2**30, 2**16), 10_000).count == MOST_AT_ONCE
     assert streams_for(cloud, pool, 5).count == streams_for(cloud, pool, 5).most == 5
@@ -93,6 +94,8 @@ def test_pieces_are_alike_and_none_is_small(size_bytes: int) -> None:
 
 def test_a_little_more_than_a_piece_is_one_request() -> None:
     assert [len(pieces(size)) for size in (1, 8 * MIB, 9 * MIB, 15 * MIB, 16 * MIB, 65 * MIB)] == [1, 1, 1, 1, 2, 8]
+    assert [pieces(65 * MIB, most)[-1][1] for most in (1, 3)] == [65 * MIB] * 2
+    assert [len(pieces(65 * MIB, most)) for most in (1, 3, 100)] == [1, 3, 8]
 
 
 @given(st.integers(MIN_SHARD_BYTES, 2 * DEFAULT_MEMORY_BUDGET_BYTES), st.booleans())
