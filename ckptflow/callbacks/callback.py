@@ -132,6 +132,8 @@ class CheckpointCallback:
             if state.is_of_this_fit and state.has_passed_over:
                 self._session.restore_again()
                 state.has_passed_over = False
+            if not self._session.has_restored_all:
+                self._others.take_no_swap()
             self._others.swap_back_lost(self.model)
         except BaseException:
             state.forget_fit()

@@ -113,6 +113,15 @@ class Others:
         for callback in self._swapping:
             setattr(callback, SWAPPED, False)
 
+    def take_no_swap(self) -> None:
+        """Not all averages came: one that did not must not be put into the model."""
+        swapped = [callback for callback in self._swapping if getattr(callback, SWAPPED, False)]
+        if swapped or self._lost_swap:
+            logger.warning("what was restored as weights are the averages of SwapEMAWeights: training begins with them")
+        for callback in swapped:
+            setattr(callback, SWAPPED, False)
+        self._lost_swap = False
+
     def swap_back(self) -> None:
         """Puts the model's own weights back in their place: training must not go on from averages.
 
@@ -124,7 +133,7 @@ class Others:
 
     def swap_back_lost(self, model: Any) -> None:
         """The same in the place of a callback that this fit has not, once the model has its values."""
-        if self._lost_swap:
+        if self._lost_swap and averages_weights(model.optimizer):
             import keras  # a job of tf_keras alone need not have it loaded
 
             self._lost_swap, swapping = False, keras.callbacks.SwapEMAWeights()

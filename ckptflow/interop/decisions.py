@@ -8,9 +8,12 @@ from typing import Any
 from ckptflow.format.offer import HINT, Offer, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.state.assign import Comparison, Decide, Verdict
+from ckptflow.state.kinds import OF_PREPROCESSING, kind_of
+from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree
 
 _SHOWN = 20
+_SCRATCH = frozenset({"num_documents", "summary", "token_counts", "token_document_counts"})
 
 
 def is_of_optimizer(name: str, paths: Iterable[str]) -> bool:
@@ -52,6 +55,21 @@ def other_class(tree: Tree, offer: Offer, found: Comparison) -> str | None:
 
 def _deepest_above(name: str, paths: Iterable[str]) -> str:
     return max((path for path in paths if name.startswith(f"{path}/")), key=len, default="")
+
+
+def in_halves(tree: Tree, lost: Collection[str]) -> set[str]:
+    """All parts of what is restored as a whole, as a vocabulary with its weights, and has lost a part."""
+    parts = [leaf for leaf in tree.leaves if isinstance(leaf, PartLeaf)]
+    halves = {id(leaf.bundle) for leaf in parts if leaf.name in lost}
+    return {leaf.name for leaf in parts if id(leaf.bundle) in halves}
+
+
+def without_scratch(tree: Tree, found: Comparison) -> Comparison:
+    """The same, but for what preprocessing layers count while they adapt: one that is given its words has none."""
+    if not any(kind_of(layer) in OF_PREPROCESSING for layer in tree.layers):
+        return found
+    kept = {name: why for name, why in found.unexpected.items() if _SCRATCH.isdisjoint(name.split("/"))}
+    return found._replace(unexpected=kept)
 
 
 def without_optimizers(

@@ -41,19 +41,19 @@ class LiveState:
         self._held_metrics: dict[str, Any] = {}
         self._cluster = cluster
         self._planned: tuple[Sequence[TensorSpec], WorkerPlan] | None = None
-        self._tree = self._walk()
+        self._tree = self._walk(self._objects, self.attached)
 
     def refresh(self) -> None:
         """Walks the objects again if anything was built, added or replaced since."""
         objects = as_mapping(self._state)
         if _identities(objects) != self._seen or self._tree.is_stale():
-            self._objects, self._seen = objects, _identities(objects)
-            self._tree = self._walk()
+            tree = self._walk(objects, self.attached)  # what it refuses, it refuses the next time, too
+            self._tree, self._objects, self._seen = tree, objects, _identities(objects)
 
     def attach(self, name: str, obj: Any) -> None:
         """Makes `obj` part of what is captured, under a reserved name: a restore passes over it."""
-        self.attached[name] = obj
-        self._tree = self._walk()
+        attached = {**self.attached, name: obj}
+        self._tree, self.attached = self._walk(self._objects, attached), attached
 
     def models(self) -> list[Any]:
         """The models of either Keras in the state."""
@@ -65,9 +65,8 @@ class LiveState:
         self.refresh()
         return any(node.optimizer is optimizer for node in self._tree.optimizers.values())
 
-    def _walk(self) -> Tree:
-        everything = {**self._objects, **self.attached}
-        tree = walk(everything, worker=self._cluster.worker, world_size=self._cluster.world_size)
+    def _walk(self, objects: Mapping[str, Any], attached: Mapping[str, Any]) -> Tree:
+        tree = walk({**objects, **attached}, worker=self._cluster.worker, world_size=self._cluster.world_size)
         check_strategy(tree.variables, self._cluster.strategy)
         return tree
 
@@ -130,11 +129,11 @@ class LiveState:
             return self.capture(again=True)
         self.attached = dict(attached)
         try:
-            self._tree = self._walk()
+            self._tree = self._walk(self._objects, self.attached)
             return self.capture(again=True)
         finally:
             self.attached = now
-            self._tree = self._walk()
+            self._tree = self._walk(self._objects, self.attached)
 
     @property
     def mixture(self) -> str:
@@ -190,8 +189,9 @@ class LiveState:
         build(self._tree, offer, self._cluster.strategy)
         self.refresh()
         decide = None if partial else all_of_it_but(frozenset(self.built - self.unfinished.keys()))
-        self.built |= {leaf.name for leaf in self._tree.leaves} - before
-        return match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished, decide=decide)
+        restore = match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished, decide=decide)
+        self.built |= restore.names - before  # only what that checkpoint has: the rest is refused the next time, too
+        return restore
 
 
 def _identities(objects: Mapping[str, Any]) -> list[tuple[str, int, int]]:

@@ -59,6 +59,7 @@ class Loading:
         self._checked: tuple[Manifest, Restore] | None = None
         self._loaded: Restore | None = None
         self.manifest: Manifest | None = None  # of what was loaded
+        self.is_whole = True  # whether all of the state has got its value by it
         self.has_set_aside = False
         self._aside: dict[str, Array] = {}
 
@@ -93,6 +94,7 @@ class Loading:
         if restore is None:
             return
         restore.complete()
+        self.is_whole = not restore.missing
         if restore.missing or restore.unexpected:  # a warm start
             logger.warning(
                 "%s/%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",
@@ -111,7 +113,7 @@ class Loading:
 
     def find_damage(self, folder: Folder, manifest: Manifest) -> str:
         """What is wrong with a checkpoint, other workers' parts as well, in words; empty where all of it is sound."""
-        problems = verify_checkpoint(self._store, folder, manifest, self._pool)
+        problems = verify_checkpoint(self._store, folder, manifest, self._pool, self._streams)
         return some_of(list(map(str, problems)), 3)
 
     def _set_aside(self, manifest: Manifest, restore: Restore) -> None:

@@ -184,6 +184,11 @@ class Session:
         return self._incarnation
 
     @property
+    def has_restored_all(self) -> bool:
+        """Whether what was restored, if nothing was saved since, gave a value to all of the state."""
+        return self._restored is None or self._restored.is_whole
+
+    @property
     def has_saved_all(self) -> bool:
         """Whether the newest save that has ended went well, on this worker."""
         return self._background.newest_error is None

@@ -101,6 +101,8 @@ class VocabularyBundle(Bundle):
         if self._read_of is not self._layer.lookup_table:
             table = self._layer.lookup_table
             self._read = self._read_now()
+            if why_not := self._cannot_set(self._read["vocabulary"]):
+                logger.warning("%s %s: %s", type(self._layer).__name__, printable(str(self._layer.name)), why_not)
             self._read_of = table
         return self._read
 
@@ -134,23 +136,22 @@ class VocabularyBundle(Bundle):
         found[places.numpy()] = words.numpy()
         if layer.mask_token is not None and layer.output_mode == "int":
             found[0] = plain(layer.mask_token)
-        if encoding is not None:
-            self._check_text(b" ".join(found), encoding)
+        if encoding is not None and not _is_unicode(encoding):
+            found = np.array([word.decode(encoding).encode() for word in found], object)
         return found
 
-    def _check_text(self, words: bytes, encoding: str) -> None:
-        """Raises for words that Keras's `set_vocabulary` would take for others, or not at all: it takes text."""
-        is_unicode = encoding.lower() in ("utf-8", "utf8")
+    def _cannot_set(self, words: Array) -> str:
+        """Why Keras's `set_vocabulary`, which takes text, would take these for others, or not at all."""
+        if self._dtype is not object:
+            return ""
+        is_unicode = _is_unicode(self._layer.encoding)
         try:
-            words.decode("utf-8" if is_unicode else "ascii")
+            b" ".join(words).decode("utf-8" if is_unicode else "ascii")
         except UnicodeDecodeError as error:
-            layer = self._layer
-            what = "is not UTF-8" if is_unicode else f"is not ASCII, and its encoding is {encoding}"
-            raise UnsupportedStateError(
-                f"the vocabulary of {type(layer).__name__} {printable(str(layer.name))} {what} "
-                f"({error.object[error.start : error.start + 20]!r}): Keras cannot set it again. Give the layer text "
-                "in UTF-8, or leave it out of the state"
-            ) from None
+            what = "is not UTF-8" if is_unicode else f"is not ASCII, and its encoding is {self._layer.encoding}"
+            found = error.object[error.start : error.start + 20]
+            return f"its vocabulary {what} ({found!r}), so that Keras cannot set it: adapt the layer before the restore"
+        return ""
 
     def write(self, parts: Mapping[str, Array]) -> None:
         words = parts["vocabulary"]
@@ -177,6 +178,8 @@ class VocabularyBundle(Bundle):
             return ""
         if not len(parts["vocabulary"]):
             return ""
+        if why_not := self._cannot_set(parts["vocabulary"]):
+            return why_not
         try:
             spare = VocabularyBundle(self._spare())
         except Exception:  # a layer like no other: `write` will tell
@@ -200,6 +203,10 @@ class VocabularyBundle(Bundle):
     def _is(self, parts: Mapping[str, Array]) -> bool:
         now = self.read()
         return all(now[name].shape == parts[name].shape and (now[name] == parts[name]).all() for name in self.dtypes)
+
+
+def _is_unicode(encoding: str) -> bool:
+    return encoding.lower() in ("utf-8", "utf8")
 
 
 def _dtype_of_weights(layer: Any) -> str:

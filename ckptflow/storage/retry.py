@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -31,10 +32,20 @@ class Retries:
         )
 
         self._left_s = math.inf  # of waiting between tries
+        self._waited_until = 0.0
+        self._lock = threading.Lock()
 
     def hurry(self, timeout_s: float) -> None:
-        """From any thread: from now on all calls together wait `timeout_s` between their tries."""
-        self._left_s = timeout_s
+        """From any thread: from now on calls wait `timeout_s` between their tries, those at the same time together."""
+        with self._lock:
+            self._left_s, self._waited_until = timeout_s, time.monotonic()
+
+    def _wait_for(self, wait_s: float) -> None:
+        """Counts the time in which any call waits, once."""
+        with self._lock:
+            now_s = time.monotonic()
+            self._left_s -= max(0.0, now_s + wait_s - max(now_s, self._waited_until))
+            self._waited_until = max(self._waited_until, now_s + wait_s)
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
         return self._left_s <= 0 or self._stop(state)
@@ -49,7 +60,7 @@ class Retries:
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
-            self._left_s -= wait_s
+            self._wait_for(wait_s)
             _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, str(error))
             asks_for_less = isinstance(error, StorageUnavailableError) and error.asks_for_less
             if asks_for_less:

@@ -16,7 +16,7 @@ from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
-from ckptflow.transfer.streams import Turns, streams_for
+from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 _SHORTER = "became shorter while it was read"
 
@@ -32,7 +32,9 @@ class Problem:
         return f"{self.shard}: {self.what}"
 
 
-def verify_checkpoint(store: Store, folder: Folder, manifest: Manifest, pool: BufferPool) -> list[Problem]:
+def verify_checkpoint(
+    store: Store, folder: Folder, manifest: Manifest, pool: BufferPool, streams: Streams | None = None
+) -> list[Problem]:
     """Reads all of a checkpoint and returns what does not agree with its manifest; an empty list where all does.
 
     Checks each shard's size, its header, and the crc32c of the whole file and of every slice; a shard in which
@@ -46,7 +48,7 @@ def verify_checkpoint(store: Store, folder: Folder, manifest: Manifest, pool: Bu
             inside[piece.shard].append((tensor, piece))
     found: list[list[Problem]] = [[] for _ in manifest.shards]
 
-    turns = Turns(streams_for(store, pool))
+    turns = Turns(streams or streams_for(store, pool))
 
     def verify(number: int, buffer: Buffer) -> None:
         record = manifest.shards[number]

@@ -279,3 +279,24 @@ def test_slots_that_are_called_otherwise_are_another_optimizers(
         pytest.raises(StateMismatchError, match="model/optimizer/"),
     ):
         manager.restore_latest()
+
+
+@pytest.mark.parametrize("mode", ["int", "tf_idf"])
+def test_what_a_layer_counted_while_it_adapted_need_not_have_a_place(mode: str, tmp_path: Path) -> None:
+    """The code that makes the model anew gives the words, and then there is nothing to count."""
+
+    def made(**words: Any) -> tuple[Any, Any]:
+        lookup = tf_keras.layers.StringLookup(output_mode=mode, **words)
+        inputs = tf_keras.Input((1,), dtype="string")
+        if not words:
+            lookup.adapt(tf.constant([["a"], ["b"], ["a"]]))
+        outputs = tf.cast(lookup(inputs), "float32")
+        return tf_keras.Model(inputs, tf_keras.layers.Dense(2)(tf_keras.layers.Flatten()(outputs))), lookup
+
+    source, lookup = made()
+    source.save(tmp_path / "source", save_format="tf")
+    words = lookup.get_vocabulary()[1:]
+    given = {"vocabulary": words} | ({"idf_weights": lookup.idf_weights.numpy()[1:]} if mode == "tf_idf" else {})
+    model, _ = made(**given)
+    ckptflow.import_model(tmp_path / "source", tmp_path / "run", model=model)
+    np.testing.assert_array_equal(model.get_weights()[-2], source.get_weights()[-2])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ckptflow import CheckpointManager, PerWorker, StateMismatchError, UsageError
+import ckptflow
+from ckptflow import CheckpointManager, PerWorker, StateMismatchError, UnsupportedStateError, UsageError
 from tests.manager.states import PlainState
 
 
@@ -111,3 +112,36 @@ def test_what_was_built_for_a_damaged_checkpoint_does_not_keep_an_older_one_out(
     assert restored.step == 0
     for weight, value in zip(model.weights, first, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
+
+
+def test_what_is_refused_is_refused_again(tmp_path: Path) -> None:
+    """What the first try has built is not taken for what another checkpoint had."""
+    import keras
+
+    def made(**options: Any) -> dict[str, Any]:
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        return {"model": model, "optimizer": keras.optimizers.Adam(**options)}
+
+    state = made()
+    state["optimizer"].build(state["model"].trainable_variables)
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.save(1)
+    manager = CheckpointManager(tmp_path, made(use_ema=True), read_only=True)
+    for _ in range(3):
+        with pytest.raises(StateMismatchError, match=r"average.*: in the state, not in the checkpoint"):
+            manager.restore_latest()
+    manager.close()
+
+
+def test_an_entry_that_is_refused_is_refused_by_the_next_save_too(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"a": tf.Variable(1.0)}
+    manager = CheckpointManager(tmp_path, state)
+    manager.save(1)
+    state["a"] = Holder({("x", frozenset("ab")): tf.Variable(2.0)})
+    for step in (2, 3):
+        with pytest.raises(UnsupportedStateError, match="key of type frozenset"):
+            manager.save(step)
+    state["a"] = tf.Variable(4.0)
+    manager.save(4)
+    manager.close()
+    assert [checkpoint.step for checkpoint in ckptflow.list_checkpoints(tmp_path)][-1] == 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ckptflow import CheckpointManager, UnsupportedStateError
+from ckptflow import CheckpointManager, StateMismatchError, UnsupportedStateError
 from ckptflow.state.children import automatic_base
 from ckptflow.state.tree import walk
 from tests.state.test_configs import KERASES
@@ -20,17 +20,24 @@ from tests.state.test_configs import KERASES
     ("words", "encoding", "what"),
     [([b"\xff\xfe", b"a"], "utf-8", "is not UTF-8"), (["\u00e4", "a"], "latin-1", "is not ASCII")],
 )
-def test_words_that_cannot_be_set_again_are_refused_by_the_save(
-    tmp_path: Path, framework: str, words: list[Any], encoding: str, what: str
+def test_words_that_cannot_be_set_again_are_told_and_fit_a_layer_that_has_them(
+    tmp_path: Path, framework: str, words: list[Any], encoding: str, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layer = KERASES[framework].layers.StringLookup(encoding=encoding, name="words")
+    def made() -> Any:
+        return KERASES[framework].layers.StringLookup(encoding=encoding, name="words")
+
+    layer = made()
     layer.adapt(tf.constant(words))
-    with (
-        CheckpointManager(tmp_path, {"layer": layer}) as manager,
-        pytest.raises(UnsupportedStateError, match=f"the vocabulary of StringLookup words {what}"),
-    ):
+    with CheckpointManager(tmp_path, {"layer": layer}) as manager:
         manager.save(1)
-    assert not list(tmp_path.glob("0*"))
+    assert f"StringLookup words: its vocabulary {what}" in caplog.text
+    with CheckpointManager(tmp_path, {"layer": layer}) as manager:
+        assert manager.restore_latest() is not None
+    with (
+        CheckpointManager(tmp_path, {"layer": made()}, read_only=True) as manager,
+        pytest.raises(StateMismatchError, match=f"its vocabulary {what}"),
+    ):
+        manager.restore_latest()
 
 
 @pytest.mark.parametrize("framework", KERASES)

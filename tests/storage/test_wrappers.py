@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -215,3 +218,17 @@ def test_one_in_a_hurry_does_not_wait_long_for_another_try() -> None:
     with pytest.raises(StorageUnavailableError, match="busy"):
         store.put("a", X)
     assert sum(not fault.is_used for fault in faulty.faults) == left - 1
+
+
+def test_those_who_wait_at_the_same_time_use_the_time_up_once() -> None:
+    class Busy(FaultyStore):
+        def run(self, verb: str, key: str, call: Callable[[], Any]) -> Any:
+            if time.monotonic() < until_s:
+                raise BUSY
+            return call()
+
+    store = RetryingStore(Busy(MemoryStore()), first_wait_s=0.05)
+    until_s = time.monotonic() + 0.5
+    hurry(store, 4.0)
+    with ThreadPoolExecutor(16) as threads:  # their waits add up to some ten seconds
+        list(threads.map(lambda number: store.put(f"a{number}", X), range(16)))

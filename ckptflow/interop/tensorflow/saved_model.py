@@ -22,11 +22,13 @@ from ckptflow.format.object_graph import VARIABLE, edges, values_of
 from ckptflow.format.offer import Offer, misfit_error, offer_of_captured
 from ckptflow.format.words import some_of
 from ckptflow.interop.decisions import (
+    in_halves,
     of_optimizers,
     optimizers_as_a_whole,
     optimizers_in,
     other_class,
     without_optimizers,
+    without_scratch,
 )
 from ckptflow.interop.keras.described import Described, described_by, difference
 from ckptflow.interop.provenance import EXTRA
@@ -301,7 +303,7 @@ def _put(
     def decide(tree: Tree, offer: Offer, found: Comparison) -> Verdict:
         ours, theirs = list(tree.optimizers), optimizers_in(offer.models)
         lost = _lost(tree, is_by_graph=offer.object_graph is not None) & (found.missing.keys() - found.differing)
-        found = found if is_strict else of_optimizers(found, ours, theirs)
+        found = without_scratch(tree, found) if is_strict else of_optimizers(found, ours, theirs)
         if optimizer:
             told = [difference(described, model) for model in state.values() if described is not None]
             other = other_class(tree, offer, found) or next(iter(told), None)
@@ -309,7 +311,7 @@ def _put(
         else:
             verdict = without_optimizers(found, ours, theirs, may_lack=lost)
         said = (f"does not have {some_of(sorted(lost), _SHOWN)}: they stay as they were made",) if lost else ()
-        return replace(verdict, said=(*verdict.said, *said))
+        return replace(verdict, said=(*verdict.said, *said), passed_over=verdict.passed_over | in_halves(tree, lost))
 
     captured = CapturedTensors(tensors)
     offer = offer_of_captured(captured, folder, "SavedModel")

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError, StorageUnavailableError
 from ckptflow.interop.untrusted import confine
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
 from ckptflow.storage.faults import from_os_error
@@ -176,8 +176,13 @@ def _ask(request: Mapping[str, Any], time_s: int) -> tuple[_Reply | None, int | 
                     raise _NotStartedError(f"{sys.executable} cannot be started ({error.strerror})") from error
                 raise
         try:
-            if _line(replies, time.monotonic() + START_S) != _READY:
-                raise _NotStartedError(f"{sys.executable} ended, or took {START_S} s, before it came to that")
+            ready = _line(replies, time.monotonic() + START_S)
+            if ready != _READY:
+                code = process.wait() if ready is not None else None
+                if code is None or code < 0:  # this machine is too busy, or has no room: it was killed
+                    how = f"took more than {START_S} s" if code is None else f"was killed by signal {-code}"
+                    raise StorageUnavailableError(f"the process that was to read it first {how}: try again")
+                raise _NotStartedError(f"{sys.executable} ended with exit code {code} before it came to that")
             text = _line(replies, time.monotonic() + time_s)
             if text is None:
                 return None, None

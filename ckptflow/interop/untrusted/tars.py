@@ -94,9 +94,11 @@ def _headers(stream: _Counted, where: str) -> Iterator[Member]:
         except tarfile.HeaderError as error:
             raise CorruptCheckpointError(f"{where} is damaged or cut short after {count} members: {error}") from error
         if header.type in _EXTENSIONS:
-            extensions_bytes += header.size + _BLOCK_BYTES
-            if not 0 <= header.size <= _MAX_EXTENSION_BYTES or extensions_bytes > _EXTENSIONS_BYTES:
+            extensions_bytes += header.size
+            if not 0 <= header.size <= _MAX_EXTENSION_BYTES:
                 raise ValueError(f"a header of {header.size:,} bytes is too long")
+            if extensions_bytes > _EXTENSIONS_BYTES:
+                raise ValueError(f"headers of {extensions_bytes:,} bytes together are too long")
             content = _Content(stream, header.size)
             said |= _said_by(header.type, content.read())
             content.skip()
