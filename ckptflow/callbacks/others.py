@@ -133,7 +133,7 @@ class Others:
 
     def swap_back_lost(self, model: Any) -> None:
         """The same in the place of a callback that this fit has not, once the model has its values."""
-        if self._lost_swap and averages_weights(model.optimizer):
+        if self._lost_swap:
             import keras  # a job of tf_keras alone need not have it loaded
 
             self._lost_swap, swapping = False, keras.callbacks.SwapEMAWeights()

@@ -145,3 +145,13 @@ def test_swapping_at_epochs_goes_on_exactly(tmp_path: Path) -> None:
         run.fit(swapping(), failing, every=every, epochs=4, validation_data=None)
     with Run(tmp_path / "run") as run:
         assert run.fit(swapping(), every=every, epochs=4, validation_data=None) == expected
+
+
+def test_a_warm_start_puts_no_averages_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They did not come: what is in their place would be put into the model."""
+    with Run(tmp_path) as run, pytest.raises(SystemExit):
+        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, 13))
+    with Run(tmp_path, lambda: keras.optimizers.Adam(0.02)) as run:
+        run.manager.restore_latest(partial=True)
+        run.fit(validation_data=None)
+    assert "are the averages of SwapEMAWeights" in caplog.text
