@@ -10,7 +10,7 @@ import json
 import logging
 
 # Every logger of ours; a filter works on what is logged by that very logger, not by those below it.
-LOGGERS = ("ckptflow", "ckptflow.bench", "ckptflow.events", "ckptflow.storage")
+LOGGERS = ("ckptflow", "ckptflow.bench", "ckptflow.events", "ckptflow.storage", "ckptflow.transfer")
 
 
 def printable(text: str) -> str:
