@@ -132,7 +132,8 @@ class CheckpointCallback:
             if state.is_of_this_fit and state.has_passed_over:
                 self._session.restore_again()
                 state.has_passed_over = False
-            if not (self._session.has_restored_all and averages_weights(self.model.optimizer)):
+            swapped = [*self.model.trainable_variables, *self.model.optimizer.variables]
+            if not (averages_weights(self.model.optimizer) and self._session.has_restored(swapped)):
                 self._others.take_no_swap()
             self._others.swap_back_lost(self.model)
         except BaseException:

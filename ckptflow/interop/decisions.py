@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
@@ -13,7 +14,7 @@ from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import Tree
 
 _SHOWN = 20
-_SCRATCH = frozenset({"num_documents", "summary", "token_counts", "token_document_counts"})
+_SCRATCH = re.compile(r"/(num_documents|summary|token_(document_)?counts/(keys|values))$")
 
 
 def is_of_optimizer(name: str, paths: Iterable[str]) -> bool:
@@ -68,7 +69,7 @@ def without_scratch(tree: Tree, found: Comparison) -> Comparison:
     """The same, but for what preprocessing layers count while they adapt: one that is given its words has none."""
     if not any(kind_of(layer) in OF_PREPROCESSING for layer in tree.layers):
         return found
-    kept = {name: why for name, why in found.unexpected.items() if _SCRATCH.isdisjoint(name.split("/"))}
+    kept = {name: why for name, why in found.unexpected.items() if not _SCRATCH.search(name)}
     return found._replace(unexpected=kept)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptflow.commit.sameness import checksum, raise_differences
@@ -16,6 +16,7 @@ from ckptflow.printable import lines
 from ckptflow.spans import span
 from ckptflow.state.assign import all_of_it_but, match
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
+from ckptflow.state.kinds import raw_variable
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
@@ -59,6 +60,12 @@ class LiveState:
         """The models of either Keras in the state."""
         self.refresh()
         return list(self._tree.models.values())
+
+    def names_of(self, variables: Iterable[Any]) -> set[str]:
+        """What these are called in the state."""
+        self.refresh()
+        ids = {id(raw_variable(each)) for each in variables}
+        return {name for name, each in self._tree.variables.items() if id(raw_variable(each)) in ids}
 
     def has_optimizer(self, optimizer: Any) -> bool:
         """Whether the state holds this optimizer."""
@@ -190,7 +197,8 @@ class LiveState:
         self.refresh()
         decide = None if partial else all_of_it_but(frozenset(self.built - self.unfinished.keys()))
         restore = match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished, decide=decide)
-        self.built |= restore.names - before  # only what that checkpoint has: the rest is refused the next time, too
+        # Only what that checkpoint has: the rest is refused the next time, too.
+        self.built |= ({leaf.name for leaf in self._tree.leaves} - before) & restore.names
         return restore
 
 

@@ -59,7 +59,7 @@ class Loading:
         self._checked: tuple[Manifest, Restore] | None = None
         self._loaded: Restore | None = None
         self.manifest: Manifest | None = None  # of what was loaded
-        self.is_whole = True  # whether all of the state has got its value by it
+        self.missing: frozenset[str] = frozenset()  # what has got no value by it
         self.has_set_aside = False
         self._aside: dict[str, Array] = {}
 
@@ -94,7 +94,7 @@ class Loading:
         if restore is None:
             return
         restore.complete()
-        self.is_whole = not restore.missing
+        self.missing = frozenset(restore.missing)
         if restore.missing or restore.unexpected:  # a warm start
             logger.warning(
                 "%s/%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",

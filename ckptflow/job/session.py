@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial as partial_of
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
@@ -127,6 +127,7 @@ class Session:
         self.calls = Calls(self._background, read_only=read_only)
         self._incarnation: Incarnation | None = None
         self._restored: Loading | None = None  # until the first save
+        self._missing: frozenset[str] = frozenset()  # what the newest restore, in part, has given no value
         self._repeat: Callable[[], object] | None = None  # the restore of the newest that this was
         self.is_ahead = False  # a fit has trained since the newest save or restore; its batches need not count steps
 
@@ -183,10 +184,9 @@ class Session:
         """What this process acts for, once it has restored, or saved on an empty root."""
         return self._incarnation
 
-    @property
-    def has_restored_all(self) -> bool:
-        """Whether what was restored, if nothing was saved since, gave a value to all of the state."""
-        return self._restored is None or self._restored.is_whole
+    def has_restored(self, variables: Iterable[Any]) -> bool:
+        """Whether the newest restore has given all of these a value."""
+        return self._missing.isdisjoint(self.live.names_of(variables))
 
     @property
     def has_saved_all(self) -> bool:
@@ -330,6 +330,7 @@ class Session:
         if start.restored is not None:
             self.live.unfinished.clear()
             self.live.built.clear()
+            self._missing = loading.missing
             self._restored = None if self.read_only else loading
             again = partial_of(self.restore, None, partial=partial, rename=rename)
             self._repeat = again if step is None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -137,7 +139,8 @@ class VocabularyBundle(Bundle):
         if layer.mask_token is not None and layer.output_mode == "int":
             found[0] = plain(layer.mask_token)
         if encoding is not None and not _is_unicode(encoding):
-            found = np.array([word.decode(encoding).encode() for word in found], object)
+            with contextlib.suppress(UnicodeDecodeError):  # text in another encoding than the layer was told
+                found = np.array([word.decode(encoding).encode() for word in found], object)
         return found
 
     def _cannot_set(self, words: Array) -> str:
@@ -206,7 +209,7 @@ class VocabularyBundle(Bundle):
 
 
 def _is_unicode(encoding: str) -> bool:
-    return encoding.lower() in ("utf-8", "utf8")
+    return codecs.lookup(encoding).name == "utf-8"
 
 
 def _dtype_of_weights(layer: Any) -> str:

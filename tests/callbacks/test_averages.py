@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import ckptflow
 from ckptflow import CheckpointCallback
@@ -155,3 +156,16 @@ def test_a_warm_start_puts_no_averages_back(tmp_path: Path, caplog: pytest.LogCa
         run.manager.restore_latest(partial=True)
         run.fit(validation_data=None)
     assert "are the averages of SwapEMAWeights" in caplog.text
+
+
+def test_a_warm_start_for_something_else_puts_them_back(tmp_path: Path) -> None:
+    """All weights and averages came; what did not is another entry of the state."""
+    with Run(tmp_path / "reference") as run:
+        expected = run.fit(keras.callbacks.SwapEMAWeights())
+    with Run(tmp_path / "run") as run, pytest.raises(SystemExit):
+        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, 13))
+    with Run(tmp_path / "run") as run:
+        state = {"model": run.model, "new": tf.Variable(1.0)}
+        run.manager = ckptflow.CheckpointManager(tmp_path / "run", state, keep=ckptflow.KeepLast(1000))
+        run.manager.restore_latest(partial=True)
+        assert run.fit(keras.callbacks.SwapEMAWeights()) == expected

@@ -145,3 +145,19 @@ def test_an_entry_that_is_refused_is_refused_by_the_next_save_too(tmp_path: Path
     manager.save(4)
     manager.close()
     assert [checkpoint.step for checkpoint in ckptflow.list_checkpoints(tmp_path)][-1] == 4
+
+
+def test_python_state_that_an_older_checkpoint_lacks_is_missed_after_damage_too(tmp_path: Path) -> None:
+    """It was not built for the damaged one: it was there."""
+    with CheckpointManager(tmp_path, {"v": tf.Variable(1.0)}) as manager:
+        manager.save(2)
+    with CheckpointManager(tmp_path, {"v": tf.Variable(1.0), "py": PlainState()}) as manager:
+        manager.restore_latest(partial=True)
+        manager.save(3)
+    (shard,) = tmp_path.glob("000000000003-*/*.safetensors")
+    shard.unlink()
+    with (
+        CheckpointManager(tmp_path, {"v": tf.Variable(0.0), "py": PlainState()}) as manager,
+        pytest.raises(StateMismatchError, match="py: in the state, not in the checkpoint"),
+    ):
+        manager.restore_latest()

@@ -310,8 +310,9 @@ def _put(
             verdict = optimizers_as_a_whole(found, ours, theirs, may_lack=lost, other=other)
         else:
             verdict = without_optimizers(found, ours, theirs, may_lack=lost)
-        said = (f"does not have {some_of(sorted(lost), _SHOWN)}: they stay as they were made",) if lost else ()
-        return replace(verdict, said=(*verdict.said, *said), passed_over=verdict.passed_over | in_halves(tree, lost))
+        left = lost | in_halves(tree, lost)
+        said = (f"does not have all of {some_of(sorted(left), _SHOWN)}: they stay as they were made",) if left else ()
+        return replace(verdict, said=(*verdict.said, *said), passed_over=verdict.passed_over | left)
 
     captured = CapturedTensors(tensors)
     offer = offer_of_captured(captured, folder, "SavedModel")

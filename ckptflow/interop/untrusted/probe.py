@@ -178,11 +178,11 @@ def _ask(request: Mapping[str, Any], time_s: int) -> tuple[_Reply | None, int | 
         try:
             ready = _line(replies, time.monotonic() + START_S)
             if ready != _READY:
-                code = process.wait() if ready is not None else None
-                if code is None or code < 0:  # this machine is too busy, or has no room: it was killed
-                    how = f"took more than {START_S} s" if code is None else f"was killed by signal {-code}"
+                code = process.wait(START_S) if ready == b"" else None  # else it said something, or its time is over
+                if ready is None or code == -signal.SIGKILL:  # this machine is too busy, or has no room
+                    how = f"took more than {START_S} s" if ready is None else "was killed"
                     raise StorageUnavailableError(f"the process that was to read it first {how}: try again")
-                raise _NotStartedError(f"{sys.executable} ended with exit code {code} before it came to that")
+                raise _NotStartedError(f"{sys.executable} ended ({code}) or said {ready!r} before it came to that")
             text = _line(replies, time.monotonic() + time_s)
             if text is None:
                 return None, None
