@@ -140,7 +140,8 @@ def a_result_whose_chief_is_gone() -> None:
 
     def stop(verb: str, key: str) -> None:
         if worker == 0 and verb == "create" and key.endswith(MANIFEST_NAME):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)  # reaches this thread a moment later: it must not commit in that
+            threading.Event().wait()
 
     hook_stores(stop)
     manager = make_manager(strategy, make_state(strategy), peer_timeout_s=12.0)  # of the first exchange, too
