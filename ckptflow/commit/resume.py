@@ -23,7 +23,7 @@ from ckptflow.errors import LEAVING, CheckpointGoneError, CorruptCheckpointError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
-from ckptflow.peers.team import Call, Team, agree, chief_says
+from ckptflow.peers.team import Call, Done, Team, agree, chief_says
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
@@ -45,10 +45,6 @@ class PartResult(msgspec.Struct, frozen=True):
     outcome: Outcome = Outcome.FINE
     why: str = ""
     taken: str = ""
-
-
-class _Nothing(msgspec.Struct, frozen=True):
-    """Done, with no result."""
 
 
 class _Look(msgspec.Struct, frozen=True):
@@ -171,11 +167,11 @@ class Resume:
     # What all workers do
 
     def _chief_does(self, do: Callable[[], None]) -> None:
-        def done() -> _Nothing:
+        def done() -> Done:
             do()
-            return _Nothing()
+            return Done()
 
-        chief_says(self._cluster, Call.START, done, _Nothing)
+        chief_says(self._cluster, Call.START, done, Done)
 
     def _claim(self, reason: Reason) -> Held:
         def claim() -> Held:

@@ -37,7 +37,7 @@ from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Saver, Stopwatch, software_versions
 from ckptflow.peers.cluster import Cluster, find_cluster
-from ckptflow.peers.team import Call, Called, agree, agree_on, called, chief_says
+from ckptflow.peers.team import Call, Called, Done, agree, agree_on, called, chief_says
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.storage.again import hurry
 from ckptflow.storage.opening import open_store
@@ -52,10 +52,6 @@ logger = logging.getLogger("ckptflow")
 
 _Value = TypeVar("_Value")
 _Kept = TypeVar("_Kept")
-
-
-class Done(msgspec.Struct, frozen=True):
-    """A worker's part is done, and has no result for the others."""
 
 
 class _Standing(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch
 
 logger = logging.getLogger("ckptflow")
 
-_SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
+SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
 _SHORTEST_LOOK_S = 0.001  # for a text that is there or not
 _LOOK_IN_READS = 20  # times what it takes to read one that is there: then one that does not come is not there
 _LONGEST_LOOK_S = 1.0
@@ -130,7 +130,7 @@ class Rounds:
                 return False
             deadline = time.monotonic() + _PART_S
             for other in range(1, len(self._peers)):
-                while self._post.get(f"{topic}/{other}", min(_SLICE_S, deadline - time.monotonic())) is None:
+                while self._post.get(f"{topic}/{other}", min(SLICE_S, deadline - time.monotonic())) is None:
                     if time.monotonic() >= deadline:
                         return False
             self._post.forget(topic)
@@ -173,7 +173,7 @@ class _Wait:
 
     def __post_init__(self) -> None:
         self.asked = self.started
-        self.slice_s = min(_SLICE_S, self.limit_s / 8)
+        self.slice_s = min(SLICE_S, self.limit_s / 8)
         self.look_s = _SHORTEST_LOOK_S
         self._say_at = say_at()
         self._say_next = next(self._say_at)

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 import tensorflow as tf
 
 from ckptflow.peers.progress import UnreachableError
-from ckptflow.peers.rounds import Put
+from ckptflow.peers.rounds import SLICE_S, Put
 from ckptflow.peers.watch import Answer, Peer
 from ckptflow.state.private.tensorflow import context
 
-_SLICE_S = 0.5  # of waiting, so that a signal's handler gets its turn
 _LONGEST_READ_S = 60.0
 _MAX_TEXT = 1000
 _MAX_READINGS = 64
@@ -66,7 +65,7 @@ class Service:
             sending = self._sendings[key] = _Sending(key, text)
             _sender.send(sending)
         deadline = time.monotonic() + timeout_s
-        while not sending.is_over.wait(max(0.0, min(_SLICE_S, deadline - time.monotonic()))):
+        while not sending.is_over.wait(max(0.0, min(SLICE_S, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
                 return Put.UNKNOWN
         self._sendings.pop(key, None)
@@ -80,7 +79,7 @@ class Service:
         """The text under the key, or None if there is none by then."""
         reading = self._readings.get(key)
         if reading is None:
-            text = self.look(key, min(timeout_s, _SLICE_S))
+            text = self.look(key, min(timeout_s, SLICE_S))
             if text is None:
                 self._readings[key] = _Get(key)
                 while len(self._readings) > _MAX_READINGS:  # the oldest, which nobody waits for any more
@@ -165,7 +164,7 @@ class _Get:
         threading.Thread(target=self._run, args=(key,), name="ckptflow-read", daemon=True).start()
 
     def _run(self, key: str) -> None:
-        timeout_s = _SLICE_S
+        timeout_s = SLICE_S
         try:
             while self.text is None and time.monotonic() - self.wanted_at < _UNWANTED_S:
                 timeout_s = min(2 * timeout_s, _LONGEST_READ_S)

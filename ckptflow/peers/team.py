@@ -23,6 +23,10 @@ _Value = TypeVar("_Value")
 _Kept = TypeVar("_Kept")
 
 
+class Done(msgspec.Struct, frozen=True):
+    """A worker's part is done, and has no result for the others."""
+
+
 class Team(Protocol):
     """Who this worker is among how many, and how it reaches the others."""
 
