@@ -34,6 +34,7 @@ from tests.zygote import PROBE, SHOW_STACKS
 
 _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getattr(importlib.import_module(m), f)()"
 
+_STACKS_S = 30.0
 
 _zygotes: list[Zygote] = []
 _zygote_lock = threading.Lock()
@@ -142,7 +143,10 @@ class Worker:
         except subprocess.TimeoutExpired:
             if isinstance(self.process, Forked):
                 self.process.send_signal(SHOW_STACKS)
-                time.sleep(0.5)  # nothing tells that it has printed all
+                deadline = time.monotonic() + _STACKS_S  # one that is stopped prints none
+                while "Current thread" not in self.output() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                time.sleep(0.5)  # nothing tells that it has printed all of the last one
             raise TimeoutError(f"worker {self.index} still runs after {timeout_s} s:\n{self.output()}") from None
 
     def wait_for_output(self, text: str, timeout_s: float) -> None:

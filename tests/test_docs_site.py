@@ -215,10 +215,12 @@ def test_in_a_browser(site: Site) -> None:
     errors: list[str] = []
     with open_browser() as browser:
         view = browser.new_page(viewport={"width": 360, "height": 800})
+        view.set_default_timeout(HANG_S * 1000)
         view.on("request", lambda request: asked.append(request.url))
         view.on("pageerror", lambda error: errors.append(str(error)))
         view.goto(f"file://{site.folder}/search.html?q=FencedError")
-        view.wait_for_selector("#search-results li a", timeout=HANG_S * 1000)
+        ended = "#search-results .search-summary:has-text('Search finished')"  # what is found comes one by one
+        view.wait_for_selector(ended, timeout=HANG_S * 1000)
         found = view.locator("#search-results li a").evaluate_all("links => links.map((link) => link.href)")
         assert any("troubleshooting.html" in link for link in found)
         assert any("reference.html" in link for link in found)

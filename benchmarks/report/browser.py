@@ -37,7 +37,7 @@ def open_browser() -> Iterator[Browser]:
     if os.getuid() == 0:
         arguments.append("--no-sandbox")  # it refuses root otherwise
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        browser = playwright.chromium.launch(executable_path=path, args=arguments, timeout=5 * _TIMEOUT_MS)
         try:
             yield browser
         finally:
@@ -50,6 +50,7 @@ def take_pictures(page: str, folder: str) -> list[str]:
     found = []
     with open_browser() as browser:
         view = browser.new_page(viewport={"width": _WIDTH_PX, "height": 900})
+        view.set_default_timeout(_TIMEOUT_MS)
         view.goto(f"file://{os.path.abspath(page)}")
         view.wait_for_selector("html[data-drawn]", timeout=_TIMEOUT_MS)
         view.locator("figure", has=view.locator("h3", has_text=_LEFT_OUT)).evaluate_all(

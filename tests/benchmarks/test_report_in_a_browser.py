@@ -40,6 +40,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     asked: list[str] = []
     with open_browser() as browser:
         view = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
+        view.set_default_timeout(HANG_S * 1000)
         view.on("console", lambda message: said.append(message.text))
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("request", lambda request: asked.append(request.url))

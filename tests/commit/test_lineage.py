@@ -26,12 +26,13 @@ from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Job, damage, folders, job
+from tests.waiting import HANG_S
 
 RACERS = 16
 
 
 def claim(store: Store) -> Held:
-    return claim_next(store, Summaries(store), "start", 5.0)
+    return claim_next(store, Summaries(store), "start", HANG_S)
 
 
 @pytest.fixture(params=["memory", "local"])

@@ -14,6 +14,7 @@ from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.testing import MemoryStore
 from tests import servers
+from tests.waiting import HANG_S
 
 BUCKET = servers.BUCKET
 
@@ -54,7 +55,9 @@ class S3Backend:
         self._s3 = servers.s3_client(self.server)
 
     def open(self) -> Store:
-        return open_store(f"s3://{BUCKET}/{self.prefix}", {**self.server.storage_options, "client": self.client})
+        # Sixteen who create one object wait for one another in the server.
+        options = {**self.server.storage_options, "client": self.client, "stall_timeout_s": HANG_S}
+        return open_store(f"s3://{BUCKET}/{self.prefix}", options)
 
     def raw_put(self, key: str, data: bytes) -> None:
         self._s3.put_object(Bucket=BUCKET, Key=f"{self.prefix}/{key}", Body=data)

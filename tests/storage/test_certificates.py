@@ -53,7 +53,7 @@ def test_a_certificate_that_is_not_trusted(client: str, endpoint: str) -> None:
         if client == "a web server":
             HttpFile(f"{endpoint}/file", {})._download("/dev/null", 2**20)
         else:
-            open_through(client, server, endpoint, tries=1).get("a/object", memoryview(bytearray(4)))
+            open_through(client, server, endpoint, tries=1, limit_s=None).get("a/object", memoryview(bytearray(4)))
 
     with pytest.raises(StorageError, match=r"the certificates that it trusts") as raised:
         read_something()

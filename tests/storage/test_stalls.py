@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckptflow.errors import StorageUnavailableError
+from ckptflow.errors import ObjectExistsError, StorageUnavailableError
 from ckptflow.places.files import fetched
 from ckptflow.places.http import HttpFile
 from ckptflow.storage.opening import open_store
@@ -78,7 +79,8 @@ def write(store: Store) -> bytes:
 
 
 def create(store: Store) -> bytes:
-    store.create("a/created", memoryview(DATA))
+    with contextlib.suppress(ObjectExistsError):  # a late reply: the next try has met its own object
+        store.create("a/created", memoryview(DATA))
     return read_whole(store, "a/created")
 
 
@@ -158,7 +160,7 @@ def test_a_storage_that_accepts_connections_and_says_nothing(client: str, server
 
 def test_one_that_always_stands_still_is_an_error_that_says_so(client: str, server: Any, proxy: StallingProxy) -> None:
     store = open_through(client, server, proxy.endpoint, tries=2)
-    store.put("a/object", memoryview(DATA))
+    open_through(client, server, proxy.endpoint, limit_s=None).put("a/object", memoryview(DATA))
     proxy.stall("", "both", times=1000)
 
     def fail(doing: Callable[[Store], bytes]) -> None:
@@ -177,7 +179,7 @@ def test_a_slow_transfer_that_moves_is_not_cut(client: str, server: Any, proxy: 
     obstore has one limit for all of a write, so the next try is fsspec's.
     """
     store = open_through(client, server, proxy.endpoint, tries=3)
-    store.put("a/object", memoryview(DATA))
+    open_through(client, server, proxy.endpoint, limit_s=None).put("a/object", memoryview(DATA))
     proxy.stall("", "both", bytes_per_s=2**20, times=1000)
     with ThreadPoolExecutor(2) as threads:
         reading, writing = threads.submit(read, store), threads.submit(write, store)
@@ -194,12 +196,13 @@ def test_obstore_writes_again_once_the_link_is_fast(seaweedfs: Server) -> None:
             agent = proxy.heads[-1].lower().partition(b"user-agent: ")[2].partition(b"\r\n")[0]
             return "obstore" if b"object_store" in agent else "s3fs"
 
-        assert writer() == "obstore"
+        until(lambda: writer() == "obstore", HANG_S)  # a pause of the machine may have cut one
         proxy.stall("PUT", "upload", bytes_per_s=2**20, times=1000)
         assert [writer(), writer()] == ["s3fs", "s3fs"]
-        assert proxy.struck == 3  # it does not begin with obstore each time
+        assert not any(b"object_store" in head.lower() for head in proxy.heads)  # not tried first each time
         proxy.stall("nothing", "both")
-        assert [writer(), writer()] == ["s3fs", "obstore"]
+        assert writer() == "s3fs"
+        until(lambda: writer() == "obstore", HANG_S)
 
 
 def test_a_web_server_that_stands_still(seaweedfs: Server) -> None:

@@ -118,6 +118,7 @@ def test_the_first_error_stops_the_rest_and_no_buffer_is_lost(error: BaseExcepti
         started.append(number)
         if number == 5:
             raise error
+        threading.Event().wait(0.001)  # else the others may be through before that one gets a lock
 
     with pytest.raises(type(error)) as raised:
         run(pool, 1000, work, turns=Turns(Streams(3, fixed=3)), threads=3)
