@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import io
 import json
@@ -181,7 +182,12 @@ def load_tensorflow() -> None:
     import keras
     import sklearn.datasets  # for the examples
     import tensorflow as tf
+    from tensorflow.python.eager.context import Context
 
+    # Of ten seconds, which a busy machine may keep a process from running: then all of its cluster fail.
+    Context.configure_coordination_service = functools.partialmethod(
+        Context.configure_coordination_service, heartbeat_timeout_in_ms=30_000
+    )
     assert sklearn
     assert all((tf.data, tf.distribute, tf.saved_model, keras.layers))  # no lazy module is left
     gc.collect()

@@ -17,7 +17,7 @@ from tests.processes import Worker, start_workers
 from tests.waiting import HANG_S
 
 WORKERS = 3
-PEER_TIMEOUT_S = 10.0
+PEER_TIMEOUT_S = 10.0  # "PEER_TIMEOUT_S" in the environment is another one
 SAVES = 4  # in a manager, before the next one is made
 LONGEST_S = 4.0  # from when all are ready until one stands still
 
@@ -27,7 +27,7 @@ def works() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: stand_still())
     strategy, _ = programs.join()
     module = programs.make_state(strategy)
-    options = {"peer_timeout_s": PEER_TIMEOUT_S, "keep": KeepLast(3)}
+    options = {"peer_timeout_s": float(os.environ.get("PEER_TIMEOUT_S", PEER_TIMEOUT_S)), "keep": KeepLast(3)}
     for number in itertools.count():
         with programs.make_manager(strategy, module, **options) as manager, PreemptionWatcher(manager) as watcher:
             restored = manager.restore_latest()
@@ -74,6 +74,7 @@ class Trial:
 
     root: Path
     number: int
+    peer_timeout_s: float = PEER_TIMEOUT_S
     victim: int = field(init=False)
     how: signal.Signals = field(init=False)
     after_s: float = field(init=False)
@@ -92,7 +93,7 @@ class Trial:
 
     def run(self) -> None:
         """Fills in `broken` and `misnamed`: the promises that were not kept."""
-        env = {"ROOT": str(self.root)}
+        env = {"ROOT": str(self.root), "PEER_TIMEOUT_S": str(self.peer_timeout_s)}
         with start_workers("tests.chaos.standstill:works", WORKERS, env=env) as workers:
             for worker in workers:
                 worker.wait_for_output("ready", HANG_S)

@@ -63,6 +63,6 @@ def clients() -> None:
     with pytest.raises(PeerError, match=r"^worker 0 of 2: worker 1 \(127[^)]*\) has ended, in a long part$"):
         until(find_cluster().looking_after("a long part"), HANG_S)
     with pytest.raises(PeerError, match="has not reached a test"):
-        find_cluster(arrival_timeout_s=1).exchange(b"1", "a test")
+        find_cluster(arrival_timeout_s=4).exchange(b"1", "a test")
     print("well", flush=True)
     os._exit(0)

@@ -144,7 +144,7 @@ def a_result_whose_chief_is_gone() -> None:
             threading.Event().wait()
 
     hook_stores(stop)
-    manager = make_manager(strategy, make_state(strategy), peer_timeout_s=12.0)  # of the first exchange, too
+    manager = make_manager(strategy, make_state(strategy), peer_timeout_s=60.0)
     manager.restore_latest()
     pending = manager.save(1)
     with pytest.raises(
@@ -256,7 +256,7 @@ def _one_manager_alone(strategy: Any, worker: int, module: tf.Module) -> None:
         missing = 1 - alone
         if worker != alone:
             _meet_without_ckptflow(worker)  # when the other one has given up
-        manager = make_manager(strategy, module, commit_timeout_s=1.5)
+        manager = make_manager(strategy, module, commit_timeout_s=4.0)
         with pytest.raises(PeerError, match=rf"worker {missing} \(127\.0\.0\.1:\d+\) of 2 has not reached restore"):
             manager.restore_latest()
         assert manager.latest() is not None

@@ -16,6 +16,7 @@ import pytest
 
 from examples.demo import run, workers
 from tests.forked import ROOT
+from tests.ports import free_ports
 from tests.processes import environment, start_python
 from tests.waiting import HANG_S, until
 
@@ -49,6 +50,8 @@ def test_the_demo_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     """Its workers are forked; `make chaos` starts them as a user does."""
     monkeypatch.setattr(workers, "subprocess", types.SimpleNamespace(**{**vars(subprocess), "Popen": forked}))
     monkeypatch.setattr(workers, "os", types.SimpleNamespace(**{**vars(os), "waitid": stands_still}))
+    monkeypatch.setattr(workers, "free_ports", free_ports)
+    monkeypatch.setattr(run, "STEPS", 300)  # it is to be killed before it is through
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's own stay
     monkeypatch.setattr(sys, "argv", ["make demo", *ARGUMENTS, str(tmp_path)])
     code = run.main()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 
@@ -66,7 +67,9 @@ def test_the_command_makes_a_cluster_and_each_pod_is_started_again_alone(tmp_pat
         pods = [stack.enter_context(pod(index, WITHOUT_END)) for index in (0, 1)]
         until(lambda: ckptflow.list_checkpoints(url) or not all(_runs(pod) for pod in pods), HANG_S)
         survivor = pods[0]
+        (pid,) = re.findall(r"process (\d+), worker", pods[1].output())
         pods[1].kill()
+        until(lambda: not psutil.pid_exists(int(pid)), HANG_S)  # a moment after the one that stands for it
         last = ckptflow.list_checkpoints(url)[-1].step + 100
         pods[1] = stack.enter_context(pod(1, str(last)))  # at once, while the other has not noticed yet
         codes = _control(pods, lambda index: stack.enter_context(pod(index, str(last))))

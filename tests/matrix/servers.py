@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ckptflow import CheckpointManager, PeerError, PreemptionWatcher, UnsupportedStateError, UsageError, open_checkpoint
+from tests.waiting import HANG_S, until
 
 KILLED = Path(os.environ.get("KILLED", "."))
 
@@ -77,7 +78,7 @@ def _leave_while_steps_run(strategy: Any, coordinator: Any) -> None:
             coordinator.schedule(step)
             if left_at == 10:
                 os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.05)
+                until(lambda: watcher.is_preempted, HANG_S)
             watcher.check(left_at)
     assert 10 <= left_at < 20, left_at
     with open_checkpoint(root) as checkpoint:

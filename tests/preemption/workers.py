@@ -18,9 +18,11 @@ from typing import Any
 import tensorflow as tf
 
 import ckptflow
+from ckptflow.preemption import notices
 from tests.waiting import HANG_S, until
 
 logging.basicConfig(level=logging.WARNING)
+notices._LAST_WORDS_S = HANG_S
 # Before anything else touches TensorFlow.
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 worker = strategy.cluster_resolver.task_id
