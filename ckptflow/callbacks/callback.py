@@ -132,8 +132,7 @@ class CheckpointCallback:
             if state.is_of_this_fit and state.has_passed_over:
                 self._session.restore_again()
                 state.has_passed_over = False
-            swapped = [*self.model.trainable_variables, *self.model.optimizer.variables]
-            if not (averages_weights(self.model.optimizer) and self._session.has_restored(swapped)):
+            if not self._have_averages_come():
                 self._others.take_no_swap()
             self._others.swap_back_lost(self.model)
         except BaseException:
@@ -229,6 +228,13 @@ class CheckpointCallback:
     def on_predict_batch_end(self, batch: int, logs: _Logs = None) -> None: ...
 
     # Where to begin
+
+    def _have_averages_come(self) -> bool:
+        """Whether all that `SwapEMAWeights` would put in the model's place is what was restored."""
+        model = self.model
+        if not (averages_weights(model.optimizer) and model.built):
+            return False
+        return self._session.has_restored([*model.trainable_variables, *model.optimizer.variables])
 
     def _find_start(self, state: FitState, loop: Loop) -> FitStart:
         """What was saved, if it was this fit that was under way, and if its `initial_epoch` is not later."""

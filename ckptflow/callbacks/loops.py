@@ -255,7 +255,7 @@ class TfKerasLoop(Loop):
 
     def counters(self, *, between_epochs: bool) -> dict[str, Any]:
         own = {"carried": self._is_carried, "size": self.size, "last_epoch_size": self._last_epoch_size}
-        return {**self._input.counters(), **own}
+        return {**self._input.counters(), **own, "epochs": self.epochs}
 
     def build_metrics(self) -> None:
         self.model.train_function.get_concrete_function(self._input.iterator)  # traced, not run
@@ -263,7 +263,10 @@ class TfKerasLoop(Loop):
     def _epochs(self) -> Iterator[tuple[int, Any]]:
         start, data, counters = self._start, self._inner, self._start.counters
         data.initial_epoch, data.initial_step = start.epoch, 0
-        inside = counters is not None and bool(start.batch or counters["carried"])
+        # Of arrays there is one dataset of as many epochs as a fit has: a longer fit needs another one after those.
+        ends_at = counters.get("epochs", self.epochs) if counters is not None and data.is_of_arrays else self.epochs
+        is_over = start.epoch >= ends_at
+        inside = counters is not None and bool(start.batch or (counters["carried"] and not is_over))
         if counters is not None:
             if data.inferred_steps is None:
                 data.inferred_steps = counters["size"]
@@ -273,14 +276,20 @@ class TfKerasLoop(Loop):
                 {**counters, "made": counters["made"] - by_keras, "used": 0 if inside else counters["used"]}
             )
         self._input.was_made()
+        later = None
         for epoch, iterator in self._enumerate():
             if not self._is_carried:
                 self._input.was_made()
+            if later is not None:
+                iterator = later
             self._input.iterator = iterator
             if inside and counters is not None:
                 self._input.bring(iterator, counters, start.position, is_carried=self._is_carried)
                 inside = False
             yield epoch, iterator
+            if epoch + 1 == ends_at < self.epochs:
+                self._input.was_made()
+                later = iter(data.distributed)
 
     def _steps(self) -> Iterator[int]:
         start, self._start = self._start, FitStart(0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.dtypes import Array
 from ckptflow.job.loading import Loading
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.leaves import as_tensor
 from ckptflow.state.private.tensorflow import Trackable
 from ckptflow.state.tree import RESERVED_PREFIX
+
+logger = logging.getLogger("ckptflow")
 
 
 class Carried(Trackable):  # type: ignore[misc]
@@ -34,24 +38,37 @@ class Carried(Trackable):  # type: ignore[misc]
 
 
 def read_attached(
-    checkpoint: OpenCheckpoint, name: str, loading: Loading | None
+    checkpoint: OpenCheckpoint, name: str, loading: Loading | None, *, with_metrics: bool = False
 ) -> tuple[Any, dict[str, Array]] | None:
     """What a checkpoint holds of what was attached under `name`: its Python state, and its tensors; None for nothing.
 
-    What its `loading` has set aside is given away, not read once more; else metrics are verified as well, as they are
-    there.
+    What its `loading` has set aside is given away, not read once more; else metrics can be verified too, as they are
+    there. Raises `CorruptCheckpointError`.
     """
     if name not in checkpoint.python_state:
         return None
     names = [each for each in checkpoint if each.startswith(f"{name}/")]
     found = loading.take_aside(name) if loading is not None and loading.manifest == checkpoint.manifest else {}
     if not found:
-        found = checkpoint.read([*names, *(each for each in checkpoint if checkpoint.spec(each).metric)])
+        metrics = [each for each in checkpoint if with_metrics and checkpoint.spec(each).metric]
+        found = checkpoint.read([*names, *metrics])
     return checkpoint.python_state[name], {each.removeprefix(f"{name}/"): found[each] for each in names}
 
 
 def carried_in(checkpoint: OpenCheckpoint, loading: Loading) -> dict[str, Carried]:
-    """All of that, by name, to be attached while it is saved again."""
-    names = [name for name in checkpoint.python_state if name.startswith(RESERVED_PREFIX)]
-    found = {name: read_attached(checkpoint, name, loading) for name in names}
-    return {name: Carried(*each) for name, each in found.items() if each is not None}
+    """All of that, by name, to be attached while it is saved again. What is damaged is left out, and warned of: it must
+    not keep what was restored from being saved."""
+    found: dict[str, Carried] = {}
+    for name in checkpoint.python_state:
+        if not name.startswith(RESERVED_PREFIX):
+            continue
+        try:
+            each = read_attached(checkpoint, name, loading)
+        except CorruptCheckpointError as error:
+            logger.warning(
+                "%s is saved again without %s, which is damaged: %s", checkpoint.checkpoint.url, name, str(error)
+            )
+            continue
+        if each is not None:
+            found[name] = Carried(*each)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,14 @@ from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
-from ckptflow.state.tree import Tree, as_mapping, count_save, walk
+from ckptflow.state.tree import Tree, as_mapping, count_save, entries_now, walk
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.streams import Streams
+
+logger = logging.getLogger("ckptflow")
 
 
 class LiveState:
@@ -38,7 +41,8 @@ class LiveState:
         self._seen = _identities(self._objects)
         self.attached: dict[str, Any] = {}
         self.unfinished: dict[str, str] = {}  # what a restore has assigned, and of which folder, until one succeeds
-        self.built: set[str] = set()  # what restores have built for a checkpoint, until one succeeds
+        self.built: set[str] = set()  # what restores have built of optimizers, until one succeeds
+        self._told: set[str] = set()
         self._held_metrics: dict[str, Any] = {}
         self._cluster = cluster
         self._planned: tuple[Sequence[TensorSpec], WorkerPlan] | None = None
@@ -46,7 +50,11 @@ class LiveState:
 
     def refresh(self) -> None:
         """Walks the objects again if anything was built, added or replaced since."""
-        objects = as_mapping(self._state)
+        objects, changed = entries_now(self._state, self._objects)
+        for name in changed.keys() - self._told:
+            text = "state[%r] was %s since the manager was made: a new manager saves what is there when it is made"
+            logger.warning(text, name, changed[name])
+        self._told |= changed.keys()
         if _identities(objects) != self._seen or self._tree.is_stale():
             tree = self._walk(objects, self.attached)  # what it refuses, it refuses the next time, too
             self._tree, self._objects, self._seen = tree, objects, _identities(objects)
@@ -188,7 +196,8 @@ class LiveState:
     def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
         """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`.
 
-        What was built for a newer checkpoint, which was then found damaged, this one need not have.
+        What was built of an optimizer for a newer checkpoint, which was then found damaged, this one need not have: it
+        is as an optimizer begins.
         """
         offer = offer_of(manifest)
         self.refresh()
@@ -198,7 +207,8 @@ class LiveState:
         decide = None if partial else all_of_it_but(frozenset(self.built - self.unfinished.keys()))
         restore = match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished, decide=decide)
         # Only what that checkpoint has: the rest is refused the next time, too.
-        self.built |= ({leaf.name for leaf in self._tree.leaves} - before) & restore.names
+        made = ({leaf.name for leaf in self._tree.leaves} - before) & restore.names
+        self.built |= {name for name in made if any(name.startswith(f"{path}/") for path in self._tree.optimizers)}
         return restore
 
 

@@ -207,7 +207,7 @@ class Session:
 
     def read_attached(self, name: str, folder: Folder) -> tuple[Any, dict[str, Array]] | None:
         """What a checkpoint of this root holds of what was attached under `name`; see `carried.read_attached`."""
-        return read_attached(self._open(folder), name, self._restored)
+        return read_attached(self._open(folder), name, self._restored, with_metrics=True)
 
     def restore_with_attached(self) -> bool:
         """Restores the newest that is sound in what is attached to the state, too; it was attached too late for that.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from ckptflow.errors import UnsupportedStateError
 from ckptflow.state.kinds import (
     CONTAINERS,
     OPTIMIZERS,
@@ -30,8 +30,6 @@ from ckptflow.state.kinds import (
 from ckptflow.state.private import tensorflow as private
 from ckptflow.state.private.tensorflow import Reference, Trackable
 from ckptflow.state.private.tf_keras import COALESCED, TRACKED
-
-logger = logging.getLogger("ckptflow")
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
 MAX_DEPTH = 20  # of containers in containers
@@ -199,12 +197,21 @@ def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _items(mapping: Any) -> list[tuple[Any, Any]]:
-    """What a mapping holds; nothing of one that cannot say so, as a file that is closed."""
+    """What a mapping holds. Raises `UnsupportedStateError` for one that cannot say so, unless it is a view of a file,
+    which may be closed."""
     try:
         return list(mapping.items())
     except Exception as error:  # of a class that is not ours
-        logger.debug("a %s is passed over: %s: %s", type(mapping).__qualname__, type(error).__name__, str(error))
-        return []
+        if any(cls.__module__.partition(".")[0] in _VIEWS_OF_FILES for cls in type(mapping).__mro__):
+            return []
+        raise UnsupportedStateError(
+            f"a {type(mapping).__qualname__} in the state cannot be looked at for variables ({type(error).__name__}: "
+            f"{error}): nobody knows what would be missing from the checkpoint. Let its items() work whenever "
+            "something is saved, or keep it out of the objects in state"
+        ) from error
+
+
+_VIEWS_OF_FILES = {"h5py", "shelve", "dbm"}  # they hold no variables
 
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")

@@ -170,6 +170,22 @@ def as_mapping(state: Any) -> dict[str, Any]:
     return entries
 
 
+def entries_now(state: Any, known: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The entries of a `state` argument that was `known` before, as they are now, and what became of others, by name.
+
+    A `tf.train.Checkpoint` has the attributes that it has. Of a dict the names stay: each has the object that is there
+    now, or the last that was.
+    """
+    if is_checkpoint(state) or kind_of(state) is not Kind.DICT:
+        return as_mapping(state), {}
+    now: dict[str, Any] = {}
+    for name, obj in dict(state).items():
+        now.setdefault(clean(name.strip()) if isinstance(name, str) else str(name), obj)
+    changed = {name: "added, and is not saved," for name in now if name not in known}
+    changed |= {name: "removed, and is saved all the same," for name in known if name not in now}
+    return {name: now.get(name, obj) for name, obj in known.items()}, changed
+
+
 def count_save(state: Any) -> None:
     """Counts one more save in the `save_counter` of a `tf.train.Checkpoint`, as its own `save` does."""
     if is_checkpoint(state):

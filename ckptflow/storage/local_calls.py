@@ -119,14 +119,18 @@ def fsync_folder(descriptor: int) -> None:
             raise
 
 
-def change(folder: int) -> None:
-    """Makes and removes a name, so that a network client lists the folder anew."""
+def change(folder: int) -> bool:
+    """Makes and removes a name, so that a network client lists the folder anew, and an fsync has something to write.
+    False where it could not: it is read-only, or full."""
     name = f"{RESERVED}tmp-{secrets.token_hex(12)}"
-    with contextlib.suppress(OSError):  # read-only or full: then there is only the list as it is
+    try:
         try:
             os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder))
         finally:
             os.unlink(name, dir_fd=folder)
+    except OSError:
+        return False
+    return True
 
 
 def drop_cached(name: str, folder: int) -> None:

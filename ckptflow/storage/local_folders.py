@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from ckptflow.errors import StorageError
-from ckptflow.storage.local_calls import RESERVED, fsync_folder, looked_up_anew, opened_folder, remove
+from ckptflow.storage.local_calls import RESERVED, change, fsync_folder, looked_up_anew, opened_folder, remove
 
 ANEW = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # worth one more try of a write, under another name
 
@@ -20,7 +20,7 @@ class DurableFolders:
         self._root = root
         self._below = os.path.join(root, "")
         self._durable: dict[str, tuple[int, ...]] = {}  # folder -> the one whose name has been made durable here
-        self._lost: dict[str, OSError] = {}  # folder -> why its name may not outlast a loss of power
+        self._lost: dict[str, OSError] = {}  # folder -> why its name may not outlast a loss of power yet
 
     def check_root(self) -> None:
         """Raises where the root that this process has written to is gone or another folder: nothing is "empty" then."""
@@ -54,24 +54,26 @@ class DurableFolders:
             except FileExistsError:
                 if not os.path.isdir(folder):
                     raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder should be", folder) from None
-        elif folder in self._lost:
-            raise not_durable(self._lost[folder], folder)
         elif folder.startswith(self._below):
             self.make(parent)
         elif folder != self._root:
             return  # above the root and not made by us
         try:
-            self._fsync(parent)
+            with self.opened(parent, to_list=True) as above:
+                if folder in self._lost and not change(above):
+                    raise not_durable(self._lost[folder], folder)
+                fsync_folder(above)
         except PermissionError:
             if is_new:
                 raise  # else: the root was there before us, in a folder that we may not open
         except OSError as error:
             if error.errno not in ANEW:
                 raise
-            # The next fsync would say nothing of this name: it is made anew, or never taken for durable.
+            # The next fsync would say nothing of this name: it is made anew, or what it is in is changed again first.
             if not (is_new and self._unmake(folder)):
                 self._lost[folder] = error
             raise not_durable(error, folder) from error
+        self._lost.pop(folder, None)
         self._durable[folder] = self._identity(folder)
 
     def _unmake(self, folder: str) -> bool:

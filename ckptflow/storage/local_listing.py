@@ -45,9 +45,16 @@ def walk(root: str, prefix: str) -> Iterator[Entry]:
 
 def _scan(root: str, prefix: str) -> list[tuple[str, int, int]]:
     """What is in a folder: each name, what kind of thing is behind it, a link being one, and a file's size."""
-    with opened_folder(root, prefix[:-1], to_list=True) as folder, os.scandir(folder) as entries:
+    with opened_folder(root, prefix[:-1], to_list=True) as folder:
+        # C's library takes ENOENT for the end of a list: an empty one is believed if it is told twice.
+        entries = _entries(folder) or _entries(folder)
         looks = (_if_there(os.path.join(root, prefix, entry.name), partial(_look, entry, folder)) for entry in entries)
         return [found for found in looks if found is not None]
+
+
+def _entries(folder: int) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
 def _look(entry: os.DirEntry[str], folder: int) -> tuple[str, int, int]:

@@ -60,9 +60,9 @@ def root(keras: Any, tmp_path: Path, expected: Any) -> Path:
     return tmp_path / "run"
 
 
-def damage(root: Path, is_meant: Callable[[Any], bool]) -> None:
-    """One byte of one tensor of the newest checkpoint."""
-    with ckptflow.open_checkpoint(root) as checkpoint:
+def damage(root: Path, is_meant: Callable[[Any], bool], step: int | None = None) -> None:
+    """One byte of one tensor of the newest checkpoint, or that of this step."""
+    with ckptflow.open_checkpoint(root, step=step) as checkpoint:
         manifest = checkpoint.manifest
     piece = next(tensor for tensor in manifest.tensors if is_meant(tensor) and tensor.size_bytes).slices[0]
     folder = parse_folder(manifest.folder)
@@ -110,6 +110,26 @@ def test_damage_in_a_checkpoint_that_was_asked_for_is_raised(keras: Any, root: P
     damage(root, MEANT["callbacks"])
     with pytest.raises(ckptflow.CorruptCheckpointError, match=r"ckptflow\.fit/callbacks"):
         run(keras, root, before=lambda job: job.manager.restore(18))
+
+
+@pytest.mark.parametrize("meant", MEANT)
+def test_damage_in_what_only_a_fit_reads_keeps_no_state_from_coming_back(
+    keras: Any, root: Path, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program that fits nothing goes back to that step."""
+    with Job(keras, root) as job:  # a newer one, so that it is a step back
+        job.manager.restore_latest()
+        job.manager.save(20)
+    damage(root, MEANT[meant], 18)
+    with Job(keras, root) as job:
+        restored = job.manager.restore(18)
+        assert restored.step == 18
+    newest = ckptflow.list_checkpoints(root)[-1]
+    assert newest.step == 18
+    with ckptflow.open_checkpoint(newest.url) as checkpoint:
+        assert checkpoint.read(list(checkpoint))
+    if meant != "metrics":
+        assert "is saved again without ckptflow.fit, which is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["by fit", "by hand"])

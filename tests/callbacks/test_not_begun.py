@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ckptflow import CheckpointCallback, CheckpointManager
 from tests.callbacks.jobs import BATCHES, keras_of
 from tests.callbacks.test_fit import Interrupt, Job, interrupt_at
 
@@ -35,3 +37,25 @@ def test_the_next_fit_goes_on_all_the_same(tmp_path: Path) -> None:
         job.fit(epochs=2, callbacks=[fussy])
         assert job.batches == [0, 2 * BATCHES - 5]  # the sixth step of the life before was not saved
         assert job.steps()[-1] == 2 * BATCHES
+
+
+@pytest.mark.parametrize("make", ["legacy", "legacy, scaled", "not built", "averaged, not built"])
+def test_a_model_that_is_built_by_its_first_batch_and_an_optimizer_of_old(tmp_path: Path, make: str) -> None:
+    """What `SwapEMAWeights` needs is asked of nobody else."""
+    import tf_keras
+
+    optimizers = tf_keras.optimizers
+
+    def fit(epochs: int) -> int:
+        optimizer: Any = optimizers.legacy.Adam() if "legacy" in make else optimizers.Adam(use_ema="averaged" in make)
+        if "scaled" in make:
+            optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
+        model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
+        model.compile(optimizer, "mse")
+        with CheckpointManager(tmp_path, {"model": model}) as manager:
+            callback = CheckpointCallback(manager, every_epochs=1)
+            model.fit(np.ones([4, 2]), np.ones([4, 1]), batch_size=2, epochs=epochs, verbose=0, callbacks=[callback])
+        return int(optimizer.iterations)
+
+    assert fit(1) == 2
+    assert fit(3) == 6

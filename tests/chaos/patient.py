@@ -99,7 +99,7 @@ class _Patient:
                 broken.append(f"after the next save: {found}, {problem if found else ''}")
             self.state.fill(LAST)
             again.save(LAST)
-        debris = [str(path.relative_to(root)) for path in Path(root).rglob(".ckptflow-*")]
+        debris = [str(path.relative_to(root)) for path in Path(root).rglob(".ckptflow-*") if not _is_manifest(path)]
         partial = [path.name for path in Path(root).glob("0*") if not (path / "manifest.json").exists()]
         broken += [f"left behind: {name}" for name in debris + partial]
         broken += [f"left open: {path}" for path in _close_all_below(root)]
@@ -122,6 +122,12 @@ class _Patient:
     def _open(self, root: str, **more: bool) -> CheckpointManager:
         self.state.fill(-1.0)
         return CheckpointManager(root, self.state.objects, keep=KeepLast(2), concurrency=1, **SAVING, **more)  # type: ignore[arg-type]
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a name was left by a kill just after the manifest was linked: it goes with its checkpoint."""
+    manifest = path.with_name("manifest.json")
+    return manifest.exists() and path.samefile(manifest)
 
 
 def _close_all_below(root: str) -> list[str]:

@@ -38,17 +38,24 @@ def test_an_entry_that_is_replaced_is_saved_as_it_is_now(tmp_path: Path) -> None
         assert int(next(state["batches"])) == 9
 
 
-def test_an_entry_that_is_added_is_saved_and_one_that_is_removed_is_not(tmp_path: Path) -> None:
+def test_names_stay_those_that_the_manager_was_made_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else the program's next start, which makes its manager with the old ones, could not restore what it saved."""
     state: dict[str, Any] = {"a": tf.Variable(1.0)}
     with CheckpointManager(tmp_path, state) as manager:
         manager.save(1)
-        state["b"] = tf.Variable(2.0)
-        del state["a"]
+        state["loss"], state[" a "], state[3] = tf.constant(1.0), 1, 1  # type: ignore[index]
         manager.save(2)
-    with CheckpointManager(tmp_path, {"b": tf.Variable(0.0)}) as manager:
+        state.clear()
+        manager.save(3)
+        manager.save(4)
+    said = [record.getMessage() for record in caplog.records if "the manager was made" in record.getMessage()]
+    told = {text.split(",")[0] for text in said}
+    assert told == {"state['loss'] was added", "state['3'] was added", "state['a'] was removed"}
+    assert len(said) == 3
+    with CheckpointManager(tmp_path, {"a": tf.Variable(0.0)}) as manager:
         restored = manager.restore_latest()
     assert restored is not None
-    assert restored.step == 2
+    assert restored.step == 4
 
 
 def test_two_python_states_that_become_one_are_refused(tmp_path: Path) -> None:
@@ -112,6 +119,33 @@ def test_what_was_built_for_a_damaged_checkpoint_does_not_keep_an_older_one_out(
     assert restored.step == 0
     for weight, value in zip(model.weights, first, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
+
+
+def test_a_layer_that_an_older_checkpoint_lacks_is_missed_after_damage_too(tmp_path: Path) -> None:
+    """It would keep the random values of the build, and be saved with them."""
+    import keras
+
+    def made(*names: str) -> dict[str, Any]:
+        return {"model": keras.Sequential([keras.layers.Dense(2, name=name) for name in names])}
+
+    state = made("a")
+    state["model"].build((None, 2))
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.save(10)
+    state = made("a", "head")
+    state["model"].build((None, 2))
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.restore_latest(partial=True)
+        manager.save(20)
+    (shard,) = tmp_path.glob("000000000020-*/*.safetensors")
+    shard.unlink()
+    before = sorted(tmp_path.glob("0*/*"))
+    with (
+        CheckpointManager(tmp_path, made("a", "head")) as manager,
+        pytest.raises(StateMismatchError, match="model/head/kernel: in the state, not in the checkpoint"),
+    ):
+        manager.restore_latest()
+    assert sorted(tmp_path.glob("0*/*")) == before
 
 
 def test_what_is_refused_is_refused_again(tmp_path: Path) -> None:

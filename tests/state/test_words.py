@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_an_iterator_of_arrays_is_refused_with_the_way_out() -> None:
         walk({"batches": tf.data.Dataset.range(3).as_numpy_iterator()})
 
 
-def test_a_mapping_that_cannot_be_looked_at_holds_nothing(tmp_path: Path) -> None:
+def test_a_file_that_is_closed_holds_nothing(tmp_path: Path) -> None:
     import h5py
 
     class Model(tf.Module):  # type: ignore[misc]
@@ -79,3 +80,33 @@ def test_a_mapping_that_cannot_be_looked_at_holds_nothing(tmp_path: Path) -> Non
     model = Model()
     model.source.close()
     assert [leaf.name for leaf in walk({"m": model}).leaves] == ["m/weight"]
+
+
+def test_a_mapping_that_cannot_be_looked_at_is_not_an_empty_one() -> None:
+    """Its variables would be left out: at the start, and when a save looks again."""
+
+    class Registry(Mapping[str, Any]):
+        is_open = True
+
+        def __init__(self) -> None:
+            self.items_of = {"w": tf.Variable(1.0)}
+
+        def __getitem__(self, key: str) -> Any:
+            return self.items_of[key]
+
+        def __len__(self) -> int:
+            return len(self.items_of)
+
+        def __iter__(self) -> Iterator[str]:
+            if not self.is_open:
+                raise RuntimeError("dictionary changed size during iteration")
+            return iter(self.items_of)
+
+    model, registry = tf.Module(), Registry()
+    model.registry = registry
+    tree = walk({"m": model})
+    assert [leaf.name for leaf in tree.leaves] == ["m/registry/w"]
+    Registry.is_open = False
+    for look in (tree.is_stale, lambda: walk({"m": model}), lambda: walk({"r": registry})):
+        with pytest.raises(UnsupportedStateError, match=r"Registry in the state cannot be looked at .*changed size"):
+            look()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -11,6 +12,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -310,5 +312,27 @@ def test_a_folder_whose_name_could_not_be_made_durable(
         store.put("new/shard", X)
         assert folders == ["new", "new"]
     else:
-        with pytest.raises(StorageError, match="may not outlast a loss of power"):
-            store.put("new/shard", X)
+        with monkeypatch.context() as patch:
+            patch.setattr("ckptflow.storage.local_folders.change", lambda folder: False)
+            with pytest.raises(StorageError, match="may not outlast a loss of power"):
+                store.put("new/shard", X)
+        store.put("new/shard", X)  # what it is in has been changed since, and that was written
+        assert read_whole(store, "new/shard") == X
+
+
+@pytest.mark.parametrize("prefix", ["", "new/"])
+def test_an_empty_list_that_was_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """As readdir tells it where the system answers ENOENT in the middle."""
+    store = LocalStore(str(tmp_path))
+    store.put("new/shard", X)
+    real, empty = os.scandir, [tmp_path / prefix]
+
+    def scandir(folder: Any) -> Any:
+        if empty and os.readlink(f"/proc/self/fd/{folder}") == str(empty[0]):
+            empty.pop()
+            return contextlib.nullcontext(iter(()))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [entry.key for entry in store.list(prefix)] == ["new/shard"]
+    assert not empty

@@ -233,6 +233,13 @@ class FitData(PrivateView):
         """What its adapter was made with, or None."""
         return vars(self.adapter).get("_dataset")
 
+    @property
+    def is_of_arrays(self) -> bool:
+        """Whether Keras has made one dataset of arrays, of as many epochs as the fit has."""
+        from tf_keras.src.engine import data_adapter
+
+        return isinstance(self.adapter, (data_adapter.TensorLikeDataAdapter, data_adapter.ListsOfScalarsDataAdapter))
+
 
 def fit_data_class() -> type | None:
     """The class of a fit's data, if tf_keras is loaded."""
