@@ -61,14 +61,14 @@ def copy(
       ckptflow copy runs/7 gs://bucket/run-7 --all
     """
     from ckptflow.commit.catalog import MAX_UNANSWERED, Summaries
-    from ckptflow.commit.copying import Source, check_destination, copy_checkpoint
+    from ckptflow.commit.copying import CopySource, check_destination, copy_checkpoint
     from ckptflow.commit.prune import doubt_of
     from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)
     there = other_options(destination_options, "--destination-options", here, url, destination)
-    with closing(Source(open_store(root, here))) as source, closing(open_store(destination, there)) as target:
+    with closing(CopySource(open_store(root, here))) as source, closing(open_store(destination, there)) as target:
         summaries = Summaries(source, is_for_show=copy_all)
         wanted = choose(source, summaries, folder, step)
         check_destination(source, target)

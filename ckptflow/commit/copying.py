@@ -44,7 +44,7 @@ class Copied:
     sent_bytes: int
 
 
-class Source(StoreWrapper):
+class CopySource(StoreWrapper):
     """What is copied from: knows what it `refused` last, which the destination's errors are told from by."""
 
     refused: StorageError | None = None
