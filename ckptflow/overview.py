@@ -42,10 +42,13 @@ class Overview:
     incarnation: int
     rows: tuple[Row, ...]
     hidden: Mapping[str, int]
+    doubt: str | None = None  # why what counts is not known for sure
 
     @property
     def resumes_from(self) -> Row | None:
         """The newest that counts and shows no problem: where a restart would begin. None where it would raise."""
+        if self.doubt is not None:
+            return None
         counting = (row for row in reversed(self.rows) if row.state in ("newest", "counts"))
         first = next((row for row in counting if row.problem is None or row.is_unread), None)
         return None if first is None or first.is_unread else first

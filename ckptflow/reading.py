@@ -60,16 +60,30 @@ def open_checkpoint(
     running job may prune what you have opened, and reading then raises `CheckpointGoneError`. Raises
     `CheckpointNotFoundError`.
     """
-    root, folder = split_url(os.fspath(url))
+    return _open(os.fspath(url), step, storage_options, is_for_show=False)[0]
+
+
+def open_to_show(
+    url: str, step: int | None = None, *, storage_options: dict[str, Any] | None = None
+) -> tuple[OpenCheckpoint, Summaries]:
+    """The same for people: a file that the storage does not give is passed over; the summaries then know of it."""
+    return _open(url, step, storage_options, is_for_show=True)
+
+
+def _open(
+    url: str, step: int | None, storage_options: dict[str, Any] | None, *, is_for_show: bool
+) -> tuple[OpenCheckpoint, Summaries]:
+    root, folder = split_url(url)
     if folder is not None and step not in (None, folder.step):
         raise ValueError(f"{folder} is the checkpoint of step {folder.step}, not {step}")
     store = open_store(root, storage_options)
+    summaries = Summaries(store, is_for_show=is_for_show)
     try:
-        manifest = _read(store, folder) if folder else _read_newest(store, step)
+        manifest = _read(store, folder) if folder else _read_newest(store, summaries, step)
     except BaseException:
         store.close()
         raise
-    return OpenCheckpoint(store, manifest)
+    return OpenCheckpoint(store, manifest), summaries
 
 
 def split_url(url: str) -> tuple[str, Folder | None]:
@@ -240,8 +254,7 @@ def _read(store: Store, folder: Folder) -> Manifest:
         raise CheckpointNotFoundError(f"{store.url}/{folder} holds no committed checkpoint") from error
 
 
-def _read_newest(store: Store, step: int | None) -> Manifest:
-    summaries = Summaries(store)
+def _read_newest(store: Store, summaries: Summaries, step: int | None) -> Manifest:
     for _ in range(TRIES):
         try:
             return read_manifest(store, find_folder(store, summaries, step))

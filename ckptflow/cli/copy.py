@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import (
     DestinationOptions,
     Json,
@@ -21,7 +22,13 @@ from ckptflow.cli.options import (
 )
 from ckptflow.cli.render import bar, make_console, size_text
 from ckptflow.cli.verify import choose, root_and_folder
-from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, UnknownVersionError
+from ckptflow.errors import (
+    CheckpointGoneError,
+    CorruptCheckpointError,
+    StorageError,
+    StorageUnavailableError,
+    UnknownVersionError,
+)
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -45,23 +52,29 @@ def copy(
     Every byte is checked when it is read and read back where it was written; the manifest comes last, so that a copy
     counts only when it is whole. Run it again after an interruption: what is there and right is not sent again.
     DESTINATION must be a root of its own: empty, or an earlier copy of the same run that no job has started from.
-    With --all, what is damaged is named and left out, the others are copied, and the exit code is 1.
+    With --all, what is damaged, or not given by the storage, is named and left out, and the others are copied: the exit
+    code is then 1, or 3 or 4.
 
     \b
     Examples:
       ckptflow copy s3://bucket/run-7 /data/run-7
       ckptflow copy runs/7 gs://bucket/run-7 --all
     """
-    from ckptflow.commit.copying import check_destination, copy_checkpoint
+    from ckptflow.commit.catalog import MAX_UNANSWERED, Summaries
+    from ckptflow.commit.copying import CopySource, check_destination, copy_checkpoint
+    from ckptflow.commit.prune import doubt_of
     from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)
     there = other_options(destination_options, "--destination-options", here, url, destination)
-    with closing(open_store(root, here)) as source, closing(open_store(destination, there)) as target:
-        wanted = choose(source, folder, step, verify_all=copy_all)
+    with closing(CopySource(open_store(root, here))) as source, closing(open_store(destination, there)) as target:
+        summaries = Summaries(source, is_for_show=copy_all)
+        wanted = choose(source, summaries, folder, step)
         check_destination(source, target)
         copied, gone, damaged = [], [], {}
+        unread: dict[str, StorageError] = {}
+        unanswered = 0
         with bar("copying", is_bytes=True) as progress:
             progress.expect(sum(wanted.values()))
             for each in wanted:
@@ -75,16 +88,33 @@ def copy(
                     if not copy_all:
                         raise
                     damaged[str(each)] = str(error).removeprefix(f"{source.url}/{each}/")
+                except StorageError as error:
+                    unanswered = unanswered + 1 if isinstance(error, StorageUnavailableError) else 0
+                    if not copy_all or error is not source.refused or unanswered > MAX_UNANSWERED:
+                        raise
+                    unread[str(each)] = error
+                else:
+                    unanswered = 0
+    doubt = doubt_of(summaries)
     if as_json:
-        print_json(to_json(source.url, target.url, copied, gone, damaged))
+        print_json(to_json(source.url, target.url, copied, gone, damaged, unread, doubt))
     else:
-        render(target.url, copied, gone, damaged)
+        render(target.url, copied, gone, damaged, unread, doubt)
     if damaged:
         raise typer.Exit(1)
+    refused = next(iter(unread.values()), summaries.refused)
+    if refused is not None:
+        raise typer.Exit(exit_code(refused))
 
 
 def to_json(
-    url: str, destination: str, copied: Sequence[Copied], gone: Sequence[str], damaged: Mapping[str, str]
+    url: str,
+    destination: str,
+    copied: Sequence[Copied],
+    gone: Sequence[str],
+    damaged: Mapping[str, str],
+    unread: Mapping[str, StorageError],
+    doubt: str | None,
 ) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
     return {
@@ -101,10 +131,19 @@ def to_json(
         ],
         "gone": list(gone),
         "damaged": [{"folder": folder, "problem": problem} for folder, problem in damaged.items()],
+        "unread": [{"folder": folder, "problem": str(error)} for folder, error in unread.items()],
+        "doubt": doubt,
     }
 
 
-def render(destination: str, copied: Sequence[Copied], gone: Sequence[str], damaged: Mapping[str, str]) -> None:
+def render(
+    destination: str,
+    copied: Sequence[Copied],
+    gone: Sequence[str],
+    damaged: Mapping[str, str],
+    unread: Mapping[str, StorageError],
+    doubt: str | None,
+) -> None:
     """Prints a line for each checkpoint."""
     console = make_console()
     for each in copied:
@@ -115,3 +154,7 @@ def render(destination: str, copied: Sequence[Copied], gone: Sequence[str], dama
         console.print(f"{folder}  pruned meanwhile", style="dim")
     for folder, problem in damaged.items():
         console.print(f"{folder}  not copied: {printable(problem)}", style="red", soft_wrap=True)
+    for folder, error in unread.items():
+        console.print(f"{folder}  not copied, cannot be read: {printable(str(error))}", style="red", soft_wrap=True)
+    if doubt is not None:
+        console.print(f"{printable(doubt[:1].upper() + doubt[1:])}.", style="red", soft_wrap=True)

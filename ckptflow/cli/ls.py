@@ -82,9 +82,11 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
     empty one).
     """
     from ckptflow.commit.finding import read_counting
+    from ckptflow.commit.prune import doubt_of
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
 
     listing, counting = read_counting(store, summaries)
+    doubt = doubt_of(summaries)
     if not listing.folders:
         check_root(store)
     partial = sorted(set(listing.folders) - set(listing.committed))
@@ -102,6 +104,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
         incarnation=listing.top_number,
         rows=tuple(sorted(rows, key=lambda row: row.folder)),
         hidden=hidden,
+        doubt=doubt,
     )
 
 
@@ -120,6 +123,7 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "run_id": overview.run_id,
         "incarnation": overview.incarnation,
         "resumes_from": str(resumes_from.folder) if resumes_from else None,
+        "doubt": overview.doubt,
         "hidden": dict(overview.hidden),
         "checkpoints": [_row_to_json(row, overview.url) for row in overview.rows],
     }
@@ -157,8 +161,10 @@ def render(overview: Overview) -> None:
         console.print(f"{printable(overview.url)}: {what}")
     resumes_from = overview.resumes_from
     counting = [row for row in overview.rows if row.state in ("newest", "counts")]
-    if counting and resumes_from is None and any(row.is_unread for row in counting):
-        console.print("A restart would end with an error: it goes by nothing that cannot be read.", style="red")
+    if overview.doubt is not None or (resumes_from is None and any(row.is_unread for row in counting)):
+        why = f" Here {printable(overview.doubt)}." if overview.doubt else ""
+        said = f"A restart would end with an error: it goes by nothing that cannot be read.{why}"
+        console.print(said, style="red", soft_wrap=True)
     elif counting and counting[-1] is not resumes_from:
         where = f"at step {resumes_from.folder.step}" if resumes_from else "nowhere: each shows damage"
         console.print(f"The newest is damaged; a restart would begin {where}.", style="red")

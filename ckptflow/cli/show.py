@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
 from ckptflow.cli.render import (
     WIDE,
@@ -62,7 +63,8 @@ def show(
 ) -> None:
     """Show one checkpoint: where it comes from, what is in it, its tensors by size. Reads its manifest only.
 
-    Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside.
+    Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside. A
+    file that the storage does not give is told, with exit code 3 or 4, and what can be read is shown.
     Of an export it shows the checkpoint that it was made of.
 
     \b
@@ -70,25 +72,33 @@ def show(
       ckptflow show s3://bucket/run-7 --step 1500 --tensors
       ckptflow show model.keras
     """
+    from ckptflow.commit.prune import doubt_of
     from ckptflow.interop.formats import by_suffix
-    from ckptflow.reading import open_checkpoint
+    from ckptflow.reading import open_to_show
 
     there = storage_options(options, options_json)
     if step is None and by_suffix(url) is not None and _show_export(url, there, as_json=as_json):
         return
     try:
-        with open_checkpoint(url, step, storage_options=there) as opened:
+        opened, summaries = open_to_show(url, step, storage_options=there)
+        with opened:
             manifest, checkpoint = opened.manifest, opened.checkpoint
     except CheckpointNotFoundError:
         if step is not None or not _show_export(url, there, as_json=as_json):
             raise
         return
+    doubt = doubt_of(summaries)
     if as_json:
-        print_json(to_json(manifest, checkpoint, tensors=tensors is not False))
+        print_json(to_json(manifest, checkpoint, tensors=tensors is not False) | {"doubt": doubt})
     else:
         render(
             manifest, checkpoint, tensor_count={None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
         )
+        if doubt is not None:
+            said = f"{printable(doubt[:1].upper() + doubt[1:])}."
+            make_console().print(said, style="red", soft_wrap=True)
+    if summaries.refused is not None:
+        raise typer.Exit(exit_code(summaries.refused))
 
 
 def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:

@@ -26,6 +26,7 @@ from ckptflow.printable import printable
 from ckptflow.storage.again import renew
 
 if TYPE_CHECKING:
+    from ckptflow.commit.catalog import Summaries
     from ckptflow.format.layout import Folder
     from ckptflow.storage.store import Store
     from ckptflow.transfer.buffers import BufferPool
@@ -76,19 +77,23 @@ def verify(
     Example:
       ckptflow verify s3://bucket/run-7 --all
     """
+    from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.prune import doubt_of
     from ckptflow.storage.opening import open_store
 
     root, folder = root_and_folder(url, step, is_all=verify_all)
     start_s = time.monotonic()
     with closing(open_store(root, storage_options(options, options_json))) as store:
-        verdicts = read_all(store, folder, step, verify_all=verify_all)
+        summaries = Summaries(store, is_for_show=verify_all)
+        verdicts = read_all(store, summaries, folder, step)
+    doubt = doubt_of(summaries)
     if as_json:
-        print_json(to_json(store.url, verdicts))
+        print_json(to_json(store.url, verdicts, doubt))
     else:
-        render(verdicts, time.monotonic() - start_s)
+        render(verdicts, time.monotonic() - start_s, doubt)
     if any(verdict.state == "damaged" for verdict in verdicts):
         raise typer.Exit(1)
-    refused = next((verdict.refused for verdict in verdicts if verdict.refused is not None), None)
+    refused = next((verdict.refused for verdict in verdicts if verdict.refused is not None), summaries.refused)
     if refused is not None:
         raise typer.Exit(exit_code(refused))
 
@@ -105,21 +110,21 @@ def root_and_folder(url: str, step: int | None, *, is_all: bool) -> tuple[str, F
     return root, folder
 
 
-def read_all(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> list[Verified]:
-    """Reads what was asked for, one checkpoint after the other.
+def read_all(store: Store, summaries: Summaries, folder: Folder | None, step: int | None) -> list[Verified]:
+    """Reads what was asked for, one checkpoint after the other: all that count where the summaries are for show.
 
     Raises `CheckpointNotFoundError` where there is none, or none is left.
     """
     from ckptflow.transfer.streams import pool_for_reading
 
-    wanted = choose(store, folder, step, verify_all=verify_all)
+    wanted = choose(store, summaries, folder, step)
     with closing(pool_for_reading(store)) as pool:
         with bar("reading", is_bytes=True) as progress:
             progress.expect(sum(wanted.values()))
             watched = WatchedStore(store, progress.advance)
             verdicts: list[Verified] = []
             for each in wanted:
-                verdicts.append(read_one(watched, each, pool, is_one_of_all=verify_all))
+                verdicts.append(read_one(watched, each, pool, is_one_of_all=summaries.is_for_show))
                 _check_answers(verdicts)
     if all(verdict.is_gone for verdict in verdicts):
         raise CheckpointGoneError(f"{store.url}: pruned while it was read; pin what must stay, or verify again")
@@ -135,9 +140,9 @@ def _check_answers(verdicts: Sequence[Verified]) -> None:
         raise next(filter(None, last))
 
 
-def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all: bool) -> dict[Folder, int]:
-    """The folders to read, oldest first, and the bytes of each as listed."""
-    from ckptflow.commit.catalog import Summaries
+def choose(store: Store, summaries: Summaries, folder: Folder | None, step: int | None) -> dict[Folder, int]:
+    """The folders to read, oldest first, and the bytes of each as listed; of a root all where the summaries are for
+    show, which then have what was refused."""
     from ckptflow.commit.finding import read_counting
 
     if folder is not None:
@@ -145,13 +150,13 @@ def choose(store: Store, folder: Folder | None, step: int | None, *, verify_all:
         if not any(entry.key == folder.manifest_key for entry in entries):
             raise CheckpointNotFoundError(f"{store.url}/{folder} holds no committed checkpoint")
         return {folder: sum(entry.size_bytes for entry in entries)}
-    listing, counting = read_counting(store, Summaries(store, is_for_show=verify_all))
+    listing, counting = read_counting(store, summaries)
     matching = [f for f in counting.folders if step in (None, f.step)]
     matching += [f for f in counting.outside if f.step == step]
     if not matching:
         what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointNotFoundError(f"{store.url}: {what} is here")
-    chosen = reversed(matching) if verify_all else matching[:1]
+    chosen = reversed(matching) if summaries.is_for_show else matching[:1]
     return {folder: sum(listing.folders[folder].values()) for folder in chosen}
 
 
@@ -206,11 +211,12 @@ class WatchedStore:
         return count
 
 
-def to_json(root_url: str, verdicts: Sequence[Verified]) -> dict[str, Any]:
+def to_json(root_url: str, verdicts: Sequence[Verified], doubt: str | None) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
     return {
         "url": root_url,
-        "ok": not any(verdict.problems for verdict in verdicts),
+        "ok": doubt is None and not any(verdict.problems for verdict in verdicts),
+        "doubt": doubt,
         "checkpoints": [
             {
                 "folder": str(verdict.folder),
@@ -226,7 +232,7 @@ def to_json(root_url: str, verdicts: Sequence[Verified]) -> dict[str, Any]:
     }
 
 
-def render(verdicts: Sequence[Verified], seconds: float) -> None:
+def render(verdicts: Sequence[Verified], seconds: float, doubt: str | None) -> None:
     """Prints a line for each checkpoint, its problems below, and the sum of it."""
     console = make_console()
     for verdict in verdicts:
@@ -241,3 +247,5 @@ def render(verdicts: Sequence[Verified], seconds: float) -> None:
     outcome = ", ".join(counted) or "every byte is as it was written"
     rate = f"{size_text(int(size_bytes / max(seconds, 1e-3)))}/s"
     console.print(f"{size_text(size_bytes)} in {seconds:.1f} s ({rate}): {outcome}")
+    if doubt is not None:
+        console.print(f"{printable(doubt[:1].upper() + doubt[1:])}.", style="red", soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
 from ckptflow.cli.render import make_console, metrics_text, size_text, time_text
 from ckptflow.printable import printable
@@ -49,7 +50,7 @@ def watch(
 
     First what is there, then each change. One listing for each look, and the manifest of what is new; nothing is
     written, and the job is not disturbed. With --json one object a line. What comes and goes between two looks is not
-    seen.
+    seen. Where a file that decides what counts cannot be read, --until-step ends it with exit code 3 or 4.
 
     \b
     Example:
@@ -70,6 +71,8 @@ def watch(
                 _say(change, as_json=as_json)
             before = now
             if until_step is not None and has_reached(now, until_step):
+                if now.doubt is not None and summaries.refused is not None:
+                    raise typer.Exit(exit_code(summaries.refused))
                 return
             time.sleep(every)
 
@@ -84,6 +87,8 @@ def changes(before: Overview | None, now: Overview) -> Iterator[Change]:
     """What is different, oldest first. Pure."""
     if (before is None or now.incarnation != before.incarnation) and now.incarnation:
         yield Change("started", None, None, now.incarnation, f"incarnation {now.incarnation} has claimed the root")
+    if now.doubt is not None and (before is None or now.doubt != before.doubt):
+        yield Change("unread", None, None, now.incarnation, now.doubt)
     old: dict[Folder, Row] = {row.folder: row for row in before.rows} if before else {}
     new = {row.folder: row for row in now.rows}
     for folder in sorted(old.keys() - new.keys()):

@@ -7,7 +7,6 @@ those that its lineage names. A claim only fences; it never says what counts.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,8 +37,6 @@ from ckptflow.format.values import from_json
 from ckptflow.storage.again import read_record
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
-
-logger = logging.getLogger("ckptflow")
 
 _READERS = 8  # manifests read at once
 _READ_BYTES = 8 * 2**20  # of manifests read at once; what is in one takes several times its bytes
@@ -170,13 +167,14 @@ class Summaries:
     One that cannot be read is remembered, too, with why, until the next listing; one that is gone raises
     `ObjectNotFoundError` at each call. What the storage refuses, or does not answer, raises: nothing is decided by
     what could not be read. Only where all of it `is_for_show` that is why one cannot be read; `refused` is the first
-    such error since the last listing.
+    such error since the last listing, and `refused_claims` has those of claims. Whoever shows something says so.
     """
 
     def __init__(self, store: Store, *, is_for_show: bool = False) -> None:
         self._store = store
-        self._is_for_show = is_for_show
+        self.is_for_show = is_for_show
         self.refused: StorageError | None = None
+        self.refused_claims: dict[int, StorageError] = {}
         self._unanswered = 0
         # Used by several threads and without a lock, which an interrupt could leave held: each use is one of a key.
         self._known: dict[Folder, Summary | Unreadable] = {}
@@ -207,7 +205,7 @@ class Summaries:
         """The error of one file, for a row; raises it where it is to be raised, or is no one file's."""
         self._unanswered += isinstance(error, StorageUnavailableError)
         is_of_all = self._unanswered > MAX_UNANSWERED
-        if not self._is_for_show or is_of_all or isinstance(error, ObjectNotFoundError):
+        if not self.is_for_show or is_of_all or isinstance(error, ObjectNotFoundError):
             raise error
         self.refused = self.refused or error
         return type(error)(str(error))
@@ -217,7 +215,7 @@ class Summaries:
         try:
             claim = read_claim(self._store, number)
         except StorageError as error:
-            logger.warning("passed over: %s", self._shown(error))
+            self.refused_claims[number] = self._shown(error)
             return None
         self._unanswered = 0
         return claim
@@ -261,7 +259,7 @@ class Summaries:
         """Forgets what a new listing may show to be another's now, in a root that was emptied, and what was unreadable:
         a verdict is no older than the listing that it is used with.
         """
-        self.refused, self._unanswered = None, 0
+        self.refused, self.refused_claims, self._unanswered = None, {}, 0
         for folder, known in list(self._known.items()):
             names = listing.folders.get(folder, ())
             if not isinstance(known, Summary) or (names and not _is_in(names, writer_tag(known.writer_id))):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import crc32c
 
@@ -23,6 +24,7 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import MAX_MANIFEST_BYTES, ShardRecord
 from ckptflow.storage.again import agreed, read_record
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import StoreWrapper
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.reader import check_shards
@@ -30,6 +32,7 @@ from ckptflow.transfer.streams import Turns, streams_for
 
 _MEMORY_BYTES = 512 * 2**20
 _MISSING = "is missing"
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,19 @@ class Copied:
     folder: Folder
     size_bytes: int
     sent_bytes: int
+
+
+class CopySource(StoreWrapper):
+    """What is copied from: knows what it `refused` last, which the destination's errors are told from by."""
+
+    refused: StorageError | None = None
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        try:
+            return call()
+        except StorageError as error:
+            self.refused = error
+            raise
 
 
 def check_destination(source: Store, target: Store) -> None:
@@ -65,8 +81,9 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
     """Copies one, or the rest of one that was cut off. Nothing counts at the destination before all of it is right.
 
     Raises `CorruptCheckpointError` for what is damaged at the source, `CheckpointGoneError` where it was pruned
-    meanwhile, `StorageError` where the destination does not give back what was written, and `UsageError` where it
-    holds another checkpoint of that name.
+    meanwhile, `StorageError` where the source refuses or the destination does not give back what was written, and
+    `UsageError` where it holds another checkpoint of that name. Shards that were sent by then stay, and do not count:
+    another copy of the same may be about to commit them.
     """
     try:
         manifest, sealed = read_sealed(source, folder)

@@ -158,6 +158,12 @@ def unread(error: StorageError) -> str:
     return f"cannot be read: {error}"
 
 
+def doubt_of(summaries: Summaries) -> str | None:
+    """Why what has just been decided by `summaries` is not sure: the storage did not give a file that decides."""
+    refused = summaries.refused
+    return None if refused is None else f"what counts is not known for sure, since a file {unread(refused)}"
+
+
 def decide_partial(folder: Folder, incarnation: int, is_given_up: bool, is_pinned: bool) -> Decision:
     """Never committed: what dead incarnations left, and own calls that were given up before their manifest was sent.
 
@@ -281,8 +287,8 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
     why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
     if max(listing.claims, default=0) > max(claims, default=0):
         why_not = f"a listing of lineage/ does not show claim {max(listing.claims)}, so a running job may be overlooked"
-    if why_not is None and summaries.refused is not None:  # to act on this raises
-        why_not = f"what counts is not known for sure, since a file {unread(summaries.refused)}"
+    if (doubt := doubt_of(summaries)) is not None:  # to act on this raises
+        why_not = f"{why_not}; and {doubt}" if why_not else doubt
     elif why_not is None:
         why_not = doubt_newest(store, listing, counting.newest)
         why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None

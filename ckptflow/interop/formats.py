@@ -29,9 +29,9 @@ class Format:
       model, or named tensors, in the names of `state` where the format only has places.
     - `loader(source, state, where=, optimizer=)`, None where names alone tell: gives live objects all of the values, as
       stock TensorFlow or Keras would.
-    - `joiner(path, place, folder, source_options)`, None where there is nothing to join: the path of the one file or
-      folder that the other handlers know, unpacked or put together in `folder` unless `path` is one. `place` is where
-      it came from.
+    - `joiner(path, place, folder, source_options, is_compared=)`, None where there is nothing to join: the path of the
+      one file or folder that the other handlers know, unpacked or put together in `folder` unless `path` is one.
+      `place` is where it came from; `is_compared`: a part of it would be refused later on.
     - `origin(file, where)`, None where it is no file: the provenance in a seekable file. It loads no TensorFlow.
     """
 

@@ -81,7 +81,11 @@ def import_model(
     _check_rename(rename)
     import_modules(imports)
     _check_empty(root, storage_options)
-    with fetched(origin, source_options) as local, identified(local, origin, format, source_options) as found:
+    is_compared = model is not None and not partial  # a part of the weights would not do
+    with (
+        fetched(origin, source_options) as local,
+        identified(local, origin, format, source_options, is_compared=is_compared) as found,
+    ):
         how: dict[str, Any] = {"unsafe": unsafe, "imports": tuple(imports), "optimizer": optimizer}
         if model is None:
             return _commit(root, number, _read(found, **how), _metadata(origin, found), storage_options)

@@ -224,7 +224,7 @@ def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
     optimizers = [other for other, described in manifest.models.items() if _kind(described) == "optimizer"]
     if f"{path}/optimizer" in optimizers:
         return f"{path}/optimizer"
-    paths = [other for other in optimizers if not other.startswith(f"{path}/")]
+    paths = [other for other in optimizers if not other.startswith((f"{path}/", *(f"{each}/" for each in optimizers)))]
     return paths[0] if len(paths) == 1 and _kind(manifest.models.get(path)) == "model" else None
 
 

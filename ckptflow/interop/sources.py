@@ -33,10 +33,13 @@ class Source:
 
 
 @contextmanager
-def identified(local: str, origin: str, name: str | None, source_options: dict[str, Any] | None) -> Iterator[Source]:
+def identified(
+    local: str, origin: str, name: str | None, source_options: dict[str, Any] | None, *, is_compared: bool
+) -> Iterator[Source]:
     """Finds out what lies at `local`, which came from `origin`, by its format's `name` or its content; unpacks it, or
     puts it together, for as long as the block lasts.
 
+    `is_compared`: it is then refused unless it has all that a model has, so that it may be a part as far as is known.
     Raises `UsageError` where the format cannot be told, or where it is a part of something.
     """
     _check_is_prefix(origin)
@@ -66,7 +69,7 @@ def identified(local: str, origin: str, name: str | None, source_options: dict[s
     shown = redact_url(origin)
     with private_folder("ckptflow-source-", shown) as folder:
         if chosen.joiner is not None:
-            local = handler(chosen.joiner)(local, place, folder, source_options)
+            local = handler(chosen.joiner)(local, place, folder, source_options, is_compared=is_compared)
         is_unpacked = os.path.isfile(given) and os.path.isdir(local)  # the rest is measured as it lies
         packed = one_source(os.path.getsize(given)) if is_unpacked else nullcontext()
         is_private = local_path(origin) is None or local != given

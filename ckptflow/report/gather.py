@@ -7,6 +7,7 @@ from datetime import datetime
 
 from ckptflow.commit.catalog import Counting, Summaries, Summary, read_manifest
 from ckptflow.commit.finding import read_counting
+from ckptflow.commit.prune import doubt_of
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, UnknownVersionError
 from ckptflow.format.manifest import Claim, Manifest
@@ -37,6 +38,7 @@ def read_run(
     `summaries` are for show. A job may save and prune meanwhile: what went is left out. Nothing is written.
     """
     listing, counting = read_counting(store, summaries)
+    doubt = doubt_of(summaries)
     expect(len(listing.committed) + len(listing.claims))
     found = read_summaries(summaries, listing, listing.committed, advance)
 
@@ -47,7 +49,18 @@ def read_run(
 
     claims = {number: claim for number, claim in at_once(_READERS, read, listing.claims) if claim is not None}
     newest = _read_newest(store, counting, found)
-    return describe_run(redact_url(store.url), listing, counting, found, claims, newest, policies, now)
+    return describe_run(
+        redact_url(store.url),
+        listing,
+        counting,
+        found,
+        claims,
+        newest,
+        policies,
+        now,
+        doubt=doubt,
+        refused_claims=summaries.refused_claims,
+    )
 
 
 def _read_newest(store: Store, counting: Counting, found: Found) -> Manifest | None:

@@ -9,6 +9,8 @@ from itertools import zip_longest
 
 from ckptflow.commit.catalog import Listing, Summary
 from ckptflow.commit.checkpoint import as_time
+from ckptflow.commit.prune import unread
+from ckptflow.errors import StorageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Reason
 from ckptflow.overview import Found
@@ -26,6 +28,7 @@ class RunAttempt:
     `previous_step` the highest of those. `given_up_steps`: how far below that this one began, so that so much committed
     work was thrown away; what the life before had trained since its last save is not in storage. `next`: the
     incarnation that claimed the root after it; None for the newest, and nobody knows whether that still runs.
+    `claim_problem`: why the storage does not give its claim, if so.
     """
 
     number: int
@@ -47,9 +50,12 @@ class RunAttempt:
     previous_step: int | None
     given_up_steps: int | None
     next: int | None
+    claim_problem: str | None
 
 
-def list_incarnations(listing: Listing, found: Found, claims: Mapping[int, Claim]) -> Iterator[RunAttempt]:
+def list_incarnations(
+    listing: Listing, found: Found, claims: Mapping[int, Claim], refused: Mapping[int, StorageError]
+) -> Iterator[RunAttempt]:
     """Every incarnation that has a claim or a folder, oldest first."""
     numbers = sorted({*listing.claims, *(folder.incarnation for folder in listing.folders)})
     folders: dict[int, list[Folder]] = {number: [] for number in numbers}
@@ -59,6 +65,8 @@ def list_incarnations(listing: Listing, found: Found, claims: Mapping[int, Claim
     before: tuple[int, int] | None = None  # the last of which any checkpoint is known, and its highest step
     for number, following in zip_longest(numbers, numbers[1:]):
         life = _life(number, folders[number], listing, found, claims.get(number))
+        if number in refused:
+            life = replace(life, claim_problem=unread(refused[number]))
         own = known.get(number, set())
         life = replace(life, next=following, pruned=len(own - found.keys()))
         yield _after(life, *before) if before else life
@@ -106,6 +114,7 @@ def _life(number: int, folders: list[Folder], listing: Listing, found: Found, cl
         previous_step=None,
         given_up_steps=None,
         next=None,
+        claim_problem=None,
     )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Literal
 
 from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summary, Unreadable
 from ckptflow.commit.prune import Decision, plan_prune, refuse_by_hand
 from ckptflow.commit.retention import Policy
+from ckptflow.errors import StorageError
 from ckptflow.format.manifest import Claim, Manifest
 from ckptflow.overview import Found, Overview, Row, committed_row, partial_row
 from ckptflow.report.lives import RunAttempt, list_incarnations
@@ -96,6 +98,7 @@ class Run:
     made_at: datetime
     incarnation: int
     resumes_from: str | None
+    doubt: str | None
     size_bytes: int
     policies: tuple[str, ...]
     prune_refused: str | None
@@ -145,10 +148,14 @@ def describe_run(
     newest: Manifest | None,
     policies: Sequence[Policy],
     now: datetime,
+    *,
+    doubt: str | None = None,
+    refused_claims: Mapping[int, StorageError] = MappingProxyType({}),
 ) -> Run:
     """The run in `listing`. Folders that have a manifest and are not in `found` were pruned meanwhile: left out.
 
-    `newest` is the manifest whose tensors are told. Raises what a policy raises.
+    `newest` is the manifest whose tensors are told; `doubt`, why what counts is not known for sure. Raises what a
+    policy raises.
     """
     gone = set(listing.committed) - found.keys()
     listing = listing.only(listing.folders.keys() - gone)
@@ -162,17 +169,18 @@ def describe_run(
     rows = [committed_row(folder, found[folder], listing, counting) for folder in listing.committed]
     partial = sorted(listing.folders.keys() - found.keys())
     partial_rows = [partial_row(folder, listing) for folder in partial]
-    resumes_from = Overview(url, counting.run_id, listing.top_number, tuple(rows), {}).resumes_from
+    resumes_from = Overview(url, counting.run_id, listing.top_number, tuple(rows), {}, doubt).resumes_from
     return Run(
         url=url,
         run_id=counting.run_id,
         made_at=now,
         incarnation=listing.top_number,
         resumes_from=str(resumes_from.folder) if resumes_from else None,
+        doubt=doubt,
         size_bytes=sum(sum(files.values()) for files in listing.folders.values()),
         policies=tuple(map(repr, policies)),
-        prune_refused=refuse_by_hand(listing, counting),
-        incarnations=tuple(list_incarnations(listing, found, claims)),
+        prune_refused=refuse_by_hand(listing, counting) or doubt,
+        incarnations=tuple(list_incarnations(listing, found, claims, refused_claims)),
         checkpoints=tuple(_saved(row, found[row.folder], decisions[row.folder]) for row in rows),
         partial=tuple(_partial(row, listing, decisions[row.folder]) for row in partial_rows),
         tensors=_tensors(newest) if newest is not None else None,

@@ -57,6 +57,8 @@ def spread_text(values: Sequence[float]) -> tuple[str, str]:
 
 def why_text(life: RunAttempt) -> str:
     """Why an incarnation started where it did, and what it left behind by that."""
+    if life.claim_problem is not None and life.reason is None:
+        return f"Not known: its claim {life.claim_problem}"
     where = f"step {life.restored_step:,}" if life.restored_step is not None else "a step that is not known"
     if life.reason is None:
         return "Not known: neither a manifest nor a claim of it can be read."

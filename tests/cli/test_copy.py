@@ -30,7 +30,7 @@ def test_the_newest_or_all(runner: Runner, root: str, tmp_path: Path) -> None:
     place = str(tmp_path / "copy")
     ran = runner("copy", root, place, "--json")
     assert (ran.code, ran.err) == (0, "")
-    assert set(ran.json) == {"url", "destination", "checkpoints", "gone", "damaged"}
+    assert set(ran.json) == {"url", "destination", "checkpoints", "gone", "damaged", "unread", "doubt"}
     (one,) = ran.json["checkpoints"]
     assert set(one) == {"folder", "step", "size_bytes", "sent_bytes"}
     assert one["sent_bytes"] == one["size_bytes"] > 0

@@ -87,6 +87,25 @@ def test_a_bucket_that_lacks_what_can_be_done_without(
     assert left.get("KeyCount") == 0
 
 
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_a_bucket_whose_key_is_disabled(
+    seaweedfs: Server, runner: Runner, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's word, exit code 3, and no write that is sent again."""
+    asked = dict(list(doctor.promises(StoreContract).items())[:2])
+    monkeypatch.setattr(doctor, "promises", lambda contract: dict(asked))
+    with faulty_proxy(seaweedfs) as proxy:
+        proxy.rules = [lacking.no_writes(lacking.PERMANENT[0])]
+        kwargs = {**seaweedfs.storage_options["client_kwargs"], "endpoint_url": proxy.endpoint}
+        options = {**seaweedfs.storage_options, "client": client, "client_kwargs": kwargs}
+        monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", json.dumps(options))
+        ran = runner("doctor", "s3://ckptflow-tests/doctor-disabled", *SMALL)
+    assert ran.code == 3, ran.out + ran.err
+    assert "is disabled" in ran.err
+    writes = [line for line in proxy.requests if line.startswith("PUT")]
+    assert len(writes) == len(set(writes))
+
+
 def test_a_broken_promise_is_told_in_words(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Careless(LocalStore):
         """Takes create for put."""

@@ -44,7 +44,7 @@ def test_a_healthy_root(runner: Runner, root: str) -> None:
 
 def test_json_has_the_documented_members(runner: Runner, root: str) -> None:
     told = runner("ls", root, "--json").json
-    assert set(told) == {"url", "run_id", "incarnation", "resumes_from", "hidden", "checkpoints"}
+    assert set(told) == {"url", "run_id", "incarnation", "resumes_from", "doubt", "hidden", "checkpoints"}
     assert told["resumes_from"] == "000000000300-i0001"
     assert told["hidden"] == {"outside": 0, "partial": 0}
     assert all(set(row) == ROW for row in told["checkpoints"])

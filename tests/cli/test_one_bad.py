@@ -19,6 +19,7 @@ from tests.roots import make_root
 
 BAD = "000000000200-i0001"
 HUGE = {"$int": "0x" + "f" * 20_000}
+DOUBT = "what counts is not known for sure"
 RAW = "raw:"  # such a text stands in the JSON as it is
 MEMBERS: dict[str, dict[str, Any]] = {
     "a newer version": {"version": 2},
@@ -94,7 +95,7 @@ def test_a_manifest_that_the_storage_does_not_give(
     error, code = REFUSALS[name]
     root, bad = str(tmp_path / "run"), f"{step:012d}-i0001"
     make_root(root, (100, 200, 300), metrics={"loss": 0.5})
-    refuse(monkeypatch, error, f"{bad}/manifest.json", claim_key(1))
+    refuse(monkeypatch, error, f"{bad}/manifest.json")
     ran = runner("ls", root, "--json")
     assert ran.code == code
     problems = {row["step"]: row["problem"] for row in ran.json["checkpoints"]}
@@ -104,9 +105,9 @@ def test_a_manifest_that_the_storage_does_not_give(
     assert ran.json["resumes_from"] == (None if step == 300 else "000000000300-i0001")
     assert runner("ls", root).code == code
     ran = runner("watch", root, "--json", "--until-step", "100")
-    assert ran.code == 0
+    assert ran.code == (code if step == 300 else 0)  # 300 decides what counts
     told = [json.loads(line) for line in ran.out.splitlines()]
-    assert [each["step"] for each in told if each["what"] == "unread"] == [step]
+    assert [each["step"] for each in told if each["what"] == "unread"] == ([None, 300] if step == 300 else [200])
     assert {each["step"] for each in told if each["what"] == "committed"} == {100, 200, 300} - {step}
     ran = runner("report", root, "--json")
     assert ran.code == code
@@ -124,6 +125,94 @@ def test_a_manifest_that_the_storage_does_not_give(
     before = sorted(Path(root).rglob("*"))
     assert runner("prune", root, "--last", "1", "--yes").code == code
     assert sorted(Path(root).rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_claim_that_the_storage_does_not_give(
+    name: str, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart goes by it, so nobody vouches for what counts, and everything is shown nevertheless."""
+    error, code = REFUSALS[name]
+    root = str(tmp_path / "run")
+    make_root(root, (100, 200, 300), metrics={"loss": 0.5})
+    with monkeypatch.context() as patch:
+        refuse(patch, error, claim_key(1))
+        with pytest.raises(error), CheckpointManager(root, {"x": tf.Variable(0.0)}) as manager:
+            manager.restore_latest()
+        verbs = "ls", "verify --all", "show", "show --step 200", "report", "prune --last 1"
+        for verb in map(str.split, verbs):
+            ran = runner(verb[0], root, *verb[1:], "--json")
+            assert ran.code == code, verb
+            assert DOUBT in (ran.json.get("doubt") or ran.json["refused"]), verb
+            output = ["--output", str(tmp_path / "page.html")] if verb == ["report"] else []
+            ran = runner(verb[0], root, *verb[1:], *output)
+            assert ran.code == code, verb
+            told = (tmp_path / "page.html").read_text() if output else ran.out
+            assert DOUBT in told.lower(), verb
+        told = runner("ls", root, "--json").json
+        assert told["resumes_from"] is None
+        assert [row["problem"] for row in told["checkpoints"]] == [None] * 3
+        told = runner("verify", root, "--all", "--json").json
+        assert not told["ok"]
+        assert [each["state"] for each in told["checkpoints"]] == ["whole"] * 3
+        told = runner("report", root, "--json").json
+        assert told["resumes_from"] is None
+        assert told["incarnations"][0]["claim_problem"].startswith("cannot be read: ")
+        assert runner("show", root, "--step", "200", "--json").json["step"] == 200
+        copy = tmp_path / "copy"
+        ran = runner("copy", root, str(copy), "--all", "--json")
+        assert ran.code == code
+        assert DOUBT in ran.json["doubt"]
+        assert [each["step"] for each in ran.json["checkpoints"]] == [100, 200, 300]
+    overview = runner("ls", root, "--json").json
+    assert (overview["doubt"], overview["resumes_from"]) == (None, "000000000300-i0001")
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("kind", ["manifest.json", "shard-*"])
+def test_copy_and_show_where_the_storage_does_not_give_a_file(
+    name: str, kind: str, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --all the others are copied; one alone is refused, and nothing counts where it was to go."""
+    error, code = REFUSALS[name]
+    root, copy = str(tmp_path / "run"), tmp_path / "copy"
+    make_root(root, (100, 200, 300))
+    file = next(Path(root, BAD).glob(kind))
+    refuse(monkeypatch, error, f"{BAD}/{file.name}")
+    ran = runner("copy", root, str(copy), "--step", "200")
+    assert ran.code == code
+    assert "cannot read: so it is" in ran.err
+    assert not list(copy.glob("*/manifest.json"))
+    ran = runner("copy", root, str(copy), "--all", "--json")
+    assert ran.code == code
+    assert [each["step"] for each in ran.json["checkpoints"]] == [100, 300]
+    assert [each["folder"] for each in ran.json["unread"]] == [BAD]
+    assert sorted(path.parent.name for path in copy.glob("*/manifest.json")) == [
+        "000000000100-i0001",
+        "000000000300-i0001",
+    ]
+    assert f"{BAD}  not copied, cannot be read: " in runner("copy", root, str(copy), "--all").out
+    ran = runner("show", root, "--json")
+    assert (ran.code, ran.json["step"]) == (0, 300)
+    refuse(monkeypatch, error, "000000000300-i0001/manifest.json")
+    ran = runner("show", root, "--json")
+    assert ran.code == code
+    assert ran.json["step"] < 300
+    assert DOUBT in ran.json["doubt"]
+
+
+def test_copy_ends_where_the_destination_refuses(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, copy = str(tmp_path / "run"), tmp_path / "copy"
+    make_root(root, (100, 200, 300))
+
+    def refusing(self: LocalStore, key: str, data: memoryview) -> None:
+        raise StorageAccessError(f"{self.url}/{key}: no")
+
+    monkeypatch.setattr(LocalStore, "put", refusing)
+    ran = runner("copy", root, str(copy), "--all")
+    assert (ran.code, ran.out) == (3, "")
 
 
 def test_a_shard_that_the_storage_does_not_give(

@@ -18,7 +18,7 @@ from tests.roots import Life
 
 MEMBERS = {"url", "folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"}
 MEMBERS |= {"barrier", "fresh_since", "size_bytes", "software", "metrics", "metadata", "python_state", "models"}
-MEMBERS |= {"diverged", "created_at", "began_at", "timings", "shards", "tensors"}
+MEMBERS |= {"doubt", "diverged", "created_at", "began_at", "timings", "shards", "tensors"}
 TENSOR = {"name", "dtype", "shape", "size_bytes", "aliases", "components", "metric", "slices"}
 
 

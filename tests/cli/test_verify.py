@@ -31,7 +31,7 @@ def test_whole(runner: Runner, root: str) -> None:
 
 def test_json_has_the_documented_members(runner: Runner, root: str) -> None:
     told = runner("verify", root, "--all", "--json").json
-    assert set(told) == {"url", "ok", "checkpoints"}
+    assert set(told) == {"url", "ok", "doubt", "checkpoints"}
     assert told["ok"] is True
     assert [row["step"] for row in told["checkpoints"]] == [100, 200, 300]
     members = {"folder", "url", "step", "incarnation", "size_bytes", "state", "problems"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_what_happens_in_a_run(tmp_path: Path) -> None:
     Life(open_store(root))
     found, now = told(root, now)
     assert found == [("started", None)]
+
+
+def test_a_doubt_about_what_counts_is_told_once(root: str) -> None:
+    store = open_store(root)
+    sure = look(store, Summaries(store), show_all=True)
+    doubted = replace(sure, doubt="what counts is not known for sure")
+    assert [(change.what, change.step) for change in changes(sure, doubted)] == [("unread", None)]
+    assert not list(changes(doubted, doubted))
 
 
 def test_until_a_step_that_is_there(runner: Runner, root: str) -> None:

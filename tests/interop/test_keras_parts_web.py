@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 
 import ckptflow
-from ckptflow.errors import ObjectNotFoundError, StorageAccessError, StorageError, StorageUnavailableError, UsageError
+from ckptflow.errors import (
+    CkptflowError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
+    StorageUnavailableError,
+    UsageError,
+)
 from ckptflow.places import http as http_module
 from ckptflow.places.names import folder_of, in_folder
 from ckptflow.storage.retry import Retries
@@ -109,6 +116,27 @@ def test_an_index_that_nobody_can_read_is_not_one_that_is_not_there(
         ckptflow.import_model(f"{url}/w%201_00000.weights.h5?{QUERY}", tmp_path / "run")
     assert "PLANTED" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_url_for_one_file_alone(folder: Path, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its signature does not fit what lies beside it. Who asks for all weights of a model gets all of them, or none."""
+    with web(folder, {"w%201.weights.json": 403, "epoch.weights.json": 403}) as url:
+        model = make()
+        ckptflow.import_model(f"{url}/epoch_00003.weights.h5?{QUERY}", tmp_path / "whole", model=model)
+        assert all(map(np.array_equal, model.get_weights(), trained.get_weights()))
+        (said,) = [message for message in caplog.messages if "may have a part" in message]
+        assert "PLANTED" not in said
+        part = f"{url}/w%201_00000.weights.h5?{QUERY}"
+        model = make()
+        before = model.get_weights()
+        with pytest.raises(CkptflowError, match="dense"):
+            ckptflow.import_model(part, tmp_path / "part", model=model)
+        with pytest.raises(StorageAccessError, match="or give model="):
+            ckptflow.import_model(part, tmp_path / "part", model=model, partial=True)
+        with pytest.raises(CkptflowError, match="dense"):
+            ckptflow.import_model(part, tmp_path / "part", model=model, rename=lambda name: name)
+        assert all(map(np.array_equal, model.get_weights(), before))
+    assert not (tmp_path / "part").exists()
 
 
 @pytest.mark.parametrize(

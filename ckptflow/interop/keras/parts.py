@@ -3,6 +3,7 @@ that was saved with `zipped=False`."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -13,7 +14,14 @@ from typing import IO, Any, BinaryIO
 
 import h5py
 
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, UnsupportedStateError, UsageError
+from ckptflow.errors import (
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
+    UnsupportedStateError,
+    UsageError,
+)
 from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.private_copy import open_regular, private_copy
@@ -23,6 +31,8 @@ from ckptflow.places.room import ensure_room
 from ckptflow.storage.faults import os_errors
 from ckptflow.storage.redaction import redact_url
 
+logger = logging.getLogger("ckptflow")
+
 INDEX_SUFFIX = ".weights.json"
 _SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)
 _NPZ = "model.weights.npz"
@@ -31,11 +41,14 @@ _COPY_BYTES = 2**20
 _MEMBERS = ("metadata.json", _CONFIG, WEIGHTS_MEMBER, _NPZ)
 
 
-def as_one_file(local: str, place: str, folder: str, source_options: dict[str, Any] | None) -> str:
+def as_one_file(
+    local: str, place: str, folder: str, source_options: dict[str, Any] | None, *, is_compared: bool
+) -> str:
     """What Keras saved as several files as one of them in `folder`; the path as it is where it is one.
 
     `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part, and
-    `StorageError` where that cannot be told.
+    `StorageError` where that cannot be told. Only if access to the index is refused, as with a URL that is signed for
+    one file, and all of the weights will be asked for (`is_compared`), it is taken with a warning.
     """
 
     def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
@@ -61,9 +74,15 @@ def as_one_file(local: str, place: str, folder: str, source_options: dict[str, A
     except ObjectNotFoundError:  # a name with a number, as that of an epoch
         return local
     except StorageError as error:
-        raise type(error)(
+        told = (
             f"{where} may have a part of the weights alone, as its name has a number, and whether {index} beside it "
-            f"says so cannot be told: {error}. If it has all of them, fetch it under a name without one"
+            f"says so cannot be told: {error}."
+        )
+        if is_compared and isinstance(error, StorageAccessError):
+            logger.warning("%s It is read, since it must have all weights of model=; an optimizer may be lacking", told)
+            return local
+        raise type(error)(
+            f"{told} If it has all of them, fetch it under a name without a number, or give model= and not partial="
         ) from error
     if is_part:
         raise UsageError(f"{where} has a part of the weights of {index}: name that")

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from ckptflow.interop.keras import hdf5 as keras_hdf5
+from ckptflow.interop.keras.called import warn_of_names
 from ckptflow.interop.untrusted.keras_trust import Framework
 from ckptflow.state.kinds import raw_variable
 from ckptflow.state.private.kerases import INNER_OPTIMIZERS, OWN_VARIABLES, layers_in, of, own_variables
@@ -20,6 +21,13 @@ def places_of(model: Any, framework: Framework) -> dict[str, tuple[int, ...]]:
     return {place: shape for place, (shape, _) in _record(model, framework).items()}
 
 
+def called_by_place(model: Any, framework: Framework) -> dict[str, str]:
+    """What each layer with variables is called, by their place; tf_keras does not tell."""
+    recorder = _recorder(of(framework).store_class())
+    of(framework).save_state(model, recorder, set())
+    return dict(recorder.called)
+
+
 def names_by_place(model: Any, framework: Framework, state: Mapping[str, Any]) -> dict[str, str]:
     """The name in a checkpoint of `state` of each variable of a model in it, by its place in a `.weights.h5`."""
     names = _names(state)
@@ -28,7 +36,7 @@ def names_by_place(model: Any, framework: Framework, state: Mapping[str, Any]) -
     return {place: name for place, name in found.items() if name is not None}
 
 
-def names_by_order(file: h5py.File, model: Any, state: Mapping[str, Any]) -> dict[str, str]:
+def names_by_order(file: h5py.File, model: Any, state: Mapping[str, Any], where: str) -> dict[str, str]:
     """The same for a file of the legacy format: by the order of the layers where there are as many of them, as Keras
     takes them, else by the layers' names."""
     names = _names(state)
@@ -41,6 +49,9 @@ def names_by_order(file: h5py.File, model: Any, state: Mapping[str, Any]) -> dic
         pairs = list(zip(stored, layers, strict=True))
     else:
         pairs = [(layer.name, layer) for layer in layers if layer.name in stored]
+    shapes = [tuple(map(_shape_of, (*layer.trainable_weights, *layer.non_trainable_weights))) for _, layer in pairs]
+    called = zip(pairs, shapes, strict=True)
+    warn_of_names(where, [(name, layer.name, own) for (name, layer), own in called])
     found: dict[str, str] = {}
     for stored_name, layer in pairs:
         variables = [*layer.trainable_weights, *layer.non_trainable_weights]
@@ -146,6 +157,7 @@ def _recorder(base: type) -> Any:
     class Recorder(base):  # type: ignore[misc]
         def __init__(self) -> None:
             self.found: dict[str, tuple[int, ...]] = {}
+            self.called: dict[str, str] = {}
             self.at = ""
 
         def __bool__(self) -> bool:
@@ -153,6 +165,8 @@ def _recorder(base: type) -> Any:
 
         def make(self, path: str, metadata: Any = None) -> Any:
             self.at = f"{path}/vars" if path else "vars"
+            if metadata:
+                self.called[self.at] = str(metadata["name"])
             return self
 
         def __setitem__(self, key: str, value: Any) -> None:

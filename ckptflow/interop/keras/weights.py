@@ -17,11 +17,12 @@ from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.format.offer import HINT, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
+from ckptflow.interop.keras.called import pairs_by_place, warn_of_names
 from ckptflow.interop.keras.config import build_optimizer_of
 from ckptflow.interop.keras.described import PLACE, described_in, difference
 from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, opened
 from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
-from ckptflow.interop.keras.places import names_by_order, names_by_place, places_of, weights_for
+from ckptflow.interop.keras.places import called_by_place, names_by_order, names_by_place, places_of, weights_for
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
@@ -87,6 +88,7 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         build_optimizer_of(model)
     wanted = places_of(model, framework)
     absent = _check_fit(path, there, wanted)
+    _warn_of_places(path, kind, model, framework, there)
     other = difference(described_in(path, kind), model) if optimizer and places_in(there) else None
     takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted), other)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
@@ -118,18 +120,26 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
         if kind in ("weights", "keras"):
             framework = framework_of_model(models[0])
             renamed = names_by_place(models[0], framework, state)
+            _warn_of_places(path, kind, models[0], framework, shapes_of(stored))
             wanted = places_in(places_of(models[0], framework))
             live = getattr(models[0], "optimizer", None)
             there, other = places_in(shapes_of(stored)), difference(described_in(path, kind), models[0])
             optimizer = optimizer and takes_state(path, live, there, wanted, other)
         else:
             with opened(path, path) as found:
-                renamed = names_by_order(found, models[0], state)
+                renamed = names_by_order(found, models[0], state, path)
     left_out = () if optimizer else tuple(each.path for each in stored if each.path.startswith(PLACE))
     tensors = keras_hdf5.named_tensors(
         path, [each for each in stored if each.path not in left_out], lambda: _file_of(path, kind), renamed
     )
     return replace(tensors, left_out=left_out)
+
+
+def _warn_of_places(
+    path: str, kind: FileKind, model: Any, framework: Framework, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    with weights_of(path, kind) as (file, _):
+        warn_of_names(path, pairs_by_place(file, called_by_place(model, framework), shapes))
 
 
 def framework_of_model(model: Any) -> Framework:
@@ -256,7 +266,7 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
     if optimizer is not None:
         build_optimizer_of(model)
     with opened(path, path) as found:
-        problems = _legacy_problems(found, model)
+        problems = _legacy_problems(found, model, path)
         if problems:
             raise misfit_error(path, problems)
     with in_order_of(path, model) as ordered, named(ordered, ".h5") as file, damage(path):
@@ -270,7 +280,7 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
             set_legacy(path, optimizer, found, difference(described_in(path, "whole"), model))
 
 
-def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
+def _legacy_problems(file: h5py.File, model: Any, where: str) -> list[str]:
     """What differs, weight by weight in the order of the layers, as Keras takes them from such a file."""
     root = _root_of(file)
     theirs = _layers_with_weights(root)
@@ -280,6 +290,7 @@ def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
         return [f"it has {len(theirs)} layers with weights ({shown[0]}), and the model {len(layers)} ({shown[1]})"]
     is_old = is_tf_keras_model(model)
     problems = []
+    called = []
     for name, layer in zip(theirs, layers, strict=True):
         weights = weights_for(root[name], layer)
         if weights is None:
@@ -302,6 +313,9 @@ def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
             for weight, shape, size in zip(weights, there, wanted, strict=True)
             if shape != size
         ]
+        called.append((name, layer.name, tuple(wanted)))
+    if not problems:
+        warn_of_names(where, called)
     return problems
 
 

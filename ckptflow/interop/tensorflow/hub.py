@@ -15,7 +15,7 @@ def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
     return None if data is None else decode(data, where)
 
 
-def as_folder(local: str, place: str, folder: str, source_options: dict[str, Any] | None) -> str:
+def as_folder(local: str, place: str, folder: str, source_options: dict[str, Any] | None, *, is_compared: bool) -> str:
     """The folder of a module, unpacked in `folder` if it is a file."""
     if not os.path.isfile(local):
         return local
