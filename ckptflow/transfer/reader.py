@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import crc32c
@@ -25,7 +26,7 @@ from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
-from ckptflow.transfer.streams import Streams, Turns, pieces, streams_for
+from ckptflow.transfer.streams import LEAST_PIECE_BYTES, Streams, Turns, pieces, streams_for
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
@@ -227,13 +228,13 @@ class _Reading:
         checksums: dict[Part, int] = {}
 
         threads = min(self._turns.streams.most, self._pool.count, max(1, len(ranges)))
-        requests = -(-self._turns.streams.most // threads)
-
-        def get(key: str, into: memoryview, start: int) -> _Came:
-            return self._get_in_pieces(key, into, start, requests)
+        streams = self._turns.streams
+        last = len(ranges) % threads or threads  # that are read when no other is left to begin
 
         def read(number: int, buffer: Buffer) -> None:
-            bring(ranges[number], buffer, 0, get)
+            is_last = len(ranges) - number <= last
+            requests = streams.most // last if is_last else -(-streams.count // threads)
+            bring(ranges[number], buffer, 0, partial(self._get_in_pieces, requests))
 
         def bring(each: Range, buffer: Buffer, first: int, get: _Ask) -> None:
             sums = list(zip(each.parts, self._read(each, buffer, get), strict=True))[first:]
@@ -284,9 +285,13 @@ class _Reading:
             raise problem from got.missing
         return got.checksums
 
-    def _get_in_pieces(self, key: str, into: memoryview, start: int, requests: int) -> _Came:
-        """In turns: from an object store what is long comes in several requests, up to so many at once."""
-        places = pieces(len(into), requests) if self._store.is_object_store else [(0, len(into))]
+    def _get_in_pieces(self, requests: int, key: str, into: memoryview, start: int) -> _Came:
+        """In turns: from an object store what is long comes in several requests, up to so many.
+
+        One is enough until there are more streams than buffers. The last ranges come in more and smaller ones, so that
+        all streams have work until the end.
+        """
+        places = pieces(len(into), requests, LEAST_PIECE_BYTES) if self._store.is_object_store else [(0, len(into))]
 
         def get_piece(place: tuple[int, int]) -> _Came:
             begin, end = place
