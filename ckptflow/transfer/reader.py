@@ -23,6 +23,7 @@ from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
+from ckptflow.transfer.attempts import HELPERS, Attempts
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
@@ -229,24 +230,27 @@ class _Reading:
 
         threads = min(self._turns.streams.most, self._pool.count, max(1, len(ranges)))
         streams = self._turns.streams
+        attempts = Attempts(len(ranges), helpers=HELPERS if self._store.is_object_store else 0)
         last = len(ranges) % threads or threads  # that are read when no other is left to begin
 
-        def read(number: int, buffer: Buffer) -> None:
+        def read(number: int, buffer: Buffer) -> tuple[int, ...]:
             is_last = len(ranges) - number <= last
             requests = streams.most // last if is_last else -(-streams.count // threads)
-            bring(ranges[number], buffer, 0, partial(self._get_in_pieces, requests))
+            get = partial(self._get_in_pieces, requests, lambda: attempts.is_raced(number))
+            return self._read(ranges[number], buffer, get)
 
-        def bring(each: Range, buffer: Buffer, first: int, get: _Ask) -> None:
-            sums = list(zip(each.parts, self._read(each, buffer, get), strict=True))[first:]
-            checksums.update((part, checksum) for part, checksum in sums if not part.is_whole)
+        def note(each: Range, sums: Sequence[int], first: int = 0) -> None:
+            found = list(zip(each.parts, sums, strict=True))[first:]
+            checksums.update((part, checksum) for part, checksum in found if not part.is_whole)
 
-        def consume(number: int, buffer: Buffer) -> None:
+        def consume(number: int, buffer: Buffer, sums: tuple[int, ...]) -> None:
             each = ranges[number]
+            note(each, sums)
             with span("assign", size_bytes=each.end - each.begin):
                 for done, part in enumerate(each.parts, 1):
                     is_overwritten = hand_over(each, part, buffer)
                     if is_overwritten and done < len(each.parts):
-                        bring(each, buffer, done, self._get)
+                        note(each, self._read(each, buffer, self._get), done)
 
         def hand_over(each: Range, part: Part, buffer: Buffer) -> bool:
             came_wrong: list[bool] = []
@@ -261,7 +265,7 @@ class _Reading:
                     finish(user)
             return any(came_wrong)
 
-        run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads)
+        run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads, attempts=attempts)
 
     def _read(self, each: Range, buffer: Buffer, get: _Ask) -> tuple[int, ...]:
         """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
@@ -285,7 +289,9 @@ class _Reading:
             raise problem from got.missing
         return got.checksums
 
-    def _get_in_pieces(self, requests: int, key: str, into: memoryview, start: int) -> _Came:
+    def _get_in_pieces(
+        self, requests: int, is_raced: Callable[[], bool], key: str, into: memoryview, start: int
+    ) -> _Came:
         """In turns: from an object store what is long comes in several requests, up to so many.
 
         One is enough until there are more streams than buffers. The last ranges come in more and smaller ones, so that
@@ -295,7 +301,7 @@ class _Reading:
 
         def get_piece(place: tuple[int, int]) -> _Came:
             begin, end = place
-            return self._turns.transfer(end - begin, lambda: self._get(key, into[begin:end], start + begin))
+            return self._turns.transfer(end - begin, lambda: self._get(key, into[begin:end], start + begin), is_raced)
 
         came = [get_piece(places[0])] if len(places) == 1 else at_once(requests, get_piece, places)
         for (begin, end), count in zip(places, came, strict=True):

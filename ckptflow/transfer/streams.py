@@ -176,11 +176,14 @@ class Turns:
         finally:
             del errors
 
-    def transfer(self, size_bytes: int, call: Callable[[], _Result]) -> _Result:
+    def transfer(
+        self, size_bytes: int, call: Callable[[], _Result], is_raced: Callable[[], bool] = lambda: False
+    ) -> _Result:
         """What `call` returns, made in its turn, and counted as one transfer of so many bytes.
 
-        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that. Only for
-        the threads of a pipeline: Ctrl-C, which comes to the main thread, can so not tear a turn from its end.
+        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that; but not
+        where `is_raced` says that another attempt may bring the same. Only for the threads of a pipeline: Ctrl-C,
+        which comes to the main thread, can so not tear a turn from its end.
         """
         transfer = Transfer()
         moved: int | None = None
@@ -193,7 +196,8 @@ class Turns:
         except StoppedError:
             raise
         except BaseException as error:
-            self.stop(error)
+            if not is_raced():
+                self.stop(error)
             raise
         finally:
             self.streams.end(transfer, moved)

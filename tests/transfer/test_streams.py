@@ -91,7 +91,7 @@ def test_pieces_are_alike_and_none_is_small(size_bytes: int) -> None:
     assert all(begin % 4096 == 0 for begin, _ in found)
     sizes = [end - begin for begin, end in found]
     assert max(sizes) <= 1.5 * PIECE_BYTES + 4096
-    assert len(sizes) == 1 or min(sizes) > PIECE_BYTES * 0.6
+    assert len(sizes) == 1 or min(sizes) > PIECE_BYTES * 0.45  # the last, by as much as the others are rounded up
 
 
 def test_a_little_more_than_a_piece_is_one_request() -> None:
@@ -223,7 +223,7 @@ def test_after_ctrl_c_nothing_that_waits_is_sent() -> None:
         is_sending.set()
         until(lambda: len(given_up) == 6, HANG_S)  # they do not wait for this one's end
 
-    def consume(number: int, buffer: Buffer) -> None:
+    def consume(number: int, buffer: Buffer, result: None) -> None:
         is_sending.wait(HANG_S)
         raise KeyboardInterrupt
 
@@ -245,7 +245,7 @@ def test_ctrl_c_at_any_line_of_a_pipeline_leaves_no_turn_taken() -> None:
         def work(number: int, buffer: Buffer) -> None:
             turns.transfer(1, lambda: None)
 
-        ended = interrupted(lambda: run(pool, 8, work, lambda number, buffer: None, turns=turns, threads=4), at)
+        ended = interrupted(lambda: run(pool, 8, work, lambda number, buffer, result: None, turns=turns, threads=4), at)
         assert ended.error is None or isinstance(ended.error, KeyboardInterrupt)
         assert all_back(streams), ended.struck
         return ended
