@@ -18,6 +18,7 @@ import multiprocessing
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,21 +37,28 @@ CLIENTS = ("obstore", "fsspec")
 CHUNK_BYTES = 2**16
 MAX_HEAD_BYTES = 2**16
 SLOW = 10  # times slower is a slow request
+MOST_SPOILED = 3  # times for one request, so that its retries suffice
 REFUSAL = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+_RANGE = re.compile(rb"(?i)\r\nrange: *[^\r]*")
 
 
 @dataclass(frozen=True)
 class Link:
-    """Bytes per second of each connection; seconds before each reply; shares of requests that are slow or refused."""
+    """Bytes per second of each connection; seconds before each reply; shares of requests that are slow or refused.
+
+    No request is refused, or cut off, more than `MOST_SPOILED` times.
+    """
 
     bytes_per_s: float
     latency_s: float = 0.0
     jitter: float = 0.0  # of both, to either side
     slow: float = 0.0
     refused: float = 0.0
+    at_once: int = 10_000  # requests: what comes while so many are under way is refused
+    cut_every: int = 0  # connections: the last of so many is cut off at its first request
     seed: int = 0
 
 
@@ -69,10 +77,10 @@ def linked(host: str, port: int, link: Link) -> Iterator[int]:
 
 def _serve(host: str, port: int, link: Link, ready: Connection) -> None:
     async def serve() -> None:
-        chance = random.Random(link.seed)
+        traffic = _Traffic(link)
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await _Joint(link, chance, reader, writer).carry(host, port)
+            await _Joint(link, traffic, reader, writer).carry(host, port)
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=MAX_HEAD_BYTES)
         ready.send(server.sockets[0].getsockname()[1])
@@ -81,18 +89,47 @@ def _serve(host: str, port: int, link: Link, ready: Connection) -> None:
     asyncio.run(serve())
 
 
+class _Traffic:
+    """All connections together: what is under way, and which requests are spoiled."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.chance = random.Random(link.seed)
+        self.under_way = 0
+        self._connections = 0
+        self._spoiled: Counter[bytes] = Counter()
+
+    def is_next_cut(self) -> bool:
+        """Of a new connection: whether it will be cut off."""
+        self._connections += 1
+        return bool(self._link.cut_every) and self._connections % self._link.cut_every == 0
+
+    def is_refused(self, head: bytes) -> bool:
+        is_full = self.under_way >= self._link.at_once
+        return (self.chance.random() < self._link.refused or is_full) and self.may_spoil(head)
+
+    def may_spoil(self, head: bytes) -> bool:
+        found = _RANGE.search(head)
+        request = head.partition(b"\r\n")[0] + (found[0] if found else b"")
+        self._spoiled[request] += 1
+        return self._spoiled[request] <= MOST_SPOILED
+
+
 class _Joint:
     """One connection of a client, and the one to the server that it stands for."""
 
     def __init__(
-        self, link: Link, chance: random.Random, client: asyncio.StreamReader, to_client: asyncio.StreamWriter
+        self, link: Link, traffic: _Traffic, client: asyncio.StreamReader, to_client: asyncio.StreamWriter
     ) -> None:
         self._link = link
-        self._chance = chance
+        self._traffic = traffic
         self._client = client
         self._to_client = to_client
         self._rate = link.bytes_per_s
         self._latency_s = 0.0  # before the next byte of a reply
+        self._is_cut = traffic.is_next_cut()
+        self._is_under_way = False
+        self._reply_left_bytes = 0
 
     async def carry(self, host: str, port: int) -> None:
         """Until either side ends it."""
@@ -104,14 +141,24 @@ class _Joint:
         for writer in (to_server, self._to_client):
             writer.close()
         await asyncio.wait([replies])
+        self._count(is_under_way=False)
+
+    def _count(self, *, is_under_way: bool) -> None:
+        """Whether this connection has a request under way, for those that come on others."""
+        self._traffic.under_way += is_under_way - self._is_under_way
+        self._is_under_way = is_under_way
 
     async def _request(self, to_server: asyncio.StreamWriter) -> None:
         head = await self._client.readuntil(b"\r\n\r\n")
         found = _LENGTH.search(head)
         left = int(found[1]) if found else 0
-        varied = self._chance.uniform(1 - self._link.jitter, 1 + self._link.jitter)
-        self._rate = self._link.bytes_per_s * varied / (SLOW if self._chance.random() < self._link.slow else 1)
-        is_refused = self._chance.random() < self._link.refused
+        if self._is_cut and self._traffic.may_spoil(head):
+            raise ConnectionAbortedError
+        chance = self._traffic.chance
+        varied = chance.uniform(1 - self._link.jitter, 1 + self._link.jitter)
+        self._rate = self._link.bytes_per_s * varied / (SLOW if chance.random() < self._link.slow else 1)
+        is_refused = self._traffic.is_refused(head)
+        self._count(is_under_way=not is_refused)
         if not is_refused:
             to_server.write(head)
         pace = _Pace()
@@ -143,7 +190,18 @@ class _Joint:
                 await pace.wait(len(data), self._rate)
                 self._to_client.write(data)
                 await self._to_client.drain()
+                if self._is_last_of_reply(data):
+                    self._count(is_under_way=False)
         self._to_client.close()
+
+    def _is_last_of_reply(self, data: bytes) -> bool:
+        """By the length that a reply says; one that says none counts as over at once."""
+        if self._reply_left_bytes <= 0:
+            head, _, data = data.partition(b"\r\n\r\n")
+            found = _LENGTH.search(head)
+            self._reply_left_bytes = int(found[1]) if found else 0
+        self._reply_left_bytes -= len(data)
+        return self._reply_left_bytes <= 0
 
 
 class _Pace:

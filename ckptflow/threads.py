@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -17,30 +16,30 @@ def at_once(count: int, call: Callable[[_Item], _Result], items: Sequence[_Item]
     A save that a script leaves behind goes on while the interpreter waits for its threads. All calls have ended when
     this returns or raises; what it raises is the first error that came. After Ctrl-C no further call is begun.
     """
-    if not items:
-        return []
+    numbers = iter(range(len(items)))
+    results: dict[int, _Result] = {}
     errors: list[BaseException] = []
-    is_left = threading.Event()
 
-    def attempt(item: _Item) -> list[_Result]:
-        if is_left.is_set():
-            return []
-        try:
-            return [call(item)]
-        except BaseException as error:  # one that is no Exception would end the pool's thread, and be waited for
-            errors.append(error)
-            return []
+    def work() -> None:
+        for number in numbers:
+            try:
+                results[number] = call(items[number])
+            except BaseException as error:
+                errors.append(error)
 
-    with ThreadPool(min(count, len(items))) as threads:
-        try:
-            results = threads.map_async(attempt, items, chunksize=1)
-            threads.close()
-            threads.join()
-        except BaseException:
-            is_left.set()
-            threads.close()
-            threads.join()
-            raise
+    threads = [threading.Thread(target=work, name="ckptflow-at-once") for _ in range(min(count, len(items)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        for _ in numbers:
+            pass  # no further one begins
+        for thread in threads:
+            if thread.is_alive():  # one that has not begun finds nothing to do
+                thread.join()
+        raise
     if errors:
         raise errors[0]
-    return [result for found in results.get() for result in found]
+    return [results[number] for number in range(len(items))]

@@ -85,25 +85,39 @@ class BufferPool:
         """A buffer for the caller alone; waits while all are in use. Raises `UsageError` once the pool is closed."""
         while True:
             self._tokens.get()
-            if self._is_closed:
-                self._tokens.put(None)  # the next one who waits
-                raise UsageError("the buffer pool is closed")
+            buffer = self._take()
+            if buffer is not None:
+                return buffer
+
+    def acquire_now(self) -> Buffer | None:
+        """The same without waiting; None where all are in use."""
+        try:
+            self._tokens.get_nowait()
+        except queue.Empty:
+            return None
+        return self._take()
+
+    def _take(self) -> Buffer | None:
+        """One that is free, or new, for a token; None if it was one token too many."""
+        if self._is_closed:
+            self._tokens.put(None)  # the next one who waits
+            raise UsageError("the buffer pool is closed")
+        with self._lock:
+            while self._free:
+                buffer, turn = self._free.pop()
+                if turn == buffer.turn:  # else it was given back twice, and has been taken since
+                    buffer.turn += 1
+                    return buffer
+            if self._made == self.count:
+                return None
+            self._made += 1
+        try:
+            return Buffer(self.buffer_bytes)
+        except BaseException:
             with self._lock:
-                while self._free:
-                    buffer, turn = self._free.pop()
-                    if turn == buffer.turn:  # else it was given back twice, and has been taken since
-                        buffer.turn += 1
-                        return buffer
-                if self._made == self.count:
-                    continue
-                self._made += 1
-            try:
-                return Buffer(self.buffer_bytes)
-            except BaseException:
-                with self._lock:
-                    self._made -= 1
-                self._tokens.put(None)
-                raise
+                self._made -= 1
+            self._tokens.put(None)
+            raise
 
     def release(self, buffer: Buffer, turn: int | None = None) -> None:
         """Gives a buffer back. No transfer may still be using it.

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import crc32c
@@ -22,10 +23,11 @@ from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
+from ckptflow.transfer.attempts import HELPERS, Attempts
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
-from ckptflow.transfer.streams import Streams, Turns, pieces, streams_for
+from ckptflow.transfer.streams import LEAST_PIECE_BYTES, Streams, Turns, pieces, streams_for
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
@@ -227,25 +229,28 @@ class _Reading:
         checksums: dict[Part, int] = {}
 
         threads = min(self._turns.streams.most, self._pool.count, max(1, len(ranges)))
-        requests = -(-self._turns.streams.most // threads)
+        streams = self._turns.streams
+        attempts = Attempts(len(ranges), helpers=HELPERS if self._store.is_object_store else 0)
+        last = len(ranges) % threads or threads  # that are read when no other is left to begin
 
-        def get(key: str, into: memoryview, start: int) -> _Came:
-            return self._get_in_pieces(key, into, start, requests)
+        def read(number: int, buffer: Buffer) -> tuple[int, ...]:
+            is_last = len(ranges) - number <= last
+            requests = streams.most // last if is_last else -(-streams.count // threads)
+            get = partial(self._get_in_pieces, requests, lambda: attempts.is_raced(number))
+            return self._read(ranges[number], buffer, get)
 
-        def read(number: int, buffer: Buffer) -> None:
-            bring(ranges[number], buffer, 0, get)
+        def note(each: Range, sums: Sequence[int], first: int = 0) -> None:
+            found = list(zip(each.parts, sums, strict=True))[first:]
+            checksums.update((part, checksum) for part, checksum in found if not part.is_whole)
 
-        def bring(each: Range, buffer: Buffer, first: int, get: _Ask) -> None:
-            sums = list(zip(each.parts, self._read(each, buffer, get), strict=True))[first:]
-            checksums.update((part, checksum) for part, checksum in sums if not part.is_whole)
-
-        def consume(number: int, buffer: Buffer) -> None:
+        def consume(number: int, buffer: Buffer, sums: tuple[int, ...]) -> None:
             each = ranges[number]
+            note(each, sums)
             with span("assign", size_bytes=each.end - each.begin):
                 for done, part in enumerate(each.parts, 1):
                     is_overwritten = hand_over(each, part, buffer)
                     if is_overwritten and done < len(each.parts):
-                        bring(each, buffer, done, self._get)
+                        note(each, self._read(each, buffer, self._get), done)
 
         def hand_over(each: Range, part: Part, buffer: Buffer) -> bool:
             came_wrong: list[bool] = []
@@ -260,7 +265,7 @@ class _Reading:
                     finish(user)
             return any(came_wrong)
 
-        run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads)
+        run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads, attempts=attempts)
 
     def _read(self, each: Range, buffer: Buffer, get: _Ask) -> tuple[int, ...]:
         """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
@@ -284,13 +289,19 @@ class _Reading:
             raise problem from got.missing
         return got.checksums
 
-    def _get_in_pieces(self, key: str, into: memoryview, start: int, requests: int) -> _Came:
-        """In turns: from an object store what is long comes in several requests, up to so many at once."""
-        places = pieces(len(into), requests) if self._store.is_object_store else [(0, len(into))]
+    def _get_in_pieces(
+        self, requests: int, is_raced: Callable[[], bool], key: str, into: memoryview, start: int
+    ) -> _Came:
+        """In turns: from an object store what is long comes in several requests, up to so many.
+
+        One is enough until there are more streams than buffers. The last ranges come in more and smaller ones, so that
+        all streams have work until the end.
+        """
+        places = pieces(len(into), requests, LEAST_PIECE_BYTES) if self._store.is_object_store else [(0, len(into))]
 
         def get_piece(place: tuple[int, int]) -> _Came:
             begin, end = place
-            return self._turns.transfer(end - begin, lambda: self._get(key, into[begin:end], start + begin))
+            return self._turns.transfer(end - begin, lambda: self._get(key, into[begin:end], start + begin), is_raced)
 
         came = [get_piece(places[0])] if len(places) == 1 else at_once(requests, get_piece, places)
         for (begin, end), count in zip(places, came, strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 FIRST = 16  # to begin with: fewer would find the best number only after a save of some hundred MiB is over
+FIRST_READING = 32  # a restore is over sooner, and a read that is refused has sent nothing in vain
 GAIN = 1.3  # twice the streams must give that much more, or they are not worth their memory and requests
 FEWER = 1.1  # times as much is what fewer must give: where all give the same, nothing speaks for another number
 STEP = 4 / 3  # of the number, at a probe
@@ -161,9 +162,9 @@ class Meter:
     A round is those that began in it: one that began before was under way beside another number of them.
     """
 
-    def __init__(self, most: int, fixed: int | None, now_s: float) -> None:
+    def __init__(self, most: int, fixed: int | None, now_s: float, first: int = FIRST) -> None:
         self.most = max(1, min(most, fixed or most))
-        self.choice = Count(max(1, min(fixed or FIRST, self.most)))
+        self.choice = Count(max(1, min(fixed or first, self.most)))
         self.under_way: set[Transfer] = set()
         self._is_fixed = fixed is not None
         self._round_number = 0

@@ -13,12 +13,13 @@ from typing import TypeVar
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import MOST_AT_ONCE, hearing
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.stream_count import Meter, Transfer
+from ckptflow.transfer.stream_count import FIRST, FIRST_READING, Meter, Transfer
 
 logger = logging.getLogger("ckptflow.transfer")
 
 ON_DISK = 2  # two large writes keep a disk busy
-PIECE_BYTES = 8 * 2**20  # of one request to an object store at least, where there is more to ask for
+PIECE_BYTES = 4 * 2**20  # about what one request asks an object store for, where there is more to ask for
+LEAST_PIECE_BYTES = 2**20  # the same, where fewer ranges are left to read than there are streams
 _PAGE_BYTES = 4096
 READING_BYTES = 64 * 2**20  # of staging memory, where only one checkpoint is read
 _READING_COUNTS = {False: 4, True: 16}  # buffers: on an object store one is one request
@@ -30,13 +31,13 @@ class StoppedError(Exception):
     """The work for which a transfer was to be is stopping: it did not begin. Never leaves a pipeline."""
 
 
-def pieces(size_bytes: int, most: int = 2**31) -> list[tuple[int, int]]:
+def pieces(size_bytes: int, most: int = 2**31, piece_bytes: int | None = None) -> list[tuple[int, int]]:
     """Begins and ends of the requests, all alike and at most so many, that a long range of an object is asked for in.
 
-    Each of `PIECE_BYTES` to twice that, unless there would be too many: a little more than one piece is not worth a
-    second request, and one that has to wait for another is worth none.
+    Each of two thirds of `piece_bytes` (else `PIECE_BYTES`) to one and a half times that, unless there would be too
+    many: one that has to wait for another is worth none.
     """
-    count = max(1, min(size_bytes // PIECE_BYTES, most))
+    count = max(1, min(round(size_bytes / (piece_bytes or PIECE_BYTES)), most))
     step = -(-size_bytes // count)
     step = -(-step // _PAGE_BYTES) * _PAGE_BYTES
     return [(begin, min(begin + step, size_bytes)) for begin in range(0, size_bytes, step)]
@@ -52,8 +53,10 @@ def streams_for(
     """
     if not store.is_object_store:
         return Streams(pool.count, fixed=concurrency or ON_DISK, where=store.url)
-    requests = len(pieces(pool.buffer_bytes)) if is_for_reading else 1
-    return Streams(pool.count * requests, fixed=concurrency, where=store.url)
+    if is_for_reading:
+        most = pool.count * len(pieces(pool.buffer_bytes))
+        return Streams(most, fixed=concurrency, where=store.url, first=FIRST_READING)
+    return Streams(pool.count, fixed=concurrency, where=store.url)
 
 
 def pool_for_reading(store: Store) -> BufferPool:
@@ -70,9 +73,15 @@ class Streams:
     """
 
     def __init__(
-        self, most: int, *, fixed: int | None = None, where: str = "", clock: Callable[[], float] = time.monotonic
+        self,
+        most: int,
+        *,
+        fixed: int | None = None,
+        where: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        first: int = FIRST,
     ) -> None:
-        self._meter = Meter(min(most, MOST_AT_ONCE), fixed, clock())
+        self._meter = Meter(min(most, MOST_AT_ONCE), fixed, clock(), first)
         self._where = where
         self._clock = clock
         self._lock = threading.Lock()
@@ -167,11 +176,14 @@ class Turns:
         finally:
             del errors
 
-    def transfer(self, size_bytes: int, call: Callable[[], _Result]) -> _Result:
+    def transfer(
+        self, size_bytes: int, call: Callable[[], _Result], is_raced: Callable[[], bool] = lambda: False
+    ) -> _Result:
         """What `call` returns, made in its turn, and counted as one transfer of so many bytes.
 
-        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that. Only for
-        the threads of a pipeline: Ctrl-C, which comes to the main thread, can so not tear a turn from its end.
+        What it raises stops the pipeline before the turn is given back, so that nobody who waits gets that; but not
+        where `is_raced` says that another attempt may bring the same. Only for the threads of a pipeline: Ctrl-C,
+        which comes to the main thread, can so not tear a turn from its end.
         """
         transfer = Transfer()
         moved: int | None = None
@@ -184,7 +196,8 @@ class Turns:
         except StoppedError:
             raise
         except BaseException as error:
-            self.stop(error)
+            if not is_raced():
+                self.stop(error)
             raise
         finally:
             self.streams.end(transfer, moved)

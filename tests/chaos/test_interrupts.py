@@ -208,7 +208,7 @@ def test_ctrl_c_at_every_line_of_the_pipeline() -> None:
         def work(number: int, buffer: Buffer) -> None:
             buffer.array[:] = number
 
-        def consume(number: int, buffer: Buffer) -> None:
+        def consume(number: int, buffer: Buffer, result: None) -> None:
             assert set(buffer.array) == {number}
             consumed.append(number)
 

@@ -16,7 +16,7 @@ from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import TensorSpec, Wanted
 from ckptflow.storage.store import Store
 from ckptflow.testing import FaultyStore, LatencyStore, StoreWrapper
-from ckptflow.transfer import buffers, streams
+from ckptflow.transfer import buffers, reader, streams
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
 from ckptflow.transfer.reader import read_tensors
@@ -128,6 +128,7 @@ def test_tensors_larger_than_the_budget(
     concurrency: int | None,
 ) -> None:
     monkeypatch.setattr(streams, "PIECE_BYTES", SHARD_BYTES // PIECES)
+    monkeypatch.setattr(reader, "LEAST_PIECE_BYTES", SHARD_BYTES // PIECES // 2)
     stores = wrap_store(monkeypatch, lambda store: InFlight(wrap(LatencyStore(store, 0.0005))))
     most = count * PIECES if wrap is FarAway else count
     default = most if wrap is FarAway else 2

@@ -92,7 +92,7 @@ def test_more_threads_than_buffers_do_all_the_work() -> None:
         buffer.array[0] = number
         worked.append(number)
 
-    def consume(number: int, buffer: Buffer) -> None:
+    def consume(number: int, buffer: Buffer, result: None) -> None:
         assert threading.current_thread() is main
         assert buffer.array[0] == number
         consumed.append(number)
@@ -139,7 +139,7 @@ def test_an_error_while_consuming_waits_for_what_is_under_way() -> None:
         with lock:
             under_way.remove(number)
 
-    def consume(number: int, buffer: Buffer) -> None:
+    def consume(number: int, buffer: Buffer, result: None) -> None:
         if number == 3:
             raise RuntimeError("target")
 
@@ -158,7 +158,7 @@ def test_two_users_share_one_buffer_without_a_deadlock() -> None:
             pool,
             50,
             lambda number, buffer: None,
-            lambda number, buffer: done.append(base + number),
+            lambda number, buffer, result: done.append(base + number),
             turns=Turns(Streams(4, fixed=4)),
             threads=4,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -15,11 +16,11 @@ from ckptflow.format import boxes, dtypes
 from ckptflow.format.manifest import Manifest, decode
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry
-from ckptflow.transfer import streams
+from ckptflow.transfer import reader, streams
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import plan_ranges
 from ckptflow.transfer.reader import check_sizes, read_tensors
-from ckptflow.transfer.streams import Streams
+from ckptflow.transfer.streams import Streams, streams_for
 from ckptflow.transfer.verify import verify_checkpoint
 from tests.transfer.helpers import (
     FOLDER,
@@ -383,6 +384,7 @@ def test_unaligned_shards_of_another_writer_are_read() -> None:
 def test_a_long_range_of_an_object_store_comes_in_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them at most so long; on a disk it is one."""
     monkeypatch.setattr(streams, "PIECE_BYTES", 2**13)
+    monkeypatch.setattr(reader, "LEAST_PIECE_BYTES", 2**13)
     for is_object_store in (True, False):
         store, manifest, expected = written(1)
         store.is_object_store = is_object_store
@@ -393,8 +395,41 @@ def test_a_long_range_of_an_object_store_comes_in_several_requests(monkeypatch: 
         assert (longest < 2 * 2**13) == is_object_store
 
 
+LARGE = [TensorSpec("large", "float32", (11 * 2**14 - 2**9,))]  # eleven ranges of 64 KiB, with the shard's header
+
+
+def requests(concurrency: int | None, *, count: int) -> list[int]:
+    """How many there are for each range of `LARGE`, in order, through so many buffers of 64 KiB."""
+    store = DictStore(is_object_store=True)
+    arrays = arrays_for(LARGE)
+    manifest = write_checkpoint(store, [ArraySource(LARGE, arrays)], shard_bytes=2**20)
+    pool, target = BufferPool(count * 2**16, 2**16), ArrayTarget(manifest)
+    store.gets.clear()
+    read_tensors(store, FOLDER, manifest, [Wanted(0)], target, pool, streams=streams_for(store, pool, concurrency))
+    assert same_bits(target.arrays["large"], arrays[0])
+    found = Counter(start // 2**16 for _, start, _ in store.gets)
+    return [found[number] for number in range(len(found))]
+
+
+def test_there_are_as_many_requests_as_streams_and_the_last_ranges_are_spread_over_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "PIECE_BYTES", 2**15)
+    monkeypatch.setattr(reader, "LEAST_PIECE_BYTES", 2**13)
+    # Two streams for each buffer. Three buffers leave two ranges for the six streams, two buffers leave one for four.
+    assert requests(None, count=3) == 9 * [2] + 2 * [3]
+    assert requests(None, count=2) == 10 * [2] + [4]
+    # No more streams than buffers: a range is one request, but for the last.
+    assert requests(3, count=3) == 11 * [1]
+    assert requests(4, count=4) == 11 * [1]
+    assert requests(10, count=10) == 10 * [1] + [8]
+    # All of it at once.
+    assert requests(None, count=20) == 11 * [3]
+
+
 def test_one_of_several_requests_that_is_short_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "PIECE_BYTES", 2**12)
+    monkeypatch.setattr(reader, "LEAST_PIECE_BYTES", 2**12)
     store, manifest, _ = written(1)
     store.is_object_store = True
     key = FOLDER.key(max(manifest.shards, key=lambda shard: shard.size_bytes).name)
