@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
@@ -44,3 +45,17 @@ def at_once(count: int, call: Callable[[_Item], _Result], items: Sequence[_Item]
     if errors:
         raise errors[0]
     return [result for found in results.get() for result in found]
+
+
+def left_alone(name: str, call: Callable[[], _Result]) -> Future[_Result]:
+    """`call` in a thread that nobody has to wait for, not even the interpreter when it ends."""
+    ended: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return ended
