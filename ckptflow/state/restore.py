@@ -18,8 +18,9 @@ from ckptflow.format.dtypes import Array
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.offer import misfit_error
 from ckptflow.format.spec import Bytes1D, Wanted
+from ckptflow.state import keras3
 from ckptflow.state.bundle import Bundle, NotPutBackError, said
-from ckptflow.state.kinds import is_normalization
+from ckptflow.state.kinds import is_keras3_layer, is_normalization, raw_variable
 from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
@@ -219,9 +220,13 @@ class Restore:
         for held in self._held.values():
             self._write(held)
         self._held.clear()
+        variables = self._tree.variables
+        given = {id(raw_variable(variables[name])) for name in self.assigned if name in variables}
         for layer in self._tree.layers:
             if is_normalization(layer):
                 layer.finalize_state()
+            elif is_keras3_layer(layer):
+                keras3.calibrate(layer, given)
         for name, state in self._python_state.items():
             self._set_python_state(name, state)
 
