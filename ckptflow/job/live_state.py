@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ckptflow.spans import span
 from ckptflow.state.assign import all_of_it_but, match
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
 from ckptflow.state.kinds import raw_variable
+from ckptflow.state.own_stores import what_is_lost
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
@@ -27,6 +29,8 @@ from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.streams import Streams
+
+logger = logging.getLogger("ckptflow")
 
 
 class LiveState:
@@ -40,6 +44,7 @@ class LiveState:
         self.unfinished: dict[str, str] = {}  # what a restore has assigned, and of which folder, until one succeeds
         self.built: set[str] = set()  # what restores have built for a checkpoint, until one succeeds
         self._held_metrics: dict[str, Any] = {}
+        self._told_lost: set[str] = set()
         self._cluster = cluster
         self._planned: tuple[Sequence[TensorSpec], WorkerPlan] | None = None
         self._tree = self._walk(self._objects, self.attached)
@@ -75,6 +80,15 @@ class LiveState:
     def _walk(self, objects: Mapping[str, Any], attached: Mapping[str, Any]) -> Tree:
         tree = walk({**objects, **attached}, worker=self._cluster.worker, world_size=self._cluster.world_size)
         check_strategy(tree.variables, self._cluster.strategy)
+        for path, what in what_is_lost(tree.own_stores).items():
+            if path not in self._told_lost:
+                self._told_lost.add(path)
+                logger.warning(
+                    "%s: what its %s writes besides variables is not saved, and not restored: make it a weight "
+                    "(add_weight(trainable=False)), or give the class get_state() and set_state(state)",
+                    path,
+                    what,
+                )
         return tree
 
     def checksum(self) -> str:

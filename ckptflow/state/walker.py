@@ -42,6 +42,7 @@ from ckptflow.state.kinds import (
 )
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf
 from ckptflow.state.listed import check_listed, family_of, has_own_list
+from ckptflow.state.own_stores import has_own_store
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.private.keras import VALUE, trained_by
 from ckptflow.state.private.tensorflow import starts_of_parts
@@ -110,6 +111,7 @@ class Walker:
         self.models: dict[str, Any] = {}
         self.optimizers: dict[str, OptimizerNode] = {}
         self.layers: list[Any] = []
+        self.own_stores: list[tuple[str, Any]] = []
         self.variables: dict[str, Any] = {}  # as their framework hands them out, by name
         self.watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
@@ -183,6 +185,8 @@ class Walker:
         self.kept_alive += (node.obj, target)
         if is_python_state(node.obj) if node.parent else carries_python_state(node.obj):
             self.python[path] = node.obj
+        elif kind is not None and has_own_store(node.obj):  # else what else it has is in its Python state
+            self.own_stores.append((path, node.obj))
         if kind in (Kind.DISTRIBUTED_ITERATOR, Kind.ITERATOR) and self._world_size > 1 and not node.own:
             raise UnsupportedStateError(
                 f"{path}: with {self._world_size} workers an input position is each worker's own; hand it over as "
