@@ -80,16 +80,22 @@ class LiveState:
     def _walk(self, objects: Mapping[str, Any], attached: Mapping[str, Any]) -> Tree:
         tree = walk({**objects, **attached}, worker=self._cluster.worker, world_size=self._cluster.world_size)
         check_strategy(tree.variables, self._cluster.strategy)
-        for path, what in what_is_lost(tree.own_stores).items():
-            if path not in self._told_lost:
-                self._told_lost.add(path)
-                logger.warning(
-                    "%s: what its %s writes besides variables is not saved, and not restored: make it a weight "
-                    "(add_weight(trainable=False)), or give the class get_state() and set_state(state)",
-                    path,
-                    what,
-                )
+        self._tell_lost(what_is_lost(tree.own_stores), "make it a weight (add_weight(trainable=False))")
+        hidden = {path: f"{names}, which nothing tracks," for path, names in tree.unseen.items()}
+        self._tell_lost(hidden, "give it a name of its own in the state, or make it an attribute of what is there")
         return tree
+
+    def _tell_lost(self, lost: Mapping[str, str], way: str) -> None:
+        """Warns, once, of what seems to be state and is not saved."""
+        for path in lost.keys() - self._told_lost:
+            self._told_lost.add(path)
+            logger.warning(
+                "%s: %s is not saved, and not restored. If it is state: %s, or give its class get_state() and "
+                "set_state(state)",
+                path,
+                lost[path],
+                way,
+            )
 
     def checksum(self) -> str:
         """A text that is the same on all workers if they hold the same tensors; empty if there is one worker."""

@@ -129,7 +129,7 @@ def calibrate(layer: Any, given: Collection[int]) -> None:
     """Lets a layer that was made as one that GPTQ or AWQ has calibrated compute with its kernel, if that was given a
     value: `given` has the identities of such variables."""
     found = vars(layer)
-    flag = private.CALIBRATED.get(getattr(layer, "quantization_mode", None) or "")
+    flag = private.CALIBRATED.get(getattr(layer, "quantization_mode", None) or "", "")
     if (
         flag in found
         and private.KERNEL not in found

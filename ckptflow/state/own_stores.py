@@ -28,9 +28,9 @@ def what_is_lost(objects: Iterable[tuple[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, obj in objects:
         if overrides(obj, _ASSETS):
-            found[path] = f"{_ASSETS}()"
+            found[path] = f"what its {_ASSETS}() writes"
         elif keys := _keys(path, obj):
-            found[path] = f"{_STORE}() under {some_of(keys, _SHOWN)}"
+            found[path] = f"what its {_STORE}() writes under {some_of(keys, _SHOWN)}, in no variable,"
     return found
 
 

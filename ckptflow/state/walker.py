@@ -47,6 +47,7 @@ from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.private.keras import VALUE, trained_by
 from ckptflow.state.private.tensorflow import starts_of_parts
 from ckptflow.state.rules import children_of, fingerprint_of, of_its_bundle
+from ckptflow.state.unseen import unseen
 
 MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
@@ -112,6 +113,7 @@ class Walker:
         self.optimizers: dict[str, OptimizerNode] = {}
         self.layers: list[Any] = []
         self.own_stores: list[tuple[str, Any]] = []
+        self.unseen: dict[str, str] = {}
         self.variables: dict[str, Any] = {}  # as their framework hands them out, by name
         self.watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
@@ -122,6 +124,7 @@ class Walker:
         self._nameless: set[int] = set()  # containers, by identity
         self._passed_over: set[int] = set()  # variables, by identity, of which a bundle holds what is state
         self._listing: list[tuple[str, Any]] = []  # objects that list their variables themselves, by path
+        self._met: list[tuple[str, Any]] = []  # objects that may have children, by path
         self._numbers: list[tuple[str, list[int]]] = []  # in dicts' keys, by the path that they gave
         self._other_paths: list[tuple[str, _Node]] = []
         self._slots: dict[str, list[_Slot]] = {}
@@ -140,6 +143,7 @@ class Walker:
         while any(self._queues):
             self._visit(next(queue for queue in self._queues if queue).popleft())
         check_listed(self._listing, self._is_found)
+        self.unseen = unseen(self._met, self._is_found)
         self._check_numbers()
         for leaf in self.leaves:
             leaf.is_kept_equal = any(leaf.name.startswith(f"{optimizer}/") for optimizer in self.optimizers)
@@ -217,6 +221,7 @@ class Walker:
 
     def _expand(self, node: _Node, kind: Kind | None, path: str) -> None:
         obj, owner = node.obj, node.owner
+        self._met.append((path, obj))
         if is_keras3_model(obj) or is_tf_keras_model(obj):
             self.models[path] = obj
             owner = path
@@ -329,8 +334,8 @@ class Walker:
                     "it, which is another in every process; make the key a name"
                 )
 
-    def _is_found(self, variable: Any) -> bool:
-        raw = raw_variable(variable)
+    def _is_found(self, obj: Any) -> bool:
+        raw = raw_variable(obj) if kind_of(obj) is Kind.VARIABLE else obj
         if raw is None:
             return True
         found = id(raw_variable(raw.variables[0]) if is_sharded(raw) else raw)

@@ -59,7 +59,7 @@ def test_what_no_variable_holds_is_told_by_name_and_once(
 ) -> None:
     """Also where it is equal to a variable that is stored as well: both are zeros."""
     with CheckpointManager(tmp_path, {"model": made(kit, save)}) as manager:
-        assert "model/mine: what its save_own_variables() under table writes besides variables is not saved" in (
+        assert "model/mine: what its save_own_variables() writes under table, in no variable, is not saved" in (
             caplog.text
         )
         caplog.clear()
@@ -100,7 +100,7 @@ def test_what_is_built_later_is_told_then(tmp_path: Path, caplog: pytest.LogCapt
         assert "not saved" not in caplog.text
         layer(np.zeros((1, 3)))
         manager.save(1)
-    assert "layer: what its save_own_variables() under table writes" in caplog.text
+    assert "layer: what its save_own_variables() writes under table" in caplog.text
 
 
 def test_assets_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
