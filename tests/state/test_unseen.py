@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ HIDDEN: dict[str, tuple[Callable[[], Any], str, str]] = {
         "entry.held",
         "bias (1,), kernel (1, 1)",
     ),
+    "Python state": (lambda: module(data=Data(Keeper(variable()))), "entry.data", "a Keeper"),
     "a method": (lambda: held_by_layer(lambda inner: inner.call), "entry.held", "bias (1,), kernel (1, 1)"),
     "a partial": (
         lambda: held_by_layer(lambda inner: functools.partial(inner, training=True)),
@@ -186,15 +187,20 @@ def test_what_has_a_name_elsewhere_is_not(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_what_is_long_or_cannot_be_looked_into_is_passed_over() -> None:
-    class Closed(collections.abc.Mapping):  # type: ignore[type-arg]
-        def __getitem__(self, key: Any) -> Any:
-            raise ValueError("closed")
-
-        def __iter__(self) -> Any:
-            raise ValueError("closed")
-
+    class Closed(collections.UserDict):  # type: ignore[type-arg]
         def __len__(self) -> int:
             raise ValueError("closed")
 
+    class Lazy(Mapping[str, Any]):
+        def __getitem__(self, key: Any) -> Any:
+            raise AssertionError("read")
+
+        def __iter__(self) -> Any:
+            return iter(["x"])
+
+        def __len__(self) -> int:
+            return 1
+
     memory = [Data(each) for each in range(100_000)]
-    assert walk({"module": module(data=Data(memory), closed=Data(Closed()), slots=Slotted(1))}).unseen == {}
+    hidden = {"data": Data(memory), "closed": Data(Closed()), "lazy": Data(Lazy()), "slots": Slotted(1)}
+    assert walk({"module": module(**hidden)}).unseen == {}
