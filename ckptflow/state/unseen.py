@@ -28,7 +28,9 @@ _SHOWN_BY_CLASS = (Kind.TABLE, Kind.ITERATOR, Kind.LOOKUP, Kind.DISCRETIZATION)
 
 def unseen(objects: Iterable[tuple[str, Any]], is_found: Callable[[Any], bool]) -> dict[str, str]:
     """By the path of an attribute of one of the objects: the names of variables, tables and such, and the classes of
-    what has Python state, that are below it and that were not found. Looks at attributes, slots, closures and items alone, and calls nothing of the user's."""
+    what has Python state, that are below it and that were not found. Looks at attributes, slots, closures and items
+    alone, and calls nothing of the user's.
+    """
     found: dict[str, str] = {}
     search = _Search(is_found)
     for path, obj in objects:
