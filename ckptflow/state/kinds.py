@@ -211,6 +211,14 @@ def is_normalization(obj: object) -> bool:
     )
 
 
+def is_feature_space(obj: object) -> bool:
+    """Whether it is a FeatureSpace, of either Keras, whose encoders have the sizes of its vocabularies."""
+    return any(
+        keras is not None and hasattr(keras, "utils") and isinstance(obj, keras.utils.FeatureSpace)
+        for keras in (keras3(), tf_keras())
+    )
+
+
 def _without_keras3(variable: Any) -> Any:
     keras = keras3()
     is_wrapped = keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable)
