@@ -23,6 +23,7 @@ from ckptflow.state.bundle import Bundle, NotPutBackError, said
 from ckptflow.state.kinds import is_feature_space, is_keras3_layer, is_normalization, raw_variable
 from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone
+from ckptflow.state.traced import constants_of, trace_anew
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 
 logger = logging.getLogger("ckptflow")
@@ -214,6 +215,7 @@ class Restore:
         """
         if not self._is_rehearsed:
             self.rehearse()
+        before = constants_of(self._tree.layers)
         for leaf, values_of in self._last:
             self._assign(leaf, values_of)
         self._last.clear()
@@ -229,6 +231,8 @@ class Restore:
                 _fit_encoders(layer)
             elif is_keras3_layer(layer):
                 keras3.calibrate(layer, given)
+        if constants_of(self._tree.layers) != before:
+            trace_anew(self._tree.models.values())
         for name, state in self._python_state.items():
             self._set_python_state(name, state)
 
