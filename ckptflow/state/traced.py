@@ -9,7 +9,11 @@ import numpy as np
 
 from ckptflow.state.kinds import Kind, is_feature_space, is_normalization, kind_of
 
-_FUNCTIONS = ("train", "test", "predict")
+_MADE_BY = {
+    "train_function": "make_train_function",
+    "test_function": "make_test_function",
+    "predict_function": "make_predict_function",
+}
 
 
 def constants_of(layers: Iterable[Any]) -> list[Any]:
@@ -32,10 +36,10 @@ def constants_of(layers: Iterable[Any]) -> list[Any]:
 def trace_anew(models: Iterable[Any]) -> None:
     """Has Keras trace again what it has traced of these models. A fit that is under way calls the new function next."""
     for model in models:
-        for name in _FUNCTIONS:
-            if getattr(model, f"{name}_function", None) is not None:
-                setattr(model, f"{name}_function", None)
-                getattr(model, f"make_{name}_function")()
+        for name, make in _MADE_BY.items():
+            if getattr(model, name, None) is not None:
+                setattr(model, name, None)
+                getattr(model, make)()
 
 
 def _bytes_of(value: Any) -> bytes | None:
