@@ -47,7 +47,7 @@ class CheckpointManager:
         memory_budget_bytes: host memory for staging, reused for every save and restore. Default 260 MiB; at least one
             shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.
         commit_timeout_s: how long the coordinator waits for the other workers' receipts, and each worker for all others
-            to make their manager. Default 600 s.
+            to make their manager. Default 600 s. A request to the storage that is under way then is not cut off.
         peer_timeout_s: how long each worker waits, in any call, for another one that does not come and shows no
             progress; then all that wait raise `PeerError` with its name. Default 3600 s; None: no limit. The log names
             who is missing after 15 s already. A worker that has ended is noticed within about 10 s.

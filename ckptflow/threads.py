@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -43,3 +44,17 @@ def at_once(count: int, call: Callable[[_Item], _Result], items: Sequence[_Item]
     if errors:
         raise errors[0]
     return [results[number] for number in range(len(items))]
+
+
+def left_alone(name: str, call: Callable[[], _Result]) -> Future[_Result]:
+    """`call` in a thread that nobody has to wait for, not even the interpreter when it ends."""
+    ended: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return ended

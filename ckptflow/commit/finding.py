@@ -113,7 +113,8 @@ def await_checkpoint(
         except ObjectNotFoundError:
             if time.monotonic() >= deadline:
                 raise CommitTimeoutError(
-                    f"{store.url}/{folder} has no manifest after {timeout_s:g} s; the chief's log says why"
+                    f"{store.url}/{folder} has no manifest after {timeout_s:g} s: the save is still under way, or the "
+                    "chief's log says why it has failed"
                 ) from None
-        time.sleep(pause_s)
+        time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
         pause_s = min(2 * pause_s, 1.0)

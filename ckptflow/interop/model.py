@@ -26,7 +26,8 @@ from ckptflow.state.graph import numbered_graph
 from ckptflow.state.graph_names import pair
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
 from ckptflow.state.leaves import PartLeaf
-from ckptflow.state.private.kerases import layers_in
+from ckptflow.state.private.keras import CALIBRATED
+from ckptflow.state.private.kerases import layers_in, own_variables
 from ckptflow.state.put import build, fill, rehearse
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.weights import trainable_of, weights_of
@@ -93,6 +94,7 @@ def not_held(loaded: LoadedModel, chosen: Format) -> tuple[str, ...]:
     """What of a model's own tensors a format has no place for: optimizer, vocabularies, seeds, states of RNNs, and the
     adapters (LoRA) that Keras adds to the kernel when it writes a model; what that changes is logged."""
     weights = {id(variable) for variable in _weights_of(loaded.model)} - _added_to_kernels(loaded.model, chosen)
+    weights -= _not_written(loaded.model, chosen)
     is_kept_of_optimizer = _optimizer_rule(loaded, chosen)
     names = []
     for leaf in loaded.tree.leaves:
@@ -126,6 +128,29 @@ def _added_to_kernels(model: Any, chosen: Format) -> set[int]:
         value for layer in adapted for name, value in vars(layer).items() if name.lstrip("_").startswith("lora_")
     ]
     return {id(variable) for variable in variables if hasattr(variable, "shape")}
+
+
+def _not_written(model: Any, chosen: Format) -> set[int]:
+    """What Keras leaves out of its files of layers that GPTQ or AWQ has calibrated, by identity; then it refuses to
+    read them back."""
+    if chosen.name not in ("keras", "weights"):
+        return set()
+    lacking: dict[str, set[int]] = {}
+    for layer in layers_in(model):
+        if getattr(layer, "quantization_mode", None) in CALIBRATED and not getattr(layer, "lora_enabled", False):
+            store: dict[str, Any] = {}
+            layer.save_own_variables(store)
+            own = {id(each) for which in ("trainable", "non_trainable") for each in own_variables(layer, which)}
+            if len(store) < len(own):
+                lacking[layer.name] = own - set(map(id, store.values()))
+    if lacking:
+        logger.warning(
+            "Keras does not write all of %s, calibrated by GPTQ or AWQ, and does not read the %s file back: "
+            "SavedModel, tf-checkpoint and safetensors hold them as they are",
+            some_of(sorted(lacking), _NAMES_SHOWN),
+            chosen.name,
+        )
+    return set().union(*lacking.values())
 
 
 def _optimizer_rule(loaded: LoadedModel, chosen: Format) -> Callable[[str], bool]:

@@ -88,7 +88,7 @@ class Incarnation:
         except BaseException:  # nobody may take this step for saved
             self.last_step = before
             raise
-        return PendingCheckpoint(step, future, self._look_for(folder), self._background.waiting)
+        return PendingCheckpoint(step, future, self._look_for(folder), self._commit_timeout_s, self._background.waiting)
 
     def save_again(self, read_attached: Callable[[], Mapping[str, Any]]) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it.
@@ -135,11 +135,11 @@ class Incarnation:
         if self._saver.coordinator is not None:
             self._saver.coordinator.hurry(timeout_s)
 
-    def _look_for(self, folder: Folder) -> Callable[[float | None], Checkpoint]:
+    def _look_for(self, folder: Folder) -> Callable[[float], Checkpoint]:
         """How a worker that is not the chief learns of a commit without a message; of a failure, or a lost chief."""
-        store, limit_s = self._saver.store, self._commit_timeout_s
+        store = self._saver.store
 
-        def look(timeout_s: float | None) -> Checkpoint:
+        def look(timeout_s: float) -> Checkpoint:
             find_lost, ask_at = self._begin_wait(), time.monotonic() + ASK_EVERY_S
 
             def check() -> None:
@@ -151,6 +151,6 @@ class Incarnation:
                         "counts, the next start finds out"
                     )
 
-            return await_checkpoint(store, folder, limit_s if timeout_s is None else timeout_s, check)
+            return await_checkpoint(store, folder, timeout_s, check)
 
         return look

@@ -18,6 +18,7 @@ from ckptflow.spans import span
 from ckptflow.state.assign import all_of_it_but, match
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
 from ckptflow.state.kinds import raw_variable
+from ckptflow.state.own_stores import what_is_lost
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
@@ -44,6 +45,7 @@ class LiveState:
         self.built: set[str] = set()  # what restores have built of optimizers, until one succeeds
         self._told: set[str] = set()
         self._held_metrics: dict[str, Any] = {}
+        self._told_lost: set[str] = set()
         self._cluster = cluster
         self._planned: tuple[Sequence[TensorSpec], WorkerPlan] | None = None
         self._tree = self._walk(self._objects, self.attached)
@@ -83,7 +85,22 @@ class LiveState:
     def _walk(self, objects: Mapping[str, Any], attached: Mapping[str, Any]) -> Tree:
         tree = walk({**objects, **attached}, worker=self._cluster.worker, world_size=self._cluster.world_size)
         check_strategy(tree.variables, self._cluster.strategy)
+        self._tell_lost(what_is_lost(tree.own_stores), "make it a weight (add_weight(trainable=False))")
+        hidden = {path: f"{names}, which nothing tracks," for path, names in tree.unseen.items()}
+        self._tell_lost(hidden, "give it a name of its own in the state, or make it an attribute of what is there")
         return tree
+
+    def _tell_lost(self, lost: Mapping[str, str], way: str) -> None:
+        """Warns, once, of what seems to be state and is not saved."""
+        for path in lost.keys() - self._told_lost:
+            self._told_lost.add(path)
+            logger.warning(
+                "%s: %s is not saved, and not restored. If it is state: %s, or give its class get_state() and "
+                "set_state(state)",
+                path,
+                lost[path],
+                way,
+            )
 
     def checksum(self) -> str:
         """A text that is the same on all workers if they hold the same tensors; empty if there is one worker."""

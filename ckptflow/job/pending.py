@@ -7,9 +7,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.errors import CommitUnknownError
+from ckptflow.errors import CommitTimeoutError, CommitUnknownError
+from ckptflow.threads import left_alone
+
+_LOOK_S = 0.5  # what a look may take in addition: a storage that answers at once does, also to who does not wait
 
 
 class PendingCheckpoint:
@@ -25,12 +29,15 @@ class PendingCheckpoint:
         self,
         step: int,
         future: Future[Checkpoint | None],
-        look: Callable[[float | None], Checkpoint],
+        look: Callable[[float], Checkpoint],
+        look_s: float,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._step = step
         self._future = future
-        self._look = look
+        self._look = look  # for so many seconds, or longer where the storage does not answer
+        self._look_s = look_s
+        self._looking: Future[Checkpoint] | None = None
         self._waiting = waiting  # open while this is waited for, so that other workers wait as well
 
     @property
@@ -50,17 +57,40 @@ class PendingCheckpoint:
     def result(self, timeout_s: float | None = None) -> Checkpoint:
         """The committed checkpoint. Waits for it, and raises why there is none.
 
+        Returns or raises within `timeout_s`, and half a second for a look at the storage, whatever that does: a storage
+        that fails or does not answer is not waited for any longer. `timeout_s=0` asks how it stands.
+
         Raises `SaveFailedError` and its kin (`CommitTimeoutError`, and `CommitUnknownError` where the storage never
-        said), `FencedError`, `PeerError` where the coordinator has ended or does not answer, or `TimeoutError` where
-        the save has not ended within `timeout_s` seconds (default: no limit on the coordinator; the manager's
-        `commit_timeout_s` on the other workers).
+        said), `FencedError`, `PeerError` where the coordinator has ended or does not answer, `StorageError` where the
+        manifest cannot be looked for, or `TimeoutError` where the save has not ended within `timeout_s` seconds
+        (default: no limit on the coordinator; the manager's `commit_timeout_s` on the other workers).
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._waiting():
             found = self._future.result(timeout_s)
             if found is not None:
                 return found
-            return self._look(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            return self._find(time.monotonic() + self._look_s if deadline is None else deadline)
+
+    def _find(self, deadline: float) -> Checkpoint:
+        """Looks in another thread, which is left alone where a call to the storage takes longer than there is time."""
+        looking = self._looking
+        while True:
+            if looking is None or (looking.done() and looking.exception() is not None):
+                look_s = max(0.0, deadline - time.monotonic())
+                self._looking = looking = left_alone("ckptflow-look", partial(self._look, look_s))
+            try:
+                return looking.result(max(0.0, deadline - time.monotonic()) + _LOOK_S)
+            except CommitTimeoutError:  # of a look that had begun before, perhaps
+                if time.monotonic() >= deadline:
+                    raise
+            except TimeoutError:
+                if looking.done():
+                    raise
+                raise CommitTimeoutError(
+                    f"step {self._step}: the storage has not said in time whether the chief has committed it; the save "
+                    "may still be under way"
+                ) from None
 
     def exception(self, timeout_s: float | None = None) -> BaseException | None:
         """Why this worker's part failed, or None where it went well. Raises `TimeoutError` like `result`."""

@@ -14,6 +14,7 @@ from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.offer import HINT, Offer, misfit_error
 from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
+from ckptflow.state.children import name_of
 from ckptflow.state.graph import in_names_of
 from ckptflow.state.leaves import Leaf, PartLeaf
 from ckptflow.state.restore import Pair, Restore, is_optional
@@ -118,7 +119,7 @@ def _unbuilt(tree: Tree) -> list[str]:
     """What to do about layers that lack their variables: unlike a model's, nothing says how they are built."""
     unbuilt = [layer for layer in tree.layers if not getattr(layer, "built", True)]
     entries = {id(obj): name for name, obj in tree.state.items()}
-    names = [f"{entries.get(id(layer), layer.name)} ({type(layer).__name__})" for layer in unbuilt]
+    names = [f"{entries.get(id(layer)) or name_of(layer)} ({type(layer).__name__})" for layer in unbuilt]
     if not names:
         return []
     return [f"not built yet, so that what they hold is not there: {some_of(names, 5)}; call each once on a batch first"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from ckptflow.state.children import (
@@ -20,7 +21,7 @@ from ckptflow.state.children import (
     strip_underscores,
 )
 from ckptflow.state.fingerprints import Fingerprint, fingerprint
-from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of
+from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, raw_variable
 from ckptflow.state.private import keras as private
 
 
@@ -122,6 +123,19 @@ def metric_children(metric: Any) -> Children:
 def seed_children(seed: Any) -> Children:
     """A seed generator's state."""
     return Children(attributes(seed), [])
+
+
+def calibrate(layer: Any, given: Collection[int]) -> None:
+    """Lets a layer that was made as one that GPTQ or AWQ has calibrated compute with its kernel, if that was given a
+    value: `given` has the identities of such variables."""
+    found = vars(layer)
+    flag = private.CALIBRATED.get(getattr(layer, "quantization_mode", None) or "", "")
+    if (
+        flag in found
+        and private.KERNEL not in found
+        and id(raw_variable(found.get(private.CALIBRATED_KERNEL))) in given
+    ):
+        setattr(layer, flag, True)
 
 
 def optimizer_children(optimizer: Any) -> Children:

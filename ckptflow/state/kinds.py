@@ -211,6 +211,14 @@ def is_normalization(obj: object) -> bool:
     )
 
 
+def is_feature_space(obj: object) -> bool:
+    """Whether it is a FeatureSpace, of either Keras, whose encoders have the sizes of its vocabularies."""
+    return any(
+        keras is not None and hasattr(keras, "utils") and isinstance(obj, keras.utils.FeatureSpace)
+        for keras in (keras3(), tf_keras())
+    )
+
+
 def _without_keras3(variable: Any) -> Any:
     keras = keras3()
     is_wrapped = keras is not None and hasattr(keras, "Variable") and isinstance(variable, keras.Variable)
@@ -322,7 +330,7 @@ def tells_children_itself(obj: object) -> bool:
 
 @functools.cache
 def _has_slots(cls: Any) -> bool:
-    return any(_is_users(base) and vars(base).get("__slots__") for base in cls.__mro__)
+    return any(not is_of_library(base) and vars(base).get("__slots__") for base in cls.__mro__)
 
 
 def overrides(obj: object, name: str) -> bool:
@@ -334,8 +342,9 @@ def overrides(obj: object, name: str) -> bool:
 @functools.cache
 def _overrides(cls: Any, name: str) -> bool:
     owner = next((base for base in cls.__mro__ if name in vars(base)), None)
-    return owner is not None and _is_users(owner)
+    return owner is not None and not is_of_library(owner)
 
 
-def _is_users(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] not in _LIBRARIES
+def is_of_library(cls: type) -> bool:
+    """Whether a class is of Python's own types, or of a library that we know."""
+    return str(cls.__module__).partition(".")[0] in _LIBRARIES

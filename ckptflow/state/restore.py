@@ -18,10 +18,12 @@ from ckptflow.format.dtypes import Array
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.offer import misfit_error
 from ckptflow.format.spec import Bytes1D, Wanted
+from ckptflow.state import keras3
 from ckptflow.state.bundle import Bundle, NotPutBackError, said
-from ckptflow.state.kinds import is_normalization
+from ckptflow.state.kinds import is_feature_space, is_keras3_layer, is_normalization, raw_variable
 from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone
+from ckptflow.state.traced import constants_of, trace_anew
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
 
 logger = logging.getLogger("ckptflow")
@@ -213,15 +215,24 @@ class Restore:
         """
         if not self._is_rehearsed:
             self.rehearse()
+        before = constants_of(self._tree.layers)
         for leaf, values_of in self._last:
             self._assign(leaf, values_of)
         self._last.clear()
         for held in self._held.values():
             self._write(held)
         self._held.clear()
+        variables = self._tree.variables
+        given = {id(raw_variable(variables[name])) for name in self.assigned if name in variables}
         for layer in self._tree.layers:
             if is_normalization(layer):
                 layer.finalize_state()
+            elif is_feature_space(layer):
+                _fit_encoders(layer)
+            elif is_keras3_layer(layer):
+                keras3.calibrate(layer, given)
+        if constants_of(self._tree.layers) != before:
+            trace_anew(self._tree.models.values())
         for name, state in self._python_state.items():
             self._set_python_state(name, state)
 
@@ -280,6 +291,14 @@ class Restore:
 
     def _refused(self, line: str) -> StateMismatchError:
         return misfit_error(self.origin, [line], is_changed=True, hint="")
+
+
+def _fit_encoders(features: Any) -> None:
+    """Those that a FeatureSpace has made for the vocabularies that it had before encode those that it has now."""
+    for name, encoder in features.one_hot_encoders.items():
+        preprocessor = features.preprocessors.get(name)
+        if hasattr(preprocessor, "vocabulary_size"):
+            encoder.num_tokens = preprocessor.vocabulary_size()
 
 
 def _range(start: int, extent: int) -> slice:

@@ -6,13 +6,12 @@ was replaced, so that each save can do it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from enum import Enum
 from itertools import chain
-from types import FunctionType, MemberDescriptorType
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ckptflow.state.private.kerases import SETTINGS
 from ckptflow.state.private.tensorflow import OWN
 from ckptflow.state.private.tf_keras import OF_GRAPHS
 from ckptflow.state.tree import Tree
+from ckptflow.state.unseen import attributes_of
 
 logger = logging.getLogger("ckptflow")
 
@@ -44,25 +44,12 @@ def settings_of(tree: Tree) -> tuple[Any, ...]:
 
 
 def _add_all(obj: Any, ignored: Collection[str], found: list[Any], depth: int) -> None:
-    for name, value in _attributes_of(obj):
+    for name, value in attributes_of(obj):
         if name not in ignored and not name.startswith(OWN):
             if type(value) in _PLAIN:
                 found.append(value)
             else:
                 _add(value, found, depth)
-
-
-def _attributes_of(obj: Any) -> list[tuple[str, Any]]:
-    """The attributes of any object, also where they are in slots."""
-    held = getattr(obj, "__dict__", None)
-    found = list(held.items()) if isinstance(held, Mapping) else []
-    for base in type(obj).__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            with contextlib.suppress(Exception):  # one that was never set, or is __dict__ itself
-                if isinstance(vars(base).get(name), MemberDescriptorType):
-                    found.append((name, getattr(obj, name)))
-    return found
 
 
 def _add(value: Any, found: list[Any], depth: int) -> None:

@@ -109,8 +109,10 @@ def is_legacy(optimizer: Any) -> bool:
 
 
 def has_hypers(optimizer: Any, path: str, names: Collection[str]) -> bool:
-    """Whether tensors of these names are hyperparameters of a legacy optimizer at that path."""
-    return any(f"{path}/{name}" in names for name in vars(optimizer).get(private.HYPER, ()))
+    """Whether tensors of these names are hyperparameters of a legacy optimizer at that path, which it has yet to make:
+    one that was given as a variable says nothing."""
+    given = vars(optimizer).get(private.HYPER, {})
+    return any(f"{path}/{name}" in names for name, value in given.items() if kind_of(value) is not Kind.VARIABLE)
 
 
 def optimizer_slots(optimizer: Any, model_variables: list[Any]) -> list[tuple[str, Any, Any]]:

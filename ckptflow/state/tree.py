@@ -42,7 +42,9 @@ class Tree:
     `state` are the objects that were walked. `specs` are the leaves', in order, and `holders` the leaf of each.
     `python` is what has plain Python state, by name, `per_worker` the entries that are this worker's own, `models` and
     `optimizers` those of either Keras by their path, `layers` all Keras layers that were met, `variables` all variables
-    by name. What is None at first, and the plans, are made once for each tree, when they are first asked for.
+    by name, `own_stores` what writes into Keras's files by code of the user's own, `unseen` what plain Python objects
+    hide, by the path of the attribute. What is None at first, and the plans, are made once for each tree, when they are
+    first asked for.
     """
 
     state: Mapping[str, Any]
@@ -57,6 +59,8 @@ class Tree:
     optimizers: dict[str, OptimizerNode]
     layers: list[Any]
     variables: dict[str, Any]
+    own_stores: list[tuple[str, Any]]
+    unseen: dict[str, str]
     _watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]]
     _values: list[tuple[Any, Any]]
     _kept_alive: list[Any]
@@ -117,6 +121,8 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
         walker.optimizers,
         walker.layers,
         walker.variables,
+        walker.own_stores,
+        walker.unseen,
         walker.watched,
         walker.values,
         walker.kept_alive,

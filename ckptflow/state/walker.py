@@ -42,10 +42,12 @@ from ckptflow.state.kinds import (
 )
 from ckptflow.state.leaves import Leaf, PartLeaf, VariableLeaf
 from ckptflow.state.listed import check_listed, family_of, has_own_list
+from ckptflow.state.own_stores import has_own_store
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.private.keras import VALUE, trained_by
 from ckptflow.state.private.tensorflow import starts_of_parts
 from ckptflow.state.rules import children_of, fingerprint_of, of_its_bundle
+from ckptflow.state.unseen import unseen
 
 MAX_NAME_BYTES = 4096
 _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound where objects refer to one another
@@ -110,6 +112,8 @@ class Walker:
         self.models: dict[str, Any] = {}
         self.optimizers: dict[str, OptimizerNode] = {}
         self.layers: list[Any] = []
+        self.own_stores: list[tuple[str, Any]] = []
+        self.unseen: dict[str, str] = {}
         self.variables: dict[str, Any] = {}  # as their framework hands them out, by name
         self.watched: list[tuple[Any, Callable[[Any], Fingerprint], Fingerprint]] = []
         self.values: list[tuple[Any, Any]] = []  # (Keras 3 variable, the TensorFlow variable that it holds)
@@ -120,6 +124,7 @@ class Walker:
         self._nameless: set[int] = set()  # containers, by identity
         self._passed_over: set[int] = set()  # variables, by identity, of which a bundle holds what is state
         self._listing: list[tuple[str, Any]] = []  # objects that list their variables themselves, by path
+        self._met: list[tuple[str, Any]] = []  # objects that may have children, by path
         self._numbers: list[tuple[str, list[int]]] = []  # in dicts' keys, by the path that they gave
         self._other_paths: list[tuple[str, _Node]] = []
         self._slots: dict[str, list[_Slot]] = {}
@@ -138,6 +143,7 @@ class Walker:
         while any(self._queues):
             self._visit(next(queue for queue in self._queues if queue).popleft())
         check_listed(self._listing, self._is_found)
+        self.unseen = unseen(self._met, self._is_found)
         self._check_numbers()
         for leaf in self.leaves:
             leaf.is_kept_equal = any(leaf.name.startswith(f"{optimizer}/") for optimizer in self.optimizers)
@@ -183,6 +189,8 @@ class Walker:
         self.kept_alive += (node.obj, target)
         if is_python_state(node.obj) if node.parent else carries_python_state(node.obj):
             self.python[path] = node.obj
+        elif kind is not None and has_own_store(node.obj):  # else what else it has is in its Python state
+            self.own_stores.append((path, node.obj))
         if kind in (Kind.DISTRIBUTED_ITERATOR, Kind.ITERATOR) and self._world_size > 1 and not node.own:
             raise UnsupportedStateError(
                 f"{path}: with {self._world_size} workers an input position is each worker's own; hand it over as "
@@ -213,6 +221,7 @@ class Walker:
 
     def _expand(self, node: _Node, kind: Kind | None, path: str) -> None:
         obj, owner = node.obj, node.owner
+        self._met.append((path, obj))
         if is_keras3_model(obj) or is_tf_keras_model(obj):
             self.models[path] = obj
             owner = path
@@ -325,8 +334,8 @@ class Walker:
                     "it, which is another in every process; make the key a name"
                 )
 
-    def _is_found(self, variable: Any) -> bool:
-        raw = raw_variable(variable)
+    def _is_found(self, obj: Any) -> bool:
+        raw = raw_variable(obj) if kind_of(obj) is Kind.VARIABLE else obj
         if raw is None:
             return True
         found = id(raw_variable(raw.variables[0]) if is_sharded(raw) else raw)

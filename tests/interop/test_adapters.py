@@ -12,6 +12,7 @@ import pytest
 
 import ckptflow
 from ckptflow.interop.keras import files as keras_files
+from tests.state.test_calibrated import quantized
 
 ONES = np.ones((1, 16), "f4")
 
@@ -41,3 +42,24 @@ def test_what_keras_rounds_is_said(mode: str | None, tmp_path: Path, caplog: pyt
     assert np.array_equal(stock(ONES), ours(ONES))
     done = ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "saved", format="saved-model")
     assert done.left_out == ()
+
+
+@pytest.mark.parametrize("mode", ["gptq", "awq"])
+def test_what_keras_leaves_out_of_calibrated_layers_is_named(
+    mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, calibrate = quantized("Dense", mode)
+    calibrate()
+    with ckptflow.CheckpointManager(tmp_path / "run", {"model": model}) as manager:
+        manager.save(1)
+    model.save(tmp_path / "stock.keras")
+    try:
+        keras_files.read_model(str(tmp_path / "stock.keras"))
+        is_whole = True  # a Keras that writes all of it
+    except Exception:
+        is_whole = False
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        done = ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
+    assert ("model/first/kernel_zero" in done.left_out) is not is_whole
+    assert ("does not write all of first" in caplog.text) is not is_whole
+    assert ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "saved", format="saved-model").left_out == ()

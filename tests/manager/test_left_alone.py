@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from ckptflow import CheckpointManager, PeerError, UsageError
+from ckptflow import CheckpointManager, CommitTimeoutError, PeerError, StorageUnavailableError, UsageError
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.team import Call
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.wrappers import StoreWrapper
 from tests.manager.states import Weights, committed
+from tests.speed.team import Team
+from tests.waiting import HANG_S, until
 
 
 @pytest.mark.parametrize("call", [Call.CAPTURE_AGAIN, Call.SAVE_AGAIN])
@@ -52,6 +58,9 @@ def test_after_damage_a_lost_worker_is_raised_and_a_failed_save_is_not(
     manager.close()
 
 
+_Result = TypeVar("_Result")
+
+
 def test_no_call_comes_between_what_workers_say_to_one_another(tmp_path: Path) -> None:
     """As a signal's handler may try while `PreemptionWatcher.check` or a callback waits for the others."""
     with CheckpointManager(tmp_path, {"w": Weights()}) as manager:
@@ -82,14 +91,81 @@ def test_other_workers_wait_while_a_save_is_waited_for() -> None:
             states.append(is_open)
             return super().exception(timeout)
 
-    def look(timeout_s: float | None) -> Any:
+    def look(timeout_s: float) -> Any:
         states.append(is_open)
         return None
 
     future = Noting()
     future.set_result(None)
-    pending = PendingCheckpoint(1, future, look, waiting)
+    pending = PendingCheckpoint(1, future, look, HANG_S, waiting)
     pending.result()
     pending.exception()
     assert pending.wait()
     assert states == [True, True, True]
+
+
+class Silent(StoreWrapper):
+    """It does not answer who looks for a manifest, until `speaks`; then once with an error."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(open_store(url))
+        self.speaks = threading.Event()
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        if verb == "get" and "manifest" in key and not self.speaks.is_set():
+            assert self.speaks.wait(HANG_S)
+            raise StorageUnavailableError("503 from the test")
+        return call()
+
+
+def test_a_result_comes_in_time_whatever_the_storage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a worker other than the chief, which looks for the manifest."""
+    stores: list[Silent] = []
+
+    def opened(url: str) -> Silent:
+        stores.append(Silent(url))
+        return stores[-1]
+
+    def work(number: int) -> None:
+        manager = CheckpointManager(str(tmp_path), {"w": Weights()})
+        pending = manager.save(1)
+        assert pending.wait(HANG_S)
+        manager.wait()  # both have: the checkpoint is there
+        if number == 1:
+            for timeout_s in (0, 0.01, -1):
+                with pytest.raises(TimeoutError, match="has not said in time"):
+                    pending.result(timeout_s)
+            assert [thread.name for thread in threading.enumerate()].count("ckptflow-look") == 1  # not one for each
+            for store in stores:
+                store.speaks.set()
+            with contextlib.suppress(StorageUnavailableError):  # of the look that was under way, if it still is
+                assert pending.result(HANG_S).step == 1
+            assert pending.result(HANG_S).step == 1
+            assert pending.result(0).step == 1  # what was found stays
+        manager.close()
+
+    Team(monkeypatch, opened).run(2, work)
+    until(lambda: "ckptflow-look" not in [thread.name for thread in threading.enumerate()], HANG_S)
+
+
+def test_a_look_that_ends_early_is_followed_by_another() -> None:
+    """A short `result` leaves a look behind that gives up before the time of the next one is over."""
+    committed_now, looks = threading.Event(), list[float]()
+    found = Checkpoint(1, 1, {}, None, datetime.now(UTC), 0, "memory://root/1")
+
+    def look(timeout_s: float) -> Checkpoint:
+        looks.append(timeout_s)
+        if len(looks) == 1:
+            assert committed_now.wait(HANG_S)
+            raise CommitTimeoutError("not yet")
+        return found
+
+    future: Future[Checkpoint | None] = Future()
+    future.set_result(None)
+    pending = PendingCheckpoint(1, future, look, HANG_S)
+    with pytest.raises(TimeoutError):
+        pending.result(0)
+    committed_now.set()
+    assert pending.result(HANG_S) is found
+    assert pending.result(0) is found
+    assert len(looks) == 2

@@ -212,6 +212,17 @@ def test_a_counter_that_was_there_before_the_first_step_is_made(tmp_path: Path) 
             manager.save(int(model.optimizer.iterations))
 
 
+def test_a_rate_that_is_a_variable_says_nothing_of_what_was_built(tmp_path: Path) -> None:
+    """A legacy optimizer of tf_keras has it from the start, without its other hyperparameters and its slots."""
+    for rate in (0.25, 0.5):
+        model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])
+        model.compile(tf_keras.optimizers.legacy.Adam(tf.Variable(rate)), "mse")
+        with CheckpointManager(tmp_path, {"model": model}) as manager:
+            manager.restore_latest()
+            manager.save(1)
+    assert float(model.optimizer.learning_rate) == 0.25
+
+
 def test_an_optimizer_that_says_it_was_not_built_is_built_for_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,3 +42,21 @@ def test_a_layer_that_is_not_built_is_named_with_what_to_do(tmp_path: Path, kit:
         again(series)
         manager.restore_latest()
     assert again(series).numpy().tolist() == expected
+
+
+@pytest.mark.parametrize("kit", KERASES)
+def test_a_feature_space_that_is_not_adapted_is_named(tmp_path: Path, kit: str) -> None:
+    """The one of tf_keras has no name: it never calls the constructor of `Layer`."""
+    space = KERASES[kit].utils.FeatureSpace
+
+    def made() -> Any:
+        return space({"a": space.float_normalized()}, output_mode="concat")
+
+    saved, data = made(), {"a": [1.0, 2.0, 3.0]}
+    saved.adapt(tf.data.Dataset.from_tensor_slices(data).batch(3))
+    saved({"a": tf.constant([1.0])})
+    with CheckpointManager(tmp_path, {"features": saved}) as manager:
+        manager.save(1)
+    with CheckpointManager(tmp_path, {"features": made()}) as manager:
+        with pytest.raises(StateMismatchError, match=r"not built yet.*features \(FeatureSpace\)"):
+            manager.restore_latest()

@@ -403,3 +403,16 @@ def _hooks(folder: Path) -> None:
     callbacks = keras.callbacks.CallbackList([])
     of_keras.run_hooks_in_time(callbacks)
     assert vars(callbacks)["_async_train"] is False
+
+
+@relied_on("keras.CALIBRATED keras.CALIBRATED_KERNEL keras.KERNEL", "layers that GPTQ or AWQ has calibrated")
+def _calibrated(folder: Path) -> None:
+    for mode, flag in of_keras.CALIBRATED.items():
+        layer = keras.layers.Dense(4, dtype=f"{mode}/4/8_from_float32")
+        layer.build((None, 8))
+        assert vars(layer)[flag] is False
+        assert vars(layer)[of_keras.CALIBRATED_KERNEL].shape == (2, 8)
+        assert of_keras.KERNEL not in vars(layer)
+        plain = keras.layers.Dense(4)
+        plain.build((None, 8))
+        assert of_keras.KERNEL in vars(plain)

@@ -110,3 +110,23 @@ def test_a_mapping_that_cannot_be_looked_at_is_not_an_empty_one() -> None:
     for look in (tree.is_stale, lambda: walk({"m": model}), lambda: walk({"r": registry})):
         with pytest.raises(UnsupportedStateError, match=r"Registry in the state cannot be looked at .*changed size"):
             look()
+
+
+@pytest.mark.parametrize("framework", KERASES)
+def test_a_feature_space_encodes_the_words_that_it_got(tmp_path: Path, framework: str) -> None:
+    """Its encoders are made with the first call, for the words that are there then."""
+    space = KERASES[framework].utils.FeatureSpace
+
+    def adapted(words: list[str]) -> Any:
+        features = space({"word": space.string_categorical()}, output_mode="concat")
+        features.adapt(tf.data.Dataset.from_tensor_slices({"word": words}).batch(2))
+        features({"word": tf.constant(words[:1])})
+        return features
+
+    saved, other = adapted(["a", "b", "c", "d"]), adapted(["x", "y"])
+    with CheckpointManager(tmp_path, {"features": saved}) as manager:
+        manager.save(1)
+    with CheckpointManager(tmp_path, {"features": other}) as manager:
+        manager.restore_latest()
+    asked = {"word": tf.constant([["a"], ["d"], ["x"]])}
+    np.testing.assert_array_equal(np.asarray(other(asked)), np.asarray(saved(asked)))

@@ -59,6 +59,12 @@ def trace(model: Any, inputs: Any) -> None:
     backend.compute_output_spec(model.call, inputs)
 
 
+# A layer that GPTQ or AWQ has calibrated: it has the one variable in the place of the other, which is deleted, and says
+# so by an attribute that is in no config. Keras sets it in `load_own_variables`.
+CALIBRATED = {"gptq": "is_gptq_calibrated", "awq": "is_awq_calibrated"}
+CALIBRATED_KERNEL, KERNEL = "quantized_kernel", "_kernel"
+
+
 # Configs
 
 

@@ -1,0 +1,164 @@
+"""What only plain Python objects lead to: the frameworks do not track it, so a checkpoint does not have it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import ChainMap, UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
+from typing import Any
+
+import tensorflow as tf
+
+from ckptflow.format.words import some_of
+from ckptflow.state.children import pairs_of
+from ckptflow.state.kinds import CONTAINERS, METRICS, Kind, is_of_library, is_python_state, kind_of
+from ckptflow.state.private.tensorflow import OWN
+
+_MAX_ITEMS = 1000  # of a list or dict: longer ones are data
+_MAX_OBJECTS = 10_000  # plain ones, of one walk
+_MAX_DEPTH = 6
+_SHOWN = 5
+_EMPTY_CELL = CellType()
+_MAPPINGS = (dict, MappingProxyType, ChainMap, UserDict)
+_FUNCTIONS = (FunctionType, MethodType, functools.partial)
+_SHOWN_BY_CLASS = (Kind.TABLE, Kind.ITERATOR, Kind.LOOKUP, Kind.DISCRETIZATION)
+
+
+def unseen(objects: Iterable[tuple[str, Any]], is_found: Callable[[Any], bool]) -> dict[str, str]:
+    """By the path of an attribute of one of the objects: the names of variables, tables and such, and the classes of
+    what has Python state, that are below it and that were not found. Looks at attributes, slots, closures and items
+    alone, and calls nothing of the user's.
+    """
+    found: dict[str, str] = {}
+    search = _Search(is_found)
+    for path, obj in objects:
+        if kind_of(obj) in CONTAINERS:
+            continue
+        cls: Any = type(obj)
+        hidden = [(name, value) for name, value in attributes_of(obj) if _may_hide(name, value)]
+        for name, value in hidden + _of_class(cls):
+            lost = [_name_of(each) for each in search.lost_below(value)]
+            if lost:
+                found[f"{path}.{name}"] = some_of(lost, _SHOWN)
+    return found
+
+
+class _Search:
+    """Meets each object once."""
+
+    def __init__(self, is_found: Callable[[Any], bool]) -> None:
+        self._is_found = is_found
+        self._met: set[int] = set()
+        self._count = 0  # of plain objects
+
+    def lost_below(self, top: Any) -> Iterator[Any]:
+        left = [(top, 0)]
+        while left:
+            obj, depth = left.pop()
+            if id(obj) not in self._met and depth <= _MAX_DEPTH:
+                kind = kind_of(obj)
+                if kind is Kind.VARIABLE or kind in _SHOWN_BY_CLASS or is_python_state(obj):
+                    self._met.add(id(obj))
+                    if not self._is_found(obj):
+                        yield obj
+                else:
+                    left += [(each, depth + 1) for each in self._inside(obj, kind)]
+
+    def _inside(self, obj: Any, kind: Kind | None) -> list[Any]:
+        if kind is None:
+            if not _leads_on(obj) or self._count == _MAX_OBJECTS:
+                return []
+            self._count += 1
+        self._met.add(id(obj))
+        if kind in CONTAINERS:
+            return [item for _, item in pairs_of(obj)] if _is_looked_into(obj) else []
+        if kind in METRICS or kind is Kind.DATASET or self._is_found(obj):
+            return []
+        return _held_by(obj)
+
+
+def _may_hide(name: str, value: Any) -> bool:
+    if name.startswith(OWN):
+        return False
+    kind = kind_of(value)
+    return _is_looked_into(value) if kind in CONTAINERS else kind is None and _leads_on(value)
+
+
+def _is_looked_into(container: Any) -> bool:
+    """Not what is long, which is data, nor a mapping of the user's own, which may read its items from anywhere."""
+    cls: Any = type(container)
+    if kind_of(container) is Kind.DICT and not (issubclass(cls, _MAPPINGS) or is_of_library(cls)):
+        return False
+    if not hasattr(type(container), "__len__"):  # a record of attrs
+        return True
+    try:
+        return 0 < len(container) <= _MAX_ITEMS
+    except Exception:  # a mapping that is a file, and closed
+        return False
+
+
+def _leads_on(obj: Any) -> bool:
+    """Whether what an object holds that is of no kind is looked at: one of the user's own classes, or a function."""
+    cls: Any = type(obj)
+    return _lead_on(cls)
+
+
+@functools.cache
+def _lead_on(cls: Any) -> bool:
+    if issubclass(cls, type):
+        return False
+    return not is_of_library(cls) or issubclass(cls, (*_FUNCTIONS, tf.train.ExponentialMovingAverage))
+
+
+def _held_by(obj: Any) -> list[Any]:
+    if isinstance(obj, FunctionType):
+        return [cell.cell_contents for cell in obj.__closure__ or () if cell != _EMPTY_CELL]
+    if isinstance(obj, MethodType):
+        return [obj.__self__, obj.__func__]
+    if isinstance(obj, functools.partial):
+        return [obj.func, *obj.args, *obj.keywords.values()]
+    return [value for _, value in attributes_of(obj)]
+
+
+@functools.cache
+def _classes_of_users(cls: Any) -> tuple[Any, ...]:
+    return tuple(base for base in cls.__mro__ if not is_of_library(base))
+
+
+def _of_class(cls: Any) -> list[tuple[str, Any]]:
+    """What a class of the user's has for all of its objects, if it is state."""
+    return [
+        (name, value)
+        for base in _classes_of_users(cls)
+        for name, value in vars(base).items()
+        if kind_of(value) not in (None, *METRICS)
+    ]
+
+
+def _name_of(obj: Any) -> str:
+    if kind_of(obj) is Kind.VARIABLE:
+        return f"{obj.name} {tuple(obj.shape)}"
+    return f"a {type(obj).__qualname__}"
+
+
+def attributes_of(obj: Any) -> list[tuple[str, Any]]:
+    """The attributes of any object, also where they are in slots."""
+    held = getattr(obj, "__dict__", None)
+    found = list(held.items()) if isinstance(held, Mapping) else []
+    cls: Any = type(obj)
+    for name in _slots_of(cls):
+        with contextlib.suppress(Exception):  # one that was never set
+            found.append((name, getattr(obj, name)))
+    return found
+
+
+@functools.cache
+def _slots_of(cls: Any) -> tuple[str, ...]:
+    found: list[str] = []
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        names = (slots,) if isinstance(slots, str) else tuple(slots)
+        found += [name for name in names if isinstance(vars(base).get(name), MemberDescriptorType)]
+    return tuple(found)

@@ -1,0 +1,206 @@
+"""State that only plain Python objects lead to is not saved, and the manager says so by name."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import logging
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ckptflow import CheckpointManager
+from ckptflow.state.tree import walk
+
+Record = collections.namedtuple("Record", "first second")
+
+
+@dataclasses.dataclass
+class Data:
+    """No record of TensorFlow's, and tracked by nobody."""
+
+    held: Any
+
+
+class Slotted:
+    __slots__ = ("held", "never")
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+class Keeper:
+    """It tells its state itself."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def get_state(self) -> Any:
+        return self.held.numpy().tolist()
+
+    def set_state(self, state: Any) -> None:
+        self.held.assign(state)
+
+
+class Shared(tf.Module):  # type: ignore[misc]
+    of_all = tf.Variable(1.0, name="of_all")
+
+
+def module(**attributes: Any) -> Any:
+    found = tf.Module()
+    for name, value in attributes.items():
+        setattr(found, name, value)
+    return found
+
+
+def variable() -> Any:
+    return tf.Variable(0.0, name="hidden")
+
+
+def averages() -> Any:
+    of, by = variable(), tf.train.ExponentialMovingAverage(0.5)
+    by.apply([of])
+    return module(of=of, by=by)
+
+
+def compiled(kit: Any, **options: Any) -> Any:
+    model = kit.Sequential([kit.Input((1,)), kit.layers.Dense(1)])
+    model.compile(**{"optimizer": "sgd", "loss": "mse"} | options)
+    return model
+
+
+def with_schedule(kit: Any) -> Any:
+    class Schedule(kit.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.held = variable()
+
+        def __call__(self, step: Any) -> Any:
+            return self.held
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+    return compiled(kit, optimizer=kit.optimizers.SGD(Schedule()))
+
+
+def with_loss(kit: Any) -> Any:
+    class Loss(kit.losses.Loss):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = tf.Variable(0.0, name="hidden")
+
+        def call(self, true: Any, predicted: Any) -> Any:
+            return true - predicted - self.held
+
+    return compiled(kit, loss=Loss())
+
+
+def in_a_closure() -> Any:
+    rate = variable()
+    return compiled(keras, optimizer=keras.optimizers.SGD(lambda: rate))
+
+
+def held_by_layer(make: Callable[[Any], Any]) -> Any:
+    layer = keras.layers.Layer(name="outer")
+    inner = keras.layers.Dense(1, name="inner")
+    inner.build((None, 1))
+    layer.held = make(inner)
+    return layer
+
+
+HIDDEN: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "a dataclass": (lambda: module(data=Data(variable())), "entry.data", "hidden:0 ()"),
+    "a namespace": (lambda: module(space=types.SimpleNamespace(x=[variable()])), "entry.space", "hidden:0 ()"),
+    "slots": (lambda: module(slotted=Slotted({"x": variable()})), "entry.slotted", "hidden:0 ()"),
+    "in a list": (lambda: module(items=[1, Data(variable())]), "entry.items", "hidden:0 ()"),
+    "a table": (
+        lambda: module(data=Data(tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, 0))),
+        "entry.data",
+        "a MutableHashTable",
+    ),
+    "a generator": (lambda: module(data=Data(tf.random.Generator.from_seed(1))), "entry.data", "StateVar:0 (3,)"),
+    "averages of TensorFlow": (averages, "entry.by", "hidden/ExponentialMovingAverage:0 ()"),
+    "a class": (Shared, "entry.of_all", "of_all:0 ()"),
+    "a schedule": (lambda: with_schedule(keras), "entry/optimizer._learning_rate", "hidden:0 ()"),
+    "a schedule of tf_keras": (lambda: with_schedule(tf_keras), "entry/optimizer._learning_rate", "hidden:0 ()"),
+    "a loss": (lambda: with_loss(keras), "entry.loss", "hidden:0 ()"),
+    "a loss of tf_keras": (lambda: with_loss(tf_keras), "entry.loss", "hidden:0 ()"),
+    "a closure": (in_a_closure, "entry/optimizer._learning_rate", "hidden:0 ()"),
+    "a layer in a namespace": (
+        lambda: held_by_layer(lambda inner: types.SimpleNamespace(inner=inner)),
+        "entry.held",
+        "bias (1,), kernel (1, 1)",
+    ),
+    "a deque of a layer": (
+        lambda: held_by_layer(lambda inner: collections.deque([inner])),
+        "entry.held",
+        "bias (1,), kernel (1, 1)",
+    ),
+    "Python state": (lambda: module(data=Data(Keeper(variable()))), "entry.data", "a Keeper"),
+    "a method": (lambda: held_by_layer(lambda inner: inner.call), "entry.held", "bias (1,), kernel (1, 1)"),
+    "a partial": (
+        lambda: held_by_layer(lambda inner: functools.partial(inner, training=True)),
+        "entry.held",
+        "bias (1,), kernel (1, 1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_it_is_told_by_name_and_once(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make, path, names = HIDDEN[name]
+    with CheckpointManager(tmp_path, {"entry": make(), "other": tf.Variable(1.0)}) as manager:
+        assert f"{path}: {names}, which nothing tracks, is not saved" in caplog.text
+        caplog.clear()
+        manager.save(1)
+    assert "not saved" not in caplog.text
+
+
+def test_what_has_a_name_elsewhere_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "ckptflow")
+    shared = variable()
+    state = {
+        "data": module(data=Data(shared), of=Record(variable(), [variable()]), ring=Data(None)),
+        "shared": shared,
+        "keeper": module(keeper=Keeper(variable())),
+        "model": compiled(keras, metrics=["mae"]),
+        "old": compiled(tf_keras, metrics=["mae"]),
+        "words": keras.layers.TextVectorization(vocabulary=["a"]),
+        "edges": keras.layers.Discretization(bin_boundaries=[0.0]),
+        "rounds": tf.Variable(0),
+    }
+    state["data"].ring.held = state["data"]  # it goes round
+    for name in ("model", "old"):
+        state[name].fit(tf.zeros((2, 1)), tf.zeros((2, 1)), verbose=0)
+    with CheckpointManager(tmp_path, state) as manager:
+        manager.save(1)
+        state["model"].evaluate(tf.zeros((2, 1)), tf.zeros((2, 1)), verbose=0)
+        manager.save(2)
+    assert caplog.text == ""
+
+
+def test_what_is_long_or_cannot_be_looked_into_is_passed_over() -> None:
+    class Closed(collections.UserDict):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            raise ValueError("closed")
+
+    class Lazy(Mapping[str, Any]):
+        def __getitem__(self, key: Any) -> Any:
+            raise AssertionError("read")
+
+        def __iter__(self) -> Any:
+            return iter(["x"])
+
+        def __len__(self) -> int:
+            return 1
+
+    memory = [Data(each) for each in range(100_000)]
+    hidden = {"data": Data(memory), "closed": Data(Closed()), "lazy": Data(Lazy()), "slots": Slotted(1)}
+    assert walk({"module": module(**hidden)}).unseen == {}
