@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 URL ?=
-TEST_PROCESSES ?= 3 # files of tests at once: many wait, for a server or for their own processes
+TEST_PROCESSES ?= 4 # files of tests at once: many wait, for a server or for their own processes
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: help setup demo test lint types pytest docs chaos matrix tfjs bench bench-full clean

@@ -8,7 +8,7 @@ import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -98,43 +98,55 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # What takes longest, first, where several processes share the files out (`make test`): the last file of a run is short.
-# Those that wait most of their time, for limits that are met or locks of a server, come early, beside others that work.
 SLOWEST = (
-    "interop/test_architectures.py",
     "storage/test_stalls.py",
-    "test_install.py",
-    "cli/test_doctor.py",
-    "protocol/test_protocol.py",
-    "test_docs.py",
     "storage/test_contract.py",
-    "protocol/test_mutations.py",
-    "interop/test_keras_files.py",
-    "callbacks/test_killed.py",
-    "chaos/test_kill.py",
-    "chaos/test_standstill.py",
-    "edge/test_lives.py",
-    "state/test_roundtrip.py",
-    "interop/test_outside.py",
-    "interop/test_hostile_models.py",
-    "interop/test_keras_optimizer.py",
-    "matrix/test_matrix.py",
-    "interop/test_places.py",
-    "examples/test_demo.py",
-    "interop/test_tflite.py",
-    "interop/test_importing.py",
-    "interop/test_keras_damage.py",
-    "interop/test_doors.py",
     "interop/test_probe_keras.py",
-    "callbacks/test_fit.py",
-    "callbacks/test_resume.py",
-    "storage/test_lacking.py",
-    "benchmarks/test_suite.py",
-    "speed/test_steady.py",
+    "interop/test_architectures.py",
+    "interop/test_keras_files.py",
+    "test_docs.py",
+    "peers/test_rounds.py",
+    "format/test_bounds.py",
+    "interop/test_keras_optimizer.py",
+    "test_install.py",
+    "interop/test_adapters.py",
+    "matrix/test_matrix.py",
+    "protocol/test_protocol.py",
     "cli/test_bench.py",
+    "callbacks/test_several.py",
+    "interop/test_saved_model_reading.py",
+    "state/test_roundtrip.py",
+    "cli/test_doctor.py",
+    "callbacks/test_averages.py",
+    "interop/test_keras_damage.py",
+    "edge/test_lives.py",
+    "callbacks/test_fit.py",
+    "chaos/test_kill.py",
+    "interop/test_outside.py",
+    "edge/test_together.py",
+    "interop/test_probe_swallowed.py",
+    "state/test_optimizers_go_on.py",
+    "callbacks/test_killed.py",
+    "protocol/test_mutations.py",
+    "interop/test_keras_parts.py",
+    "interop/test_importing.py",
+    "interop/test_tf_checkpoint_reading.py",
+    "speed/test_resharding.py",
+    "examples/test_demo.py",
     "test_docs_site.py",
-    "examples/test_fine_tune.py",
-    "examples/test_slurm.py",
-    "preemption/test_workers.py",
+    "chaos/test_damages.py",
+    "chaos/test_standstill.py",
+    "interop/test_hostile_models.py",
+    "interop/test_saved_model_strict.py",
+    "places/test_http.py",
+    "chaos/test_syscalls.py",
+    "state/test_tree.py",
+    "interop/test_doors.py",
+    "callbacks/test_input.py",
+    "interop/test_tflite.py",
+    "interop/test_frozen_otherwise.py",
+    "interop/test_archives.py",
+    "cli/test_diff.py",
 )
 
 
@@ -144,10 +156,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: turns.get(item.path, len(turns)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported is no garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish() -> None:
-    """What has been imported by now stays: the collector need not look through it again and again."""
+    """What has been imported by now stays: the collector need not look through it again and again.
+
+    Nor need it look for new garbage 1,000 times in one `fit`: what is to be gone at once is collected by the test.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 def _shared(kind: str) -> servers.Server:

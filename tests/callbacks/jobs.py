@@ -91,8 +91,7 @@ def make_model(keras: Any, compile_arguments: dict[str, Any]) -> Any:
                 self.batch.assign_add(1.0)
             return inputs[:, 1:]
 
-    layers = [Recorder(name="recorder"), keras.layers.Dense(3, activation="relu"), keras.layers.Dense(1)]
-    model = keras.Sequential([keras.Input((5,)), *layers])
+    model = keras.Sequential([keras.Input((5,)), Recorder(name="recorder"), keras.layers.Dense(1)])
     arguments = {"optimizer": keras.optimizers.Adam(0.02), "loss": "mse", "metrics": ["mae"], "jit_compile": False}
     model.compile(**arguments | {name: make(keras) for name, make in compile_arguments.items()})
     return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,32 @@ def leaving(run: Run, at: int) -> dict[str, Any]:
     return {"every_epochs": 9, "watcher": Watcher(run.manager, at)}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Optimizer, int], list[Any]]:
+    """What a fit of two epochs comes to that nothing interrupts, so many of them validated; each is run once."""
+
+    @functools.cache
+    def run_whole(make: Optimizer, validated: int) -> list[Any]:
+        with Run(tmp_path_factory.mktemp("whole"), make) as run:
+            return run.fit(keras.callbacks.SwapEMAWeights(), validation_freq=[*range(1, validated + 1)])
+
+    return run_whole
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Optimizer, int], Path]:
+    """The root of a fit that was left in a validation; each is run once, and is not to be changed."""
+
+    @functools.cache
+    def leave(make: Optimizer, at: int) -> Path:
+        root = tmp_path_factory.mktemp("left")
+        with Run(root, make) as run, pytest.raises(SystemExit):
+            run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, at))
+        return root
+
+    return leave
+
+
 def swapped(callback: Any) -> bool:
     return bool(vars(callback)[SWAPPED])
 
@@ -79,39 +107,56 @@ def test_the_averages_that_a_fit_ends_with_are_saved(make: Optimizer, tmp_path: 
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
-def test_a_fit_that_was_left_in_a_validation_of_averages_goes_on(make: Optimizer, tmp_path: Path) -> None:
-    with Run(tmp_path / "reference", make) as run:
-        expected = run.fit(keras.callbacks.SwapEMAWeights())
-    with Run(tmp_path / "run", make) as run, pytest.raises(SystemExit):
-        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, 13))
+def test_a_fit_that_was_left_in_a_validation_of_averages_goes_on(
+    make: Optimizer,
+    whole: Callable[[Optimizer, int], list[Any]],
+    left: Callable[[Optimizer, int], Path],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(left(make, 13), tmp_path / "run")
     with Run(tmp_path / "run", make) as run:
         swapping = keras.callbacks.SwapEMAWeights()
-        assert run.fit(swapping) == expected
+        assert run.fit(swapping) == whole(make, 2)
         assert not swapped(swapping)
 
 
-@pytest.mark.parametrize(("at", "epochs"), [(13, [1]), (28, [1, 2])], ids=["first", "last"])
+@pytest.mark.parametrize(("at", "epochs"), [(13, 1), (28, 2)], ids=["first", "last"])
 @pytest.mark.parametrize("has_callback", [True, False])
-def test_training_never_goes_on_from_averages(has_callback: bool, at: int, epochs: list[int], tmp_path: Path) -> None:
+def test_training_never_goes_on_from_averages(
+    has_callback: bool,
+    at: int,
+    epochs: int,
+    whole: Callable[[Optimizer, int], list[Any]],
+    left: Callable[[Optimizer, int], Path],
+    tmp_path: Path,
+) -> None:
     """Left in a validation that the next life does not do, perhaps without the callback."""
-    with Run(tmp_path / "reference") as run:
-        expected = run.fit(keras.callbacks.SwapEMAWeights(), validation_freq=epochs)
-    with Run(tmp_path / "run") as run, pytest.raises(SystemExit):
-        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, at))
+    shutil.copytree(left(averaging, at), tmp_path / "run")
     with Run(tmp_path / "run") as run:
         callbacks = [keras.callbacks.SwapEMAWeights()] if has_callback else []
-        assert run.fit(*callbacks, validation_data=None) == expected
+        assert run.fit(*callbacks, validation_data=None) == whole(averaging, epochs)
+
+
+@pytest.fixture(scope="module")
+def validated_last(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Any]]:
+    """What a fit after so many others comes to that validates its second epoch alone; each is run once."""
+
+    @functools.cache
+    def run_whole(fits: int) -> list[Any]:
+        with Run(tmp_path_factory.mktemp("whole")) as run:
+            for _ in range(fits):
+                run.fit(every={"every_epochs": 9}, epochs=1)
+            return run.fit(keras.callbacks.SwapEMAWeights(), validation_freq=[2])
+
+    return run_whole
 
 
 @pytest.mark.parametrize("fits", [0, 1])
 @pytest.mark.parametrize("every", [{"every_steps": 4}, {"every_epochs": 9}], ids=["restored", "as it is"])
-def test_a_fit_whose_validation_failed_is_begun_again(every: dict[str, Any], fits: int, tmp_path: Path) -> None:
+def test_a_fit_whose_validation_failed_is_begun_again(
+    every: dict[str, Any], fits: int, validated_last: Callable[[int], list[Any]], tmp_path: Path
+) -> None:
     """With the same callback, which is left saying that the averages are in the model."""
-    with Run(tmp_path / "reference") as run:
-        swapping = keras.callbacks.SwapEMAWeights()
-        for _ in range(fits):
-            run.fit(every={"every_epochs": 9}, epochs=1)
-        expected = run.fit(swapping, validation_freq=[2])
     with Run(tmp_path / "run") as run:
         for _ in range(fits):
             run.fit(every={"every_epochs": 9}, epochs=1)
@@ -122,7 +167,7 @@ def test_a_fit_whose_validation_failed_is_begun_again(every: dict[str, Any], fit
         assert swapped(swapping)
         found = run.fit(swapping, validation_freq=[2])
         if fits or "every_steps" in every:  # else nothing was there to be restored, and it begins anew
-            assert found == expected
+            assert found == validated_last(fits)
         assert not swapped(swapping)
 
 
@@ -148,24 +193,24 @@ def test_swapping_at_epochs_goes_on_exactly(tmp_path: Path) -> None:
         assert run.fit(swapping(), every=every, epochs=4, validation_data=None) == expected
 
 
-def test_a_warm_start_puts_no_averages_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warm_start_puts_no_averages_back(
+    left: Callable[[Optimizer, int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """They did not come: what is in their place would be put into the model."""
-    with Run(tmp_path) as run, pytest.raises(SystemExit):
-        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, 13))
-    with Run(tmp_path, lambda: keras.optimizers.Adam(0.02)) as run:
+    shutil.copytree(left(averaging, 13), tmp_path / "run")
+    with Run(tmp_path / "run", lambda: keras.optimizers.Adam(0.02)) as run:
         run.manager.restore_latest(partial=True)
         run.fit(validation_data=None)
     assert "are the averages of SwapEMAWeights" in caplog.text
 
 
-def test_a_warm_start_for_something_else_puts_them_back(tmp_path: Path) -> None:
+def test_a_warm_start_for_something_else_puts_them_back(
+    whole: Callable[[Optimizer, int], list[Any]], left: Callable[[Optimizer, int], Path], tmp_path: Path
+) -> None:
     """All weights and averages came; what did not is another entry of the state."""
-    with Run(tmp_path / "reference") as run:
-        expected = run.fit(keras.callbacks.SwapEMAWeights())
-    with Run(tmp_path / "run") as run, pytest.raises(SystemExit):
-        run.fit(keras.callbacks.SwapEMAWeights(), every=leaving(run, 13))
+    shutil.copytree(left(averaging, 13), tmp_path / "run")
     with Run(tmp_path / "run") as run:
         state = {"model": run.model, "new": tf.Variable(1.0)}
         run.manager = ckptflow.CheckpointManager(tmp_path / "run", state, keep=ckptflow.KeepLast(1000))
         run.manager.restore_latest(partial=True)
-        assert run.fit(keras.callbacks.SwapEMAWeights()) == expected
+        assert run.fit(keras.callbacks.SwapEMAWeights()) == whole(averaging, 2)

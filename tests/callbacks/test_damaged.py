@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.manager.states import wrap_store
 BATCH_ENDS = 2 * BATCHES
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def keras() -> Any:
     return keras_of(False)
 
@@ -37,13 +38,13 @@ def run(keras: Any, root: Path, *callbacks: Any, before: Callable[[Job], object]
         return [weights(job), history.history, job.seen().tolist()], job.batches
 
 
-@pytest.fixture
-def expected(keras: Any, tmp_path: Path) -> Any:
-    return run(keras, tmp_path / "reference")[0]
+@pytest.fixture(scope="module")
+def expected(keras: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run(keras, tmp_path_factory.mktemp("reference"))[0]
 
 
-@pytest.fixture
-def root(keras: Any, tmp_path: Path, expected: Any) -> Path:
+@pytest.fixture(scope="module")
+def interrupted(keras: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a fit that has ended in its second epoch: step 18 is the newest, step 15 the one before."""
 
     def in_the_second(epoch: int, logs: Any = None) -> None:
@@ -54,10 +55,16 @@ def root(keras: Any, tmp_path: Path, expected: Any) -> Path:
             raise Interrupt
 
     raiser = keras.callbacks.LambdaCallback(on_epoch_end=in_the_second)
+    root = tmp_path_factory.mktemp("interrupted")
     with pytest.raises(Interrupt):
-        run(keras, tmp_path / "run", raiser)
-    assert ckptflow.list_checkpoints(tmp_path / "run")[-1].step == 18
-    return tmp_path / "run"
+        run(keras, root, raiser)
+    assert ckptflow.list_checkpoints(root)[-1].step == 18
+    return root
+
+
+@pytest.fixture
+def root(interrupted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(interrupted, tmp_path / "run"))
 
 
 def damage(root: Path, is_meant: Callable[[Any], bool], step: int | None = None) -> None:

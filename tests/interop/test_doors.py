@@ -23,6 +23,7 @@ from ckptflow.errors import (
 from ckptflow.interop.keras import files as keras_files
 from ckptflow.interop.origin import find_provenance
 from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model, names_in, predict, save
+from tests.interop.models import without_graph
 from tests.processes import run_python
 
 
@@ -194,7 +195,7 @@ def test_losses_that_were_scaled_by_the_policy(tmp_path: Path) -> None:
     """The compile config does not tell of the optimizer that scales losses; the policy of this process is another."""
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
-        model = make_model()
+        model = without_graph(make_model())
         model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
         save(str(tmp_path / "run"), {"model": model})
     finally:
@@ -236,7 +237,7 @@ def test_what_comes_of_the_optimizers_of_tf_keras(tmp_path: Path) -> None:
     for optimizer, lost in ((tf_keras.optimizers.Adam(0.01), 0), (tf_keras.optimizers.legacy.Adam(0.01), 1 + 2 * 2)):
         model = tf_keras.Sequential([tf_keras.layers.InputLayer((3,)), tf_keras.layers.Dense(2)])
         model.compile(optimizer, "mse")
-        model.fit(x, np.ones((8, 2), np.float32), epochs=3, verbose=0)
+        without_graph(model).fit(x, np.ones((8, 2), np.float32), epochs=3, verbose=0)
         name = f"m{lost}"
         save(str(tmp_path / name), {"model": model})
         exported = ckptflow.export_checkpoint(tmp_path / name, tmp_path / f"{name}.keras")

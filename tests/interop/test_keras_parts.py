@@ -18,6 +18,7 @@ from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectNotFoun
 from ckptflow.interop.keras import parts as keras_parts
 from ckptflow.interop.untrusted import budget
 from ckptflow.interop.untrusted.hdf5_probe import check_survives
+from tests.interop.models import without_graph
 from tests.interop.places import Place
 from tests.servers import Server
 from tests.storage.backends import S3Backend
@@ -29,7 +30,7 @@ def make() -> Any:
     layers = [keras.layers.Dense(16, name="one"), keras.layers.BatchNormalization(), keras.layers.Dense(8, name="two")]
     model = keras.Sequential([keras.Input((8,)), *layers])
     model.compile(keras.optimizers.Adam(0.01), "mse")
-    return model
+    return without_graph(model)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_no_variable_of_an_optimizer_is_there_twice(name: str, suffix: str, tmp_
     def made() -> Any:
         model = make()
         model.compile(OPTIMIZERS[name](), "mse")
-        return model
+        return without_graph(model)
 
     def train(model: Any) -> Any:
         model.train_on_batch(np.ones((4, 8), "f4"), np.ones((4, 8), "f4"))

@@ -23,6 +23,7 @@ from ckptflow import (
     UsageError,
 )
 from ckptflow.storage.wrappers import StoreWrapper
+from tests.interop.models import without_graph
 from tests.manager.states import PlainState, committed, wrap_store
 from tests.waiting import HANG_S, until
 
@@ -69,7 +70,7 @@ def compiled(value: float, *, has_metric: bool = True) -> Any:
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(LENGTH - 100, use_bias=False, name="body")])
     model.compile(keras.optimizers.SGD(0.0), "mse", metrics=[Sum(value)] if has_metric else None)
     model.layers[0].kernel.assign(tf.fill([1, LENGTH - 100], value))
-    model.train_on_batch(np.zeros([1, 1]), np.zeros([1, LENGTH - 100]))
+    without_graph(model).train_on_batch(np.zeros([1, 1]), np.zeros([1, LENGTH - 100]))
     return model
 
 

@@ -35,7 +35,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError, StorageUnavailableError
-from ckptflow.format.layout import PINS_PREFIX
 from tests.protocol.process import Facts, Node, Op, Result
 
 Content = dict[str, bytes]
@@ -131,7 +130,7 @@ NO_LISTING = Result((), is_wrong=True)
 MISSING, SILENT = Result(error=ObjectNotFoundError), Result(error=StorageUnavailableError)
 SILENT_FOR_LONG = Result(error=StorageUnavailableError, advance_s=PAST_EVERY_DEADLINE_S)
 
-Move = tuple[str, State, int]  # what happens, the state after it, the process that did it (-1: nobody's)
+Move = tuple[str, State, int]  # how, the state after it, the process that did it (-1: nobody's), see `Explorer.told`
 
 
 class Explorer:
@@ -153,6 +152,7 @@ class Explorer:
         self.is_exclusive = is_exclusive
         self._spared = spared
         self._promised_after = promised_after
+        self._steps: dict[object, list[tuple[str, Node, State]]] = {}
 
     def outcomes(self, state: State, op: Op) -> Iterator[tuple[str, Result, State]]:
         """What a call can give, the usual first, and the state that it leaves but for the process's own place."""
@@ -203,32 +203,42 @@ class Explorer:
         for i, node in enumerate(state.nodes):
             if node.op is not None and self._is_first_alike(state, i) and self._is_ready(state, i, node.op):
                 yield from self._moves_of(state, i, node.op)
-        yield from self._nobodys(state)
+        if state.flying or any(state.budget):
+            yield from self._nobodys(state)
 
     def _moves_of(self, state: State, i: int, op: Op) -> Iterator[Move]:
-        for how, result, after in self.outcomes(state, op):
-            node = state.nodes[i].after(result)
-            nodes = (*state.nodes[:i], node, *state.nodes[i + 1 :])
-            after = State(after.content, nodes, after.flying, after.promised, after.damaged, after.budget)
-            yield (
-                f"{node.process.name} {op[0]}s {op[1]}" + (f" ({how})" if how else ""),
-                self._promised_after(state, after, i),
-                i,
-            )
+        content, nodes, flying, promised, damaged, budget = state
+        before, after = nodes[:i], nodes[i + 1 :]
+        memo = (content, nodes[i], flying, damaged, budget)  # all that a call's outcome depends on
+        steps = self._steps.get(memo)
+        if steps is None:
+            found = self.outcomes(state, op)
+            steps = self._steps[memo] = [(how, nodes[i].after(result), left) for how, result, left in found]
+        for how, node, left in steps:
+            moved = State(left.content, (*before, node, *after), left.flying, promised, left.damaged, left.budget)
+            yield how, self._promised_after(state, moved, i), i
+
+    @staticmethod
+    def told(state: State, how: str, by: int) -> str:
+        """A move in words."""
+        node = state.nodes[by]
+        if by < 0 or node.op is None:
+            return how
+        return f"{node.process.name} {node.op[0]}s {node.op[1]}" + (f" ({how})" if how else "")
 
     def eager(self, state: State) -> Move | None:
         """A step that commutes with every other one: one on a claim that is there and cannot be removed, and listing
         pins, since nobody pins here."""
+        budget = state.budget
         for i, node in enumerate(state.nodes):
-            if node.op is not None and node.op[:2] == ("list", PINS_PREFIX) and not state.budget.blanks:
+            if node.lists_pins and node.op is not None and not budget.blanks:
                 return next(self._moves_of(state, i, node.op))
-        if state.budget.trims or state.budget.empties or state.budget.losses or not self.is_exclusive:
+        if budget.trims or budget.empties or budget.losses or not self.is_exclusive:
             return None
+        content = self.storage.contents[state.content]
         for i, node in enumerate(state.nodes):
             op = node.op
-            is_claim = op is not None and op[0] in ("get", "create") and op[1].startswith("lineage/")
-            is_sure = is_claim and not (op is not None and op[0] == "create" and state.budget.lost)
-            if op is not None and is_sure and op[1] in self.storage.contents[state.content]:
+            if op is not None and node.claim in content and not (op[0] == "create" and budget.lost):
                 return next(self._moves_of(state, i, op))
         return None
 
@@ -289,6 +299,8 @@ class Explorer:
         """What a person may do to a live root."""
         storage, budget = self.storage, state.budget
         content = storage.contents[state.content]
+        if not (budget.empties or budget.losses or budget.unreadable):
+            return
         if not content or any(_kind(node.op) in self._spared for node in state.nodes):
             return
         if budget.empties:
@@ -344,7 +356,7 @@ def search(
 ) -> Report:
     """Breadth first from `start` until all is seen, `check` raises, or `max_states` is reached. Traces are shortest."""
     began = time.monotonic()
-    came_from: dict[State, tuple[State, str] | None] = {start: None}
+    came_from: dict[State, _Before | None] = {start: None}
     todo = deque([start])
     steps = 0
     processes = {node.process for node in start.nodes}
@@ -359,19 +371,19 @@ def search(
         return report(str(violation))
     while todo:
         state = todo.popleft()
-        for what, move, by in explorer.moves(state):
+        for how, move, by in explorer.moves(state):
             steps += 1
             after = explorer.settled(move)
             is_new = after not in came_from
             if is_new:
-                came_from[after] = (state, what)
+                came_from[after] = (state, how, by)
                 todo.append(after)
             elif state.content == after.content or by < 0:
                 continue  # only a step that changes the storage can be wrong where the state after it is not
             try:
                 check(state, after, by)
             except ViolationError as violation:
-                return report(str(violation), (*_trace(came_from, state), what))
+                return report(str(violation), (*_trace(explorer, came_from, state), explorer.told(state, how, by)))
         if len(came_from) >= max_states:
             return report(is_complete=False)
     return report()
@@ -388,9 +400,12 @@ def _verb(node: Node | None) -> str:
     return node.op[0] if node is not None and node.op is not None else ""
 
 
-def _trace(came_from: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:
+_Before = tuple[State, str, int]  # a state, and which of its moves led on
+
+
+def _trace(explorer: Explorer, came_from: dict[State, _Before | None], state: State) -> tuple[str, ...]:
     path: list[str] = []
     while (step := came_from[state]) is not None:
-        state, what = step
-        path.append(what)
+        state = step[0]
+        path.append(explorer.told(*step))
     return tuple(reversed(path))

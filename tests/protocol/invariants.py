@@ -64,10 +64,10 @@ def ancestry_in(content: Content, folder: Folder) -> Ancestry:
         return ()
 
 
-def check_base_is_kept(before: Content, after: Content, by: Facts, others: Iterable[Facts]) -> None:
+def check_base_is_kept(before: Content, deleted: Collection[Folder], by: Facts, others: Iterable[Facts]) -> None:
     """I1: what an incarnation resumes from is never deleted by an older one before it has committed something newer."""
-    there = set(manifests_in(before))
-    for folder in there - set(manifests_in(after)):
+    there = manifests_in(before) if deleted else {}
+    for folder in deleted:
         for other in others:
             has_committed = any(f.incarnation == other.number for f in there)
             is_held = any(parse_claim_key(key) == other.number for key in before)  # else it is fenced already
@@ -132,7 +132,8 @@ class Invariants:
         self._explorer = explorer
         self._next_life = next_life
         self._restored: dict[int, tuple[Ancestry, Facts]] = {}
-        self._ends: dict[tuple[int, Node], Facts] = {}
+        self._gone: dict[tuple[int, int], set[Folder]] = {}
+        self._alive: set[tuple[int, Node, frozenset[str]]] = set()
         self._sound: set[tuple[int, frozenset[str]]] = set()
         self._tops: dict[int, int] = {}
         self._newest_claims: dict[int, Claim | None] = {}
@@ -145,31 +146,41 @@ class Invariants:
                 raise
 
     def _check(self, before: State | None, after: State, by: int) -> None:
-        contents = self._explorer.storage.contents
-        content = contents[after.content]
+        contents, content = self._explorer.storage.contents, after.content
         facts = [node.facts for node in after.nodes]
-        if before is not None and before.content != after.content and by >= 0:
-            check_base_is_kept(contents[before.content], content, before.nodes[by].facts, facts)
+        if before is not None and before.content != content and by >= 0:
+            deleted = self._deleted(before.content, content)
+            check_base_is_kept(contents[before.content], deleted, before.nodes[by].facts, facts)
         if UNCLAIMED not in after.damaged:
             check_claims(facts)
-        memo = (after.content, after.damaged)
-        if memo not in self._sound:
-            check_shards_are_there(content, after.damaged)
-            self._sound.add(memo)
-        restored, ends = self._of_next_life(after.content)
-        check_lives(ends, damaged=after.damaged)
+        restored, ends = self._of_next_life(content)
+        if (content, after.damaged) not in self._sound:
+            check_shards_are_there(contents[content], after.damaged)
+            check_lives(ends, damaged=after.damaged)
+            self._sound.add((content, after.damaged))
         if before is not None and by >= 0 and UNREADABLE in after.damaged:
             check_something_is_left(self._of_next_life(before.content)[1], ends)
         check_promises(after.promised, restored)
-        top = self._tops.get(after.content)
-        if top is None:
-            top = self._tops[after.content] = top_number(content)
         for node in after.nodes:
-            if node.op is not None and node.facts.number:
-                holds_newest = EMPTIED in after.damaged and self._holds_newest(after.content, node)
-                if node.facts.number == top or holds_newest:
+            if node.op is not None and node.facts.number and (content, node, after.damaged) not in self._alive:
+                holds_newest = EMPTIED in after.damaged and self._holds_newest(content, node)
+                if holds_newest or node.facts.number == self._top(content):
                     marks = after.damaged - {UNCLAIMED} if holds_newest else after.damaged
-                    check_lives(self._of(after.content, node), damaged=marks)
+                    check_lives(self._explorer.alone(content, node)[0], damaged=marks)
+                self._alive.add((content, node, after.damaged))
+
+    def _deleted(self, before: int, after: int) -> set[Folder]:
+        """The checkpoints that are in one content and not in another."""
+        memo = (before, after)
+        if memo not in self._gone:
+            contents = self._explorer.storage.contents
+            self._gone[memo] = set(manifests_in(contents[before])) - set(manifests_in(contents[after]))
+        return self._gone[memo]
+
+    def _top(self, content: int) -> int:
+        if content not in self._tops:
+            self._tops[content] = top_number(self._explorer.storage.contents[content])
+        return self._tops[content]
 
     def _holds_newest(self, content: int, node: Node) -> bool:
         """Whether the newest claim that is there is this process's own: what has another number ends it no more.
@@ -192,11 +203,6 @@ class Invariants:
             facts, _, promises = self._explorer.alone(content, self._next_life)
             self._restored[content] = (promises[0] if promises else (), facts)
         return self._restored[content]
-
-    def _of(self, content: int, node: Node) -> Facts:
-        if (content, node) not in self._ends:
-            self._ends[content, node] = self._explorer.alone(content, node)[0]
-        return self._ends[content, node]
 
 
 class Promises:

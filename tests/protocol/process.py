@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import greenlet
 
+from ckptflow.format.layout import PINS_PREFIX
 from ckptflow.storage.store import Entry
 
 # ("put" | "create", key, data) ("get" | "delete" | "wait" | "settle", key) ("list", prefix, after, pages)
@@ -47,6 +48,8 @@ class Node:
     parent: Node | None
     result: Result | None
     op: Op | None = None
+    claim: str | None = None  # that it is about to read or to create
+    lists_pins: bool = False
     facts: Facts = NOTHING_YET
     promises: tuple[tuple[str, ...], ...] = ()  # acknowledged in the step that led here: ancestry, itself last
     parked: Any = None
@@ -113,9 +116,12 @@ class Process:
         elif result is None:
             self.clock_s, self.draws, self.facts, self.unpromised, self.holds = 0.0, 0, Facts(), (), lambda: None
         try:
-            node.op = running.switch(result)
+            node.op = op = running.switch(result)
         finally:
             _current = before
+        if op is not None:
+            node.claim = op[1] if op[0] in ("get", "create") and op[1].startswith("lineage/") else None
+            node.lists_pins = op[:2] == ("list", PINS_PREFIX)
         running.saved = (self.clock_s, self.draws, self.facts, self.unpromised, self.holds)
         node.facts, node.promises = self.facts, tuple(self.promises)
         node.parked = None if running.dead else running

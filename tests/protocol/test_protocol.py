@@ -7,7 +7,7 @@ import pytest
 from tests.protocol.explorer import Report
 from tests.protocol.lives import deterministic
 from tests.protocol.process import Process
-from tests.protocol.scenarios import LARGE, LARGE_STATES, LIMITS, MAX_STATES, SMALL, Scenario, explore
+from tests.protocol.scenarios import LARGE, LARGE_STATES, LIMITS, MAX_STATES, SLICE_STATES, SMALL, Scenario, explore
 
 
 def holds(name: str, scenario: Scenario, max_states: int = MAX_STATES) -> Report:
@@ -24,6 +24,10 @@ def test_holds(name: str) -> None:
     report = holds(name, SMALL[name])
     assert report.is_complete
     assert report.states > 500
+
+
+def test_a_slice_of_three_incarnations_holds() -> None:
+    assert holds("takeover by two", LARGE["takeover by two"], SLICE_STATES).states >= SLICE_STATES
 
 
 @pytest.mark.parametrize("name", LIMITS)
