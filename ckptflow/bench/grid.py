@@ -9,6 +9,7 @@ from statistics import median
 MIB = 2**20
 TENSOR_BYTES = 16 * MIB
 HEADER_ROOM_BYTES = 2**16  # beside whole tensors in a shard, so that none is cut for the header's sake
+PERCENTILES = (50, 95, 99)
 _CONCURRENCIES = {False: (1, 2, 4), True: (1, 4, 8, 16, 32)}
 _SHARD_MIB = {False: (16, 64, 128), True: (8, 16, 32, 64)}
 
@@ -41,11 +42,18 @@ class Setting:
 
 @dataclass(slots=True)
 class Rates:
-    """Bytes per second in each round, ours and the raw client's in the same round; CPU seconds of ours per GiB."""
+    """Bytes per second in each round, ours and the raw client's in the same round; CPU seconds of ours per GiB; and how
+    long each request of ours for a shard took."""
 
     ours: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
+    request_s: list[float] = field(default_factory=list)
+
+    def request_percentile_s(self, percent: int) -> float:
+        """So many requests of a hundred took no longer; 0 where there was none."""
+        ordered = sorted(self.request_s)
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
 
     @property
     def spread(self) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from statistics import median
+from typing import TypeVar
 
 from ckptflow.bench.folder import finished
 from ckptflow.bench.grid import TENSOR_BYTES, Point, Rates, Setting
@@ -22,6 +23,7 @@ from ckptflow.storage.local import PAGE_BYTES
 from ckptflow.storage.raw import RawClient, raw_client
 from ckptflow.storage.retry import Retries
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import StoreWrapper
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import read_tensors
@@ -30,6 +32,7 @@ from ckptflow.transfer.writer import write_shards
 
 _SMALL = bytes(2048)  # about a receipt
 _LATENCY_ROUNDS = 10
+_Result = TypeVar("_Result")
 _HELD = Held(1, "bench", "bench")
 
 
@@ -74,11 +77,27 @@ def _probe(store: Store, state: RandomState) -> None:
     store.delete([entry.key for entry in store.list()])
 
 
+class _Timed(StoreWrapper):
+    """`store`, with the seconds noted that each write and each read took, retries and their pauses among them."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.taken_s: list[float] = []
+
+    def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        start_s = time.perf_counter()
+        result = call()
+        if verb in ("put", "get"):
+            self.taken_s.append(time.perf_counter() - start_s)
+        return result
+
+
 class BenchRounds:
     """Measures settings one round after another, so that a storage that gets slower does so for all of them."""
 
     def __init__(self, store: Store, size_bytes: int) -> None:
         self._store = store
+        self._timed_store = _Timed(store)
         self._raw: RawClient = raw_client(store)
         self._state = RandomState(size_bytes // TENSOR_BYTES)
         self._target = ReusedMemory()
@@ -122,6 +141,7 @@ class BenchRounds:
         point.restore.raw.append(sum(sizes) / get_s)
 
     def _timed(self, rates: Rates, do: Callable[[], object]) -> None:
+        self._timed_store.taken_s = rates.request_s
         start_s, cpu_s = time.perf_counter(), time.process_time()
         do()
         size_bytes = self._state.size_bytes
@@ -130,7 +150,7 @@ class BenchRounds:
 
     def _save(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, setting: Setting) -> Manifest:
         written = write_shards(
-            self._store,
+            self._timed_store,
             folder,
             plan,
             self._state,
@@ -154,7 +174,7 @@ class BenchRounds:
     def _restore(self, folder: Folder, manifest: Manifest, pool: BufferPool, setting: Setting) -> None:
         wanted = [Wanted(index) for index in range(len(manifest.tensors))]
         read_tensors(
-            self._store,
+            self._timed_store,
             folder,
             manifest,
             wanted,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ckptflow.bench.grid import Point, Setting
+    from ckptflow.bench.grid import Point, Rates, Setting
     from ckptflow.bench.measure import Measured
     from ckptflow.bench.recommend import Recommendation
 
@@ -149,10 +149,17 @@ def _point_json(point: Point) -> dict[str, Any]:
                 "share_of_raw": rates.share_of_raw,
                 "spread": rates.spread if point.rounds > 1 else None,
                 "cpu_s_per_gib": rates.cpu_s_per_gib,
+                "request_s": _percentiles(rates),
             }
             for name, rates in (("save", point.save), ("restore", point.restore))
         },
     }
+
+
+def _percentiles(rates: Rates) -> dict[str, float]:
+    from ckptflow.bench.grid import PERCENTILES
+
+    return {f"p{percent}": rates.request_percentile_s(percent) for percent in PERCENTILES}
 
 
 def _ordered(points: list[Point]) -> list[Point]:
@@ -174,6 +181,10 @@ def render(measured: Measured, recommendation: Recommendation) -> None:
     latency = ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in measured.latency_s.items())
     console.print(f"\nA small object: {latency}. A commit creates one and lists once or twice.")
     chosen = recommendation.setting
+    point = next(point for point in measured.points if point.setting == chosen)
+    for what, rates in (("save", point.save), ("restore", point.restore)):
+        times = ", ".join(f"{name} {took_s * 1000:,.0f} ms" for name, took_s in _percentiles(rates).items())
+        console.print(f"A request of a {what}, {chosen}: {times}.", soft_wrap=True)
     console.print("\nTo use:", style="bold")
     console.print(
         f"  CheckpointManager({printable(measured.url)!r}, …, concurrency={chosen.concurrency}, "

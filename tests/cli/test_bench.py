@@ -42,7 +42,15 @@ def check_shape(found: Any) -> None:
         assert point["rounds"] >= 1
         for what in ("save", "restore"):
             rates = point[what]
-            assert set(rates) == {"bytes_per_s", "raw_bytes_per_s", "share_of_raw", "spread", "cpu_s_per_gib"}
+            assert set(rates) == {
+                "bytes_per_s",
+                "raw_bytes_per_s",
+                "share_of_raw",
+                "spread",
+                "cpu_s_per_gib",
+                "request_s",
+            }
+            assert 0 < rates["request_s"]["p50"] <= rates["request_s"]["p95"] <= rates["request_s"]["p99"]
             assert (rates["spread"] is None) == (point["rounds"] == 1)
             assert rates["bytes_per_s"] > 0
             assert rates["raw_bytes_per_s"] > 0
@@ -70,6 +78,7 @@ def test_what_it_prints(runner: Runner, tmp_path: Path) -> None:
     ran = runner("bench", str(tmp_path / "new"), *QUICK)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.index("This cannot show") < ran.out.index("at once") < ran.out.index("To use:")
+    assert "A request of a restore, " in ran.out
     line = next(line for line in ran.out.splitlines() if "CheckpointManager(" in line)
     assert "concurrency=" in line
     assert "memory_budget_bytes=" in line

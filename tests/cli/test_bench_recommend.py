@@ -97,3 +97,10 @@ def test_a_narrow_terminal_is_shown_whole_figures(monkeypatch: pytest.MonkeyPatc
     assert {"1,234", "5,678"} <= set(line.split())
     assert ("617%" in line) == (columns >= 60)
     assert ("0.30" in line) == (columns == 120)
+
+
+def test_percentiles_of_requests() -> None:
+    rates = Rates(request_s=[number / 100 for number in range(100, 0, -1)])
+    assert [rates.request_percentile_s(percent) for percent in (50, 95, 99)] == [0.51, 0.96, 1.0]
+    assert Rates(request_s=[3.0]).request_percentile_s(99) == 3.0
+    assert Rates().request_percentile_s(50) == 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -20,7 +19,7 @@ from ckptflow.transfer import reader, streams
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import plan_ranges
 from ckptflow.transfer.reader import check_sizes, read_tensors
-from ckptflow.transfer.streams import Streams, streams_for
+from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.verify import verify_checkpoint
 from tests.transfer.helpers import (
     FOLDER,
@@ -393,38 +392,6 @@ def test_a_long_range_of_an_object_store_comes_in_several_requests(monkeypatch: 
         assert all(same_bits(target.arrays[spec.name], array) for spec, array in zip(SPECS, expected, strict=True))
         longest = max(size for _, _, size in store.gets)
         assert (longest < 2 * 2**13) == is_object_store
-
-
-LARGE = [TensorSpec("large", "float32", (11 * 2**14 - 2**9,))]  # eleven ranges of 64 KiB, with the shard's header
-
-
-def requests(concurrency: int | None, *, count: int) -> list[int]:
-    """How many there are for each range of `LARGE`, in order, through so many buffers of 64 KiB."""
-    store = DictStore(is_object_store=True)
-    arrays = arrays_for(LARGE)
-    manifest = write_checkpoint(store, [ArraySource(LARGE, arrays)], shard_bytes=2**20)
-    pool, target = BufferPool(count * 2**16, 2**16), ArrayTarget(manifest)
-    store.gets.clear()
-    read_tensors(store, FOLDER, manifest, [Wanted(0)], target, pool, streams=streams_for(store, pool, concurrency))
-    assert same_bits(target.arrays["large"], arrays[0])
-    found = Counter(start // 2**16 for _, start, _ in store.gets)
-    return [found[number] for number in range(len(found))]
-
-
-def test_there_are_as_many_requests_as_streams_and_the_last_ranges_are_spread_over_all_of_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(streams, "PIECE_BYTES", 2**15)
-    monkeypatch.setattr(reader, "LEAST_PIECE_BYTES", 2**13)
-    # Two streams for each buffer. Three buffers leave two ranges for the six streams, two buffers leave one for four.
-    assert requests(None, count=3) == 9 * [2] + 2 * [3]
-    assert requests(None, count=2) == 10 * [2] + [4]
-    # No more streams than buffers: a range is one request, but for the last.
-    assert requests(3, count=3) == 11 * [1]
-    assert requests(4, count=4) == 11 * [1]
-    assert requests(10, count=10) == 10 * [1] + [8]
-    # All of it at once.
-    assert requests(None, count=20) == 11 * [3]
 
 
 def test_one_of_several_requests_that_is_short_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

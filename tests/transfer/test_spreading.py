@@ -1,0 +1,45 @@
+"""How many requests a restore makes of its ranges: as many as there are streams, until the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from ckptflow.format.spec import TensorSpec, Wanted
+from ckptflow.transfer import reader, streams
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.streams import streams_for
+from tests.transfer.helpers import FOLDER, ArraySource, ArrayTarget, DictStore, arrays_for, same_bits, write_checkpoint
+
+LARGE = [TensorSpec("large", "float32", (11 * 2**14 - 2**9,))]  # eleven ranges of 64 KiB, with the shard's header
+
+
+def requests(concurrency: int | None, *, count: int) -> list[int]:
+    """How many there are for each range of `LARGE`, in order, through so many buffers of 64 KiB."""
+    store = DictStore(is_object_store=True)
+    arrays = arrays_for(LARGE)
+    manifest = write_checkpoint(store, [ArraySource(LARGE, arrays)], shard_bytes=2**20)
+    pool, target = BufferPool(count * 2**16, 2**16), ArrayTarget(manifest)
+    store.gets.clear()
+    read_tensors(store, FOLDER, manifest, [Wanted(0)], target, pool, streams=streams_for(store, pool, concurrency))
+    assert same_bits(target.arrays["large"], arrays[0])
+    found = Counter(start // 2**16 for _, start, _ in store.gets)
+    return [found[number] for number in range(len(found))]
+
+
+def test_there_are_as_many_requests_as_streams_and_the_last_ranges_are_spread_over_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "PIECE_BYTES", 2**15)
+    monkeypatch.setattr(reader, "LEAST_PIECE_BYTES", 2**13)
+    # Two streams for each buffer. Three buffers leave two ranges for the six streams, two buffers leave one for four.
+    assert requests(None, count=3) == 9 * [2] + 2 * [3]
+    assert requests(None, count=2) == 10 * [2] + [4]
+    # No more streams than buffers: a range is one request, but for the last.
+    assert requests(3, count=3) == 11 * [1]
+    assert requests(4, count=4) == 11 * [1]
+    assert requests(10, count=10) == 10 * [1] + [8]
+    # All of it at once.
+    assert requests(None, count=20) == 11 * [3]
