@@ -31,8 +31,9 @@ from ckptflow.interop.keras.config import (
     safe_mode,
 )
 from ckptflow.interop.keras.described import described_in, difference
-from ckptflow.interop.keras.hdf5 import damage, json_of, opened, text_of
+from ckptflow.interop.keras.hdf5 import json_of, opened, text_of
 from ckptflow.interop.keras.optimizer import drop_if_several, set_legacy, variables_of
+from ckptflow.interop.keras.ordered import load_in_order
 from ckptflow.interop.keras.weights import (
     datasets_of,
     framework_of_model,
@@ -208,8 +209,7 @@ def read_h5(
     with limited(max_bytes_of(stored), where), warnings.catch_warnings(), opened(path, path) as file:
         warnings.simplefilter("ignore")
         model = model_of(config, framework, where, imports=imports, unsafe=unsafe)
-        with damage(path):
-            of(framework).load_old_weights(file["model_weights"], model)
+        load_in_order(path, where, model, hint="If you have the model's code, hand the model over (model=).")
         text = text_of(file, "training_config")
         if text is None:
             return model, False

@@ -21,24 +21,23 @@ from ckptflow.interop.keras.config import build_optimizer_of
 from ckptflow.interop.keras.described import PLACE, described_in, difference
 from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, opened
 from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
-from ckptflow.interop.keras.places import names_by_order, names_by_place, places_of, weights_for
+from ckptflow.interop.keras.ordered import load_in_order, names_by_order
+from ckptflow.interop.keras.places import names_by_place, places_of
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.keras_trust import Framework
-from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model, keras_models
 from ckptflow.state.private.kerases import of
-from ckptflow.state.private.tf_keras import LAYERS_OF_2_13, weights_as_loaded
+from ckptflow.state.private.tf_keras import LAYERS_OF_2_13
 
 logger = logging.getLogger("ckptflow")
 
 FileKind = Literal["keras", "whole", "legacy", "weights"]
 
 _METRICS = "metrics/"
-_OF_THE_MODEL = "top_level_model_weights"  # in a legacy file, those that are in no layer
 _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do not read
 _SHOWN = 20
 
@@ -255,106 +254,10 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
     optimizer = getattr(model, "optimizer", None) if takes_optimizer else None
     if optimizer is not None:
         build_optimizer_of(model)
-    with opened(path, path) as found:
-        problems = _legacy_problems(found, model)
-        if problems:
-            raise misfit_error(path, problems)
-    with in_order_of(path, model) as ordered, named(ordered, ".h5") as file, damage(path):
-        try:
-            model.load_weights(file)
-        except ValueError as error:
-            said = " ".join(str(error).split())[:1000]
-            raise misfit_error(path, [said], is_changed=True, hint="") from error
+    load_in_order(path, path, model)
     if optimizer is not None:
         with opened(path, path) as found:
             set_legacy(path, optimizer, found, difference(described_in(path, "whole"), model))
-
-
-def _legacy_problems(file: h5py.File, model: Any) -> list[str]:
-    """What differs, weight by weight in the order of the layers, as Keras takes them from such a file."""
-    root = _root_of(file)
-    theirs = _layers_with_weights(root)
-    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
-    if len(theirs) != len(layers):
-        shown = [some_of(names, _SHOWN) for names in (theirs, [layer.name for layer in layers])]
-        return [f"it has {len(theirs)} layers with weights ({shown[0]}), and the model {len(layers)} ({shown[1]})"]
-    is_old = is_tf_keras_model(model)
-    problems = []
-    for name, layer in zip(theirs, layers, strict=True):
-        weights = weights_for(root[name], layer)
-        if weights is None:
-            problems.append(
-                f"{layer.name} is frozen in part, and the names in the file ({name}) do not tell whether it was when "
-                "it was saved, by which Keras orders them: name its layers as they were named then"
-            )
-            continue
-        try:
-            there = _shapes_as_loaded(root, [root[name][weight] for weight in weights], layer, is_old)
-        except ValueError as error:  # of another implementation, which Keras cannot turn into this one
-            problems.append(f"{name}: {' '.join(str(error).split())[:300]}")
-            continue
-        wanted = [tuple(map(int, each.shape)) for each in (*layer.trainable_weights, *layer.non_trainable_weights)]
-        if len(there) != len(wanted):
-            problems.append(f"{name} has {len(there)} weights and has to have {len(wanted)}")
-            continue
-        problems += [
-            f"{weight} is {list(shape)} and has to be {list(size)}"
-            for weight, shape, size in zip(weights, there, wanted, strict=True)
-            if shape != size
-        ]
-    return problems
-
-
-def _root_of(file: h5py.File) -> h5py.Group:
-    return file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
-
-
-def _layers_with_weights(root: h5py.Group) -> list[str]:
-    return [
-        name for name in keras_hdf5.texts_of(root, "layer_names") if keras_hdf5.texts_of(root[name], "weight_names")
-    ]
-
-
-@contextlib.contextmanager
-def in_order_of(path: str, model: Any) -> Iterator[str]:
-    """A legacy file of weights that fit a model, with each layer's in the order in which the model has them today: the
-    file given, or a copy for as long as the block lasts. Keras reads no file that links to another."""
-    with private_file("ckptflow-keras-", "ordered.h5", path) as ordered:
-        yield ordered if _copy_in_order(path, model, ordered) else path
-
-
-def _copy_in_order(path: str, model: Any, target: str) -> bool:
-    """Writes that copy, and says whether the order is another one at all."""
-    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
-    with opened(path, path) as source:
-        root = _root_of(source)
-        pairs = zip(_layers_with_weights(root), layers, strict=True)
-        orders = {name: weights_for(root[name], layer) or [] for name, layer in pairs}
-        if all(weights == keras_hdf5.texts_of(root[name], "weight_names") for name, weights in orders.items()):
-            return False
-        ensure_room(os.path.dirname(target), os.path.getsize(path))
-        with h5py.File(target, "w", libver="latest") as out:  # takes lists of names of any length
-            out.attrs.update({name: root.attrs[name] for name in ("backend", "keras_version") if name in root.attrs})
-            out.attrs["layer_names"] = [name.encode() for name in orders]
-            for name, weights in orders.items():
-                group = out.create_group(name)
-                group.attrs["weight_names"] = [weight.encode() for weight in weights]
-                for weight in weights:
-                    root.copy(root[name][weight], group, name=weight)
-            if _OF_THE_MODEL in root:
-                root.copy(root[_OF_THE_MODEL], out, name=_OF_THE_MODEL)
-    return True
-
-
-def _shapes_as_loaded(
-    root: h5py.Group, datasets: list[h5py.Dataset], layer: Any, is_old: bool
-) -> list[tuple[int, ...]]:
-    """The shapes of a layer's weights once tf_keras has turned those of one implementation into those of another."""
-    if not (is_old and any(kind in type(layer).__name__ for kind in ("LSTM", "GRU"))):
-        return [tuple(each.shape) for each in datasets]
-    version, backend = (keras_hdf5.text_of(root, name) for name in ("keras_version", "backend"))
-    values = [each[()] for each in datasets]
-    return [tuple(each.shape) for each in weights_as_loaded(layer, values, version or "1", backend)]
 
 
 @contextlib.contextmanager
