@@ -13,6 +13,7 @@ from ckptflow.format.offer import HINT, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.hdf5 import opened
+from ckptflow.interop.keras.named import pairs_for_a_warm_start, pairs_of
 from ckptflow.interop.keras.places import shape_of, state_names
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import private_file
@@ -46,14 +47,20 @@ def load_in_order(path: str, where: str, model: Any, *, hint: str = HINT) -> Non
 def _problems(file: h5py.File, model: Any) -> list[str]:
     """What differs, weight by weight in the order of the layers, as Keras takes them from such a file."""
     root = _root_of(file)
-    theirs = _layers_with_weights(root)
-    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
+    theirs, layers = _layers_with_weights(root), _with_weights(model)
     if len(theirs) != len(layers):
         shown = [some_of(names, _SHOWN) for names in (theirs, [layer.name for layer in layers])]
         return [f"it has {len(theirs)} layers with weights ({shown[0]}), and the model {len(layers)} ({shown[1]})"]
+    found = pairs_of(theirs, layers)
+    if found is None:
+        pairs = zip(layers, theirs, strict=True)
+        moved = [layer.name for layer, name in pairs if layer.name in theirs and layer.name != name]
+        return [
+            f"{name}: in another place among the layers of the file, not all of which the model has" for name in moved
+        ]
     is_old = is_tf_keras_model(model)
     problems = []
-    for name, layer in zip(theirs, layers, strict=True):
+    for name, layer in found:
         weights = _weights_for(root[name], layer)
         if weights is None:
             problems.append(
@@ -82,6 +89,10 @@ def _root_of(file: h5py.File) -> h5py.Group:
     return file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
 
 
+def _with_weights(model: Any) -> list[Any]:
+    return [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
+
+
 def _layers_with_weights(root: h5py.Group) -> list[str]:
     return [
         name for name in keras_hdf5.texts_of(root, "layer_names") if keras_hdf5.texts_of(root[name], "weight_names")
@@ -98,12 +109,13 @@ def _in_order_of(path: str, model: Any) -> Iterator[str]:
 
 def _copy_in_order(path: str, model: Any, target: str) -> bool:
     """Writes that copy, and says whether the order is another one at all."""
-    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
     with opened(path, path) as source:
         root = _root_of(source)
-        pairs = zip(_layers_with_weights(root), layers, strict=True)
+        pairs = pairs_of(_layers_with_weights(root), _with_weights(model)) or []
         orders = {name: _weights_for(root[name], layer) or [] for name, layer in pairs}
-        if all(weights == keras_hdf5.texts_of(root[name], "weight_names") for name, weights in orders.items()):
+        if [*orders] == _layers_with_weights(root) and all(
+            weights == keras_hdf5.texts_of(root[name], "weight_names") for name, weights in orders.items()
+        ):
             return False
         ensure_room(os.path.dirname(target), os.path.getsize(path))
         with h5py.File(target, "w", libver="latest") as out:  # takes lists of names of any length
@@ -134,16 +146,10 @@ def _shapes_as_loaded(
 
 
 def names_by_order(file: h5py.File, model: Any, state: Mapping[str, Any]) -> dict[str, str]:
-    """The same for a file of the legacy format: by the order of the layers where there are as many of them, as Keras
-    takes them, else by the layers' names."""
+    """The name in a checkpoint of `state` of each weight in a legacy file that has a counterpart in it, by its path."""
     names = state_names(state)
     root = _root_of(file)
-    stored = _layers_with_weights(root)
-    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
-    if len(stored) == len(layers):
-        pairs = list(zip(stored, layers, strict=True))
-    else:
-        pairs = [(layer.name, layer) for layer in layers if layer.name in stored]
+    pairs = pairs_for_a_warm_start(_layers_with_weights(root), _with_weights(model))
     found: dict[str, str] = {}
     for stored_name, layer in pairs:
         variables = [*layer.trainable_weights, *layer.non_trainable_weights]
@@ -170,7 +176,9 @@ def _weights_for(group: h5py.Group, layer: Any) -> list[str] | None:
     if len(inside) < 2 or len(stored) != len(variables):
         return stored
     ours = [str(getattr(variable, "path", variable.name)) for variable in variables]
-    for length in range(max(name.count("/") for name in ours) + 1, 1, -1):  # a model above is in one and not the other
+    for length in range(
+        max(2, *(name.count("/") + 1 for name in ours)), 1, -1
+    ):  # a model above is in one and not the other
         theirs, wanted = [_last(name, length) for name in stored], [_last(name, length) for name in ours]
         if len(set(theirs)) == len(theirs) and set(theirs) == set(wanted):
             return [stored[theirs.index(name)] for name in wanted]

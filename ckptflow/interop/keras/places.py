@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,36 +14,48 @@ from ckptflow.state.private.kerases import INNER_OPTIMIZERS, OWN_VARIABLES, laye
 from ckptflow.state.tree import walk
 
 
-def places_of(model: Any, framework: Framework) -> dict[str, tuple[int, ...]]:
-    """Where Keras would put each variable of a model in a `.weights.h5`, and its shape. Copies no more than one."""
-    return {place: shape for place, (shape, _) in _record(model, framework).items()}
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where Keras would put a model's variables in a `.weights.h5`, each with its shape and itself, or None where it is
+    no single one; and the layers, by the places that they begin with."""
+
+    shapes: dict[str, tuple[int, ...]]
+    variables: dict[str, Any]
+    layers: dict[str, Any]
 
 
-def names_by_place(model: Any, framework: Framework, state: Mapping[str, Any]) -> dict[str, str]:
-    """The name in a checkpoint of `state` of each variable of a model in it, by its place in a `.weights.h5`."""
-    names = state_names(state)
-    places = {place: variable for place, (_, variable) in _record(model, framework).items() if variable is not None}
-    found = {place: names.get(id(raw_variable(variable))) for place, variable in places.items()}
-    return {place: name for place, name in found.items() if name is not None}
-
-
-def state_names(state: Mapping[str, Any]) -> dict[int, str]:
-    return {id(raw_variable(variable)): name for name, variable in walk(state).variables.items()}
-
-
-def _record(model: Any, framework: Framework) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """(shape, variable or None) of each place: what is written where the file would be."""
+def places_of(model: Any, framework: Framework) -> Places:
+    """The places of a model. Copies no more than one variable."""
     optimizer = getattr(model, "optimizer", None)
     inner = [vars(optimizer).get(name) for name in INNER_OPTIMIZERS] if optimizer is not None else []
     known = {id(each): each for each in (*layers_in(model), optimizer, *inner)}
     recorder = _recorder(of(framework).store_class())
     visited = _Visited(recorder, known)
     of(framework).save_state(model, recorder, visited)
+    variables = {
+        place: variable
+        for place, shape in recorder.found.items()
+        if (variable := visited.variables.get(place)) is not None and shape_of(variable) == shape
+    }
+    return Places(recorder.found, variables, visited.layers)
+
+
+def names_by_place(places: Places, state: Mapping[str, Any], there: Mapping[str, str | None]) -> dict[str, str]:
+    """The name in a checkpoint of `state` of each variable of a model in it, by its place in a file, where its layers
+    are `there`."""
+    names = state_names(state)
     found = {}
-    for place, shape in recorder.found.items():
-        variable = visited.variables.get(place)
-        found[place] = (shape, variable if variable is not None and shape_of(variable) == shape else None)
+    for place, variable in places.variables.items():
+        name = names.get(id(raw_variable(variable)))
+        layer, _, number = place.rpartition("/vars/")
+        other = there.get(layer, layer)
+        if name is not None and other is not None:
+            found[f"{other}/vars/{number}".strip("/")] = name
     return found
+
+
+def state_names(state: Mapping[str, Any]) -> dict[int, str]:
+    return {id(raw_variable(variable)): name for name, variable in walk(state).variables.items()}
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -57,6 +70,7 @@ class _Visited(set[int]):
         super().__init__()
         self._recorder, self._known = recorder, known
         self.variables: dict[str, Any] = {}
+        self.layers: dict[str, Any] = {}
 
     def add(self, key: int) -> None:
         super().add(key)
@@ -66,6 +80,7 @@ class _Visited(set[int]):
         if hasattr(obj, "apply_gradients"):
             variables = list(obj.variables)
         else:  # as a layer writes its own
+            self.layers[self._recorder.at.removesuffix("vars").rstrip("/")] = obj
             variables = [each for name in OWN_VARIABLES for each in vars(obj).get(name, ())]
         for number, variable in enumerate(variables):
             self.variables[f"{self._recorder.at}/{number}"] = variable

@@ -18,11 +18,12 @@ from ckptflow.format.offer import HINT, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.config import build_optimizer_of
-from ckptflow.interop.keras.described import PLACE, described_in, difference
+from ckptflow.interop.keras.described import PLACE, Described, described_in, difference
 from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras.named import counterparts
 from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
 from ckptflow.interop.keras.ordered import load_in_order, names_by_order
-from ckptflow.interop.keras.places import names_by_place, places_of
+from ckptflow.interop.keras.places import Places, names_by_place, places_of
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
@@ -84,10 +85,10 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
     there = shapes_of(datasets_of(path, kind))
     if optimizer and places_in(there):
         build_optimizer_of(model)
-    wanted = places_of(model, framework)
-    absent = _check_fit(path, there, wanted)
-    other = difference(described_in(path, kind), model) if optimizer and places_in(there) else None
-    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted), other)
+    places, described = places_of(model, framework), described_in(path, kind)
+    absent = _check_fit(path, there, places.shapes, _moved_in(places, described))
+    other = difference(described, model) if optimizer and places_in(there) else None
+    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(places.shapes), other)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
         load_assets(path, model, framework)
@@ -115,11 +116,12 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
             raise UsageError(f"model= holds {len(models)} Keras models; {path} is for one")
         build_optimizer_of(models[0])
         if kind in ("weights", "keras"):
-            framework = framework_of_model(models[0])
-            renamed = names_by_place(models[0], framework, state)
-            wanted = places_in(places_of(models[0], framework))
+            places, described = places_of(models[0], framework_of_model(models[0])), described_in(path, kind)
+            layers = counterparts(places.layers, described.places)
+            renamed = names_by_place(places, state, layers)
             live = getattr(models[0], "optimizer", None)
-            there, other = places_in(shapes_of(stored)), difference(described_in(path, kind), models[0])
+            other = difference(described, models[0]) or _elsewhere(places, layers)
+            there, wanted = places_in(shapes_of(stored)), places_in(places.shapes)
             optimizer = optimizer and takes_state(path, live, there, wanted, other)
         else:
             with opened(path, path) as found:
@@ -176,7 +178,26 @@ def weights_of(path: str, kind: FileKind) -> Iterator[tuple[h5py.File, int]]:
 # Does it fit?
 
 
-def _check_fit(path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _elsewhere(places: Places, layers: Mapping[str, str | None]) -> str | None:
+    """How slots that lie in the order of the layers are those of others; None where nothing tells so."""
+    own = (place.rpartition("/vars/")[0] for place in places.variables)
+    other = next((place for place in own if place in layers and layers[place] != place), None)
+    return None if other is None else f"{places.layers[other].name} is not in its place among the layers there"
+
+
+def _moved_in(places: Places, described: Described) -> list[str]:
+    """The layers of a model that are by their names in another place in a file, in words."""
+    found = counterparts(places.layers, described.places)
+    return [
+        f"{place}: in the file this is {described.places.get(place)!r}, and {places.layers[place].name!r} is at {there}"
+        for place, there in found.items()
+        if there not in (None, place)
+    ]
+
+
+def _check_fit(
+    path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], moved: list[str]
+) -> list[str]:
     """Raises unless a model's weights are those of a file, by place; returns the model's places that may be absent."""
     missing: list[str] = []
     other: list[str] = []
@@ -191,8 +212,9 @@ def _check_fit(path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[
     unexpected = _without_place(there, wanted)
     problems = [f"{name}: in the model, not in the file" for name in missing]
     problems += [f"{name}: in the file, not in the model" for name in unexpected]
-    if problems or other:
-        raise misfit_error(path, [*problems, *other], hint=f"The names are those of the file. {HINT}")
+    if problems or other or moved:
+        hint = f"The names are those of the file. {HINT}"
+        raise misfit_error(path, [*problems, *other, *moved], hint=hint)
     return absent
 
 
@@ -257,7 +279,9 @@ def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
     load_in_order(path, path, model)
     if optimizer is not None:
         with opened(path, path) as found:
-            set_legacy(path, optimizer, found, difference(described_in(path, "whole"), model))
+            described, places = described_in(path, "whole"), places_of(model, framework_of_model(model))
+            other = _elsewhere(places, counterparts(places.layers, described.places))
+            set_legacy(path, optimizer, found, difference(described, model) or other)
 
 
 @contextlib.contextmanager
