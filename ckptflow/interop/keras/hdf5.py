@@ -37,6 +37,8 @@ MAX_OBJECTS = 2**21
 MAX_JSON_BYTES = 2**28
 _LOCAL_HEADER_BYTES = 30  # of a member of a zip, before its name
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})  # gzip, shuffle, checksum, and what else HDF5 and h5py bring along
+_WIDER = {"float16": ("float32", "float64"), "bfloat16": ("float32", "float64"), "float32": ("float64",),
+          "int8": ("int16", "int32", "int64"), "int16": ("int32", "int64"), "int32": ("int64",)}  # fmt: skip
 # Keras's weights lie in groups of this name; h5py and others give them attributes alone.
 _VARIABLES = "vars"
 
@@ -164,7 +166,7 @@ def _check_dataset(dataset: h5py.Dataset, path: str, where: str, size_bytes: int
         raise CorruptCheckpointError(f"{where}: {path} is packed by a plug-in (filter {max(filters - _FILTERS)})")
     if dataset.shape is None:
         raise CorruptCheckpointError(f"{where}: {path} has no shape")
-    stored = Stored(path, _dtype_of(dataset, path, where), tuple(dataset.shape))
+    stored = Stored(path, dtype_of(dataset, path, where), tuple(dataset.shape))
     on_disk = dataset.id.get_storage_size()
     if stored.size_bytes > budget.unpacked_bytes(size_bytes):
         raise CorruptCheckpointError(
@@ -174,7 +176,7 @@ def _check_dataset(dataset: h5py.Dataset, path: str, where: str, size_bytes: int
     return stored
 
 
-def _dtype_of(dataset: h5py.Dataset, path: str, where: str) -> str:
+def dtype_of(dataset: h5py.Dataset, path: str, where: str) -> str:
     """TensorFlow's name of what a dataset holds."""
     dtype = dataset.dtype
     if h5py.check_string_dtype(dtype) is not None:
@@ -185,6 +187,13 @@ def _dtype_of(dataset: h5py.Dataset, path: str, where: str) -> str:
     if dtype.kind in "biufc" and dtype.name in dtypes.names():
         return str(dtype.name)
     raise CorruptCheckpointError(f"{where}: {path} has the dtype {str(dtype)[:80]}, which no variable has")
+
+
+def narrowing(name: str, there: str, wanted: str) -> str | None:
+    """How a value of one dtype does not fit a variable of another one, in words; None where no value is changed."""
+    if there == wanted or wanted in _WIDER.get(there, ()):
+        return None
+    return f"{name}: dtype {there} in the file, {wanted} in the model"
 
 
 def read_array(dataset: h5py.Dataset, stored: Stored) -> Array:

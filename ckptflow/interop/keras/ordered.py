@@ -12,9 +12,9 @@ import h5py
 from ckptflow.format.offer import HINT, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
-from ckptflow.interop.keras.hdf5 import opened
+from ckptflow.interop.keras.hdf5 import dtype_of, narrowing, opened
 from ckptflow.interop.keras.named import pairs_for_a_warm_start, pairs_of
-from ckptflow.interop.keras.places import shape_of, state_names
+from ckptflow.interop.keras.places import dtype_name, shape_of, state_names
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import private_file
 from ckptflow.state.kinds import is_tf_keras_model, raw_variable
@@ -32,7 +32,7 @@ def load_in_order(path: str, where: str, model: Any, *, hint: str = HINT) -> Non
     a weight is.
     """
     with opened(path, where) as found:
-        problems = _problems(found, model)
+        problems = _problems(found, where, model)
     if problems:
         raise misfit_error(where, problems, hint=hint)
     framework = "tf_keras" if is_tf_keras_model(model) else "keras"
@@ -44,7 +44,7 @@ def load_in_order(path: str, where: str, model: Any, *, hint: str = HINT) -> Non
             raise misfit_error(where, [said], is_changed=True, hint="") from error
 
 
-def _problems(file: h5py.File, model: Any) -> list[str]:
+def _problems(file: h5py.File, where: str, model: Any) -> list[str]:
     """What differs, weight by weight in the order of the layers, as Keras takes them from such a file."""
     root = _root_of(file)
     theirs, layers = _layers_with_weights(root), _with_weights(model)
@@ -82,6 +82,10 @@ def _problems(file: h5py.File, model: Any) -> list[str]:
             for weight, shape, size in zip(weights, there, wanted, strict=True)
             if shape != size
         ]
+        variables = (*layer.trainable_weights, *layer.non_trainable_weights)
+        dtypes = [dtype_of(root[name][weight], weight, where) for weight in weights]
+        narrowed = map(narrowing, weights, dtypes, map(dtype_name, variables))
+        problems += [text for text in narrowed if text is not None]
     return problems
 
 

@@ -16,10 +16,11 @@ from ckptflow.state.tree import walk
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where Keras would put a model's variables in a `.weights.h5`, each with its shape and itself, or None where it is
-    no single one; and the layers, by the places that they begin with."""
+    """Where Keras would put a model's variables in a `.weights.h5`, each with its shape, dtype and, where it is one,
+    itself; and the layers, by the places that they begin with."""
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
     variables: dict[str, Any]
     layers: dict[str, Any]
 
@@ -37,7 +38,7 @@ def places_of(model: Any, framework: Framework) -> Places:
         for place, shape in recorder.found.items()
         if (variable := visited.variables.get(place)) is not None and shape_of(variable) == shape
     }
-    return Places(recorder.found, variables, visited.layers)
+    return Places(recorder.found, recorder.dtypes, variables, visited.layers)
 
 
 def names_by_place(places: Places, state: Mapping[str, Any], there: Mapping[str, str | None]) -> dict[str, str]:
@@ -61,6 +62,13 @@ def state_names(state: Mapping[str, Any]) -> dict[int, str]:
 def shape_of(value: Any) -> tuple[int, ...]:
     shape = getattr(value, "shape", None)
     return tuple(np.shape(value) if shape is None else map(int, shape))
+
+
+def dtype_name(value: Any) -> str:
+    """The dtype of a variable of either Keras, or of an array, by TensorFlow's name."""
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    name = str(getattr(dtype, "name", dtype))
+    return "string" if name in ("object", "str") else name
 
 
 class _Visited(set[int]):
@@ -92,6 +100,7 @@ def _recorder(base: type) -> Any:
     class Recorder(base):  # type: ignore[misc]
         def __init__(self) -> None:
             self.found: dict[str, tuple[int, ...]] = {}
+            self.dtypes: dict[str, str] = {}
             self.at = ""
 
         def __bool__(self) -> bool:
@@ -103,5 +112,6 @@ def _recorder(base: type) -> Any:
 
         def __setitem__(self, key: str, value: Any) -> None:
             self.found[f"{self.at}/{key}"] = shape_of(value)  # values are not kept
+            self.dtypes[f"{self.at}/{key}"] = dtype_name(value)
 
     return Recorder()

@@ -19,7 +19,7 @@ from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.config import build_optimizer_of
 from ckptflow.interop.keras.described import PLACE, Described, described_in, difference
-from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, narrowing, opened
 from ckptflow.interop.keras.named import counterparts
 from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
 from ckptflow.interop.keras.ordered import load_in_order, names_by_order
@@ -82,12 +82,19 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         return
     if kind == "keras":
         check_zip(path)
-    there = shapes_of(datasets_of(path, kind))
+    stored = datasets_of(path, kind)
+    there = shapes_of(stored)
     if optimizer and places_in(there):
         build_optimizer_of(model)
     places, described = places_of(model, framework), described_in(path, kind)
-    absent = _check_fit(path, there, places.shapes, _moved_in(places, described))
+    narrowed = _narrowed(stored, places)
+    problems = [
+        *_moved_in(places, described),
+        *(text for name, text in narrowed.items() if not name.startswith((_METRICS, PLACE))),
+    ]
+    absent = _check_fit(path, there, places.shapes, problems)
     other = difference(described, model) if optimizer and places_in(there) else None
+    other = other or next((text for name, text in narrowed.items() if name.startswith(PLACE)), None)
     takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(places.shapes), other)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
@@ -121,6 +128,8 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
             renamed = names_by_place(places, state, layers)
             live = getattr(models[0], "optimizer", None)
             other = difference(described, models[0]) or _elsewhere(places, layers)
+            narrowed = _narrowed(stored, places)
+            other = other or next((text for name, text in narrowed.items() if name.startswith(PLACE)), None)
             there, wanted = places_in(shapes_of(stored)), places_in(places.shapes)
             optimizer = optimizer and takes_state(path, live, there, wanted, other)
         else:
@@ -195,8 +204,15 @@ def _moved_in(places: Places, described: Described) -> list[str]:
     ]
 
 
+def _narrowed(stored: list[Stored], places: Places) -> dict[str, str]:
+    """The values that a model's variables could not hold as they are, in words, by their places. Keras casts them."""
+    dtypes = {_plain(each.path): each.dtype for each in stored}
+    texts = {name: narrowing(name, dtypes[name], dtype) for name, dtype in places.dtypes.items() if name in dtypes}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
 def _check_fit(
-    path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], moved: list[str]
+    path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], more: list[str]
 ) -> list[str]:
     """Raises unless a model's weights are those of a file, by place; returns the model's places that may be absent."""
     missing: list[str] = []
@@ -212,9 +228,9 @@ def _check_fit(
     unexpected = _without_place(there, wanted)
     problems = [f"{name}: in the model, not in the file" for name in missing]
     problems += [f"{name}: in the file, not in the model" for name in unexpected]
-    if problems or other or moved:
+    if problems or other or more:
         hint = f"The names are those of the file. {HINT}"
-        raise misfit_error(path, [*problems, *other, *moved], hint=hint)
+        raise misfit_error(path, [*problems, *other, *more], hint=hint)
     return absent
 
 
