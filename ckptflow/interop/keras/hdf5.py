@@ -35,6 +35,9 @@ FREE_BYTES = 2**26  # what a model's variables may take, whatever its file store
 MAX_DEPTH = 64
 MAX_OBJECTS = 2**21
 MAX_JSON_BYTES = 2**28
+ASSETS = "assets/"  # the members of a `.keras` that layers hold beside weights
+_WORD_BYTES = 64  # what an object takes beside its text
+_ENDS_OF_LINES = (b"\n", b"\r", b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")
 _LOCAL_HEADER_BYTES = 30  # of a member of a zip, before its name
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})  # gzip, shuffle, checksum, and what else HDF5 and h5py bring along
 _WIDER = {"float16": ("float32", "float64"), "bfloat16": ("float32", "float64"), "float32": ("float64",),
@@ -129,9 +132,11 @@ def check_file(file: h5py.File, where: str, size_bytes: int) -> list[Stored]:
     return found
 
 
-def touch(file: h5py.File, where: str, size_bytes: int) -> None:
-    """Reads all of a file that HDF5 has to make sense of: attributes, texts, what is in chunks."""
-    for stored in check_file(file, where, size_bytes):
+def touch(file: h5py.File, where: str, size_bytes: int) -> int:
+    """Reads all of a file that HDF5 has to make sense of: attributes, texts, what is in chunks. Returns the bytes that
+    all values take."""
+    every = check_file(file, where, size_bytes)
+    for stored in every:
         dataset = file[stored.path]
         _read_attributes(dataset)
         if stored.dtype == "string" or dataset.chunks is not None:
@@ -141,6 +146,7 @@ def touch(file: h5py.File, where: str, size_bytes: int) -> None:
         group = waiting.pop()
         _read_attributes(group)
         waiting += [each for each in group.values() if isinstance(each, h5py.Group)]
+    return sum(each.size_bytes for each in every)
 
 
 def _read_attributes(obj: Any) -> None:
@@ -278,6 +284,25 @@ def _check_fits(archive: zipfile.ZipFile, information: zipfile.ZipInfo) -> None:
         raise ValueError(
             f"its {information.filename} unpacks to {information.file_size:,} bytes, more than {most:,}; "
             f"{budget.MEMORY_VARIABLE} allows more"
+        )
+
+
+def check_assets(archive: zipfile.ZipFile, where: str, other_bytes: int = 0) -> None:
+    """Raises `CorruptCheckpointError` where the assets of a `.keras`, words which are objects in memory, take
+    far more of it than is in proportion to the archive, beside `other_bytes` of weights. Reads them in parts."""
+    packed_bytes = os.fstat(archive.fp.fileno()).st_size if archive.fp is not None else 0
+    most, total = budget.unpacked_bytes(packed_bytes), other_bytes
+    with damage(where):
+        for information in archive.infolist():
+            if not information.filename.startswith(ASSETS):
+                continue
+            with archive.open(information) as file:
+                while total <= most and (data := file.read(2**20)):
+                    total += len(data) + _WORD_BYTES * sum(data.count(each) for each in _ENDS_OF_LINES)
+    if total > most:
+        raise CorruptCheckpointError(
+            f"{where}: its {ASSETS} and weights take more than {most:,} bytes of memory, the file {packed_bytes:,}. "
+            f"If it is what it should be, {budget.MEMORY_VARIABLE} in the environment allows more bytes"
         )
 
 

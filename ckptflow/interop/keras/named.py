@@ -16,6 +16,7 @@ from ckptflow.interop.keras.hdf5 import text_of
 
 _LAYERS = "layers"  # of a model: where its layers lie, in its config and in its weights
 _VARIABLES = "vars"
+LOOKUPS = frozenset({"TextVectorization", "StringLookup", "IntegerLookup"})
 _OTHERWISE = {"functional": "model"}  # how tf_keras names what is of that class
 
 Pairs = list[tuple[str, Any]]
@@ -153,10 +154,37 @@ def names_in_weights(file: h5py.File) -> dict[str, str]:
 
 def names_in_config(config: Any) -> dict[str, str]:
     """The names of the layers of a functional or sequential model, and of those in it, by place, as its config says."""
-    return dict(_named(config))
+    named = ((place, _own(layer).get("name")) for place, layer in _layers_in(config))
+    return {place: name for place, name in named if isinstance(name, str)}
 
 
-def _named(config: Any) -> Iterator[tuple[str, str]]:
+def lookups_in_config(config: Any) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The configs of the layers that have a list of words in them, by place, and of those whose place is not known."""
+    found = {place: _own(layer) for place, layer in _layers_in(config) if _has_words(layer)}
+    known = {id(each) for each in found.values()}
+    others = []
+    waiting = [config]
+    while waiting:  # no recursion: it may be deep
+        value = waiting.pop()
+        if isinstance(value, dict):
+            others += [_own(value)] if _has_words(value) and id(_own(value)) not in known else []
+            waiting += value.values()
+        elif isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+            waiting += value
+    return found, others
+
+
+def _has_words(layer: Any) -> bool:
+    is_lookup = str(layer.get("class_name")).rpartition(">")[2] in LOOKUPS
+    return is_lookup and isinstance(_own(layer).get("vocabulary"), list)
+
+
+def _own(layer: Any) -> dict[str, Any]:
+    own = layer.get("config")
+    return own if isinstance(own, dict) else {}
+
+
+def _layers_in(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     waiting = [("", config)]
     while waiting:
         above, model = waiting.pop()
@@ -169,10 +197,7 @@ def _named(config: Any) -> Iterator[tuple[str, str]]:
             segment = _snake_case(str(layer.get("class_name")).rpartition(">")[2])
             number, counts[segment] = counts[segment], counts[segment] + 1
             place = "/".join(each for each in (above, _LAYERS, f"{segment}_{number}" if number else segment) if each)
-            own = layer.get("config")
-            name = own.get("name") if isinstance(own, dict) else None
-            if isinstance(name, str):
-                yield place, name
+            yield place, layer
             waiting.append((place, layer))
 
 

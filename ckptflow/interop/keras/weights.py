@@ -24,6 +24,7 @@ from ckptflow.interop.keras.named import counterparts
 from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
 from ckptflow.interop.keras.ordered import load_in_order, names_by_order
 from ckptflow.interop.keras.places import Places, names_by_place, places_of
+from ckptflow.interop.keras.vocabularies import Vocabularies, vocabularies_in
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
@@ -59,12 +60,13 @@ def kind_of_file(path: str) -> FileKind:
         return "legacy" if {"layer_names", "layer_names0"} & set(found.attrs) else "weights"
 
 
-def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
+def load_weights(path: str, model: Any, *, optimizer: bool = True) -> set[int]:
     """Gives a Keras model, made and built by user code, all weights of a `.weights.h5`, `.keras` or `.h5` file.
 
     All or nothing is checked before the first value is written: every variable of the model is in the file, and of its
     shape, and the file has none beside them. The optimizer's state comes along where `optimizer` is true, the file has
-    it and it fits the model's; vocabularies where it is a `.keras`. What does not come is logged.
+    it and it fits the model's. Vocabularies come where it is a whole model; the identities of the layers that have
+    got one are returned. What else does not come is logged.
     Raises `StateMismatchError` with all differences, `CorruptCheckpointError`, `UsageError` for a model not yet built.
     """
     framework = framework_of_model(model)
@@ -78,8 +80,7 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         untold = "the learning rate, nor here which optimizer it was" if kind == "weights" else "the learning rate"
         logger.warning("%s: weights of tf_keras's do not tell %s; that is as your code made it", path, untold)
     if kind in ("whole", "legacy"):
-        _load_legacy(path, model, takes_optimizer=kind == "whole" and optimizer)
-        return
+        return _load_legacy(path, model, kind, framework, takes_optimizer=kind == "whole" and optimizer)
     if kind == "keras":
         check_zip(path)
     stored = datasets_of(path, kind)
@@ -88,7 +89,9 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         build_optimizer_of(model)
     places, described = places_of(model, framework), described_in(path, kind)
     narrowed = _narrowed(stored, places)
+    words = _vocabularies(path, kind, model, framework, places, described)
     problems = [
+        *words.problems,
         *_moved_in(places, described),
         *(text for name, text in narrowed.items() if not name.startswith((_METRICS, PLACE))),
     ]
@@ -99,6 +102,15 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
         load_assets(path, model, framework)
+    words.write()
+    return words.layers
+
+
+def _vocabularies(
+    path: str, kind: FileKind, model: Any, framework: Framework, places: Places, described: Described
+) -> Vocabularies:
+    there = counterparts(places.layers, described.places)
+    return vocabularies_in(path, kind, model, framework, places, described, there)
 
 
 def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer: bool = True) -> NamedTensors:
@@ -287,17 +299,22 @@ def load_assets(path: str, model: Any, framework: Framework) -> None:
             of(framework).load_assets(f"{folder}/assets", model)
 
 
-def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
+def _load_legacy(path: str, model: Any, kind: FileKind, framework: Framework, *, takes_optimizer: bool) -> set[int]:
     datasets_of(path, "whole")
     optimizer = getattr(model, "optimizer", None) if takes_optimizer else None
     if optimizer is not None:
         build_optimizer_of(model)
+    described, places = described_in(path, kind), places_of(model, framework)
+    words = _vocabularies(path, kind, model, framework, places, described)
+    if words.problems:
+        raise misfit_error(path, words.problems)
     load_in_order(path, path, model)
+    words.write()
     if optimizer is not None:
         with opened(path, path) as found:
-            described, places = described_in(path, "whole"), places_of(model, framework_of_model(model))
             other = _elsewhere(places, counterparts(places.layers, described.places))
             set_legacy(path, optimizer, found, difference(described, model) or other)
+    return words.layers
 
 
 @contextlib.contextmanager
