@@ -154,6 +154,7 @@ FORMATS: dict[str, Format] = {
             keeps=frozenset({"optimizer", "vocabularies", "other"}),
             writer=f"{_SAFETENSORS}:write_safetensors",
             reader=f"{_SAFETENSORS}:read_source",
+            joiner="ckptflow.interop.safetensors_parts:as_one_file",
             origin=f"{_SAFETENSORS}:read_provenance",
         ),
     )
@@ -205,12 +206,16 @@ def by_content(path: str) -> Format | None:
         names = set(os.listdir(path))
         if names & {"saved_model.pb", "saved_model.pbtxt"}:
             return FORMATS["saved-model"]
+        if any(name.endswith(".safetensors.index.json") for name in names):
+            return FORMATS["safetensors"]
         if "checkpoint" in names or any(name.endswith(".index") for name in names):
             return FORMATS["tf-checkpoint"]
         is_model = "config.json" in names and names & {"model.weights.h5", "model.weights.npz"}  # saved as zipped=False
         return FORMATS["keras"] if is_model else None
     if path.endswith(".weights.json"):  # which names the files that the weights lie in
         return FORMATS["weights"]
+    if path.endswith(".safetensors.index.json"):
+        return FORMATS["safetensors"]
     if os.path.isfile(f"{path}.index") or path.endswith(".index"):
         return FORMATS["tf-checkpoint"]
     told = by_suffix(path)

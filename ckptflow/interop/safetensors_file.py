@@ -265,7 +265,7 @@ def read_safetensors(path: str) -> NamedTensors:
     """
     with os_errors("read", path), open(path, "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        entries, metadata = _read_header(file, path)
+        entries, metadata = read_header(file, path)
     try:
         return _named(path, size_bytes, entries, metadata)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -279,12 +279,13 @@ def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
 
     Raises `CorruptCheckpointError` where it is no safetensors file.
     """
-    _, metadata = _read_header(file, where)
+    _, metadata = read_header(file, where)
     text = metadata.get(origin.NAME)
     return None if text is None else origin.decode(text, where)
 
 
-def _read_header(file: BinaryIO, where: str) -> tuple[tuple[HeaderEntry, ...], dict[str, str]]:
+def read_header(file: BinaryIO, where: str) -> tuple[tuple[HeaderEntry, ...], dict[str, str]]:
+    """What a safetensors file has, and its metadata. Raises `CorruptCheckpointError` unless all of it is right."""
     size_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:

@@ -195,6 +195,14 @@ class VocabularyBundle(Bundle):
             "" if spare._is(parts) else "its special tokens are not those of the checkpoint (mask, oov, their number)"
         )
 
+    def parts_of(self, words: list[Any], weights: list[float] | None = None) -> dict[str, Any]:
+        """What the parts are once such a layer is given these words, as configs hold them: without special tokens.
+        Raises whatever Keras does for words that cannot be."""
+        spare = self._spare()
+        is_weighted = "idf_weights" in self.dtypes and weights is not None
+        spare.set_vocabulary(words, weights) if is_weighted else spare.set_vocabulary(words)
+        return VocabularyBundle(spare).read()
+
     def _spare(self) -> Any:
         """One that was not adapted, of Keras's own class: a derived one may have another config and constructor."""
         layer = self._layer

@@ -25,6 +25,7 @@ _HEAD = re.compile(rf"[\w+.-]++:[/\\]{{2,}}|{_LOGIN}:[/\\]?|[/\\]{{2}}(?![/\\])"
 _HEAD_IN_WORD = re.compile(
     rf"(?<![\w+.-])(?:[\w+.-]++:[/\\]{{2,}}|{_LOGIN}:[/\\]?)|(?<![^\s(\[{{=,;|])[/\\]{{2}}(?![/\\])"
 )
+_CHAIN = re.compile(r"\s*+(?:[\w+.-]++::)*+")
 _WORD = re.compile(r"[^\s\"'<>]+")
 _SUSPECT = re.compile(r"[@?#;:]|%[0-9A-Fa-f]{2}|&#|&[a-z]+;|\\u00|[^\x00-\x7f]")
 _ESCAPES = re.compile(r"%(?:25|3[abAB]|3[dfDF]|26|40)|&#|&[a-z]+;|\\[nrtu]|[^\x00-\x7f]")  # of : ; = ? & @ and %
@@ -89,27 +90,49 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 def redact_url(url: str) -> str:
     """`url` without user name, password, parameters, query string and fragment; Azure's container before the @ stays.
 
-    A path is no URL, whatever is in it. `scheme://***` if it is not clear where a password ends.
+    Shows of a URL no secret that `redact` would not. A path is no URL, whatever is in it. `scheme://***` if it is not
+    clear where a password ends.
     """
+    before, url = _split_chain(url)
+    if _ESCAPES.search(url):
+        plain = url
+        for _ in range(_MAX_LAYERS):
+            plain = unicodedata.normalize("NFKC", html.unescape(unquote(plain)))
+        plain = re.sub(r"\s", "", plain)  # which parsers of URLs drop
+        shown = _redacted_url(plain)
+        if shown != plain:
+            return before + shown
+    return before + _redacted_url(url)
+
+
+def _redacted_url(url: str) -> str:
     head, scheme, rest = _split_head(url)
     if not head:
         return url
     user, rest, is_clear = _split_user(rest)
     if not is_clear:
         return head + SHOWN
-    kept = f"{user}@" if scheme in _CONTAINER_FIRST and user and ":" not in user else ""
+    kept = f"{user}@" if scheme in _CONTAINER_FIRST and _CONTAINER.fullmatch(user) else ""
     path, mark, _ = _split_at(rest, "?#")
-    return f"{head}{kept}{_PARAMETER.sub(f';{SHOWN}', path)}" + (f"?{SHOWN}" if mark == "?" else "")
+    shown = f"{head}{kept}{_PARAMETER.sub(f';{SHOWN}', path)}" + (f"?{SHOWN}" if mark == "?" else "")
+    return _TOKEN.sub(SHOWN, _without_fields(shown))
 
 
 def user_of(url: str) -> str:
     """The user name and the password in `url`, as they stand there; all that may be one, if that is not clear."""
-    head, scheme, rest = _split_head(url)
+    head, scheme, rest = _split_head(_split_chain(url)[1])
     user, _, is_clear = _split_user(rest) if head else ("", "", True)
     return "" if is_clear and scheme in _CONTAINER_FIRST and ":" not in user else user
 
 
 # ---- one URL
+
+
+def _split_chain(url: str) -> tuple[str, str]:
+    """What stands before a URL: white space, and what fsspec puts around it, as `simplecache::`."""
+    found = _CHAIN.match(url)
+    end = found.end() if found is not None else 0
+    return url[:end], url[end:]
 
 
 def _split_head(url: str) -> tuple[str, str, str]:

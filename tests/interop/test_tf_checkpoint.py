@@ -14,7 +14,7 @@ import tf_keras
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 import ckptflow
-from ckptflow.errors import CorruptCheckpointError
+from ckptflow.errors import CorruptCheckpointError, StateMismatchError
 from ckptflow.format.object_graph import GraphNode, ObjectGraph, Zeros
 from ckptflow.format.spec import TensorSpec
 from ckptflow.interop.provenance import Provenance
@@ -325,3 +325,27 @@ def test_what_has_no_place_in_a_checkpoint_by_names_is_told(tmp_path: Path, capl
         assert module.kernel.numpy().tolist() == [[1, 1, 1]] * 2
         assert "what follows has no place in the state: dense/kernel/Adam, global_step" in caplog.text
         caplog.clear()
+
+
+def test_a_checkpoint_by_names_that_does_not_fit_is_told_by_names(tmp_path: Path) -> None:
+    """TensorFlow's own message has the variables' values in it."""
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "v1"), tensor_names=["a", "b", "c", "d"], shape_and_slices=[""] * 4,
+        tensors=[tf.ones([2]), tf.ones([3]), tf.ones([2], tf.float64), tf.ones([2])],
+    )  # fmt: skip
+    module = tf.Module()
+    module.kept = [tf.Variable([7125.5, 7125.5], name=name) for name in ("a", "b", "c", "d", "d", "e")]
+    with pytest.raises(StateMismatchError, match="no value was changed") as caught:
+        ckptflow.import_model(tmp_path / "v1", tmp_path / "run", model=module)
+    text = str(caught.value)
+    assert "7125" not in text
+    assert "kept/1: shape [3] in the checkpoint, [2] in the state" in text
+    assert "kept/2: dtype float64 in the checkpoint, float32 in the state" in text
+    assert "kept/3: another one is called d as well" in text
+    assert "kept/5: there is no e in the checkpoint" in text
+    assert {value for each in module.kept for value in each.numpy().tolist()} == {7125.5}
+    of_sevens = keras.initializers.Constant(7125)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, bias_initializer=of_sevens)])
+    with pytest.raises(StateMismatchError, match="bias: there is no") as caught:
+        ckptflow.import_model(tmp_path / "v1", tmp_path / "run", model=model)
+    assert "7125" not in str(caught.value)

@@ -143,7 +143,7 @@ def _places(folder: Path) -> None:
     from ckptflow.interop.keras.places import places_of
 
     for name in KERASES:
-        found = places_of(model_of(name), "keras" if name == "keras" else "tf_keras")
+        found = places_of(model_of(name), "keras" if name == "keras" else "tf_keras").shapes
         assert {place: shape for place, shape in found.items() if place.startswith("layers/dense/")} == {
             "layers/dense/vars/0": (3, 1),
             "layers/dense/vars/1": (1,),

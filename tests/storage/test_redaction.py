@@ -185,6 +185,24 @@ def test_a_path_is_no_url(path: str) -> None:
     assert redact_url(path) == path
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("simplecache::https://user:S@host/x.keras?sig=S", "simplecache::https://host/x.keras?***"),
+        ("filecache::s3://KEY:S@bucket/x", "filecache::s3://bucket/x"),
+        ("a::b::s3://KEY:S@bucket/x", "a::b::s3://bucket/x"),
+        (" https://user:S@host/x?sig=S", " https://host/x?***"),
+        ("https://host/a%3Fsig%3DS", "https://host/a?***"),
+        ("https%3A%2F%2Fuser:S@host/x", "https://host/x"),
+        ("https://host/token=S/x", "https://host/token=***"),
+        ("simplecache::/data/a@b:c?d", "simplecache::/data/a@b:c?d"),
+        ("simplecache::s3://bucket/a%20b", "simplecache::s3://bucket/a%20b"),
+    ],
+)
+def test_what_stands_around_a_url_hides_no_secret(url: str, shown: str) -> None:
+    assert redact_url(url) == shown
+
+
 HEADS = ["https://", "https:/", "https:", "http:///", "//", "https:\\\\", "ftp:/", "s3://", "", "x+y://"]
 ALPHABET = "abcXYZ019/?#@:;=&%+ \t\n'\"<>\\.,[]()é"
 spellings = st.sampled_from([str, quote, lambda text: quote(text, safe=""), html.escape])
@@ -203,6 +221,21 @@ def test_a_password_is_told_in_no_spelling(head: str, before: str, after: str, a
     assert callable(spell)
     assert "PLANTED" not in redact(around.format(spell(url)))
     assert "PLANTED" not in redact(json.dumps(around.format(spell(url))))
+
+
+@given(
+    before=st.sampled_from(["", " ", "\n\t", "simplecache::", "filecache::blockcache::", "zip://a.keras::"]),
+    head=st.sampled_from(["https://", "http:///", "s3://", "gs://", "abfs://", "x+y://", "https:\\\\"]),
+    around=st.text("abc:;.%+!$*~/", max_size=8),
+    what=st.sampled_from(["user:{}@host.org/path", "host.org/x?sig={}", "host.org/x;sid={}", "host.org/token={}/x"]),
+    spell=spellings,
+)
+def test_a_url_shows_no_secret_that_a_text_does_not(
+    before: str, head: str, around: str, what: str, spell: object
+) -> None:
+    assert callable(spell)
+    url = before + head + spell(what.format(f"PLANTED{around}"))
+    assert "PLANTED" in redact(url) or "PLANTED" not in redact_url(url)
 
 
 @given(text=st.text(ALPHABET, max_size=60), secret=st.sampled_from(["?sig=PLANTED", ";sid=PLANTED", "?a&b=PLANTED"]))

@@ -6,20 +6,19 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import h5py
-
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras.described import PLACE
-from ckptflow.interop.keras.hdf5 import text_of
+from ckptflow.interop.keras.places import Places
 
 logger = logging.getLogger("ckptflow")
 
 _Shapes = tuple[tuple[int, ...], ...]
+Called = tuple[str, str, _Shapes]  # a layer's name there and now, and the shapes of its weights
 _NUMBERED = re.compile(r"(?P<base>.*?)(?:_(?P<number>\d{1,9}))?", re.DOTALL)
 _SHOWN = 10
 
 
-def warn_of_names(where: str, pairs: Iterable[tuple[str, str, _Shapes]]) -> None:
+def warn_of_names(where: str, pairs: Iterable[Called]) -> None:
     """Names the layers that get what another one had, by the names: (there, now, shapes of the weights), in order.
 
     Layers whose shapes no other has are where they belong; so are those that have other numbers in the same order,
@@ -51,18 +50,16 @@ def _order(names: Sequence[str]) -> list[tuple[str, int]]:
     return [(base, ranks[number]) for base, number in split]
 
 
-def pairs_by_place(
-    file: h5py.File, called: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-) -> list[tuple[str, str, _Shapes]]:
-    """The pairs of a `.weights.h5`: Keras 3 writes a layer's name to its variables. `called` are the model's, by place;
-    `shapes` those of the variables in the file."""
+def pairs_by_place(places: Places, names: Mapping[str, str], there: Mapping[str, str | None]) -> list[Called]:
+    """The pairs of a file of Keras 3's: `names` are those of its layers by place, `there` where each layer of a model is
+    in it, by its place in the model."""
+    shapes: dict[str, _Shapes] = {}
+    for place, shape in places.shapes.items():
+        layer = place.rpartition("/vars/")[0]
+        shapes[layer] = (*shapes.get(layer, ()), shape)
     found = []
-    for place, now in called.items():
-        group = file.get(place)
-        if place.startswith(PLACE) or not isinstance(group, h5py.Group):
-            continue
-        there = text_of(group, "name")
-        own = tuple(shapes[name] for key in group if (name := f"{place}/{key}") in shapes)
-        if there and own:
-            found.append((there, now, own))
+    for place, layer in places.layers.items():
+        name = names.get(there.get(place) or "")
+        if name is not None and place in shapes and not place.startswith(PLACE):
+            found.append((name, layer.name, shapes[place]))
     return found

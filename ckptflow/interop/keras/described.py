@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import h5py
 
 from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
+from ckptflow.interop.keras.named import lookups_in_config, names_in_config, names_in_weights
 from ckptflow.interop.untrusted.keras_allowed import Framework, keras_module
 from ckptflow.state.kinds import is_tf_keras_model, raw_variable
 from ckptflow.state.private.kerases import INNER_OPTIMIZERS, layers_in, own_variables
@@ -35,6 +36,8 @@ class Described:
     config. Empty where the file does not say.
 
     `name` is the optimizer's own where there is no class: that of its class in small letters unless it was given one.
+    `places`: the names of layers by their places; `lookups`: the configs of those with a vocabulary in them, `others`
+    of such whose place is not known.
     `is_new`: whether it is none of tf_keras's of old, which have the same classes; None where the file does not say.
     """
 
@@ -42,6 +45,9 @@ class Described:
     layers: tuple[tuple[str, bool], ...] = ()
     name: str = ""
     is_new: bool | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    lookups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    others: list[dict[str, Any]] = field(default_factory=list)
 
 
 def described_in(path: str, kind: str) -> Described:
@@ -52,15 +58,21 @@ def described_in(path: str, kind: str) -> Described:
         config = json_of(text or b"{}", _CONFIG, path)
         training = config.get("compile_config")
         names = _classes_in(training.get("optimizer")) if isinstance(training, dict) else []
-        return Described(_plain(names), tuple(_layers_of(config.get("config"))))
+        return _with_layers(Described(_plain(names)), config)
     if kind == "whole":
         with opened(path, path) as file:
             config, training = (json_of(text_of(file, f"{name}_config") or "{}", name, path) for name in _ATTRIBUTES)
-        return replace(described_by(training), layers=tuple(_layers_of(config.get("config"))))
+        return _with_layers(described_by(training), config)
     if kind == "weights":
         with opened(path, path) as file:
-            return Described(name=_name_in(file))
+            return Described(name=_name_in(file), places=names_in_weights(file))
     return Described()
+
+
+def _with_layers(described: Described, config: Mapping[str, Any]) -> Described:
+    lookups, others = lookups_in_config(config)
+    layers = tuple(_layers_of(config.get("config")))
+    return replace(described, layers=layers, places=names_in_config(config), lookups=lookups, others=others)
 
 
 def described_by(training: Mapping[str, Any]) -> Described:

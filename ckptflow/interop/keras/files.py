@@ -250,7 +250,7 @@ def _read_keras(
                 how: dict[str, Any] = {"imports": imports, "unsafe": unsafe, "is_scaled": is_scaled}
                 compile_model(model, config["compile_config"], framework, where, **how)
     check_is_model(model, framework, where)
-    wanted = places_of(model, framework)
+    wanted = places_of(model, framework).shapes
     check_filled(where, wanted, stored)
     if getattr(model, "optimizer", None) is None:
         if there:

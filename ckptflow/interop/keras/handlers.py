@@ -13,6 +13,7 @@ from ckptflow.interop.keras import files, legacy, weights
 from ckptflow.interop.model import LoadedModel, check_order
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.sources import Source
+from ckptflow.state.bundles import VocabularyBundle
 from ckptflow.state.kinds import keras_models
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import walk
@@ -64,16 +65,18 @@ def load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where
     if len(models) != 1:
         raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
     check_alone(state, models[0], found.format.name, where)
-    weights.load_weights(found.path, models[0], optimizer=optimizer)
-    if found.format.name != "keras":
-        _warn_of_vocabularies(state, found)
+    given = weights.load_weights(found.path, models[0], optimizer=optimizer)
+    _warn_of_vocabularies(state, found, given)
 
 
-def _warn_of_vocabularies(state: Mapping[str, Any], found: Source) -> None:
-    names = [leaf.name for leaf in walk(state).leaves if isinstance(leaf, PartLeaf)]
+def _warn_of_vocabularies(state: Mapping[str, Any], found: Source, given: set[int]) -> None:
+    parts = [leaf for leaf in walk(state).leaves if isinstance(leaf, PartLeaf) and id(leaf.bundle.obj) not in given]
+    if found.format.name == "keras":  # which has all other tables
+        parts = [leaf for leaf in parts if isinstance(leaf.bundle, VocabularyBundle)]
+    names = [leaf.name for leaf in parts]
     if names:
         logger.warning(
-            "no %s file gives a model its vocabulary; these are as your code made them: %s",
+            "this %s file does not give the model all vocabularies; these are as your code made them: %s",
             found.format.name,
             some_of(names, 5),
         )

@@ -35,8 +35,13 @@ FREE_BYTES = 2**26  # what a model's variables may take, whatever its file store
 MAX_DEPTH = 64
 MAX_OBJECTS = 2**21
 MAX_JSON_BYTES = 2**28
+ASSETS = "assets/"  # the members of a `.keras` that layers hold beside weights
+_WORD_BYTES = 64  # what an object takes beside its text
+_ENDS_OF_LINES = (b"\n", b"\r", b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")
 _LOCAL_HEADER_BYTES = 30  # of a member of a zip, before its name
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})  # gzip, shuffle, checksum, and what else HDF5 and h5py bring along
+_WIDER = {"float16": ("float32", "float64"), "bfloat16": ("float32", "float64"), "float32": ("float64",),
+          "int8": ("int16", "int32", "int64"), "int16": ("int32", "int64"), "int32": ("int64",)}  # fmt: skip
 # Keras's weights lie in groups of this name; h5py and others give them attributes alone.
 _VARIABLES = "vars"
 
@@ -127,9 +132,11 @@ def check_file(file: h5py.File, where: str, size_bytes: int) -> list[Stored]:
     return found
 
 
-def touch(file: h5py.File, where: str, size_bytes: int) -> None:
-    """Reads all of a file that HDF5 has to make sense of: attributes, texts, what is in chunks."""
-    for stored in check_file(file, where, size_bytes):
+def touch(file: h5py.File, where: str, size_bytes: int) -> int:
+    """Reads all of a file that HDF5 has to make sense of: attributes, texts, what is in chunks. Returns the bytes that
+    all values take."""
+    every = check_file(file, where, size_bytes)
+    for stored in every:
         dataset = file[stored.path]
         _read_attributes(dataset)
         if stored.dtype == "string" or dataset.chunks is not None:
@@ -139,6 +146,7 @@ def touch(file: h5py.File, where: str, size_bytes: int) -> None:
         group = waiting.pop()
         _read_attributes(group)
         waiting += [each for each in group.values() if isinstance(each, h5py.Group)]
+    return sum(each.size_bytes for each in every)
 
 
 def _read_attributes(obj: Any) -> None:
@@ -164,7 +172,7 @@ def _check_dataset(dataset: h5py.Dataset, path: str, where: str, size_bytes: int
         raise CorruptCheckpointError(f"{where}: {path} is packed by a plug-in (filter {max(filters - _FILTERS)})")
     if dataset.shape is None:
         raise CorruptCheckpointError(f"{where}: {path} has no shape")
-    stored = Stored(path, _dtype_of(dataset, path, where), tuple(dataset.shape))
+    stored = Stored(path, dtype_of(dataset, path, where), tuple(dataset.shape))
     on_disk = dataset.id.get_storage_size()
     if stored.size_bytes > budget.unpacked_bytes(size_bytes):
         raise CorruptCheckpointError(
@@ -174,7 +182,7 @@ def _check_dataset(dataset: h5py.Dataset, path: str, where: str, size_bytes: int
     return stored
 
 
-def _dtype_of(dataset: h5py.Dataset, path: str, where: str) -> str:
+def dtype_of(dataset: h5py.Dataset, path: str, where: str) -> str:
     """TensorFlow's name of what a dataset holds."""
     dtype = dataset.dtype
     if h5py.check_string_dtype(dtype) is not None:
@@ -185,6 +193,13 @@ def _dtype_of(dataset: h5py.Dataset, path: str, where: str) -> str:
     if dtype.kind in "biufc" and dtype.name in dtypes.names():
         return str(dtype.name)
     raise CorruptCheckpointError(f"{where}: {path} has the dtype {str(dtype)[:80]}, which no variable has")
+
+
+def narrowing(name: str, there: str, wanted: str) -> str | None:
+    """How a value of one dtype does not fit a variable of another one, in words; None where no value is changed."""
+    if there == wanted or wanted in _WIDER.get(there, ()):
+        return None
+    return f"{name}: dtype {there} in the file, {wanted} in the model"
 
 
 def read_array(dataset: h5py.Dataset, stored: Stored) -> Array:
@@ -269,6 +284,25 @@ def _check_fits(archive: zipfile.ZipFile, information: zipfile.ZipInfo) -> None:
         raise ValueError(
             f"its {information.filename} unpacks to {information.file_size:,} bytes, more than {most:,}; "
             f"{budget.MEMORY_VARIABLE} allows more"
+        )
+
+
+def check_assets(archive: zipfile.ZipFile, where: str, other_bytes: int = 0) -> None:
+    """Raises `CorruptCheckpointError` where the assets of a `.keras`, words which are objects in memory, take
+    far more of it than is in proportion to the archive, beside `other_bytes` of weights. Reads them in parts."""
+    packed_bytes = os.fstat(archive.fp.fileno()).st_size if archive.fp is not None else 0
+    most, total = budget.unpacked_bytes(packed_bytes), other_bytes
+    with damage(where):
+        for information in archive.infolist():
+            if not information.filename.startswith(ASSETS):
+                continue
+            with archive.open(information) as file:
+                while total <= most and (data := file.read(2**20)):
+                    total += len(data) + _WORD_BYTES * sum(data.count(each) for each in _ENDS_OF_LINES)
+    if total > most:
+        raise CorruptCheckpointError(
+            f"{where}: its {ASSETS} and weights take more than {most:,} bytes of memory, the file {packed_bytes:,}. "
+            f"If it is what it should be, {budget.MEMORY_VARIABLE} in the environment allows more bytes"
         )
 
 

@@ -31,8 +31,10 @@ from ckptflow.interop.keras.config import (
     safe_mode,
 )
 from ckptflow.interop.keras.described import described_in, difference
-from ckptflow.interop.keras.hdf5 import damage, json_of, opened, text_of
+from ckptflow.interop.keras.hdf5 import json_of, opened, text_of
+from ckptflow.interop.keras.named import LOOKUPS
 from ckptflow.interop.keras.optimizer import drop_if_several, set_legacy, variables_of
+from ckptflow.interop.keras.ordered import load_in_order
 from ckptflow.interop.keras.weights import (
     datasets_of,
     framework_of_model,
@@ -53,7 +55,6 @@ from ckptflow.state.tree import walk
 
 logger = logging.getLogger("ckptflow")
 
-_LOOKUPS = frozenset({"TextVectorization", "StringLookup", "IntegerLookup"})
 _COMPILED = {"loss": "losses", "metrics": "metrics", "weighted_metrics": "metrics"}
 _AS_THEY_ARE = frozenset({"accuracy", "acc", "crossentropy", "ce"})  # Keras takes these by the shape of the output
 _NOT_IN_HDF5 = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4"})
@@ -122,7 +123,7 @@ def _mend_layers(config: dict[str, Any], model: Any) -> None:
             f"a .h5 file cannot hold this model: stock Keras 3 does not find the operations {some_of(lost, 5)} again "
             "when it reads one. A .keras file can hold it"
         )
-    found = {layer.name: layer for layer in layers_in(model) if type(layer).__name__ in _LOOKUPS}
+    found = {layer.name: layer for layer in layers_in(model) if type(layer).__name__ in LOOKUPS}
     waiting = [config]
     while waiting:
         inner = waiting.pop().get("config")
@@ -208,8 +209,7 @@ def read_h5(
     with limited(max_bytes_of(stored), where), warnings.catch_warnings(), opened(path, path) as file:
         warnings.simplefilter("ignore")
         model = model_of(config, framework, where, imports=imports, unsafe=unsafe)
-        with damage(path):
-            of(framework).load_old_weights(file["model_weights"], model)
+        load_in_order(path, where, model, hint="If you have the model's code, hand the model over (model=).")
         text = text_of(file, "training_config")
         if text is None:
             return model, False

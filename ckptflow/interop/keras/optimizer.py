@@ -16,6 +16,8 @@ import numpy as np
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.described import PLACE
+from ckptflow.interop.keras.hdf5 import narrowing
+from ckptflow.interop.keras.places import dtype_name
 
 logger = logging.getLogger("ckptflow")
 
@@ -113,6 +115,11 @@ def set_legacy(path: str, optimizer: Any, file: h5py.File, other: str | None = N
     names = [*stored, *(f"number {number}" for number in range(len(stored), len(variables)))]
     wanted = {name: _shape_of(variable) for name, variable in zip(names, variables, strict=False)}
     there = {name: tuple(each.shape) for name, each in stored.items()}
+    narrowed = (
+        narrowing(name, keras_hdf5.dtype_of(each, name, path), dtype_name(variable))
+        for (name, each), variable in zip(stored.items(), variables, strict=False)
+    )
+    other = other or next((text for text in narrowed if text is not None), None)
     if not takes_state(path, optimizer, there, wanted, other):
         return False
     for variable, dataset in zip(variables, stored.values(), strict=True):

@@ -19,27 +19,28 @@ from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.called import pairs_by_place, warn_of_names
 from ckptflow.interop.keras.config import build_optimizer_of
-from ckptflow.interop.keras.described import PLACE, described_in, difference
-from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, opened
+from ckptflow.interop.keras.described import PLACE, Described, described_in, difference
+from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, narrowing, opened
+from ckptflow.interop.keras.named import counterparts
 from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
-from ckptflow.interop.keras.places import called_by_place, names_by_order, names_by_place, places_of, weights_for
+from ckptflow.interop.keras.ordered import load_in_order, names_by_order
+from ckptflow.interop.keras.places import Places, names_by_place, places_of
+from ckptflow.interop.keras.vocabularies import Vocabularies, vocabularies_in
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.keras_trust import Framework
-from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model, keras_models
 from ckptflow.state.private.kerases import of
-from ckptflow.state.private.tf_keras import LAYERS_OF_2_13, weights_as_loaded
+from ckptflow.state.private.tf_keras import LAYERS_OF_2_13
 
 logger = logging.getLogger("ckptflow")
 
 FileKind = Literal["keras", "whole", "legacy", "weights"]
 
 _METRICS = "metrics/"
-_OF_THE_MODEL = "top_level_model_weights"  # in a legacy file, those that are in no layer
 _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do not read
 _SHOWN = 20
 
@@ -60,12 +61,13 @@ def kind_of_file(path: str) -> FileKind:
         return "legacy" if {"layer_names", "layer_names0"} & set(found.attrs) else "weights"
 
 
-def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
+def load_weights(path: str, model: Any, *, optimizer: bool = True) -> set[int]:
     """Gives a Keras model, made and built by user code, all weights of a `.weights.h5`, `.keras` or `.h5` file.
 
     All or nothing is checked before the first value is written: every variable of the model is in the file, and of its
     shape, and the file has none beside them. The optimizer's state comes along where `optimizer` is true, the file has
-    it and it fits the model's; vocabularies where it is a `.keras`. What does not come is logged.
+    it and it fits the model's. Vocabularies come where it is a whole model; the identities of the layers that have
+    got one are returned. What else does not come is logged.
     Raises `StateMismatchError` with all differences, `CorruptCheckpointError`, `UsageError` for a model not yet built.
     """
     framework = framework_of_model(model)
@@ -79,21 +81,38 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> None:
         untold = "the learning rate, nor here which optimizer it was" if kind == "weights" else "the learning rate"
         logger.warning("%s: weights of tf_keras's do not tell %s; that is as your code made it", path, untold)
     if kind in ("whole", "legacy"):
-        _load_legacy(path, model, takes_optimizer=kind == "whole" and optimizer)
-        return
+        return _load_legacy(path, model, kind, framework, takes_optimizer=kind == "whole" and optimizer)
     if kind == "keras":
         check_zip(path)
-    there = shapes_of(datasets_of(path, kind))
+    stored = datasets_of(path, kind)
+    there = shapes_of(stored)
     if optimizer and places_in(there):
         build_optimizer_of(model)
-    wanted = places_of(model, framework)
-    absent = _check_fit(path, there, wanted)
-    _warn_of_places(path, kind, model, framework, there)
-    other = difference(described_in(path, kind), model) if optimizer and places_in(there) else None
-    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(wanted), other)
+    places, described = places_of(model, framework), described_in(path, kind)
+    narrowed = _narrowed(stored, places)
+    words = _vocabularies(path, kind, model, framework, places, described)
+    problems = [
+        *words.problems,
+        *_moved_in(places, described),
+        *(text for name, text in narrowed.items() if not name.startswith((_METRICS, PLACE))),
+    ]
+    absent = _check_fit(path, there, places.shapes, problems)
+    warn_of_names(path, pairs_by_place(places, described.places, counterparts(places.layers, described.places)))
+    other = difference(described, model) if optimizer and places_in(there) else None
+    other = other or next((text for name, text in narrowed.items() if name.startswith(PLACE)), None)
+    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(places.shapes), other)
     load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
     if kind == "keras":
         load_assets(path, model, framework)
+    words.write()
+    return words.layers
+
+
+def _vocabularies(
+    path: str, kind: FileKind, model: Any, framework: Framework, places: Places, described: Described
+) -> Vocabularies:
+    there = counterparts(places.layers, described.places)
+    return vocabularies_in(path, kind, model, framework, places, described, there)
 
 
 def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer: bool = True) -> NamedTensors:
@@ -118,28 +137,24 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
             raise UsageError(f"model= holds {len(models)} Keras models; {path} is for one")
         build_optimizer_of(models[0])
         if kind in ("weights", "keras"):
-            framework = framework_of_model(models[0])
-            renamed = names_by_place(models[0], framework, state)
-            _warn_of_places(path, kind, models[0], framework, shapes_of(stored))
-            wanted = places_in(places_of(models[0], framework))
+            places, described = places_of(models[0], framework_of_model(models[0])), described_in(path, kind)
+            layers = counterparts(places.layers, described.places)
+            renamed = names_by_place(places, state, layers)
+            warn_of_names(path, pairs_by_place(places, described.places, layers))
             live = getattr(models[0], "optimizer", None)
-            there, other = places_in(shapes_of(stored)), difference(described_in(path, kind), models[0])
+            other = difference(described, models[0]) or _elsewhere(places, layers)
+            narrowed = _narrowed(stored, places)
+            other = other or next((text for name, text in narrowed.items() if name.startswith(PLACE)), None)
+            there, wanted = places_in(shapes_of(stored)), places_in(places.shapes)
             optimizer = optimizer and takes_state(path, live, there, wanted, other)
         else:
             with opened(path, path) as found:
-                renamed = names_by_order(found, models[0], state, path)
+                renamed = names_by_order(found, path, models[0], state)
     left_out = () if optimizer else tuple(each.path for each in stored if each.path.startswith(PLACE))
     tensors = keras_hdf5.named_tensors(
         path, [each for each in stored if each.path not in left_out], lambda: _file_of(path, kind), renamed
     )
     return replace(tensors, left_out=left_out)
-
-
-def _warn_of_places(
-    path: str, kind: FileKind, model: Any, framework: Framework, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    with weights_of(path, kind) as (file, _):
-        warn_of_names(path, pairs_by_place(file, called_by_place(model, framework), shapes))
 
 
 def framework_of_model(model: Any) -> Framework:
@@ -187,7 +202,33 @@ def weights_of(path: str, kind: FileKind) -> Iterator[tuple[h5py.File, int]]:
 # Does it fit?
 
 
-def _check_fit(path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _elsewhere(places: Places, layers: Mapping[str, str | None]) -> str | None:
+    """How slots that lie in the order of the layers are those of others; None where nothing tells so."""
+    own = (place.rpartition("/vars/")[0] for place in places.variables)
+    other = next((place for place in own if place in layers and layers[place] != place), None)
+    return None if other is None else f"{places.layers[other].name} is not in its place among the layers there"
+
+
+def _moved_in(places: Places, described: Described) -> list[str]:
+    """The layers of a model that are by their names in another place in a file, in words."""
+    found = counterparts(places.layers, described.places)
+    return [
+        f"{place}: in the file this is {described.places.get(place)!r}, and {places.layers[place].name!r} is at {there}"
+        for place, there in found.items()
+        if there not in (None, place)
+    ]
+
+
+def _narrowed(stored: list[Stored], places: Places) -> dict[str, str]:
+    """The values that a model's variables could not hold as they are, in words, by their places. Keras casts them."""
+    dtypes = {_plain(each.path): each.dtype for each in stored}
+    texts = {name: narrowing(name, dtypes[name], dtype) for name, dtype in places.dtypes.items() if name in dtypes}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _check_fit(
+    path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], more: list[str]
+) -> list[str]:
     """Raises unless a model's weights are those of a file, by place; returns the model's places that may be absent."""
     missing: list[str] = []
     other: list[str] = []
@@ -202,8 +243,9 @@ def _check_fit(path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[
     unexpected = _without_place(there, wanted)
     problems = [f"{name}: in the model, not in the file" for name in missing]
     problems += [f"{name}: in the file, not in the model" for name in unexpected]
-    if problems or other:
-        raise misfit_error(path, [*problems, *other], hint=f"The names are those of the file. {HINT}")
+    if problems or other or more:
+        hint = f"The names are those of the file. {HINT}"
+        raise misfit_error(path, [*problems, *other, *more], hint=hint)
     return absent
 
 
@@ -260,115 +302,22 @@ def load_assets(path: str, model: Any, framework: Framework) -> None:
             of(framework).load_assets(f"{folder}/assets", model)
 
 
-def _load_legacy(path: str, model: Any, *, takes_optimizer: bool) -> None:
+def _load_legacy(path: str, model: Any, kind: FileKind, framework: Framework, *, takes_optimizer: bool) -> set[int]:
     datasets_of(path, "whole")
     optimizer = getattr(model, "optimizer", None) if takes_optimizer else None
     if optimizer is not None:
         build_optimizer_of(model)
-    with opened(path, path) as found:
-        problems = _legacy_problems(found, model, path)
-        if problems:
-            raise misfit_error(path, problems)
-    with in_order_of(path, model) as ordered, named(ordered, ".h5") as file, damage(path):
-        try:
-            model.load_weights(file)
-        except ValueError as error:
-            said = " ".join(str(error).split())[:1000]
-            raise misfit_error(path, [said], is_changed=True, hint="") from error
+    described, places = described_in(path, kind), places_of(model, framework)
+    words = _vocabularies(path, kind, model, framework, places, described)
+    if words.problems:
+        raise misfit_error(path, words.problems)
+    load_in_order(path, path, model)
+    words.write()
     if optimizer is not None:
         with opened(path, path) as found:
-            set_legacy(path, optimizer, found, difference(described_in(path, "whole"), model))
-
-
-def _legacy_problems(file: h5py.File, model: Any, where: str) -> list[str]:
-    """What differs, weight by weight in the order of the layers, as Keras takes them from such a file."""
-    root = _root_of(file)
-    theirs = _layers_with_weights(root)
-    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
-    if len(theirs) != len(layers):
-        shown = [some_of(names, _SHOWN) for names in (theirs, [layer.name for layer in layers])]
-        return [f"it has {len(theirs)} layers with weights ({shown[0]}), and the model {len(layers)} ({shown[1]})"]
-    is_old = is_tf_keras_model(model)
-    problems = []
-    called = []
-    for name, layer in zip(theirs, layers, strict=True):
-        weights = weights_for(root[name], layer)
-        if weights is None:
-            problems.append(
-                f"{layer.name} is frozen in part, and the names in the file ({name}) do not tell whether it was when "
-                "it was saved, by which Keras orders them: name its layers as they were named then"
-            )
-            continue
-        try:
-            there = _shapes_as_loaded(root, [root[name][weight] for weight in weights], layer, is_old)
-        except ValueError as error:  # of another implementation, which Keras cannot turn into this one
-            problems.append(f"{name}: {' '.join(str(error).split())[:300]}")
-            continue
-        wanted = [tuple(map(int, each.shape)) for each in (*layer.trainable_weights, *layer.non_trainable_weights)]
-        if len(there) != len(wanted):
-            problems.append(f"{name} has {len(there)} weights and has to have {len(wanted)}")
-            continue
-        problems += [
-            f"{weight} is {list(shape)} and has to be {list(size)}"
-            for weight, shape, size in zip(weights, there, wanted, strict=True)
-            if shape != size
-        ]
-        called.append((name, layer.name, tuple(wanted)))
-    if not problems:
-        warn_of_names(where, called)
-    return problems
-
-
-def _root_of(file: h5py.File) -> h5py.Group:
-    return file["model_weights"] if "model_weights" in file and "layer_names" not in file.attrs else file
-
-
-def _layers_with_weights(root: h5py.Group) -> list[str]:
-    return [
-        name for name in keras_hdf5.texts_of(root, "layer_names") if keras_hdf5.texts_of(root[name], "weight_names")
-    ]
-
-
-@contextlib.contextmanager
-def in_order_of(path: str, model: Any) -> Iterator[str]:
-    """A legacy file of weights that fit a model, with each layer's in the order in which the model has them today: the
-    file given, or a copy for as long as the block lasts. Keras reads no file that links to another."""
-    with private_file("ckptflow-keras-", "ordered.h5", path) as ordered:
-        yield ordered if _copy_in_order(path, model, ordered) else path
-
-
-def _copy_in_order(path: str, model: Any, target: str) -> bool:
-    """Writes that copy, and says whether the order is another one at all."""
-    layers = [layer for layer in model.layers if layer.trainable_weights or layer.non_trainable_weights]
-    with opened(path, path) as source:
-        root = _root_of(source)
-        pairs = zip(_layers_with_weights(root), layers, strict=True)
-        orders = {name: weights_for(root[name], layer) or [] for name, layer in pairs}
-        if all(weights == keras_hdf5.texts_of(root[name], "weight_names") for name, weights in orders.items()):
-            return False
-        ensure_room(os.path.dirname(target), os.path.getsize(path))
-        with h5py.File(target, "w", libver="latest") as out:  # takes lists of names of any length
-            out.attrs.update({name: root.attrs[name] for name in ("backend", "keras_version") if name in root.attrs})
-            out.attrs["layer_names"] = [name.encode() for name in orders]
-            for name, weights in orders.items():
-                group = out.create_group(name)
-                group.attrs["weight_names"] = [weight.encode() for weight in weights]
-                for weight in weights:
-                    root.copy(root[name][weight], group, name=weight)
-            if _OF_THE_MODEL in root:
-                root.copy(root[_OF_THE_MODEL], out, name=_OF_THE_MODEL)
-    return True
-
-
-def _shapes_as_loaded(
-    root: h5py.Group, datasets: list[h5py.Dataset], layer: Any, is_old: bool
-) -> list[tuple[int, ...]]:
-    """The shapes of a layer's weights once tf_keras has turned those of one implementation into those of another."""
-    if not (is_old and any(kind in type(layer).__name__ for kind in ("LSTM", "GRU"))):
-        return [tuple(each.shape) for each in datasets]
-    version, backend = (keras_hdf5.text_of(root, name) for name in ("keras_version", "backend"))
-    values = [each[()] for each in datasets]
-    return [tuple(each.shape) for each in weights_as_loaded(layer, values, version or "1", backend)]
+            other = _elsewhere(places, counterparts(places.layers, described.places))
+            set_legacy(path, optimizer, found, difference(described, model) or other)
+    return words.layers
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -262,15 +263,39 @@ def _restore_stock(prefix: str, objects: Mapping[str, Any], *, optimizer: bool) 
     names = [name for name in tree.variables if optimizer or not is_of_optimizer(name, tree.optimizers)]
     variables = [raw_variable(tree.variables[name]) for name in names]
     all_of_them = objects if optimizer or not tree.optimizers else {"variables": variables}
-    taken = {variable.name.partition(":")[0] for variable in variables}
-    more = sorted(key for key in TensorBundle(prefix).infos if key not in taken)
+    keys = {name: variable.name.partition(":")[0] for name, variable in zip(names, variables, strict=True)}
+    infos = TensorBundle(prefix).infos
+    _check_by_names(prefix, tree, keys, infos)
+    more = sorted(infos.keys() - set(keys.values()))
     try:
         tf.train.Checkpoint(**all_of_them).read(prefix).assert_existing_objects_matched().expect_partial()
-    except AssertionError as error:
-        raise misfit_error(prefix, [" ".join(str(error).split())[:2000]], is_changed=True, hint="") from error
+    except AssertionError as error:  # whose text has values in it
+        lost = [f"{name}: there is no {key} in the checkpoint" for name, key in keys.items() if key not in infos]
+        raise misfit_error(prefix, lost or ["not all objects have a value there"], is_changed=True, hint="") from error
     except tf.errors.OpError as error:
         raise CorruptCheckpointError(f"{prefix}: {error.message}") from error
     except ValueError as error:  # shapes
         raise misfit_error(prefix, [str(error)], is_changed=True, hint="") from error
     if more:
         logger.warning("%s: what follows has no place in the state: %s", prefix, some_of(more, _NAMES_SHOWN))
+
+
+def _check_by_names(prefix: str, tree: Tree, keys: Mapping[str, str], infos: Mapping[str, TensorInfo]) -> None:
+    """Raises `StateMismatchError` where a checkpoint of TensorFlow 1 has not all that TensorFlow would read from it:
+    `keys` are the variables' own names, by those in the state."""
+    reached = {tensor_of(value) for node in numbered_graph(tree).graph.nodes for _, _, value in values_of(node)}
+    problems = []
+    for name, key in keys.items():
+        raw = raw_variable(tree.variables[name])
+        dtype, shape = raw.dtype.base_dtype.name, tuple(raw.shape.as_list())
+        if key not in infos:
+            is_needed = name in reached and not is_of_optimizer(name, tree.optimizers)
+            problems += [f"{name}: there is no {key} in the checkpoint"] if is_needed else []
+        elif infos[key].shape != shape and None not in shape:
+            problems.append(f"{name}: shape {list(infos[key].shape)} in the checkpoint, {list(shape)} in the state")
+        elif infos[key].dtype != dtype:
+            problems.append(f"{name}: dtype {infos[key].dtype} in the checkpoint, {dtype} in the state")
+    twice = {key for key, count in Counter(keys.values()).items() if count > 1 and key in infos}
+    problems += [f"{name}: another one is called {key} as well" for name, key in keys.items() if key in twice]
+    if problems:
+        raise misfit_error(prefix, problems, hint="A checkpoint of TensorFlow 1 goes by the variables' own names.")

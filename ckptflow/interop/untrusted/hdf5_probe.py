@@ -69,4 +69,5 @@ def read_all(path: str) -> None:
         for name in {*_JSON_MEMBERS} & {*archive.namelist()}:
             keras_hdf5.json_of(archive.read(name), name, path)
         with keras_hdf5.member(archive, WEIGHTS_MEMBER, path) as inside, keras_hdf5.opened(inside, path) as found:
-            keras_hdf5.touch(found, path, size_bytes)
+            taken_bytes = keras_hdf5.touch(found, path, size_bytes)
+        keras_hdf5.check_assets(archive, path, taken_bytes)
