@@ -51,7 +51,7 @@ def _order(names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def pairs_by_place(places: Places, names: Mapping[str, str], there: Mapping[str, str | None]) -> list[Called]:
-    """The pairs of a file of Keras 3's: `names` are those of its layers by place, `there` where each layer of a model is
+    """The pairs of a file of Keras 3: `names` are those of its layers by place, `there` where each layer of a model is
     in it, by its place in the model."""
     shapes: dict[str, _Shapes] = {}
     for place, shape in places.shapes.items():
