@@ -19,10 +19,8 @@ _VARIABLES = "vars"
 LOOKUPS = frozenset({"TextVectorization", "StringLookup", "IntegerLookup"})
 _OTHERWISE = {"functional": "model"}  # how tf_keras names what is of that class
 
-Pairs = list[tuple[str, Any]]
 
-
-def pairs_of(theirs: Sequence[str], layers: Sequence[Any]) -> Pairs | None:
+def pairs_of(theirs: Sequence[str], layers: Sequence[Any]) -> list[tuple[str, Any]] | None:
     """The layers of a file that has an order of them, each with the one of a model, which has as many: by the order,
     or by their names where these are the same in another one; None where the two say different things."""
     if _agree(theirs, layers):
@@ -31,7 +29,7 @@ def pairs_of(theirs: Sequence[str], layers: Sequence[Any]) -> Pairs | None:
     return list(found.items()) if set(theirs) == set(found) else None
 
 
-def pairs_for_a_warm_start(theirs: Sequence[str], layers: Sequence[Any]) -> Pairs:
+def pairs_for_a_warm_start(theirs: Sequence[str], layers: Sequence[Any]) -> list[tuple[str, Any]]:
     """The same where each may have what the other has not: by names, and where none is the same by the order."""
     same = {layer.name for layer in layers if _is_given(layer)} & set(theirs)
     if len(theirs) != len(layers) or not _agree(theirs, layers):
