@@ -152,6 +152,9 @@ class CheckpointManager:
         """
         self.session.close()
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        raise UsageError("a manager belongs to the process that made it, and cannot be copied: make another one there")
+
     def __enter__(self) -> Self:
         return self
 

@@ -22,6 +22,7 @@ from ckptflow.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     ObjectNotFoundError,
+    UsageError,
 )
 from ckptflow.format import dtypes
 from ckptflow.format.components import aggregate
@@ -31,6 +32,7 @@ from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.format.values import from_json
 from ckptflow.storage.opening import open_store
+from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
@@ -46,7 +48,7 @@ def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, 
     nothing tells whether it went on from them (`restore_latest` takes the newest valid one). Raises ValueError for an
     unknown scheme, `StorageError` where the storage refuses.
     """
-    with contextlib.closing(open_store(os.fspath(url), storage_options)) as store:
+    with contextlib.closing(open_store(run_url(url), storage_options)) as store:
         return list_counting(store, Summaries(store))
 
 
@@ -60,7 +62,7 @@ def open_checkpoint(
     running job may prune what you have opened, and reading then raises `CheckpointGoneError`. Raises
     `CheckpointNotFoundError`.
     """
-    return _open(os.fspath(url), step, storage_options, is_for_show=False)[0]
+    return _open(os.fsdecode(url), step, storage_options, is_for_show=False)[0]
 
 
 def open_to_show(
@@ -91,6 +93,16 @@ def split_url(url: str) -> tuple[str, Folder | None]:
     root, separator, last = url.rstrip("/").rpartition("/")
     folder = parse_folder(last) if not root.endswith(":/") else None  # a bucket is no checkpoint, whatever its name
     return (url, None) if folder is None else (root or separator or ".", folder)
+
+
+def run_url(url: str | os.PathLike[str]) -> str:
+    """The URL of a run's root as text. Raises `UsageError` for one checkpoint's: the run is not listed there, and what
+    began there would be deleted with it."""
+    text = os.fsdecode(url)
+    root, folder = split_url(text)
+    if folder is not None:
+        raise UsageError(f"{redact_url(text)} is one checkpoint's folder; the run's root is {redact_url(root)}")
+    return text
 
 
 class OpenCheckpoint(Mapping[str, Array]):

@@ -77,7 +77,7 @@ def export_checkpoint(
         ObjectExistsError: something is at `destination`.
         UsageError, StateMismatchError, CheckpointNotFoundError, CorruptCheckpointError, StorageError: as they say.
     """
-    target = os.fspath(destination)
+    target = os.fsdecode(destination)
     chosen = for_destination(target, format)
     if not chosen.has_signatures and (signatures is not None or input_signature is not None):
         raise UsageError(f"the format {chosen.name!r} has no signatures; these have: {', '.join(WITH_SIGNATURES)}")

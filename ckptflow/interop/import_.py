@@ -75,7 +75,7 @@ def import_model(
         UnsupportedStateError, StorageError: as they say.
     """
     number = check_step(step)
-    origin, root = os.fspath(source), os.fspath(url)
+    origin, root = os.fsdecode(source), os.fsdecode(url)
     if model is None and (partial or rename is not None):
         raise UsageError("partial= and rename= say how the source goes into a model: give model= as well")
     _check_rename(rename)

@@ -47,7 +47,7 @@ def commit_alone(
     `FencedError`, `SaveFailedError`.
     """
     number, about = check_step(step), to_json(metadata, "metadata")
-    store = open_store(os.fspath(url), storage_options)
+    store = open_store(os.fsdecode(url), storage_options)
     size_bytes = shard_bytes or default_shard_bytes(
         is_object_store=store.is_object_store, memory_budget_bytes=DEFAULT_MEMORY_BUDGET_BYTES
     )

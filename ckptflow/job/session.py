@@ -38,7 +38,8 @@ from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Saver, Stopwatch, software_versions
 from ckptflow.peers.cluster import Cluster, find_cluster
 from ckptflow.peers.team import Call, Called, Done, agree, agree_on, called, chief_says
-from ckptflow.reading import OpenCheckpoint
+from ckptflow.reading import OpenCheckpoint, run_url
+from ckptflow.state.strategies import is_between_steps
 from ckptflow.storage.again import hurry
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import ProgressStore
@@ -107,7 +108,7 @@ class Session:
         self.live = LiveState(state, self.cluster)
         self._hooks = Hooks(hooks, self.cluster.worker)
         self.store = ProgressStore(
-            open_store(os.fspath(url), storage_options, self._hooks.tell), self.cluster.storage_goes_on
+            open_store(run_url(url), storage_options, self._hooks.tell), self.cluster.storage_goes_on
         )
         self._shard_bytes = shard_bytes or arguments.default_shard_bytes(
             is_object_store=self.store.is_object_store, memory_budget_bytes=memory_budget_bytes
@@ -165,6 +166,8 @@ class Session:
         self._leave_by(error)
 
     def restore(self, step: int | None, *, partial: bool, rename: Rename | None) -> Checkpoint | None:
+        if not is_between_steps():
+            raise UsageError("a state is restored between two steps: not inside a tf.function, nor inside strategy.run")
         watch = Stopwatch()
         return self.calls.make(lambda: self._restore(step, partial, rename, watch))
 

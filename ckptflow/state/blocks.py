@@ -12,7 +12,7 @@ from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.boxes import Box
 from ckptflow.format.spec import TensorSpec
-from ckptflow.state.leaves import Leaf
+from ckptflow.state.leaves import Leaf, give
 
 SMALL_BYTES = 2**20  # blocks below this are written by the first client that holds them
 
@@ -44,7 +44,7 @@ class PartsLeaf(Leaf):
     def assign(self, values: Mapping[Box | None, Any]) -> None:
         for box, value in values.items():
             part = self.parts[self.boxes.index(box)]
-            tf.raw_ops.AssignVariableOp(resource=part.handle, value=value, validate_shape=True)
+            give(part, value)
 
 
 class MeshLeaf(Leaf):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -23,8 +24,11 @@ class DurableFolders:
         self._lost: dict[str, OSError] = {}  # folder -> why its name may not outlast a loss of power yet
 
     def check_root(self) -> None:
-        """Raises where the root that this process has written to is gone or another folder: nothing is "empty" then."""
+        """Raises where the root that this process has written to is gone or another folder, or where there is a file in
+        its place, or in that of a folder above it: nothing is "empty" then."""
         known = self._durable.get(self._root)
+        if known is None:
+            self._check_no_file()
         if known is not None:
             try:
                 if self._identity(self._root) == known:
@@ -32,6 +36,16 @@ class DurableFolders:
             except FileNotFoundError:
                 pass
             raise StorageError(f"{self._root}: the folder was removed or unmounted while it was in use")
+
+    def _check_no_file(self) -> None:
+        try:
+            is_file = not stat.S_ISDIR(os.stat(self._root).st_mode)
+        except NotADirectoryError:
+            is_file = True
+        except OSError:  # not there yet, or whatever the verb itself runs into
+            return
+        if is_file:
+            raise StorageError(f"{self._root}: a file, or what is in a file's place, and not a folder")
 
     def make(self, folder: str) -> None:
         """Makes `folder` and certain that its name, and each name up to the root's, survives a loss of power.

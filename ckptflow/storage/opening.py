@@ -60,6 +60,8 @@ def local_path(url: str) -> str | None:
     scheme, separator, path = url.partition("://")
     if not url:
         raise ValueError("the URL is empty; for the current folder, say '.'")
+    if "\0" in url:
+        raise ValueError(f"no path has a NUL character in it: {redact(url)!r}")
     if not separator and (slashless := _SLASHLESS.match(url)):
         raise ValueError(
             f"{slashless[0]}… lacks a slash: write {slashless[1]}://… (pathlib.Path takes one away: hand over a str), "
