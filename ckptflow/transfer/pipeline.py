@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from ckptflow.errors import CorruptCheckpointError
 from ckptflow.transfer.attempts import HELPERS, Attempts
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.streams import StoppedError, Turns
@@ -51,6 +52,7 @@ def run(
     doing: dict[threading.Thread, int] = {}
     done: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     news: queue.SimpleQueue[None] = queue.SimpleQueue()  # for those who wait for what is late
+    is_helped = threading.Event()
 
     def loop() -> None:
         try:
@@ -70,6 +72,7 @@ def run(
     def help_out() -> None:
         if not tries.may_help():
             return
+        is_helped.set()
         while not turns.is_stopped and (wait_s := tries.wait_s(time.monotonic())) is not None:
             buffer = None if wait_s > 0 else pool.acquire_now()
             if buffer is None:  # nothing is late, or none is free: as soon as something has ended that may have changed
@@ -91,7 +94,10 @@ def run(
             result = work(number, buffer)
         except BaseException as error:
             pool.release(buffer, turn)
-            if isinstance(error, StoppedError) or tries.fail(number):
+            is_last = tries.fail(number)
+            # That it is damaged was found twice in the same way: another attempt that is cut off does not undo that.
+            is_damaged = isinstance(error, CorruptCheckpointError) and not tries.is_won(number)
+            if isinstance(error, StoppedError) or is_last or is_damaged:
                 raise
             return
         finally:
@@ -101,7 +107,7 @@ def run(
             return
         held[number] = buffer, turn, result
         done.put(number)
-        for _ in range(HELPERS):
+        for _ in range(HELPERS if is_helped.is_set() else 0):
             news.put(None)
         if is_left.is_set():  # the caller may have looked into `held` before
             pool.release(buffer, turn)
@@ -135,4 +141,5 @@ def run(
             # One that has not begun finds that, and takes nothing. One whose work another has done is not waited for.
             while thread.is_alive() and not tries.is_won(doing.get(thread, -1)):
                 thread.join(_LOOK_S)
+        turns.leave()
     turns.raise_first()

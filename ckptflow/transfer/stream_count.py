@@ -148,11 +148,12 @@ def _stay(now: Count, reason: str) -> Count:
 class Transfer:
     """One on its way: what a round counts of it."""
 
-    __slots__ = ("began_s", "is_answered", "round_number")
+    __slots__ = ("began_s", "is_answered", "is_left", "round_number")
 
     def __init__(self) -> None:
         self.began_s = 0.0
         self.is_answered = False  # has ended, or was refused
+        self.is_left = False  # what it brings is not wanted any more: it takes nobody's turn, and says nothing
         self.round_number = -1
 
 
@@ -173,13 +174,17 @@ class Meter:
 
     @property
     def has_room(self) -> bool:
-        return len(self.under_way) < self.choice.streams
+        return self._wanted < self.choice.streams
+
+    @property
+    def _wanted(self) -> int:
+        return sum(not transfer.is_left for transfer in self.under_way)
 
     def begin(self, transfer: Transfer, now_s: float) -> None:
         """Under way from here to `end`."""
         transfer.round_number, transfer.began_s = self._round_number, now_s
         self.under_way.add(transfer)
-        self._peak = max(self._peak, len(self.under_way))
+        self._peak = max(self._peak, self._wanted)
 
     def refused(self, transfer: Transfer, now_s: float) -> None:
         """The storage asked for fewer: counted once for a transfer, and only beside the number that it began with."""
@@ -194,7 +199,7 @@ class Meter:
         if transfer not in self.under_way:
             return
         self.under_way.discard(transfer)
-        if size_bytes is None or transfer.round_number != self._round_number:
+        if size_bytes is None or transfer.is_left or transfer.round_number != self._round_number:
             return
         self._answered += not transfer.is_answered
         self._bytes += size_bytes

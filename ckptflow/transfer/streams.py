@@ -98,6 +98,11 @@ class Streams:
         return self._meter.choice.streams
 
     @property
+    def at_the_end(self) -> int:
+        """For how many the last work is cut: for as many as may ever be, unless the storage has asked for fewer."""
+        return self._meter.choice.ceiling or self._meter.most
+
+    @property
     def under_way(self) -> int:
         """How many are."""
         return len(self._meter.under_way)
@@ -155,6 +160,7 @@ class Turns:
         self.streams = streams
         self._is_stopped = False
         self._errors: list[BaseException] = []
+        self._under_way: set[Transfer] = set()
 
     @property
     def is_stopped(self) -> bool:
@@ -165,6 +171,12 @@ class Turns:
         if error is not None:
             self._errors.append(error)
         self._is_stopped = True
+        self.streams.wake()
+
+    def leave(self) -> None:
+        """What is still under way is not wanted any more, and keeps no turn from others. Takes no lock, as `wake`."""
+        for transfer in self._under_way.copy():
+            transfer.is_left = True
         self.streams.wake()
 
     def raise_first(self) -> None:
@@ -186,6 +198,7 @@ class Turns:
         which comes to the main thread, can so not tear a turn from its end.
         """
         transfer = Transfer()
+        self._under_way.add(transfer)
         moved: int | None = None
         try:
             self.streams.begin(transfer, lambda: self._is_stopped)
@@ -201,3 +214,4 @@ class Turns:
             raise
         finally:
             self.streams.end(transfer, moved)
+            self._under_way.discard(transfer)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from ckptflow.format.spec import Wanted
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.storage.local import LocalStore
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import StoreWrapper
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
@@ -53,6 +56,22 @@ def test_tensors_after_one_wrong_answer(buffer_bytes: int, lie: Lie, verify_firs
         assert wrong.told == 1
         assert wrong.renewed == [FOLDER.key(shard.name)]
         assert all(same_bits(target.arrays[spec.name], array) for spec, array in zip(SPECS, expected, strict=True))
+
+
+def test_the_calling_thread_reads_nothing_again_itself() -> None:
+    """Ctrl-C comes to it, and would leave a client that goes on writing into a buffer that was given back."""
+    store, manifest, _ = written()
+    wrong = WrongStore(store, flip, manifest.shards[0].name)
+    threads: set[threading.Thread] = set()
+
+    class Watched(StoreWrapper):
+        def run(self, verb: str, key: str, call: Callable[[], Any]) -> Any:
+            threads.add(threading.current_thread())
+            return call()
+
+    read(Watched(wrong), manifest, SIZES[0])
+    assert wrong.told == 1
+    assert threading.main_thread() not in threads
 
 
 def test_on_a_disk(tmp_path: Path) -> None:

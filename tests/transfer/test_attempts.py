@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptflow.errors import StorageUnavailableError
+from ckptflow.errors import CorruptCheckpointError, StorageUnavailableError
 from ckptflow.format.spec import TensorSpec, Wanted
 from ckptflow.transfer import attempts
 from ckptflow.transfer.attempts import HELPERS, LATE, LEAST_S, RECENT, Attempts, late_after_s
@@ -194,6 +194,38 @@ def test_if_both_fail_the_error_is_raised(race: Race) -> None:
     thread.join(HANG_S)
     assert [str(error) in ("the first", "the second") for error in errors] == [True]
     assert race.all_back()
+
+
+def test_damage_that_was_found_is_not_undone_by_an_attempt_that_is_cut_off(race: Race) -> None:
+    """Else the checkpoint would be tried again for ever, and not the one before."""
+    race.first_error, race.second_error = StorageUnavailableError("503"), CorruptCheckpointError("twice the same")
+    errors: list[Exception] = []
+
+    def catch() -> None:
+        try:
+            race.run()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=catch)
+    thread.start()
+    until(lambda: race.tries[0] == 2 and race.streams.under_way == 1, HANG_S)
+    race.go_on.set()
+    thread.join(HANG_S)
+    assert list(map(str, errors)) == ["twice the same"]
+    assert race.all_back()
+
+
+def test_the_slow_one_keeps_no_turn_from_others(race: Race) -> None:
+    race.run()
+    assert race.streams.under_way == 1
+    turns, together = Turns(race.streams), threading.Barrier(race.streams.most)
+
+    def work(number: int, buffer: Buffer) -> int:
+        return turns.transfer(1, lambda: together.wait(HANG_S))
+
+    pool = BufferPool(6 * 2**12, 2**12)
+    run(pool, 6, work, turns=turns, threads=6)
 
 
 def test_where_no_buffer_is_free_there_is_no_second_attempt(race: Race) -> None:

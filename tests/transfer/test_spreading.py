@@ -10,20 +10,25 @@ from ckptflow.format.spec import TensorSpec, Wanted
 from ckptflow.transfer import reader, streams
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import read_tensors
+from ckptflow.transfer.stream_count import Count
 from ckptflow.transfer.streams import streams_for
 from tests.transfer.helpers import FOLDER, ArraySource, ArrayTarget, DictStore, arrays_for, same_bits, write_checkpoint
 
 LARGE = [TensorSpec("large", "float32", (11 * 2**14 - 2**9,))]  # eleven ranges of 64 KiB, with the shard's header
 
 
-def requests(concurrency: int | None, *, count: int) -> list[int]:
-    """How many there are for each range of `LARGE`, in order, through so many buffers of 64 KiB."""
+def requests(concurrency: int | None, *, count: int, choice: Count | None = None) -> list[int]:
+    """How many there are for each range of `LARGE`, in order, through so many buffers of 64 KiB, where what was decided
+    before is this `choice`."""
     store = DictStore(is_object_store=True)
     arrays = arrays_for(LARGE)
     manifest = write_checkpoint(store, [ArraySource(LARGE, arrays)], shard_bytes=2**20)
     pool, target = BufferPool(count * 2**16, 2**16), ArrayTarget(manifest)
     store.gets.clear()
-    read_tensors(store, FOLDER, manifest, [Wanted(0)], target, pool, streams=streams_for(store, pool, concurrency))
+    found_streams = streams_for(store, pool, concurrency)
+    if choice is not None:
+        found_streams._meter.choice = choice
+    read_tensors(store, FOLDER, manifest, [Wanted(0)], target, pool, streams=found_streams)
     assert same_bits(target.arrays["large"], arrays[0])
     found = Counter(start // 2**16 for _, start, _ in store.gets)
     return [found[number] for number in range(len(found))]
@@ -43,3 +48,9 @@ def test_there_are_as_many_requests_as_streams_and_the_last_ranges_are_spread_ov
     assert requests(10, count=10) == 10 * [1] + [8]
     # All of it at once.
     assert requests(None, count=20) == 11 * [3]
+
+
+def test_a_storage_that_has_asked_for_fewer_is_not_asked_more_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "LEAST_PIECE_BYTES", 2**13)
+    throttled = Count(2, base=2, base_bytes_per_s=1e12, is_doubling=False, ceiling=2, ceiling_s=3600)
+    assert requests(None, count=3, choice=throttled) == 11 * [1]
