@@ -33,7 +33,9 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def as_one_file(local: str, place: str, folder: str, source_options: dict[str, Any] | None) -> str:
+def as_one_file(
+    local: str, place: str, folder: str, source_options: dict[str, Any] | None, *, is_compared: bool
+) -> str:
     """What several safetensors files hold as one of them in `folder`; the path as it is where it is one.
 
     `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part, and

@@ -197,13 +197,13 @@ def pairs_of(container: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _items(mapping: Any) -> list[tuple[Any, Any]]:
-    """What a mapping holds. Raises `UnsupportedStateError` for one that cannot say so, unless it is a view of a file,
-    which may be closed."""
+    """What a mapping holds, but for a view of a file, which is data. Raises `UnsupportedStateError` for one that cannot
+    say so."""
+    if any(cls.__module__.partition(".")[0] in _VIEWS_OF_FILES for cls in type(mapping).__mro__):
+        return []
     try:
         return list(mapping.items())
     except Exception as error:  # of a class that is not ours
-        if any(cls.__module__.partition(".")[0] in _VIEWS_OF_FILES for cls in type(mapping).__mro__):
-            return []
         raise UnsupportedStateError(
             f"a {type(mapping).__qualname__} in the state cannot be looked at for variables ({type(error).__name__}: "
             f"{error}): nobody knows what would be missing from the checkpoint. Let its items() work whenever "
@@ -211,7 +211,7 @@ def _items(mapping: Any) -> list[tuple[Any, Any]]:
         ) from error
 
 
-_VIEWS_OF_FILES = {"h5py", "shelve", "dbm"}  # they hold no variables
+_VIEWS_OF_FILES = {"h5py", "numpy", "shelve", "dbm"}  # open or closed: they hold no variables
 
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")

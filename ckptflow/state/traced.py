@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from ckptflow.state.kinds import Kind, is_feature_space, is_normalization, kind_of
 
@@ -42,5 +43,7 @@ def trace_anew(models: Iterable[Any]) -> None:
                 getattr(model, make)()
 
 
-def _bytes_of(value: Any) -> bytes | None:
+def _bytes_of(value: Any) -> bytes | int | None:
+    if tf.is_symbolic_tensor(value):  # of a layer that was built while its model was traced
+        return id(value)
     return None if value is None else np.asarray(value).tobytes()

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import ChainMap, UserDict
+from collections import ChainMap, UserDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
 from typing import Any
 
 import tensorflow as tf
 
 from ckptflow.format.words import some_of
-from ckptflow.state.children import pairs_of
-from ckptflow.state.kinds import CONTAINERS, METRICS, Kind, is_of_library, is_python_state, kind_of
-from ckptflow.state.private.tensorflow import OWN
+from ckptflow.state.kinds import (
+    CONTAINERS,
+    METRICS,
+    Kind,
+    is_of_library,
+    is_python_state,
+    is_wrapped_container,
+    kind_of,
+)
+from ckptflow.state.private.tensorflow import OWN, STORAGE
 
 _MAX_ITEMS = 1000  # of a list or dict: longer ones are data
-_MAX_OBJECTS = 10_000  # plain ones, of one walk
+_FIRST = 8  # of these items it is told whether it is data
+_MAX_LOOKS = 50_000  # at objects and items, of one walk
 _MAX_DEPTH = 6
 _SHOWN = 5
 _EMPTY_CELL = CellType()
-_MAPPINGS = (dict, MappingProxyType, ChainMap, UserDict)
+_MAPPINGS = (ChainMap, UserDict)  # which have it in an attribute
+_ITEMS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    dict: dict.values,
+    list: list.__iter__,
+    tuple: tuple.__iter__,
+    set: set.__iter__,
+    frozenset: frozenset.__iter__,
+    deque: deque.__iter__,
+    MappingProxyType: MappingProxyType.values,
+}
+_SCALARS = {int, float, complex, bool, str, bytes, type(None)}
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)
 _SHOWN_BY_CLASS = (Kind.TABLE, Kind.ITERATOR, Kind.LOOKUP, Kind.DISCRETIZATION)
 
@@ -39,7 +58,9 @@ def unseen(objects: Iterable[tuple[str, Any]], is_found: Callable[[Any], bool]) 
         cls: Any = type(obj)
         hidden = [(name, value) for name, value in attributes_of(obj) if _may_hide(name, value)]
         for name, value in hidden + _of_class(cls):
-            lost = [_name_of(each) for each in search.lost_below(value)]
+            lost = []
+            with contextlib.suppress(Exception):  # whatever is met there: this only warns
+                lost += [_name_of(each) for each in search.lost_below(value)]
             if lost:
                 found[f"{path}.{name}"] = some_of(lost, _SHOWN)
     return found
@@ -51,12 +72,15 @@ class _Search:
     def __init__(self, is_found: Callable[[Any], bool]) -> None:
         self._is_found = is_found
         self._met: set[int] = set()
-        self._count = 0  # of plain objects
+        self._looks = 0
 
     def lost_below(self, top: Any) -> Iterator[Any]:
         left = [(top, 0)]
         while left:
             obj, depth = left.pop()
+            self._looks += 1
+            if self._looks > _MAX_LOOKS:
+                return
             if id(obj) not in self._met and depth <= _MAX_DEPTH:
                 kind = kind_of(obj)
                 if kind is Kind.VARIABLE or kind in _SHOWN_BY_CLASS or is_python_state(obj):
@@ -64,16 +88,14 @@ class _Search:
                     if not self._is_found(obj):
                         yield obj
                 else:
-                    left += [(each, depth + 1) for each in self._inside(obj, kind)]
+                    left += [(each, depth + 1) for each in self._inside(obj, kind) if type(each) not in _SCALARS]
 
     def _inside(self, obj: Any, kind: Kind | None) -> list[Any]:
-        if kind is None:
-            if not _leads_on(obj) or self._count == _MAX_OBJECTS:
-                return []
-            self._count += 1
+        if kind is None and not _leads_on(obj):
+            return []
         self._met.add(id(obj))
         if kind in CONTAINERS:
-            return [item for _, item in pairs_of(obj)] if _is_looked_into(obj) else []
+            return _items_of(obj)
         if kind in METRICS or kind is Kind.DATASET or self._is_found(obj):
             return []
         return _held_by(obj)
@@ -83,20 +105,22 @@ def _may_hide(name: str, value: Any) -> bool:
     if name.startswith(OWN):
         return False
     kind = kind_of(value)
-    return _is_looked_into(value) if kind in CONTAINERS else kind is None and _leads_on(value)
+    return kind in CONTAINERS or (kind is None and _leads_on(value))
 
 
-def _is_looked_into(container: Any) -> bool:
-    """Not what is long, which is data, nor a mapping of the user's own, which may read its items from anywhere."""
+def _items_of(container: Any) -> list[Any]:
+    """What a container holds, without a call to its own class, which may read it from anywhere; nothing of what is
+    long, or begins with numbers or texts: that is data."""
+    if is_wrapped_container(container):  # by TensorFlow: what it is made of lies elsewhere
+        container = vars(container)[STORAGE] if isinstance(container, list) else container.__wrapped__
     cls: Any = type(container)
-    if kind_of(container) is Kind.DICT and not (issubclass(cls, _MAPPINGS) or is_of_library(cls)):
-        return False
-    if not hasattr(type(container), "__len__"):  # a record of attrs
-        return True
-    try:
-        return 0 < len(container) <= _MAX_ITEMS
-    except Exception:  # a mapping that is a file, and closed
-        return False
+    read = next((read for base, read in _ITEMS.items() if issubclass(cls, base)), None)
+    if read is None:
+        is_known = kind_of(container) is not Kind.DICT or issubclass(cls, _MAPPINGS)
+        return [value for _, value in attributes_of(container)] if is_known else []
+    items = list(islice(read(container), _MAX_ITEMS + 1))
+    is_data = len(items) > _MAX_ITEMS or all(type(each) in _SCALARS for each in items[:_FIRST])
+    return [] if is_data else items
 
 
 def _leads_on(obj: Any) -> bool:
@@ -139,7 +163,7 @@ def _of_class(cls: Any) -> list[tuple[str, Any]]:
 
 def _name_of(obj: Any) -> str:
     if kind_of(obj) is Kind.VARIABLE:
-        return f"{obj.name} {tuple(obj.shape)}"
+        return f"{obj.name} {obj.shape}"
     return f"a {type(obj).__qualname__}"
 
 

@@ -61,3 +61,9 @@ import_model(file, other)
     assert run(program, *paths) == "[]"
     with ckptflow.open_checkpoint(paths[2]) as found:
         assert np.array_equal(found["v"], [1.0, 2.0])
+
+
+def test_each_joiner_takes_what_it_is_called_with() -> None:
+    for entry in FORMATS.values():
+        if entry.joiner is not None:
+            inspect.signature(handler(entry.joiner)).bind("path", "place", "folder", None, is_compared=True)

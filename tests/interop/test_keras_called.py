@@ -75,6 +75,7 @@ ONE, TWO = ((4, 4), (4,)), ((4, 2), (2,))
         ([("dense", "dense_4", ONE), ("dense_1", "dense_5", ONE)], None),  # the model made again
         ([("dense_1", "dense_2", ONE), ("dense_2", "dense_3", ONE)], None),
         ([("dense_9", "dense_10", ONE), ("dense_10", "dense_11", ONE)], None),
+        ([("conv", "conv_7", ONE), ("conv_1", "conv_8", ONE), ("up", "up_2", ONE), ("up_1", "up_3", ONE)], None),
         ([("dense", "dense_1", ONE), ("dense_1", "dense", ONE)], "dense -> dense_1, dense_1 -> dense"),
     ],
 )

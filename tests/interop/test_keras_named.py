@@ -12,6 +12,7 @@ import pytest
 import tf_keras
 
 import ckptflow
+from ckptflow import import_model
 from ckptflow.errors import StateMismatchError
 from ckptflow.interop.keras.named import counterparts, names_in_config
 from tests.interop.models import KERASES
@@ -184,3 +185,28 @@ def test_a_config_tells_the_places_that_keras_gives(framework: str, tmp_path: Pa
     assert {place: name for place, name in told.items() if place in layers and layers[place].name != name} == {}
     assert set(told.values()) >= {"both", "inner", "i", "n", "o"}
     assert all(there == place for place, there in counterparts(layers, told).items())
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_attributes_are_names_whatever_layers_are_called(tmp_path: Path, partial: bool) -> None:
+    """One that has its class's name and was given another one says nothing of the others."""
+
+    class Model(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(4, name="enc")
+            self.layer_normalization = keras.layers.LayerNormalization(name="ln")
+            self.bn = keras.layers.BatchNormalization()
+            self.head = keras.layers.Dense(3)
+
+        def call(self, inputs: Any) -> Any:
+            return self.head(self.bn(self.layer_normalization(self.dense(inputs))))
+
+    saved, model = Model(), Model()
+    for each in (saved, model):
+        each(np.zeros((1, 4), np.float32))
+    path = tmp_path / "m.weights.h5"
+    saved.save_weights(path)
+    import_model(path, tmp_path / "run", model={"model": model}, partial=partial)
+    for weight, expected in zip(model.get_weights(), saved.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)

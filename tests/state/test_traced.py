@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -95,3 +96,29 @@ def test_a_fit_that_restores_as_it_begins_trains_with_it(tmp_path: Path, framewo
     found = fit(other, tmp_path / "again", 2)
     for one, another in zip(expected.get_weights(), found.get_weights(), strict=True):
         np.testing.assert_allclose(one, another, rtol=1e-5)
+
+
+def test_a_normalization_that_was_built_while_its_model_was_traced(tmp_path: Path) -> None:
+    """It holds symbols until a restore gives it values."""
+
+    class Model(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = keras.layers.Normalization()
+            self.d = keras.layers.Dense(2)
+
+        def call(self, inputs: Any) -> Any:
+            return self.d(self.n(inputs))
+
+    data = np.random.default_rng(1).normal(5, 3, (32, 3)).astype(np.float32)
+    saved = Model()
+    saved.n.adapt(data)
+    saved.compile("sgd", "mse")
+    saved.fit(data, np.zeros((32, 2)), verbose=0)
+    with CheckpointManager(tmp_path, {"model": saved}) as manager:
+        manager.save(1)
+    model = Model()
+    model.compile("sgd", "mse")
+    with CheckpointManager(tmp_path, {"model": model}) as manager:
+        manager.restore_latest()
+    np.testing.assert_array_equal(model.predict(data, verbose=0), saved.predict(data, verbose=0))

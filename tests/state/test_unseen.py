@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
 from ckptflow import CheckpointManager
+from ckptflow.state import unseen
+from ckptflow.state.kinds import kind_of
 from ckptflow.state.tree import walk
 
 Record = collections.namedtuple("Record", "first second")
@@ -204,3 +207,44 @@ def test_what_is_long_or_cannot_be_looked_into_is_passed_over() -> None:
     memory = [Data(each) for each in range(100_000)]
     hidden = {"data": Data(memory), "closed": Data(Closed()), "lazy": Data(Lazy()), "slots": Slotted(1)}
     assert walk({"module": module(**hidden)}).unseen == {}
+
+
+def test_data_are_not_read_and_no_code_of_others_keeps_a_manager_from_being_made(tmp_path: Path) -> None:
+    """The search only warns."""
+
+    class Files(collections.UserDict):  # type: ignore[type-arg]
+        def __getitem__(self, key: Any) -> Any:
+            raise AssertionError("read")
+
+        def items(self) -> Any:
+            raise AssertionError("read")
+
+    class Fussy(dict):  # type: ignore[type-arg]
+        def items(self) -> Any:
+            raise AssertionError("read")
+
+        values = __iter__ = __len__ = items
+
+    np.savez(tmp_path / "d.npz", x=np.zeros(3))
+    closed, opened = np.load(tmp_path / "d.npz"), np.load(tmp_path / "d.npz")
+    closed.close()
+    rows = [[[0] * 200 for _ in range(200)] for _ in range(200)]
+    tracked = {"closed": closed, "opened": opened, "rows": rows}
+    hidden = tracked | {"files": Files(), "fussy": Fussy(a=variable())}
+    held = module(**tracked, data=Data(hidden), open_shape=Data(tf.Variable([1.0], shape=tf.TensorShape(None))))
+    tree = walk({"module": held})
+    assert set(tree.unseen) == {"module.data", "module.open_shape"}
+    assert tree.unseen["module.data"].startswith("hidden")
+    opened.close()
+
+
+def test_the_look_ends_however_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+
+    def look(obj: Any) -> Any:
+        looked.append(obj)
+        return kind_of(obj)
+
+    monkeypatch.setattr("ckptflow.state.unseen.kind_of", look)
+    walk({"module": module(data=Data([[[Data(None)] * 300 for _ in range(300)] for _ in range(300)]))})
+    assert len(looked) < 3 * unseen._MAX_LOOKS

@@ -46,8 +46,10 @@ def warn_of_names(where: str, pairs: Iterable[Called]) -> None:
 def _order(names: Sequence[str]) -> list[tuple[str, int]]:
     """Each name without its number, and the rank of that."""
     split = [(found["base"], int(found["number"] or 0)) for name in names if (found := _NUMBERED.fullmatch(name))]
-    ranks = {number: rank for rank, number in enumerate(sorted({number for _, number in split}))}
-    return [(base, ranks[number]) for base, number in split]
+    ranks = {}  # each class is counted by itself
+    for name in {base for base, _ in split}:
+        ranks[name] = {number: rank for rank, number in enumerate(sorted(n for base, n in set(split) if base == name))}
+    return [(base, ranks[base][number]) for base, number in split]
 
 
 def pairs_by_place(places: Places, names: Mapping[str, str], there: Mapping[str, str | None]) -> list[Called]:

@@ -83,7 +83,8 @@ def counterparts(layers: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
         if _is_given_at(place, layers) and layers[place].name in same:
             found[place] = known[layers[place].name]
         else:
-            found[place] = own if not same or _may_be(place, own, layers, names) else None
+            is_known = not same or _is_attribute(place, layers) or _may_be(place, own, layers, names)
+            found[place] = own if is_known else None
     return found
 
 
@@ -118,6 +119,12 @@ def _is_given_at(place: str, layers: Mapping[str, Any]) -> bool:
     """Whether a layer's own name tells it, and not the name of the attribute that it is."""
     layer = layers[place]
     return _root(place.rpartition("/")[2]) == type(layer).__name__.lower() and _is_given(layer)
+
+
+def _is_attribute(place: str, layers: Mapping[str, Any]) -> bool:
+    """Whether a place is an attribute's name, which user code gave, and not a class's with a number."""
+    made = type(layers[place]).__name__.lower()
+    return _root(place.rpartition("/")[2]) not in (made, _OTHERWISE.get(made))
 
 
 def _container(place: str) -> str:

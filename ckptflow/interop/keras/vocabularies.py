@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from ckptflow.state.bundles import VocabularyBundle
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.private.kerases import LOOKUP
 from ckptflow.state.tree import walk
+
+logger = logging.getLogger("ckptflow")
 
 _MEMBER = "/vocabulary.txt"  # of an adapted layer, in a .keras
 _ASSETS = "assets/"
@@ -65,7 +68,10 @@ def vocabularies_in(
         if not any(_is_there(bundle, config) for bundle in bundles.values()):
             found.problems.append(f"{config.get('name')!r:.100}: which layer its vocabulary is for is not known")
     for place, config in described.lookups.items():
-        bundle = bundles.get(id(here.get(place)))
+        if here.get(place) is None:
+            _tell_left(path, place)
+            continue
+        bundle = bundles.get(id(here[place]))
         why_not = _given(found, bundle, config) if bundle is not None else "in the file, not in the model"
         found.refuse(place, why_not)
     if kind == "keras":
@@ -75,12 +81,18 @@ def vocabularies_in(
                 if name.startswith(_ASSETS) and name.endswith(_MEMBER):
                     place = name.removeprefix(_ASSETS).removesuffix(_MEMBER)
                     text = archive.read(name).decode()
-                    layer = here.get(place)
-                    why_not = "in the file, not in the model" if layer is None else ""
-                    bundle = bundles.get(id(layer))
-                    why_not = _adapted(found, bundle, text, framework) if bundle is not None else why_not
+                    if here.get(place) is None:
+                        _tell_left(path, place)
+                        continue
+                    bundle = bundles.get(id(here[place]))
+                    why_not = _adapted(found, bundle, text, framework) if bundle is not None else ""
                     found.refuse(place, why_not)
     return found
+
+
+def _tell_left(path: str, place: str) -> None:
+    """Of a layer that looks words up, which the model has not, as where its input does that now: it has no weights."""
+    logger.warning("%s: the vocabulary of %s does not come: model= has no layer for it", path, place)
 
 
 def _given(found: Vocabularies, bundle: VocabularyBundle, config: Mapping[str, Any]) -> str:
