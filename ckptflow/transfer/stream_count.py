@@ -188,7 +188,7 @@ class Meter:
 
     def refused(self, transfer: Transfer, now_s: float) -> None:
         """The storage asked for fewer: counted once for a transfer, and only beside the number that it began with."""
-        if transfer.round_number == self._round_number and not transfer.is_answered:
+        if transfer.round_number == self._round_number and not (transfer.is_answered or transfer.is_left):
             transfer.is_answered = True
             self._answered += 1
             self._refusals += 1
