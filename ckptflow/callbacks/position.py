@@ -29,8 +29,9 @@ NAME = "ckptflow.fit"
 class Position:
     """How far fits are: the first is number 1; `epoch` as Keras counts; `batch` of it are done.
 
-    `is_stopping`: `model.stop_training` was true after that batch. `stopped_at`: the fit was ended by it when it was to
-    go on to that epoch. `over`: it has ended, and whatever callbacks do to the model at a fit's end is done.
+    `is_stopping`: `model.stop_training` was true after that batch. `stopped_at`: the fit was ended by it, or by its
+    input, when it was to go on to that epoch. `over`: it has ended, and whatever callbacks do to the model at a fit's
+    end is done.
     """
 
     fit: int
