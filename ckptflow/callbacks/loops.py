@@ -271,7 +271,10 @@ class TfKerasLoop(Loop):
             self._inner.has_run_out = True
 
     def build_metrics(self) -> None:
-        self.model.train_function.get_concrete_function(self._input.iterator)  # traced, not run
+        train = self.model.train_function
+        if not hasattr(train, "get_concrete_function"):  # of a model that runs eagerly
+            train = tf.function(train)
+        train.get_concrete_function(self._input.iterator)  # traced, not run
 
     def _epochs(self) -> Iterator[tuple[int, Any]]:
         start, data, counters = self._start, self._inner, self._start.counters
