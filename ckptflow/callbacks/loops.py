@@ -95,8 +95,12 @@ class Loop(ABC):
         """Batches in the execution that has just ended."""
 
     @abstractmethod
-    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
-        """What `FitStart` needs, as of now."""
+    def trained(self) -> Any:
+        """What grows by one with each batch that changes the model, as a tensor: nothing waits for its value."""
+
+    @abstractmethod
+    def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
+        """What `FitStart` needs, as of now; `ahead` batches have not come to their end."""
 
     @abstractmethod
     def build_metrics(self) -> None:
@@ -182,13 +186,16 @@ class Keras3Loop(Loop):
     def execution(self) -> int:
         return int(self._data.steps_per_execution)
 
-    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
+    def trained(self) -> Any:
+        return tf.convert_to_tensor(self.model.optimizer.iterations)
+
+    def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
         data = self._inner
         carried = data.iterator if self._data.steps_per_epoch is not None else None
         if carried is not None:
             self._input.iterator = carried  # at an epoch's end it may be a new one
         return {
-            **self._input.counters(),
+            **self._input.counters(ahead),
             "carried": carried is not None,
             "seen": data.steps_seen if between_epochs else self._seen,
             "last_epoch_size": self._last_epoch_size,
@@ -257,9 +264,12 @@ class TfKerasLoop(Loop):
     def execution(self) -> int:
         return int(self._data.step_increment) + 1
 
-    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
+    def trained(self) -> Any:  # the optimizer counts one more where its data end
+        return tf.convert_to_tensor(self._fit.batch)
+
+    def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
         own = {"carried": self._is_carried, "last_epoch_size": self._last_epoch_size}
-        return {**self._input.counters(), **own, "epochs": self.epochs}
+        return {**self._input.counters(ahead), **own, "epochs": self.epochs}
 
     @property
     def has_run_out(self) -> bool:

@@ -57,7 +57,7 @@ def life(keras: Any, root: Path | None, data: Any, **arguments: Any) -> tuple[di
 
 def interrupt_after(keras: Any, count: int, hook: str = "on_train_batch_end") -> Any:
     """Ends a fit at the so-many-th call of a hook, after what came before it was saved."""
-    calls = []
+    calls: list[None] = []
 
     def call(*_: Any, **__: Any) -> None:
         calls.append(None)
