@@ -319,8 +319,8 @@ class TfKerasLoop(Loop):
         start, self._start = self._start, FitStart(0)
         data, done = self._inner, start.batch
         if done:
-            self._fit.batch.assign(done)
             self._prepare()
+            self._fit.batch.assign(done)
             data.initial_step = done
         if self._may_be_over(start):
             data.step_increment = 0

@@ -107,7 +107,9 @@ FEW: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("which", FEW)
-def test_data_that_ran_out_end_a_fit_as_they_would_have(keras: Any, tmp_path: Path, which: str) -> None:
+def test_data_that_ran_out_end_a_fit_as_they_would_have(
+    keras: Any, tmp_path: Path, which: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Started again where that epoch began, where it was over but not saved as such, and once the fit is complete."""
     if which == "an iterator" and keras.__name__ == "keras":
         pytest.skip("Keras 3 takes none")
@@ -118,3 +120,4 @@ def test_data_that_ran_out_end_a_fit_as_they_would_have(keras: Any, tmp_path: Pa
             life(keras, tmp_path / hook, make(), callbacks=[interrupt_after(keras, epoch, hook)], **arguments)
         assert_same(life(keras, tmp_path / hook, make(), **arguments)[0], expected)
     assert life(keras, tmp_path / hook, make(), **arguments)[1] == 0
+    assert "not by one batch" not in caplog.text
