@@ -176,7 +176,8 @@ class CheckpointCallback:
         loop, state = self._running()
         self._others.swap_back()
         loop.end_epoch(state.now.batch)
-        state.move(Position(state.fits, epoch + 1, stopped_at=loop.epochs if self.model.stop_training else None))
+        is_stopped = self.model.stop_training or loop.has_run_out
+        state.move(Position(state.fits, epoch + 1, stopped_at=loop.epochs if is_stopped else None))
         if self._trained >= _MANY_BATCHES and self._step() == self._first_step:
             self._warn_once(
                 "no step was counted in %d batches: model.optimizer.iterations is still %d. Where train_step uses "
@@ -247,7 +248,7 @@ class CheckpointCallback:
             return FitStart(loop.epochs)
         start = state.take_start(self._others)
         if position.stopped_at is not None and loop.epochs <= position.stopped_at:
-            logger.info("this fit was complete: a callback had ended it after epoch %d", position.epoch)
+            logger.info("this fit was complete: a callback, or its input, had ended it after epoch %d", position.epoch)
             return FitStart(loop.epochs)
         if start.epoch < loop.initial_epoch:
             state.position = Position(state.fits, loop.initial_epoch)

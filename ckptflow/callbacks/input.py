@@ -52,8 +52,10 @@ class Input:
             self.used += 1
         self.pulled += batches
 
-    def counters(self) -> dict[str, int]:
-        return {"made": self.made, "used": self.used, "pulled": self.pulled}
+    def counters(self, ahead: int = 0) -> dict[str, int]:
+        """As they are once `ahead` more batches were read."""
+        used = self.used + bool(ahead and not self.pulled)
+        return {"made": self.made, "used": used, "pulled": self.pulled + ahead}
 
     def position(self) -> Any:
         """The iterator's own position as a tensor of bytes; of none where it cannot be had."""

@@ -55,15 +55,14 @@ class Loop(ABC):
 
     _replaced: tuple[str, str]  # generators of `data`, by their names there
 
-    def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any, source: Input) -> None:
+    def __init__(self, model: Any, callbacks: Any, epochs: range, data: Any, source: Input) -> None:
         self.model = model
         self._data = data
         self.callbacks = callbacks
-        self.initial_epoch = initial_epoch
-        self.epochs = int(callbacks.params["epochs"])
+        self.initial_epoch, self.epochs = epochs.start, epochs.stop
         self.is_echo = False
         self._input = source
-        self._start = FitStart(initial_epoch)
+        self._start = FitStart(epochs.start)
         self._prepare: Callable[[], None] = lambda: None
         self._last_epoch_size: int | None = None
         self._everyone: list[Any] = []  # the callbacks, while there is an echo
@@ -72,8 +71,8 @@ class Loop(ABC):
         """Called from `on_train_begin`. `prepare` is called before the first batch, where that is inside an epoch."""
         self._start, self._prepare = start, prepare
         self._last_epoch_size = (start.counters or {}).get("last_epoch_size")
-        params = self.callbacks.params
-        if params.get("steps") is None and self._last_epoch_size:  # what the progress bar had found out
+        params = getattr(self.callbacks, "params", None)  # a list that the user has made may have none
+        if params and params.get("steps") is None and self._last_epoch_size:  # what the progress bar had found out
             self.callbacks.set_params({**params, "steps": self._last_epoch_size})
 
     def close(self) -> None:
@@ -96,8 +95,12 @@ class Loop(ABC):
         """Batches in the execution that has just ended."""
 
     @abstractmethod
-    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
-        """What `FitStart` needs, as of now."""
+    def trained(self) -> Any:
+        """What grows by one with each batch that changes the model, as a tensor: nothing waits for its value."""
+
+    @abstractmethod
+    def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
+        """What `FitStart` needs, as of now; `ahead` batches have not come to their end."""
 
     @abstractmethod
     def build_metrics(self) -> None:
@@ -108,12 +111,22 @@ class Loop(ABC):
         self._input.advance(self.execution)
         return last + 1 if self.size is None else min(last + 1, self.size)
 
+    @property
+    def has_run_out(self) -> bool:
+        """Whether the input has ended this fit."""
+        return False
+
     def end_epoch(self, batches: int) -> None:
         self._last_epoch_size = batches or self._last_epoch_size
 
     def position(self, counters: Counters, batch: int) -> Any:
         """The iterator's own position as bytes, none where it has none to give or nothing hangs on it."""
         return self._input.position() if batch or counters["carried"] else tf.zeros([0], tf.uint8)
+
+    @staticmethod
+    def _may_be_over(start: FitStart) -> bool:
+        """Whether the epoch may have no batches left: only reading tells, whatever size the data are said to have."""
+        return bool(start.batch or (start.counters is not None and start.counters["carried"]))
 
     def _announce_echo(self) -> None:
         """The next turn of the loop trains nothing: so Keras has logs of an epoch which has no batches left.
@@ -146,11 +159,11 @@ class Keras3Loop(Loop):
 
     _replaced = keras.FitData.batches.name, keras.FitData.make_iterator.name
 
-    def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any) -> None:
+    def __init__(self, model: Any, callbacks: Any, epochs: range, data: Any) -> None:
         self._inner, self._fit = keras.FitData(data), keras.FitModel(model)
         self._enumerate, self._dataset = self._inner.batches, self._inner.make_iterator
         source = _first_dataset(self._inner.distributed, self._inner.dataset)
-        super().__init__(model, callbacks, initial_epoch, data, Input(source, lambda: iter(self._dataset())))
+        super().__init__(model, callbacks, epochs, data, Input(source, lambda: iter(self._dataset())))
         self._ready: Any = None
         self._seen = 0
         self._inner.batches, self._inner.make_iterator = self._batches, self._next_dataset
@@ -173,16 +186,18 @@ class Keras3Loop(Loop):
     def execution(self) -> int:
         return int(self._data.steps_per_execution)
 
-    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
+    def trained(self) -> Any:
+        return tf.convert_to_tensor(self.model.optimizer.iterations)
+
+    def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
         data = self._inner
         carried = data.iterator if self._data.steps_per_epoch is not None else None
         if carried is not None:
             self._input.iterator = carried  # at an epoch's end it may be a new one
         return {
-            **self._input.counters(),
+            **self._input.counters(ahead),
             "carried": carried is not None,
             "seen": data.steps_seen if between_epochs else self._seen,
-            "size": data.num_batches,
             "last_epoch_size": self._last_epoch_size,
         }
 
@@ -202,11 +217,9 @@ class Keras3Loop(Loop):
         start, self._start = self._start, FitStart(0)
         if start.counters is not None:
             self._go_to(start, start.counters)
-        done, size, step, data = start.batch, self.size, self.execution, self._data
+        done, size, step = start.batch, self.size, self.execution
         self._seen = self._inner.steps_seen
-        # Of data that do not tell their size Keras 3 learns one that is too large.
-        is_sure = data.steps_per_epoch is not None or data.data_adapter.num_batches is not None
-        if done and (start.is_stopping or size is None or done >= size or not is_sure):
+        if self._may_be_over(start):
             self._announce_echo()
             yield done - 1, done - 1, self._input.iterator
         shift = done % step  # where steps_per_execution was another one then
@@ -217,8 +230,6 @@ class Keras3Loop(Loop):
 
     def _go_to(self, start: FitStart, counters: Counters) -> None:
         data = self._inner
-        if data.num_batches is None:
-            data.num_batches = counters["size"]
         if not start.batch and not counters["carried"]:
             self._input.draw(counters)
             return
@@ -236,12 +247,12 @@ class TfKerasLoop(Loop):
 
     _replaced = "enumerate_epochs", "steps"
 
-    def __init__(self, model: Any, callbacks: Any, initial_epoch: int, data: Any) -> None:
+    def __init__(self, model: Any, callbacks: Any, epochs: range, data: Any) -> None:
         self._enumerate, self._enumerate_steps = data.enumerate_epochs, data.steps
         self._inner, self._fit = tf_keras.FitData(data), tf_keras.FitModel(model)
         self._is_carried = not self._inner.adapter.should_recreate_iterator()
         source = _first_dataset(self._inner.distributed, self._inner.dataset)
-        super().__init__(model, callbacks, initial_epoch, data, Input(source, lambda: iter(self._inner.distributed)))
+        super().__init__(model, callbacks, epochs, data, Input(source, lambda: iter(self._inner.distributed)))
         data.enumerate_epochs, data.steps = self._epochs, self._steps
 
     @property
@@ -253,12 +264,27 @@ class TfKerasLoop(Loop):
     def execution(self) -> int:
         return int(self._data.step_increment) + 1
 
-    def counters(self, *, between_epochs: bool) -> dict[str, Any]:
-        own = {"carried": self._is_carried, "size": self.size, "last_epoch_size": self._last_epoch_size}
-        return {**self._input.counters(), **own, "epochs": self.epochs}
+    def trained(self) -> Any:  # the optimizer counts one more where its data end
+        return tf.convert_to_tensor(self._fit.batch)
+
+    def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
+        own = {"carried": self._is_carried, "last_epoch_size": self._last_epoch_size}
+        return {**self._input.counters(ahead), **own, "epochs": self.epochs}
+
+    @property
+    def has_run_out(self) -> bool:
+        return bool(self._inner.has_run_out)
+
+    def end_epoch(self, batches: int) -> None:
+        super().end_epoch(batches)
+        if self.size == 0:  # found out in this epoch, which has gone on: to Keras it is the first one, and no end
+            self._inner.has_run_out = True
 
     def build_metrics(self) -> None:
-        self.model.train_function.get_concrete_function(self._input.iterator)  # traced, not run
+        train = self.model.train_function
+        if not hasattr(train, "get_concrete_function"):  # of a model that runs eagerly
+            train = tf.function(train)
+        train.get_concrete_function(self._input.iterator)  # traced, not run
 
     def _epochs(self) -> Iterator[tuple[int, Any]]:
         start, data, counters = self._start, self._inner, self._start.counters
@@ -268,8 +294,6 @@ class TfKerasLoop(Loop):
         is_over = start.epoch >= ends_at
         inside = counters is not None and bool(start.batch or (counters["carried"] and not is_over))
         if counters is not None:
-            if data.inferred_steps is None:
-                data.inferred_steps = counters["size"]
             # Keras makes the last ones: one before all epochs, one for each epoch unless the first serves them all.
             by_keras = 1 if self._is_carried or not inside else 2
             self._input.draw(
@@ -295,13 +319,13 @@ class TfKerasLoop(Loop):
         start, self._start = self._start, FitStart(0)
         data, done = self._inner, start.batch
         if done:
-            self._fit.batch.assign(done)
             self._prepare()
+            self._fit.batch.assign(done)
             data.initial_step = done
-            if start.is_stopping or self.size is None or done >= self.size:
-                data.step_increment = 0
-                self._announce_echo()
-                yield done - 1
+        if self._may_be_over(start):
+            data.step_increment = 0
+            self._announce_echo()
+            yield done - 1
         yield from self._enumerate_steps()
 
 
@@ -325,8 +349,8 @@ def find_loop(callback: Any, is_rival: Callable[[Any], bool]) -> Loop:
             continue
         fit = fit_above(hook.f_back)
         if fit is not None:
-            framework, model, initial_epoch, data = fit
-            found = (Keras3Loop if framework == "keras" else TfKerasLoop)(model, callbacks, initial_epoch, data)
+            framework, model, epochs, data = fit
+            found = (Keras3Loop if framework == "keras" else TfKerasLoop)(model, callbacks, epochs, data)
     if found is None:
         raise UsageError(
             "CheckpointCallback works inside of model.fit, of Keras 3 or tf_keras. In a training loop of your own call "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
@@ -29,8 +29,9 @@ NAME = "ckptflow.fit"
 class Position:
     """How far fits are: the first is number 1; `epoch` as Keras counts; `batch` of it are done.
 
-    `is_stopping`: `model.stop_training` was true after that batch. `stopped_at`: the fit was ended by it when it was to
-    go on to that epoch. `over`: it has ended, and whatever callbacks do to the model at a fit's end is done.
+    `is_stopping`: `model.stop_training` was true after that batch. `stopped_at`: the fit was ended by it, or by its
+    input, when it was to go on to that epoch. `over`: it has ended, and whatever callbacks do to the model at a fit's
+    end is done.
     """
 
     fit: int
@@ -57,6 +58,7 @@ class FitState(Trackable):  # type: ignore[misc]
         self._loop: Loop | None = None
         self._others: Others | None = None
         self._counters: Counters | None = None
+        self._trained: Any = None
         self._loaded: dict[str, Any] = {}
 
     @staticmethod
@@ -92,7 +94,7 @@ class FitState(Trackable):  # type: ignore[misc]
         """From here on this fit is what is saved; None: it is over, and only its position is."""
         self._loop, self._others, self._counters = loop, others, None
         if loop is not None:
-            self._under_way = self.fits
+            self._under_way, self._trained = self.fits, loop.trained()
 
     def end(self) -> None:
         """The newest fit has ended well: what comes next is another one."""
@@ -103,11 +105,31 @@ class FitState(Trackable):  # type: ignore[misc]
         self.position = position
         if self._loop is not None:
             self._counters = self._loop.counters(between_epochs=position.batch == 0)
+            self._trained = self._loop.trained()
+
+    def _as_the_model_is(self) -> tuple[Position | None, Counters | None]:
+        """The position and the counters to save: a batch may have changed the model and not come to its end, where an
+        exception was first, or where another callback saves.
+        """
+        loop, position = self._loop, self.position
+        ahead = int(loop.trained()) - int(self._trained) if loop is not None else 0
+        if loop is None or position is None or not ahead:
+            return position, self._counters
+        if ahead != (loop.execution if loop.size is None else min(loop.execution, loop.size - position.batch)):
+            logger.warning(
+                "the model was trained since the last batch of fit ended, and not by one batch: a fit that goes on "
+                "from this checkpoint begins after batch %d of epoch %d, and trains on what came then once more",
+                position.batch,
+                position.epoch + 1,
+            )
+            return position, self._counters
+        return replace(position, batch=position.batch + ahead), loop.counters(between_epochs=False, ahead=ahead)
 
     def get_state(self) -> Any:
+        position, counters = self._as_the_model_is()
         return {
-            "position": None if self.position is None else asdict(self.position),
-            "counters": None if self._counters is None else dict(self._counters),
+            "position": None if position is None else asdict(position),
+            "counters": None if counters is None else dict(counters),
             "callbacks": self._others.states() if self._others is not None else {},
         }
 
@@ -116,10 +138,11 @@ class FitState(Trackable):  # type: ignore[misc]
 
     def _serialize_to_tensors(self) -> dict[str, Any]:
         nothing = tf.zeros([0], tf.uint8)
-        position = nothing
-        if self._loop is not None and self._counters is not None and self.position is not None:
-            position = self._loop.position(self._counters, self.position.batch)
-        return {"input": position, "callbacks": self._others.pack() if self._others is not None else nothing}
+        found = nothing
+        position, counters = self._as_the_model_is()
+        if self._loop is not None and counters is not None and position is not None:
+            found = self._loop.position(counters, position.batch)
+        return {"input": found, "callbacks": self._others.pack() if self._others is not None else nothing}
 
     def _restore_from_tensors(self, restored_tensors: Any) -> None:
         """Never called, as above."""

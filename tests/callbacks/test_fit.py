@@ -358,6 +358,14 @@ def test_keras3_takes_the_callback_without_a_list(tmp_path: Path) -> None:
         assert job.steps() == [5, 10, 11]
 
 
+def test_a_list_of_the_users_own_tells_no_epochs(keras: Any, tmp_path: Path) -> None:
+    with Job(keras, tmp_path) as job:
+        ours = CheckpointCallback(job.manager, every_steps=5)
+        callbacks = keras.callbacks.CallbackList([ours], add_history=True, model=job.model)
+        job.model.fit(dataset().batch(BATCH), verbose=0, callbacks=callbacks)
+        assert job.steps() == [5, 10, 11]
+
+
 def refusals(keras: Any, job: Job) -> Iterator[tuple[str, Callable[[], Any]]]:
     data = dataset().batch(BATCH)
 

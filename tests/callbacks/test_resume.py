@@ -80,10 +80,11 @@ JOBS = [
     Job("old-validated", old=True, fit=VALIDATED, callbacks=stoppers, every=EPOCH),
     Job("old-scheduled", old=True, callbacks=scheduler),
     Job("old-executions", old=True, compile={"steps_per_execution": one(4)}),
+    Job("old-eager", old=True, compile={"run_eagerly": one(True)}, every=EPOCH),
 ]  # fmt: skip
 
 
-SHORT = {"repeated", "unknown-at-end", "validated", "executions-repeated", "old-validated"}
+SHORT = {"repeated", "unknown-at-end", "validated", "executions-repeated", "old-validated", "old-eager"}
 
 
 class Crash(Exception):  # noqa: N818

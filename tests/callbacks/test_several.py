@@ -153,7 +153,12 @@ def test_a_fit_whose_last_save_failed_is_begun_again_as_the_same(
 ) -> None:
     stores = wrap_store(monkeypatch, Failing)
     with Job(keras, tmp_path) as job:
-        fail = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(stores[0], "fails", True))
+
+        def break_storage(epoch: int, logs: Any) -> None:
+            job.manager.wait()  # for the save of step 8
+            stores[0].fails = True
+
+        fail = keras.callbacks.LambdaCallback(on_epoch_end=break_storage)
         with pytest.raises(ckptflow.SaveFailedError, match="503 from the test"):
             job.fit(every={"every_steps": 4}, callbacks=[fail], epochs=1)
         stores[0].fails = False
@@ -325,3 +330,44 @@ def test_leaving_saves_batches_that_count_no_steps(keras: Any, tmp_path: Path) -
     assert ckptflow.list_checkpoints(tmp_path)[-1].step == 0
     with ckptflow.open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint["model/dense/bias"].tolist() == [7.0]
+
+
+@pytest.mark.parametrize("saves", ["a callback", "after the exception"])
+@pytest.mark.parametrize("batch", [0, 5])
+def test_a_save_before_a_batchs_end_has_that_batch(keras: Any, tmp_path: Path, saves: str, batch: int) -> None:
+    """The model has it."""
+
+    def save(job: Job) -> None:
+        job.manager.save(int(job.model.optimizer.iterations))
+
+    def end(now: int, logs: Any) -> None:
+        if seen and now == batch:
+            if saves == "a callback":
+                save(job)
+            raise Interrupt
+
+    seen: list[int] = []
+    ends = keras.callbacks.LambdaCallback(on_train_batch_end=end, on_epoch_begin=lambda e, logs: seen.extend([e] * e))
+    with Job(keras, tmp_path) as job:
+        with pytest.raises(Interrupt):
+            job.fit(epochs=3, every={"every_epochs": 1}, callbacks=[ends])
+        if saves != "a callback":
+            save(job)
+    with Job(keras, tmp_path) as again:
+        again.fit(epochs=3)
+        assert again.batches == [2 * BATCHES - batch - 1]
+        with Job(keras, tmp_path / "whole") as whole:
+            whole.fit(epochs=3)
+            np.testing.assert_array_equal(again.seen(), whole.seen())
+
+
+@KERAS3
+def test_a_save_of_a_model_that_something_else_has_trained_says_so(
+    keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Job(keras, tmp_path) as job:
+        with pytest.raises(Interrupt):
+            job.fit(every={"every_steps": 1}, callbacks=[raiser(keras, on_epoch_end=interrupt)])
+        job.model.optimizer.iterations.assign_add(3)
+        job.manager.save(BATCHES + 3)
+        assert "not by one batch" in caplog.text

@@ -156,7 +156,7 @@ class Noted(NamedTuple):
     lists: list[Any]
     framework: str
     model: Any
-    initial_epoch: int
+    epochs: range
     data: Any
 
 
@@ -183,7 +183,7 @@ def noted_in_fit(framework: str) -> Noted:
 def _fits(folder: Path) -> None:
     for name in KERASES:
         noted = noted_in_fit(name)
-        assert (noted.framework, noted.initial_epoch, len(noted.lists)) == (name, 2, 1)
+        assert (noted.framework, noted.epochs, len(noted.lists)) == (name, range(2, 3), 1)
         assert noted.model is model_of(name)
         assert isinstance(noted.data, kerases.of(name).fit_data_class())
 

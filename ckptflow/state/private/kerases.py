@@ -95,15 +95,15 @@ def callback_lists(callback: Any = None) -> Iterator[tuple[Any, FrameType]]:
         frame = frame.f_back
 
 
-def fit_above(frame: FrameType | None) -> tuple[str, Any, int, Any] | None:
-    """The innermost fit above a frame: the framework, the model, the `initial_epoch`, what its batches come from."""
+def fit_above(frame: FrameType | None) -> tuple[str, Any, range, Any] | None:
+    """The innermost fit above a frame: the framework, the model, the epochs, what its batches come from."""
     kinds = {name: kind for name in ("keras", "tf_keras") if (kind := of(name).fit_data_class()) is not None}
     while frame is not None:
         found = frame.f_locals
-        if "initial_epoch" in found and "self" in found:
+        if {"initial_epoch", "epochs", "self"} <= found.keys():
             for value in found.values():
                 for name, kind in kinds.items():
                     if isinstance(value, kind):
-                        return name, found["self"], int(found["initial_epoch"]), value
+                        return name, found["self"], range(int(found["initial_epoch"]), int(found["epochs"])), value
         frame = frame.f_back
     return None

@@ -227,6 +227,7 @@ class FitData(PrivateView):
     initial_step = Attribute("_initial_step")
     inferred_steps = Attribute("_inferred_steps")  # the public one cannot be set
     step_increment = Attribute("_step_increment")  # nor this one
+    has_run_out = Attribute("_insufficient_data")  # before the end of the fit, which then ends
 
     @property
     def dataset(self) -> Any:
