@@ -122,7 +122,7 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
         walker.layers,
         walker.variables,
         walker.own_stores,
-        walker.unseen,
+        {path: names for path, names in walker.unseen.items() if not path.startswith(RESERVED_PREFIX)},
         walker.watched,
         walker.values,
         walker.kept_alive,

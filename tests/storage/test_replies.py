@@ -194,9 +194,10 @@ def test_one_404_is_no_deletion(way: tuple[str, FaultyProxy], store: Store) -> N
 
 def test_asking_again_is_on_a_new_connection_and_past_caches(way: tuple[str, FaultyProxy], store: Store) -> None:
     _, proxy = way
+    begin = len(proxy.connections)
     for _ in range(3):
         store.get("a/1", memoryview(bytearray(10)))
-    kept = set(proxy.connections)
+    kept = set(proxy.connections[begin:])  # a new one may have the port of one that was closed long before
     before = len(proxy.requests)
     store.renew("a/1")  # type: ignore[attr-defined]
     assert read_whole(store, "a/1") == X

@@ -13,12 +13,12 @@ from ckptflow.interop.keras.places import Places
 logger = logging.getLogger("ckptflow")
 
 _Shapes = tuple[tuple[int, ...], ...]
-Called = tuple[str, str, _Shapes]  # a layer's name there and now, and the shapes of its weights
+NamedNow = tuple[str, str, _Shapes]  # a layer's name there and now, and the shapes of its weights
 _NUMBERED = re.compile(r"(?P<base>.*?)(?:_(?P<number>\d{1,9}))?", re.DOTALL)
 _SHOWN = 10
 
 
-def warn_of_names(where: str, pairs: Iterable[Called]) -> None:
+def warn_of_names(where: str, pairs: Iterable[NamedNow]) -> None:
     """Names the layers that get what another one had, by the names: (there, now, shapes of the weights), in order.
 
     Layers whose shapes no other has are where they belong; so are those that have other numbers in the same order,
@@ -52,7 +52,7 @@ def _order(names: Sequence[str]) -> list[tuple[str, int]]:
     return [(base, ranks[base][number]) for base, number in split]
 
 
-def pairs_by_place(places: Places, names: Mapping[str, str], there: Mapping[str, str | None]) -> list[Called]:
+def pairs_by_place(places: Places, names: Mapping[str, str], there: Mapping[str, str | None]) -> list[NamedNow]:
     """The pairs of a file of Keras 3: `names` are those of its layers by place, `there` where each layer of a model is
     in it, by its place in the model."""
     shapes: dict[str, _Shapes] = {}

@@ -12,7 +12,7 @@ import h5py
 from ckptflow.format.offer import HINT, misfit_error
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
-from ckptflow.interop.keras.called import Called, warn_of_names
+from ckptflow.interop.keras.called import NamedNow, warn_of_names
 from ckptflow.interop.keras.hdf5 import dtype_of, narrowing, opened
 from ckptflow.interop.keras.named import pairs_for_a_warm_start, pairs_of
 from ckptflow.interop.keras.places import dtype_name, shape_of, state_names
@@ -92,7 +92,7 @@ def _problems(file: h5py.File, where: str, model: Any) -> list[str]:
     return problems
 
 
-def _called(pair: tuple[str, Any]) -> Called:
+def _called(pair: tuple[str, Any]) -> NamedNow:
     name, layer = pair
     return name, layer.name, tuple(map(shape_of, (*layer.trainable_weights, *layer.non_trainable_weights)))
 
