@@ -7,6 +7,7 @@ else stays Keras's own: callbacks see the batches' true numbers, the end of the 
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -145,7 +146,10 @@ class Loop(ABC):
 
         def train_nothing(_: Any) -> Any:
             self.model.train_function = train
-            return self.model.get_metrics_result()
+            try:
+                return self.model.get_metrics_result()
+            except ValueError:  # of Keras 3, where metrics could not be built: the batches that follow build them
+                return {}
 
         self.model.train_function = train_nothing
 
@@ -187,7 +191,8 @@ class Keras3Loop(Loop):
         return int(self._data.steps_per_execution)
 
     def trained(self) -> Any:
-        return tf.convert_to_tensor(self.model.optimizer.iterations)
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        return tf.convert_to_tensor(getattr(optimizer, keras.ITERATIONS))  # the public one counts what is accumulated
 
     def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
         data = self._inner
@@ -240,6 +245,9 @@ class Keras3Loop(Loop):
             self._ready = iterator
         if start.batch:
             self._prepare()
+            return
+        with contextlib.suppress(Exception):  # whatever a model raises that is traced; its first batch builds them
+            self.build_metrics()  # an epoch without any batch has logs as well
 
 
 class TfKerasLoop(Loop):
@@ -251,6 +259,7 @@ class TfKerasLoop(Loop):
         self._enumerate, self._enumerate_steps = data.enumerate_epochs, data.steps
         self._inner, self._fit = tf_keras.FitData(data), tf_keras.FitModel(model)
         self._is_carried = not self._inner.adapter.should_recreate_iterator()
+        self._ends_at = epochs.stop  # where what is read ends, of arrays
         source = _first_dataset(self._inner.distributed, self._inner.dataset)
         super().__init__(model, callbacks, epochs, data, Input(source, lambda: iter(self._inner.distributed)))
         data.enumerate_epochs, data.steps = self._epochs, self._steps
@@ -269,7 +278,7 @@ class TfKerasLoop(Loop):
 
     def counters(self, *, between_epochs: bool, ahead: int = 0) -> dict[str, Any]:
         own = {"carried": self._is_carried, "last_epoch_size": self._last_epoch_size}
-        return {**self._input.counters(ahead), **own, "epochs": self.epochs}
+        return {**self._input.counters(ahead), **own, "begins_at": self.initial_epoch, "ends_at": self._ends_at}
 
     @property
     def has_run_out(self) -> bool:
@@ -289,9 +298,9 @@ class TfKerasLoop(Loop):
     def _epochs(self) -> Iterator[tuple[int, Any]]:
         start, data, counters = self._start, self._inner, self._start.counters
         data.initial_epoch, data.initial_step = start.epoch, 0
-        # Of arrays there is one dataset of as many epochs as a fit has: a longer fit needs another one after those.
-        ends_at = counters.get("epochs", self.epochs) if counters is not None and data.is_of_arrays else self.epochs
-        is_over = start.epoch >= ends_at
+        if counters is not None and data.is_of_arrays:
+            counters, self._ends_at = self._of_arrays(start, counters)
+        is_over = start.epoch >= self._ends_at
         inside = counters is not None and bool(start.batch or (counters["carried"] and not is_over))
         if counters is not None:
             # Keras makes the last ones: one before all epochs, one for each epoch unless the first serves them all.
@@ -299,6 +308,8 @@ class TfKerasLoop(Loop):
             self._input.draw(
                 {**counters, "made": counters["made"] - by_keras, "used": 0 if inside else counters["used"]}
             )
+        if is_over:
+            self._ends_at = self.epochs
         self._input.was_made()
         later = None
         for epoch, iterator in self._enumerate():
@@ -311,9 +322,19 @@ class TfKerasLoop(Loop):
                 self._input.bring(iterator, counters, start.position, is_carried=self._is_carried)
                 inside = False
             yield epoch, iterator
-            if epoch + 1 == ends_at < self.epochs:
+            if epoch + 1 == self._ends_at < self.epochs:
                 self._input.was_made()
-                later = iter(data.distributed)
+                later, self._ends_at = iter(data.distributed), self.epochs
+
+    def _of_arrays(self, start: FitStart, counters: Counters) -> tuple[Counters, int]:
+        """The counters for what Keras has made of arrays now, and the epoch at which what they are of ends.
+
+        It makes one dataset of as many epochs as a fit has. A longer fit needs another one after those; one that begins
+        elsewhere has another dataset, of which the old position is good for the epoch under way alone.
+        """
+        if counters["begins_at"] != self.initial_epoch:
+            return {**counters, "pulled": start.batch}, start.epoch + bool(start.batch)
+        return counters, counters["ends_at"]
 
     def _steps(self) -> Iterator[int]:
         start, self._start = self._start, FitStart(0)
