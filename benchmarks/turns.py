@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import random
+import select
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,12 +74,10 @@ class Seat:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        limit = threading.Timer(_LIMIT_S, self._process.kill)
-        limit.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            limit.cancel()
+        # No thread that ends each time: Ctrl-C that comes while Python forgets one is lost.
+        if not select.select([self._process.stdout], [], [], _LIMIT_S)[0]:
+            self._process.kill()
+        line = self._process.stdout.readline()
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
