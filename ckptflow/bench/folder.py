@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckptflow.errors import StorageError
@@ -21,9 +22,17 @@ _log = logging.getLogger("ckptflow.bench")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True)
+class BenchFolder:
+    """A new folder: the store on it, and its URL, for other processes. That may hold a secret: it is not for messages."""
+
+    store: Store
+    url: str
+
+
 @contextlib.contextmanager
-def bench_folder(url: str, storage_options: dict[str, Any]) -> Iterator[Store]:
-    """A store on a new folder in `url`; the folder, and whatever is in it, is gone afterwards.
+def bench_folder(url: str, storage_options: dict[str, Any]) -> Iterator[BenchFolder]:
+    """A new folder in `url`; the folder, and whatever is in it, is gone afterwards.
 
     Where it cannot be removed, a warning names it; what went wrong before that is raised all the same. Where nothing
     can be written at all, that is raised at once: there is nothing to remove then.
@@ -31,7 +40,8 @@ def bench_folder(url: str, storage_options: dict[str, Any]) -> Iterator[Store]:
     path = local_path(url)
     name = FOLDER_PREFIX + secrets.token_hex(6)
     made = _missing_folders(path) if path is not None else []
-    store = open_store(f"{url.rstrip('/')}/{name}" if path is None else os.path.join(path, name), storage_options)
+    place = f"{url.rstrip('/')}/{name}" if path is None else os.path.abspath(os.path.join(path, name))
+    store = open_store(place, storage_options)
     is_refused = False
     try:
         try:
@@ -39,7 +49,7 @@ def bench_folder(url: str, storage_options: dict[str, Any]) -> Iterator[Store]:
         except StorageError:
             is_refused = True
             raise
-        yield store
+        yield BenchFolder(store, place)
     finally:
         try:
             if path is not None:

@@ -1,17 +1,18 @@
-"""Which settings are tried, and what was found at each: pure data."""
+"""Which settings are tried: pure data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
+
+from ckptflow.job.arguments import DEFAULT_MEMORY_BUDGET_BYTES, DISK_SHARD_BYTES, OBJECT_SHARD_BYTES
 
 MIB = 2**20
 TENSOR_BYTES = 16 * MIB
 HEADER_ROOM_BYTES = 2**16  # beside whole tensors in a shard, so that none is cut for the header's sake
-PERCENTILES = (50, 95, 99)
-_CONCURRENCIES = {False: (1, 2, 4), True: (1, 4, 8, 16, 32)}
-_SHARD_MIB = {False: (16, 64, 128), True: (8, 16, 32, 64)}
+_DEFAULT = 0  # a concurrency that nobody has set
+_CONCURRENCIES = {False: (1, 2, 4), True: (4, 8, 16, 32)}
+_SHARD_MIB = {False: (16, 64, 128), True: (8, 16, 64)}
 
 
 def whole_tensors(size_bytes: int) -> int:
@@ -27,9 +28,19 @@ class Setting:
     shard_bytes: int
 
     @property
+    def is_default(self) -> bool:
+        """What a manager does that is told nothing: two at once on a disk, on an object store as many as pay."""
+        return self.concurrency == _DEFAULT
+
+    @property
+    def given_concurrency(self) -> int | None:
+        """The argument of a manager; None where it is left out."""
+        return None if self.is_default else self.concurrency
+
+    @property
     def memory_bytes(self) -> int:
         """The budget that it takes: one more shard is packed while the others are under way."""
-        return (self.concurrency + 1) * self.shard_bytes
+        return DEFAULT_MEMORY_BUDGET_BYTES if self.is_default else (self.concurrency + 1) * self.shard_bytes
 
     @property
     def under_way_bytes(self) -> int:
@@ -37,58 +48,12 @@ class Setting:
         return self.concurrency * (self.shard_bytes - HEADER_ROOM_BYTES)
 
     def __str__(self) -> str:
-        return f"{self.concurrency} at once of {self.shard_bytes // MIB} MiB"
+        return "the defaults" if self.is_default else f"{self.concurrency} at once of {self.shard_bytes // MIB} MiB"
 
 
-@dataclass(slots=True)
-class Rates:
-    """Bytes per second in each round, ours and the raw client's in the same round; CPU seconds of ours per GiB; and how
-    long each request of ours for a shard took."""
-
-    ours: list[float] = field(default_factory=list)
-    raw: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
-    request_s: list[float] = field(default_factory=list)
-
-    def request_percentile_s(self, percent: int) -> float:
-        """So many requests of a hundred took no longer; 0 where there was none."""
-        ordered = sorted(self.request_s)
-        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
-
-    @property
-    def spread(self) -> float:
-        """How far the rounds lie to either side of their median, as a part of it: what chance makes of the figure."""
-        return (max(self.ours) - min(self.ours)) / 2 / median(self.ours)
-
-    @property
-    def bytes_per_s(self) -> float:
-        return median(self.ours)
-
-    @property
-    def raw_bytes_per_s(self) -> float:
-        return median(self.raw)
-
-    @property
-    def cpu_s_per_gib(self) -> float:
-        return median(self.cpu_s)
-
-    @property
-    def share_of_raw(self) -> float:
-        """The median of the rounds' own ratios: a storage's speed drifts between rounds."""
-        return median(ours / raw for ours, raw in zip(self.ours, self.raw, strict=True))
-
-
-@dataclass(slots=True)
-class Point:
-    """One setting, and what has been measured of it so far."""
-
-    setting: Setting
-    save: Rates = field(default_factory=Rates)
-    restore: Rates = field(default_factory=Rates)
-
-    @property
-    def rounds(self) -> int:
-        return len(self.restore.ours)
+def default_setting(*, is_object_store: bool) -> Setting:
+    """What all others are compared with."""
+    return Setting(_DEFAULT, OBJECT_SHARD_BYTES if is_object_store else DISK_SHARD_BYTES)
 
 
 def settings(
@@ -98,18 +63,19 @@ def settings(
     concurrencies: Sequence[int] = (),
     shard_mib: Sequence[int] = (),
 ) -> tuple[list[Setting], list[Setting]]:
-    """What to try, and what would take more memory than that; the defaults of this kind of storage, or those given.
+    """What to try, and what would take more memory than that; the defaults, and those of a grid or those given.
 
-    What stands in the middle comes first: where time runs out, the ends are what is left.
+    The defaults come first, then what stands in the middle: where time runs out, the ends are what is left.
     """
-    found = [
+    grid = [
         Setting(concurrency, mib * MIB + HEADER_ROOM_BYTES)
         for concurrency in dict.fromkeys(concurrencies or _CONCURRENCIES[is_object_store])
         for mib in dict.fromkeys(shard_mib or _SHARD_MIB[is_object_store])
     ]
-    fitting = [setting for setting in found if setting.memory_bytes <= memory_bytes]
     middle = Setting(16, 8 * MIB + HEADER_ROOM_BYTES) if is_object_store else Setting(2, 64 * MIB + HEADER_ROOM_BYTES)
-    fitting.sort(key=lambda setting: (_distance(setting, middle), setting))
+    grid.sort(key=lambda setting: (_distance(setting, middle), setting))
+    found = [default_setting(is_object_store=is_object_store), *grid]
+    fitting = [setting for setting in found if setting.memory_bytes <= memory_bytes]
     return fitting, [setting for setting in found if setting not in fitting]
 
 

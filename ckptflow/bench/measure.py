@@ -8,27 +8,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckptflow.bench.crew import crew_of, run_round
 from ckptflow.bench.folder import bench_folder, free_bytes, free_memory_bytes
-from ckptflow.bench.grid import MIB, TENSOR_BYTES, Point, Setting, settings, whole_tensors
-from ckptflow.bench.rounds import BenchRounds, latencies, save_rate
+from ckptflow.bench.grid import MIB, TENSOR_BYTES, Setting, settings, whole_tensors
+from ckptflow.bench.rates import Point, next_point
+from ckptflow.bench.rounds import latencies, save_rate
 from ckptflow.storage.redaction import redact_url
 
-MAX_ROUNDS = 3
-_WANTED_ROUNDS = 2  # of each setting: one alone does not show what chance makes of it
+_WANTED_ROUNDS = 3  # of each setting, for which there is to be time: one of each, the rest for those that matter
 _PASSES = 4  # of a round over its bytes: save and restore, ours and raw
 _MAX_BYTES = 2**30
 
 
 @dataclass(slots=True)
 class Measured:
-    """All that was found. `unmeasured` are the settings for which time did not suffice, or memory."""
+    """All that was found. `unmeasured` are the settings for which time did not suffice, or memory.
+
+    `is_sure` says that the intervals of the defaults and of the fastest settings are as narrow as they are to be.
+    """
 
     url: str
     client: str
     size_bytes: int
+    worker_count: int
+    is_object_store: bool
     latency_s: dict[str, float]
     points: list[Point]
     unmeasured: list[tuple[Setting, str]] = field(default_factory=list)
+    is_sure: bool = False
 
 
 def measure(
@@ -40,20 +47,24 @@ def measure(
     concurrencies: Sequence[int] = (),
     shard_mib: Sequence[int] = (),
     size_bytes: int | None = None,
+    worker_count: int = 1,
     tell: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> Measured:
-    """Up to three rounds of each setting; none begins after `seconds`, but for the very first.
+    """Rounds of the defaults and of each setting, repeated until what matters is sure; none begins after `seconds`,
+    but for the very first.
 
-    Without `size_bytes`, a save is as large as lets every setting have two rounds in that time, 1 GiB at most; where
+    Without `size_bytes`, a save is as large as lets every setting have some rounds in that time, 1 GiB at most; where
     that is too little, settings that have more than that under way at once are left out, unless they were asked for.
-    `tell` hears what is being done, and how many rounds of how many are. Raises ValueError, before anything large is
-    written, where memory or the disk's free space does not hold what is to be tried.
+    Sizes and memory are those of each worker. `tell` hears what is being done, how many seconds have passed, and of how
+    many. Raises ValueError, before anything large is written, where memory or the disk's free space does not hold what
+    is to be tried.
     """
-    deadline_s = time.monotonic() + seconds
-    with bench_folder(url, storage_options) as store:
-        tell("how far away it is", 0, 1)
+    begin_s = time.monotonic()
+    with bench_folder(url, storage_options) as folder:
+        store = folder.store
+        tell("how far away it is", 0, round(seconds))
         latency_s = latencies(store)
-        most_bytes, limit = _memory(memory_bytes)
+        most_bytes, limit = _memory(memory_bytes, worker_count)
         fitting, too_large = settings(
             is_object_store=store.is_object_store,
             memory_bytes=most_bytes,
@@ -64,44 +75,57 @@ def measure(
             raise ValueError(f"{limit} holds none of the settings to be tried")
         unmeasured = [(each, f"{limit} does not hold its buffers") for each in too_large]
         if size_bytes is None:
-            tell("how fast it is", 0, 1)
-            _check_room(url, TENSOR_BYTES)
+            tell("how fast it is", 0, round(seconds))
+            _check_room(url, TENSOR_BYTES, worker_count)
             free = free_bytes(url)
-            rate = save_rate(store, seconds / 20, _MAX_BYTES if free is None else free // 3)
-            size_bytes = _size(rate * seconds, fitting, free, is_asked=bool(concurrencies or shard_mib))
+            most_size_bytes = _MAX_BYTES if free is None else min(_MAX_BYTES, free // (3 * worker_count))
+            rate = save_rate(store, seconds / 20, most_size_bytes) / worker_count
+            is_asked = bool(concurrencies or shard_mib)
+            size_bytes = _size(rate * seconds, fitting, most_size_bytes, is_asked=is_asked)
             too_much = f"{seconds:g} s are too short for it here"
         else:
-            too_much = f"--size-mib {size_bytes // MIB} does not have so much under way"
+            too_much = f"a save of {size_bytes // MIB:,} MiB does not have so much under way"
         size_bytes = whole_tensors(size_bytes)
         points = [Point(each) for each in fitting if each.under_way_bytes <= size_bytes]
         unmeasured += [(each, too_much) for each in fitting if each.under_way_bytes > size_bytes]
         if not points:
-            raise ValueError(f"--size-mib {size_bytes // MIB} is too small for any of the settings to be tried")
-        _check_room(url, size_bytes)
-        rounds = BenchRounds(store, size_bytes)
-        turns = [point for _ in range(MAX_ROUNDS) for point in points]
-        for number, point in enumerate(turns):
-            if time.monotonic() < deadline_s or number == 0:
-                tell(str(point.setting), number, len(turns))
-                rounds.run(point)
+            raise ValueError(f"a save of {size_bytes // MIB:,} MiB is too small for any of the settings to be tried")
+        _check_room(url, size_bytes, worker_count)
+        with crew_of(worker_count, store, folder.url, storage_options, size_bytes) as crew:
+            passed_s, is_first = 0.0, True
+            while (point := next_point(points)) is not None and (passed_s < seconds or is_first):
+                tell(str(point.setting), round(passed_s), round(seconds))
+                run_round(crew, point)
+                passed_s, is_first = time.monotonic() - begin_s, False
+            client = crew.client
         unmeasured += [(point.setting, f"{seconds:g} s were over") for point in points if not point.rounds]
-        measured = [point for point in points if point.rounds]
-        return Measured(redact_url(url), rounds.client, size_bytes, latency_s, measured, unmeasured)
+        return Measured(
+            redact_url(url),
+            client,
+            size_bytes,
+            worker_count,
+            store.is_object_store,
+            latency_s,
+            [point for point in points if point.rounds],
+            unmeasured,
+            is_sure=point is None,
+        )
 
 
-def _memory(memory_bytes: int) -> tuple[int, str]:
-    """How much may be taken, and what says so. Half of what is free at most: clients hold copies of what they send."""
+def _memory(memory_bytes: int, worker_count: int) -> tuple[int, str]:
+    """How much each worker may take, and what says so. All together half of what is free at most: clients hold copies
+    of what they send."""
     free = free_memory_bytes()
-    if free is not None and free // 2 < memory_bytes:
-        return free // 2, f"half of this machine's free memory ({free // 2 // MIB:,} MiB)"
+    if free is not None and free // 2 < memory_bytes * worker_count:
+        share = "" if worker_count == 1 else f", a part of it for each of {worker_count} workers,"
+        return free // 2 // worker_count, f"half of this machine's free memory ({free // 2 // MIB:,} MiB){share}"
     return memory_bytes, f"--memory-mib {memory_bytes // MIB}"
 
 
-def _size(bytes_in_time: float, fitting: Sequence[Setting], free: int | None, *, is_asked: bool) -> int:
+def _size(bytes_in_time: float, fitting: Sequence[Setting], most: int, *, is_asked: bool) -> int:
     """How many bytes a save has. What was asked for has room in it; else as many settings as there is time for, two of
     them at least where each can have one round."""
     each_pass = bytes_in_time / _PASSES
-    most = _MAX_BYTES if free is None else min(_MAX_BYTES, free // 3)  # ours and the raw client's are there together
     under_way = sorted(each.under_way_bytes for each in fitting)
 
     def is_enough(size_bytes: int, rounds: int) -> bool:
@@ -116,10 +140,10 @@ def _size(bytes_in_time: float, fitting: Sequence[Setting], free: int | None, *,
     return max(size_bytes, least, TENSOR_BYTES)
 
 
-def _check_room(url: str, size_bytes: int) -> None:
-    free = free_bytes(url)
-    if free is not None and free < 2.2 * size_bytes:
+def _check_room(url: str, size_bytes: int, worker_count: int) -> None:
+    free, written_bytes = free_bytes(url), 2 * size_bytes * worker_count  # ours and the raw client's
+    if free is not None and free < 1.1 * written_bytes:
         raise ValueError(
-            f"{url}: {free // MIB:,} MiB are free, and a round writes {2 * size_bytes // MIB:,} MiB: "
+            f"{url}: {free // MIB:,} MiB are free, and a round writes {written_bytes // MIB:,} MiB: "
             "give a smaller --size-mib, or another folder"
         )

@@ -1,65 +1,78 @@
-"""What to set, by what was measured. Pure; it says why."""
+"""What to set, by what was measured: something else than the defaults only if that is surely faster. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
-from ckptflow.bench.grid import MIB, Point, Setting
+from ckptflow.bench.grid import MIB, Setting
+from ckptflow.bench.rates import NARROW, Point, Rates
 
-_LEAST, _UNKNOWN, _MOST = 0.05, 0.1, 0.25
+LEAST_GAIN = 1.1  # times as fast as the defaults: less is not worth a setting that somebody has to remember
+_EQUAL = 0.1  # of those that are surely faster, so much slower than the fastest one counts as equal
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A setting to use, and why it and not another."""
+    """What to use, whether that is surely faster than the defaults, and why."""
 
     setting: Setting
+    beats_defaults: bool
     reasons: tuple[str, ...]
 
 
 def recommend(points: Sequence[Point]) -> Recommendation:
-    """The setting that saves as fast as any can be told to, and of those takes the least memory.
+    """The defaults, unless another setting saves faster than they do by more than the noise.
 
-    What can be told: 5 %, or as much as the rounds of one setting differ by (the median of their spreads), 25 % at
-    most; 10 % where nothing was measured twice. Saves decide: a job makes thousands of them and restores once. Among
-    equals of the same memory the faster restore wins. Raises ValueError where nothing was measured.
+    That is: the interval of its median lies above that of the defaults, and the median is `LEAST_GAIN` times theirs or
+    more. Of several such the one that takes the least memory, if it is as fast as the fastest. Saves decide: a job
+    makes thousands of them and restores once. Where the defaults were not measured, the fastest is named, and that.
+    Raises ValueError where nothing was measured.
     """
     measured = [point for point in points if point.rounds]
     if not measured:
         raise ValueError("nothing was measured")
-    spreads = [point.save.spread for point in measured if point.rounds > 1]
-    spread = median(spreads) if spreads else _UNKNOWN
-    margin = min(max(_LEAST, spread), _MOST)
-    fastest = max(measured, key=lambda point: point.save.bytes_per_s)
-    good = [point for point in measured if point.save.bytes_per_s >= (1 - margin) * fastest.save.bytes_per_s]
+    usual = next((point for point in measured if point.setting.is_default), None)
+    if usual is None:
+        fastest = max(measured, key=lambda point: point.save.bytes_per_s)
+        why = ("the fastest of what was measured; the defaults were not", *_rates(fastest))
+        return Recommendation(fastest.setting, False, why)
+    better = [point for point in measured if is_surely_faster(point.save, usual.save)]
+    if not better:
+        return Recommendation(usual.setting, False, (*_no_better(measured, usual), *_rates(usual)))
+    best = max(point.save.bytes_per_s for point in better)
+    good = [point for point in better if point.save.bytes_per_s >= (1 - _EQUAL) * best]
     chosen = min(good, key=lambda point: (point.setting.memory_bytes, -point.restore.bytes_per_s, point.setting))
-    reasons = [f"saves at {_rate(chosen.save.bytes_per_s)}, {chosen.save.share_of_raw:.0%} of the raw client"]
-    if chosen is not fastest:
-        reasons.append(
-            f"within {1 - chosen.save.bytes_per_s / fastest.save.bytes_per_s:.0%} of the fastest "
-            f"({fastest.setting}), with {chosen.setting.memory_bytes / MIB:,.0f} MiB of memory in place of "
-            f"{fastest.setting.memory_bytes / MIB:,.0f}"
-        )
-    best_restore = max(measured, key=lambda point: point.restore.bytes_per_s)
-    if chosen.restore.bytes_per_s < (1 - margin) * best_restore.restore.bytes_per_s:
-        reasons.append(
-            f"restores at {_rate(chosen.restore.bytes_per_s)}; {best_restore.setting} would at "
-            f"{_rate(best_restore.restore.bytes_per_s)}"
-        )
-    elif len(measured) > 1:
-        reasons.append(f"restores at {_rate(chosen.restore.bytes_per_s)}, as fast as any")
-    else:
-        reasons.append(f"restores at {_rate(chosen.restore.bytes_per_s)}; nothing else was measured")
-    if spread > _MOST:
-        reasons.append(f"rounds of one setting differ by {spread:.0%} either way: little can be told, run it again")
-    elif spreads and spread > _LEAST:
-        reasons.append(f"rounds of one setting differ by about {spread:.0%} either way: nearer than that all are alike")
-    if min(point.rounds for point in measured) < 2:
-        reasons.append("some settings were measured only once: more --seconds would tell more surely")
-    return Recommendation(chosen.setting, tuple(reasons))
+    reasons = [
+        f"saves at {_rate(chosen.save)} where the defaults save at {_rate(usual.save)}: more than the noise",
+        f"takes {chosen.setting.memory_bytes / MIB:,.0f} MiB of memory, the defaults "
+        f"{usual.setting.memory_bytes / MIB:,.0f}",
+        f"restores at {_rate(chosen.restore)}, the defaults at {_rate(usual.restore)}",
+    ]
+    return Recommendation(chosen.setting, True, tuple(reasons))
 
 
-def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / MIB:,.0f} MiB/s"
+def is_surely_faster(rates: Rates, usual: Rates) -> bool:
+    """By more than the noise, and by enough to be worth it."""
+    ours, theirs = rates.interval, usual.interval
+    if ours is None or theirs is None:
+        return False
+    return ours[0] > theirs[1] and rates.bytes_per_s >= LEAST_GAIN * usual.bytes_per_s
+
+
+def _no_better(measured: Sequence[Point], usual: Point) -> tuple[str, ...]:
+    others = [point for point in measured if point is not usual]
+    if not others:
+        return ("nothing else was measured",)
+    if usual.save.interval is None or all(point.save.interval is None for point in others):
+        return ("too few rounds to tell them apart: five of each are the least; give more --seconds",)
+    wide = "" if usual.save.is_narrow else f", which is large here: more than {NARROW:.0%} to either side"
+    return (f"nothing that was tried saves faster than the defaults by more than the noise{wide}",)
+
+
+def _rates(point: Point) -> tuple[str, ...]:
+    return (f"saves at {_rate(point.save)}, restores at {_rate(point.restore)}",)
+
+
+def _rate(rates: Rates) -> str:
+    return f"{rates.bytes_per_s / MIB:,.0f} MiB/s"

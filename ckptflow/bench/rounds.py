@@ -1,16 +1,19 @@
-"""Rounds of saves and restores through our own path and through the raw client, in turn."""
+"""What one process does in a round: a save and a restore through our own path, and the same by the raw client."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from statistics import median
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+import msgspec
 
 from ckptflow.bench.folder import finished
-from ckptflow.bench.grid import TENSOR_BYTES, Point, Rates, Setting
+from ckptflow.bench.grid import TENSOR_BYTES, Setting
 from ckptflow.bench.state import RandomState, ReusedMemory
 from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.lineage import Held
@@ -34,6 +37,16 @@ _SMALL = bytes(2048)  # about a receipt
 _LATENCY_ROUNDS = 10
 _Result = TypeVar("_Result")
 _HELD = Held(1, "bench", "bench")
+Phase = Literal["begin", "save", "restore", "raw save", "raw restore", "end"]
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What a phase took: of ours also CPU, the time of each request for a shard, and how many may now be under way."""
+
+    seconds: float
+    cpu_s: float = 0.0
+    request_s: list[float] = []
+    streams: int = 0
 
 
 def latencies(store: Store) -> dict[str, float]:
@@ -93,72 +106,79 @@ class _Timed(StoreWrapper):
 
 
 class BenchRounds:
-    """Measures settings one round after another, so that a storage that gets slower does so for all of them."""
+    """One process's part: tensors of its own, and a folder of its own for each round.
 
-    def __init__(self, store: Store, size_bytes: int) -> None:
+    `do` is called with the phases of a round: "begin", the four that are measured in any order that reads what was
+    written, and "end". What a setting's streams have found in one round they begin with in the next, as a manager's do.
+    """
+
+    def __init__(self, store: Store, size_bytes: int, worker: int = 0) -> None:
         self._store = store
         self._timed_store = _Timed(store)
         self._raw: RawClient = raw_client(store)
         self._state = RandomState(size_bytes // TENSOR_BYTES)
         self._target = ReusedMemory()
+        self._worker = worker
         self._number = 0
+        self._streams: dict[Setting, tuple[Streams, Streams]] = {}
+        self._round: _Round | None = None
 
     @property
     def client(self) -> str:
         """The raw client's name."""
         return self._raw.name
 
-    def run(self, point: Point) -> None:
-        """One round of one setting: save and restore through ours and through the raw client; all deleted again.
+    @property
+    def size_bytes(self) -> int:
+        return self._state.size_bytes
 
-        Who begins changes from round to round.
-        """
-        setting = point.setting
+    def do(self, phase: Phase, setting: Setting) -> Taken:
+        """One phase of a round of this setting. "end" is allowed at any time, also after an error."""
+        if phase == "begin":
+            self._round = self._begin(setting)
+            return Taken(0.0)
+        now = self._round
+        if now is None:
+            return Taken(0.0)
+        if phase == "end":
+            self._round = None
+            now.pool.close()
+            self._store.delete([entry.key for entry in self._store.list(f"{now.folder}/")])
+            return Taken(0.0)
+        writing, reading = self._streams[setting]
+        if phase == "save":
+            return self._timed(lambda: self._save(now, writing), writing)
+        if phase == "restore":
+            return self._timed(lambda: self._restore(now, reading), reading)
+        do, doing = (self._raw.put, "write") if phase == "raw save" else (self._raw.get, "read")
+        return Taken(_each(setting.given_concurrency or writing.most, now, do, doing))
+
+    def _begin(self, setting: Setting) -> _Round:
         self._number += 1
         self._state.next_round()
         plan = plan_shards(self._state.specs, worker=0, world_size=1, shard_bytes=setting.shard_bytes)
-        folder = Folder(self._number, 1)
-        turns = [self._ours, self._raw_client]
-        with closing(BufferPool(setting.memory_bytes, setting.shard_bytes)) as pool:
-            _touch(pool)
-            finished(lambda: self._store.put(f"{folder}/begin", memoryview(b"\n")))  # the raw client makes no folders
-            for turn in turns if point.rounds % 2 == 0 else reversed(turns):
-                turn(folder, plan, pool, point)
-        self._store.delete([entry.key for entry in self._store.list(f"{folder}/")])
+        folder = Folder(self._number, 1 + self._worker)
+        pool = BufferPool(setting.memory_bytes, setting.shard_bytes)
+        _touch(pool)
+        if setting not in self._streams:
+            concurrency = setting.given_concurrency
+            self._streams[setting] = (
+                streams_for(self._store, pool, concurrency, is_for_reading=False),
+                streams_for(self._store, pool, concurrency),
+            )
+        finished(lambda: self._store.put(f"{folder}/begin", memoryview(b"\n")))  # the raw client makes no folders
+        return _Round(folder, plan, pool)
 
-    def _ours(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, point: Point) -> None:
-        manifest: list[Manifest] = []
-        self._timed(point.save, lambda: manifest.append(self._save(folder, plan, pool, point.setting)))
-        self._timed(point.restore, lambda: self._restore(folder, manifest[0], pool, point.setting))
-
-    def _raw_client(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, point: Point) -> None:
-        # Whole pages, as direct writes need them; the odd bytes of the header's end are nothing to a network.
-        sizes = [shard.size_bytes // PAGE_BYTES * PAGE_BYTES for shard in plan.shards]
-        names = [f"{folder}/raw-{i}" for i in range(len(sizes))]
-        put_s = _each(point.setting, pool, names, sizes, self._raw.put, "write")
-        get_s = _each(point.setting, pool, names, sizes, self._raw.get, "read")
-        point.save.raw.append(sum(sizes) / put_s)
-        point.restore.raw.append(sum(sizes) / get_s)
-
-    def _timed(self, rates: Rates, do: Callable[[], object]) -> None:
-        self._timed_store.taken_s = rates.request_s
+    def _timed(self, do: Callable[[], object], streams: Streams) -> Taken:
+        request_s = self._timed_store.taken_s = []
         start_s, cpu_s = time.perf_counter(), time.process_time()
         do()
-        size_bytes = self._state.size_bytes
-        rates.ours.append(size_bytes / (time.perf_counter() - start_s))
-        rates.cpu_s.append((time.process_time() - cpu_s) / size_bytes * 2**30)
+        return Taken(time.perf_counter() - start_s, time.process_time() - cpu_s, request_s.copy(), streams.count)
 
-    def _save(self, folder: Folder, plan: WorkerPlan, pool: BufferPool, setting: Setting) -> Manifest:
-        written = write_shards(
-            self._timed_store,
-            folder,
-            plan,
-            self._state,
-            pool,
-            streams=streams_for(self._store, pool, setting.concurrency, is_for_reading=False),
-        )
+    def _save(self, now: _Round, streams: Streams) -> None:
+        written = write_shards(self._timed_store, now.folder, now.plan, self._state, now.pool, streams=streams)
         receipt = Receipt(
-            folder=str(folder),
+            folder=str(now.folder),
             writer_id=_HELD.writer_id,
             worker=0,
             world_size=1,
@@ -168,20 +188,23 @@ class BenchRounds:
         tensors = tuple(
             TensorRecord(name=spec.name, dtype=spec.dtype, shape=spec.shape, slices=()) for spec in self._state.specs
         )
-        draft = Draft(folder=folder, world_size=1, tensors=tensors)
-        return assemble(draft, [receipt], Start(_HELD), _HELD, self._store.url)
+        draft = Draft(folder=now.folder, world_size=1, tensors=tensors)
+        now.manifest = assemble(draft, [receipt], Start(_HELD), _HELD, self._store.url)
 
-    def _restore(self, folder: Folder, manifest: Manifest, pool: BufferPool, setting: Setting) -> None:
-        wanted = [Wanted(index) for index in range(len(manifest.tensors))]
-        read_tensors(
-            self._timed_store,
-            folder,
-            manifest,
-            wanted,
-            self._target,
-            pool,
-            streams=streams_for(self._store, pool, setting.concurrency),
-        )
+    def _restore(self, now: _Round, streams: Streams) -> None:
+        assert now.manifest is not None, "nothing was saved"
+        wanted = [Wanted(index) for index in range(len(now.manifest.tensors))]
+        read_tensors(self._timed_store, now.folder, now.manifest, wanted, self._target, now.pool, streams=streams)
+
+
+@dataclass(slots=True)
+class _Round:
+    """What its phases share."""
+
+    folder: Folder
+    plan: WorkerPlan
+    pool: BufferPool
+    manifest: Manifest | None = None
 
 
 def _touch(pool: BufferPool) -> None:
@@ -193,18 +216,13 @@ def _touch(pool: BufferPool) -> None:
         pool.release(buffer)
 
 
-def _each(
-    setting: Setting,
-    pool: BufferPool,
-    names: Sequence[str],
-    sizes: Sequence[int],
-    do: Callable[[str, memoryview], None],
-    doing: str,
-) -> float:
-    """The seconds that it takes to do it for each name, `concurrency` at once, from pooled memory.
+def _each(count: int, now: _Round, do: Callable[[str, memoryview], None], doing: str) -> float:
+    """The seconds that it takes to do it for each shard, `count` at once, from pooled memory.
 
     What may succeed is tried again, as ours is: one lost connection is not the end of a measurement.
     """
+    # Whole pages, as direct writes need them; the odd bytes of the header's end are nothing to a network.
+    sizes = [shard.size_bytes // PAGE_BYTES * PAGE_BYTES for shard in now.plan.shards]
     retries = Retries()
 
     def once(name: str, view: memoryview) -> None:
@@ -214,10 +232,10 @@ def _each(
             raise from_client_error(error, doing, f"the raw client: {name}") from None
 
     def one(number: int) -> None:
-        with pool.buffer() as buffer:
-            retries.run(lambda: once(names[number], buffer.view[: sizes[number]]))
+        with now.pool.buffer() as buffer:
+            retries.run(lambda: once(f"{now.folder}/raw-{number}", buffer.view[: sizes[number]]))
 
     start_s = time.perf_counter()
-    with ThreadPoolExecutor(setting.concurrency) as threads:
+    with ThreadPoolExecutor(count) as threads:
         list(threads.map(one, range(len(sizes))))
     return time.perf_counter() - start_s

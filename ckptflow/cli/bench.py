@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, seconds, storage_options
-from ckptflow.cli.render import bar, make_console, print_table
+from ckptflow.cli.render import Justify, bar, make_console, print_table
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ckptflow.bench.grid import Point, Rates, Setting
+    from ckptflow.bench.grid import Setting
     from ckptflow.bench.measure import Measured
+    from ckptflow.bench.rates import Point, Rates
     from ckptflow.bench.recommend import Recommendation
 
 _MIB = 2**20
+_BAR_COLUMNS = 12
 CANNOT_SHOW = (
-    "one process on this machine: many workers share a storage's limits, and each has a network of its own",
+    "other machines: their workers share the storage's limits, and each machine has a network of its own",
     "bytes in host memory: a device's must come to the host first, and TensorFlow takes its own time",
     "a storage's caches: what was written a moment ago may be read faster than what is old",
 )
@@ -53,22 +55,34 @@ def bench(
         int | None,
         typer.Option(min=16, max=2**20, help="Of what is saved each time; else as fits the time.", show_default=False),
     ] = None,
+    profile: Annotated[
+        Literal[PROFILE_NAMES] | None,
+        typer.Option(help="Save as much as the state of this model has, in place of --size-mib.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes of this machine that save and restore together.")
+    ] = 1,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
     """Measure saves and restores on your storage beside the raw client, and say what to set.
 
-    Shards of several sizes, several at once; ours (packed, checksummed, durable; read back and verified) and the raw
-    client take turns. Nothing that is in URL is touched: all is written to a new folder in it, and deleted again.
+    The defaults, and shards of several sizes, several at once; ours (packed, checksummed, durable; read back and
+    verified) and the raw client take turns. Nothing that is in URL is touched: all is written to a new folder in it,
+    and deleted again.
 
     \b
     Example:
       ckptflow bench s3://bucket/scratch
     """
     from ckptflow.bench.measure import measure
+    from ckptflow.bench.profiles import PROFILES
     from ckptflow.bench.recommend import recommend
 
+    if profile is not None and size_mib is not None:
+        raise typer.BadParameter("--profile and --size-mib both say how much is saved: give one of them")
+    size_bytes = PROFILES[profile].size_bytes if profile else size_mib * _MIB if size_mib else None
     with _clearing_away(), bar("measuring", is_long=True) as progress:
 
         def tell(doing: str, done: int, total: int) -> None:
@@ -81,14 +95,15 @@ def bench(
             memory_bytes=memory_mib * _MIB,
             concurrencies=concurrency or (),
             shard_mib=shard_mib or (),
-            size_bytes=size_mib * _MIB if size_mib else None,
+            size_bytes=size_bytes,
+            worker_count=workers,
             tell=tell,
         )
     recommendation = recommend(measured.points)
     if as_json:
         print_json(to_json(measured, recommendation))
     else:
-        render(measured, recommendation)
+        render(measured, recommendation, profile and f"{profile}: {PROFILES[profile]}")
 
 
 @contextmanager
@@ -122,12 +137,14 @@ def to_json(measured: Measured, recommendation: Recommendation) -> dict[str, Any
         "url": measured.url,
         "client": measured.client,
         "size_bytes": measured.size_bytes,
+        "workers": measured.worker_count,
         "latency_s": measured.latency_s,
         "points": [_point_json(point) for point in _ordered(measured.points)],
+        "is_sure": measured.is_sure,
         "not_measured": [{**_setting_json(setting), "why": why} for setting, why in measured.unmeasured],
         "recommendation": {
             **_setting_json(recommendation.setting),
-            "memory_budget_bytes": recommendation.setting.memory_bytes,
+            "beats_defaults": recommendation.beats_defaults,
             "why": list(recommendation.reasons),
         },
         "cannot_show": list(CANNOT_SHOW),
@@ -135,7 +152,12 @@ def to_json(measured: Measured, recommendation: Recommendation) -> dict[str, Any
 
 
 def _setting_json(setting: Setting) -> dict[str, Any]:
-    return {"concurrency": setting.concurrency, "shard_bytes": setting.shard_bytes}
+    return {
+        "is_default": setting.is_default,
+        "concurrency": setting.given_concurrency,
+        "shard_bytes": setting.shard_bytes,
+        "memory_budget_bytes": setting.memory_bytes,
+    }
 
 
 def _point_json(point: Point) -> dict[str, Any]:
@@ -145,9 +167,11 @@ def _point_json(point: Point) -> dict[str, Any]:
         **{
             name: {
                 "bytes_per_s": rates.bytes_per_s,
+                "interval": rates.interval,
                 "raw_bytes_per_s": rates.raw_bytes_per_s,
                 "share_of_raw": rates.share_of_raw,
-                "spread": rates.spread if point.rounds > 1 else None,
+                "streams": rates.streams,
+                "slowest_ratio": rates.slowest_ratio,
                 "cpu_s_per_gib": rates.cpu_s_per_gib,
                 "request_s": _percentiles(rates),
             }
@@ -157,7 +181,7 @@ def _point_json(point: Point) -> dict[str, Any]:
 
 
 def _percentiles(rates: Rates) -> dict[str, float]:
-    from ckptflow.bench.grid import PERCENTILES
+    from ckptflow.bench.rates import PERCENTILES
 
     return {f"p{percent}": rates.request_percentile_s(percent) for percent in PERCENTILES}
 
@@ -166,15 +190,26 @@ def _ordered(points: list[Point]) -> list[Point]:
     return sorted(points, key=lambda point: point.setting)
 
 
-def render(measured: Measured, recommendation: Recommendation) -> None:
+def render(measured: Measured, recommendation: Recommendation, profile: str | None = None) -> None:
     """Prints what it cannot show, then a line for each setting, and last what to set."""
+    from ckptflow.bench.rates import CONFIDENCE, NARROW
+
     console = make_console()
     console.print("This cannot show:")
     for line in CANNOT_SHOW:
         console.print(f"  - {line}", soft_wrap=True)
-    size_mib = measured.size_bytes // _MIB
-    console.print(f"\n{size_mib:,} MiB each time, beside {measured.client} alone; medians, MiB/s", style="bold")
-    print_points(console, _ordered(measured.points), recommendation.setting)
+    size_mib, count = measured.size_bytes // _MIB, measured.worker_count
+    who = "" if count == 1 else f" by each of {count} workers, all together"
+    console.print(f"\n{size_mib:,} MiB each time{who}, beside {measured.client} alone; medians, MiB/s", style="bold")
+    if profile:
+        console.print(profile, soft_wrap=True)
+    print_points(console, _ordered(measured.points), recommendation.setting, worker_count=count)
+    sure = "are within that" if measured.is_sure else "are NOT all within that: give more --seconds"
+    console.print(
+        f"±: half of the interval that has the true median in it with {CONFIDENCE:.0%} certainty (order statistics, five "
+        f"rounds at least). The defaults and the fastest are repeated until it is {NARROW:.0%}; they {sure}.",
+        soft_wrap=True,
+    )
     for why in dict.fromkeys(why for _, why in measured.unmeasured):
         left_out = ", ".join(str(setting) for setting, its in sorted(measured.unmeasured) if its == why)
         console.print(f"not measured, {why}: {left_out}", soft_wrap=True)
@@ -186,40 +221,48 @@ def render(measured: Measured, recommendation: Recommendation) -> None:
         times = ", ".join(f"{name} {took_s * 1000:,.0f} ms" for name, took_s in _percentiles(rates).items())
         console.print(f"A request of a {what}, {chosen}: {times}.", soft_wrap=True)
     console.print("\nTo use:", style="bold")
+    arguments = (
+        f", concurrency={chosen.concurrency}, shard_bytes={chosen.shard_bytes}, "
+        f"memory_budget_bytes={chosen.memory_bytes}"
+    )
     console.print(
-        f"  CheckpointManager({printable(measured.url)!r}, …, concurrency={chosen.concurrency}, "
-        f"shard_bytes={chosen.shard_bytes}, memory_budget_bytes={chosen.memory_bytes})",
-        soft_wrap=True,
+        f"  CheckpointManager({printable(measured.url)!r}, …{'' if chosen.is_default else arguments})", soft_wrap=True
     )
     for reason in recommendation.reasons:
         console.print(f"  - {reason}", soft_wrap=True)
 
 
-def print_points(console: Console, points: list[Point], chosen: Setting) -> None:
-    """A line for each setting; a narrow terminal is shown fewer columns."""
+def print_points(console: Console, points: list[Point], chosen: Setting, *, worker_count: int = 1) -> None:
+    """A line for each setting, with a bar of how fast it saves; a narrow terminal is shown fewer columns."""
+    most = max(point.save.bytes_per_s for point in points)
     rows = []
     for point in points:
         save, restore, setting = point.save, point.restore, point.setting
         row = {
-            "at once": str(setting.concurrency),
-            "MiB": str(setting.shard_bytes // _MIB),
-            "memory": f"{setting.memory_bytes // _MIB} MiB",
+            "setting": "defaults" if setting.is_default else f"{setting.concurrency} × {setting.shard_bytes // _MIB}",
             "save": f"{save.bytes_per_s / _MIB:,.0f}",
-            "±": f"{save.spread:.0%}" if point.rounds > 1 else "?",
+            "": "█" * max(1, round(_BAR_COLUMNS * save.bytes_per_s / most)),
+            "±": _plus_minus(save),
             "raw": f"{save.raw_bytes_per_s / _MIB:,.0f}",
-            "share": f"{save.share_of_raw:.0%}",
-            "CPU-s/GiB": f"{save.cpu_s_per_gib:.2f}",
             "restore": f"{restore.bytes_per_s / _MIB:,.0f}",
-            "raw ": f"{restore.raw_bytes_per_s / _MIB:,.0f}",  # headings are unique: these are the restore's
-            "share ": f"{restore.share_of_raw:.0%}",
+            "± ": _plus_minus(restore),  # headings are unique: these are the restore's
+            "raw ": f"{restore.raw_bytes_per_s / _MIB:,.0f}",
+            "streams": f"{save.streams}, {restore.streams}",
+            "slowest": f"{save.slowest_ratio:.2f}, {restore.slowest_ratio:.2f}",
+            "memory": f"{setting.memory_bytes // _MIB} MiB",
+            "CPU-s/GiB": f"{save.cpu_s_per_gib:.2f}",
             "rounds": str(point.rounds),
         }
         rows.append(row)
-    hidden: set[str] = set()
-    for more in ({"memory", "CPU-s/GiB", "rounds"}, {"±", "share", "share "}):
+    hidden = set() if worker_count > 1 else {"slowest"}
+    for more in ({"memory", "CPU-s/GiB", "rounds"}, {"raw", "raw ", "±", "± "}, {""}):
         widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name not in hidden]
         if sum(widths) + 2 * (len(widths) - 1) > console.width:
             hidden |= more
-    shown: dict[str, Literal["left", "right"]] = {name: "right" for name in rows[0] if name not in hidden}
+    shown: dict[str, Justify] = {name: "left" if name in ("setting", "") else "right" for name in rows[0] if name not in hidden}
     styles = ["bold green" if point.setting == chosen else "" for point in points]
     print_table(console, shown, [[row[name] for name in shown] for row in rows], styles)
+
+
+def _plus_minus(rates: Rates) -> str:
+    return "?" if rates.spread is None else f"{rates.spread:.0%}"
