@@ -89,12 +89,12 @@ class Team:
 
     def __init__(self, url: str, storage_options: dict[str, Any], size_bytes: int, count: int) -> None:
         self.size_bytes = size_bytes
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         self._decoder = msgspec.json.Decoder(Answer)
         command = [sys.executable, "-P", "-m", "ckptflow.bench.worker"]
         try:
             for _ in range(count):
-                self._processes.append(
+                self.processes.append(
                     subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
                 )
             hellos = [Hello(url, storage_options, size_bytes, worker) for worker in range(count)]
@@ -105,16 +105,16 @@ class Team:
 
     def do(self, phase: Phase, setting: Setting) -> Sequence[Taken]:
         order = Order(phase, setting.concurrency, setting.shard_bytes)
-        return [answer.taken or Taken(0.0) for answer in self._ask([order] * len(self._processes))]
+        return [answer.taken or Taken(0.0) for answer in self._ask([order] * len(self.processes))]
 
     def _ask(self, lines: Sequence[msgspec.Struct]) -> list[Answer]:
         """The answers, in the order of the workers; the first error of one is raised once all have answered."""
-        for process, line in zip(self._processes, lines, strict=True):
+        for process, line in zip(self.processes, lines, strict=True):
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # its answer says that it has ended
                 process.stdin.write(msgspec.json.encode(line) + b"\n")
                 process.stdin.flush()
-        answers = [self._answer(worker) for worker in range(len(self._processes))]
+        answers = [self._answer(worker) for worker in range(len(self.processes))]
         for worker, answer in enumerate(answers):
             if answer.error:
                 kind = getattr(errors, answer.error, None)
@@ -123,7 +123,7 @@ class Team:
         return answers
 
     def _answer(self, worker: int) -> Answer:
-        process = self._processes[worker]
+        process = self.processes[worker]
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
@@ -132,11 +132,11 @@ class Team:
 
     def end(self) -> None:
         """Ends them all: those that are idle at once and by themselves."""
-        for process in self._processes:
+        for process in self.processes:
             assert process.stdin is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()
-        for process in self._processes:
+        for process in self.processes:
             try:
                 process.wait(_ENDING_S)
             except subprocess.TimeoutExpired:
@@ -147,15 +147,13 @@ class Team:
 
     def kill(self) -> None:
         """The same in the middle of their work."""
-        for process in self._processes:
+        for process in self.processes:
             process.kill()
         self.end()
 
 
 @contextlib.contextmanager
-def crew_of(
-    count: int, store: Store, url: str, storage_options: dict[str, Any], size_bytes: int
-) -> Iterator[Crew]:
+def crew_of(count: int, store: Store, url: str, storage_options: dict[str, Any], size_bytes: int) -> Iterator[Crew]:
     """`count` workers in the folder that `url` and `store` are; they have ended when the block is left."""
     if count == 1:
         yield Single(store, size_bytes)

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BenchFolder:
-    """A new folder: the store on it, and its URL, for other processes. That may hold a secret: it is not for messages."""
+    """A new folder: the store on it, and its URL for other processes, which may hold a secret: not for messages."""
 
     store: Store
     url: str

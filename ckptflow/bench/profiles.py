@@ -1,6 +1,6 @@
 """How large the state of a well-known model is: parameters x bytes of each x (itself and the optimizer's slots).
 
-Sizes alone: what is measured are tensors of 16 MiB, whatever the layers are. Parameters are those that the authors give:
+Sizes alone: what is measured are tensors of 16 MiB, whatever the layers are. The authors give these parameters:
 
 - ResNet-50: 25.6 M, keras.io/api/applications
 - BERT: 110 M and 340 M, Devlin et al. 2018, arXiv 1810.04805, section 3

@@ -45,8 +45,7 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     chosen = min(good, key=lambda point: (point.setting.memory_bytes, -point.restore.bytes_per_s, point.setting))
     reasons = [
         f"saves at {_rate(chosen.save)} where the defaults save at {_rate(usual.save)}: more than the noise",
-        f"takes {chosen.setting.memory_bytes / MIB:,.0f} MiB of memory, the defaults "
-        f"{usual.setting.memory_bytes / MIB:,.0f}",
+        f"takes {_memory(chosen.setting)} of memory, the defaults {_memory(usual.setting)}",
         f"restores at {_rate(chosen.restore)}, the defaults at {_rate(usual.restore)}",
     ]
     return Recommendation(chosen.setting, True, tuple(reasons))
@@ -72,6 +71,10 @@ def _no_better(measured: Sequence[Point], usual: Point) -> tuple[str, ...]:
 
 def _rates(point: Point) -> tuple[str, ...]:
     return (f"saves at {_rate(point.save)}, restores at {_rate(point.restore)}",)
+
+
+def _memory(setting: Setting) -> str:
+    return f"{setting.memory_bytes / MIB:,.0f} MiB"
 
 
 def _rate(rates: Rates) -> str:

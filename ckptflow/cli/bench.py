@@ -7,10 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
+from ckptflow.bench.profiles import PROFILES
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, seconds, storage_options
 from ckptflow.cli.render import Justify, bar, make_console, print_table
 from ckptflow.printable import printable
@@ -56,8 +58,12 @@ def bench(
         typer.Option(min=16, max=2**20, help="Of what is saved each time; else as fits the time.", show_default=False),
     ] = None,
     profile: Annotated[
-        Literal[PROFILE_NAMES] | None,
-        typer.Option(help="Save as much as the state of this model has, in place of --size-mib.", show_default=False),
+        str | None,
+        typer.Option(
+            click_type=click.Choice(list(PROFILES)),
+            help="Save as much as the state of this model has, in place of --size-mib.",
+            show_default=False,
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes of this machine that save and restore together.")
@@ -77,12 +83,13 @@ def bench(
       ckptflow bench s3://bucket/scratch
     """
     from ckptflow.bench.measure import measure
-    from ckptflow.bench.profiles import PROFILES
     from ckptflow.bench.recommend import recommend
 
     if profile is not None and size_mib is not None:
         raise typer.BadParameter("--profile and --size-mib both say how much is saved: give one of them")
-    size_bytes = PROFILES[profile].size_bytes if profile else size_mib * _MIB if size_mib else None
+    size_bytes = size_mib * _MIB if size_mib else None
+    if profile is not None:
+        size_bytes = PROFILES[profile].size_bytes
     with _clearing_away(), bar("measuring", is_long=True) as progress:
 
         def tell(doing: str, done: int, total: int) -> None:
@@ -103,7 +110,7 @@ def bench(
     if as_json:
         print_json(to_json(measured, recommendation))
     else:
-        render(measured, recommendation, profile and f"{profile}: {PROFILES[profile]}")
+        render(measured, recommendation, f"{profile}: {PROFILES[profile]}" if profile else "")
 
 
 @contextmanager
@@ -190,7 +197,7 @@ def _ordered(points: list[Point]) -> list[Point]:
     return sorted(points, key=lambda point: point.setting)
 
 
-def render(measured: Measured, recommendation: Recommendation, profile: str | None = None) -> None:
+def render(measured: Measured, recommendation: Recommendation, profile: str = "") -> None:
     """Prints what it cannot show, then a line for each setting, and last what to set."""
     from ckptflow.bench.rates import CONFIDENCE, NARROW
 
@@ -206,8 +213,8 @@ def render(measured: Measured, recommendation: Recommendation, profile: str | No
     print_points(console, _ordered(measured.points), recommendation.setting, worker_count=count)
     sure = "are within that" if measured.is_sure else "are NOT all within that: give more --seconds"
     console.print(
-        f"±: half of the interval that has the true median in it with {CONFIDENCE:.0%} certainty (order statistics, five "
-        f"rounds at least). The defaults and the fastest are repeated until it is {NARROW:.0%}; they {sure}.",
+        f"±: half of the interval that has the true median in it with {CONFIDENCE:.0%} certainty (order statistics, "
+        f"five rounds at least). The defaults and the fastest are repeated until it is {NARROW:.0%}; they {sure}.",
         soft_wrap=True,
     )
     for why in dict.fromkeys(why for _, why in measured.unmeasured):
@@ -239,7 +246,9 @@ def print_points(console: Console, points: list[Point], chosen: Setting, *, work
     for point in points:
         save, restore, setting = point.save, point.restore, point.setting
         row = {
-            "setting": "defaults" if setting.is_default else f"{setting.concurrency} × {setting.shard_bytes // _MIB}",
+            "setting": "defaults"
+            if setting.is_default
+            else f"{setting.concurrency} of {setting.shard_bytes // _MIB} MiB",
             "save": f"{save.bytes_per_s / _MIB:,.0f}",
             "": "█" * max(1, round(_BAR_COLUMNS * save.bytes_per_s / most)),
             "±": _plus_minus(save),
@@ -259,7 +268,9 @@ def print_points(console: Console, points: list[Point], chosen: Setting, *, work
         widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name not in hidden]
         if sum(widths) + 2 * (len(widths) - 1) > console.width:
             hidden |= more
-    shown: dict[str, Justify] = {name: "left" if name in ("setting", "") else "right" for name in rows[0] if name not in hidden}
+    shown: dict[str, Justify] = {
+        name: "left" if name in ("setting", "") else "right" for name in rows[0] if name not in hidden
+    }
     styles = ["bold green" if point.setting == chosen else "" for point in points]
     print_table(console, shown, [[row[name] for name in shown] for row in rows], styles)
 

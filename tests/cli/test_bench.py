@@ -15,14 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from ckptflow.bench import measure as measuring
+from ckptflow.bench.crew import Team
 from ckptflow.bench.folder import FOLDER_PREFIX, bench_folder, finished
-from ckptflow.bench.grid import MIB
+from ckptflow.bench.grid import MIB, Setting
 from ckptflow.bench.measure import measure
 from ckptflow.bench.rounds import save_rate
-from ckptflow.errors import StorageError
+from ckptflow.errors import PeerError, StorageError
 from ckptflow.storage.local import RawDisk
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import LatencyStore
@@ -33,35 +35,58 @@ from tests.waiting import HANG_S
 QUICK = ("--seconds", "2", "--size-mib", "64", "--concurrency", "1", "--concurrency", "2", "--shard-mib", "16")
 
 
-def check_shape(found: Any) -> None:
+def check_shape(found: Any, workers: int = 1) -> None:
     """What docs/cli.md says."""
     assert found["size_bytes"] == 64 * MIB
     assert set(found["latency_s"]) == {"create", "get", "list"}
-    assert len(found["points"]) + len(found["not_measured"]) == 2
+    assert len(found["points"]) + len(found["not_measured"]) == 3
+    assert found["points"][0]["is_default"]
+    assert found["workers"] == workers
     for point in found["points"]:
         assert point["rounds"] >= 1
         for what in ("save", "restore"):
             rates = point[what]
             assert set(rates) == {
                 "bytes_per_s",
+                "interval",
                 "raw_bytes_per_s",
                 "share_of_raw",
-                "spread",
+                "streams",
+                "slowest_ratio",
                 "cpu_s_per_gib",
                 "request_s",
             }
             assert 0 < rates["request_s"]["p50"] <= rates["request_s"]["p95"] <= rates["request_s"]["p99"]
-            assert (rates["spread"] is None) == (point["rounds"] == 1)
+            assert (rates["interval"] is None) == (point["rounds"] < 5)
+            assert rates["streams"] >= 1
+            assert rates["slowest_ratio"] >= 1
+            assert point["is_default"] or rates["streams"] == point["concurrency"]
             assert rates["bytes_per_s"] > 0
             assert rates["raw_bytes_per_s"] > 0
             assert rates["share_of_raw"] > 0
             assert rates["cpu_s_per_gib"] > 0
     chosen = found["recommendation"]
     assert chosen["why"]
-    assert {"concurrency": chosen["concurrency"], "shard_bytes": chosen["shard_bytes"]} in [
-        {"concurrency": point["concurrency"], "shard_bytes": point["shard_bytes"]} for point in found["points"]
+    assert chosen["beats_defaults"] != chosen["is_default"]
+    assert (chosen["concurrency"] is None) == chosen["is_default"]
+    assert (chosen["concurrency"], chosen["shard_bytes"], chosen["memory_budget_bytes"]) in [
+        (point["concurrency"], point["shard_bytes"], point["memory_budget_bytes"]) for point in found["points"]
     ]
-    assert chosen["memory_budget_bytes"] == (chosen["concurrency"] + 1) * chosen["shard_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--profile", "gpt-5"), "'gpt-5' is not one of"),
+        (("--profile", "gpt-2", "--size-mib", "64"), "give one of them"),
+        (("--workers", "0"), "--workers"),
+    ],
+)
+def test_bad_input(runner: Runner, tmp_path: Path, given: tuple[str, ...], told: str) -> None:
+    ran = runner("bench", str(tmp_path), *given)
+    assert ran.code == 2
+    assert told in " ".join(ran.err.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_on_a_disk_beside_a_run_that_is_not_touched(runner: Runner, root: str) -> None:
@@ -75,13 +100,14 @@ def test_on_a_disk_beside_a_run_that_is_not_touched(runner: Runner, root: str) -
 
 
 def test_what_it_prints(runner: Runner, tmp_path: Path) -> None:
-    ran = runner("bench", str(tmp_path / "new"), *QUICK)
+    ran = runner("bench", str(tmp_path / "new"), "--seconds", "1", "--profile", "resnet-50", "--concurrency", "1")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.index("This cannot show") < ran.out.index("at once") < ran.out.index("To use:")
+    assert ran.out.index("This cannot show") < ran.out.index("defaults") < ran.out.index("To use:")
+    assert "resnet-50: 26 M parameters, float32, SGD with momentum" in ran.out
+    assert "208 MiB each time" in ran.out
     assert "A request of a restore, " in ran.out
-    line = next(line for line in ran.out.splitlines() if "CheckpointManager(" in line)
-    assert "concurrency=" in line
-    assert "memory_budget_bytes=" in line
+    assert "NOT all within that: give more --seconds" in ran.out
+    assert "CheckpointManager(" in ran.out
     assert not list(tmp_path.iterdir())  # the folder was not there before
 
 
@@ -103,6 +129,32 @@ def test_on_an_object_store(seaweedfs: Server, client: str) -> None:
     assert s3_client(seaweedfs).list_objects_v2(Bucket=bucket).get("KeyCount") == 0
 
 
+def test_workers_save_and_restore_together(runner: Runner, tmp_path: Path) -> None:
+    ran = runner("bench", str(tmp_path), *QUICK, "--workers", "2", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    check_shape(ran.json, workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
+    """As what it is, once all have answered; and one that ends by itself is named."""
+    url = str(tmp_path / "none" / "of" / "it")
+    setting = Setting(1, 16 * MIB)
+    team = Team(url, {}, 16 * MIB, 2)
+    try:
+        team.do("begin", setting)
+        shutil.rmtree(tmp_path / "none")
+        (tmp_path / "none").write_text("in the way")
+        with pytest.raises(StorageError, match=r"worker 0: .*cannot write"):
+            team.do("save", setting)
+        for process in team.processes:
+            process.kill()
+        with pytest.raises(PeerError, match="worker 0 of the measurement ended"):
+            team.do("end", setting)
+    finally:
+        team.kill()
+
+
 def test_a_bucket_that_is_not_there(seaweedfs: Server) -> None:
     ran = run_alone("bench", "s3://no-such-bucket", CKPTFLOW_STORAGE_OPTIONS=json.dumps(seaweedfs.storage_options))
     assert ran.code == 3
@@ -118,8 +170,10 @@ def test_a_folder_that_cannot_be_written(runner: Runner, tmp_path: Path) -> None
     assert "cannot" in ran.err
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ended_it_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code", "workers"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
+)
+def test_ended_it_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int, workers: int) -> None:
     command = [
         sys.executable,
         "-c",
@@ -128,6 +182,8 @@ def test_ended_it_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int
         str(tmp_path),
         "--seconds",
         "3600",
+        "--workers",
+        str(workers),
     ]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
@@ -137,8 +193,11 @@ def test_ended_it_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        children = psutil.Process(process.pid).children()
+        assert len(children) == (0 if workers == 1 else workers)
         process.send_signal(sent)
         _, errors = process.communicate(timeout=HANG_S)
+        assert not any(child.is_running() for child in children)
     finally:
         process.kill()
         process.wait()
@@ -152,6 +211,10 @@ def test_more_than_the_disk_has_room_for(runner: Runner, tmp_path: Path, monkeyp
     ran = runner("bench", str(tmp_path / "a" / "b"), *QUICK)
     assert ran.code == 2
     assert "100 MiB are free, and a round writes 128 MiB" in ran.err
+    assert not list(tmp_path.iterdir())
+    ran = runner("bench", str(tmp_path), "--profile", "llama-3-8b", "--workers", "2")
+    assert ran.code == 2
+    assert "100 MiB are free, and a round writes 183," in ran.err
     assert not list(tmp_path.iterdir())
     ran = runner("bench", str(tmp_path / "a" / "b"), "--seconds", "1", "--json")  # its own choice fits
     assert ran.code == 0, ran.err
@@ -263,13 +326,14 @@ def test_a_save_too_small_for_a_setting_is_not_shown_as_its_figure(runner: Runne
     small = ("--seconds", "1", "--size-mib", "16", "--concurrency", "1", "--shard-mib", "128")
     ran = runner("bench", str(tmp_path), *small, "--shard-mib", "16", "--json")
     assert ran.code == 0, ran.err
-    assert [point["shard_bytes"] // MIB for point in ran.json["points"]] == [16]
+    assert [point["concurrency"] for point in ran.json["points"]] == [None, 1]
+    assert ran.json["points"][1]["shard_bytes"] // MIB == 16
     (left_out,) = ran.json["not_measured"]
     assert left_out["shard_bytes"] // MIB == 128
-    assert left_out["why"] == "--size-mib 16 does not have so much under way"
-    ran = runner("bench", str(tmp_path), *small)
+    assert left_out["why"] == "a save of 16 MiB does not have so much under way"
+    ran = runner("bench", str(tmp_path), *small, "--memory-mib", "257")  # which does not hold the defaults
     assert ran.code == 2
-    assert "--size-mib 16 is too small for any of the settings to be tried" in ran.err
+    assert "a save of 16 MiB is too small for any of the settings to be tried" in ran.err
 
 
 def test_more_than_the_machine_has_memory_for(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +341,9 @@ def test_more_than_the_machine_has_memory_for(runner: Runner, tmp_path: Path, mo
     ran = runner("bench", str(tmp_path), *QUICK, "--shard-mib", "64", "--memory-mib", "100000", "--json")
     assert ran.code == 0, ran.err
     assert {point["shard_bytes"] // MIB for point in ran.json["points"]} == {16}
-    left_out = [each for each in ran.json["not_measured"] if each["shard_bytes"] // MIB == 64]  # not for want of time
-    assert [each["concurrency"] for each in left_out] == [1, 2]
+    assert "the defaults were not" in ran.json["recommendation"]["why"][0]
+    left_out = [each for each in ran.json["not_measured"] if each["shard_bytes"] // MIB != 16]  # not for want of time
+    assert [each["concurrency"] for each in left_out] == [None, 2, 1]
     assert {each["why"] for each in left_out} == {
         "half of this machine's free memory (50 MiB) does not hold its buffers"
     }
@@ -345,9 +410,9 @@ def test_how_fast_it_is_takes_no_more_than_its_time_and_room(tmp_path: Path) -> 
             time.sleep(0.2)
             super().put(key, data)
 
-    with bench_folder(str(tmp_path), {}) as store:
+    with bench_folder(str(tmp_path), {}) as folder:
         for enough_s, most_mib, written_mib in ((0.1, 1000, 16), (1e6, 1000, 16 + 256), (1e6, 40, 16 + 32)):
-            slow = Slow(store, 0.0)
+            slow = Slow(folder.store, 0.0)
             assert 0 < save_rate(slow, enough_s, most_mib * MIB) / MIB < 16 * 16 / 0.2
             assert slow.written_bytes // MIB == written_mib
 
