@@ -120,10 +120,19 @@ class RetryingStore(StoreWrapper):
         super().__init__(store)
         self._retries = Retries(max_tries, max_wait_s, first_wait_s)
         self._tell = tell
+        self._quickest_s = math.inf
 
     def hurry(self, timeout_s: float) -> None:
         self._retries.hurry(timeout_s)
         super().hurry(timeout_s)
 
     def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
-        return self._retries.run(call, verb, key, self._tell)
+        began_s = time.monotonic()
+        result = self._retries.run(call, verb, key, self._tell)
+        if verb != "delete":  # of no keys it asks nothing
+            self._quickest_s = min(self._quickest_s, time.monotonic() - began_s)
+        return result
+
+    @property
+    def quickest_s(self) -> float | None:
+        return self._quickest_s if self._quickest_s < math.inf else None

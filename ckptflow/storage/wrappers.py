@@ -42,6 +42,10 @@ class StoreWrapper:
     def is_object_store(self) -> bool:
         return self.store.is_object_store
 
+    @property
+    def quickest_s(self) -> float | None:
+        return quickest_s(self.store)
+
     def put(self, key: str, data: memoryview) -> None:
         self.run("put", key, lambda: self.store.put(key, data))
 
@@ -68,6 +72,12 @@ class StoreWrapper:
 
     def raw(self) -> RawClient:
         return raw_client(self.store)
+
+
+def quickest_s(store: Store) -> float | None:
+    """How long the quickest request to the storage took, which is about how far away it is; None where nobody knows."""
+    found: float | None = getattr(store, "quickest_s", None)
+    return found
 
 
 @dataclass

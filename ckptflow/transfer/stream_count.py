@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 FIRST = 16  # to begin with: fewer would find the best number only after a save of some hundred MiB is over
 FIRST_READING = 32  # a restore is over sooner, and a read that is refused has sent nothing in vain
+FAR_S = 0.01  # what takes the quickest request so long is no server of this room: each connection has a rate of its own
 GAIN = 1.3  # twice the streams must give that much more, or they are not worth their memory and requests
 FEWER = 1.1  # times as much is what fewer must give: where all give the same, nothing speaks for another number
 STEP = 4 / 3  # of the number, at a probe
@@ -145,6 +146,15 @@ def _stay(now: Count, reason: str) -> Count:
     return replace(now, streams=now.base or now.streams, is_doubling=False, quiet_rounds=0, reason=reason)
 
 
+def first_number(most: int, usual: int, quickest_s: float | None) -> int:
+    """How many to begin with, of a storage whose quickest request so far took `quickest_s` (None: nobody knows).
+
+    To a storage that is far away all there may be: a round of fewer takes as long as one of all, and a restore has only
+    a few rounds. To one that is near few give as much, and more requests only cost CPU.
+    """
+    return most if quickest_s is not None and quickest_s >= FAR_S else min(usual, most)
+
+
 class Transfer:
     """One on its way: what a round counts of it."""
 
@@ -179,6 +189,11 @@ class Meter:
     @property
     def _wanted(self) -> int:
         return sum(not transfer.is_left for transfer in self.under_way)
+
+    def begin_with(self, first: int) -> None:
+        """Another number to begin with, where nothing has been under way yet and the number is not fixed."""
+        if not (self._is_fixed or self._peak or self._round_number or self.choice.base):
+            self.choice = Count(max(1, min(first, self.most)))
 
     def begin(self, transfer: Transfer, now_s: float) -> None:
         """Under way from here to `end`."""

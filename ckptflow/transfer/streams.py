@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import MOST_AT_ONCE, hearing
+from ckptflow.storage.wrappers import quickest_s
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.stream_count import FIRST, FIRST_READING, Meter, Transfer
+from ckptflow.transfer.stream_count import FIRST, FIRST_READING, Meter, Transfer, first_number
 
 logger = logging.getLogger("ckptflow.transfer")
 
@@ -53,10 +54,9 @@ def streams_for(
     """
     if not store.is_object_store:
         return Streams(pool.count, fixed=concurrency or ON_DISK, where=store.url)
-    if is_for_reading:
-        most = pool.count * len(pieces(pool.buffer_bytes))
-        return Streams(most, fixed=concurrency, where=store.url, first=FIRST_READING)
-    return Streams(pool.count, fixed=concurrency, where=store.url)
+    most = pool.count * len(pieces(pool.buffer_bytes)) if is_for_reading else pool.count
+    first = FIRST_READING if is_for_reading else FIRST
+    return Streams(most, fixed=concurrency, where=store.url, first=first, quickest_s=partial(quickest_s, store))
 
 
 def pool_for_reading(store: Store) -> BufferPool:
@@ -80,8 +80,11 @@ class Streams:
         where: str = "",
         clock: Callable[[], float] = time.monotonic,
         first: int = FIRST,
+        quickest_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._meter = Meter(min(most, MOST_AT_ONCE), fixed, clock(), first)
+        self._first = first
+        self._quickest_s = quickest_s
         self._where = where
         self._clock = clock
         self._lock = threading.Lock()
@@ -106,6 +109,13 @@ class Streams:
     def under_way(self) -> int:
         """How many are."""
         return len(self._meter.under_way)
+
+    def look(self) -> None:
+        """Before the transfers of a pipeline: the first number is chosen by how far away the storage turned out to be.
+
+        Takes no lock, as `wake`.
+        """
+        self._meter.begin_with(first_number(self.most, self._first, self._quickest_s()))
 
     def begin(self, transfer: Transfer, is_stopped: Callable[[], bool]) -> None:
         """Waits for a turn. Raises `StoppedError` instead, at once, where it is no longer wanted (see `wake`)."""
@@ -157,6 +167,7 @@ class Turns:
     """The transfers of one pipeline, which end together: at the first error none that waits begins any more."""
 
     def __init__(self, streams: Streams) -> None:
+        streams.look()
         self.streams = streams
         self._is_stopped = False
         self._errors: list[BaseException] = []

@@ -259,8 +259,8 @@ def test_what_cannot_be_removed_is_named(tmp_path: Path, caplog: pytest.LogCaptu
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "rmtree", refuse)
-        with pytest.raises(StorageError, match="the real reason"), bench_folder(str(tmp_path), {}) as store:
-            fail(store)
+        with pytest.raises(StorageError, match="the real reason"), bench_folder(str(tmp_path), {}) as folder:
+            fail(folder.store)
     (left,) = tmp_path.iterdir()
     assert f"{left} could not be removed, delete it" in caplog.text
 
