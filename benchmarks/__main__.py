@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from msgspec import structs
@@ -26,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import experiments, machine, tables
 from benchmarks.experiments import MIB, Turns
+from benchmarks.link import linked
 from benchmarks.results import FORMAT, Result, Run, Timeline, encode
 from benchmarks.turns import take_turns
 from benchmarks.workers import measure_workers
@@ -106,7 +108,7 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
                 "variable_count": each.variable_count,
                 "storage": each.storage,
                 "options": options,
-                "settings": each.settings,
+                "settings": each.settings_of(name),
                 "restores": each.restores,
             }
             for number, name in enumerate(chosen)
@@ -115,6 +117,7 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
         for group in groups:
             targets = {name: chosen[name] for name in group}
             found = take_turns(each.experiment, targets, points, rounds=each.rounds, logs=logs, env=_ENV)
+            found = [structs.replace(result, parameters=each.settings) for result in found]
             results += found if len(groups) == 1 else [_not_beside(result) for result in found]
     reason = "not run: it takes more than a minute for a round with so many variables"
     return results + [_skipped(each, name, reason) for name in skipped]
@@ -152,7 +155,13 @@ def _place(each: Turns, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     with seaweedfs(os.path.abspath(folder)) if each.storage == "s3" else fake_gcs() as server:
         server.make_bucket("bench")
-        yield f"{'s3' if each.storage == 's3' else 'gs'}://bench", server.storage_options
+        url = f"{'s3' if each.storage == 's3' else 'gs'}://bench"
+        if each.link is None:
+            yield url, server.storage_options
+            return
+        there = urlsplit(server.endpoint)
+        with linked(there.hostname or "", there.port or 0, each.link) as port:
+            yield url, server.options_at(f"http://127.0.0.1:{port}")
 
 
 def _failed(experiment: str, worker_count: int, error: str) -> Result:

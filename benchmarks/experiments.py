@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.link import Link
+from ckptflow.job.arguments import DEFAULT_MEMORY_BUDGET_BYTES
+
 MIB, GIB = 2**20, 2**30
 TENSOR_COUNT = 64
 SHARD_BYTES = 65 * MIB
@@ -31,7 +34,39 @@ GCS = {
     "gcsfs alone": "benchmarks.peers.clients:Fsspec",
     "ckptflow, gcsfs": "benchmarks.peers.ours:CkptflowFsspec",
 }
-LIMITS = ("raw device", "raw device, two at once", "obstore alone", "s3fs alone", "boto3 alone", "gcsfs alone")
+LINK_STREAMS = (8, 16, 32, 64)  # of the clients alone, of which the best is compared with
+
+
+def _alone(client: str, target: str) -> dict[str, str]:
+    return {f"{client} alone, {streams} at once": target for streams in LINK_STREAMS}
+
+
+LINK_S3 = {
+    "ckptflow, fast": "benchmarks.peers.ours:CkptflowFast",
+    **_alone("obstore", "benchmarks.peers.clients:Obstore"),
+    "ckptflow, s3fs": "benchmarks.peers.ours:CkptflowFsspec",
+    **_alone("s3fs", "benchmarks.peers.clients:Fsspec"),
+    **_alone("boto3", "benchmarks.peers.clients:Boto3"),
+}
+LINK_GCS = {
+    "ckptflow, gcsfs": "benchmarks.peers.ours:CkptflowFsspec",
+    **_alone("gcsfs", "benchmarks.peers.clients:Fsspec"),
+}
+# As to a cloud: 12 MB/s and 20 ms for each connection, an eighth more or less, one request in a hundred refused; and
+# with one in twenty ten times slower. See `link.py`.
+LINKS = {
+    "usual": Link(12e6, 0.02, jitter=0.125, refused=0.01),
+    "slow": Link(12e6, 0.02, jitter=0.125, refused=0.01, slow=0.05),
+}
+LIMITS = (
+    "raw device",
+    "raw device, two at once",
+    "obstore alone",
+    "s3fs alone",
+    "boto3 alone",
+    "gcsfs alone",
+    *(name for name in {**LINK_S3, **LINK_GCS} if " alone, " in name),
+)
 TRAINING = {
     "ckptflow": "benchmarks.peers.training:TrainingWithCkptflow",
     "tf.train.Checkpoint, async": "benchmarks.peers.training:TrainingWithAsyncCheckpoint",
@@ -56,7 +91,26 @@ class Turns:
     def peers(self) -> dict[str, str]:
         if self.experiment == "training":
             return TRAINING
+        if self.experiment == "link":
+            return {"s3": LINK_S3, "gcs": LINK_GCS}[self.storage]
         return {"local": LOCAL, "s3": S3, "gcs": GCS}[self.storage]
+
+    def settings_of(self, peer: str) -> dict[str, Any]:
+        """Behind a link ckptflow has its defaults, and a client alone the number in its name, in the same memory."""
+        if self.experiment != "link":
+            return self.settings
+        if " alone, " not in peer:
+            return {}
+        streams = int(peer.rpartition(", ")[2].split()[0])
+        return {
+            "concurrency": streams,
+            "shard_bytes": min(8 * MIB, DEFAULT_MEMORY_BUDGET_BYTES // streams // MIB * MIB),
+        }
+
+    @property
+    def link(self) -> Link | None:
+        """What is between the peers and the server."""
+        return LINKS[self.settings["link"]] if self.experiment == "link" else None
 
     @property
     def restores(self) -> list[str]:
@@ -65,7 +119,8 @@ class Turns:
 
     @property
     def title(self) -> str:
-        return f"{self.experiment} {self.storage} {self.size_bytes / MIB:,.0f} MiB {self.variable_count:,} variables"
+        what = f"{self.experiment} ({self.settings['link']})" if self.experiment == "link" else self.experiment
+        return f"{what} {self.storage} {self.size_bytes / MIB:,.0f} MiB {self.variable_count:,} variables"
 
 
 def turns(*, is_full: bool) -> list[Turns]:
@@ -79,6 +134,11 @@ def turns(*, is_full: bool) -> list[Turns]:
     found += [Turns("variables", "local", count * 4096, count, rounds, {}) for count, rounds in counts.items()]
     settings = {"concurrency": CONCURRENCY, "shard_bytes": SHARD_BYTES, "memory_budget_bytes": 5 * SHARD_BYTES}
     found.append(Turns("objects", "s3", GIB, TENSOR_COUNT, 5 if is_full else 3, settings))
+    for size_bytes in (384 * MIB, 2 * GIB) if is_full else (384 * MIB,):
+        for name in LINKS:
+            for storage in ("s3", "gcs"):
+                count = size_bytes // (8 * MIB)
+                found.append(Turns("link", storage, size_bytes, count, 5 if is_full else 3, {"link": name}))
     small = {"concurrency": CONCURRENCY, "shard_bytes": 17 * MIB, "memory_budget_bytes": 5 * 17 * MIB}
     found.append(Turns("objects", "gcs", 256 * MIB if is_full else 64 * MIB, TENSOR_COUNT, 3, small))
     for threads in (1, 2):
@@ -87,7 +147,7 @@ def turns(*, is_full: bool) -> list[Turns]:
     return found
 
 
-EXPERIMENTS = ("size", "variables", "objects", "training", "workers")
-PEERS = tuple({**LOCAL, **S3, **GCS, **TRAINING})
+EXPERIMENTS = ("size", "variables", "objects", "link", "training", "workers")
+PEERS = tuple({**LOCAL, **S3, **GCS, **LINK_S3, **LINK_GCS, **TRAINING})
 WORKERS = {False: (1, 2, 4), True: (1, 2, 3, 4)}
 WORKERS_SIZE_BYTES = GIB // 2

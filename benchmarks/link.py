@@ -3,46 +3,47 @@
 On loopback one connection is as good as thirty. To S3 or GCS each connection has a rate of its own, each request a
 latency, some requests are slow, some are refused: what then counts is how many are under way.
 
-    python -m benchmarks.link [--size-mib 384] [--mb-per-s 12] [--latency-ms 20] [--slow 0.05] [--refused 0.01]
+    python -m benchmarks.link [--streams 64] [--size-mib 512]
 
-Saves and restores a state through it by each client, with our defaults, and the same bytes by the client alone with 1
-to 64 streams: nothing is packed or checked then, and our retries are around it. Prints a table.
+says how much the proxy itself can carry here: it must not be what is measured.
+
+A connection is a thread, which does one request after the other. Bytes go from socket to socket by `splice`, without
+becoming Python's, and the kernel paces them (SO_MAX_PACING_RATE): that costs a quarter of the CPU of a loop that copies
+and sleeps.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
+import fcntl
 import multiprocessing
+import os
 import random
 import re
+import resource
+import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from typing import Any
-from urllib.parse import urlsplit
-
-from ckptflow.storage.opening import open_store
-from tests.servers import BUCKET, Server, seaweedfs
 
 MIB = 2**20
-PIECE_BYTES = 8 * MIB
-STREAMS = (1, 4, 16, 32, 64)
-CLIENTS = ("obstore", "fsspec")
-CHUNK_BYTES = 2**16
 MAX_HEAD_BYTES = 2**16
 SLOW = 10  # times slower is a slow request
 MOST_SPOILED = 3  # times for one request, so that its retries suffice
 REFUSAL = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
+_SO_MAX_PACING_RATE = 47  # Linux; Python has no name for it
+_WAITING_BYTES = 2**17  # in the kernel between a client that sends and the server: what is more would not be paced
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _RANGE = re.compile(rb"(?i)\r\nrange: *[^\r]*")
+_EXPECT = re.compile(rb"(?i)\r\nexpect: *100-continue")
+_CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding: *chunked")
 
 
 @dataclass(frozen=True)
@@ -76,223 +77,242 @@ def linked(host: str, port: int, link: Link) -> Iterator[int]:
 
 
 def _serve(host: str, port: int, link: Link, ready: Connection) -> None:
-    async def serve() -> None:
-        traffic = _Traffic(link)
-
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await _Joint(link, traffic, reader, writer).carry(host, port)
-
-        server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=MAX_HEAD_BYTES)
-        ready.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(serve())
+    traffic = _Traffic(link)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WAITING_BYTES)  # of each connection that it accepts
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(512)
+        ready.send(listener.getsockname()[1])
+        while True:
+            client, _ = listener.accept()
+            joint = _Joint(link, traffic, client, (host, port))
+            threading.Thread(target=joint.carry, daemon=True).start()
 
 
 class _Traffic:
-    """All connections together: what is under way, and which requests are spoiled."""
+    """All connections together: what is under way, and which requests are spoiled. Thread-safe."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self.chance = random.Random(link.seed)
-        self.under_way = 0
+        self._chance = random.Random(link.seed)
+        self._under_way = 0
         self._connections = 0
         self._spoiled: Counter[bytes] = Counter()
+        self._lock = threading.Lock()
 
     def is_next_cut(self) -> bool:
         """Of a new connection: whether it will be cut off."""
-        self._connections += 1
-        return bool(self._link.cut_every) and self._connections % self._link.cut_every == 0
+        with self._lock:
+            self._connections += 1
+            return bool(self._link.cut_every) and self._connections % self._link.cut_every == 0
 
-    def is_refused(self, head: bytes) -> bool:
-        is_full = self.under_way >= self._link.at_once
-        return (self.chance.random() < self._link.refused or is_full) and self.may_spoil(head)
+    def draw(self) -> tuple[float, float]:
+        """The bytes per second and the latency of a new request."""
+        with self._lock:
+            varied = self._chance.uniform(1 - self._link.jitter, 1 + self._link.jitter)
+            slower = SLOW if self._chance.random() < self._link.slow else 1
+            return self._link.bytes_per_s * varied / slower, self._link.latency_s * varied
 
-    def may_spoil(self, head: bytes) -> bool:
+    @contextlib.contextmanager
+    def under_way(self, head: bytes) -> Iterator[bool]:
+        """A request from here to the end of its reply; whether it is taken, and not refused."""
+        with self._lock:
+            is_full = self._under_way >= self._link.at_once
+            is_refused = (self._chance.random() < self._link.refused or is_full) and self._may_spoil(head)
+            self._under_way += not is_refused
+        try:
+            yield not is_refused
+        finally:
+            with self._lock:
+                self._under_way -= not is_refused
+
+    def is_cut(self, head: bytes) -> bool:
+        """Of a request on a connection that is to be cut off: whether that may be."""
+        with self._lock:
+            return self._may_spoil(head)
+
+    def _may_spoil(self, head: bytes) -> bool:
         found = _RANGE.search(head)
         request = head.partition(b"\r\n")[0] + (found[0] if found else b"")
         self._spoiled[request] += 1
         return self._spoiled[request] <= MOST_SPOILED
 
 
+class _Wire:
+    """A socket, and what was read of it beyond a head."""
+
+    def __init__(self, made: socket.socket) -> None:
+        self.socket = made
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._rest = b""
+
+    def head(self) -> bytes:
+        """Up to the empty line; EOFError at the end."""
+        while (end := self._rest.find(b"\r\n\r\n")) < 0:
+            data = self.socket.recv(MAX_HEAD_BYTES)
+            if not data or len(self._rest) > MAX_HEAD_BYTES:
+                raise EOFError
+            self._rest += data
+        head, self._rest = self._rest[: end + 4], self._rest[end + 4 :]
+        return head
+
+    def take(self) -> int:
+        """How many bytes were read beyond the head; they are gone."""
+        count, self._rest = len(self._rest), b""
+        return count
+
+    def pace(self, bytes_per_s: float) -> None:
+        """What is sent from here on goes at this rate."""
+        rate = min(max(1, int(bytes_per_s)), 2**31 - 1)
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+
+    def pass_on(self, to: _Wire, size_bytes: int, pipe: tuple[int, int]) -> None:
+        """The next bytes of this one, to the other."""
+        begun, self._rest = self._rest[:size_bytes], self._rest[size_bytes:]
+        to.socket.sendall(begun)
+        left = size_bytes - len(begun)
+        into, out = pipe[1], pipe[0]
+        while left:
+            count = os.splice(self.socket.fileno(), into, min(left, MIB))
+            if not count:
+                raise EOFError
+            left -= count
+            while count:
+                count -= os.splice(out, to.socket.fileno(), count)
+
+    def pass_chunks_on(self, to: _Wire) -> None:
+        """A body in chunks, to its end; small ones alone are sent so."""
+        data = self._rest
+        while not data.endswith(b"0\r\n\r\n"):
+            more = self.socket.recv(MAX_HEAD_BYTES)
+            if not more:
+                raise EOFError
+            data += more
+        self._rest = b""
+        to.socket.sendall(data)
+
+    def drop(self, size_bytes: int, bytes_per_s: float) -> None:
+        """The next bytes of this one, to nobody, at this rate."""
+        left = size_bytes - len(self._rest[:size_bytes])
+        self._rest = self._rest[size_bytes:]
+        while left:
+            data = self.socket.recv(min(left, _WAITING_BYTES))
+            if not data:
+                raise EOFError
+            left -= len(data)
+            time.sleep(len(data) / bytes_per_s)
+
+
 class _Joint:
     """One connection of a client, and the one to the server that it stands for."""
 
-    def __init__(
-        self, link: Link, traffic: _Traffic, client: asyncio.StreamReader, to_client: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, link: Link, traffic: _Traffic, client: socket.socket, server: tuple[str, int]) -> None:
         self._link = link
         self._traffic = traffic
         self._client = client
-        self._to_client = to_client
-        self._rate = link.bytes_per_s
-        self._latency_s = 0.0  # before the next byte of a reply
-        self._is_cut = traffic.is_next_cut()
-        self._is_under_way = False
-        self._reply_left_bytes = 0
+        self._server = server
 
-    async def carry(self, host: str, port: int) -> None:
+    def carry(self) -> None:
         """Until either side ends it."""
-        server, to_server = await asyncio.open_connection(host, port)
-        replies = asyncio.create_task(self._replies(server))
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            while True:
-                await self._request(to_server)
-        for writer in (to_server, self._to_client):
-            writer.close()
-        await asyncio.wait([replies])
-        self._count(is_under_way=False)
-
-    def _count(self, *, is_under_way: bool) -> None:
-        """Whether this connection has a request under way, for those that come on others."""
-        self._traffic.under_way += is_under_way - self._is_under_way
-        self._is_under_way = is_under_way
-
-    async def _request(self, to_server: asyncio.StreamWriter) -> None:
-        head = await self._client.readuntil(b"\r\n\r\n")
-        found = _LENGTH.search(head)
-        left = int(found[1]) if found else 0
-        if self._is_cut and self._traffic.may_spoil(head):
-            raise ConnectionAbortedError
-        chance = self._traffic.chance
-        varied = chance.uniform(1 - self._link.jitter, 1 + self._link.jitter)
-        self._rate = self._link.bytes_per_s * varied / (SLOW if chance.random() < self._link.slow else 1)
-        is_refused = self._traffic.is_refused(head)
-        self._count(is_under_way=not is_refused)
-        if not is_refused:
-            to_server.write(head)
-        pace = _Pace()
-        while left:
-            data = await self._client.read(min(left, CHUNK_BYTES))
-            if not data:
-                raise asyncio.IncompleteReadError(b"", left)
-            left -= len(data)
-            await pace.wait(len(data), self._rate)
-            if not is_refused:
-                to_server.write(data)
-                await to_server.drain()
-        self._latency_s = self._link.latency_s * varied
-        if is_refused:
-            await asyncio.sleep(self._latency_s)
-            length = (
-                f"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {len(REFUSAL)}\r\n\r\n"
-            )
-            self._to_client.write(length.encode() + REFUSAL)
-            await self._to_client.drain()
-
-    async def _replies(self, server: asyncio.StreamReader) -> None:
-        pace = _Pace()
+        is_cut = self._traffic.is_next_cut()
+        pipe = os.pipe()
         with contextlib.suppress(OSError):
-            while data := await server.read(CHUNK_BYTES):
-                latency_s, self._latency_s = self._latency_s, 0.0
-                if latency_s:
-                    await asyncio.sleep(latency_s)
-                await pace.wait(len(data), self._rate)
-                self._to_client.write(data)
-                await self._to_client.drain()
-                if self._is_last_of_reply(data):
-                    self._count(is_under_way=False)
-        self._to_client.close()
+            fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, MIB)
+        try:
+            with self._client, socket.create_connection(self._server) as server, contextlib.suppress(OSError, EOFError):
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WAITING_BYTES)
+                near, far = _Wire(self._client), _Wire(server)
+                while True:
+                    self._request(near, far, pipe, is_cut=is_cut)
+        finally:
+            os.close(pipe[0])
+            os.close(pipe[1])
 
-    def _is_last_of_reply(self, data: bytes) -> bool:
-        """By the length that a reply says; one that says none counts as over at once."""
-        if self._reply_left_bytes <= 0:
-            head, _, data = data.partition(b"\r\n\r\n")
-            found = _LENGTH.search(head)
-            self._reply_left_bytes = int(found[1]) if found else 0
-        self._reply_left_bytes -= len(data)
-        return self._reply_left_bytes <= 0
-
-
-class _Pace:
-    """Waits so that bytes go at a rate, to within some milliseconds."""
-
-    def __init__(self) -> None:
-        self._free_at_s = 0.0
-
-    async def wait(self, size_bytes: int, bytes_per_s: float) -> None:
-        now_s = asyncio.get_running_loop().time()
-        self._free_at_s = max(self._free_at_s, now_s) + size_bytes / bytes_per_s
-        if self._free_at_s - now_s > 0.004:
-            await asyncio.sleep(self._free_at_s - now_s)
-
-
-def timed(do: Callable[[], object]) -> float:
-    began_s = time.monotonic()
-    do()
-    return time.monotonic() - began_s
-
-
-def alone(url: str, options: dict[str, Any], size_bytes: int, streams: int) -> tuple[float, float]:
-    """Seconds to write and to read so many bytes in pieces, `streams` at once, by the client and our retries."""
-    store = open_store(url, options)
-    buffers: SimpleQueue[memoryview] = SimpleQueue()
-    for _ in range(streams):
-        buffers.put(memoryview(bytearray(random.Random(0).randbytes(PIECE_BYTES))))
-
-    def put(number: int) -> None:
-        buffer = buffers.get()
-        store.put(f"piece-{number}", buffer)
-        buffers.put(buffer)
-
-    def get(number: int) -> None:
-        buffer = buffers.get()
-        store.get(f"piece-{number}", buffer)
-        buffers.put(buffer)
-
-    numbers = range(size_bytes // PIECE_BYTES)
-    with contextlib.closing(store), ThreadPoolExecutor(streams) as threads:
-        found = timed(lambda: list(threads.map(put, numbers))), timed(lambda: list(threads.map(get, numbers)))
-        store.delete([f"piece-{number}" for number in numbers])
-    return found
+    def _request(self, near: _Wire, far: _Wire, pipe: tuple[int, int], *, is_cut: bool) -> None:
+        head = near.head()
+        if is_cut and self._traffic.is_cut(head):
+            raise EOFError
+        found = _LENGTH.search(head)
+        size_bytes = int(found[1]) if found else 0
+        rate, latency_s = self._traffic.draw()
+        if _EXPECT.search(head):
+            near.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            head = _EXPECT.sub(b"", head)
+        near.pace(rate)
+        far.pace(rate)
+        with self._traffic.under_way(head) as is_taken:
+            if not is_taken:
+                near.drop(size_bytes, rate)
+                time.sleep(latency_s)
+                length = b"Content-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(REFUSAL)
+                near.socket.sendall(b"HTTP/1.1 503 Slow Down\r\n" + length + REFUSAL)
+                return
+            far.socket.sendall(head)
+            near.pass_on(far, size_bytes, pipe)
+            reply = far.head()
+            time.sleep(latency_s)
+            near.socket.sendall(reply)
+            if head.startswith(b"HEAD ") or reply.split(b" ", 2)[1] in (b"204", b"304"):
+                return
+            found = _LENGTH.search(reply)
+            if found:
+                far.pass_on(near, int(found[1]), pipe)
+            elif _CHUNKED.search(reply):
+                far.pass_chunks_on(near)
+            else:
+                raise EOFError  # it ends with its connection: nothing that is measured does
 
 
-def ours(url: str, options: dict[str, Any], size_bytes: int) -> tuple[float, float]:
-    """Seconds of a save and of a restore with the defaults, each by a manager that has found no number yet."""
-    import tensorflow as tf
+def capacity(streams: int, size_bytes: int) -> tuple[float, float]:
+    """Bytes per second that come through a link without limits from a server that only sends, and the proxy's CPU-s
+    per GiB."""
+    body = bytes(8 * MIB)
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
 
-    from ckptflow import CheckpointManager
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, EOFError):
+            wire = _Wire(connection)
+            while wire.head():
+                connection.sendall(reply)
+                connection.sendall(body)
 
-    count = size_bytes // PIECE_BYTES
-    values = tf.random.Generator.from_seed(0)
-    state = {f"variable{i}": tf.Variable(values.normal([PIECE_BYTES // 4])) for i in range(count)}
-    with CheckpointManager(url, state, storage_options=options) as manager:
-        save_s = timed(lambda: manager.save(1).result())
-    with CheckpointManager(url, state, storage_options=options) as manager:
-        restore_s = timed(manager.restore_latest)
-    return save_s, restore_s
+    def accept(listener: socket.socket) -> None:
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
+    def fetch(port: int, requests: int) -> None:
+        into = bytearray(MIB)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            wire = _Wire(connection)
+            for _ in range(requests):
+                connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                wire.head()
+                left = len(body) - wire.take()
+                while left:
+                    left -= connection.recv_into(into, min(left, MIB))
 
-def compare(server: Server, client: str, link: Link, size_bytes: int) -> Iterator[tuple[str, float, float]]:
-    """What was measured, and the seconds of a save and of a restore."""
-    there = urlsplit(server.endpoint)
-    with linked(there.hostname or "", there.port or 0, link) as port:
-        given = server.storage_options["client_kwargs"] | {"endpoint_url": f"http://127.0.0.1:{port}"}
-        options = server.storage_options | {"client_kwargs": given, "client": client}
-        for streams in STREAMS:
-            yield f"{client} alone, {streams} at once", *alone(f"s3://{BUCKET}/alone", options, size_bytes, streams)
-        yield f"ckptflow by {client}", *ours(f"s3://{BUCKET}/{client}", options, size_bytes)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        with (
+            linked("127.0.0.1", listener.getsockname()[1], Link(100e9)) as port,
+            ThreadPoolExecutor(streams) as threads,
+        ):
+            requests = max(1, size_bytes // len(body) // streams)
+            began_s = time.perf_counter()
+            list(threads.map(lambda _: fetch(port, requests), range(streams)))
+            taken_s = time.perf_counter() - began_s
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    moved_bytes = requests * streams * len(body)
+    return moved_bytes / taken_s, (used.ru_utime + used.ru_stime) / moved_bytes * 2**30
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.link")
-    parser.add_argument("--size-mib", type=int, default=384)
-    parser.add_argument("--mb-per-s", type=float, default=12.0, help="of each connection")
-    parser.add_argument("--latency-ms", type=float, default=20.0)
-    parser.add_argument("--slow", type=float, default=0.0, help=f"the share of requests that take {SLOW} times as long")
-    parser.add_argument("--refused", type=float, default=0.0, help="the share of requests that get a 503")
-    parser.add_argument("--client", action="append", choices=CLIENTS, help="may be repeated; default: each")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--size-mib", type=int, default=512)
     given = parser.parse_args()
-    link = Link(given.mb_per_s * 1e6, given.latency_ms / 1000, slow=given.slow, refused=given.refused)
-    with seaweedfs() as server:
-        server.make_bucket(BUCKET)
-        for client in given.client or CLIENTS:
-            found = list(compare(server, client, link, given.size_mib * MIB))
-            best_save_s = min(save_s for _, save_s, _ in found[:-1])
-            best_restore_s = min(restore_s for _, _, restore_s in found[:-1])
-            for name, save_s, restore_s in found:
-                ratios = f"{save_s / best_save_s:5.2f} x  {restore_s / best_restore_s:5.2f} x"
-                print(f"{name:28} save {save_s:6.2f} s  restore {restore_s:6.2f} s  {ratios}", flush=True)
+    bytes_per_s, cpu_s_per_gib = capacity(given.streams, given.size_mib * MIB)
+    print(f"{bytes_per_s / 1e6:,.0f} MB/s by {given.streams} connections; {cpu_s_per_gib:.2f} CPU-s per GiB")
 
 
 if __name__ == "__main__":

@@ -35,13 +35,15 @@ def print_run(console: Console, run: Run) -> None:
     console.print(machine.one_line(run.machine))
 
     def point(result: Result) -> tuple[str, str, int, int, str]:
-        threads = result.parameters.get("threads")
-        return (result.experiment, result.storage, result.size_bytes, result.variable_count, str(threads or ""))
+        variant = result.parameters.get("link") or result.parameters.get("threads") or ""
+        return (result.experiment, result.storage, result.size_bytes, result.variable_count, str(variant))
 
     for key, group in itertools.groupby(run.results, key=point):
-        experiment, storage, size_bytes, count, threads = key
+        experiment, storage, size_bytes, count, variant = key
         title = f"{experiment}, {storage}: {size_bytes / _MIB:,.0f} MiB in {count:,} variables"
-        console.print(_table(title + (f", {threads} thread(s)" if threads else ""), list(group)))
+        if variant:
+            title += f", {variant} thread(s)" if experiment == "training" else f", {variant}"
+        console.print(_table(title, list(group)))
 
 
 def _table(title: str, results: list[Result]) -> Table:

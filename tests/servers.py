@@ -40,6 +40,14 @@ class Server:
     endpoint: str
     storage_options: dict[str, Any] = field(default_factory=dict)
 
+    def options_at(self, endpoint: str) -> dict[str, Any]:
+        """The storage options of the same server at another address: behind a proxy."""
+        if "endpoint_url" in self.storage_options:
+            return self.storage_options | {"endpoint_url": endpoint}
+        return self.storage_options | {
+            "client_kwargs": self.storage_options["client_kwargs"] | {"endpoint_url": endpoint}
+        }
+
     def make_bucket(self, name: str) -> None:
         """Makes a bucket behind the back of any store under test."""
         if self.kind == "fake-gcs":

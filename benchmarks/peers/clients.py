@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.peers.base import Peer, Point, divided, each_at_once
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.raw import raw_client
+from ckptflow.storage.retry import Retries
 
 
 class Client(Peer):
@@ -67,8 +68,13 @@ class Raw(Client):
     """The client below a store of ours, as `ckptflow bench` takes it."""
 
     def connect(self, point: Point) -> None:
-        raw = raw_client(self._store)
-        self.put, self.get = raw.put, raw.get  # type: ignore[method-assign]
+        self._raw, self._retries = raw_client(self._store), Retries()  # boto3 has its own
+
+    def put(self, key: str, data: memoryview) -> None:
+        self._retries.run(lambda: self._raw.put(key, data))
+
+    def get(self, key: str, into: memoryview) -> None:
+        self._retries.run(lambda: self._raw.get(key, into))
 
 
 class Device(Raw):

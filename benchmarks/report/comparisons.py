@@ -84,6 +84,8 @@ class Comparison:
         words = [f"{size(self.size_bytes)} in {self.variable_count:,} variables, {storage_name(self.storage)}"]
         threads = self.results[0].parameters.get("threads")
         words += [f"TensorFlow with {threads} thread{'' if threads == 1 else 's'}"] if threads else []
+        link = self.results[0].parameters.get("link")
+        words += [f"the link “{link}”"] if link else []
         counts = {result.worker_count for result in self.results}
         words += [f"{counts.pop()} workers"] if self.experiment != "workers" and max(counts) > 1 else []
         return ", ".join(words)

@@ -34,19 +34,23 @@ _MEASURES = {
     "size": ("durable_s", "blocked_s", "save_cpu_s", "peak_save_bytes", "restore_cold_s", "restore_warm_s"),
     "variables": ("durable_s", "blocked_s", "restore_warm_s"),
     "objects": ("durable_s", "save_cpu_s", "restore_warm_s", "restore_cpu_s"),
+    "link": ("durable_s", "restore_warm_s"),
     "training": ("slowdown",),
     "workers": ("durable_s", "commit_after_last_shard_s", "most_written_share"),
 }
 
 
 def headline(comparisons: Sequence[Comparison]) -> list[Block]:
-    """The largest size, the most variables, each object storage, training, and the most workers."""
+    """The largest size, the most variables, each object storage and link, training, and the most workers."""
     chosen = [_largest(of(comparisons, "size"), "size_bytes"), _largest(of(comparisons, "variables"), "variable_count")]
-    chosen += of(comparisons, "objects") + of(comparisons, "training") + of(comparisons, "workers")
+    chosen += (
+        of(comparisons, "objects") + of(comparisons, "link") + of(comparisons, "training") + of(comparisons, "workers")
+    )
     names = {
         "size": "Large state",
         "variables": "Many variables",
         "objects": "Object storage",
+        "link": "As to a cloud",
         "training": "Training that saves every 15 steps",
         "workers": "Several workers on one machine",
     }

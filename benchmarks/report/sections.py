@@ -70,6 +70,11 @@ _KNOWN = {
         "Variables of 4 KiB each: the work for each counts, not the bytes. " + _BARS,
     ),
     "objects": ("Object storage", "Saves and restores beside the clients alone, at the same concurrency. " + _BARS),
+    "link": (
+        "Behind a link",
+        "Each connection has a rate and a latency, as to a cloud: ckptflow with its defaults beside clients alone. "
+        + _BARS,
+    ),
     "training": (
         "Training while saving",
         "Training steps while the state is saved every 15 of them, beside 15 without in the same process, in turn.",

@@ -41,8 +41,7 @@ def test_every_value_comes_back_and_nothing_else_is_left(seaweedfs: servers.Serv
     near = {**seaweedfs.storage_options, "client": client}
     url = f"s3://{BUCKET}/link-{uuid.uuid4().hex}"
     with linked(there.hostname or "", there.port or 0, LINKS[name]) as port:
-        endpoint = near["client_kwargs"] | {"endpoint_url": f"http://127.0.0.1:{port}"}
-        far = {**near, "client_kwargs": endpoint}
+        far = {**seaweedfs.options_at(f"http://127.0.0.1:{port}"), "client": client}
 
         def manager(held: dict[str, tf.Variable]) -> CheckpointManager:
             return CheckpointManager(url, held, keep=KeepLast(2), shard_bytes=SHARD_BYTES, storage_options=far)
