@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptflow.transfer.stream_count import CEILING_S, FIRST, LEAST_TRANSFERS, Count, Meter, Round, Transfer, decide
+from ckptflow.transfer.stream_count import (
+    CEILING_S,
+    FAR_S,
+    FIRST,
+    LEAST_TRANSFERS,
+    Count,
+    Meter,
+    Round,
+    Transfer,
+    decide,
+    first_number,
+)
 
 PIECE_BYTES = 8 * 2**20
 MOST = 31
@@ -77,9 +88,9 @@ LINKS = {
 }
 
 
-def run(link: Link, rounds: int, seed: int = 0) -> list[Count]:
+def run(link: Link, rounds: int, seed: int = 0, first: int = FIRST) -> list[Count]:
     chance = random.Random(seed)
-    choices = [Count(FIRST)]
+    choices = [Count(first)]
     for _ in range(rounds):
         choices.append(decide(choices[-1], link.round(choices[-1].streams, chance), MOST))
     return choices
@@ -87,9 +98,10 @@ def run(link: Link, rounds: int, seed: int = 0) -> list[Count]:
 
 @pytest.mark.parametrize("name", LINKS)
 @pytest.mark.parametrize("seed", range(5))
-def test_it_comes_within_a_fifth_of_the_best_and_stays(name: str, seed: int) -> None:
+@pytest.mark.parametrize("first", [FIRST, MOST])
+def test_it_comes_within_a_fifth_of_the_best_and_stays(name: str, seed: int, first: int) -> None:
     link = LINKS[name]
-    streams = [choice.streams for choice in run(link, 150, seed)]
+    streams = [choice.streams for choice in run(link, 150, seed, first)]
     settled = streams[50:]
     reached = sum(map(link.throughput, settled)) / len(settled)
     assert reached >= 0.8 * link.best(), (name, streams)
@@ -305,6 +317,30 @@ def test_a_round_of_fewer_than_may_be_says_nothing() -> None:
         meter.begin(transfer, float(number))
         meter.end(transfer, number + 0.5, PIECE_BYTES)
     assert meter.choice == Count(FIRST)
+
+
+def test_where_the_storage_is_far_all_there_may_be_are_there_from_the_first_round_on() -> None:
+    assert first_number(31, FIRST, None) == first_number(31, FIRST, FAR_S / 2) == FIRST
+    assert first_number(31, FIRST, FAR_S) == 31
+    assert first_number(3, FIRST, None) == 3
+    meter = Meter(31, None, 0.0)
+    meter.begin_with(31)
+    assert meter.choice == Count(31)
+
+
+def test_what_was_found_is_what_the_next_save_begins_with() -> None:
+    """However far away the storage is; and so is a number that was given, or one that is being tried now."""
+    under_way, decided, given = Meter(31, None, 0.0), Meter(31, None, 0.0), Meter(31, 5, 0.0)
+    under_way.begin(Transfer(), 0.0)
+    batch = [Transfer() for _ in range(FIRST)]
+    for transfer in batch:
+        decided.begin(transfer, 0.0)
+    for transfer in batch:
+        decided.refused(transfer, 0.1)
+        decided.end(transfer, 1.0, PIECE_BYTES)
+    for meter, expected in ((under_way, FIRST), (decided, FIRST // 2), (given, 5)):
+        meter.begin_with(31)
+        assert meter.choice.streams == expected
 
 
 def test_a_number_that_was_given_stays() -> None:

@@ -18,12 +18,13 @@ from ckptflow.job.arguments import DEFAULT_MEMORY_BUDGET_BYTES, default_shard_by
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import MOST_AT_ONCE
+from ckptflow.storage.wrappers import LatencyStore, ProgressStore
 from ckptflow.testing import MemoryStore
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.plan import MIN_SHARD_BYTES, plan_shards
 from ckptflow.transfer.reader import read_tensors
-from ckptflow.transfer.stream_count import FIRST, FIRST_READING, Transfer
+from ckptflow.transfer.stream_count import FAR_S, FIRST, FIRST_READING, Transfer
 from ckptflow.transfer.streams import (
     ON_DISK,
     PIECE_BYTES,
@@ -73,6 +74,24 @@ def test_as_many_as_the_memory_takes_two_on_a_disk_and_never_more_than_the_clien
     assert streams_for(cloud, pool, 5).count == streams_for(cloud, pool, 5).most == 5
     assert streams_for(disk, pool).count == streams_for(disk, pool).most == ON_DISK
     assert streams_for(disk, pool, 5).count == 5
+
+
+def test_a_storage_that_is_far_away_is_begun_with_all_there_may_be() -> None:
+    """As far as the requests before the first transfer have shown, whatever wrappers are around them."""
+
+    def streams_after(latency_s: float) -> tuple[int, int]:
+        far = LatencyStore(store_of(is_object_store=True), latency_s)
+        store = ProgressStore(RetryingStore(far), lambda: None)
+        reading = streams_for(store, BufferPool(4 * 8 * MIB, 8 * MIB))
+        writing = streams_for(store, BufferPool(32 * MIB, MIB), is_for_reading=False)
+        assert (Turns(reading).streams.count, Turns(writing).streams.count) == (8, FIRST)  # nothing is known yet
+        store.delete([])
+        store.list()
+        assert store.quickest_s is not None
+        assert store.quickest_s >= latency_s
+        return Turns(reading).streams.count, Turns(writing).streams.count
+
+    assert streams_after(FAR_S) == (8, 32)
 
 
 def test_who_only_reads_takes_the_same_memory_in_smaller_buffers_for_more_requests() -> None:
