@@ -8,8 +8,8 @@ latency, some requests are slow, some are refused: what then counts is how many 
 says how much the proxy itself can carry here: it must not be what is measured.
 
 A connection is a thread, which does one request after the other. Bytes go from socket to socket by `splice`, without
-becoming Python's, and the kernel paces them (SO_MAX_PACING_RATE): that costs a quarter of the CPU of a loop that copies
-and sleeps.
+becoming Python's, and the kernel paces them (SO_MAX_PACING_RATE): 1 GB/s on two cores of a virtual machine, where the
+proxy takes 0.27 CPU-s per GiB.
 """
 
 from __future__ import annotations

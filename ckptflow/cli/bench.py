@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from ckptflow.bench.profiles import PROFILES
@@ -36,6 +35,12 @@ CANNOT_SHOW = (
 )
 
 
+def _known(profile: str | None) -> str | None:
+    if profile is not None and profile not in PROFILES:
+        raise typer.BadParameter(f"{profile!r} is not one of {', '.join(PROFILES)}")
+    return profile
+
+
 def bench(
     url: Annotated[
         str,
@@ -60,8 +65,9 @@ def bench(
     profile: Annotated[
         str | None,
         typer.Option(
-            click_type=click.Choice(list(PROFILES)),
-            help="Save as much as the state of this model has, in place of --size-mib.",
+            metavar="NAME",
+            callback=_known,
+            help=f"Save as much as the state of this model has, in place of --size-mib: {', '.join(PROFILES)}.",
             show_default=False,
         ),
     ] = None,
@@ -264,7 +270,7 @@ def print_points(console: Console, points: list[Point], chosen: Setting, *, work
         }
         rows.append(row)
     hidden = set() if worker_count > 1 else {"slowest"}
-    for more in ({"memory", "CPU-s/GiB", "rounds"}, {"raw", "raw ", "±", "± "}, {""}):
+    for more in ({"memory", "CPU-s/GiB", "rounds"}, {"raw", "raw ", "±", "± "}, {"slowest"}, {""}):
         widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name not in hidden]
         if sum(widths) + 2 * (len(widths) - 1) > console.width:
             hidden |= more
