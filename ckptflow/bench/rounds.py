@@ -36,7 +36,6 @@ from ckptflow.transfer.writer import write_shards
 _SMALL = bytes(2048)  # about a receipt
 _LATENCY_ROUNDS = 10
 _Result = TypeVar("_Result")
-_HELD = Held(1, "bench", "bench")
 Phase = Literal["begin", "save", "restore", "raw save", "raw restore", "end"]
 
 
@@ -118,7 +117,7 @@ class BenchRounds:
         self._raw: RawClient = raw_client(store)
         self._state = RandomState(size_bytes // TENSOR_BYTES)
         self._target = ReusedMemory()
-        self._worker = worker
+        self._held = Held(1 + worker, "bench", "bench")
         self._number = 0
         self._streams: dict[Setting, tuple[Streams, Streams]] = {}
         self._round: _Round | None = None
@@ -157,7 +156,7 @@ class BenchRounds:
         self._number += 1
         self._state.next_round()
         plan = plan_shards(self._state.specs, worker=0, world_size=1, shard_bytes=setting.shard_bytes)
-        folder = Folder(self._number, 1 + self._worker)
+        folder = Folder(self._number, self._held.number)
         pool = BufferPool(setting.memory_bytes, setting.shard_bytes)
         _touch(pool)
         if setting not in self._streams:
@@ -179,7 +178,7 @@ class BenchRounds:
         written = write_shards(self._timed_store, now.folder, now.plan, self._state, now.pool, streams=streams)
         receipt = Receipt(
             folder=str(now.folder),
-            writer_id=_HELD.writer_id,
+            writer_id=self._held.writer_id,
             worker=0,
             world_size=1,
             shards=written.shards,
@@ -189,7 +188,7 @@ class BenchRounds:
             TensorRecord(name=spec.name, dtype=spec.dtype, shape=spec.shape, slices=()) for spec in self._state.specs
         )
         draft = Draft(folder=now.folder, world_size=1, tensors=tensors)
-        now.manifest = assemble(draft, [receipt], Start(_HELD), _HELD, self._store.url)
+        now.manifest = assemble(draft, [receipt], Start(self._held), self._held, self._store.url)
 
     def _restore(self, now: _Round, streams: Streams) -> None:
         assert now.manifest is not None, "nothing was saved"

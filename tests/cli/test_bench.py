@@ -30,7 +30,7 @@ from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import LatencyStore
 from tests.cli.runner import Runner, run_alone
 from tests.servers import Server
-from tests.waiting import HANG_S
+from tests.waiting import HANG_S, until
 
 QUICK = ("--seconds", "2", "--size-mib", "64", "--concurrency", "1", "--concurrency", "2", "--shard-mib", "16")
 
@@ -193,8 +193,9 @@ def test_ended_it_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        children = psutil.Process(process.pid).children()
-        assert len(children) == (0 if workers == 1 else workers)
+        started = psutil.Process(process.pid)
+        until(lambda: len(started.children()) == (workers if workers > 1 else 0), HANG_S)
+        children = started.children()
         process.send_signal(sent)
         _, errors = process.communicate(timeout=HANG_S)
         assert not any(child.is_running() for child in children)
