@@ -130,6 +130,11 @@ def _points(arguments: argparse.Namespace) -> list[Turns]:
         points = [replace(each, rounds=arguments.rounds) for each in points]
     if arguments.size_mib:
         points = [replace(each, size_bytes=int(arguments.size_mib * MIB)) for each in points]
+    if arguments.slower != 1:
+        slower = {"slower": arguments.slower}
+        points = [
+            replace(each, settings=each.settings | slower) if each.experiment == "link" else each for each in points
+        ]
     points = [each for number, each in enumerate(points) if each not in points[:number]]
     return [each for each in points if not arguments.peers or set(arguments.peers) & set(each.peers)]
 
@@ -232,6 +237,13 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=0, help="instead of each experiment's own number")
     parser.add_argument("--size-mib", type=float, default=0, help="instead of each experiment's own size")
+    parser.add_argument(
+        "--slower",
+        type=float,
+        default=1,
+        help="links have so many times lower rates and longer latencies: where clients alone keep the processors busy, "
+        "nothing can be seen of the number of streams",
+    )
     parser.add_argument("--folder", default=".", help="on the disk to measure; what is written is removed")
     parser.add_argument("--out", default="bench-results/quick.json", help="the JSON; the page lies beside it")
     return parser.parse_args()

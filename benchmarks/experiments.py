@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.link import Link
@@ -110,7 +111,10 @@ class Turns:
     @property
     def link(self) -> Link | None:
         """What is between the peers and the server."""
-        return LINKS[self.settings["link"]] if self.experiment == "link" else None
+        if self.experiment != "link":
+            return None
+        link, slower = LINKS[self.settings["link"]], self.settings.get("slower", 1)
+        return replace(link, bytes_per_s=link.bytes_per_s / slower, latency_s=link.latency_s * slower)
 
     @property
     def restores(self) -> list[str]:
@@ -119,8 +123,14 @@ class Turns:
 
     @property
     def title(self) -> str:
-        what = f"{self.experiment} ({self.settings['link']})" if self.experiment == "link" else self.experiment
+        what = f"link ({link_name(self.settings)})" if self.experiment == "link" else self.experiment
         return f"{what} {self.storage} {self.size_bytes / MIB:,.0f} MiB {self.variable_count:,} variables"
+
+
+def link_name(settings: Mapping[str, Any]) -> str:
+    """For people: "usual", or "slow, 4 times slower" where the machine could not keep up with all streams else."""
+    slower = settings.get("slower", 1)
+    return str(settings["link"]) + ("" if slower == 1 else f", {slower:g} times slower")
 
 
 def turns(*, is_full: bool) -> list[Turns]:

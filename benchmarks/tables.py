@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
+from benchmarks.experiments import link_name
 from benchmarks.results import Result, Run
 
 _MIB = 2**20
@@ -35,7 +36,7 @@ def print_run(console: Console, run: Run) -> None:
     console.print(machine.one_line(run.machine))
 
     def point(result: Result) -> tuple[str, str, int, int, str]:
-        variant = result.parameters.get("link") or result.parameters.get("threads") or ""
+        variant = link_name(result.parameters) if "link" in result.parameters else result.parameters.get("threads", "")
         return (result.experiment, result.storage, result.size_bytes, result.variable_count, str(variant))
 
     for key, group in itertools.groupby(run.results, key=point):

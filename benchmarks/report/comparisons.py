@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.experiments import link_name
 from benchmarks.results import Result, Run, Stat
 
 MIB, GIB = 2**20, 2**30
@@ -84,8 +85,8 @@ class Comparison:
         words = [f"{size(self.size_bytes)} in {self.variable_count:,} variables, {storage_name(self.storage)}"]
         threads = self.results[0].parameters.get("threads")
         words += [f"TensorFlow with {threads} thread{'' if threads == 1 else 's'}"] if threads else []
-        link = self.results[0].parameters.get("link")
-        words += [f"the link “{link}”"] if link else []
+        parameters = self.results[0].parameters
+        words += [f"the link “{link_name(parameters)}”"] if "link" in parameters else []
         counts = {result.worker_count for result in self.results}
         words += [f"{counts.pop()} workers"] if self.experiment != "workers" and max(counts) > 1 else []
         return ", ".join(words)

@@ -117,9 +117,7 @@ class Team:
         answers = [self._answer(worker) for worker in range(len(self.processes))]
         for worker, answer in enumerate(answers):
             if answer.error:
-                kind = getattr(errors, answer.error, None)
-                is_ours = isinstance(kind, type) and issubclass(kind, errors.CkptflowError)
-                raise (kind if is_ours else StorageError)(f"worker {worker}: {answer.text}")
+                raise _kind(answer.error)(f"worker {worker}: {answer.text}")
         return answers
 
     def _answer(self, worker: int) -> Answer:
@@ -150,6 +148,12 @@ class Team:
         for process in self.processes:
             process.kill()
         self.end()
+
+
+def _kind(name: str) -> type[Exception]:
+    """The class of ours that a worker has named, so that its error ends the command as one of this process would."""
+    found = getattr(errors, name, None)
+    return found if isinstance(found, type) and issubclass(found, errors.CkptflowError) else StorageError
 
 
 @contextlib.contextmanager

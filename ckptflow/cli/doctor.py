@@ -67,7 +67,8 @@ def doctor(
     from ckptflow.bench.folder import bench_folder
 
     there = storage_options(options, options_json)
-    with bench_folder(url, there) as store:
+    with bench_folder(url, there) as folder:
+        store = folder.store
         store.create("create", memoryview(b"\n"))  # is_create_only is known from here on
         is_ignored = ignores_condition(store)
         name = store.url.rpartition("/")[2]  # the rest of that URL may have lost its credentials
