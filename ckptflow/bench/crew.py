@@ -38,7 +38,7 @@ class Order(msgspec.Struct, frozen=True):
     shard_bytes: int
 
 
-class Answer(msgspec.Struct, frozen=True):
+class WorkerReply(msgspec.Struct, frozen=True):
     """A worker's line to each: what it took, or the name of the error and its text. To the first, the client's name."""
 
     taken: Taken | None = None
@@ -80,7 +80,7 @@ class Single:
         return [self._rounds.do(phase, setting)]
 
 
-class Team:
+class WorkerTeam:
     """Processes of their own, each with its own client, memory and interpreter. Implements `Crew`.
 
     They are in process groups of their own: Ctrl-C comes to this process alone, which ends them. One whose line breaks
@@ -90,7 +90,7 @@ class Team:
     def __init__(self, url: str, storage_options: dict[str, Any], size_bytes: int, count: int) -> None:
         self.size_bytes = size_bytes
         self.processes: list[subprocess.Popen[bytes]] = []
-        self._decoder = msgspec.json.Decoder(Answer)
+        self._decoder = msgspec.json.Decoder(WorkerReply)
         command = [sys.executable, "-P", "-m", "ckptflow.bench.worker"]
         try:
             for _ in range(count):
@@ -107,7 +107,7 @@ class Team:
         order = Order(phase, setting.concurrency, setting.shard_bytes)
         return [answer.taken or Taken(0.0) for answer in self._ask([order] * len(self.processes))]
 
-    def _ask(self, lines: Sequence[msgspec.Struct]) -> list[Answer]:
+    def _ask(self, lines: Sequence[msgspec.Struct]) -> list[WorkerReply]:
         """The answers, in the order of the workers; the first error of one is raised once all have answered."""
         for process, line in zip(self.processes, lines, strict=True):
             assert process.stdin is not None
@@ -120,7 +120,7 @@ class Team:
                 raise _kind(answer.error)(f"worker {worker}: {answer.text}")
         return answers
 
-    def _answer(self, worker: int) -> Answer:
+    def _answer(self, worker: int) -> WorkerReply:
         process = self.processes[worker]
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -162,7 +162,7 @@ def crew_of(count: int, store: Store, url: str, storage_options: dict[str, Any],
     if count == 1:
         yield Single(store, size_bytes)
         return
-    team = Team(url, storage_options, size_bytes, count)
+    team = WorkerTeam(url, storage_options, size_bytes, count)
     try:
         yield team
     except BaseException:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from ckptflow.bench.crew import Answer, Hello, Order
+from ckptflow.bench.crew import Hello, Order, WorkerReply
 from ckptflow.bench.grid import Setting
 from ckptflow.bench.rounds import BenchRounds
 from ckptflow.storage.opening import open_store
@@ -34,7 +34,7 @@ def main() -> None:
     except Exception as error:
         _send(answers, _failed(error))
         return
-    _send(answers, Answer(client=rounds.client))
+    _send(answers, WorkerReply(client=rounds.client))
     for line in sys.stdin.buffer:
         order = msgspec.json.decode(line, type=Order)
         try:
@@ -42,15 +42,15 @@ def main() -> None:
         except Exception as error:
             _send(answers, _failed(error))
         else:
-            _send(answers, Answer(taken=taken))
+            _send(answers, WorkerReply(taken=taken))
     store.close()
 
 
-def _failed(error: Exception) -> Answer:
-    return Answer(error=type(error).__name__, text=redact(str(error)))
+def _failed(error: Exception) -> WorkerReply:
+    return WorkerReply(error=type(error).__name__, text=redact(str(error)))
 
 
-def _send(answers: BinaryIO, answer: Answer) -> None:
+def _send(answers: BinaryIO, answer: WorkerReply) -> None:
     answers.write(msgspec.json.encode(answer) + b"\n")
     answers.flush()
 

@@ -19,12 +19,11 @@ import psutil
 import pytest
 
 from ckptflow.bench import measure as measuring
-from ckptflow.bench.crew import Team
 from ckptflow.bench.folder import FOLDER_PREFIX, bench_folder, finished
-from ckptflow.bench.grid import MIB, Setting
+from ckptflow.bench.grid import MIB
 from ckptflow.bench.measure import measure
 from ckptflow.bench.rounds import save_rate
-from ckptflow.errors import PeerError, StorageError
+from ckptflow.errors import StorageError
 from ckptflow.storage.local import RawDisk
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import LatencyStore
@@ -127,32 +126,6 @@ def test_on_an_object_store(seaweedfs: Server, client: str) -> None:
     from tests.servers import s3_client
 
     assert s3_client(seaweedfs).list_objects_v2(Bucket=bucket).get("KeyCount") == 0
-
-
-def test_workers_save_and_restore_together(runner: Runner, tmp_path: Path) -> None:
-    ran = runner("bench", str(tmp_path), *QUICK, "--workers", "2", "--json")
-    assert (ran.code, ran.err) == (0, "")
-    check_shape(ran.json, workers=2)
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
-    """As what it is, once all have answered; and one that ends by itself is named."""
-    url = str(tmp_path / "none" / "of" / "it")
-    setting = Setting(1, 16 * MIB)
-    team = Team(url, {}, 16 * MIB, 2)
-    try:
-        team.do("begin", setting)
-        shutil.rmtree(tmp_path / "none")
-        (tmp_path / "none").write_text("in the way")
-        with pytest.raises(StorageError, match=r"worker 0: .*cannot write"):
-            team.do("save", setting)
-        for process in team.processes:
-            process.kill()
-        with pytest.raises(PeerError, match="worker 0 of the measurement ended"):
-            team.do("end", setting)
-    finally:
-        team.kill()
 
 
 def test_a_bucket_that_is_not_there(seaweedfs: Server) -> None:

@@ -1,0 +1,40 @@
+"""`ckptflow bench --workers`: several processes that save and restore together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ckptflow.bench.crew import WorkerTeam
+from ckptflow.bench.grid import MIB, Setting
+from ckptflow.errors import PeerError, StorageError
+from tests.cli.runner import Runner
+from tests.cli.test_bench import QUICK, check_shape
+
+
+def test_workers_save_and_restore_together(runner: Runner, tmp_path: Path) -> None:
+    ran = runner("bench", str(tmp_path), *QUICK, "--workers", "2", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    check_shape(ran.json, workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
+    """As what it is, once all have answered; and one that ends by itself is named."""
+    url = str(tmp_path / "none" / "of" / "it")
+    setting = Setting(1, 16 * MIB)
+    team = WorkerTeam(url, {}, 16 * MIB, 2)
+    try:
+        team.do("begin", setting)
+        shutil.rmtree(tmp_path / "none")
+        (tmp_path / "none").write_text("in the way")
+        with pytest.raises(StorageError, match=r"worker 0: .*cannot write"):
+            team.do("save", setting)
+        for process in team.processes:
+            process.kill()
+        with pytest.raises(PeerError, match="worker 0 of the measurement ended"):
+            team.do("end", setting)
+    finally:
+        team.kill()
