@@ -43,6 +43,7 @@ from ckptflow.storage.replies import (
     put_gcs,
 )
 from ckptflow.storage.stalls import STALL_TIMEOUT_S
+from ckptflow.storage.wanted import check_wanted
 
 _log = logging.getLogger("ckptflow.storage")
 
@@ -326,6 +327,7 @@ async def _read_body(body: Any, into: memoryview) -> int:
             read = await body.readinto(into[count:])
             if not read:
                 return count
+            check_wanted()
             count += read
         return count + len(await body.read(1))  # at the end it has its length checked
     finally:

@@ -26,6 +26,7 @@ from ckptflow.storage.credentials import opening
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, connect_timeout_s
 from ckptflow.storage.store import Store
+from ckptflow.storage.wanted import check_wanted
 
 _log = logging.getLogger("ckptflow.storage")
 
@@ -156,6 +157,7 @@ class ObstoreStore(FsspecStore):
             raise StrangeReplyError(f"asked for {len(into):,} bytes from byte {start:,} on, got {first:,} to {last:,}")
         done = 0
         for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
+            check_wanted()
             if done + len(chunk) > last - first:
                 raise StrangeReplyError(f"{last - first:,} bytes were announced, and more came")
             into[done : done + len(chunk)] = memoryview(chunk)

@@ -20,6 +20,7 @@ from ckptflow.storage import redaction
 from ckptflow.storage.replies import RANGE, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 from ckptflow.storage.throttling import MOST_AT_ONCE
+from ckptflow.storage.wanted import check_wanted
 
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
@@ -212,6 +213,7 @@ def _bounded_response() -> Any:
             parts: list[bytes] = []
             try:
                 while left > 0 and (part := await self.content.read(min(left, _READ_BYTES))):
+                    check_wanted()
                     parts.append(part)
                     left -= len(part)
             except BaseException:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import MOST_AT_ONCE, hearing
+from ckptflow.storage.wanted import while_wanted
 from ckptflow.storage.wrappers import quickest_s
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.stream_count import FIRST, FIRST_READING, Meter, Transfer, first_number
@@ -213,7 +214,7 @@ class Turns:
         moved: int | None = None
         try:
             self.streams.begin(transfer, lambda: self._is_stopped)
-            with hearing(partial(self.streams.refused, transfer)):
+            with hearing(partial(self.streams.refused, transfer)), while_wanted(lambda: not transfer.is_left):
                 result = call()
             moved = size_bytes
             return result

@@ -1,0 +1,36 @@
+"""Whether what a request brings is still wanted: asked between two pieces of a reply by whoever reads it.
+
+A restore asks twice for what is late. The slower request cannot be called back, since it is inside a client. But a reply
+that comes, however slowly, need not come to its end: neither its buffer nor the end of the process waits for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from ckptflow.errors import StorageError
+
+
+def _always() -> bool:
+    return True
+
+
+_is_wanted: ContextVar[Callable[[], bool]] = ContextVar("_is_wanted", default=_always)
+
+
+@contextmanager
+def while_wanted(is_wanted: Callable[[], bool]) -> Iterator[None]:
+    """In this block, this thread, and the coroutines that it has run, reads end by an error once it says no."""
+    token = _is_wanted.set(is_wanted)
+    try:
+        yield
+    finally:
+        _is_wanted.reset(token)
+
+
+def check_wanted() -> None:
+    """Raises `StorageError`, which nothing tries again, where nobody waits for the rest."""
+    if not _is_wanted.get()():
+        raise StorageError("given up in the middle: another request has brought the same")
