@@ -1,7 +1,7 @@
 """Whether what a request brings is still wanted: asked between two pieces of a reply by whoever reads it.
 
-A restore asks twice for what is late. The slower request cannot be called back, since it is inside a client. But a reply
-that comes, however slowly, need not come to its end: neither its buffer nor the end of the process waits for that.
+A restore asks twice for what is late. The slower request cannot be called back, since it is inside a client. But a
+reply that comes, however slowly, need not come to its end: neither its buffer nor the end of the process waits for it.
 """
 
 from __future__ import annotations
