@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptflow.bench.crew import crew_of, run_round
+from ckptflow.bench.crew import Crew, crew_of, run_round
 from ckptflow.bench.folder import bench_folder, free_bytes, free_memory_bytes
 from ckptflow.bench.grid import MIB, TENSOR_BYTES, Setting, settings, whole_tensors
 from ckptflow.bench.rates import Point, next_point
 from ckptflow.bench.rounds import latencies, save_rate
 from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.store import Store
 
 _WANTED_ROUNDS = 3  # of each setting, for which there is to be time: one of each, the rest for those that matter
 _PASSES = 4  # of a round over its bytes: save and restore, ours and raw
@@ -31,7 +32,6 @@ class Measured:
     client: str
     size_bytes: int
     worker_count: int
-    is_object_store: bool
     latency_s: dict[str, float]
     points: list[Point]
     unmeasured: list[tuple[Setting, str]] = field(default_factory=list)
@@ -73,43 +73,51 @@ def measure(
         )
         if not fitting:
             raise ValueError(f"{limit} holds none of the settings to be tried")
-        unmeasured = [(each, f"{limit} does not hold its buffers") for each in too_large]
+        too_much = f"a save of {(size_bytes or 0) // MIB:,} MiB does not have so much under way"
         if size_bytes is None:
             tell("how fast it is", 0, round(seconds))
-            _check_room(url, TENSOR_BYTES, worker_count)
-            free = free_bytes(url)
-            most_size_bytes = _MAX_BYTES if free is None else min(_MAX_BYTES, free // (3 * worker_count))
-            rate = save_rate(store, seconds / 20, most_size_bytes) / worker_count
             is_asked = bool(concurrencies or shard_mib)
-            size_bytes = _size(rate * seconds, fitting, most_size_bytes, is_asked=is_asked)
+            size_bytes = _size_in_time(url, store, seconds, fitting, worker_count, is_asked=is_asked)
             too_much = f"{seconds:g} s are too short for it here"
-        else:
-            too_much = f"a save of {size_bytes // MIB:,} MiB does not have so much under way"
         size_bytes = whole_tensors(size_bytes)
         points = [Point(each) for each in fitting if each.under_way_bytes <= size_bytes]
-        unmeasured += [(each, too_much) for each in fitting if each.under_way_bytes > size_bytes]
         if not points:
             raise ValueError(f"a save of {size_bytes // MIB:,} MiB is too small for any of the settings to be tried")
         _check_room(url, size_bytes, worker_count)
         with crew_of(worker_count, store, folder.url, storage_options, size_bytes) as crew:
-            passed_s, is_first = 0.0, True
-            while (point := next_point(points)) is not None and (passed_s < seconds or is_first):
-                tell(str(point.setting), round(passed_s), round(seconds))
-                run_round(crew, point)
-                passed_s, is_first = time.monotonic() - begin_s, False
+            is_sure = _repeat(crew, points, begin_s, seconds, tell)
             client = crew.client
-        unmeasured += [(point.setting, f"{seconds:g} s were over") for point in points if not point.rounds]
-        return Measured(
-            redact_url(url),
-            client,
-            size_bytes,
-            worker_count,
-            store.is_object_store,
-            latency_s,
-            [point for point in points if point.rounds],
-            unmeasured,
-            is_sure=point is None,
-        )
+    unmeasured = [(each, f"{limit} does not hold its buffers") for each in too_large]
+    unmeasured += [(each, too_much) for each in fitting if each.under_way_bytes > size_bytes]
+    unmeasured += [(point.setting, f"{seconds:g} s were over") for point in points if not point.rounds]
+    measured = [point for point in points if point.rounds]
+    return Measured(redact_url(url), client, size_bytes, worker_count, latency_s, measured, unmeasured, is_sure=is_sure)
+
+
+def _repeat(
+    crew: Crew, points: Sequence[Point], begin_s: float, seconds: float, tell: Callable[[str, int, int], None]
+) -> bool:
+    """Rounds of what `next_point` says, until it says nothing, which is returned, or the time is over."""
+    passed_s, is_first = 0.0, True
+    while passed_s < seconds or is_first:
+        point = next_point(points)
+        if point is None:
+            return True
+        tell(str(point.setting), round(passed_s), round(seconds))
+        run_round(crew, point)
+        passed_s, is_first = time.monotonic() - begin_s, False
+    return next_point(points) is None
+
+
+def _size_in_time(
+    url: str, store: Store, seconds: float, fitting: Sequence[Setting], worker_count: int, *, is_asked: bool
+) -> int:
+    """How many bytes each worker saves, for the settings to have some rounds in that time: by how fast a save is."""
+    _check_room(url, TENSOR_BYTES, worker_count)
+    free = free_bytes(url)
+    most = _MAX_BYTES if free is None else min(_MAX_BYTES, free // (3 * worker_count))
+    rate = save_rate(store, seconds / 20, most) / worker_count
+    return _size(rate * seconds, fitting, most, is_asked=is_asked)
 
 
 def _memory(memory_bytes: int, worker_count: int) -> tuple[int, str]:
