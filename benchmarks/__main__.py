@@ -130,6 +130,7 @@ def _points(arguments: argparse.Namespace) -> list[Turns]:
         points = [replace(each, rounds=arguments.rounds) for each in points]
     if arguments.size_mib:
         points = [replace(each, size_bytes=int(arguments.size_mib * MIB)) for each in points]
+    points = [each for each in points if each.settings.get("link", arguments.links[0]) in arguments.links]
     if arguments.slower != 1:
         slower = {"slower": arguments.slower}
         points = [
@@ -237,6 +238,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=0, help="instead of each experiment's own number")
     parser.add_argument("--size-mib", type=float, default=0, help="instead of each experiment's own size")
+    links = list(experiments.LINKS)
+    parser.add_argument(
+        "--links", type=_names(links, ","), default=links, help=f"some of {','.join(links)}", metavar="A,B"
+    )
     parser.add_argument(
         "--slower",
         type=float,

@@ -204,7 +204,7 @@ class _Wire:
 
 
 class _Joint:
-    """One connection of a client, and the one to the server that it stands for."""
+    """One connection of a client. Each request has one to the server of its own: that ends those that are idle."""
 
     def __init__(self, link: Link, traffic: _Traffic, client: socket.socket, server: tuple[str, int]) -> None:
         self._link = link
@@ -219,16 +219,15 @@ class _Joint:
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, MIB)
         try:
-            with self._client, socket.create_connection(self._server) as server, contextlib.suppress(OSError, EOFError):
-                server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WAITING_BYTES)
-                near, far = _Wire(self._client), _Wire(server)
+            with self._client, contextlib.suppress(OSError, EOFError):
+                near = _Wire(self._client)
                 while True:
-                    self._request(near, far, pipe, is_cut=is_cut)
+                    self._request(near, pipe, is_cut=is_cut)
         finally:
             os.close(pipe[0])
             os.close(pipe[1])
 
-    def _request(self, near: _Wire, far: _Wire, pipe: tuple[int, int], *, is_cut: bool) -> None:
+    def _request(self, near: _Wire, pipe: tuple[int, int], *, is_cut: bool) -> None:
         head = near.head()
         if is_cut and self._traffic.is_cut(head):
             raise EOFError
@@ -239,7 +238,6 @@ class _Joint:
             near.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = _EXPECT.sub(b"", head)
         near.pace(rate)
-        far.pace(rate)
         with self._traffic.under_way(head) as is_taken:
             if not is_taken:
                 near.drop(size_bytes, rate)
@@ -247,20 +245,27 @@ class _Joint:
                 length = b"Content-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(REFUSAL)
                 near.socket.sendall(b"HTTP/1.1 503 Slow Down\r\n" + length + REFUSAL)
                 return
-            far.socket.sendall(head)
-            near.pass_on(far, size_bytes, pipe)
-            reply = far.head()
-            time.sleep(latency_s)
-            near.socket.sendall(reply)
-            if head.startswith(b"HEAD ") or reply.split(b" ", 2)[1] in (b"204", b"304"):
-                return
-            found = _LENGTH.search(reply)
-            if found:
-                far.pass_on(near, int(found[1]), pipe)
-            elif _CHUNKED.search(reply):
-                far.pass_chunks_on(near)
-            else:
-                raise EOFError  # it ends with its connection: nothing that is measured does
+            with socket.create_connection(self._server) as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WAITING_BYTES)
+                far = _Wire(server)
+                far.pace(rate)
+                far.socket.sendall(head)
+                near.pass_on(far, size_bytes, pipe)
+                self._reply(far, near, pipe, latency_s, is_bare=head.startswith(b"HEAD "))
+
+    def _reply(self, far: _Wire, near: _Wire, pipe: tuple[int, int], latency_s: float, *, is_bare: bool) -> None:
+        reply = far.head()
+        time.sleep(latency_s)
+        near.socket.sendall(reply)
+        if is_bare or reply.split(b" ", 2)[1] in (b"204", b"304"):
+            return
+        found = _LENGTH.search(reply)
+        if found:
+            far.pass_on(near, int(found[1]), pipe)
+        elif _CHUNKED.search(reply):
+            far.pass_chunks_on(near)
+        else:
+            raise EOFError  # it ends with its connection: nothing that is measured does
 
 
 def capacity(streams: int, size_bytes: int) -> tuple[float, float]:

@@ -155,7 +155,6 @@ class BenchRounds:
     def _begin(self, setting: Setting) -> _Round:
         self._number += 1
         self._state.next_round()
-        plan = plan_shards(self._state.specs, worker=0, world_size=1, shard_bytes=setting.shard_bytes)
         folder = Folder(self._number, self._held.number)
         pool = BufferPool(setting.memory_bytes, setting.shard_bytes)
         _touch(pool)
@@ -165,6 +164,8 @@ class BenchRounds:
                 streams_for(self._store, pool, concurrency, is_for_reading=False),
                 streams_for(self._store, pool, concurrency),
             )
+        at_once = self._streams[setting][0].by_turns if setting.is_default else 1
+        plan = plan_shards(self._state.specs, worker=0, world_size=1, shard_bytes=setting.shard_bytes, at_once=at_once)
         finished(lambda: self._store.put(f"{folder}/begin", memoryview(b"\n")))  # the raw client makes no folders
         return _Round(folder, plan, pool)
 

@@ -81,7 +81,9 @@ def _commit(
     job = Job(
         folder=Folder(step, start.held.number),
         snapshot=captured,
-        plan=lambda size_bytes: plan_shards(captured.specs, worker=0, world_size=1, shard_bytes=size_bytes),
+        plan=lambda size_bytes, at_once: plan_shards(
+            captured.specs, worker=0, world_size=1, shard_bytes=size_bytes, at_once=at_once
+        ),
         metrics={},
         metadata=metadata,
         prune=False,

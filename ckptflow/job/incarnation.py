@@ -77,9 +77,7 @@ class Incarnation:
         self._calls[step] += 1  # for good: a save that could not be handed over may be queued all the same, and run
         folder = Folder(step, saver.held.number, self._calls[step])
         blocked_s = watch.elapsed_s()
-        job = Job(
-            folder, snapshot, lambda size: self._live.plan(snapshot, size), metrics, metadata, prune, watch, blocked_s
-        )
+        job = Job(folder, snapshot, partial(self._live.plan, snapshot), metrics, metadata, prune, watch, blocked_s)
         before = self.last_step
         try:
             self.last_step = step

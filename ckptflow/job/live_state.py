@@ -116,7 +116,7 @@ class LiveState:
         if len(set(checksums)) > 1:
             raise_differences(self._cluster, _lines_of(self._tree))
 
-    def plan(self, snapshot: Snapshot, shard_bytes: int) -> WorkerPlan:
+    def plan(self, snapshot: Snapshot, shard_bytes: int, at_once: int) -> WorkerPlan:
         """This worker's plan for writing what was captured, made once for each tree.
 
         Called in the background, by one save at a time. It is of the snapshot's own tree: what is built or attached
@@ -130,6 +130,7 @@ class LiveState:
                     worker=self._cluster.worker,
                     world_size=self._cluster.world_size,
                     shard_bytes=shard_bytes,
+                    at_once=at_once,
                 ),
             )
         return self._planned[1]

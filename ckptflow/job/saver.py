@@ -64,7 +64,8 @@ class Job:
 
     folder: Folder
     snapshot: Captured
-    plan: Callable[[int], WorkerPlan]  # for shards of so many bytes; made here in the background, once: it takes long
+    # For shards of so many bytes, so many at a time; made here in the background, once: it takes long.
+    plan: Callable[[int, int], WorkerPlan]
     metrics: Mapping[str, float]
     metadata: Any
     prune: bool
@@ -157,7 +158,7 @@ class Saver:
         """Writes this worker's shards and then, last, its receipt."""
         snapshot, worker = job.snapshot, self.cluster.worker
         with span("plan"):
-            plan = job.plan(self.shard_bytes)
+            plan = job.plan(self.shard_bytes, self.streams.by_turns)
         digests = self._digests(snapshot, plan)
         own, own_python = self._own(job)
         plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)

@@ -157,7 +157,13 @@ class _Sized(NamedTuple):
 
 
 def plan_shards(
-    specs: Sequence[TensorSpec], *, worker: int, world_size: int, shard_bytes: int, small_bytes: int = SMALL_BYTES
+    specs: Sequence[TensorSpec],
+    *,
+    worker: int,
+    world_size: int,
+    shard_bytes: int,
+    small_bytes: int = SMALL_BYTES,
+    at_once: int = 1,
 ) -> WorkerPlan:
     """Worker `worker`'s part of writing `specs`; all workers' parts together cover each tensor exactly once.
 
@@ -165,8 +171,9 @@ def plan_shards(
     so that all workers write the same number of bytes, within 5 % or `small_bytes / 8`, whichever is more, as far as
     the chief's own allow. Of a tensor with components, of blocks and of its own tensors every worker writes what it
     holds; where there are several workers, large blocks in several slices. Dynamic tensors are left to `plan_dynamic`.
-    No shard is longer than `shard_bytes`, header included. Raises ValueError where `shard_bytes` is under 64 KiB,
-    `UnsupportedStateError` for a name that no header can hold.
+    No shard is longer than `shard_bytes`, header included; where there are more than `at_once` they are about a
+    multiple of that many, so that the last that are written together are as many as the others. Raises ValueError where
+    `shard_bytes` is under 64 KiB, `UnsupportedStateError` for a name that no header can hold.
     """
     if shard_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes is {shard_bytes}, at least {MIN_SHARD_BYTES} are needed")
@@ -202,7 +209,7 @@ def plan_shards(
     small_total = sum(held.size_bytes(box) for held, box in small)
     own += _share_out(large, world_size, small_total, small_bytes)[worker]
     own += small if worker == CHIEF else []
-    shards = _pack(own, worker, world_size, shard_bytes, first_index=0)
+    shards = _pack(own, worker, world_size, shard_bytes, first_index=0, at_once=at_once)
     written = {piece.tensor for shard in shards for piece in shard.slices}
     unused = tuple(i for i, spec in enumerate(specs) if not spec.dynamic and i not in written)
     return WorkerPlan(worker, world_size, shards, _count_parts(shards), unused)
@@ -269,13 +276,14 @@ def _share_out(large: Sequence[_Placed], world_size: int, small_total: int, smal
 
 
 def _pack(
-    pieces: Iterable[_Piece], worker: int, world_size: int, shard_bytes: int, first_index: int
+    pieces: Iterable[_Piece], worker: int, world_size: int, shard_bytes: int, first_index: int, at_once: int = 1
 ) -> tuple[PlannedShard, ...]:
     """Fills shards with the pieces, biggest first, dividing those that do not fit; all shards nearly equally long."""
     stack = [_Sized.of(held, box) for held, box in pieces]
     stack.sort(key=lambda piece: (piece.size_bytes, -piece.held.index))
     total = sum(piece.size_bytes + piece.header_bytes for piece in stack)
-    even = total // -(-total // (shard_bytes - EMPTY_HEADER_ROOM_BYTES) or 1)
+    count = -(-total // (shard_bytes - EMPTY_HEADER_ROOM_BYTES)) or 1
+    even = total // (count if count <= at_once else -(-count // at_once) * at_once)
     capacity = min(shard_bytes, max(even + even // 16, MIN_SHARD_BYTES))
     numbers = itertools.count(first_index)
     shards: list[PlannedShard] = []

@@ -152,7 +152,12 @@ def first_number(most: int, usual: int, quickest_s: float | None) -> int:
     To a storage that is far away all there may be: a round of fewer takes as long as one of all, and a restore has only
     a few rounds. To one that is near few give as much, and more requests only cost CPU.
     """
-    return most if quickest_s is not None and quickest_s >= FAR_S else min(usual, most)
+    return most if is_far(quickest_s) else min(usual, most)
+
+
+def is_far(quickest_s: float | None) -> bool:
+    """Of a storage whose quickest request took so long; one of which nobody knows is not."""
+    return quickest_s is not None and quickest_s >= FAR_S
 
 
 class Transfer:

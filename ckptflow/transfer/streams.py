@@ -15,7 +15,7 @@ from ckptflow.storage.throttling import MOST_AT_ONCE, hearing
 from ckptflow.storage.wanted import while_wanted
 from ckptflow.storage.wrappers import quickest_s
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.stream_count import FIRST, FIRST_READING, Meter, Transfer, first_number
+from ckptflow.transfer.stream_count import FIRST, FIRST_READING, Meter, Transfer, first_number, is_far
 
 logger = logging.getLogger("ckptflow.transfer")
 
@@ -105,6 +105,11 @@ class Streams:
     def at_the_end(self) -> int:
         """For how many the last work is cut: for as many as may ever be, unless the storage has asked for fewer."""
         return self._meter.choice.ceiling or self._meter.most
+
+    @property
+    def by_turns(self) -> int:
+        """How many shards of a save are written at a time, if it pays to divide it evenly: far away; else 1."""
+        return self.most if is_far(self._quickest_s()) else 1
 
     @property
     def under_way(self) -> int:

@@ -177,6 +177,20 @@ def test_slices_are_multiples_of_64_bytes_where_they_can_be() -> None:
     assert sum(size % 64 != 0 for size in sizes) <= len(specs)
 
 
+def test_shards_are_a_multiple_of_those_that_are_written_together() -> None:
+    """33 of the largest size would leave one for the end: two rounds of 16 to 32 take less time."""
+    specs = [TensorSpec(f"t{i}", "float32", (2**15,)) for i in range(33)]
+
+    def counted(at_once: int) -> int:
+        plan = plan_shards(specs, worker=0, world_size=1, shard_bytes=2**17 + 2**12, at_once=at_once)
+        assert max(shard.size_bytes for shard in plan.shards) <= 2**17 + 2**12
+        return len(plan.shards)
+
+    assert counted(1) == counted(40) == 33
+    assert 56 <= counted(32) <= 64
+    assert 44 <= counted(16) <= 48
+
+
 def test_tensors_that_fit_are_not_cut() -> None:
     specs = [TensorSpec(f"t{i}", "float32", (4096,)) for i in range(100)]
     plan = plan_shards(specs, worker=0, world_size=1, shard_bytes=2**19)
