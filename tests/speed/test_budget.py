@@ -109,11 +109,15 @@ def state() -> dict[str, tf.Variable]:
 
 
 class FarAway(StoreWrapper):
-    """An object store: there are to be many requests."""
+    """An object store, far away: there are to be many requests, and all there may be from the first on."""
 
     @property
     def is_object_store(self) -> bool:
         return True
+
+    @property
+    def quickest_s(self) -> float:
+        return 1.0
 
 
 @pytest.mark.parametrize("concurrency", [None, 1, 64])
