@@ -15,7 +15,10 @@ from tests.interop.models import without_graph
 
 @pytest.fixture
 def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a process for each file, where there are many and no parser dies of them."""
+    """Without a process for each file, where there are many, made by the test, and no parser dies of them.
+
+    That sound files of every format pass it is tried by `test_architectures`, `test_doors` and `test_outside`.
+    """
     monkeypatch.setattr(probe, "check", lambda *_, **__: None)
 
 

@@ -14,6 +14,8 @@ import ckptflow
 from ckptflow.interop.keras import files as keras_files
 from tests.state.test_calibrated import quantized
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 ONES = np.ones((1, 16), "f4")
 
 

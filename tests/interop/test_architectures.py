@@ -166,22 +166,21 @@ class Both:
 
 SMALL = ("dense", "text", "transformer", "many_inputs", "subclassed")
 LARGE = ("recurrent", "mobilenet_v2", "efficientnet_b0")
-# A normal run tries each architecture of `SMALL` under one Keras at least, and these formats with these alone, so that
-# each is tried with what is hard for it: a packed module is the SavedModel in a tar, and .keras holds the weights as
-# .weights.h5 has them. `make chaos` tries all with all.
-NORMAL = {"keras": ("dense", "text", "transformer", "subclassed"), "tf_keras": ("dense", "text", "many_inputs")}
+# A normal run tries these under each Keras, and these formats with these alone: a packed module is the SavedModel in a
+# tar, and .keras holds the weights as .weights.h5 has them. `make chaos` tries all with all.
+NORMAL = {"keras": ("dense", "text", "subclassed"), "tf_keras": ("dense", "many_inputs")}
 THRIFTY = {
-    ("keras", "h5"): ("text", "transformer"),
-    ("keras", "weights"): ("dense", "subclassed"),
-    ("keras", "saved-model"): ("text", "subclassed"),
+    ("keras", "h5"): ("text",),
+    ("keras", "weights"): ("subclassed",),
+    ("keras", "saved-model"): ("text",),
     ("keras", "hub"): ("dense",),
-    ("keras", "tf-checkpoint"): ("text", "transformer", "subclassed"),
-    ("keras", "tflite"): ("transformer",),
+    ("keras", "tf-checkpoint"): ("text", "subclassed"),
+    ("keras", "tflite"): ("dense",),
     ("tf_keras", "h5"): ("many_inputs",),
-    ("tf_keras", "weights"): ("dense", "many_inputs"),
-    ("tf_keras", "saved-model"): ("dense", "text"),
+    ("tf_keras", "weights"): ("many_inputs",),
+    ("tf_keras", "saved-model"): ("dense",),
     ("tf_keras", "hub"): ("dense",),
-    ("tf_keras", "tf-checkpoint"): ("text", "many_inputs"),
+    ("tf_keras", "tf-checkpoint"): ("many_inputs",),
     ("tf_keras", "tflite"): ("many_inputs",),
 }
 
@@ -199,8 +198,7 @@ def thrifty(framework: str) -> dict[str, list[str]]:
     }
 
 
-def test_a_normal_run_tries_every_architecture_and_every_format() -> None:
-    assert {name for names in NORMAL.values() for name in names} == set(SMALL)
+def test_a_normal_run_tries_every_format() -> None:
     for framework in KERASES:
         assert {form for forms in thrifty(framework).values() for form in forms} == set(NAMES)
 

@@ -15,6 +15,8 @@ from ckptflow.errors import StateMismatchError, UnsupportedStateError, UsageErro
 from tests.interop import models
 from tests.processes import run_python
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 # The loop of TensorFlow's guide to training checkpoints, under both Kerases one after the other.
 GUIDE = """
 import importlib, sys

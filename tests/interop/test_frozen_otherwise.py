@@ -17,6 +17,8 @@ import tf_keras
 import ckptflow
 from tests.interop.models import KERASES, without_graph
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 NAMES = ("first", "second", "third")
 FROZEN = (("", "first"), ("first", ""), ("first", "second"))

@@ -20,6 +20,8 @@ from ckptflow.errors import (
 )
 from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model, predict
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 
 def test_an_import_begins_a_run(run: str, tmp_path: Path) -> None:
     ckptflow.export_checkpoint(run, tmp_path / "m.keras")

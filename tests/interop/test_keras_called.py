@@ -14,6 +14,8 @@ import tf_keras
 from ckptflow import import_model
 from ckptflow.interop.keras.called import warn_of_names
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 SIGN = "its weights go by their places"
 

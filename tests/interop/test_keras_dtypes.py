@@ -16,6 +16,8 @@ from ckptflow.errors import StateMismatchError
 from tests.interop.models import KERASES
 from tests.interop.test_keras_named import file_of, slots
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 KINDS = ["whole", "weights", "weights.h5", "keras"]
 

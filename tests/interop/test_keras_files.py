@@ -27,6 +27,8 @@ from tests.interop.keras_readers import ORIGIN, ask_stock, optimizer_values, wri
 from tests.interop.models import CASES, KERASES, without_graph
 from tests.waiting import HANG_S
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 NAMES = ("dense", "text", "subclassed")
 # What the legacy format cannot hold: subclassed models, and of tf_keras vocabularies.
@@ -38,7 +40,6 @@ def same(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and all(map(np.array_equal, first, second))
 
 
-@pytest.mark.usefixtures("unprobed")
 @pytest.mark.parametrize("framework", KERASES)
 def test_stock_keras_reads_what_is_written_and_so_do_we(framework: str, tmp_path: Path) -> None:
     asks, expected = [], []
@@ -95,7 +96,6 @@ def outputs(model: Any) -> Any:
     return np.asarray(model(np.asarray([[1.0, -2.0, 3.0]], "f4")))
 
 
-@pytest.mark.usefixtures("unprobed")
 @pytest.mark.parametrize("framework", KERASES)
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_a_model_that_keras_saved_itself(framework: str, suffix: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import ckptflow
 from ckptflow.errors import StateMismatchError, UsageError
 from tests.interop.models import KERASES
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 KINDS = ("whole", "weights")
 

@@ -18,6 +18,8 @@ from ckptflow.interop.keras.named import counterparts, names_in_config
 from tests.interop.models import KERASES
 from tests.interop.test_keras_legacy_order import saved
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 BY_PLACE = [("keras", "weights.h5"), ("keras", "keras"), ("tf_keras", "keras")]  # tf_keras's weights have no names
 

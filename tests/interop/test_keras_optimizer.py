@@ -18,6 +18,8 @@ from ckptflow.errors import StateMismatchError
 from ckptflow.interop.keras import files as keras_files
 from tests.interop.models import KERASES, without_graph
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 SUFFIXES = (".keras", ".h5", ".weights.h5")
 WHOLE = (".keras", ".h5")
@@ -339,7 +341,6 @@ def test_a_file_of_keras_2_0_5(optimizer: str, tmp_path: Path, caplog: pytest.Lo
     assert all(map(np.array_equal, mine.get_weights(), weights))
 
 
-@pytest.mark.usefixtures("unprobed")
 @pytest.mark.parametrize("framework", KERASES)
 def test_equal_slots_of_another_class_are_not_taken(
     framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -378,7 +379,6 @@ def test_equal_slots_of_another_class_are_not_taken(
                 assert is_taken is None or f"of {class_of(saved)}" in caplog.text, where
 
 
-@pytest.mark.usefixtures("unprobed")
 @pytest.mark.parametrize("framework", KERASES)
 def test_a_class_of_ones_own_is_told_by_each_of_its_names(
     framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -23,6 +23,8 @@ from tests.interop.places import Place
 from tests.servers import Server
 from tests.storage.backends import S3Backend
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 GIB = 2**30
 
 

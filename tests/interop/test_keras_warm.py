@@ -20,6 +20,8 @@ from tests.interop.keras_readers import ORIGIN
 from tests.interop.models import KERASES, without_graph
 from tests.interop.stock import run_stock
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 
 

@@ -15,6 +15,8 @@ import ckptflow
 from ckptflow.errors import StateMismatchError, UsageError
 from tests.interop.models import without_graph
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 KITS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 
 

@@ -14,6 +14,8 @@ import ckptflow
 from ckptflow.errors import StateMismatchError
 from tests.interop.models import KERASES, without_graph
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 ONES = np.ones((1, 4), "f4")
 

@@ -13,6 +13,8 @@ import tensorflow as tf
 
 import ckptflow
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 
 def multi() -> Any:
     choice = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.1))

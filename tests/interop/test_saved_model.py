@@ -16,6 +16,8 @@ from ckptflow.interop.tensorflow.reusable import write_saved_model
 from tests.interop import models
 from tests.interop.stock import run_stock
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 EXPORTS = [
     *(("keras", name) for name in ("dense", "text", "many_inputs", "subclassed")),
     *(("tf_keras", name) for name in ("dense", "text")),

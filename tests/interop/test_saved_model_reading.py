@@ -26,6 +26,8 @@ from tests.interop import models
 from tests.interop.named import commit_tensors
 from tests.interop.stock import run_stock
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 
 def values_of(state: dict[str, Any]) -> dict[str, Any]:
     """Every variable of the state by its name in a checkpoint."""

@@ -19,6 +19,8 @@ from ckptflow.interop.tensorflow.saved_model import write_saved_model
 from ckptflow.state.tree import walk
 from tests.interop.models import without_graph
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 KITS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 ANEW = "the optimizer's state does not fit and is not taken, it begins anew: "
 

@@ -15,6 +15,8 @@ from ckptflow.interop.tensorflow.reusable import write_saved_model
 from tests.interop import models
 from tests.interop.stock import run_stock
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 SERVER = """
 import numpy as np, tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2

@@ -20,6 +20,8 @@ from ckptflow.interop.tensorflow.reusable import write_saved_model
 from tests.interop import models
 from tests.interop.stock import run_stock
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 
 def small_model() -> Any:
     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="out")])

@@ -22,6 +22,8 @@ from tests.interop.named import commit_tensors
 from tests.interop.test_tf_checkpoint import content, save, trained
 from tests.interop.tf_states import STATES, train_step
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 
 def imported(prefix: str, url: Path) -> None:
     commit_tensors(url, 0, read_bundle(prefix))

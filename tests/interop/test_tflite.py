@@ -22,7 +22,9 @@ from tests.interop import models
 from tests.interop.stock import run_stock
 from tests.waiting import HANG_S
 
-CASES = [("keras", name) for name in ("dense", "transformer", "many_inputs", "subclassed", "mobilenet_v2")]
+pytestmark = pytest.mark.usefixtures("unprobed")
+
+CASES = [("keras", name) for name in ("dense", "transformer", "subclassed")]
 CASES += [("tf_keras", "dense"), ("tf_keras", "many_inputs"), ("tensorflow", "module")]
 PROVENANCE = Provenance(
     run_url="s3://bucket/rün",
@@ -81,12 +83,8 @@ def test_litert_predicts_the_same(tmp_path: Path) -> None:
         names = {"many_inputs": ["picture", "numbers"], "transformer": ["tokens"]}.get(name, ["inputs"])
         if framework == "tf_keras" and name != "many_inputs":
             names = list(model.input_names)
-        elif name == "mobilenet_v2":
-            names = ["inputs"]
         named = dict(zip(names, inputs if isinstance(inputs, list) else [inputs], strict=True))
         output = model.output_names[0] if framework == "tf_keras" else "output_0"
-        if name == "mobilenet_v2":
-            output = "predictions"
         cases[key] = case_of(tmp_path, key, named, {output: case.predict(model)})
     lstm = keras.Sequential([keras.Input((6,)), keras.layers.Embedding(9, 4), keras.layers.LSTM(5)])
     fixed = tf.TensorSpec([2, 6], tf.float32, name="words")

@@ -22,6 +22,8 @@ from ckptflow import CheckpointManager, export_checkpoint, import_model
 from ckptflow.errors import CkptflowError
 from tests.interop.models import without_graph
 
+pytestmark = pytest.mark.usefixtures("unprobed")
+
 GIB = 2**30
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
