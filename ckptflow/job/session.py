@@ -302,7 +302,7 @@ class Session:
             return _Standing(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
 
         self.live.release_metrics()  # held for a validation that an exception has ended
-        arguments_ = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
+        arguments_: dict[str, Any] = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
         arguments_ |= {"restore_from": self._restore_from} if self._restore_from != "auto" else {}
         held = agree(self.cluster, called(Call.RESTORE, **arguments_), look)
         self.live.check_same([each.state for each in held])

@@ -22,8 +22,8 @@ _LEAVING_S = 2.0
 class Listener:
     """Listens from its making to `close`, at an address of this machine and a free port; who comes waits for `open`.
 
-    Admits each other worker of the job once at a time, and nobody else. Nobody holds up another. Its threads are
-    daemons: they end with `close`, and would not keep a process that forgets that.
+    Admits each other worker of the job, of each the newest connection, and nobody else. Nobody holds up another. Its
+    threads are daemons: they end with `close`, and would not keep a process that forgets that.
     """
 
     def __init__(self, address: str, worker: int, world_size: int, loans: Loans) -> None:
@@ -98,26 +98,32 @@ class Listener:
                 self._threads.add(thread)
 
     def _attend(self, connection: socket.socket) -> None:
-        worker = None
         with connection:
             try:
-                comer = admit(connection, self._token, self._worker, self._world_size)
-                with self._lock:
-                    if comer in self._admitted:
-                        raise LinkError("it is here already")
-                    self._admitted[comer] = connection
-                worker = comer
-                self._strangers.discard(connection)
-                serve(connection, worker, self._loans, lambda: self._is_closed)
+                worker = admit(connection, self._token, self._worker, self._world_size)
             except LinkError as error:
-                who = "somebody who is no worker of this job" if worker is None else f"worker {worker}"
-                logger.debug("%s came for what this worker has read: %s", who, error)
+                logger.debug("somebody who is no worker of this job has come: %s", error)
+                return
             finally:
                 self._strangers.discard(connection)
-                if worker is not None:
-                    self._loans.lose(worker)
-                    with self._lock:
-                        del self._admitted[worker]
+            self._serve(connection, worker)
+
+    def _serve(self, connection: socket.socket, worker: int) -> None:
+        with self._lock:
+            before, self._admitted[worker] = self._admitted.get(worker), connection
+        if before is not None:
+            shut(before)
+        try:
+            serve(connection, worker, self._loans, lambda: self._is_closed)
+        except LinkError as error:
+            logger.debug("worker %d comes no more for what this worker has read: %s", worker, error)
+        finally:
+            with self._lock:
+                is_newest = self._admitted.get(worker) is connection
+                if is_newest:
+                    del self._admitted[worker]
+            if is_newest:
+                self._loans.leave(worker)
 
 
 def find_listener(hosts: Sequence[str], worker: int, loans: Loans) -> Listener | None:

@@ -50,8 +50,8 @@ class Loans:
         self._phase = -1
         self._awaited: dict[Key, set[int]] = {}
         self._lent: dict[Key, _Loan] = {}
-        self._lost: set[int] = set()  # workers that will not come any more
-        self._refused: set[int] = set()  # those that will not come in this round
+        self._lost: set[int] = set()  # workers that did not come when they should have
+        self._absent: set[int] = set()  # those that will not come any more in this round
         self._over_below = 0  # phases that this worker takes no part in, or not any more
         self._advanced_s = clock()
 
@@ -59,9 +59,9 @@ class Loans:
         """From here on these ranges are awaited, each by these workers. What is lent from an earlier phase stays."""
         with self._news:
             if phase // PHASES != self._phase // PHASES:
-                self._refused = set()
+                self._absent = set()
             self._phase = phase
-            absent = self._lost | self._refused
+            absent = self._lost | self._absent
             self._awaited = {key: set(workers) - absent for key, workers in wanters.items()}
             self._advanced_s = self._clock()
             self._news.notify_all()
@@ -89,8 +89,7 @@ class Loans:
                     self._lent[key].busy.add(worker)
                     return self._lent[key].view
                 if not self._may_come(key, worker):
-                    self._refused.add(worker)
-                    self._drop(worker)
+                    self._leave(worker)
                     raise GoneError
                 left_s = deadline_s - self._clock()
                 if left_s <= 0:
@@ -102,14 +101,13 @@ class Loans:
         with self._news:
             self._forget(key, worker)
 
-    def lose(self, worker: int) -> None:
-        """It will not come any more: nothing is kept for it."""
+    def leave(self, worker: int) -> None:
+        """It will not come any more in this round: nothing is kept for it."""
         with self._news:
-            self._lost.add(worker)
-            self._drop(worker)
+            self._leave(worker)
 
     def press(self) -> set[int]:
-        """A buffer is needed: whoever has not come for long is lost. Who that was."""
+        """A buffer is needed: whoever has not come for long is lost, in later rounds as well. Who that was."""
         with self._news:
             now_s = self._clock()
             late = {
@@ -118,8 +116,9 @@ class Loans:
                 if now_s - loan.since_s >= self._late_s
                 for worker in loan.left - loan.busy
             }
-        for worker in late:
-            self.lose(worker)
+            for worker in late:
+                self._leave(worker)
+            self._lost |= late
         return late
 
     def advance(self) -> None:
@@ -146,7 +145,8 @@ class Loans:
             return False
         return key.phase > self._phase or worker in self._awaited.get(key, ())
 
-    def _drop(self, worker: int) -> None:
+    def _leave(self, worker: int) -> None:
+        self._absent.add(worker)
         for workers in self._awaited.values():
             workers.discard(worker)
         for key in list(self._lent):

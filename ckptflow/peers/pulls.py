@@ -100,6 +100,7 @@ class Exchange:
             yield self._begin(phase)
         except BaseException:
             self._loans.withdraw((self._round + 1) * PHASES)
+            self._links.close()  # nothing is kept for this worker
             raise
 
     def _begin(self, phase: Phase) -> Reading | None:

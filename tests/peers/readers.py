@@ -6,9 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
+from ckptflow.peers import link, loans, pulls
 from ckptflow.peers.exchange import Terms
 from ckptflow.peers.pulls import Exchange, Phase
 from ckptflow.peers.watch import Peer
@@ -17,6 +20,14 @@ from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.sharing import Moved
 from tests.transfer.helpers import FOLDER, ArrayTarget, DictStore
 from tests.waiting import HANG_S
+
+
+def be_patient(replace: Callable[[object, str, Any], None] = setattr) -> None:
+    """A busy machine is no peer that does not come: what hangs shows in the test's own limit."""
+    replace(link, "SILENT_S", HANG_S)
+    replace(link, "CONNECT_S", HANG_S)
+    replace(link, "LONGEST_WAIT_S", HANG_S)
+    replace(pulls, "Loans", partial(loans.Loans, late_s=HANG_S, stuck_s=HANG_S))
 
 
 @dataclass

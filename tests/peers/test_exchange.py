@@ -63,7 +63,7 @@ def owned_bytes(plan: tuple[SharedRange, ...], world_size: int) -> list[int]:
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_equal_wants_are_divided_evenly_into_long_ranges(world_size: int) -> None:
-    manifest = manifest_of([8 * MIB] * 100 + [1000] * 500)
+    manifest = manifest_of([8 * MIB] * 100 + [1000] * 500, per_shard=100)
     plan = plan_exchange(manifest, [np.ones(600, np.bool_)] * world_size, [True] * world_size, 8 * MIB + 4096)
     shares = owned_bytes(plan, world_size)
     assert sum(shares) == 800 * MIB + 500_000

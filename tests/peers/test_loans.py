@@ -48,7 +48,7 @@ def test_what_nobody_wants_is_given_back_at_once(clock: Clock) -> None:
     loans, back = begun(clock), list[int]()
     loans.lend(key(7), VIEW, lambda: back.append(7))
     for worker in (1, 2):
-        loans.lose(worker)
+        loans.leave(worker)
     loans.lend(key(0), VIEW, lambda: back.append(0))
     assert back == [7, 0]
 

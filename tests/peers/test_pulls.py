@@ -25,7 +25,7 @@ from ckptflow.peers.exchange import Terms
 from ckptflow.peers.link import LinkError, admit
 from ckptflow.peers.pulls import Exchange, Phase
 from ckptflow.transfer.buffers import BufferPool
-from tests.peers.readers import Job, Reader
+from tests.peers.readers import Job, Reader, be_patient
 from tests.transfer.helpers import FOLDER, ArraySource, DictStore, arrays_for, same_bits, write_checkpoint
 from tests.transfer.test_buffers import all_free
 from tests.waiting import HANG_S, until
@@ -84,13 +84,7 @@ def saved() -> Saved:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is no peer that does not come: what hangs shows in the test's own limit."""
-    be_patient(monkeypatch)
-
-
-def be_patient(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(link, "SILENT_S", HANG_S)
-    patch.setattr(link, "CONNECT_S", HANG_S)
-    patch.setattr(pulls, "Loans", partial(loans.Loans, late_s=HANG_S, stuck_s=HANG_S))
+    be_patient(monkeypatch.setattr)
 
 
 @pytest.mark.usefixtures("patient")
@@ -131,7 +125,7 @@ def test_nobody_waits_for_ever_in_the_smallest_pools(data: st.DataObject) -> Non
         buffers, delay_ms = data.draw(st.integers(2, 4)), data.draw(st.sampled_from([0, 1, 4]))
         readers.append(one.reader(buffers=buffers, delay_s=delay_ms / 1000))
     with pytest.MonkeyPatch.context() as patch:
-        be_patient(patch)
+        be_patient(patch.setattr)
         Job(one.manifest, readers, (Phase.EARLY, Phase.VERIFY, Phase.REST)).run()
     assert all(map(one.is_right, readers))
     allowed = 3 * (one.size_bytes + 4096 * len(lengths) + 2**12)
@@ -271,7 +265,7 @@ def test_without_any_way_between_workers_all_comes_from_storage_with_one_warning
         time.sleep(timeout)
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(link.socket, "create_connection", cut)
+    monkeypatch.setattr(socket, "create_connection", cut)
     with caplog.at_level(logging.WARNING, "ckptflow"):
         readers = Job(saved.manifest, [saved.reader() for _ in range(4)], rounds=2).run()
     assert all(map(saved.is_right, readers))
@@ -308,7 +302,14 @@ class Refusing(SlowStore):
         return super().get(key, into, start)
 
 
-@pytest.mark.parametrize("requests", [0, 2])
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is waited for for long who does not come for what is kept."""
+    monkeypatch.setattr(pulls, "Loans", partial(loans.Loans, late_s=0.2))
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("requests", [0, 1])
 def test_one_whose_storage_fails_fails_alone(saved: Saved, requests: int) -> None:
     readers = [saved.reader() for _ in range(3)]
     readers[1].store = Refusing(saved.objects, requests)
@@ -319,6 +320,7 @@ def test_one_whose_storage_fails_fails_alone(saved: Saved, requests: int) -> Non
     assert all(all_free(reader.pool) for reader in readers)
 
 
+@pytest.mark.usefixtures("hurried")
 def test_one_that_leaves_holds_up_nobody(saved: Saved) -> None:
     """Closed in the middle, as by Ctrl-C: its connections end, and nothing listens any more."""
     readers = [saved.reader() for _ in range(3)]
@@ -340,7 +342,8 @@ def test_one_that_leaves_holds_up_nobody(saved: Saved) -> None:
 
 def test_strangers_get_nothing_and_hold_up_nobody(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many silent connections as are let in, and more, are there before the workers come."""
-    monkeypatch.setattr(link, "SILENT_S", 1.0)
+    monkeypatch.setattr(link, "SILENT_S", 0.3)
+    monkeypatch.setattr(pulls, "Loans", partial(loans.Loans, late_s=0.2))
     strangers: list[socket.socket] = []
     greetings: list[bytes] = []
     job = Job(saved.manifest, [saved.reader() for _ in range(2)])
