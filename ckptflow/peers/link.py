@@ -76,7 +76,7 @@ class Link:
             self._socket.settimeout(SILENT_S)
             self._socket.sendall(_REQUEST.pack(*key))
         except OSError as error:
-            raise LinkError(f"its connection has ended: {error}") from error
+            raise LinkError(f"has ended the connection: {error}") from error
         until_s = time.monotonic() + LONGEST_WAIT_S
         frame = bytearray(_REPLY.size)
         while True:
@@ -88,9 +88,9 @@ class Link:
                 _receive(self._socket, into, is_stopped)
                 return
             if kind != _WAIT or size_bytes:
-                raise LinkError(f"it answers what is no answer: {bytes(frame).hex()}")
+                raise LinkError(f"answers what is no answer: {bytes(frame).hex()}")
             if time.monotonic() > until_s:
-                raise LinkError(f"it has had nothing to give for {LONGEST_WAIT_S:g} s")
+                raise LinkError(f"has had nothing to give for {LONGEST_WAIT_S:g} s")
 
     def close(self) -> None:
         """No other thread may be in a call of it."""
@@ -101,16 +101,16 @@ class Link:
         greeting = bytearray(len(_MAGIC) + _NONCE_BYTES)
         _receive(self._socket, memoryview(greeting), _never)
         if bytes(greeting[: len(_MAGIC)]) != _MAGIC:
-            raise LinkError("it is not a worker of this job")
+            raise LinkError("is not a worker of this job")
         nonces = bytes(greeting[len(_MAGIC) :]) + (mine := os.urandom(_NONCE_BYTES))
         try:
             self._socket.sendall(_HELLO.pack(worker, mine, _mac(token, b"fetcher", nonces, worker, owner)))
         except OSError as error:
-            raise LinkError(f"its connection has ended: {error}") from error
+            raise LinkError(f"has ended the connection: {error}") from error
         proof = bytearray(_MAC_BYTES)
         _receive(self._socket, memoryview(proof), _never)
         if not hmac.compare_digest(proof, _mac(token, b"owner", nonces, worker, owner)):
-            raise LinkError("it is not a worker of this job")
+            raise LinkError("is not a worker of this job")
 
 
 def admit(connection: socket.socket, token: bytes, owner: int, world_size: int) -> int:
@@ -126,11 +126,11 @@ def admit(connection: socket.socket, token: bytes, owner: int, world_size: int) 
         nonces = nonce + theirs
         is_ours = hmac.compare_digest(proof, _mac(token, b"fetcher", nonces, worker, owner))
         if not is_ours or not 0 <= worker < world_size or worker == owner:
-            raise LinkError("it does not know the token")
+            raise LinkError("does not know the token")
         connection.settimeout(SILENT_S)
         connection.sendall(_mac(token, b"owner", nonces, worker, owner))
     except OSError as error:
-        raise LinkError(f"its connection has ended: {error}") from error
+        raise LinkError(f"has ended the connection: {error}") from error
     return int(worker)
 
 
@@ -178,11 +178,11 @@ def _begins(connection: socket.socket) -> bool:
     connection.settimeout(_LOOK_S)
     try:
         if not connection.recv(1, socket.MSG_PEEK):
-            raise LinkError("it has ended the connection")
+            raise LinkError("has ended the connection")
     except TimeoutError:
         return False
     except OSError as error:
-        raise LinkError(f"its connection has ended: {error}") from error
+        raise LinkError(f"has ended the connection: {error}") from error
     return True
 
 
@@ -195,20 +195,20 @@ def _receive(connection: socket.socket, into: memoryview, is_stopped: Callable[[
         try:
             came = connection.recv_into(into[count:])
             if not came:
-                raise LinkError("it has ended the connection")
+                raise LinkError("has ended the connection")
             last_s = time.monotonic()
             count += came
         except TimeoutError:
             pass
         except OSError as error:
-            raise LinkError(f"its connection has ended: {error}") from error
+            raise LinkError(f"has ended the connection: {error}") from error
         if is_stopped():
             raise StoppedError
         now_s = time.monotonic()
         if now_s - last_s >= SILENT_S:
-            raise LinkError(f"it has sent nothing for {SILENT_S:g} s")
+            raise LinkError(f"has sent nothing for {SILENT_S:g} s")
         if count < min(len(into), (now_s - began_s - SILENT_S) * SLOWEST_BYTES_PER_S):
-            raise LinkError(f"it has sent {count:,} of {len(into):,} bytes in {now_s - began_s:.0f} s")
+            raise LinkError(f"has sent {count:,} of {len(into):,} bytes in {now_s - began_s:.0f} s")
 
 
 def _send(connection: socket.socket, data: bytes | memoryview) -> None:
@@ -217,7 +217,7 @@ def _send(connection: socket.socket, data: bytes | memoryview) -> None:
     try:
         connection.sendall(data)
     except OSError as error:
-        raise LinkError(f"it takes nothing, or has ended the connection: {error}") from error
+        raise LinkError(f"takes nothing, or has ended the connection: {error}") from error
 
 
 def _never() -> bool:

@@ -102,7 +102,7 @@ class Listener:
             try:
                 worker = admit(connection, self._token, self._worker, self._world_size)
             except LinkError as error:
-                logger.debug("somebody who is no worker of this job has come: %s", error)
+                logger.debug("somebody who is no worker of this job has come: %s", str(error))
                 return
             finally:
                 self._strangers.discard(connection)
@@ -116,7 +116,7 @@ class Listener:
         try:
             serve(connection, worker, self._loans, lambda: self._is_closed)
         except LinkError as error:
-            logger.debug("worker %d comes no more for what this worker has read: %s", worker, error)
+            logger.debug("worker %d comes no more for what this worker has read: %s", worker, str(error))
         finally:
             with self._lock:
                 is_newest = self._admitted.get(worker) is connection

@@ -235,13 +235,8 @@ class _Links:
             is_news = owner not in self._failed
             self._failed.add(owner)
         if is_news:
-            logger.warning(
-                "worker %d (%s) gives nothing that it has read: %s. What this worker would get of it is read from "
-                "storage",
-                owner,
-                self._peers[owner].address,
-                why,
-            )
+            text = "worker %d (%s) %s; what this worker would get of it is read from storage"
+            logger.warning(text, owner, self._peers[owner].address, why)
 
     def close(self) -> None:
         """Once no thread pulls any more."""
@@ -263,14 +258,12 @@ class _Links:
             self._failed.add(owner)
             self._unreachable += 1
             is_first = self._unreachable == 1
-        logger.log(
-            logging.WARNING if is_first else logging.DEBUG,
-            "worker %d (%s) %s. What this worker would get of it, and of others that cannot be reached, is read from "
-            'storage. Let workers connect to one another on any port, or pass restore_from="storage"',
-            owner,
-            self._peers[owner].address,
-            error,
+        text = (
+            "worker %d (%s) %s; what this worker would get of it, and of others that cannot be reached, is read from "
+            'storage. Let workers connect to one another on any port, or pass restore_from="storage"'
         )
+        level = logging.WARNING if is_first else logging.DEBUG
+        logger.log(level, text, owner, self._peers[owner].address, str(error))
 
     def _hang_up(self, owner: int) -> None:
         link = self._links.pop(owner, None)

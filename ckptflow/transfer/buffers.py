@@ -161,7 +161,7 @@ class BufferPool:
         self._tokens.put(None)
 
 
-class Places:
+class BufferShare:
     """A part of a pool: no more than `count` of its buffers at once. `wait` is called now and then while all of them
     are in use; it may raise, and `acquire` with it.
 

@@ -21,7 +21,7 @@ from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 from ckptflow.transfer.arrivals import Arrival
 from ckptflow.transfer.attempts import HELPERS, Attempts
-from ckptflow.transfer.buffers import Buffer, BufferPool, Buffers, Places
+from ckptflow.transfer.buffers import Buffer, BufferPool, Buffers, BufferShare
 from ckptflow.transfer.pipeline import Lane, run_lanes
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
 from ckptflow.transfer.sharing import Division, Moved, Sharing
@@ -175,7 +175,7 @@ class _Reading:
 
         streams = self._turns.streams
         buffers: Buffers = (
-            Places(self._pool, division.read_buffers, self._wait) if division.read_buffers else self._pool
+            BufferShare(self._pool, division.read_buffers, self._wait) if division.read_buffers else self._pool
         )
         threads = min(streams.most, buffers.count, max(1, len(ranges)))
         attempts = Attempts(len(ranges), helpers=HELPERS if self._store.is_object_store else 0)
@@ -225,7 +225,7 @@ class _Reading:
         lanes = [Lane(len(ranges), threads, buffers, attempts)]
         if division.others:
             count, places = len(division.others), self._pool.count - division.read_buffers
-            lanes.append(Lane(count, places, Places(self._pool, places, self._wait), Attempts(count)))
+            lanes.append(Lane(count, places, BufferShare(self._pool, places, self._wait), Attempts(count)))
         run_lanes(lanes, read, consume, lend, turns=self._turns)
         return Moved(sum(self._storage_bytes), sum(self._peer_bytes))
 
@@ -248,7 +248,7 @@ class _Reading:
                 self._peer_bytes.append(len(view))
                 return got.checksums
             if is_here:
-                sharing.distrust(number, "it sent other bytes than the manifest says")
+                sharing.distrust(number, "has sent other bytes than the manifest says")
         return self._read(each, buffer, self._get_one)
 
     def _read(self, each: Range, buffer: Buffer, get: _Ask) -> tuple[int, ...]:
@@ -352,7 +352,7 @@ class _Reading:
         answers = [] if is_wrong and suspects else [known]  # what others sent proves nothing of what is stored
         if self._sharing is not None and is_wrong:
             for number in suspects:
-                self._sharing.distrust(number, "a slice that it sent a part of is not what the manifest says")
+                self._sharing.distrust(number, "has sent a part of a slice that is not what the manifest says")
 
         def ask() -> tuple[int, ...]:
             return answers.pop() if answers else tuple(again(part) for part in parts)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import tensorflow as tf
 
 from ckptflow import CheckpointManager, PeerError
 from ckptflow.events import Event, Restored
-from ckptflow.peers import link, listener
+from ckptflow.peers import link, listener, pulls
 from ckptflow.peers.loans import Loans
 from tests.edge import programs
 
@@ -48,11 +49,11 @@ class Case:
     @classmethod
     def of(cls, number: int, kinds: tuple[str, ...]) -> Case:
         rng = random.Random(number)
-        is_sending = rng.random() < 0.7
-        sent_bytes = rng.randrange(SENT_BYTES) if is_sending else 10**9
-        return cls(
-            kinds[number % len(kinds)], rng.randrange(WORKERS), sent_bytes, 10**9 if is_sending else rng.randrange(GETS)
-        )
+        what, victim, is_sending = kinds[number % len(kinds)], rng.randrange(WORKERS), rng.random() < 0.7
+        never = 10**9
+        if is_sending:
+            return cls(what, victim, rng.randrange(SENT_BYTES), never)
+        return cls(what, victim, never, rng.randrange(GETS))
 
 
 class Lying:
@@ -168,6 +169,7 @@ def lies() -> None:
     """All cases of "CASES" (numbers), one after another."""
     _, worker, module, options = _join()
     vars(link)["SILENT_S"] = LIMIT_S
+    vars(pulls)["Loans"] = partial(Loans, late_s=LIMIT_S)
     honest = link.serve, listener.Listener.open
     for number in json.loads(os.environ["CASES"]):
         case = Case.of(number, LIES)

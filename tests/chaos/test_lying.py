@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.waiting import HANG_S
 
 LONG_LIES, LONG_ENDS = 240, 60
 AT_ONCE = 40  # restores of one job
+JOBS_AT_ONCE = 2
 
 
 def run_lies(root: Path, numbers: Sequence[int]) -> None:
@@ -37,12 +39,18 @@ def run_end(root: Path, number: int) -> int:
         return sum("told" in worker.output() for worker in others)
 
 
+def run_ends(folder: Path, count: int) -> int:
+    """Several at once: they wait most of the time."""
+    with ThreadPoolExecutor(JOBS_AT_ONCE) as threads:
+        return sum(threads.map(lambda number: run_end(folder / f"ends-{number}", number), range(count)))
+
+
 def test_a_peer_that_lies_changes_no_value(tmp_path: Path) -> None:
     run_lies(tmp_path / "run", range(len(LIES)))
 
 
 def test_a_peer_that_ends_is_told_of(tmp_path: Path) -> None:
-    assert sum(run_end(tmp_path / "run", number) for number in range(len(ENDS))) > 0
+    assert run_ends(tmp_path, len(ENDS)) > 0
 
 
 @pytest.mark.chaos
@@ -50,6 +58,6 @@ def test_a_peer_that_ends_is_told_of(tmp_path: Path) -> None:
 def test_a_peer_at_any_moment(tmp_path: Path, note: Note) -> None:
     for first in range(0, LONG_LIES, AT_ONCE):
         run_lies(tmp_path / "run", range(first, first + AT_ONCE))
-    told = sum(run_end(tmp_path / "run", number) for number in range(LONG_ENDS))
+    told = run_ends(tmp_path, LONG_ENDS)
     result = f"right values on all others; {told} of {LONG_ENDS * (WORKERS - 1)} told that it has ended"
     note("a worker that others restore with lies, is slow, killed or stopped", LONG_LIES + LONG_ENDS, result)
