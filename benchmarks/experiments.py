@@ -91,3 +91,5 @@ EXPERIMENTS = ("size", "variables", "objects", "training", "workers")
 PEERS = tuple({**LOCAL, **S3, **GCS, **TRAINING})
 WORKERS = {False: (1, 2, 4), True: (1, 2, 3, 4)}
 WORKERS_SIZE_BYTES = GIB // 2
+RESTORING = {False: (1, 2, 4), True: (1, 2, 4, 8)}  # workers behind one link
+RESTORING_SIZE_BYTES = GIB // 2

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import multiprocessing
 import random
 import re
@@ -59,6 +60,7 @@ class Link:
     refused: float = 0.0
     at_once: int = 10_000  # requests: what comes while so many are under way is refused
     cut_every: int = 0  # connections: the last of so many is cut off at its first request
+    shared_bytes_per_s: float = math.inf  # of all replies together
     seed: int = 0
 
 
@@ -97,6 +99,7 @@ class _Traffic:
         self.chance = random.Random(link.seed)
         self.under_way = 0
         self._connections = 0
+        self.pace = _Pace()  # of all replies together
         self._spoiled: Counter[bytes] = Counter()
 
     def is_next_cut(self) -> bool:
@@ -183,11 +186,12 @@ class _Joint:
     async def _replies(self, server: asyncio.StreamReader) -> None:
         pace = _Pace()
         with contextlib.suppress(OSError):
-            while data := await server.read(CHUNK_BYTES):
+            while data := await server.read(4 * CHUNK_BYTES):
                 latency_s, self._latency_s = self._latency_s, 0.0
                 if latency_s:
                     await asyncio.sleep(latency_s)
                 await pace.wait(len(data), self._rate)
+                await self._traffic.pace.wait(len(data), self._link.shared_bytes_per_s)
                 self._to_client.write(data)
                 await self._to_client.drain()
                 if self._is_last_of_reply(data):
