@@ -26,7 +26,7 @@ from ckptflow.transfer.streams import StoppedError
 TOKEN_BYTES = 32
 CONNECT_S = 2.0
 SILENT_S = 5.0  # without a byte
-SLOWEST_BYTES_PER_S = 4 * 2**20  # after the first seconds of a transfer; storage gives as much
+SLOWEST_BYTES_PER_S = 2**20  # after the first seconds of a transfer
 LONGEST_WAIT_S = 60.0  # for one range, while its owner says that it goes on
 WAIT_EVERY_S = 0.5
 

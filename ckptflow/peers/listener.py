@@ -113,6 +113,7 @@ class Listener:
             before, self._admitted[worker] = self._admitted.get(worker), connection
         if before is not None:
             shut(before)
+        self._loans.arrive(worker)
         try:
             serve(connection, worker, self._loans, lambda: self._is_closed)
         except LinkError as error:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 PHASES = 3  # in a round, in which one checkpoint is read
-LATE_S = 5.0  # one who has not come for what is here, when its buffer is needed
-STUCK_S = 30.0  # no request to the storage has ended: those who wait for what it gives had better ask it themselves
+LATE_S = 5.0  # without anybody who comes for what is here, when its buffer is needed
+STUCK_S = 30.0  # without anything that ends: those who wait for what storage gives had better ask it themselves
 
 
 class Key(NamedTuple):
@@ -32,7 +32,6 @@ class _Loan:
 
     view: memoryview
     give_back: Callable[[], None]
-    since_s: float
     left: set[int]
     busy: set[int] = field(default_factory=set)  # who is getting it now
 
@@ -53,7 +52,8 @@ class Loans:
         self._lost: set[int] = set()  # workers that did not come when they should have
         self._absent: set[int] = set()  # those that will not come any more in this round
         self._over_below = 0  # phases that this worker takes no part in, or not any more
-        self._advanced_s = clock()
+        self._present: set[int] = set()  # those that have a connection
+        self._advanced_s = clock()  # when something has ended: a request to the storage, or what one gets
 
     def begin(self, phase: int, wanters: Mapping[Key, Collection[int]]) -> None:
         """From here on these ranges are awaited, each by these workers. What is lent from an earlier phase stays."""
@@ -69,7 +69,7 @@ class Loans:
     def lend(self, key: Key, view: memoryview, give_back: Callable[[], None]) -> None:
         """It is here; `give_back` is called when nobody needs it any more, and takes no lock."""
         with self._news:
-            loan = _Loan(view, give_back, self._clock(), self._awaited.pop(key, set()))
+            loan = _Loan(view, give_back, self._awaited.pop(key, set()))
             self._advanced_s = self._clock()
             if loan.left:
                 self._lent[key] = loan
@@ -86,6 +86,7 @@ class Loans:
         with self._news:
             while True:
                 if key in self._lent and worker in self._lent[key].left:
+                    self._advanced_s = self._clock()
                     self._lent[key].busy.add(worker)
                     return self._lent[key].view
                 if not self._may_come(key, worker):
@@ -99,23 +100,29 @@ class Loans:
     def done(self, key: Key, worker: int) -> None:
         """This worker has had it, or will not."""
         with self._news:
+            self._advanced_s = self._clock()
             self._forget(key, worker)
+
+    def arrive(self, worker: int) -> None:
+        """It has a connection, until it leaves."""
+        with self._news:
+            self._present.add(worker)
 
     def leave(self, worker: int) -> None:
         """It will not come any more in this round: nothing is kept for it."""
         with self._news:
+            self._present.discard(worker)
             self._leave(worker)
 
     def press(self) -> set[int]:
-        """A buffer is needed: whoever has not come for long is lost, in later rounds as well. Who that was."""
+        """A buffer is needed: where nobody has come for long, nothing is kept for those who did not, in later rounds as
+        well; if some of them have no connection, for these. Who that was."""
         with self._news:
-            now_s = self._clock()
-            late = {
-                worker
-                for loan in self._lent.values()
-                if now_s - loan.since_s >= self._late_s
-                for worker in loan.left - loan.busy
-            }
+            loans = list(self._lent.values())
+            if self._clock() - self._advanced_s < self._late_s or any(loan.busy for loan in loans):
+                return set()
+            missing = {worker for loan in loans for worker in loan.left}
+            late = missing - self._present or missing
             for worker in late:
                 self._leave(worker)
             self._lost |= late

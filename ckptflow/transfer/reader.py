@@ -175,7 +175,7 @@ class _Reading:
 
         streams = self._turns.streams
         buffers: Buffers = (
-            BufferShare(self._pool, division.read_buffers, self._wait) if division.read_buffers else self._pool
+            BufferShare(self._pool, division.read_buffers, self._press) if division.read_buffers else self._pool
         )
         threads = min(streams.most, buffers.count, max(1, len(ranges)))
         attempts = Attempts(len(ranges), helpers=HELPERS if self._store.is_object_store else 0)
@@ -225,14 +225,17 @@ class _Reading:
         lanes = [Lane(len(ranges), threads, buffers, attempts)]
         if division.others:
             count, places = len(division.others), self._pool.count - division.read_buffers
-            lanes.append(Lane(count, places, BufferShare(self._pool, places, self._wait), Attempts(count)))
+            lanes.append(Lane(count, places, BufferShare(self._pool, places, self._check_stopped), Attempts(count)))
         run_lanes(lanes, read, consume, lend, turns=self._turns)
         return Moved(sum(self._storage_bytes), sum(self._peer_bytes))
 
-    def _wait(self) -> None:
-        """All buffers that a thread may have are in use."""
+    def _check_stopped(self) -> None:
         if self._turns.is_stopped:
             raise StoppedError
+
+    def _press(self) -> None:
+        """All buffers for what comes from storage are in use, also by those who have yet to come for it."""
+        self._check_stopped()
         if self._sharing is not None:
             self._sharing.press()
 

@@ -57,11 +57,13 @@ def test_who_does_not_come_is_lost_only_when_a_buffer_is_needed_and_not_while_it
     loans, back = begun(clock), list[int]()
     loans.lend(key(0), VIEW, lambda: back.append(0))
     assert loans.take(key(0), 1, 0) is VIEW
+    clock.now_s += 10 * LATE_S
+    assert loans.press() == set()
+    loans.done(key(0), 1)
     clock.now_s += LATE_S - 0.1
     assert loans.press() == set()
     clock.now_s += 0.1
     assert loans.press() == {2}
-    loans.done(key(0), 1)
     assert back == [0]
     with pytest.raises(GoneError):
         loans.take(key(1), 2, 0)
@@ -116,3 +118,24 @@ def test_a_worker_gets_nothing_that_it_does_not_want(clock: Clock) -> None:
     with pytest.raises(GoneError):
         loans.take(key(0), 2, 0)
     assert loans.take(key(0), 1, 0) is VIEW
+
+
+def test_who_has_no_connection_is_lost_first(clock: Clock) -> None:
+    loans = begun(clock)
+    loans.arrive(1)
+    loans.lend(key(0), VIEW, lambda: None)
+    clock.now_s += LATE_S
+    assert loans.press() == {2}
+    assert loans.take(key(0), 1, 0) is VIEW
+
+
+def test_one_that_waits_for_slow_others_is_no_storage_that_stands_still(clock: Clock) -> None:
+    loans = begun(clock)
+    loans.lend(key(0), VIEW, lambda: None)
+    for worker in (1, 2):
+        clock.now_s += STUCK_S - 0.1
+        assert loans.take(key(0), worker, 0) is VIEW
+        clock.now_s += STUCK_S - 0.1
+        loans.done(key(0), worker)
+    clock.now_s += STUCK_S - 0.1
+    assert loans.take(key(1), 1, 0) is None
