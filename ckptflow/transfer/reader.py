@@ -174,9 +174,9 @@ class _Reading:
         checksums: dict[Part, int] = {}
 
         streams = self._turns.streams
-        buffers: Buffers = (
-            BufferShare(self._pool, division.read_buffers, self._press) if division.read_buffers else self._pool
-        )
+        buffers: Buffers = self._pool
+        if division.read_buffers:
+            buffers = BufferShare(self._pool, division.read_buffers, self._press)
         threads = min(streams.most, buffers.count, max(1, len(ranges)))
         attempts = Attempts(len(ranges), helpers=HELPERS if self._store.is_object_store else 0)
         last = len(ranges) % threads or threads  # that are read when no other is left to begin
@@ -188,13 +188,6 @@ class _Reading:
             requests = max(1, streams.at_the_end // last) if is_last else -(-streams.count // threads)
             get = partial(self._get_in_pieces, requests, lambda: attempts.is_raced(number))
             return self._read(ranges[number], buffer, get)
-
-        def lend(number: int, buffer: Buffer, give_back: Callable[[], None]) -> None:
-            if self._sharing is None or number >= len(division.own):
-                give_back()
-            else:
-                size_bytes = ranges[number].end - ranges[number].begin
-                self._sharing.lend(number, buffer.view[:size_bytes], give_back)
 
         def note(each: Range, sums: Sequence[int], first: int = 0) -> None:
             found = list(zip(each.parts, sums, strict=True))[first:]
@@ -226,8 +219,16 @@ class _Reading:
         if division.others:
             count, places = len(division.others), self._pool.count - division.read_buffers
             lanes.append(Lane(count, places, BufferShare(self._pool, places, self._check_stopped), Attempts(count)))
-        run_lanes(lanes, read, consume, lend, turns=self._turns)
+        run_lanes(lanes, read, consume, partial(self._lend, division.own), turns=self._turns)
         return Moved(sum(self._storage_bytes), sum(self._peer_bytes))
+
+    def _lend(self, own: Sequence[Range], number: int, buffer: Buffer, give_back: Callable[[], None]) -> None:
+        """What was read for others as well; it is still read here meanwhile. Should a slice of it have come wrong, and
+        be read again through this buffer, whoever gets that finds its checksum wrong."""
+        if self._sharing is None or number >= len(own):
+            give_back()
+        else:
+            self._sharing.lend(number, buffer.view[: own[number].end - own[number].begin], give_back)
 
     def _check_stopped(self) -> None:
         if self._turns.is_stopped:
