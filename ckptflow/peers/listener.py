@@ -69,7 +69,7 @@ class Listener:
         for connection in (*self._strangers.copy(), *self._admitted.copy().values()):
             shut(connection)
         until_s = time.monotonic() + _LEAVING_S
-        for thread in (self._accepting, *self._threads.copy()):
+        for thread in {self._accepting, *self._threads.copy()} - {threading.current_thread()}:
             thread.join(max(0.0, until_s - time.monotonic()))
 
     def _accept(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -75,6 +76,8 @@ class Exchange:
             return Terms()
         if self._listener is None:
             self._listener = find_listener([host_of(peer.address) for peer in self._peers], self.worker, self._loans)
+            # Ctrl-C may come just before `close`: then what is collected is closed.
+            weakref.finalize(self, _end, self._listener, self._loans).atexit = False
         return Terms(
             address=self._listener.address if self._listener is not None else "",
             port=self._listener.port if self._listener is not None else 0,
@@ -124,10 +127,8 @@ class Exchange:
 
     def close(self) -> None:
         """Nothing listens, no connection is left, and all buffers are back."""
-        if self._listener is not None:
-            self._listener.close()
         self._links.close()
-        self._loans.end()
+        _end(self._listener, self._loans)
 
 
 class Reading:
@@ -269,6 +270,12 @@ class _Links:
         link = self._links.pop(owner, None)
         if link is not None:
             link.close()
+
+
+def _end(listener: Listener | None, loans: Loans) -> None:
+    if listener is not None:
+        listener.close()
+    loans.end()
 
 
 def _key(phase: int, each: Range) -> Key:
