@@ -248,7 +248,7 @@ LIARS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*LIARS, "another_checkpoint", "refuses"])
+@pytest.mark.parametrize("kind", [*LIARS, "another_checkpoint", "parts of it", "refuses"])
 def test_whatever_a_peer_sends_the_others_have_right_values(
     kind: str, saved: Saved, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,7 +257,8 @@ def test_whatever_a_peer_sends_the_others_have_right_values(
     monkeypatch.setattr(link, "LONGEST_WAIT_S", 0.5)
     monkeypatch.setattr(link, "SLOWEST_BYTES_PER_S", 2**30)
     monkeypatch.setattr(pulls, "Loans", partial(loans.Loans, late_s=0.2))
-    job = Job(saved.manifest, [saved.reader() for _ in range(3)])
+    how = {"buffers": 6, "buffer_bytes": 2**14} if kind == "parts of it" else {}  # slices of two to five buffers
+    job = Job(saved.manifest, [saved.reader(**how) for _ in range(3)])
     if kind == "refuses":
         with socket.create_server(("127.0.0.1", 0)) as closed:
             port = closed.getsockname()[1]
