@@ -27,7 +27,7 @@ TOKEN_BYTES = 32
 CONNECT_S = 2.0
 SILENT_S = 5.0  # without a byte
 SLOWEST_BYTES_PER_S = 2**20  # after the first seconds of a transfer
-LONGEST_WAIT_S = 60.0  # for one range, while its owner says that it goes on
+LONGEST_WAIT_S = 300.0  # for one range, while its owner says that it goes on: one reads a slow storage, not all
 WAIT_EVERY_S = 0.5
 
 _MAGIC = b"ckptflow peers 1"
@@ -137,7 +137,7 @@ def admit(connection: socket.socket, token: bytes, owner: int, world_size: int) 
 def serve(connection: socket.socket, worker: int, loans: Loans, is_over: Callable[[], bool]) -> None:
     """Gives a worker that was admitted what it asks for, until it ends the connection or `is_over`.
 
-    Raises `LinkError` for one that breaks off, or takes what it has asked for too slowly.
+    Raises `LinkError` for one that breaks off, or takes what it has asked for too slowly; `StoppedError` if it is over.
     """
     frame = bytearray(_REQUEST.size)
     while not is_over():

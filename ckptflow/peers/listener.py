@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ckptflow.peers.link import LinkError, admit, serve, shut
 from ckptflow.peers.loans import Loans
+from ckptflow.transfer.streams import StoppedError
 
 logger = logging.getLogger("ckptflow")
 
@@ -77,7 +78,7 @@ class Listener:
             while not self._is_closed:
                 try:
                     connection, _ = self._socket.accept()
-                except TimeoutError:
+                except (TimeoutError, ConnectionAbortedError):
                     continue
                 except OSError as error:  # as with too many open files: nobody else comes, who is here stays
                     logger.debug("no worker can come to this one any more: %s", error.strerror)
@@ -95,7 +96,7 @@ class Listener:
                     self._strangers.discard(connection)
                     connection.close()
                     continue
-                self._threads.add(thread)
+                self._threads = {each for each in self._threads if each.is_alive()} | {thread}
 
     def _attend(self, connection: socket.socket) -> None:
         with connection:
@@ -116,6 +117,8 @@ class Listener:
         self._loans.arrive(worker)
         try:
             serve(connection, worker, self._loans, lambda: self._is_closed)
+        except StoppedError:
+            pass
         except LinkError as error:
             logger.debug("worker %d comes no more for what this worker has read: %s", worker, str(error))
         finally:
