@@ -67,8 +67,8 @@ class Listener:
         if self._accepting is None:
             self._socket.close()
             return
-        for connection in (*self._strangers.copy(), *self._admitted.copy().values()):
-            shut(connection)
+        for each in (self._socket, *self._strangers.copy(), *self._admitted.copy().values()):
+            shut(each)  # of the one that listens Linux tells its thread at once; elsewhere it looks soon
         until_s = time.monotonic() + _LEAVING_S
         for thread in {self._accepting, *self._threads.copy()} - {threading.current_thread()}:
             thread.join(max(0.0, until_s - time.monotonic()))
@@ -81,7 +81,8 @@ class Listener:
                 except (TimeoutError, ConnectionAbortedError):
                     continue
                 except OSError as error:  # as with too many open files: nobody else comes, who is here stays
-                    logger.debug("no worker can come to this one any more: %s", error.strerror)
+                    if not self._is_closed:
+                        logger.debug("no worker can come to this one any more: %s", error.strerror)
                     return
                 if len(self._strangers) >= MAX_STRANGERS or self._is_closed:
                     connection.close()
