@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -25,7 +26,7 @@ from msgspec import structs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import experiments, machine, tables
+from benchmarks import experiments, machine, restoring, tables
 from benchmarks.experiments import MIB, Turns
 from benchmarks.link import linked
 from benchmarks.results import FORMAT, Result, Run, Timeline, encode
@@ -57,6 +58,7 @@ def main() -> None:
     console = Console(width=120)
     _say_first(console)
     counts: Sequence[int] = experiments.WORKERS[arguments.full] if "workers" in arguments.only else ()
+    readers: Sequence[int] = experiments.RESTORING[arguments.full] if "workers" in arguments.only else ()
     points = _points(arguments)
     run = Run(
         format=FORMAT,
@@ -68,7 +70,7 @@ def main() -> None:
         results=(),
     )
     with _progress(console) as progress, tempfile.TemporaryDirectory(prefix="ckptflow-bench-logs-") as logs:
-        task = progress.add_task("", total=len(points) + len(counts))
+        task = progress.add_task("", total=len(points) + len(counts) + len(readers) * len(restoring.WAYS))
 
         def found(*results: Result, timelines: Sequence[Timeline] = ()) -> None:
             """Written at once: what was found outlives an end in the middle."""
@@ -89,6 +91,9 @@ def main() -> None:
             except Exception as error:
                 traceback.print_exc()
                 found(_failed("workers", count, str(error)))
+        for result in _restores(readers, arguments):
+            progress.update(task, description=f"{result.worker_count} worker(s) have restored by {result.peer}")
+            found(result)
     tables.print_run(console, run)
     _write_pages(console, run, arguments.out)
     if any(result.error and result.peer.startswith("ckptflow") for result in run.results):
@@ -121,6 +126,21 @@ def run_turns(each: Turns, folder: str, logs: str, peers: Sequence[str]) -> list
             results += found if len(groups) == 1 else [_not_beside(result) for result in found]
     reason = "not run: it takes more than a minute for a round with so many variables"
     return results + [_skipped(each, name, reason) for name in skipped]
+
+
+def _restores(counts: Sequence[int], arguments: argparse.Namespace) -> Iterator[Result]:
+    """Those of each number of workers, behind one link."""
+    size_bytes = int(arguments.size_mib * MIB) or experiments.RESTORING_SIZE_BYTES
+    if not counts:
+        return
+    with restoring.place(arguments.folder) as options:
+        for count, way in itertools.product(counts, restoring.WAYS):
+            try:
+                yield restoring.measure_restores(count, way, size_bytes, arguments.rounds or 3, options)
+            except Exception as error:
+                traceback.print_exc()
+                failed = _failed("workers", count, str(error))
+                yield structs.replace(failed, storage="s3", peer=restoring.WAYS[way])
 
 
 def _points(arguments: argparse.Namespace) -> list[Turns]:

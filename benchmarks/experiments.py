@@ -161,3 +161,5 @@ EXPERIMENTS = ("size", "variables", "objects", "link", "training", "workers")
 PEERS = tuple({**LOCAL, **S3, **GCS, **LINK_S3, **LINK_GCS, **TRAINING})
 WORKERS = {False: (1, 2, 4), True: (1, 2, 3, 4)}
 WORKERS_SIZE_BYTES = GIB // 2
+RESTORING = {False: (1, 2, 4), True: (1, 2, 4, 8)}  # workers behind one link
+RESTORING_SIZE_BYTES = GIB // 2

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import math
 import multiprocessing
 import os
 import random
@@ -26,7 +27,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -60,6 +61,7 @@ class Link:
     refused: float = 0.0
     at_once: int = 10_000  # requests: what comes while so many are under way is refused
     cut_every: int = 0  # connections: the last of so many is cut off at its first request
+    shared_bytes_per_s: float = math.inf  # of all replies together
     seed: int = 0
 
 
@@ -97,6 +99,7 @@ class _Traffic:
         self._chance = random.Random(link.seed)
         self._under_way = 0
         self._connections = 0
+        self._free_at_s = 0.0  # when what all connections share has carried what was drawn
         self._spoiled: Counter[bytes] = Counter()
         self._lock = threading.Lock()
 
@@ -112,6 +115,15 @@ class _Traffic:
             varied = self._chance.uniform(1 - self._link.jitter, 1 + self._link.jitter)
             slower = SLOW if self._chance.random() < self._link.slow else 1
             return self._link.bytes_per_s * varied / slower, self._link.latency_s * varied
+
+    def wait_for_share(self, size_bytes: int) -> None:
+        """Until the link that all replies share has room for so many bytes more, to within some milliseconds."""
+        with self._lock:
+            now_s = time.monotonic()
+            self._free_at_s = max(self._free_at_s, now_s) + size_bytes / self._link.shared_bytes_per_s
+            wait_s = self._free_at_s - now_s
+        if wait_s > 0.004:
+            time.sleep(wait_s)
 
     @contextlib.contextmanager
     def under_way(self, head: bytes) -> Iterator[bool]:
@@ -166,8 +178,10 @@ class _Wire:
         rate = min(max(1, int(bytes_per_s)), 2**31 - 1)
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
 
-    def pass_on(self, to: _Wire, size_bytes: int, pipe: tuple[int, int]) -> None:
-        """The next bytes of this one, to the other."""
+    def pass_on(
+        self, to: _Wire, size_bytes: int, pipe: tuple[int, int], wait: Callable[[int], None] = lambda size_bytes: None
+    ) -> None:
+        """The next bytes of this one, to the other; `wait` is called before they go."""
         begun, self._rest = self._rest[:size_bytes], self._rest[size_bytes:]
         to.socket.sendall(begun)
         left = size_bytes - len(begun)
@@ -177,6 +191,7 @@ class _Wire:
             if not count:
                 raise EOFError
             left -= count
+            wait(count)
             while count:
                 count -= os.splice(out, to.socket.fileno(), count)
 
@@ -261,7 +276,7 @@ class _Joint:
             return
         found = _LENGTH.search(reply)
         if found:
-            far.pass_on(near, int(found[1]), pipe)
+            far.pass_on(near, int(found[1]), pipe, self._traffic.wait_for_share)
         elif _CHUNKED.search(reply):
             far.pass_chunks_on(near)
         else:

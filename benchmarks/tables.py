@@ -21,6 +21,7 @@ _COLUMNS = (
     ("restore_cold_s", "cold restore s", 1, 3),
     ("restore_warm_s", "warm restore s", 1, 3),
     ("restore_cpu_s", "restore CPU-s", 1, 2),
+    ("restore_read_bytes", "restore reads MiB", 1 / _MIB, 0),
     ("peak_restore_bytes", "peak MiB", 1 / _MIB, 0),
     ("save_requests", "save requests", 1, 0),
     ("step_s", "step ms", 1e3, 1),
@@ -55,7 +56,7 @@ def _table(title: str, results: list[Result]) -> Table:
         table.add_column(heading, justify="right")
     missing: list[str] = []
     for result in results:
-        name = str(result.worker_count) if result.experiment == "workers" else result.peer
+        name = f"{result.worker_count}, {result.peer}" if result.experiment == "workers" else result.peer
         if result.error:
             table.add_row(name, style="dim")
             missing.append(f"{name}: {result.error}")

@@ -49,13 +49,18 @@ class Claimed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored(Event):
-    """The state is that of `folder`, committed at `created_at`; getting there took `restore_s`, the vote included."""
+    """The state is that of `folder`, committed at `created_at`; getting there took `restore_s`, the vote included.
+
+    This worker has read `storage_bytes` of shards from storage, and got `peer_bytes` of them of other workers.
+    """
 
     step: int
     folder: str
     size_bytes: int
     restore_s: float
     created_at: datetime
+    storage_bytes: int = 0
+    peer_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,9 @@ class CheckpointManager:
             script, it starts over at every restart.
         verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
             tensor, at the cost of reading all of them on every worker.
+        restore_from: "auto": of several workers one reads from storage what all of them want, and the others get it of
+            that one over the network; what cannot be had so is read from storage. "storage": each worker reads all
+            that it wants from storage, and nothing listens. The same on all workers.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
             many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
             number begins at 16, grows while the throughput grows, up to what the memory budget holds, and falls where
@@ -85,6 +88,7 @@ class CheckpointManager:
         read_only: bool = False,
         fresh: bool = False,
         verify_replicas: Literal["small", "all"] = "small",
+        restore_from: Literal["auto", "storage"] = "auto",
         concurrency: int | None = None,
         on_event: Hook | Sequence[Hook] = (),
     ) -> None:
@@ -95,6 +99,7 @@ class CheckpointManager:
             peer_timeout_s,
             on_save_error,
             verify_replicas,
+            restore_from,
             concurrency,
         )
         # What ckptflow's own callbacks and watcher work with. Not for programs: it changes without notice.
@@ -112,6 +117,7 @@ class CheckpointManager:
             read_only=read_only,
             fresh=fresh,
             verify_replicas=verify_replicas,
+            restore_from=restore_from,
             concurrency=concurrency,
             hooks=arguments.check_hooks(on_event),
         )

@@ -47,11 +47,14 @@ AGE = Metric("newest_checkpoint_age_seconds", "gauge", "age of the newest checkp
 COMMITS = Metric("commits", "counter", "checkpoints committed by this process; the chief's")
 FAILURES = Metric("save_failures", "counter", "saves of which this worker's part, or the commit, failed")
 RESTORE = Metric("restore_seconds", "histogram", "how long a restore took")
+FROM_STORAGE = Metric("restore_storage_bytes", "counter", "bytes of shards that restores have read from storage")
+FROM_PEERS = Metric("restore_peer_bytes", "counter", "bytes of shards that restores have got of other workers")
 RETRIES = Metric("storage_retries", "counter", "requests to the storage that were made again")
 PRUNED = Metric("pruned_bytes", "counter", "bytes of checkpoints that were deleted; the chief's")
 
 METRICS = (
-    BLOCKED, WRITE, WRITTEN, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, RESTORE, RETRIES, PRUNED,
+    BLOCKED, WRITE, WRITTEN, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, RESTORE, FROM_STORAGE, FROM_PEERS,
+    RETRIES, PRUNED,
 )  # fmt: skip
 
 
@@ -72,7 +75,13 @@ def measure(event: Event) -> list[tuple[Metric, float]]:
                 (COMMITS, 1),
             ]
         case Restored():
-            return [(RESTORE, event.restore_s), (SIZE, event.size_bytes), (STEP, event.step)]
+            return [
+                (RESTORE, event.restore_s),
+                (FROM_STORAGE, event.storage_bytes),
+                (FROM_PEERS, event.peer_bytes),
+                (SIZE, event.size_bytes),
+                (STEP, event.step),
+            ]
         case SaveFailed():
             return [(FAILURES, 1)]
         case Retried():

@@ -23,12 +23,14 @@ from ckptflow.errors import LEAVING, CheckpointGoneError, CorruptCheckpointError
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
+from ckptflow.peers.exchange import Terms
 from ckptflow.peers.team import Call, Done, Team, agree, chief_says
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
 Load = Callable[[Folder, Manifest, Mapping[str, int] | None], None]
+_Do = Callable[[Folder], str | Terms | None]  # one worker's part, and what it tells the others
 
 
 class Outcome(StrEnum):
@@ -40,11 +42,12 @@ class Outcome(StrEnum):
 
 
 class PartResult(msgspec.Struct, frozen=True):
-    """One worker's outcome, and why; of a check that went well, a checksum of what it would take."""
+    """One worker's outcome, and why; of a check that went well, a checksum of what it would take; or what it wants."""
 
     outcome: Outcome = Outcome.FINE
     why: str = ""
     taken: str = ""
+    terms: Terms | None = None
 
 
 class _Look(msgspec.Struct, frozen=True):
@@ -83,7 +86,9 @@ class Start:
 class Resume:
     """One restore: `check` refuses a manifest that does not fit the state, `load` brings its values back.
 
-    `check(manifest)`, `load(folder, manifest, files)` and `complete()` run on every worker, each only once the one
+    `divide` is for several workers that read together: it refuses as `check` does, and returns what this one wants;
+    `share` is called with what all of them want, before anything is read. `check(manifest)`,
+    `load(folder, manifest, files)` and `complete()` run on every worker, each only once the one
     before has gone well on all of them. `load` may assign only what every other checkpoint that fits the state
     replaces; `complete` assigns the rest. They raise `CorruptCheckpointError` only where bytes came whole and wrong or
     a shard is missing; whatever else they raise stops the restore on all workers.
@@ -97,6 +102,8 @@ class Resume:
         *,
         check: Callable[[Manifest], str | None],
         load: Load,
+        divide: Callable[[Manifest], Terms] | None = None,
+        share: Callable[[Manifest, Sequence[Terms]], None] = lambda manifest, terms: None,
         complete: Callable[[], None] = lambda: None,
         verify: Callable[[Folder, Manifest], str] = lambda folder, manifest: "",
         read_only: bool = False,
@@ -108,6 +115,8 @@ class Resume:
         self._summaries = summaries
         self._check = check
         self._load = load
+        self._divide = divide
+        self._share = share
         self._complete = complete
         self._verify = verify
         self._has_loaded = False
@@ -192,7 +201,7 @@ class Resume:
 
         look = chief_says(self._cluster, Call.LOOK, choose, _Look)
         if look.folder is not None:
-            parts = self._in_parts(look.folder, {Call.READ: self._read, Call.CHECK: self._check_read})
+            parts = self._in_parts(look.folder, self._checks())
             check_manifest_is_seen(self._cluster, self._store, look.folder, [p.outcome is Outcome.GONE for p in parts])
         return look.reason
 
@@ -214,6 +223,13 @@ class Resume:
     def _check_read(self, folder: Folder) -> str | None:
         return self._check(self._sound())
 
+    def _checks(self) -> dict[Call, _Do]:
+        """What is done with a checkpoint before any value is changed."""
+        divide = self._divide
+        if divide is None:
+            return {Call.READ: self._read, Call.CHECK: self._check_read}
+        return {Call.READ: self._read, Call.DIVIDE: lambda _: divide(self._sound()), Call.CHECK: self._check_read}
+
     def _attempt(self, folder: Folder) -> tuple[Summary | None, list[PartResult]]:
         """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
         view = self._view
@@ -228,14 +244,11 @@ class Resume:
             if view is not None and self._cluster.is_chief:
                 view.lineage = self._chooser.lineage_of(summarize(self._sound(), self._store.url), view)
 
-        parts = self._in_parts(
-            folder,
-            {Call.READ: self._read, Call.CHECK: self._check_read, Call.LOAD: load, Call.COMPLETE: complete},
-        )
+        parts = self._in_parts(folder, {**self._checks(), Call.LOAD: load, Call.COMPLETE: complete})
         is_whole = all(part.outcome is Outcome.FINE for part in parts)
         return summarize(self._sound(), self._store.url) if is_whole else None, parts
 
-    def _in_parts(self, folder: Folder, parts: Mapping[Call, Callable[[Folder], str | None]]) -> list[PartResult]:
+    def _in_parts(self, folder: Folder, parts: Mapping[Call, _Do]) -> list[PartResult]:
         """Does part after part, as long as each goes well on every worker, and says how the last one went on each.
 
         What a part returns must be the same on every worker: else their copies would differ. Checking may make
@@ -252,11 +265,13 @@ class Resume:
                     "it was restored: call restore with the same partial= and rename= on each; what is a worker's own "
                     "goes into PerWorker"
                 )
+            if call is Call.DIVIDE:
+                self._share(self._sound(), [part.terms or Terms() for part in found])
         return found
 
-    def _try(self, folder: Folder, do: Callable[[Folder], str | None]) -> PartResult:
+    def _try(self, folder: Folder, do: _Do) -> PartResult:
         try:
-            taken = do(folder)
+            told = do(folder)
         except LEAVING:
             raise
         except BaseException as error:
@@ -264,7 +279,7 @@ class Resume:
             if part is None:
                 raise
             return self._is_it_damage(folder, part) if part.outcome is Outcome.DAMAGED else part
-        return PartResult(taken=taken or "")
+        return PartResult(terms=told) if isinstance(told, Terms) else PartResult(taken=told or "")
 
     def _is_it_damage(self, folder: Folder, damaged: PartResult) -> PartResult:
         """A prune deletes the manifest first: where that is gone by now, the rest was on its way out, not damaged.

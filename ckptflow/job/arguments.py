@@ -56,6 +56,7 @@ def check_arguments(
     peer_timeout_s: float | None,
     on_save_error: str,
     verify_replicas: str,
+    restore_from: str,
     concurrency: int | None,
 ) -> None:
     least_bytes = MIN_SHARD_BYTES if shard_bytes is None else shard_bytes
@@ -76,6 +77,8 @@ def check_arguments(
         raise ValueError(f'on_save_error is "raise" or "log", not {on_save_error!r}')
     if verify_replicas not in ("small", "all"):
         raise ValueError(f'verify_replicas is "small" or "all", not {verify_replicas!r}')
+    if restore_from not in ("auto", "storage"):
+        raise ValueError(f'restore_from is "auto" or "storage", not {restore_from!r}')
 
 
 def _is_whole(value: object) -> bool:

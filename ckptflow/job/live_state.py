@@ -13,6 +13,7 @@ from ckptflow.format.manifest import Manifest
 from ckptflow.format.offer import offer_of
 from ckptflow.format.spec import Rename, TensorSpec
 from ckptflow.peers.cluster import Cluster
+from ckptflow.peers.team import Done
 from ckptflow.printable import lines
 from ckptflow.spans import span
 from ckptflow.state.assign import all_of_it_but, match
@@ -189,10 +190,11 @@ class LiveState:
         else:
             error.add_note(text)
 
-    def prepare(self) -> None:
+    def prepare(self) -> Done:
         """Works out how to capture, so that the first save blocks no longer than the later ones."""
         self.refresh()
         prepare(self._tree)
+        return Done()
 
     def hold_metrics(self) -> None:
         """From here on, until `release_metrics`, metrics are captured as they are now."""

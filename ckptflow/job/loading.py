@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial as bound
 
 from ckptflow.commit.sameness import checksum
@@ -13,12 +15,17 @@ from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Rename, Target, Wanted
 from ckptflow.format.words import some_of
 from ckptflow.job.live_state import LiveState
+from ckptflow.peers.cluster import Cluster
+from ckptflow.peers.exchange import Terms
+from ckptflow.peers.pulls import Exchange, Phase
+from ckptflow.peers.team import Call, Done, Team, agree
 from ckptflow.reading import ArrayTarget
 from ckptflow.state.put import rehearse
 from ckptflow.state.restore import Restore
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_shards, read_tensors
+from ckptflow.transfer.sharing import Moved
 from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.verify import verify_checkpoint
 
@@ -30,6 +37,7 @@ _NAMES_SHOWN = 20
 class Loading:
     """What `Resume` does with a manifest, step by step, each on all workers before any of them begins the next.
 
+    `divide` tells what this worker wants of it, where several read together, and `share` takes what all of them want.
     `check` finds what does not fit and changes no value: tables, iterators and vocabularies are read for that. With
     `partial` it verifies every byte, too, since an older checkpoint may have no value for what this one would leave.
     What is attached to the state is read, and set aside for whoever attached it, with metrics that are not built yet:
@@ -47,8 +55,10 @@ class Loading:
         partial: bool,
         rename: Rename | None,
         look: Callable[[], None],
+        readers: Cluster | None = None,
     ) -> None:
-        """`look` is called now and then while much is read, and raises if that is in vain."""
+        """`look` is called now and then while much is read, and raises if that is in vain. `readers`: the workers, if
+        storage is to be read once for all of them."""
         self._live = live
         self._store = store
         self._pool = pool
@@ -56,12 +66,44 @@ class Loading:
         self._partial = partial
         self._rename = rename
         self._look = look
+        self._readers = readers
+        self._exchange: Exchange | None = None  # while `together`
+        self.moved = Moved()  # of shards, by what was read here so far
+        self._matched: tuple[Manifest, Restore] | None = None
         self._checked: tuple[Manifest, Restore] | None = None
         self._loaded: Restore | None = None
         self.manifest: Manifest | None = None  # of what was loaded
         self.missing: frozenset[str] = frozenset()  # what has got no value by it
         self.has_set_aside = False
         self._aside: dict[str, Array] = {}
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether several workers read together, so that each has to know what the others want."""
+        return self._readers is not None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """While it is open, other workers may come for what this one has read. For one restore."""
+        if self._readers is None:
+            yield
+            return
+        with Exchange(self._readers.worker, self._readers.peers, self._pool) as self._exchange:
+            try:
+                yield
+            finally:
+                self._exchange = None
+
+    def divide(self, manifest: Manifest) -> Terms:
+        """What this worker wants of a checkpoint. Raises `StateMismatchError`."""
+        self._matched = None
+        restore = self._match(manifest)
+        return self._exchange.terms(manifest, restore.early, restore.rest) if self._exchange is not None else Terms()
+
+    def share(self, manifest: Manifest, terms: Sequence[Terms]) -> None:
+        """What is read of it from here on is read together."""
+        if self._exchange is not None:
+            self._exchange.share(manifest, terms)
 
     def check(self, manifest: Manifest) -> str:
         """A text that is the same on all workers if they take the same tensors of what they share.
@@ -70,14 +112,22 @@ class Loading:
         """
         if self._checked is not None and self._checked[0] == manifest:
             return checksum(self._checked[1].shared())
-        self._checked = None
-        restore = self._live.match(manifest, partial=self._partial, rename=self._rename)
-        rehearse(restore, bound(self._read, manifest))
+        restore, self._matched = self._match(manifest), None  # what a rehearsal has refused is matched again
+        rehearse(restore, bound(self._read, manifest, phase=Phase.EARLY))
         if self._partial:
-            self._read(manifest, restore.rest, restore, only_verify=True)
+            self._read(manifest, restore.rest, restore, phase=Phase.VERIFY)
         self._set_aside(manifest, restore)
         self._checked = manifest, restore
         return checksum(restore.shared())
+
+    def _match(self, manifest: Manifest) -> Restore:
+        """What of it goes where, worked out once."""
+        for known in (self._checked, self._matched):
+            if known is not None and known[0] == manifest:
+                return known[1]
+        self._checked = None
+        self._matched = manifest, self._live.match(manifest, partial=self._partial, rename=self._rename)
+        return self._matched[1]
 
     def load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         """Checks the shards' sizes, in `files` or as they are listed, and assigns."""
@@ -85,7 +135,7 @@ class Loading:
         self.check(manifest)
         checked, self._checked = self._checked, None  # once: what is read again is checked again
         if checked is not None:
-            self._read(manifest, checked[1].rest, checked[1])
+            self._read(manifest, checked[1].rest, checked[1], phase=Phase.REST)
             self._loaded, self.manifest = checked[1], manifest
 
     def complete(self) -> None:
@@ -131,18 +181,44 @@ class Loading:
         self._aside = {manifest.tensors[index].name: array for index, array in target.arrays.items()}
         self.has_set_aside = True
 
-    def _read(self, manifest: Manifest, wanted: Sequence[Wanted], target: Target, *, only_verify: bool = False) -> None:
+    def _read(
+        self, manifest: Manifest, wanted: Sequence[Wanted], target: Target, *, phase: Phase | None = None
+    ) -> None:
+        """Without a phase it is read from storage by this worker alone."""
         folder = parse_folder(manifest.folder)
         if folder is None or not wanted:  # a manifest that was read names its folder
             return
-        read_tensors(
-            self._store,
-            folder,
-            manifest,
-            wanted,
-            target,
-            self._pool,
-            only_verify=only_verify,
-            streams=self._streams,
-            look=self._look,
-        )
+        together = self._exchange.reading(phase) if self._exchange is not None and phase is not None else nullcontext()
+        with together as sharing:
+            moved = read_tensors(
+                self._store,
+                folder,
+                manifest,
+                wanted,
+                target,
+                self._pool,
+                only_verify=phase is Phase.VERIFY,
+                streams=self._streams,
+                look=self._look,
+                sharing=sharing,
+            )
+        self.moved = Moved(*map(operator.add, self.moved, moved))
+
+
+def load_again(cluster: Team, loading: Loading, folder: Folder, manifest: Manifest) -> None:
+    """Assigns what was loaded once more. Called by all workers; takes no other checkpoint in its place."""
+
+    def load() -> Done:
+        loading.load(folder, manifest, None)
+        return Done()
+
+    def complete() -> Done:
+        loading.complete()
+        return Done()
+
+    with loading.together():
+        if loading.is_divided:
+            loading.share(manifest, agree(cluster, Call.DIVIDE, lambda: loading.divide(manifest)))
+        agree(cluster, Call.CHECK, lambda: loading.check(manifest))
+        agree(cluster, Call.LOAD, load)
+        agree(cluster, Call.COMPLETE, complete)

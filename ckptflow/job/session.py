@@ -32,7 +32,7 @@ from ckptflow.job.carried import carried_in, read_attached
 from ckptflow.job.hooks import Hook, Hooks
 from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.live_state import LiveState
-from ckptflow.job.loading import Loading
+from ckptflow.job.loading import Loading, load_again
 from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Saver, Stopwatch, software_versions
@@ -92,6 +92,7 @@ class Session:
         read_only: bool,
         fresh: bool,
         verify_replicas: Literal["small", "all"],
+        restore_from: Literal["auto", "storage"],
         concurrency: int | None,
         hooks: Sequence[Hook],
     ) -> None:
@@ -101,6 +102,7 @@ class Session:
         self._on_save_error = on_save_error
         self._fresh = fresh
         self._verify_replicas: Literal["small", "all"] = verify_replicas
+        self._restore_from = restore_from
 
         self.cluster: Cluster = find_cluster(
             strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s
@@ -237,18 +239,8 @@ class Session:
             return
         manifest = self._manifest(restored.folder)
 
-        def load() -> Done:
-            loading.load(restored.folder, manifest, None)
-            return Done()
-
-        def complete() -> Done:
-            loading.complete()
-            return Done()
-
         try:
-            self.agree(Call.CHECK, lambda: loading.check(manifest))
-            self.agree(Call.LOAD, load)
-            self.agree(Call.COMPLETE, complete)
+            self.calls.take_turn(lambda: load_again(self.cluster, loading, restored.folder, manifest))
         except BaseException as error:
             self.live.tell_of_mixture(error)
             raise
@@ -310,7 +302,8 @@ class Session:
             return _Standing(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
 
         self.live.release_metrics()  # held for a validation that an exception has ended
-        arguments_ = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
+        arguments_: dict[str, Any] = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
+        arguments_ |= {"restore_from": self._restore_from} if self._restore_from != "auto" else {}
         held = agree(self.cluster, called(Call.RESTORE, **arguments_), look)
         self.live.check_same([each.state for each in held])
         if held[0].has_checkpoints:
@@ -319,7 +312,8 @@ class Session:
         resume = self._resume(loading)
         is_anew = step is None and self._fresh and not self.read_only
         try:
-            start = resume.start_anew(fresh=True) if is_anew else resume.run(step)
+            with loading.together():
+                start = resume.start_anew(fresh=True) if is_anew else resume.run(step)
         except BaseException as error:
             if resume.may_have_claimed:  # the incarnation before is fenced by our own claim
                 self._incarnation = None
@@ -344,6 +338,7 @@ class Session:
                 size_bytes=found.size_bytes,
                 restore_s=watch.elapsed_s(),
                 created_at=found.created_at,
+                **loading.moved._asdict(),
             )
         )
         if incarnation is not None and start.save_again:
@@ -352,8 +347,16 @@ class Session:
         return found
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
-        look = self.cluster.looking_after(str(Call.LOAD))
-        return Loading(self.live, self.store, self._pool, self._reading, partial=partial, rename=rename, look=look)
+        return Loading(
+            self.live,
+            self.store,
+            self._pool,
+            self._reading,
+            partial=partial,
+            rename=rename,
+            look=self.cluster.looking_after(str(Call.LOAD)),
+            readers=self.cluster if self._restore_from == "auto" and self.cluster.peers else None,
+        )
 
     def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
@@ -361,6 +364,8 @@ class Session:
             self.store,
             self.cluster,
             self.summaries,
+            divide=loading.divide if loading.is_divided else None,
+            share=loading.share,
             check=loading.check,
             load=loading.load,
             complete=loading.complete,
@@ -375,7 +380,7 @@ class Session:
         if start.held is None:
             raise UsageError("a reader begins no incarnation")
         self._incarnation = None  # the one before is fenced by our own claim
-        agree(self.cluster, Call.PREPARE, self._prepare)
+        agree(self.cluster, Call.PREPARE, self.live.prepare)
         notes = Notes(start.held.tag, self.cluster.world_size)
         coordinator = None
         if self.cluster.is_chief:
@@ -405,10 +410,6 @@ class Session:
         background, timeout_s, begin_wait = self._background, self._commit_timeout_s, self.cluster.begin_wait
         self._incarnation = Incarnation(start, saver, background, self.live, timeout_s, begin_wait, notes.find)
         return self._incarnation
-
-    def _prepare(self) -> Done:
-        self.live.prepare()
-        return Done()
 
     def _leave_by(self, error: BaseException) -> None:
         """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""

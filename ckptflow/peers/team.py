@@ -91,6 +91,7 @@ class Call(StrEnum):
     CLAIM = "restore: claim the root"
     SEE = "restore: look for the same storage"
     READ = "restore: read the manifest"
+    DIVIDE = "restore: divide what is to be read"
     CHECK = "restore: compare it with the state"
     LOAD = "restore: read the values"
     COMPLETE = "restore: assign the last values"

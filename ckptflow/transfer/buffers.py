@@ -6,13 +6,16 @@ import contextlib
 import mmap
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 
 from ckptflow.errors import UsageError
 from ckptflow.format.spec import Bytes1D
 from ckptflow.format.words import size_text
+
+_LOOK_S = 0.1
 
 
 def memory_for(what: str, size_bytes: int) -> Bytes1D:
@@ -47,6 +50,19 @@ class Buffer:
         self.view = memoryview(memory)
         self.array: Bytes1D = np.frombuffer(memory, dtype=np.uint8)
         self.turn = 0
+
+
+class Buffers(Protocol):
+    """Where the threads of a pipeline get their buffers: a pool, or a part of one."""
+
+    @property
+    def count(self) -> int: ...
+
+    def acquire(self) -> Buffer: ...
+
+    def acquire_now(self) -> Buffer | None: ...
+
+    def release(self, buffer: Buffer, turn: int | None = None) -> None: ...
 
 
 class BufferPool:
@@ -143,3 +159,57 @@ class BufferPool:
         self._is_closed = True
         self._free.clear()
         self._tokens.put(None)
+
+
+class BufferShare:
+    """A part of a pool: no more than `count` of its buffers at once. `wait` is called now and then while all of them
+    are in use; it may raise, and `acquire` with it.
+
+    Whoever shares a pool with others that keep buffers for long has some left in this way. Of a buffer that is given
+    back more than once, by its turn, the first time counts.
+    """
+
+    def __init__(self, pool: BufferPool, count: int, wait: Callable[[], None]) -> None:
+        self._pool = pool
+        self.count = count
+        self._wait = wait
+        self._out: set[tuple[int, int]] = set()
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(count):
+            self._tokens.put(None)
+
+    def acquire(self) -> Buffer:
+        while not self._has_token():
+            self._wait()
+        return self._note(self._pool.acquire())
+
+    def acquire_now(self) -> Buffer | None:
+        try:
+            self._tokens.get_nowait()
+        except queue.Empty:
+            return None
+        buffer = self._pool.acquire_now()
+        if buffer is None:
+            self._tokens.put(None)
+            return None
+        return self._note(buffer)
+
+    def release(self, buffer: Buffer, turn: int | None = None) -> None:
+        turn = buffer.turn if turn is None else turn
+        self._pool.release(buffer, turn)
+        try:
+            self._out.remove((id(buffer), turn))
+        except KeyError:
+            return
+        self._tokens.put(None)
+
+    def _has_token(self) -> bool:
+        try:
+            self._tokens.get(timeout=_LOOK_S)
+        except queue.Empty:
+            return False
+        return True
+
+    def _note(self, buffer: Buffer) -> Buffer:
+        self._out.add((id(buffer), buffer.turn))
+        return buffer

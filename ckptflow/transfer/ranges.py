@@ -33,8 +33,14 @@ class Range:
     parts: tuple[Part, ...]
 
 
-def plan_ranges(manifest: Manifest, pieces: Iterable[tuple[int, SliceRecord]], buffer_bytes: int) -> tuple[Range, ...]:
-    """The ranges to read for these (tensor, slice) pairs: neighbours together, ordered by each one's first pair."""
+def plan_ranges(
+    manifest: Manifest, pieces: Iterable[tuple[int, SliceRecord]], buffer_bytes: int, join_bytes: int | None = None
+) -> tuple[Range, ...]:
+    """The ranges to read for these (tensor, slice) pairs: neighbours together, ordered by each one's first pair.
+
+    Slices longer than `buffer_bytes` are cut; what is joined is no longer than `join_bytes`, or than a buffer.
+    """
+    longest_bytes = buffer_bytes if join_bytes is None else join_bytes
     ranked = [
         (rank, part)
         for rank, (tensor, piece) in enumerate(pieces)
@@ -48,7 +54,7 @@ def plan_ranges(manifest: Manifest, pieces: Iterable[tuple[int, SliceRecord]], b
             if (
                 part.slice.shard == last.slice.shard
                 and part.begin - last.end <= MAX_GAP_BYTES
-                and part.end - page_of(first.begin) <= buffer_bytes
+                and part.end - page_of(first.begin) <= longest_bytes
             ):
                 found[-1][1].append(part)
                 found[-1] = min(rank, found[-1][0]), found[-1][1]

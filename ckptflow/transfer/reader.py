@@ -7,27 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import crc32c
-import numpy.typing as npt
 
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
-from ckptflow.format import boxes, dtypes
-from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Manifest, SliceRecord, TensorRecord
+from ckptflow.format.manifest import Manifest
 from ckptflow.format.shard import crc32c_combine
 from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
+from ckptflow.transfer.arrivals import Arrival
 from ckptflow.transfer.attempts import HELPERS, Attempts
-from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.pipeline import run
+from ckptflow.transfer.buffers import Buffer, BufferPool, Buffers, BufferShare
+from ckptflow.transfer.pipeline import Lane, run_lanes
 from ckptflow.transfer.ranges import Part, Range, page_of, plan_ranges
-from ckptflow.transfer.streams import LEAST_PIECE_BYTES, Streams, Turns, pieces, streams_for
+from ckptflow.transfer.sharing import Division, Moved, Sharing
+from ckptflow.transfer.streams import LEAST_PIECE_BYTES, StoppedError, Streams, Turns, pieces, streams_for
 
 
 def check_sizes(manifest: Manifest, files: Mapping[str, int], where: str) -> None:
@@ -75,18 +73,20 @@ def read_tensors(
     only_verify: bool = False,
     streams: Streams | None = None,
     look: Callable[[], None] = lambda: None,
-) -> None:
+    sharing: Sharing | None = None,
+) -> Moved:
     """Brings what is wanted, tensors and boxes of tensors, into the target's memory, all bytes verified.
 
     Threads read and verify; the calling thread alone opens, copies and finishes, and finishes what is wanted only when
     all slices that it touches have passed their checksums. A slice is read once, however many wanted boxes it touches.
     Big tensors first, the slices of one tensor close together. With `only_verify` everything is read and verified, and
-    nothing opened. `look` is called between two parts, and may raise. Raises `CorruptCheckpointError` (what is, and
-    what the manifest says) for a failed checksum, a short or a missing shard, each only where it came so twice, and
-    `StorageError` unchanged.
+    nothing opened. `look` is called between two parts, and may raise. With `sharing`, what other workers have read
+    comes from them, and is verified as what comes from storage is; only what storage gives is ever called damaged.
+    Raises `CorruptCheckpointError` (what is, and what the manifest says) for a failed checksum, a short or a missing
+    shard, each only where it came so twice, and `StorageError` unchanged.
     """
-    landings = {each: _Arrival(manifest, each) for each in wanted}
-    of_tensor: dict[int, list[_Arrival]] = {}
+    landings = {each: Arrival(manifest, each) for each in wanted}
+    of_tensor: dict[int, list[Arrival]] = {}
     for landing in sorted(landings.values(), key=lambda landing: (-landing.size_bytes, landing.wanted.tensor)):
         of_tensor.setdefault(landing.wanted.tensor, []).append(landing)
     pieces = [
@@ -97,92 +97,29 @@ def read_tensors(
     ]
 
     def users(part: Part) -> list[Wanted]:
-        return [landing.wanted for landing in of_tensor[part.tensor] if landing.touches(part.slice)]
+        return [landing.wanted for landing in of_tensor.get(part.tensor, ()) if landing.touches(part.slice)]
 
     def finish(each: Wanted) -> None:
         landings[each].open(target)  # one without elements has not been opened yet: nothing was read
         landings[each].memory = None
         target.finish(each)
 
-    reading = _Reading(store, folder, manifest, pool, streams or streams_for(store, pool), users)
-    ranges = plan_ranges(manifest, pieces, pool.buffer_bytes)
+    division = sharing.division if sharing is not None else Division()
+    shared = {_place(part) for each in (*division.own, *division.others) for part in each.parts}
+    alone = [(index, piece) for index, piece in pieces if (piece.shard, piece.offset) not in shared]
+    ranges = (*division.own, *plan_ranges(manifest, alone, pool.buffer_bytes))
+    reading = _Reading(store, folder, manifest, pool, streams or streams_for(store, pool), users, sharing)
 
     def copy(each: Wanted, part: Part, data: Bytes1D) -> None:
         look()
         if not only_verify:
             landings[each].take(target, part, data)
 
-    reading.run(ranges, copy, lambda each: None if only_verify else finish(each))
-    if only_verify:
-        return
+    moved = reading.run(ranges, division, copy, lambda each: None if only_verify else finish(each))
     for each, landing in landings.items():
-        if not landing.size_bytes:
+        if not landing.size_bytes and not only_verify:
             finish(each)
-
-
-class _Arrival:
-    """One wanted tensor or box on its way into the target's memory."""
-
-    def __init__(self, manifest: Manifest, wanted: Wanted) -> None:
-        self._tensor = tensor = manifest.tensors[wanted.tensor]
-        self._item = dtypes.item_size_bytes(tensor.dtype)
-        self._box = boxes.whole(tensor.storage_shape) if wanted.box is None else wanted.box
-        check_box(tensor, self._box)
-        self.wanted = wanted
-        self.size_bytes = boxes.volume(self._box[1]) * self._item
-        self.memory: Bytes1D | None = None
-
-    def touches(self, piece: SliceRecord) -> bool:
-        """Whether a slice has elements of it."""
-        return self.wanted.box is None or boxes.intersect(self._box, (piece.start, piece.shape)) is not None
-
-    def open(self, target: Target) -> Bytes1D:
-        """Its memory, asked for once."""
-        if self.memory is None:
-            self.memory = target.open(self.wanted)
-            if self.memory.size != self.size_bytes:
-                raise ValueError(
-                    f"{self._tensor.name!r}: {self.memory.size:,} bytes were opened for {self.size_bytes:,}"
-                )
-        return self.memory
-
-    def take(self, target: Target, part: Part, data: Bytes1D) -> None:
-        """Copies what it needs of a part's verified bytes."""
-        into, piece = self.open(target), part.slice
-        if part.is_whole and (piece.start, piece.shape) == self._box:
-            into[:] = data
-        elif self.wanted.box is None and boxes.is_contiguous(self._box[1], piece.shape):
-            begin = boxes.row_major_offset(self._box[1], piece.start) * self._item + part.begin - piece.offset
-            into[begin : begin + data.size] = data
-        else:
-            _scatter(dtypes.as_words(into, self._item).reshape(self._box[1]), self._box, part, data, self._item)
-
-
-def check_box(tensor: TensorRecord, box: Box) -> None:
-    """Raises ValueError for a box that does not lie in the tensor."""
-    shape = tensor.storage_shape
-    if len(box[0]) != len(shape) or any(
-        at < 0 or extent < 0 or at + extent > length for at, extent, length in zip(*box, shape, strict=True)
-    ):
-        raise ValueError(f"the box {box} does not lie in {tensor.name!r} of shape {list(shape)}")
-
-
-def _scatter(into: npt.NDArray[Any], box: Box, part: Part, data: Bytes1D, item_size: int) -> None:
-    """Copies into the array of `box` what lies in it of a part's elements; both are boxes of one tensor."""
-    begin = (part.begin - part.slice.offset) // item_size
-    words, at = dtypes.as_words(data, item_size), 0
-    for start, shape in boxes.runs(part.slice.shape, begin, begin + words.size):
-        held = words[at : at + boxes.volume(shape)].reshape(shape)
-        at += held.size
-        origin = tuple(a + b for a, b in zip(part.slice.start, start, strict=True))
-        overlap = boxes.intersect(box, (origin, shape))
-        if overlap is not None:
-            extents, to, here = overlap
-            into[_slices(to, extents)] = held[_slices(here, extents)]
-
-
-def _slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(at, at + extent) for at, extent in zip(start, shape, strict=True))
+    return moved
 
 
 # How many bytes came of a request for a range, or that there is no such object: asked again, it is no error yet.
@@ -201,6 +138,7 @@ class _Reading:
         pool: BufferPool,
         streams: Streams,
         users: Callable[[Part], Sequence[Wanted]],
+        sharing: Sharing | None,
     ) -> None:
         self._store = store
         self._folder = folder
@@ -208,32 +146,44 @@ class _Reading:
         self._pool = pool
         self._turns = Turns(streams)
         self._users = users
+        self._sharing = sharing
+        self._pulled: dict[Part, int] = {}  # parts of slices that others have read, and which of their ranges
+        self._storage_bytes: list[int] = []
+        self._peer_bytes: list[int] = []
 
     def run(
         self,
         ranges: Sequence[Range],
+        division: Division,
         copy: Callable[[Wanted, Part, Bytes1D], None],
         finish: Callable[[Wanted], None],
-    ) -> None:
+    ) -> Moved:
         """Calls `copy` with each part's bytes for each of its users, and `finish` once a user has had all its parts.
 
-        Whole slices are verified before they are copied, parts of slices when the last one is there.
+        Whole slices are verified before they are copied, parts of slices when the last one is there. `ranges` are read
+        from storage, those of others in `division` are asked of them.
         """
         left: Counter[Wanted] = Counter()
         divided: dict[Wanted, list[Part]] = {}
-        for part in (part for each in ranges for part in each.parts):
+        everything = (*ranges, *division.others)
+        for part in (part for each in everything for part in each.parts):
             for user in self._users(part):
                 left[user] += 1
                 if not part.is_whole:
                     divided.setdefault(user, []).append(part)
         checksums: dict[Part, int] = {}
 
-        threads = min(self._turns.streams.most, self._pool.count, max(1, len(ranges)))
         streams = self._turns.streams
+        buffers: Buffers = self._pool
+        if division.read_buffers:
+            buffers = BufferShare(self._pool, division.read_buffers, self._press)
+        threads = min(streams.most, buffers.count, max(1, len(ranges)))
         attempts = Attempts(len(ranges), helpers=HELPERS if self._store.is_object_store else 0)
         last = len(ranges) % threads or threads  # that are read when no other is left to begin
 
         def read(number: int, buffer: Buffer) -> tuple[int, ...]:
+            if number >= len(ranges):
+                return self._pull_or_read(number - len(ranges), everything[number], buffer)
             is_last = len(ranges) - number <= last
             requests = max(1, streams.at_the_end // last) if is_last else -(-streams.count // threads)
             get = partial(self._get_in_pieces, requests, lambda: attempts.is_raced(number))
@@ -244,7 +194,7 @@ class _Reading:
             checksums.update((part, checksum) for part, checksum in found if not part.is_whole)
 
         def consume(number: int, buffer: Buffer, sums: tuple[int, ...]) -> None:
-            each = ranges[number]
+            each = everything[number]
             note(each, sums)
             with span("assign", size_bytes=each.end - each.begin):
                 for done, part in enumerate(each.parts, 1):
@@ -265,7 +215,45 @@ class _Reading:
                     finish(user)
             return any(came_wrong)
 
-        run(self._pool, len(ranges), read, consume, turns=self._turns, threads=threads, attempts=attempts)
+        lanes = [Lane(len(ranges), threads, buffers, attempts)]
+        if division.others:
+            count, places = len(division.others), self._pool.count - division.read_buffers
+            lanes.append(Lane(count, places, BufferShare(self._pool, places, self._check_stopped), Attempts(count)))
+        run_lanes(lanes, read, consume, partial(self._lend, division.own), turns=self._turns)
+        return Moved(sum(self._storage_bytes), sum(self._peer_bytes))
+
+    def _lend(self, own: Sequence[Range], number: int, buffer: Buffer, give_back: Callable[[], None]) -> None:
+        """What was read for others as well; it is still read here meanwhile. Should a slice of it have come wrong, and
+        be read again through this buffer, whoever gets that finds its checksum wrong."""
+        if self._sharing is None or number >= len(own):
+            give_back()
+        else:
+            self._sharing.lend(number, buffer.view[: own[number].end - own[number].begin], give_back)
+
+    def _check_stopped(self) -> None:
+        if self._turns.is_stopped:
+            raise StoppedError
+
+    def _press(self) -> None:
+        """All buffers for what comes from storage are in use, also by those who have yet to come for it."""
+        self._check_stopped()
+        if self._sharing is not None:
+            self._sharing.press()
+
+    def _pull_or_read(self, number: int, each: Range, buffer: Buffer) -> tuple[int, ...]:
+        """What another worker has read, or, if it cannot be had or is wrong, the same from storage."""
+        sharing, view = self._sharing, buffer.view[: each.end - each.begin]
+        if sharing is not None:
+            with span("pull", size_bytes=len(view)):
+                is_here = sharing.pull(number, view, lambda: self._turns.is_stopped)
+            got = self._got(each, view, len(view) if is_here else 0)
+            if self._problem(each, got) is None:
+                self._pulled.update((part, number) for part in each.parts if not part.is_whole)
+                self._peer_bytes.append(len(view))
+                return got.checksums
+            if is_here:
+                sharing.distrust(number, "has sent other bytes than the manifest says")
+        return self._read(each, buffer, self._get_one)
 
     def _read(self, each: Range, buffer: Buffer, get: _Ask) -> tuple[int, ...]:
         """Brings a range into the buffer and returns its parts' checksums, those of whole slices verified."""
@@ -275,19 +263,21 @@ class _Reading:
 
         def ask() -> _Got:
             came = get(key, view, each.begin)
-            if isinstance(came, ObjectNotFoundError):
-                return _Got(missing=came)
-            if came < len(view):
-                return _Got(came)
-            with span("verify", shard=record.name):
-                places = [(part.begin - each.begin, part.end - each.begin) for part in each.parts]
-                return _Got(came, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
+            return _Got(missing=came) if isinstance(came, ObjectNotFoundError) else self._got(each, view, came)
 
         got = agreed(self._store, key, ask, lambda got: self._problem(each, got) is None)
         problem = self._problem(each, got)
         if problem is not None:
             raise problem from got.missing
         return got.checksums
+
+    def _got(self, each: Range, view: memoryview, count: int) -> _Got:
+        """What has come of a range."""
+        if count < len(view):
+            return _Got(count)
+        with span("verify", shard=self._manifest.shards[each.shard].name):
+            places = [(part.begin - each.begin, part.end - each.begin) for part in each.parts]
+            return _Got(count, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
 
     def _read_again(self, each: Range, buffer: Buffer) -> tuple[int, ...]:
         """The same, out of turn, for the calling thread. Not in it: Ctrl-C, which comes to that one, would leave a
@@ -321,9 +311,18 @@ class _Reading:
         """One request."""
         try:
             with span("read", shard=key, size_bytes=len(into)):
-                return self._store.get(key, into, start)
+                came = self._store.get(key, into, start)
         except ObjectNotFoundError as error:
             return error
+        self._storage_bytes.append(came)
+        if self._sharing is not None:
+            self._sharing.advance()
+        return came
+
+    def _get_one(self, key: str, into: memoryview, start: int) -> _Came:
+        """In its turn, in as many requests as there may be streams for each buffer."""
+        requests = -(-self._turns.streams.count // self._pool.count)
+        return self._get_in_pieces(requests, lambda: False, key, into, start)
 
     def _problem(self, each: Range, got: _Got) -> CorruptCheckpointError | None:
         """What is wrong with what was read."""
@@ -351,7 +350,13 @@ class _Reading:
         Returns whether that was so. Raises where it came wrong twice.
         """
         first = parts[0]
-        answers = [tuple(checksums[part] for part in parts)]
+        known = tuple(checksums[part] for part in parts)
+        suspects = [self._pulled.pop(part) for part in parts if part in self._pulled]
+        is_wrong = _combined(parts, known) != first.slice.crc32c
+        answers = [] if is_wrong and suspects else [known]  # what others sent proves nothing of what is stored
+        if self._sharing is not None and is_wrong:
+            for number in suspects:
+                self._sharing.distrust(number, "has sent a part of a slice that is not what the manifest says")
 
         def ask() -> tuple[int, ...]:
             return answers.pop() if answers else tuple(again(part) for part in parts)
@@ -364,7 +369,6 @@ class _Reading:
             return checksum
 
         key = self._folder.key(self._manifest.shards[first.slice.shard].name)
-        known = answers[0]
         found = agreed(self._store, key, ask, lambda sums: _combined(parts, sums) == first.slice.crc32c)
         if _combined(parts, found) != first.slice.crc32c:
             raise self._mismatch(first, _combined(parts, found))
@@ -388,6 +392,10 @@ class _Got:
     missing: ObjectNotFoundError | None = field(default=None, compare=False)
 
 
+def _place(part: Part) -> tuple[int, int]:
+    return part.slice.shard, part.slice.offset
+
+
 def _bytes_of(part: Part, each: Range, buffer: Buffer) -> Bytes1D:
     return buffer.array[part.begin - each.begin : part.end - each.begin]
 
@@ -395,7 +403,7 @@ def _bytes_of(part: Part, each: Range, buffer: Buffer) -> Bytes1D:
 def _slices_of(parts: Iterable[Part]) -> list[list[Part]]:
     """The parts by the slices that they are of, each in order."""
     by_slice = sorted(parts, key=lambda part: (part.slice.shard, part.begin))
-    return [list(group) for _, group in itertools.groupby(by_slice, lambda part: (part.slice.shard, part.slice.offset))]
+    return [list(group) for _, group in itertools.groupby(by_slice, _place)]
 
 
 def _combined(parts: Sequence[Part], checksums: Sequence[int]) -> int:

@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 from ckptflow import CheckpointManager, PeerError, UsageError
+from ckptflow.events import Event, Restored
 from ckptflow.peers.cluster import find_cluster
+from tests.peers.readers import be_patient
 from tests.waiting import HANG_S, raised_in_a_thread, until
 
 
@@ -42,11 +44,14 @@ def clients() -> None:
         manager.save(1)
         manager.save(2)
     large.assign(tf.zeros_like(large))
-    with CheckpointManager(root, {"large": large, "small": small}) as manager:
+    be_patient()
+    told: list[Event] = []
+    with CheckpointManager(root, {"large": large, "small": small}, on_event=told.append) as manager:
         restored = manager.restore_latest()
         assert restored is not None
         assert (restored.step, restored.incarnation) == (2, 1)
         assert float(large[-1]) == 299_999
+    assert any(isinstance(event, Restored) and event.peer_bytes > 0 for event in told)  # both want all of it
     with CheckpointManager(root, {"odd": tf.Variable(tf.zeros([me + 1]))}) as manager:
         with pytest.raises(UsageError, match=r"Worker 1 has odd: float32 \(2,\)[^()]* \(not on worker 0\)"):
             manager.restore_latest()

@@ -258,6 +258,7 @@ def test_an_unknown_scheme_names_those_that_are_known(tmp_path: Path) -> None:
         {"peer_timeout_s": True},
         {"on_save_error": "ignore"},
         {"verify_replicas": "some"},
+        {"restore_from": "peers"},
         {"keep": ["last"]},
         {"keep": 3},
     ],

@@ -1,4 +1,4 @@
-"""Four real worker processes on one machine: equal shares of the bytes, and the price list."""
+"""Four real worker processes on one machine: equal shares of the bytes, written and read, and the price list."""
 
 from __future__ import annotations
 
@@ -40,4 +40,5 @@ def test_four_workers(tmp_path: Path) -> None:
     assert calls[0].count(("list", "lineage/")) == 1
 
     needed = sum(tensor.size_bytes for tensor in manifest.tensors)
-    assert all(needed <= each["read_bytes"] <= 1.05 * needed for each in found)
+    assert needed <= sum(each["read_bytes"] for each in found) <= 1.05 * needed  # all of them together
+    assert all(each["peer_bytes"] >= 0.7 * needed for each in found)

@@ -12,9 +12,10 @@ import tensorflow as tf
 
 import ckptflow.job.session
 from ckptflow import CheckpointManager, KeepLast
-from ckptflow.events import Tell, tell_nobody
+from ckptflow.events import Event, Restored, Tell, tell_nobody
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
+from tests.peers.readers import be_patient
 from tests.speed.stores import MeasuredStore
 
 # Before anything else touches TensorFlow.
@@ -50,7 +51,12 @@ def _measure() -> dict[str, Any]:
         manager.wait()
         found["save"] = _stores[0].calls.copy()
         manager.wait()
-    with CheckpointManager(os.environ["ROOT"], {"m": module}, **options) as manager:
+    be_patient()
+    told = list[Event]()
+    with CheckpointManager(os.environ["ROOT"], {"m": module}, on_event=told.append, **options) as manager:
         manager.restore_latest()
     found["read_bytes"] = _stores[1].shard_bytes_read()
+    (restored,) = (event for event in told if isinstance(event, Restored))
+    assert restored.storage_bytes == found["read_bytes"]
+    found["peer_bytes"] = restored.peer_bytes
     return found

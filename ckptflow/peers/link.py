@@ -1,0 +1,224 @@
+"""One connection between two workers: who proves to whom that it is of this job, and how bytes are asked for.
+
+    owner    -> fetcher   magic, nonce
+    fetcher  -> owner     its number, nonce, HMAC of the token over both nonces and both numbers
+    owner    -> fetcher   another HMAC of the same: it knows the token, too
+    fetcher  -> owner     a range (phase, shard, begin, end), again and again
+    owner    -> fetcher   WAIT, as often as needed; then DATA, a length and the bytes; or GONE
+
+The token itself is never sent here. All frames have a fixed size, all waits a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from ckptflow.peers.loans import GoneError, Key, Loans
+from ckptflow.transfer.streams import StoppedError
+
+TOKEN_BYTES = 32
+CONNECT_S = 2.0
+SILENT_S = 5.0  # without a byte
+SLOWEST_BYTES_PER_S = 2**20  # after the first seconds of a transfer
+LONGEST_WAIT_S = 300.0  # for one range, while its owner says that it goes on: one reads a slow storage, not all
+WAIT_EVERY_S = 0.5
+
+_MAGIC = b"ckptflow peers 1"
+_NONCE_BYTES = 32
+_MAC_BYTES = hashlib.sha256().digest_size
+_HELLO = struct.Struct(f">I{_NONCE_BYTES}s{_MAC_BYTES}s")
+_REQUEST = struct.Struct(">QIQQ")
+_REPLY = struct.Struct(">BQ")
+_WAIT, _DATA, _GONE = range(3)
+_LOOK_S = 0.25
+
+
+class LinkError(Exception):
+    """Another worker is not there, does not keep to what is above, is too slow, or has nothing to give."""
+
+
+class ConnectError(LinkError):
+    """There is no way to another worker."""
+
+
+class Link:
+    """A fetcher's end. For one thread at a time; whatever it raises, it is not to be used any more."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    @classmethod
+    def connect(cls, address: str, port: int, token: bytes, worker: int, owner: int) -> Link:
+        """Raises `ConnectError`, or `LinkError` for another side that says nothing, or does not know the token."""
+        try:
+            connection = socket.create_connection((address, port), CONNECT_S)
+        except OSError as error:
+            raise ConnectError(f"cannot be reached at {address} port {port}: {error}") from error
+        link = cls(connection)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link._greet(token, worker, owner)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def pull(self, key: Key, into: memoryview, is_stopped: Callable[[], bool]) -> None:
+        """Fills it. Raises `LinkError`, `GoneError` if the owner cannot give it, and `StoppedError`."""
+        try:
+            self._socket.settimeout(SILENT_S)
+            self._socket.sendall(_REQUEST.pack(*key))
+        except OSError as error:
+            raise LinkError(f"has ended the connection: {error}") from error
+        until_s = time.monotonic() + LONGEST_WAIT_S
+        frame = bytearray(_REPLY.size)
+        while True:
+            _receive(self._socket, memoryview(frame), is_stopped)
+            kind, size_bytes = _REPLY.unpack(frame)
+            if kind == _GONE:
+                raise GoneError
+            if kind == _DATA and size_bytes == len(into):
+                _receive(self._socket, into, is_stopped)
+                return
+            if kind != _WAIT or size_bytes:
+                raise LinkError(f"answers what is no answer: {bytes(frame).hex()}")
+            if time.monotonic() > until_s:
+                raise LinkError(f"has had nothing to give for {LONGEST_WAIT_S:g} s")
+
+    def close(self) -> None:
+        """No other thread may be in a call of it."""
+        shut(self._socket)
+        self._socket.close()
+
+    def _greet(self, token: bytes, worker: int, owner: int) -> None:
+        greeting = bytearray(len(_MAGIC) + _NONCE_BYTES)
+        _receive(self._socket, memoryview(greeting), _never)
+        if bytes(greeting[: len(_MAGIC)]) != _MAGIC:
+            raise LinkError("is not a worker of this job")
+        nonces = bytes(greeting[len(_MAGIC) :]) + (mine := os.urandom(_NONCE_BYTES))
+        try:
+            self._socket.sendall(_HELLO.pack(worker, mine, _mac(token, b"fetcher", nonces, worker, owner)))
+        except OSError as error:
+            raise LinkError(f"has ended the connection: {error}") from error
+        proof = bytearray(_MAC_BYTES)
+        _receive(self._socket, memoryview(proof), _never)
+        if not hmac.compare_digest(proof, _mac(token, b"owner", nonces, worker, owner)):
+            raise LinkError("is not a worker of this job")
+
+
+def admit(connection: socket.socket, token: bytes, owner: int, world_size: int) -> int:
+    """Which worker has come. Raises `LinkError` for whoever does not know the token, within some seconds."""
+    nonce = os.urandom(_NONCE_BYTES)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(SILENT_S)
+        connection.sendall(_MAGIC + nonce)
+        hello = bytearray(_HELLO.size)
+        _receive(connection, memoryview(hello), _never)
+        worker, theirs, proof = _HELLO.unpack(hello)
+        nonces = nonce + theirs
+        is_ours = hmac.compare_digest(proof, _mac(token, b"fetcher", nonces, worker, owner))
+        if not is_ours or not 0 <= worker < world_size or worker == owner:
+            raise LinkError("does not know the token")
+        connection.settimeout(SILENT_S)
+        connection.sendall(_mac(token, b"owner", nonces, worker, owner))
+    except OSError as error:
+        raise LinkError(f"has ended the connection: {error}") from error
+    return int(worker)
+
+
+def serve(connection: socket.socket, worker: int, loans: Loans, is_over: Callable[[], bool]) -> None:
+    """Gives a worker that was admitted what it asks for, until it ends the connection or `is_over`.
+
+    Raises `LinkError` for one that breaks off, or takes what it has asked for too slowly; `StoppedError` if it is over.
+    """
+    frame = bytearray(_REQUEST.size)
+    while not is_over():
+        if not _begins(connection):
+            continue
+        _receive(connection, memoryview(frame), is_over)
+        _give(connection, Key(*_REQUEST.unpack(frame)), worker, loans, is_over)
+
+
+def _give(connection: socket.socket, key: Key, worker: int, loans: Loans, is_over: Callable[[], bool]) -> None:
+    try:
+        while (view := loans.take(key, worker, WAIT_EVERY_S)) is None:
+            if is_over():
+                return
+            _send(connection, _REPLY.pack(_WAIT, 0))
+    except GoneError:
+        _send(connection, _REPLY.pack(_GONE, 0))
+        return
+    try:
+        _send(connection, _REPLY.pack(_DATA, len(view)))
+        _send(connection, view)
+    finally:
+        loans.done(key, worker)
+
+
+def shut(connection: socket.socket) -> None:
+    """Ends a connection for whoever waits on it. From any thread; who made it closes it: another may get its number."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _mac(token: bytes, role: bytes, nonces: bytes, worker: int, owner: int) -> bytes:
+    return hmac.digest(token, role + nonces + struct.pack(">II", worker, owner), "sha256")
+
+
+def _begins(connection: socket.socket) -> bool:
+    """Whether there is something to read, looked for a moment. Raises `LinkError` at the end."""
+    connection.settimeout(_LOOK_S)
+    try:
+        if not connection.recv(1, socket.MSG_PEEK):
+            raise LinkError("has ended the connection")
+    except TimeoutError:
+        return False
+    except OSError as error:
+        raise LinkError(f"has ended the connection: {error}") from error
+    return True
+
+
+def _receive(connection: socket.socket, into: memoryview, is_stopped: Callable[[], bool]) -> None:
+    """Fills it. Raises `LinkError` at the end of the connection, after seconds without a byte, or with too few."""
+    began_s = last_s = time.monotonic()
+    count = 0
+    connection.settimeout(_LOOK_S)
+    while count < len(into):
+        try:
+            came = connection.recv_into(into[count:])
+            if not came:
+                raise LinkError("has ended the connection")
+            last_s = time.monotonic()
+            count += came
+        except TimeoutError:
+            pass
+        except OSError as error:
+            raise LinkError(f"has ended the connection: {error}") from error
+        if is_stopped():
+            raise StoppedError
+        now_s = time.monotonic()
+        if now_s - last_s >= SILENT_S:
+            raise LinkError(f"has sent nothing for {SILENT_S:g} s")
+        if count < min(len(into), (now_s - began_s - SILENT_S) * SLOWEST_BYTES_PER_S):
+            raise LinkError(f"has sent {count:,} of {len(into):,} bytes in {now_s - began_s:.0f} s")
+
+
+def _send(connection: socket.socket, data: bytes | memoryview) -> None:
+    """All of it. Raises `LinkError` if it is taken too slowly."""
+    connection.settimeout(SILENT_S + len(data) / SLOWEST_BYTES_PER_S)
+    try:
+        connection.sendall(data)
+    except OSError as error:
+        raise LinkError(f"takes nothing, or has ended the connection: {error}") from error
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,183 @@
+"""Where other workers come for what this one has read: one port, while a restore lasts, a thread for each of them."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from ckptflow.peers.link import LinkError, admit, serve, shut
+from ckptflow.peers.loans import Loans
+from ckptflow.transfer.streams import StoppedError
+
+logger = logging.getLogger("ckptflow")
+
+MAX_STRANGERS = 16  # connections that have not proved yet who they are
+_LOOK_S = 0.2
+_LEAVING_S = 2.0
+
+
+class Listener:
+    """Listens from its making to `close`, at an address of this machine and a free port; who comes waits for `open`.
+
+    Admits each other worker of the job, of each the newest connection, and nobody else. Nobody holds up another. Its
+    threads are daemons: they end with `close`, and would not keep a process that forgets that.
+    """
+
+    def __init__(self, address: str, worker: int, world_size: int, loans: Loans) -> None:
+        """Raises OSError where that address cannot be bound."""
+        family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.bind((address, 0))
+            self._socket.listen(min(world_size + MAX_STRANGERS, 1024))
+        except BaseException:
+            self._socket.close()
+            raise
+        self._socket.settimeout(_LOOK_S)
+        self.address, self.port = self._socket.getsockname()[:2]
+        self._token = b""
+        self._worker = worker
+        self._world_size = world_size
+        self._loans = loans
+        self._is_closed = False
+        self._strangers: set[socket.socket] = set()
+        self._admitted: dict[int, socket.socket] = {}
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._accepting: threading.Thread | None = None
+
+    def open(self, token: bytes) -> None:
+        """Lets in whoever knows the token, from now on."""
+        if self._accepting is None:
+            self._token = token
+            self._accepting = threading.Thread(target=self._accept, name="ckptflow-peers", daemon=True)
+            try:
+                self._accepting.start()
+            except RuntimeError:  # no more threads: the others get nothing here, and read by themselves
+                self._accepting = None
+                self._socket.close()
+
+    def close(self) -> None:
+        """Nothing listens any more, and all connections end. Waits a moment for their threads."""
+        self._is_closed = True
+        if self._accepting is None:
+            self._socket.close()
+            return
+        for each in (self._socket, *self._strangers.copy(), *self._admitted.copy().values()):
+            shut(each)  # of the one that listens Linux tells its thread at once; elsewhere it looks soon
+        until_s = time.monotonic() + _LEAVING_S
+        for thread in {self._accepting, *self._threads.copy()} - {threading.current_thread()}:
+            thread.join(max(0.0, until_s - time.monotonic()))
+
+    def _accept(self) -> None:
+        with self._socket:
+            while not self._is_closed:
+                try:
+                    connection, _ = self._socket.accept()
+                except (TimeoutError, ConnectionAbortedError):
+                    continue
+                except OSError as error:  # as with too many open files: nobody else comes, who is here stays
+                    if not self._is_closed:
+                        logger.debug("no worker can come to this one any more: %s", error.strerror)
+                    return
+                if len(self._strangers) >= MAX_STRANGERS or self._is_closed:
+                    connection.close()
+                    continue
+                self._strangers.add(connection)
+                thread = threading.Thread(
+                    target=self._attend, args=(connection,), name="ckptflow-peers-serve", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads
+                    self._strangers.discard(connection)
+                    connection.close()
+                    continue
+                self._threads = {each for each in self._threads if each.is_alive()} | {thread}
+
+    def _attend(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                worker = admit(connection, self._token, self._worker, self._world_size)
+            except LinkError as error:
+                logger.debug("somebody who is no worker of this job has come: %s", str(error))
+                return
+            finally:
+                self._strangers.discard(connection)
+            self._serve(connection, worker)
+
+    def _serve(self, connection: socket.socket, worker: int) -> None:
+        with self._lock:
+            before, self._admitted[worker] = self._admitted.get(worker), connection
+        if before is not None:
+            shut(before)
+        self._loans.arrive(worker)
+        try:
+            serve(connection, worker, self._loans, lambda: self._is_closed)
+        except StoppedError:
+            pass
+        except LinkError as error:
+            logger.debug("worker %d comes no more for what this worker has read: %s", worker, str(error))
+        finally:
+            with self._lock:
+                is_newest = self._admitted.get(worker) is connection
+                if is_newest:
+                    del self._admitted[worker]
+            if is_newest:
+                self._loans.leave(worker)
+
+
+def find_listener(hosts: Sequence[str], worker: int, loans: Loans) -> Listener | None:
+    """At this worker's host, as all workers know it; if that is no address of this machine, as behind a service's
+    name, at the one from which the others are reached. None where neither can be."""
+    for address in _addresses(hosts, worker):
+        try:
+            return Listener(address, worker, len(hosts), loans)
+        except OSError:
+            continue
+    return None
+
+
+def host_of(address: str) -> str:
+    """Of `host:port`, `[::1]:port`."""
+    return address.rpartition(":")[0].strip("[]") or address
+
+
+def _addresses(hosts: Sequence[str], worker: int) -> Iterator[str]:
+    own = _resolved(hosts[worker])
+    others = [host for number, host in enumerate(hosts) if number != worker]
+    # Some systems resolve their own name to loopback, where no other machine would come.
+    if own and (not _is_loopback(own) or all(_is_loopback(_resolved(host)) for host in others)):
+        yield own
+    other = next(filter(None, map(_resolved, others)), None)
+    if other is not None:
+        yield from _source_of_route(other)
+
+
+def _resolved(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return ""
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _source_of_route(address: str) -> list[str]:
+    """This machine's address on the way there. Nothing is sent."""
+    try:
+        family = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0][0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 1))
+            return [str(probe.getsockname()[0])]
+    except OSError:
+        return []

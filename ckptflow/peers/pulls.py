@@ -1,0 +1,282 @@
+"""One restore in which storage is read once: each worker reads its share, and gets the rest of the others.
+
+Peers make it faster, and decide nothing: whatever cannot be had of them, or is wrong, is read from storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from types import TracebackType
+from typing import Self
+
+from ckptflow.format.manifest import Manifest
+from ckptflow.format.spec import Wanted
+from ckptflow.peers.exchange import LEAST_BUFFERS, SharedRange, Terms, agree_on_plan, in_turn_of, pack, wants_of
+from ckptflow.peers.link import TOKEN_BYTES, ConnectError, Link, LinkError
+from ckptflow.peers.listener import Listener, find_listener, host_of
+from ckptflow.peers.loans import PHASES, GoneError, Key, Loans
+from ckptflow.peers.watch import Peer
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.ranges import Range
+from ckptflow.transfer.sharing import Division
+from ckptflow.transfer.streams import StoppedError
+
+logger = logging.getLogger("ckptflow")
+
+_MAX_UNREACHABLE = 3  # workers, before it is known that no connection can be had
+_LOOK_S = 0.25
+
+
+class Phase(IntEnum):
+    """The readings of one checkpoint, in their order; each is of what all workers want in it."""
+
+    EARLY = 0
+    VERIFY = 1
+    REST = 2
+
+
+class Exchange:
+    """This worker's end, for one restore. Nothing listens before `terms`, nor after `close`.
+
+    A checkpoint is a round: all workers call `terms`, tell one another what it returns, and call `share` with that;
+    then each reads, with what `reading` returns. The next call of `terms` says that all have done with it.
+    """
+
+    def __init__(self, worker: int, peers: Sequence[Peer], pool: BufferPool) -> None:
+        self.worker = worker
+        self._peers = peers
+        self._pool = pool
+        self._token = secrets.token_bytes(TOKEN_BYTES) if worker == 0 else b""
+        self._loans = Loans()
+        self._listener: Listener | None = None
+        self._terms: Sequence[Terms] = ()
+        self._manifest: Manifest | None = None
+        self._round = 0
+        self._links = _Links(worker, peers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def terms(self, manifest: Manifest, early: Sequence[Wanted], rest: Sequence[Wanted]) -> Terms:
+        """What this worker wants of a checkpoint, and where it can be reached."""
+        self._loans.end()
+        self._terms = ()
+        if self._pool.count < LEAST_BUFFERS:
+            return Terms()
+        if self._listener is None:
+            self._listener = find_listener([host_of(peer.address) for peer in self._peers], self.worker, self._loans)
+            # Ctrl-C may come just before `close`: then what is collected is closed.
+            weakref.finalize(self, _end, self._listener, self._loans).atexit = False
+        return Terms(
+            address=self._listener.address if self._listener is not None else "",
+            port=self._listener.port if self._listener is not None else 0,
+            buffer_bytes=self._pool.buffer_bytes,
+            buffer_count=self._pool.count,
+            early=pack(wants_of(manifest, early)),
+            rest=pack(wants_of(manifest, rest)),
+            token=self._token,
+        )
+
+    def share(self, manifest: Manifest, terms: Sequence[Terms]) -> None:
+        """From here on this worker serves the others. The same `terms` on all workers, in their order."""
+        self._manifest, self._terms = manifest, terms
+        self._round += 1
+        self._links.begin_round(terms)
+        if self._listener is not None and len(terms[0].token) == TOKEN_BYTES:
+            self._listener.open(terms[0].token)
+
+    @contextmanager
+    def reading(self, phase: Phase) -> Iterator[Reading | None]:
+        """This worker's part in one phase; None if it reads by itself. What it raises tells those who wait for it."""
+        try:
+            yield self._begin(phase)
+        except BaseException:
+            self._loans.withdraw((self._round + 1) * PHASES)
+            self._links.close()  # nothing is kept for this worker
+            raise
+
+    def _begin(self, phase: Phase) -> Reading | None:
+        if self._manifest is None or not self._terms:
+            return None
+        plan = agree_on_plan(self._manifest, self._terms, "early" if phase is Phase.EARLY else "rest")
+        number = self._round * PHASES + phase
+        own = [each for each in plan if each.owner == self.worker]
+        others = in_turn_of(self.worker, len(self._terms), plan)
+        self._loans.begin(number, {_key(number, each.range): each.wanters - {self.worker} for each in own})
+        if not own and not others:
+            return None
+        return Reading(number, own, others, self._read_buffers, self._loans, self._links)
+
+    @property
+    def _read_buffers(self) -> int:
+        """For what comes from storage. All workers together read no more than about a pool ahead of the slowest:
+        each of them has memory open for all of it. Half is for what comes from others: nobody waits for ever."""
+        half = self._pool.count // 2
+        return max(min(2, half), min(half, self._pool.count // len(self._terms)))
+
+    def close(self) -> None:
+        """Nothing listens, no connection is left, and all buffers are back."""
+        self._links.close()
+        _end(self._listener, self._loans)
+
+
+class Reading:
+    """One phase, as the reader sees it: `transfer.sharing.Sharing`."""
+
+    def __init__(
+        self,
+        number: int,
+        own: Sequence[SharedRange],
+        others: Sequence[SharedRange],
+        read_buffers: int,
+        loans: Loans,
+        links: _Links,
+    ) -> None:
+        self.division = Division([each.range for each in own], [each.range for each in others], read_buffers)
+        self._number = number
+        self._own = own
+        self._others = others
+        self._loans = loans
+        self._links = links
+        self._news = threading.Condition()
+        self._asked: dict[int, int] = {}  # how many ranges each owner was asked for
+        self._places: list[int] = []  # of each range among those of its owner
+        counts: dict[int, int] = {}
+        for each in others:
+            self._places.append(counts.get(each.owner, 0))
+            counts[each.owner] = self._places[-1] + 1
+
+    def pull(self, number: int, into: memoryview, is_stopped: Callable[[], bool]) -> bool:
+        each = self._others[number]
+        self._wait_for_turn(each.owner, self._places[number], is_stopped)
+        try:
+            return self._links.pull(each.owner, _key(self._number, each.range), into, is_stopped)
+        finally:
+            with self._news:
+                self._asked[each.owner] = self._places[number] + 1
+                self._news.notify_all()
+
+    def distrust(self, number: int, why: str) -> None:
+        self._links.give_up(self._others[number].owner, why)
+
+    def lend(self, number: int, view: memoryview, give_back: Callable[[], None]) -> None:
+        self._loans.lend(_key(self._number, self._own[number].range), view, give_back)
+
+    def advance(self) -> None:
+        self._loans.advance()
+
+    def press(self) -> None:
+        for worker in self._loans.press():
+            logger.info("worker %d has not come for what was read for it: it has to read that by itself", worker)
+
+    def _wait_for_turn(self, owner: int, place: int, is_stopped: Callable[[], bool]) -> None:
+        """An owner gives its ranges in their order, and may have room for one alone."""
+        with self._news:
+            while self._asked.get(owner, 0) != place:
+                if is_stopped():
+                    raise StoppedError
+                self._news.wait(_LOOK_S)
+
+
+class _Links:
+    """The connections to the other workers, each made when it is needed first; who failed is not asked again.
+
+    A worker that has failed is given up for this restore; one that had an error of its own, for this checkpoint.
+    """
+
+    def __init__(self, worker: int, peers: Sequence[Peer]) -> None:
+        self._worker = worker
+        self._peers = peers
+        self._terms: Sequence[Terms] = ()
+        self._links: dict[int, Link] = {}
+        self._failed: set[int] = set()
+        self._gone: set[int] = set()
+        self._unreachable = 0
+        self._has_reached = False
+        self._lock = threading.Lock()
+
+    def begin_round(self, terms: Sequence[Terms]) -> None:
+        self._terms = terms
+        self._gone = set()
+
+    def pull(self, owner: int, key: Key, into: memoryview, is_stopped: Callable[[], bool]) -> bool:
+        """Whether it came. For one thread at a time for each owner."""
+        if self._is_given_up(owner):
+            self._hang_up(owner)
+            return False
+        try:
+            if owner not in self._links:
+                self._links[owner] = self._connect(owner)
+            self._links[owner].pull(key, into, is_stopped)
+            return True
+        except GoneError:
+            self._gone.add(owner)
+            logger.info("worker %d cannot read its share: it is read from storage", owner)
+        except ConnectError as error:
+            self._met_unreachable(owner, error)
+        except LinkError as error:
+            self.give_up(owner, str(error))
+            self._hang_up(owner)
+        return False
+
+    def give_up(self, owner: int, why: str) -> None:
+        """From any thread."""
+        with self._lock:
+            is_news = owner not in self._failed
+            self._failed.add(owner)
+        if is_news:
+            text = "worker %d (%s) %s; what this worker would get of it is read from storage"
+            logger.warning(text, owner, self._peers[owner].address, why)
+
+    def close(self) -> None:
+        """Once no thread pulls any more."""
+        for owner in list(self._links):
+            self._hang_up(owner)
+
+    def _is_given_up(self, owner: int) -> bool:
+        is_cut_off = not self._has_reached and self._unreachable >= _MAX_UNREACHABLE
+        return owner in self._failed or owner in self._gone or is_cut_off
+
+    def _connect(self, owner: int) -> Link:
+        terms = self._terms[owner]
+        link = Link.connect(terms.address, terms.port, self._terms[0].token, self._worker, owner)
+        self._has_reached = True
+        return link
+
+    def _met_unreachable(self, owner: int, error: ConnectError) -> None:
+        with self._lock:
+            self._failed.add(owner)
+            self._unreachable += 1
+            is_first = self._unreachable == 1
+        text = (
+            "worker %d (%s) %s; what this worker would get of it, and of others that cannot be reached, is read from "
+            'storage. Let workers connect to one another on any port, or pass restore_from="storage"'
+        )
+        level = logging.WARNING if is_first else logging.DEBUG
+        logger.log(level, text, owner, self._peers[owner].address, str(error))
+
+    def _hang_up(self, owner: int) -> None:
+        link = self._links.pop(owner, None)
+        if link is not None:
+            link.close()
+
+
+def _end(listener: Listener | None, loans: Loans) -> None:
+    if listener is not None:
+        listener.close()
+    loans.end()
+
+
+def _key(phase: int, each: Range) -> Key:
+    return Key(phase, each.shard, each.begin, each.end)
