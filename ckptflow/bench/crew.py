@@ -14,7 +14,7 @@ import msgspec
 from ckptflow import errors
 from ckptflow.bench.grid import Setting
 from ckptflow.bench.rates import Point, Rates
-from ckptflow.bench.rounds import BenchRounds, Phase, Taken
+from ckptflow.bench.rounds import BenchRounds, BenchPhase, Taken
 from ckptflow.errors import PeerError, StorageError
 from ckptflow.storage.store import Store
 
@@ -33,7 +33,7 @@ class Hello(msgspec.Struct, frozen=True):
 class Order(msgspec.Struct, frozen=True):
     """Each further line to a worker: a phase of a round, and of which setting."""
 
-    phase: Phase
+    phase: BenchPhase
     concurrency: int
     shard_bytes: int
 
@@ -58,7 +58,7 @@ class Crew(Protocol):
     def size_bytes(self) -> int:
         """Of what each of them saves."""
 
-    def do(self, phase: Phase, setting: Setting) -> Sequence[Taken]:
+    def do(self, phase: BenchPhase, setting: Setting) -> Sequence[Taken]:
         """What each worker took, once the last one is done."""
 
 
@@ -76,7 +76,7 @@ class Single:
     def size_bytes(self) -> int:
         return self._rounds.size_bytes
 
-    def do(self, phase: Phase, setting: Setting) -> Sequence[Taken]:
+    def do(self, phase: BenchPhase, setting: Setting) -> Sequence[Taken]:
         return [self._rounds.do(phase, setting)]
 
 
@@ -103,7 +103,7 @@ class WorkerTeam:
             self.end()
             raise
 
-    def do(self, phase: Phase, setting: Setting) -> Sequence[Taken]:
+    def do(self, phase: BenchPhase, setting: Setting) -> Sequence[Taken]:
         order = Order(phase, setting.concurrency, setting.shard_bytes)
         return [answer.taken or Taken(0.0) for answer in self._ask([order] * len(self.processes))]
 
@@ -179,7 +179,7 @@ def run_round(crew: Crew, point: Point) -> None:
     setting = point.setting
     crew.do("begin", setting)
     try:
-        orders: list[tuple[Phase, Phase]] = [("save", "restore"), ("raw save", "raw restore")]
+        orders: list[tuple[BenchPhase, BenchPhase]] = [("save", "restore"), ("raw save", "raw restore")]
         for save, restore in orders if point.rounds % 2 == 0 else reversed(orders):
             saved, restored = crew.do(save, setting), crew.do(restore, setting)
             _note(point.save, saved, crew.size_bytes, is_raw=save == "raw save")

@@ -36,7 +36,7 @@ from ckptflow.transfer.writer import write_shards
 _SMALL = bytes(2048)  # about a receipt
 _LATENCY_ROUNDS = 10
 _Result = TypeVar("_Result")
-Phase = Literal["begin", "save", "restore", "raw save", "raw restore", "end"]
+BenchPhase = Literal["begin", "save", "restore", "raw save", "raw restore", "end"]
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -131,7 +131,7 @@ class BenchRounds:
     def size_bytes(self) -> int:
         return self._state.size_bytes
 
-    def do(self, phase: Phase, setting: Setting) -> Taken:
+    def do(self, phase: BenchPhase, setting: Setting) -> Taken:
         """One phase of a round of this setting. "end" is allowed at any time, also after an error."""
         if phase == "begin":
             self._round = self._begin(setting)
