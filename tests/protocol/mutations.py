@@ -23,8 +23,9 @@ from ckptflow.commit.catalog import Counting, Listing, list_root
 from ckptflow.commit.choosing import Choice, Chooser
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held, create_once
+from ckptflow.commit.outcomes import Outcome, PartResult, outcome_of
 from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
-from ckptflow.commit.resume import Outcome, PartResult, Resume, outcome_of
+from ckptflow.commit.resume import Resume
 from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.format.manifest import Receipt
