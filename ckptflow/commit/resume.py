@@ -254,8 +254,7 @@ class Resume:
         def load(folder: Folder) -> None:
             self._has_loaded = True
             manifest = self._sound()
-            listed = {shard.name: shard.size_bytes for shard in manifest.shards}  # as the chief has found them
-            self._load(folder, manifest, listed)
+            self._load(folder, manifest, manifest.shard_sizes)  # as the chief has found them listed
 
         def complete(folder: Folder) -> None:
             self._complete()

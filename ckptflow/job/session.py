@@ -236,8 +236,7 @@ class Session:
         if loading is None or restored is None:
             return
         manifest = self._manifest(restored.folder)
-        # The chief lists the shards' sizes, for all.
-        sizes = None if self.cluster.is_chief else {shard.name: shard.size_bytes for shard in manifest.shards}
+        sizes = None if self.cluster.is_chief else manifest.shard_sizes  # it lists them, for all
 
         def load() -> Done:
             loading.load(restored.folder, manifest, sizes)
