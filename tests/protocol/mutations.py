@@ -17,6 +17,7 @@ from ckptflow.commit import choosing as choosing_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
+from ckptflow.commit import receipts as receipts_module
 from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, list_root
@@ -251,7 +252,7 @@ def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
         folder = parse_folder(receipt.folder)
         return refuse_receipt(replace(draft, folder=folder) if folder else draft, held, receipt, worker)
 
-    patch.setattr(coordinator_module, "refuse_receipt", refuse)
+    patch.setattr(receipts_module, "refuse_receipt", refuse)
 
 
 def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:

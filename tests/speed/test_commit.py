@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
+from ckptflow.commit import receipts as receipts_module
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
@@ -94,7 +95,7 @@ def commit(reports_s: list[float], *, is_object_store: bool, prune: bool = True)
 
     clock.events = [(at_s, report(worker)) for worker, at_s in enumerate(reports_s, start=1)]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (coordinator_module, lineage_module):
+        for module in (coordinator_module, lineage_module, receipts_module):
             patch.setattr(module, "time", clock)
         coordinator.commit(Draft(FOLDER, world_size, draft.tensors), receipt, prune=prune)
     return Run(clock.now_s, max(reports_s), clock, calls)
