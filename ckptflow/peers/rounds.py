@@ -171,7 +171,7 @@ class _Wait:
     limit_s: float
     hint: str
     started: float
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = lambda: time.monotonic()  # found anew at each call: a model has a time of its own
     asked: float = field(init=False)
     unreachable_since: float | None = None
 
