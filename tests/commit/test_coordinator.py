@@ -208,8 +208,8 @@ def test_of_copies_that_must_be_alike_the_second_line_is_read_only_where_they_di
     store = CountingStore(inner)
     coordinator(store).commit(draft(), own, alike=same)
     assert read_manifest(store, FOLDER).diverged == ("weight3", "weight5")
-    names = [receipt_name(worker, WORLD_SIZE, HELD.tag) for worker in (1, 2)]
-    assert sorted(store.keys("get"))[:3] == sorted(map(FOLDER.key, (names[0], names[1], names[1])))
+    asked = Counter(key for key in store.keys("get") if "receipt" in key)
+    assert asked == {FOLDER.key(receipt_name(worker, WORLD_SIZE, HELD.tag)): worker for worker in (1, 2)}
 
 
 def test_what_a_tensor_was_written_as_is_compared_too() -> None:

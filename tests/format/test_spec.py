@@ -165,7 +165,7 @@ def test_the_second_reader_is_independent_and_short() -> None:
     source = Path(second_reader.__file__).read_text(encoding="utf-8")
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported - set(sys.stdlib_module_names) == {"numpy"}
-    assert len(source.splitlines()) < 120
+    assert len(source.splitlines()) < 140
 
 
 def documented(text: str, kinds: Sequence[type[msgspec.Struct]]) -> set[str]:
