@@ -141,6 +141,7 @@ class Kernel:
             elif not due.is_over:
                 self.now_s, due.is_over = at_s, True
                 self._current, began = due.task, time.process_time()
+                due.running.parent = self._hub  # where it goes on when a task has ended
                 due.running.switch()
                 due.task.cpu_s += time.process_time() - began
 
