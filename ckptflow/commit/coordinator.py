@@ -71,7 +71,7 @@ class Coordinator:
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
         self._hurry_deadline = math.inf
-        self._listing: Listing | None = None  # of the last commit, until it is pruned by
+        self._may_prune = False  # after the last commit
         self._is_swept = False  # nothing is left outside what counts that a later save could delete
 
     def commit(
@@ -85,8 +85,8 @@ class Coordinator:
     ) -> Summary:
         """Waits for the receipts, creates the manifest, checks the fence, and only then returns: acknowledged.
 
-        `alike`: this worker's digests of what all workers must hold alike, that the one in its receipt is of. With
-        `prune` it lists the root, for `prune` to be called next. `is_checked`: `check_claim_before` was called when
+        `alike`: this worker's digests of what all workers must hold alike, that the one in its receipt is of. Without
+        `prune` the call of that, which comes next, does nothing. `is_checked`: `check_claim_before` was called when
         this worker's shards were there.
 
         Raises `CommitTimeoutError` (who is missing), `SaveFailedError` (a worker reported a failure, or what they wrote
@@ -104,8 +104,7 @@ class Coordinator:
         with span("commit"):
             summary = self._create_manifest(draft, receipts, deadline, is_checked and self._held.is_exclusive)
             try:
-                self._listing = self._list_to_prune() if prune and not self._is_hurried else None
-                check_fence(self._store, self._held, self._listing)
+                check_fence(self._store, self._held)
             except FencedError:
                 raise
             except BaseException as error:  # it is there, and the next restore takes it if nothing newer is
@@ -113,17 +112,28 @@ class Coordinator:
                     f"{self._store.url}/{draft.folder} is written whole, but whether it counts is not known: "
                     f"{error!r}; the next restore finds out"
                 ) from error
+        self._may_prune = prune
         return summary
 
     def prune(self) -> None:
-        """Deletes what need not stay, by the listing of the commit before. Nobody waits for it who waits for the save.
+        """Deletes what need not stay after the last commit. Nobody waits for it who waits for the save.
 
-        A failure is logged and never fails the save; the next prune tries again.
+        A failure is logged and never fails the save; the next prune tries again. Raises `FencedError` if another holds
+        the root by now.
         """
-        listing, self._listing = self._listing, None
-        if listing is not None and not self._is_hurried:
-            with span("prune"):
-                self._prune(listing)
+        may_prune, self._may_prune = self._may_prune, False
+        listing = self._list_to_prune() if may_prune and not self._is_hurried else None
+        if listing is None:
+            return
+        with span("prune"):
+            try:
+                check_fence(self._store, self._held, listing)
+            except FencedError:
+                raise
+            except BaseException as error:
+                logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, str(error))
+                return
+            self._prune(listing)
 
     def _create_manifest(self, draft: Draft, receipts: list[Receipt], deadline: float, is_checked: bool) -> Summary:
         try:
