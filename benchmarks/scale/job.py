@@ -15,7 +15,7 @@ import msgspec
 
 from benchmarks.scale.kernel import Kernel, virtual_time
 from benchmarks.scale.messages import Member, PostOffice
-from benchmarks.scale.model import PIECE_BYTES, Network, Storage, exchange_s, read_s, send
+from benchmarks.scale.model import PIECE_BYTES, SHARD_BYTES, Network, Storage, exchange_s, read_s, send
 from benchmarks.scale.state import make_specs
 from benchmarks.scale.store import Bucket, SimulatedStore
 from ckptflow.commit.assembly import Draft
@@ -48,11 +48,12 @@ class Job:
     """What is simulated."""
 
     workers: int
-    size_bytes: int = 10**12
-    tensors: int = 25_000
-    shard_bytes: int = PIECE_BYTES
+    size_bytes: int
+    tensors: int
+    shard_bytes: int = SHARD_BYTES
     storage: Storage = field(default_factory=Storage)
     network: Network = field(default_factory=Network)
+    piece_bytes: int = PIECE_BYTES
     seed: int = 1
 
     @property
@@ -124,11 +125,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def simulate(job: Job) -> Figures:
-    """The same for the same job, but for what the processor takes."""
+def simulate(job: Job, specs: Sequence[TensorSpec] | None = None) -> Figures:
+    """The same for the same job, but for what the processor takes. `specs`: of what is saved, else it is made up."""
     kernel = Kernel()
     bucket = Bucket(kernel, job.storage, job.seed)
-    specs = make_specs(job.tensors, job.size_bytes, job.seed)
+    specs = specs or make_specs(job.tensors, job.size_bytes, job.seed)
     with _quiet(), virtual_time(kernel):
         save, third = _save_often(kernel, bucket, job, specs, _begin(kernel, bucket, job))
         start = _restart(kernel, bucket, job)
@@ -279,7 +280,7 @@ def _restart(kernel: Kernel, bucket: Bucket, job: Job) -> StartFigures:
     kernel.finish(tasks)
     size_bytes = sum(tensor.size_bytes for tensor in manifests[0].tensors)
     own_bytes, storage = size_bytes / job.workers, job.storage
-    shared_s = read_s(storage, own_bytes, job.workers)
+    shared_s = read_s(storage, own_bytes, job.workers, job.piece_bytes)
     return StartFigures(
         decided_s=max(task.ended_s or 0.0 for task in tasks) - began_s,
         rounds=office.rounds,
@@ -289,13 +290,13 @@ def _restart(kernel: Kernel, bucket: Bucket, job: Job) -> StartFigures:
         requests=dict(stores[0].requests),
         others=dict(stores[job.real[-1]].requests) if job.workers > 1 else {},
         read_s={
-            WAYS[0]: read_s(storage, size_bytes, job.workers),
+            WAYS[0]: read_s(storage, size_bytes, job.workers, job.piece_bytes),
             WAYS[1]: shared_s + exchange_s(job.network, size_bytes, job.workers),
             WAYS[2]: shared_s,
         },
         read_requests={
-            WAYS[0]: job.workers * -(-size_bytes // PIECE_BYTES),
-            WAYS[1]: -(-size_bytes // PIECE_BYTES),
-            WAYS[2]: -(-size_bytes // PIECE_BYTES),
+            WAYS[0]: job.workers * -(-size_bytes // job.piece_bytes),
+            WAYS[1]: -(-size_bytes // job.piece_bytes),
+            WAYS[2]: -(-size_bytes // job.piece_bytes),
         },
     )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 MIB = 2**20
 GB = 10**9
 PAGE = 1000  # objects in one reply of a listing
-PIECE_BYTES = 16 * MIB  # that one request reads: a shard
+PIECE_BYTES = 16 * MIB  # that one request reads
+SHARD_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Prices:
     per_gb_month: float
 
 
-PRICES_OF = "list prices of S3 Standard (us-east-1) and GCS Standard (us-central1), December 2026"
+PRICES_OF = "list prices of S3 Standard (us-east-1) and GCS Standard (us-central1), as published in 2025"
 PRICES = (Prices("S3", 0.005 / 1000, 0.0004 / 1000, 0.023), Prices("GCS", 0.005 / 1000, 0.0004 / 1000, 0.020))
 
 
@@ -105,11 +106,16 @@ def send(storage: Storage, chance: random.Random, sizes: Sequence[Sequence[int]]
     return Sent(ended_s, requests, refused)
 
 
-def read_s(storage: Storage, size_bytes: float, readers: int) -> float:
-    """How long each of so many workers takes that all read so much, at the storage's rate or at its own."""
-    request_s = storage.latency_s + PIECE_BYTES / storage.connection_bytes_per_s
-    own_s = size_bytes / min(storage.streams * PIECE_BYTES / request_s, storage.link_bytes_per_s)
-    return max(request_s, own_s, readers * size_bytes / PIECE_BYTES / storage.gets_per_s)
+def read_s(storage: Storage, size_bytes: float, readers: int, piece_bytes: int) -> float:
+    """How long each of so many workers takes that all read so much: at the server's rate, at its link's, or in turns of
+    as many pieces as it has streams."""
+    pieces = max(1.0, size_bytes / piece_bytes)
+    request_s = storage.latency_s + min(size_bytes, piece_bytes) / storage.connection_bytes_per_s
+    return max(
+        math.ceil(pieces / storage.streams) * request_s,
+        size_bytes / storage.link_bytes_per_s,
+        readers * pieces / storage.gets_per_s,
+    )
 
 
 def exchange_s(network: Network, size_bytes: float, workers: int) -> float:
