@@ -40,7 +40,7 @@ STORAGE = Storage(
 def calibration_table(folder: str) -> str:
     """Predicted and measured seconds, in Markdown."""
     lines = [
-        "| processes | save, predicted s | measured s | off by | start and restore, predicted s | measured s | off by |",
+        "| processes | a save, predicted s | measured s | off by | a restore, predicted s | measured s | off by |",
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for workers, save_s, restore_s in measured(folder):

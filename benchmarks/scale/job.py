@@ -130,7 +130,7 @@ def simulate(job: Job, specs: Sequence[TensorSpec] | None = None) -> Figures:
     kernel = Kernel()
     bucket = Bucket(kernel, job.storage, job.seed)
     specs = specs or make_specs(job.tensors, job.size_bytes, job.seed)
-    with _quiet(), virtual_time(kernel):
+    with _quiet(), virtual_time(kernel, job.seed):
         save, third = _save_often(kernel, bucket, job, specs, _begin(kernel, bucket, job))
         start = _restart(kernel, bucket, job)
     return Figures(job, _plan_cpu_s(job, specs), save, third, start)

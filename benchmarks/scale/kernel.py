@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import importlib
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ _CLOCKS = (
     "ckptflow.peers.progress",
     "ckptflow.peers.rounds",
 )
+_A_TIME = "2026-01-01T00:00:00+00:00"
 _THREADS = ("ckptflow.commit.catalog", "ckptflow.commit.receipts")
 
 
@@ -169,12 +171,30 @@ def _results(tasks: Sequence[Task]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def virtual_time(kernel: Kernel) -> Iterator[None]:
-    """In the block, those modules of ckptflow that wait do so by this clock."""
+def virtual_time(kernel: Kernel, seed: int) -> Iterator[None]:
+    """In the block, those modules of ckptflow that wait do so by this clock; ids are drawn by the seed, and what says
+    when and where is the same each time."""
     clock = SimpleNamespace(monotonic=kernel.monotonic, sleep=kernel.sleep)
+    chance = random.Random(seed)
+    lineage, assembly = _module("ckptflow.commit.lineage"), _module("ckptflow.commit.assembly")
+
+    def draw_id() -> str:
+        return f"{chance.getrandbits(124):032x}"
+
+    patches = [
+        *(mock.patch.object(_module(name), "time", clock) for name in _CLOCKS),
+        *(mock.patch.object(_module(name), "at_once", kernel.at_once) for name in _THREADS),
+        *(mock.patch.object(module, "now_text", return_value=_A_TIME) for module in (lineage, assembly)),
+        mock.patch.object(lineage, "new_writer_id", draw_id),
+        mock.patch.object(lineage, "os", SimpleNamespace(getpid=lambda: 1)),
+        mock.patch.object(lineage, "socket", SimpleNamespace(gethostname=lambda: "host")),
+        mock.patch.object(_module("ckptflow.commit.together"), "socket", SimpleNamespace(gethostname=lambda: "host")),
+    ]
     with contextlib.ExitStack() as stack:
-        for name in _CLOCKS:
-            stack.enter_context(mock.patch.object(importlib.import_module(name), "time", clock))
-        for name in _THREADS:
-            stack.enter_context(mock.patch.object(importlib.import_module(name), "at_once", kernel.at_once))
+        for patch in patches:
+            stack.enter_context(patch)
         yield
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
