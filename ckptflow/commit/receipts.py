@@ -73,9 +73,10 @@ class Receipts:
                 if (failure := self._find_failure(draft.folder)) is not None:
                     raise failure
                 found_lost = find_lost(sorted(missing))
-            found += self._look(draft, sorted(missing))
+            is_last = time.monotonic() >= min(deadline, hurry_deadline())
+            found += self._look(draft, sorted(missing), by_name=is_last)
             missing -= {receipt.worker for receipt in found}
-            if missing and time.monotonic() >= min(deadline, hurry_deadline()):
+            if missing and is_last:
                 limit = f"within commit_timeout_s={self._commit_timeout_s:g}"
                 if hurry_deadline() < deadline:
                     limit = "in the time that an error has left them"
@@ -125,14 +126,15 @@ class Receipts:
 
         return differ
 
-    def _look(self, draft: Draft, missing: Sequence[int]) -> list[Receipt]:
+    def _look(self, draft: Draft, missing: Sequence[int], *, by_name: bool) -> list[Receipt]:
         """Those of the missing receipts that are there, several read at once.
 
-        By one listing; few are asked for by name, if that takes no more requests: a client or a server whose listings
-        lag then holds up no commit for longer.
+        By one listing; few are asked for by name, if that takes no more requests, and all before a save is given up:
+        that a listing lacks them is no proof.
         """
         there = missing
-        if len(missing) > max(self._pages, 0 if self._store.is_object_store else _FILES_BY_NAME):
+        few = max(self._pages, 0 if self._store.is_object_store else _FILES_BY_NAME)
+        if len(missing) > few and not by_name:
             listed = {entry.key for entry in self._store.list(f"{draft.folder}/")}
             self._pages = max(1, -(-len(listed) // _PAGE))
             there = [worker for worker in missing if self._key(draft, worker) in listed]

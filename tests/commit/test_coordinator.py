@@ -258,6 +258,15 @@ def test_each_of_many_receipts_is_read_once_and_listings_find_them() -> None:
     assert gets == dict.fromkeys(keys[1:], 1)
 
 
+def test_a_listing_that_lacks_receipts_gives_no_save_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = claimed()
+    report(store, receipt(1), receipt(2))
+    shown = store.list
+    monkeypatch.setattr(store, "list", lambda prefix="": [] if prefix == f"{FOLDER}/" else shown(prefix))
+    coordinator(store, timeout_s=0.1).commit(draft(), receipt(0), prune=False)
+    assert folders(store) == [str(FOLDER)]
+
+
 # Replies that are lost
 
 
