@@ -181,7 +181,7 @@ def virtual_time(kernel: Kernel, seed: int) -> Iterator[None]:
     def draw_id() -> str:
         return f"{chance.getrandbits(124):032x}"
 
-    patches = [
+    patches: list[Any] = [
         *(mock.patch.object(_module(name), "time", clock) for name in _CLOCKS),
         *(mock.patch.object(_module(name), "at_once", kernel.at_once) for name in _THREADS),
         *(mock.patch.object(module, "now_text", return_value=_A_TIME) for module in (lineage, assembly)),
