@@ -13,7 +13,15 @@ from types import MappingProxyType
 
 from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, Unreadable, list_root, summarize
-from ckptflow.commit.lineage import Held, check_fence, check_own_claim, create_once, is_written_by
+from ckptflow.commit.lineage import (
+    Held,
+    check_fence,
+    check_own_claim,
+    create_once,
+    fenced,
+    is_written_by,
+    newer_number,
+)
 from ckptflow.commit.prune import act, doubt_newest, listed_again, plan_prune
 from ckptflow.commit.receipts import BeginWait, FindFailure, Receipts
 from ckptflow.commit.resume import Start
@@ -127,7 +135,8 @@ class Coordinator:
             return
         with span("prune"):
             try:
-                check_fence(self._store, self._held, listing)
+                if newer := newer_number(self._store, self._held, listing):
+                    raise fenced(self._store, self._held, newer)
             except FencedError:
                 raise
             except BaseException as error:
