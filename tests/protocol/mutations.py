@@ -246,7 +246,8 @@ def folders_fence_by_their_numbers(patch: pytest.MonkeyPatch) -> None:
     def newer(store: Store, held: Held, listing: Listing) -> int:
         return listing.top_number if listing.top_number > held.number else 0
 
-    patch.setattr(lineage_module, "newer_number", newer)
+    for module in (lineage_module, coordinator_module):
+        patch.setattr(module, "newer_number", newer)
 
 
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
