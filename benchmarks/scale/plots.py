@@ -29,7 +29,8 @@ def plot(title: str, unit: str, curves: Mapping[str, Points]) -> str:
     for power in range(low, high + 1):
         x, y = place(1, 10.0**power)
         parts.append(f'<line x1="{x}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{10.0**power:,g} {escape(unit)}</text>')
+        label = f"{10.0**power:,g} {unit}".replace("e+0", "e")
+        parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
     for power in range(math.ceil(last) + 1):
         x, y = place(10.0**power, 10.0**low)
         parts.append(f'<text x="{x}" y="{y + 20}" text-anchor="middle">{10**power:,}</text>')
