@@ -14,7 +14,7 @@ import msgspec
 from ckptflow import errors
 from ckptflow.bench.grid import Setting
 from ckptflow.bench.rates import Point, Rates
-from ckptflow.bench.rounds import BenchRounds, BenchPhase, Taken
+from ckptflow.bench.rounds import BenchPhase, BenchRounds, Taken
 from ckptflow.errors import PeerError, StorageError
 from ckptflow.storage.store import Store
 

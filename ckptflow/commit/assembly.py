@@ -184,7 +184,7 @@ def _refuse_mixed(
     draft: Draft, diverged: Sequence[str], tensors: Sequence[TensorRecord], shards: Sequence[ShardRecord], where: str
 ) -> None:
     """Raises `SaveFailedError` where a tensor has diverged that must not, or of which the chief did not write all."""
-    writers = [parse_shard_name(shard.name) for shard in shards]
+    writers = [parse_shard_name(shard.name) for shard in shards] if diverged else []
     names = set(diverged)
     mixed = [
         tensor.name

@@ -144,7 +144,7 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
         lineage=parse_folders(manifest.lineage),
         barrier=manifest.barrier,
         fresh_since=manifest.fresh_since,
-        shard_sizes={shard.name: shard.size_bytes for shard in manifest.shards},
+        shard_sizes=manifest.shard_sizes,
         checkpoint=Checkpoint(
             step=manifest.step,
             incarnation=manifest.incarnation,

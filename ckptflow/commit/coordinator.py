@@ -8,46 +8,42 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
-from ckptflow.commit.assembly import Draft, assemble, refuse_receipt
+from ckptflow.commit.assembly import Draft, assemble
 from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, Unreadable, list_root, summarize
-from ckptflow.commit.lineage import Held, check_fence, check_own_claim, create_once, is_written_by
+from ckptflow.commit.lineage import (
+    Held,
+    check_fence,
+    check_own_claim,
+    create_once,
+    fenced,
+    is_written_by,
+    newer_number,
+)
 from ckptflow.commit.prune import act, doubt_newest, listed_again, plan_prune
+from ckptflow.commit.receipts import BeginWait, FindFailure, Receipts
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import (
-    CkptflowError,
-    CommitTimeoutError,
     CommitUnknownError,
     CorruptCheckpointError,
     FencedError,
     ObjectNotFoundError,
-    SaveFailedError,
     StorageError,
     StorageUnavailableError,
-    UnknownVersionError,
 )
 from ckptflow.events import Pruned, Tell, tell_nobody
-from ckptflow.format.layout import Folder, parse_tag, receipt_name
-from ckptflow.format.manifest import (
-    MAX_RECEIPT_BYTES,
-    Receipt,
-    decode,
-    encode,
-)
-from ckptflow.peers.watch import ASK_EVERY_S
+from ckptflow.format.layout import Folder, parse_tag
+from ckptflow.format.manifest import Receipt, encode
 from ckptflow.spans import span
-from ckptflow.storage.again import is_there, read_record
+from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
-from ckptflow.threads import at_once
 
 logger = logging.getLogger("ckptflow")
 
-_READERS = 8  # receipts read at once, where there are more
-FindLost = Callable[[Sequence[int]], Mapping[int, str]]  # which of these are waited for in vain, and why
-BeginWait = Callable[[], FindLost]
-FindFailure = Callable[[Folder], CkptflowError | None]
+NO_DIGESTS: Mapping[str, int] = MappingProxyType({})
 
 
 class Coordinator:
@@ -77,21 +73,29 @@ class Coordinator:
         self._summaries = summaries
         self._policies = policies
         self._commit_timeout_s = commit_timeout_s
-        self._begin_wait = begin_wait
-        self._find_failure = find_failure
+        self._receipts = Receipts(store, start.held, commit_timeout_s, begin_wait, find_failure)
         self._tell = tell
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
         self._hurry_deadline = math.inf
-        self._listing: Listing | None = None  # of the last commit, until it is pruned by
+        self._may_prune = False  # after the last commit
         self._is_swept = False  # nothing is left outside what counts that a later save could delete
 
-    def commit(self, draft: Draft, own: Receipt, *, prune: bool = True, is_checked: bool = False) -> Summary:
+    def commit(
+        self,
+        draft: Draft,
+        own: Receipt,
+        *,
+        alike: Mapping[str, int] = NO_DIGESTS,
+        prune: bool = True,
+        is_checked: bool = False,
+    ) -> Summary:
         """Waits for the receipts, creates the manifest, checks the fence, and only then returns: acknowledged.
 
-        With `prune` it lists the root, for `prune` to be called next. `is_checked`: `check_claim_before` was called
-        when this worker's shards were there.
+        `alike`: this worker's digests of what all workers must hold alike, that the one in its receipt is of. Without
+        `prune` the call of that, which comes next, does nothing. `is_checked`: `check_claim_before` was called when
+        this worker's shards were there.
 
         Raises `CommitTimeoutError` (who is missing), `SaveFailedError` (a worker reported a failure, or what they wrote
         does not fit together), `CommitUnknownError` (it was sent, and either no reply came or nothing told whether it
@@ -100,15 +104,15 @@ class Coordinator:
         deadline = time.monotonic() + self._commit_timeout_s
         try:
             with span("await"):
-                receipts = [own, *self._collect(draft, deadline)]
+                others = self._receipts.collect(draft, deadline, lambda: self._hurry_deadline)
+                receipts = self._receipts.with_differences(draft, own, alike, others)
         except BaseException:
             self.give_up(draft.folder)
             raise
         with span("commit"):
             summary = self._create_manifest(draft, receipts, deadline, is_checked and self._held.is_exclusive)
             try:
-                self._listing = self._list_to_prune() if prune and not self._is_hurried else None
-                check_fence(self._store, self._held, self._listing)
+                check_fence(self._store, self._held)
             except FencedError:
                 raise
             except BaseException as error:  # it is there, and the next restore takes it if nothing newer is
@@ -116,17 +120,29 @@ class Coordinator:
                     f"{self._store.url}/{draft.folder} is written whole, but whether it counts is not known: "
                     f"{error!r}; the next restore finds out"
                 ) from error
+        self._may_prune = prune
         return summary
 
     def prune(self) -> None:
-        """Deletes what need not stay, by the listing of the commit before. Nobody waits for it who waits for the save.
+        """Deletes what need not stay after the last commit. Nobody waits for it who waits for the save.
 
-        A failure is logged and never fails the save; the next prune tries again.
+        A failure is logged and never fails the save; the next prune tries again. Raises `FencedError` if another holds
+        the root by now.
         """
-        listing, self._listing = self._listing, None
-        if listing is not None and not self._is_hurried:
-            with span("prune"):
-                self._prune(listing)
+        may_prune, self._may_prune = self._may_prune, False
+        listing = self._list_to_prune() if may_prune and not self._is_hurried else None
+        if listing is None:
+            return
+        with span("prune"):
+            try:
+                if newer := newer_number(self._store, self._held, listing):
+                    raise fenced(self._store, self._held, newer)
+            except FencedError:
+                raise
+            except BaseException as error:
+                logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, str(error))
+                return
+            self._prune(listing)
 
     def _create_manifest(self, draft: Draft, receipts: list[Receipt], deadline: float, is_checked: bool) -> Summary:
         try:
@@ -211,67 +227,6 @@ class Coordinator:
             given_up=self._given_up,
         )
         return act(self._store, listed_again(self._store, plan, listing, {}), listing.folders)
-
-    def _collect(self, draft: Draft, deadline: float) -> list[Receipt]:
-        """Polls the other workers' receipts by name, with back-off, until all are there or the deadline has passed."""
-        missing = set(range(1, draft.world_size))
-        found: list[Receipt] = []
-        pause_s = 0.05 if self._store.is_object_store else 0.002
-        find_lost, ask_at = self._begin_wait(), time.monotonic() + ASK_EVERY_S
-        while missing:
-            # Before looking for the receipts: they may be the last that it wrote.
-            found_lost: Mapping[int, str] = {}
-            if time.monotonic() >= ask_at:
-                if (failure := self._find_failure(draft.folder)) is not None:
-                    raise failure
-                found_lost = find_lost(sorted(missing))
-            found += self._read_receipts(draft, sorted(missing))
-            missing -= {receipt.worker for receipt in found}
-            if missing and time.monotonic() >= min(deadline, self._hurry_deadline):
-                limit = f"within commit_timeout_s={self._commit_timeout_s:g}"
-                if self._hurry_deadline < deadline:
-                    limit = "in the time that an error has left them"
-                raise CommitTimeoutError(
-                    f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, sorted(missing)))} of "
-                    f"{draft.world_size} did not report {limit}; this step was not saved, older checkpoints are "
-                    "untouched"
-                )
-            lost = {worker: why for worker, why in found_lost.items() if worker in missing}
-            if lost:
-                raise SaveFailedError(
-                    f"{self._store.url}/{draft.folder}: "
-                    f"{', '.join(f'worker {worker} {why}' for worker, why in lost.items())} and did not report (of "
-                    f"{draft.world_size} workers); this step was not saved, older checkpoints are untouched"
-                )
-            if missing:
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 1.5, 1.0 if self._store.is_object_store else 0.05)
-        return sorted(found, key=lambda receipt: receipt.worker)
-
-    def _read_receipts(self, draft: Draft, workers: Sequence[int]) -> list[Receipt]:
-        """Those of these workers' receipts that are there: of many workers several at once, or a look takes seconds."""
-        if len(workers) <= _READERS:
-            read = [self._read_receipt(draft, worker) for worker in workers]
-        else:
-            read = at_once(_READERS, lambda worker: self._read_receipt(draft, worker), workers)
-        return [receipt for receipt in read if receipt is not None]
-
-    def _read_receipt(self, draft: Draft, worker: int) -> Receipt | None:
-        key = draft.folder.key(receipt_name(worker, draft.world_size, self._held.tag))
-        where = f"{self._store.url}/{key}"
-        try:
-            receipt = read_record(
-                self._store, key, MAX_RECEIPT_BYTES, lambda data: decode(data, Receipt, where), may_be_missing=True
-            )
-        except ObjectNotFoundError:
-            return None
-        except (CorruptCheckpointError, UnknownVersionError) as error:
-            raise SaveFailedError(f"worker {worker}'s receipt cannot be used: {error}") from error
-        why_not = refuse_receipt(draft, self._held, receipt, worker)
-        if why_not is not None:
-            cause = receipt.failure.rebuild() if receipt.failure is not None else None
-            raise SaveFailedError(f"{self._store.url}/{draft.folder}: {why_not}") from cause
-        return receipt
 
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. Once a try was not answered this incarnation never sweeps the folder: it may land."""

@@ -10,22 +10,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 
 import msgspec
 
 from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
 from ckptflow.commit.choosing import Choice, Chooser, View
+from ckptflow.commit.handing import pack, unpack
 from ckptflow.commit.lineage import Held, claim_next
-from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen
-from ckptflow.errors import LEAVING, CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError, UsageError
+from ckptflow.commit.outcomes import Outcome, PartResult, are_fine, outcome_of
+from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen, not_the_same_storage
+from ckptflow.errors import (
+    LEAVING,
+    CheckpointGoneError,
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    StorageError,
+    UsageError,
+)
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
 from ckptflow.peers.exchange import Terms
 from ckptflow.peers.team import Call, Done, Team, agree, chief_says
 from ckptflow.storage.store import Store
+from ckptflow.transfer.reader import check_shards
 
 logger = logging.getLogger("ckptflow")
 
@@ -33,21 +42,14 @@ Load = Callable[[Folder, Manifest, Mapping[str, int] | None], None]
 _Do = Callable[[Folder], str | Terms | None]  # one worker's part, and what it tells the others
 
 
-class Outcome(StrEnum):
-    """How one worker's part of reading a checkpoint went, if the restore can go on."""
+class _Handed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the chief says of a manifest: how reading it went, and the manifest, `packed` for the others.
 
-    FINE = "fine"
-    GONE = "gone"
-    DAMAGED = "damaged"
+    Where nothing is packed they have it already, or it is too large: then each reads it.
+    """
 
-
-class PartResult(msgspec.Struct, frozen=True):
-    """One worker's outcome, and why; of a check that went well, a checksum of what it would take; or what it wants."""
-
-    outcome: Outcome = Outcome.FINE
-    why: str = ""
-    taken: str = ""
-    terms: Terms | None = None
+    part: PartResult
+    packed: bytes = b""
 
 
 class _Look(msgspec.Struct, frozen=True):
@@ -55,15 +57,6 @@ class _Look(msgspec.Struct, frozen=True):
 
     folder: Folder | None
     reason: Reason
-
-
-def outcome_of(error: BaseException) -> PartResult | None:
-    """What an error in reading a checkpoint says of it: gone, damaged, or nothing at all, and the restore ends."""
-    if isinstance(error, ObjectNotFoundError):
-        return PartResult(Outcome.GONE, str(error))
-    if isinstance(error, CorruptCheckpointError):
-        return PartResult(Outcome.DAMAGED, str(error))
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +81,9 @@ class Resume:
 
     `divide` is for several workers that read together: it refuses as `check` does, and returns what this one wants;
     `share` is called with what all of them want, before anything is read. `check(manifest)`,
-    `load(folder, manifest, files)` and `complete()` run on every worker, each only once the one
-    before has gone well on all of them. `load` may assign only what every other checkpoint that fits the state
+    `load(folder, manifest, files)` and `complete()` run on every worker, each only once the one before has gone well on
+    all of them. The manifest is read by the chief, who hands it on; `files` are all shards at their sizes, as it has
+    found them listed. `load` may assign only what every other checkpoint that fits the state
     replaces; `complete` assigns the rest. They raise `CorruptCheckpointError` only where bytes came whole and wrong or
     a shard is missing; whatever else they raise stops the restore on all workers.
     """
@@ -120,7 +114,7 @@ class Resume:
         self._complete = complete
         self._verify = verify
         self._has_loaded = False
-        self._manifest: Manifest | None = None  # the last one that was read and could be
+        self._manifest: Manifest | None = None  # the last one that was read: on all workers, or on none
         self._read_only = read_only
         self._claim_timeout_s = claim_timeout_s
         self._tell = tell
@@ -163,6 +157,7 @@ class Resume:
             if summary is not None:
                 return self._start(held, summary, step, choice, problems)
             self._manifest = None
+            self._check_same_storage(choice.folder, parts)
             damaged = self._find_damage(choice.folder, parts)
             if damaged:
                 problems.append(self._met_damage(choice.folder, step, damaged))
@@ -201,24 +196,60 @@ class Resume:
 
         look = chief_says(self._cluster, Call.LOOK, choose, _Look)
         if look.folder is not None:
-            parts = self._in_parts(look.folder, self._checks())
-            check_manifest_is_seen(self._cluster, self._store, look.folder, [p.outcome is Outcome.GONE for p in parts])
+            parts = self._in_parts(look.folder, None, self._checks())
+            self._check_same_storage(look.folder, parts)
         return look.reason
 
-    def _read(self, folder: Folder) -> None:
-        """The manifest, once. The chief, who knows the run, takes another run's in its place for damage."""
-        manifest, self._manifest = self._manifest, None
-        if manifest is None or manifest.folder != str(folder):
-            manifest = self._summaries.read_manifest(folder)
-        view = self._view
-        if view is not None and folder in view.counting.folders and view.counting.is_of_another(manifest.run_id):
-            raise CorruptCheckpointError(f"{self._store.url}/{folder}: it is a checkpoint of another run")
-        self._manifest = manifest
+    def _has(self, folder: Folder) -> bool:
+        return self._manifest is not None and self._manifest.folder == str(folder)
 
     def _sound(self) -> Manifest:
         if self._manifest is None:
             raise ValueError("the manifest is read first")
         return self._manifest
+
+    def _read(self, files: Mapping[str, int] | None, folder: Folder) -> None:
+        """The manifest, once, on the chief: it knows the run, and takes another run's in its place for damage.
+
+        `files`: what was listed of the folder, for the sizes of all shards. They are compared here for all workers.
+        """
+        manifest = self._manifest if self._has(folder) else None
+        self._manifest = None
+        if manifest is None:
+            manifest = self._summaries.read_manifest(folder)
+        view = self._view
+        if view is not None and folder in view.counting.folders and view.counting.is_of_another(manifest.run_id):
+            raise CorruptCheckpointError(f"{self._store.url}/{folder}: it is a checkpoint of another run")
+        if files is not None:
+            check_shards(self._store, folder, manifest, files)
+        self._manifest = manifest
+
+    def _hand_on(self, folder: Folder, files: Mapping[str, int] | None) -> list[PartResult]:
+        """Brings the manifest to every worker: the chief reads it, and hands it on. How that went on each.
+
+        What the chief meets holds for all. One that is too large for a message, or does not arrive whole, is read.
+        """
+
+        def read() -> _Handed:
+            is_known = self._has(folder)
+            part = self._try(folder, partial(self._read, files))
+            is_for_others = part.outcome is Outcome.FINE and not is_known and self._cluster.world_size > 1
+            return _Handed(part, pack(self._sound()) if is_for_others else b"")
+
+        def take(folder: Folder) -> None:
+            if self._cluster.is_chief or (self._has(folder) and not handed.packed):
+                return
+            where = f"{self._store.url}/{folder.manifest_key}, as worker 0 has read it"
+            found = unpack(handed.packed, folder, where) if handed.packed else None
+            self._manifest = found or self._summaries.read_manifest(folder)
+
+        handed = chief_says(self._cluster, Call.READ, read, _Handed)
+        parts = [handed.part] * self._cluster.world_size
+        if handed.part.outcome is Outcome.FINE:
+            parts = agree(self._cluster, Call.READ, partial(self._try, folder, take))
+        if not are_fine(parts):
+            self._manifest = None
+        return parts
 
     def _check_read(self, folder: Folder) -> str | None:
         return self._check(self._sound())
@@ -227,8 +258,8 @@ class Resume:
         """What is done with a checkpoint before any value is changed."""
         divide = self._divide
         if divide is None:
-            return {Call.READ: self._read, Call.CHECK: self._check_read}
-        return {Call.READ: self._read, Call.DIVIDE: lambda _: divide(self._sound()), Call.CHECK: self._check_read}
+            return {Call.CHECK: self._check_read}
+        return {Call.DIVIDE: lambda _: divide(self._sound()), Call.CHECK: self._check_read}
 
     def _attempt(self, folder: Folder) -> tuple[Summary | None, list[PartResult]]:
         """Reads one checkpoint whole into the state; None where it did not go well on every worker."""
@@ -237,37 +268,42 @@ class Resume:
 
         def load(folder: Folder) -> None:
             self._has_loaded = True
-            self._load(folder, self._sound(), files)
+            manifest = self._sound()
+            self._load(folder, manifest, manifest.shard_sizes)  # as the chief has found them listed
 
         def complete(folder: Folder) -> None:
             self._complete()
             if view is not None and self._cluster.is_chief:
                 view.lineage = self._chooser.lineage_of(summarize(self._sound(), self._store.url), view)
 
-        parts = self._in_parts(folder, {**self._checks(), Call.LOAD: load, Call.COMPLETE: complete})
-        is_whole = all(part.outcome is Outcome.FINE for part in parts)
-        return summarize(self._sound(), self._store.url) if is_whole else None, parts
+        parts = self._in_parts(folder, files or {}, {**self._checks(), Call.LOAD: load, Call.COMPLETE: complete})
+        return summarize(self._sound(), self._store.url) if are_fine(parts) else None, parts
 
-    def _in_parts(self, folder: Folder, parts: Mapping[Call, _Do]) -> list[PartResult]:
-        """Does part after part, as long as each goes well on every worker, and says how the last one went on each.
+    def _in_parts(self, folder: Folder, files: Mapping[str, int] | None, parts: Mapping[Call, _Do]) -> list[PartResult]:
+        """Reads the manifest, and does part after part, as long as each goes well on every worker.
 
-        What a part returns must be the same on every worker: else their copies would differ. Checking may make
-        variables, a collective: who could not read must have said so before the others begin to.
+        Says how the last one went on each. What a part returns must be the same on every worker: else their copies
+        would differ. Checking may make variables, a collective: who could not read must have said so before the others
+        begin to.
         """
-        found: list[PartResult] = []
+        found = self._hand_on(folder, files)
         for call, do in parts.items():
-            found = agree(self._cluster, call, partial(self._try, folder, do))
-            if any(part.outcome is not Outcome.FINE for part in found):
+            if not are_fine(found):
                 break
-            if len({part.taken for part in found}) > 1:
+            found = agree(self._cluster, call, partial(self._try, folder, do))
+            if are_fine(found) and len({part.taken for part in found}) > 1:
                 raise UsageError(
                     f"{self._store.url}/{folder}: the workers would not take the same tensors of it, and nothing of "
                     "it was restored: call restore with the same partial= and rename= on each; what is a worker's own "
                     "goes into PerWorker"
                 )
-            if call is Call.DIVIDE:
+            if call is Call.DIVIDE and are_fine(found):
                 self._share(self._sound(), [part.terms or Terms() for part in found])
         return found
+
+    def _check_same_storage(self, folder: Folder, parts: Sequence[PartResult]) -> None:
+        """Raises `StorageError` on all if a worker does not find the checkpoint that the chief has there."""
+        check_manifest_is_seen(self._cluster, self._store, folder, [part.outcome is Outcome.GONE for part in parts])
 
     def _try(self, folder: Folder, do: _Do) -> PartResult:
         try:
@@ -305,7 +341,10 @@ class Resume:
             return ""
         worker, text = next(iter(damaged.items()))
         if 0 not in damaged:
-            seen = chief_says(self._cluster, Call.VERIFY, lambda: self._look_at_all(folder), PartResult)
+            look = self._raise_missing if parts[worker].is_missing else self._raise_damage
+            seen = chief_says(self._cluster, Call.VERIFY, lambda: self._try(folder, look), PartResult)
+            if seen.outcome is Outcome.FINE and parts[worker].is_missing:
+                raise StorageError(not_the_same_storage(f"worker {worker} does not find what worker 0 does: {text}"))
             if seen.outcome is Outcome.FINE:
                 raise CorruptCheckpointError(
                     f"worker {worker} reads damage in a checkpoint in which the chief finds none, so nothing is given "
@@ -314,11 +353,12 @@ class Resume:
             return text if seen.outcome is Outcome.DAMAGED else ""
         return text
 
-    def _look_at_all(self, folder: Folder) -> PartResult:
-        """How every byte of a checkpoint is, other workers' parts as well. On the chief."""
-        return self._try(folder, self._raise_damage)
+    def _raise_missing(self, folder: Folder) -> None:
+        """Looks for every file of a checkpoint. On the chief."""
+        check_shards(self._store, folder, self._summaries.read_manifest(folder))
 
     def _raise_damage(self, folder: Folder) -> None:
+        """Reads every byte of a checkpoint, other workers' parts as well. On the chief."""
         found = self._verify(folder, self._summaries.read_manifest(folder))
         if found:
             raise CorruptCheckpointError(found)

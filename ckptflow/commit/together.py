@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ckptflow.commit.catalog import read_claim, read_manifest
+from ckptflow.commit.catalog import read_claim
 from ckptflow.commit.lineage import Held
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError
+from ckptflow.errors import StorageError
 from ckptflow.format.layout import Folder, claim_key
-from ckptflow.peers.team import Call, Team, agree
+from ckptflow.peers.team import Call, Team, agree, chief_says
+from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
 
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)  # for a client of a network file system that holds on to what it knew
@@ -41,22 +42,16 @@ def check_claim_is_seen(cluster: Team, store: Store, held: Held) -> None:
 
 
 def check_manifest_is_seen(cluster: Team, store: Store, folder: Folder, is_gone: Sequence[bool]) -> None:
-    """The same of a manifest that some worker did not find when the chief had read it; all workers know who.
+    """The same of a checkpoint that some worker did not find when the chief had read it; all workers know who.
 
     A prune may have deleted it in between: then the chief does not find it any more, and nothing is said.
     """
 
     def sees() -> bool:
-        try:
-            read_manifest(store, folder)
-        except ObjectNotFoundError:
-            return False
-        except CorruptCheckpointError:
-            pass
-        return True
+        return is_there(store, folder.manifest_key)
 
-    if not is_gone[0] and any(is_gone):
-        _check(cluster, store, folder.manifest_key, sees)
+    if not is_gone[0] and any(is_gone) and chief_says(cluster, Call.SEE, sees, bool):
+        _check(cluster, store, folder.manifest_key, lambda: cluster.is_chief or sees())
 
 
 def _check(cluster: Team, store: Store, key: str, sees: Callable[[], bool]) -> None:
@@ -71,10 +66,16 @@ def _check(cluster: Team, store: Store, key: str, sees: Callable[[], bool]) -> N
     blind = [f"worker {worker} ({sight.where})" for worker, sight in enumerate(sights) if not sight.is_seen]
     if blind and sights[0].is_seen:
         raise StorageError(
-            f"these workers do not see the same storage: worker 0 ({sights[0].where}) has {key}, which is not found by "
-            f"{', '.join(blind)}. Give every worker the URL of one storage that all of them reach: a bucket, or a "
-            "folder of a shared file system, not a disk of each"
+            not_the_same_storage(f"worker 0 ({sights[0].where}) has {key}, which is not found by {', '.join(blind)}")
         )
+
+
+def not_the_same_storage(what: str) -> str:
+    """The message; `what` is by which it is seen."""
+    return (
+        f"these workers do not see the same storage: {what}. Give every worker the URL of one storage that all of them "
+        "reach: a bucket, or a folder of a shared file system, not a disk of each"
+    )
 
 
 def _after(pause_s: float, sees: Callable[[], bool]) -> bool:

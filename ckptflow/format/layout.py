@@ -49,8 +49,10 @@ class Folder:
 
 
 _FOLDER = re.compile(r"(\d{12,19})-i(\d{4,19})(?:-r(\d{1,19}))?", re.ASCII)
-_SHARD = re.compile(r"shard-(\d{5,9})-of-(\d{5,9})-(\d{4,9})(?:-([0-9a-f]{8}))?\.safetensors", re.ASCII)
-_RECEIPT = re.compile(r"receipt-(\d{5,9})-of-(\d{5,9})(?:-([0-9a-f]{8}))?\.json", re.ASCII)
+# Of a save by thousands of workers there are a hundred thousand: the patterns take what is written so, and no other.
+_FIVE, _FOUR = r"(\d{5}|[1-9]\d{5,8})", r"(\d{4}|[1-9]\d{4,8})"
+_SHARD = re.compile(rf"shard-{_FIVE}-of-{_FIVE}-{_FOUR}(?:-([0-9a-f]{{8}}))?\.safetensors", re.ASCII)
+_RECEIPT = re.compile(rf"receipt-{_FIVE}-of-{_FIVE}(?:-([0-9a-f]{{8}}))?\.json", re.ASCII)
 _CLAIM = re.compile(r"lineage/(\d{6,19})\.json", re.ASCII)
 
 
@@ -102,9 +104,8 @@ def parse_shard_name(name: str) -> tuple[int, int, int] | None:
     match = _SHARD.fullmatch(name)
     if match is None:
         return None
-    worker, world_size, index = (int(group) for group in match.groups()[:3])
-    is_ours = worker < world_size and shard_name(worker, world_size, index, match[4]) == name
-    return (worker, world_size, index) if is_ours else None
+    worker, world_size, index = int(match[1]), int(match[2]), int(match[3])
+    return (worker, world_size, index) if worker < world_size else None
 
 
 def receipt_name(worker: int, world_size: int, tag: str | None = None) -> str:
@@ -119,7 +120,7 @@ def parse_receipt_name(name: str) -> tuple[int, int] | None:
     if match is None:
         return None
     worker, world_size = int(match[1]), int(match[2])
-    return (worker, world_size) if worker < world_size and receipt_name(worker, world_size, match[3]) == name else None
+    return (worker, world_size) if worker < world_size else None
 
 
 def parse_tag(name: str) -> str | None:

@@ -9,9 +9,11 @@ fails raises `CorruptCheckpointError` with the key and the reason, but for a ver
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import crc32c
@@ -154,6 +156,10 @@ class Manifest(Record, frozen=True, kw_only=True):
         """The bytes of all shards."""
         return sum(shard.size_bytes for shard in self.shards)
 
+    @property
+    def shard_sizes(self) -> dict[str, int]:
+        return {shard.name: shard.size_bytes for shard in self.shards}
+
 
 class ReceiptSlice(SliceRecord, frozen=True, kw_only=True, gc=False):
     """One slice that a worker wrote; `shard` counts in the receipt's own list of shards."""
@@ -164,9 +170,10 @@ class ReceiptSlice(SliceRecord, frozen=True, kw_only=True, gc=False):
 class Receipt(Record, frozen=True, kw_only=True):
     """One worker's word that its shards are durable, or, with `failure`, that they will not be.
 
-    `digests` holds a crc32c of each replicated tensor that this worker has a copy of and did not write, so that the
-    coordinator can name those that have diverged. `tensors` (without slices) and `python_state` are what this worker
-    alone has: their names are for the manifest's entries `per_worker`. `timing` is how long it took.
+    By digests, crc32c of this worker's own copies, the coordinator names what differs between workers. `digest` is one
+    of all those that must be alike: they stand in a second line of the file (`Digests`), which is read only where two
+    workers' `digest` differ. `digests` has those that may differ. `tensors` (without slices) and `python_state` are
+    what this worker alone has: their names are for the manifest's entries `per_worker`. `timing` is how long it took.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -179,10 +186,20 @@ class Receipt(Record, frozen=True, kw_only=True):
     failure: Failure | None = None
     shards: tuple[ShardRecord, ...] = ()
     slices: tuple[ReceiptSlice, ...] = ()
+    digest: ShortText = ""
     digests: dict[str, Crc32c] = field(default_factory=dict)
     tensors: tuple[TensorRecord, ...] = ()
     python_state: dict[str, Any] = field(default_factory=dict)
     timing: Timing | None = None
+
+
+class Digests(Record, frozen=True, kw_only=True):
+    """The second line of a receipt: what its `digest` is of."""
+
+    format: Literal["ckptflow"] = field(default="ckptflow")
+    version: int = field(default=FORMAT_VERSION)
+    kind: Literal["digests"] = field(default="digests")
+    digests: dict[str, Crc32c]
 
 
 class Claim(Record, frozen=True, kw_only=True):
@@ -210,17 +227,24 @@ class _Head(Struct):
     kind: ShortText
 
 
-R = TypeVar("R", Manifest, Receipt, Claim)
+R = TypeVar("R", Manifest, Receipt, Digests, Claim)
+LINE_END = b"\n"  # stands in no record
+_DIGEST_BYTES = 16
 _SEAL_BYTES = len(',"crc32c":"00000000"}')
 _encoder = msgspec.json.Encoder()
 # A record's defaults are left out, but not these: every reader needs them.
 _HEAD = b'{"format":"ckptflow","version":%d,"kind":"%s"'
 
 
-_MAX_BYTES = {Manifest: MAX_MANIFEST_BYTES, Receipt: MAX_RECEIPT_BYTES, Claim: MAX_CLAIM_BYTES}
+_MAX_BYTES = {
+    Manifest: MAX_MANIFEST_BYTES,
+    Receipt: MAX_RECEIPT_BYTES,
+    Digests: MAX_RECEIPT_BYTES,
+    Claim: MAX_CLAIM_BYTES,
+}
 
 
-def encode(record: Manifest | Receipt | Claim) -> bytes:
+def encode(record: Manifest | Receipt | Digests | Claim) -> bytes:
     """The sealed JSON of a record, the same bytes for the same record.
 
     Raises ValueError where it would be too large to be read back, or holds text that is no Unicode.
@@ -263,7 +287,29 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
     return record
 
 
-def _check_size(size_bytes: int, body: bytes, kind: type[Manifest | Receipt | Claim]) -> None:
+def digest_of(digests: Mapping[str, int]) -> str:
+    """One digest of many, the same for the same ones in any order; empty where there are none."""
+    text = msgspec.json.encode(digests, order="sorted")
+    return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).hexdigest() if digests else ""
+
+
+def encode_receipt(receipt: Receipt, alike: Mapping[str, int]) -> bytes:
+    """A receipt's file: the receipt, and in a second line, if there are any, what its `digest` is of."""
+    lines = [encode(receipt), *([encode(Digests(digests=dict(alike)))] if alike else ())]
+    return LINE_END.join(lines)
+
+
+def decode_digests(data: bytes, receipt: Receipt, where: str) -> dict[str, int]:
+    """What a receipt's `digest` is of, from its whole file. Raises as `decode`."""
+    if not receipt.digest:
+        return {}
+    digests = decode(data.partition(LINE_END)[2], Digests, where).digests
+    if digest_of(digests) != receipt.digest:
+        raise CorruptCheckpointError(f"{where}: its digests are not those of its digest")
+    return digests
+
+
+def _check_size(size_bytes: int, body: bytes, kind: type[Manifest | Receipt | Digests | Claim]) -> None:
     if size_bytes > _MAX_BYTES[kind]:
         raise ValueError(f"it has {size_bytes:,} bytes; a {kind.__name__.lower()} has at most {_MAX_BYTES[kind]:,}")
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS + size_bytes // 16:

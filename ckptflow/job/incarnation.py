@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptflow.commit.catalog import Checkpoint
-from ckptflow.commit.coordinator import BeginWait
 from ckptflow.commit.finding import await_checkpoint
+from ckptflow.commit.receipts import BeginWait
 from ckptflow.commit.resume import Start
 from ckptflow.errors import CkptflowError, FencedError, PeerError
 from ckptflow.events import Claimed, SaveBegan

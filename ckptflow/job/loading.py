@@ -207,9 +207,10 @@ class Loading:
 
 def load_again(cluster: Team, loading: Loading, folder: Folder, manifest: Manifest) -> None:
     """Assigns what was loaded once more. Called by all workers; takes no other checkpoint in its place."""
+    sizes = None if cluster.is_chief else manifest.shard_sizes  # it lists them, for all
 
     def load() -> Done:
-        loading.load(folder, manifest, None)
+        loading.load(folder, manifest, sizes)
         return Done()
 
     def complete() -> Done:

@@ -31,7 +31,7 @@ from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nob
 from ckptflow.format import dtypes
 from ckptflow.format.failure import failure_of
 from ckptflow.format.layout import Folder, receipt_name
-from ckptflow.format.manifest import Receipt, TensorRecord, Timing, encode
+from ckptflow.format.manifest import Receipt, TensorRecord, Timing, digest_of, encode, encode_receipt
 from ckptflow.format.offer import Captured, record_of
 from ckptflow.peers.team import Team
 from ckptflow.spans import span
@@ -122,7 +122,7 @@ class Saver:
         """All of a save but acknowledging, telling and pruning. Raises as `run`."""
         try:
             draft = self._draft(job)  # before the shards: writing lets go of the values
-            receipt = self._write(job)
+            receipt, alike = self._write(job)
         except FencedError:
             if self.coordinator is not None:
                 self.coordinator.give_up(job.folder)
@@ -141,7 +141,8 @@ class Saver:
         if self.coordinator is None:
             return None
         try:
-            summary = self.coordinator.commit(draft, receipt, prune=job.prune, is_checked=bool(receipt.shards))
+            is_checked = bool(receipt.shards)
+            summary = self.coordinator.commit(draft, receipt, alike=alike, prune=job.prune, is_checked=is_checked)
         except StorageError as error:
             self._make_room_after(error)
             raise self._failed(job.folder, error) from error
@@ -154,17 +155,18 @@ class Saver:
             raise self._failed(job.folder, error) from error
         return summary.checkpoint
 
-    def _write(self, job: Job) -> Receipt:
-        """Writes this worker's shards and then, last, its receipt."""
+    def _write(self, job: Job) -> tuple[Receipt, dict[str, int]]:
+        """Writes this worker's shards and then, last, its receipt; returns that, and what its `digest` is of."""
         snapshot, worker = job.snapshot, self.cluster.worker
         with span("plan"):
             plan = job.plan(self.shard_bytes, self.streams.by_turns)
-        digests = self._digests(snapshot, plan)
+        alike, apart, unread = self._digests(snapshot, plan)
         own, own_python = self._own(job)
         plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
         written = write_shards(
             self.store, job.folder, plan, snapshot, self.pool, tag=self.held.tag, streams=self.streams
         )
+        alike |= {piece.tensor: piece.crc32c for piece in written.slices if piece.tensor in unread}
         receipt = Receipt(
             folder=str(job.folder),
             writer_id=self.held.writer_id,
@@ -172,23 +174,24 @@ class Saver:
             world_size=self.cluster.world_size,
             shards=written.shards,
             slices=written.slices,
-            digests=digests,
+            digest=digest_of(alike),
+            digests=apart,
             tensors=own,
             python_state=own_python,
             timing=Timing(blocked_s=job.blocked_s, write_s=job.watch.elapsed_s()),
         )
-        self._put_receipt(job.folder, receipt)
+        self._put_receipt(job.folder, receipt, alike)
         size_bytes = sum(shard.size_bytes for shard in written.shards)
         self.tell(
             ShardsWritten(
                 step=job.folder.step, folder=str(job.folder), size_bytes=size_bytes, write_s=job.watch.elapsed_s()
             )
         )
-        return receipt
+        return receipt, alike
 
-    def _put_receipt(self, folder: Folder, receipt: Receipt) -> None:
+    def _put_receipt(self, folder: Folder, receipt: Receipt, alike: Mapping[str, int]) -> None:
         """On the chief its claim is read beside it: the shards are there, and no round trip is added."""
-        key, data = self._receipt_key(folder), encode(receipt)
+        key, data = self._receipt_key(folder), encode_receipt(receipt, alike)
         calls: list[Callable[[], None]] = [lambda: self._put(key, data)]
         if self.coordinator is not None and receipt.shards:
             calls.append(self.coordinator.check_claim_before)
@@ -229,19 +232,26 @@ class Saver:
         python_state = {name: state for name, state in snapshot.python_state.items() if name in snapshot.own_names}
         return tuple(record_of(snapshot, i) for i, spec in enumerate(snapshot.specs) if spec.own), python_state
 
-    def _digests(self, snapshot: Captured, plan: WorkerPlan) -> dict[str, int]:
-        """Digests of this worker's copies of replicated state, so that the chief can name what differs."""
+    def _digests(self, snapshot: Captured, plan: WorkerPlan) -> tuple[dict[str, int], dict[str, int], frozenset[str]]:
+        """Digests of this worker's copies of replicated state, so that the chief can name what differs: of those that
+        must be alike, of those that may differ, and the names of which the chief has the digest once it has written
+        them: the crc32c of the one slice that it makes of each."""
         if self.cluster.world_size == 1:
-            return {}
-        replicated = [i for i, spec in enumerate(snapshot.specs) if spec.is_replicated]
+            return {}, {}, frozenset()
+        specs = snapshot.specs
+        replicated = [i for i, spec in enumerate(specs) if spec.is_replicated]
+        unread: frozenset[str] = frozenset()
         if self.verify_replicas == "small":
             replicated = [i for i in replicated if _size_bytes(snapshot, i) < SMALL_BYTES]
-            if self.cluster.is_chief:  # of what it writes in one slice, that slice's crc32c is the digest
+            if self.cluster.is_chief:
+                unread = frozenset(specs[i].name for i in replicated if i not in plan.part_counts)
                 replicated = [i for i in replicated if i in plan.part_counts]
+        alike = replica_digests(snapshot, [i for i in replicated if not specs[i].may_differ])
+        apart = replica_digests(snapshot, [i for i in replicated if specs[i].may_differ])
+        may_differ = {spec.name for spec in specs if spec.may_differ}
         python = {name: state for name, state in snapshot.python_state.items() if name not in snapshot.own_names}
-        return replica_digests(snapshot, replicated) | {
-            name: crc32c.crc32c(msgspec.json.encode(state, order="sorted")) for name, state in python.items()
-        }
+        apart |= {name: crc32c.crc32c(msgspec.json.encode(state, order="sorted")) for name, state in python.items()}
+        return alike, apart, unread - may_differ
 
     def _draft(self, job: Job) -> Draft:
         snapshot, world_size = job.snapshot, self.cluster.world_size

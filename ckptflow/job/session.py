@@ -238,7 +238,6 @@ class Session:
         if loading is None or restored is None:
             return
         manifest = self._manifest(restored.folder)
-
         try:
             self.calls.take_turn(lambda: load_again(self.cluster, loading, restored.folder, manifest))
         except BaseException as error:

@@ -8,6 +8,7 @@ How a round ends is one text, written once: all messages, or why somebody gave u
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import time
@@ -59,9 +60,12 @@ class Post(SignPost, Protocol):
 
 
 class _End(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a round ended: every worker's message, or why somebody gave up."""
+    """How a round ended: every worker's message, or why somebody gave up.
 
-    texts: list[msgspec.Raw] = []
+    `runs`: a message, and how many workers in a row have sent it. All of a thousand read what most of them say alike.
+    """
+
+    runs: list[tuple[msgspec.Raw, int]] = []
     problem: str = ""
 
 
@@ -89,7 +93,7 @@ class Rounds:
         wait = _Wait(self._post, self._watch, signs, self._worker, self._peers, topic, call, limit_s, hint, started)
         try:
             wait.send(message.decode())
-            end = wait.receive_end() if self._worker else wait.publish(_End(texts=self._collect(wait, message)))
+            end = wait.receive_end() if self._worker else wait.publish(_End(runs=self._collect(wait, message)))
         except PeerError as error:
             found = wait.give_up(error)
             if found is None:
@@ -100,7 +104,7 @@ class Rounds:
             raise
         if end.problem:
             raise PeerError(end.problem)
-        return [bytes(text) for text in end.texts]
+        return [text for raw, count in end.runs for text in [bytes(raw)] * count]
 
     def forget(self, topic: str) -> None:
         """Deletes what was gathered. Only when all workers are known to have read it."""
@@ -137,11 +141,11 @@ class Rounds:
             return True
         return False
 
-    def _collect(self, wait: _Wait, message: bytes) -> list[msgspec.Raw]:
+    def _collect(self, wait: _Wait, message: bytes) -> list[tuple[msgspec.Raw, int]]:
         """All messages, on worker 0."""
         count = len(self._peers)
         others = [_checked(wait.receive(str(n), range(n, count)), n, wait.call) for n in range(1, count)]
-        return [msgspec.Raw(text) for text in (message, *others)]
+        return [(msgspec.Raw(text), len(list(alike))) for text, alike in itertools.groupby((message, *others))]
 
 
 def say_at() -> Iterator[float]:
@@ -167,7 +171,7 @@ class _Wait:
     limit_s: float
     hint: str
     started: float
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = lambda: time.monotonic()  # found anew at each call: a model has a time of its own
     asked: float = field(init=False)
     unreachable_since: float | None = None
 

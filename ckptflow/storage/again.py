@@ -67,10 +67,11 @@ def hurry(store: Store, timeout_s: float) -> None:
         own(timeout_s)
 
 
-def read_small(store: Store, key: str, max_bytes: int) -> bytes:
+def read_small(store: Store, key: str, max_bytes: int, end: bytes = b"") -> bytes:
     """The whole object at `key`, read in steps so that memory follows the bytes that really come, up to `max_bytes`.
 
-    Raises `ObjectNotFoundError`, or ValueError where the object is longer than `max_bytes`.
+    With `end`, one byte, no more than what stands before the first of these. Raises `ObjectNotFoundError`, or
+    ValueError where the object is longer than `max_bytes`.
     """
     parts: list[bytes] = []
     total, step = 0, 64 * 1024
@@ -79,8 +80,9 @@ def read_small(store: Store, key: str, max_bytes: int) -> bytes:
         count = store.get(key, memoryview(buffer), total)
         parts.append(bytes(memoryview(buffer)[:count]))
         total += count
-        if count < len(buffer):
-            return b"".join(parts)
+        if count < len(buffer) or (end and end in parts[-1]):
+            data = b"".join(parts)
+            return data.partition(end)[0] if end else data
         if total > _PROBED_BYTES and store.get(key, memoryview(bytearray(1)), max_bytes):
             break  # before all of it is read in vain
         step = min(8 * step, _LONGEST_STEP_BYTES)
@@ -109,9 +111,16 @@ class _Read(Generic[_Record]):
 
 
 def read_record(
-    store: Store, key: str, max_bytes: int, decode: Callable[[bytes], _Record], *, may_be_missing: bool = False
+    store: Store,
+    key: str,
+    max_bytes: int,
+    decode: Callable[[bytes], _Record],
+    *,
+    may_be_missing: bool = False,
+    end: bytes = b"",
 ) -> _Record:
-    """What `decode` makes of the whole object at `key`; it raises `CorruptCheckpointError` for wrong bytes.
+    """What `decode` makes of the object at `key`, or of what stands in it before `end`; it raises
+    `CorruptCheckpointError` for wrong bytes.
 
     Raises that for bytes that came wrong twice, or are more than `max_bytes`; `ObjectNotFoundError` for what was
     missing twice, or, with `may_be_missing` (someone is still to write it), once.
@@ -119,7 +128,7 @@ def read_record(
 
     def ask() -> _Read[_Record]:
         try:
-            data = read_small(store, key, max_bytes)
+            data = read_small(store, key, max_bytes, end)
         except ObjectNotFoundError as error:
             return _Read(None, error)
         except ValueError as error:  # too long

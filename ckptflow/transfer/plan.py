@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -175,17 +175,58 @@ def plan_shards(
     multiple of that many, so that the last that are written together are as many as the others. Raises ValueError where
     `shard_bytes` is under 64 KiB, `UnsupportedStateError` for a name that no header can hold.
     """
+    (plan,) = plan_workers(
+        specs,
+        workers=(worker,),
+        world_size=world_size,
+        shard_bytes=shard_bytes,
+        small_bytes=small_bytes,
+        at_once=at_once,
+    )
+    return plan
+
+
+def plan_workers(
+    specs: Sequence[TensorSpec],
+    *,
+    workers: Iterable[int],
+    world_size: int,
+    shard_bytes: int,
+    small_bytes: int = SMALL_BYTES,
+    at_once: int = 1,
+) -> Iterator[WorkerPlan]:
+    """The plans of several workers, one after the other, each as that worker itself would make it."""
     if shard_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes is {shard_bytes}, at least {MIN_SHARD_BYTES} are needed")
-    if not 0 <= worker < world_size:
-        raise ValueError(f"there is no worker {worker} among {world_size}")
+    alike: list[tuple[int, TensorSpec]] = []  # placed in the same way whoever plans
+    apart: list[tuple[int, TensorSpec]] = []
+    for index, spec in enumerate(specs):
+        _check_name(spec.name)
+        if not spec.dynamic:
+            (apart if spec.components or spec.box is not None or spec.own else alike).append((index, spec))
+    small, large, _ = _place(alike, CHIEF, world_size, small_bytes)
+    small_total = sum(held.size_bytes(box) for held, box in small)
+    shares = _share_out(large, world_size, small_total, small_bytes)
+    for worker in workers:
+        if not 0 <= worker < world_size:
+            raise ValueError(f"there is no worker {worker} among {world_size}")
+        empty, _, own = _place(apart, worker, world_size, small_bytes)
+        own += shares[worker]
+        own += small + empty if worker == CHIEF else []
+        shards = _pack(own, worker, world_size, shard_bytes, first_index=0, at_once=at_once)
+        written = {piece.tensor for shard in shards for piece in shard.slices}
+        unused = tuple(i for i, spec in enumerate(specs) if not spec.dynamic and i not in written)
+        yield WorkerPlan(worker, world_size, shards, _count_parts(shards), unused)
+
+
+def _place(
+    specs: Iterable[tuple[int, TensorSpec]], worker: int, world_size: int, small_bytes: int
+) -> tuple[list[_Piece], list[_Placed], list[_Piece]]:
+    """What the chief writes, what all divide among them, and what this worker alone holds."""
     small: list[_Piece] = []
     large: list[_Placed] = []
     own: list[_Piece] = []
-    for index, spec in enumerate(specs):
-        _check_name(spec.name)
-        if spec.dynamic:
-            continue
+    for index, spec in specs:
         if spec.components:
             shape = (world_size, *spec.shape)
             held = _Placed(index, spec.name, spec.dtype, shape, (1, *spec.shape), (worker, *(0 for _ in spec.shape)))
@@ -206,13 +247,7 @@ def plan_shards(
             small.append((held, boxes.whole(spec.shape)))
         else:
             large.append(held)
-    small_total = sum(held.size_bytes(box) for held, box in small)
-    own += _share_out(large, world_size, small_total, small_bytes)[worker]
-    own += small if worker == CHIEF else []
-    shards = _pack(own, worker, world_size, shard_bytes, first_index=0, at_once=at_once)
-    written = {piece.tensor for shard in shards for piece in shard.slices}
-    unused = tuple(i for i, spec in enumerate(specs) if not spec.dynamic and i not in written)
-    return WorkerPlan(worker, world_size, shards, _count_parts(shards), unused)
+    return small, large, own
 
 
 def _check_name(name: str) -> None:

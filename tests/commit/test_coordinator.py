@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import crc32c
@@ -28,7 +29,18 @@ from ckptflow.errors import (
 )
 from ckptflow.format.failure import Failure
 from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
-from ckptflow.format.manifest import Claim, Receipt, ReceiptSlice, ShardRecord, TensorRecord, encode
+from ckptflow.format.manifest import (
+    LINE_END,
+    Claim,
+    Digests,
+    Receipt,
+    ReceiptSlice,
+    ShardRecord,
+    TensorRecord,
+    digest_of,
+    encode,
+    encode_receipt,
+)
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
@@ -91,9 +103,7 @@ def test_receipts_add_up_to_a_manifest() -> None:
 def test_late_ones_are_waited_for() -> None:
     store = claimed()
     asked = threading.Event()
-    store.hook = lambda verb, key: (
-        asked.set() if verb == "get" and key.endswith(receipt_name(2, WORLD_SIZE, HELD.tag)) else None
-    )
+    store.hook = lambda verb, key: asked.set() if (verb, key) == ("list", f"{FOLDER}/") else None
 
     def late() -> None:
         asked.wait(HANG_S)
@@ -181,6 +191,80 @@ def test_copies_that_differ_are_named(caplog: pytest.LogCaptureFixture) -> None:
     coordinator(store).commit(replace(draft(), tensors=(tensor,)), own)
     assert read_manifest(store, FOLDER).diverged == ("moving_mean",)
     assert "differ between workers" in caplog.text
+
+
+def with_second_line(number: int, alike: dict[str, int]) -> tuple[Receipt, bytes]:
+    """The receipt of a worker that holds this, and its file."""
+    told = msgspec.structs.replace(receipt(number), digest=digest_of(alike))
+    return told, encode_receipt(told, alike)
+
+
+def test_of_copies_that_must_be_alike_the_second_line_is_read_only_where_they_differ() -> None:
+    same = {f"weight{i}": i for i in range(9)}
+    inner = claimed()
+    own, _ = with_second_line(0, same)
+    for worker, alike in ((1, same), (2, same | {"weight3": 77, "weight5": 77})):
+        inner.objects[FOLDER.key(receipt_name(worker, WORLD_SIZE, HELD.tag))] = with_second_line(worker, alike)[1]
+    store = CountingStore(inner)
+    coordinator(store).commit(draft(), own, alike=same)
+    assert read_manifest(store, FOLDER).diverged == ("weight3", "weight5")
+    asked = Counter(key for key in store.keys("get") if "receipt" in key)
+    assert asked == {FOLDER.key(receipt_name(worker, WORLD_SIZE, HELD.tag)): worker for worker in (1, 2)}
+
+
+def test_what_a_tensor_was_written_as_is_compared_too() -> None:
+    """Worker 1 wrote all of it, and holds what it wrote."""
+    tensor = TensorRecord(name="value", dtype="uint8", shape=(8,), slices=())
+    store = claimed()
+    for worker in (1, 2):
+        told, _ = with_second_line(worker, {"value": 1})
+        parts = receipt(1, start=0) if worker == 1 else msgspec.structs.replace(receipt(2), shards=(), slices=())
+        report(store, msgspec.structs.replace(parts, digest=told.digest))
+    own = msgspec.structs.replace(with_second_line(0, {"value": 1})[0], shards=(), slices=())
+    with pytest.raises(SaveFailedError, match="different values of value"):
+        coordinator(store).commit(Draft(FOLDER, WORLD_SIZE, (tensor,)), own, alike={"value": 1})
+
+
+@pytest.mark.parametrize("second", [b"", encode(Digests(digests={"weight0": 8})), b"no record"])
+def test_a_second_line_that_is_not_what_the_digest_is_of_is_refused(second: bytes) -> None:
+    store = claimed()
+    told, _ = with_second_line(2, {"weight0": 7})
+    report(store, receipt(1))
+    store.objects[FOLDER.key(receipt_name(2, WORLD_SIZE, HELD.tag))] = LINE_END.join((encode(told), second))
+    with pytest.raises(SaveFailedError, match="worker 2's digests cannot be used"):
+        coordinator(store).commit(draft(), receipt(0))
+    assert folders(store) == []
+
+
+def test_each_of_many_receipts_is_read_once_and_listings_find_them() -> None:
+    """The rest by name, once they are no more than a listing has pages."""
+    world_size = 40
+    empty = msgspec.structs.replace(receipt(1), shards=(), slices=(), world_size=world_size)
+    inner = claimed()
+    store = CountingStore(inner)
+    keys = [FOLDER.key(receipt_name(worker, world_size, HELD.tag)) for worker in range(world_size)]
+    waves = iter([range(1, 20), (), range(20, 39), (39,)])
+
+    def write(verb: str, key: str) -> None:
+        if (verb == "list" and key == f"{FOLDER}/") or (verb, key) == ("get", keys[39]):
+            for worker in next(waves, ()):
+                inner.objects[keys[worker]] = encode(msgspec.structs.replace(empty, worker=worker))
+
+    inner.hook = write
+    own = msgspec.structs.replace(empty, worker=0)
+    coordinator(store).commit(Draft(FOLDER, world_size, ()), own)
+    assert store.keys("list")[:3] == [f"{FOLDER}/"] * 3
+    gets = Counter(key for key in store.keys("get") if key in keys)
+    assert gets == dict.fromkeys(keys[1:], 1)
+
+
+def test_a_listing_that_lacks_receipts_gives_no_save_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = claimed()
+    report(store, receipt(1), receipt(2))
+    shown = store.list
+    monkeypatch.setattr(store, "list", lambda prefix="": [] if prefix == f"{FOLDER}/" else shown(prefix))
+    coordinator(store, timeout_s=0.1).commit(draft(), receipt(0), prune=False)
+    assert folders(store) == [str(FOLDER)]
 
 
 # Replies that are lost

@@ -8,12 +8,13 @@ import pytest
 
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.handing import pack
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.errors import CorruptCheckpointError, PeerError, StateMismatchError, StorageError, StorageUnavailableError
 from ckptflow.format.layout import Folder, claim_key
 from ckptflow.format.manifest import Manifest
 from ckptflow.storage.store import Store
-from ckptflow.testing import MemoryStore
+from ckptflow.testing import CountingStore, MemoryStore
 from tests.commit.roots import KEEP_ALL, damage, folders, job
 from tests.peers.members import WORKERS, Member, together
 from tests.protocol.lives import parse_ancestry, read_checkpoint, shard_bytes, write_checkpoint
@@ -38,17 +39,54 @@ def test_workers_that_do_not_share_a_storage_are_told_at_once(
 
     def work(member: Member) -> None:
         store = stores[member.worker]
-        resume = Resume(
-            store, member, Summaries(store), check=lambda _: None, load=lambda *_: None, read_only=is_reader
-        )
-        resume.run(None)
 
-    key = f"{Folder(1, 1)}/manifest.json" if is_used else claim_key(1)
+        def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+            read_checkpoint(store, folder, manifest, files)
+
+        Resume(store, member, Summaries(store), check=lambda _: None, load=load, read_only=is_reader).run(None)
+
+    key = f"{Folder(1, 1)}/manifest.json" if is_reader else claim_key(1 + is_used)
     for error in together(work):
         assert isinstance(error, StorageError)
         assert "these workers do not see the same storage: worker 0 (/disk0 on " in str(error)
         assert f"has {key}, which is not found by worker 1 (/disk1 on " in str(error)
         assert "worker 2 (/disk2 on " in str(error)
+
+
+def test_a_shard_that_one_worker_alone_does_not_find_is_no_damage() -> None:
+    """Its disk holds a part of the checkpoint: whatever it lacks, the chief has it."""
+    store = root(1, 2)
+    lacking = MemoryStore({key: data for key, data in store.objects.items() if "shard" not in key}, url="/disk1")
+
+    def elsewhere(s: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
+        return read_checkpoint(lacking, folder, manifest, files)
+
+    raised, _ = restore(store, load=elsewhere)
+    assert [type(error) for error in raised] == [StorageError] * WORKERS
+    assert all("these workers do not see the same storage: worker 1 does not find" in str(error) for error in raised)
+
+
+@pytest.mark.parametrize("how", ["handed on", "too large for a message", "torn on its way"])
+def test_a_manifest_is_read_once_and_handed_on(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = root(1, 2)
+    counting = [CountingStore(store) for _ in range(WORKERS)]
+    if how == "too large for a message":
+        monkeypatch.setattr("ckptflow.commit.resume.pack", lambda manifest: b"")
+    if how == "torn on its way":
+        monkeypatch.setattr("ckptflow.commit.resume.pack", lambda manifest: pack(manifest)[:-9])
+    found: list[Manifest] = []
+
+    def work(member: Member) -> Start:
+        mine = counting[member.worker]
+        return Resume(
+            mine, member, Summaries(mine), check=lambda manifest: found.append(manifest), load=lambda *_: None
+        ).run(None)
+
+    assert all(isinstance(start, Start) for start in together(work))
+    assert all(manifest == found[0] for manifest in found)
+    gets = [mine.keys("get").count(f"{Folder(2, 1)}/manifest.json") for mine in counting]
+    assert gets == [1] * WORKERS if how != "handed on" else [1] + [0] * (WORKERS - 1)
+    assert [mine.counts["list"] for mine in counting] == [4] + [0] * (WORKERS - 1)
 
 
 def test_one_storage_under_two_urls_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

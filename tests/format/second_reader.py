@@ -6,6 +6,7 @@ bfloat16 and smaller dtypes, which NumPy lacks, come as unsigned integers of the
 from __future__ import annotations
 
 import base64
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -36,13 +37,30 @@ def crc32c(data: bytes) -> int:
     return value ^ 0xFFFFFFFF
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    data = (folder / "manifest.json").read_bytes()
+def read_sealed(data: bytes, kind: str) -> dict[str, Any]:
     if data[-21:] != b',"crc32c":"%08x"}' % crc32c(data[:-21]):
-        raise ValueError("the manifest's seal is broken")
-    manifest: dict[str, Any] = json.loads(data)
-    if (manifest["format"], manifest["version"], manifest["kind"]) != ("ckptflow", 1, "manifest"):
-        raise ValueError(f"a {manifest['kind']} of version {manifest['version']}")
+        raise ValueError("the seal is broken")
+    record: dict[str, Any] = json.loads(data)
+    if (record["format"], record["version"], record["kind"]) != ("ckptflow", 1, kind):
+        raise ValueError(f"a {record['kind']} of version {record['version']}")
+    return record
+
+
+def read_receipt(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The receipt, and the digests that its `digest` is of."""
+    line, _, second = path.read_bytes().partition(b"\n")
+    receipt = read_sealed(line, "receipt")
+    if not receipt.get("digest"):
+        return receipt, {}
+    digests: dict[str, int] = read_sealed(second, "digests")["digests"]
+    text = json.dumps(dict(sorted(digests.items())), separators=(",", ":"), ensure_ascii=False).encode()
+    if hashlib.blake2b(text, digest_size=16).hexdigest() != receipt["digest"]:
+        raise ValueError("the digest is of other ones")
+    return receipt, digests
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_sealed((folder / "manifest.json").read_bytes(), "manifest")
     if manifest["folder"] != folder.name:
         raise ValueError(f"the manifest is of {manifest['folder']}")
     return manifest

@@ -16,7 +16,7 @@ from hypothesis import given
 
 from ckptflow.format import dtypes, values
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Claim, Manifest, Receipt, TensorRecord, Timing
+from ckptflow.format.manifest import Claim, Manifest, Receipt, TensorRecord, Timing, digest_of, encode_receipt
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.format.spec import TensorSpec
 from ckptflow.storage.local import LocalStore
@@ -116,6 +116,17 @@ def test_the_second_reader_reads_real_checkpoints(tmp_path: Path, world_size: in
     assert metadata == {"note": ("x", b"y", float("inf"))}
 
 
+@pytest.mark.parametrize(
+    "alike", [{}, {"重み": 2**32 - 1, "büro/0": 0, 'a "strange"\n\tname\x7f\x01': 7, "a/b": 5, "Z": 1}]
+)
+def test_the_second_reader_reads_receipts(tmp_path: Path, alike: dict[str, int]) -> None:
+    receipt = Receipt(folder="f", writer_id="w", worker=1, world_size=2, digest=digest_of(alike), digests={"mean": 3})
+    (tmp_path / "receipt").write_bytes(encode_receipt(receipt, alike))
+    found, digests = second_reader.read_receipt(tmp_path / "receipt")
+    assert digests == alike
+    assert (found["worker"], found["digests"]) == (1, {"mean": 3})
+
+
 def test_stock_safetensors_opens_every_shard_of_a_checkpoint(tmp_path: Path) -> None:
     folder, held = write(tmp_path / "root", 2)
     keys: set[str] = set()
@@ -154,7 +165,7 @@ def test_the_second_reader_is_independent_and_short() -> None:
     source = Path(second_reader.__file__).read_text(encoding="utf-8")
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported - set(sys.stdlib_module_names) == {"numpy"}
-    assert len(source.splitlines()) < 120
+    assert len(source.splitlines()) < 140
 
 
 def documented(text: str, kinds: Sequence[type[msgspec.Struct]]) -> set[str]:

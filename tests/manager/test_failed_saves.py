@@ -59,7 +59,8 @@ def test_whatever_ends_a_save_is_raised_told_and_reported(
 ) -> None:
     stores, told = wrap_store(monkeypatch, FaultyStore), list[Event]()
     manager = CheckpointManager(tmp_path, {"w": Weights()}, on_event=told.append, on_save_error="log")
-    manager.save(1).result()
+    manager.save(1)
+    manager.wait()  # also for its prune
     for call in (manager.wait, manager.close):
         stores[0].fail(place[0], end, key=place[1])
         pending = manager.save(2)

@@ -23,6 +23,7 @@ from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import listing as listing_module
 from ckptflow.commit import prune as prune_module
+from ckptflow.commit import receipts as receipts_module
 from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries
@@ -385,13 +386,13 @@ def deterministic() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(lineage_module, "secrets", _Ids())
         patch.setattr(lineage_module, "socket", SimpleNamespace(gethostname=lambda: "host"))
         patch.setattr(lineage_module, "os", SimpleNamespace(getpid=lambda: 1))
-        for module in (lineage_module, coordinator_module):
+        for module in (lineage_module, coordinator_module, receipts_module):
             patch.setattr(module, "time", clock)
         for module in (lineage_module, assembly_module):
             patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
         for module in (catalog_module, listing_module):
             patch.setattr(module, "parse_folder", functools.lru_cache(10_000)(parse_folder))
-        for module in (catalog_module, coordinator_module):  # the same few records, over and over
+        for module in (catalog_module, receipts_module):  # the same few records, over and over
             patch.setattr(module, "decode", functools.lru_cache(100_000)(decode))
         _show_and_merge(patch)
         level = logging.getLogger("ckptflow").level

@@ -17,14 +17,16 @@ from ckptflow.commit import choosing as choosing_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
+from ckptflow.commit import receipts as receipts_module
 from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, list_root
 from ckptflow.commit.choosing import Choice, Chooser
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held, create_once
+from ckptflow.commit.outcomes import Outcome, PartResult, outcome_of
 from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
-from ckptflow.commit.resume import Outcome, PartResult, Resume, outcome_of
+from ckptflow.commit.resume import Resume
 from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.format.manifest import Receipt
@@ -75,6 +77,10 @@ def no_listing_after_the_claim(patch: pytest.MonkeyPatch) -> None:
 def no_fence_check_after_a_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(coordinator_module, "check_fence", lambda *_: lives.acknowledge())
     patch.setattr(coordinator_module, "list_root", lambda store: _blind(list_root(store)))
+
+
+def newer_claim_in_a_prunes_listing_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(coordinator_module, "newer_number", lambda *_: 0)
 
 
 def acknowledged_before_the_fence_check(patch: pytest.MonkeyPatch) -> None:
@@ -240,7 +246,8 @@ def folders_fence_by_their_numbers(patch: pytest.MonkeyPatch) -> None:
     def newer(store: Store, held: Held, listing: Listing) -> int:
         return listing.top_number if listing.top_number > held.number else 0
 
-    patch.setattr(lineage_module, "newer_number", newer)
+    for module in (lineage_module, coordinator_module):
+        patch.setattr(module, "newer_number", newer)
 
 
 def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
@@ -250,7 +257,7 @@ def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
         folder = parse_folder(receipt.folder)
         return refuse_receipt(replace(draft, folder=folder) if folder else draft, held, receipt, worker)
 
-    patch.setattr(coordinator_module, "refuse_receipt", refuse)
+    patch.setattr(receipts_module, "refuse_receipt", refuse)
 
 
 def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:
@@ -261,6 +268,7 @@ def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:
 MUTATIONS: dict[str, Mutation] = {
     "listing after the claim": Mutation(no_listing_after_the_claim, ("takeover",), "I1"),
     "fence check after a commit": Mutation(no_fence_check_after_a_commit, ("takeover", "rollback"), "I1"),
+    "a newer claim in the listing of a prune": Mutation(newer_claim_in_a_prunes_listing_ignored, ("takeover",), None),
     "acknowledgement after it": Mutation(acknowledged_before_the_fence_check, ("takeover",), "I2"),
     "writer id": Mutation(no_writer_id, ("cold",), "I3"),
     "create-only claim": Mutation(claim_not_create_only, ("cold",), "I3"),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ckptflow.format.layout import MANIFEST_NAME, Folder
-from ckptflow.format.manifest import Manifest, Receipt, decode
+from ckptflow.format.manifest import LINE_END, Manifest, Receipt, decode, decode_digests
 from tests.processes import run_workers
 from tests.speed.stores import kind_of
 
@@ -19,7 +19,10 @@ def test_four_workers(tmp_path: Path) -> None:
     found = [json.loads(result.output.splitlines()[-1]) for result in results]
 
     folder = root / str(Folder(2, 1))
-    receipts = [decode(path.read_bytes(), Receipt, "receipt") for path in sorted(folder.glob("receipt-*"))]
+    lines = [path.read_bytes().split(LINE_END) for path in sorted(folder.glob("receipt-*"))]
+    receipts = [decode(line, Receipt, "receipt") for line, _ in lines]
+    alike = [decode_digests(LINE_END.join(each), receipt, "") for each, receipt in zip(lines, receipts, strict=True)]
+    assert all(each == alike[0] and len(each) == 20 for each in alike)  # the small ones
     written = [sum(shard.size_bytes for shard in receipt.shards) for receipt in receipts]
     assert written == [sum(file.stat().st_size for file in folder.glob(f"shard-{worker:05d}-*"))
                        for worker in range(WORLD_SIZE)]  # fmt: skip
