@@ -72,6 +72,7 @@ def linked(host: str, port: int, link: Link) -> Iterator[int]:
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(host, port, link, theirs), daemon=True)
     process.start()
     try:
+        theirs.close()  # else a process that ends before it has said its port is waited for without end
         yield ours.recv()
     finally:
         process.terminate()

@@ -48,7 +48,7 @@ class LiveState:
         self._held_metrics: dict[str, Any] = {}
         self._told_lost: set[str] = set()
         self._cluster = cluster
-        self._planned: tuple[Sequence[TensorSpec], WorkerPlan] | None = None
+        self._planned: tuple[Sequence[TensorSpec], int, WorkerPlan] | None = None
         self._tree = self._walk(self._objects, self.attached)
 
     def refresh(self) -> None:
@@ -118,14 +118,17 @@ class LiveState:
             raise_differences(self._cluster, _lines_of(self._tree))
 
     def plan(self, snapshot: Snapshot, shard_bytes: int, at_once: int) -> WorkerPlan:
-        """This worker's plan for writing what was captured, made once for each tree.
+        """This worker's plan for writing what was captured, made once for each tree and each `at_once`.
+
+        The latter changes seldom: once when the quickest request has turned out to be quick, or as one that is far.
 
         Called in the background, by one save at a time. It is of the snapshot's own tree: what is built or attached
         meanwhile, while a fit begins, must not move the places of what is held.
         """
-        if self._planned is None or self._planned[0] is not snapshot.specs:
+        if self._planned is None or self._planned[0] is not snapshot.specs or self._planned[1] != at_once:
             self._planned = (
                 snapshot.specs,
+                at_once,
                 plan_shards(
                     snapshot.specs,
                     worker=self._cluster.worker,
@@ -134,7 +137,7 @@ class LiveState:
                     at_once=at_once,
                 ),
             )
-        return self._planned[1]
+        return self._planned[2]
 
     def capture(self, *, again: bool = False) -> Snapshot:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.

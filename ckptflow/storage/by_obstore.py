@@ -26,6 +26,7 @@ from ckptflow.storage.credentials import opening
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, connect_timeout_s
 from ckptflow.storage.store import Store
+from ckptflow.storage.throttling import tell_of_refusal
 from ckptflow.storage.wanted import check_wanted
 
 _log = logging.getLogger("ckptflow.storage")
@@ -114,7 +115,8 @@ class ObstoreStore(FsspecStore):
 
         Its limit is one for the whole of a write, whether anything moves or not. A write that reaches it is given up,
         and the next try is made by fsspec, which can tell a slow one from one that stands still. So are others that are
-        no smaller, until one of them was done in that time.
+        no smaller, until one of them was done in that time. It counts as a refusal: where the uplink is what is slow,
+        too many at once are why none came to its end.
         """
         if data.nbytes >= self._slow_bytes:
             started = time.monotonic()
@@ -127,7 +129,8 @@ class ObstoreStore(FsspecStore):
         except Exception as error:
             if self._stall_timeout_s is None or not faults.is_stall(error):
                 raise
-            self._slow_bytes = data.nbytes
+            self._slow_bytes = min(self._slow_bytes, data.nbytes)
+            tell_of_refusal()  # fewer at once are each quicker; whether anything moved, obstore does not tell
             raise StalledError(f"the write was not done after {self._stall_timeout_s:g} s, and was given up") from error
 
     def _send_fast(self, path: str, data: memoryview, *, is_new: bool) -> None:

@@ -16,6 +16,7 @@ from ckptflow.events import Retried, Tell, tell_nobody
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import tell_of_refusal
+from ckptflow.storage.wanted import check_wanted, is_wanted
 from ckptflow.storage.wrappers import StoreWrapper
 
 _log = logging.getLogger("ckptflow.storage")
@@ -54,8 +55,18 @@ class Retries:
         """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events.
 
         Of a "create", what a later try is refused for says nothing of one before that was not answered, and may have
-        been done: that stays a `StorageUnavailableError`.
+        been done: that stays a `StorageUnavailableError`. A "get" is not tried, nor tried again, once nobody wants what
+        it brings (`while_wanted`).
         """
+        is_reading = verb == "get"
+
+        def attempt() -> _Result:
+            if is_reading:
+                check_wanted()
+            return call()
+
+        def is_over(state: tenacity.RetryCallState) -> bool:
+            return (is_reading and not is_wanted()) or self._is_over(state)
 
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -79,13 +90,13 @@ class Retries:
         started = time.monotonic()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),
-            stop=self._is_over,
+            stop=is_over,
             wait=self._wait,
             before_sleep=say,
             reraise=True,
         )
         try:
-            return retrying(call)
+            return retrying(attempt)
         except StorageError as error:
             tries = retrying.statistics.get("attempt_number", 1)
             for link in chain(error):

@@ -1,4 +1,4 @@
-"""Whether what a request brings is still wanted: asked between two pieces of a reply by whoever reads it.
+"""Whether what a request brings is still wanted: asked before each try, and between two pieces of a reply.
 
 A restore asks twice for what is late. The slower request cannot be called back, since it is inside a client. But a
 reply that comes, however slowly, need not come to its end: neither its buffer nor the end of the process waits for it.
@@ -30,7 +30,12 @@ def while_wanted(is_wanted: Callable[[], bool]) -> Iterator[None]:
         _is_wanted.reset(token)
 
 
+def is_wanted() -> bool:
+    """Whether what this thread reads is still waited for."""
+    return _is_wanted.get()()
+
+
 def check_wanted() -> None:
     """Raises `StorageError`, which nothing tries again, where nobody waits for the rest."""
-    if not _is_wanted.get()():
-        raise StorageError("given up in the middle: another request has brought the same")
+    if not is_wanted():
+        raise StorageError("given up: another request has brought the same")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -313,15 +312,46 @@ def _share_out(large: Sequence[_Placed], world_size: int, small_total: int, smal
 def _pack(
     pieces: Iterable[_Piece], worker: int, world_size: int, shard_bytes: int, first_index: int, at_once: int = 1
 ) -> tuple[PlannedShard, ...]:
-    """Fills shards with the pieces, biggest first, dividing those that do not fit; all shards nearly equally long."""
-    stack = [_Sized.of(held, box) for held, box in pieces]
-    stack.sort(key=lambda piece: (piece.size_bytes, -piece.held.index))
-    total = sum(piece.size_bytes + piece.header_bytes for piece in stack)
+    """Shards with all the pieces, nearly equally long.
+
+    Where more than `at_once` are needed, as many as fill the last of the rounds in which they are written. A tensor is
+    not cut for a little room, and so there may be more than that: then somewhat longer ones are tried. Those of
+    `at_once` = 1 stay where nothing takes less time.
+    """
+    sized = [_Sized.of(held, box) for held, box in pieces]
+    sized.sort(key=lambda piece: (piece.size_bytes, -piece.held.index))
+    total = sum(piece.size_bytes + piece.header_bytes for piece in sized)
     count = -(-total // (shard_bytes - EMPTY_HEADER_ROOM_BYTES)) or 1
-    even = total // (count if count <= at_once else -(-count // at_once) * at_once)
-    capacity = min(shard_bytes, max(even + even // 16, MIN_SHARD_BYTES))
-    numbers = itertools.count(first_index)
-    shards: list[PlannedShard] = []
+
+    def filled(capacity: int) -> tuple[PlannedShard, ...]:
+        filling = enumerate(_fill(sized, min(shard_bytes, max(capacity, MIN_SHARD_BYTES))), first_index)
+        return tuple(_plan_shard(shard_name(worker, world_size, number), held) for number, held in filling)
+
+    best = filled(_a_little_more(total // count))
+    if at_once == 1 or count <= at_once:
+        return best
+    full = -(-count // at_once) * at_once
+    low = _a_little_more(total // full)
+    for capacity in (low, (low + shard_bytes) // 2):
+        found = filled(capacity)
+        if len(found) <= full:
+            return min(best, found, key=lambda shards: _rounds_bytes(shards, at_once))
+    return best
+
+
+def _a_little_more(even_bytes: int) -> int:
+    """What shards must hold for none to be left for a further one."""
+    return even_bytes + even_bytes // 16
+
+
+def _rounds_bytes(shards: Sequence[PlannedShard], at_once: int) -> int:
+    """How long they take to write, so many at a time: in bytes of one connection."""
+    return -(-len(shards) // at_once) * max(shard.size_bytes for shard in shards)
+
+
+def _fill(pieces: Sequence[_Sized], capacity: int) -> Iterator[list[_Piece]]:
+    """What goes into each shard of so many bytes: biggest pieces first, dividing those that do not fit."""
+    stack = list(pieces)
     current: list[_Piece] = []
     used = header = EMPTY_HEADER_ROOM_BYTES
     while stack or current:
@@ -342,11 +372,10 @@ def _pack(
                 header += fitting.header_bytes
                 continue
             if not current:
-                raise ValueError(f"no shard of {shard_bytes:,} bytes can hold an element of {piece.held.name!r}")
-        shards.append(_plan_shard(shard_name(worker, world_size, next(numbers)), current))
+                raise ValueError(f"no shard of {capacity:,} bytes can hold an element of {piece.held.name!r}")
+        yield current
         current = []
         used = header = EMPTY_HEADER_ROOM_BYTES
-    return tuple(shards)
 
 
 def _plan_shard(name: str, pieces: Sequence[_Piece]) -> PlannedShard:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +18,7 @@ from ckptflow.places.http import HttpFile
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries, RetryingStore
 from ckptflow.storage.store import Store
+from ckptflow.storage.throttling import hearing
 from ckptflow.testing import read_whole
 from tests.servers import Server
 from tests.storage.gcs_xml import PREFIX, GcsXmlBackend
@@ -24,6 +27,7 @@ from tests.waiting import HANG_S, until
 
 CLIENTS = ["s3fs", "obstore", "gcsfs", "obstore for gcs"]
 LIMIT_S = 1.5
+MIB = 2**20
 DATA = os.urandom(4 * 2**20)  # more than what the buffers on the way hold
 GIVEN_UP = r"no byte was sent or received for 1\.5 s|the write was not done after 1\.5 s"
 
@@ -203,6 +207,42 @@ def test_obstore_writes_again_once_the_link_is_fast(seaweedfs: Server) -> None:
         proxy.stall("nothing", "both")
         assert writer() == "s3fs"
         until(lambda: writer() == "obstore", HANG_S)
+
+
+def test_a_write_that_obstore_gives_up_asks_for_fewer_at_once(
+    seaweedfs: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow uplink, of which each of many has too little; the smallest that was given up says from where on."""
+    import obstore
+
+    small, large = MIB, 2 * MIB
+    both_are_under_way, small_is_given_up = threading.Barrier(2), threading.Event()
+
+    def give_up(client: Any, path: str, data: memoryview, **_: Any) -> Any:
+        both_are_under_way.wait(HANG_S)
+        if data.nbytes == large:
+            assert small_is_given_up.wait(HANG_S)
+        raise TimeoutError(errno.ETIMEDOUT, "timed out")
+
+    store = open_through("obstore", seaweedfs, seaweedfs.endpoint, tries=1)
+
+    def write_in_vain(size_bytes: int) -> None:
+        refusals: list[int] = []
+
+        def heard() -> None:
+            refusals.append(size_bytes)
+            if size_bytes == small:
+                small_is_given_up.set()
+
+        with hearing(heard), pytest.raises(StorageUnavailableError, match="given up"):
+            store.put("a/vain", memoryview(bytes(size_bytes)))
+        assert refusals == [size_bytes]
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        patch.setattr(obstore, "put", give_up)
+        list(threads.map(write_in_vain, [small, large]))
+    monkeypatch.delattr(obstore, "put")
+    store.put("a/small", memoryview(bytes(small)))  # by s3fs
 
 
 def test_a_web_server_that_stands_still(seaweedfs: Server) -> None:

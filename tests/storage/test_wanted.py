@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 
-from ckptflow.errors import StorageError
+from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.storage.opening import open_store
+from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.wanted import while_wanted
+from ckptflow.storage.wrappers import CountingStore, FaultyStore
+from ckptflow.testing import MemoryStore
 from tests.servers import BUCKET, Server
 
 SIZE_BYTES = 4 * 2**20
@@ -24,8 +28,8 @@ def test_the_rest_is_left(
     into = bytearray(SIZE_BYTES)
     with (
         caplog.at_level(logging.WARNING),
-        while_wanted(lambda: False),
-        pytest.raises(StorageError, match="given up in the middle"),
+        while_wanted(partial(next, iter([True]), False)),  # no longer, once it has been asked for
+        pytest.raises(StorageError, match="given up"),
     ):
         store.get("object", memoryview(into))
     assert not caplog.records  # nor is it asked for again
@@ -33,3 +37,24 @@ def test_the_rest_is_left(
     assert store.get("object", memoryview(into)) == SIZE_BYTES
     assert into[-1] == ord("x")
     store.close()
+
+
+def test_what_fails_is_not_tried_again_for_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """No pause, no warning, no further request; what is written is wanted, whoever waits for it."""
+    faulty = FaultyStore(MemoryStore())
+    asked = CountingStore(faulty)
+    store = RetryingStore(asked, first_wait_s=0.001)
+    faulty.fail("get", StorageUnavailableError("not now"))
+    into = memoryview(bytearray(1))
+    with while_wanted(partial(next, iter([True]), False)), pytest.raises(StorageUnavailableError, match="not now"):
+        store.get("a", into)
+    assert asked.calls == [("get", "a")]
+    assert not caplog.records
+    with while_wanted(lambda: False):
+        with pytest.raises(StorageError, match="given up"):
+            store.get("a", into)
+        assert asked.calls == [("get", "a")]
+        faulty.fail("put", StorageUnavailableError("not now"))
+        store.put("a", memoryview(b"x"))
+    assert asked.keys("put") == ["a", "a"]
+    faulty.assert_all_used()

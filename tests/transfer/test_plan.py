@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ckptflow.errors import UnsupportedStateError
@@ -189,6 +189,29 @@ def test_shards_are_a_multiple_of_those_that_are_written_together() -> None:
     assert counted(1) == counted(40) == 33
     assert 56 <= counted(32) <= 64
     assert 44 <= counted(16) <= 48
+
+
+def rounds_bytes(plan: WorkerPlan, at_once: int) -> int:
+    """How long the shards take, so many at a time."""
+    return -(-len(plan.shards) // at_once) * max((shard.size_bytes for shard in plan.shards), default=0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2**20), st.integers(1, 120)), min_size=1, max_size=3),
+    st.integers(2, 32),
+    st.sampled_from([2**17, 2**19]),
+)
+@settings(deadline=None)
+@example([(2**20 * 13 // 16, 65)], 32, 2**20)
+@example([(2**17, 1024)], 32, 2**20)
+def test_a_save_takes_no_longer_for_it(sizes: list[tuple[int, int]], at_once: int, shard_bytes: int) -> None:
+    """Also where tensors are not cut for a little room at a shard's end."""
+    lengths = [length for length, count in sizes for _ in range(count)]
+    specs = [TensorSpec(f"t{i}", "uint8", (length,)) for i, length in enumerate(lengths)]
+    plain, even = (plan_shards(specs, worker=0, world_size=1, shard_bytes=shard_bytes, at_once=n) for n in (1, at_once))
+    assert rounds_bytes(even, at_once) <= rounds_bytes(plain, at_once)
+    assert len(even.shards) < len(plain.shards) + at_once
+    validate_plan(specs, [even], shard_bytes, SMALL_BYTES)
 
 
 def test_tensors_that_fit_are_not_cut() -> None:
