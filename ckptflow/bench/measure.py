@@ -19,6 +19,8 @@ from ckptflow.storage.store import Store
 _WANTED_ROUNDS = 3  # of each setting, for which there is to be time: one of each, the rest for those that matter
 _PASSES = 4  # of a round over its bytes: save and restore, ours and raw
 _MAX_BYTES = 2**30
+# Beside its buffers: 64 MiB of random bytes, an interpreter with its clients (60 to 110 MiB), tensors that are read.
+_WORKER_BYTES = 192 * MIB
 
 
 @dataclass(slots=True)
@@ -121,13 +123,18 @@ def _size_in_time(
 
 
 def _memory(memory_bytes: int, worker_count: int) -> tuple[int, str]:
-    """How much each worker may take, and what says so. All together half of what is free at most: clients hold copies
-    of what they send."""
+    """How much each worker's buffers may take, and what says so. All together half of what is free at most: clients
+    hold copies of what they send. Of several workers each takes more than its buffers; nothing may be left for these.
+    """
     free = free_memory_bytes()
-    if free is not None and free // 2 < memory_bytes * worker_count:
-        share = "" if worker_count == 1 else f", a part of it for each of {worker_count} workers,"
-        return free // 2 // worker_count, f"half of this machine's free memory ({free // 2 // MIB:,} MiB){share}"
-    return memory_bytes, f"--memory-mib {memory_bytes // MIB}"
+    if free is None:
+        return memory_bytes, f"--memory-mib {memory_bytes // MIB}"
+    is_alone = worker_count == 1
+    share_bytes = max(0, free // 2 // worker_count - (0 if is_alone else _WORKER_BYTES))
+    if share_bytes >= memory_bytes:
+        return memory_bytes, f"--memory-mib {memory_bytes // MIB}"
+    each = f", for {worker_count} workers that take {_WORKER_BYTES // MIB} MiB each without buffers,"
+    return share_bytes, f"half of this machine's free memory ({free // 2 // MIB:,} MiB){'' if is_alone else each}"
 
 
 def _size(bytes_in_time: float, fitting: Sequence[Setting], most: int, *, is_asked: bool) -> int:

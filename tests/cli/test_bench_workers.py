@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from ckptflow.bench.crew import WorkerTeam
-from ckptflow.bench.grid import MIB, Setting
+from ckptflow.bench.grid import HEADER_ROOM_BYTES, MIB, Setting
+from ckptflow.bench.rounds import BenchRounds
 from ckptflow.errors import PeerError, StorageError
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.retry import RetryingStore
+from ckptflow.storage.wrappers import LatencyStore
+from ckptflow.transfer.stream_count import FAR_S
 from tests.cli.runner import Runner
 from tests.cli.test_bench import QUICK, check_shape
+from tests.servers import BUCKET, Server
 
 
 def test_workers_save_and_restore_together(runner: Runner, tmp_path: Path) -> None:
@@ -38,3 +44,16 @@ def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
             team.do("end", setting)
     finally:
         team.kill()
+
+
+def test_the_shards_are_those_of_a_manager(seaweedfs: Server) -> None:
+    """Whatever is set, and from the first round on, in which nothing was asked of the storage before."""
+    near = open_store(f"s3://{BUCKET}/bench-shards", seaweedfs.storage_options)
+    store = RetryingStore(LatencyStore(near, FAR_S))
+    rounds, setting = BenchRounds(store, 48 * MIB), Setting(4, 8 * MIB + HEADER_ROOM_BYTES)
+    rounds.do("begin", setting)
+    rounds.do("save", setting)
+    shards = [entry for entry in near.list() if entry.key.endswith(".safetensors")]
+    assert len(shards) == 8  # two times four; seven is what holds them
+    rounds.do("end", setting)
+    near.close()
