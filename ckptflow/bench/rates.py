@@ -10,7 +10,7 @@ from statistics import median
 from ckptflow.bench.grid import Setting
 
 PERCENTILES = (50, 95, 99)
-CONFIDENCE = 0.9  # that a median's interval has the true one in it
+CONFIDENCE = 0.9  # about, that a median's interval has the true one in it
 NARROW = 0.1  # of the median, to either side: what is nearer is repeated no more
 CONTENDERS = 3  # that are repeated, beside the defaults
 
@@ -19,7 +19,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Two of the values between which the true median lies, at `CONFIDENCE`; None for fewer than five.
 
     By order statistics, which assume nothing of how values are spread: of n rounds the k lowest are all below the true
-    median's lower side with the chance that a coin falls so often.
+    median's lower side with the chance that a coin falls so often. That holds for a number of rounds that was fixed
+    before; where they go on until it is narrow (`next_point`), it is about so.
     """
     ordered, count = sorted(values), len(values)
     outside, chance = 0, 2 / 2**count

@@ -54,6 +54,6 @@ def test_the_shards_are_those_of_a_manager(seaweedfs: Server) -> None:
     rounds.do("begin", setting)
     rounds.do("save", setting)
     shards = [entry for entry in near.list() if entry.key.endswith(".safetensors")]
-    assert len(shards) == 8  # two times four; seven is what holds them
+    assert len(shards) == 8  # two times four; six would hold them
     rounds.do("end", setting)
     near.close()
