@@ -220,7 +220,8 @@ def render(measured: Measured, recommendation: Recommendation, profile: str = ""
     sure = "are within that" if measured.is_sure else "are NOT all within that: give more --seconds"
     console.print(
         f"±: half of the interval that has the true median in it with about {CONFIDENCE:.0%} certainty (order "
-        f"statistics, five rounds at least). The defaults and the fastest are repeated until it is {NARROW:.0%}; they {sure}.",
+        f"statistics, five rounds at least). The defaults and the fastest are repeated until it is {NARROW:.0%}; "
+        f"they {sure}.",
         soft_wrap=True,
     )
     for why in dict.fromkeys(why for _, why in measured.unmeasured):

@@ -201,9 +201,9 @@ def test_a_tensor_larger_than_a_shard_and_many_shards(tmp_path: Path) -> None:
 
 def test_a_plan_stays_until_something_else_pays(tmp_path: Path) -> None:
     """How far away the storage is may turn out after the first save."""
-    with CheckpointManager(tmp_path, {"w": tf.Variable(tf.zeros([75_000]))}) as manager:
+    with CheckpointManager(tmp_path, {"w": tf.Variable(tf.zeros([300_000]))}) as manager:
         live = manager.session.live
-        plans = [live.plan(live.capture(), 2**16, at_once) for at_once in (1, 1, 4, 4)]
+        plans = [live.plan(live.capture(), 2**18, at_once) for at_once in (1, 1, 4, 4)]
     assert plans[0] is plans[1]
     assert plans[2] is plans[3]
     assert [len(plan.shards) for plan in plans] == [5, 5, 8, 8]
