@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks import link
 from benchmarks.link import Link, linked
 from ckptflow import CheckpointManager, KeepLast
 from ckptflow.format.layout import MANIFEST_NAME
@@ -70,3 +71,9 @@ def test_every_value_comes_back_and_nothing_else_is_left(seaweedfs: servers.Serv
     assert {key for key in found if "receipt" not in key} == expected
     assert "Uploads" not in servers.s3_client(seaweedfs).list_multipart_uploads(Bucket=BUCKET, Prefix=url[5:])
     store.close()
+
+
+def test_a_link_that_ends_before_it_is_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "_serve", print)  # and no more
+    with pytest.raises(EOFError), linked("127.0.0.1", 1, Link(1.0)):
+        pass
