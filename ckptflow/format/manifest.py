@@ -294,9 +294,14 @@ def digest_of(digests: Mapping[str, int]) -> str:
 
 
 def encode_receipt(receipt: Receipt, alike: Mapping[str, int]) -> bytes:
-    """A receipt's file: the receipt, and in a second line, if there are any, what its `digest` is of."""
+    """A receipt's file: the receipt, and in a second line, if there are any, what its `digest` is of.
+
+    Raises ValueError as `encode`, also where the two together are too large.
+    """
     lines = [encode(receipt), *([encode(Digests(digests=dict(alike)))] if alike else ())]
-    return LINE_END.join(lines)
+    data = LINE_END.join(lines)
+    _check_size(len(data), b"", Receipt)
+    return data
 
 
 def decode_digests(data: bytes, receipt: Receipt, where: str) -> dict[str, int]:
