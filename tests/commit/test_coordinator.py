@@ -27,6 +27,7 @@ from ckptflow.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
+from ckptflow.format import manifest
 from ckptflow.format.failure import Failure
 from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
 from ckptflow.format.manifest import (
@@ -212,6 +213,28 @@ def test_of_copies_that_must_be_alike_the_second_line_is_read_only_where_they_di
     assert asked == {FOLDER.key(receipt_name(worker, WORLD_SIZE, HELD.tag)): worker for worker in (1, 2)}
 
 
+def test_a_commit_in_a_hurry_does_not_read_what_differs() -> None:
+    """It may be hundreds of megabytes of each worker."""
+    store = claimed()
+    for worker in (1, 2):
+        store.objects[FOLDER.key(receipt_name(worker, WORLD_SIZE, HELD.tag))] = with_second_line(worker, {"a": 7})[1]
+    saving = coordinator(store)
+    saving.hurry(0.0)
+    with pytest.raises(
+        CommitTimeoutError, match=r"of whom 2 do not hold what the chief holds.* that an error has left"
+    ):
+        saving.commit(draft(), with_second_line(0, {"a": 1})[0], alike={"a": 1})
+    assert folders(store) == []
+
+
+def test_a_receipt_whose_lines_are_too_large_together_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first line alone could be read, and what differs could not."""
+    told, data = with_second_line(1, {"weight": 7})
+    monkeypatch.setitem(manifest._MAX_BYTES, Receipt, len(data) - 1)
+    with pytest.raises(ValueError, match="a receipt has at most"):
+        encode_receipt(told, {"weight": 7})
+
+
 def test_what_a_tensor_was_written_as_is_compared_too() -> None:
     """Worker 1 wrote all of it, and holds what it wrote."""
     tensor = TensorRecord(name="value", dtype="uint8", shape=(8,), slices=())
@@ -258,13 +281,48 @@ def test_each_of_many_receipts_is_read_once_and_listings_find_them() -> None:
     assert gets == dict.fromkeys(keys[1:], 1)
 
 
-def test_a_listing_that_lacks_receipts_gives_no_save_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gives_up_by", ["the deadline", "a worker that is lost"])
+def test_a_listing_that_lacks_receipts_gives_no_save_up(gives_up_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may have ended as soon as it had reported."""
     store = claimed()
     report(store, receipt(1), receipt(2))
     shown = store.list
     monkeypatch.setattr(store, "list", lambda prefix="": [] if prefix == f"{FOLDER}/" else shown(prefix))
-    coordinator(store, timeout_s=0.1).commit(draft(), receipt(0), prune=False)
+    saving = coordinator(store, timeout_s=0.1)
+    if gives_up_by != "the deadline":
+        monkeypatch.setattr("ckptflow.commit.receipts.ASK_EVERY_S", 0.0)
+        lost = {1: "has ended", 2: "has ended"}
+        saving = Coordinator(
+            store, Start(HELD), Summaries(store), [], commit_timeout_s=HANG_S, begin_wait=lambda: lambda workers: lost
+        )
+    saving.commit(draft(), receipt(0), prune=False)
     assert folders(store) == [str(FOLDER)]
+
+
+def test_on_a_disk_few_are_asked_for_by_name_and_a_folder_of_many_files_is_listed_once() -> None:
+    """A listing asks for the size of each file."""
+    world_size = 40
+    empty = msgspec.structs.replace(receipt(1), shards=(), slices=(), world_size=world_size)
+    inner = claimed()
+    inner.is_object_store = False
+    keys = [FOLDER.key(receipt_name(worker, world_size, HELD.tag)) for worker in range(world_size)]
+    for worker in range(world_size):
+        inner.objects[FOLDER.key(shard_name(worker, world_size, 0, HELD.tag))] = PART
+
+    def write(verb: str, key: str) -> None:
+        for worker in range(1, world_size) if key == keys[39] else ():
+            inner.objects.setdefault(keys[worker], encode(msgspec.structs.replace(empty, worker=worker)))
+
+    inner.hook = write
+    store = CountingStore(inner)
+    coordinator(store).commit(Draft(FOLDER, world_size, ()), msgspec.structs.replace(empty, worker=0), prune=False)
+    assert store.keys("list").count(f"{FOLDER}/") == 1
+    inner.hook = None
+    few = CountingStore(inner)
+    inner.objects = dict(claimed().objects)
+    report(inner, receipt(1), receipt(2))
+    coordinator(few).commit(draft(), receipt(0), prune=False)
+    assert few.keys("list").count(f"{FOLDER}/") == 0
 
 
 # Replies that are lost
@@ -359,6 +417,30 @@ def test_a_fenced_commit_is_not_acknowledged_and_deletes_nothing() -> None:
     with pytest.raises(FencedError):
         life.save(2)
     assert set(before) < set(folders(store))
+
+
+@pytest.mark.parametrize("is_claim_there", [True, False])
+def test_whoever_claims_after_an_acknowledgement_is_met_by_the_next_save(
+    is_claim_there: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the listing of a prune: nothing is deleted, and the save stands. By a checkpoint alone that is not known."""
+    store = MemoryStore()
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+    newer = claim_key(2) if is_claim_there else Folder(9, 2).manifest_key
+
+    def claims(verb: str, key: str) -> None:
+        if (verb, key) == ("list", ""):
+            store.objects[newer] = b"newer"
+
+    store.hook = claims
+    with contextlib.nullcontext() if is_claim_there else pytest.raises(FencedError):
+        life.save(2)
+    assert {str(Folder(1, 1)), str(Folder(2, 1))} <= set(folders(store))
+    assert ("what was saved counts" in caplog.text) == is_claim_there
+    if is_claim_there:
+        with pytest.raises(FencedError, match="incarnation 2"):
+            life.save(3)
 
 
 # Cost

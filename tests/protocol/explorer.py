@@ -328,7 +328,11 @@ class Explorer:
         for claim in sorted(key for key in content if key.startswith("lineage/"))[-1:] if budget.lapses else ():
             gone = storage.write(state.content, claim, None)
             spent = budget._replace(lapses=budget.lapses - 1)
-            yield f"{claim} is deleted", state._replace(content=gone, budget=spent, damaged=state.damaged | {UNCLAIMED}), -1
+            yield (
+                f"{claim} is deleted",
+                state._replace(content=gone, budget=spent, damaged=state.damaged | {UNCLAIMED}),
+                -1,
+            )
         for manifest in sorted(key for key in content if key.endswith("/manifest.json")) if budget.unreadable else ():
             if not self._is_unconfirmed(state, manifest):
                 bad = storage.write(state.content, manifest, b"?" * len(content[manifest]))
