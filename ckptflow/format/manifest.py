@@ -294,12 +294,8 @@ def digest_of(digests: Mapping[str, int]) -> str:
 
 
 def encode_receipt(receipt: Receipt, alike: Mapping[str, int]) -> bytes:
-    """A receipt's file: the receipt, and in a second line, if there are any, what its `digest` is of.
-
-    Raises ValueError as `encode`, also where the two together are too large.
-    """
-    lines = [encode(receipt), *([encode(Digests(digests=dict(alike)))] if alike else ())]
-    data = LINE_END.join(lines)
+    """A receipt's file: the receipt, and in a second line, if there are any, what its `digest` is of."""
+    data = LINE_END.join([encode(receipt), *([encode(Digests(digests=dict(alike)))] if alike else ())])
     _check_size(len(data), b"", Receipt)
     return data
 

@@ -326,7 +326,7 @@ class Explorer:
                 -1,
             )
         for claim in sorted(key for key in content if key.startswith("lineage/"))[-1:] if budget.lapses else ():
-            without = storage.write(state.content, claim, None)
+            gone = storage.write(state.content, claim, None)
             spent = budget._replace(lapses=budget.lapses - 1)
             yield (
                 f"{claim} is deleted",
