@@ -62,8 +62,7 @@ def test_a_commit_in_a_hurry_does_not_read_what_differs() -> None:
 def test_a_receipt_whose_lines_are_too_large_together_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first line alone could be read, and what differs could not."""
     told, data = with_second_line(1, {"weight": 7})
-    limits = {Receipt: len(data) - 1, Digests: len(data)}
-    monkeypatch.setattr("ckptflow.format.manifest._MAX_BYTES", limits)
+    monkeypatch.setattr("ckptflow.format.manifest.MAX_RECEIPT_BYTES", len(data) - 1)
     with pytest.raises(ValueError, match="a receipt has at most"):
         encode_receipt(told, {"weight": 7})
 
