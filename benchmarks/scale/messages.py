@@ -99,6 +99,7 @@ class Member:
     """A worker, as a `Team`."""
 
     is_lost = False
+    carries_much = True
 
     def __init__(self, office: PostOffice, worker: int) -> None:
         peers = [Peer(f"/job:worker/task:{number}", f"host{number}:1") for number in range(office.world_size)]

@@ -35,7 +35,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
 )
 from ckptflow.events import Pruned, Tell, tell_nobody
-from ckptflow.format.layout import Folder, parse_tag
+from ckptflow.format.layout import Folder, claim_key, parse_tag
 from ckptflow.format.manifest import Receipt, encode
 from ckptflow.spans import span
 from ckptflow.storage.again import is_there
@@ -104,8 +104,9 @@ class Coordinator:
         deadline = time.monotonic() + self._commit_timeout_s
         try:
             with span("await"):
-                others = self._receipts.collect(draft, deadline, lambda: self._hurry_deadline)
-                receipts = self._receipts.with_differences(draft, own, alike, others)
+                limits = deadline, lambda: self._hurry_deadline
+                others = self._receipts.collect(draft, *limits)
+                receipts = self._receipts.with_differences(draft, own, alike, others, *limits)
         except BaseException:
             self.give_up(draft.folder)
             raise
@@ -126,8 +127,9 @@ class Coordinator:
     def prune(self) -> None:
         """Deletes what need not stay after the last commit. Nobody waits for it who waits for the save.
 
-        A failure is logged and never fails the save; the next prune tries again. Raises `FencedError` if another holds
-        the root by now.
+        A failure is logged and never fails the save; the next prune tries again. Where a newer claim is listed nothing
+        is deleted: it was made after the save was found to count, and fences the next one. Raises `FencedError` if a
+        checkpoint shows a newer incarnation whose claim is gone: of the save it cannot be said that it counts.
         """
         may_prune, self._may_prune = self._may_prune, False
         listing = self._list_to_prune() if may_prune and not self._is_hurried else None
@@ -135,7 +137,16 @@ class Coordinator:
             return
         with span("prune"):
             try:
-                if newer := newer_number(self._store, self._held, listing):
+                newer = newer_number(self._store, self._held, listing)
+                if newer in listing.claims:
+                    logger.warning(
+                        "%s: another job has claimed this root since (%s): what was saved counts, nothing is pruned, "
+                        "and the next save will not count",
+                        self._store.url,
+                        claim_key(newer),
+                    )
+                    return
+                if newer:
                     raise fenced(self._store, self._held, newer)
             except FencedError:
                 raise
@@ -251,7 +262,7 @@ class Coordinator:
     def _list_to_prune(self) -> Listing | None:
         """Lists the root where there may be something to delete: at the first commit, and when a policy lets one go.
 
-        Never raises: the commit stands, and its fence check is still to come.
+        Never raises: the commit is acknowledged. Who holds the root by now is looked up in what this returns.
         """
         try:
             if not self._is_swept or self._given_up:

@@ -248,8 +248,8 @@ def _newest_run(listing: Listing, summaries: Summaries) -> str | None:
 def check_fence(store: Store, held: Held, listing: Listing | None = None) -> None:
     """Raises unless `held` is the newest claim, is listed, and is still this incarnation's.
 
-    Lists `lineage/` itself, so that whatever was created before this call is seen. A claim that was removed (the newest
-    hundred stay) or cannot be read still fences by its number, and by its checkpoints in `listing`. Raises
+    Lists `lineage/` itself, so that whatever was created before this call is seen. A claim that cannot be read still
+    fences by its number; one that was deleted by hand only by its checkpoints in `listing`, where that is given. Raises
     `FencedError` if another holds the root, or the claim was deleted; `StorageError` if the storage contradicts itself.
     """
     if listing is not None and (newer := newer_number(store, held, listing)):

@@ -32,7 +32,7 @@ from ckptflow.threads import at_once
 
 _READERS = 32  # receipts read at once
 _PAGE = 1000  # objects that come with one request of a listing
-_FILES_BY_NAME = 8  # on a disk, where asking for a file by its name costs as good as nothing
+_FEW = 8  # files on a disk that are asked for sooner than threads are started, or a folder is listed
 
 FindLost = Callable[[Sequence[int]], Mapping[int, str]]  # which of these are waited for in vain, and why
 BeginWait = Callable[[], FindLost]
@@ -55,7 +55,9 @@ class Receipts:
         self._commit_timeout_s = commit_timeout_s
         self._begin_wait = begin_wait
         self._find_failure = find_failure
-        self._pages = 1  # that the last listing had: the folder grows while it is written
+        # What the last listing cost, in questions for one name: its pages, or its files, since a disk is asked for the
+        # size of each. The folder grows while it is written.
+        self._listing_cost = 1 if store.is_object_store else _FEW
 
     def collect(self, draft: Draft, deadline: float, hurry_deadline: Callable[[], float]) -> list[Receipt]:
         """Looks for the other workers' receipts, with back-off, until all are there or a deadline has passed.
@@ -74,16 +76,13 @@ class Receipts:
                     raise failure
                 found_lost = find_lost(sorted(missing))
             is_last = time.monotonic() >= min(deadline, hurry_deadline())
-            found += self._look(draft, sorted(missing), by_name=is_last)
+            found += self._look(draft, sorted(missing), by_name=is_last or bool(found_lost))
             missing -= {receipt.worker for receipt in found}
             if missing and is_last:
-                limit = f"within commit_timeout_s={self._commit_timeout_s:g}"
-                if hurry_deadline() < deadline:
-                    limit = "in the time that an error has left them"
                 raise CommitTimeoutError(
                     f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, sorted(missing)))} of "
-                    f"{draft.world_size} did not report {limit}; this step was not saved, older checkpoints are "
-                    "untouched"
+                    f"{draft.world_size} did not report {self._limit(deadline, hurry_deadline)}; this step was not "
+                    "saved, older checkpoints are untouched"
                 )
             lost = {worker: why for worker, why in found_lost.items() if worker in missing}
             if lost:
@@ -98,17 +97,37 @@ class Receipts:
         return sorted(found, key=lambda receipt: receipt.worker)
 
     def with_differences(
-        self, draft: Draft, own: Receipt, alike: Mapping[str, int], others: Sequence[Receipt]
+        self,
+        draft: Draft,
+        own: Receipt,
+        alike: Mapping[str, int],
+        others: Sequence[Receipt],
+        deadline: float,
+        hurry_deadline: Callable[[], float],
     ) -> list[Receipt]:
         """All receipts, the chief's first, their `digests` with those by which copies differ that must be alike.
 
-        `alike` are the chief's. The second line of a receipt is read only where its digest is another one.
+        `alike` are the chief's. The second line of a receipt is read only where its digest is another one. Raises
+        `CommitTimeoutError` where a deadline passes before all of these are read.
         """
         odd = [receipt for receipt in others if receipt.digest != own.digest]
-        differing = dict(
-            zip((receipt.worker for receipt in odd), at_once(_READERS, self._differ(draft, alike), odd), strict=True)
-        )
-        return [_and_digests(own, alike), *(_and_digests(each, differing.get(each.worker, {})) for each in others)]
+        differing: dict[str, int] = {}  # one of each name: that it is not the chief's says all that is asked
+        for first in range(0, len(odd), _READERS):
+            if time.monotonic() >= min(deadline, hurry_deadline()):
+                raise CommitTimeoutError(
+                    f"{self._store.url}/{draft.folder}: what differs between workers, of whom {len(odd)} do not hold "
+                    f"what the chief holds, was not found {self._limit(deadline, hurry_deadline)}; this step was not "
+                    "saved, older checkpoints are untouched"
+                )
+            for digests in at_once(_READERS, self._differ(draft, alike), odd[first : first + _READERS]):
+                differing |= digests
+        holders = [_and_digests(each, differing) if each is odd[0] else each for each in others] if odd else others
+        return [_and_digests(own, alike), *holders]
+
+    def _limit(self, deadline: float, hurry_deadline: Callable[[], float]) -> str:
+        if hurry_deadline() < deadline:
+            return "in the time that an error has left them"
+        return f"within commit_timeout_s={self._commit_timeout_s:g}"
 
     def _differ(self, draft: Draft, alike: Mapping[str, int]) -> Callable[[Receipt], dict[str, int]]:
         """Reads what a worker's digest is of; returns what of it is not as the chief's."""
@@ -129,16 +148,15 @@ class Receipts:
     def _look(self, draft: Draft, missing: Sequence[int], *, by_name: bool) -> list[Receipt]:
         """Those of the missing receipts that are there, several read at once.
 
-        By one listing; few are asked for by name, if that takes no more requests, and all before a save is given up:
-        that a listing lacks them is no proof.
+        By one listing, or by name where that costs no more, and all before a save is given up: that a listing lacks
+        them is no proof.
         """
         there = missing
-        few = max(self._pages, 0 if self._store.is_object_store else _FILES_BY_NAME)
-        if len(missing) > few and not by_name:
+        if len(missing) > self._listing_cost and not by_name:
             listed = {entry.key for entry in self._store.list(f"{draft.folder}/")}
-            self._pages = max(1, -(-len(listed) // _PAGE))
+            self._listing_cost = max(1, -(-len(listed) // _PAGE)) if self._store.is_object_store else len(listed)
             there = [worker for worker in missing if self._key(draft, worker) in listed]
-        if len(there) <= 1:
+        if len(there) <= (1 if self._store.is_object_store else _FEW):
             read = [self._read(draft, worker) for worker in there]
         else:
             read = at_once(_READERS, lambda worker: self._read(draft, worker), there)

@@ -45,7 +45,7 @@ _Do = Callable[[Folder], str | Terms | None]  # one worker's part, and what it t
 class _Handed(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the chief says of a manifest: how reading it went, and the manifest, `packed` for the others.
 
-    Where nothing is packed they have it already, or it is too large: then each reads it.
+    Where nothing is packed they have it already, or it is too large for their messages: then each reads it.
     """
 
     part: PartResult
@@ -227,14 +227,15 @@ class Resume:
     def _hand_on(self, folder: Folder, files: Mapping[str, int] | None) -> list[PartResult]:
         """Brings the manifest to every worker: the chief reads it, and hands it on. How that went on each.
 
-        What the chief meets holds for all. One that is too large for a message, or does not arrive whole, is read.
+        What the chief meets holds for all. One that is too large for a message, or does not arrive whole, is read, and
+        so is each where a message is a reduction.
         """
 
         def read() -> _Handed:
             is_known = self._has(folder)
             part = self._try(folder, partial(self._read, files))
-            is_for_others = part.outcome is Outcome.FINE and not is_known and self._cluster.world_size > 1
-            return _Handed(part, pack(self._sound()) if is_for_others else b"")
+            is_for_others = not is_known and self._cluster.world_size > 1 and self._cluster.carries_much
+            return _Handed(part, pack(self._sound()) if is_for_others and part.outcome is Outcome.FINE else b"")
 
         def take(folder: Folder) -> None:
             if self._cluster.is_chief or (self._has(folder) and not handed.packed):
@@ -341,9 +342,8 @@ class Resume:
             return ""
         worker, text = next(iter(damaged.items()))
         if 0 not in damaged:
-            look = self._raise_missing if parts[worker].is_missing else self._raise_damage
-            seen = chief_says(self._cluster, Call.VERIFY, lambda: self._try(folder, look), PartResult)
-            if seen.outcome is Outcome.FINE and parts[worker].is_missing:
+            seen = chief_says(self._cluster, Call.VERIFY, lambda: self._try(folder, self._raise_damage), PartResult)
+            if seen.outcome is Outcome.FINE and all(parts[each].is_missing for each in damaged):
                 raise StorageError(not_the_same_storage(f"worker {worker} does not find what worker 0 does: {text}"))
             if seen.outcome is Outcome.FINE:
                 raise CorruptCheckpointError(
@@ -353,13 +353,14 @@ class Resume:
             return text if seen.outcome is Outcome.DAMAGED else ""
         return text
 
-    def _raise_missing(self, folder: Folder) -> None:
-        """Looks for every file of a checkpoint. On the chief."""
-        check_shards(self._store, folder, self._summaries.read_manifest(folder))
-
     def _raise_damage(self, folder: Folder) -> None:
-        """Reads every byte of a checkpoint, other workers' parts as well. On the chief."""
-        found = self._verify(folder, self._summaries.read_manifest(folder))
+        """Looks for every file of a checkpoint, and reads every byte, other workers' parts as well. On the chief.
+
+        That a listing shows a file is no proof that it can be read.
+        """
+        manifest = self._summaries.read_manifest(folder)
+        check_shards(self._store, folder, manifest)
+        found = self._verify(folder, manifest)
         if found:
             raise CorruptCheckpointError(found)
 

@@ -3,8 +3,8 @@
 Each is one JSON object whose last member is `"crc32c"`: eight hex digits over every byte before the comma in front
 of it. Decoding checks, in this order: the size bound, the seal, the format version, the types (unknown members are
 refused, and so is a member that stands twice), and then that names, bounds and covers agree with one another. Whatever
-fails raises `CorruptCheckpointError` with the key and the reason, but for a version that this code does not know:
-`UnknownVersionError`. Time and memory are a small multiple of the bytes given, whatever is in them.
+fails raises `CorruptCheckpointError` with the key and the reason, or `UnknownVersionError` where it is the version.
+Time and memory are a small multiple of the bytes given, whatever is in them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256 * 2**20  # about a million tensors
 MAX_RECEIPT_BYTES = 256 * 2**20
 MAX_CLAIM_BYTES = 64 * 2**10
-# Lists and objects cost far more memory than the brackets that make them: this many, and one for each 16 bytes, are
-# more than any state needs.
+# Lists and objects cost far more memory than their brackets: no state needs more than this, and one for 16 bytes.
 MAX_CONTAINERS = 2**20
 
 # Why an incarnation started where it did. `fresh` and `rollback` cut off what came before: nothing outside the lineage
@@ -295,8 +294,10 @@ def digest_of(digests: Mapping[str, int]) -> str:
 
 def encode_receipt(receipt: Receipt, alike: Mapping[str, int]) -> bytes:
     """A receipt's file: the receipt, and in a second line, if there are any, what its `digest` is of."""
-    lines = [encode(receipt), *([encode(Digests(digests=dict(alike)))] if alike else ())]
-    return LINE_END.join(lines)
+    data = LINE_END.join([encode(receipt), *([encode(Digests(digests=dict(alike)))] if alike else ())])
+    if len(data) > MAX_RECEIPT_BYTES:
+        raise ValueError(f"a receipt has at most {MAX_RECEIPT_BYTES:,} bytes, and this one {len(data):,}")
+    return data
 
 
 def decode_digests(data: bytes, receipt: Receipt, where: str) -> dict[str, int]:

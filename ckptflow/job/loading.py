@@ -18,7 +18,7 @@ from ckptflow.job.live_state import LiveState
 from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.exchange import Terms
 from ckptflow.peers.pulls import Exchange, Phase
-from ckptflow.peers.team import Call, Done, Team, agree
+from ckptflow.peers.team import Call, Done, Team, agree, chief_says
 from ckptflow.reading import ArrayTarget
 from ckptflow.state.put import rehearse
 from ckptflow.state.restore import Restore
@@ -129,6 +129,10 @@ class Loading:
         self._matched = manifest, self._live.match(manifest, partial=self._partial, rename=self._rename)
         return self._matched[1]
 
+    def check_listed(self, folder: Folder, manifest: Manifest) -> None:
+        """Raises `CorruptCheckpointError` unless every shard is listed at its size."""
+        check_shards(self._store, folder, manifest)
+
     def load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         """Checks the shards' sizes, in `files` or as they are listed, and assigns."""
         check_shards(self._store, folder, manifest, files)
@@ -207,16 +211,20 @@ class Loading:
 
 def load_again(cluster: Team, loading: Loading, folder: Folder, manifest: Manifest) -> None:
     """Assigns what was loaded once more. Called by all workers; takes no other checkpoint in its place."""
-    sizes = None if cluster.is_chief else manifest.shard_sizes  # it lists them, for all
+
+    def list_shards() -> Done:
+        loading.check_listed(folder, manifest)
+        return Done()
 
     def load() -> Done:
-        loading.load(folder, manifest, sizes)
+        loading.load(folder, manifest, manifest.shard_sizes)  # as the chief has found them listed
         return Done()
 
     def complete() -> Done:
         loading.complete()
         return Done()
 
+    chief_says(cluster, Call.CHECK, list_shards, Done)  # for all, and before any of them assigns
     with loading.together():
         if loading.is_divided:
             loading.share(manifest, agree(cluster, Call.DIVIDE, lambda: loading.divide(manifest)))

@@ -171,6 +171,12 @@ class Cluster:
         """Whether an exchange has failed, so that no other one can be."""
         return self._now.lost is not None
 
+    @property
+    def carries_much(self) -> bool:
+        """Whether a message of megabytes costs no more than its bytes: a reduction sums eight times as many for each
+        worker, on each worker."""
+        return service.is_there()
+
     def leave(self, call: str, error: BaseException) -> None:
         """Tells the others that this worker leaves instead of coming to `call`, and returns at once."""
         if self.world_size > 1 and not self._now.has_told:

@@ -231,9 +231,13 @@ class _Wait:
 
     def _read_end(self, text: str) -> _End:
         try:
-            return msgspec.json.decode(text, type=_End)
+            end = msgspec.json.decode(text, type=_End)
         except msgspec.DecodeError as error:
             raise PeerError(f"worker 0's message in {self.call} cannot be read: {error}") from error
+        counts = [count for _, count in end.runs]
+        if not end.problem and (min(counts, default=0) < 1 or sum(counts) != len(self.peers)):
+            raise PeerError(f"worker 0's message in {self.call} does not hold one message of each worker")
+        return end
 
     def _get(self, key: str, timeout_s: float) -> str | None:
         return self._reach(lambda: self.post.get(key, timeout_s))

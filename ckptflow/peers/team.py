@@ -39,6 +39,10 @@ class Team(Protocol):
     @property
     def is_chief(self) -> bool: ...
 
+    @property
+    def carries_much(self) -> bool:
+        """Whether a message of megabytes costs no more than its bytes. The same on all workers."""
+
     def exchange(self, message: bytes, call: str) -> list[bytes]:
         """Every worker gives a JSON document and gets all of them, in the order of workers.
 
@@ -66,6 +70,7 @@ class Alone:
     world_size = 1
     is_chief = True
     is_lost = False
+    carries_much = True
 
     def exchange(self, message: bytes, call: str) -> list[bytes]:
         return [message]

@@ -70,8 +70,8 @@ def hurry(store: Store, timeout_s: float) -> None:
 def read_small(store: Store, key: str, max_bytes: int, end: bytes = b"") -> bytes:
     """The whole object at `key`, read in steps so that memory follows the bytes that really come, up to `max_bytes`.
 
-    With `end`, one byte, no more than what stands before the first of these. Raises `ObjectNotFoundError`, or
-    ValueError where the object is longer than `max_bytes`.
+    With `end`, one byte, no more than what stands before the first of these, and what comes after it may be of any
+    size. Raises `ObjectNotFoundError`, or ValueError where what is read is longer than `max_bytes`.
     """
     parts: list[bytes] = []
     total, step = 0, 64 * 1024
@@ -83,7 +83,7 @@ def read_small(store: Store, key: str, max_bytes: int, end: bytes = b"") -> byte
         if count < len(buffer) or (end and end in parts[-1]):
             data = b"".join(parts)
             return data.partition(end)[0] if end else data
-        if total > _PROBED_BYTES and store.get(key, memoryview(bytearray(1)), max_bytes):
+        if not end and total > _PROBED_BYTES and store.get(key, memoryview(bytearray(1)), max_bytes):
             break  # before all of it is read in vain
         step = min(8 * step, _LONGEST_STEP_BYTES)
     raise ValueError(f"{store.url}/{key} is longer than {max_bytes:,} bytes")

@@ -12,7 +12,7 @@ from ckptflow.commit.resume import Start
 from ckptflow.errors import SaveFailedError
 from ckptflow.format.failure import Failure
 from ckptflow.format.manifest import Receipt, ReceiptSlice, TensorRecord
-from tests.commit.test_coordinator import FOLDER, HELD, WORLD_SIZE, draft, receipt
+from tests.commit.reports import FOLDER, HELD, WORLD_SIZE, draft, receipt
 
 FULL = Failure(kind="StorageFullError", message="disk full")
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
 from dataclasses import replace
 
-import crc32c
 import msgspec
 import pytest
 
-from ckptflow.commit.assembly import Draft
-from ckptflow.commit.catalog import Summaries, read_manifest
-from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.lineage import Held
-from ckptflow.commit.resume import Start
+from ckptflow.commit.catalog import read_manifest
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import (
     CommitTimeoutError,
@@ -30,63 +24,16 @@ from ckptflow.errors import (
 from ckptflow.format.failure import Failure
 from ckptflow.format.layout import Folder, claim_key, receipt_name, shard_name
 from ckptflow.format.manifest import (
-    LINE_END,
-    Claim,
-    Digests,
     Receipt,
     ReceiptSlice,
-    ShardRecord,
     TensorRecord,
-    digest_of,
     encode,
-    encode_receipt,
 )
 from ckptflow.storage.retry import RetryingStore
-from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
+from tests.commit.reports import FOLDER, HELD, WORLD_SIZE, claimed, coordinator, draft, receipt, report
 from tests.commit.roots import folders, job
 from tests.waiting import HANG_S
-
-HELD = Held(7, "run", "writer")
-FOLDER = Folder(500, 7)
-WORLD_SIZE = 3
-PART = b"12345678"
-
-
-def claimed() -> MemoryStore:
-    """A root that `HELD` holds."""
-    claim = Claim(
-        number=HELD.number, run_id=HELD.run_id, writer_id=HELD.writer_id, reason="start", host="", pid=1, created_at=""
-    )
-    return MemoryStore({claim_key(HELD.number): encode(claim)})
-
-
-def coordinator(store: Store, *, timeout_s: float = 5.0) -> Coordinator:
-    return Coordinator(store, Start(HELD), Summaries(store), [KeepLast(1)], commit_timeout_s=timeout_s)
-
-
-def receipt(worker: int, *, folder: Folder = FOLDER, start: int | None = None, tensor: str = "value") -> Receipt:
-    """Worker `worker` has written its third of the one tensor."""
-    checksum = crc32c.crc32c(PART)
-    first = worker * len(PART) if start is None else start
-    return Receipt(
-        folder=str(folder),
-        writer_id=HELD.writer_id,
-        worker=worker,
-        world_size=WORLD_SIZE,
-        shards=(ShardRecord(name=shard_name(worker, WORLD_SIZE, 0), size_bytes=len(PART), crc32c=checksum),),
-        slices=(ReceiptSlice(tensor=tensor, shard=0, offset=0, start=(first,), shape=(len(PART),), crc32c=checksum),),
-    )
-
-
-def draft(folder: Folder = FOLDER) -> Draft:
-    tensor = TensorRecord(name="value", dtype="uint8", shape=(WORLD_SIZE * len(PART),), slices=())
-    return Draft(folder=folder, world_size=WORLD_SIZE, tensors=(tensor,))
-
-
-def report(store: MemoryStore, *receipts: Receipt) -> None:
-    for r in receipts:
-        store.objects[f"{FOLDER}/{receipt_name(r.worker, WORLD_SIZE, HELD.tag)}"] = encode(r)
 
 
 def test_receipts_add_up_to_a_manifest() -> None:
@@ -193,80 +140,6 @@ def test_copies_that_differ_are_named(caplog: pytest.LogCaptureFixture) -> None:
     assert "differ between workers" in caplog.text
 
 
-def with_second_line(number: int, alike: dict[str, int]) -> tuple[Receipt, bytes]:
-    """The receipt of a worker that holds this, and its file."""
-    told = msgspec.structs.replace(receipt(number), digest=digest_of(alike))
-    return told, encode_receipt(told, alike)
-
-
-def test_of_copies_that_must_be_alike_the_second_line_is_read_only_where_they_differ() -> None:
-    same = {f"weight{i}": i for i in range(9)}
-    inner = claimed()
-    own, _ = with_second_line(0, same)
-    for worker, alike in ((1, same), (2, same | {"weight3": 77, "weight5": 77})):
-        inner.objects[FOLDER.key(receipt_name(worker, WORLD_SIZE, HELD.tag))] = with_second_line(worker, alike)[1]
-    store = CountingStore(inner)
-    coordinator(store).commit(draft(), own, alike=same)
-    assert read_manifest(store, FOLDER).diverged == ("weight3", "weight5")
-    asked = Counter(key for key in store.keys("get") if "receipt" in key)
-    assert asked == {FOLDER.key(receipt_name(worker, WORLD_SIZE, HELD.tag)): worker for worker in (1, 2)}
-
-
-def test_what_a_tensor_was_written_as_is_compared_too() -> None:
-    """Worker 1 wrote all of it, and holds what it wrote."""
-    tensor = TensorRecord(name="value", dtype="uint8", shape=(8,), slices=())
-    store = claimed()
-    for worker in (1, 2):
-        told, _ = with_second_line(worker, {"value": 1})
-        parts = receipt(1, start=0) if worker == 1 else msgspec.structs.replace(receipt(2), shards=(), slices=())
-        report(store, msgspec.structs.replace(parts, digest=told.digest))
-    own = msgspec.structs.replace(with_second_line(0, {"value": 1})[0], shards=(), slices=())
-    with pytest.raises(SaveFailedError, match="different values of value"):
-        coordinator(store).commit(Draft(FOLDER, WORLD_SIZE, (tensor,)), own, alike={"value": 1})
-
-
-@pytest.mark.parametrize("second", [b"", encode(Digests(digests={"weight0": 8})), b"no record"])
-def test_a_second_line_that_is_not_what_the_digest_is_of_is_refused(second: bytes) -> None:
-    store = claimed()
-    told, _ = with_second_line(2, {"weight0": 7})
-    report(store, receipt(1))
-    store.objects[FOLDER.key(receipt_name(2, WORLD_SIZE, HELD.tag))] = LINE_END.join((encode(told), second))
-    with pytest.raises(SaveFailedError, match="worker 2's digests cannot be used"):
-        coordinator(store).commit(draft(), receipt(0))
-    assert folders(store) == []
-
-
-def test_each_of_many_receipts_is_read_once_and_listings_find_them() -> None:
-    """The rest by name, once they are no more than a listing has pages."""
-    world_size = 40
-    empty = msgspec.structs.replace(receipt(1), shards=(), slices=(), world_size=world_size)
-    inner = claimed()
-    store = CountingStore(inner)
-    keys = [FOLDER.key(receipt_name(worker, world_size, HELD.tag)) for worker in range(world_size)]
-    waves = iter([range(1, 20), (), range(20, 39), (39,)])
-
-    def write(verb: str, key: str) -> None:
-        if (verb == "list" and key == f"{FOLDER}/") or (verb, key) == ("get", keys[39]):
-            for worker in next(waves, ()):
-                inner.objects[keys[worker]] = encode(msgspec.structs.replace(empty, worker=worker))
-
-    inner.hook = write
-    own = msgspec.structs.replace(empty, worker=0)
-    coordinator(store).commit(Draft(FOLDER, world_size, ()), own)
-    assert store.keys("list")[:3] == [f"{FOLDER}/"] * 3
-    gets = Counter(key for key in store.keys("get") if key in keys)
-    assert gets == dict.fromkeys(keys[1:], 1)
-
-
-def test_a_listing_that_lacks_receipts_gives_no_save_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = claimed()
-    report(store, receipt(1), receipt(2))
-    shown = store.list
-    monkeypatch.setattr(store, "list", lambda prefix="": [] if prefix == f"{FOLDER}/" else shown(prefix))
-    coordinator(store, timeout_s=0.1).commit(draft(), receipt(0), prune=False)
-    assert folders(store) == [str(FOLDER)]
-
-
 # Replies that are lost
 
 
@@ -359,6 +232,30 @@ def test_a_fenced_commit_is_not_acknowledged_and_deletes_nothing() -> None:
     with pytest.raises(FencedError):
         life.save(2)
     assert set(before) < set(folders(store))
+
+
+@pytest.mark.parametrize("is_claim_there", [True, False])
+def test_whoever_claims_after_an_acknowledgement_is_met_by_the_next_save(
+    is_claim_there: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the listing of a prune: nothing is deleted, and the save stands. By a checkpoint alone that is not known."""
+    store = MemoryStore()
+    life = job(store, [KeepLast(1)])
+    life.save(1)
+    newer = claim_key(2) if is_claim_there else Folder(9, 2).manifest_key
+
+    def claims(verb: str, key: str) -> None:
+        if (verb, key) == ("list", ""):
+            store.objects[newer] = b"newer"
+
+    store.hook = claims
+    with contextlib.nullcontext() if is_claim_there else pytest.raises(FencedError):
+        life.save(2)
+    assert {str(Folder(1, 1)), str(Folder(2, 1))} <= set(folders(store))
+    assert ("what was saved counts" in caplog.text) == is_claim_there
+    if is_claim_there:
+        with pytest.raises(FencedError, match="incarnation 2"):
+            life.save(3)
 
 
 # Cost

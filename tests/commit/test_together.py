@@ -10,7 +10,14 @@ from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.handing import pack
 from ckptflow.commit.resume import Resume, Start
-from ckptflow.errors import CorruptCheckpointError, PeerError, StateMismatchError, StorageError, StorageUnavailableError
+from ckptflow.errors import (
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    PeerError,
+    StateMismatchError,
+    StorageError,
+    StorageUnavailableError,
+)
 from ckptflow.format.layout import Folder, claim_key
 from ckptflow.format.manifest import Manifest
 from ckptflow.storage.store import Store
@@ -66,12 +73,15 @@ def test_a_shard_that_one_worker_alone_does_not_find_is_no_damage() -> None:
     assert all("these workers do not see the same storage: worker 1 does not find" in str(error) for error in raised)
 
 
-@pytest.mark.parametrize("how", ["handed on", "too large for a message", "torn on its way"])
+@pytest.mark.parametrize("how", ["handed on", "too large for a message", "torn on its way", "by a reduction"])
 def test_a_manifest_is_read_once_and_handed_on(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = root(1, 2)
     counting = [CountingStore(store) for _ in range(WORKERS)]
     if how == "too large for a message":
         monkeypatch.setattr("ckptflow.commit.resume.pack", lambda manifest: b"")
+    if how == "by a reduction":
+        monkeypatch.setattr(Member, "carries_much", False)
+        monkeypatch.setattr("ckptflow.commit.resume.pack", lambda manifest: pytest.fail("nothing is to be packed"))
     if how == "torn on its way":
         monkeypatch.setattr("ckptflow.commit.resume.pack", lambda manifest: pack(manifest)[:-9])
     found: list[Manifest] = []
@@ -191,7 +201,12 @@ def test_damage_that_one_worker_alone_sees_gives_nothing_up() -> None:
     assert all("nothing is given up" in str(error) for error in raised)
 
 
-def test_damage_in_what_only_another_worker_reads_is_looked_for_by_the_chief() -> None:
+@pytest.mark.parametrize(
+    "met",
+    [{1: "wrong"}, {1: "missing"}, {1: "missing", 2: "wrong"}],
+    ids=["wrong", "listed, not found", "one missing, another wrong"],
+)
+def test_damage_in_what_only_another_worker_reads_is_looked_for_by_the_chief(met: dict[int, str]) -> None:
     """As in its own entries: else no restart would ever get past it."""
     store = root(1, 2)
     values: list[tuple[str, ...]] = [()] * WORKERS
@@ -199,8 +214,9 @@ def test_damage_in_what_only_another_worker_reads_is_looked_for_by_the_chief() -
     def work(member: Member) -> Start:
         def load(folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
             values[member.worker] = parse_ancestry(read_checkpoint(store, folder, manifest, files))
-            if member.worker == 1 and folder.step == 2:
-                raise CorruptCheckpointError("in worker 1's own")
+            if member.worker in met and folder.step == 2:
+                is_missing = met[member.worker] == "missing"
+                raise CorruptCheckpointError("its own") from (ObjectNotFoundError("404") if is_missing else None)
 
         def verify(folder: Folder, manifest: Manifest) -> str:
             assert member.is_chief

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from ckptflow import CheckpointManager, PerWorker, StorageError, UsageError
-from ckptflow.errors import PeerError
+from ckptflow.errors import CorruptCheckpointError, PeerError
 from ckptflow.events import Event, Restored
 from ckptflow.format.layout import Folder
 from tests.edge.programs import hook_stores
@@ -71,6 +71,17 @@ def restores() -> None:
         fill(0.0)
         manager.session.restore_again()
         assert_filled(2)
+        fill(0.0)
+        shard = max((ROOT / str(Folder(2, 1))).glob("shard-*"))
+        size_bytes = shard.stat().st_size
+        if worker == 0:  # which alone lists
+            os.truncate(shard, size_bytes + 1)
+        with pytest.raises(CorruptCheckpointError, match="the manifest says"):
+            manager.session.restore_again()
+        for number, variable in enumerate(module.v):  # nothing is assigned on any
+            np.testing.assert_array_equal(variable.values[0].numpy(), np.arange(LENGTHS[number], dtype=np.float32))
+        if worker == 0:
+            os.truncate(shard, size_bytes)
     assert job.most_listening == {"storage": len(listening)} | dict.fromkeys(
         ("latest", "step", "partial", "rename"), len(listening) + 1
     )

@@ -31,6 +31,7 @@ class Member:
         return self._exchange.world_size
 
     is_lost = False
+    carries_much = True
 
     @property
     def is_chief(self) -> bool:

@@ -368,6 +368,15 @@ def test_a_message_that_does_not_decode_is_named_on_all() -> None:
         assert "worker 1's message in save(step=5) cannot be read" in str(error)
 
 
+@pytest.mark.parametrize("runs", ["[]", "[[1, 2]]", "[[1, 0], [1, 3]]", "[[1, 4], [1, -1]]", "[[1, 9000000000]]"])
+def test_an_end_that_is_not_one_message_of_each_is_refused(runs: str) -> None:
+    job = Job(limit_s=HANG_S)
+    job.post.put("t/all", f'{{"runs": {runs}}}', 1.0)
+    (error,) = job.gather("t", 1)
+    assert isinstance(error, PeerError)
+    assert "does not hold one message of each worker" in str(error)
+
+
 def test_what_is_missing_is_said_again_at_growing_intervals() -> None:
     assert list(itertools.islice(say_at(), 7)) == [15.0, 60.0, 300.0, 1200.0, 3600.0, 7200.0, 10800.0]
 

@@ -55,6 +55,7 @@ class Budget(NamedTuple):
     trims: int = 0  # claims below the newest that are removed
     empties: int = 0  # times that everything below the root is deleted by hand
     losses: int = 0  # times that lineage/ is
+    lapses: int = 0  # times that the newest claim alone is
     blanks: int = 0  # listings that are answered as if nothing were there
     unreadable: int = 0  # manifests whose bytes go wrong
     lacks: int = 0  # listings of a prune or a sweep that lack every manifest
@@ -299,7 +300,7 @@ class Explorer:
         """What a person may do to a live root."""
         storage, budget = self.storage, state.budget
         content = storage.contents[state.content]
-        if not (budget.empties or budget.losses or budget.unreadable):
+        if not (budget.empties or budget.losses or budget.lapses or budget.unreadable):
             return
         if not content or any(_kind(node.op) in self._spared for node in state.nodes):
             return
@@ -322,6 +323,14 @@ class Explorer:
             yield (
                 "lineage/ is deleted",
                 state._replace(content=storage.intern(kept), budget=spent, damaged=marked),
+                -1,
+            )
+        for claim in sorted(key for key in content if key.startswith("lineage/"))[-1:] if budget.lapses else ():
+            gone = storage.write(state.content, claim, None)
+            spent = budget._replace(lapses=budget.lapses - 1)
+            yield (
+                f"{claim} is deleted",
+                state._replace(content=gone, budget=spent, damaged=state.damaged | {UNCLAIMED}),
                 -1,
             )
         for manifest in sorted(key for key in content if key.endswith("/manifest.json")) if budget.unreadable else ():

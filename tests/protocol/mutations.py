@@ -268,7 +268,9 @@ def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:
 MUTATIONS: dict[str, Mutation] = {
     "listing after the claim": Mutation(no_listing_after_the_claim, ("takeover",), "I1"),
     "fence check after a commit": Mutation(no_fence_check_after_a_commit, ("takeover", "rollback"), "I1"),
-    "a newer claim in the listing of a prune": Mutation(newer_claim_in_a_prunes_listing_ignored, ("takeover",), None),
+    "a newer claim in the listing of a prune": Mutation(
+        newer_claim_in_a_prunes_listing_ignored, ("takeover", "rollback", "root emptied"), None
+    ),
     "acknowledgement after it": Mutation(acknowledged_before_the_fence_check, ("takeover",), "I2"),
     "writer id": Mutation(no_writer_id, ("cold",), "I3"),
     "create-only claim": Mutation(claim_not_create_only, ("cold",), "I3"),

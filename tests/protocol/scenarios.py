@@ -139,12 +139,14 @@ SMALL: dict[str, Scenario] = {
     ),
 }
 
-# What no rule can prevent, as the docs say: the request cannot be called back, and says no more than a name.
+# What no rule prevents, as the docs say. A request to delete cannot be called back, and says no more than a name; a
+# claim that was deleted fences nobody, until its checkpoints are listed.
 LIMITS: dict[str, Scenario] = {
     "root emptied while a delete is under way": replace(SMALL["root emptied"], spared=frozenset()),
     "a manifest that can no longer be read while a delete is under way": replace(
         SMALL["a manifest that cannot be read"], spared=frozenset()
     ),
+    "the newest claim alone is deleted": Scenario((running(kept=1, saves=1), ONE), kept=1, budget=Budget(lapses=1)),
 }
 
 # Marked "chaos": three incarnations, more saves, faults that meet. Breadth first, whole or up to `LARGE_STATES`. Each

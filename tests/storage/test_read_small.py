@@ -20,6 +20,11 @@ def test_no_step_takes_much_more_than_what_is_there() -> None:
     assert max(asked) < 20 * 2**20
 
 
+def test_what_comes_after_the_end_does_not_count() -> None:
+    store = MemoryStore({"a": bytes(6 * 2**20) + b"\n" + bytes(4 * 2**20)})
+    assert read_small(store, "a", 7 * 2**20, b"\n") == bytes(6 * 2**20)
+
+
 def test_too_long_and_empty_are_two_answers() -> None:
     """What is wrong in two ways says nothing of what is stored."""
     answers = [b"x" * 100, b"", b"right"]
