@@ -228,7 +228,7 @@ def test_data_are_not_read_and_no_code_of_others_keeps_a_manager_from_being_made
     np.savez(tmp_path / "d.npz", x=np.zeros(3))
     closed, opened = np.load(tmp_path / "d.npz"), np.load(tmp_path / "d.npz")
     closed.close()
-    rows = [[[0] * 200 for _ in range(200)] for _ in range(200)]
+    rows = [[[0] * 50 for _ in range(50)] for _ in range(50)]
     tracked = {"closed": closed, "opened": opened, "rows": rows}
     hidden = tracked | {"files": Files(), "fussy": Fussy(a=variable())}
     held = module(**tracked, data=Data(hidden), open_shape=Data(tf.Variable([1.0], shape=tf.TensorShape(None))))
