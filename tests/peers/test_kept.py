@@ -16,7 +16,7 @@ import pytest
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.job.live_state import LiveState
 from ckptflow.job.loading import Loading
-from ckptflow.peers import link, loans, pulls
+from ckptflow.peers import loans, pulls
 from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.pulls import Exchange, Phase
 from ckptflow.peers.watch import Peer
@@ -43,7 +43,7 @@ def test_who_never_comes_takes_no_buffer_for_ever(
     buffers: int, own_ranges: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept from the first phases is all of the pool when a later one, or a worker by itself, begins to read."""
-    monkeypatch.setattr(link.socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(pulls, "Loans", partial(loans.Loans, late_s=0.1))
     saved = Saved(LENGTHS * own_ranges)
     readers = [saved.reader(buffers=buffers) for _ in range(2)]
