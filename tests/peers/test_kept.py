@@ -52,6 +52,15 @@ def test_who_never_comes_takes_no_buffer_for_ever(
     assert all(all_free(reader.pool) for reader in readers)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGINT, which a shell's background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("phase", [Phase.REST, None])
 def test_ctrl_c_ends_the_wait_for_a_buffer(phase: Phase | None, monkeypatch: pytest.MonkeyPatch) -> None:
     saved, is_waited = Saved(LENGTHS), threading.Event()
