@@ -272,6 +272,14 @@ class _Reading:
             places = [(part.begin - each.begin, part.end - each.begin) for part in each.parts]
             return _Got(count, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
 
+    def _read_again(self, each: Range) -> tuple[Buffer, tuple[int, ...]]:
+        """The same, out of turn, for the calling thread, in memory of its own, of one range at most: what is in a pooled
+        buffer may be lent to others, and whoever holds one does not wait for a second one. Not in the calling thread:
+        Ctrl-C, which comes to that one, would leave a client in the middle of a request."""
+        buffer = Buffer(each.end - each.begin)
+        (sums,) = at_once(1, lambda each: self._read(each, buffer, self._get), [each])
+        return buffer, sums
+
     def _get_in_pieces(
         self, requests: int, is_raced: Callable[[], bool], key: str, into: memoryview, start: int
     ) -> _Came:
@@ -344,10 +352,7 @@ class _Reading:
 
         def again(part: Part) -> int:
             each = Range(part.slice.shard, page_of(part.begin), part.end, (part,))
-            # In memory of its own, of one range at most: what is in a pooled buffer may be lent to others, and whoever
-            # holds one does not wait for a second one.
-            buffer = Buffer(each.end - each.begin)
-            (checksum,) = self._read(each, buffer, self._get)
+            buffer, (checksum,) = self._read_again(each)
             for user in self._users(part):
                 copy(user, part, _bytes_of(part, each, buffer))
             return checksum
