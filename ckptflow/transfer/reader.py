@@ -273,9 +273,11 @@ class _Reading:
             return _Got(count, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
 
     def _read_again(self, each: Range) -> tuple[Buffer, tuple[int, ...]]:
-        """The same, out of turn, for the calling thread, in memory of its own, of one range at most: what is in a pooled
-        buffer may be lent to others, and whoever holds one does not wait for a second one. Not in the calling thread:
-        Ctrl-C, which comes to that one, would leave a client in the middle of a request."""
+        """The same, out of turn, for the calling thread, into memory of its own, of one range at most.
+
+        What is in a pooled buffer may be lent to others, and whoever holds one does not wait for a second one. Not in
+        the calling thread: Ctrl-C, which comes to that one, would leave a client in the middle of a request.
+        """
         buffer = Buffer(each.end - each.begin)
         (sums,) = at_once(1, lambda each: self._read(each, buffer, self._get), [each])
         return buffer, sums
