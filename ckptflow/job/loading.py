@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial as bound
 
 from ckptflow.commit.sameness import checksum
@@ -112,13 +112,14 @@ class Loading:
         """
         if self._checked is not None and self._checked[0] == manifest:
             return checksum(self._checked[1].shared())
-        restore, self._matched = self._match(manifest), None  # what a rehearsal has refused is matched again
-        rehearse(restore, bound(self._read, manifest, phase=Phase.EARLY))
-        if self._partial:
-            self._read(manifest, restore.rest, restore, phase=Phase.VERIFY)
-        self._set_aside(manifest, restore)
-        self._checked = manifest, restore
-        return checksum(restore.shared())
+        with self._telling():
+            restore, self._matched = self._match(manifest), None  # what a rehearsal has refused is matched again
+            rehearse(restore, bound(self._read, manifest, phase=Phase.EARLY))
+            if self._partial:
+                self._read(manifest, restore.rest, restore, phase=Phase.VERIFY)
+            self._set_aside(manifest, restore)
+            self._checked = manifest, restore
+            return checksum(restore.shared())
 
     def _match(self, manifest: Manifest) -> Restore:
         """What of it goes where, worked out once."""
@@ -135,12 +136,17 @@ class Loading:
 
     def load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         """Checks the shards' sizes, in `files` or as they are listed, and assigns."""
-        check_shards(self._store, folder, manifest, files)
-        self.check(manifest)
-        checked, self._checked = self._checked, None  # once: what is read again is checked again
-        if checked is not None:
-            self._read(manifest, checked[1].rest, checked[1], phase=Phase.REST)
-            self._loaded, self.manifest = checked[1], manifest
+        with self._telling():
+            check_shards(self._store, folder, manifest, files)
+            self.check(manifest)
+            checked, self._checked = self._checked, None  # once: what is read again is checked again
+            if checked is not None:
+                self._read(manifest, checked[1].rest, checked[1], phase=Phase.REST)
+                self._loaded, self.manifest = checked[1], manifest
+
+    def _telling(self) -> AbstractContextManager[None]:
+        """Whatever is raised in it, workers that wait for this one are told at once."""
+        return self._exchange.telling() if self._exchange is not None else nullcontext()
 
     def complete(self) -> None:
         """Assigns what was kept back."""
@@ -166,7 +172,12 @@ class Loading:
         return found
 
     def find_damage(self, folder: Folder, manifest: Manifest) -> str:
-        """What is wrong with a checkpoint, other workers' parts as well, in words; empty where all of it is sound."""
+        """What is wrong with a checkpoint, other workers' parts as well, in words; empty where all of it is sound.
+
+        All workers have done with it before: what is kept for them would leave no buffer to read it through.
+        """
+        if self._exchange is not None:
+            self._exchange.end_round()
         problems = verify_checkpoint(self._store, folder, manifest, self._pool, self._streams)
         return some_of(list(map(str, problems)), 3)
 
@@ -188,11 +199,11 @@ class Loading:
     def _read(
         self, manifest: Manifest, wanted: Sequence[Wanted], target: Target, *, phase: Phase | None = None
     ) -> None:
-        """Without a phase it is read from storage by this worker alone."""
+        """Without a phase it is read from storage by this worker alone, while others may still come for the rest."""
         folder = parse_folder(manifest.folder)
         if folder is None or not wanted:  # a manifest that was read names its folder
             return
-        together = self._exchange.reading(phase) if self._exchange is not None and phase is not None else nullcontext()
+        together = self._exchange.reading(phase) if self._exchange is not None else nullcontext()
         with together as sharing:
             moved = read_tensors(
                 self._store,

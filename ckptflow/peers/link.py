@@ -204,20 +204,32 @@ def _receive(connection: socket.socket, into: memoryview, is_stopped: Callable[[
             raise LinkError(f"has ended the connection: {error}") from error
         if is_stopped():
             raise StoppedError
-        now_s = time.monotonic()
-        if now_s - last_s >= SILENT_S:
-            raise LinkError(f"has sent nothing for {SILENT_S:g} s")
-        if count < min(len(into), (now_s - began_s - SILENT_S) * SLOWEST_BYTES_PER_S):
-            raise LinkError(f"has sent {count:,} of {len(into):,} bytes in {now_s - began_s:.0f} s")
+        _check_pace("sent", count, len(into), began_s, last_s)
 
 
 def _send(connection: socket.socket, data: bytes | memoryview) -> None:
-    """All of it. Raises `LinkError` if it is taken too slowly."""
-    connection.settimeout(SILENT_S + len(data) / SLOWEST_BYTES_PER_S)
-    try:
-        connection.sendall(data)
-    except OSError as error:
-        raise LinkError(f"takes nothing, or has ended the connection: {error}") from error
+    """All of it. Raises `LinkError` at the end of the connection, or where it is taken as slowly as that."""
+    began_s = last_s = time.monotonic()
+    view, count = memoryview(data), 0
+    connection.settimeout(_LOOK_S)
+    while count < len(view):
+        try:
+            count += connection.send(view[count:])
+            last_s = time.monotonic()
+        except TimeoutError:
+            pass
+        except OSError as error:
+            raise LinkError(f"has ended the connection: {error}") from error
+        _check_pace("taken", count, len(view), began_s, last_s)
+
+
+def _check_pace(has: str, count: int, size_bytes: int, began_s: float, last_s: float) -> None:
+    """Raises `LinkError` after seconds without a byte, or with too few."""
+    now_s = time.monotonic()
+    if count < size_bytes and now_s - last_s >= SILENT_S:
+        raise LinkError(f"has {has} nothing for {SILENT_S:g} s")
+    if count < min(size_bytes, (now_s - began_s - SILENT_S) * SLOWEST_BYTES_PER_S):
+        raise LinkError(f"has {has} {count:,} of {size_bytes:,} bytes in {now_s - began_s:.0f} s")
 
 
 def _never() -> bool:

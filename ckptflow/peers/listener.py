@@ -15,7 +15,7 @@ from ckptflow.transfer.streams import StoppedError
 
 logger = logging.getLogger("ckptflow")
 
-MAX_STRANGERS = 16  # connections that have not proved yet who they are
+MAX_STRANGERS = 16  # more than there are workers, of connections that have not proved yet who they are
 _LOOK_S = 0.2
 _LEAVING_S = 2.0
 
@@ -33,7 +33,7 @@ class Listener:
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._socket.bind((address, 0))
-            self._socket.listen(min(world_size + MAX_STRANGERS, 1024))
+            self._socket.listen(min(world_size + MAX_STRANGERS, 1024))  # all workers may come at once
         except BaseException:
             self._socket.close()
             raise
@@ -54,24 +54,24 @@ class Listener:
         """Lets in whoever knows the token, from now on."""
         if self._accepting is None:
             self._token = token
-            self._accepting = threading.Thread(target=self._accept, name="ckptflow-peers", daemon=True)
+            accepting = threading.Thread(target=self._accept, name="ckptflow-peers", daemon=True)
             try:
-                self._accepting.start()
+                accepting.start()
             except RuntimeError:  # no more threads: the others get nothing here, and read by themselves
-                self._accepting = None
                 self._socket.close()
+            else:
+                self._accepting = accepting  # one that has begun: Ctrl-C may have come before
 
     def close(self) -> None:
         """Nothing listens any more, and all connections end. Waits a moment for their threads."""
         self._is_closed = True
-        if self._accepting is None:
-            self._socket.close()
-            return
         for each in (self._socket, *self._strangers.copy(), *self._admitted.copy().values()):
             shut(each)  # of the one that listens Linux tells its thread at once; elsewhere it looks soon
         until_s = time.monotonic() + _LEAVING_S
-        for thread in {self._accepting, *self._threads.copy()} - {threading.current_thread()}:
+        accepting = set() if self._accepting is None else {self._accepting}
+        for thread in (accepting | self._threads) - {threading.current_thread()}:
             thread.join(max(0.0, until_s - time.monotonic()))
+        self._socket.close()
 
     def _accept(self) -> None:
         with self._socket:
@@ -84,7 +84,7 @@ class Listener:
                     if not self._is_closed:
                         logger.debug("no worker can come to this one any more: %s", error.strerror)
                     return
-                if len(self._strangers) >= MAX_STRANGERS or self._is_closed:
+                if len(self._strangers) >= self._world_size + MAX_STRANGERS or self._is_closed:
                     connection.close()
                     continue
                 self._strangers.add(connection)
@@ -159,17 +159,16 @@ def _addresses(hosts: Sequence[str], worker: int) -> Iterator[str]:
 
 
 def _resolved(host: str) -> str:
+    """Empty where that is no address of one machine; 0.0.0.0 is every address of each."""
     try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        found = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return ""
+    return "" if ipaddress.ip_address(found).is_unspecified else found
 
 
 def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+    return bool(address) and ipaddress.ip_address(address).is_loopback
 
 
 def _source_of_route(address: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 PHASES = 3  # in a round, in which one checkpoint is read
 LATE_S = 5.0  # without anybody who comes for what is here, when its buffer is needed
-STUCK_S = 30.0  # without anything that ends: those who wait for what storage gives had better ask it themselves
+STUCK_S = 30.0  # of asking without anything that ends: those who wait had better ask the storage themselves
 
 
 class Key(NamedTuple):
@@ -54,6 +54,7 @@ class Loans:
         self._over_below = 0  # phases that this worker takes no part in, or not any more
         self._present: set[int] = set()  # those that have a connection
         self._advanced_s = clock()  # when something has ended: a request to the storage, or what one gets
+        self._asked: dict[int, tuple[Key, float]] = {}  # what each worker asks for, and since when
 
     def begin(self, phase: int, wanters: Mapping[Key, Collection[int]]) -> None:
         """From here on these ranges are awaited, each by these workers. What is lent from an earlier phase stays."""
@@ -84,6 +85,8 @@ class Loans:
         """
         deadline_s = self._clock() + wait_s
         with self._news:
+            if worker not in self._asked or self._asked[worker][0] != key:
+                self._asked[worker] = key, self._clock()
             while True:
                 if key in self._lent and worker in self._lent[key].left:
                     self._advanced_s = self._clock()
@@ -148,7 +151,8 @@ class Loans:
             self._news.notify_all()
 
     def _may_come(self, key: Key, worker: int) -> bool:
-        if key.phase < self._over_below or self._clock() - self._advanced_s >= self._stuck_s or worker in self._lost:
+        stuck_s = self._clock() - max(self._advanced_s, self._asked[worker][1])
+        if key.phase < self._over_below or stuck_s >= self._stuck_s or worker in self._lost:
             return False
         return key.phase > self._phase or worker in self._awaited.get(key, ())
 

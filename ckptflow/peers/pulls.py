@@ -92,31 +92,44 @@ class Exchange:
         """From here on this worker serves the others. The same `terms` on all workers, in their order."""
         self._manifest, self._terms = manifest, terms
         self._round += 1
+        self._loans.advance()
         self._links.begin_round(terms)
         if self._listener is not None and len(terms[0].token) == TOKEN_BYTES:
             self._listener.open(terms[0].token)
 
+    def end_round(self) -> None:
+        """All workers have done with the checkpoint: nothing of it is kept for them."""
+        self._loans.end()
+
     @contextmanager
-    def reading(self, phase: Phase) -> Iterator[Reading | None]:
-        """This worker's part in one phase; None if it reads by itself. What it raises tells those who wait for it."""
+    def telling(self) -> Iterator[None]:
+        """A step of this worker: whatever it raises, those who wait for what it would read are told at once."""
         try:
-            yield self._begin(phase)
+            yield
         except BaseException:
             self._loans.withdraw((self._round + 1) * PHASES)
             self._links.close()  # nothing is kept for this worker
             raise
 
-    def _begin(self, phase: Phase) -> Reading | None:
+    @contextmanager
+    def reading(self, phase: Phase | None) -> Iterator[Reading | None]:
+        """This worker's part in one phase, or, without a phase, what it reads by itself while others may still come
+        for what it has read before; None if nobody can come. What it raises tells those who wait for it."""
+        with self.telling():
+            yield self._begin(phase)
+
+    def _begin(self, phase: Phase | None) -> Reading | None:
         if self._manifest is None or not self._terms:
             return None
+        if phase is None:
+            return Reading(0, (), (), self._pool.count, self._loans, self._links)
         plan = agree_on_plan(self._manifest, self._terms, "early" if phase is Phase.EARLY else "rest")
         number = self._round * PHASES + phase
         own = [each for each in plan if each.owner == self.worker]
         others = in_turn_of(self.worker, len(self._terms), plan)
         self._loans.begin(number, {_key(number, each.range): each.wanters - {self.worker} for each in own})
-        if not own and not others:
-            return None
-        return Reading(number, own, others, self._read_buffers, self._loans, self._links)
+        read_buffers = self._read_buffers if own or others else self._pool.count
+        return Reading(number, own, others, read_buffers, self._loans, self._links)
 
     @property
     def _read_buffers(self) -> int:

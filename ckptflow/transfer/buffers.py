@@ -107,8 +107,12 @@ class BufferPool:
 
     def acquire_now(self) -> Buffer | None:
         """The same without waiting; None where all are in use."""
+        return self.acquire_within(0)
+
+    def acquire_within(self, wait_s: float) -> Buffer | None:
+        """The same; None where all are in use for so long."""
         try:
-            self._tokens.get_nowait()
+            self._tokens.get(timeout=wait_s)
         except queue.Empty:
             return None
         return self._take()
@@ -162,37 +166,34 @@ class BufferPool:
 
 
 class BufferShare:
-    """A part of a pool: no more than `count` of its buffers at once. `wait` is called now and then while all of them
-    are in use; it may raise, and `acquire` with it.
+    """A part of a pool: no more than `count` of its buffers at once. While all of them are in use, `wait` is called now
+    and then, and `starve` while there would be one, but the pool has none; each may raise, and `acquire` with it.
 
     Whoever shares a pool with others that keep buffers for long has some left in this way. Of a buffer that is given
     back more than once, by its turn, the first time counts.
     """
 
-    def __init__(self, pool: BufferPool, count: int, wait: Callable[[], None]) -> None:
+    def __init__(self, pool: BufferPool, count: int, *, wait: Callable[[], None], starve: Callable[[], None]) -> None:
         self._pool = pool
         self.count = count
         self._wait = wait
+        self._starve = starve
         self._out: set[tuple[int, int]] = set()
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(count):
             self._tokens.put(None)
 
     def acquire(self) -> Buffer:
-        while not self._has_token():
-            self._wait()
-        return self._note(self._pool.acquire())
+        while True:
+            if not self._has_token(_LOOK_S):
+                self._wait()
+            elif (buffer := self._take(_LOOK_S)) is not None:
+                return buffer
+            else:
+                self._starve()
 
     def acquire_now(self) -> Buffer | None:
-        try:
-            self._tokens.get_nowait()
-        except queue.Empty:
-            return None
-        buffer = self._pool.acquire_now()
-        if buffer is None:
-            self._tokens.put(None)
-            return None
-        return self._note(buffer)
+        return self._take(0) if self._has_token(0) else None
 
     def release(self, buffer: Buffer, turn: int | None = None) -> None:
         turn = buffer.turn if turn is None else turn
@@ -203,13 +204,18 @@ class BufferShare:
             return
         self._tokens.put(None)
 
-    def _has_token(self) -> bool:
+    def _has_token(self, wait_s: float) -> bool:
         try:
-            self._tokens.get(timeout=_LOOK_S)
+            self._tokens.get(timeout=wait_s)
         except queue.Empty:
             return False
         return True
 
-    def _note(self, buffer: Buffer) -> Buffer:
-        self._out.add((id(buffer), buffer.turn))
+    def _take(self, wait_s: float) -> Buffer | None:
+        """One of the pool, for a token; None, and the token is back, where it has none."""
+        buffer = self._pool.acquire_within(wait_s)
+        if buffer is None:
+            self._tokens.put(None)
+        else:
+            self._out.add((id(buffer), buffer.turn))
         return buffer

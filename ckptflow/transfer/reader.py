@@ -175,8 +175,8 @@ class _Reading:
 
         streams = self._turns.streams
         buffers: Buffers = self._pool
-        if division.read_buffers:
-            buffers = BufferShare(self._pool, division.read_buffers, self._press)
+        if self._sharing is not None:  # others may keep buffers for long, also those of a reading before
+            buffers = BufferShare(self._pool, division.read_buffers, wait=self._press, starve=self._press)
         threads = min(streams.most, buffers.count, max(1, len(ranges)))
         attempts = Attempts(len(ranges), helpers=HELPERS if self._store.is_object_store else 0)
         last = len(ranges) % threads or threads  # that are read when no other is left to begin
@@ -189,42 +189,35 @@ class _Reading:
             get = partial(self._get_in_pieces, requests, lambda: attempts.is_raced(number))
             return self._read(ranges[number], buffer, get)
 
-        def note(each: Range, sums: Sequence[int], first: int = 0) -> None:
-            found = list(zip(each.parts, sums, strict=True))[first:]
-            checksums.update((part, checksum) for part, checksum in found if not part.is_whole)
-
         def consume(number: int, buffer: Buffer, sums: tuple[int, ...]) -> None:
             each = everything[number]
-            note(each, sums)
+            found = zip(each.parts, sums, strict=True)
+            checksums.update((part, checksum) for part, checksum in found if not part.is_whole)
             with span("assign", size_bytes=each.end - each.begin):
-                for done, part in enumerate(each.parts, 1):
-                    is_overwritten = hand_over(each, part, buffer)
-                    if is_overwritten and done < len(each.parts):
-                        note(each, self._read_again(each, buffer), done)
+                for part in each.parts:
+                    hand_over(each, part, buffer)
 
-        def hand_over(each: Range, part: Part, buffer: Buffer) -> bool:
-            came_wrong: list[bool] = []
+        def hand_over(each: Range, part: Part, buffer: Buffer) -> None:
             users = self._users(part)
             for user in users:
                 copy(user, part, _bytes_of(part, each, buffer))
                 left[user] -= 1
             for user in users:
                 if not left[user]:
-                    slices = _slices_of(divided.get(user, ()))
-                    came_wrong += [self._settle(pieces, checksums, buffer, copy) for pieces in slices]
+                    for pieces in _slices_of(divided.get(user, ())):
+                        self._settle(pieces, checksums, copy)
                     finish(user)
-            return any(came_wrong)
 
         lanes = [Lane(len(ranges), threads, buffers, attempts)]
         if division.others:
             count, places = len(division.others), self._pool.count - division.read_buffers
-            lanes.append(Lane(count, places, BufferShare(self._pool, places, self._check_stopped), Attempts(count)))
+            share = BufferShare(self._pool, places, wait=self._check_stopped, starve=self._press)
+            lanes.append(Lane(count, places, share, Attempts(count)))
         run_lanes(lanes, read, consume, partial(self._lend, division.own), turns=self._turns)
         return Moved(sum(self._storage_bytes), sum(self._peer_bytes))
 
     def _lend(self, own: Sequence[Range], number: int, buffer: Buffer, give_back: Callable[[], None]) -> None:
-        """What was read for others as well; it is still read here meanwhile. Should a slice of it have come wrong, and
-        be read again through this buffer, whoever gets that finds its checksum wrong."""
+        """What was read for others as well; it is still read here meanwhile."""
         if self._sharing is None or number >= len(own):
             give_back()
         else:
@@ -235,7 +228,7 @@ class _Reading:
             raise StoppedError
 
     def _press(self) -> None:
-        """All buffers for what comes from storage are in use, also by those who have yet to come for it."""
+        """A buffer is waited for that others may have, who have yet to come for what is in it."""
         self._check_stopped()
         if self._sharing is not None:
             self._sharing.press()
@@ -279,11 +272,15 @@ class _Reading:
             places = [(part.begin - each.begin, part.end - each.begin) for part in each.parts]
             return _Got(count, tuple(crc32c.crc32c(view[begin:end]) for begin, end in places))
 
-    def _read_again(self, each: Range, buffer: Buffer) -> tuple[int, ...]:
-        """The same, out of turn, for the calling thread. Not in it: Ctrl-C, which comes to that one, would leave a
-        client that goes on writing into a buffer that is somebody else's by then."""
+    def _read_again(self, each: Range) -> tuple[Buffer, tuple[int, ...]]:
+        """The same, out of turn, for the calling thread, into memory of its own, of one range at most.
+
+        What is in a pooled buffer may be lent to others, and whoever holds one does not wait for a second one. Not in
+        the calling thread: Ctrl-C, which comes to that one, would leave a client in the middle of a request.
+        """
+        buffer = Buffer(each.end - each.begin)
         (sums,) = at_once(1, lambda each: self._read(each, buffer, self._get), [each])
-        return sums
+        return buffer, sums
 
     def _get_in_pieces(
         self, requests: int, is_raced: Callable[[], bool], key: str, into: memoryview, start: int
@@ -342,28 +339,22 @@ class _Reading:
         self,
         parts: Sequence[Part],
         checksums: dict[Part, int],
-        buffer: Buffer,
         copy: Callable[[Wanted, Part, Bytes1D], None],
-    ) -> bool:
-        """Verifies a slice that was read in parts; one that came wrong is read and copied again, through `buffer`.
-
-        Returns whether that was so. Raises where it came wrong twice.
-        """
+    ) -> None:
+        """Verifies a slice that was read in parts; one that came wrong is read and copied again. Raises where it came
+        wrong twice."""
         first = parts[0]
         known = tuple(checksums[part] for part in parts)
-        suspects = [self._pulled.pop(part) for part in parts if part in self._pulled]
+        pulled = {part: self._pulled.pop(part) for part in parts if part in self._pulled}
         is_wrong = _combined(parts, known) != first.slice.crc32c
-        answers = [] if is_wrong and suspects else [known]  # what others sent proves nothing of what is stored
-        if self._sharing is not None and is_wrong:
-            for number in suspects:
-                self._sharing.distrust(number, "has sent a part of a slice that is not what the manifest says")
+        answers = [] if is_wrong and pulled else [known]  # what others sent proves nothing of what is stored
 
         def ask() -> tuple[int, ...]:
             return answers.pop() if answers else tuple(again(part) for part in parts)
 
         def again(part: Part) -> int:
             each = Range(part.slice.shard, page_of(part.begin), part.end, (part,))
-            (checksum,) = self._read_again(each, buffer)
+            buffer, (checksum,) = self._read_again(each)
             for user in self._users(part):
                 copy(user, part, _bytes_of(part, each, buffer))
             return checksum
@@ -373,7 +364,9 @@ class _Reading:
         if _combined(parts, found) != first.slice.crc32c:
             raise self._mismatch(first, _combined(parts, found))
         checksums.update(zip(parts, found, strict=True))
-        return found != known
+        for part, before, now in zip(parts, known, found, strict=True):
+            if self._sharing is not None and part in pulled and before != now:
+                self._sharing.distrust(pulled[part], "has sent a part of a slice that is not what the storage has")
 
     def _mismatch(self, part: Part, checksum: int) -> CorruptCheckpointError:
         tensor, record = self._manifest.tensors[part.tensor], self._manifest.shards[part.slice.shard]

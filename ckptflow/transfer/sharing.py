@@ -14,7 +14,7 @@ class Division:
     """This worker's part in what is read together: what it reads for others as well, and what it gets of them.
 
     Each in the order in which it is to be read, or asked for: nobody waits for ever only if all keep to it.
-    `read_buffers`: of the pool, for what comes from storage; the rest is for what comes from others.
+    `read_buffers`: of the pool, for what comes from storage, one at least; the rest is for what comes from others.
     """
 
     own: Sequence[Range] = ()
@@ -48,10 +48,11 @@ class Sharing(Protocol):
         """What came of `division.others[number]` was wrong: its owner is not asked again."""
 
     def lend(self, number: int, view: memoryview, give_back: Callable[[], None]) -> None:
-        """`division.own[number]` is here, verified, and stays as it is until `give_back` is called."""
+        """`division.own[number]` is here, and stays as it is until `give_back` is called. Whole slices in it are
+        verified; what is part of one may be wrong, which whoever has all its parts finds."""
 
     def advance(self) -> None:
         """A request to the storage has ended: those who wait for what this worker reads may wait on."""
 
     def press(self) -> None:
-        """A buffer is waited for: nothing is kept for those who do not come."""
+        """A buffer is waited for: nothing is kept for those who do not come, also of what was read before."""

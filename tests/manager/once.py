@@ -102,6 +102,21 @@ def restores() -> None:
     print("well", flush=True)
 
 
+def alone() -> None:
+    """The only worker of its job: nobody can come to it."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with strategy.scope():
+        variable = tf.Variable(tf.zeros([LENGTHS[0]]))
+    job = _Job(strategy, 0, {"v": variable})
+    with job.manager() as manager:
+        manager.save(1)
+        manager.wait()
+    listening = _listening()
+    job.restore("latest", lambda manager: manager.restore_latest(), lambda step: None, lambda: None)
+    assert job.most_listening == {"latest": len(listening)}
+    print("well", flush=True)
+
+
 def _ends_by_an_error(job: _Job, worker: int) -> None:
     """One worker's storage fails in the middle: nothing is left of it on any."""
 

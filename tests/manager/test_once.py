@@ -33,3 +33,8 @@ def test_storage_is_read_once(tmp_path: Path) -> None:
         read_bytes = sum(storage for storage, _ in found[kind])
         assert expected <= read_bytes <= 1.05 * expected, (kind, read_bytes, expected)
         assert all(bool(peers) == (kind != "storage") for _, peers in found[kind]), kind
+
+
+def test_in_a_job_of_one_worker_nothing_listens(tmp_path: Path) -> None:
+    (result,) = run_workers("tests.manager.once:alone", 1, env={"ROOT": str(tmp_path)})
+    assert "well" in result.output, result.output

@@ -40,7 +40,7 @@ class Reader:
     moved: Moved = field(default_factory=Moved)
     target: ArrayTarget | None = None
     error: BaseException | None = None
-    meanwhile: Callable[[Exchange, int], None] = lambda exchange, phase: None
+    meanwhile: Callable[[Exchange, int | None], None] = lambda exchange, phase: None
     change: Callable[[Terms], Terms] = lambda terms: terms  # of what it tells the others
 
 
@@ -50,7 +50,7 @@ class Job:
 
     manifest: Manifest
     readers: list[Reader]
-    phases: Sequence[Phase] = (Phase.REST,)
+    phases: Sequence[Phase | None] = (Phase.REST,)  # without one each reads by itself
     rounds: int = 1
     terms: list[Terms] = field(init=False)
 
@@ -81,7 +81,7 @@ class Job:
                     self._read(reader, exchange, phase)
                 barrier.wait(HANG_S)
 
-    def _read(self, reader: Reader, exchange: Exchange, phase: Phase) -> None:
+    def _read(self, reader: Reader, exchange: Exchange, phase: Phase | None) -> None:
         reader.target = ArrayTarget(self.manifest)
         try:
             with exchange.reading(phase) as sharing:

@@ -78,6 +78,7 @@ def test_nobody_waits_for_a_storage_that_stands_still(clock: Clock) -> None:
     loans = begun(clock)
     clock.now_s += STUCK_S - 0.1
     loans.advance()
+    assert loans.take(key(0), 1, 0) is None
     clock.now_s += STUCK_S - 0.1
     assert loans.take(key(0), 1, 0) is None
     clock.now_s += 0.1
@@ -87,6 +88,19 @@ def test_nobody_waits_for_a_storage_that_stands_still(clock: Clock) -> None:
     with pytest.raises(GoneError):  # it was told so once, and reads by itself
         loans.take(key(1), 1, 0)
     assert loans.take(key(1), 2, 0) is None
+
+
+def test_how_long_it_stood_still_before_somebody_asked_does_not_count(clock: Clock) -> None:
+    """Each range, for each worker: what was said before the phase began took its time."""
+    loans = begun(clock)
+    for number in (0, 1):
+        clock.now_s += 2 * STUCK_S
+        assert loans.take(key(number), 1, 0) is None
+        clock.now_s += STUCK_S - 0.1
+        assert loans.take(key(number), 1, 0) is None
+    clock.now_s += 0.1
+    with pytest.raises(GoneError):
+        loans.take(key(1), 1, 0)
 
 
 def test_a_later_phase_is_waited_for_and_one_that_was_left_is_not(clock: Clock) -> None:

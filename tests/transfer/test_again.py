@@ -59,7 +59,7 @@ def test_tensors_after_one_wrong_answer(buffer_bytes: int, lie: Lie, verify_firs
 
 
 def test_the_calling_thread_reads_nothing_again_itself() -> None:
-    """Ctrl-C comes to it, and would leave a client that goes on writing into a buffer that was given back."""
+    """Ctrl-C comes to it, and would leave a client in the middle of a request."""
     store, manifest, _ = written()
     wrong = WrongStore(store, flip, manifest.shards[0].name)
     threads: set[threading.Thread] = set()
