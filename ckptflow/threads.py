@@ -1,10 +1,15 @@
-"""Several calls at once, also while the program is ending: `concurrent.futures` takes no work then."""
+"""Several calls at once, also while the program is ending: `concurrent.futures` takes no work then.
+
+And what one thread says to what it calls, beneath code of others.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -58,3 +63,19 @@ def left_alone(name: str, call: Callable[[], _Result]) -> Future[_Result]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return ended
+
+
+@contextmanager
+def saying(variable: ContextVar[list[_Item]], value: _Item) -> Iterator[None]:
+    """In this block, this thread, and the coroutines that it has run, find the value in the variable's list.
+
+    After it the list is empty, also in copies of the context: a client's connection keeps the one in which it was made
+    for as long as it lasts, and must not keep what the value holds.
+    """
+    said = [value]
+    token = variable.set(said)
+    try:
+        yield
+    finally:
+        said.clear()
+        variable.reset(token)

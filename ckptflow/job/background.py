@@ -120,8 +120,9 @@ class Delivery:
             self._background.failure = None
 
 
-# Those whose `alone` is on the stack. A flag could be left set by an interrupt; Python itself puts a context back.
-_under_way: ContextVar[tuple[Calls, ...]] = ContextVar("ckptflow_under_way", default=())
+# The marks of those whose `alone` is on the stack. A flag could be left set by an interrupt; Python itself puts a
+# context back. Not they themselves: a client's connection keeps the context in which it was made, for as long as it is.
+_under_way: ContextVar[tuple[object, ...]] = ContextVar("ckptflow_under_way", default=())
 
 
 class Calls:
@@ -132,6 +133,7 @@ class Calls:
         self._background = background
         self._read_only = read_only
         self._thread, self._process = threading.get_ident(), os.getpid()
+        self._mark = object()
 
     @property
     def is_of_this_process(self) -> bool:
@@ -155,7 +157,7 @@ class Calls:
         return copy_context().run(self._marked, do)
 
     def _marked(self, do: Callable[[], _Result]) -> _Result:
-        _under_way.set((*_under_way.get(), self))
+        _under_way.set((*_under_way.get(), self._mark))
         return do()
 
     def check_turn(self, *, writes: bool = False) -> None:
@@ -176,7 +178,7 @@ class Calls:
 
     def _is_inside(self) -> bool:
         """Whether who calls is called by `alone`."""
-        return any(each is self for each in _under_way.get())
+        return self._mark in _under_way.get()
 
     def check(self, *, writes: bool = False) -> None:
         """Raises `UsageError` where the manager may not be used, or not so."""

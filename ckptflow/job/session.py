@@ -354,7 +354,7 @@ class Session:
             partial=partial,
             rename=rename,
             look=self.cluster.looking_after(str(Call.LOAD)),
-            readers=self.cluster if self._restore_from == "auto" and self.cluster.world_size > 1 else None,
+            readers=self.cluster if self._restore_from == "auto" and len(self.cluster.peers) > 1 else None,
         )
 
     def _resume(self, loading: Loading) -> Resume:

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 from ckptflow.errors import (
@@ -26,6 +26,7 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.storage.redaction import redact
+from ckptflow.threads import saying
 
 _FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
@@ -145,17 +146,13 @@ def os_errors(doing: str, where: str) -> Iterator[None]:
 
 
 # What was being handled when a client was called. Python takes it for the context of whatever the client raises.
-_handled: ContextVar[BaseException | None] = ContextVar("_handled", default=None)
+_NOTHING: list[BaseException | None] = []
+_handled: ContextVar[list[BaseException | None]] = ContextVar("_handled", default=_NOTHING)
 
 
-@contextmanager
-def client_call() -> Iterator[None]:
+def client_call() -> AbstractContextManager[None]:
     """An error that comes in this block is judged by what led to it in the block, not by what the caller handles."""
-    token = _handled.set(sys.exception())
-    try:
-        yield
-    finally:
-        _handled.reset(token)
+    return saying(_handled, sys.exception())
 
 
 def from_client_error(
@@ -280,7 +277,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def _links(error: BaseException) -> Iterator[BaseException]:
     """The same, but for what is not the client's own."""
     for link in chain(error):
-        if link is _handled.get() and link is not error:
+        if link in _handled.get() and link is not error:
             return
         yield link
 

@@ -6,33 +6,25 @@ reply that comes, however slowly, need not come to its end: neither its buffer n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 from ckptflow.errors import StorageError
+from ckptflow.threads import saying
+
+_ALWAYS: list[Callable[[], bool]] = []
+_is_wanted: ContextVar[list[Callable[[], bool]]] = ContextVar("_is_wanted", default=_ALWAYS)
 
 
-def _always() -> bool:
-    return True
-
-
-_is_wanted: ContextVar[Callable[[], bool]] = ContextVar("_is_wanted", default=_always)
-
-
-@contextmanager
-def while_wanted(is_wanted: Callable[[], bool]) -> Iterator[None]:
+def while_wanted(is_wanted: Callable[[], bool]) -> AbstractContextManager[None]:
     """In this block, this thread, and the coroutines that it has run, reads end by an error once it says no."""
-    token = _is_wanted.set(is_wanted)
-    try:
-        yield
-    finally:
-        _is_wanted.reset(token)
+    return saying(_is_wanted, is_wanted)
 
 
 def is_wanted() -> bool:
     """Whether what this thread reads is still waited for."""
-    return _is_wanted.get()()
+    return all(says() for says in _is_wanted.get())
 
 
 def check_wanted() -> None:
