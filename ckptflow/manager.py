@@ -63,8 +63,8 @@ class CheckpointManager:
             that it wants from storage, and nothing listens. The same on all workers.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
             many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
-            number begins at 16, grows while the throughput grows, up to what the memory budget holds, and falls where
-            the storage asks for fewer requests.
+            number begins at 16, for a restore at 32, far away at all that the memory budget holds; it grows up to that
+            while the throughput grows, and falls where the storage asks for fewer requests.
         on_event: called with each event of `ckptflow.events`, in a thread of its own, one after another; or several
             such callables. One that raises is logged. `ckptflow.telemetry` has some.
 

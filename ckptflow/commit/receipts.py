@@ -30,7 +30,7 @@ from ckptflow.storage.again import read_record
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 
-_READERS = 32  # receipts read at once
+READERS = 32  # receipts read at once
 _PAGE = 1000  # objects that come with one request of a listing
 _FEW = 8  # files on a disk that are asked for sooner than threads are started, or a folder is listed
 
@@ -108,18 +108,18 @@ class Receipts:
         """All receipts, the chief's first, their `digests` with those by which copies differ that must be alike.
 
         `alike` are the chief's. The second line of a receipt is read only where its digest is another one. Raises
-        `CommitTimeoutError` where a deadline passes before all of these are read.
+        `CommitTimeoutError` where a deadline passes before all of these are read; the first of them always are.
         """
         odd = [receipt for receipt in others if receipt.digest != own.digest]
         differing: dict[str, int] = {}  # one of each name: that it is not the chief's says all that is asked
-        for first in range(0, len(odd), _READERS):
-            if time.monotonic() >= min(deadline, hurry_deadline()):
+        for first in range(0, len(odd), READERS):
+            if first and time.monotonic() >= min(deadline, hurry_deadline()):
                 raise CommitTimeoutError(
                     f"{self._store.url}/{draft.folder}: what differs between workers, of whom {len(odd)} do not hold "
                     f"what the chief holds, was not found {self._limit(deadline, hurry_deadline)}; this step was not "
                     "saved, older checkpoints are untouched"
                 )
-            for digests in at_once(_READERS, self._differ(draft, alike), odd[first : first + _READERS]):
+            for digests in at_once(READERS, self._differ(draft, alike), odd[first : first + READERS]):
                 differing |= digests
         holders = [_and_digests(each, differing) if each is odd[0] else each for each in others] if odd else others
         return [_and_digests(own, alike), *holders]
@@ -149,9 +149,12 @@ class Receipts:
         """Those of the missing receipts that are there, several read at once.
 
         By one listing, or by name where that costs no more, and all before a save is given up: that a listing lacks
-        them is no proof.
+        them is no proof. On a disk it is listed before that, too: a client of a network file system that was asked for
+        a name too early goes on saying that there is none until the folder is opened.
         """
         there = missing
+        if by_name and not self._store.is_object_store:
+            self._store.list(f"{draft.folder}/")
         if len(missing) > self._listing_cost and not by_name:
             listed = {entry.key for entry in self._store.list(f"{draft.folder}/")}
             self._listing_cost = max(1, -(-len(listed) // _PAGE)) if self._store.is_object_store else len(listed)
@@ -159,7 +162,7 @@ class Receipts:
         if len(there) <= (1 if self._store.is_object_store else _FEW):
             read = [self._read(draft, worker) for worker in there]
         else:
-            read = at_once(_READERS, lambda worker: self._read(draft, worker), there)
+            read = at_once(READERS, lambda worker: self._read(draft, worker), there)
         return [receipt for receipt in read if receipt is not None]
 
     def _read(self, draft: Draft, worker: int) -> Receipt | None:

@@ -31,13 +31,17 @@ from ckptflow.errors import (
 from ckptflow.events import Damaged, Tell, tell_nobody
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
+from ckptflow.format.words import some_of
 from ckptflow.peers.exchange import Terms
 from ckptflow.peers.team import Call, Done, Team, agree, chief_says
+from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
+from ckptflow.threads import at_once
 from ckptflow.transfer.reader import check_shards
 
 logger = logging.getLogger("ckptflow")
 
+_READERS = 8  # files looked for at once
 Load = Callable[[Folder, Manifest, Mapping[str, int] | None], None]
 _Do = Callable[[Folder], str | Terms | None]  # one worker's part, and what it tells the others
 
@@ -342,8 +346,10 @@ class Resume:
             return ""
         worker, text = next(iter(damaged.items()))
         if 0 not in damaged:
-            seen = chief_says(self._cluster, Call.VERIFY, lambda: self._try(folder, self._raise_damage), PartResult)
-            if seen.outcome is Outcome.FINE and all(parts[each].is_missing for each in damaged):
+            is_missing = all(parts[each].is_missing for each in damaged)
+            look = self._raise_missing if is_missing else self._raise_damage
+            seen = chief_says(self._cluster, Call.VERIFY, lambda: self._try(folder, look), PartResult)
+            if seen.outcome is Outcome.FINE and is_missing:
                 raise StorageError(not_the_same_storage(f"worker {worker} does not find what worker 0 does: {text}"))
             if seen.outcome is Outcome.FINE:
                 raise CorruptCheckpointError(
@@ -353,11 +359,18 @@ class Resume:
             return text if seen.outcome is Outcome.DAMAGED else ""
         return text
 
-    def _raise_damage(self, folder: Folder) -> None:
-        """Looks for every file of a checkpoint, and reads every byte, other workers' parts as well. On the chief.
+    def _raise_missing(self, folder: Folder) -> None:
+        """Looks for every file of a checkpoint, on the chief: that a listing shows one is no proof that it is there."""
+        manifest = self._summaries.read_manifest(folder)
+        check_shards(self._store, folder, manifest)
+        names = [shard.name for shard in manifest.shards]
+        there = at_once(_READERS, lambda name: is_there(self._store, folder.key(name)), names)
+        missing = [name for name, is_here in zip(names, there, strict=True) if not is_here]
+        if missing:
+            raise CorruptCheckpointError(f"{self._store.url}/{folder}: {some_of(missing, 3)}: listed, and not found")
 
-        That a listing shows a file is no proof that it can be read.
-        """
+    def _raise_damage(self, folder: Folder) -> None:
+        """Reads every byte of a checkpoint, other workers' parts as well. On the chief."""
         manifest = self._summaries.read_manifest(folder)
         check_shards(self._store, folder, manifest)
         found = self._verify(folder, manifest)

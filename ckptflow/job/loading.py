@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial as bound
 
+from msgspec.structs import replace
+
 from ckptflow.commit.sameness import checksum
 from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import Folder, parse_folder
@@ -88,7 +90,8 @@ class Loading:
         if self._readers is None:
             yield
             return
-        with Exchange(self._readers.worker, self._readers.peers, self._pool) as self._exchange:
+        readers = self._readers
+        with Exchange(readers.worker, readers.peers, self._pool, readers.storage_goes_on) as self._exchange:
             try:
                 yield
             finally:
@@ -98,10 +101,20 @@ class Loading:
         """What this worker wants of a checkpoint. Raises `StateMismatchError`."""
         self._matched = None
         restore = self._match(manifest)
-        return self._exchange.terms(manifest, restore.early, restore.rest) if self._exchange is not None else Terms()
+        if self._exchange is None:
+            return Terms()
+        return replace(
+            self._exchange.terms(manifest, restore.early, restore.rest), is_checked=self._checked is not None
+        )
 
     def share(self, manifest: Manifest, terms: Sequence[Terms]) -> None:
-        """What is read of it from here on is read together."""
+        """What is read of it from here on is read together.
+
+        If a worker has not checked it, as after damage that it alone has met, all check it again: who did not would
+        have nothing for those who do.
+        """
+        if not all(each.is_checked for each in terms):
+            self._checked = self._matched = None
         if self._exchange is not None:
             self._exchange.share(manifest, terms)
 

@@ -32,7 +32,8 @@ _MAX_CELLS = 2**28  # different wants times slices: more are not worked out
 class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one worker says before checkpoints are read together: where it listens, what it wants, what it has room for.
 
-    `early` and `rest` are bits over the manifest's slices, packed (see `pack`). `token` is the chief's.
+    `early` and `rest` are bits over the manifest's slices, packed (see `pack`). `token` is the chief's. `is_checked`:
+    this worker has read before what is read early, and need not again.
     """
 
     address: str = ""  # empty: nobody can come to this worker
@@ -42,6 +43,7 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     early: bytes = b""
     rest: bytes = b""
     token: bytes = b""
+    is_checked: bool = False
 
     @property
     def can_serve(self) -> bool:

@@ -70,8 +70,13 @@ class Link:
             raise
         return link
 
-    def pull(self, key: Key, into: memoryview, is_stopped: Callable[[], bool]) -> None:
-        """Fills it. Raises `LinkError`, `GoneError` if the owner cannot give it, and `StoppedError`."""
+    def pull(
+        self, key: Key, into: memoryview, is_stopped: Callable[[], bool], waits: Callable[[], None] = lambda: None
+    ) -> None:
+        """Fills it; `waits` is called each time the owner says that it goes on.
+
+        Raises `LinkError`, `GoneError` if the owner cannot give it, and `StoppedError`.
+        """
         try:
             self._socket.settimeout(SILENT_S)
             self._socket.sendall(_REQUEST.pack(*key))
@@ -91,6 +96,7 @@ class Link:
                 raise LinkError(f"answers what is no answer: {bytes(frame).hex()}")
             if time.monotonic() > until_s:
                 raise LinkError(f"has had nothing to give for {LONGEST_WAIT_S:g} s")
+            waits()
 
     def close(self) -> None:
         """No other thread may be in a call of it."""

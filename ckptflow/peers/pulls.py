@@ -48,7 +48,10 @@ class Exchange:
     then each reads, with what `reading` returns. The next call of `terms` says that all have done with it.
     """
 
-    def __init__(self, worker: int, peers: Sequence[Peer], pool: BufferPool) -> None:
+    def __init__(
+        self, worker: int, peers: Sequence[Peer], pool: BufferPool, goes_on: Callable[[], None] = lambda: None
+    ) -> None:
+        """`goes_on` is called, from any thread, whenever something has come of another worker, or will, as it says."""
         self.worker = worker
         self._peers = peers
         self._pool = pool
@@ -58,7 +61,7 @@ class Exchange:
         self._terms: Sequence[Terms] = ()
         self._manifest: Manifest | None = None
         self._round = 0
-        self._links = _Links(worker, peers)
+        self._links = _Links(worker, peers, goes_on)
 
     def __enter__(self) -> Self:
         return self
@@ -208,9 +211,10 @@ class _Links:
     A worker that has failed is given up for this restore; one that had an error of its own, for this checkpoint.
     """
 
-    def __init__(self, worker: int, peers: Sequence[Peer]) -> None:
+    def __init__(self, worker: int, peers: Sequence[Peer], goes_on: Callable[[], None]) -> None:
         self._worker = worker
         self._peers = peers
+        self._goes_on = goes_on
         self._terms: Sequence[Terms] = ()
         self._links: dict[int, Link] = {}
         self._failed: set[int] = set()
@@ -231,7 +235,8 @@ class _Links:
         try:
             if owner not in self._links:
                 self._links[owner] = self._connect(owner)
-            self._links[owner].pull(key, into, is_stopped)
+            self._links[owner].pull(key, into, is_stopped, self._goes_on)
+            self._goes_on()
             return True
         except GoneError:
             self._gone.add(owner)

@@ -21,6 +21,7 @@ from ckptflow.errors import (
 from ckptflow.format.layout import Folder, claim_key
 from ckptflow.format.manifest import Manifest
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import StoreWrapper
 from ckptflow.testing import CountingStore, MemoryStore
 from tests.commit.roots import KEEP_ALL, damage, folders, job
 from tests.peers.members import WORKERS, Member, together
@@ -201,6 +202,15 @@ def test_damage_that_one_worker_alone_sees_gives_nothing_up() -> None:
     assert all("nothing is given up" in str(error) for error in raised)
 
 
+class Lost(StoreWrapper):
+    """Lists the shards of step 2, and has none of them for who asks whether they are there."""
+
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        if len(into) == 1 and key.startswith("000000000002-"):
+            raise ObjectNotFoundError("404")
+        return super().get(key, into, start)
+
+
 @pytest.mark.parametrize(
     "met",
     [{1: "wrong"}, {1: "missing"}, {1: "missing", 2: "wrong"}],
@@ -222,7 +232,8 @@ def test_damage_in_what_only_another_worker_reads_is_looked_for_by_the_chief(met
             assert member.is_chief
             return "000001.shard: a checksum" if folder.step == 2 else ""
 
-        return Resume(store, member, Summaries(store), check=lambda _: None, load=load, verify=verify).run(None)
+        seen = Lost(store) if met == {1: "missing"} else store
+        return Resume(seen, member, Summaries(seen), check=lambda _: None, load=load, verify=verify).run(None)
 
     starts = together(work)
     assert [isinstance(start, Start) and start.reason for start in starts] == ["damage"] * WORKERS

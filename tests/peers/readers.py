@@ -38,6 +38,7 @@ class Reader:
     pool: BufferPool
     wanted: Sequence[Wanted]
     moved: Moved = field(default_factory=Moved)
+    has_gone_on: bool = False  # said while something came of another worker
     target: ArrayTarget | None = None
     error: BaseException | None = None
     meanwhile: Callable[[Exchange, int | None], None] = lambda exchange, phase: None
@@ -69,7 +70,11 @@ class Job:
         """What one of them does, in the thread that calls it."""
         reader = self.readers[worker]
         peers = [Peer("", "127.0.0.1:1")] * len(self.readers)
-        with Exchange(worker, peers, reader.pool) as exchange:
+
+        def goes_on() -> None:
+            reader.has_gone_on = True
+
+        with Exchange(worker, peers, reader.pool, goes_on) as exchange:
             for _ in range(self.rounds):
                 wanted = reader.wanted
                 self.terms[worker] = reader.change(exchange.terms(self.manifest, wanted, wanted))

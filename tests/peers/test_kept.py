@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.job.live_state import LiveState
@@ -117,7 +118,7 @@ def loading_of(saved: Saved, reader: Reader, rehearse: Callable[[], None] = lamb
         partial=True,
         rename=None,
         look=lambda: None,
-        readers=cast(Cluster, SimpleNamespace(worker=0, peers=PEERS)),
+        readers=cast(Cluster, SimpleNamespace(worker=0, peers=PEERS, storage_goes_on=lambda: None)),
     )
     with loading.together():
         yield loading
@@ -150,6 +151,24 @@ def test_who_fails_before_it_reads_says_so_at_once(step: str, monkeypatch: pytes
             with pytest.raises(CorruptCheckpointError):
                 loading.load(FOLDER, saved.manifest, None)
         assert read(of_other, saved, other, Phase.EARLY) >= saved.size_bytes
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_what_one_worker_checks_all_check(is_checked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has checked it before would have nothing for one that has met damage of its own, and checks it again."""
+    saved = Saved(LENGTHS)
+    reader, of_other = saved.reader(), saved.reader()
+    phases: list[Phase] = []
+    with loading_of(saved, reader) as loading, Exchange(1, PEERS, of_other.pool) as other:
+        monkeypatch.setattr(loading, "_read", lambda *_, phase=None, **__: phases.append(phase))
+        begin(loading, other, saved, reader)
+        loading.check(saved.manifest)
+        assert phases == [Phase.EARLY, Phase.VERIFY]
+        own = loading.divide(saved.manifest)
+        assert own.is_checked
+        loading.share(saved.manifest, [own, replace(own, is_checked=is_checked)])
+        loading.check(saved.manifest)
+        assert len(phases) == (2 if is_checked else 4)
 
 
 def test_a_checkpoint_is_looked_through_with_all_buffers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,9 @@ def is_listening(listener: Listener) -> bool:
         return False
 
 
-def test_all_workers_of_a_job_may_come_at_once(listener: Listener) -> None:
+def test_all_workers_of_a_job_may_come_at_once(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has been greeted before the first one says who it is."""
+    monkeypatch.setattr(link, "SILENT_S", HANG_S)
     listener.open(TOKEN)
     address = listener.address, listener.port
     connections = [socket.create_connection(address, HANG_S) for _ in range(2 * MAX_STRANGERS - 1)]

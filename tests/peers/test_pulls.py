@@ -93,14 +93,14 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_each_byte_is_read_once_and_all_have_all(saved: Saved, world_size: int) -> None:
-    """In all phases of two rounds."""
-    phases = (Phase.EARLY, Phase.REST)
-    readers = Job(saved.manifest, [saved.reader() for _ in range(world_size)], phases, rounds=2).run()
+    readers = [saved.reader() for _ in range(world_size)]
+    Job(saved.manifest, readers, (Phase.EARLY, Phase.REST), rounds=2).run()
     assert all(map(saved.is_right, readers))
     read_bytes = saved.storage_bytes(readers)
     assert 4 * saved.size_bytes <= read_bytes <= 4 * 1.05 * saved.size_bytes
     peer_bytes = sum(reader.moved.peer_bytes for reader in readers)
     assert read_bytes + peer_bytes >= 4 * world_size * saved.size_bytes
+    assert all(reader.has_gone_on for reader in readers if reader.moved.peer_bytes)
     assert all(all_free(reader.pool) for reader in readers)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ckptflow-")]
 
