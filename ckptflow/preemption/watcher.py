@@ -42,8 +42,8 @@ class PreemptionWatcher:
 
     A signal preempts a worker, or `notice` returning true. `check` then raises `SystemExit(exit_code)` on every worker,
     at the same check, once the step given to it is committed. So a process that ends with `exit_code` has lost nothing.
-    If that step cannot be saved, `check` raises why, and the exit code is not `exit_code`: a supervisor may still restart
-    the job, and it resumes from the checkpoint before.
+    If that step cannot be saved, `check` raises why, and the exit code is not `exit_code`: a supervisor may still
+    restart the job, and it resumes from the checkpoint before.
 
     Signals are heard from construction on, also while TensorFlow runs a step, traces or restores, and until `close` or
     the end of the block, which put back the handlers that were there. A signal that comes again a second or more after
