@@ -40,7 +40,8 @@ from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
+from ckptflow.transfer.packing import SMALL_BYTES
+from ckptflow.transfer.plan import WorkerPlan, plan_dynamic
 from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.writer import replica_digests, write_shards
 

@@ -16,8 +16,9 @@ from ckptflow.format.spec import Bytes1D, TensorSource
 from ckptflow.spans import span
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.packing import PlannedShard, PlannedSlice
 from ckptflow.transfer.pipeline import run
-from ckptflow.transfer.plan import PlannedShard, PlannedSlice, WorkerPlan
+from ckptflow.transfer.plan import WorkerPlan
 from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 FETCH_BYTES = 4 * 2**20  # asked of another process at once

@@ -19,7 +19,8 @@ from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry, Store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic, plan_shards
+from ckptflow.transfer.packing import SMALL_BYTES
+from ckptflow.transfer.plan import WorkerPlan, plan_dynamic, plan_shards
 from ckptflow.transfer.writer import WrittenShards, write_shards
 
 FOLDER = Folder(1000, 7)

@@ -14,7 +14,8 @@ from ckptflow.format import boxes, dtypes
 from ckptflow.format.layout import parse_shard_name
 from ckptflow.format.shard import ShardEntry, parse_header
 from ckptflow.format.spec import TensorSpec
-from ckptflow.transfer.plan import MIN_SHARD_BYTES, SMALL_BYTES, WorkerPlan, plan_dynamic, plan_shards
+from ckptflow.transfer.packing import MIN_SHARD_BYTES, SMALL_BYTES
+from ckptflow.transfer.plan import WorkerPlan, plan_dynamic, plan_shards
 from tests.transfer.helpers import ArraySource, arrays_for
 
 

@@ -1,0 +1,244 @@
+"""What one worker remembers from save to save, so that what has not changed need not be sent again.
+
+A shard is *still* where it holds nothing but tensors that are expected not to change: those are kept apart from the
+others, and their shards stay as they are. That is an expectation and no more. What is not sent again is *proved* to be
+in the source, an earlier checkpoint: because the very memory that was saved there has been referenced ever since, into
+which TensorFlow then never writes; or because the xxh3-128 of the whole packed shard is that of the source's shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest, ReceiptSlice
+from ckptflow.format.spec import TensorSpec
+from ckptflow.transfer.plan import WorkerPlan, plan_shards
+from ckptflow.transfer.regroup import OldShard, needs_regrouping, regroup, shards_in, shards_of
+from ckptflow.transfer.sources import NO_SOURCES, Earlier, Sources, shards_by_content
+from ckptflow.transfer.writer import WrittenShards
+
+OBSERVED_BYTES = 2**16  # smaller tensors are not watched: what they would save is not worth it
+_SAVES_REMEMBERED = 4  # a source is one of the last two that were committed, and others may have failed since
+_CALMER = 4  # times as long without a change before what has begun to change again is expected not to
+
+
+class References(Protocol):
+    """What a snapshot knows of the memory that it holds."""
+
+    @property
+    def frozen_names(self) -> Collection[str]:
+        """The tensors that training leaves alone, by what their owners say."""
+
+    def reference(self, index: int) -> object | None:
+        """Keeps a tensor's memory, and equals another of these only where both are the same memory; or None."""
+
+
+class _Hint(NamedTuple):
+    """Of a tensor's slices at a save: which boxes, and their crc32c. It says what to expect, and proves nothing."""
+
+    boxes: int
+    checksums: int
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What is known of one tensor of which this worker writes something."""
+
+    is_still: bool = False
+    references: tuple[object, ...] | None = None  # the memory that was saved last
+    since: int = 0  # the save from which on it has been that memory
+    has_moved: bool = False  # at this save it is other memory
+    is_copied: bool = False  # whenever it is read: no memory proves anything
+    hint: _Hint | None = None
+    calm: int = 0  # saves in a row at which it seemed unchanged
+    needed: int = 1  # so many until it is expected to be still
+
+    def look(self, references: tuple[object, ...] | None) -> None:
+        """Compares the memory with what was saved last; what has moved holds none, which would keep it twice."""
+        if self.references is None or references == self.references:
+            return
+        self.references, self.is_still, self.has_moved = None, False, True
+
+    def learn(self, hint: _Hint) -> None:
+        """After a save, whose slices were these."""
+        before, self.hint = self.hint, hint
+        was_still, has_moved, self.has_moved = self.is_still or self.has_moved, self.has_moved, False
+        if before is None or before.boxes != hint.boxes:  # the first, or cut otherwise
+            return
+        if before.checksums == hint.checksums:
+            self.is_copied |= has_moved
+            self.calm += 1
+            self.is_still |= self.calm >= self.needed or has_moved
+            return
+        self.calm, self.is_still, self.references = 0, False, None
+        self.needed *= _CALMER if was_still else 1
+
+
+class _Sent(NamedTuple):
+    """A still shard as a save has left it in storage."""
+
+    save: int
+    earlier: Earlier
+
+
+class Unchanged:
+    """Plans one worker's saves. For one incarnation; by one save at a time, in the background."""
+
+    def __init__(self, worker: int, world_size: int, shard_bytes: int, *, is_on: bool) -> None:
+        """Unless `is_on` every save sends everything, and only the plan is remembered."""
+        self._worker = worker
+        self._world_size = world_size
+        self._shard_bytes = shard_bytes
+        self._is_on = is_on
+        self._saves = 0
+        self._specs: Sequence[TensorSpec] = ()
+        self._at_once = 0
+        self._plan: WorkerPlan | None = None
+        self._watched: dict[str, _Watched] = {}
+        self._sent: dict[str, dict[bytes, _Sent]] = {}  # by folder, and by the shard's header
+
+    def plan(
+        self, specs: Sequence[TensorSpec], at_once: int, live: References | None = None, source: Manifest | None = None
+    ) -> WorkerPlan:
+        """The plan of the next save, but for dynamic tensors: shards in which nothing is expected to change are those
+        of the save before, or of `source` at the first save after a restore.
+
+        Made anew only where it would be another one. `at_once` changes seldom: once when the quickest request has
+        turned out to be quick, or as one that is far.
+        """
+        self._saves += 1
+        is_other = specs is not self._specs or at_once != self._at_once or self._plan is None
+        old = shards_of(self._plan) if self._plan is not None else []
+        if self._is_on and live is not None:
+            if self._plan is None and source is not None:
+                old = shards_in(source, self._worker, self._world_size)
+                self._expect(name for each in old if each.is_still for name, _ in each.slices)
+            if specs is not self._specs:
+                self._expect(live.frozen_names)
+            self._look(specs, live)
+        plan = self._planned(specs, at_once, old) if is_other or self._plan is None else self._plan
+        still = self._still(specs)
+        if not is_other and needs_regrouping(plan, still):
+            plan = regroup(plan, specs, old, still, shard_bytes=self._shard_bytes, at_once=at_once)
+        self._specs, self._at_once, self._plan = specs, at_once, plan
+        if self._is_on and live is not None:
+            self._hold(plan, live)
+        return plan
+
+    def sources(self, plan: WorkerPlan, source: Folder | None, manifest: Manifest | None) -> Sources:
+        """What of the source may be copied: of a save of this process what is proved, else what has the same hash."""
+        if source is None or not self._is_on:
+            return NO_SOURCES
+        sent = self._sent.get(str(source))
+        if sent is None:
+            return Sources(by_content=shards_by_content(source, manifest) if manifest is not None else {})
+        proved = {}
+        for shard in plan.shards:
+            known = sent.get(shard.header) if shard.is_still else None
+            if known is not None and all(self._is_since(piece.name, known.save) for piece in shard.slices):
+                proved[shard.name] = known.earlier
+        by_content = {(e.record.size_bytes, e.record.content or ""): e for _, e in sent.values()}
+        return Sources(proved, by_content)
+
+    def learn(self, folder: Folder, plan: WorkerPlan, written: WrittenShards) -> None:
+        """After this worker's shards were made durable as `plan` says, further ones of dynamic tensors aside."""
+        if not self._is_on:
+            return
+        slices: dict[int, list[ReceiptSlice]] = {}
+        for piece in written.slices:
+            slices.setdefault(piece.shard, []).append(piece)
+        sent: dict[bytes, _Sent] = {}
+        for number, (shard, record) in enumerate(zip(plan.shards, written.shards, strict=False)):
+            if record.content is not None and record.version is not None:
+                checksums = tuple(piece.crc32c for piece in slices.get(number, ()))
+                sent[shard.header] = _Sent(self._saves, Earlier(folder.key(record.name), record, checksums))
+        self._sent[str(folder)] = sent
+        for forgotten in list(self._sent)[:-_SAVES_REMEMBERED]:
+            del self._sent[forgotten]
+        for name, hint in _hints(plan, written.slices).items():
+            self._watched.setdefault(name, _Watched()).learn(hint)
+
+    def _planned(self, specs: Sequence[TensorSpec], at_once: int, old: Sequence[OldShard]) -> WorkerPlan:
+        still = self._still(specs)
+        plan = plan_shards(
+            specs,
+            worker=self._worker,
+            world_size=self._world_size,
+            shard_bytes=self._shard_bytes,
+            at_once=at_once,
+            still=still,
+        )
+        if any(each.is_still for each in old):
+            plan = regroup(plan, specs, old, still, shard_bytes=self._shard_bytes, at_once=at_once)
+        return plan
+
+    def _expect(self, names: Iterable[str]) -> None:
+        """Nothing is known of these yet, but that they are not likely to change."""
+        for name in names:
+            self._watched.setdefault(name, _Watched(is_still=True))
+
+    def _still(self, specs: Sequence[TensorSpec]) -> frozenset[int]:
+        names = {name for name, watched in self._watched.items() if watched.is_still}
+        return (
+            frozenset(i for i, spec in enumerate(specs) if spec.name in names and not spec.dynamic)
+            if names
+            else frozenset()
+        )
+
+    def _look(self, specs: Sequence[TensorSpec], live: References) -> None:
+        """Compares the memory of what was still with what it is now."""
+        held = {name for name, watched in self._watched.items() if watched.references is not None}
+        for name, indices in _places(specs, held).items():
+            self._watched[name].look(_references(live, indices))
+        for name in held - {spec.name for spec in specs}:  # it is not in the state any more
+            del self._watched[name]
+
+    def _hold(self, plan: WorkerPlan, live: References) -> None:
+        """Refers to the memory of what is still and written here, if none is referred to."""
+        written = {piece.name for shard in plan.shards if shard.is_still for piece in shard.slices}
+        names = {n for n in written if self._watched[n].references is None and not self._watched[n].is_copied}
+        for name, indices in _places(self._specs, names).items():
+            watched = self._watched[name]
+            watched.references, watched.since = _references(live, indices), self._saves
+
+    def _is_since(self, name: str, save: int) -> bool:
+        watched = self._watched[name]
+        return watched.references is not None and watched.since <= save
+
+
+def _places(specs: Sequence[TensorSpec], names: Collection[str]) -> dict[str, list[int]]:
+    """Where these stand in `specs`: a tensor that is held in blocks more than once."""
+    places: dict[str, list[int]] = {}
+    for index, spec in enumerate(specs) if names else ():
+        if spec.name in names:
+            places.setdefault(spec.name, []).append(index)
+    return places
+
+
+def _references(live: References, indices: Iterable[int]) -> tuple[object, ...] | None:
+    """The memory of all of these, or None where that of one is not to be had."""
+    found = tuple(live.reference(index) for index in indices)
+    return None if None in found else found
+
+
+def _hints(plan: WorkerPlan, slices: Iterable[ReceiptSlice]) -> dict[str, _Hint]:
+    """Of each tensor that is large enough, or still."""
+    sizes: dict[str, int] = {}
+    for shard in plan.shards:
+        for piece in shard.slices:
+            sizes[piece.name] = sizes.get(piece.name, 0) + (
+                OBSERVED_BYTES if shard.is_still else piece.end - piece.offset
+            )
+    found: dict[str, list[ReceiptSlice]] = {}
+    for piece in slices:
+        if sizes.get(piece.tensor, 0) >= OBSERVED_BYTES:
+            found.setdefault(piece.tensor, []).append(piece)
+    return {
+        name: _Hint(
+            hash(tuple((piece.start, piece.shape) for piece in pieces)), hash(tuple(piece.crc32c for piece in pieces))
+        )
+        for name, pieces in found.items()
+    }
