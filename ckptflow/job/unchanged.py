@@ -92,7 +92,7 @@ class Unchanged:
         self._worker = worker
         self._world_size = world_size
         self._shard_bytes = shard_bytes
-        self._is_on = is_on
+        self.is_on = is_on
         self._saves = 0
         self._specs: Sequence[TensorSpec] = ()
         self._at_once = 0
@@ -112,7 +112,7 @@ class Unchanged:
         self._saves += 1
         is_other = specs is not self._specs or at_once != self._at_once or self._plan is None
         old = shards_of(self._plan) if self._plan is not None else []
-        if self._is_on and live is not None:
+        if self.is_on and live is not None:
             if self._plan is None and source is not None:
                 old = shards_in(source, self._worker, self._world_size)
                 self._expect(name for each in old if each.is_still for name, _ in each.slices)
@@ -124,13 +124,17 @@ class Unchanged:
         if not is_other and needs_regrouping(plan, still):
             plan = regroup(plan, specs, old, still, shard_bytes=self._shard_bytes, at_once=at_once)
         self._specs, self._at_once, self._plan = specs, at_once, plan
-        if self._is_on and live is not None:
+        if self.is_on and live is not None:
             self._hold(plan, live)
         return plan
 
+    def has_written(self, folder: Folder) -> bool:
+        """Whether it is known what of a folder this worker has written, in this process."""
+        return str(folder) in self._sent
+
     def sources(self, plan: WorkerPlan, source: Folder | None, manifest: Manifest | None) -> Sources:
         """What of the source may be copied: of a save of this process what is proved, else what has the same hash."""
-        if source is None or not self._is_on:
+        if source is None or not self.is_on:
             return NO_SOURCES
         sent = self._sent.get(str(source))
         if sent is None:
@@ -145,7 +149,7 @@ class Unchanged:
 
     def learn(self, folder: Folder, plan: WorkerPlan, written: WrittenShards) -> None:
         """After this worker's shards were made durable as `plan` says, further ones of dynamic tensors aside."""
-        if not self._is_on:
+        if not self.is_on:
             return
         slices: dict[int, list[ReceiptSlice]] = {}
         for piece in written.slices:

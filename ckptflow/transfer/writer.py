@@ -24,9 +24,9 @@ from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import can_copy
 from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.copies import copy_shard
 from ckptflow.transfer.packing import PlannedShard, PlannedSlice
 from ckptflow.transfer.pipeline import run
-from ckptflow.transfer.copies import copy_shard
 from ckptflow.transfer.plan import WorkerPlan
 from ckptflow.transfer.sources import NO_SOURCES, Earlier, Sources
 from ckptflow.transfer.streams import Streams, Turns, streams_for
@@ -153,8 +153,8 @@ def _copy(store: Store, folder: Folder, known: Earlier, record: ShardRecord) -> 
     """The record of a copy of that shard under this name; None where there is none, and it must be written."""
     if not can_copy(store) or known.record.version is None:
         return None
-    made, version = copy_shard(store, known.key, folder.key(record.name), known.record.version)
-    return msgspec.structs.replace(record, version=version, copied_from=known.key) if made else None
+    version = copy_shard(store, known.key, folder.key(record.name), known.record.version)
+    return None if version is None else msgspec.structs.replace(record, version=version, copied_from=known.key)
 
 
 def _named(shard: PlannedShard, tag: str | None) -> str:
