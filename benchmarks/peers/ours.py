@@ -21,9 +21,10 @@ class Counted(CountingStore):
         self.sent: list[int] = []  # lists, as threads append to them safely
         self.read: list[int] = []
 
-    def put(self, key: str, data: memoryview) -> None:
-        super().put(key, data)
+    def put(self, key: str, data: memoryview) -> str | None:
+        version = super().put(key, data)
         self.sent.append(len(data))
+        return version
 
     def create(self, key: str, data: memoryview) -> None:
         super().create(key, data)

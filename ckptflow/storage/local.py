@@ -29,7 +29,7 @@ from ckptflow.storage.local_calls import (
 )
 from ckptflow.storage.local_folders import ANEW, DurableFolders, not_durable
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
-from ckptflow.storage.local_listing import check_no_link, is_record, walk
+from ckptflow.storage.local_listing import check_no_link, is_record, version_of, walk
 from ckptflow.storage.positional import read_at, write_at
 from ckptflow.storage.store import Entry, check_key, check_prefix
 
@@ -74,8 +74,16 @@ class LocalStore:
     def url(self) -> str:
         return self._root
 
-    def put(self, key: str, data: memoryview) -> None:
-        self._write(key, data, _replace)
+    @property
+    def can_copy(self) -> bool:
+        return self._has_links
+
+    def put(self, key: str, data: memoryview) -> str | None:
+        return self._write(key, data, _replace)
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        source, path = self._path(source_key), self._path(key)
+        raise StorageError(f"{path}: cannot copy {source}: not written yet")
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, self._link)
@@ -158,14 +166,14 @@ class LocalStore:
 
     # ---- writing
 
-    def _write(self, key: str, data: memoryview, publish: Callable[[int, str, str], None]) -> None:
+    def _write(self, key: str, data: memoryview, publish: Callable[[int, str, str], None]) -> str:
         path = self._path(key)
         view = _flat(data)
-        attempts = 3
-        for attempt in range(1, attempts + 1):
+        attempts, attempt = 3, 0
+        while True:
+            attempt += 1
             try:
-                self._write_once(path, view, publish)
-                return
+                return self._write_once(path, view, publish)
             except OSError as error:
                 if isinstance(error, StorageError):
                     raise
@@ -174,13 +182,13 @@ class LocalStore:
                 if attempt >= again:
                     raise _write_error(error, path) from error
 
-    def _write_once(self, path: str, view: memoryview, publish: Callable[[int, str, str], None]) -> None:
+    def _write_once(self, path: str, view: memoryview, publish: Callable[[int, str, str], None]) -> str:
         self._folders.check_root()
         self._folders.make(os.path.dirname(path))
         with self._folders.opened(os.path.dirname(path)) as folder:
             temporary = f"{RESERVED}tmp-{secrets.token_hex(12)}"
             try:
-                self._write_file(temporary, folder, view)
+                version = self._write_file(temporary, folder, view)
                 publish(folder, temporary, path)
             finally:
                 remove(temporary, folder)
@@ -190,8 +198,9 @@ class LocalStore:
             if isinstance(error, StorageError) or publish is _replace:
                 raise
             raise not_durable(error, path) from error  # not tried again: it would meet itself, and nothing be changed
+        return version
 
-    def _write_file(self, temporary: str, folder: int, view: memoryview) -> None:
+    def _write_file(self, temporary: str, folder: int, view: memoryview) -> str:
         direct_bytes = self._direct_bytes(view, 0)
         descriptor = self._open(temporary, folder, os.O_WRONLY | os.O_CREAT | os.O_EXCL, direct=direct_bytes > 0)
         try:
@@ -204,6 +213,7 @@ class LocalStore:
             os.fsync(descriptor)
             if not direct_bytes and len(view) >= DIRECT_MIN_BYTES:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # clean now, and nobody reads it back soon
+            return version_of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""The five verbs on a remote storage, around a client's calls: keys are checked, errors are ours and tell no secret."""
+"""The six verbs on a remote storage, around a client's calls: keys are checked, errors are ours and tell no secret."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ class RemoteStore(RemoteCalls, ABC):
 
     is_object_store = True
     is_create_only = False
+    can_copy = False
 
     def __init__(
         self, url: str, root: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
@@ -94,8 +95,11 @@ class RemoteStore(RemoteCalls, ABC):
 
     # ---- the verbs
 
-    def put(self, key: str, data: memoryview) -> None:
-        self._write(key, data, is_new=False)
+    def put(self, key: str, data: memoryview) -> str | None:
+        return self._write(key, data, is_new=False)
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        raise StorageError(f"{self._url}/{key}: cannot copy: not written yet")
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, is_new=True)
@@ -139,11 +143,11 @@ class RemoteStore(RemoteCalls, ABC):
         """The client alone, for measurements."""
         return _RawRemote(self)
 
-    def _write(self, key: str, data: memoryview, *, is_new: bool) -> None:
+    def _write(self, key: str, data: memoryview, *, is_new: bool) -> str | None:
         path = self._path(key)
         doing = "create" if is_new else "write"
         with self._bucket_missed(doing), self._mapped(doing, key):
-            self._send(path, data, is_new=is_new)
+            return self._send(path, data, is_new=is_new)
 
     def _delete_in_bulk(self, paths: Sequence[str]) -> bool:
         if self._has_bulk_delete:
@@ -177,8 +181,11 @@ class RemoteStore(RemoteCalls, ABC):
         """Reads from byte `start` on; returns the count. 0, or the service's error, where the object ends before."""
 
     @abstractmethod
-    def _send(self, path: str, data: memoryview, *, is_new: bool) -> None:
-        """Writes one object; with `is_new`, FileExistsError or the service's own error where something is there."""
+    def _send(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
+        """Writes one object; with `is_new`, FileExistsError or the service's own error where something is there.
+
+        Returns the version that the service tells of what was written.
+        """
 
     @abstractmethod
     def _find(self, prefix: str) -> Iterable[tuple[str, int]]:

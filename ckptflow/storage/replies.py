@@ -75,11 +75,12 @@ def list_s3(call: Request, bucket: str, prefix: str) -> Iterator[tuple[str, int]
             raise StrangeReplyError("the listing goes on, and does not say where")
 
 
-def check_put(reply: Mapping[str, Any]) -> None:
-    """Raises unless this is S3's reply to a PUT: an ETag, and no body."""
+def check_put(reply: Mapping[str, Any]) -> str:
+    """The ETag. Raises unless this is S3's reply to a PUT, which has one, and no body."""
     headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     if not reply.get("ETag") or headers.get("content-length", "0") != "0":
         raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
+    return _bare(reply["ETag"])
 
 
 def check_delete(reply: Mapping[str, Any]) -> None:
@@ -102,6 +103,10 @@ def delete_s3(call: Request, bucket: str, names: Sequence[str]) -> None:
         raise StrangeReplyError("the reply does not say of each object that it is deleted")
 
 
+def _bare(etag: str) -> str:
+    return etag.strip('"')
+
+
 # ---- Google Cloud Storage, by its JSON API
 
 
@@ -122,8 +127,10 @@ def list_gcs(call: Request, bucket: str, prefix: str) -> Iterator[tuple[str, int
             raise StrangeReplyError("the listing goes on, and does not say where")
 
 
-def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview, *, is_new: bool) -> None:
+def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview, *, is_new: bool) -> str | None:
     """Writes one object in one request; with `is_new`, where there is none. The service compares the checksum.
+
+    Returns its generation.
 
     gcsfs's own request ends a part at a text that is always the same, and that data may hold.
     """
@@ -142,6 +149,7 @@ def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview
     reply = _of_kind("storage#object", told, "one to a write, and nothing may have been written")
     if int(reply.get("size", -1)) != data.nbytes or reply.get("crc32c", checksum) != checksum:
         raise StrangeReplyError(f"{data.nbytes:,} bytes were sent, and others, or another number of them, were written")
+    return reply.get("generation")
 
 
 def check_gcs(

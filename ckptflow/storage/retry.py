@@ -1,4 +1,4 @@
-"""Trying again what may succeed: one wrapper over the five verbs, with jittered exponential back-off."""
+"""Trying again what may succeed: one wrapper over the verbs of a store, with jittered exponential back-off."""
 
 from __future__ import annotations
 

@@ -180,12 +180,17 @@ class YieldingStore:
     url = "memory://root"
     is_create_only = True
     is_object_store = True
+    can_copy = False
 
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    def put(self, key: str, data: memoryview) -> None:
+    def put(self, key: str, data: memoryview) -> str | None:
         self._process.call("put", key, bytes(data))
+        return None
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        raise NotImplementedError
 
     def create(self, key: str, data: memoryview) -> None:
         self._process.call("create", key, bytes(data))

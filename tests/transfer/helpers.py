@@ -27,10 +27,11 @@ Array = npt.NDArray[Any]
 
 
 class DictStore:
-    """The five verbs on a dictionary that tests may look into and change."""
+    """The verbs on a dictionary that tests may look into and change."""
 
     url = "dict://root"
     is_create_only = True
+    can_copy = False
 
     def __init__(self, *, is_object_store: bool = False) -> None:
         self.is_object_store = is_object_store
@@ -38,8 +39,12 @@ class DictStore:
         self.gets: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()
 
-    def put(self, key: str, data: memoryview) -> None:
+    def put(self, key: str, data: memoryview) -> str | None:
         self.objects[key] = bytes(data)
+        return None
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        raise NotImplementedError
 
     def create(self, key: str, data: memoryview) -> None:
         with self._lock:
