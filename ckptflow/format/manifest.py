@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
-from ckptflow.format import boxes, dtypes, layout
+from ckptflow.format import dtypes, layout
 from ckptflow.format.failure import Failure
 from ckptflow.format.object_graph import ObjectGraph, check_graph
 from ckptflow.format.parts import ShardRecord as ShardRecord
