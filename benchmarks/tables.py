@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.experiments import link_name
+from benchmarks.experiments import WORKS, link_name
 from benchmarks.results import Result, Run
 
 _MIB = 2**20
@@ -30,6 +30,22 @@ _COLUMNS = (
     ("most_written_share", "most share", 1, 3),
     ("least_written_share", "least share", 1, 3),
 )
+# Of saves that copy what has not changed; a measure that stands twice is shown of the first save, then of the others.
+_UNCHANGED_COLUMNS = (
+    ("save_1_s", "save 1 s", 1, 3),
+    ("save_2_s", "2", 1, 3),
+    ("save_3_s", "3", 1, 3),
+    ("durable_s", "median from 2", 1, 3),
+    ("save_restarted_s", "after a restart", 1, 3),
+    ("blocked_s", "blocked ms", 1e3, 1),
+    ("save_sent_bytes", "sent MiB, save 1", 1 / _MIB, 1),
+    ("save_sent_bytes", "then", 1 / _MIB, 1),
+    ("save_copied_bytes", "copied MiB", 1 / _MIB, 1),
+    ("stored_bytes", "stored MiB", 1 / _MIB, 0),
+    ("save_requests", "requests, save 1", 1, 0),
+    ("save_requests", "then", 1, 0),
+    ("peak_save_bytes", "peak MiB", 1 / _MIB, 0),
+)
 
 
 def print_run(console: Console, run: Run) -> None:
@@ -38,18 +54,21 @@ def print_run(console: Console, run: Run) -> None:
 
     def point(result: Result) -> tuple[str, str, int, int, str]:
         variant = link_name(result.parameters) if "link" in result.parameters else result.parameters.get("threads", "")
+        variant = WORKS.get(result.parameters.get("work", ""), variant)
         return (result.experiment, result.storage, result.size_bytes, result.variable_count, str(variant))
 
     for key, group in itertools.groupby(run.results, key=point):
         experiment, storage, size_bytes, count, variant = key
-        title = f"{experiment}, {storage}: {size_bytes / _MIB:,.0f} MiB in {count:,} variables"
+        title = f"{experiment}, {storage}: {size_bytes / _MIB:,.0f} MiB"
+        title += f" in {count:,} variables" if count else ""
         if variant:
             title += f", {variant} thread(s)" if experiment == "training" else f", {variant}"
         console.print(_table(title, list(group)))
 
 
 def _table(title: str, results: list[Result]) -> Table:
-    columns = [column for column in _COLUMNS if any(column[0] in result.measures for result in results)]
+    known = _UNCHANGED_COLUMNS if results[0].experiment == "unchanged" else _COLUMNS
+    columns = [column for column in known if any(column[0] in result.measures for result in results)]
     table = Table(title=title, title_justify="left")
     table.add_column("workers" if results[0].experiment == "workers" else "peer", no_wrap=True)
     for _, heading, _, _ in columns:
@@ -62,9 +81,10 @@ def _table(title: str, results: list[Result]) -> Table:
             missing.append(f"{name}: {result.error}")
             continue
         cells = []
-        for measure, _, factor, digits in columns:
+        for measure, heading, factor, digits in columns:
             stat = result.measures.get(measure)
-            cells.append("" if stat is None else f"{stat.median * factor:,.{digits}f}")
+            value = stat and (stat.first if heading.endswith(", save 1") else stat.median)
+            cells.append("" if value is None else f"{value * factor:,.{digits}f}")
         table.add_row(name, *cells, style="dim" if result.is_limit else "")
     table.caption = "\n".join(missing)
     table.caption_justify = "left"

@@ -30,6 +30,7 @@ class Row:
     shard_count: int
     worker_count: int | None
     checkpoint: Checkpoint | None
+    copied_bytes: int = 0  # of `size_bytes`, as the manifest says: copied inside the storage, not sent
     is_unread: bool = False  # the storage does not give the manifest: what is in it is not known
 
 
@@ -84,6 +85,7 @@ def committed_row(folder: Folder, summary: Summary | Unreadable, listing: Listin
         shard_count=len(shards),
         worker_count=_count_workers((*shards, *files)),
         checkpoint=summary.checkpoint if isinstance(summary, Summary) else None,
+        copied_bytes=summary.checkpoint.copied_bytes if isinstance(summary, Summary) else 0,
         is_unread=isinstance(summary, StorageError),
     )
 

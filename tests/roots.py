@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from ckptflow.commit.assembly import Draft
-from ckptflow.commit.catalog import Checkpoint, Summaries
+from ckptflow.commit.catalog import Checkpoint, Summaries, read_manifest
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Resume, Start
@@ -160,6 +161,18 @@ class Life:
             aliases=spec.aliases,
             metric=spec.metric,
         )
+
+
+def say_copied(root: str, folder: Folder, source: Folder) -> int:
+    """Makes the manifest of `folder` say that its first shard was copied from `source`; returns that one's size."""
+    store = open_store(root)
+    manifest = read_manifest(store, folder)
+    first, *rest = manifest.shards
+    copied = structs.replace(first, copied_from=f"{source}/{first.name}")
+    changed = structs.replace(manifest, shards=(copied, *rest), family=1)
+    store.put(folder.manifest_key, memoryview(encode(changed)))
+    store.close()
+    return first.size_bytes
 
 
 def sample_arrays(step: int) -> dict[str, Array]:

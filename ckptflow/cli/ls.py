@@ -144,6 +144,7 @@ def _row_to_json(row: Row, root_url: str) -> dict[str, Any]:
         "pinned": row.is_pinned,
         "created_at": utc_text(checkpoint.created_at) if checkpoint else None,
         "size_bytes": row.size_bytes,
+        "copied_bytes": row.copied_bytes,
         "shards": row.shard_count,
         "workers": row.worker_count,
         "metrics": dict(checkpoint.metrics) if checkpoint else {},
@@ -176,20 +177,23 @@ def render(overview: Overview) -> None:
 def _print_rows(console: Console, rows: Sequence[Row]) -> None:
     now = datetime.now(UTC)
     is_wide = console.width >= WIDE
-    names = ["step", "inc", "created", "size", "shards", *(["workers"] if is_wide else []), "metrics", "state"]
+    has_copies = any(row.copied_bytes for row in rows)
+    names = ["step", "inc", "created", "size", *(["copied"] if has_copies else []), "shards"]
+    names += [*(["workers"] if is_wide else []), "metrics", "state"]
     columns: dict[str, Justify] = {name: "left" if name in _TEXTS else "right" for name in names}
-    cells = [_cells(row, now, is_wide=is_wide) for row in rows]
+    cells = [_cells(row, now, is_wide=is_wide, has_copies=has_copies) for row in rows]
     print_table(console, columns, cells, [_style(row) for row in rows])
 
 
-def _cells(row: Row, now: datetime, *, is_wide: bool) -> list[str]:
+def _cells(row: Row, now: datetime, *, is_wide: bool, has_copies: bool) -> list[str]:
     created, metrics = "-", ""
     if row.checkpoint is not None:
         age = age_text(row.checkpoint.created_at, now)
         created = f"{time_text(row.checkpoint.created_at)} ({age})" if is_wide else age
         metrics = metrics_text(row.checkpoint.metrics)
     workers = ["-" if row.worker_count is None else str(row.worker_count)] if is_wide else []
-    start = [str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes)]
+    copied = [size_text(row.copied_bytes) if row.copied_bytes else "-"] if has_copies else []
+    start = [str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes), *copied]
     return [*start, str(row.shard_count), *workers, metrics, _state_text(row)]
 
 

@@ -29,9 +29,10 @@ class SavedCheckpoint:
     """A folder with a manifest. `problem` is what can be seen to be wrong with it without reading its shards.
 
     `keep` and `reason` are what a prune by hand would decide; `keep` is None where no policies were given and only they
-    would tell. `save_s`: from the call of `save` to the manifest, by the coordinator's clock. `write_s`: until the
-    shards of the slowest worker were durable. `blocked_s`: how long `save` held the worker up that it held longest.
-    These three are None where they were not recorded.
+    would tell. Of `size_bytes`, `copied_bytes` were copied inside the storage and not sent. `save_s`: from the call of
+    `save` to the manifest, by the coordinator's clock. `write_s`: until the shards of the slowest worker were durable.
+    `blocked_s`: how long `save` held the worker up that it held longest. These three are None where they were not
+    recorded.
     """
 
     folder: str
@@ -45,12 +46,17 @@ class SavedCheckpoint:
     reason: str
     created_at: datetime | None
     size_bytes: int
+    copied_bytes: int
     shards: int
     workers: int | None
     metrics: Mapping[str, float]
     save_s: float | None
     write_s: float | None
     blocked_s: float | None
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.size_bytes - self.copied_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +215,7 @@ def _saved(row: Row, summary: Summary | Unreadable, decision: Decision) -> Saved
         reason=decision.reason,
         created_at=created_at,
         size_bytes=row.size_bytes,
+        copied_bytes=row.copied_bytes,
         shards=row.shard_count,
         workers=row.worker_count,
         metrics=dict(row.checkpoint.metrics) if row.checkpoint else {},

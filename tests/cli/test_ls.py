@@ -15,13 +15,14 @@ from ckptflow.commit.finding import list_counting
 from ckptflow.commit.pins import pin_checkpoint
 from ckptflow.errors import FencedError
 from ckptflow.format.layout import Folder, pin_key
+from ckptflow.format.words import size_text
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from tests.cli.runner import Runner
-from tests.roots import Life, make_root, sample_arrays
+from tests.roots import Life, make_root, sample_arrays, say_copied
 
 ROW = {"folder", "url", "step", "incarnation", "state", "why", "problem", "pinned", "created_at", "size_bytes"}
-ROW |= {"shards", "workers", "metrics", "metadata"}
+ROW |= {"copied_bytes", "shards", "workers", "metrics", "metadata"}
 
 
 def states(runner: Runner, url: str, *args: str) -> dict[str, tuple[str, str | None, str | None]]:
@@ -40,6 +41,17 @@ def test_a_healthy_root(runner: Runner, root: str) -> None:
     states_of = {"100": "counts", "200": "counts", "300": "newest"}
     for line in lines[1:]:
         assert line.split()[-4:] == ["3", "2", "loss=0.5", states_of[line.split()[0]]]
+
+
+def test_what_was_copied_has_a_column_where_anything_was(runner: Runner, root: str) -> None:
+    size_bytes = say_copied(root, Folder(300, 1), Folder(100, 1))
+    head, first, *_, last = runner("ls", root).out.splitlines()
+    assert head.split()[:6] == ["step", "inc", "created", "size", "copied", "shards"]
+    assert f" {size_text(size_bytes)} " in last
+    assert " - " in first
+    rows = runner("ls", root, "--json").json["checkpoints"]
+    assert [row["copied_bytes"] for row in rows] == [0, 0, size_bytes]
+    assert f", {size_text(size_bytes)} copied  loss=0.5" in runner("watch", root, "--until-step", "300").out
 
 
 def test_json_has_the_documented_members(runner: Runner, root: str) -> None:
