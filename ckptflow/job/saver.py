@@ -174,17 +174,17 @@ class Saver:
         snapshot, worker = job.snapshot, self.cluster.worker
         with span("plan"):
             source, manifest = self._source(job)
-            planned = self.unchanged.plan(snapshot.specs, self.streams.by_turns, job.live, manifest)
-            earlier = self.unchanged.sources(planned, source, manifest)
-        plan = planned
+            plan = self.unchanged.plan(snapshot.specs, self.streams.by_turns, job.live, manifest)
+            earlier = self.unchanged.sources(plan, source, manifest)
         alike, apart, unread = self._digests(snapshot, plan)
         own, own_python = self._own(job)
-        plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
+        still = self.unchanged.still_dynamic(snapshot.specs)
+        plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes, still=still)
         tag, streams = self.held.tag, self.streams
         written = write_shards(
             self.store, job.folder, plan, snapshot, self.pool, tag=tag, streams=streams, earlier=earlier
         )
-        self.unchanged.learn(job.folder, planned, written)
+        self.unchanged.learn(job.folder, plan, written)
         alike |= {piece.tensor: piece.crc32c for piece in written.slices if piece.tensor in unread}
         receipt = Receipt(
             folder=str(job.folder),

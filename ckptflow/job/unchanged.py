@@ -148,14 +148,14 @@ class Unchanged:
         return Sources(proved, by_content)
 
     def learn(self, folder: Folder, plan: WorkerPlan, written: WrittenShards) -> None:
-        """After this worker's shards were made durable as `plan` says, further ones of dynamic tensors aside."""
+        """After this worker's shards were made durable as `plan` says, dynamic tensors included."""
         if not self.is_on:
             return
         slices: dict[int, list[ReceiptSlice]] = {}
         for piece in written.slices:
             slices.setdefault(piece.shard, []).append(piece)
         sent: dict[bytes, _Sent] = {}
-        for number, (shard, record) in enumerate(zip(plan.shards, written.shards, strict=False)):
+        for number, (shard, record) in enumerate(zip(plan.shards, written.shards, strict=True)):
             if record.content is not None and record.version is not None:
                 checksums = tuple(piece.crc32c for piece in slices.get(number, ()))
                 sent[shard.header] = _Sent(self._saves, Earlier(folder.key(record.name), record, checksums))
@@ -184,13 +184,14 @@ class Unchanged:
         for name in names:
             self._watched.setdefault(name, _Watched(is_still=True))
 
-    def _still(self, specs: Sequence[TensorSpec]) -> frozenset[int]:
+    def still_dynamic(self, specs: Sequence[TensorSpec]) -> frozenset[int]:
+        """The dynamic tensors that are expected not to change: a vocabulary, and not a position."""
+        return self._still(specs, is_dynamic=True)
+
+    def _still(self, specs: Sequence[TensorSpec], *, is_dynamic: bool = False) -> frozenset[int]:
         names = {name for name, watched in self._watched.items() if watched.is_still}
-        return (
-            frozenset(i for i, spec in enumerate(specs) if spec.name in names and not spec.dynamic)
-            if names
-            else frozenset()
-        )
+        places = _places(specs, names).values()
+        return frozenset(i for indices in places for i in indices if specs[i].dynamic is is_dynamic)
 
     def _look(self, specs: Sequence[TensorSpec], live: References) -> None:
         """Compares the memory of what was still with what it is now."""
@@ -214,7 +215,7 @@ class Unchanged:
 
 
 def _places(specs: Sequence[TensorSpec], names: Collection[str]) -> dict[str, list[int]]:
-    """Where these stand in `specs`: a tensor that is held in blocks more than once."""
+    """Where these stand in `specs`: more than once where a tensor is held in blocks."""
     places: dict[str, list[int]] = {}
     for index, spec in enumerate(specs) if names else ():
         if spec.name in names:
@@ -232,17 +233,17 @@ def _hints(plan: WorkerPlan, slices: Iterable[ReceiptSlice]) -> dict[str, _Hint]
     """Of each tensor that is large enough, or still."""
     sizes: dict[str, int] = {}
     for shard in plan.shards:
-        for piece in shard.slices:
-            sizes[piece.name] = sizes.get(piece.name, 0) + (
-                OBSERVED_BYTES if shard.is_still else piece.end - piece.offset
-            )
+        for planned in shard.slices:
+            size_bytes = OBSERVED_BYTES if shard.is_still else planned.end - planned.offset
+            sizes[planned.name] = sizes.get(planned.name, 0) + size_bytes
     found: dict[str, list[ReceiptSlice]] = {}
     for piece in slices:
-        if sizes.get(piece.tensor, 0) >= OBSERVED_BYTES:
+        if sizes[piece.tensor] >= OBSERVED_BYTES:
             found.setdefault(piece.tensor, []).append(piece)
     return {
         name: _Hint(
-            hash(tuple((piece.start, piece.shape) for piece in pieces)), hash(tuple(piece.crc32c for piece in pieces))
+            hash(tuple((piece.start, piece.shape) for piece in pieces)),
+            hash(tuple(piece.crc32c for piece in pieces)),
         )
         for name, pieces in found.items()
     }

@@ -182,11 +182,14 @@ def _check_name(name: str) -> None:
         )
 
 
-def plan_dynamic(plan: WorkerPlan, source: TensorSource, *, shard_bytes: int) -> WorkerPlan:
+def plan_dynamic(
+    plan: WorkerPlan, source: TensorSource, *, shard_bytes: int, still: Collection[int] = ()
+) -> WorkerPlan:
     """A worker's plan for one save: `plan`, and further shards for dynamic tensors as they were captured.
 
-    Every worker writes its own ones, the chief also the others. Returns `plan` itself where no tensor is dynamic. Reads
-    `source.shape`, and for encoded dtypes how long `source.data` is.
+    Every worker writes its own ones, the chief also the others. Those that are `still` share a shard with no others.
+    Returns `plan` itself where no tensor is dynamic. Reads `source.shape`, and for encoded dtypes how long
+    `source.data` is.
     """
     own: list[Piece] = []
     for index, spec in enumerate(source.specs):
@@ -196,8 +199,7 @@ def plan_dynamic(plan: WorkerPlan, source: TensorSource, *, shard_bytes: int) ->
             own.append((Placed(index, spec.name, spec.dtype, shape, shape, (0,) * len(shape)), boxes.whole(shape)))
     if not own:
         return plan
-    taken = {number_of(shard) for shard in plan.shards}
-    shards = plan.shards + pack(own, plan.worker, plan.world_size, shard_bytes, taken=taken)
+    shards = group(own, plan.worker, plan.world_size, shard_bytes, at_once=1, still=still, kept=plan.shards)
     return replace(plan, shards=shards, part_counts=_count_parts(shards))
 
 

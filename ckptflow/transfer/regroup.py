@@ -90,24 +90,26 @@ def regroup(
     for each in old:
         for name, box in each.slices:
             before.setdefault(name, []).append(box)
-    same = {name for name, pieces in planned.items() if _is_same([box for _, box in pieces], before.get(name, []))}
+    same = {name for name, pieces in planned.items() if _is_same(pieces, before.get(name, []))}
 
     def place(name: str, box: Box) -> Piece:
         return next(held for held, _ in planned[name] if _holds(held, box)), box
 
     kept: list[PlannedShard] = []
-    left = [(name, box) for name, pieces in planned.items() if name not in same for _, box in pieces]
+    cut: list[tuple[str, Box]] = []
     for each in old:
-        shard = None
-        if each.is_still and all(name in same for name, _ in each.slices):
+        shard: PlannedShard | None = None
+        if each.is_still and each.slices and all(name in same for name, _ in each.slices):
             pieces = [place(*piece) for piece in each.slices]
             if all(held.index in still for held, _ in pieces):
                 shard = plan_shard(each.name, pieces, is_still=True)
         if shard is not None and shard.size_bytes <= shard_bytes:
             kept.append(shard)
         else:
-            left += [(name, box) for name, box in each.slices if name in same]
-    pieces = [place(*piece) for piece in left]
+            cut += each.slices
+    bound = {piece.name for shard in kept for piece in shard.slices}  # the rest of these is as it was cut then
+    left = [(name, box) for name, pieces in planned.items() if name not in bound for _, box in pieces]
+    pieces = [place(name, box) for name, box in (*left, *((name, box) for name, box in cut if name in bound))]
     shards = group(pieces, base.worker, base.world_size, shard_bytes, at_once=at_once, still=still, kept=kept)
     return plan_of(specs, shards, base.worker, base.world_size)
 
@@ -128,10 +130,13 @@ def _holds(held: Placed, box: Box) -> bool:
     )
 
 
-def _is_same(some: Sequence[Box], others: Sequence[Box]) -> bool:
-    """Whether these boxes, which do not overlap, have the very elements of those."""
+def _is_same(pieces: Sequence[Piece], others: Sequence[Box]) -> bool:
+    """Whether these boxes have the very elements of those pieces, each in one of what is held. Neither overlap."""
+    some = [box for _, box in pieces]
     if sorted(some) == sorted(others):
         return True
+    if not all(any(_holds(held, box) for held, _ in pieces) for box in others):
+        return False
     if sum(boxes.volume(shape) for _, shape in some) != sum(boxes.volume(shape) for _, shape in others):
         return False
     shared = (boxes.intersect(a, b) for a in some for b in others)

@@ -104,9 +104,12 @@ def write_shards(
         if shard.is_still and earlier is not None:
             record = msgspec.structs.replace(record, content=xxhash.xxh3_128_hexdigest(view))
             same = sources.by_content.get((shard.size_bytes, record.content or ""))
-            if same is not None and (is_copy := _copy(store, folder, same, record)) is not None:
-                found[number] = _Written(is_copy, checksums)
-                return
+            # What was to be copied without reading it could not be: it is not asked for again.
+            if same is not None and shard.name not in sources.proved:
+                copied_record = _copy(store, folder, same, record)
+                if copied_record is not None:
+                    found[number] = _Written(copied_record, checksums)
+                    return
 
         def send() -> str | None:
             with span("write", shard=name, size_bytes=shard.size_bytes):

@@ -21,6 +21,7 @@ from ckptflow.storage.store import Entry, Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.packing import SMALL_BYTES
 from ckptflow.transfer.plan import WorkerPlan, plan_dynamic, plan_shards
+from ckptflow.transfer.sources import Sources
 from ckptflow.transfer.writer import WrittenShards, write_shards
 
 FOLDER = Folder(1000, 7)
@@ -174,10 +175,12 @@ def write_checkpoint(
     metadata: Any = None,
     python_state: Mapping[str, Any] | None = None,
     object_graph: ObjectGraph | None = None,
+    plans: list[WorkerPlan] | None = None,
+    earlier: Sources | None = None,
 ) -> Manifest:
     """Every worker's shards by the real plan and writer, and the manifest that they add up to."""
     specs, world_size = workers[0].specs, len(workers)
-    plans: list[WorkerPlan] = [
+    plans = plans or [
         plan_shards(specs, worker=w, world_size=world_size, shard_bytes=shard_bytes, small_bytes=small_bytes)
         for w in range(world_size)
     ]
@@ -185,7 +188,10 @@ def write_checkpoint(
     shapes = [workers[0].shape(i) for i in range(len(specs))]
     encoded = [workers[0].data(i).size if dtypes.is_encoded(spec.dtype) else None for i, spec in enumerate(specs)]
     pool = pool or BufferPool(4 * shard_bytes, shard_bytes)
-    written = [write_shards(store, folder, plan, source, pool) for plan, source in zip(plans, workers, strict=True)]
+    written = [
+        write_shards(store, folder, plan, source, pool, earlier=earlier)
+        for plan, source in zip(plans, workers, strict=True)
+    ]
     tensors = [
         TensorRecord(
             name=spec.name,
