@@ -148,6 +148,10 @@ class Incarnation:
                 str(error),
             )
 
+    def let_go(self) -> None:
+        """Keeps none of the values that were saved: the state is about to get others, or this has ended."""
+        self._saver.unchanged.let_go()
+
     def hurry(self, timeout_s: float) -> None:
         """The save under way waits at most so long for the other workers, who may be dead."""
         if self._saver.coordinator is not None:

@@ -228,6 +228,7 @@ class Session:
         if loading is None or restored is None:
             return
         manifest = self._manifest(restored.folder)
+        self._let_go()
         try:
             self.calls.take_turn(lambda: load_again(self.cluster, loading, restored.folder, manifest))
         except BaseException as error:
@@ -293,6 +294,7 @@ class Session:
         self.live.check_same([each.state for each in held])
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
+        self._let_go()
         loading = self._loading(partial=partial, rename=rename)
         resume = self._resume(loading)
         is_anew = step is None and self._fresh and not self.read_only
@@ -402,10 +404,17 @@ class Session:
         self._incarnation = Incarnation(start, saver, background, self.live, timeout_s, begin_wait, notes.find)
         return self._incarnation
 
+    def _let_go(self) -> None:
+        """Nothing of what was saved is kept."""
+        if self._incarnation is not None:
+            self._incarnation.let_go()
+
     def _leave_by(self, error: BaseException) -> None:
         """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""
         self._release()
         self._background.raise_on_leaving(error)
 
     def _release(self) -> None:
-        call_each(self._background.stop, self._pool.close, self.store.close, self._hooks.close, self.calls.close)
+        call_each(
+            self._background.stop, self._let_go, self._pool.close, self.store.close, self._hooks.close, self.calls.close
+        )

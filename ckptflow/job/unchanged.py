@@ -165,6 +165,11 @@ class Unchanged:
         for name, hint in _hints(plan, written.slices).items():
             self._watched.setdefault(name, _Watched()).learn(hint)
 
+    def let_go(self) -> None:
+        """Keeps no memory from here on: what is about to be given other values would be there twice meanwhile."""
+        for watched in self._watched.values():
+            watched.references = None
+
     def _planned(self, specs: Sequence[TensorSpec], at_once: int, old: Sequence[OldShard]) -> WorkerPlan:
         still = self._still(specs)
         plan = plan_shards(

@@ -22,7 +22,7 @@ class WorkerPlan:
     """All that one worker writes in a save. Made once, at the first save, and used again by every later one.
 
     `part_counts` has the number of this worker's slices for each tensor that has more than one; `unused` are the
-    tensors of which this worker writes nothing, dynamic ones apart.
+    tensors of which this worker writes nothing, dynamic ones apart. `pieces` are what the slices were cut from.
     """
 
     worker: int
@@ -30,6 +30,7 @@ class WorkerPlan:
     shards: tuple[PlannedShard, ...]
     part_counts: Mapping[int, int]
     unused: tuple[int, ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -123,11 +124,17 @@ def group(
     return shards
 
 
-def plan_of(specs: Sequence[TensorSpec], shards: tuple[PlannedShard, ...], worker: int, world_size: int) -> WorkerPlan:
-    """The plan that consists of these shards."""
+def plan_of(
+    specs: Sequence[TensorSpec],
+    shards: tuple[PlannedShard, ...],
+    pieces: Iterable[Piece],
+    worker: int,
+    world_size: int,
+) -> WorkerPlan:
+    """The plan that consists of these shards, into which these pieces were cut."""
     written = {piece.tensor for shard in shards for piece in shard.slices}
     unused = tuple(i for i, spec in enumerate(specs) if not spec.dynamic and i not in written)
-    return WorkerPlan(worker, world_size, shards, _count_parts(shards), unused)
+    return WorkerPlan(worker, world_size, shards, _count_parts(shards), unused, tuple(pieces))
 
 
 def number_of(shard: PlannedShard) -> int:

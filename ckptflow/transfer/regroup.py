@@ -14,7 +14,7 @@ from ckptflow.format.boxes import Box
 from ckptflow.format.layout import parse_shard_name, shard_name
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import TensorSpec
-from ckptflow.transfer.packing import Piece, Placed, PlannedShard, PlannedSlice, plan_shard
+from ckptflow.transfer.packing import Piece, Placed, PlannedShard, plan_shard
 from ckptflow.transfer.plan import WorkerPlan, group, plan_of
 
 _MOVED_BYTES = 2**20  # of what is still in shards that change: less of it is not worth new shards,
@@ -83,9 +83,8 @@ def regroup(
     slices of a tensor are not the same elements as those of `base`, it counts as new.
     """
     planned: dict[str, list[Piece]] = {}
-    for shard in base.shards:
-        for piece in shard.slices:
-            planned.setdefault(piece.name, []).append(_piece(specs, piece, base.world_size))
+    for held, box in base.pieces:
+        planned.setdefault(held.name, []).append((held, box))
     before: dict[str, list[Box]] = {}
     for each in old:
         for name, box in each.slices:
@@ -107,19 +106,12 @@ def regroup(
             kept.append(shard)
         else:
             cut += each.slices
-    bound = {piece.name for shard in kept for piece in shard.slices}  # the rest of these is as it was cut then
-    left = [(name, box) for name, pieces in planned.items() if name not in bound for _, box in pieces]
-    pieces = [place(name, box) for name, box in (*left, *((name, box) for name, box in cut if name in bound))]
+    # What is in kept shards in part stays as it was cut; all else is whole again, so that readers find it in one place.
+    bound = {piece.name for shard in kept for piece in shard.slices}
+    pieces = [place(name, box) for name, box in cut if name in bound]
+    pieces += [piece for name, whole in planned.items() if name not in bound for piece in whole]
     shards = group(pieces, base.worker, base.world_size, shard_bytes, at_once=at_once, still=still, kept=kept)
-    return plan_of(specs, shards, base.worker, base.world_size)
-
-
-def _piece(specs: Sequence[TensorSpec], piece: PlannedSlice, world_size: int) -> Piece:
-    """A planned slice as it was before it had a place in a shard."""
-    spec = specs[piece.tensor]
-    shape = (world_size, *spec.shape) if spec.components else spec.shape
-    origin = tuple(at - within for at, within in zip(piece.start, piece.source_start, strict=True))
-    return Placed(piece.tensor, piece.name, spec.dtype, shape, piece.held_shape, origin), (piece.start, piece.shape)
+    return plan_of(specs, shards, base.pieces, base.worker, base.world_size)
 
 
 def _holds(held: Placed, box: Box) -> bool:

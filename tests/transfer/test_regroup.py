@@ -63,7 +63,7 @@ def test_after_a_restart_the_shards_are_those_of_the_checkpoint() -> None:
     first = plan_shards(specs, worker=0, world_size=1, still={0, 1, 2, 3, 4, 5}, **size)
     plan = regroup(first, specs, shards_of(first), {0, 1, 2, 4, 5, 8}, **size)
     store, source = DictStore(), ArraySource(specs, arrays_for(specs))
-    manifest = write_checkpoint(store, [source], plans=[plan], earlier=Sources(), **size)
+    manifest = write_checkpoint(store, [source], plans=[plan], earlier=Sources(), shard_bytes=2**18)
     found = shards_in(manifest, 0, 1)
     assert found == shards_of(plan)
     base = plan_shards(specs, worker=0, world_size=1, still={0, 1, 2, 4, 5, 8}, **size)
