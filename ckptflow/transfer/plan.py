@@ -99,9 +99,8 @@ def plan_workers(
         empty, _, own = _place(apart, worker, world_size, small_bytes)
         own += shares[worker]
         own += small + empty if worker == CHIEF else []
-        yield plan_of(
-            specs, group(own, worker, world_size, shard_bytes, at_once=at_once, still=still), worker, world_size
-        )
+        shards = group(own, worker, world_size, shard_bytes, at_once=at_once, still=still)
+        yield plan_of(specs, shards, own, worker, world_size)
 
 
 def group(
