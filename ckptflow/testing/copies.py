@@ -55,9 +55,9 @@ class CopyContract:
                 one.copy(source, f"copies/{source}", _put(one, source, source.encode() * 1_000))
             other.delete(["deleted"])
             other.put("replaced", memoryview(b"by something else"))
+            same(sorted(backend.raw_list()), ["copies/deleted", "copies/replaced", "replaced"], "what is there")
             for source in ("deleted", "replaced"):
                 same(backend.raw_get(f"copies/{source}"), source.encode() * 1_000, f"the copy of what was {source}")
-            same(sorted(backend.raw_list()), ["copies/deleted", "copies/replaced", "replaced"], "what is there")
 
     def test_a_copy_is_of_one_version(self, backend: Backend) -> None:
         with opened(backend, 2) as (one, other):
