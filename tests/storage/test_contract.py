@@ -80,7 +80,7 @@ class OnMoto(StoreContract):
     reader 500, or with no bytes, while an object was replaced. And it ignores the condition of a copy. It is not asked
     for these promises.
 
-    SeaweedFS and fake-gcs-server keep them, and are.
+    SeaweedFS and fake-gcs-server keep them, and are, but for the last, which fake-gcs-server ignores as well.
     """
 
     def test_racing_creators_have_exactly_one_winner(self, backend: Backend) -> None:
@@ -119,9 +119,13 @@ class TestFakeGcsByGcsfs(StoreContract):
     def backend(self, fake_gcs: Server) -> Backend:
         return GcsBackend(fake_gcs)
 
+    def test_a_copy_is_of_one_version(self, backend: Backend) -> None:
+        pytest.skip("fake-gcs-server ignores the condition of a copy")
+
 
 class TestGcsXmlByObstore(StoreContract):
-    """obstore writes to Google by the XML API alone, which fake-gcs-server lacks: against our own reading of it."""
+    """obstore writes to Google by the XML API alone, which fake-gcs-server lacks: against our own reading of it, and of
+    the condition of a copy, which the other ignores."""
 
     large_bytes = SOME_BYTES
     many_objects = 1_100
