@@ -53,6 +53,7 @@ from ckptflow.format.manifest import Receipt, encode
 from ckptflow.spans import span
 from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import can_copy
 
 logger = logging.getLogger("ckptflow")
 
@@ -196,6 +197,8 @@ class Coordinator:
         On a disk the policies are asked what will stay beside it, and manifests that were not read yet are read; on an
         object store nothing is asked. Whatever a policy or the storage does, it raises nothing: then there is no copy.
         """
+        if not can_copy(self._store):
+            return Reuse(reason="the storage cannot copy")
         try:
             reuse = self._choose_reuse(step, metrics, metadata)
         except (Exception, SystemExit) as error:  # as in a prune: a policy may raise anything
