@@ -25,6 +25,7 @@ from ckptflow.commit.catalog import (
     list_root,
     summarize,
 )
+from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.lineage import (
     Held,
     check_fence,
@@ -282,7 +283,9 @@ class Coordinator:
             incarnation=self._held.number,
             given_up=self._given_up,
         )
-        return act(self._store, listed_again(self._store, plan, listing, {}), listing.folders)
+        plan = listed_again(self._store, plan, listing, {})
+        act(self._store, plan, listing.folders)
+        return sum(freed_bytes(listing, plan.deletions).values())
 
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. Once a try was not answered this incarnation never sweeps the folder: it may land."""

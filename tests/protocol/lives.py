@@ -370,9 +370,9 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         current().merge(found)  # what was read for it is not looked at again
         return found
 
-    def acts_by_hand(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
+    def acts_by_hand(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> None:
         current().merge(plan.deletions, [sorted(files[folder]) for folder in plan.deletions], plan.claims)
-        return acts(store, plan, files)
+        acts(store, plan, files)
 
     patch.setattr(prune_module, "plan_by_hand", plans_by_hand)
     patch.setattr(prune_module, "act", acts_by_hand)

@@ -126,11 +126,10 @@ def not_saved_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def shards_deleted_first(patch: pytest.MonkeyPatch) -> None:
-    def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
+    def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> None:
         rest = [folder.key(name) for folder in plan.deletions for name in files[folder] if name != MANIFEST_NAME]
         store.delete(rest)
         store.delete([folder.manifest_key for folder in plan.deletions])
-        return 0
 
     patch.setattr(coordinator_module, "act", act)
 
@@ -264,7 +263,7 @@ def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
 
 def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Folder, "key", lambda self, name: f"{Folder(self.step, self.incarnation)}/{name}")
-    patch.setattr(prune_module, "act", lambda *_: 0)
+    patch.setattr(prune_module, "act", lambda *_: None)
 
 
 def copied_without_the_condition(patch: pytest.MonkeyPatch) -> None:
