@@ -144,6 +144,20 @@ def test_on_an_object_store_the_newest_and_nothing_is_asked_for() -> None:
     )
 
 
+def test_what_was_deleted_by_hand_does_not_count_as_staying_for_long() -> None:
+    store = Disk()
+    life = Tuning(store, [KeepBest("loss")])
+    life.resume()
+    for step, loss in ((1, 0.1), (2, 0.2)):
+        life.save(step, metrics={"loss": loss})
+    for key in [key for key in store.objects if key.startswith("000000000001-")]:
+        del store.objects[key]
+    life.save(3, metrics={"loss": 0.3})  # which thinks that 1 stays
+    life.save(4, metrics={"loss": 0.4})
+    assert folders(store) == ["000000000002-i0001", "000000000004-i0001"]
+    check_two_copies(store)
+
+
 def raises(checkpoints: Sequence[Checkpoint]) -> NoReturn:
     raise SystemExit
 

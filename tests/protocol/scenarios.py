@@ -148,27 +148,26 @@ SMALL: dict[str, Scenario] = {
         kept=1,
         budget=Budget(replaced=1),
     ),
+    "copies, root emptied": Scenario(
+        (running(kept=1, copies="objects"), life(copies="objects")),
+        kept=1,
+        budget=Budget(empties=1),
+        spared=DELETES,
+    ),
     "copies on a disk": Scenario(
-        (running(kept=2, saves=2, keep=2, copies="disk"), life(keep=2, copies="disk")),
-        kept=2,
+        (running(kept=1, saves=2, keep=2, copies="disk"), life(keep=2, copies="disk")),
+        kept=1,
     ),
     "copies on a disk, rollback": Scenario(
         (running(kept=2, keep=2, copies="disk"), life(saves=2, may_roll_back_to=1, keep=2, copies="disk")),
         kept=2,
-        is_alive=False,
         budget=ROLLBACK,
     ),
     "copies on a disk, damage": Scenario(
-        (running(kept=2, keep=2, copies="disk"), life(saves=2, keep=2, copies="disk")),
+        (running(kept=2, keep=2, copies="disk"), life(saves=3, keep=2, copies="disk")),
         kept=2,
         is_alive=False,
         budget=DAMAGE,
-    ),
-    "copies on a disk, root emptied": Scenario(
-        (running(kept=1, keep=2, copies="disk"), life(keep=2, copies="disk")),
-        kept=1,
-        budget=Budget(empties=1),
-        spared=DELETES,
     ),
 }
 
@@ -201,5 +200,8 @@ LARGE: dict[str, Scenario] = {
     "give up among three": Scenario((running(kept=1), ONE, ONE), kept=1, budget=LOST),
     "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
     "prune by hand, rollback": Scenario((running(kept=2), BACK, prunes_by_hand), kept=2, budget=ROLLBACK),
+    "copies on a disk, damage beside a job": Scenario(
+        (running(kept=2, keep=2, copies="disk"), life(saves=2, keep=2, copies="disk")), kept=2, budget=DAMAGE
+    ),
     "all faults": Scenario((running(kept=2), BACK), kept=2, budget=Budget(lost=1, damages=1, rollbacks=1)),
 }
