@@ -377,7 +377,7 @@ class Coordinator:
         self._is_swept = not counting.outside
         self._given_up -= gone
         there = found.keys() - gone  # others may have been deleted by hand
-        self._gone = self._start.lineage - there
+        self._gone = {*self._start.lineage} - there
         self._committed = [summary for summary in self._committed if summary.folder in there]
         self._summaries.forget(gone)
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptflow.commit.catalog import Checkpoint, Summaries, read_manifest
+from ckptflow.commit.copying import copy_checkpoint
 from ckptflow.commit.finding import read_counting
 from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast, Policy
 from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
@@ -156,6 +157,25 @@ def test_what_was_deleted_by_hand_does_not_count_as_staying_for_long() -> None:
     life.save(4, metrics={"loss": 0.4})
     assert folders(store) == ["000000000002-i0001", "000000000004-i0001"]
     check_two_copies(store)
+
+
+@pytest.mark.parametrize("make", [Disk, MemoryStore])
+def test_after_a_copy_to_another_storage_versions_mean_nothing(make: type[MemoryStore]) -> None:
+    """Manifests are copied byte for byte: what they say of versions is not so there, and is written anew once."""
+    here, there = make(), make()
+    first = Tuning(here)
+    first.resume()
+    for step in (1, 2):
+        first.save(step)
+    for folder in (ONE, TWO):
+        copy_checkpoint(here, there, folder, lambda _: None)
+    later = Tuning(there)
+    assert later.resume() == 2
+    copied = [later.save(step).checkpoint.copied_bytes for step in (3, 4, 5, 6)]
+    anew = 2 if make is Disk else 1  # each family
+    assert copied == [0] * anew + [len("still")] * (4 - anew)
+    assert Tuning(there).resume() == 6
+    check_two_copies(there) if isinstance(there, Disk) else None
 
 
 def raises(checkpoints: Sequence[Checkpoint]) -> NoReturn:
