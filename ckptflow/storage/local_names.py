@@ -20,8 +20,10 @@ _LOCK_WAIT_S = 2.0
 
 def check_version(name: str, folder: int, version: str, path: str) -> os.stat_result:
     """What the system says of a file. Raises `ObjectChangedError` where it is another version, or there is a link, a
-    folder or the like in its place."""
+    pipe or the like in its place, and IsADirectoryError where there is a folder."""
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode) or version_of(status) != version:
         raise ObjectChangedError(f"{path}: cannot copy: it is not, or no longer, version {version}")
     return status

@@ -55,32 +55,40 @@ class CopyContract:
                 one.copy(source, f"copies/{source}", _put(one, source, source.encode() * 1_000))
             other.delete(["deleted"])
             other.put("replaced", memoryview(b"by something else"))
+            same(sorted(backend.raw_list()), ["copies/deleted", "copies/replaced", "replaced"], "what is there")
             for source in ("deleted", "replaced"):
                 same(backend.raw_get(f"copies/{source}"), source.encode() * 1_000, f"the copy of what was {source}")
-            same(sorted(backend.raw_list()), ["copies/deleted", "copies/replaced", "replaced"], "what is there")
 
     def test_a_copy_is_of_one_version(self, backend: Backend) -> None:
         with opened(backend, 2) as (one, other):
             if not can_copy(one):
                 return
-            gone, replaced = _put(one, "a/gone", b"gone"), _put(one, "a/replaced", b"first")
+            version = _put(one, "a", b"first")
             one.put("kept", memoryview(b"kept"))
-            other.delete(["a/gone"])
-            other.put("a/replaced", memoryview(b"other"))
-            for target in ("b/new", "kept"):
-                with raises(ObjectNotFoundError):
-                    one.copy("a/gone", target, gone)
-                with raises(ObjectNotFoundError):
-                    one.copy("nothing/here", target, replaced)
+            other.put("a", memoryview(b"other"))
+            for target in ("new", "kept"):
                 with raises(ObjectChangedError):
-                    one.copy("a/replaced", target, replaced)
+                    one.copy("a", target, version)
             found = {key: backend.raw_get(key) for key in backend.raw_list()}
-            same(found, {"a/replaced": b"other", "kept": b"kept"}, "objects, seen from behind")
+            same(found, {"a": b"other", "kept": b"kept"}, "objects, seen from behind")
+
+    def test_without_a_source_nothing_is_copied(self, backend: Backend) -> None:
+        with opened(backend, 2) as (one, other):
+            if not can_copy(one):
+                return
+            gone, version = _put(one, "a/gone", b"gone"), _put(one, "a/there", b"there")
+            other.delete(["a/gone"])
+            for target in ("b/new", "a/there"):
+                for missing in ("a/gone", "nothing", "a", "a/there/below"):
+                    with raises(ObjectNotFoundError):
+                        one.copy(missing, target, gone)
             for bad in ("../x", "a//b", ""):
                 with raises(ValueError):
-                    one.copy("a/replaced", bad, replaced)
+                    one.copy("a/there", bad, version)
                 with raises(ValueError):
-                    one.copy(bad, "b/new", replaced)
+                    one.copy(bad, "b/new", version)
+            found = {key: backend.raw_get(key) for key in backend.raw_list()}
+            same(found, {"a/there": b"there"}, "objects, seen from behind")
 
     def test_no_reader_sees_a_part_of_a_copy(self, backend: Backend) -> None:
         contents = [bytes([value]) * self.copied_bytes for value in (1, 2)]
