@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from ckptflow.cli import ls
-from ckptflow.cli.verify import WatchedStore
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.finding import list_counting
 from ckptflow.commit.pins import pin_checkpoint
@@ -17,7 +15,7 @@ from ckptflow.errors import FencedError
 from ckptflow.format.layout import Folder, pin_key
 from ckptflow.format.words import size_text
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.store import Store
+from ckptflow.testing import CountingStore
 from tests.cli.runner import Runner
 from tests.roots import Life, make_root, sample_arrays, say_copied
 
@@ -165,23 +163,6 @@ def test_names_from_storage_cannot_steer_the_terminal(runner: Runner, tmp_path: 
     assert runner("ls", str(tmp_path), "--json").json["checkpoints"][0]["metrics"] == {"\x1b[31mloss\n[bold]": 1.0}
 
 
-class CountingStore(WatchedStore):
-    """Counts the requests by kind."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store, lambda _: None)
-        self.requests: Counter[str] = Counter()
-        self.list = self._list  # type: ignore[assignment]
-
-    def _list(self, prefix: str = "") -> object:
-        self.requests["list"] += 1
-        return self._store.list(prefix)
-
-    def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        self.requests[key.rpartition("/")[2] if not key.startswith("lineage/") else "claim"] += 1
-        return super().get(key, into, start)
-
-
 @pytest.mark.parametrize("count", [2, 300])
 def test_one_listing_one_claim_and_a_manifest_for_each_line(count: int) -> None:
     store = open_store(f"memory://ls-{count}")
@@ -192,7 +173,8 @@ def test_one_listing_one_claim_and_a_manifest_for_each_line(count: int) -> None:
     counting = CountingStore(store)
     overview = ls.look(counting, Summaries(counting), show_all=False)
     assert [row.folder.step for row in overview.rows] == list(range(count))
-    assert counting.requests == {"list": 1, "claim": 1, "manifest.json": count}
+    assert counting.counts == {"list": 1, "get": 1 + count}
+    assert sum(key.endswith("/manifest.json") for key in counting.keys("get")) == count
     assert overview.hidden == {"outside": 0, "partial": 1}
 
 
