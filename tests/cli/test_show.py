@@ -108,7 +108,7 @@ def test_by_step_and_by_folder(runner: Runner, rich_root: str, monkeypatch: pyte
 
 
 def test_what_was_copied_and_from_where(runner: Runner, root: str) -> None:
-    assert "copied" not in runner("show", root).out
+    assert "\ncopied  " not in runner("show", root).out
     size_bytes = say_copied(root, Folder(300, 1), Folder(100, 1))
     told = runner("show", root, "--json").json
     assert (told["copied_bytes"], told["family"]) == (size_bytes, 1)
