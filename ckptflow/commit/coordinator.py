@@ -25,6 +25,7 @@ from ckptflow.commit.catalog import (
     list_root,
     summarize,
 )
+from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.lineage import (
     Held,
     check_fence,
@@ -53,6 +54,7 @@ from ckptflow.format.manifest import Receipt, encode
 from ckptflow.spans import span
 from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import can_copy
 
 logger = logging.getLogger("ckptflow")
 
@@ -196,6 +198,8 @@ class Coordinator:
         On a disk the policies are asked what will stay beside it, and manifests that were not read yet are read; on an
         object store nothing is asked. Whatever a policy or the storage does, it raises nothing: then there is no copy.
         """
+        if not can_copy(self._store):
+            return Reuse(reason="the storage cannot copy")
         try:
             reuse = self._choose_reuse(step, metrics, metadata)
         except (Exception, SystemExit) as error:  # as in a prune: a policy may raise anything
@@ -279,7 +283,9 @@ class Coordinator:
             incarnation=self._held.number,
             given_up=self._given_up,
         )
-        return act(self._store, listed_again(self._store, plan, listing, {}), listing.folders)
+        plan = listed_again(self._store, plan, listing, {})
+        act(self._store, plan, listing.folders)
+        return sum(freed_bytes(listing, plan.deletions).values())
 
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. Once a try was not answered this incarnation never sweeps the folder: it may land."""

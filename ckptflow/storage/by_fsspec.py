@@ -37,6 +37,8 @@ from ckptflow.storage.replies import (
     check_delete,
     check_put,
     check_range,
+    copy_gcs,
+    copy_s3,
     delete_s3,
     list_gcs,
     list_s3,
@@ -71,6 +73,7 @@ class FsspecStore(RemoteStore):
         super().__init__(url, root, storage_options, stall_timeout_s)
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
+        self.can_copy = self._is_s3 or self._is_gcs
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
         # Threads' commands would mix on the one connection of ftp:// or sftp://, which nobody opens again, either.
         self._has_one_connection = self._has_folders and not self._fs.async_impl and self._scheme not in _POOLED
@@ -226,6 +229,11 @@ class FsspecStore(RemoteStore):
         if self._sends_checksum:
             options["ChecksumCRC32C"] = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
         return check_put(self._fs.call_s3("put_object", Bucket=bucket, Key=name, Body=bytes(data), **options))
+
+    def _copy_inside(self, source: str, path: str, version: str) -> str | None:
+        bucket, _, name = path.partition("/")
+        call = self._fs.call_s3 if self._is_s3 else self._fs.call
+        return (copy_s3 if self._is_s3 else copy_gcs)(call, bucket, source.partition("/")[2], name, version)
 
     # ---- listing
 

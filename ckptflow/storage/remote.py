@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
+from ckptflow.errors import (
+    LEAVING,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageError,
+    UsageError,
+)
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.credentials import may_be_chained, secrets_of
 from ckptflow.storage.raw import RawClient
+from ckptflow.storage.replies import IgnoredConditionError
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError
 from ckptflow.storage.store import Entry, check_key, check_prefix
 from ckptflow.threads import at_once
+
+_log = logging.getLogger("ckptflow.storage")
 
 _DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
 
@@ -92,6 +104,7 @@ class RemoteStore(RemoteCalls, ABC):
         root = root.strip("/")
         self._base = f"{root}/" if root else ""  # "bucket/run-7/", or "" for the root of a file system without buckets
         self._has_bulk_delete = False
+        self._copying = threading.Lock()
 
     # ---- the verbs
 
@@ -99,7 +112,19 @@ class RemoteStore(RemoteCalls, ABC):
         return self._write(key, data, is_new=False)
 
     def copy(self, source_key: str, key: str, version: str) -> str | None:
-        raise StorageError(f"{self._url}/{key}: cannot copy: not written yet")
+        source, path = self._path(source_key), self._path(key)
+        try:
+            with self._mapped(f"copy to {key}", source_key):
+                try:
+                    return self._copy_inside(source, path, version)
+                except Exception as error:
+                    if isinstance(error, IgnoredConditionError) or faults.is_refused_copy(error):
+                        self._stop_copying(faults.text_of(error, self._secrets))
+                    raise
+        except ObjectExistsError as error:  # of the two conditions that a request can have, a copy has the other one
+            raise ObjectChangedError(
+                f"{self._url}/{source_key}: cannot copy to {key}: it is not, or no longer, version {version}"
+            ) from error
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, is_new=True)
@@ -161,6 +186,12 @@ class RemoteStore(RemoteCalls, ABC):
                 self._remove(path)
                 return
 
+    def _stop_copying(self, why: str) -> None:
+        with self._copying:
+            could, self.can_copy = self.can_copy, False
+        if could:
+            _log.info("%s: nothing is copied inside the storage from here on, it is written anew: %s", self._url, why)
+
     def _path(self, key: str) -> str:
         return self._lead + self._base + check_key(key)
 
@@ -185,6 +216,13 @@ class RemoteStore(RemoteCalls, ABC):
         """Writes one object; with `is_new`, FileExistsError or the service's own error where something is there.
 
         Returns the version that the service tells of what was written.
+        """
+
+    @abstractmethod
+    def _copy_inside(self, source: str, path: str, version: str) -> str | None:
+        """Copies one object, if it is that version; the service's error for a condition that fails where it is not.
+
+        Returns the new one's version.
         """
 
     @abstractmethod

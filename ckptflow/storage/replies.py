@@ -18,6 +18,7 @@ import crc32c
 # One request by botocore's name for it: `call("list_objects_v2", Bucket=…)` gives the parsed reply.
 Request = Callable[..., Any]
 RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
+_MD5 = re.compile("[0-9a-f]{32}")
 
 
 class StrangeReplyError(Exception):
@@ -25,6 +26,12 @@ class StrangeReplyError(Exception):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; something between here and the storage (a proxy, a sign-in page) may have answered")
+
+
+class IgnoredConditionError(Exception):
+    """A copy that was made of other bytes: the server has not kept to its condition."""
+
+    code = "PreconditionFailed"
 
 
 class DeleteError(Exception):
@@ -81,6 +88,27 @@ def check_put(reply: Mapping[str, Any]) -> str:
     if not reply.get("ETag") or headers.get("content-length", "0") != "0":
         raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
     return _bare(reply["ETag"])
+
+
+def copy_s3(call: Request, bucket: str, source: str, name: str, version: str) -> str:
+    """Copies one object inside a bucket, if it has this ETag; returns that of the copy.
+
+    An ETag that is the MD5 of the bytes is then that of the source. It is none where a key of the user's encrypts them.
+    """
+    reply = call(
+        "copy_object",
+        Bucket=bucket,
+        Key=name,
+        CopySource={"Bucket": bucket, "Key": source},
+        CopySourceIfMatch=f'"{version}"',
+    )
+    copied = _bare((reply.get("CopyObjectResult") or {}).get("ETag") or "")
+    if not copied:
+        raise StrangeReplyError("the reply is not one to a copy, and nothing may have been copied")
+    has_own_key = "SSECustomerAlgorithm" in reply or reply.get("ServerSideEncryption", "AES256") != "AES256"
+    if copied != version and not has_own_key and _MD5.fullmatch(version) and _MD5.fullmatch(copied):
+        raise IgnoredConditionError(f"the ETag of the copy is {copied}, and that of the source was to be {version}")
+    return copied
 
 
 def check_delete(reply: Mapping[str, Any]) -> None:
@@ -150,6 +178,23 @@ def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview
     if int(reply.get("size", -1)) != data.nbytes or reply.get("crc32c", checksum) != checksum:
         raise StrangeReplyError(f"{data.nbytes:,} bytes were sent, and others, or another number of them, were written")
     return reply.get("generation")
+
+
+def copy_gcs(call: Request, bucket: str, source: str, name: str, version: str) -> str | None:
+    """Copies one object inside a bucket, if it has this generation; returns that of the copy."""
+    path = "b/{}/o/{}/rewriteTo/b/{}/o/{}"
+    more: dict[str, str] = {"ifSourceGenerationMatch": version}
+    done_bytes = -1
+    while True:
+        headers = {"Content-Type": "application/json"}
+        told = call("POST", path, bucket, source, bucket, name, headers=headers, **more)[1]
+        reply = _of_kind("storage#rewriteResponse", told, "one to a copy, and nothing may have been copied")
+        if reply.get("done"):
+            return dict(reply.get("resource") or {}).get("generation")
+        before_bytes, done_bytes = done_bytes, int(reply.get("totalBytesRewritten", -1))
+        if done_bytes <= before_bytes or not reply.get("rewriteToken"):
+            raise StrangeReplyError("the copy is not done, and does not say how it goes on")
+        more["rewriteToken"] = reply["rewriteToken"]
 
 
 def check_gcs(

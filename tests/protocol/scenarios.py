@@ -137,6 +137,39 @@ SMALL: dict[str, Scenario] = {
     "prune by hand during a rollback": Scenario(
         (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
     ),
+    # With a shard that is the same in every checkpoint. "disk": its copies are links.
+    "copies": Scenario(
+        (running(kept=2, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
+        kept=2,
+        budget=Budget(refusals=1),
+    ),
+    "copies, the source is replaced": Scenario(
+        (running(kept=1, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
+        kept=1,
+        budget=Budget(replaced=1),
+    ),
+    "copies on a disk": Scenario(
+        (running(kept=2, saves=2, keep=2, copies="disk"), life(keep=2, copies="disk")),
+        kept=2,
+    ),
+    "copies on a disk, rollback": Scenario(
+        (running(kept=2, keep=2, copies="disk"), life(saves=2, may_roll_back_to=1, keep=2, copies="disk")),
+        kept=2,
+        is_alive=False,
+        budget=ROLLBACK,
+    ),
+    "copies on a disk, damage": Scenario(
+        (running(kept=2, keep=2, copies="disk"), life(saves=2, keep=2, copies="disk")),
+        kept=2,
+        is_alive=False,
+        budget=DAMAGE,
+    ),
+    "copies on a disk, root emptied": Scenario(
+        (running(kept=1, keep=2, copies="disk"), life(keep=2, copies="disk")),
+        kept=1,
+        budget=Budget(empties=1),
+        spared=DELETES,
+    ),
 }
 
 # What no rule prevents, as the docs say. A request to delete cannot be called back, and says no more than a name; a
