@@ -18,7 +18,7 @@ from ckptflow.reading import list_checkpoints, open_checkpoint
 from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, FaultyStore, StoreWrapper
 from tests.cli.runner import Runner, run_alone
-from tests.roots import Life, make_root, sample_arrays, say_copied
+from tests.roots import Life, make_linked_root, make_root
 from tests.servers import Server
 
 NEWEST = Folder(300, 1)
@@ -63,19 +63,6 @@ def test_a_job_goes_on_from_the_copy(runner: Runner, root: str, tmp_path: Path) 
     assert "a job has started here" in ran.err
 
 
-@pytest.fixture
-def linked(tmp_path: Path) -> str:
-    """A root whose checkpoints of steps 100 and 300 share a shard, as two hard links."""
-    root = str(tmp_path / "linked")
-    make_root(root, (100, 200, 300), arrays=sample_arrays(1))
-    first, last = (min(Path(root, str(Folder(step, 1))).glob("shard-*")) for step in (100, 300))
-    assert first.read_bytes() == last.read_bytes()
-    last.unlink()
-    last.hardlink_to(first)
-    say_copied(root, NEWEST, Folder(100, 1))
-    return root
-
-
 def links(root: str) -> list[int]:
     """How many names each shard has that has more than one."""
     return [names for path in Path(root).rglob("shard-*") if (names := path.stat().st_nlink) > 1]
@@ -84,10 +71,9 @@ def links(root: str) -> list[int]:
 @pytest.mark.parametrize(
     ("tool", "found"), [("cp -r", []), ("cp -a", [2, 2]), ("ckptflow copy", [])], ids=["cp", "cp-a", "ckptflow"]
 )
-def test_shards_that_are_shared_are_copied_whole(
-    runner: Runner, linked: str, tmp_path: Path, tool: str, found: list[int]
-) -> None:
-    place = str(tmp_path / "copy")
+def test_shards_that_are_shared_are_copied_whole(runner: Runner, tmp_path: Path, tool: str, found: list[int]) -> None:
+    linked, place = str(tmp_path / "linked"), str(tmp_path / "copy")
+    make_linked_root(linked)
     assert links(linked) == [2, 2]
     if tool == "ckptflow copy":
         assert runner("copy", linked, place, "--all").code == 0
