@@ -36,7 +36,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out."""
+    """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out.
+
+    `stored_bytes` is what all folders of the root take together: a file that several share counts once.
+    """
 
     url: str
     run_id: str | None
@@ -44,6 +47,7 @@ class Overview:
     rows: tuple[Row, ...]
     hidden: Mapping[str, int]
     doubt: str | None = None  # why what counts is not known for sure
+    stored_bytes: int = 0
 
     @property
     def resumes_from(self) -> Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -163,15 +164,21 @@ class Life:
         )
 
 
-def say_copied(root: str, folder: Folder, source: Folder) -> int:
-    """Makes the manifest of `folder` say that its first shard was copied from `source`; returns that one's size."""
+def make_linked_root(root: str) -> int:
+    """Steps 100, 200 and 300 with the same values; the last has a shard of the first, as a hard link. Returns its size.
+
+    It is as a save leaves it that copies on a disk, but for the other shards.
+    """
+    make_root(root, (100, 200, 300), arrays=sample_arrays(1), metrics={"loss": 0.5})
+    source, folder = Folder(100, 1), Folder(300, 1)
     store = open_store(root)
     manifest = read_manifest(store, folder)
     first, *rest = manifest.shards
     copied = structs.replace(first, copied_from=f"{source}/{first.name}")
-    changed = structs.replace(manifest, shards=(copied, *rest), family=1)
-    store.put(folder.manifest_key, memoryview(encode(changed)))
+    store.put(folder.manifest_key, memoryview(encode(structs.replace(manifest, shards=(copied, *rest)))))
     store.close()
+    os.unlink(f"{root}/{folder.key(first.name)}")
+    os.link(f"{root}/{source.key(first.name)}", f"{root}/{folder.key(first.name)}")
     return first.size_bytes
 
 

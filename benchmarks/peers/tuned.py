@@ -90,10 +90,10 @@ def _lora(keras: Any, size_bytes: int) -> Any:
         x = x + layers.Dense(width)(layers.Dense(4 * width, "gelu")(layers.LayerNormalization()(x)))
         adapted += [query, value]
     model = keras.Model(inputs, x)
-    model.trainable = False
+    for layer in model.layers:
+        layer.trainable = layer in adapted
     for layer in adapted:
-        layer.trainable = True
-        layer.enable_lora(_LORA_RANK)
+        layer.enable_lora(_LORA_RANK)  # which freezes its kernel
     return model
 
 

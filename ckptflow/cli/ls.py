@@ -82,6 +82,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
     empty one).
     """
     from ckptflow.commit.finding import read_counting
+    from ckptflow.commit.freed import freed_bytes
     from ckptflow.commit.prune import doubt_of
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
 
@@ -105,6 +106,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
         rows=tuple(sorted(rows, key=lambda row: row.folder)),
         hidden=hidden,
         doubt=doubt,
+        stored_bytes=sum(freed_bytes(listing, listing.folders).values()),
     )
 
 
@@ -124,6 +126,7 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "incarnation": overview.incarnation,
         "resumes_from": str(resumes_from.folder) if resumes_from else None,
         "doubt": overview.doubt,
+        "stored_bytes": overview.stored_bytes,
         "hidden": dict(overview.hidden),
         "checkpoints": [_row_to_json(row, overview.url) for row in overview.rows],
     }
@@ -169,6 +172,9 @@ def render(overview: Overview) -> None:
     elif counting and counting[-1] is not resumes_from:
         where = f"at step {resumes_from.folder.step}" if resumes_from else "nowhere: each shows damage"
         console.print(f"The newest is damaged; a restart would begin {where}.", style="red")
+    if any(row.copied_bytes for row in overview.rows):
+        stored, listed = size_text(overview.stored_bytes), size_text(sum(row.size_bytes for row in overview.rows))
+        console.print(f"Checkpoints of {listed}; the root takes {stored}, files that are shared counted once.")
     hidden = " and ".join(f"{count} {state}" for state, count in overview.hidden.items() if count)
     if hidden:
         console.print(f"Not shown: {hidden}. See --all.", style="dim")

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summary, Unreadable
+from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.prune import Decision, plan_prune, refuse_by_hand
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import StorageError
@@ -97,7 +98,11 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that the page shows, oldest first. `size_bytes` counts every file in the run's checkpoint folders."""
+    """All that the page shows, oldest first.
+
+    `size_bytes` counts every file in the run's checkpoint folders, `stored_bytes` one that several share once.
+    `freed_bytes` would become free by the prune that `policies` ask for.
+    """
 
     url: str
     run_id: str | None
@@ -106,6 +111,8 @@ class Run:
     resumes_from: str | None
     doubt: str | None
     size_bytes: int
+    stored_bytes: int
+    freed_bytes: int
     policies: tuple[str, ...]
     prune_refused: str | None
     incarnations: tuple[RunAttempt, ...]
@@ -184,6 +191,8 @@ def describe_run(
         resumes_from=str(resumes_from.folder) if resumes_from else None,
         doubt=doubt,
         size_bytes=sum(sum(files.values()) for files in listing.folders.values()),
+        stored_bytes=sum(freed_bytes(listing, listing.folders).values()),
+        freed_bytes=sum(freed_bytes(listing, plan.deletions).values()),
         policies=tuple(map(repr, policies)),
         prune_refused=refuse_by_hand(listing, counting) or doubt,
         incarnations=tuple(list_incarnations(listing, found, claims, refused_claims)),

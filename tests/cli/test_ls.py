@@ -17,7 +17,7 @@ from ckptflow.format.words import size_text
 from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore
 from tests.cli.runner import Runner
-from tests.roots import Life, make_root, sample_arrays, say_copied
+from tests.roots import Life, make_linked_root, make_root, sample_arrays
 
 ROW = {"folder", "url", "step", "incarnation", "state", "why", "problem", "pinned", "created_at", "size_bytes"}
 ROW |= {"copied_bytes", "shards", "workers", "metrics", "metadata"}
@@ -42,19 +42,23 @@ def test_a_healthy_root(runner: Runner, root: str) -> None:
 
 
 def test_what_was_copied_has_a_column_where_anything_was(runner: Runner, root: str) -> None:
-    size_bytes = say_copied(root, Folder(300, 1), Folder(100, 1))
-    head, first, *_, last = runner("ls", root).out.splitlines()
+    size_bytes = make_linked_root(linked := f"{root}-linked")
+    head, first, _, last, in_all = runner("ls", linked).out.splitlines()
     assert head.split()[:6] == ["step", "inc", "created", "size", "copied", "shards"]
     assert f" {size_text(size_bytes)} " in last
     assert " - " in first
-    rows = runner("ls", root, "--json").json["checkpoints"]
-    assert [row["copied_bytes"] for row in rows] == [0, 0, size_bytes]
-    assert f", {size_text(size_bytes)} copied  loss=0.5" in runner("watch", root, "--until-step", "300").out
+    told = runner("ls", linked, "--json").json
+    assert [row["copied_bytes"] for row in told["checkpoints"]] == [0, 0, size_bytes]
+    files = {path.stat().st_ino: path.stat().st_size for path in Path(linked).glob("*-i0001/*")}
+    assert told["stored_bytes"] == sum(files.values())
+    assert f"the root takes {size_text(told['stored_bytes'])}" in in_all
+    assert f", {size_text(size_bytes)} copied  loss=0.5" in runner("watch", linked, "--until-step", "300").out
 
 
 def test_json_has_the_documented_members(runner: Runner, root: str) -> None:
     told = runner("ls", root, "--json").json
-    assert set(told) == {"url", "run_id", "incarnation", "resumes_from", "doubt", "hidden", "checkpoints"}
+    members = {"url", "run_id", "incarnation", "resumes_from", "doubt", "stored_bytes", "hidden", "checkpoints"}
+    assert set(told) == members
     assert told["resumes_from"] == "000000000300-i0001"
     assert told["hidden"] == {"outside": 0, "partial": 0}
     assert all(set(row) == ROW for row in told["checkpoints"])

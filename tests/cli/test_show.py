@@ -11,12 +11,11 @@ import pytest
 import tensorflow as tf
 
 import ckptflow
-from ckptflow.format.layout import Folder
 from ckptflow.format.spec import TensorSpec
 from ckptflow.format.words import size_text
 from ckptflow.storage.opening import open_store
 from tests.cli.runner import Runner
-from tests.roots import Life, say_copied
+from tests.roots import Life, make_linked_root
 
 MEMBERS = {"url", "folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"}
 MEMBERS |= {
@@ -108,14 +107,14 @@ def test_by_step_and_by_folder(runner: Runner, rich_root: str, monkeypatch: pyte
 
 
 def test_what_was_copied_and_from_where(runner: Runner, root: str) -> None:
-    assert "copied" not in runner("show", root).out
-    size_bytes = say_copied(root, Folder(300, 1), Folder(100, 1))
-    told = runner("show", root, "--json").json
-    assert (told["copied_bytes"], told["family"]) == (size_bytes, 1)
+    assert "\ncopied  " not in runner("show", root).out
+    size_bytes = make_linked_root(linked := f"{root}-linked")
+    told = runner("show", linked, "--json").json
+    assert (told["copied_bytes"], told["family"]) == (size_bytes, 0)
     first, *others = told["shards"]
     assert first["copied_from"] == f"000000000100-i0001/{first['name']}"
     assert all(shard["copied_from"] is None for shard in others)
-    out = runner("show", root).out
+    out = runner("show", linked).out
     sent = size_text(told["size_bytes"] - size_bytes)
     assert f"{size_text(size_bytes)} in 1 shard from 000000000100-i0001; {sent} were sent" in out
     copied = {tensor["name"] for tensor in told["tensors"] if any(piece["shard"] == 0 for piece in tensor["slices"])}
