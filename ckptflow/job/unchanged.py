@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, ReceiptSlice
 from ckptflow.format.spec import TensorSpec
+from ckptflow.transfer.packing import PlannedShard
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.regroup import OldShard, needs_regrouping, regroup, shards_in, shards_of
 from ckptflow.transfer.sources import NO_SOURCES, Earlier, Sources, shards_by_content
@@ -97,6 +98,7 @@ class Unchanged:
         self._specs: Sequence[TensorSpec] = ()
         self._at_once = 0
         self._plan: WorkerPlan | None = None
+        self._observed: frozenset[str] = frozenset()
         self._watched: dict[str, _Watched] = {}
         self._sent: dict[str, dict[bytes, _Sent]] = {}  # by folder, and by the shard's header
 
@@ -123,6 +125,8 @@ class Unchanged:
         still = self._still(specs)
         if not is_other and needs_regrouping(plan, still):
             plan = regroup(plan, specs, old, still, shard_bytes=self._shard_bytes, at_once=at_once)
+        if plan is not self._plan:
+            self._observed = _observed(plan.shards) if self.is_on else frozenset()
         self._specs, self._at_once, self._plan = specs, at_once, plan
         if self.is_on and live is not None:
             self._hold(plan, live)
@@ -162,7 +166,9 @@ class Unchanged:
         self._sent[str(folder)] = sent
         for forgotten in list(self._sent)[:-_SAVES_REMEMBERED]:
             del self._sent[forgotten]
-        for name, hint in _hints(plan, written.slices).items():
+        known = self._plan.shards if self._plan is not None else ()
+        observed = self._observed | _observed(plan.shards[len(known) :])
+        for name, hint in _hints(observed, written.slices).items():
             self._watched.setdefault(name, _Watched()).learn(hint)
 
     def let_go(self) -> None:
@@ -234,16 +240,21 @@ def _references(live: References, indices: Iterable[int]) -> tuple[object, ...] 
     return None if None in found else found
 
 
-def _hints(plan: WorkerPlan, slices: Iterable[ReceiptSlice]) -> dict[str, _Hint]:
-    """Of each tensor that is large enough, or still."""
+def _observed(shards: Iterable[PlannedShard]) -> frozenset[str]:
+    """The tensors in these shards that are large enough, or still."""
     sizes: dict[str, int] = {}
-    for shard in plan.shards:
-        for planned in shard.slices:
-            size_bytes = OBSERVED_BYTES if shard.is_still else planned.end - planned.offset
-            sizes[planned.name] = sizes.get(planned.name, 0) + size_bytes
+    for shard in shards:
+        for piece in shard.slices:
+            size_bytes = OBSERVED_BYTES if shard.is_still else piece.end - piece.offset
+            sizes[piece.name] = sizes.get(piece.name, 0) + size_bytes
+    return frozenset(name for name, size_bytes in sizes.items() if size_bytes >= OBSERVED_BYTES)
+
+
+def _hints(names: Collection[str], slices: Iterable[ReceiptSlice]) -> dict[str, _Hint]:
+    """What the slices of these tensors were."""
     found: dict[str, list[ReceiptSlice]] = {}
     for piece in slices:
-        if sizes[piece.tensor] >= OBSERVED_BYTES:
+        if piece.tensor in names:
             found.setdefault(piece.tensor, []).append(piece)
     return {
         name: _Hint(
