@@ -23,7 +23,7 @@ from ckptflow.errors import (
     UnknownVersionError,
 )
 from ckptflow.printable import printable
-from ckptflow.storage.again import renew
+from ckptflow.storage.wrappers import StoreWrapper
 
 if TYPE_CHECKING:
     from ckptflow.commit.catalog import Summaries
@@ -181,32 +181,15 @@ def read_one(store: Store, folder: Folder, pool: BufferPool, *, is_one_of_all: b
     return Verified(folder, url, manifest.size_bytes, tuple(problems))
 
 
-class WatchedStore:
+class WatchedStore(StoreWrapper):
     """A store that says how many bytes each read brought."""
 
     def __init__(self, store: Store, on_read: Callable[[int], None]) -> None:
-        self._store = store
+        super().__init__(store)
         self._on_read = on_read
-        self.put, self.create, self.list = store.put, store.create, store.list
-        self.delete, self.close = store.delete, store.close
-
-    @property
-    def url(self) -> str:
-        return self._store.url
-
-    @property
-    def is_create_only(self) -> bool:
-        return self._store.is_create_only
-
-    @property
-    def is_object_store(self) -> bool:
-        return self._store.is_object_store
-
-    def renew(self, key: str) -> None:
-        renew(self._store, key)
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        count = self._store.get(key, into, start)
+        count = super().get(key, into, start)
         self._on_read(count)
         return count
 

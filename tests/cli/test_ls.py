@@ -16,7 +16,7 @@ from ckptflow.commit.pins import pin_checkpoint
 from ckptflow.errors import FencedError
 from ckptflow.format.layout import Folder, pin_key
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.store import Store
+from ckptflow.storage.store import Entry, Store
 from tests.cli.runner import Runner
 from tests.roots import Life, make_root, sample_arrays
 
@@ -159,11 +159,10 @@ class CountingStore(WatchedStore):
     def __init__(self, store: Store) -> None:
         super().__init__(store, lambda _: None)
         self.requests: Counter[str] = Counter()
-        self.list = self._list  # type: ignore[assignment]
 
-    def _list(self, prefix: str = "") -> object:
+    def list(self, prefix: str = "") -> list[Entry]:
         self.requests["list"] += 1
-        return self._store.list(prefix)
+        return super().list(prefix)
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
         self.requests[key.rpartition("/")[2] if not key.startswith("lineage/") else "claim"] += 1
