@@ -174,3 +174,17 @@ def test_a_rewrite_in_several_parts_goes_on_to_its_end() -> None:
 def test_a_rewrite_that_does_not_go_on_is_given_up(replies: tuple[dict[str, Any], ...]) -> None:
     with pytest.raises(StrangeReplyError):
         copy_gcs(rewriting(*replies)[1], "bucket", "a", "b", "7")
+
+
+def test_gcs_that_refuses_copies_and_takes_writes(fake_gcs: Server) -> None:
+    with faulty_proxy(fake_gcs) as proxy:
+        options = {**fake_gcs.options_at(proxy.endpoint), "endpoint_url": proxy.endpoint}
+        store = open_store("gs://ckptflow-tests/copies", options)
+        version = store.put("a", X)
+        assert version is not None
+        denied = Reply(403, json.dumps({"error": {"code": 403, "message": "no storage.objects.get"}}).encode())
+        proxy.rules = [lambda line, headers: denied if "/rewriteTo/" in line else None]
+        with pytest.raises(StorageAccessError, match="cannot copy to b"):
+            store.copy("a", "b", version)
+        assert not store.can_copy
+        store.put("b", X)
