@@ -12,7 +12,7 @@ import pytest
 from ckptflow.errors import ObjectChangedError, StorageAccessError, StorageError, StorageUnavailableError
 from ckptflow.events import Event, Retried
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.replies import StrangeReplyError, copy_gcs
+from ckptflow.storage.replies import StrangeReplyError, as_version, copy_gcs
 from ckptflow.storage.retry import Retries, RetryingStore
 from ckptflow.storage.throttling import hearing
 from ckptflow.testing import read_whole
@@ -188,3 +188,17 @@ def test_gcs_that_refuses_copies_and_takes_writes(fake_gcs: Server) -> None:
             store.copy("a", "b", version)
         assert not store.can_copy
         store.put("b", X)
+
+
+NO_VERSIONS = ['W/"abc"', '"*"', '"a", "b"', "a\r\nx-amz-acl: public-read", "é", "x" * 129, "", None]
+
+
+@pytest.mark.parametrize("told", NO_VERSIONS)
+def test_what_cannot_be_a_condition_is_no_version(told: str | None, proxy: FaultyProxy, store: RetryingStore) -> None:
+    assert as_version(told) is None
+    store.put("a", X)
+    before = len(proxy.requests)
+    with pytest.raises(ObjectChangedError, match="cannot copy to b"):
+        store.copy("a", "b", told or "")
+    assert proxy.requests[before:] == []
+    assert as_version('"0123-4"') == "0123-4"
