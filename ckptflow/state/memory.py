@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ckptflow.state.leaves import host_array
 from ckptflow.state.private.tensorflow import rank
 
 
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Keeps the memory of tensors, and equals another only where all of both is the very same memory.
 
@@ -17,16 +19,8 @@ class Memory:
     bytes. An address that nobody keeps proves nothing: what is freed is given to others.
     """
 
-    __slots__ = ("_addresses", "_kept")
-
-    def __init__(self, kept: tuple[Any, ...], addresses: tuple[int, ...]) -> None:
-        self._kept = kept
-        self._addresses = addresses
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Memory) and self._addresses == other._addresses
-
-    __hash__ = None  # type: ignore[assignment]
+    addresses: tuple[int, ...]
+    kept: tuple[Any, ...] = field(compare=False, repr=False)
 
 
 def memory_of(held: Any) -> Memory | None:
@@ -41,4 +35,4 @@ def memory_of(held: Any) -> Memory | None:
         if one.dtype == object or one.ctypes.data != another.ctypes.data:  # copies, of which none is the tensor's
             return None
         addresses.append(one.ctypes.data)
-    return Memory(tensors, tuple(addresses))
+    return Memory(tuple(addresses), tensors)

@@ -71,7 +71,7 @@ def to_bytes(array: Any) -> object:
 
 
 def run(make: Callable[[], dict[str, Any]], change: Callable[[dict[str, Any]], object], strategy: Any = None) -> None:
-    """Saves, at the end of which all that is still is copied; a restart into a new state; saves that copy it at once."""
+    """Saves, at the end of which all that is still is copied; a restart into a new state; saves that copy at once."""
     for saves, learning in ((SAVES, SAVES - 1), (2, 0)):
         twins = Twins(ROOT, make(), strategy)
         for number in range(saves):
@@ -158,7 +158,9 @@ def _old_model() -> Any:
 
 def _alone() -> dict[str, Any]:
     words, moving = keras.layers.StringLookup(vocabulary=WORDS), keras.layers.StringLookup(vocabulary=WORDS[:20_000])
-    tables = {name: tf.lookup.experimental.DenseHashTable(tf.int64, tf.int64, -1, -2, -3) for name in ("still", "moving")}
+    tables = {
+        name: tf.lookup.experimental.DenseHashTable(tf.int64, tf.int64, -1, -2, -3) for name in ("still", "moving")
+    }
     for table in tables.values():
         table.insert(tf.range(LENGTH, dtype=tf.int64), tf.range(LENGTH, dtype=tf.int64))
     models = _keras_models()

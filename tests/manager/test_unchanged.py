@@ -162,7 +162,7 @@ def test_an_address_that_nobody_keeps_proves_nothing(tmp_path: Path, monkeypatch
 
     def only_the_address(held: Any) -> memory.Memory | None:
         kept = memory.memory_of(held)
-        return None if kept is None else memory.Memory((), kept._addresses)
+        return None if kept is None else memory.Memory(kept.addresses, ())
 
     variable = tf.Variable(tf.zeros([2**20]))
 

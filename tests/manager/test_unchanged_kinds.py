@@ -11,7 +11,5 @@ from tests.processes import run_python
 
 @pytest.mark.parametrize("program", ["alone"])
 def test_every_kind(tmp_path: Path, program: str) -> None:
-    done = run_python(
-        "-c", f"from tests.manager.kinds import {program}; {program}()", env={"ROOT": str(tmp_path)}
-    )
+    done = run_python("-c", f"from tests.manager.kinds import {program}; {program}()", env={"ROOT": str(tmp_path)})
     assert done.stdout.endswith("well\n"), done.stdout + done.stderr
