@@ -57,25 +57,32 @@ class _Watched:
     calm: int = 0  # saves in a row at which it seemed unchanged
     needed: int = 1  # so many until it is expected to be still
 
+    @property
+    def may_be_held(self) -> bool:
+        return self.references is None and not self.has_moved and not self.is_copied
+
     def look(self, references: tuple[object, ...] | None) -> None:
-        """Compares the memory with what was saved last; what has moved holds none, which would keep it twice."""
+        """Compares the memory with what was saved last; what has moved holds none, which would keep it twice.
+
+        It stays in its shard until its bytes are known: it may have been given the same ones, and the hash says so.
+        """
         if self.references is None or references == self.references:
             return
-        self.references, self.is_still, self.has_moved = None, False, True
+        self.references, self.has_moved = None, True
 
     def learn(self, hint: _Hint) -> None:
         """After a save, whose slices were these."""
         before, self.hint = self.hint, hint
-        was_still, has_moved, self.has_moved = self.is_still or self.has_moved, self.has_moved, False
+        has_moved, self.has_moved = self.has_moved, False
         if before is None or before.boxes != hint.boxes:  # the first, or cut otherwise
             return
         if before.checksums == hint.checksums:
             self.is_copied |= has_moved
             self.calm += 1
-            self.is_still |= self.calm >= self.needed or has_moved
+            self.is_still |= self.calm >= self.needed
             return
+        self.needed *= _CALMER if self.is_still else 1
         self.calm, self.is_still, self.references = 0, False, None
-        self.needed *= _CALMER if was_still else 1
 
 
 class _Sent(NamedTuple):
@@ -217,7 +224,7 @@ class Unchanged:
     def _hold(self, plan: WorkerPlan, live: References) -> None:
         """Refers to the memory of what is still and written here, if none is referred to."""
         written = {piece.name for shard in plan.shards if shard.is_still for piece in shard.slices}
-        names = {n for n in written if self._watched[n].references is None and not self._watched[n].is_copied}
+        names = {n for n in written if self._watched[n].may_be_held}
         for name, indices in _places(self._specs, names).items():
             watched = self._watched[name]
             watched.references, watched.since = _references(live, indices), self._saves
