@@ -21,21 +21,8 @@ class Memory:
     bytes. An address that nobody keeps proves nothing: what is freed is given to others.
     """
 
-<<<<<<< HEAD
-    addresses: tuple[int, ...]
+    addresses: tuple[int | bytes, ...]
     kept: tuple[Any, ...] = field(compare=False, repr=False)
-=======
-    __slots__ = ("_addresses", "_kept")
-
-    def __init__(self, kept: tuple[Any, ...], addresses: tuple[int | bytes, ...]) -> None:
-        self._kept = kept
-        self._addresses = addresses
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Memory) and self._addresses == other._addresses
-
-    __hash__ = None  # type: ignore[assignment]
->>>>>>> kinds
 
 
 def memory_of(held: Any) -> Memory | None:
@@ -53,9 +40,4 @@ def memory_of(held: Any) -> Memory | None:
             addresses.append(one.ctypes.data)
         else:  # copies, of which none is the tensor's
             return None
-<<<<<<< HEAD
-        addresses.append(one.ctypes.data)
     return Memory(tuple(addresses), tensors)
-=======
-    return Memory(tensors, tuple(addresses))
->>>>>>> kinds

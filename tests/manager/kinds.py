@@ -81,15 +81,10 @@ def to_bytes(array: Any) -> object:
     return array.tolist() if array.dtype == object else array.tobytes()
 
 
-<<<<<<< HEAD
-def run(make: Callable[[], dict[str, Any]], change: Callable[[dict[str, Any]], object], strategy: Any = None) -> None:
-    """Saves, at the end of which all that is still is copied; a restart into a new state; saves that copy at once."""
-=======
 def run(
     root: Path, make: Callable[[], dict[str, Any]], change: Callable[[dict[str, Any]], object], strategy: Any = None
 ) -> None:
     """Saves, until all that is still is copied; a restart into a new state; saves that copy it at once."""
->>>>>>> kinds
     for saves, learning in ((SAVES, SAVES - 1), (2, 0)):
         twins = Twins(root, make(), strategy)
         for number in range(saves):
@@ -177,11 +172,7 @@ def _old_model() -> Any:
 
 
 def _alone() -> dict[str, Any]:
-<<<<<<< HEAD
-    words, moving = keras.layers.StringLookup(vocabulary=WORDS), keras.layers.StringLookup(vocabulary=WORDS[:20_000])
-=======
     words, moving = keras.layers.StringLookup(vocabulary=WORDS), keras.layers.StringLookup(vocabulary=WORDS[:5_000])
->>>>>>> kinds
     tables = {
         name: tf.lookup.experimental.DenseHashTable(tf.int64, tf.int64, -1, -2, -3) for name in ("still", "moving")
     }

@@ -12,10 +12,6 @@ from tests.waiting import HANG_S
 
 @pytest.mark.parametrize("program", ["alone", "replicated"])
 def test_every_kind(tmp_path: Path, program: str) -> None:
-<<<<<<< HEAD
-    done = run_python("-c", f"from tests.manager.kinds import {program}; {program}()", env={"ROOT": str(tmp_path)})
-    assert done.stdout.endswith("well\n"), done.stdout + done.stderr
-=======
     (result,) = run_workers(f"tests.manager.kinds:{program}", 1, env={"ROOT": str(tmp_path)})
     assert result.output.endswith("well\n"), result.output
 
@@ -24,4 +20,3 @@ def test_parts_on_servers(tmp_path: Path) -> None:
     tasks, env = ("chief", "worker", "ps", "ps"), {"ROOT": str(tmp_path / "run")}
     with start_workers("tests.manager.kinds:servers", 4, tasks=tasks, env=env, folder=tmp_path / "logs") as workers:
         assert workers[0].wait(HANG_S) == 0, workers[0].output()
->>>>>>> kinds
