@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import crc32c
 import keras
 import numpy as np
 import pytest
@@ -194,10 +195,10 @@ def test_an_address_that_nobody_keeps_proves_nothing(tmp_path: Path, monkeypatch
             manager.restore_latest()
             for step in range(1, 7):
                 saved = manager.save(step).result()
-            before = capture.memory_of(variable.read_value())
+            before = memory.memory_of(variable.read_value())
             for number in range(1, 20):
                 variable.assign(tf.fill([2**20], float(number)))
-                if capture.memory_of(variable.read_value()) == before:
+                if memory.memory_of(variable.read_value()) == before:
                     break
             for step in range(7, 10):
                 saved = manager.save(step).result()
@@ -235,4 +236,4 @@ class _Crc32c:
 
     @staticmethod
     def xxh3_128_hexdigest(data: memoryview) -> str:
-        return f"{writer.crc32c.crc32c(data):032x}"
+        return f"{crc32c.crc32c(data):032x}"
