@@ -124,7 +124,7 @@ class RemoteStore(RemoteCalls, ABC):
                     if isinstance(error, IgnoredConditionError) or faults.is_refused_copy(error):
                         self._stop_copying(faults.text_of(error, self._secrets))
                     raise
-        except ObjectExistsError as error:  # of the two conditions that a request can have, a copy has the other one
+        except (ObjectChangedError, ObjectExistsError) as error:  # "exists" is how any condition fails
             raise ObjectChangedError(changed) from error
 
     def create(self, key: str, data: memoryview) -> None:

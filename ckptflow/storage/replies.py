@@ -15,9 +15,12 @@ from urllib.parse import quote, unquote_plus
 
 import crc32c
 
+from ckptflow.errors import ObjectChangedError
+
 # One request by botocore's name for it: `call("list_objects_v2", Bucket=…)` gives the parsed reply.
 Request = Callable[..., Any]
 RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
+_GENERATION = re.compile("[1-9][0-9]{0,17}")
 _MD5 = re.compile("[0-9a-f]{32}")
 _VERSION = re.compile(r'[^\x00-\x20"*,\x7f-\U0010ffff]{1,128}')
 
@@ -189,6 +192,8 @@ def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview
 
 def copy_gcs(call: Request, bucket: str, source: str, name: str, version: str) -> str | None:
     """Copies one object inside a bucket, if it is that version; returns the version of the copy."""
+    if not _GENERATION.fullmatch(version):  # but of the storage that a checkpoint was copied from
+        raise ObjectChangedError(f"{source} is of a generation, and {version!r} is none")
     path = "b/{}/o/{}/rewriteTo/b/{}/o/{}"
     more: dict[str, str] = {"ifSourceGenerationMatch": version}
     done_bytes = -1

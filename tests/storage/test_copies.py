@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -182,6 +183,10 @@ def test_gcs_that_refuses_copies_and_takes_writes(fake_gcs: Server) -> None:
         store = open_store("gs://ckptflow-tests/copies", options)
         version = store.put("a", X)
         assert version is not None
+        for other in (hashlib.md5(X, usedforsecurity=False).hexdigest(), "9" * 19, "0"):  # of a copied checkpoint
+            with pytest.raises(ObjectChangedError, match="cannot copy to b"):
+                store.copy("a", "b", other)
+        assert store.can_copy
         denied = Reply(403, json.dumps({"error": {"code": 403, "message": "no storage.objects.get"}}).encode())
         proxy.rules = [lambda line, headers: denied if "/rewriteTo/" in line else None]
         with pytest.raises(StorageAccessError, match="cannot copy to b"):
