@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -31,13 +32,14 @@ _COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("least_written_share", "least share", 1, 3),
 )
 _Column = tuple[tuple[str, ...], str, float, int]
-# Of saves that copy what has not changed: measures that stand together in a cell; "first" is that of the first save.
+# Of saves that copy what has not changed: measures that stand together in a cell; of some
+# the first save's, then the others' median.
 _UNCHANGED_COLUMNS: tuple[_Column, ...] = (
-    (("save_1_s", "save_2_s", "save_3_s"), "saves 1, 2, 3 s", 1, 2),
-    (("durable_s",), "median from 2 on", 1, 3),
+    (("save_1_s", "save_2_s", "save_3_s"), "saves 1/2/3 s", 1, 2),
+    (("durable_s",), "median of 2 on", 1, 3),
     (("save_restarted_s",), "after restart", 1, 2),
     (("blocked_s",), "blocked ms", 1e3, 1),
-    (("first save_sent_bytes", "save_sent_bytes"), "sent MiB: 1, then", 1 / _MIB, 1),
+    (("first save_sent_bytes", "save_sent_bytes"), "sent MiB", 1 / _MIB, 1),
     (("save_copied_bytes",), "copied", 1 / _MIB, 1),
     (("stored_bytes",), "stored", 1 / _MIB, 0),
     (("first save_requests", "save_requests"), "requests", 1, 0),
@@ -68,25 +70,25 @@ def _table(title: str, results: list[Result]) -> Table:
     plain: list[_Column] = [((measure,), heading, factor, digits) for measure, heading, factor, digits in _COLUMNS]
     known = _UNCHANGED_COLUMNS if is_unchanged else plain
     columns = [column for column in known if any(column[0][-1] in result.measures for result in results)]
-    table = Table(title=title, title_justify="left")
-    table.add_column("workers" if results[0].experiment == "workers" else "peer", no_wrap=True)
-    for _, heading, _, _ in columns:
-        table.add_column(heading, justify="right")
-    missing: list[str] = []
+    rows, missing = [], []
     for result in results:
         name = f"{result.worker_count}, {result.peer}" if result.experiment == "workers" else result.peer
+        cells = [_cell(result, measures, factor, digits) for measures, _, factor, digits in columns]
+        rows.append((name, cells, "dim" if result.is_limit or result.error else ""))
         if result.error:
-            table.add_row(name, style="dim")
             missing.append(f"{name}: {result.error}")
-            continue
-        cells = []
-        for measures, _, factor, digits in columns:
-            values = [value for measure in measures if (value := _value(result, measure)) is not None]
-            cells.append(", ".join(f"{value * factor:,.{digits}f}" for value in values))
-        table.add_row(name, *cells, style="dim" if result.is_limit else "")
-    table.caption = "\n".join(missing)
-    table.caption_justify = "left"
+    table = Table(title=title, title_justify="left", caption="\n".join(missing), caption_justify="left")
+    table.add_column("workers" if results[0].experiment == "workers" else "peer", no_wrap=True)
+    for measures, heading, _, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=len(measures) > 1)
+    for name, cells, style in rows:
+        table.add_row(name, *cells, style=style)
     return table
+
+
+def _cell(result: Result, measures: Sequence[str], factor: float, digits: int) -> str:
+    values = [value for measure in measures if (value := _value(result, measure)) is not None]
+    return "/".join(f"{value * factor:,.{digits}f}" for value in values)
 
 
 def _value(result: Result, measure: str) -> float | None:
