@@ -21,10 +21,9 @@ from ckptflow.format.shard import crc32c_combine
 from ckptflow.format.spec import Bytes1D, TensorSource
 from ckptflow.spans import span
 from ckptflow.storage.store import Store
-from ckptflow.storage.wrappers import can_copy
 from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import Buffer, BufferPool
-from ckptflow.transfer.copies import copy_shard
+from ckptflow.transfer.copies import Copies
 from ckptflow.transfer.packing import PlannedShard, PlannedSlice
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.plan import WorkerPlan
@@ -87,7 +86,8 @@ def write_shards(
     packer = _Packer(source, plan)
     turns = Turns(streams or streams_for(store, pool, is_for_reading=False))
     sources = earlier or NO_SOURCES
-    copied = _copy_proved(store, folder, plan, sources, tag)
+    copies = Copies(store)
+    copied = _copy_proved(store, folder, plan, sources, tag, copies)
     for number in copied:
         packer.pass_over(plan.shards[number])
     left = [number for number in range(len(plan.shards)) if number not in copied]
@@ -106,7 +106,7 @@ def write_shards(
             same = sources.by_content.get((shard.size_bytes, record.content or ""))
             # What was to be copied without reading it could not be: it is not asked for again.
             if same is not None and shard.name not in sources.proved:
-                copied_record = _copy(store, folder, same, record)
+                copied_record = _copy(copies, folder, same, record)
                 if copied_record is not None:
                     found[number] = _Written(copied_record, checksums)
                     return
@@ -135,7 +135,7 @@ def write_shards(
 
 
 def _copy_proved(
-    store: Store, folder: Folder, plan: WorkerPlan, sources: Sources, tag: str | None
+    store: Store, folder: Folder, plan: WorkerPlan, sources: Sources, tag: str | None, copies: Copies
 ) -> dict[int, _Written]:
     """Copies the shards of which that is proved without reading them; those that could be, by their numbers."""
     numbers = [number for number, shard in enumerate(plan.shards) if shard.name in sources.proved]
@@ -144,7 +144,7 @@ def _copy_proved(
         shard = plan.shards[number]
         known = sources.proved[shard.name]
         record = msgspec.structs.replace(known.record, name=_named(shard, tag))
-        made = _copy(store, folder, known, record)
+        made = _copy(copies, folder, known, record)
         return None if made is None else _Written(made, known.checksums)
 
     with span("copy", shards=len(numbers)):
@@ -152,11 +152,11 @@ def _copy_proved(
     return {number: written for number, written in zip(numbers, made, strict=True) if written is not None}
 
 
-def _copy(store: Store, folder: Folder, known: Earlier, record: ShardRecord) -> ShardRecord | None:
+def _copy(copies: Copies, folder: Folder, known: Earlier, record: ShardRecord) -> ShardRecord | None:
     """The record of a copy of that shard under this name; None where there is none, and it must be written."""
-    if not can_copy(store) or known.record.version is None:
+    if known.record.version is None:
         return None
-    version = copy_shard(store, known.key, folder.key(record.name), known.record.version)
+    version = copies.copy(known.key, folder.key(record.name), known.record.version)
     return None if version is None else msgspec.structs.replace(record, version=version, copied_from=known.key)
 
 

@@ -38,6 +38,8 @@ CHIEFS: dict[str, Moment] = {
     "after the manifest": Moment("create", "manifest.json", is_after=True),
     "in the fence check": Moment("list", "lineage/", is_after=True),
     "before a prune": Moment("delete", ""),
+    "before a copy": Moment("copy", "shard-"),  # what is frozen is the chief's, being small
+    "after a copy": Moment("copy", "shard-", is_after=True),
     "in a prune": Moment("delete", "manifest.json", is_after=True),
     "after a prune": Moment("delete", "receipt-", is_after=True),  # the first of what goes with the shards
 }
@@ -92,6 +94,7 @@ class Supervisor:
     lives: int = 0
     acknowledged: int = 0  # the highest step that any life was told is committed
     resumes: int = 0  # lives that resumed from a checkpoint
+    copied_bytes: int = 0  # in place of sending them
     killed: Counter[str] = field(default_factory=Counter)  # how often, by the moment
 
     def __post_init__(self) -> None:
@@ -191,6 +194,7 @@ class Supervisor:
         self.resumes += bool(life.events(0, "restored") and expected[0])
         commits = [event["step"] for event in life.events(0, "acknowledged")]
         self.acknowledged = max([self.acknowledged, *commits])
+        self.copied_bytes += sum(event.get("copied_bytes", 0) for event in life.events(0, "acknowledged"))
         if len(commits) >= 2:  # the prune that followed the first of them had ended before the second
             self._check_swept(life)
 

@@ -34,7 +34,9 @@ def torment(supervisor: Supervisor, kills: int, world_sizes: list[int]) -> None:
         assert supervisor.lives < 5 * kills, f"most lives end by themselves: {supervisor.killed}"
     supervisor.finish(supervisor.rng.choice(world_sizes))
     supervisor.store.close()
-    print(f"{supervisor.lives} lives, {supervisor.resumes} resumed, killed: {dict(supervisor.killed)}")
+    assert supervisor.copied_bytes
+    copied = f"{supervisor.copied_bytes / 2**20:.1f} MiB copied"
+    print(f"{supervisor.lives} lives, {supervisor.resumes} resumed, {copied}, killed: {dict(supervisor.killed)}")
 
 
 def seeded() -> random.Random:

@@ -2,7 +2,8 @@
 
 Each save carries in its metadata the digest of the values that the chief had at that step. After a restore every worker
 compares it with the digest of what it now holds, so that each resume is proved bit for bit, on each worker, for
-whatever checkpoint it came from. The next values follow from the ones before, so that a wrong one would stay.
+whatever checkpoint it came from. The next values follow from the ones before, so that a wrong one would stay. One layer
+is frozen, and so copied from save to save, but for seldom: then it gets other values.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -28,6 +30,7 @@ from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
 
 LENGTH = 30_000  # floats of each variable: several shards for each worker
+THAWED_EVERY = 9  # steps
 T = TypeVar("T")
 
 
@@ -112,10 +115,12 @@ def _run(task: Task) -> None:
         state = tf.Module()
         state.weights = [tf.Variable(tf.zeros([LENGTH])) for _ in range(3)]
         state.step = tf.Variable(0, dtype=tf.int64)
-    variables = [*state.weights, state.step]
+        frozen = keras.layers.Dense(300, kernel_initializer="zeros", trainable=False)
+        frozen.build((100,))
+    variables = [*state.weights, state.step, frozen.kernel.value]
     with ckptflow.CheckpointManager(
         task.url,
-        {"state": state},
+        {"state": state, "frozen": frozen},
         strategy=strategy,
         keep=[ckptflow.KeepLast(2), ckptflow.KeepEvery(steps=40)],
         storage_options=task.storage_options,
@@ -129,11 +134,13 @@ def _run(task: Task) -> None:
         first = restored.step + 1 if restored else 1
         for step in range(first, first + task.saves):
             _advance(state, step)
+            if step % THAWED_EVERY == 0:
+                frozen.kernel.assign_add(tf.ones([100, 300]))
             _say(event="saving", step=step)
             pending = manager.save(step, metadata={"digest": digest_of(variables)})
             if step % 2:  # else the next save goes on while this one is under way
                 manager.wait()
-                _say(event="acknowledged", step=pending.step)
+                _say(event="acknowledged", step=pending.step, copied_bytes=pending.result().copied_bytes)
     _say(event="acknowledged", step=step)
     _say(event="finished")
 

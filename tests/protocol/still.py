@@ -18,7 +18,7 @@ from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError
 from ckptflow.format.layout import parse_folder, parse_tag, shard_name
 from ckptflow.format.manifest import Manifest, Receipt, ReceiptSlice, ShardRecord, TensorRecord
 from ckptflow.storage.store import Store
-from ckptflow.transfer.copies import copy_shard
+from ckptflow.transfer.copies import Copies
 
 STILL = b"still"
 _CHECKSUM = crc32c.crc32c(STILL)
@@ -49,7 +49,7 @@ def add_still(store: Store, stills: Stills, reuse: Reuse, draft: Draft, receipt:
     version = copied_from = None
     if source is not None and source.version is not None:
         copied_from = f"{reuse.source}/{source.name}"
-        version = copy_shard(store, copied_from, key, source.version)
+        version = Copies(store).copy(copied_from, key, source.version)
     if version is None:
         copied_from = None
         version = store.put(key, memoryview(STILL))
