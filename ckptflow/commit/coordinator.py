@@ -212,14 +212,21 @@ class Coordinator:
         is_shared = not self._store.is_object_store
         known = sorted([*(self._known_lineage() if is_shared else ()), *self._committed], key=lambda each: each.folder)
         restored = [self._start.restored] if self._start.restored else []
-        existing = [Existing(each.folder, each.family) for each in known or restored]
+        # An older one may have the damaged file that a fallback, or a person by a rollback, has left behind. What was
+        # restored was read whole.
+        reasons = {self._held.number: self._start.reason} | {each.folder.incarnation: each.reason for each in known}
+        since = max((n for n, reason in reasons.items() if reason not in ("start", "resume")), default=0)
+        existing = [
+            Existing(each.folder, each.family, each.folder.incarnation >= since or each in restored)
+            for each in known or restored
+        ]
         if not is_shared or not known:
             return choose_reuse(existing, (), is_shared=is_shared)
         by_step = {each.folder.step: each for each in known if each.folder.step != step}
         others = [by_step[each] for each in sorted(by_step)]
         coming = Checkpoint(step, self._held.number, metrics, metadata, datetime.now(UTC), 0, self._store.url)
-        reasons = reasons_to_keep([*(each.checkpoint for each in others), coming], self._policies)[:-1]
-        kept = {each.folder for each, reason in zip(others, reasons, strict=True) if reason}
+        stay = reasons_to_keep([*(each.checkpoint for each in others), coming], self._policies)[:-1]
+        kept = {each.folder for each, reason in zip(others, stay, strict=True) if reason}
         # A pin may be taken back: it decides only if no policy keeps one.
         return choose_reuse(existing, kept or list_pins(self._store), is_shared=True)
 

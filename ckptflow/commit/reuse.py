@@ -16,10 +16,11 @@ from ckptflow.format.layout import Folder
 
 
 class Existing(NamedTuple):
-    """A committed checkpoint that is there, and its family."""
+    """A committed checkpoint that is there, its family, and whether it may be copied from."""
 
     folder: Folder
     family: int
+    is_source: bool = True
 
 
 class Reuse(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,11 +43,9 @@ def choose_reuse(existing: Sequence[Existing], kept: Collection[Folder], *, is_s
     if not is_shared:
         return Reuse(0, str(newest.folder), "the newest; a copy is one of its own")
     staying = [each for each in existing if each.folder in kept]
-    if not staying:
-        return Reuse(newest.family, str(newest.folder), "the newest, which does not stay: one family is enough")
-    family = 1 - staying[-1].family
-    beside = f"{staying[-1].folder} stays, of family {1 - family}"
-    source = next((each.folder for each in reversed(existing) if each.family == family), None)
+    family = 1 - staying[-1].family if staying else newest.family
+    beside = f"{staying[-1].folder} stays, of family {1 - family}" if staying else "none stays: one family is enough"
+    source = next((each.folder for each in reversed(existing) if each.is_source and each.family == family), None)
     if source is None:
-        return Reuse(family, None, f"{beside}, and none is of family {family}: written whole")
+        return Reuse(family, None, f"{beside}; none of family {family} is to be copied from")
     return Reuse(family, str(source), f"{beside}; the newest of family {family}")

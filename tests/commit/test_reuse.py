@@ -34,12 +34,17 @@ ONE, TWO, THREE = Folder(1, 1), Folder(2, 1), Folder(3, 1)
         ((0, 1, 0), (ONE, TWO), Reuse(0, "3")),
         ((0, 0, 0), (ONE, THREE), Reuse(1, None)),
         ((0, 1, 1), (ONE, TWO, THREE), Reuse(0, "1")),
+        ((0, 1, -1), (TWO,), Reuse(0, "1")),
+        ((0, -1, 1), (ONE,), Reuse(1, "3")),
+        ((0, -1, 0), (THREE,), Reuse(1, None)),
     ],
 )
 def test_on_a_disk_the_next_is_of_another_family_than_the_newest_that_stays(
     families: Sequence[int], kept: Sequence[Folder], expected: Reuse
 ) -> None:
-    existing = [Existing(folder, family) for folder, family in zip((ONE, TWO, THREE), families, strict=False)]
+    """-1: one of family 1 that is not to be copied from."""
+    numbered = zip((ONE, TWO, THREE), families, strict=False)
+    existing = [Existing(folder, abs(family), is_source=family >= 0) for folder, family in numbered]
     found = choose_reuse(existing, kept, is_shared=True)
     source = f"00000000000{expected.source}-i0001" if expected.source else None
     assert (found.family, found.source) == (expected.family, source)
@@ -156,6 +161,28 @@ def test_what_was_deleted_by_hand_does_not_count_as_staying_for_long() -> None:
     life.save(3, metrics={"loss": 0.3})  # which thinks that 1 stays
     life.save(4, metrics={"loss": 0.4})
     assert folders(store) == ["000000000002-i0001", "000000000004-i0001"]
+    check_two_copies(store)
+
+
+@pytest.mark.parametrize("is_new_life", [False, True])
+def test_after_a_fallback_nothing_is_copied_that_was_not_read_since(is_new_life: bool) -> None:
+    """2 and 4 share a file, which goes bad: 3 is restored, and 2, of the family of the next one, is not its source."""
+    store = Disk()
+    life = Tuning(store)
+    life.resume()
+    for step in (1, 2, 3, 4):
+        life.save(step)
+    shared = store.objects[f"{Folder(4, 1)}/{read_manifest(store, Folder(4, 1)).shards[1].name}"]
+    bad = type(shared)(b"?" * len(shared))
+    bad.version = shared.version  # type: ignore[attr-defined]
+    store.objects.update({key: bad for key, data in store.objects.items() if data is shared})
+    after = Tuning(store)
+    assert after.resume() == 3
+    if is_new_life:
+        after = Tuning(store)
+        assert after.resume() == 3
+    assert [after.save(step).checkpoint.copied_bytes for step in (4, 5, 6)] == [0, len("still"), len("still")]
+    assert Tuning(store).resume() == 6
     check_two_copies(store)
 
 

@@ -171,8 +171,9 @@ class Explorer:
         else:
             made = there.decode() if is_shared else key
             copied = state._replace(content=self.storage.write(state.content, key, data + VERSION + made.encode()))
-            if version != ANY_VERSION and source_key.partition("/")[0] in state.damaged:  # bytes went wrong in place
-                copied = copied._replace(damaged=state.damaged | {key.partition("/")[0]})
+            is_known = any(b'"reason":"damage"' in each for each in self.storage.contents[state.content].values())
+            if version != ANY_VERSION and source_key.partition("/")[0] in state.damaged and not is_known:
+                copied = copied._replace(damaged=state.damaged | {key.partition("/")[0]})  # nobody has read it since
             yield "", Result(made), copied
             if state.budget.refusals:
                 spent = state.budget._replace(refusals=state.budget.refusals - 1)

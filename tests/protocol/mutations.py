@@ -278,6 +278,10 @@ def one_family(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(coordinator_module, "choose_reuse", choose)
 
 
+def copied_from_what_nobody_has_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(coordinator_module, "Existing", lambda folder, family, _: Existing(folder, family))
+
+
 MUTATIONS: dict[str, Mutation] = {
     "listing after the claim": Mutation(no_listing_after_the_claim, ("takeover",), "I1"),
     "fence check after a commit": Mutation(no_fence_check_after_a_commit, ("takeover", "rollback"), "I1"),
@@ -337,6 +341,9 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "a copy of the version that is known": Mutation(
         copied_without_the_condition, ("copies, the source is replaced",), "I2"
+    ),
+    "after a fallback, a source that was read": Mutation(
+        copied_from_what_nobody_has_read, ("copies on a disk, damage",), "I2"
     ),
     "two families": Mutation(one_family, ("copies on a disk",), "I6"),
     "create-only manifest": Mutation(

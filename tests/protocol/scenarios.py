@@ -164,8 +164,8 @@ SMALL: dict[str, Scenario] = {
         budget=ROLLBACK,
     ),
     "copies on a disk, damage": Scenario(
-        (running(kept=2, keep=2, copies="disk"), life(saves=3, keep=2, copies="disk")),
-        kept=2,
+        (running(kept=4, keep=4, copies="disk"), life(saves=2, keep=4, copies="disk")),
+        kept=4,
         is_alive=False,
         budget=DAMAGE,
     ),
