@@ -81,7 +81,7 @@ WORKS = {
 }
 _OURS = {
     "ckptflow": "benchmarks.peers.unchanged:Reusing",
-    "ckptflow, reuse_unchanged=False": "benchmarks.peers.unchanged:Sending",
+    "ckptflow, all sent": "benchmarks.peers.unchanged:Sending",
 }
 UNCHANGED = {
     "local": {"raw device": "benchmarks.peers.clients:Device", **_OURS},

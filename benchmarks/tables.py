@@ -30,21 +30,17 @@ _COLUMNS = (
     ("most_written_share", "most share", 1, 3),
     ("least_written_share", "least share", 1, 3),
 )
-# Of saves that copy what has not changed; a measure that stands twice is shown of the first save, then of the others.
+# Of saves that copy what has not changed: measures that stand together in a cell; "first" is that of the first save.
 _UNCHANGED_COLUMNS = (
-    ("save_1_s", "save 1 s", 1, 3),
-    ("save_2_s", "2", 1, 3),
-    ("save_3_s", "3", 1, 3),
-    ("durable_s", "median from 2", 1, 3),
-    ("save_restarted_s", "after a restart", 1, 3),
-    ("blocked_s", "blocked ms", 1e3, 1),
-    ("save_sent_bytes", "sent MiB, save 1", 1 / _MIB, 1),
-    ("save_sent_bytes", "then", 1 / _MIB, 1),
-    ("save_copied_bytes", "copied MiB", 1 / _MIB, 1),
-    ("stored_bytes", "stored MiB", 1 / _MIB, 0),
-    ("save_requests", "requests, save 1", 1, 0),
-    ("save_requests", "then", 1, 0),
-    ("peak_save_bytes", "peak MiB", 1 / _MIB, 0),
+    (("save_1_s", "save_2_s", "save_3_s"), "saves 1, 2, 3 s", 1, 2),
+    (("durable_s",), "median from 2 on", 1, 3),
+    (("save_restarted_s",), "after restart", 1, 2),
+    (("blocked_s",), "blocked ms", 1e3, 1),
+    (("first save_sent_bytes", "save_sent_bytes"), "sent MiB: 1, then", 1 / _MIB, 1),
+    (("save_copied_bytes",), "copied", 1 / _MIB, 1),
+    (("stored_bytes",), "stored", 1 / _MIB, 0),
+    (("first save_requests", "save_requests"), "requests", 1, 0),
+    (("peak_save_bytes",), "peak MiB", 1 / _MIB, 0),
 )
 
 
@@ -67,8 +63,10 @@ def print_run(console: Console, run: Run) -> None:
 
 
 def _table(title: str, results: list[Result]) -> Table:
-    known = _UNCHANGED_COLUMNS if results[0].experiment == "unchanged" else _COLUMNS
-    columns = [column for column in known if any(column[0] in result.measures for result in results)]
+    known = [((measure,), *rest) for measure, *rest in _COLUMNS]
+    if results[0].experiment == "unchanged":
+        known = [*_UNCHANGED_COLUMNS]
+    columns = [column for column in known if any(column[0][-1] in result.measures for result in results)]
     table = Table(title=title, title_justify="left")
     table.add_column("workers" if results[0].experiment == "workers" else "peer", no_wrap=True)
     for _, heading, _, _ in columns:
@@ -81,11 +79,17 @@ def _table(title: str, results: list[Result]) -> Table:
             missing.append(f"{name}: {result.error}")
             continue
         cells = []
-        for measure, heading, factor, digits in columns:
-            stat = result.measures.get(measure)
-            value = stat and (stat.first if heading.endswith(", save 1") else stat.median)
-            cells.append("" if value is None else f"{value * factor:,.{digits}f}")
+        for measures, _, factor, digits in columns:
+            values = [value for measure in measures if (value := _value(result, measure)) is not None]
+            cells.append(", ".join(f"{value * factor:,.{digits}f}" for value in values))
         table.add_row(name, *cells, style="dim" if result.is_limit else "")
     table.caption = "\n".join(missing)
     table.caption_justify = "left"
     return table
+
+
+def _value(result: Result, measure: str) -> float | None:
+    stat = result.measures.get(measure.removeprefix("first "))
+    if stat is None:
+        return None
+    return stat.first if measure.startswith("first ") else stat.median

@@ -118,4 +118,5 @@ class Reusing(Peer):
 class Sending(Reusing):
     """The whole checkpoint is sent each time."""
 
+    note = f"reuse_unchanged=False; {Reusing.note}"
     reuse_unchanged = False

@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, ReceiptSlice
 from ckptflow.format.spec import TensorSpec
+from ckptflow.transfer.packing import PlannedShard
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
-from ckptflow.transfer.regroup import OldShard, needs_regrouping, regroup, shards_in, shards_of
+from ckptflow.transfer.regroup import needs_regrouping, regroup, shards_in, shards_of
 from ckptflow.transfer.sources import NO_SOURCES, Earlier, Sources, shards_by_content
 from ckptflow.transfer.writer import WrittenShards
 
@@ -97,6 +98,7 @@ class Unchanged:
         self._specs: Sequence[TensorSpec] = ()
         self._at_once = 0
         self._plan: WorkerPlan | None = None
+        self._observed: frozenset[str] = frozenset()
         self._watched: dict[str, _Watched] = {}
         self._sent: dict[str, dict[bytes, _Sent]] = {}  # by folder, and by the shard's header
 
@@ -110,19 +112,15 @@ class Unchanged:
         turned out to be quick, or as one that is far.
         """
         self._saves += 1
-        is_other = specs is not self._specs or at_once != self._at_once or self._plan is None
-        old = shards_of(self._plan) if self._plan is not None else []
         if self.is_on and live is not None:
-            if self._plan is None and source is not None:
-                old = shards_in(source, self._worker, self._world_size)
-                self._expect(name for each in old if each.is_still for name, _ in each.slices)
             if specs is not self._specs:
                 self._expect(live.frozen_names)
+            if self._plan is None and source is not None:
+                self._expect(_still_in(source, self._worker, self._world_size))
             self._look(specs, live)
-        plan = self._planned(specs, at_once, old) if is_other or self._plan is None else self._plan
-        still = self._still(specs)
-        if not is_other and needs_regrouping(plan, still):
-            plan = regroup(plan, specs, old, still, shard_bytes=self._shard_bytes, at_once=at_once)
+        plan = self._planned(specs, at_once, source)
+        if plan is not self._plan:
+            self._observed = _observed(plan.shards) if self.is_on else frozenset()
         self._specs, self._at_once, self._plan = specs, at_once, plan
         if self.is_on and live is not None:
             self._hold(plan, live)
@@ -151,18 +149,23 @@ class Unchanged:
         """After this worker's shards were made durable as `plan` says, dynamic tensors included."""
         if not self.is_on:
             return
-        slices: dict[int, list[ReceiptSlice]] = {}
-        for piece in written.slices:
-            slices.setdefault(piece.shard, []).append(piece)
-        sent: dict[bytes, _Sent] = {}
-        for number, (shard, record) in enumerate(zip(plan.shards, written.shards, strict=True)):
-            if record.content is not None and record.version is not None:
-                checksums = tuple(piece.crc32c for piece in slices.get(number, ()))
-                sent[shard.header] = _Sent(self._saves, Earlier(folder.key(record.name), record, checksums))
-        self._sent[str(folder)] = sent
+        can_be_copied = {i for i, record in enumerate(written.shards) if record.content and record.version}
+        checksums: dict[int, list[int]] = {number: [] for number in can_be_copied}
+        for piece in written.slices if can_be_copied else ():
+            if piece.shard in can_be_copied:
+                checksums[piece.shard].append(piece.crc32c)
+        self._sent[str(folder)] = {
+            plan.shards[i].header: _Sent(
+                self._saves,
+                Earlier(folder.key(written.shards[i].name), written.shards[i], tuple(checksums[i])),
+            )
+            for i in can_be_copied
+        }
         for forgotten in list(self._sent)[:-_SAVES_REMEMBERED]:
             del self._sent[forgotten]
-        for name, hint in _hints(plan, written.slices).items():
+        known = self._plan.shards if self._plan is not None else ()
+        observed = self._observed | _observed(plan.shards[len(known) :])
+        for name, hint in _hints(observed, written.slices).items():
             self._watched.setdefault(name, _Watched()).learn(hint)
 
     def let_go(self) -> None:
@@ -170,19 +173,24 @@ class Unchanged:
         for watched in self._watched.values():
             watched.references = None
 
-    def _planned(self, specs: Sequence[TensorSpec], at_once: int, old: Sequence[OldShard]) -> WorkerPlan:
-        still = self._still(specs)
+    def _planned(self, specs: Sequence[TensorSpec], at_once: int, source: Manifest | None) -> WorkerPlan:
+        """The plan before, if it will do."""
+        before, still, shard_bytes = self._plan, self._still(specs), self._shard_bytes
+        if before is not None and specs is self._specs and at_once == self._at_once:
+            if not needs_regrouping(before, still):
+                return before
+            return regroup(before, specs, shards_of(before), still, shard_bytes=shard_bytes, at_once=at_once)
+        worker, world_size = self._worker, self._world_size
         plan = plan_shards(
-            specs,
-            worker=self._worker,
-            world_size=self._world_size,
-            shard_bytes=self._shard_bytes,
-            at_once=at_once,
-            still=still,
+            specs, worker=worker, world_size=world_size, shard_bytes=shard_bytes, at_once=at_once, still=still
         )
-        if any(each.is_still for each in old):
-            plan = regroup(plan, specs, old, still, shard_bytes=self._shard_bytes, at_once=at_once)
-        return plan
+        if not still:
+            return plan
+        if before is not None:
+            old = shards_of(before)
+        else:
+            old = shards_in(source, worker, world_size) if source is not None else []
+        return regroup(plan, specs, old, still, shard_bytes=shard_bytes, at_once=at_once)
 
     def _expect(self, names: Iterable[str]) -> None:
         """Nothing is known of these yet, but that they are not likely to change."""
@@ -219,6 +227,11 @@ class Unchanged:
         return watched.references is not None and watched.since <= save
 
 
+def _still_in(source: Manifest, worker: int, world_size: int) -> set[str]:
+    """The tensors that this worker expected not to change when the checkpoint was saved."""
+    return {name for each in shards_in(source, worker, world_size) if each.is_still for name, _ in each.slices}
+
+
 def _places(specs: Sequence[TensorSpec], names: Collection[str]) -> dict[str, list[int]]:
     """Where these stand in `specs`: more than once where a tensor is held in blocks."""
     places: dict[str, list[int]] = {}
@@ -234,16 +247,21 @@ def _references(live: References, indices: Iterable[int]) -> tuple[object, ...] 
     return None if None in found else found
 
 
-def _hints(plan: WorkerPlan, slices: Iterable[ReceiptSlice]) -> dict[str, _Hint]:
-    """Of each tensor that is large enough, or still."""
+def _observed(shards: Iterable[PlannedShard]) -> frozenset[str]:
+    """The tensors in these shards that are large enough, or still."""
     sizes: dict[str, int] = {}
-    for shard in plan.shards:
-        for planned in shard.slices:
-            size_bytes = OBSERVED_BYTES if shard.is_still else planned.end - planned.offset
-            sizes[planned.name] = sizes.get(planned.name, 0) + size_bytes
+    for shard in shards:
+        for piece in shard.slices:
+            size_bytes = OBSERVED_BYTES if shard.is_still else piece.end - piece.offset
+            sizes[piece.name] = sizes.get(piece.name, 0) + size_bytes
+    return frozenset(name for name, size_bytes in sizes.items() if size_bytes >= OBSERVED_BYTES)
+
+
+def _hints(names: Collection[str], slices: Iterable[ReceiptSlice]) -> dict[str, _Hint]:
+    """What the slices of these tensors were."""
     found: dict[str, list[ReceiptSlice]] = {}
     for piece in slices:
-        if sizes[piece.tensor] >= OBSERVED_BYTES:
+        if piece.tensor in names:
             found.setdefault(piece.tensor, []).append(piece)
     return {
         name: _Hint(

@@ -56,6 +56,8 @@ def shards_in(manifest: Manifest, worker: int, world_size: int) -> list[OldShard
 
 def needs_regrouping(plan: WorkerPlan, still: Collection[int]) -> bool:
     """Whether a shard of what was still holds what is not any more, or enough is still by now in the others."""
+    if not still:
+        return any(shard.is_still for shard in plan.shards)
     if any(piece.tensor not in still for shard in plan.shards if shard.is_still for piece in shard.slices):
         return True
     outside_bytes = sum(

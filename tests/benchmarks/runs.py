@@ -83,7 +83,7 @@ def unchanged() -> list[Result]:
         measures |= {"save_sent_bytes": stat(sent_mib * MIB, first=256 * MIB)}
         return Result("unchanged", peer, "s3", GIB // 4, 0, 1, False, 6, measures, {"work": "frozen"})
 
-    return [one("ckptflow", 13, 1.0, 0.1), one("ckptflow, reuse_unchanged=False", 256, 1.0, 0.9)]
+    return [one("ckptflow", 13, 1.0, 0.1), one("ckptflow, all sent", 256, 1.0, 0.9)]
 
 
 def workers() -> list[Result]:
