@@ -179,9 +179,9 @@ def turns(*, is_full: bool) -> list[Turns]:
         how = {"threads": threads, "batch": 24 * threads}
         found.append(Turns("training", "local", GIB // 2, TENSOR_COUNT, 41 if is_full else 5, how))
     for work in WORKS:
-        for storage in UNCHANGED:  # of so many saves five are kept, in the last of them
-            how = {"work": work}
-            found.append(Turns("unchanged", storage, GIB if is_full else GIB // 4, 0, 7 if is_full else 6, how))
+        for storage in UNCHANGED:  # so many rounds that five checkpoints are there in some of them
+            size_bytes, rounds = (GIB, 7) if is_full else (GIB // 4, 6)
+            found.append(Turns("unchanged", storage, size_bytes, 0, rounds, {"work": work}))
     return found
 
 

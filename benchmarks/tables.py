@@ -13,7 +13,7 @@ from benchmarks.results import Result, Run
 
 _MIB = 2**20
 # Measure, heading, factor, digits.
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("blocked_s", "blocked ms", 1e3, 1),
     ("durable_s", "durable s", 1, 3),
     ("save_cpu_s", "save CPU-s", 1, 2),
@@ -30,8 +30,9 @@ _COLUMNS = (
     ("most_written_share", "most share", 1, 3),
     ("least_written_share", "least share", 1, 3),
 )
+_Column = tuple[tuple[str, ...], str, float, int]
 # Of saves that copy what has not changed: measures that stand together in a cell; "first" is that of the first save.
-_UNCHANGED_COLUMNS = (
+_UNCHANGED_COLUMNS: tuple[_Column, ...] = (
     (("save_1_s", "save_2_s", "save_3_s"), "saves 1, 2, 3 s", 1, 2),
     (("durable_s",), "median from 2 on", 1, 3),
     (("save_restarted_s",), "after restart", 1, 2),
@@ -63,9 +64,9 @@ def print_run(console: Console, run: Run) -> None:
 
 
 def _table(title: str, results: list[Result]) -> Table:
-    known = [((measure,), *rest) for measure, *rest in _COLUMNS]
-    if results[0].experiment == "unchanged":
-        known = [*_UNCHANGED_COLUMNS]
+    is_unchanged = results[0].experiment == "unchanged"
+    plain: list[_Column] = [((measure,), heading, factor, digits) for measure, heading, factor, digits in _COLUMNS]
+    known = _UNCHANGED_COLUMNS if is_unchanged else plain
     columns = [column for column in known if any(column[0][-1] in result.measures for result in results)]
     table = Table(title=title, title_justify="left")
     table.add_column("workers" if results[0].experiment == "workers" else "peer", no_wrap=True)

@@ -96,8 +96,8 @@ class ShardsWritten(Event):
     step: int
     folder: str
     size_bytes: int
-    write_s: float
     copied_bytes: int = 0
+    write_s: float
 
     @property
     def sent_bytes(self) -> int:
@@ -115,9 +115,9 @@ class Committed(Event):
     step: int
     folder: str
     size_bytes: int
+    copied_bytes: int = 0
     save_s: float
     metrics: Mapping[str, float] = field(default_factory=dict)
-    copied_bytes: int = 0
 
     @property
     def sent_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from typing import Any
 
@@ -60,7 +59,7 @@ class Reusing(Peer):
             "peak_save_bytes": meter.peak_bytes - self._before_bytes,
             "save_requests": requests,
             "save_sent_bytes": sent_bytes,
-            "save_copied_bytes": getattr(checkpoint, "copied_bytes", 0),
+            "save_copied_bytes": checkpoint.copied_bytes,
         }
         if number < SHOWN:
             found[f"save_{number + 1}_s"] = durable_s
@@ -85,14 +84,12 @@ class Reusing(Peer):
     def _open(self) -> Any:
         import ckptflow
 
-        settings: dict[str, Any] = {"reuse_unchanged": self.reuse_unchanged}
-        known = inspect.signature(ckptflow.CheckpointManager).parameters
         return ckptflow.CheckpointManager(
             f"{self._point.url}/run",
             {"model": self._tuned.model},
             keep=ckptflow.KeepLast(KEPT),
             storage_options=self._point.options or None,
-            **{name: value for name, value in settings.items() if name in known},  # before there was such a thing
+            reuse_unchanged=self.reuse_unchanged,
         )
 
     def _train(self) -> None:

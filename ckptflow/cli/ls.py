@@ -51,7 +51,7 @@ def ls(
 
     Reads one listing and the manifests, no tensor data. "newest" is where a restart begins. A folder that is "outside"
     was committed and does not count: cut off by a rollback or a fresh start, or of another run. A "partial" one was
-    never committed.
+    never committed. Bytes that are "copied" were not sent: the storage copied them from an earlier checkpoint.
 
     \b
     Example:

@@ -184,6 +184,9 @@ class Summaries:
         self._newest: Manifest | None = None  # the last that was read, if a restore may want it
         self._keeps_newest = False
 
+    def has_read(self, folder: Folder) -> bool:
+        return folder in self._known
+
     def get(self, folder: Folder) -> Summary | Unreadable:
         known = self._known.get(folder)
         if known is None:

@@ -58,6 +58,7 @@ from ckptflow.storage.wrappers import can_copy
 
 logger = logging.getLogger("ckptflow")
 
+_READ_AT_ONCE = 8  # manifests that the first save after a restart may wait for
 NO_DIGESTS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -209,16 +210,19 @@ class Coordinator:
         return reuse
 
     def _choose_reuse(self, step: int, metrics: Mapping[str, float], metadata: Any) -> Reuse:
-        is_shared = not self._store.is_object_store
+        is_shared, restored = not self._store.is_object_store, self._start.restored
+        unread = [each for each in self._start.lineage - self._gone if not self._summaries.has_read(each)]
+        if is_shared and restored is not None and len(unread) > _READ_AT_ONCE:
+            return Reuse(1 - restored.family, None, f"{len(unread)} manifests were not read yet: written whole")
         known = sorted([*(self._known_lineage() if is_shared else ()), *self._committed], key=lambda each: each.folder)
-        restored = [self._start.restored] if self._start.restored else []
+        found = [restored] if restored is not None else []
         # An older one may have the damaged file that a fallback, or a person by a rollback, has left behind. What was
         # restored was read whole.
         reasons = {self._held.number: self._start.reason} | {each.folder.incarnation: each.reason for each in known}
         since = max((n for n, reason in reasons.items() if reason not in ("start", "resume")), default=0)
         existing = [
-            Existing(each.folder, each.family, each.folder.incarnation >= since or each in restored)
-            for each in known or restored
+            Existing(each.folder, each.family, each.folder.incarnation >= since or each in found)
+            for each in known or found
         ]
         if not is_shared or not known:
             return choose_reuse(existing, (), is_shared=is_shared)

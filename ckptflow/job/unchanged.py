@@ -8,13 +8,17 @@ which TensorFlow then never writes; or because the xxh3-128 of the whole packed 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
+import crc32c
+
+from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, ReceiptSlice
-from ckptflow.format.spec import TensorSpec
+from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.transfer.packing import PlannedShard
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.regroup import needs_regrouping, regroup, shards_in, shards_of
@@ -36,6 +40,9 @@ class References(Protocol):
     def reference(self, index: int) -> object | None:
         """Keeps a tensor's memory, and equals another of these only where both are the same memory; or None."""
 
+    def data(self, index: int) -> Bytes1D:
+        """Its bytes in row-major order."""
+
 
 class _Hint(NamedTuple):
     """Of a tensor's slices at a save: which boxes, and their crc32c. It says what to expect, and proves nothing."""
@@ -51,31 +58,38 @@ class _Watched:
     is_still: bool = False
     references: tuple[object, ...] | None = None  # the memory that was saved last
     since: int = 0  # the save from which on it has been that memory
-    has_moved: bool = False  # at this save it is other memory
-    is_copied: bool = False  # whenever it is read: no memory proves anything
+    is_copied: bool = False  # when it is read, or given the same value again: no memory proves anything
     hint: _Hint | None = None
     calm: int = 0  # saves in a row at which it seemed unchanged
     needed: int = 1  # so many until it is expected to be still
 
-    def look(self, references: tuple[object, ...] | None) -> None:
-        """Compares the memory with what was saved last; what has moved holds none, which would keep it twice."""
+    def look(self, references: tuple[object, ...] | None, hint: Callable[[], _Hint | None]) -> None:
+        """Compares the memory with what was saved last, and where it is other memory, what is in it by `hint()`.
+
+        What has changed leaves its shard before that is written, so that what stays there is written anew only once.
+        """
         if self.references is None or references == self.references:
             return
-        self.references, self.is_still, self.has_moved = None, False, True
+        self.references = None
+        if self.hint is not None and hint() == self.hint:
+            self.is_copied = True
+        else:
+            self._change()
 
     def learn(self, hint: _Hint) -> None:
         """After a save, whose slices were these."""
         before, self.hint = self.hint, hint
-        was_still, has_moved, self.has_moved = self.is_still or self.has_moved, self.has_moved, False
-        if before is None or before.boxes != hint.boxes:  # the first, or cut otherwise
+        if before is None or before.boxes != hint.boxes:  # the first, or cut otherwise: the next one tells
             return
-        if before.checksums == hint.checksums:
-            self.is_copied |= has_moved
-            self.calm += 1
-            self.is_still |= self.calm >= self.needed or has_moved
+        if before.checksums != hint.checksums:
+            self._change()
             return
+        self.calm += 1
+        self.is_still |= self.calm >= self.needed
+
+    def _change(self) -> None:
+        self.needed *= _CALMER if self.is_still else 1
         self.calm, self.is_still, self.references = 0, False, None
-        self.needed *= _CALMER if was_still else 1
 
 
 class _Sent(NamedTuple):
@@ -210,7 +224,8 @@ class Unchanged:
         """Compares the memory of what was still with what it is now."""
         held = {name for name, watched in self._watched.items() if watched.references is not None}
         for name, indices in _places(specs, held).items():
-            self._watched[name].look(_references(live, indices))
+            hint = partial(_hint_now, self._plan if specs is self._specs else None, live, name)
+            self._watched[name].look(_references(live, indices), hint)
         for name in held - {spec.name for spec in specs}:  # it is not in the state any more
             del self._watched[name]
 
@@ -263,10 +278,23 @@ def _hints(names: Collection[str], slices: Iterable[ReceiptSlice]) -> dict[str, 
     for piece in slices:
         if piece.tensor in names:
             found.setdefault(piece.tensor, []).append(piece)
-    return {
-        name: _Hint(
-            hash(tuple((piece.start, piece.shape) for piece in pieces)),
-            hash(tuple(piece.crc32c for piece in pieces)),
-        )
-        for name, pieces in found.items()
-    }
+    return {name: _hint([((each.start, each.shape), each.crc32c) for each in pieces]) for name, pieces in found.items()}
+
+
+def _hint_now(plan: WorkerPlan | None, live: References, name: str) -> _Hint | None:
+    """The hint that a save of this tensor's values, by that plan, would leave; None where it is not cheap to have."""
+    shards = plan.shards if plan is not None else ()
+    pieces = [piece for shard in shards for piece in shard.slices if piece.name == name]
+    if not pieces or any(piece.region is not None for piece in pieces):
+        return None
+    data = {piece.tensor: live.data(piece.tensor) for piece in pieces}
+    return _hint(
+        [
+            ((each.start, each.shape), crc32c.crc32c(data[each.tensor][each.source_begin : each.source_end].data))
+            for each in pieces
+        ]
+    )
+
+
+def _hint(slices: Sequence[tuple[Box, int]]) -> _Hint:
+    return _Hint(hash(tuple(box for box, _ in slices)), hash(tuple(checksum for _, checksum in slices)))

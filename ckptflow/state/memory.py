@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from ckptflow.state.leaves import host_array
-from ckptflow.state.private.tensorflow import rank
+
+_FEW_BYTES = 64  # of so few the value itself is kept: TensorFlow lends no scalar's memory, and one shares a shard
 
 
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """Keeps the memory of tensors, and equals another only where all of both is the very same memory.
+    """Keeps the memory of tensors, and equals another only where both are the very same memory, or as few bytes.
 
     An update of a variable whose memory is referred to writes elsewhere, so what is the same memory now is the same
     bytes. An address that nobody keeps proves nothing: what is freed is given to others.
     """
 
-    __slots__ = ("_addresses", "_kept")
-
-    def __init__(self, kept: tuple[Any, ...], addresses: tuple[int, ...]) -> None:
-        self._kept = kept
-        self._addresses = addresses
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Memory) and self._addresses == other._addresses
-
-    __hash__ = None  # type: ignore[assignment]
+    addresses: tuple[int | bytes, ...]
+    kept: tuple[Any, ...] = field(compare=False, repr=False)
 
 
 def memory_of(held: Any) -> Memory | None:
     """The memory of what a snapshot holds of a tensor; None where it is not in this process's main memory, or where
-    TensorFlow lends it to nobody: scalars, strings, and what is copied whenever it is read is new memory each time."""
+    TensorFlow lends it to nobody: strings, and what is copied whenever it is read is new memory each time."""
     tensors = tuple(held) if isinstance(held, list) else (held,)
-    addresses = []
+    addresses: list[int | bytes] = []
     for tensor in tensors:
-        if isinstance(tensor, np.ndarray) or "CPU" not in tensor.backing_device or not rank(tensor):
+        if isinstance(tensor, np.ndarray) or "CPU" not in tensor.backing_device or tensor.dtype == tf.string:
             return None
-        one, another = host_array(tensor), host_array(tensor)
-        if one.dtype == object or one.ctypes.data != another.ctypes.data:  # copies, of which none is the tensor's
+        one = host_array(tensor)
+        if one.nbytes <= _FEW_BYTES:
+            addresses.append(one.tobytes())
+        elif one.ctypes.data == host_array(tensor).ctypes.data:
+            addresses.append(one.ctypes.data)
+        else:  # copies, of which none is the tensor's
             return None
-        addresses.append(one.ctypes.data)
-    return Memory(tensors, tuple(addresses))
+    return Memory(tuple(addresses), tensors)

@@ -223,7 +223,7 @@ class FsspecStore(RemoteStore):
                 raise
             return None
 
-    def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> str:
+    def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
         bucket, _, name = path.partition("/")
         options = {"IfNoneMatch": "*"} if is_new else {}
         if self._sends_checksum:

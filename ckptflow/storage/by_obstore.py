@@ -23,7 +23,7 @@ from ckptflow.storage import faults, redaction
 from ckptflow.storage.by_fsspec import FsspecStore
 from ckptflow.storage.clients import GCS_SCHEMES, NO_CACHE, S3_SCHEMES, bounded_refresh, share_aws_data, wants_checksum
 from ckptflow.storage.credentials import opening
-from ckptflow.storage.replies import StrangeReplyError
+from ckptflow.storage.replies import StrangeReplyError, as_version
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, connect_timeout_s
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import tell_of_refusal
@@ -153,7 +153,7 @@ class ObstoreStore(FsspecStore):
 
     def _version_of(self, about: Any) -> str | None:
         """Of what obstore says of an object: the ETag on S3, on Google's the generation, which it calls a version."""
-        return about.get("version") if self._is_gcs else (about["e_tag"] or "").strip('"') or None
+        return as_version(about.get("version") if self._is_gcs else about["e_tag"])
 
     def _read(self, path: str, into: memoryview, start: int) -> int:
         import obstore

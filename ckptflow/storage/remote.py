@@ -21,7 +21,7 @@ from ckptflow.errors import (
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.credentials import may_be_chained, secrets_of
 from ckptflow.storage.raw import RawClient
-from ckptflow.storage.replies import IgnoredConditionError
+from ckptflow.storage.replies import IgnoredConditionError, as_version
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError
 from ckptflow.storage.store import Entry, check_key, check_prefix
 from ckptflow.threads import at_once
@@ -113,6 +113,9 @@ class RemoteStore(RemoteCalls, ABC):
 
     def copy(self, source_key: str, key: str, version: str) -> str | None:
         source, path = self._path(source_key), self._path(key)
+        changed = f"{self._url}/{source_key}: cannot copy to {key}: it is not, or no longer, version {version!r}"
+        if as_version(version) != version:  # whoever has said so
+            raise ObjectChangedError(changed)
         try:
             with self._mapped(f"copy to {key}", source_key):
                 try:
@@ -121,10 +124,8 @@ class RemoteStore(RemoteCalls, ABC):
                     if isinstance(error, IgnoredConditionError) or faults.is_refused_copy(error):
                         self._stop_copying(faults.text_of(error, self._secrets))
                     raise
-        except ObjectExistsError as error:  # of the two conditions that a request can have, a copy has the other one
-            raise ObjectChangedError(
-                f"{self._url}/{source_key}: cannot copy to {key}: it is not, or no longer, version {version}"
-            ) from error
+        except (ObjectChangedError, ObjectExistsError) as error:  # "exists" is how any condition fails
+            raise ObjectChangedError(changed) from error
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, is_new=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from ckptflow.reading import list_checkpoints, open_checkpoint
 from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, FaultyStore, StoreWrapper
 from tests.cli.runner import Runner, run_alone
-from tests.roots import Life, make_linked_root, make_root
+from tests.roots import Life, make_root
 from tests.servers import Server
 
 NEWEST = Folder(300, 1)
@@ -61,30 +59,6 @@ def test_a_job_goes_on_from_the_copy(runner: Runner, root: str, tmp_path: Path) 
     ran = runner("copy", root, place)  # it is this job's root now
     assert ran.code == 2
     assert "a job has started here" in ran.err
-
-
-def links(root: str) -> list[int]:
-    """How many names each shard has that has more than one."""
-    return [names for path in Path(root).rglob("shard-*") if (names := path.stat().st_nlink) > 1]
-
-
-@pytest.mark.parametrize(
-    ("tool", "found"), [("cp -r", []), ("cp -a", [2, 2]), ("ckptflow copy", [])], ids=["cp", "cp-a", "ckptflow"]
-)
-def test_shards_that_are_shared_are_copied_whole(runner: Runner, tmp_path: Path, tool: str, found: list[int]) -> None:
-    linked, place = str(tmp_path / "linked"), str(tmp_path / "copy")
-    make_linked_root(linked)
-    assert links(linked) == [2, 2]
-    if tool == "ckptflow copy":
-        assert runner("copy", linked, place, "--all").code == 0
-    else:
-        subprocess.run([*tool.split(), linked, place], check=True)
-    assert links(place) == found
-    shutil.rmtree(linked)
-    assert runner("verify", place, "--all").code == 0
-    life = Life(open_store(place))
-    life.save(400)
-    assert [checkpoint.step for checkpoint in list_checkpoints(place)] == [100, 200, 300, 400]
 
 
 def test_from_a_disk_to_s3_and_back(seaweedfs: Server, root: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from ckptflow.errors import ObjectChangedError, StorageAccessError, StorageError, StorageUnavailableError
 from ckptflow.events import Event, Retried
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.replies import StrangeReplyError, copy_gcs
+from ckptflow.storage.replies import StrangeReplyError, as_version, copy_gcs
 from ckptflow.storage.retry import Retries, RetryingStore
 from ckptflow.storage.throttling import hearing
 from ckptflow.testing import read_whole
@@ -56,37 +57,23 @@ def copies(proxy: FaultyProxy) -> int:
     return sum("x-amz-copy-source" in {name.lower() for name in headers} for headers in proxy.headers)
 
 
-def refuse(proxy: FaultyProxy, reply: Reply) -> None:
-    """Copies alone: a write is taken."""
-    proxy.rules = [lambda line, headers: reply if "x-amz-copy-source" in headers else None]
-
-
 def written(store: RetryingStore, key: str) -> str:
     version = store.put(key, X)
     assert version is not None
     return version
 
 
-REFUSALS = [
-    (lacking.error("AccessDenied", "no", 403), StorageAccessError),
-    (Reply(403), StorageAccessError),
-    (lacking.error("NotImplemented", "A header you provided implies functionality", 501), StorageError),
-    (lacking.error("MethodNotAllowed", "The specified method is not allowed", 405), StorageError),
-    (Reply(501), StorageError),
-]
-
-
-@pytest.mark.parametrize(("reply", "kind"), REFUSALS, ids=lambda value: str(getattr(value, "body", b""))[60:90])
+@pytest.mark.parametrize("reply", lacking.NO_COPIES, ids=lambda reply: f"{reply.status}-{reply.body[50:70]}")
 def test_a_refusal_is_asked_once_and_said_once(
-    proxy: FaultyProxy, store: RetryingStore, reply: Reply, kind: type, caplog: pytest.LogCaptureFixture
+    proxy: FaultyProxy, store: RetryingStore, reply: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
     version = written(store, "a")
-    refuse(proxy, reply)
+    proxy.rules = [lacking.no_copies(reply)]
     before = copies(proxy)
     with caplog.at_level(logging.INFO, "ckptflow.storage"):
         for _ in range(2):
             assert store.can_copy == (not caplog.records)
-            with pytest.raises(kind, match="cannot copy to b"):
+            with pytest.raises(StorageAccessError if reply.status == 403 else StorageError, match="cannot copy to b"):
                 store.copy("a", "b", version)
     assert copies(proxy) == before + 2
     assert [(record.levelname, "written anew" in record.getMessage()) for record in caplog.records] == [("INFO", True)]
@@ -96,7 +83,7 @@ def test_a_refusal_is_asked_once_and_said_once(
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId"])
 def test_who_is_not_known_is_no_refusal_to_copy(proxy: FaultyProxy, store: RetryingStore, code: str) -> None:
     version = written(store, "a")
-    refuse(proxy, lacking.error(code, "who?", 403))
+    proxy.rules = [lacking.no_copies(lacking.error(code, "who?", 403))]
     with pytest.raises(StorageAccessError):
         store.copy("a", "b", version)
     assert store.can_copy
@@ -113,7 +100,7 @@ def test_what_is_throttled_has_few_tries(
     proxy: FaultyProxy, store: RetryingStore, events: list[Event], reply: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
     version = written(store, "a")
-    refuse(proxy, reply)
+    proxy.rules = [lacking.no_copies(reply)]
     before = copies(proxy)
     heard: list[str] = []
     with hearing(lambda: heard.append("less")), pytest.raises(StorageUnavailableError):
@@ -131,7 +118,7 @@ def test_what_is_throttled_has_few_tries(
 @pytest.mark.parametrize("body", [b"", lacking.error("InternalError", "", 500).body, b"<html><p>Sign in</p></html>"])
 def test_what_is_no_reply_to_a_copy_is_not_believed(proxy: FaultyProxy, store: RetryingStore, body: bytes) -> None:
     version = written(store, "a")
-    refuse(proxy, Reply(200, body, {"ETag": f'"{version}"', "Content-Type": "application/xml"}))
+    proxy.rules = [lacking.no_copies(Reply(200, body, {"ETag": f'"{version}"', "Content-Type": "application/xml"}))]
     with pytest.raises(StorageUnavailableError, match="cannot copy"):
         store.copy("a", "b", version)
     assert "b" not in {entry.key for entry in store.list()}
@@ -188,3 +175,35 @@ def test_a_rewrite_in_several_parts_goes_on_to_its_end() -> None:
 def test_a_rewrite_that_does_not_go_on_is_given_up(replies: tuple[dict[str, Any], ...]) -> None:
     with pytest.raises(StrangeReplyError):
         copy_gcs(rewriting(*replies)[1], "bucket", "a", "b", "7")
+
+
+def test_gcs_that_refuses_copies_and_takes_writes(fake_gcs: Server) -> None:
+    with faulty_proxy(fake_gcs) as proxy:
+        options = {**fake_gcs.options_at(proxy.endpoint), "endpoint_url": proxy.endpoint}
+        store = open_store("gs://ckptflow-tests/copies", options)
+        version = store.put("a", X)
+        assert version is not None
+        for other in (hashlib.md5(X, usedforsecurity=False).hexdigest(), "9" * 19, "0"):  # of a copied checkpoint
+            with pytest.raises(ObjectChangedError, match="cannot copy to b"):
+                store.copy("a", "b", other)
+        assert store.can_copy
+        denied = Reply(403, json.dumps({"error": {"code": 403, "message": "no storage.objects.get"}}).encode())
+        proxy.rules = [lambda line, headers: denied if "/rewriteTo/" in line else None]
+        with pytest.raises(StorageAccessError, match="cannot copy to b"):
+            store.copy("a", "b", version)
+        assert not store.can_copy
+        store.put("b", X)
+
+
+NO_VERSIONS = ['W/"abc"', '"*"', '"a", "b"', "a\r\nx-amz-acl: public-read", "é", "x" * 129, "", None]
+
+
+@pytest.mark.parametrize("told", NO_VERSIONS)
+def test_what_cannot_be_a_condition_is_no_version(told: str | None, proxy: FaultyProxy, store: RetryingStore) -> None:
+    assert as_version(told) is None
+    store.put("a", X)
+    before = len(proxy.requests)
+    with pytest.raises(ObjectChangedError, match="cannot copy to b"):
+        store.copy("a", "b", told or "")
+    assert proxy.requests[before:] == []
+    assert as_version('"0123-4"') == "0123-4"
