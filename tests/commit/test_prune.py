@@ -190,6 +190,21 @@ def test_what_becomes_free_is_what_was_not_shared(make: type[MemoryStore]) -> No
     assert shared == {"000000000003-i0001": 0, "000000000002-i0001": still, "000000000001-i0001": still}
 
 
+def test_a_sweep_says_what_becomes_free() -> None:
+    store = Disk()
+    life = Tuning(store)
+    life.resume()
+    for step in (1, 2, 3):
+        life.save(step)
+    _, receipt = life.write(Folder(4, 1), {})  # and it dies: a link, and a shard of its own
+    after = Tuning(store)
+    after.resume()
+    assert after.coordinator is not None
+    own, still = receipt.shards
+    assert still.copied_from is not None
+    assert after.coordinator.sweep_partials() == own.size_bytes
+
+
 def test_by_hand_nothing_is_pruned_while_the_newest_claim_has_no_commit(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     life = job(store)
