@@ -45,7 +45,7 @@ CANNOT_SHOW = (
     "Any other machine. Trust ratios within one run; single rounds on a shared disk differ by a factor of two.",
 )
 BIAS = (
-    "We wrote it, and chose what is measured: many equal float32 variables that all change between saves.",
+    "We wrote it, and chose what is measured: many equal float32 variables that all change, and some models.",
     "Ours fsyncs and checksums every byte; the others are fsynced by the benchmark, and check less.",
     "On object storage, “durable” is what the server has acknowledged.",
     "TensorFlow, Keras, Orbax and PyTorch run with their defaults; somebody who knows them well may tune more.",

@@ -72,6 +72,21 @@ TRAINING = {
     "ckptflow": "benchmarks.peers.training:TrainingWithCkptflow",
     "tf.train.Checkpoint, async": "benchmarks.peers.training:TrainingWithAsyncCheckpoint",
 }
+# What is trained, of a model whose whole state is saved. See `peers/tuned.py`.
+WORKS = {
+    "frozen": "95 % frozen",
+    "lora": "LoRA adapters",
+    "embedding": "a fixed embedding table, 80 %",
+    "all": "everything trained",
+}
+_OURS = {
+    "ckptflow": "benchmarks.peers.unchanged:Reusing",
+    "ckptflow, all sent": "benchmarks.peers.unchanged:Sending",
+}
+UNCHANGED = {
+    "local": {"raw device": "benchmarks.peers.clients:Device", **_OURS},
+    "s3": {"obstore alone": "benchmarks.peers.clients:Obstore", **_OURS},
+}
 # Above these, a peer takes more than a minute for a round, or more memory than a small machine has.
 MAX_VARIABLES = {"Keras ModelCheckpoint": 1000, "Orbax async": 10_000, "PyTorch DCP async": 10_000}
 MEMORY_PER_PEER = 2.5  # times the state, in the middle of a save; the limits hold a few buffers
@@ -94,10 +109,17 @@ class Turns:
             return TRAINING
         if self.experiment == "link":
             return {"s3": LINK_S3, "gcs": LINK_GCS}[self.storage]
+        if self.experiment == "unchanged":
+            return UNCHANGED[self.storage]
         return {"local": LOCAL, "s3": S3, "gcs": GCS}[self.storage]
 
     def settings_of(self, peer: str) -> dict[str, Any]:
-        """Behind a link ckptflow has its defaults, and a client alone the number in its name, in the same memory."""
+        """Behind a link ckptflow has its defaults, and a client alone the number in its name, in the same memory.
+
+        Where a part of a model is trained ckptflow has its defaults as well, and a client alone what these come to.
+        """
+        if self.experiment == "unchanged" and peer in LIMITS:
+            return {"concurrency": 16, "shard_bytes": 8 * MIB}
         if self.experiment != "link":
             return self.settings
         if " alone, " not in peer:
@@ -119,10 +141,12 @@ class Turns:
     @property
     def restores(self) -> list[str]:
         """On an object storage only the server knows what is cold; of many small variables nothing is."""
-        return ["cold", "warm"] if self.experiment == "size" else ["warm"]
+        return {"size": ["cold", "warm"], "unchanged": []}.get(self.experiment, ["warm"])
 
     @property
     def title(self) -> str:
+        if self.experiment == "unchanged":
+            return f"{WORKS[self.settings['work']]}, {self.storage} {self.size_bytes / MIB:,.0f} MiB"
         what = f"link ({link_name(self.settings)})" if self.experiment == "link" else self.experiment
         return f"{what} {self.storage} {self.size_bytes / MIB:,.0f} MiB {self.variable_count:,} variables"
 
@@ -154,11 +178,15 @@ def turns(*, is_full: bool) -> list[Turns]:
     for threads in (1, 2):
         how = {"threads": threads, "batch": 24 * threads}
         found.append(Turns("training", "local", GIB // 2, TENSOR_COUNT, 41 if is_full else 5, how))
+    for work in WORKS:
+        for storage in UNCHANGED:  # so many rounds that five checkpoints are there in some of them
+            size_bytes, rounds = (GIB, 7) if is_full else (GIB // 4, 6)
+            found.append(Turns("unchanged", storage, size_bytes, 0, rounds, {"work": work}))
     return found
 
 
-EXPERIMENTS = ("size", "variables", "objects", "link", "training", "workers")
-PEERS = tuple({**LOCAL, **S3, **GCS, **LINK_S3, **LINK_GCS, **TRAINING})
+EXPERIMENTS = ("size", "variables", "objects", "link", "training", "unchanged", "workers")
+PEERS = tuple({**LOCAL, **S3, **GCS, **LINK_S3, **LINK_GCS, **TRAINING, **_OURS})
 WORKERS = {False: (1, 2, 4), True: (1, 2, 3, 4)}
 WORKERS_SIZE_BYTES = GIB // 2
 RESTORING = {False: (1, 2, 4), True: (1, 2, 4, 8)}  # workers behind one link

@@ -25,7 +25,9 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `restore_cpu_s` (user and system, of all its processes), `restore_cold_s`, `restore_warm_s`, `peak_save_bytes` and
     `peak_restore_bytes` (resident memory above what the process held before its first save, in its first save and the
     restore after it), `step_s` (a training step with a save in every 15, mean), `plain_step_s` (without), `slowdown`
-    (their ratio in one round, less 1), `save_requests`, `restore_requests`, `save_sent_bytes`, `restore_read_bytes`.
+    (their ratio in one round, less 1), `save_requests`, `restore_requests`, `save_sent_bytes`, `restore_read_bytes`;
+    `save_copied_bytes`, `stored_bytes` (what the storage holds), `save_1_s` to `save_3_s` (`durable_s` of the first
+    saves), `save_restarted_s` and `restarted_sent_bytes` (of the first save after a restart).
     """
 
     experiment: str  # see `experiments.py`

@@ -144,10 +144,10 @@ def _result(experiment: str, seat: Seat, point: Mapping[str, Any]) -> Result:
 
 
 def summarize(rounds: Sequence[Mapping[str, float]]) -> dict[str, Stat]:
-    """Median, lowest and highest of each measure; the first round is told apart, and alone has some."""
+    """Median, lowest and highest of each measure; the first round is told apart, and any round may have its own."""
     first, counted = (rounds[0], rounds[1:]) if len(rounds) > 1 else ({}, rounds)
     found = {}
-    for name in rounds[0] if rounds else ():
+    for name in dict.fromkeys(name for each in rounds for name in each):
         values = [each[name] for each in counted if name in each] or [first[name]]
         found[name] = Stat(statistics.median(values), min(values), max(values), first.get(name))
     return found

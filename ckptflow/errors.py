@@ -4,6 +4,7 @@ CkptflowError
 ├── StorageError (OSError)                      the storage refused or failed; the message says which key and why
 │   ├── ObjectNotFoundError (FileNotFoundError)     nothing under this key
 │   ├── ObjectExistsError (FileExistsError)         create-only found something there
+│   ├── ObjectChangedError                          what was to be copied is another version: write it anew
 │   ├── StorageUnavailableError (ConnectionError)   throttled, 5xx, timed out, after all retries: try again later
 │   ├── StorageAccessError (PermissionError)        credentials, permissions, read-only mounts: a person must act
 │   └── StorageFullError                            no space, quota or file-size limit: make room
@@ -34,6 +35,7 @@ __all__ = [
     "CommitUnknownError",
     "CorruptCheckpointError",
     "FencedError",
+    "ObjectChangedError",
     "ObjectExistsError",
     "ObjectNotFoundError",
     "PeerError",
@@ -72,6 +74,10 @@ class ObjectNotFoundError(StorageError, FileNotFoundError):
 
 class ObjectExistsError(StorageError, FileExistsError):
     """A create-only write found the key taken. After a lost reply the taker can be the caller itself: read it back."""
+
+
+class ObjectChangedError(StorageError):
+    """A copy inside the storage found its source replaced. A save then writes the bytes anew, and does not raise it."""
 
 
 class StorageUnavailableError(StorageError, ConnectionError):

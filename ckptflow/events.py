@@ -88,26 +88,40 @@ class SaveBegan(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardsWritten(Event):
-    """This worker's shards, `size_bytes` in all, and its receipt are durable, `write_s` after `save` was called."""
+    """This worker's shards, `size_bytes` in all, and its receipt are durable, `write_s` after `save` was called.
+
+    Of these, `copied_bytes` were not sent: the storage copied them from an earlier checkpoint.
+    """
 
     step: int
     folder: str
     size_bytes: int
+    copied_bytes: int = 0
     write_s: float
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.size_bytes - self.copied_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed(Event):
     """The chief alone: the checkpoint is committed and acknowledged, `save_s` after `save` was called.
 
-    `size_bytes` counts the shards of all workers; `gib_per_s` is that over `save_s`.
+    `size_bytes` counts the shards of all workers; `gib_per_s` is that over `save_s`. Of these, `copied_bytes` were not
+    sent: the storage copied them from an earlier checkpoint.
     """
 
     step: int
     folder: str
     size_bytes: int
+    copied_bytes: int = 0
     save_s: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.size_bytes - self.copied_bytes
 
     @property
     def gib_per_s(self) -> float:

@@ -61,6 +61,9 @@ class CheckpointManager:
         restore_from: "auto": of several workers one reads from storage what all of them want, and the others get it of
             that one over the network; what cannot be had so is read from storage. "storage": each worker reads all
             that it wants from storage, and nothing listens. The same on all workers.
+        reuse_unchanged: what is proved not to have changed since an older checkpoint is copied from there inside the
+            storage, and not sent again, where the storage can: a hard link on a disk, a copy by the server on S3 and
+            Google Cloud Storage. Each checkpoint stays whole by itself. False: every save sends everything.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
             many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
             number begins at 16, for a restore at 32, far away at all that the memory budget holds; it grows up to that
@@ -89,6 +92,7 @@ class CheckpointManager:
         fresh: bool = False,
         verify_replicas: Literal["small", "all"] = "small",
         restore_from: Literal["auto", "storage"] = "auto",
+        reuse_unchanged: bool = True,
         concurrency: int | None = None,
         on_event: Hook | Sequence[Hook] = (),
     ) -> None:
@@ -118,6 +122,7 @@ class CheckpointManager:
             fresh=fresh,
             verify_replicas=verify_replicas,
             restore_from=restore_from,
+            reuse_unchanged=reuse_unchanged,
             concurrency=concurrency,
             hooks=arguments.check_hooks(on_event),
         )

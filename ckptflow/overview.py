@@ -30,12 +30,16 @@ class Row:
     shard_count: int
     worker_count: int | None
     checkpoint: Checkpoint | None
+    copied_bytes: int = 0  # of `size_bytes`, as the manifest says: copied inside the storage, not sent
     is_unread: bool = False  # the storage does not give the manifest: what is in it is not known
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out."""
+    """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out.
+
+    `stored_bytes` is what all folders of the root take together: a file that several share counts once.
+    """
 
     url: str
     run_id: str | None
@@ -43,6 +47,7 @@ class Overview:
     rows: tuple[Row, ...]
     hidden: Mapping[str, int]
     doubt: str | None = None  # why what counts is not known for sure
+    stored_bytes: int = 0
 
     @property
     def resumes_from(self) -> Row | None:
@@ -84,6 +89,7 @@ def committed_row(folder: Folder, summary: Summary | Unreadable, listing: Listin
         shard_count=len(shards),
         worker_count=_count_workers((*shards, *files)),
         checkpoint=summary.checkpoint if isinstance(summary, Summary) else None,
+        copied_bytes=summary.checkpoint.copied_bytes if isinstance(summary, Summary) else 0,
         is_unread=isinstance(summary, StorageError),
     )
 

@@ -37,7 +37,7 @@ from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
 from ckptflow.transfer.streams import Streams, pool_for_reading, streams_for
-from ckptflow.transfer.verify import verify_checkpoint
+from ckptflow.transfer.verify import Sound, verify_checkpoint
 
 
 def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> list[Checkpoint]:
@@ -172,10 +172,13 @@ class OpenCheckpoint(Mapping[str, Array]):
             ) from error
         return hashlib.sha256(data).hexdigest()
 
-    def verify(self) -> list[str]:
-        """Reads every byte and returns what is wrong, in words: an empty list where nothing is."""
+    def verify(self, sound: Sound | None = None) -> list[str]:
+        """Reads every byte and returns what is wrong, in words: an empty list where nothing is.
+
+        One dictionary as `sound` for several checkpoints of a root: a file that they share is then read once.
+        """
         problems = [str(problem) for problem in verify_checkpoint(
-            self._store, self._folder, self.manifest, self._buffers())]  # fmt: skip
+            self._store, self._folder, self.manifest, self._buffers(), sound=sound)]  # fmt: skip
         if problems:
             self._raise_if_gone(None)
         return problems

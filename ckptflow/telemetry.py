@@ -38,6 +38,8 @@ class Metric:
 BLOCKED = Metric("blocked_seconds", "histogram", "how long save held the training thread")
 WRITE = Metric("write_seconds", "histogram", "from the call of save until this worker's shards were durable")
 WRITTEN = Metric("written_bytes", "counter", "bytes of shards that this worker made durable")
+SENT = Metric("sent_bytes", "counter", "bytes of shards that this worker sent to the storage")
+COPIED = Metric("copied_bytes", "counter", "bytes of shards that were copied inside the storage, and not sent")
 SAVE = Metric("save_seconds", "histogram", "from the call of save until the checkpoint was committed; the chief's")
 SAVED = Metric("saved_bytes", "counter", "bytes of committed checkpoints, of all workers' shards; the chief's")
 RATE = Metric("save_gibibytes_per_second", "gauge", "of the newest committed save: its bytes over save_seconds")
@@ -53,8 +55,8 @@ RETRIES = Metric("storage_retries", "counter", "requests to the storage that wer
 PRUNED = Metric("pruned_bytes", "counter", "bytes of checkpoints that were deleted; the chief's")
 
 METRICS = (
-    BLOCKED, WRITE, WRITTEN, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, RESTORE, FROM_STORAGE, FROM_PEERS,
-    RETRIES, PRUNED,
+    BLOCKED, WRITE, WRITTEN, SENT, COPIED, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, RESTORE, FROM_STORAGE,
+    FROM_PEERS, RETRIES, PRUNED,
 )  # fmt: skip
 
 
@@ -64,7 +66,12 @@ def measure(event: Event) -> list[tuple[Metric, float]]:
         case SaveBegan():
             return [(BLOCKED, event.blocked_s)]
         case ShardsWritten():
-            return [(WRITE, event.write_s), (WRITTEN, event.size_bytes)]
+            return [
+                (WRITE, event.write_s),
+                (WRITTEN, event.size_bytes),
+                (SENT, event.sent_bytes),
+                (COPIED, event.copied_bytes),
+            ]
         case Committed():
             return [
                 (SAVE, event.save_s),

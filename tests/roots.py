@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from ckptflow.commit.assembly import Draft
-from ckptflow.commit.catalog import Checkpoint, Summaries
+from ckptflow.commit.catalog import Checkpoint, Summaries, read_manifest
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.resume import Resume, Start
@@ -160,6 +162,24 @@ class Life:
             aliases=spec.aliases,
             metric=spec.metric,
         )
+
+
+def make_linked_root(root: str) -> int:
+    """Steps 100, 200 and 300 with the same values; the last has a shard of the first, as a hard link. Returns its size.
+
+    It is as a save leaves it that copies on a disk, but for the other shards.
+    """
+    make_root(root, (100, 200, 300), arrays=sample_arrays(1), metrics={"loss": 0.5})
+    source, folder = Folder(100, 1), Folder(300, 1)
+    store = open_store(root)
+    manifest = read_manifest(store, folder)
+    first, *rest = manifest.shards
+    copied = structs.replace(first, copied_from=f"{source}/{first.name}")
+    store.put(folder.manifest_key, memoryview(encode(structs.replace(manifest, shards=(copied, *rest)))))
+    store.close()
+    os.unlink(f"{root}/{folder.key(first.name)}")
+    os.link(f"{root}/{source.key(first.name)}", f"{root}/{folder.key(first.name)}")
+    return first.size_bytes
 
 
 def sample_arrays(step: int) -> dict[str, Array]:

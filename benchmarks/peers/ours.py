@@ -21,9 +21,10 @@ class Counted(CountingStore):
         self.sent: list[int] = []  # lists, as threads append to them safely
         self.read: list[int] = []
 
-    def put(self, key: str, data: memoryview) -> None:
-        super().put(key, data)
+    def put(self, key: str, data: memoryview) -> str | None:
+        version = super().put(key, data)
         self.sent.append(len(data))
+        return version
 
     def create(self, key: str, data: memoryview) -> None:
         super().create(key, data)
@@ -39,6 +40,20 @@ class Counted(CountingStore):
             noted.clear()
 
 
+def count_calls() -> list[Counted]:
+    """The stores that managers open from here on, each counted: requests are counted where a manager makes them."""
+    from ckptflow.job import session
+
+    stores: list[Counted] = []
+
+    def open_counted(url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
+        stores.append(Counted(open_store(url, storage_options, tell)))
+        return stores[-1]
+
+    vars(session)["open_store"] = open_counted
+    return stores
+
+
 class Ckptflow(OnVariables):
     """A CheckpointManager that keeps one checkpoint: fsynced on a disk, crc32c of every byte written and checked."""
 
@@ -47,16 +62,9 @@ class Ckptflow(OnVariables):
 
     def __init__(self, point: Point) -> None:
         import ckptflow
-        from ckptflow.job import session
 
         super().__init__(point)
-        stores: list[Counted] = []
-
-        def open_counted(url: str, storage_options: dict[str, Any] | None = None, tell: Tell = tell_nobody) -> Store:
-            stores.append(Counted(open_store(url, storage_options, tell)))
-            return stores[-1]
-
-        vars(session)["open_store"] = open_counted  # requests are counted where the manager makes them
+        stores = count_calls()
         options = {**point.options, **({"client": self.client} if self.client else {})}
         self._manager = ckptflow.CheckpointManager(
             f"{point.url}/run",

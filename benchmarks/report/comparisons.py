@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.experiments import link_name
+from benchmarks.experiments import WORKS, link_name
 from benchmarks.results import Result, Run, Stat
 
 MIB, GIB = 2**20, 2**30
@@ -66,6 +66,13 @@ MEASURES = (
     Measure("save_requests", "Requests of a save", "requests"),
     Measure("restore_requests", "Requests of a restore", "requests"),
     Measure("save_sent_bytes", "Bytes sent by a save", "MiB", 1 / MIB),
+    Measure("save_copied_bytes", "Bytes copied inside the storage, and not sent", "MiB", 1 / MIB),
+    Measure("stored_bytes", "Stored, of five checkpoints", "MiB", 1 / MIB),
+    Measure("save_1_s", "The first save", "s"),
+    Measure("save_2_s", "The second save", "s"),
+    Measure("save_3_s", "The third save", "s"),
+    Measure("save_restarted_s", "The first save after a restart", "s"),
+    Measure("restarted_sent_bytes", "Bytes sent by the first save after a restart", "MiB", 1 / MIB),
     Measure("restore_read_bytes", "Bytes read by a restore", "MiB", 1 / MIB),
 )
 
@@ -82,11 +89,13 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        words = [f"{size(self.size_bytes)} in {self.variable_count:,} variables, {storage_name(self.storage)}"]
+        count = f" in {self.variable_count:,} variables" if self.variable_count else ""
+        words = [f"{size(self.size_bytes)}{count}, {storage_name(self.storage)}"]
         threads = self.results[0].parameters.get("threads")
         words += [f"TensorFlow with {threads} thread{'' if threads == 1 else 's'}"] if threads else []
         parameters = self.results[0].parameters
         words += [f"the link “{link_name(parameters)}”"] if "link" in parameters else []
+        words += [WORKS.get(parameters["work"], parameters["work"])] if "work" in parameters else []
         counts = {result.worker_count for result in self.results}
         words += [f"{counts.pop()} workers"] if self.experiment != "workers" and max(counts) > 1 else []
         return ", ".join(words)

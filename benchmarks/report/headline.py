@@ -36,22 +36,23 @@ _MEASURES = {
     "objects": ("durable_s", "save_cpu_s", "restore_warm_s", "restore_cpu_s"),
     "link": ("durable_s", "restore_warm_s"),
     "training": ("slowdown",),
+    "unchanged": ("durable_s", "save_sent_bytes", "stored_bytes", "peak_save_bytes"),
     "workers": ("durable_s", "commit_after_last_shard_s", "most_written_share"),
 }
 
 
 def headline(comparisons: Sequence[Comparison]) -> list[Block]:
-    """The largest size, the most variables, each object storage and link, training, and the most workers."""
+    """The largest size, the most variables, each object storage, link and training, what is unchanged, and workers."""
     chosen = [_largest(of(comparisons, "size"), "size_bytes"), _largest(of(comparisons, "variables"), "variable_count")]
-    chosen += (
-        of(comparisons, "objects") + of(comparisons, "link") + of(comparisons, "training") + of(comparisons, "workers")
-    )
+    for name in ("objects", "link", "training", "unchanged", "workers"):
+        chosen += of(comparisons, name)
     names = {
         "size": "Large state",
         "variables": "Many variables",
         "objects": "Object storage",
         "link": "As to a cloud",
         "training": "Training that saves every 15 steps",
+        "unchanged": "A part of the model is trained",
         "workers": "Several workers on one machine",
     }
     blocks = [

@@ -79,6 +79,11 @@ _KNOWN = {
         "Training while saving",
         "Training steps while the state is saved every 15 of them, beside 15 without in the same process, in turn.",
     ),
+    "unchanged": (
+        "What has not changed",
+        "A job trains a part of its model and keeps five checkpoints. What has not changed is copied inside the "
+        "storage, or sent again each time. Medians are of the saves after the first. " + _BARS,
+    ),
     "workers": (
         "Several workers",
         "Workers of one job on one machine and one disk: what working together costs, not what more machines gain.",

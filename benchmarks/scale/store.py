@@ -31,14 +31,19 @@ class SimulatedStore:
     url = "simulated://root"
     is_create_only = True
     is_object_store = True
+    can_copy = False
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self.requests: Counter[str] = Counter()
 
-    def put(self, key: str, data: memoryview) -> None:
+    def put(self, key: str, data: memoryview) -> str | None:
         self._request("put", data.nbytes)
         self._bucket.small[key] = bytes(data)
+        return None
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        raise NotImplementedError
 
     def create(self, key: str, data: memoryview) -> None:
         self._request("put", data.nbytes)

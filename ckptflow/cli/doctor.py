@@ -14,9 +14,10 @@ import typer
 
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, storage_options
 from ckptflow.cli.render import bar, make_console
-from ckptflow.errors import ObjectExistsError, StorageUnavailableError
+from ckptflow.errors import ObjectChangedError, ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.printable import printable
 from ckptflow.storage.redaction import redact, redact_url
+from ckptflow.storage.wrappers import can_copy
 
 if TYPE_CHECKING:
     from ckptflow.storage.store import Store
@@ -29,6 +30,7 @@ _CANNOT_SEE = (
 )
 
 _EXCLUSIVE = "racing creators have exactly one winner"
+_COPIES_ANYTHING = "it ignores the condition of a copy, and copies whatever is there"
 _NOT_REFUSED = "ObjectExistsError was not raised"
 _NO_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
 
@@ -72,8 +74,15 @@ def doctor(
         store.create("create", memoryview(b"\n"))  # is_create_only is known from here on
         is_ignored = ignores_condition(store)
         name = store.url.rpartition("/")[2]  # the rest of that URL may have lost its credentials
-        findings = examine(f"{url.rstrip('/')}/{name}", there, large_mib * 2**20, is_create_only=store.is_create_only)
-        words = cannot_promise(store, is_ignored=is_ignored)
+        why_no_copy = lacks_copy(store)
+        findings = examine(
+            f"{url.rstrip('/')}/{name}",
+            there,
+            large_mib * 2**20,
+            is_create_only=store.is_create_only,
+            is_copying=not why_no_copy,
+        )
+        words = cannot_promise(store, is_ignored=is_ignored, why_no_copy=why_no_copy)
     if as_json:
         print_json(
             {
@@ -149,30 +158,37 @@ class UrlBackend:
 
 def promises(contract: type) -> dict[str, Callable[[Any, Any], None]]:
     """The tests of a contract by the promise that their name says, in the order in which they stand."""
-    tests = [
-        (name, test) for name, test in vars(contract).items() if name.startswith("test_") and inspect.isfunction(test)
-    ]
+    members = [member for kind in contract.__mro__ for member in vars(kind).items()]
+    tests = [(name, test) for name, test in members if name.startswith("test_") and inspect.isfunction(test)]
     return {name.removeprefix("test_").replace("_", " "): test for name, test in tests}
 
 
 def examine(
-    url: str, storage_options: dict[str, Any], large_bytes: int, *, is_create_only: bool = True
+    url: str,
+    storage_options: dict[str, Any],
+    large_bytes: int,
+    *,
+    is_create_only: bool = True,
+    is_copying: bool = True,
 ) -> list[Finding]:
     """Tries every promise, each in an empty folder of its own, whatever became of those before.
 
-    A storage that says that it is not `is_create_only` is not asked to be.
+    A storage that says that it is not `is_create_only` is not asked to be, nor to copy what it does not copy.
 
     Raises `StorageUnavailableError` where the storage goes away meanwhile.
     """
-    from ckptflow.testing import StoreContract
+    from ckptflow.testing import CopyContract, StoreContract
 
     contract = StoreContract()
     contract.large_bytes = large_bytes
     contract.replaced_bytes = min(contract.replaced_bytes, large_bytes)
+    contract.copied_bytes = min(contract.copied_bytes, large_bytes)
     found = []
     tests = promises(StoreContract)
     if not is_create_only:
         del tests[_EXCLUSIVE]
+    if not is_copying:
+        tests = {promise: test for promise, test in tests.items() if not hasattr(CopyContract, test.__name__)}
     with bar("trying", is_long=True) as progress:
         for number, (promise, test) in enumerate(tests.items()):
             progress.say(f"trying: {promise}", number, len(tests))
@@ -200,7 +216,25 @@ def ignores_condition(store: Store) -> bool:
     return True
 
 
-def cannot_promise(store: Store, *, is_ignored: bool = False) -> list[str]:
+def lacks_copy(store: Store) -> str:
+    """Why nothing is copied inside this storage; "" where it is, in the version that was asked for alone."""
+    if not can_copy(store):
+        return "only disks with hard links, S3 and Google Cloud Storage are asked to"
+    try:
+        version = store.put("source", memoryview(b"first\n"))
+        if version is None:
+            return "it does not tell the version of what was written"
+        store.copy("source", "copy", version)
+        store.put("source", memoryview(b"other\n"))
+        with contextlib.suppress(ObjectChangedError):
+            store.copy("source", "copy", version)
+            return _COPIES_ANYTHING
+    except StorageError as error:
+        return redact(str(error))
+    return "" if can_copy(store) else _COPIES_ANYTHING  # where the store has found it out by the reply
+
+
+def cannot_promise(store: Store, *, is_ignored: bool = False, why_no_copy: str = "") -> list[str]:
     """In words, what this storage lacks, and what nobody can try in a minute."""
     words = []
     if is_ignored:
@@ -214,6 +248,11 @@ def cannot_promise(store: Store, *, is_ignored: bool = False) -> list[str]:
         words.append(
             "that of two jobs which start on one root in the same moment only one goes on: this storage has no "
             "exclusive create; see to it that there is never a second one"
+        )
+    if why_no_copy:
+        words.append(
+            "that what has not changed is not sent again: unchanged shards are written anew, since nothing is copied "
+            f"inside this storage: {why_no_copy}"
         )
     return [*words, *_CANNOT_SEE]
 

@@ -51,7 +51,7 @@ def ls(
 
     Reads one listing and the manifests, no tensor data. "newest" is where a restart begins. A folder that is "outside"
     was committed and does not count: cut off by a rollback or a fresh start, or of another run. A "partial" one was
-    never committed.
+    never committed. Bytes that are "copied" were not sent: the storage copied them from an earlier checkpoint.
 
     \b
     Example:
@@ -82,6 +82,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
     empty one).
     """
     from ckptflow.commit.finding import read_counting
+    from ckptflow.commit.freed import freed_bytes
     from ckptflow.commit.prune import doubt_of
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
 
@@ -105,6 +106,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
         rows=tuple(sorted(rows, key=lambda row: row.folder)),
         hidden=hidden,
         doubt=doubt,
+        stored_bytes=sum(freed_bytes(listing, listing.folders).values()),
     )
 
 
@@ -124,6 +126,7 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "incarnation": overview.incarnation,
         "resumes_from": str(resumes_from.folder) if resumes_from else None,
         "doubt": overview.doubt,
+        "stored_bytes": overview.stored_bytes,
         "hidden": dict(overview.hidden),
         "checkpoints": [_row_to_json(row, overview.url) for row in overview.rows],
     }
@@ -144,6 +147,7 @@ def _row_to_json(row: Row, root_url: str) -> dict[str, Any]:
         "pinned": row.is_pinned,
         "created_at": utc_text(checkpoint.created_at) if checkpoint else None,
         "size_bytes": row.size_bytes,
+        "copied_bytes": row.copied_bytes,
         "shards": row.shard_count,
         "workers": row.worker_count,
         "metrics": dict(checkpoint.metrics) if checkpoint else {},
@@ -168,6 +172,9 @@ def render(overview: Overview) -> None:
     elif counting and counting[-1] is not resumes_from:
         where = f"at step {resumes_from.folder.step}" if resumes_from else "nowhere: each shows damage"
         console.print(f"The newest is damaged; a restart would begin {where}.", style="red")
+    if any(row.copied_bytes for row in overview.rows):
+        stored, listed = size_text(overview.stored_bytes), size_text(sum(row.size_bytes for row in overview.rows))
+        console.print(f"Checkpoints of {listed}; the root takes {stored}, files that are shared counted once.")
     hidden = " and ".join(f"{count} {state}" for state, count in overview.hidden.items() if count)
     if hidden:
         console.print(f"Not shown: {hidden}. See --all.", style="dim")
@@ -176,20 +183,23 @@ def render(overview: Overview) -> None:
 def _print_rows(console: Console, rows: Sequence[Row]) -> None:
     now = datetime.now(UTC)
     is_wide = console.width >= WIDE
-    names = ["step", "inc", "created", "size", "shards", *(["workers"] if is_wide else []), "metrics", "state"]
+    has_copies = any(row.copied_bytes for row in rows)
+    names = ["step", "inc", "created", "size", *(["copied"] if has_copies else []), "shards"]
+    names += [*(["workers"] if is_wide else []), "metrics", "state"]
     columns: dict[str, Justify] = {name: "left" if name in _TEXTS else "right" for name in names}
-    cells = [_cells(row, now, is_wide=is_wide) for row in rows]
+    cells = [_cells(row, now, is_wide=is_wide, has_copies=has_copies) for row in rows]
     print_table(console, columns, cells, [_style(row) for row in rows])
 
 
-def _cells(row: Row, now: datetime, *, is_wide: bool) -> list[str]:
+def _cells(row: Row, now: datetime, *, is_wide: bool, has_copies: bool) -> list[str]:
     created, metrics = "-", ""
     if row.checkpoint is not None:
         age = age_text(row.checkpoint.created_at, now)
         created = f"{time_text(row.checkpoint.created_at)} ({age})" if is_wide else age
         metrics = metrics_text(row.checkpoint.metrics)
     workers = ["-" if row.worker_count is None else str(row.worker_count)] if is_wide else []
-    start = [str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes)]
+    copied = [size_text(row.copied_bytes) if row.copied_bytes else "-"] if has_copies else []
+    start = [str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes), *copied]
     return [*start, str(row.shard_count), *workers, metrics, _state_text(row)]
 
 

@@ -133,10 +133,11 @@ def check_metrics(policies: Sequence[Policy], metrics: Sequence[Mapping[str, flo
 
 def to_json(url: str, found: ByHand, *, has_acted: bool) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
+    freed = found.freed_bytes
     return {
         "url": url,
         "deleted": has_acted,
-        "frees_bytes": found.freed_bytes,
+        "frees_bytes": sum(freed.values()),
         "refused": found.why_not,
         "folders": [
             {
@@ -144,6 +145,7 @@ def to_json(url: str, found: ByHand, *, has_acted: bool) -> dict[str, Any]:
                 "step": decision.folder.step,
                 "incarnation": decision.folder.incarnation,
                 "size_bytes": found.size_bytes(decision.folder),
+                "frees_bytes": freed.get(decision.folder, 0),
                 "keep": decision.keep,
                 "reason": decision.reason,
             }
@@ -155,7 +157,7 @@ def to_json(url: str, found: ByHand, *, has_acted: bool) -> dict[str, Any]:
 def render(url: str, found: ByHand, *, has_acted: bool) -> None:
     """Prints a line for each folder, and the sum."""
     console = make_console()
-    decisions = found.plan.decisions
+    decisions, freed = found.plan.decisions, found.freed_bytes
     if not decisions:
         console.print(f"{printable(url)}: nothing is here")
         return
@@ -164,16 +166,17 @@ def render(url: str, found: ByHand, *, has_acted: bool) -> None:
             str(decision.folder.step),
             str(decision.folder.incarnation),
             size_text(found.size_bytes(decision.folder)),
+            "" if decision.keep else size_text(freed[decision.folder]),
             "keep" if decision.keep else "delete",
             decision.reason,
         ]
         for decision in decisions
     ]
-    columns = {"step": "right", "inc": "right", "size": "right", "what": "left", "why": "left"}
+    columns = {"step": "right", "inc": "right", "size": "right", "frees": "right", "what": "left", "why": "left"}
     print_table(console, columns, rows, ["" if decision.keep else "red" for decision in decisions])  # type: ignore[arg-type]
     count = len(found.plan.deletions)
     what = "deleted" if has_acted else "would be deleted"
-    console.print(f"{count} of {len(decisions)} {what}: {size_text(found.freed_bytes)}")
+    console.print(f"{count} of {len(decisions)} {what}: {size_text(sum(freed.values()))}")
     if found.why_not and not has_acted:
         console.print(f"Now it would be refused: {found.why_not}", style="red", soft_wrap=True)
     elif count and not has_acted:

@@ -126,10 +126,26 @@ def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
 def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dict[str, Any]:
     """The documented shape: see docs/cli.md. Values of metadata, Python state and models are as they are in storage."""
     names = ["folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"]
-    names += ["barrier", "fresh_since", "size_bytes", "software", "metrics", "metadata", "python_state", "models"]
+    names += [
+        "barrier",
+        "fresh_since",
+        "size_bytes",
+        "copied_bytes",
+        "family",
+        "software",
+        "metrics",
+        "metadata",
+        "python_state",
+        "models",
+    ]
     names += ["diverged"]
     shards = [
-        {"name": shard.name, "size_bytes": shard.size_bytes, "crc32c": f"{shard.crc32c:08x}"}
+        {
+            "name": shard.name,
+            "size_bytes": shard.size_bytes,
+            "crc32c": f"{shard.crc32c:08x}",
+            "copied_from": shard.copied_from,
+        }
         for shard in manifest.shards
     ]
     shown = {"tensors": [_tensor_to_json(tensor) for tensor in _by_size(manifest)]} if tensors else {}
@@ -208,6 +224,7 @@ def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("created", f"{time_text(checkpoint.created_at)} ({age})"),
         ("took", _timing_text(manifest)),
         ("size", f"{size_text(manifest.size_bytes)} in {_count(shards, 'shard')} by {_count(workers, 'worker')}"),
+        ("copied", _copies_text(manifest)),
         ("tensors", f"{len(manifest.tensors)}, {size_text(tensor_bytes)}"),
         ("metrics", metrics_text(manifest.metrics)),
         ("metadata", "" if manifest.metadata is None else json.dumps(manifest.metadata, ensure_ascii=False)),
@@ -217,6 +234,16 @@ def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("diverged", _names_text(manifest.diverged, "differ between workers, the chief's were saved")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _copies_text(manifest: Manifest) -> str:
+    """What was copied inside the storage and not sent, and from where; empty where nothing was."""
+    sources: dict[str, list[int]] = {}
+    for shard in manifest.shards:
+        if shard.copied_from is not None:
+            sources.setdefault(shard.copied_from.partition("/")[0], []).append(shard.size_bytes)
+    said = [f"{size_text(sum(sizes))} in {_count(len(sizes), 'shard')} from {name}" for name, sizes in sources.items()]
+    return "; ".join(said) + (f"; {size_text(manifest.sent_bytes)} were sent" if said else "")
 
 
 def _timing_text(manifest: Manifest) -> str:
@@ -248,14 +275,16 @@ def _count(number: int, noun: str) -> str:
 
 def _print_tensors(console: Console, manifest: Manifest, count: int) -> None:
     diverged = set(manifest.diverged)
+    copied = {number for number, shard in enumerate(manifest.shards) if shard.copied_from is not None}
     rows = []
     for tensor in _by_size(manifest)[:count]:
-        shards = len({piece.shard for piece in tensor.slices})
-        is_spread = shards > 1 and console.width >= WIDE
-        slices = f"{len(tensor.slices)} in {shards} shards" if is_spread else str(len(tensor.slices))
+        shards = {piece.shard for piece in tensor.slices}
+        is_spread = len(shards) > 1 and console.width >= WIDE
+        slices = f"{len(tensor.slices)} in {len(shards)} shards" if is_spread else str(len(tensor.slices))
         notes = [f"{tensor.components} of workers"] if tensor.components else []
         notes += ["metric"] if tensor.metric else []
         notes += ["diverged"] if tensor.name in diverged else []
+        notes += ["copied" if shards <= copied else "copied in part"] if shards & copied else []
         notes += [f"also {alias}" for alias in tensor.aliases]
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         rows.append([tensor.name, tensor.dtype, shape, size_text(tensor.size_bytes), slices, ", ".join(notes)])

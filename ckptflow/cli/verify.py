@@ -23,13 +23,14 @@ from ckptflow.errors import (
     UnknownVersionError,
 )
 from ckptflow.printable import printable
-from ckptflow.storage.again import renew
+from ckptflow.storage.wrappers import StoreWrapper
 
 if TYPE_CHECKING:
     from ckptflow.commit.catalog import Summaries
     from ckptflow.format.layout import Folder
     from ckptflow.storage.store import Store
     from ckptflow.transfer.buffers import BufferPool
+    from ckptflow.transfer.verify import Sound
 
 _SHOWN = {
     "whole": ("green", "whole"),
@@ -123,8 +124,9 @@ def read_all(store: Store, summaries: Summaries, folder: Folder | None, step: in
             progress.expect(sum(wanted.values()))
             watched = WatchedStore(store, progress.advance)
             verdicts: list[Verified] = []
+            sound: Sound = {}
             for each in wanted:
-                verdicts.append(read_one(watched, each, pool, is_one_of_all=summaries.is_for_show))
+                verdicts.append(read_one(watched, each, pool, sound, is_one_of_all=summaries.is_for_show))
                 _check_answers(verdicts)
     if all(verdict.is_gone for verdict in verdicts):
         raise CheckpointGoneError(f"{store.url}: pruned while it was read; pin what must stay, or verify again")
@@ -141,9 +143,10 @@ def _check_answers(verdicts: Sequence[Verified]) -> None:
 
 
 def choose(store: Store, summaries: Summaries, folder: Folder | None, step: int | None) -> dict[Folder, int]:
-    """The folders to read, oldest first, and the bytes of each as listed; of a root all where the summaries are for
-    show, which then have what was refused."""
+    """The folders to read, oldest first, and the bytes of each as listed, a file that several share in one of them; of
+    a root all where the summaries are for show, which then have what was refused."""
     from ckptflow.commit.finding import read_counting
+    from ckptflow.commit.freed import freed_bytes
 
     if folder is not None:
         entries = store.list(f"{folder}/")
@@ -156,11 +159,12 @@ def choose(store: Store, summaries: Summaries, folder: Folder | None, step: int 
     if not matching:
         what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointNotFoundError(f"{store.url}: {what} is here")
-    chosen = reversed(matching) if summaries.is_for_show else matching[:1]
-    return {folder: sum(listing.folders[folder].values()) for folder in chosen}
+    chosen = [*reversed(matching)] if summaries.is_for_show else matching[:1]
+    size_bytes = freed_bytes(listing.only(chosen), chosen)
+    return {folder: size_bytes[folder] for folder in chosen}
 
 
-def read_one(store: Store, folder: Folder, pool: BufferPool, *, is_one_of_all: bool) -> Verified:
+def read_one(store: Store, folder: Folder, pool: BufferPool, sound: Sound, *, is_one_of_all: bool) -> Verified:
     """Reads one checkpoint. What was pruned meanwhile is gone, not damaged. What the storage does not give raises, or,
     of one of all, is told."""
     from ckptflow.commit.catalog import read_manifest
@@ -169,7 +173,7 @@ def read_one(store: Store, folder: Folder, pool: BufferPool, *, is_one_of_all: b
     url = f"{store.url}/{folder}"
     try:
         manifest = read_manifest(store, folder)
-        problems = OpenCheckpoint(store, manifest, pool).verify()
+        problems = OpenCheckpoint(store, manifest, pool).verify(sound)
     except (CorruptCheckpointError, UnknownVersionError) as error:
         return Verified(folder, url, 0, (str(error).removeprefix(f"{url}/"),))
     except (ObjectNotFoundError, CheckpointGoneError):
@@ -181,32 +185,15 @@ def read_one(store: Store, folder: Folder, pool: BufferPool, *, is_one_of_all: b
     return Verified(folder, url, manifest.size_bytes, tuple(problems))
 
 
-class WatchedStore:
+class WatchedStore(StoreWrapper):
     """A store that says how many bytes each read brought."""
 
     def __init__(self, store: Store, on_read: Callable[[int], None]) -> None:
-        self._store = store
+        super().__init__(store)
         self._on_read = on_read
-        self.put, self.create, self.list = store.put, store.create, store.list
-        self.delete, self.close = store.delete, store.close
-
-    @property
-    def url(self) -> str:
-        return self._store.url
-
-    @property
-    def is_create_only(self) -> bool:
-        return self._store.is_create_only
-
-    @property
-    def is_object_store(self) -> bool:
-        return self._store.is_object_store
-
-    def renew(self, key: str) -> None:
-        renew(self._store, key)
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        count = self._store.get(key, into, start)
+        count = super().get(key, into, start)
         self._on_read(count)
         return count
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,7 @@ class Change:
     incarnation: int
     detail: str
     size_bytes: int | None = None
+    copied_bytes: int | None = None  # of a commit: bytes of `size_bytes` that were copied inside the storage
 
 
 def watch(
@@ -97,8 +98,9 @@ def changes(before: Overview | None, now: Overview) -> Iterator[Change]:
         was = old.get(folder)
         if row.checkpoint is not None and (was is None or was.checkpoint is None):
             detail = f"{row.shard_count} shards by {row.worker_count or '?'} workers"
+            detail += f", {size_text(row.copied_bytes)} copied" if row.copied_bytes else ""
             metrics = metrics_text(row.checkpoint.metrics)
-            yield _change("committed", row, f"{detail}  {metrics}".rstrip())
+            yield replace(_change("committed", row, f"{detail}  {metrics}".rstrip()), copied_bytes=row.copied_bytes)
         elif row.state == "partial" and (was is None or was.size_bytes != row.size_bytes):
             yield _change("writing", row, row.why or "")
         if row.problem and (was is None or was.problem != row.problem):

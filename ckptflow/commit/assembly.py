@@ -43,6 +43,7 @@ class Draft:
     object_graph: ObjectGraph | None = None
     software: Mapping[str, str] = field(default_factory=dict)
     began_at: datetime | None = None  # when `save` was called, by the chief's clock; for people
+    family: int = 0
 
 
 def refuse_receipt(draft: Draft, held: Held, receipt: Receipt, worker: int) -> str | None:
@@ -91,6 +92,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
         diverged=diverged,
         timings=_timings_of(receipts),
         per_worker=draft.per_worker,
+        family=draft.family,
         shards=shards,
         tensors=tensors,
     )

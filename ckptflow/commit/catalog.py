@@ -67,6 +67,7 @@ class Summary:
     began_at: datetime | None = None
     timings: tuple[Timing, ...] = ()
     writer_id: str = ""
+    family: int = 0
 
     def is_complete(self, files: Mapping[str, int]) -> bool:
         """Whether every shard is listed at the size that the manifest gives it."""
@@ -153,11 +154,13 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
             created_at=created_at,
             size_bytes=manifest.size_bytes,
             url=f"{root_url}/{folder}",
+            copied_bytes=manifest.copied_bytes,
         ),
         restored=parse_folder(manifest.restored) if manifest.restored else None,
         began_at=began_at,
         timings=manifest.timings,
         writer_id=manifest.writer_id,
+        family=manifest.family,
     )
 
 
@@ -180,6 +183,9 @@ class Summaries:
         self._known: dict[Folder, Summary | Unreadable] = {}
         self._newest: Manifest | None = None  # the last that was read, if a restore may want it
         self._keeps_newest = False
+
+    def has_read(self, folder: Folder) -> bool:
+        return folder in self._known
 
     def get(self, folder: Folder) -> Summary | Unreadable:
         known = self._known.get(folder)

@@ -16,8 +16,9 @@ _FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC
 class Checkpoint:
     """A committed checkpoint: what its manifest says, without its tensors.
 
-    `created_at` is aware of its time zone; `size_bytes` counts the shards; `url` is the checkpoint's folder. `metrics`
-    and `metadata` are copies each time: changing them changes no checkpoint.
+    `created_at` is aware of its time zone; `size_bytes` counts the shards, and `copied_bytes` those of them that were
+    copied inside the storage, from an older checkpoint, and not sent; `url` is the checkpoint's folder. `metrics` and
+    `metadata` are copies each time: changing them changes no checkpoint.
     """
 
     step: int
@@ -27,6 +28,7 @@ class Checkpoint:
     created_at: datetime
     size_bytes: int
     url: str
+    copied_bytes: int = 0
 
 
 class _Copied:

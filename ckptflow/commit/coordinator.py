@@ -9,10 +9,23 @@ import logging
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any
 
 from ckptflow.commit.assembly import Draft, assemble
-from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, Unreadable, list_root, summarize
+from ckptflow.commit.catalog import (
+    Checkpoint,
+    Counting,
+    Listing,
+    Summaries,
+    Summary,
+    Unreadable,
+    list_pins,
+    list_root,
+    summarize,
+)
+from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.lineage import (
     Held,
     check_fence,
@@ -26,6 +39,7 @@ from ckptflow.commit.prune import act, doubt_newest, listed_again, plan_prune
 from ckptflow.commit.receipts import BeginWait, FindFailure, Receipts
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
+from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
 from ckptflow.errors import (
     CommitUnknownError,
     CorruptCheckpointError,
@@ -40,9 +54,11 @@ from ckptflow.format.manifest import Receipt, encode
 from ckptflow.spans import span
 from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import can_copy
 
 logger = logging.getLogger("ckptflow")
 
+_READ_AT_ONCE = 8  # manifests that the first save after a restart may wait for
 NO_DIGESTS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -177,6 +193,47 @@ class Coordinator:
         """
         check_own_claim(self._store, self._held)
 
+    def choose_reuse(self, step: int, metrics: Mapping[str, float], metadata: Any = None) -> Reuse:
+        """From which checkpoint the next one, of this step, may copy. Called between saves, on the training thread.
+
+        On a disk the policies are asked what will stay beside it, and manifests that were not read yet are read; on an
+        object store nothing is asked. Whatever a policy or the storage does, it raises nothing: then there is no copy.
+        """
+        if not can_copy(self._store):
+            return Reuse(reason="the storage cannot copy")
+        try:
+            reuse = self._choose_reuse(step, metrics, metadata)
+        except (Exception, SystemExit) as error:  # as in a prune: a policy may raise anything
+            logger.warning("%s: nothing is copied into step %d: %s", self._store.url, step, str(error))
+            return Reuse(reason="what stays is not known")
+        logger.debug("%s: step %d copies from %s: %s", self._store.url, step, reuse.source or "nothing", reuse.reason)
+        return reuse
+
+    def _choose_reuse(self, step: int, metrics: Mapping[str, float], metadata: Any) -> Reuse:
+        is_shared, restored = not self._store.is_object_store, self._start.restored
+        unread = [each for each in self._start.lineage - self._gone if not self._summaries.has_read(each)]
+        if is_shared and restored is not None and len(unread) > _READ_AT_ONCE:
+            return Reuse(1 - restored.family, None, f"{len(unread)} manifests were not read yet: written whole")
+        known = sorted([*(self._known_lineage() if is_shared else ()), *self._committed], key=lambda each: each.folder)
+        found = [restored] if restored is not None else []
+        # An older one may have the damaged file that a fallback, or a person by a rollback, has left behind. What was
+        # restored was read whole.
+        reasons = {self._held.number: self._start.reason} | {each.folder.incarnation: each.reason for each in known}
+        since = max((n for n, reason in reasons.items() if reason not in ("start", "resume")), default=0)
+        existing = [
+            Existing(each.folder, each.family, each.folder.incarnation >= since or each in found)
+            for each in known or found
+        ]
+        if not is_shared or not known:
+            return choose_reuse(existing, (), is_shared=is_shared)
+        by_step = {each.folder.step: each for each in known if each.folder.step != step}
+        others = [by_step[each] for each in sorted(by_step)]
+        coming = Checkpoint(step, self._held.number, metrics, metadata, datetime.now(UTC), 0, self._store.url)
+        stay = reasons_to_keep([*(each.checkpoint for each in others), coming], self._policies)[:-1]
+        kept = {each.folder for each, reason in zip(others, stay, strict=True) if reason}
+        # A pin may be taken back: it decides only if no policy keeps one.
+        return choose_reuse(existing, kept or list_pins(self._store), is_shared=True)
+
     @property
     def has_checkpoints(self) -> bool:
         """Whether this incarnation builds on a checkpoint: one that it restored, or one of its own."""
@@ -237,7 +294,9 @@ class Coordinator:
             incarnation=self._held.number,
             given_up=self._given_up,
         )
-        return act(self._store, listed_again(self._store, plan, listing, {}), listing.folders)
+        plan = listed_again(self._store, plan, listing, {})
+        act(self._store, plan, listing.folders)
+        return sum(freed_bytes(listing, plan.deletions).values())
 
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. Once a try was not answered this incarnation never sweeps the folder: it may land."""
@@ -327,9 +386,10 @@ class Coordinator:
                 self._tell(Pruned(step=folder.step, folder=str(folder), size_bytes=size_bytes, reason=decision.reason))
         gone = set(plan.deletions)
         self._is_swept = not counting.outside
-        self._gone |= gone & self._start.lineage
         self._given_up -= gone
-        self._committed = [summary for summary in self._committed if summary.folder not in gone]
+        there = found.keys() - gone  # others may have been deleted by hand
+        self._gone = {*self._start.lineage} - there
+        self._committed = [summary for summary in self._committed if summary.folder in there]
         self._summaries.forget(gone)
 
     def _count(self, listing: Listing, found: Mapping[Folder, Summary | Unreadable]) -> Counting:

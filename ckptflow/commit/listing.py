@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ckptflow.format.layout import (
     LINEAGE_PREFIX,
@@ -20,15 +20,19 @@ from ckptflow.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One listing of a root: folders with the size of each file, the claims' numbers, the pinned folders."""
+    """One listing of a root: folders with the size of each file, the claims' numbers, the pinned folders.
+
+    `versions`, of files in folders, where the storage shows them: two of one version are one file, with two names.
+    """
 
     folders: Mapping[Folder, Mapping[str, int]]
     claims: tuple[int, ...]
     pins: frozenset[Folder]
+    versions: Mapping[Folder, Mapping[str, str]] = field(default_factory=dict)
 
     def only(self, folders: Iterable[Folder]) -> Listing:
         """The same listing as if nothing but these folders were there."""
-        return Listing({folder: self.folders[folder] for folder in folders}, self.claims, self.pins)
+        return replace(self, folders={folder: self.folders[folder] for folder in folders})
 
     def without(self, folders: Collection[Folder]) -> Listing:
         """The same listing as if these folders were not there."""
@@ -52,6 +56,7 @@ class Listing:
 def list_root(store: Store) -> Listing:
     """Lists the whole root once and sorts out what is ours; names that are not ours are passed over."""
     folders: dict[Folder, dict[str, int]] = {}
+    versions: dict[Folder, dict[str, str]] = {}
     claims: list[int] = []
     pins: list[Folder] = []
     for entry in store.list():
@@ -59,11 +64,13 @@ def list_root(store: Store) -> Listing:
         folder = parse_folder(head) if rest else None
         if folder is not None:
             folders.setdefault(folder, {})[rest] = entry.size_bytes
+            if entry.version is not None:
+                versions.setdefault(folder, {})[rest] = entry.version
         elif (number := parse_claim_key(entry.key)) is not None:
             claims.append(number)
         elif (pinned := parse_pin_key(entry.key)) is not None:
             pins.append(pinned)
-    return Listing(folders, tuple(claims), frozenset(pins))
+    return Listing(folders, tuple(claims), frozenset(pins), versions)
 
 
 def list_claims(store: Store) -> tuple[int, ...]:

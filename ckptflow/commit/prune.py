@@ -23,6 +23,7 @@ from ckptflow.commit.catalog import (
     read_manifest,
     summarize,
 )
+from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, UnknownVersionError, UsageError
@@ -208,8 +209,8 @@ def listed_again(
     return replace(plan, decisions=tuple(decided))
 
 
-def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
-    """Deletes what the plan says: manifests first, the rest in a later request. Returns how many bytes that frees.
+def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> None:
+    """Deletes what the plan says: manifests first, the rest in a later request.
 
     The names in the later one, of shards and receipts, are their writer's own: whatever has happened to the root since
     it was listed, it deletes nothing of another job's.
@@ -223,7 +224,6 @@ def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]
     for keys in (manifests + [claim_key(number) for number in plan.claims], rest):
         if keys:
             store.delete(keys)
-    return sum(sum(files[folder].values()) for folder in deletions)
 
 
 def refuse_by_hand(listing: Listing, counting: Counting) -> str | None:
@@ -253,8 +253,9 @@ class ByHand:
         return sum(self.listing.folders[folder].values())
 
     @property
-    def freed_bytes(self) -> int:
-        return sum(self.size_bytes(folder) for folder in self.plan.deletions)
+    def freed_bytes(self) -> dict[Folder, int]:
+        """How many bytes become free by each folder that goes: less than it has where others share its files."""
+        return freed_bytes(self.listing, self.plan.deletions)
 
 
 def doubt_newest(store: Store, listing: Listing, newest: Folder | None) -> str | None:

@@ -21,21 +21,15 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
-from ckptflow.format import boxes, dtypes, layout
+from ckptflow.format import dtypes, layout
 from ckptflow.format.failure import Failure
 from ckptflow.format.object_graph import ObjectGraph, check_graph
-from ckptflow.format.record import (
-    MAX_NAME_CHARACTERS,
-    MAX_NUMBER,
-    MAX_RANK,
-    Crc32c,
-    Record,
-    Seconds,
-    Shape,
-    ShortText,
-    Size,
-    TensorName,
-)
+from ckptflow.format.parts import ShardRecord as ShardRecord
+from ckptflow.format.parts import SliceRecord as SliceRecord
+from ckptflow.format.parts import TensorRecord as TensorRecord
+from ckptflow.format.parts import Timing as Timing
+from ckptflow.format.parts import check_shards, check_tensor
+from ckptflow.format.record import MAX_NAME_CHARACTERS, Crc32c, Record, ShortText, Size, TensorName
 from ckptflow.format.shard import check_members
 
 FORMAT_VERSION = 1
@@ -50,64 +44,6 @@ MAX_CONTAINERS = 2**20
 Reason = Literal["start", "resume", "rollback", "damage", "outside", "fresh"]
 
 
-class ShardRecord(Record, frozen=True, kw_only=True, gc=False):
-    """One shard file: its name in the folder, its size, and the crc32c of all its bytes, header included."""
-
-    name: ShortText
-    size_bytes: Size
-    crc32c: Crc32c
-
-
-class SliceRecord(Record, frozen=True, kw_only=True, gc=False):
-    """One slice: where its bytes lie (`shard` counts in the list of shards, `offset` from the start of the file), which
-    box of its tensor it is, and the crc32c of those bytes."""
-
-    shard: Size
-    offset: Size
-    start: Shape
-    shape: Shape
-    crc32c: Crc32c
-
-
-class TensorRecord(Record, frozen=True, kw_only=True, gc=False):
-    """One tensor: its global shape and the slices that cover it exactly once, in row-major order within each slice.
-
-    `encoded_bytes` is set for dtypes whose size does not follow from the shape (strings): the slices are then boxes of
-    that one-dimensional byte sequence. `components` is set where the first axis counts one component for each worker
-    of a variable that is kept per replica: they are summed, averaged, or the first is taken, when reading.
-    `metric` marks variables that a restore may do without (Keras resets them each epoch).
-    """
-
-    name: TensorName
-    dtype: ShortText
-    shape: Shape
-    slices: tuple[SliceRecord, ...]
-    encoded_bytes: Size | None = None
-    components: Literal["sum", "mean", "first"] | None = None
-    aliases: tuple[TensorName, ...] = ()
-    metric: bool = False
-
-    @property
-    def size_bytes(self) -> int:
-        """The tensor's bytes in storage."""
-        if self.encoded_bytes is not None:
-            return self.encoded_bytes
-        return boxes.volume(self.shape) * dtypes.item_size_bytes(self.dtype)
-
-    @property
-    def storage_shape(self) -> tuple[int, ...]:
-        """The shape that the slices are boxes of."""
-        return self.shape if self.encoded_bytes is None else (self.encoded_bytes,)
-
-
-class Timing(Record, frozen=True, kw_only=True, gc=False):
-    """How long a save took one worker, for people: `save` held its training thread for `blocked_s` seconds, and its
-    shards were durable `write_s` seconds after `save` was called."""
-
-    blocked_s: Seconds
-    write_s: Seconds
-
-
 class Manifest(Record, frozen=True, kw_only=True):
     """The commit record of one checkpoint. Present and whole = committed.
 
@@ -119,7 +55,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     the state that each worker had for itself: worker 3 of the entry `data` has the Python state `data/worker-3`, and
     tensors whose names begin with `data/worker-3/`. `object_graph` is there where the state has one. `began_at` is when
     `save` was called and `created_at` when the manifest was made, both by the coordinator's clock; these and `timings`,
-    one for each worker, or none, are for people.
+    one for each worker, or none, are for people. Of two checkpoints of different `family` no shard was copied from one
+    to the other, directly or by way of others.
     """
 
     format: Literal["ckptflow"] = field(default="ckptflow")
@@ -147,6 +84,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     diverged: tuple[TensorName, ...] = ()
     timings: tuple[Timing, ...] = ()
     per_worker: tuple[TensorName, ...] = ()
+    family: Annotated[int, Meta(ge=0, le=1)] = 0
     shards: tuple[ShardRecord, ...]
     tensors: tuple[TensorRecord, ...]
 
@@ -154,6 +92,16 @@ class Manifest(Record, frozen=True, kw_only=True):
     def size_bytes(self) -> int:
         """The bytes of all shards."""
         return sum(shard.size_bytes for shard in self.shards)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Those of them that were copied inside the storage."""
+        return sum(shard.size_bytes for shard in self.shards if shard.copied_from is not None)
+
+    @property
+    def sent_bytes(self) -> int:
+        """The others, which crossed the network."""
+        return self.size_bytes - self.copied_bytes
 
     @property
     def shard_sizes(self) -> dict[str, int]:
@@ -352,7 +300,7 @@ def _check_names(manifest: Manifest) -> None:
         )
     layout.parse_folders(manifest.lineage)
     layout.parse_folders((manifest.restored,) if manifest.restored else ())
-    _check_shards(manifest.shards, manifest.world_size)
+    check_shards(manifest.shards, manifest.folder, manifest.world_size)
     if not all(map(math.isfinite, manifest.metrics.values())):
         raise ValueError("a metric is not finite")
     if manifest.timings and len(manifest.timings) != manifest.world_size:
@@ -371,42 +319,13 @@ def _check_names(manifest: Manifest) -> None:
         raise ValueError(f"the path of a model is longer than {MAX_NAME_CHARACTERS} characters")
 
 
-def _check_shards(shards: tuple[ShardRecord, ...], world_size: int, worker: int | None = None) -> None:
-    """Raises ValueError unless each shard's name is one of a save by so many workers, and of that worker."""
-    for shard in shards:
-        parsed = layout.parse_shard_name(shard.name)
-        if parsed is None or parsed[1] != world_size or worker not in (None, parsed[0]):
-            raise ValueError(f"{shard.name!r} is not the name of one of its shards")
-    if len({shard.name for shard in shards}) != len(shards):
-        raise ValueError("it names a shard twice")
-
-
 def _check_receipt(receipt: Receipt, where: str) -> None:
     try:
-        _check_shards(receipt.shards, receipt.world_size, receipt.worker)
+        check_shards(receipt.shards, receipt.folder, receipt.world_size, receipt.worker)
         if any(piece.shard >= len(receipt.shards) for piece in receipt.slices):
             raise ValueError("a slice lies in none of its shards")
     except ValueError as error:
         raise CorruptCheckpointError(f"{where}: {error}") from error
-
-
-def check_tensor(tensor: TensorRecord) -> None:
-    """Raises ValueError unless the dtype is known and the slices cover the tensor exactly once."""
-    shape = tensor.shape
-    if (tensor.encoded_bytes is not None) != dtypes.is_encoded(tensor.dtype):
-        raise ValueError(f"dtype {tensor.dtype!r} and encoded_bytes={tensor.encoded_bytes} do not go together")
-    if len(shape) > MAX_RANK:
-        raise ValueError(f"has {len(shape)} axes, more than {MAX_RANK}")
-    # Axes of no length count as one here: no library makes an array of shape (2**62, 2**62, 0).
-    if math.prod(shape if all(shape) else [n or 1 for n in shape]) * dtypes.item_size_bytes(tensor.dtype) > MAX_NUMBER:
-        raise ValueError("is larger than any storage")
-    if tensor.components is not None and (not shape or tensor.encoded_bytes is not None):
-        raise ValueError("has components and no axis for them")
-    slices = tensor.slices
-    if tensor.encoded_bytes is not None:
-        shape = (tensor.encoded_bytes,)
-    if len(slices) != 1 or slices[0].shape != shape or slices[0].start != (0,) * len(shape):
-        boxes.check_cover(shape, [(piece.start, piece.shape) for piece in slices])
 
 
 def _add_spans(tensor: TensorRecord, sizes: list[int], spans: list[list[tuple[int, int]]]) -> None:

@@ -21,11 +21,11 @@ from ckptflow.job.arguments import (
     default_shard_bytes,
 )
 from ckptflow.job.saver import Job, Saver, software_versions
+from ckptflow.job.unchanged import Unchanged
 from ckptflow.peers.team import Alone
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.plan import plan_shards
 from ckptflow.transfer.streams import streams_for
 
 
@@ -73,6 +73,7 @@ def _commit(
         pool=pool,
         held=start.held,
         coordinator=coordinator,
+        unchanged=Unchanged(0, 1, shard_bytes, is_on=False),
         shard_bytes=shard_bytes,
         verify_replicas="small",
         streams=streams_for(store, pool, is_for_reading=False),
@@ -81,9 +82,6 @@ def _commit(
     job = Job(
         folder=Folder(step, start.held.number),
         snapshot=captured,
-        plan=lambda size_bytes, at_once: plan_shards(
-            captured.specs, worker=0, world_size=1, shard_bytes=size_bytes, at_once=at_once
-        ),
         metrics={},
         metadata=metadata,
         prune=False,

@@ -12,7 +12,7 @@ from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.events import Event
 from ckptflow.format.layout import MAX_NUMBER
 from ckptflow.format.values import MAX_METADATA_BYTES, check_room, is_unicode, to_json
-from ckptflow.transfer.plan import MIN_SHARD_BYTES
+from ckptflow.transfer.packing import MIN_SHARD_BYTES
 
 DISK_SHARD_BYTES = 65 * 2**20  # room for a header beside tensors that make up 64 MiB, so that none is cut
 OBJECT_SHARD_BYTES = 8 * 2**20  # one request: small enough that the budget holds as many as fill a link

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.finding import await_checkpoint
 from ckptflow.commit.receipts import BeginWait
 from ckptflow.commit.resume import Start
+from ckptflow.commit.reuse import Reuse
 from ckptflow.errors import CkptflowError, FencedError, PeerError
 from ckptflow.events import Claimed, SaveBegan
 from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Manifest
 from ckptflow.format.values import to_json
 from ckptflow.job.background import Background
 from ckptflow.job.live_state import LiveState
@@ -28,6 +31,18 @@ if TYPE_CHECKING:
     from ckptflow.state.capture import Snapshot
 
 logger = logging.getLogger("ckptflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A save that was checked and captured, and not yet agreed upon; `watch` runs since `save` was called."""
+
+    step: int
+    metrics: Mapping[str, float]
+    metadata: Any
+    snapshot: Snapshot
+    watch: Stopwatch
+    capture_s: float = 0.0
 
 
 class Incarnation:
@@ -54,34 +69,39 @@ class Incarnation:
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
+    def choose_reuse(self, asked: Asked) -> Reuse | None:
+        """On the chief, from which checkpoint the next save may copy what has not changed."""
+        coordinator = self._saver.coordinator
+        if coordinator is None or not self._saver.unchanged.is_on:
+            return None
+        return coordinator.choose_reuse(asked.step, asked.metrics, asked.metadata)
+
     @property
     def has_checkpoints(self) -> bool:
         """Whether it builds on a checkpoint, restored or its own. False on other workers than the chief."""
         return self._saver.has_checkpoints
 
     def save(
-        self,
-        step: int,
-        snapshot: Snapshot,
-        metrics: Mapping[str, float],
-        metadata: Any,
-        *,
-        watch: Stopwatch,
-        capture_s: float = 0.0,
-        prune: bool = True,
+        self, asked: Asked, *, prune: bool = True, reuse: Reuse | None = None, source: Manifest | None = None
     ) -> PendingCheckpoint:
-        """Hands the save to the background. `watch` runs since `save` was called."""
+        """Hands the save to the background.
+
+        `reuse`: what the chief says of it; None, it is written whole. `source`: the manifest of what that names.
+        """
+        step, watch = asked.step, asked.watch
         saver = self._saver
         for earlier in [each for each in self._calls if each < step]:
             del self._calls[earlier]  # steps do not fall: it is never saved again in this run attempt
         self._calls[step] += 1  # for good: a save that could not be handed over may be queued all the same, and run
         folder = Folder(step, saver.held.number, self._calls[step])
         blocked_s = watch.elapsed_s()
-        job = Job(folder, snapshot, partial(self._live.plan, snapshot), metrics, metadata, prune, watch, blocked_s)
+        reuse = reuse or Reuse()
+        snapshot, about = asked.snapshot, (asked.metrics, asked.metadata)
+        job = Job(folder, snapshot, *about, prune, watch, blocked_s, snapshot, reuse, source)
         before = self.last_step
         try:
             self.last_step = step
-            saver.tell(SaveBegan(step=step, folder=str(folder), blocked_s=blocked_s, capture_s=capture_s))
+            saver.tell(SaveBegan(step=step, folder=str(folder), blocked_s=blocked_s, capture_s=asked.capture_s))
             future = self._background.submit(lambda acknowledge: saver.run(job, acknowledge))
         except BaseException:  # nobody may take this step for saved
             self.last_step = before
@@ -105,7 +125,7 @@ class Incarnation:
         def finish(snapshot: Snapshot) -> bool:
             metadata = to_json(checkpoint.metadata, "metadata")
             metrics = dict(checkpoint.metrics)
-            pending = self.save(checkpoint.step, snapshot, metrics, metadata, watch=Stopwatch(), prune=False)
+            pending = self.save(Asked(checkpoint.step, metrics, metadata, snapshot, Stopwatch()), prune=False)
             pending.wait()
             if (error := pending.exception()) is not None:
                 raise error
@@ -127,6 +147,10 @@ class Incarnation:
                 checkpoint.step,
                 str(error),
             )
+
+    def let_go(self) -> None:
+        """Keeps none of the values that were saved: the state is about to get others, or this has ended."""
+        self._saver.unchanged.let_go()
 
     def hurry(self, timeout_s: float) -> None:
         """The save under way waits at most so long for the other workers, who may be dead."""

@@ -1,4 +1,4 @@
-"""The user's state as the manager works with it: walked once, planned once, until it changes."""
+"""The user's state as the manager works with it: walked once, until it changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ckptflow.errors import CkptflowError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.offer import offer_of
-from ckptflow.format.spec import Rename, TensorSpec
+from ckptflow.format.spec import Rename
 from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.team import Done
 from ckptflow.printable import lines
@@ -27,7 +27,6 @@ from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, entries_now, walk
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.plan import WorkerPlan, plan_shards
 from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.streams import Streams
 
@@ -35,7 +34,7 @@ logger = logging.getLogger("ckptflow")
 
 
 class LiveState:
-    """Named objects, the tensors found in them, and this worker's plan for writing those."""
+    """Named objects, and the tensors found in them."""
 
     def __init__(self, state: Any, cluster: Cluster) -> None:
         self._state = state
@@ -48,7 +47,6 @@ class LiveState:
         self._held_metrics: dict[str, Any] = {}
         self._told_lost: set[str] = set()
         self._cluster = cluster
-        self._planned: tuple[Sequence[TensorSpec], int, WorkerPlan] | None = None
         self._tree = self._walk(self._objects, self.attached)
 
     def refresh(self) -> None:
@@ -116,28 +114,6 @@ class LiveState:
         """Raises `UsageError` on all workers, naming what differs, unless every worker's checksum is the same."""
         if len(set(checksums)) > 1:
             raise_differences(self._cluster, _lines_of(self._tree))
-
-    def plan(self, snapshot: Snapshot, shard_bytes: int, at_once: int) -> WorkerPlan:
-        """This worker's plan for writing what was captured, made once for each tree and each `at_once`.
-
-        The latter changes seldom: once when the quickest request has turned out to be quick, or as one that is far.
-
-        Called in the background, by one save at a time. It is of the snapshot's own tree: what is built or attached
-        meanwhile, while a fit begins, must not move the places of what is held.
-        """
-        if self._planned is None or self._planned[0] is not snapshot.specs or self._planned[1] != at_once:
-            self._planned = (
-                snapshot.specs,
-                at_once,
-                plan_shards(
-                    snapshot.specs,
-                    worker=self._cluster.worker,
-                    world_size=self._cluster.world_size,
-                    shard_bytes=shard_bytes,
-                    at_once=at_once,
-                ),
-            )
-        return self._planned[2]
 
     def capture(self, *, again: bool = False) -> Snapshot:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.

@@ -14,25 +14,29 @@ import crc32c
 import msgspec
 
 from ckptflow.commit.assembly import Draft
-from ckptflow.commit.catalog import Checkpoint
+from ckptflow.commit.catalog import Checkpoint, read_manifest
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held, holds
+from ckptflow.commit.reuse import Reuse
 from ckptflow.errors import (
     CkptflowError,
     CommitUnknownError,
+    CorruptCheckpointError,
     FencedError,
     ObjectNotFoundError,
     SaveFailedError,
     StorageError,
     StorageFullError,
     StorageUnavailableError,
+    UnknownVersionError,
 )
 from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
 from ckptflow.format.failure import failure_of
-from ckptflow.format.layout import Folder, receipt_name
-from ckptflow.format.manifest import Receipt, TensorRecord, Timing, digest_of, encode, encode_receipt
+from ckptflow.format.layout import Folder, parse_folder, receipt_name
+from ckptflow.format.manifest import Manifest, Receipt, TensorRecord, Timing, digest_of, encode, encode_receipt
 from ckptflow.format.offer import Captured, record_of
+from ckptflow.job.unchanged import References, Unchanged
 from ckptflow.peers.team import Team
 from ckptflow.spans import span
 from ckptflow.storage.faults import chain
@@ -40,7 +44,8 @@ from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic
+from ckptflow.transfer.packing import SMALL_BYTES
+from ckptflow.transfer.plan import WorkerPlan, plan_dynamic
 from ckptflow.transfer.streams import Streams
 from ckptflow.transfer.writer import replica_digests, write_shards
 
@@ -64,13 +69,14 @@ class Job:
 
     folder: Folder
     snapshot: Captured
-    # For shards of so many bytes, so many at a time; made here in the background, once: it takes long.
-    plan: Callable[[int, int], WorkerPlan]
     metrics: Mapping[str, float]
     metadata: Any
     prune: bool
     watch: Stopwatch = field(default_factory=Stopwatch)  # since `save` was called
     blocked_s: float = 0.0  # how long `save` held the training thread
+    live: References | None = None  # of a snapshot of live objects: the memory that it holds
+    reuse: Reuse = field(default_factory=Reuse)
+    source: Manifest | None = None  # of what `reuse` names, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Saver:
     pool: BufferPool
     held: Held
     coordinator: Coordinator | None
+    unchanged: Unchanged
     shard_bytes: int
     verify_replicas: Literal["small", "all"]
     streams: Streams
@@ -114,7 +121,14 @@ class Saver:
             self.leave_note(job.folder, None)
             save_s, size_bytes = job.watch.elapsed_s(), checkpoint.size_bytes
             self.tell(
-                Committed(step=step, folder=folder, size_bytes=size_bytes, save_s=save_s, metrics=checkpoint.metrics)
+                Committed(
+                    step=step,
+                    folder=folder,
+                    size_bytes=size_bytes,
+                    copied_bytes=checkpoint.copied_bytes,
+                    save_s=save_s,
+                    metrics=checkpoint.metrics,
+                )
             )
             self.coordinator.prune()
 
@@ -159,13 +173,18 @@ class Saver:
         """Writes this worker's shards and then, last, its receipt; returns that, and what its `digest` is of."""
         snapshot, worker = job.snapshot, self.cluster.worker
         with span("plan"):
-            plan = job.plan(self.shard_bytes, self.streams.by_turns)
+            source, manifest = self._source(job)
+            plan = self.unchanged.plan(snapshot.specs, self.streams.by_turns, job.live, manifest)
+            earlier = self.unchanged.sources(plan, source, manifest)
         alike, apart, unread = self._digests(snapshot, plan)
         own, own_python = self._own(job)
-        plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes)
+        still = self.unchanged.still_dynamic(snapshot.specs)
+        plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes, still=still)
+        tag, streams = self.held.tag, self.streams
         written = write_shards(
-            self.store, job.folder, plan, snapshot, self.pool, tag=self.held.tag, streams=self.streams
+            self.store, job.folder, plan, snapshot, self.pool, tag=tag, streams=streams, earlier=earlier
         )
+        self.unchanged.learn(job.folder, plan, written)
         alike |= {piece.tensor: piece.crc32c for piece in written.slices if piece.tensor in unread}
         receipt = Receipt(
             folder=str(job.folder),
@@ -181,13 +200,31 @@ class Saver:
             timing=Timing(blocked_s=job.blocked_s, write_s=job.watch.elapsed_s()),
         )
         self._put_receipt(job.folder, receipt, alike)
-        size_bytes = sum(shard.size_bytes for shard in written.shards)
         self.tell(
             ShardsWritten(
-                step=job.folder.step, folder=str(job.folder), size_bytes=size_bytes, write_s=job.watch.elapsed_s()
+                step=job.folder.step,
+                folder=str(job.folder),
+                size_bytes=written.size_bytes,
+                copied_bytes=written.copied_bytes,
+                write_s=job.watch.elapsed_s(),
             )
         )
         return receipt, alike
+
+    def _source(self, job: Job) -> tuple[Folder | None, Manifest | None]:
+        """The checkpoint that may be copied from, and what its manifest says where this process has not written it."""
+        source = parse_folder(job.reuse.source) if job.reuse.source is not None else None
+        if source is None or not self.unchanged.is_on:
+            return None, None
+        if self.unchanged.has_written(source):
+            return source, None
+        if job.source is not None and job.source.folder == str(source):
+            return source, job.source
+        try:
+            return source, read_manifest(self.store, source)
+        except (StorageError, CorruptCheckpointError, UnknownVersionError) as error:
+            logger.debug("%s/%s is not copied from: %s", self.store.url, source, str(error))
+            return None, None
 
     def _put_receipt(self, folder: Folder, receipt: Receipt, alike: Mapping[str, int]) -> None:
         """On the chief its claim is read beside it: the shards are there, and no round trip is added."""
@@ -275,6 +312,7 @@ class Saver:
             object_graph=snapshot.object_graph if self.cluster.is_chief else None,
             software=self.software,
             began_at=job.watch.at,
+            family=job.reuse.family,
         )
 
     def _report(self, folder: Folder, error: BaseException) -> None:

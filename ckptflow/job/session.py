@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial as partial_of
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
 import msgspec
 
@@ -20,6 +19,7 @@ from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import NOT_EXCLUSIVE
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
+from ckptflow.commit.reuse import Reuse
 from ckptflow.errors import StepOrderError, UsageError
 from ckptflow.events import Restored
 from ckptflow.format.dtypes import Array
@@ -30,24 +30,22 @@ from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
 from ckptflow.job.carried import carried_in, read_attached
 from ckptflow.job.hooks import Hook, Hooks
-from ckptflow.job.incarnation import Incarnation
+from ckptflow.job.incarnation import Asked, Incarnation
 from ckptflow.job.live_state import LiveState
 from ckptflow.job.loading import Loading, load_again
 from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.saver import Saver, Stopwatch, software_versions
+from ckptflow.job.unchanged import Unchanged
 from ckptflow.peers.cluster import Cluster, find_cluster
 from ckptflow.peers.team import Call, Called, Done, agree, agree_on, called, chief_says
 from ckptflow.reading import OpenCheckpoint, run_url
 from ckptflow.state.strategies import is_between_steps
 from ckptflow.storage.again import hurry
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.wrappers import ProgressStore
+from ckptflow.storage.wrappers import ProgressStore, can_copy
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.streams import streams_for
-
-if TYPE_CHECKING:
-    from ckptflow.state.capture import Snapshot
 
 logger = logging.getLogger("ckptflow")
 
@@ -60,17 +58,7 @@ class _Standing(msgspec.Struct, frozen=True):
 
     state: str
     has_checkpoints: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A save that was checked and captured, and not yet agreed upon."""
-
-    step: int
-    metrics: dict[str, float]
-    metadata: Any
-    snapshot: Snapshot
-    capture_s: float
+    reuse: Reuse | None = None  # what the chief says of the save
 
 
 class Session:
@@ -93,6 +81,7 @@ class Session:
         fresh: bool,
         verify_replicas: Literal["small", "all"],
         restore_from: Literal["auto", "storage"],
+        reuse_unchanged: bool,
         concurrency: int | None,
         hooks: Sequence[Hook],
     ) -> None:
@@ -103,6 +92,7 @@ class Session:
         self._fresh = fresh
         self._verify_replicas: Literal["small", "all"] = verify_replicas
         self._restore_from = restore_from
+        self._reuse_unchanged = reuse_unchanged
 
         self.cluster: Cluster = find_cluster(
             strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s
@@ -238,6 +228,7 @@ class Session:
         if loading is None or restored is None:
             return
         manifest = self._manifest(restored.folder)
+        self._let_go()
         try:
             self.calls.take_turn(lambda: load_again(self.cluster, loading, restored.folder, manifest))
         except BaseException as error:
@@ -261,7 +252,7 @@ class Session:
     def _save(
         self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
     ) -> PendingCheckpoint:
-        def prepare() -> tuple[_Prepared, _Standing]:
+        def prepare() -> tuple[Asked, _Standing]:
             self._background.raise_failure(only_fenced=self._on_save_error == "log")
             number = arguments.check_step(step)
             if number < self.last_step:
@@ -272,20 +263,16 @@ class Session:
             checked = arguments.check_metrics(metrics), arguments.check_metadata(metadata)
             before_s = watch.elapsed_s()
             snapshot = self.live.capture()
-            return _Prepared(number, *checked, snapshot, watch.elapsed_s() - before_s), _Standing(self.live.checksum())
+            asked = Asked(number, *checked, snapshot, watch, watch.elapsed_s() - before_s)
+            reuse = self._incarnation.choose_reuse(asked) if self._incarnation else None
+            return asked, _Standing(self.live.checksum(), reuse=reuse)
 
-        prepared, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
+        asked, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
         self.live.check_same([each.state for each in held])
+        source = self._restored.manifest if self._restored is not None else None
         self._restored, self.is_ahead = None, False
         incarnation = self._incarnation or self._begin(self._resume(self._loading()).start_anew(fresh=self._fresh))
-        return incarnation.save(
-            prepared.step,
-            prepared.snapshot,
-            prepared.metrics,
-            prepared.metadata,
-            watch=watch,
-            capture_s=prepared.capture_s,
-        )
+        return incarnation.save(asked, reuse=held[0].reuse, source=source)
 
     def _raise_failure(self) -> None:
         def look() -> Done:
@@ -307,6 +294,7 @@ class Session:
         self.live.check_same([each.state for each in held])
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
+        self._let_go()
         loading = self._loading(partial=partial, rename=rename)
         resume = self._resume(loading)
         is_anew = step is None and self._fresh and not self.read_only
@@ -399,6 +387,12 @@ class Session:
             pool=self._pool,
             held=start.held,
             coordinator=coordinator,
+            unchanged=Unchanged(
+                self.cluster.worker,
+                self.cluster.world_size,
+                self._shard_bytes,
+                is_on=self._reuse_unchanged and can_copy(self.store),
+            ),
             shard_bytes=self._shard_bytes,
             verify_replicas=self._verify_replicas,
             streams=self._writing,
@@ -410,10 +404,17 @@ class Session:
         self._incarnation = Incarnation(start, saver, background, self.live, timeout_s, begin_wait, notes.find)
         return self._incarnation
 
+    def _let_go(self) -> None:
+        """Nothing of what was saved is kept."""
+        if self._incarnation is not None:
+            self._incarnation.let_go()
+
     def _leave_by(self, error: BaseException) -> None:
         """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""
         self._release()
         self._background.raise_on_leaving(error)
 
     def _release(self) -> None:
-        call_each(self._background.stop, self._pool.close, self.store.close, self._hooks.close, self.calls.close)
+        call_each(
+            self._background.stop, self._let_go, self._pool.close, self.store.close, self._hooks.close, self.calls.close
+        )

@@ -15,8 +15,8 @@ from ckptflow.errors import StorageError, UsageError
 from ckptflow.places.names import exists, in_steps, is_in_group, not_found
 from ckptflow.printable import printable
 from ckptflow.storage.faults import from_os_error, os_errors
-from ckptflow.storage.local import NO_LINKS
 from ckptflow.storage.local_calls import RESERVED, fsync_path
+from ckptflow.storage.local_names import NO_LINKS
 
 _NAME_CHARACTERS = 40  # of the name that a staging folder shows
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

@@ -293,7 +293,7 @@ class _Ranges(io.RawIOBase):
 
 
 class _Files(FsspecStore):
-    """fsspec's store with what whole files need beside its five verbs. What they raise is not tried again here."""
+    """fsspec's store with what whole files need beside its verbs. What they raise is not tried again here."""
 
     @property
     def is_flat(self) -> bool:

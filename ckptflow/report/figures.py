@@ -46,7 +46,7 @@ def timeline(run: Run) -> go.Figure:
 
 
 def sizes(run: Run) -> go.Figure:
-    """Bytes of each checkpoint by step."""
+    """Bytes of each checkpoint by step, and of those that copied some, the bytes that were sent."""
     unit, divisor = _byte_unit(max((each.size_bytes for each in run.checkpoints), default=0))
     figure = go.Figure(layout=_layout(280))
     for name, symbol, colour, chosen in _kinds(run.checkpoints):
@@ -58,9 +58,20 @@ def sizes(run: Run) -> go.Figure:
                 x=[each.step for each in shown],
                 y=[each.size_bytes / divisor for each in shown],
                 marker={"symbol": symbol, "color": colour, "size": 8},
-                hovertext=[
-                    f"step {each.step:,}, i{each.incarnation}<br>{size_text(each.size_bytes)}" for each in shown
-                ],
+                hovertext=[f"step {each.step:,}, i{each.incarnation}<br>{_size_text(each)}" for each in shown],
+                hoverinfo="text",
+            )
+        )
+    copying = _spread([each for each in run.checkpoints if each.copied_bytes], lambda each: each.sent_bytes)
+    if copying:
+        figure.add_trace(
+            go.Scatter(
+                name="of that sent",
+                mode="markers",
+                x=[each.step for each in copying],
+                y=[each.sent_bytes / divisor for each in copying],
+                marker={"symbol": "square-open", "color": SKY, "size": 7},
+                hovertext=[f"step {each.step:,}, i{each.incarnation}<br>{_size_text(each)}" for each in copying],
                 hoverinfo="text",
             )
         )
@@ -214,7 +225,7 @@ def _add_checkpoints(figure: go.Figure, checkpoints: Sequence[SavedCheckpoint]) 
                     marker={"symbol": symbol, "color": colour, "size": 9},
                     hovertext=[
                         f"<b>step {each.step:,}</b>, i{each.incarnation}<br>{time_text(each.created_at)}<br>"
-                        f"{size_text(each.size_bytes)}, {plain(each.why_outside or each.state)}"
+                        f"{_size_text(each)}, {plain(each.why_outside or each.state)}"
                         for each in shown
                     ],
                     hoverinfo="text",
@@ -262,6 +273,11 @@ def _kinds(
 def _by_step(figure: go.Figure, unit: str | None) -> None:
     figure.update_xaxes(title={"text": "training step", "standoff": 6}, nticks=6, exponentformat="none")
     figure.update_yaxes(title={"text": unit, "standoff": 4} if unit else None, nticks=6)
+
+
+def _size_text(checkpoint: SavedCheckpoint) -> str:
+    copied = f", {size_text(checkpoint.copied_bytes)} of it copied" if checkpoint.copied_bytes else ""
+    return size_text(checkpoint.size_bytes) + copied
 
 
 def _every(items: Sequence[_Item], share: int) -> list[_Item]:

@@ -121,7 +121,9 @@ def _metric_names(checkpoints: Sequence[SavedCheckpoint]) -> list[str]:
 def _plots(run: Run, figures: Figures) -> list[Plot]:
     if not run.checkpoints:
         return []
-    found = [Plot("Size", "Bytes of a checkpoint's shards.", figures.place(drawn.sizes(run), "Size by step"))]
+    copied = any(each.copied_bytes for each in run.checkpoints)
+    said = "Bytes of a checkpoint's shards." + (" What was not sent was copied inside the storage." if copied else "")
+    found = [Plot("Size", said, figures.place(drawn.sizes(run), "Size by step"))]
     for name in _metric_names(run.checkpoints)[:METRICS_SHOWN]:
         having = [each for each in run.counting if name in each.metrics]
         said = "No checkpoint that counts has it."

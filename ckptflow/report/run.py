@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summary, Unreadable
+from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.prune import Decision, plan_prune, refuse_by_hand
 from ckptflow.commit.retention import Policy
 from ckptflow.errors import StorageError
@@ -29,9 +30,10 @@ class SavedCheckpoint:
     """A folder with a manifest. `problem` is what can be seen to be wrong with it without reading its shards.
 
     `keep` and `reason` are what a prune by hand would decide; `keep` is None where no policies were given and only they
-    would tell. `save_s`: from the call of `save` to the manifest, by the coordinator's clock. `write_s`: until the
-    shards of the slowest worker were durable. `blocked_s`: how long `save` held the worker up that it held longest.
-    These three are None where they were not recorded.
+    would tell. Of `size_bytes`, `copied_bytes` were copied inside the storage and not sent. `save_s`: from the call of
+    `save` to the manifest, by the coordinator's clock. `write_s`: until the shards of the slowest worker were durable.
+    `blocked_s`: how long `save` held the worker up that it held longest. These three are None where they were not
+    recorded.
     """
 
     folder: str
@@ -45,12 +47,17 @@ class SavedCheckpoint:
     reason: str
     created_at: datetime | None
     size_bytes: int
+    copied_bytes: int
     shards: int
     workers: int | None
     metrics: Mapping[str, float]
     save_s: float | None
     write_s: float | None
     blocked_s: float | None
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.size_bytes - self.copied_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,11 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that the page shows, oldest first. `size_bytes` counts every file in the run's checkpoint folders."""
+    """All that the page shows, oldest first.
+
+    `size_bytes` counts every file in the run's checkpoint folders, `stored_bytes` one that several share once.
+    `freed_bytes` would become free by the prune that `policies` ask for.
+    """
 
     url: str
     run_id: str | None
@@ -100,6 +111,8 @@ class Run:
     resumes_from: str | None
     doubt: str | None
     size_bytes: int
+    stored_bytes: int
+    freed_bytes: int
     policies: tuple[str, ...]
     prune_refused: str | None
     incarnations: tuple[RunAttempt, ...]
@@ -178,6 +191,8 @@ def describe_run(
         resumes_from=str(resumes_from.folder) if resumes_from else None,
         doubt=doubt,
         size_bytes=sum(sum(files.values()) for files in listing.folders.values()),
+        stored_bytes=sum(freed_bytes(listing, listing.folders).values()),
+        freed_bytes=sum(freed_bytes(listing, plan.deletions).values()),
         policies=tuple(map(repr, policies)),
         prune_refused=refuse_by_hand(listing, counting) or doubt,
         incarnations=tuple(list_incarnations(listing, found, claims, refused_claims)),
@@ -209,6 +224,7 @@ def _saved(row: Row, summary: Summary | Unreadable, decision: Decision) -> Saved
         reason=decision.reason,
         created_at=created_at,
         size_bytes=row.size_bytes,
+        copied_bytes=row.copied_bytes,
         shards=row.shard_count,
         workers=row.worker_count,
         metrics=dict(row.checkpoint.metrics) if row.checkpoint else {},

@@ -22,6 +22,7 @@ from ckptflow.state import strategies
 from ckptflow.state.configs import described
 from ckptflow.state.graph import describe_graph
 from ckptflow.state.leaves import VariableLeaf, check_shape, host_array, to_bytes
+from ckptflow.state.memory import Memory, memory_of
 from ckptflow.state.tree import Tree
 
 
@@ -100,6 +101,16 @@ class Snapshot:
         """Drops the reference, so that the next update of the variable need not copy."""
         self._held[index] = None
 
+    @property
+    def frozen_names(self) -> frozenset[str]:
+        """The tensors that training leaves alone, by what the models say."""
+        return self._tree.frozen_names
+
+    def reference(self, index: int) -> Memory | None:
+        """Keeps a tensor's memory: see `Memory`. None where that proves nothing, as of what another process holds."""
+        held = self._held[index]
+        return None if held is None or index in self._remote else memory_of(held)
+
     def put_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Metrics as `read_metrics` held them."""
         for index, spec in enumerate(self.specs) if metrics else ():
@@ -126,6 +137,7 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
         held = plan.read()
     except tf.errors.UnavailableError as error:
         raise strategies.server_is_gone(error, "the state cannot be read, and nothing was saved now") from error
+    _ = tree.frozen_names  # here, while nobody changes the models
     python_state = {name: values.to_json(entry.get_state(), name) for name, entry in tree.python.items()}
     shared = {name: state for name, state in python_state.items() if name not in tree.own_names}
     values.check_room(shared, values.MAX_STATE_BYTES // 2)

@@ -16,6 +16,7 @@ from ckptflow.format.spec import TensorSpec
 from ckptflow.state.children import checkpoint_children, clean, root_label
 from ckptflow.state.collector import no_collection
 from ckptflow.state.fingerprints import Fingerprint
+from ckptflow.state.frozen import frozen_names
 from ckptflow.state.kinds import Kind, is_checkpoint, kind_of
 from ckptflow.state.leaves import Leaf
 from ckptflow.state.per_worker import PerWorker
@@ -78,6 +79,11 @@ class Tree:
     def metrics_plan(self) -> ReadPlan:
         """Of metrics' variables alone."""
         return ReadPlan(self.holders, only_metrics=True)
+
+    @cached_property
+    def frozen_names(self) -> frozenset[str]:
+        """The variables that training leaves alone, by what the models say when it is first asked."""
+        return frozen_names(self.variables, self.models.values())
 
     @property
     def own_names(self) -> frozenset[str]:

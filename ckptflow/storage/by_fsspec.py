@@ -37,6 +37,8 @@ from ckptflow.storage.replies import (
     check_delete,
     check_put,
     check_range,
+    copy_gcs,
+    copy_s3,
     delete_s3,
     list_gcs,
     list_s3,
@@ -71,6 +73,7 @@ class FsspecStore(RemoteStore):
         super().__init__(url, root, storage_options, stall_timeout_s)
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
+        self.can_copy = self._is_s3 or self._is_gcs
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
         # Threads' commands would mix on the one connection of ftp:// or sftp://, which nobody opens again, either.
         self._has_one_connection = self._has_folders and not self._fs.async_impl and self._scheme not in _POOLED
@@ -137,41 +140,38 @@ class FsspecStore(RemoteStore):
 
     # ---- writing
 
-    def _send(self, path: str, data: memoryview, *, is_new: bool) -> None:
+    def _send(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
         if self._is_s3 and is_new:
-            self._create_s3(path, data)
-        else:
-            self._send_once(path, data, is_new=is_new)
+            return self._create_s3(path, data)
+        return self._send_once(path, data, is_new=is_new)
 
-    def _create_s3(self, path: str, data: memoryview) -> None:
+    def _create_s3(self, path: str, data: memoryview) -> str | None:
         """By the server's own condition; if it knows none, looks first, then writes, and `is_create_only` says so."""
         for _ in range(2 if self.is_create_only else 0):  # twice: one answer is no proof
             try:
-                self._send_once(path, data, is_new=True)
+                return self._send_once(path, data, is_new=True)
             except Exception as error:
                 if not faults.is_refused_condition(error):
                     raise
-            else:
-                return
         self.is_create_only = False
         with _create_lock(f"{self._scheme}://{path}"):
             if any(name == path for name, _ in self._find(path)):
                 raise FileExistsError("something is there")
-            self._send_once(path, data, is_new=False)
+            return self._send_once(path, data, is_new=False)
 
-    def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> None:
+    def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
         """One object, written in one request."""
         if self._is_s3:
-            self._send_s3(path, data, is_new=is_new)
-        elif self._is_gcs:
+            return self._send_s3(path, data, is_new=is_new)
+        if self._is_gcs:
             bucket, _, name = path.partition("/")
-            put_gcs(self._fs.call, self._fs._location, bucket, name, data, is_new=is_new)
-        else:
-            with _create_lock(f"{self._scheme}://{path}"):
-                if is_new:
-                    self._create_by_looking(path, data)
-                else:
-                    self._pipe(path, data, "overwrite")
+            return put_gcs(self._fs.call, self._fs._location, bucket, name, data, is_new=is_new)
+        with _create_lock(f"{self._scheme}://{path}"):
+            if is_new:
+                self._create_by_looking(path, data)
+            else:
+                self._pipe(path, data, "overwrite")
+        return None
 
     def _create_by_looking(self, path: str, data: memoryview) -> None:
         """Writes where nothing is, whole or not at all: by another name, where the class can rename.
@@ -223,12 +223,17 @@ class FsspecStore(RemoteStore):
                 raise
             return None
 
-    def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> None:
+    def _send_s3(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
         bucket, _, name = path.partition("/")
         options = {"IfNoneMatch": "*"} if is_new else {}
         if self._sends_checksum:
             options["ChecksumCRC32C"] = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
-        check_put(self._fs.call_s3("put_object", Bucket=bucket, Key=name, Body=bytes(data), **options))
+        return check_put(self._fs.call_s3("put_object", Bucket=bucket, Key=name, Body=bytes(data), **options))
+
+    def _copy_inside(self, source: str, path: str, version: str) -> str | None:
+        bucket, _, name = path.partition("/")
+        call = self._fs.call_s3 if self._is_s3 else self._fs.call
+        return (copy_s3 if self._is_s3 else copy_gcs)(call, bucket, source.partition("/")[2], name, version)
 
     # ---- listing
 

@@ -23,7 +23,7 @@ from ckptflow.storage import faults, redaction
 from ckptflow.storage.by_fsspec import FsspecStore
 from ckptflow.storage.clients import GCS_SCHEMES, NO_CACHE, S3_SCHEMES, bounded_refresh, share_aws_data, wants_checksum
 from ckptflow.storage.credentials import opening
-from ckptflow.storage.replies import StrangeReplyError
+from ckptflow.storage.replies import StrangeReplyError, as_version
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, connect_timeout_s
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import tell_of_refusal
@@ -110,7 +110,7 @@ class ObstoreStore(FsspecStore):
         with suppress(Exception):
             self._reader = self._make(headers=NO_CACHE)
 
-    def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> None:
+    def _send_once(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
         """By obstore, while its writes come to an end within the limit.
 
         Its limit is one for the whole of a write, whether anything moves or not. A write that reaches it is given up,
@@ -120,12 +120,12 @@ class ObstoreStore(FsspecStore):
         """
         if data.nbytes >= self._slow_bytes:
             started = time.monotonic()
-            super()._send_once(path, data, is_new=is_new)
+            version = super()._send_once(path, data, is_new=is_new)
             if time.monotonic() - started < (self._stall_timeout_s or math.inf):
                 self._slow_bytes = math.inf
-            return
+            return version
         try:
-            self._send_fast(path, data, is_new=is_new)
+            return self._send_fast(path, data, is_new=is_new)
         except Exception as error:
             if self._stall_timeout_s is None or not faults.is_stall(error):
                 raise
@@ -133,7 +133,7 @@ class ObstoreStore(FsspecStore):
             tell_of_refusal()  # fewer at once are each quicker; whether anything moved, obstore does not tell
             raise StalledError(f"the write was not done after {self._stall_timeout_s:g} s, and was given up") from error
 
-    def _send_fast(self, path: str, data: memoryview, *, is_new: bool) -> None:
+    def _send_fast(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
         import obstore
 
         flat = data.cast("B") if data.nbytes else memoryview(b"")
@@ -143,13 +143,17 @@ class ObstoreStore(FsspecStore):
         told = {(result["e_tag"] or "").strip('"')}
         own = {hashlib.md5(flat, usedforsecurity=False).hexdigest()} if is_small else set()
         if told == own:
-            return
+            return self._version_of(result)
         # A large object, one that is encrypted with a key of its own, or the reply is a proxy's page: what is there?
         with suppress(FileNotFoundError):
             found = obstore.head(self._reader, path.partition("/")[2])
             if found["size"] == data.nbytes and (found["e_tag"] or "").strip('"') in told | own:
-                return
+                return self._version_of(found)
         raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
+
+    def _version_of(self, about: Any) -> str | None:
+        """Of what obstore says of an object: the ETag on S3, on Google's the generation, which it calls a version."""
+        return as_version(about.get("version") if self._is_gcs else about["e_tag"])
 
     def _read(self, path: str, into: memoryview, start: int) -> int:
         import obstore

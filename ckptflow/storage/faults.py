@@ -192,6 +192,14 @@ def is_refused_condition(error: BaseException) -> bool:
     return bool(is_named) and is_refused_request(error)
 
 
+def is_refused_copy(error: BaseException) -> bool:
+    """Whether the server answered that it does not copy objects, or not for who asks: to write them may be allowed."""
+    codes = _all_codes(error)
+    names = {code for code in codes if not code.isdigit()}
+    is_forbidden = "AccessDenied" in names or (not names and "403" in codes)
+    return is_forbidden or (is_refused_request(error) and _kind_of(error)[0] is not ObjectNotFoundError)
+
+
 def is_past_end(error: BaseException) -> bool:
     """Whether the server answered that an object ends before the range that was asked for."""
     return not {"416", "InvalidRange"}.isdisjoint(_all_codes(error))

@@ -9,12 +9,11 @@ import itertools
 import os
 import secrets
 import stat
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
+from ckptflow.errors import StorageError
 from ckptflow.storage.faults import closed_error, from_os_error
 from ckptflow.storage.local_calls import RESERVED as RESERVED
 from ckptflow.storage.local_calls import (
@@ -25,11 +24,11 @@ from ckptflow.storage.local_calls import (
     looked_up_anew,
     opened_folder,
     remove,
-    rename_to_new,
 )
 from ckptflow.storage.local_folders import ANEW, DurableFolders, not_durable
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
-from ckptflow.storage.local_listing import check_no_link, is_record, walk
+from ckptflow.storage.local_listing import check_no_link, is_record, version_of, walk
+from ckptflow.storage.local_names import NO_LINKS, check_version, rename_under_lock, taken
 from ckptflow.storage.positional import read_at, write_at
 from ckptflow.storage.store import Entry, check_key, check_prefix
 
@@ -37,8 +36,6 @@ PAGE_BYTES = 4096
 DIRECT_MIN_BYTES = 256 * 1024  # below this a direct write costs more than it saves
 # Changed before they are listed, so that a network client cannot answer from its cache.
 _REFRESHED_PREFIXES = {"lineage/", "pins/"}
-_LOCK_WAIT_S = 2.0
-NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _SWEPT = {errno.ENOENT}  # the folder or our temporary file was pruned under us
 
@@ -55,9 +52,13 @@ class LocalStore:
     The root may be a link. Below it none is followed, also one that comes while a verb is at work: every file is opened
     in its folder's descriptor. A link, a pipe or the like in the place of an object is listed as empty and read so.
 
-    Where the file system has no hard links, `create` takes `.ckptflow-lock-NAME` by `O_EXCL`, looks, renames, and gives
-    it back: as exclusive, but a crash just there leaves the lock. It blocks no other name; `create` of that same name
-    then raises `StorageUnavailableError` naming the lock, until a person, or the deletion of the folder, removes it.
+    A copy is a hard link: another name of the same file, which no verb ever writes to. Its version is the file's inode,
+    size and time of last change.
+
+    Where the file system has no hard links, which the first `create` or `copy` finds out, nothing is copied, and
+    `create` takes `.ckptflow-lock-NAME` by `O_EXCL`, looks, renames, and gives it back: as exclusive, but a crash just
+    there leaves the lock. It blocks no other name; `create` of that same name then raises `StorageUnavailableError`
+    naming the lock, until a person, or the deletion of the folder, removes it.
     """
 
     is_create_only = True
@@ -74,8 +75,34 @@ class LocalStore:
     def url(self) -> str:
         return self._root
 
-    def put(self, key: str, data: memoryview) -> None:
-        self._write(key, data, _replace)
+    @property
+    def can_copy(self) -> bool:
+        return self._has_links
+
+    def put(self, key: str, data: memoryview) -> str | None:
+        return self._write(key, data, _replace)
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        source, path = self._path(source_key), self._path(key)
+        temporary = f"{RESERVED}tmp-{secrets.token_hex(12)}"
+        try:
+            self._folders.check_root()
+            with opened_folder(self._root, _above(source_key)) as above:
+                status = check_version(os.path.basename(source), above, version, source)
+                self._folders.make(os.path.dirname(path))
+                with self._folders.opened(os.path.dirname(path)) as folder:
+                    try:
+                        self._link_file(os.path.basename(source), above, status, temporary, folder)
+                        check_version(temporary, folder, version, source)  # of what was linked, whatever came between
+                        _replace(folder, temporary, path)
+                    finally:
+                        remove(temporary, folder)  # a rename to another name of the same file leaves it
+            self._folders.fsync(os.path.dirname(path))
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise from_os_error(error, f"copy {source}", path) from error
+        return version
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, self._link)
@@ -158,14 +185,14 @@ class LocalStore:
 
     # ---- writing
 
-    def _write(self, key: str, data: memoryview, publish: Callable[[int, str, str], None]) -> None:
+    def _write(self, key: str, data: memoryview, publish: Callable[[int, str, str], None]) -> str:
         path = self._path(key)
         view = _flat(data)
-        attempts = 3
-        for attempt in range(1, attempts + 1):
+        attempts, attempt = 3, 0
+        while True:
+            attempt += 1
             try:
-                self._write_once(path, view, publish)
-                return
+                return self._write_once(path, view, publish)
             except OSError as error:
                 if isinstance(error, StorageError):
                     raise
@@ -174,13 +201,13 @@ class LocalStore:
                 if attempt >= again:
                     raise _write_error(error, path) from error
 
-    def _write_once(self, path: str, view: memoryview, publish: Callable[[int, str, str], None]) -> None:
+    def _write_once(self, path: str, view: memoryview, publish: Callable[[int, str, str], None]) -> str:
         self._folders.check_root()
         self._folders.make(os.path.dirname(path))
         with self._folders.opened(os.path.dirname(path)) as folder:
             temporary = f"{RESERVED}tmp-{secrets.token_hex(12)}"
             try:
-                self._write_file(temporary, folder, view)
+                version = self._write_file(temporary, folder, view)
                 publish(folder, temporary, path)
             finally:
                 remove(temporary, folder)
@@ -190,8 +217,9 @@ class LocalStore:
             if isinstance(error, StorageError) or publish is _replace:
                 raise
             raise not_durable(error, path) from error  # not tried again: it would meet itself, and nothing be changed
+        return version
 
-    def _write_file(self, temporary: str, folder: int, view: memoryview) -> None:
+    def _write_file(self, temporary: str, folder: int, view: memoryview) -> str:
         direct_bytes = self._direct_bytes(view, 0)
         descriptor = self._open(temporary, folder, os.O_WRONLY | os.O_CREAT | os.O_EXCL, direct=direct_bytes > 0)
         try:
@@ -204,8 +232,17 @@ class LocalStore:
             os.fsync(descriptor)
             if not direct_bytes and len(view) >= DIRECT_MIN_BYTES:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # clean now, and nobody reads it back soon
+            return version_of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
+
+    def _link_file(self, source: str, above: int, status: os.stat_result, new: str, folder: int) -> None:
+        try:
+            os.link(source, new, src_dir_fd=above, dst_dir_fd=folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in NO_LINKS and status.st_nlink == 1 and status.st_uid == os.geteuid():
+                self._has_links = False  # our own file, which has no other name
+            raise
 
     def _link(self, folder: int, temporary: str, path: str) -> None:
         name = os.path.basename(path)
@@ -214,41 +251,14 @@ class LocalStore:
                 os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
                 return
             except FileExistsError as error:
-                raise _taken(path) from error
+                raise taken(path) from error
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
                 if is_there(name, folder):
-                    raise _taken(path) from error
+                    raise taken(path) from error
                 self._has_links = False
-        self._rename_under_lock(folder, temporary, path)
-
-    def _rename_under_lock(self, folder: int, temporary: str, path: str) -> None:
-        where, name = os.path.split(path)
-        lock = f"{RESERVED}lock-{name}"
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        take = functools.partial(os.open, flags=flags, mode=0o666, dir_fd=folder)
-        held: list[int] = []
-        try:
-            while not held:
-                try:
-                    held.extend(map(take, [lock]))  # one step of Python's: after Ctrl-C it is known whether it is ours
-                except FileExistsError as error:
-                    if is_there(name, folder):
-                        raise _taken(path) from error
-                    if time.monotonic() > deadline:  # its holder needs microseconds: it is dead or on a stalled share
-                        raise StorageUnavailableError(
-                            f"{path}: cannot create: {where}/{lock} was left by a crash; remove it if no other process "
-                            "writes here"
-                        ) from error
-                    time.sleep(0.01)
-            if is_there(name, folder) or not rename_to_new(temporary, name, folder):
-                raise _taken(path)  # the latter by one that creates by link, and takes no lock
-        finally:
-            for descriptor in held:
-                remove(lock, folder)
-                os.close(descriptor)
+        rename_under_lock(folder, temporary, path)
 
     # ---- direct I/O
 
@@ -352,10 +362,6 @@ def _above(key: str) -> str:
 
 def _replace(folder: int, temporary: str, path: str) -> None:
     os.replace(temporary, os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
-
-
-def _taken(path: str) -> ObjectExistsError:
-    return ObjectExistsError(f"{path}: cannot create: the name is taken")
 
 
 def _unlink_all(root: str, above: str, names: Sequence[str]) -> list[OSError]:

@@ -26,7 +26,7 @@ def walk(root: str, prefix: str) -> Iterator[Entry]:
         prefix = pending.pop()
         found = _if_there(os.path.join(root, prefix), partial(_scan, root, prefix))
         is_leftover = bool(prefix) and found is not None
-        for name, mode, size_bytes in found or ():
+        for name, mode, size_bytes, version in found or ():
             key = prefix + name
             if name.startswith(RESERVED) or not _is_key(key) or key == "lost+found":
                 continue
@@ -36,15 +36,21 @@ def walk(root: str, prefix: str) -> Iterator[Entry]:
             if stat.S_ISDIR(mode):
                 pending.append(key + "/")
             if stat.S_ISREG(mode):
-                yield Entry(key, size_bytes)
+                yield Entry(key, size_bytes, version)
             elif prefix and (not stat.S_ISDIR(mode) or is_record(name)):
                 yield Entry(key, 0)  # in the place of a file: that is damaged, and not absent
         if is_leftover:
             yield Entry(prefix + LEFTOVER_NAME, 0)
 
 
-def _scan(root: str, prefix: str) -> list[tuple[str, int, int]]:
-    """What is in a folder: each name, what kind of thing is behind it, a link being one, and a file's size."""
+def version_of(status: os.stat_result) -> str:
+    """What tells a file from another that was put in its place, and from itself before it was written to. A hard link
+    has that of the file."""
+    return f"{status.st_ino:x}-{status.st_size}-{status.st_mtime_ns:x}"
+
+
+def _scan(root: str, prefix: str) -> list[tuple[str, int, int, str | None]]:
+    """What is in a folder: each name, what kind of thing is behind it, a link being one, a file's size and version."""
     with opened_folder(root, prefix[:-1], to_list=True) as folder:
         # C's library takes ENOENT for the end of a list: an empty one is believed if it is told twice.
         entries = _entries(folder) or _entries(folder)
@@ -57,11 +63,11 @@ def _entries(folder: int) -> list[os.DirEntry[str]]:
         return list(entries)
 
 
-def _look(entry: os.DirEntry[str], folder: int) -> tuple[str, int, int]:
+def _look(entry: os.DirEntry[str], folder: int) -> tuple[str, int, int, str | None]:
     if entry.is_dir(follow_symlinks=False):  # known by the listing alone
-        return entry.name, stat.S_IFDIR, 0
+        return entry.name, stat.S_IFDIR, 0, None
     status = os.stat(entry.name, dir_fd=folder, follow_symlinks=False)
-    return entry.name, status.st_mode, status.st_size
+    return entry.name, status.st_mode, status.st_size, version_of(status)
 
 
 def _if_there(path: str, look: Callable[[], _Found]) -> _Found | None:

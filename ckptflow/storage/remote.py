@@ -1,20 +1,32 @@
-"""The five verbs on a remote storage, around a client's calls: keys are checked, errors are ours and tell no secret."""
+"""The six verbs on a remote storage, around a client's calls: keys are checked, errors are ours and tell no secret."""
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ckptflow.errors import LEAVING, ObjectNotFoundError, StorageError, UsageError
+from ckptflow.errors import (
+    LEAVING,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageError,
+    UsageError,
+)
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.credentials import may_be_chained, secrets_of
 from ckptflow.storage.raw import RawClient
+from ckptflow.storage.replies import IgnoredConditionError, as_version
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError
 from ckptflow.storage.store import Entry, check_key, check_prefix
 from ckptflow.threads import at_once
+
+_log = logging.getLogger("ckptflow.storage")
 
 _DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
 
@@ -81,6 +93,7 @@ class RemoteStore(RemoteCalls, ABC):
 
     is_object_store = True
     is_create_only = False
+    can_copy = False
 
     def __init__(
         self, url: str, root: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
@@ -91,11 +104,28 @@ class RemoteStore(RemoteCalls, ABC):
         root = root.strip("/")
         self._base = f"{root}/" if root else ""  # "bucket/run-7/", or "" for the root of a file system without buckets
         self._has_bulk_delete = False
+        self._copying = threading.Lock()
 
     # ---- the verbs
 
-    def put(self, key: str, data: memoryview) -> None:
-        self._write(key, data, is_new=False)
+    def put(self, key: str, data: memoryview) -> str | None:
+        return self._write(key, data, is_new=False)
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        source, path = self._path(source_key), self._path(key)
+        changed = f"{self._url}/{source_key}: cannot copy to {key}: it is not, or no longer, version {version!r}"
+        if as_version(version) != version:  # whoever has said so
+            raise ObjectChangedError(changed)
+        try:
+            with self._mapped(f"copy to {key}", source_key):
+                try:
+                    return self._copy_inside(source, path, version)
+                except Exception as error:
+                    if isinstance(error, IgnoredConditionError) or faults.is_refused_copy(error):
+                        self._stop_copying(faults.text_of(error, self._secrets))
+                    raise
+        except (ObjectChangedError, ObjectExistsError) as error:  # "exists" is how any condition fails
+            raise ObjectChangedError(changed) from error
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, is_new=True)
@@ -139,11 +169,11 @@ class RemoteStore(RemoteCalls, ABC):
         """The client alone, for measurements."""
         return _RawRemote(self)
 
-    def _write(self, key: str, data: memoryview, *, is_new: bool) -> None:
+    def _write(self, key: str, data: memoryview, *, is_new: bool) -> str | None:
         path = self._path(key)
         doing = "create" if is_new else "write"
         with self._bucket_missed(doing), self._mapped(doing, key):
-            self._send(path, data, is_new=is_new)
+            return self._send(path, data, is_new=is_new)
 
     def _delete_in_bulk(self, paths: Sequence[str]) -> bool:
         if self._has_bulk_delete:
@@ -156,6 +186,12 @@ class RemoteStore(RemoteCalls, ABC):
             with suppress(ObjectNotFoundError), self._mapped("delete", key):
                 self._remove(path)
                 return
+
+    def _stop_copying(self, why: str) -> None:
+        with self._copying:
+            could, self.can_copy = self.can_copy, False
+        if could:
+            _log.info("%s: nothing is copied inside the storage from here on, it is written anew: %s", self._url, why)
 
     def _path(self, key: str) -> str:
         return self._lead + self._base + check_key(key)
@@ -177,8 +213,18 @@ class RemoteStore(RemoteCalls, ABC):
         """Reads from byte `start` on; returns the count. 0, or the service's error, where the object ends before."""
 
     @abstractmethod
-    def _send(self, path: str, data: memoryview, *, is_new: bool) -> None:
-        """Writes one object; with `is_new`, FileExistsError or the service's own error where something is there."""
+    def _send(self, path: str, data: memoryview, *, is_new: bool) -> str | None:
+        """Writes one object; with `is_new`, FileExistsError or the service's own error where something is there.
+
+        Returns the version that the service tells of what was written.
+        """
+
+    @abstractmethod
+    def _copy_inside(self, source: str, path: str, version: str) -> str | None:
+        """Copies one object, if it is that version; the service's error for a condition that fails where it is not.
+
+        Returns the new one's version.
+        """
 
     @abstractmethod
     def _find(self, prefix: str) -> Iterable[tuple[str, int]]:

@@ -15,9 +15,14 @@ from urllib.parse import quote, unquote_plus
 
 import crc32c
 
+from ckptflow.errors import ObjectChangedError
+
 # One request by botocore's name for it: `call("list_objects_v2", Bucket=…)` gives the parsed reply.
 Request = Callable[..., Any]
 RANGE = re.compile(r"bytes[ =](\d+)-(\d+)(?:/(\d+|\*))?")
+_GENERATION = re.compile("[1-9][0-9]{0,17}")
+_MD5 = re.compile("[0-9a-f]{32}")
+_VERSION = re.compile(r'[^\x00-\x20"*,\x7f-\U0010ffff]{1,128}')
 
 
 class StrangeReplyError(Exception):
@@ -27,12 +32,27 @@ class StrangeReplyError(Exception):
         super().__init__(f"{what}; something between here and the storage (a proxy, a sign-in page) may have answered")
 
 
+class IgnoredConditionError(Exception):
+    """A copy that was made of other bytes: the server has not kept to its condition."""
+
+    code = "PreconditionFailed"
+
+
 class DeleteError(Exception):
     """One of the errors in the reply to a deletion of many, with its code."""
 
     def __init__(self, code: str, text: str, count: int) -> None:
         super().__init__(f"{text} ({code}; {count} in all)")
         self.code = code
+
+
+def as_version(told: object) -> str | None:
+    """An ETag without its quotes, or a generation, as a condition can name it.
+
+    None for what is none: it is weak, could stand for several, or does not go into a header.
+    """
+    bare = str(told or "").strip('"')
+    return bare if _VERSION.fullmatch(bare) else None
 
 
 def check_range(status: int, headers: Mapping[str, str], size_bytes: int, start: int, length: int) -> None:
@@ -75,11 +95,34 @@ def list_s3(call: Request, bucket: str, prefix: str) -> Iterator[tuple[str, int]
             raise StrangeReplyError("the listing goes on, and does not say where")
 
 
-def check_put(reply: Mapping[str, Any]) -> None:
-    """Raises unless this is S3's reply to a PUT: an ETag, and no body."""
+def check_put(reply: Mapping[str, Any]) -> str | None:
+    """The version. Raises unless this is S3's reply to a PUT, which has one, and no body."""
     headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     if not reply.get("ETag") or headers.get("content-length", "0") != "0":
         raise StrangeReplyError("the reply is not one to a write, and nothing may have been written")
+    return as_version(reply["ETag"])
+
+
+def copy_s3(call: Request, bucket: str, source: str, name: str, version: str) -> str | None:
+    """Copies one object inside a bucket, if it is that version; returns the version of the copy.
+
+    An ETag that is the MD5 of the bytes is then that of the source. It is none where a key of the user's encrypts them.
+    """
+    reply = call(
+        "copy_object",
+        Bucket=bucket,
+        Key=name,
+        CopySource={"Bucket": bucket, "Key": source},
+        CopySourceIfMatch=f'"{version}"',
+    )
+    etag = (reply.get("CopyObjectResult") or {}).get("ETag")
+    if not etag:
+        raise StrangeReplyError("the reply is not one to a copy, and nothing may have been copied")
+    copied = as_version(etag)
+    has_own_key = "SSECustomerAlgorithm" in reply or reply.get("ServerSideEncryption", "AES256") != "AES256"
+    if copied != version and not has_own_key and _MD5.fullmatch(version) and _MD5.fullmatch(copied or ""):
+        raise IgnoredConditionError(f"the ETag of the copy is {copied}, and that of the source was to be {version}")
+    return copied
 
 
 def check_delete(reply: Mapping[str, Any]) -> None:
@@ -122,8 +165,10 @@ def list_gcs(call: Request, bucket: str, prefix: str) -> Iterator[tuple[str, int
             raise StrangeReplyError("the listing goes on, and does not say where")
 
 
-def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview, *, is_new: bool) -> None:
+def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview, *, is_new: bool) -> str | None:
     """Writes one object in one request; with `is_new`, where there is none. The service compares the checksum.
+
+    Returns its version.
 
     gcsfs's own request ends a part at a text that is always the same, and that data may hold.
     """
@@ -142,6 +187,26 @@ def put_gcs(call: Request, server: str, bucket: str, name: str, data: memoryview
     reply = _of_kind("storage#object", told, "one to a write, and nothing may have been written")
     if int(reply.get("size", -1)) != data.nbytes or reply.get("crc32c", checksum) != checksum:
         raise StrangeReplyError(f"{data.nbytes:,} bytes were sent, and others, or another number of them, were written")
+    return as_version(reply.get("generation"))
+
+
+def copy_gcs(call: Request, bucket: str, source: str, name: str, version: str) -> str | None:
+    """Copies one object inside a bucket, if it is that version; returns the version of the copy."""
+    if not _GENERATION.fullmatch(version):  # but of the storage that a checkpoint was copied from
+        raise ObjectChangedError(f"{source} is of a generation, and {version!r} is none")
+    path = "b/{}/o/{}/rewriteTo/b/{}/o/{}"
+    more: dict[str, str] = {"ifSourceGenerationMatch": version}
+    done_bytes = -1
+    while True:
+        headers = {"Content-Type": "application/json"}
+        told = call("POST", path, bucket, source, bucket, name, headers=headers, **more)[1]
+        reply = _of_kind("storage#rewriteResponse", told, "one to a copy, and nothing may have been copied")
+        if reply.get("done"):
+            return as_version(dict(reply.get("resource") or {}).get("generation"))
+        before_bytes, done_bytes = done_bytes, int(reply.get("totalBytesRewritten", -1))
+        if done_bytes <= before_bytes or not reply.get("rewriteToken"):
+            raise StrangeReplyError("the copy is not done, and does not say how it goes on")
+        more["rewriteToken"] = reply["rewriteToken"]
 
 
 def check_gcs(

@@ -1,4 +1,4 @@
-"""Trying again what may succeed: one wrapper over the five verbs, with jittered exponential back-off."""
+"""Trying again what may succeed: one wrapper over the verbs of a store, with jittered exponential back-off."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ckptflow.storage.wrappers import StoreWrapper
 
 _log = logging.getLogger("ckptflow.storage")
 _Result = TypeVar("_Result")
+_ENOUGH_COPYING = tenacity.stop_after_attempt(3) | tenacity.stop_before_delay(5.0)
 
 
 class Retries:
@@ -56,9 +57,9 @@ class Retries:
 
         Of a "create", what a later try is refused for says nothing of one before that was not answered, and may have
         been done: that stays a `StorageUnavailableError`. A "get" is not tried, nor tried again, once nobody wants what
-        it brings (`while_wanted`).
+        it brings (`while_wanted`). A "copy" has few tries, and fails quietly: who asked for it writes the bytes then.
         """
-        is_reading = verb == "get"
+        is_reading, is_copying = verb == "get", verb == "copy"
 
         def attempt() -> _Result:
             if is_reading:
@@ -66,13 +67,15 @@ class Retries:
             return call()
 
         def is_over(state: tenacity.RetryCallState) -> bool:
-            return (is_reading and not is_wanted()) or self._is_over(state)
+            ends_early = (is_reading and not is_wanted()) or (is_copying and _ENOUGH_COPYING(state))
+            return ends_early or self._is_over(state)
 
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
             self._wait_for(wait_s)
-            _log.warning("try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, str(error))
+            level = logging.DEBUG if is_copying else logging.WARNING
+            _log.log(level, "try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, str(error))
             asks_for_less = isinstance(error, StorageUnavailableError) and error.asks_for_less
             if asks_for_less:
                 tell_of_refusal()

@@ -1,4 +1,4 @@
-"""The `Store` protocol: five verbs on keys under one root. Knows nothing of checkpoints.
+"""The `Store` protocol: six verbs on keys under one root. Knows nothing of checkpoints.
 
 What the commit protocol needs of a storage, and every implementation promises (the contract suite in
 `ckptflow.testing` checks it, behind the store's back):
@@ -8,6 +8,8 @@ What the commit protocol needs of a storage, and every implementation promises (
 2. **create** is exclusive: of any number of racing creators of one key at most one returns.
 3. **list** shows every object whose write had returned before the list was called, each under its exact key and size.
 4. **get** returns bytes of one version of the object, never a mixture.
+5. **copy**, where `can_copy`, is as atomic and durable as put, and makes exactly the bytes of the version it was told,
+   or nothing. What was copied does not depend on its source any more: that may be deleted, or replaced by a put.
 
 Errors are those of `ckptflow.errors`; a transient failure has been retried below this interface before it is raised
 as `StorageUnavailableError`. A lost reply makes `create` raise `ObjectExistsError` for the caller's own write, or
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 # What a key may be: relative, "/"-separated, no empty, "." or ".." part, no control character or backslash.
@@ -28,14 +30,19 @@ _BAD_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One listed object: its key, relative to the root, and its size in bytes."""
+    """One listed object: its key, relative to the root, and its size in bytes.
+
+    `version` is what `put` or `copy` returned for it, where a listing shows that without a further request: on a disk.
+    Two keys of one version are one file there, whose bytes are stored once.
+    """
 
     key: str
     size_bytes: int
+    version: str | None = field(default=None, compare=False)
 
 
 class Store(Protocol):
-    """Five verbs on the keys under one root. Thread-safe; every method is synchronous.
+    """Six verbs on the keys under one root. Thread-safe; every method is synchronous.
 
     A store that keeps connections or a cache may have `renew(key)` as well: it lets go of them, so that what is asked
     of `key` next comes from the storage itself. It is called before a wrong answer is asked again.
@@ -55,11 +62,26 @@ class Store(Protocol):
     def is_object_store(self) -> bool:
         """Whether requests cost round trips (many parallel writes pay) rather than seeks (few large ones do)."""
 
-    def put(self, key: str, data: memoryview) -> None:
+    @property
+    def can_copy(self) -> bool:
+        """Whether `copy` may work here. False where the storage has no such thing, and once it has refused it."""
+
+    def put(self, key: str, data: memoryview) -> str | None:
         """Writes `data` under `key`, whole and durable, replacing what was there.
+
+        Returns the version of what was written, which a copy of it is conditioned on; None where the storage does not
+        tell.
 
         `data` is one contiguous byte buffer, not used any more once the call has returned or raised. Where its memory
         is page-aligned (a pooled staging buffer), a local disk is written past the page cache.
+        """
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        """Makes `key`, whole and durable, of the bytes of `source_key` in that `version`, inside the storage.
+
+        Replaces what was there, and returns the new object's version. Raises `ObjectNotFoundError` where there is no
+        source, `ObjectChangedError` where it is not that version, and other errors as `put` does: whoever asks can
+        write the bytes anew, so there are fewer tries. Not called where `can_copy` is False.
         """
 
     def create(self, key: str, data: memoryview) -> None:

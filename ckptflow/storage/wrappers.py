@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
+from ckptflow.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError
 from ckptflow.storage.again import hurry, renew
 from ckptflow.storage.faults import closed_error
 from ckptflow.storage.raw import RawClient, raw_client
@@ -21,7 +22,8 @@ _Result = TypeVar("_Result")
 class StoreWrapper:
     """`store`, every verb of it through `run(verb, key, call)`: override that one method.
 
-    `key` is the key, the prefix of a `list`, or the first of the keys of a `delete` ("" where there is none).
+    `key` is the key, of a `copy` the new one, the prefix of a `list`, or the first of the keys of a `delete` ("" where
+    there is none).
     """
 
     def __init__(self, store: Store) -> None:
@@ -43,11 +45,18 @@ class StoreWrapper:
         return self.store.is_object_store
 
     @property
+    def can_copy(self) -> bool:
+        return can_copy(self.store)
+
+    @property
     def quickest_s(self) -> float | None:
         return quickest_s(self.store)
 
-    def put(self, key: str, data: memoryview) -> None:
-        self.run("put", key, lambda: self.store.put(key, data))
+    def put(self, key: str, data: memoryview) -> str | None:
+        return self.run("put", key, lambda: self.store.put(key, data))
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        return self.run("copy", key, lambda: self.store.copy(source_key, key, version))
 
     def create(self, key: str, data: memoryview) -> None:
         self.run("create", key, lambda: self.store.create(key, data))
@@ -72,6 +81,11 @@ class StoreWrapper:
 
     def raw(self) -> RawClient:
         return raw_client(self.store)
+
+
+def can_copy(store: Store) -> bool:
+    """Whether `copy` may work here; False for a store that has never heard of it."""
+    return bool(getattr(store, "can_copy", False))
 
 
 def quickest_s(store: Store) -> float | None:
@@ -172,16 +186,28 @@ class LatencyStore(StoreWrapper):
         return call()
 
 
+class _Versioned(bytes):
+    """An object's bytes, and what tells them from those of any other write."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.version = str(next(self._numbers))
+
+
 class MemoryStore:
     """A dictionary as a store, every promise kept; for tests and models, where it must be simple and fast.
 
-    `objects` is the content: copy it, compare it, change it behind the store's back. `hook(verb, key)` is called before
-    each call takes effect (with the prefix of a `list`, the first key of a `delete`); it may raise, wait, or switch to
-    another greenlet. Several stores on one `objects` are several clients of one storage.
+    `objects` is the content: copy it, compare it, change it behind the store's back. What a store has put there knows
+    its version, which no other write has; what was put there otherwise has none, and is not copied.
+    `hook(verb, key)` is called before each call takes effect (with the prefix of a `list`, the first key of a
+    `delete`); it may raise, wait, or switch to another greenlet. Several stores on one `objects` are several clients of
+    one storage.
     """
 
     is_create_only = True
     is_object_store = True
+    can_copy = True
     _guard = threading.Lock()  # of all stores: those on one `objects` exclude each other
 
     def __init__(
@@ -195,16 +221,26 @@ class MemoryStore:
         self.url = url
         self._is_closed = False
 
-    def put(self, key: str, data: memoryview) -> None:
+    def put(self, key: str, data: memoryview) -> str | None:
         self._before("put", check_key(key))
-        self.objects[key] = bytes(data)
+        return self._keep(key, data)
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        check_key(source_key)
+        self._before("copy", check_key(key))
+        source = self.objects.get(source_key)
+        if source is None:
+            raise ObjectNotFoundError(f"{self.url}/{key}: cannot copy: nothing is at {source_key}")
+        if getattr(source, "version", None) != version:
+            raise ObjectChangedError(f"{self.url}/{key}: cannot copy: {source_key} is not version {version}")
+        return self._keep(key, source)
 
     def create(self, key: str, data: memoryview) -> None:
         self._before("create", check_key(key))
         with self._guard:
             if key in self.objects:
                 raise ObjectExistsError(f"{self.url}/{key}: cannot create: the name is taken")
-            self.objects[key] = bytes(data)
+            self._keep(key, data)
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
         self._before("get", check_key(key))
@@ -229,6 +265,10 @@ class MemoryStore:
 
     def close(self) -> None:
         self._is_closed = True
+
+    def _keep(self, key: str, data: bytes | memoryview) -> str:
+        self.objects[key] = kept = _Versioned(data)
+        return kept.version
 
     def _before(self, verb: str, key: str) -> None:
         if self._is_closed:

@@ -1,12 +1,18 @@
-"""A snapshot's slices into shards: packed, checksummed and sent, each reference dropped as soon as it is packed."""
+"""A snapshot's slices into shards: packed, checksummed and sent, each reference dropped as soon as it is packed.
+
+A shard that an earlier checkpoint holds is copied from there inside the storage, and not sent.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import crc32c
+import msgspec
+import xxhash
 
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.layout import Folder, with_tag
@@ -15,13 +21,18 @@ from ckptflow.format.shard import crc32c_combine
 from ckptflow.format.spec import Bytes1D, TensorSource
 from ckptflow.spans import span
 from ckptflow.storage.store import Store
+from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.copies import Copies
+from ckptflow.transfer.packing import PlannedShard, PlannedSlice
 from ckptflow.transfer.pipeline import run
-from ckptflow.transfer.plan import PlannedShard, PlannedSlice, WorkerPlan
+from ckptflow.transfer.plan import WorkerPlan
+from ckptflow.transfer.sources import NO_SOURCES, Earlier, Sources
 from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 FETCH_BYTES = 4 * 2**20  # asked of another process at once
 _FETCHES = 4  # at once: each holds so much beside its buffer, and asks a server that trains
+_COPIES = 16  # asked of an object store at once
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
 
 
@@ -31,6 +42,22 @@ class WrittenShards:
 
     shards: tuple[ShardRecord, ...]
     slices: tuple[ReceiptSlice, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(shard.size_bytes for shard in self.shards)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Of these, what was copied inside the storage."""
+        return sum(shard.size_bytes for shard in self.shards if shard.copied_from is not None)
+
+
+class _Written(NamedTuple):
+    """One shard, and the crc32c of each of its slices, in the file's order."""
+
+    record: ShardRecord
+    checksums: Sequence[int]
 
 
 def write_shards(
@@ -42,6 +69,7 @@ def write_shards(
     *,
     tag: str | None = None,
     streams: Streams | None = None,
+    earlier: Sources | None = None,
 ) -> WrittenShards:
     """Makes this worker's shards durable in `folder` and says what is in them; their names end with `tag`.
 
@@ -49,39 +77,91 @@ def write_shards(
     most as many shards as `streams` says are being sent at once, others are packed ahead, one on a disk, and no more
     than the pool has buffers for. The first error stops the rest and is raised unchanged once no transfer is under
     way; what has been written stays where it is.
+
+    With `earlier` shards are copied from there, where they are proved to be the same: those that cannot be are written.
+    Still shards then say by what a later save may copy them.
     """
     for index in plan.unused:
         source.release(index)
     packer = _Packer(source, plan)
     turns = Turns(streams or streams_for(store, pool, is_for_reading=False))
-    records: list[ShardRecord | None] = [None] * len(plan.shards)
-    slices: list[list[ReceiptSlice]] = [[] for _ in plan.shards]
+    sources = earlier or NO_SOURCES
+    copies = Copies(store)
+    copied = _copy_proved(store, folder, plan, sources, tag, copies)
+    for number in copied:
+        packer.pass_over(plan.shards[number])
+    left = [number for number in range(len(plan.shards)) if number not in copied]
+    found: dict[int, _Written] = dict(copied)
 
-    def write(number: int, buffer: Buffer) -> None:
+    def write(turn: int, buffer: Buffer) -> None:
+        number = left[turn]
         shard = plan.shards[number]
-        name = shard.name if tag is None else with_tag(shard.name, tag)
+        name = _named(shard, tag)
         with span("pack", shard=name, size_bytes=shard.size_bytes):
             checksums, checksum = packer.pack(shard, buffer)
+        view = buffer.view[: shard.size_bytes]
+        record = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
+        if shard.is_still and earlier is not None:
+            record = msgspec.structs.replace(record, content=xxhash.xxh3_128_hexdigest(view))
+            same = sources.by_content.get((shard.size_bytes, record.content or ""))
+            # What was to be copied without reading it could not be: it is not asked for again.
+            if same is not None and shard.name not in sources.proved:
+                copied_record = _copy(copies, folder, same, record)
+                if copied_record is not None:
+                    found[number] = _Written(copied_record, checksums)
+                    return
 
-        def send() -> None:
+        def send() -> str | None:
             with span("write", shard=name, size_bytes=shard.size_bytes):
-                store.put(folder.key(name), buffer.view[: shard.size_bytes])
+                return store.put(folder.key(name), view)
 
-        turns.transfer(shard.size_bytes, send)
-        records[number] = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
-        slices[number] = [
+        version = turns.transfer(shard.size_bytes, send)
+        if record.content is not None:
+            record = msgspec.structs.replace(record, version=version)
+        found[number] = _Written(record, checksums)
+
+    # One more thread than that, so that a shard is packed and waiting whenever a transfer ends.
+    run(pool, len(left), write, turns=turns, threads=turns.streams.most + 1)
+    return WrittenShards(
+        shards=tuple(found[number].record for number in range(len(plan.shards))),
+        slices=tuple(
             ReceiptSlice(
                 tensor=piece.name, shard=number, offset=piece.offset, start=piece.start, shape=piece.shape, crc32c=value
             )
-            for piece, value in zip(shard.slices, checksums, strict=True)
-        ]
-
-    # One more thread than that, so that a shard is packed and waiting whenever a transfer ends.
-    run(pool, len(plan.shards), write, turns=turns, threads=turns.streams.most + 1)
-    return WrittenShards(
-        shards=tuple(record for record in records if record is not None),
-        slices=tuple(piece for shard_slices in slices for piece in shard_slices),
+            for number, shard in enumerate(plan.shards)
+            for piece, value in zip(shard.slices, found[number].checksums, strict=True)
+        ),
     )
+
+
+def _copy_proved(
+    store: Store, folder: Folder, plan: WorkerPlan, sources: Sources, tag: str | None, copies: Copies
+) -> dict[int, _Written]:
+    """Copies the shards of which that is proved without reading them; those that could be, by their numbers."""
+    numbers = [number for number, shard in enumerate(plan.shards) if shard.name in sources.proved]
+
+    def copy(number: int) -> _Written | None:
+        shard = plan.shards[number]
+        known = sources.proved[shard.name]
+        record = msgspec.structs.replace(known.record, name=_named(shard, tag))
+        made = _copy(copies, folder, known, record)
+        return None if made is None else _Written(made, known.checksums)
+
+    with span("copy", shards=len(numbers)):
+        made = at_once(_COPIES if store.is_object_store else 1, copy, numbers)
+    return {number: written for number, written in zip(numbers, made, strict=True) if written is not None}
+
+
+def _copy(copies: Copies, folder: Folder, known: Earlier, record: ShardRecord) -> ShardRecord | None:
+    """The record of a copy of that shard under this name; None where there is none, and it must be written."""
+    if known.record.version is None:
+        return None
+    version = copies.copy(known.key, folder.key(record.name), known.record.version)
+    return None if version is None else msgspec.structs.replace(record, version=version, copied_from=known.key)
+
+
+def _named(shard: PlannedShard, tag: str | None) -> str:
+    return shard.name if tag is None else with_tag(shard.name, tag)
 
 
 def replica_digests(source: TensorSource, indices: Iterable[int]) -> dict[str, int]:
@@ -128,6 +208,11 @@ class _Packer:
                 checksum = crc32c_combine(checksum, value, size)
                 run_begin = end
         return checksums, crc32c.crc32c(view[run_begin : shard.size_bytes], checksum)
+
+    def pass_over(self, shard: PlannedShard) -> None:
+        """Nothing of it is to be packed."""
+        for piece in shard.slices:
+            self._packed(piece.tensor)
 
     def _packed(self, tensor: int) -> None:
         if tensor in self._parts_left:

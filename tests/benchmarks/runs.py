@@ -76,6 +76,16 @@ def training() -> list[Result]:
     ]
 
 
+def unchanged() -> list[Result]:
+    def one(peer: str, sent_mib: float, first_s: float, then_s: float) -> Result:
+        measures = {"blocked_s": stat(0.001), "durable_s": stat(then_s, first=first_s), "stored_bytes": stat(700 * MIB)}
+        measures |= {"save_1_s": stat(first_s), "save_2_s": stat(then_s), "save_restarted_s": stat(then_s)}
+        measures |= {"save_sent_bytes": stat(sent_mib * MIB, first=256 * MIB)}
+        return Result("unchanged", peer, "s3", GIB // 4, 0, 1, False, 6, measures, {"work": "frozen"})
+
+    return [one("ckptflow", 13, 1.0, 0.1), one("ckptflow, all sent", 256, 1.0, 0.9)]
+
+
 def workers() -> list[Result]:
     found = []
     for count in (1, 2, 4):
@@ -135,7 +145,7 @@ def whole() -> Run:
             many = [each for each in many if each.peer != "Keras ModelCheckpoint"]
             many.append(failed("Keras ModelCheckpoint", "not run: it takes minutes for a round", **where))
         counts += many
-    results = sizes + counts + objects() + training() + workers()
+    results = sizes + counts + objects() + training() + unchanged() + workers()
     return run(*results, timelines=(timeline(1), timeline(2)))
 
 

@@ -166,6 +166,7 @@ def test_a_peer_has_one_colour_in_all_plots_and_shares_it_with_no_other_peer() -
         "ckptflow",
         "ckptflow, fast",
         "ckptflow, s3fs",
+        "ckptflow, all sent",
     }
     assert {result.peer for result in run.results if result.is_limit} == {
         peer for peer, colour in chosen.items() if colour == LIMIT

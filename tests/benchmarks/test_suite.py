@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +15,18 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
-from benchmarks import experiments
+from benchmarks import experiments, tables
 from benchmarks.__main__ import _groups, run_turns
 from benchmarks.experiments import MIB, Turns
+from benchmarks.peers import tuned
 from benchmarks.peers.base import Digests, Peer, Places, Point
 from benchmarks.peers.clients import Device
 from benchmarks.process import do_round
 from benchmarks.results import Result, Stat, decode
 from benchmarks.turns import summarize, take_turns
+from tests.benchmarks import runs
 from tests.waiting import HANG_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,6 +239,36 @@ def test_training_is_measured_with_saves_and_without(tmp_path: Path, name: str) 
     (result,) = run_turns(point, str(tmp_path), str(tmp_path), [name])
     assert result.error == ""
     assert set(result.measures) == {"step_s", "plain_step_s", "slowdown", "blocked_s"}
+
+
+@pytest.mark.parametrize(("work", "share"), [("frozen", 0.05), ("lora", 0.06), ("embedding", 0.2), ("all", 1.0)])
+def test_models_have_the_size_and_the_share_that_their_rows_say(work: str, share: float) -> None:
+    made = tuned.build(work, MIB)
+    made.step()  # makes the optimizer's slots, and changes only one adapter of each pair
+    before = [np.asarray(variable).copy() for variable in made.variables]
+    made.step()
+    sizes = [array.nbytes for array in before]
+    assert sum(sizes) == pytest.approx(MIB, rel=0.1)
+    pairs = zip(before, made.variables, strict=True)
+    changed = sum(was.nbytes for was, now in pairs if not np.array_equal(was, np.asarray(now)))
+    assert changed / sum(sizes) == pytest.approx(share, rel=0.2)
+
+
+def test_saves_while_a_part_is_trained_are_told_one_by_one(tmp_path: Path) -> None:
+    point = Turns("unchanged", "local", MIB, 0, 5, {"work": "frozen"})
+    (result,) = run_turns(point, str(tmp_path), str(tmp_path), ["ckptflow, all sent"])
+    assert result.error == ""
+    assert {"save_1_s", "save_2_s", "save_3_s", "save_restarted_s", "stored_bytes", "peak_save_bytes"} <= set(
+        result.measures
+    )
+    sent = result.measures["save_sent_bytes"]
+    assert sent.first == pytest.approx(MIB, rel=0.1)
+    assert sent.median == pytest.approx(MIB, rel=0.1)
+    assert result.measures["stored_bytes"].median == pytest.approx(5 * sent.median, rel=0.1)
+    text = StringIO()
+    tables.print_run(Console(file=text, width=200), runs.run(result))
+    assert "95 % frozen" in text.getvalue()
+    assert "after restart" in text.getvalue()
 
 
 def test_what_would_take_too_long_is_named(tmp_path: Path) -> None:

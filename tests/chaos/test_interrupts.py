@@ -21,8 +21,8 @@ from ckptflow import CheckpointManager, SaveFailedError
 from ckptflow.errors import StorageUnavailableError
 from ckptflow.testing import FaultyStore
 from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.packing import MIN_SHARD_BYTES
 from ckptflow.transfer.pipeline import run
-from ckptflow.transfer.plan import MIN_SHARD_BYTES
 from ckptflow.transfer.streams import Streams, Turns
 from tests.chaos.conftest import Note
 from tests.interrupts import Ended, interrupted

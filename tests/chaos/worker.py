@@ -8,6 +8,7 @@ whatever checkpoint it came from. The next values follow from the ones before, s
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -28,6 +29,8 @@ from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
 
 LENGTH = 30_000  # floats of each variable: several shards for each worker
+FROZEN_LENGTH = 300_000  # of one that seldom changes: enough that it is copied
+FROZEN_FOR = 20  # steps
 T = TypeVar("T")
 
 
@@ -60,15 +63,14 @@ class _DyingStore(StoreWrapper):
     def __init__(self, store: Store, moment: Moment) -> None:
         super().__init__(store)
         self._moment = moment
-        self._calls_left = moment.number
+        self._numbers = itertools.count(1)  # calls come from several threads
 
     def run(self, verb: str, key: str, call: Callable[[], T]) -> T:
-        is_it = verb == self._moment.verb and self._moment.key in key
-        self._calls_left -= is_it
-        if is_it and self._calls_left == 0 and not self._moment.is_after:
+        is_it = verb == self._moment.verb and self._moment.key in key and next(self._numbers) == self._moment.number
+        if is_it and not self._moment.is_after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = call()
-        if is_it and self._calls_left == 0:
+        if is_it:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
@@ -111,8 +113,9 @@ def _run(task: Task) -> None:
     with strategy.scope():
         state = tf.Module()
         state.weights = [tf.Variable(tf.zeros([LENGTH])) for _ in range(3)]
+        state.frozen = tf.Variable(tf.zeros([FROZEN_LENGTH]), trainable=False)
         state.step = tf.Variable(0, dtype=tf.int64)
-    variables = [*state.weights, state.step]
+    variables = [*state.weights, state.frozen, state.step]
     with ckptflow.CheckpointManager(
         task.url,
         {"state": state},
@@ -143,6 +146,8 @@ def _advance(state: Any, step: int) -> None:
     change = np.random.default_rng(step).random(LENGTH, np.float32)
     for variable in state.weights:
         variable.assign(variable.numpy() * np.float32(0.5) + change)
+    if step % FROZEN_FOR == 1:
+        state.frozen.assign(np.random.default_rng(step).random(FROZEN_LENGTH, np.float32))
     state.step.assign(step)
 
 

@@ -11,10 +11,12 @@ import pytest
 from ckptflow.bench.folder import FOLDER_PREFIX
 from ckptflow.cli import doctor
 from ckptflow.cli.doctor import promises
+from ckptflow.errors import StorageAccessError
 from ckptflow.storage import opening
 from ckptflow.storage.local import LocalStore
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries
-from ckptflow.testing import StoreContract
+from ckptflow.testing import FaultyStore, MemoryStore, StoreContract
 from tests.cli.runner import Runner, run_alone
 from tests.servers import Server, s3_client
 from tests.storage import lacking
@@ -23,7 +25,8 @@ from tests.storage.strict import SCHEME, StrictFileSystem
 
 SMALL = ("--large-mib", "2")
 FEW = (doctor._EXCLUSIVE, "create leaves what is there", "put replaces", "delete")
-COUNT = sum(name.startswith("test_") for name in vars(StoreContract))
+COPIES = "a copy is of one version"
+COUNT = len(promises(StoreContract))
 # Each promise is asked for, by fewer requests: `tests/storage/test_contract.py` asks the same server by all of them.
 FEWER = """
 from ckptflow.cli import main
@@ -38,7 +41,7 @@ def test_a_disk_keeps_them_all(runner: Runner, root: str) -> None:
     ran = runner("doctor", root, *SMALL, "--json")
     assert (ran.code, ran.err) == (0, "")
     assert set(ran.json) == {"url", "ok", "promises", "cannot_promise"}
-    assert len(ran.json["promises"]) == COUNT > 15
+    assert len(ran.json["promises"]) == COUNT > 20
     assert all(set(each) == {"promise", "kept", "seconds", "why"} for each in ran.json["promises"])
     assert all(each["kept"] and each["why"] is None for each in ran.json["promises"])
     assert "racing creators have exactly one winner" in [each["promise"] for each in ran.json["promises"]]
@@ -61,13 +64,14 @@ def test_a_bucket(seaweedfs: Server) -> None:
 def test_a_bucket_that_lacks_what_can_be_done_without(
     seaweedfs: Server, runner: Runner, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {name: test for name, test in doctor.promises(StoreContract).items() if name in FEW}
+    asked = {name: test for name, test in doctor.promises(StoreContract).items() if name in (*FEW, COPIES)}
     monkeypatch.setattr(doctor, "promises", lambda contract: dict(asked))
     with faulty_proxy(seaweedfs) as proxy:
         proxy.rules = [
             lacking.no_bulk_delete(lacking.MISSING_MD5[0]),
             lacking.no_condition(lacking.UNKNOWN_CONDITIONS[0]),
             lacking.no_checksums(lacking.UNKNOWN_CHECKSUMS[0]),
+            lacking.no_copies(lacking.NO_COPIES[0]),
         ]
         kwargs = {**seaweedfs.storage_options["client_kwargs"], "endpoint_url": proxy.endpoint}
         options: dict[str, Any] = {**seaweedfs.storage_options, "client": client, "client_kwargs": kwargs}
@@ -83,6 +87,7 @@ def test_a_bucket_that_lacks_what_can_be_done_without(
     assert ran.json["ok"]
     assert len(ran.json["promises"]) == len(FEW) - 1
     assert "no exclusive create" in ran.json["cannot_promise"][0]
+    assert "unchanged shards are written anew" in ran.json["cannot_promise"][1]
     left = s3_client(seaweedfs).list_objects_v2(Bucket="ckptflow-tests", Prefix="doctor/")
     assert left.get("KeyCount") == 0
 
@@ -162,6 +167,23 @@ def test_a_storage_without_exclusive_create_is_named(runner: Runner) -> None:
     words = doctor.cannot_promise(_Store(is_create_only=False))  # type: ignore[arg-type]
     assert "no exclusive create" in words[0]
     assert "no exclusive create" not in " ".join(doctor.cannot_promise(_Store(is_create_only=True)))  # type: ignore[arg-type]
+
+
+def test_why_nothing_is_copied(tmp_path: Path, moto: Server) -> None:
+    """Where it is, in the version that was asked for: ""."""
+
+    class CopiesAnything(MemoryStore):
+        def copy(self, source_key: str, key: str, version: str) -> str | None:
+            return self.put(key, memoryview(self.objects[source_key]))
+
+    ignoring = open_store("s3://ckptflow-tests/doctor-copies", {**moto.storage_options, "client": "fsspec"})
+    assert doctor.lacks_copy(MemoryStore()) == doctor.lacks_copy(LocalStore(str(tmp_path))) == ""
+    for store in (CopiesAnything(), ignoring):
+        assert "ignores the condition" in doctor.lacks_copy(store)
+    assert "hard links" in doctor.lacks_copy(open_store("memory://doctor-copies"))
+    refusing = FaultyStore(MemoryStore())
+    refusing.fail("copy", StorageAccessError("may not copy"))
+    assert doctor.lacks_copy(refusing) == "may not copy"
 
 
 class _Store:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from ckptflow.cli import ls
-from ckptflow.cli.verify import WatchedStore
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.finding import list_counting
 from ckptflow.commit.pins import pin_checkpoint
 from ckptflow.errors import FencedError
 from ckptflow.format.layout import Folder, pin_key
+from ckptflow.format.words import size_text
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.store import Store
+from ckptflow.testing import CountingStore
 from tests.cli.runner import Runner
-from tests.roots import Life, make_root, sample_arrays
+from tests.roots import Life, make_linked_root, make_root, sample_arrays
 
 ROW = {"folder", "url", "step", "incarnation", "state", "why", "problem", "pinned", "created_at", "size_bytes"}
-ROW |= {"shards", "workers", "metrics", "metadata"}
+ROW |= {"copied_bytes", "shards", "workers", "metrics", "metadata"}
 
 
 def states(runner: Runner, url: str, *args: str) -> dict[str, tuple[str, str | None, str | None]]:
@@ -42,9 +41,24 @@ def test_a_healthy_root(runner: Runner, root: str) -> None:
         assert line.split()[-4:] == ["3", "2", "loss=0.5", states_of[line.split()[0]]]
 
 
+def test_what_was_copied_has_a_column_where_anything_was(runner: Runner, root: str) -> None:
+    size_bytes = make_linked_root(linked := f"{root}-linked")
+    head, first, _, last, in_all = runner("ls", linked).out.splitlines()
+    assert head.split()[:6] == ["step", "inc", "created", "size", "copied", "shards"]
+    assert f" {size_text(size_bytes)} " in last
+    assert " - " in first
+    told = runner("ls", linked, "--json").json
+    assert [row["copied_bytes"] for row in told["checkpoints"]] == [0, 0, size_bytes]
+    files = {path.stat().st_ino: path.stat().st_size for path in Path(linked).glob("*-i0001/*")}
+    assert told["stored_bytes"] == sum(files.values())
+    assert f"the root takes {size_text(told['stored_bytes'])}" in in_all
+    assert f", {size_text(size_bytes)} copied  loss=0.5" in runner("watch", linked, "--until-step", "300").out
+
+
 def test_json_has_the_documented_members(runner: Runner, root: str) -> None:
     told = runner("ls", root, "--json").json
-    assert set(told) == {"url", "run_id", "incarnation", "resumes_from", "doubt", "hidden", "checkpoints"}
+    members = {"url", "run_id", "incarnation", "resumes_from", "doubt", "stored_bytes", "hidden", "checkpoints"}
+    assert set(told) == members
     assert told["resumes_from"] == "000000000300-i0001"
     assert told["hidden"] == {"outside": 0, "partial": 0}
     assert all(set(row) == ROW for row in told["checkpoints"])
@@ -153,23 +167,6 @@ def test_names_from_storage_cannot_steer_the_terminal(runner: Runner, tmp_path: 
     assert runner("ls", str(tmp_path), "--json").json["checkpoints"][0]["metrics"] == {"\x1b[31mloss\n[bold]": 1.0}
 
 
-class CountingStore(WatchedStore):
-    """Counts the requests by kind."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store, lambda _: None)
-        self.requests: Counter[str] = Counter()
-        self.list = self._list  # type: ignore[assignment]
-
-    def _list(self, prefix: str = "") -> object:
-        self.requests["list"] += 1
-        return self._store.list(prefix)
-
-    def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        self.requests[key.rpartition("/")[2] if not key.startswith("lineage/") else "claim"] += 1
-        return super().get(key, into, start)
-
-
 @pytest.mark.parametrize("count", [2, 300])
 def test_one_listing_one_claim_and_a_manifest_for_each_line(count: int) -> None:
     store = open_store(f"memory://ls-{count}")
@@ -180,7 +177,8 @@ def test_one_listing_one_claim_and_a_manifest_for_each_line(count: int) -> None:
     counting = CountingStore(store)
     overview = ls.look(counting, Summaries(counting), show_all=False)
     assert [row.folder.step for row in overview.rows] == list(range(count))
-    assert counting.requests == {"list": 1, "claim": 1, "manifest.json": count}
+    assert counting.counts == {"list": 1, "get": 1 + count}
+    assert sum(key.endswith("/manifest.json") for key in counting.keys("get")) == count
     assert overview.hidden == {"outside": 0, "partial": 1}
 
 

@@ -12,12 +12,24 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow.format.spec import TensorSpec
+from ckptflow.format.words import size_text
 from ckptflow.storage.opening import open_store
 from tests.cli.runner import Runner
-from tests.roots import Life
+from tests.roots import Life, make_linked_root
 
 MEMBERS = {"url", "folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"}
-MEMBERS |= {"barrier", "fresh_since", "size_bytes", "software", "metrics", "metadata", "python_state", "models"}
+MEMBERS |= {
+    "barrier",
+    "fresh_since",
+    "size_bytes",
+    "copied_bytes",
+    "family",
+    "software",
+    "metrics",
+    "metadata",
+    "python_state",
+    "models",
+}
 MEMBERS |= {"doubt", "diverged", "created_at", "began_at", "timings", "shards", "tensors"}
 TENSOR = {"name", "dtype", "shape", "size_bytes", "aliases", "components", "metric", "slices"}
 
@@ -92,6 +104,22 @@ def test_by_step_and_by_folder(runner: Runner, rich_root: str, monkeypatch: pyte
     monkeypatch.chdir(rich_root)
     assert folder("000000000100-i0001") == "000000000100-i0001"
     assert folder(".") == "000000000250-i0002"
+
+
+def test_what_was_copied_and_from_where(runner: Runner, root: str) -> None:
+    assert "\ncopied  " not in runner("show", root).out
+    size_bytes = make_linked_root(linked := f"{root}-linked")
+    told = runner("show", linked, "--json").json
+    assert (told["copied_bytes"], told["family"]) == (size_bytes, 0)
+    first, *others = told["shards"]
+    assert first["copied_from"] == f"000000000100-i0001/{first['name']}"
+    assert all(shard["copied_from"] is None for shard in others)
+    out = runner("show", linked).out
+    sent = size_text(told["size_bytes"] - size_bytes)
+    assert f"{size_text(size_bytes)} in 1 shard from 000000000100-i0001; {sent} were sent" in out
+    copied = {tensor["name"] for tensor in told["tensors"] if any(piece["shard"] == 0 for piece in tensor["slices"])}
+    (kernel,) = (line for line in out.splitlines() if line.startswith("model/embedding"))
+    assert ("copied" in kernel) == ("model/embedding" in copied)
 
 
 def test_nothing_there(runner: Runner, root: str, tmp_path: Path) -> None:

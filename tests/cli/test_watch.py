@@ -71,7 +71,7 @@ def test_until_a_step_that_is_there(runner: Runner, root: str) -> None:
         ("committed", 200),
         ("committed", 300),
     ]
-    assert set(lines[0]) == {"seen_at", "what", "folder", "step", "incarnation", "detail", "size_bytes"}
+    assert set(lines[0]) == {"seen_at", "what", "folder", "step", "incarnation", "detail", "size_bytes", "copied_bytes"}
     assert "3 shards by 2 workers  loss=0.5" in runner("watch", root, "--until-step", "300").out
 
 

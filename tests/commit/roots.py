@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries, Summary
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Manifest
+from ckptflow.format.manifest import Manifest, Receipt
 from ckptflow.peers.team import Alone
-from ckptflow.storage.store import Store
+from ckptflow.storage.store import Entry, Store
 from ckptflow.testing import MemoryStore
 from tests.protocol.lives import parse_ancestry, read_checkpoint, shard_bytes, write_checkpoint
+from tests.protocol.still import Stills, add_still, remember_still
 
 KEEP_ALL: Sequence[Policy] = (KeepLast(1_000),)
 
@@ -65,10 +67,13 @@ class Job:
         self.calls[step] = self.calls.get(step, 0) + 1
         folder = Folder(step, self.start.held.number, self.calls[step])
         self.value = value if value is not None else (*self.value, str(folder))
-        draft, receipt = write_checkpoint(self.store, self.start, folder, shard_bytes(self.value))
+        draft, receipt = self.write(folder, metrics or {})
         summary = self.coordinator.commit(replace(draft, metrics=dict(metrics or {})), receipt, prune=prune)
         self.coordinator.prune()
         return summary
+
+    def write(self, folder: Folder, metrics: Mapping[str, float]) -> tuple[Draft, Receipt]:
+        return write_checkpoint(self.store, self.start, folder, shard_bytes(self.value))
 
     def _resume(self) -> Resume:
         return Resume(self.store, Alone(), self.summaries, check=self.check, load=self._load, read_only=self.read_only)
@@ -82,6 +87,39 @@ class Job:
 
     def _load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         self.value = parse_ancestry(read_checkpoint(self.store, folder, manifest, files))
+
+
+class Tuning(Job):
+    """One that has a shard which never changes, besides: it is copied from what the coordinator says."""
+
+    def __init__(self, store: Store, policies: Sequence[Policy] = KEEP_ALL) -> None:
+        super().__init__(store, policies)
+        self.stills: Stills = {}
+
+    def write(self, folder: Folder, metrics: Mapping[str, float]) -> tuple[Draft, Receipt]:
+        if self.coordinator is None:
+            raise ValueError("nothing has begun")
+        reuse = self.coordinator.choose_reuse(folder.step, metrics)
+        return add_still(self.store, self.stills, reuse, *super().write(folder, metrics))
+
+    def _load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
+        super()._load(folder, manifest, files)
+        remember_still(self.stills, manifest)
+
+
+class Disk(MemoryStore):
+    """A dictionary in which a copy is a link: two names of one value, which a listing shows by its version."""
+
+    is_object_store = False
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        super().copy(source_key, key, version)
+        self.objects[key] = self.objects[source_key]
+        return version
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        versions = {key: getattr(data, "version", None) for key, data in self.objects.items()}
+        return [Entry(entry.key, entry.size_bytes, versions[entry.key]) for entry in super().list(prefix)]
 
 
 def job(store: Store, policies: Sequence[Policy] = KEEP_ALL, *, step: int | None = None) -> Job:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from ckptflow.commit.catalog import Counting, Listing, Summaries, find_counting, list_root
-from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, act, plan_by_hand, plan_prune, prune_by_hand, refuse_by_hand
+from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, plan_by_hand, plan_prune, prune_by_hand, refuse_by_hand
 from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, claim_key, pin_key
 from ckptflow.storage.store import Entry
 from ckptflow.testing import FaultyStore, MemoryStore
-from tests.commit.roots import Job, damage, folders, job, shard_key
+from tests.commit.roots import Disk, Job, Tuning, damage, folders, job, shard_key
 
 
 def plan(store: MemoryStore, *policies: Policy, given_up: tuple[Folder, ...] = ()) -> PrunePlan:
@@ -170,15 +170,39 @@ def test_manifests_go_first() -> None:
     assert [key.rpartition("/")[2].partition("-")[0] for key in deleted] == ["manifest.json", "shard"]
 
 
-def test_act_says_what_it_frees() -> None:
-    store = MemoryStore()
-    life = job(store)
-    life.save(1)
-    before = sum(map(len, store.objects.values()))
-    life.save(2)
-    listing = list_root(store)
-    freed = act(store, plan(store, KeepLast(1)), listing.folders)
-    assert freed == before - len(store.objects["lineage/000001.json"])
+@pytest.mark.parametrize("make", [MemoryStore, Disk])
+def test_what_becomes_free_is_what_was_not_shared(make: type[MemoryStore]) -> None:
+    """Of three that go, two share a file with one that stays, and two another one."""
+
+    def stored_bytes() -> int:
+        return sum(map(len, {id(data): data for data in store.objects.values()}.values()))
+
+    store = make()
+    life = Tuning(store)
+    life.resume()
+    for step in (1, 2, 3, 4):
+        life.save(step)
+    before = stored_bytes()
+    found = prune_by_hand(store, Summaries(store), [KeepLast(1)])
+    assert sum(found.freed_bytes.values()) == before - stored_bytes()
+    shared = {str(folder): found.size_bytes(folder) - freed for folder, freed in found.freed_bytes.items()}
+    still = len("still") if make is Disk else 0
+    assert shared == {"000000000003-i0001": 0, "000000000002-i0001": still, "000000000001-i0001": still}
+
+
+def test_a_sweep_says_what_becomes_free() -> None:
+    store = Disk()
+    life = Tuning(store)
+    life.resume()
+    for step in (1, 2, 3):
+        life.save(step)
+    _, receipt = life.write(Folder(4, 1), {})  # and it dies: a link, and a shard of its own
+    after = Tuning(store)
+    after.resume()
+    assert after.coordinator is not None
+    own, still = receipt.shards
+    assert still.copied_from is not None
+    assert after.coordinator.sweep_partials() == own.size_bytes
 
 
 def test_by_hand_nothing_is_pruned_while_the_newest_claim_has_no_commit(caplog: pytest.LogCaptureFixture) -> None:

@@ -72,12 +72,20 @@ def unsealed(record: Manifest | Receipt | Claim) -> bytes:
 CLAIM = Claim(
     number=7, run_id="run", writer_id="writer", reason="resume", host="h", pid=3, created_at="2026-01-02T03:04:05Z"
 )
+COPIED = ShardRecord(
+    name=SHARD,
+    size_bytes=1000,
+    crc32c=5,
+    version="5d41402abc4b2a76b9719d911017c592",
+    content="0123456789abcdef" * 2,
+    copied_from=f"000000001400-i0007-r2/{SHARD}",
+)
 RECEIPT = Receipt(
     folder="000000001500-i0007",
     writer_id="writer",
     worker=0,
     world_size=1,
-    shards=(ShardRecord(name=SHARD, size_bytes=1000, crc32c=5),),
+    shards=(COPIED,),
     slices=(ReceiptSlice(tensor="a", shard=0, offset=64, start=(0,), shape=(4,), crc32c=1),),
     digests={"b": 7},
 )
@@ -101,6 +109,13 @@ def test_records_come_back_and_every_damage_is_found(record: Any) -> None:
     for grown in (data + b" ", data + b"\0" * 512, b" " + data, data + data, b"\0" * len(data)):
         with pytest.raises(CorruptCheckpointError, match="here"):
             decode(grown, type(record), "here")
+
+
+def test_what_was_copied_and_what_was_sent() -> None:
+    name = SHARD.replace("-0000.", "-0001.")
+    record = manifest(family=1, shards=(COPIED, ShardRecord(name=name, size_bytes=30, crc32c=5)))
+    assert decode(encode(record), Manifest, "here") == record
+    assert (record.size_bytes, record.copied_bytes, record.sent_bytes) == (1030, 1000, 30)
 
 
 def test_one_record_is_not_taken_for_another() -> None:
@@ -176,6 +191,15 @@ def test_bodies_that_are_none(body: bytes) -> None:
         (b'"aliases":["bias"]', b'"aliases":["model/kernel"]'),
         (b'"model/bias"', b'""'),
         (b'"size_bytes":1000', b'"size_bytes":100'),
+        (b'"crc32c":5', b'"crc32c":5,"content":"0123"'),
+        (b'"crc32c":5', b'"crc32c":5,"content":"' + b"A" * 32 + b'"'),
+        (b'"crc32c":5', b'"crc32c":5,"version":7'),
+        (b'"crc32c":5', b'"crc32c":5,"version":"' + b"v" * 5000 + b'"'),
+        (b'"crc32c":5', b'"crc32c":5,"copied_from":"../' + SHARD.encode() + b'"'),
+        (b'"crc32c":5', b'"crc32c":5,"copied_from":"000000001400-i0007/manifest.json"'),
+        (b'"crc32c":5', b'"crc32c":5,"copied_from":"000000001500-i0007/' + SHARD.encode() + b'"'),
+        (b'"reason":"start"', b'"reason":"start","family":2'),
+        (b'"reason":"start"', b'"reason":"start","family":true'),
     ],
 )
 def test_a_sealed_manifest_with_one_bad_member_is_refused(old: bytes, new: bytes) -> None:

@@ -12,11 +12,23 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors
+import xxhash
 from hypothesis import given
 
 from ckptflow.format import dtypes, values
 from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Claim, Manifest, Receipt, TensorRecord, Timing, digest_of, encode_receipt
+from ckptflow.format.manifest import (
+    Claim,
+    Manifest,
+    Receipt,
+    ShardRecord,
+    TensorRecord,
+    Timing,
+    decode,
+    digest_of,
+    encode,
+    encode_receipt,
+)
 from ckptflow.format.object_graph import GraphNode, ObjectGraph
 from ckptflow.format.spec import TensorSpec
 from ckptflow.storage.local import LocalStore
@@ -44,7 +56,21 @@ def example() -> DictStore:
     graph = ObjectGraph(nodes=(GraphNode(children={"model": 1}), layer, "model/kernel", "model/mean"), model=1)
     sources = [ArraySource(specs, [kernel, words, mean]) for mean in means]
     write_checkpoint(store, sources, folder=EXAMPLE, object_graph=graph)
+    _say_that_the_words_were_copied(store)
     return store
+
+
+def _say_that_the_words_were_copied(store: DictStore) -> None:
+    manifest = decode(store.objects[EXAMPLE.manifest_key], Manifest, "example")
+    kernel, words, means = manifest.shards
+    words = msgspec.structs.replace(
+        words,
+        version="2f1c8a-9a-18c6e0d5b2a40000",
+        content=xxhash.xxh3_128_hexdigest(store.objects[EXAMPLE.key(words.name)]),
+        copied_from=f"{Folder(3, 1)}/{words.name}",
+    )
+    copied = msgspec.structs.replace(manifest, family=1, shards=(kernel, words, means))
+    store.objects[EXAMPLE.manifest_key] = encode(copied)
 
 
 def blocks() -> tuple[str, tuple[str, str, str], int]:
@@ -177,7 +203,7 @@ def documented(text: str, kinds: Sequence[type[msgspec.Struct]]) -> set[str]:
 def test_every_member_and_dtype_is_on_the_page_and_the_page_is_short() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert (
-        documented(text, [Manifest, Receipt, Claim, Timing, TensorRecord, ObjectGraph, GraphNode])
+        documented(text, [Manifest, Receipt, Claim, Timing, ShardRecord, TensorRecord, ObjectGraph, GraphNode])
         - {"format", "version", "kind"}
         == set()
     )

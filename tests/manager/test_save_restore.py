@@ -199,16 +199,6 @@ def test_a_tensor_larger_than_a_shard_and_many_shards(tmp_path: Path) -> None:
     np.testing.assert_array_equal(big.numpy(), np.arange(500_000, dtype=np.float32))
 
 
-def test_a_plan_stays_until_something_else_pays(tmp_path: Path) -> None:
-    """How far away the storage is may turn out after the first save."""
-    with CheckpointManager(tmp_path, {"w": tf.Variable(tf.zeros([300_000]))}) as manager:
-        live = manager.session.live
-        plans = [live.plan(live.capture(), 2**18, at_once) for at_once in (1, 1, 4, 4)]
-    assert plans[0] is plans[1]
-    assert plans[2] is plans[3]
-    assert [len(plan.shards) for plan in plans] == [5, 5, 8, 8]
-
-
 def test_a_pin_made_during_a_save_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The save under way is about to prune what is being pinned: the pin waits, and is told that it came too late."""
     wrap_store(monkeypatch, lambda store: LatencyStore(store, 0.02))

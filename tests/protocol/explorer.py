@@ -9,8 +9,10 @@ What is covered, exhaustively for each scenario of `scenarios.py`: every order o
 crash before every call (a process that is never scheduled again: the invariants hold in every state, so also there);
 zombies (scheduled late); deletes key by key; and, as many as the scenario's budget says: creates whose reply is lost
 (landed; landed and tried again below; still under way, to land at any later time or never; the same until the deadline
-has passed), reads that time out, one shard or manifest damaged, rollbacks, old claims removed, the root or `lineage/`
-emptied by hand, creates that replace what is there, listings that are answered as if nothing were there.
+has passed), reads that time out, one shard or manifest damaged (a shard under all its names, where copies are links),
+rollbacks, old claims removed, the root or `lineage/` emptied by hand, creates that replace what is there, listings that
+are answered as if nothing were there, shards that another file is put in the place of, copies that are refused, or made
+and not answered. Of what is copied from a file that has gone wrong nothing is promised: nobody reads it then.
 
 Not covered: more processes, saves and faults than a scenario has; more than one worker in an incarnation (the votes are
 tested in `tests/commit`); listings are one step, but for the scenarios "in pages"; a root that is emptied, or a
@@ -34,31 +36,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ckptflow.errors import ObjectExistsError, ObjectNotFoundError, StorageUnavailableError
-from tests.protocol.process import Facts, Node, Op, Result
+from ckptflow.errors import (
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageUnavailableError,
+)
+from tests.protocol.contents import Budget as Budget
+from tests.protocol.contents import Content as Content
+from tests.protocol.contents import Storage as Storage
+from tests.protocol.process import VERSION, Facts, Node, Op, Result, bytes_of
 
-Content = dict[str, bytes]
 PAST_EVERY_DEADLINE_S = 1e6
 UNCLAIMED = "lineage/"  # marks that claims were deleted by hand
 EMPTIED = "everything"  # and all else with them
 UNREADABLE = "a manifest"  # marks that a manifest went wrong
+ANY_VERSION = "any"  # a copy without its condition
 GHOST = "ghost of "  # marks a folder whose manifest was deleted: a create under way can bring it back, without shards
-
-
-class Budget(NamedTuple):
-    """How many of each fault may still happen."""
-
-    lost: int = 0  # creates whose reply is lost
-    timeouts: int = 0  # reads of a shard that time out
-    damages: int = 0  # shards or manifests whose bytes go wrong
-    rollbacks: int = 0
-    trims: int = 0  # claims below the newest that are removed
-    empties: int = 0  # times that everything below the root is deleted by hand
-    losses: int = 0  # times that lineage/ is
-    lapses: int = 0  # times that the newest claim alone is
-    blanks: int = 0  # listings that are answered as if nothing were there
-    unreadable: int = 0  # manifests whose bytes go wrong
-    lacks: int = 0  # listings of a prune or a sweep that lack every manifest
 
 
 class State(NamedTuple):
@@ -70,43 +65,6 @@ class State(NamedTuple):
     promised: frozenset[str]
     damaged: frozenset[str]
     budget: Budget
-
-
-class Storage:
-    """All contents met, interned; what each call does to each."""
-
-    def __init__(self) -> None:
-        self._ids: dict[frozenset[tuple[str, bytes]], int] = {}
-        self.contents: list[Content] = []
-        self._lists: dict[tuple[int, Op], Result] = {}
-        self._writes: dict[tuple[int, str, bytes | None], int] = {}
-
-    def intern(self, content: Content) -> int:
-        key = frozenset(content.items())
-        if key not in self._ids:
-            self._ids[key] = len(self.contents)
-            self.contents.append(content)
-        return self._ids[key]
-
-    def write(self, content: int, key: str, data: bytes | None) -> int:
-        """The content after `key` holds `data`; None deletes it."""
-        memo = (content, key, data)
-        if memo not in self._writes:
-            after = dict(self.contents[content])
-            if data is None:
-                after.pop(key, None)
-            else:
-                after[key] = data
-            self._writes[memo] = self.intern(after)
-        return self._writes[memo]
-
-    def list(self, content: int, op: Op) -> Result:
-        memo = (content, op)
-        if memo not in self._lists:
-            _, prefix, after, pages = op
-            found = sorted((k, len(v)) for k, v in self.contents[content].items() if k.startswith(prefix) and k > after)
-            self._lists[memo] = Result(tuple(found[:pages] if pages else found))
-        return self._lists[memo]
 
 
 class ViolationError(Exception):
@@ -129,6 +87,7 @@ class Report:
 OK, EXISTS = Result(), Result(error=ObjectExistsError)
 NO_LISTING = Result((), is_wrong=True)
 MISSING, SILENT = Result(error=ObjectNotFoundError), Result(error=StorageUnavailableError)
+CHANGED, REFUSED = Result(error=ObjectChangedError), Result(error=StorageAccessError)
 SILENT_FOR_LONG = Result(error=StorageUnavailableError, advance_s=PAST_EVERY_DEADLINE_S)
 
 Move = tuple[str, State, int]  # how, the state after it, the process that did it (-1: nobody's), see `Explorer.told`
@@ -175,6 +134,8 @@ class Explorer:
             if key.endswith("/manifest.json") and held is not None:
                 left |= {GHOST + key.partition("/")[0]}
             yield "", OK, state._replace(content=storage.write(content, key, None), damaged=left)
+        elif verb == "copy":
+            yield from self._copies(state, op)
         elif verb == "create":
             yield from self._creates(state, key, op[2], held)
         elif verb in ("wait", "settle"):
@@ -198,6 +159,26 @@ class Explorer:
         late = state._replace(flying=state.flying | {(key, data)}, budget=budget)
         yield "no reply, still under way", SILENT, late
         yield "no reply until the deadline, still under way", SILENT_FOR_LONG, late
+
+    def _copies(self, state: State, op: Op) -> Iterator[tuple[str, Result, State]]:
+        _, source_key, key, version, is_shared = op
+        held = self.storage.contents[state.content].get(source_key)
+        data, _, there = (held or b"").partition(VERSION)
+        if held is None:
+            yield "", MISSING, state
+        elif version not in (there.decode(), ANY_VERSION):
+            yield "is another", CHANGED, state
+        else:
+            made = there.decode() if is_shared else key
+            copied = state._replace(content=self.storage.write(state.content, key, data + VERSION + made.encode()))
+            is_known = any(b'"reason":"damage"' in each for each in self.storage.contents[state.content].values())
+            if version != ANY_VERSION and source_key.partition("/")[0] in state.damaged and not is_known:
+                copied = copied._replace(damaged=state.damaged | {key.partition("/")[0]})  # nobody has read it since
+            yield "", Result(made), copied
+            if state.budget.refusals:
+                spent = state.budget._replace(refusals=state.budget.refusals - 1)
+                yield "is refused", REFUSED, state._replace(budget=spent)
+                yield "is made, its reply is lost", SILENT, copied._replace(budget=spent)
 
     def moves(self, state: State) -> Iterator[Move]:
         """Every step that can come next."""
@@ -285,8 +266,8 @@ class Explorer:
                 files = [k for k in storage.contents[state.content] if k.startswith(folder + "/")]
                 is_whole = folder not in state.damaged and not self._is_unconfirmed(state, manifest)
                 for key in sorted(files) if is_whole else ():
-                    bad = storage.write(state.content, key, b"?" * len(storage.contents[state.content][key]))
-                    after = state._replace(content=bad, budget=spent, damaged=state.damaged | {folder})
+                    bad, folders = storage.damage(state.content, key)
+                    after = state._replace(content=bad, budget=spent, damaged=state.damaged | folders)
                     yield f"{key} is damaged", self._promised_after(state, after, -1), -1
         yield from self._by_hand(state)
         if budget.trims:
@@ -300,10 +281,16 @@ class Explorer:
         """What a person may do to a live root."""
         storage, budget = self.storage, state.budget
         content = storage.contents[state.content]
-        if not (budget.empties or budget.losses or budget.lapses or budget.unreadable):
+        if not (budget.empties or budget.losses or budget.lapses or budget.unreadable or budget.replaced):
             return
         if not content or any(_kind(node.op) in self._spared for node in state.nodes):
             return
+        for key in sorted(k for k, data in content.items() if VERSION in data) if budget.replaced else ():
+            other = b"?" * len(bytes_of(content[key])) + VERSION + key.encode() + b" by hand"
+            spent = budget._replace(replaced=budget.replaced - 1)
+            marked = state.damaged | {key.partition("/")[0]}
+            replaced = state._replace(content=storage.write(state.content, key, other), budget=spent, damaged=marked)
+            yield f"{key} is replaced", self._promised_after(state, replaced, -1), -1
         if budget.empties:
             marks = {UNCLAIMED, EMPTIED}
             yield (

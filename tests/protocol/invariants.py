@@ -1,4 +1,4 @@
-"""The five invariants of the commit protocol, as functions over the storage's content and ghost history.
+"""The six invariants of the commit protocol, as functions over the storage's content and ghost history.
 
 What counts, and what the ancestry of each checkpoint is, is read here from the bytes by an independent rule; only I2
 and I4, which speak of what the next life does, ask the real code.
@@ -15,7 +15,7 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Manifest, decode
 from tests.protocol.explorer import EMPTIED, GHOST, UNCLAIMED, UNREADABLE, Content, Explorer, State, ViolationError
 from tests.protocol.lives import Ancestry, parse_ancestry, writer_of
-from tests.protocol.process import Facts, Node
+from tests.protocol.process import VERSION, Facts, Node, bytes_of
 
 parse_folder = lru_cache(10_000)(layout.parse_folder)
 parse_claim_key = lru_cache(10_000)(layout.parse_claim_key)
@@ -59,7 +59,7 @@ def ancestry_in(content: Content, folder: Folder) -> Ancestry:
     manifest = read_manifest(content.get(folder.manifest_key, b""))
     data = content.get(folder.key(manifest.shards[0].name)) if manifest else None
     try:
-        return parse_ancestry(data) if data else ()
+        return parse_ancestry(bytes_of(data)) if data else ()
     except UnicodeDecodeError:
         return ()
 
@@ -116,12 +116,25 @@ def check_shards_are_there(content: Content, damaged: Iterable[str]) -> None:
         if manifest is None or {str(folder), GHOST + str(folder), EMPTIED} & {*damaged}:
             continue
         for shard in manifest.shards:
-            if len(content.get(folder.key(shard.name), b"")) != shard.size_bytes:
+            if len(bytes_of(content.get(folder.key(shard.name), b""))) != shard.size_bytes:
                 raise ViolationError(f"I5: {folder} counts, and {shard.name} is gone")
 
 
+def check_two_copies(content: Content) -> None:
+    """I6: of two or more steps that count, no one file is in all: what is newest falls back to another copy."""
+    by_step = {folder.step: folder for folder in sorted(counting_in(content))}
+    files: dict[Folder, set[bytes]] = {folder: set() for folder in by_step.values()}
+    for key, data in content.items():
+        folder, version = parse_folder(key.partition("/")[0]), data.partition(VERSION)[2]
+        if folder in files and version:
+            files[folder].add(version)
+    shared = set.intersection(*files.values()) if len(files) > 1 else set()
+    if shared:
+        raise ViolationError(f"I6: steps {sorted(by_step)} all have {shared.pop().decode()}")
+
+
 class Invariants:
-    """All five, checked in order at every new state; what depends on the content alone, once for each content.
+    """All six, checked in order at every new state; what depends on the content alone, once for each content.
 
     `next_life` is the program's root of an incarnation that nobody has met yet, `choices` the steps that a person asked
     for, which may fail without breaking I4.
@@ -156,6 +169,7 @@ class Invariants:
         restored, ends = self._of_next_life(content)
         if (content, after.damaged) not in self._sound:
             check_shards_are_there(contents[content], after.damaged)
+            check_two_copies(contents[content])
             check_lives(ends, damaged=after.damaged)
             self._sound.add((content, after.damaged))
         if before is not None and by >= 0 and UNREADABLE in after.damaged:

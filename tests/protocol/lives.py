@@ -33,6 +33,7 @@ from ckptflow.commit.lineage import Held
 from ckptflow.commit.prune import PrunePlan
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
+from ckptflow.commit.reuse import Reuse
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Claim, Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
@@ -40,6 +41,7 @@ from ckptflow.peers.team import Alone
 from ckptflow.storage.again import read_small
 from ckptflow.storage.store import Entry, Store
 from tests.protocol.process import Process, YieldingStore, current
+from tests.protocol.still import Stills, add_still, remember_still
 
 Ancestry = tuple[str, ...]
 
@@ -78,16 +80,16 @@ def write_checkpoint(store: Store, start: Start, folder: Folder, data: bytes) ->
 
 def read_checkpoint(store: Store, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> bytes:
     """In place of the reader: damage is a shard that is missing, of another size, or of other bytes."""
-    (shard,) = manifest.shards
-    where = f"{folder}/{shard.name}"
-    if files is not None and files.get(shard.name) != shard.size_bytes:
-        raise CorruptCheckpointError(f"{where} is listed with {files.get(shard.name)} bytes")
-    try:
-        data = read_small(store, folder.key(shard.name), shard.size_bytes)
-    except ObjectNotFoundError as error:
-        raise CorruptCheckpointError(f"{where} is missing") from error
-    if crc32c.crc32c(data) != shard.crc32c:
-        raise CorruptCheckpointError(f"{where} holds other bytes")
+    for shard in reversed(manifest.shards):  # the first is the value
+        where = f"{folder}/{shard.name}"
+        if files is not None and files.get(shard.name) != shard.size_bytes:
+            raise CorruptCheckpointError(f"{where} is listed with {files.get(shard.name)} bytes")
+        try:
+            data = read_small(store, folder.key(shard.name), shard.size_bytes)
+        except ObjectNotFoundError as error:
+            raise CorruptCheckpointError(f"{where} is missing") from error
+        if crc32c.crc32c(data) != shard.crc32c:
+            raise CorruptCheckpointError(f"{where} holds other bytes")
     return data
 
 
@@ -107,9 +109,11 @@ def _in_order(data: Any) -> Any:
 class Incarnations:
     """What one process does with a root: begin, save, go back. Tells the explorer what it has done."""
 
-    def __init__(self, process: Process, policies: list[Policy] | None = None) -> None:
+    def __init__(self, process: Process, policies: list[Policy] | None = None, *, copies: str = "") -> None:
         self.process = process
-        self.store: Store = YieldingStore(process)
+        self.copies = copies  # of what does not change: see `YieldingStore`
+        self.stills: Stills = {}
+        self.store: Store = YieldingStore(process, copies)
         self.summaries = Summaries(self.store)
         self.policies: list[Policy] = policies if policies is not None else [KeepLast(1)]
         self.ancestry: Ancestry = ()
@@ -170,7 +174,7 @@ class Incarnations:
     def _holds(self) -> Any:
         """All that outlives a call: what this process is, and remembers of manifests."""
         it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
-        return self.start, self.asked, self.step, self.calls, self.ancestry, it
+        return self.start, self.asked, self.step, self.calls, self.ancestry, sorted(self.stills.items()), it
 
     def _commit(self, step: int, *, prune: bool) -> None:
         start, coordinator = self.start, self.coordinator
@@ -180,8 +184,11 @@ class Incarnations:
         folder = Folder(step, start.held.number, self.calls[step])
         # What training goes on from, whatever becomes of this save.
         self.ancestry = (*self.ancestry, identity(folder, self.process.name))
+        reuse = coordinator.choose_reuse(step, {}) if self.copies else Reuse()
         try:
             draft, receipt = write_checkpoint(self.store, start, folder, shard_bytes(self.ancestry))
+            if self.copies:
+                draft, receipt = add_still(self.store, self.stills, reuse, draft, receipt)
         except StorageError:
             coordinator.give_up(folder)
             raise
@@ -195,6 +202,7 @@ class Incarnations:
         if parse_folder(ancestry[-1].partition("@")[0]) != folder:
             raise RuntimeError(f"{folder} holds {ancestry[-1]}")
         self.ancestry = ancestry
+        remember_still(self.stills, manifest)
 
 
 def acknowledge() -> None:
@@ -208,11 +216,11 @@ def acknowledge() -> None:
 Program = Callable[[Process], None]
 
 
-def life(*, saves: int = 1, may_roll_back_to: int | None = None) -> Program:
+def life(*, saves: int = 1, may_roll_back_to: int | None = None, keep: int = 1, copies: str = "") -> Program:
     """Starts from the newest (or, where the budget lets it, rolls back), and saves."""
 
     def program(process: Process) -> None:
-        incarnation = Incarnations(process)
+        incarnation = Incarnations(process, [KeepLast(keep)], copies=copies)
         rolls_back = may_roll_back_to is not None and process.call("choose", "rollbacks")
         process.show(goes_back=rolls_back)
         incarnation.begin(may_roll_back_to if rolls_back else None)
@@ -231,16 +239,18 @@ def running(
     kept_after: int = 0,
     then_back_to: int | None = None,
     saves_after: int = 1,
+    keep: int = 1,
+    copies: str = "",
 ) -> Program:
     """One that has committed the steps up to `kept`, keeping all of them, then has started again so many times without
     a save, and then has committed `kept_after` more, when the search begins; see `after_setup`."""
 
     def policy(checkpoints: Any) -> list[bool | str | None]:
-        last: list[bool | str | None] = list(KeepLast(1)(checkpoints))
+        last: list[bool | str | None] = list(KeepLast(keep)(checkpoints))
         return [True] * len(last) if checkpoints[-1].step <= kept + kept_after else last
 
     def program(process: Process) -> None:
-        incarnation = Incarnations(process, [policy])
+        incarnation = Incarnations(process, [policy], copies=copies)
         incarnation.begin()
         for _ in range(kept):
             incarnation.save()
@@ -360,9 +370,9 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         current().merge(found)  # what was read for it is not looked at again
         return found
 
-    def acts_by_hand(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
+    def acts_by_hand(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> None:
         current().merge(plan.deletions, [sorted(files[folder]) for folder in plan.deletions], plan.claims)
-        return acts(store, plan, files)
+        acts(store, plan, files)
 
     patch.setattr(prune_module, "plan_by_hand", plans_by_hand)
     patch.setattr(prune_module, "act", acts_by_hand)

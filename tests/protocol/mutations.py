@@ -6,7 +6,7 @@ of the first draft that this code cannot express are in `NOT_EXPRESSIBLE`, with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,12 +27,14 @@ from ckptflow.commit.lineage import Held, create_once
 from ckptflow.commit.outcomes import Outcome, PartResult, outcome_of
 from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
 from ckptflow.commit.resume import Resume
+from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
 from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.format.manifest import Receipt
 from ckptflow.storage.store import Store
 from tests.protocol import lives
-from tests.protocol.process import current
+from tests.protocol.explorer import ANY_VERSION
+from tests.protocol.process import YieldingStore, current
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -124,11 +126,10 @@ def not_saved_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def shards_deleted_first(patch: pytest.MonkeyPatch) -> None:
-    def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> int:
+    def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]) -> None:
         rest = [folder.key(name) for folder in plan.deletions for name in files[folder] if name != MANIFEST_NAME]
         store.delete(rest)
         store.delete([folder.manifest_key for folder in plan.deletions])
-        return 0
 
     patch.setattr(coordinator_module, "act", act)
 
@@ -262,7 +263,23 @@ def one_folder_for_both_calls(patch: pytest.MonkeyPatch) -> None:
 
 def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Folder, "key", lambda self, name: f"{Folder(self.step, self.incarnation)}/{name}")
-    patch.setattr(prune_module, "act", lambda *_: 0)
+    patch.setattr(prune_module, "act", lambda *_: None)
+
+
+def copied_without_the_condition(patch: pytest.MonkeyPatch) -> None:
+    copies = YieldingStore.copy
+    patch.setattr(YieldingStore, "copy", lambda self, source, key, _: copies(self, source, key, ANY_VERSION))
+
+
+def one_family(patch: pytest.MonkeyPatch) -> None:
+    def choose(existing: Sequence[Existing], kept: Collection[Folder], *, is_shared: bool) -> Reuse:
+        return choose_reuse(existing, (), is_shared=is_shared)
+
+    patch.setattr(coordinator_module, "choose_reuse", choose)
+
+
+def copied_from_what_nobody_has_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(coordinator_module, "Existing", lambda folder, family, _: Existing(folder, family))
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -322,6 +339,13 @@ MUTATIONS: dict[str, Mutation] = {
     "our claim, read before each manifest": Mutation(
         claim_read_before_the_first_manifest_alone, ("root emptied, numbers skipped and committed",), None
     ),
+    "a copy of the version that is known": Mutation(
+        copied_without_the_condition, ("copies, the source is replaced",), "I2"
+    ),
+    "after a fallback, a source that was read": Mutation(
+        copied_from_what_nobody_has_read, ("copies on a disk, damage",), "I2"
+    ),
+    "two families": Mutation(one_family, ("copies on a disk",), "I6"),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None
     ),

@@ -12,7 +12,7 @@ from ckptflow.format.layout import PINS_PREFIX
 from ckptflow.storage.store import Entry
 
 # ("put" | "create", key, data) ("get" | "delete" | "wait" | "settle", key) ("list", prefix, after, pages)
-# ("choose", what)
+# ("choose", what) ("copy", source key, key, version, whether bytes are shared)
 Op = tuple[Any, ...]
 
 
@@ -174,24 +174,51 @@ def current() -> Process:
     return _current
 
 
+VERSION = b"\0"  # an object that can be copied is its bytes, this, and its version
+
+
+def bytes_of(stored: bytes) -> bytes:
+    """What a storage gives of an object: its bytes, without its version."""
+    return stored.partition(VERSION)[0]
+
+
 class YieldingStore:
-    """The `Store` of one process: each verb is one call, a delete one for each key."""
+    """The `Store` of one process: each verb is one call, a delete one for each key.
+
+    `copies`: "" where nothing is copied, "objects" where a copy is an object of its own, "disk" where it is a link.
+    """
 
     url = "memory://root"
     is_create_only = True
-    is_object_store = True
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, copies: str = "") -> None:
         self._process = process
+        self._copies = copies
 
-    def put(self, key: str, data: memoryview) -> None:
-        self._process.call("put", key, bytes(data))
+    @property
+    def is_object_store(self) -> bool:
+        return self._copies != "disk"
+
+    @property
+    def can_copy(self) -> bool:
+        return bool(self._copies)
+
+    def put(self, key: str, data: memoryview) -> str | None:
+        if not self.can_copy or not key.endswith(".safetensors"):
+            self._process.call("put", key, bytes(data))
+            return None
+        self._process.call("put", key, bytes(data) + VERSION + key.encode())
+        return key
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        copied: str = self._process.call("copy", source_key, key, version, self._copies == "disk")
+        return copied
 
     def create(self, key: str, data: memoryview) -> None:
         self._process.call("create", key, bytes(data))
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
-        data = self._process.call("get", key)[start : start + len(into)]
+        data = bytes_of(self._process.call("get", key))[start : start + len(into)]
         into[: len(data)] = data
         return len(data)
 

@@ -137,6 +137,38 @@ SMALL: dict[str, Scenario] = {
     "prune by hand during a rollback": Scenario(
         (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
     ),
+    # With a shard that is the same in every checkpoint. "disk": its copies are links.
+    "copies": Scenario(
+        (running(kept=2, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
+        kept=2,
+        budget=Budget(refusals=1),
+    ),
+    "copies, the source is replaced": Scenario(
+        (running(kept=1, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
+        kept=1,
+        budget=Budget(replaced=1),
+    ),
+    "copies, root emptied": Scenario(
+        (running(kept=1, copies="objects"), life(copies="objects")),
+        kept=1,
+        budget=Budget(empties=1),
+        spared=DELETES,
+    ),
+    "copies on a disk": Scenario(
+        (running(kept=1, saves=2, keep=2, copies="disk"), life(keep=2, copies="disk")),
+        kept=1,
+    ),
+    "copies on a disk, rollback": Scenario(
+        (running(kept=2, keep=2, copies="disk"), life(saves=2, may_roll_back_to=1, keep=2, copies="disk")),
+        kept=2,
+        budget=ROLLBACK,
+    ),
+    "copies on a disk, damage": Scenario(
+        (running(kept=4, keep=4, copies="disk"), life(saves=2, keep=4, copies="disk")),
+        kept=4,
+        is_alive=False,
+        budget=DAMAGE,
+    ),
 }
 
 # What no rule prevents, as the docs say. A request to delete cannot be called back, and says no more than a name; a
@@ -168,5 +200,8 @@ LARGE: dict[str, Scenario] = {
     "give up among three": Scenario((running(kept=1), ONE, ONE), kept=1, budget=LOST),
     "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
     "prune by hand, rollback": Scenario((running(kept=2), BACK, prunes_by_hand), kept=2, budget=ROLLBACK),
+    "copies on a disk, damage beside a job": Scenario(
+        (running(kept=2, keep=2, copies="disk"), life(saves=2, keep=2, copies="disk")), kept=2, budget=DAMAGE
+    ),
     "all faults": Scenario((running(kept=2), BACK), kept=2, budget=Budget(lost=1, damages=1, rollbacks=1)),
 }

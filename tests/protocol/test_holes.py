@@ -73,6 +73,9 @@ ELSEWHERE: dict[int, str] = {
         "manager/test_what_is_known.py::test_a_worker_whose_receipt_was_not_answered_does_not_say_that_nothing_was_saved"
     ),
     57: "commit/test_lineage.py::test_one_wrong_answer_at_the_read_back_makes_nobody_anothers",
+    58: "protocol/test_mutations.py::test_turns_red",  # "a copy of the version that is known"
+    59: "commit/test_reuse.py::test_two_that_stay_never_share_all_and_the_source_is_there",
+    60: "commit/test_reuse.py::test_after_a_fallback_nothing_is_copied_that_was_not_read_since",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 

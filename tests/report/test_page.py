@@ -136,6 +136,17 @@ def test_credentials_in_a_url_are_not_shown() -> None:
     assert "hunter2" not in make_page(run)
 
 
+def test_what_was_sent_is_drawn_below_what_was_saved(eventful: Run) -> None:
+    assert [trace.name for trace in sizes(eventful).data if trace.name == "of that sent"] == []
+    *others, last = eventful.checkpoints
+    copying = replace(eventful, checkpoints=(*others, replace(last, size_bytes=100 * 2**20, copied_bytes=95 * 2**20)))
+    (sent,) = (trace for trace in sizes(copying).data if trace.name == "of that sent")
+    assert (list(sent.x), list(sent.y)) == ([last.step], [5.0])
+    text = Markup(make_page(copying)).text
+    assert "100.0 MiB 95.0 MiB copied" in text
+    assert "What was not sent was copied inside the storage." in text
+
+
 def test_figures_draw_what_there_is(eventful: Run) -> None:
     drawn = {trace.name: trace for trace in timeline(eventful).data}
     assert list(drawn) == [

@@ -19,7 +19,7 @@ from ckptflow.report.words import end_text, saves_text, seconds_text, why_text
 from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, MemoryStore
 from tests.report import runs
-from tests.roots import Life, make_root
+from tests.roots import Life, make_linked_root, make_root
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +149,18 @@ def test_what_was_never_committed_is_orphaned_where_its_life_is_over(run: Run) -
         ("000000000490-i0005", True, 3),
     ]
     files = [path.stat().st_size for path in Path(run.url).glob("*-i*/*")]
-    assert run.size_bytes == sum(files)
+    assert run.size_bytes == run.stored_bytes == sum(files)
     orphan = sum(path.stat().st_size for path in Path(run.url).glob("000000000490-i0005/*"))
     assert run.orphaned[0].size_bytes == orphan > 0
+
+
+def test_a_file_that_checkpoints_share_is_stored_and_freed_once(tmp_path: Path) -> None:
+    copied_bytes = make_linked_root(str(tmp_path))
+    run = runs.look(tmp_path, KeepLast(1))
+    assert [each.copied_bytes for each in run.checkpoints] == [0, 0, copied_bytes]
+    assert run.stored_bytes == run.size_bytes - copied_bytes
+    gone = sum(path.stat().st_size for step in (100, 200) for path in tmp_path.glob(f"000000000{step}-i0001/*"))
+    assert run.freed_bytes == gone - copied_bytes
 
 
 def test_tensors_come_by_size_and_those_beyond_the_largest_are_summed(tmp_path: Path, run: Run) -> None:

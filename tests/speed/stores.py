@@ -19,10 +19,11 @@ class MeasuredStore(CountingStore):
         self.written_bytes: Counter[str] = Counter()
         self._guard = threading.Lock()
 
-    def put(self, key: str, data: memoryview) -> None:
-        super().put(key, data)
+    def put(self, key: str, data: memoryview) -> str | None:
+        version = super().put(key, data)
         with self._guard:
             self.written_bytes[key] += data.nbytes
+        return version
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
         count = super().get(key, into, start)

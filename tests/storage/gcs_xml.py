@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ class GcsXmlBackend:
         server.daemon_threads = True
         backend = cls(f"http://127.0.0.1:{server.server_address[1]}")
         server.objects, server.guard = backend.objects, threading.Lock()  # type: ignore[attr-defined]
+        server.generations, server.numbers = {}, itertools.count(1)  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
@@ -95,27 +97,46 @@ class _Handler(BaseHTTPRequestHandler):
         self._write(self._name, data, is_new)
 
     def do_POST(self) -> None:
-        """The JSON API's upload in one request, as gcsfs sends it: metadata, then the data."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        """The JSON API's upload in one request, as gcsfs sends it: metadata, then the data; or its copy."""
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if "/rewriteTo/" in self.path:
+            return self._copy()
         _, about, rest = body.split(b"\r\n\r\n", 2)
         name = json.loads(about.partition(b"\r\n--")[0])["name"]
         data = rest[: rest.rindex(b"\r\n--")]
         reply = {"kind": "storage#object", "name": name, "size": str(len(data))}
-        self._write(name, data, "ifGenerationMatch=0" in self.path, json.dumps(reply).encode())
+        return self._write(name, data, "ifGenerationMatch=0" in self.path, reply)
 
-    def _write(self, name: str, data: bytes, is_new: bool, reply: bytes = b"") -> None:
+    def _copy(self) -> None:
+        path, _, query = self.path.partition("?")
+        source, name = (unquote(part.rpartition("/o/")[2]) for part in path.split("/rewriteTo/"))
+        with self.server.guard:  # type: ignore[attr-defined]
+            data = self.server.objects.get(source)  # type: ignore[attr-defined]
+            generation = self.server.generations.get(source)  # type: ignore[attr-defined]
+        if data is None:
+            return self._refuse(404, "NoSuchKey")
+        if parse_qs(query)["ifSourceGenerationMatch"] != [generation]:
+            return self._refuse(412, "PreconditionFailed")
+        return self._write(name, data, False, {"kind": "storage#rewriteResponse", "done": True})
+
+    def _write(self, name: str, data: bytes, is_new: bool, about: dict[str, Any] | None = None) -> None:
         with self.server.guard:  # type: ignore[attr-defined]
             objects: dict[str, bytes] = self.server.objects  # type: ignore[attr-defined]
             if is_new and name in objects:
                 return self._refuse(412, "PreconditionFailed")
             objects[name] = data
-        return self._answer(200, reply, ETag=_etag(data))
+            generation = str(next(self.server.numbers))  # type: ignore[attr-defined]
+            self.server.generations[name] = generation  # type: ignore[attr-defined]
+        told = {"generation": generation, "resource": {"generation": generation}}
+        reply = json.dumps({**about, **told}).encode() if about else b""
+        return self._answer(200, reply, ETag=_etag(data), x_goog_generation=generation)
 
     def do_HEAD(self) -> None:
         data = self.server.objects.get(self._name)  # type: ignore[attr-defined]
         if data is None:
             return self._answer(404)
-        return self._answer(200, data, ETag=_etag(data))
+        generation = self.server.generations.get(self._name, "0")  # type: ignore[attr-defined]
+        return self._answer(200, data, ETag=_etag(data), x_goog_generation=generation)
 
     def do_DELETE(self) -> None:
         if self.server.objects.pop(self._name, None) is None:  # type: ignore[attr-defined]

@@ -29,6 +29,11 @@ def no_condition(reply: Reply) -> Rule:
     return lambda line, headers: reply if line.startswith("PUT") and "if-none-match" in headers else None
 
 
+def no_copies(reply: Reply) -> Rule:
+    """Refuses CopyObject, and takes every other PUT."""
+    return lambda line, headers: reply if "x-amz-copy-source" in headers else None
+
+
 def no_checksums(reply: Reply) -> Rule:
     """Refuses what carries a checksum that S3 has taken since 2022, or says that one follows."""
 
@@ -54,6 +59,13 @@ UNKNOWN_CONDITIONS = [
     error("NotImplemented", "A header you provided implies functionality that is not implemented", 501),
     Reply(501),
     error("InvalidArgument", "Unsupported header 'if-none-match' received for this API call.", 400),
+]
+NO_COPIES = [
+    error("AccessDenied", "no", 403),
+    Reply(403),
+    error("NotImplemented", "A header you provided implies functionality that is not implemented", 501),
+    error("MethodNotAllowed", "The specified method is not allowed against this resource.", 405),
+    Reply(501),
 ]
 UNKNOWN_CHECKSUMS = [
     error("InvalidArgument", "Unsupported header 'x-amz-checksum-crc32c' received for this API call.", 400),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptflow.storage.wrappers import can_copy
 from ckptflow.testing import Backend, StoreContract
 from tests.servers import Server
 from tests.storage.backends import DictBackend, FsspecMemoryBackend, GcsBackend, LocalBackend, S3Backend
@@ -76,9 +77,10 @@ class TestSeaweedfsByObstore(StoreContract):
 
 class OnMoto(StoreContract):
     """moto's server does in two steps what a storage does in one: it has let two racing creators win, and answered a
-    reader 500, or with no bytes, while an object was replaced. It is not asked for these two promises.
+    reader 500, or with no bytes, while an object was replaced. And it ignores the condition of a copy. It is not asked
+    for these promises.
 
-    SeaweedFS and fake-gcs-server keep them, and are.
+    SeaweedFS and fake-gcs-server keep them, and are, but for the last, which fake-gcs-server ignores as well.
     """
 
     def test_racing_creators_have_exactly_one_winner(self, backend: Backend) -> None:
@@ -86,6 +88,12 @@ class OnMoto(StoreContract):
 
     def test_no_reader_sees_a_part(self, backend: Backend) -> None:
         pytest.skip("moto's server does not replace in one step")
+
+    def test_no_reader_sees_a_part_of_a_copy(self, backend: Backend) -> None:
+        pytest.skip("moto's server does not replace in one step")
+
+    def test_a_copy_is_of_one_version(self, backend: Backend) -> None:
+        pytest.skip("moto's server ignores the condition of a copy")
 
 
 class TestMotoByS3fs(OnMoto):
@@ -111,9 +119,13 @@ class TestFakeGcsByGcsfs(StoreContract):
     def backend(self, fake_gcs: Server) -> Backend:
         return GcsBackend(fake_gcs)
 
+    def test_a_copy_is_of_one_version(self, backend: Backend) -> None:
+        pytest.skip("fake-gcs-server ignores the condition of a copy")
+
 
 class TestGcsXmlByObstore(StoreContract):
-    """obstore writes to Google by the XML API alone, which fake-gcs-server lacks: against our own reading of it."""
+    """obstore writes to Google by the XML API alone, which fake-gcs-server lacks: against our own reading of it, and of
+    the condition of a copy, which the other ignores."""
 
     large_bytes = SOME_BYTES
     many_objects = 1_100
@@ -122,3 +134,12 @@ class TestGcsXmlByObstore(StoreContract):
     def backend(self) -> Iterator[Backend]:
         with GcsXmlBackend.serving() as backend:
             yield backend
+
+
+def test_what_is_asked_to_copy(tmp_path: Path, seaweedfs: Server, fake_gcs: Server) -> None:
+    """The contract asks for copies where the store says that it can."""
+    backends: list[Backend] = [LocalBackend(str(tmp_path)), DictBackend(), GcsBackend(fake_gcs)]
+    backends += [S3Backend(seaweedfs, client) for client in ("fsspec", "obstore")]
+    for backend in backends:
+        assert can_copy(backend.open())
+    assert not can_copy(FsspecMemoryBackend().open())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from ckptflow.errors import ObjectNotFoundError
 from ckptflow.storage.store import Entry, Store
 from ckptflow.testing import MemoryStore, StoreContract
 from tests.storage.backends import DictBackend
+from tests.waiting import HANG_S, until
 
 
 class CreateOverwrites(MemoryStore):
@@ -81,6 +84,64 @@ class LeavesDebris(MemoryStore):
         return [entry for entry in super().list(prefix) if not entry.key.endswith(".tmp")]
 
 
+class CopiesAnyVersion(MemoryStore):
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        return super().copy(source_key, key, getattr(self.objects.get(source_key), "version", version))
+
+
+class CopiesNothingAtAll(MemoryStore):
+    """As a server that takes it for a write without a body."""
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        return self.put(key, memoryview(b""))
+
+
+class CopiesInParts(MemoryStore):
+    """Half of its first copy is there until it has been read."""
+
+    is_read = threading.Event()
+
+    def get(self, key: str, into: memoryview, start: int = 0) -> int:
+        count = super().get(key, into, start)
+        if count < len(into):
+            self.is_read.set()
+        return count
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        whole = self.objects[source_key]
+        self.objects[key] = whole[: len(whole) // 2]
+        self.is_read.wait(HANG_S)
+        return super().copy(source_key, key, version)
+
+
+class CopiesUnlessThere(MemoryStore):
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        return version if key in self.objects else super().copy(source_key, key, version)
+
+
+class CopiesByReference(MemoryStore):
+    """A copy goes with its source."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        gone = [self.objects[key] for key in keys if key in self.objects]
+        super().delete([key for key, value in self.objects.items() if value in gone])
+
+
+class CopiesTellNoVersion(MemoryStore):
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        super().copy(source_key, key, version)
+        return None
+
+
+class SaysItHasCopied(MemoryStore):
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        until(lambda: source_key not in self.objects, HANG_S)
+        try:
+            return super().copy(source_key, key, version)
+        except ObjectNotFoundError:
+            return version
+
+
 @dataclass
 class BrokenBackend(DictBackend):
     kind: type[MemoryStore] = field(default=MemoryStore)
@@ -100,6 +161,13 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
     (RangesFailAtTheEnd, "test_ranges"),
     (DeletesOnlyAThousand, "test_many_objects"),
     (LeavesDebris, "test_a_list_shows_what_was_written_before"),
+    (CopiesAnyVersion, "test_a_copy_is_of_one_version"),
+    (CopiesNothingAtAll, "test_a_copy_is_whole"),
+    (CopiesInParts, "test_no_reader_sees_a_part_of_a_copy"),
+    (CopiesUnlessThere, "test_a_copy_replaces"),
+    (CopiesByReference, "test_a_copy_outlives_its_source"),
+    (CopiesTellNoVersion, "test_a_copy_is_whole"),
+    (SaysItHasCopied, "test_a_copy_and_the_deletion_of_its_source"),
 ]
 
 

@@ -212,7 +212,7 @@ def test_without_hard_links_create_is_exclusive_by_a_lock(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("no_links")
 def test_a_lock_left_by_a_crash_blocks_its_own_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptflow.storage.local._LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr("ckptflow.storage.local_names._LOCK_WAIT_S", 0.05)
     (tmp_path / "a").mkdir()
     lock = tmp_path / "a" / f"{RESERVED}lock-b"
     lock.touch()

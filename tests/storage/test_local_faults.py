@@ -25,7 +25,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
-from ckptflow.storage import local, local_calls
+from ckptflow.storage import local_calls, local_names
 from ckptflow.storage.local import LocalStore
 from ckptflow.testing import read_whole
 from tests.interrupts import interrupted
@@ -229,9 +229,9 @@ def test_ctrl_c_leaves_no_lock(tmp_path: Path) -> None:
         if ended.struck is None:
             break
     assert ended.struck is None
-    lines = Path(local.__file__).read_text().splitlines()
+    lines = Path(local_names.__file__).read_text().splitlines()
     (at,) = (number for number, line in enumerate(lines, 1) if "for descriptor in held" in line)
-    assert set(left) <= {f"storage/local.py:{at}", f"storage/local.py:{at + 1}", *in_remove()}
+    assert set(left) <= {f"storage/local_names.py:{at}", f"storage/local_names.py:{at + 1}", *in_remove()}
 
 
 def in_remove() -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from ckptflow.errors import CkptflowError, ObjectExistsError, StorageError, UsageError
 from ckptflow.places.files import fetched, opened, staged
-from ckptflow.storage import local, local_calls
+from ckptflow.storage import local_calls, local_names
 from ckptflow.storage.local import DIRECT_MIN_BYTES, LocalStore
 from ckptflow.storage.store import Entry
 from tests.storage.test_local import X, aligned
@@ -193,7 +193,7 @@ def test_creators_by_link_and_by_lock_exclude_one_another(tmp_path: Path, monkey
         by_link.create("a", memoryview(b"by link"))
         return found
 
-    monkeypatch.setattr(local, "is_there", late)
+    monkeypatch.setattr(local_names, "is_there", late)
     with pytest.raises(ObjectExistsError):
         by_lock.create("a", memoryview(b"by lock"))
     assert (tmp_path / "a").read_bytes() == b"by link"

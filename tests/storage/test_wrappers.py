@@ -23,6 +23,7 @@ from ckptflow.events import Event, Retried
 from ckptflow.storage.again import hurry
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.throttling import hearing
+from ckptflow.storage.wrappers import can_copy
 from ckptflow.testing import CountingStore, FaultyStore, LatencyStore, MemoryStore, StoreWrapper, read_whole
 
 X = memoryview(b"x")
@@ -37,17 +38,19 @@ def test_every_verb_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     faulty = FaultyStore(MemoryStore())
     counting = CountingStore(faulty)
     store = RetryingStore(counting, first_wait_s=0.001)
-    for verb in ("put", "create", "get", "list", "delete"):
+    for verb in ("put", "create", "get", "list", "copy", "delete"):
         faulty.fail(verb, BUSY, times=2)
     with caplog.at_level(logging.WARNING, "ckptflow.storage"):
-        store.put("a", X)
+        version = store.put("a", X)
         store.create("b", X)
         assert store.get("a", memoryview(bytearray(2))) == 1
         assert [entry.key for entry in store.list()] == ["a", "b"]
+        store.copy("a", "c", str(version))
         store.delete(["a"])
     faulty.assert_all_used()
-    assert counting.counts == {"put": 3, "create": 3, "get": 3, "list": 3, "delete": 3}
-    assert len(caplog.records) == 10
+    assert counting.counts == {"put": 3, "create": 3, "get": 3, "list": 3, "copy": 3, "delete": 3}
+    assert counting.keys("copy") == ["c"] * 3
+    assert len(caplog.records) == 10  # who copies writes anew where it cannot be, and nobody need hear of it
     assert "busy" in caplog.text
 
 
@@ -232,3 +235,12 @@ def test_those_who_wait_at_the_same_time_use_the_time_up_once() -> None:
     hurry(store, 4.0)
     with ThreadPoolExecutor(16) as threads:  # their waits add up to some ten seconds
         list(threads.map(lambda number: store.put(f"a{number}", X), range(16)))
+
+
+def test_a_store_that_has_never_heard_of_copies_is_not_asked() -> None:
+    class Before:
+        """A user's own."""
+
+    assert not can_copy(Before())  # type: ignore[arg-type]
+    assert not StoreWrapper(Before()).can_copy  # type: ignore[arg-type]
+    assert StoreWrapper(MemoryStore()).can_copy

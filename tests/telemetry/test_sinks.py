@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ckptflow import CheckpointManager, KeepLast, events, telemetry
-from ckptflow.events import Committed, Event, Restored, Retried, SaveBegan, SaveFailed
+from ckptflow.events import Committed, Event, Restored, Retried, SaveBegan, SaveFailed, ShardsWritten
 from tests.manager.states import Weights
 from tests.waiting import HANG_S
 
@@ -52,6 +52,21 @@ def test_every_event_and_every_metric_has_its_place() -> None:
     assert [name for name in [*names, *events.__all__] if f"`{name}`" not in page] == []
     counts = {"commits", "save_failures", "storage_retries", "newest_checkpoint_step"}
     assert all("_seconds" in name or "bytes" in name for name in set(names) - counts)  # the unit is in the name
+
+
+def test_what_was_copied_is_told_apart_from_what_was_sent() -> None:
+    registry = prometheus_client.CollectorRegistry()
+    hook = telemetry.Prometheus(registry)
+    hook(ShardsWritten(step=1, folder="f", size_bytes=100, write_s=0.1, url="r"))
+    hook(ShardsWritten(step=2, folder="f", size_bytes=100, write_s=0.1, copied_bytes=95, url="r"))
+    committed = Committed(step=2, folder="f", size_bytes=100, save_s=0.5, copied_bytes=95, url="r")
+    hook(committed)
+    assert committed.sent_bytes == 5
+    assert committed.gib_per_s == 100 / 2**30 / 0.5  # of the checkpoint, however it got there
+    names = ("written", "sent", "copied", "saved")
+    labels = {"url": "r", "worker": "0"}
+    found = [registry.get_sample_value(f"ckptflow_{name}_bytes_total", labels) for name in names]
+    assert found == [200, 105, 95, 100]
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from ckptflow.format.object_graph import ObjectGraph
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry, Store
 from ckptflow.transfer.buffers import BufferPool
-from ckptflow.transfer.plan import SMALL_BYTES, WorkerPlan, plan_dynamic, plan_shards
+from ckptflow.transfer.packing import SMALL_BYTES
+from ckptflow.transfer.plan import WorkerPlan, plan_dynamic, plan_shards
+from ckptflow.transfer.sources import Sources
 from ckptflow.transfer.writer import WrittenShards, write_shards
 
 FOLDER = Folder(1000, 7)
@@ -27,10 +29,11 @@ Array = npt.NDArray[Any]
 
 
 class DictStore:
-    """The five verbs on a dictionary that tests may look into and change."""
+    """The verbs on a dictionary that tests may look into and change."""
 
     url = "dict://root"
     is_create_only = True
+    can_copy = False
 
     def __init__(self, *, is_object_store: bool = False) -> None:
         self.is_object_store = is_object_store
@@ -38,8 +41,12 @@ class DictStore:
         self.gets: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()
 
-    def put(self, key: str, data: memoryview) -> None:
+    def put(self, key: str, data: memoryview) -> str | None:
         self.objects[key] = bytes(data)
+        return None
+
+    def copy(self, source_key: str, key: str, version: str) -> str | None:
+        raise NotImplementedError
 
     def create(self, key: str, data: memoryview) -> None:
         with self._lock:
@@ -168,10 +175,12 @@ def write_checkpoint(
     metadata: Any = None,
     python_state: Mapping[str, Any] | None = None,
     object_graph: ObjectGraph | None = None,
+    plans: list[WorkerPlan] | None = None,
+    earlier: Sources | None = None,
 ) -> Manifest:
     """Every worker's shards by the real plan and writer, and the manifest that they add up to."""
     specs, world_size = workers[0].specs, len(workers)
-    plans: list[WorkerPlan] = [
+    plans = plans or [
         plan_shards(specs, worker=w, world_size=world_size, shard_bytes=shard_bytes, small_bytes=small_bytes)
         for w in range(world_size)
     ]
@@ -179,7 +188,10 @@ def write_checkpoint(
     shapes = [workers[0].shape(i) for i in range(len(specs))]
     encoded = [workers[0].data(i).size if dtypes.is_encoded(spec.dtype) else None for i, spec in enumerate(specs)]
     pool = pool or BufferPool(4 * shard_bytes, shard_bytes)
-    written = [write_shards(store, folder, plan, source, pool) for plan, source in zip(plans, workers, strict=True)]
+    written = [
+        write_shards(store, folder, plan, source, pool, earlier=earlier)
+        for plan, source in zip(plans, workers, strict=True)
+    ]
     tensors = [
         TensorRecord(
             name=spec.name,

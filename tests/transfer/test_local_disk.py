@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ckptflow.commit.catalog import read_manifest
+from ckptflow.format.layout import Folder
 from ckptflow.format.spec import TensorSpec, Wanted
 from ckptflow.storage.local import LocalStore
+from ckptflow.testing import CountingStore
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import check_sizes, read_tensors
-from ckptflow.transfer.verify import verify_checkpoint
+from ckptflow.transfer.verify import Sound, verify_checkpoint
 from tests.transfer.helpers import FOLDER, ArraySource, ArrayTarget, arrays_for, same_bits, write_checkpoint
 
 
@@ -28,3 +31,37 @@ def test_a_checkpoint_on_a_disk(tmp_path: Path) -> None:
     assert all(same_bits(target.arrays[spec.name], array) for spec, array in zip(specs, arrays, strict=True))
     assert verify_checkpoint(store, FOLDER, manifest, pool) == []
     assert pool.made_bytes <= 2**23
+
+
+def test_a_file_that_checkpoints_share_is_verified_once(tmp_path: Path) -> None:
+    """Not where manifests say the same of files that are not one, nor where they say another thing of one."""
+    specs = [TensorSpec("still", "float32", (1000,))]
+    arrays = arrays_for(specs)
+    root, pool = tmp_path / "root", BufferPool(2**16, 2**16)
+    store = CountingStore(LocalStore(str(root)))
+    copied, apart, other = FOLDER, Folder(2, 1), Folder(3, 1)
+    for folder, held in ((Folder(1, 1), arrays), (apart, arrays), (other, arrays_for(specs, seed=1))):
+        write_checkpoint(store, [ArraySource(specs, held)], folder=folder)
+    manifest = write_checkpoint(store, [ArraySource(specs, arrays)], folder=copied)
+    shard = manifest.shards[0].name
+    for folder in (Folder(1, 1), other):
+        (root / str(folder) / shard).unlink()
+        (root / str(folder) / shard).hardlink_to(root / str(copied) / shard)
+
+    def verify(folder: Folder, sound: Sound) -> tuple[list[str], bool]:
+        """What is wrong, and whether the shard was read."""
+        store.calls.clear()
+        found = verify_checkpoint(store, folder, read_manifest(store, folder), pool, sound=sound)
+        return sorted({problem.shard for problem in found}), folder.key(shard) in store.keys("get")
+
+    sound: Sound = {}
+    assert verify(copied, sound) == ([], True)
+    assert verify(Folder(1, 1), sound) == ([], False)
+    assert verify(apart, sound) == ([], True)
+    assert verify(other, sound)[0]
+    with (root / str(copied) / shard).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    sound.clear()
+    assert verify(copied, sound) == ([shard], True)
+    assert verify(Folder(1, 1), sound) == ([shard], True)

@@ -21,8 +21,9 @@ from ckptflow.storage.throttling import MOST_AT_ONCE
 from ckptflow.storage.wrappers import LatencyStore, ProgressStore
 from ckptflow.testing import MemoryStore
 from ckptflow.transfer.buffers import Buffer, BufferPool
+from ckptflow.transfer.packing import MIN_SHARD_BYTES
 from ckptflow.transfer.pipeline import run
-from ckptflow.transfer.plan import MIN_SHARD_BYTES, plan_shards
+from ckptflow.transfer.plan import plan_shards
 from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.stream_count import FAR_S, FIRST, FIRST_READING, Transfer
 from ckptflow.transfer.streams import (
