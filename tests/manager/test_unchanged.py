@@ -205,7 +205,7 @@ def test_while_saves_are_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_that_others_write_to_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """TensorFlow adopts what a NumPy function returns, and its owner writes there: memory proves nothing from then on."""
+    """TensorFlow adopts what a NumPy function returns; its owner writes there: memory proves nothing from then on."""
     shared = aligned(4 * SIZE)
     table, other = tf.Variable(tf.zeros([4 * SIZE])), tf.Variable(tf.zeros([SIZE]))
 
