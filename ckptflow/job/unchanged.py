@@ -23,6 +23,7 @@ from ckptflow.transfer.writer import WrittenShards
 
 OBSERVED_BYTES = 2**16  # smaller tensors are not watched: what they would save is not worth it
 _SAVES_REMEMBERED = 4  # a source is one of the last two that were committed, and others may have failed since
+_MOVES = 2  # in a row to other memory with the same bytes, and it is taken for one that is copied whenever it is read
 _CALMER = 4  # times as long without a change before what has begun to change again is expected not to
 
 
@@ -52,23 +53,26 @@ class _Watched:
     references: tuple[object, ...] | None = None  # the memory that was saved last
     since: int = 0  # the save from which on it has been that memory
     has_moved: bool = False  # at this save it is other memory
-    is_copied: bool = False  # whenever it is read: no memory proves anything
+    moves: int = 0  # in a row, with the same bytes
     hint: _Hint | None = None
     calm: int = 0  # saves in a row at which it seemed unchanged
     needed: int = 1  # so many until it is expected to be still
 
     @property
     def may_be_held(self) -> bool:
-        return self.references is None and not self.has_moved and not self.is_copied
+        return self.references is None and not self.has_moved and self.moves < _MOVES
 
     def look(self, references: tuple[object, ...] | None) -> None:
         """Compares the memory with what was saved last; what has moved holds none, which would keep it twice.
 
         It stays in its shard until its bytes are known: it may have been given the same ones, and the hash says so.
         """
-        if self.references is None or references == self.references:
+        if self.references is None:
             return
-        self.references, self.has_moved = None, True
+        if references == self.references:
+            self.moves = 0
+        else:
+            self.references, self.has_moved = None, True
 
     def learn(self, hint: _Hint) -> None:
         """After a save, whose slices were these."""
@@ -77,7 +81,7 @@ class _Watched:
         if before is None or before.boxes != hint.boxes:  # the first, or cut otherwise
             return
         if before.checksums == hint.checksums:
-            self.is_copied |= has_moved
+            self.moves += has_moved
             self.calm += 1
             self.is_still |= self.calm >= self.needed
             return
