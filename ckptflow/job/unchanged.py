@@ -29,6 +29,7 @@ logger = logging.getLogger("ckptflow")
 
 OBSERVED_BYTES = 2**16  # smaller tensors are not watched: what they would save is not worth it
 _SAVES_REMEMBERED = 4  # a source is one of the last two that were committed, and others may have failed since
+_MOVES = 2  # in a row to other memory with the same bytes, and it is taken for one that is copied whenever it is read
 _CHECKED_BYTES = 2**24  # read at each save of what is proved without reading
 _CALMER = 4  # times as long without a change before what has begun to change again is expected not to
 
@@ -61,10 +62,14 @@ class _Watched:
     is_still: bool = False
     references: tuple[object, ...] | None = None  # the memory that was saved last
     since: int = 0  # the save from which on it has been that memory
-    is_copied: bool = False  # when it is read, or given the same value again: no memory proves anything
+    moves: int = 0  # in a row, to other memory with the same bytes
     hint: _Hint | None = None
     calm: int = 0  # saves in a row at which it seemed unchanged
     needed: int = 1  # so many until it is expected to be still
+
+    @property
+    def may_be_held(self) -> bool:
+        return self.references is None and self.moves < _MOVES
 
     def move(self, hint: _Hint | None) -> None:
         """Its value is in other memory than what was saved last: by this hint another value, or the same once more.
@@ -73,7 +78,7 @@ class _Watched:
         """
         self.references = None
         if hint is not None and hint == self.hint:
-            self.is_copied = True
+            self.moves += 1
         else:
             self._change()
 
@@ -270,13 +275,15 @@ class Unchanged:
         hints = _hints_now(self._plan, live, moved) if self._plan is not None and specs is self._specs else {}
         for name in moved:
             self._watched[name].move(hints.get(name))
+        for name in now.keys() - moved:
+            self._watched[name].moves = 0
         for name in held - now.keys():  # it is not in the state any more
             del self._watched[name]
 
     def _hold(self, plan: WorkerPlan, live: References) -> None:
         """Refers to the memory of what is still and written here, if none is referred to."""
         written = {piece.name for shard in plan.shards if shard.is_still for piece in shard.slices}
-        names = {n for n in written if self._watched[n].references is None and not self._watched[n].is_copied}
+        names = {n for n in written if self._watched[n].may_be_held}
         names = names if self._trusts_memory else set()
         for name, indices in _places(self._specs, names).items():
             watched = self._watched[name]

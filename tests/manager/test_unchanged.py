@@ -256,6 +256,23 @@ def test_learned_from_what_does_not_change(tmp_path: Path) -> None:
     assert sent_share(saved[-1]) < 0.3
 
 
+def test_what_is_given_the_same_values_once(tmp_path: Path) -> None:
+    """As by `set_weights`: it is read once, copied all the same with what is in its shard, and then known again."""
+    model = frozen_model()
+    with CheckpointManager(tmp_path, {"model": model}, keep=[KeepLast(5)]) as manager:
+        manager.restore_latest()
+        for step in range(1, 8):
+            if step == 4:
+                model.layers[0].set_weights(model.layers[0].get_weights())
+            train(model)
+            saved = manager.save(step).result()
+            assert step < 3 or sent_share(saved) < 0.06
+        incarnation = manager.session.incarnation
+        assert incarnation is not None
+        held = {n for n, each in incarnation._saver.unchanged._watched.items() if each.references is not None}
+    assert held >= {f"model/backbone/d{i}/kernel" for i in range(4)}
+
+
 # ---- mutations
 
 
