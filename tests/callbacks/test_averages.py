@@ -106,7 +106,8 @@ def test_the_averages_that_a_fit_ends_with_are_saved(make: Optimizer, tmp_path: 
         np.testing.assert_array_equal(checkpoint[name], kernel)
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS)
+# `test_a_warm_start_for_something_else_puts_them_back` does so with averages alone.
+@pytest.mark.parametrize("make", [pytest.param(averaging, marks=pytest.mark.chaos), scaling, several])
 def test_a_fit_that_was_left_in_a_validation_of_averages_goes_on(
     make: Optimizer,
     whole: Callable[[Optimizer, int], list[Any]],

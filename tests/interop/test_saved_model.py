@@ -18,10 +18,10 @@ from tests.interop.stock import run_stock
 
 pytestmark = pytest.mark.usefixtures("unprobed")
 
-# Stock reads others in `test_architectures`, and serves a text of tf_keras in `test_serving`.
+# `test_architectures` has stock read others.
 EXPORTS = [
     *(("keras", name) for name in ("dense", "text", "many_inputs")),
-    ("tf_keras", "dense"),
+    *(("tf_keras", name) for name in ("dense", "text")),
     ("tensorflow", "module"),
 ]
 PROVENANCE = Provenance(
