@@ -131,7 +131,7 @@ class Zygote:
             raise ZygoteEndedError(self._said()) from None
 
     def stand_ins(self) -> Path:
-        """A folder for the front of PATH, with `python`, `ckptflow`, `saved_model_cli`, and `probe` for `PROBE`, see `tests.stand_in`."""
+        """A folder for the front of PATH, with `python`, two commands, `probe` for `PROBE`: see `tests.stand_in`."""
         folder = Path(self._folder.name, "bin")
         if not folder.exists():
             folder.mkdir()

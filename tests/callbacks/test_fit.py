@@ -66,7 +66,6 @@ class Job:
 
 @functools.cache
 def seen_by_a_whole_fit(keras: Any, epochs: int) -> Any:
-    """Which elements were in which batch of a fit that nothing interrupts; it is run once."""
     with tempfile.TemporaryDirectory() as root, Job(keras, Path(root)) as job:
         job.fit(epochs=epochs)
         return job.seen()

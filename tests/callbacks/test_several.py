@@ -43,6 +43,7 @@ def rate_of(job: Job) -> float:
 # A fit that is passed over
 
 
+@KERAS3
 def test_averages_of_a_fit_that_is_passed_over_are_not_what_the_next_goes_on_with(keras: Any, tmp_path: Path) -> None:
     def life(root: Path, *callbacks: Any) -> list[Any]:
         with Job(keras, root) as job:
@@ -213,7 +214,14 @@ def left_in_the_second_epoch(tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 @pytest.mark.usefixtures("no_gc")
-@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize(
+    ("keras", "hook"),
+    [
+        *((False, hook) for hook in ("on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end")),
+        *((True, hook) for hook in ("on_train_batch_begin", "on_epoch_end")),
+    ],
+    indirect=["keras"],
+)
 def test_nothing_is_left_on_the_model_by_a_fit_that_goes_on_at_an_epochs_end(
     keras: Any, tmp_path: Path, hook: str, left_in_the_second_epoch: Callable[[Any], Path]
 ) -> None:
@@ -273,6 +281,7 @@ def test_metrics_held_for_a_validation_that_failed_are_not_in_later_checkpoints(
     assert metrics_at(tmp_path / "run", 8) == metrics_at(tmp_path / "reference", 8)
 
 
+@KERAS3
 def test_a_callback_that_counts_batches_counts_none_twice(keras: Any, tmp_path: Path) -> None:
     from tests.callbacks.test_fit import Counting
 

@@ -1,4 +1,4 @@
-"""Every kind of state comes back bit for bit, in a new process, before the first training step; and goes on from there."""
+"""Every kind of state comes back bit for bit, in a new process, before the first training step, and goes on."""
 
 from __future__ import annotations
 
