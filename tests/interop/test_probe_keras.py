@@ -140,8 +140,10 @@ def test_a_path_that_is_longer_than_an_argument(tmp_path: Path) -> None:
         ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
 
 
-def test_a_process_that_begins_empty(tmp_path: Path) -> None:
-    """As users have it: TensorFlow is loaded before there are limits, and a model of many layers is built within."""
+@pytest.mark.parametrize("env", [{}, pytest.param({PROBE: ""}, marks=pytest.mark.chaos)], ids=["forked", "empty"])
+def test_a_model_of_many_layers_is_built_within_the_limits(env: dict[str, str], tmp_path: Path) -> None:
+    """Also where the process begins empty, as users have it: TensorFlow is loaded before there are limits. That one
+    which begins so reads a file of weights: `test_outside`."""
     model = keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(4) for _ in range(100))])
     keras_files.write_keras(str(tmp_path / "m.keras"), model, ORIGIN)
     script = """
@@ -151,7 +153,7 @@ model = keras_files.read_model("m.keras")
 names = [what.partition(" ")[0] for what, _ in probe._passed]
 assert names == ["ckptflow.interop.untrusted.hdf5_probe:read_all", "model"]
 """
-    done = run_python("-c", script, env={PROBE: ""}, cwd=tmp_path)
+    done = run_python("-c", script, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
