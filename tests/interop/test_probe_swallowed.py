@@ -25,8 +25,13 @@ from tests.interop.keras_readers import ORIGIN
 from tests.interop.models import KERASES
 
 FEW, MANY = "7771", "100000000"  # thresholds, which a metric makes as a list
-
 REFUSED = rf"{budget.MEMORY_VARIABLE}|its config asks for variables of"  # which tf_keras makes before that list
+
+
+@pytest.fixture(autouse=True)
+def little_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than usual is less work; `test_probe_keras` takes what a small file may take."""
+    monkeypatch.setenv(budget.MEMORY_VARIABLE, str(2**27))
 
 
 def compiled(framework: str) -> Any:
@@ -55,10 +60,7 @@ def in_h5(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["keras", "h5"])
 @pytest.mark.parametrize("framework", KERASES)
-def test_a_metric_of_a_file(framework: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a small file may take is taken once: less is less work."""
-    if (framework, kind) != ("keras", "keras"):
-        monkeypatch.setenv(budget.MEMORY_VARIABLE, str(2**27))
+def test_a_metric_of_a_file(framework: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"m.{kind}"
     write, change = {"keras": (keras_files.write_keras, in_keras), "h5": (keras_files.write_h5, in_h5)}[kind]
     write(str(path), compiled(framework), ORIGIN)
@@ -69,10 +71,9 @@ def test_a_metric_of_a_file(framework: str, kind: str, tmp_path: Path, monkeypat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
-def test_a_metric_of_a_saved_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_of_a_saved_model(tmp_path: Path) -> None:
     from tf_keras.protobuf import saved_metadata_pb2
 
-    monkeypatch.setenv(budget.MEMORY_VARIABLE, str(2**27))
     compiled("tf_keras").save(tmp_path / "m", save_format="tf")
     path = tmp_path / "m" / "keras_metadata.pb"
     metadata = saved_metadata_pb2.SavedMetadata.FromString(path.read_bytes())
@@ -83,8 +84,7 @@ def test_a_metric_of_a_saved_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_keras_saved_model(str(tmp_path / "m"))
 
 
-def test_a_metric_of_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(budget.MEMORY_VARIABLE, str(2**27))
+def test_a_metric_of_a_manifest() -> None:
     described = json.loads(json.dumps(describe(walk({"model": compiled("keras")}))["model"]).replace(FEW, MANY))
     with pytest.raises(CorruptCheckpointError, match=rf"the config of model .*{budget.MEMORY_VARIABLE}"):
         check_builds({"model": described}, "model", None, 2**26, imports=())
