@@ -122,7 +122,7 @@ OPTIMIZERS = [
     *(f"tf_keras.optimizers.{name}" for name in ("SGD", "AdamW", "Adafactor", "Ftrl", "Lion")),
     *(
         f"tf_keras.optimizers.legacy.{name}"
-        for name in ("SGD", "Adam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl")
+        for name in ("SGD", "Adam", "Nadam", "Ftrl")  # of one kind with these: RMSprop, Adagrad, Adadelta, Adamax
     ),
     "tf_keras.mixed_precision.LossScaleOptimizer(legacy.SGD)",
     "tf_keras.mixed_precision.LossScaleOptimizer(SGD)",
