@@ -144,7 +144,7 @@ def test_a_path_that_is_longer_than_an_argument(tmp_path: Path) -> None:
 def test_a_model_of_many_layers_is_built_within_the_limits(env: dict[str, str], tmp_path: Path) -> None:
     """Also where the process begins empty, as users have it: TensorFlow is loaded before there are limits. That one
     which begins so reads a file of weights: `test_outside`."""
-    model = keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(4) for _ in range(100))])
+    model = keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(4) for _ in range(40))])
     keras_files.write_keras(str(tmp_path / "m.keras"), model, ORIGIN)
     script = """
 from ckptflow.interop.keras import files as keras_files
