@@ -29,7 +29,7 @@ class Job:
         with strategy.scope():
             self.backbone = keras.Sequential([keras.Input((SIDE,)), keras.layers.Dense(SIDE, name="dense")])
             self.head = tf.Variable(tf.zeros([50_000]))
-            self.seen = tf.Variable(tf.zeros([1000]), trainable=False, **on_read)  # type: ignore[arg-type]
+            self.seen = tf.Variable(tf.zeros([1000]), trainable=False, **on_read)
         self.backbone.trainable = False
         self.told: list[Event] = []
         state = {"backbone": self.backbone, "head": self.head, "seen": self.seen}
