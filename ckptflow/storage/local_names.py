@@ -35,7 +35,9 @@ def check_age(status: os.stat_result, path: str) -> None:
     """Raises for a file, linked just now, that was written long ago: by the file system's own clock, as a link has set
     the time of its last change."""
     if status.st_ctime - status.st_mtime > COPIED_DAYS * 86_400:
-        raise StorageError(f"{path}: cannot copy: it was written more than {COPIED_DAYS} days ago, and may go by its age")
+        raise StorageError(
+            f"{path}: cannot copy: it was written more than {COPIED_DAYS} days ago, and may go by its age"
+        )
 
 
 def rename_under_lock(folder: int, temporary: str, path: str) -> None:
