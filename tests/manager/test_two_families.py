@@ -23,6 +23,7 @@ from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast, Policy
 from ckptflow.errors import UsageError
 from ckptflow.storage.opening import open_store
 
+SIDE = 550  # of a frozen kernel of more than 1 MiB: less of it is not put into shards of its own
 POLICIES: Sequence[Sequence[Policy]] = [
     [KeepLast(1)],
     [KeepLast(2)],
@@ -45,8 +46,8 @@ class Walk:
         self.start(0)
 
     def start(self, policies: int, step: int | None = None) -> None:
-        self.backbone = keras.layers.Dense(4, kernel_initializer="zeros", trainable=False)
-        self.backbone.build((4,))
+        self.backbone = keras.layers.Dense(SIDE, kernel_initializer="zeros", trainable=False)
+        self.backbone.build((SIDE,))
         state = {"backbone": self.backbone, "head": keras.Variable(0.0)}
         self.manager = CheckpointManager(self.root, state, keep=POLICIES[policies])
         self.policies = policies
@@ -68,8 +69,9 @@ class Walk:
         self.damaged &= {entry.stat().st_ino for entry in self.root.rglob("shard-*")}
 
     def value(self) -> float:
-        (value,) = set(np.unique(self.backbone.kernel))
-        return float(value)
+        kernel = self.backbone.kernel.numpy()
+        assert (kernel == kernel[0, 0]).all()
+        return float(kernel[0, 0])
 
     def there(self) -> dict[str, set[int]]:
         """The files of the checkpoints that count, in the order of their steps."""
@@ -91,7 +93,7 @@ class Walk:
         self.is_pruned = True
 
     def thaw(self) -> None:
-        self.backbone.kernel.assign_add(np.ones((4, 4), np.float32))
+        self.backbone.kernel.assign_add(np.ones((SIDE, SIDE), np.float32))
 
     def prune(self, last: int) -> None:
         with closing(open_store(str(self.root))) as store, suppress(UsageError):  # refused before the first save
