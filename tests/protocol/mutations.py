@@ -19,6 +19,8 @@ from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import receipts as receipts_module
 from ckptflow.commit import resume as resume_module
+from ckptflow.commit import reuse as reuse_module
+from ckptflow.commit import start as start_module
 from ckptflow.commit.assembly import Draft, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, list_root
 from ckptflow.commit.choosing import Choice, Chooser
@@ -198,7 +200,7 @@ def all_who_held_a_number_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def all_of_our_number_is_ours(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(coordinator_module, "is_written_by", lambda held, folder, *_: folder.incarnation == held.number)
+    patch.setattr(start_module, "is_written_by", lambda held, folder, *_: folder.incarnation == held.number)
     anothers_run_counts(patch)
 
 
@@ -279,7 +281,7 @@ def one_family(patch: pytest.MonkeyPatch) -> None:
 
 
 def copied_from_what_nobody_has_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(coordinator_module, "Existing", lambda folder, family, _: Existing(folder, family))
+    patch.setattr(reuse_module, "Existing", lambda folder, family, _: Existing(folder, family))
 
 
 MUTATIONS: dict[str, Mutation] = {
