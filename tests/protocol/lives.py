@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,7 @@ from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import Held
 from ckptflow.commit.prune import PrunePlan
 from ckptflow.commit.resume import Resume, Start
-from ckptflow.commit.retention import KeepLast, Policy
+from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.commit.reuse import Reuse
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
@@ -135,7 +136,8 @@ class Incarnations:
         self.process.merge()
         if start.save_again:
             try:
-                self._commit(self.step, prune=False)
+                metrics = start.restored.checkpoint.metrics if start.restored else {}
+                self._commit(self.step, prune=False, metrics=metrics)
             except FencedError:
                 raise
             except (SaveFailedError, StorageError):
@@ -161,14 +163,17 @@ class Incarnations:
         self.process.show(number=number, base=str(restored or ""), copies=start.save_again)
         self.coordinator = Coordinator(self.store, start, self.summaries, self.policies, commit_timeout_s=60.0)
 
-    def save(self, step: int | None = None) -> None:
+    def save(self, loss: float | None = None) -> None:
         """The next step. A save that failed lets training go on, as `on_save_error="log"` does."""
-        self.step = self.step + 1 if step is None else step
+        self.step += 1
         try:
-            self._commit(self.step, prune=True)
+            self._commit(self.step, prune=True, metrics={} if loss is None else {"loss": loss})
         except (SaveFailedError, StorageError) as error:
             if isinstance(error, FencedError):
                 raise
+        else:
+            if self.copies == "disk":
+                self.process.show(saves=self.process.facts.saves + 1, is_saving=False)
         self.process.merge()
 
     def _holds(self) -> Any:
@@ -176,7 +181,7 @@ class Incarnations:
         it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
         return self.start, self.asked, self.step, self.calls, self.ancestry, sorted(self.stills.items()), it
 
-    def _commit(self, step: int, *, prune: bool) -> None:
+    def _commit(self, step: int, *, prune: bool, metrics: Mapping[str, float]) -> None:
         start, coordinator = self.start, self.coordinator
         if start is None or start.held is None or coordinator is None:
             raise ValueError("nothing has begun")
@@ -184,16 +189,17 @@ class Incarnations:
         folder = Folder(step, start.held.number, self.calls[step])
         # What training goes on from, whatever becomes of this save.
         self.ancestry = (*self.ancestry, identity(folder, self.process.name))
-        reuse = coordinator.choose_reuse(step, {}) if self.copies else Reuse()
+        reuse = coordinator.choose_reuse(step, metrics) if self.copies else Reuse()
         try:
             draft, receipt = write_checkpoint(self.store, start, folder, shard_bytes(self.ancestry))
+            self.process.show(is_saving=self.copies == "disk")
             if self.copies:
                 draft, receipt = add_still(self.store, self.stills, reuse, draft, receipt)
         except StorageError:
             coordinator.give_up(folder)
             raise
         self.process.unpromised = self.ancestry
-        coordinator.commit(draft, receipt, prune=prune)
+        coordinator.commit(replace(draft, metrics=metrics), receipt, prune=prune)
         acknowledge()
         coordinator.prune()
 
@@ -264,6 +270,20 @@ def running(
             process.show(goes_back=False)
             for _ in range(saves_after):
                 incarnation.save()
+
+    return program
+
+
+def beside_the_best(*lives: Sequence[float], best: int = 1) -> Program:
+    """On a disk, with `KeepLast(1)` beside `KeepBest`: one life after another in one process, each by the metrics of
+    its saves."""
+
+    def program(process: Process) -> None:
+        incarnation = Incarnations(process, [KeepLast(1), KeepBest("loss", best)], copies="disk")
+        for losses in lives:
+            incarnation.begin()
+            for loss in losses:
+                incarnation.save(loss)
 
     return program
 
