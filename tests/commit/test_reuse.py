@@ -16,6 +16,7 @@ from ckptflow.commit.finding import read_counting
 from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast, Policy
 from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
 from ckptflow.errors import CommitUnknownError, StorageAccessError, StorageUnavailableError
+from ckptflow.events import Pruned
 from ckptflow.format.layout import Folder, pin_key
 from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore, Fault, FaultyStore, MemoryStore
@@ -266,6 +267,14 @@ def test_one_of_ours_that_landed_without_a_reply_is_chosen_by() -> None:
         life.save(step, metrics={"loss": 0.5})
         assert folders(store) == [str(Folder(30, 1)), str(Folder(step, 1))]
         check_two_copies(store)
+
+
+def test_a_prune_says_what_has_become_free() -> None:
+    life = begun(Disk(), [KeepLast(1)])
+    for step in (1, 2):
+        life.save(step)
+    (pruned,) = (event for event in life.told if isinstance(event, Pruned))
+    assert pruned.size_bytes - pruned.freed_bytes == len("still")
 
 
 def test_pins_are_listed_by_the_prune_alone() -> None:

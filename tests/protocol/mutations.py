@@ -296,14 +296,14 @@ def damage_forgotten_by_the_next_life(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_landed_late_is_not_chosen_by(patch: pytest.MonkeyPatch) -> None:
-    prunes = Coordinator._prune
+    prunes = Coordinator.prune
 
-    def prune(self: Any, listing: Listing) -> None:
+    def prune(self: Any) -> None:
         known = {each.folder for each in self._committed}
-        prunes(self, listing)
+        prunes(self)
         self._committed = [each for each in self._committed if each.folder in known]
 
-    patch.setattr(Coordinator, "_prune", prune)
+    patch.setattr(Coordinator, "prune", prune)
     patch.setattr(coordinator_module, "is_there", lambda *_: False)
 
 

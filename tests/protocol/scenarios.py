@@ -13,7 +13,8 @@ from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import prune as prune_module
 from tests.protocol.explorer import Budget, Explorer, Report, State, Storage, search
 from tests.protocol.invariants import Invariants, Promises
-from tests.protocol.lives import (
+from tests.protocol.process import Process
+from tests.protocol.programs import (
     Program,
     beside_the_best,
     life,
@@ -22,7 +23,6 @@ from tests.protocol.lives import (
     prunes_by_hand_at_length,
     running,
 )
-from tests.protocol.process import Process
 
 MAX_STATES = 3_000_000
 NO_FAULTS = Budget()
