@@ -218,7 +218,7 @@ def test_a_fallback_is_remembered_once_all_of_its_life_is_pruned() -> None:
     """2, 4 and 5 share a file, which goes bad: 3 is restored. The life after that one, of which nothing is left to be
     asked, does not copy from 2 either."""
     store = Disk()
-    policies = [KeepLast(1), KeepBest("loss", 2)]
+    policies: list[Policy] = [KeepLast(1), KeepBest("loss", 2)]
     first = begun(store, policies)
     for step, loss in ((2, 0.1), (3, 0.2), (4, 0.9), (5, 0.9)):
         first.save(step, metrics={"loss": loss})
@@ -236,7 +236,7 @@ def test_a_fallback_is_remembered_once_all_of_its_life_is_pruned() -> None:
 
 def test_a_restart_among_many_reads_few_and_writes_nothing_whole() -> None:
     store = Disk()
-    policies = [KeepLast(1), KeepEvery(steps=2)]
+    policies: list[Policy] = [KeepLast(1), KeepEvery(steps=2)]
     life = begun(store, policies)
     for first in (1, 14, 27, 40):
         for step in range(first, first + 13):
