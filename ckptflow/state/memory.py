@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from ckptflow.state.leaves import host_array
 
@@ -31,7 +30,7 @@ def memory_of(held: Any) -> Memory | None:
     tensors = tuple(held) if isinstance(held, list) else (held,)
     addresses: list[int | bytes] = []
     for tensor in tensors:
-        if isinstance(tensor, np.ndarray) or "CPU" not in tensor.backing_device or tensor.dtype == tf.string:
+        if isinstance(tensor, np.ndarray) or "CPU" not in tensor.backing_device or tensor.dtype.name == "string":
             return None
         one = host_array(tensor)
         if one.nbytes <= _FEW_BYTES:

@@ -116,6 +116,23 @@ class Walk:
         return is_left
 
 
+@pytest.mark.parametrize("saves", [3, 4])
+def test_a_flip_in_each_family(tmp_path: Path, saves: int) -> None:
+    """Two of the checkpoints are damaged by it, and the newest of the others is restored."""
+    walk = Walk(tmp_path)
+    walk.manager.close()
+    walk.start(2)
+    for _ in range(saves):
+        walk.save(1, None)
+    there = list(walk.there().values())
+    assert there[-1] & there[-3]
+    assert walk.damage()
+    assert walk.step == saves - 1
+    for _ in range(3):
+        walk.save(1, None)
+    walk.manager.close()
+
+
 losses = st.sampled_from([None, 0.1, 0.2, 0.3])
 acts = st.one_of(
     st.tuples(st.just("save"), st.sampled_from([0, 1, 1, 1, 2]), losses),
@@ -128,7 +145,7 @@ acts = st.one_of(
 
 
 @given(history=st.lists(acts, min_size=4, max_size=20))
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_what_a_restore_falls_back_to_is_in_other_files(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int, float | None]]
 ) -> None:
