@@ -16,7 +16,7 @@ from ckptflow.storage.local_listing import version_of
 # EMLINK of one that has too many.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _LOCK_WAIT_S = 2.0
-# A link has the age of its file. Scratch disks delete what was not written for some weeks, in the newest checkpoint too.
+# A link has the age of its file, and scratch disks delete what was not written for some weeks.
 COPIED_DAYS = 7
 
 
@@ -35,7 +35,9 @@ def check_age(status: os.stat_result, path: str) -> None:
     """Raises for a file, linked just now, that was written long ago: by the file system's own clock, as a link has set
     the time of its last change."""
     if status.st_ctime - status.st_mtime > COPIED_DAYS * 86_400:
-        raise StorageError(f"{path}: cannot copy: it was written more than {COPIED_DAYS} days ago, and may go by its age")
+        raise StorageError(
+            f"{path}: cannot copy: it was written more than {COPIED_DAYS} days ago, and may go by its age"
+        )
 
 
 def rename_under_lock(folder: int, temporary: str, path: str) -> None:
