@@ -151,10 +151,12 @@ class Incarnation:
             )
 
     def _reuse_of_restored(self) -> Reuse:
-        """What was restored was read whole. On a disk it is no source: it may be all that is sound, and stays apart."""
-        if self.start.restored is None or not self._saver.store.is_object_store:
+        """What was restored was read whole, so it is a source. On a disk it is one of the next save: this one is of the
+        other family, in files of its own."""
+        restored = self.start.restored
+        if restored is None:
             return Reuse()
-        return Reuse(source=str(self.start.restored.folder))
+        return Reuse(source=str(restored.folder)) if self._saver.store.is_object_store else Reuse(1 - restored.family)
 
     def let_go(self) -> None:
         """Keeps none of the values that were saved: the state is about to get others, or this has ended."""

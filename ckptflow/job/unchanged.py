@@ -28,8 +28,8 @@ from ckptflow.transfer.writer import WrittenShards
 logger = logging.getLogger("ckptflow")
 
 OBSERVED_BYTES = 2**16  # smaller tensors are not watched: what they would save is not worth it
-_SAVES_REMEMBERED = 4  # a source is one of the last two that were committed, and others may have failed since
-_MOVES = 2  # in a row to other memory with the same bytes, and it is taken for one that is copied whenever it is read
+_SAVES_REMEMBERED = 16  # a source is most often one of the last two that were committed, and seldom much older
+_MOVES = 2  # in a row with the same bytes: then it is new memory at every read, and is only hashed
 _CHECKED_BYTES = 2**24  # read at each save of what is proved without reading
 _CALMER = 4  # times as long without a change before what has begun to change again is expected not to
 
@@ -64,6 +64,7 @@ class _Watched:
     since: int = 0  # the save from which on it has been that memory
     moves: int = 0  # in a row, to other memory with the same bytes
     hint: _Hint | None = None
+    is_seeded: bool = False  # the hint is that of a checkpoint, not of a save of this process
     calm: int = 0  # saves in a row at which it seemed unchanged
     needed: int = 1  # so many until it is expected to be still
 
@@ -75,23 +76,27 @@ class _Watched:
         """Its value is in other memory than what was saved last: by this hint another value, or the same once more.
 
         What has changed leaves its shard before that is written, so that what stays there is written anew only once.
+        Without a hint it stays until the save has told.
         """
         self.references = None
-        if hint is not None and hint == self.hint:
+        if hint is None or hint == self.hint:
             self.moves += 1
         else:
             self._change()
 
     def learn(self, hint: _Hint) -> None:
         """After a save, whose slices were these."""
-        before, self.hint = self.hint, hint
+        before, is_seeded = self.hint, self.is_seeded
+        self.hint, self.is_seeded = hint, False
         if before is None or before.boxes != hint.boxes:  # the first, or cut otherwise: the next one tells
             return
-        if before.checksums != hint.checksums:
+        if before.checksums == hint.checksums:
+            self.calm += 1
+            self.is_still |= self.calm >= self.needed
+        elif is_seeded:  # the program may have put something else in its place, once
+            self.references = None
+        else:
             self._change()
-            return
-        self.calm += 1
-        self.is_still |= self.calm >= self.needed
 
     def _change(self) -> None:
         self.needed *= _CALMER if self.is_still else 1
@@ -120,6 +125,7 @@ class Unchanged:
         self._plan: WorkerPlan | None = None
         self._observed: frozenset[str] = frozenset()
         self._watched: dict[str, _Watched] = {}
+        self._frozen: frozenset[str] = frozenset()  # by what their owners say
         self._trusts_memory = True
         self._checked = 0  # slices of what was proved
         self._sent: dict[str, dict[bytes, _Sent]] = {}  # by folder, and by the shard's header
@@ -136,12 +142,12 @@ class Unchanged:
         self._saves += 1
         if self.is_on and live is not None:
             if specs is not self._specs:
-                self._expect(live.frozen_names)
+                self._freeze(frozenset(live.frozen_names))
             if self._plan is None and source is not None:
                 self._expect(_still_in(source, self._worker, self._world_size))
                 for name, hint in _hints_in(source, self._worker, self._world_size).items():
                     if name in self._watched:  # what has changed since is known after this save, and let go
-                        self._watched[name].hint = hint
+                        self._watched[name].hint, self._watched[name].is_seeded = hint, True
             self._look(specs, live)
         plan = self._planned(specs, at_once, source)
         if plan is not self._plan:
@@ -163,17 +169,17 @@ class Unchanged:
             return NO_SOURCES
         sent = self._sent.get(str(source))
         if sent is None:
-            return Sources(by_content=shards_by_content(source, manifest) if manifest is not None else {})
+            return Sources(by_content=shards_by_content(source, manifest)) if manifest is not None else NO_SOURCES
         proved = {}
         for shard in plan.shards:
             known = sent.get(shard.header) if shard.is_still else None
             if known is not None and all(self._is_since(piece.name, known.save) for piece in shard.slices):
                 proved[shard.name] = known.earlier
         by_content = {(e.record.size_bytes, e.record.content or ""): e for _, e in sent.values()}
-        is_sound = live is None or self._is_sound(plan, proved, live)
+        is_sound = live is None or self._spot_check(plan, proved, live)
         return Sources(proved if is_sound else {}, by_content)
 
-    def _is_sound(self, plan: WorkerPlan, proved: Mapping[str, Earlier], live: References) -> bool:
+    def _spot_check(self, plan: WorkerPlan, proved: Mapping[str, Earlier], live: References) -> bool:
         """Whether some of what is proved is what it was: at each save others, so that nothing is believed for ever.
 
         TensorFlow writes into no memory that is referred to. Who shares memory with it, by NumPy, DLPack or a custom
@@ -193,10 +199,11 @@ class Unchanged:
             piece, checksum = pieces[self._checked % len(pieces)]
             self._checked += 1
             checked_bytes += piece.end - piece.offset
-            if _checksum(live, piece) != checksum:
+            if _checksum(live, piece.tensor, piece) != checksum:
                 logger.warning(
                     "%s has changed in memory that TensorFlow does not write to: other code shares it (NumPy, DLPack, "
-                    "a custom operation). From now on what has not changed is told by reading all of it",
+                    "a custom operation). Checkpoints saved before this one may hold an older value of it; from now on "
+                    "what has not changed is told by reading all of it",
                     piece.name,
                 )
                 self._trusts_memory = False
@@ -215,8 +222,7 @@ class Unchanged:
                 checksums[piece.shard].append(piece.crc32c)
         self._sent[str(folder)] = {
             plan.shards[i].header: _Sent(
-                self._saves,
-                Earlier(folder.key(written.shards[i].name), written.shards[i], tuple(checksums[i])),
+                self._saves, Earlier(folder.key(written.shards[i].name), written.shards[i], tuple(checksums[i]))
             )
             for i in can_be_copied
         }
@@ -253,6 +259,14 @@ class Unchanged:
             return plan
         return plan_shards(specs, worker=worker, world_size=world_size, shard_bytes=shard_bytes, at_once=at_once)
 
+    def _freeze(self, names: frozenset[str]) -> None:
+        """What its owner freezes is still from now on, whatever it was before; what thaws is not."""
+        for name in names - self._frozen:
+            self._watched[name] = _Watched(is_still=True)
+        for name in self._frozen - names:
+            self._watched[name] = _Watched()
+        self._frozen = names
+
     def _expect(self, names: Iterable[str]) -> None:
         """Nothing is known of these yet, but that they are not likely to change."""
         for name in names:
@@ -272,7 +286,7 @@ class Unchanged:
         held = {name for name, watched in self._watched.items() if watched.references is not None}
         now = {name: _references(live, indices) for name, indices in _places(specs, held).items()}
         moved = {name for name, references in now.items() if references != self._watched[name].references}
-        hints = _hints_now(self._plan, live, moved) if self._plan is not None and specs is self._specs else {}
+        hints = _hints_now(self._plan, live, _places(specs, moved)) if self._plan is not None else {}
         for name in moved:
             self._watched[name].move(hints.get(name))
         for name in now.keys() - moved:
@@ -333,22 +347,22 @@ def _hints(names: Collection[str], slices: Iterable[ReceiptSlice]) -> dict[str, 
     return {name: _hint([((each.start, each.shape), each.crc32c) for each in pieces]) for name, pieces in found.items()}
 
 
-def _hints_now(plan: WorkerPlan, live: References, names: Collection[str]) -> dict[str, _Hint]:
-    """The hints that a save of these tensors' values, by that plan, would leave, where they are cheap to have."""
+def _hints_now(plan: WorkerPlan, live: References, places: Mapping[str, Sequence[int]]) -> dict[str, _Hint]:
+    """The hints that a save of these tensors, by that plan, would leave; not of those that are not cheap to read."""
     pieces: dict[str, list[PlannedSlice]] = {}
-    for shard in plan.shards if names else ():
+    for shard in plan.shards if places else ():
         for piece in shard.slices:
-            if piece.name in names:
+            if piece.name in places:
                 pieces.setdefault(piece.name, []).append(piece)
     return {
-        name: _hint([((each.start, each.shape), _checksum(live, each)) for each in found])
+        name: _hint([((each.start, each.shape), _checksum(live, places[name][0], each)) for each in found])
         for name, found in pieces.items()
-        if all(each.region is None for each in found)
+        if len(places[name]) == 1 and all(each.region is None for each in found)
     }
 
 
-def _checksum(live: References, piece: PlannedSlice) -> int:
-    return crc32c.crc32c(live.data(piece.tensor)[piece.source_begin : piece.source_end].data)
+def _checksum(live: References, index: int, piece: PlannedSlice) -> int:
+    return crc32c.crc32c(live.data(index)[piece.source_begin : piece.source_end].data)
 
 
 def _hints_in(source: Manifest, worker: int, world_size: int) -> dict[str, _Hint]:

@@ -33,7 +33,7 @@ from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 FETCH_BYTES = 4 * 2**20  # asked of another process at once
 _FETCHES = 4  # at once: each holds so much beside its buffer, and asks a server that trains
-_COPIES = 64  # asked of an object store at once: none of them takes memory here
+_COPIES = 64  # asked of an object store at once, where as many streams may be: they take no memory here
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
 
 
@@ -70,38 +70,30 @@ def write_shards(
     *,
     tag: str | None = None,
     streams: Streams | None = None,
-    earlier: Sources | None = None,
+    earlier: Sources = NO_SOURCES,
 ) -> WrittenShards:
     """Makes this worker's shards durable in `folder` and says what is in them; their names end with `tag`.
 
     Tensors that this worker writes nothing of are released first, every other as soon as its last slice is packed. At
     most as many shards as `streams` says are being sent at once, others are packed ahead, one on a disk, and no more
-    than the pool has buffers for. The first error stops the rest and is raised unchanged once no transfer is under
-    way; what has been written stays where it is.
+    than the pool has buffers for. The first error stops what is being sent and is raised unchanged once no transfer is
+    under way; what has been written stays where it is.
 
-    With `earlier` shards are copied from there, where they are proved to be the same: those that cannot be are written.
-    Still shards then say by what a later save may copy them.
+    Shards that `earlier` proves to be the same are copied from there, beside the others: those that cannot be are sent.
+    Still shards say by what a later save may copy them.
     """
     for index in plan.unused:
         source.release(index)
-    sources = earlier or NO_SOURCES
-    writing = _Writing(
-        store,
-        folder,
-        plan,
-        tag,
-        sources,
-        Copies(store),
-        _Packer(source, plan),
-        pool,
-        streams,
-        says_how=earlier is not None,
-    )
-    proved = [number for number, shard in enumerate(plan.shards) if shard.name in sources.proved]
-    others = [number for number, shard in enumerate(plan.shards) if shard.name not in sources.proved]
-    parts = at_once(2, lambda do: do(), [partial(writing.copy, proved), partial(writing.send, others)])
-    found = {**parts[0], **parts[1]}
-    found |= writing.send([number for number in proved if number not in found])
+    packer = _Packer(source, plan)
+    writing = _Writing(store, folder, plan, tag, earlier, Copies(store), packer, pool, streams)
+    proved = [number for number, shard in enumerate(plan.shards) if shard.name in earlier.proved]
+    others = [number for number, shard in enumerate(plan.shards) if shard.name not in earlier.proved]
+    if proved:
+        copied, sent = at_once(2, lambda do: do(), [partial(writing.copy, proved), partial(writing.send, others)])
+        left = [number for number in proved if number not in copied]
+        found = {**copied, **sent, **(writing.send(left) if left else {})}
+    else:  # in the calling thread, which may be interrupted
+        found = writing.send(others)
     return WrittenShards(
         shards=tuple(found[number].record for number in range(len(plan.shards))),
         slices=tuple(
@@ -116,10 +108,7 @@ def write_shards(
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
-    """The shards of one save, on their way. What was made of them is returned by their numbers in the plan.
-
-    `says_how`: still shards tell by what a later save may copy them.
-    """
+    """The shards of one save, on their way. What was made of them is returned by their numbers in the plan."""
 
     store: Store
     folder: Folder
@@ -130,7 +119,6 @@ class _Writing:
     packer: _Packer
     pool: BufferPool
     streams: Streams | None
-    says_how: bool
 
     def copy(self, numbers: Sequence[int]) -> dict[int, _Written]:
         """Copies the shards that are proved to be the same without reading them, those that can be."""
@@ -166,9 +154,10 @@ class _Writing:
         with span("pack", shard=name, size_bytes=shard.size_bytes):
             checksums, checksum = self.packer.pack(shard, buffer)
         record = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
-        if shard.is_still and self.says_how:
-            record = msgspec.structs.replace(record, content=xxhash.xxh3_128_hexdigest(view))
-            same = self.sources.by_content.get((shard.size_bytes, record.content or ""))
+        if shard.is_still:
+            content = xxhash.xxh3_128_hexdigest(view)
+            record = msgspec.structs.replace(record, content=content)
+            same = self.sources.by_content.get((shard.size_bytes, content))
             # What was to be copied without reading it could not be: it is not asked for again.
             if same is not None and shard.name not in self.sources.proved:
                 copied = self._copied(same, record)
