@@ -413,8 +413,7 @@ def test_who_is_in_a_hurry_prunes_nothing() -> None:
 
     store.hook = hurries
     life.save(2)
-    first = seen.copy()
-    seen.clear()
+    first, seen[:] = seen.copy(), []
     life.save(3)
     assert "delete" not in first + seen
     assert seen.count("list") == 1  # lineage/, to acknowledge
