@@ -212,11 +212,11 @@ class Saver:
         return receipt, alike
 
     def _source(self, job: Job) -> tuple[Folder | None, Manifest | None]:
-        """The checkpoint that may be copied from, and what its manifest says where this process has not written it."""
+        """The checkpoint that may be copied from, and what its manifest says where that is not known yet."""
         source = parse_folder(job.reuse.source) if job.reuse.source is not None else None
         if source is None or not self.unchanged.is_on:
             return None, None
-        if self.unchanged.has_written(source):
+        if self.unchanged.knows(source):
             return source, None
         if job.source is not None and job.source.folder == str(source):
             return source, job.source

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import crc32c
 
 from ckptflow.format.boxes import Box
-from ckptflow.format.layout import Folder
+from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest, ReceiptSlice
 from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.transfer.packing import PlannedShard, PlannedSlice
@@ -129,6 +129,7 @@ class Unchanged:
         self._trusts_memory = True
         self._checked = 0  # slices of what was proved
         self._sent: dict[str, dict[bytes, _Sent]] = {}  # by folder, and by the shard's header
+        self._others: dict[str, Mapping[tuple[int, str], Earlier]] = {}  # by folder: shards by size and hash
 
     def plan(
         self, specs: Sequence[TensorSpec], at_once: int, live: References | None = None, source: Manifest | None = None
@@ -144,6 +145,7 @@ class Unchanged:
             if specs is not self._specs:
                 self._freeze(frozenset(live.frozen_names))
             if self._plan is None and source is not None:
+                self._remember(source)
                 self._expect(_still_in(source, self._worker, self._world_size))
                 for name, hint in _hints_in(source, self._worker, self._world_size).items():
                     if name in self._watched:  # what has changed since is known after this save, and let go
@@ -157,9 +159,9 @@ class Unchanged:
             self._hold(plan, live)
         return plan
 
-    def has_written(self, folder: Folder) -> bool:
-        """Whether it is known what of a folder this worker has written, in this process."""
-        return str(folder) in self._sent
+    def knows(self, folder: Folder) -> bool:
+        """Whether it is known which shards of a folder can be copied, so that its manifest need not be read."""
+        return str(folder) in self._sent or str(folder) in self._others
 
     def sources(
         self, plan: WorkerPlan, source: Folder | None, manifest: Manifest | None, live: References | None
@@ -167,9 +169,11 @@ class Unchanged:
         """What of the source may be copied: of a save of this process what is proved, else what has the same hash."""
         if source is None or not self.is_on:
             return NO_SOURCES
+        if manifest is not None:
+            self._remember(manifest)
         sent = self._sent.get(str(source))
         if sent is None:
-            return Sources(by_content=shards_by_content(source, manifest)) if manifest is not None else NO_SOURCES
+            return Sources(by_content=self._others.get(str(source), {}))
         proved = {}
         for shard in plan.shards:
             known = sent.get(shard.header) if shard.is_still else None
@@ -232,6 +236,14 @@ class Unchanged:
         observed = self._observed | _observed(plan.shards[len(known) :])
         for name, hint in _hints(observed, written.slices).items():
             self._watched.setdefault(name, _Watched()).learn(hint)
+
+    def _remember(self, manifest: Manifest) -> None:
+        """Of a checkpoint that this process has not saved, what can be copied of it."""
+        folder = parse_folder(manifest.folder)
+        if folder is not None:
+            self._others[str(folder)] = shards_by_content(folder, manifest)
+        for forgotten in list(self._others)[:-_SAVES_REMEMBERED]:
+            del self._others[forgotten]
 
     def let_go(self) -> None:
         """Keeps no memory from here on: what is about to be given other values would be there twice meanwhile."""
