@@ -38,7 +38,7 @@ from ckptflow.commit.lineage import (
 from ckptflow.commit.prune import act, doubt_newest, listed_again, plan_prune
 from ckptflow.commit.receipts import BeginWait, FindFailure, Receipts
 from ckptflow.commit.resume import Start
-from ckptflow.commit.retention import Policy, reasons_to_keep
+from ckptflow.commit.retention import Policy, find_unknown_metrics, reasons_to_keep
 from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
 from ckptflow.errors import (
     CommitUnknownError,
@@ -93,6 +93,7 @@ class Coordinator:
         self._tell = tell
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
+        self._told_unknown: set[str] = set()
         self._gone: set[Folder] = set()
         self._hurry_deadline = math.inf
         self._may_prune = False  # after the last commit
@@ -329,11 +330,21 @@ class Coordinator:
             known = [*self._known_lineage(), *self._committed]
             by_step = {summary.folder.step: summary.checkpoint for summary in known}
             checkpoints = [by_step[step] for step in sorted(by_step)]
+            self._warn_of_unknown_metrics(checkpoints)
             keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
             return None if keeps_all else self._list_root()
         except BaseException as error:  # a policy may raise anything, SystemExit too
             logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, str(error))
             return None
+
+    def _warn_of_unknown_metrics(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Once for each metric, and not before there is something that could have been deleted."""
+        known = ", ".join(sorted({name for each in checkpoints for name in each.metrics})) or "none"
+        for metric in find_unknown_metrics(checkpoints, self._policies) if len(checkpoints) > 1 else ():
+            if metric not in self._told_unknown:
+                self._told_unknown.add(metric)
+                text = "%s: KeepBest(%r): no checkpoint has this metric, so all are kept until one has; they have: %s"
+                logger.warning(text, self._store.url, metric, known)
 
     def _list_root(self) -> Listing | None:
         """The root, or None if the answer cannot be one: what does not show our claim may lack anything."""
@@ -361,6 +372,8 @@ class Coordinator:
             found = self._summaries.read_there(listing)
             listing = listing.without(set(listing.committed) - set(found))  # deleted by hand since it was listed
             counting = self._count(listing, found)
+            counted = (found[folder] for folder in counting.folders)
+            self._warn_of_unknown_metrics([each.checkpoint for each in counted if isinstance(each, Summary)])
             plan = plan_prune(
                 listing,
                 counting,
