@@ -145,7 +145,7 @@ class CheckpointManager:
 
         Raises:
             UsageError: on a root that holds checkpoints, before any `restore*`; after a restore that failed in the
-                middle; after close; from another thread.
+                middle; for a model that was never built; after close; from another thread.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
             FencedError: another incarnation holds the root.

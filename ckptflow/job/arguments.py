@@ -6,7 +6,7 @@ import math
 import mmap
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, SupportsFloat, SupportsIndex, TypeGuard
+from typing import Any, SupportsFloat, SupportsIndex
 
 from ckptflow.commit.retention import KeepLast, Policy
 from ckptflow.events import Event
@@ -25,7 +25,7 @@ DEFAULT_KEEP = (KeepLast(5),)
 
 def check_policies(keep: Sequence[Policy] | Policy | int) -> tuple[Policy, ...]:
     """One policy or several, as a tuple; a number is how many of the newest to keep."""
-    if _is_whole(keep):
+    if isinstance(keep, SupportsIndex) and not isinstance(keep, bool):
         return (KeepLast(operator.index(keep)),)
     policies: tuple[Any, ...] = tuple(keep) if isinstance(keep, Iterable) and not callable(keep) else (keep,)
     for policy in policies:
@@ -85,7 +85,7 @@ def check_arguments(
         raise ValueError(f'restore_from is "auto" or "storage", not {restore_from!r}')
 
 
-def _is_whole(value: object) -> TypeGuard[SupportsIndex]:
+def _is_whole(value: object) -> bool:
     return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 

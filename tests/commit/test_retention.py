@@ -68,16 +68,17 @@ def test_keep_best(policy: KeepBest, expected: list[int]) -> None:
 
 def test_a_metric_that_no_save_has_given_is_said_once_and_deletes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """`KeepBest("val_los")` kept one checkpoint, and said nothing."""
-    life = Job(MemoryStore(), [KeepLast(1), KeepBest("val_loss")])
+    store = MemoryStore()
+    life = Job(store, [KeepLast(1), KeepBest("val_loss")])
     life.resume()
     for step in (1, 2, 3):
         life.save(step, metrics={"loss": 1.0})
-    assert len(folders(life.store)) == 3
+    assert len(folders(store)) == 3
     assert caplog.text.count("KeepBest('val_loss'): no checkpoint has this metric") == 1
     assert "they have: loss" in caplog.text
     for step in (4, 5):
         life.save(step, metrics={"loss": 1.0, "val_loss": step})
-    assert folders(life.store) == [str(Folder(4, 1)), str(Folder(5, 1))]
+    assert folders(store) == [str(Folder(4, 1)), str(Folder(5, 1))]
 
 
 @pytest.mark.parametrize("name", ["loss", "val_loss", "eval/Loss", "val_mean_absolute_error_1", "val_mae", "test-RMSE"])
