@@ -164,6 +164,13 @@ class CheckpointManager:
         """
         self.session.close()
 
+    def __repr__(self) -> str:
+        session = self.session
+        step = f"step {session.last_step}" if session.last_step >= 0 else "nothing restored or saved yet"
+        worker = f"worker {session.cluster.worker} of {session.cluster.world_size}"
+        marks = ", read-only" * session.read_only + ", closed" * session.calls.is_closed
+        return f"<CheckpointManager {session.store.url!r}: {worker}, {step}{marks}>"
+
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         raise UsageError("a manager belongs to the process that made it, and cannot be copied: make another one there")
 

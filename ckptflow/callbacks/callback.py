@@ -24,6 +24,7 @@ from ckptflow.reading import run_url
 from ckptflow.state.kinds import is_keras3_model
 from ckptflow.state.private.keras import run_hooks_in_time
 from ckptflow.state.strategies import worker_count
+from ckptflow.storage.redaction import redact_url
 
 logger = logging.getLogger("ckptflow")
 
@@ -88,6 +89,9 @@ class CheckpointCallback:
             every_seconds,
             lambda passed_ms: self._session.chief_says(Call.READ_CLOCK, passed_ms, int),
         )
+        every = {"every_steps": every_steps, "every_epochs": every_epochs, "every_seconds": every_seconds}
+        self._every = ", ".join(f"{name}={period}" for name, period in every.items() if period is not None)
+        self._every = self._every or "every_epochs=1"
         self._watcher = watcher
         if self._manager is not None:
             self._check_manager()
@@ -103,6 +107,10 @@ class CheckpointCallback:
         self._trained = 0  # batches, since then
         self._warned: set[str] = set()
         self._rate: tuple[Any, Any] | None = None  # the learning rate to put back where an epoch goes on
+
+    def __repr__(self) -> str:
+        where = repr(self._manager) if self._url is None else repr(redact_url(self._url))
+        return f"CheckpointCallback({where}, {self._every})"
 
     # What Keras asks
 
