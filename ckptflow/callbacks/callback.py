@@ -289,7 +289,8 @@ class CheckpointCallback:
         if position is None or position.fit < state.fits:
             return FitStart(loop.initial_epoch)
         if position.fit > state.fits:
-            logger.info("%s: fit %d was complete: this was saved in fit %d", origin, state.fits, position.fit)
+            text = "%s: fit %d had nothing left to do: the checkpoint was made in fit %d"
+            logger.warning(text, origin, state.fits, position.fit)
             state.has_passed_over = True
             return FitStart(loop.epochs)
         start = state.take_start(self._others)
