@@ -77,7 +77,7 @@ class SaveBegan(Event):
     """`save` is about to return, and has held the training thread for `blocked_s`.
 
     `capture_s` of these went into taking hold of the values; the rest was spent waiting for the save before, for the
-    other workers, and, at the first save of a life that restored nothing, for the claim.
+    other workers, and, at the first save of an attempt that restored nothing, for the claim.
     """
 
     step: int

@@ -38,8 +38,6 @@ CHIEFS: dict[str, Moment] = {
     "after the manifest": Moment("create", "manifest.json", is_after=True),
     "in the fence check": Moment("list", "lineage/", is_after=True),
     "before a prune": Moment("delete", ""),
-    "before a copy": Moment("copy", "shard-"),  # what is frozen is the chief's, being small
-    "after a copy": Moment("copy", "shard-", is_after=True),
     "in a prune": Moment("delete", "manifest.json", is_after=True),
     "after a prune": Moment("delete", "receipt-", is_after=True),  # the first of what goes with the shards
 }
@@ -47,6 +45,8 @@ ANYONES: dict[str, Moment] = {
     "in the restore": Moment("get", "shard-"),
     "before a shard": Moment("put", "shard-"),
     "after a shard": Moment("put", "shard-", is_after=True),
+    "before a copy": Moment("copy", "shard-"),
+    "after a copy": Moment("copy", "shard-", is_after=True),
     "before the receipt": Moment("put", "receipt-"),
     "after the receipt": Moment("put", "receipt-", is_after=True),
 }
@@ -94,7 +94,6 @@ class Supervisor:
     lives: int = 0
     acknowledged: int = 0  # the highest step that any life was told is committed
     resumes: int = 0  # lives that resumed from a checkpoint
-    copied_bytes: int = 0  # in place of sending them
     killed: Counter[str] = field(default_factory=Counter)  # how often, by the moment
 
     def __post_init__(self) -> None:
@@ -132,9 +131,10 @@ class Supervisor:
         if moment in TIMES:
             self._kill_in_time(moment, world_size)
         else:
-            self._kill_at(moment, world_size)
+            self.kill_at(moment, world_size)
 
-    def _kill_at(self, name: str, world_size: int) -> None:
+    def kill_at(self, name: str, world_size: int) -> None:
+        """A life in which one worker kills itself at this moment, if it comes."""
         victim = 0 if name in CHIEFS else self.rng.randrange(world_size)
         moment = replace((CHIEFS | ANYONES)[name], number=self.rng.choice([1, 1, 2, 3]))
         with self.life(world_size, saves=5, dying=(victim, moment)) as life:
@@ -163,9 +163,9 @@ class Supervisor:
         for process in life.processes:
             process.join(max(0.0, deadline - time.monotonic()))
 
-    def finish(self, world_size: int) -> None:
-        """A life that nothing kills, through three commits to its end; then nothing of the dead may be left."""
-        with self.life(world_size, saves=4) as life:
+    def finish(self, world_size: int, *, saves: int = 4) -> None:
+        """A life that nothing kills, through some commits to its end; then nothing of the dead may be left."""
+        with self.life(world_size, saves=saves) as life:
             for process in life.processes:
                 process.join(START_S)
             codes = [process.exitcode for process in life.processes]
@@ -194,7 +194,6 @@ class Supervisor:
         self.resumes += bool(life.events(0, "restored") and expected[0])
         commits = [event["step"] for event in life.events(0, "acknowledged")]
         self.acknowledged = max([self.acknowledged, *commits])
-        self.copied_bytes += sum(event.get("copied_bytes", 0) for event in life.events(0, "acknowledged"))
         if len(commits) >= 2:  # the prune that followed the first of them had ended before the second
             self._check_swept(life)
 

@@ -2,13 +2,13 @@
 
 Each save carries in its metadata the digest of the values that the chief had at that step. After a restore every worker
 compares it with the digest of what it now holds, so that each resume is proved bit for bit, on each worker, for
-whatever checkpoint it came from. The next values follow from the ones before, so that a wrong one would stay. One layer
-is frozen, and so copied from save to save, but for seldom: then it gets other values.
+whatever checkpoint it came from. The next values follow from the ones before, so that a wrong one would stay.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -30,7 +29,8 @@ from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
 
 LENGTH = 30_000  # floats of each variable: several shards for each worker
-THAWED_EVERY = 9  # steps
+FROZEN_LENGTH = 300_000  # of one that seldom changes: enough that it is copied
+FROZEN_FOR = 20  # steps
 T = TypeVar("T")
 
 
@@ -63,15 +63,14 @@ class _DyingStore(StoreWrapper):
     def __init__(self, store: Store, moment: Moment) -> None:
         super().__init__(store)
         self._moment = moment
-        self._calls_left = moment.number
+        self._numbers = itertools.count(1)  # calls come from several threads
 
     def run(self, verb: str, key: str, call: Callable[[], T]) -> T:
-        is_it = verb == self._moment.verb and self._moment.key in key
-        self._calls_left -= is_it
-        if is_it and self._calls_left == 0 and not self._moment.is_after:
+        is_it = verb == self._moment.verb and self._moment.key in key and next(self._numbers) == self._moment.number
+        if is_it and not self._moment.is_after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = call()
-        if is_it and self._calls_left == 0:
+        if is_it:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
@@ -114,13 +113,12 @@ def _run(task: Task) -> None:
     with strategy.scope():
         state = tf.Module()
         state.weights = [tf.Variable(tf.zeros([LENGTH])) for _ in range(3)]
+        state.frozen = tf.Variable(tf.zeros([FROZEN_LENGTH]), trainable=False)
         state.step = tf.Variable(0, dtype=tf.int64)
-        frozen = keras.layers.Dense(300, kernel_initializer="zeros", trainable=False)
-        frozen.build((100,))
-    variables = [*state.weights, state.step, frozen.kernel.value]
+    variables = [*state.weights, state.frozen, state.step]
     with ckptflow.CheckpointManager(
         task.url,
-        {"state": state, "frozen": frozen},
+        {"state": state},
         strategy=strategy,
         keep=[ckptflow.KeepLast(2), ckptflow.KeepEvery(steps=40)],
         storage_options=task.storage_options,
@@ -134,13 +132,11 @@ def _run(task: Task) -> None:
         first = restored.step + 1 if restored else 1
         for step in range(first, first + task.saves):
             _advance(state, step)
-            if step % THAWED_EVERY == 0:
-                frozen.kernel.assign_add(tf.ones([100, 300]))
             _say(event="saving", step=step)
             pending = manager.save(step, metadata={"digest": digest_of(variables)})
             if step % 2:  # else the next save goes on while this one is under way
                 manager.wait()
-                _say(event="acknowledged", step=pending.step, copied_bytes=pending.result().copied_bytes)
+                _say(event="acknowledged", step=pending.step)
     _say(event="acknowledged", step=step)
     _say(event="finished")
 
@@ -150,6 +146,8 @@ def _advance(state: Any, step: int) -> None:
     change = np.random.default_rng(step).random(LENGTH, np.float32)
     for variable in state.weights:
         variable.assign(variable.numpy() * np.float32(0.5) + change)
+    if step % FROZEN_FOR == 1:
+        state.frozen.assign(np.random.default_rng(step).random(FROZEN_LENGTH, np.float32))
     state.step.assign(step)
 
 
