@@ -139,11 +139,15 @@ class SaveFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned(Event):
-    """The chief alone: `folder`, `size_bytes` in all its files, was deleted, and why."""
+    """The chief alone: `folder`, `size_bytes` in all its files, was deleted, and why.
+
+    `freed_bytes` of them are free now: on a disk, files that others share are not.
+    """
 
     step: int
     folder: str
     size_bytes: int
+    freed_bytes: int
     reason: str
 
 

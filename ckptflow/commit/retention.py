@@ -89,12 +89,6 @@ def rank(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode | None) -> l
     return sorted(((i, v) for i, v in enumerate(values) if not math.isnan(v)), key=lambda pair: sign * pair[1])
 
 
-def find_unknown_metrics(checkpoints: Sequence[Checkpoint], policies: Sequence[Policy]) -> list[str]:
-    """The metrics that a `KeepBest` goes by and no checkpoint has."""
-    wanted = {policy.metric for policy in policies if isinstance(policy, KeepBest)}
-    return sorted(metric for metric in wanted if not rank(checkpoints, metric, "min"))
-
-
 @dataclass(frozen=True)
 class KeepEvery:
     """Keeps one checkpoint for every `steps` steps, or for every `seconds` seconds: give exactly one of the two.

@@ -16,7 +16,7 @@ from ckptflow.storage.local_listing import version_of
 # EMLINK of one that has too many.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _LOCK_WAIT_S = 2.0
-# A link has the age of its file. Scratch disks delete what was not written for some weeks, in the newest checkpoint too.
+# A link has the age of its file, and scratch disks delete what was not written for some weeks.
 COPIED_DAYS = 7
 
 

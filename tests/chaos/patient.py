@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from ckptflow import CheckpointManager, CkptflowError, KeepLast
+from ckptflow.transfer import regroup
 from tests.chaos.gate import install
 from tests.chaos.scenes import SAVING, State
 
@@ -52,6 +53,7 @@ def serve(connection: Connection) -> None:
             return
         socket.send_fds(channel, [b"!"], [listener])  # any other call would wait for whoever gets it
     os.close(listener)
+    vars(regroup)["_APART_BYTES"] = 2**10  # the backbone is copied, small as it is
     patient = _Patient()
     while True:
         order, root = connection.recv()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import keras
@@ -42,8 +42,13 @@ class Walk:
         self.step = 0
         self.saved: dict[str, float] = {}  # by folder, what all of the backbone was
         self.damaged: set[int] = set()  # inodes
+        self.open_files = ExitStack()
         self.is_pruned = False  # by the job itself, and not by hand since
         self.start(0)
+
+    def end(self) -> None:
+        self.manager.close()
+        self.open_files.close()
 
     def start(self, policies: int, step: int | None = None) -> None:
         self.backbone = keras.layers.Dense(SIDE, kernel_initializer="zeros", trainable=False)
@@ -63,10 +68,6 @@ class Walk:
             self.saved.setdefault(folder, self.value() if found else 0.0)
         if found is not None:
             assert self.value() == self.saved[Path(found.url).name]
-
-    def forget_deleted(self) -> None:
-        """Before a number is another file's."""
-        self.damaged &= {entry.stat().st_ino for entry in self.root.rglob("shard-*")}
 
     def value(self) -> float:
         kernel = self.backbone.kernel.numpy()
@@ -108,8 +109,8 @@ class Walk:
         for path in (self.root / newest).glob("shard-*"):
             data = bytearray(path.read_bytes())
             data[-1] ^= 0x10
-            with path.open("r+b") as file:  # in place
-                file.write(data)
+            file = self.open_files.enter_context(path.open("r+b", buffering=0))  # else its inode is soon another's
+            file.write(data)  # in place
         before, self.damaged = self.damaged, self.damaged | there[newest]
         if is_left := any(not files & self.damaged for files in there.values()):
             self.start(self.policies)
@@ -132,7 +133,7 @@ def test_a_flip_in_each_family(tmp_path: Path, saves: int) -> None:
     assert walk.step == saves - 1
     for _ in range(3):
         walk.save(1, None)
-    walk.manager.close()
+    walk.end()
 
 
 losses = st.sampled_from([None, 0.1, 0.2, 0.3])
@@ -154,7 +155,6 @@ def test_what_a_restore_falls_back_to_is_in_other_files(
     """Random saves, policies, restarts, rollbacks, pins, prunes by hand, changes and damages, on a real folder."""
     walk = Walk(tmp_path_factory.mktemp("run"))
     for what, number, loss in [("save", 1, None), *history, ("save", 1, None), ("damage", 0, None)]:
-        walk.forget_deleted()
         steps = sorted({int(name.split("-")[0]) for name, files in walk.there().items() if not files & walk.damaged})
         match what:
             case "save":
@@ -174,4 +174,4 @@ def test_what_a_restore_falls_back_to_is_in_other_files(
                 break
             case "prune":
                 walk.prune(number)
-    walk.manager.close()
+    walk.end()

@@ -75,6 +75,7 @@ def test_a_life_is_told_in_order_with_true_figures(tmp_path: Path) -> None:
     assert isinstance(pruned, Pruned)
     assert (pruned.folder, pruned.reason) == ("000000000001-i0001", "no policy keeps it")
     assert pruned.size_bytes > size_bytes  # manifest and receipt, too
+    assert 0 < pruned.freed_bytes <= pruned.size_bytes
 
     told.clear()
     with CheckpointManager(root, {"m": Weights()}, on_event=[hook]) as manager:
