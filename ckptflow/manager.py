@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsInd
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.finding import find_checkpoint, list_counting
 from ckptflow.commit.pins import pin_checkpoint, unpin_checkpoint
-from ckptflow.commit.retention import Policy
+from ckptflow.commit.retention import Mode, Policy, choose_mode, rank
 from ckptflow.errors import UsageError
 from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
@@ -38,7 +38,8 @@ class CheckpointManager:
         url: the root of one run: a folder, or `s3://…`, `gs://…`, `memory://…`, any fsspec URL.
         state: a dict of named objects, one object, or a `tf.train.Checkpoint`.
         strategy: the `tf.distribute.Strategy` under which the state was made; default: the current one.
-        keep: retention policies; what any of them keeps stays, and the newest checkpoint always does.
+        keep: how many of the newest to keep, or one or several policies: what any of them keeps stays, and the newest
+            checkpoint always does.
         storage_options: passed to the file system, except for `client` and `stall_timeout_s` (seconds without a byte
             after which a request is given up and tried again: 30, or None for no limit). Never written to storage or a
             log.
@@ -81,7 +82,7 @@ class CheckpointManager:
         state: Any,
         *,
         strategy: tf.distribute.Strategy | None = None,
-        keep: Sequence[Policy] | Policy = arguments.DEFAULT_KEEP,
+        keep: Sequence[Policy] | Policy | int = arguments.DEFAULT_KEEP,
         storage_options: dict[str, Any] | None = None,
         shard_bytes: int | None = None,
         memory_budget_bytes: int = arguments.DEFAULT_MEMORY_BUDGET_BYTES,
@@ -144,7 +145,7 @@ class CheckpointManager:
 
         Raises:
             UsageError: on a root that holds checkpoints, before any `restore*`; after a restore that failed in the
-                middle; after close; from another thread.
+                middle; for a model that was never built; after close; from another thread.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
             FencedError: another incarnation holds the root.
@@ -162,6 +163,13 @@ class CheckpointManager:
         A call that may not be made, as from another thread, raises `UsageError` and changes nothing.
         """
         self.session.close()
+
+    def __repr__(self) -> str:
+        session = self.session
+        step = f"step {session.last_step}" if session.last_step >= 0 else "nothing restored or saved yet"
+        worker = f"worker {session.cluster.worker} of {session.cluster.world_size}"
+        marks = ", read-only" * session.read_only + ", closed" * session.calls.is_closed
+        return f"<CheckpointManager {session.store.url!r}: {worker}, {step}{marks}>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         raise UsageError("a manager belongs to the process that made it, and cannot be copied: make another one there")
@@ -231,6 +239,17 @@ class CheckpointManager:
         """The checkpoints that count, oldest first, without reading tensors. Needs no other worker."""
         self.session.calls.check()
         return list_counting(self.session.store, self.session.summaries)
+
+    def best(self, metric: str, mode: Mode | None = None) -> Checkpoint | None:
+        """The one with the best value of `metric`, of those that `checkpoints` gives, or None if none has the metric.
+
+        `mode` is as in `KeepBest`: "min", "max", or left out for the name of a loss or an error. Of equal values the
+        older one is better. Needs no other worker. Raises ValueError if neither says which value is best.
+        """
+        mode = choose_mode(metric, mode)
+        by_step = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}  # of equal steps the newest
+        found = list(by_step.values())
+        return next((found[i] for i, _ in rank(found, metric, mode)), None)
 
     def pin(self, step: SupportsIndex) -> None:
         """Keeps the checkpoint of `step` until it is unpinned. Needs no other worker; done by the chief.

@@ -201,6 +201,10 @@ class OpenCheckpoint(Mapping[str, Array]):
     def __contains__(self, name: object) -> bool:
         return name in self._index
 
+    def __repr__(self) -> str:
+        found = self.checkpoint
+        return f"<OpenCheckpoint {found.url!r}: step {found.step}, {len(self)} tensors, {found.size_bytes:,} bytes>"
+
     def __enter__(self) -> OpenCheckpoint:
         return self
 

@@ -36,7 +36,7 @@ def test_all_is_complete() -> None:
     for name in ckptflow.__all__:
         assert getattr(ckptflow, name) is not None
     assert set(ckptflow.__all__) == {"__version__", *ckptflow._LAZY, *errors.__all__}
-    assert set(ckptflow.__all__) <= set(dir(ckptflow))
+    assert dir(ckptflow) == sorted(ckptflow.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = ckptflow.no_such_name
 

@@ -30,6 +30,10 @@ class Checkpoint:
     url: str
     copied_bytes: int = 0
 
+    def __repr__(self) -> str:
+        made = self.created_at.isoformat(" ", "seconds")
+        return f"<Checkpoint {self.url!r}: step {self.step}, {self.size_bytes:,} bytes, {made}, {dict(self.metrics)}>"
+
 
 class _Copied:
     # A field that is copied on its way in and on its way out: whatever hooks, policies and programs do with what they

@@ -38,6 +38,7 @@ from ckptflow.commit.receipts import BeginWait, FindFailure, Receipts
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.commit.reuse import Reuse, as_existing, choose_reuse, staying_beside
 from ckptflow.commit.start import Start, count_own
+from ckptflow.commit.unknown_metrics import UnknownMetrics
 from ckptflow.errors import (
     CommitUnknownError,
     CorruptCheckpointError,
@@ -90,6 +91,7 @@ class Coordinator:
         self._held: Held = start.held
         self._summaries = summaries
         self._policies = policies
+        self._unknown_metrics = UnknownMetrics(store.url, policies)
         self._commit_timeout_s = commit_timeout_s
         self._receipts = Receipts(store, start.held, commit_timeout_s, begin_wait, find_failure)
         self._tell = tell
@@ -335,6 +337,7 @@ class Coordinator:
             known = [*self._known_lineage(), *self._committed]
             by_step = {summary.folder.step: summary.checkpoint for summary in known}
             checkpoints = [by_step[step] for step in sorted(by_step)]
+            self._unknown_metrics.warn(known)
             keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
             return None if keeps_all else self._list_root()
         except BaseException as error:  # a policy may raise anything, SystemExit too
@@ -374,6 +377,7 @@ class Coordinator:
             found = self._summaries.read_there(listing)
             listing = listing.without(set(listing.committed) - set(found))  # deleted by hand since it was listed
             counting = count_own(self._start, self._held, listing, found)
+            self._unknown_metrics.warn(found[folder] for folder in counting.folders)
             plan = plan_prune(
                 listing,
                 counting,

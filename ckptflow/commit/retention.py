@@ -9,6 +9,7 @@ Nothing here deletes, and nothing here reads a clock.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex
@@ -16,6 +17,12 @@ from typing import Literal, SupportsIndex
 from ckptflow.commit.catalog import Checkpoint
 
 Policy = Callable[[Sequence[Checkpoint]], Sequence[str | bool | None]]
+Mode = Literal["min", "max"]
+
+# The last word of a metric's name that says that low values are good.
+_LOWER_IS_BETTER = frozenset(
+    ["loss", "losses", "error", "errors", "mae", "mape", "mse", "msle", "rmse", "crossentropy", "perplexity"]
+)
 
 
 @dataclass(frozen=True)
@@ -34,29 +41,52 @@ class KeepLast:
 
 @dataclass(frozen=True)
 class KeepBest:
-    """Keeps the `n` checkpoints with the best value of `metric`: the lowest with `mode="min"`, else the highest.
+    """Keeps the `n` checkpoints with the best value of `metric`: the lowest with `mode="min"`, the highest with "max".
 
+    `mode` may be left out for a metric whose name ends in "loss", "error" or the like, of which the lowest is best.
     Equal values: the older one is better, as it was first. A checkpoint without the metric, or where it is NaN, is
-    never among the best.
+    never among the best. As long as no checkpoint has the metric, all are kept, and the log says so: a name that is
+    misspelt deletes nothing.
     """
 
     metric: str
     n: int = 1
-    mode: Literal["min", "max"] = "min"
+    mode: Mode | None = None
 
     def __post_init__(self) -> None:
         _check_count(self.n)
-        if self.mode not in ("min", "max"):
-            raise ValueError(f'mode is "min" or "max", not {self.mode!r}')
+        object.__setattr__(self, "mode", choose_mode(self.metric, self.mode))
 
     def __call__(self, checkpoints: Sequence[Checkpoint]) -> Sequence[str | None]:
-        sign = 1 if self.mode == "min" else -1
-        values = [checkpoint.metrics.get(self.metric, math.nan) for checkpoint in checkpoints]
-        ranked = sorted((i for i, value in enumerate(values) if not math.isnan(value)), key=lambda i: sign * values[i])
+        ranked = rank(checkpoints, self.metric, self.mode)
+        if not ranked:
+            return [f"no checkpoint has the metric {self.metric}"] * len(checkpoints)
         reasons: list[str | None] = [None] * len(checkpoints)
-        for rank, i in enumerate(ranked[: self.n], 1):
-            reasons[i] = f"{rank} of the best {self.n} by {self.metric} ({self.mode}): {values[i]:g}"
+        for place, (i, value) in enumerate(ranked[: self.n], 1):
+            reasons[i] = f"{place} of the best {self.n} by {self.metric} ({self.mode}): {value:g}"
         return reasons
+
+
+def choose_mode(metric: str, mode: Mode | None) -> Mode:
+    """`mode`, or what the metric's name says: "min" for a loss or an error. Raises ValueError if it says nothing."""
+    if mode in ("min", "max"):
+        return mode
+    if mode is not None:
+        raise ValueError(f'mode is "min" or "max", not {mode!r}')
+    words = re.findall("[a-z]+", str(metric).lower())
+    if words and words[-1] in _LOWER_IS_BETTER:
+        return "min"
+    raise ValueError(
+        f"the name of the metric {metric!r} does not say which value is best: give "
+        'mode="max" if the highest is best, mode="min" if the lowest is'
+    )
+
+
+def rank(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode | None) -> list[tuple[int, float]]:
+    """The checkpoints that have the metric, the best first: the index and the value of each."""
+    sign = -1 if choose_mode(metric, mode) == "max" else 1
+    values = [checkpoint.metrics.get(metric, math.nan) for checkpoint in checkpoints]
+    return sorted(((i, v) for i, v in enumerate(values) if not math.isnan(v)), key=lambda pair: sign * pair[1])
 
 
 @dataclass(frozen=True)

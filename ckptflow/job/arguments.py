@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex
 
 from ckptflow.commit.retention import KeepLast, Policy
@@ -23,12 +23,16 @@ LEAVING_S = 15.0
 DEFAULT_KEEP = (KeepLast(5),)
 
 
-def check_policies(keep: Sequence[Policy] | Policy) -> tuple[Policy, ...]:
-    """One policy or several, as a tuple."""
-    policies: tuple[Any, ...] = (keep,) if callable(keep) else tuple(keep)
+def check_policies(keep: Sequence[Policy] | Policy | int) -> tuple[Policy, ...]:
+    """One policy or several, as a tuple; a number is how many of the newest to keep."""
+    if isinstance(keep, SupportsIndex) and not isinstance(keep, bool):
+        return (KeepLast(operator.index(keep)),)
+    policies: tuple[Any, ...] = tuple(keep) if isinstance(keep, Iterable) and not callable(keep) else (keep,)
     for policy in policies:
         if not callable(policy):
-            raise ValueError(f"keep: {policy!r} is no policy; see KeepLast, KeepBest and KeepEvery")
+            raise ValueError(
+                f"keep: {policy!r} is not a policy; give a number or some of KeepLast, KeepBest, KeepEvery"
+            )
     return policies
 
 

@@ -89,6 +89,10 @@ class PreemptionWatcher:
         self._clock: threading.Timer | None = None
         self._notices = Notices(_check_signals(signals), notice, self._on_told)
 
+    def __repr__(self) -> str:
+        told = "told to leave" if self.is_preempted else "not told to leave"
+        return f"<PreemptionWatcher of {self._manager!r}: {told}>"
+
     @property
     def is_preempted(self) -> bool:
         """Whether this worker was preempted. Others may have been; only `check` finds out."""

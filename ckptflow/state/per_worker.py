@@ -22,6 +22,9 @@ class PerWorker:
             raise ValueError("PerWorker(PerWorker(...)): once is enough")
         self.obj = obj
 
+    def __repr__(self) -> str:
+        return f"PerWorker({type(self.obj).__name__})"  # that of the object may be long, or need the other workers
+
     @property
     def can_resize(self) -> bool:
         """Whether its states can be dealt out anew to another number of workers."""

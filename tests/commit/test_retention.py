@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast, Policy, reasons_to_keep
+from ckptflow.format.layout import Folder
+from ckptflow.testing import MemoryStore
+from tests.commit.roots import Job, folders
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -56,11 +59,38 @@ LOSSES = [
         (KeepBest("loss", 3), [3, 5, 7]),
         (KeepBest("loss", 99), [1, 3, 5, 6, 7]),  # never one without the metric, nor NaN
         (KeepBest("loss", 1, mode="max"), [6]),
-        (KeepBest("accuracy", 3), []),
+        (KeepBest("accuracy", 1, "max"), [1, 2, 3, 4, 5, 6, 7]),  # a name that is misspelt deletes nothing
     ],
 )
 def test_keep_best(policy: KeepBest, expected: list[int]) -> None:
     assert kept(LOSSES, policy) == expected
+
+
+def test_a_metric_that_no_save_has_given_is_said_once_and_deletes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """`KeepBest("val_los")` kept one checkpoint, and said nothing."""
+    store = MemoryStore()
+    life = Job(store, [KeepLast(1), KeepBest("val_loss")])
+    life.resume()
+    for step in (1, 2, 3):
+        life.save(step, metrics={"loss": 1.0})
+    assert len(folders(store)) == 3
+    assert caplog.text.count("KeepBest('val_loss'): no checkpoint has this metric") == 1
+    assert "they have: loss" in caplog.text
+    for step in (4, 5):
+        life.save(step, metrics={"loss": 1.0, "val_loss": step})
+    assert folders(store) == [str(Folder(4, 1)), str(Folder(5, 1))]
+
+
+@pytest.mark.parametrize("name", ["loss", "val_loss", "eval/Loss", "val_mean_absolute_error_1", "val_mae", "test-RMSE"])
+def test_a_name_that_says_it_needs_no_mode(name: str) -> None:
+    assert KeepBest(name) == KeepBest(name, 1, "min")
+    assert KeepBest(name, mode="max").mode == "max"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "val_auc", "loss_scale", "errorless", "lossless", ""])
+def test_a_name_that_does_not_say_it_needs_one(name: str) -> None:
+    with pytest.raises(ValueError, match=r'mode="max" if the highest is best, mode="min" if'):
+        KeepBest(name)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +184,7 @@ def test_policies_answer_for_each_and_keep_no_more_than_they_say(
     assert kept(checkpoints, KeepLast(n)) == (steps[-n:] if n else [])
     best = kept(checkpoints, KeepBest("loss", n))
     ranked = sorted((c.metrics["loss"], c.step) for c in checkpoints if not math.isnan(c.metrics.get("loss", math.nan)))
-    assert best == sorted(step for _, step in ranked[:n])
+    assert best == (sorted(step for _, step in ranked[:n]) if ranked else steps)
     every = kept(checkpoints, KeepEvery(steps=period))
     assert len({step // period for step in every}) == len(every)
     assert {step // period for step in steps if step >= period or step == 0} == {step // period for step in every}

@@ -260,7 +260,9 @@ def test_an_unknown_scheme_names_those_that_are_known(tmp_path: Path) -> None:
         {"verify_replicas": "some"},
         {"restore_from": "peers"},
         {"keep": ["last"]},
-        {"keep": 3},
+        {"keep": True},
+        {"keep": -1},
+        {"keep": 2.5},
     ],
 )
 def test_wrong_arguments(tmp_path: Path, wrong: dict[str, Any]) -> None:
@@ -288,6 +290,7 @@ def test_a_directory_that_vanishes(used: Path, tmp_path: Path) -> None:
     manager = CheckpointManager(used, {"w": weights}, keep=KeepLast(3))
     manager.restore_latest()
     manager.save(6).result()
+    manager.wait()  # for its prune as well
     shutil.rmtree(used)
     with pytest.raises((FencedError, StorageError, SaveFailedError)):
         manager.save(7).result()

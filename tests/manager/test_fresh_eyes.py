@@ -33,6 +33,32 @@ def test_a_url_that_has_lost_a_slash_is_no_folder_here(
     assert ckptflow.list_checkpoints("./s3:/folder")[0].step == 1
 
 
+def test_what_is_printed_says_what_it_is(tmp_path: Path) -> None:
+    """On one line, without tensors and without credentials."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    root = repr(str(tmp_path))
+    with CheckpointManager(tmp_path, {"model": model}) as manager:
+        assert repr(manager) == f"<CheckpointManager {root}: worker 0 of 1, nothing restored or saved yet>"
+        saved = manager.save(7, metrics={"loss": 0.5}, metadata={"long": "x" * 1000}).result()
+        named = f"<CheckpointManager {root}: worker 0 of 1, step 7>"
+        assert repr(manager) == named
+        with ckptflow.PreemptionWatcher(manager) as watcher:
+            assert repr(watcher) == f"<PreemptionWatcher of {named}: not told to leave>"
+        callback = ckptflow.CheckpointCallback(manager, every_steps=5)
+        assert repr(callback) == f"CheckpointCallback({named}, every_steps=5)"
+    assert repr(manager) == f"{named[:-1]}, closed>"
+    with CheckpointManager(tmp_path, {"model": model}, read_only=True) as manager:
+        assert repr(manager).endswith("nothing restored or saved yet, read-only>")
+    callback = ckptflow.CheckpointCallback("https://me:secret@host/run")
+    assert repr(callback) == "CheckpointCallback('https://host/run', every_epochs=1)"
+    assert repr(ckptflow.PerWorker(np.zeros(1000))) == "PerWorker(ndarray)"
+    what = f"{saved.url!r}: step 7"
+    made = saved.created_at.isoformat(" ", "seconds")
+    assert repr(saved) == f"<Checkpoint {what}, {saved.size_bytes:,} bytes, {made}, {{'loss': 0.5}}>"
+    with ckptflow.open_checkpoint(tmp_path) as checkpoint:
+        assert repr(checkpoint) == f"<OpenCheckpoint {what}, 2 tensors, {saved.size_bytes:,} bytes>"
+
+
 def test_a_failed_save_is_heard_of_without_close(tmp_path: Path) -> None:
     code = f"""
 import logging, shutil, tensorflow as tf, ckptflow

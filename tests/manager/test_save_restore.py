@@ -126,6 +126,19 @@ def test_retention_keeps_what_any_policy_keeps_and_pins(tmp_path: Path) -> None:
     assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [4, 6, 8, 10, 11]
 
 
+def test_a_number_keeps_the_newest_and_best_finds_the_best_of_them(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path, {"w": Weights()}, keep=3) as manager:
+        assert manager.best("loss") is None
+        for step, loss in ((1, 0.0), (2, 2.0), (3, 1.0), (4, 3.0), (4, 4.0)):  # 1 is deleted, the first 4 replaced
+            manager.save(step, metrics={"loss": loss, "accuracy": loss})
+        manager.wait()
+        assert [found.step for found in manager.checkpoints()] == [2, 3, 4]
+        found = [manager.best("loss"), manager.best("accuracy", "max"), manager.best("auc", "max")]
+        assert [each and (each.step, each.metrics["loss"]) for each in found] == [(3, 1.0), (4, 4.0), None]
+        with pytest.raises(ValueError, match='mode="max"'):
+            manager.best("accuracy")
+
+
 def test_fresh_starts_over_and_deletes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = Weights()
     with CheckpointManager(tmp_path, {"w": weights}) as manager:

@@ -50,7 +50,7 @@ class Model:
         steps = sorted(whole)
         keep = set(steps[-last:] if last else [])
         losses = [(loss, step) for step in steps if (loss := self.there[whole[step]].loss) is not None]
-        keep |= {step for _, step in sorted(losses)[:best]}
+        keep |= {step for _, step in sorted(losses)[:best]} if losses or not best else set(steps)
         periods = {step // every for step in steps if step >= every or step == 0} if every else set()
         keep |= {min(step for step in steps if step // every == period) for period in periods} if every else set()
         return {whole[step] for step in keep} | {self.line[-1]} | (self.pins & set(self.line))
