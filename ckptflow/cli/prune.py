@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.exits import exit_code
-from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
 from ckptflow.cli.render import make_console, print_table, size_text
 from ckptflow.printable import printable
@@ -62,7 +61,7 @@ def prune(
       ckptflow prune s3://bucket/run-7 --last 3 --best accuracy:max:2 --yes
     """
     from ckptflow.commit.catalog import Summaries
-    from ckptflow.commit.finding import list_counting
+    from ckptflow.commit.finding import check_root, list_counting
     from ckptflow.commit.prune import plan_by_hand, prune_by_hand
     from ckptflow.storage.opening import open_store
 

@@ -118,6 +118,29 @@ def test_an_unknown_scheme_names_those_that_work(runner: Runner) -> None:
         assert re.fullmatch(r"ckptflow: foo://bucket/run: .*s3://.*gs://.*\n", ran.err)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://", "s3:// names no bucket: write s3://BUCKET/PATH"),
+        ("gs:///run", "gs:///run names no bucket: write gs://BUCKET/PATH"),
+        ("S3://bucket/run", "S3://bucket/run: a scheme is in lower case: write s3://…"),
+    ],
+)
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_a_url_that_names_no_bucket_asks_nobody(runner: Runner, url: str, said: str, client: str) -> None:
+    ran = runner("ls", url, "-o", f"client={client}")
+    assert (ran.code, ran.out, ran.err) == (2, "", f"ckptflow: {said}\n")
+
+
+@pytest.mark.parametrize("verb", [("ls",), ("show",), ("verify",), ("prune", "--last", "1"), ("pin", "--step", "1")])
+def test_what_is_no_directory_is_said(runner: Runner, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    (tmp_path / "train.py").touch()
+    ran = runner(*verb, f"{tmp_path}/train.py")
+    assert (ran.code, ran.err) == (3, f"ckptflow: {tmp_path}/train.py is a file; a directory was expected\n")
+    ran = runner(*verb, "/proc/x")
+    assert (ran.code, ran.err) == (1, "ckptflow: /proc/x: there is no such directory\n")
+
+
 def test_a_package_that_is_missing_is_named(runner: Runner) -> None:
     ran = runner("ls", "abfs://container/run")
     assert ran.code == 2

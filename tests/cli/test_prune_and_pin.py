@@ -137,7 +137,7 @@ def test_policies_of_the_command_line() -> None:
 def test_a_folder_that_is_not_there(runner: Runner, tmp_path: Path) -> None:
     ran = runner("prune", str(tmp_path / "runn"), "--last", "1", "--yes")
     assert ran.code == 1
-    assert "there is no such folder" in ran.err
+    assert "there is no such directory" in ran.err
 
 
 def test_an_empty_root(runner: Runner, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_file_that_is_no_page_is_left_alone(runner: Runner, root: str, tmp_pat
 def test_what_cannot_be_written_is_said_before_anything_is_read(runner: Runner, root: str, tmp_path: Path) -> None:
     ran = runner("report", root, "--output", str(tmp_path / "no-such" / "page.html"))
     assert ran.code == 2
-    assert f"{tmp_path}/no-such/page.html: there is no such folder" in ran.err
+    assert f"{tmp_path}/no-such/page.html: there is no such directory" in ran.err
     ran = runner("report", root, "--output", str(tmp_path))
     assert ran.code == 2
     assert "Is a directory" in ran.err
