@@ -83,10 +83,11 @@ class ObjectChangedError(StorageError):
 class StorageUnavailableError(StorageError, ConnectionError):
     """Throttled, failing or silent, still so after all retries. The same call may succeed later.
 
-    `asks_for_less`: whether the storage asked for fewer requests.
+    `asks_for_less`: whether the storage asked for fewer requests; `is_unreachable`: whether nobody listens there.
     """
 
     asks_for_less: bool = False
+    is_unreachable: bool = False
 
 
 class StorageAccessError(StorageError, PermissionError):

@@ -22,7 +22,9 @@ from ckptflow.errors import (
     StorageUnavailableError,
 )
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.by_obstore import open_by_obstore
 from ckptflow.storage.remote import RemoteCalls
+from tests.ports import free_ports
 
 
 def s3_error(code: str, status: int, message: str = "a message") -> BaseException:
@@ -303,3 +305,14 @@ def test_a_redacted_url_keeps_its_place_and_loses_its_user(user: str, path: str)
     assert not any(f"{user}{mark}" in url for mark in ("XX", "YY", "ZZ"))
     assert url.startswith("ftp://host:21/")
     assert path.lstrip("/") in url
+
+
+def test_what_obstore_met_is_told() -> None:
+    """Its own text ends before the cause."""
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
+    store = open_by_obstore("s3://bucket/run", options, is_required=True)
+    assert store is not None
+    with pytest.raises(StorageUnavailableError, match=r"\(Connection refused\); nobody listens there") as refused:
+        store.get("x", memoryview(bytearray(1)))
+    assert refused.value.is_unreachable
