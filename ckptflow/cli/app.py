@@ -9,6 +9,7 @@ import typer
 from ckptflow import __version__
 from ckptflow.cli import bench, copy, diff, doctor, export, import_, ls, pin, prune, report, show, verify, watch
 from ckptflow.cli.exits import exits_text
+from ckptflow.cli.help import Verb
 
 app = typer.Typer(
     name="ckptflow",
@@ -18,20 +19,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nExit codes:\n" + exits_text(),
 )
-app.command(short_help="What is there, and what of it counts.")(ls.ls)
-app.command(short_help="Everything that one checkpoint's manifest says.")(show.show)
-app.command(short_help="Read every byte and check it.")(verify.verify)
-app.command(short_help="Compare two checkpoints tensor by tensor.")(diff.diff)
-app.command(short_help="Follow a live run.")(watch.watch)
-app.command(short_help="Write one HTML page of a run.")(report.report)
-app.command(short_help="Copy checkpoints to another storage.")(copy.copy)
-app.command(short_help="Show what would be deleted and why; --yes deletes.")(prune.prune)
-app.command(short_help="Keep a checkpoint whatever the policies say.")(pin.pin)
-app.command(short_help="Let the policies decide about it again.")(pin.unpin)
-app.command(short_help="Try a storage against every promise that checkpoints rest on.")(doctor.doctor)
-app.command(short_help="Write a checkpoint for Keras, TensorFlow, Hub, LiteRT, safetensors.")(export.export)
-app.command(short_help="Measure saves and restores on a storage; says what to set.")(bench.bench)
-app.command("import", short_help="Begin a run from what something else saved.")(import_.import_)
+app.command(cls=Verb, short_help="What is there, and what of it counts.")(ls.ls)
+app.command(cls=Verb, short_help="Everything that one checkpoint's manifest says.")(show.show)
+app.command(cls=Verb, short_help="Read every byte and check it.")(verify.verify)
+app.command(cls=Verb, short_help="Compare two checkpoints tensor by tensor.")(diff.diff)
+app.command(cls=Verb, short_help="Follow a live run.")(watch.watch)
+app.command(cls=Verb, short_help="Write one HTML page of a run.")(report.report)
+app.command(cls=Verb, short_help="Copy checkpoints to another storage.")(copy.copy)
+app.command(cls=Verb, short_help="Show what would be deleted and why; --yes deletes.")(prune.prune)
+app.command(cls=Verb, short_help="Keep a checkpoint whatever the policies say.")(pin.pin)
+app.command(cls=Verb, short_help="Let the policies decide about it again.")(pin.unpin)
+app.command(cls=Verb, short_help="Try a storage against every promise that checkpoints rest on.")(doctor.doctor)
+app.command(cls=Verb, short_help="Write a checkpoint for Keras, TensorFlow, Hub, LiteRT, safetensors.")(export.export)
+app.command(cls=Verb, short_help="Measure saves and restores on a storage; says what to set.")(bench.bench)
+app.command("import", cls=Verb, short_help="Begin a run from what something else saved.")(import_.import_)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -18,7 +18,7 @@ def import_(
         str, typer.Argument(metavar="SOURCE", help="The file or folder to read, anywhere.", show_default=False)
     ],
     url: Annotated[str, typer.Argument(metavar="URL", help="The root of the new run.", show_default=False)],
-    step: Annotated[int, typer.Option(min=0, help="The step of the checkpoint.")] = 0,
+    step: Annotated[int, typer.Option(min=0, metavar="N", help="The step of the checkpoint.")] = 0,
     format: Annotated[  # noqa: A002 - the name of the option
         str | None,
         typer.Option(

@@ -16,6 +16,7 @@ StepToPin = Annotated[
     typer.Option(
         "--step",
         min=0,
+        metavar="N",
         help="The checkpoint of this step.",
         show_default=False,
         autocompletion=completion.steps,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ckptflow.storage.store import Store
 
 
-Last = Annotated[int | None, typer.Option("--last", min=0, help="Keep the newest N.", show_default=False)]
+Last = Annotated[int | None, typer.Option("--last", min=0, metavar="N", help="Keep the newest N.", show_default=False)]
 Best = Annotated[
     list[str] | None,
     typer.Option(
@@ -31,7 +31,8 @@ Best = Annotated[
     ),
 ]
 EveryStepsOption = Annotated[
-    int | None, typer.Option("--every-steps", min=1, help="Keep one for every N steps.", show_default=False)
+    int | None,
+    typer.Option("--every-steps", min=1, metavar="N", help="Keep one for every N steps.", show_default=False),
 ]
 EverySecondsOption = Annotated[
     float | None, seconds("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)

@@ -30,6 +30,7 @@ def test_the_plan_is_shown_with_reasons_and_nothing_is_deleted(runner: Runner, r
 
 
 def test_with_yes_it_is_done_and_told(runner: Runner, root: str) -> None:
+    sizes = [row["size_bytes"] for row in runner("ls", root, "--json").json["checkpoints"]]
     before = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
     ran = runner("prune", root, "--last", "1", "--yes", "--json")
     assert (ran.code, ran.err) == (0, "")
@@ -45,7 +46,8 @@ def test_with_yes_it_is_done_and_told(runner: Runner, root: str) -> None:
         "keep",
         "reason",
     }
-    assert [row["frees_bytes"] > 0 for row in ran.json["folders"]] == [True, True, False]
+    assert [row["frees_bytes"] > row["size_bytes"] for row in ran.json["folders"]] == [True, True, False]
+    assert [row["size_bytes"] for row in ran.json["folders"]] == sizes
     after = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
     assert before - after == ran.json["frees_bytes"] > 0
     assert steps(runner, root) == [300]
