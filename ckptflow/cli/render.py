@@ -88,8 +88,10 @@ def print_table(
     if sum(widths) + 2 * len(widths) - 2 > console.width:
         in_columns = zip(columns, *rows, strict=True)
         words = [max((cell_len(word) for cell in cells for word in cell.split()), default=0) for cells in in_columns]
-        sides = zip(columns.values(), widths, words, strict=True)
-        least = [width if justify == "right" else min(_FOLDED, word) for justify, width, word in sides]
+        least = [
+            width if justify == "right" else min(_FOLDED, word)
+            for justify, width, word in zip(columns.values(), widths, words, strict=True)
+        ]
         if sum(least) + 2 * len(least) - 2 > console.width:
             for number, (row, style) in enumerate(zip(rows, styles, strict=True)):
                 facts = [(name, cell) for name, cell in zip(columns, row, strict=True) if cell]
