@@ -10,7 +10,7 @@ CkptflowError
 │   └── StorageFullError                            no space, quota or file-size limit: make room
 ├── CheckpointNotFoundError (FileNotFoundError) no such checkpoint
 │   └── CheckpointGoneError                         it was there and was pruned while being read: pin it
-├── CorruptCheckpointError (ValueError)         bytes came whole and wrong, or a shard is missing
+├── CorruptCheckpointError (ValueError)         checksum mismatch, or a shard is missing
 ├── UnknownVersionError (ValueError)            written by a newer ckptflow: upgrade
 ├── StateMismatchError (ValueError)             checkpoint and state differ; the message tells all differences
 ├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with a way out
@@ -107,7 +107,7 @@ class CheckpointGoneError(CheckpointNotFoundError):
 
 
 class CorruptCheckpointError(CkptflowError, ValueError):
-    """Bytes came whole and wrong, or a shard that the manifest names is missing, twice; says which, where and why."""
+    """Checksum mismatch, or a shard that the manifest names is missing, on two reads; says which, where and why."""
 
 
 class UnknownVersionError(CkptflowError, ValueError):
@@ -125,7 +125,7 @@ class UnsupportedStateError(CkptflowError, TypeError):
 class FencedError(CkptflowError, RuntimeError):
     """A newer incarnation holds this root: what this one writes from now on does not count.
 
-    Stop this job and do not restart it: two jobs on one root fence each other for ever. An evaluation job beside a
+    Stop this job and do not restart it: two jobs on one root fence each other forever. An evaluation job beside a
     running one opens the root with `read_only=True`, which never fences.
     """
 

@@ -59,7 +59,7 @@ def import_(
     options_json: OptionsJson = None,
     source_options: SourceOptions = None,
 ) -> None:
-    """Begin a run from a Keras file, a SavedModel, a TensorFlow checkpoint, a Hub module or a safetensors file.
+    """Start a run from a Keras file, a SavedModel, a TensorFlow checkpoint, a Hub module or a safetensors file.
 
     The run's `restore_latest()` then goes on from there. A whole Keras model needs no code. Weights alone are best put
     into the model that the run will train, given by --model; without it their names are those of the file.

@@ -133,7 +133,7 @@ def _check_place(path: str) -> None:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; name another file with --output") from error
     if head and f'name="generator" content="{GENERATOR} '.encode() not in head:
-        raise ValueError(f"{path} is there and no page of `ckptflow report`; name another file with --output")
+        raise ValueError(f"{path} exists and is not a report; name another file with --output")
 
 
 def _write(path: str, run: Run) -> int:

@@ -32,7 +32,7 @@ _FULL = "make room, raise the quota or the file-size limit; nothing older was de
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
 _NOBODY = "nobody listens there: check the address, and that the server runs"
 _AGAIN = "the storage may recover: try again later"
-_PERMANENT = "this is not an error that retrying helps"
+_PERMANENT = "this error is not retryable"
 _CERTIFICATE = (
     "check the address, this machine's clock and the certificates that it trusts (SSL_CERT_FILE, AWS_CA_BUNDLE)"
 )

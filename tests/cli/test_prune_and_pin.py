@@ -59,7 +59,7 @@ def test_what_is_pinned_stays_until_it_is_unpinned(runner: Runner, root: str) ->
     assert runner("prune", root, "--last", "1", "--yes").code == 0
     assert steps(runner, root) == [100, 300]
     ran = runner("unpin", root, "--step", "100")
-    assert (ran.code, ran.out) == (0, f"{root}: step 100 is not pinned\n")
+    assert (ran.code, ran.out) == (0, f"{root}: unpinned step 100\n")
     assert runner("unpin", root, "--step", "100").code == 0
     assert runner("prune", root, "--last", "1", "--yes").code == 0
     assert steps(runner, root) == [300]

@@ -52,7 +52,7 @@ def test_a_file_that_is_no_page_is_left_alone(runner: Runner, root: str, tmp_pat
     (tmp_path / "notes.html").write_text("<h1>mine</h1>")
     ran = runner("report", root, "--output", str(tmp_path / "notes.html"))
     assert (ran.code, ran.out) == (2, "")
-    assert "is there and no page of `ckptflow report`; name another file with --output" in ran.err
+    assert "exists and is not a report; name another file with --output" in ran.err
     assert (tmp_path / "notes.html").read_text() == "<h1>mine</h1>"
 
 

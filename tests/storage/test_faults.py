@@ -103,17 +103,17 @@ HEADERS = s3_error("InvalidRequest", 400, "Content-MD5 OR x-amz-checksum- HTTP h
     ("error", "sends", "advised"),
     [
         (NO_HEADERS, True, "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
-        (NO_HEADERS, None, "not an error that retrying helps"),
+        (NO_HEADERS, None, "not retryable"),
         (HEADERS, False, "do not switch them off"),
-        (HEADERS, None, "not an error that retrying helps"),
-        (s3_error("NotImplemented", 501), False, "not an error that retrying helps"),
+        (HEADERS, None, "not retryable"),
+        (s3_error("NotImplemented", 501), False, "not retryable"),
     ],
 )
 def test_what_is_advised_of_checksums(error: BaseException, sends: bool | None, advised: str) -> None:
     """A setting is named where it can help: where such headers are sent, or were switched off and are asked for."""
     mapped = faults.from_client_error(error, "write", "s3://bucket/run/key", sends_checksum=sends)
     assert advised in str(mapped)
-    assert str(mapped).count("AWS_REQUEST_CHECKSUM_CALCULATION") == ("retrying" not in advised)
+    assert str(mapped).count("AWS_REQUEST_CHECKSUM_CALCULATION") == ("retryable" not in advised)
 
 
 CLIENT_ERRORS: list[tuple[BaseException, type[StorageError]]] = [
