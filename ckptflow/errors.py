@@ -107,7 +107,7 @@ class CheckpointGoneError(CheckpointNotFoundError):
 
 
 class CorruptCheckpointError(CkptflowError, ValueError):
-    """Checksum mismatch, or a shard that the manifest names is missing, on two reads; says which, where and why."""
+    """Checksum mismatch, or a shard that the manifest names is missing, twice; says which, where and why."""
 
 
 class UnknownVersionError(CkptflowError, ValueError):
@@ -125,7 +125,7 @@ class UnsupportedStateError(CkptflowError, TypeError):
 class FencedError(CkptflowError, RuntimeError):
     """A newer incarnation holds this root: what this one writes from now on does not count.
 
-    Stop this job and do not restart it: two jobs on one root fence each other forever. An evaluation job beside a
+    Stop this job and do not restart it: restarting jobs fence each other forever. An evaluation job next to a
     running one opens the root with `read_only=True`, which never fences.
     """
 

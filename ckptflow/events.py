@@ -77,7 +77,7 @@ class SaveBegan(Event):
     """`save` is about to return, and has held the training thread for `blocked_s`.
 
     `capture_s` of these went into taking hold of the values; the rest was spent waiting for the save before, for the
-    other workers, and, at the first save of a life that restored nothing, for the claim.
+    other workers, and, at the first save of an attempt that restored nothing, for the claim.
     """
 
     step: int
@@ -139,11 +139,15 @@ class SaveFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned(Event):
-    """The chief alone: `folder`, `size_bytes` in all its files, was deleted, and why."""
+    """The chief alone: `folder`, `size_bytes` in all its files, was deleted, and why.
+
+    `freed_bytes` of them are free now: on a disk, files that others share are not.
+    """
 
     step: int
     folder: str
     size_bytes: int
+    freed_bytes: int
     reason: str
 
 

@@ -138,7 +138,7 @@ class CheckpointManager:
         still under way: one save at a time keeps memory bounded.
 
         Args:
-            step: steps do not fall within a run of the job, nor below what was restored. Equal steps are saved anew.
+            step: must not decrease within one attempt of the job, nor below what was restored. Equal steps are resaved.
             metrics: finite numbers that `KeepBest` can use. The chief's count.
             metadata: anything JSON-able, kept in the manifest. The chief's counts.
 
@@ -202,7 +202,10 @@ class CheckpointManager:
             StateMismatchError: all differences in one message; no value was changed, nothing claimed.
             CorruptCheckpointError: no valid checkpoint is left.
             CheckpointGoneError: the only one was deleted while it was read.
-            FencedError, PeerError, StorageError, UsageError: as their docstrings say.
+            FencedError: another job holds the root.
+            PeerError: another worker failed, ended or did not come.
+            StorageError: the storage refused or failed.
+            UsageError: the message says what to call instead.
         """
         return self.session.restore(None, partial=partial, rename=rename)
 

@@ -108,7 +108,7 @@ def run_url(url: str | os.PathLike[str]) -> str:
 class OpenCheckpoint(Mapping[str, Array]):
     """One checkpoint, opened: `checkpoint["model/dense/kernel"]` reads that tensor and no other.
 
-    Arrays have the tensor's global shape and dtype (bfloat16 and its kin by `ml_dtypes`; strings as objects of bytes).
+    Arrays have the tensor's global shape and dtype (bfloat16 and the like by `ml_dtypes`; strings as objects of bytes).
     A variable that workers kept each for themselves is given as it is restored: their sum, their mean, or the first.
     Every byte is checked against its checksum before an array is handed out: `CorruptCheckpointError` otherwise.
     Aliases are found by `[...]` and `in`; iteration gives each tensor once, by its name.

@@ -3,7 +3,8 @@
 One listener in a process; without one a span costs a comparison. Names, each with one meaning, and their arguments:
 
     capture   holding references to every value, on the training thread: what blocks it    step
-    plan      deciding who writes what, once for a state
+    plan      deciding who writes what, and what has not changed
+    copy      having the storage copy what is proved not to have changed                   shards
     pack      copying one shard's slices into a buffer, and their checksums                shard, size_bytes
     write     making one shard durable, or sending it                                      shard, size_bytes
     receipt   writing this worker's receipt                                                size_bytes

@@ -53,10 +53,11 @@ FROM_STORAGE = Metric("restore_storage_bytes", "counter", "bytes of shards that 
 FROM_PEERS = Metric("restore_peer_bytes", "counter", "bytes of shards that restores have got of other workers")
 RETRIES = Metric("storage_retries", "counter", "requests to the storage that were made again")
 PRUNED = Metric("pruned_bytes", "counter", "bytes of checkpoints that were deleted; the chief's")
+FREED = Metric("freed_bytes", "counter", "of these, bytes that are free: files that others share are not; the chief's")
 
 METRICS = (
     BLOCKED, WRITE, WRITTEN, SENT, COPIED, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, RESTORE, FROM_STORAGE,
-    FROM_PEERS, RETRIES, PRUNED,
+    FROM_PEERS, RETRIES, PRUNED, FREED,
 )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def measure(event: Event) -> list[tuple[Metric, float]]:
         case Retried():
             return [(RETRIES, 1)]
         case Pruned():
-            return [(PRUNED, event.size_bytes)]
+            return [(PRUNED, event.size_bytes), (FREED, event.freed_bytes)]
     return []
 
 

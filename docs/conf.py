@@ -19,7 +19,7 @@ project = "ckptflow"
 version = release = ckptflow.__version__
 project_copyright = "the authors of ckptflow, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "index"
 html_theme = "furo"
 html_title = f"ckptflow {release}"
@@ -28,6 +28,7 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_baseurl = ""
+copybutton_selector = "div:not(.highlight-text):not(.highlight-json) > div.highlight > pre"  # not on output
 
 myst_heading_anchors = 3  # as on GitHub, where these pages are read as well
 myst_enable_extensions = ["colon_fence"]

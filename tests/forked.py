@@ -131,14 +131,14 @@ class Zygote:
             raise ZygoteEndedError(self._said()) from None
 
     def stand_ins(self) -> Path:
-        """A folder for the front of PATH, with `python`, `ckptflow`, and `probe` for `PROBE`, see `tests.stand_in`."""
+        """A folder for the front of PATH, with `python`, two commands, `probe` for `PROBE`: see `tests.stand_in`."""
         folder = Path(self._folder.name, "bin")
         if not folder.exists():
             folder.mkdir()
-            ours = str(Path(sys.executable).with_name("ckptflow"))
+            commands = [(name, [str(Path(sys.executable).with_name(name))]) for name in ("ckptflow", "saved_model_cli")]
             for name, kind, begin in (
                 ("python", "ckptflow", []),
-                ("ckptflow", "ckptflow", [ours]),
+                *((name, "ckptflow", begin) for name, begin in commands),
                 ("probe", "probe", []),
             ):
                 given = [sys.executable, f"{self._folder.name}/{kind}", self.env]

@@ -1,6 +1,6 @@
 """A command that stands in for `python` in scripts of others: what it is to run is forked from the zygote.
 
-`tests.forked` writes it, as `python` and `ckptflow`, to a folder for the front of PATH. The process that it asks for
+`tests.forked` writes it, as `python` and some commands, to a folder for the front of PATH. The process that it asks for
 has its environment, folder and descriptors, gets its signals, and is killed when it is; it ends as that ends. Where the
 interpreter was given options, or something else that is read at an import, it becomes the real one instead.
 """

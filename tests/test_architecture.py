@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -78,6 +79,12 @@ OF_FRAMEWORKS = [
 TEXTS = frozenset({"_config", "_module", "_type", "_ckptflow_resources", "_all_variables", "_misc_assets"})
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """What a file says; it is read once for all that asks."""
+    return ast.parse(path.read_text())
+
+
 def room_of(module: str) -> tuple[int, str]:
     """(row, room) of `commit.catalog` or `manager`; a room of several files has its first name."""
     head = module.split(".")[0]
@@ -123,7 +130,7 @@ def broken_rules(module: str, tree: ast.AST) -> list[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_rooms_import_from_above(path: Path) -> None:
     module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    assert broken_rules(module, ast.parse(path.read_text())) == []
+    assert broken_rules(module, tree_of(path)) == []
 
 
 def circle(imports: dict[str, set[str]]) -> list[str]:
@@ -137,7 +144,7 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
 
 def test_no_modules_import_one_another() -> None:
     """Not even inside functions: what two modules need of each other is a third one's."""
-    trees = {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in MODULES}
+    trees = {".".join(path.relative_to(ROOT).with_suffix("").parts): tree_of(path) for path in MODULES}
     named = {name: set(imports_of(tree)) for name, tree in trees.items()}
     parents = {name: {other.rpartition(".")[0] for other in others} for name, others in named.items()}
     assert circle({name: (named[name] | parents[name]) & trees.keys() for name in trees}) == []
@@ -163,7 +170,7 @@ def test_a_name_means_one_thing() -> None:
     """A class or a type has its name alone. Another module that means the same imports it."""
     found: dict[str, list[str]] = {}
     for path in MODULES:
-        for name in defined(ast.parse(path.read_text())):
+        for name in defined(tree_of(path)):
             found.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
     assert {name for name, places in found.items() if len(places) > 1} == TWINS
     program = "class A:\n    pass\nB1 = dict[str, A]\nX_Y = 1\nT = TypeVar('T')\nOne: TypeAlias = A\n_Two = A"
@@ -183,7 +190,7 @@ def privates_of_others(path: Path) -> dict[str, int]:
     """Of frameworks none is told where they are at home."""
     if str(path.relative_to(ROOT)).startswith(FRAMEWORKS):
         return {}
-    return private_uses(ast.parse(path.read_text()))
+    return private_uses(tree_of(path))
 
 
 def hidden_in_frameworks(tree: ast.Module) -> list[str]:
@@ -208,7 +215,7 @@ def test_private_names_are_used_at_home(path: Path) -> None:
 
 @pytest.mark.parametrize("path", OF_FRAMEWORKS, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_private_names_of_frameworks_stand_together(path: Path) -> None:
-    assert hidden_in_frameworks(ast.parse(path.read_text())) == []
+    assert hidden_in_frameworks(tree_of(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -280,7 +287,7 @@ def test_files_stay_readable(folder: str) -> None:
 
 
 def test_one_place_says_that_a_source_does_not_fit() -> None:
-    places = {path for path in MODULES for node in ast.walk(ast.parse(path.read_text()))
+    places = {path for path in MODULES for node in ast.walk(tree_of(path))
               if isinstance(node, ast.Call) and "StateMismatchError" in ast.unparse(node.func)}  # fmt: skip
     assert [str(path.relative_to(PACKAGE)) for path in places] == ["format/offer.py"]
 
@@ -300,13 +307,13 @@ def kept_by_a_log(tree: ast.AST) -> list[int]:
 
 
 def test_no_logger_is_handed_the_exception_that_is_handled() -> None:
-    found = {str(path): lines for path in MODULES if (lines := kept_by_a_log(ast.parse(path.read_text())))}
+    found = {str(path): lines for path in MODULES if (lines := kept_by_a_log(tree_of(path)))}
     assert found == {}
     assert kept_by_a_log(ast.parse("try:\n    f()\nexcept OSError as error:\n    logger.info('%s', error)")) == [4]
 
 
 def test_each_module_says_its_role() -> None:
-    silent = [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))]
+    silent = [str(path) for path in MODULES if not ast.get_docstring(tree_of(path))]
     assert silent == []
 
 

@@ -75,7 +75,7 @@ def test_no_path_of_the_machine_is_shipped(sdist: Path, wheel: zipfile.ZipFile) 
 
 def test_the_sdist_runs_its_own_tests(sdist: Path) -> None:
     """A slice of them, from the unpacked sdist and against the package in it."""
-    tests = ["tests/format/test_shard.py", "tests/format/test_spec.py"]
+    tests = ["tests/format/test_components.py", "tests/format/test_spec.py"]
     program = f"""
 import sys, pytest, ckptflow
 print("package:", ckptflow.__file__)

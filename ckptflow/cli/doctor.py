@@ -233,7 +233,7 @@ def lacks_copy(store: Store) -> str:
             return _COPIES_ANYTHING
     except StorageError as error:
         return redact(str(error))
-    return "" if can_copy(store) else _COPIES_ANYTHING  # where the store has found it out by the reply
+    return ""
 
 
 def cannot_promise(store: Store, *, is_ignored: bool = False, why_no_copy: str = "") -> list[str]:

@@ -131,6 +131,7 @@ def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dic
     names += [
         "barrier",
         "fresh_since",
+        "sound_since",
         "size_bytes",
         "copied_bytes",
         "family",

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ckptflow.commit.lineage import Held, now_text
-from ckptflow.commit.resume import Start
+from ckptflow.commit.start import Start
 from ckptflow.errors import SaveFailedError
 from ckptflow.format.layout import Folder, own_name, parse_shard_name
 from ckptflow.format.manifest import Manifest, Receipt, ShardRecord, SliceRecord, TensorRecord, Timing, check_manifest
@@ -83,6 +83,7 @@ def assemble(draft: Draft, receipts: Sequence[Receipt], start: Start, held: Held
         lineage=tuple(str(folder) for folder in sorted(start.lineage)),
         barrier=start.barrier,
         fresh_since=start.fresh_since,
+        sound_since=start.sound_since,
         software=dict(draft.software),
         metrics=dict(draft.metrics),
         metadata=draft.metadata,

@@ -24,14 +24,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UnknownVersionError,
 )
-from ckptflow.format.layout import (
-    MANIFEST_NAME,
-    Folder,
-    claim_key,
-    parse_folder,
-    parse_folders,
-    writer_tag,
-)
+from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key, parse_folder, parse_folders, writer_tag
 from ckptflow.format.manifest import MAX_CLAIM_BYTES, MAX_MANIFEST_BYTES, Claim, Manifest, Timing, decode
 from ckptflow.format.values import from_json
 from ckptflow.storage.again import read_record
@@ -68,6 +61,7 @@ class Summary:
     timings: tuple[Timing, ...] = ()
     writer_id: str = ""
     family: int = 0
+    sound_since: int = 0
 
     def is_complete(self, files: Mapping[str, int]) -> bool:
         """Whether every shard is listed at the size that the manifest gives it."""
@@ -161,6 +155,7 @@ def summarize(manifest: Manifest, root_url: str) -> Summary:
         timings=manifest.timings,
         writer_id=manifest.writer_id,
         family=manifest.family,
+        sound_since=manifest.sound_since,
     )
 
 

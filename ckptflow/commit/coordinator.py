@@ -20,7 +20,6 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
-    Unreadable,
     list_pins,
     list_root,
     summarize,
@@ -32,14 +31,13 @@ from ckptflow.commit.lineage import (
     check_own_claim,
     create_once,
     fenced,
-    is_written_by,
     newer_number,
 )
 from ckptflow.commit.prune import act, doubt_newest, listed_again, plan_prune
 from ckptflow.commit.receipts import BeginWait, FindFailure, Receipts
-from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy, reasons_to_keep
-from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
+from ckptflow.commit.reuse import Reuse, as_existing, choose_reuse, staying_beside
+from ckptflow.commit.start import Start, count_own
 from ckptflow.errors import (
     CommitUnknownError,
     CorruptCheckpointError,
@@ -59,6 +57,10 @@ from ckptflow.storage.wrappers import can_copy
 logger = logging.getLogger("ckptflow")
 
 _READ_AT_ONCE = 8  # manifests that the first save after a restart may wait for
+_WRITTEN_WHOLE = (
+    "%s: step %d: what does not change is written again, since the policies have left one of its two physical copies "
+    "alone; where they keep at least the last two (KeepLast(2)), it is copied"
+)
 NO_DIGESTS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -94,6 +96,10 @@ class Coordinator:
         self._committed: list[Summary] = []
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
+        self._unsure: list[Summary] = []  # sent, and not known to be there
+        self._pins: frozenset[Folder] | None = None  # where the root was listed since the last commit
+        self._families: set[int] = set()  # met so far, where copies share bytes
+        self._has_told = False
         self._hurry_deadline = math.inf
         self._may_prune = False  # after the last commit
         self._is_swept = False  # nothing is left outside what counts that a later save could delete
@@ -118,6 +124,7 @@ class Coordinator:
         counts), `FencedError` (it may be there, and does not count), or a `StorageError` (it is not there).
         """
         deadline = time.monotonic() + self._commit_timeout_s
+        self._pins = None
         try:
             with span("await"):
                 limits = deadline, lambda: self._hurry_deadline
@@ -180,7 +187,11 @@ class Coordinator:
         except BaseException:
             self.give_up(draft.folder)
             raise
-        self._create(draft.folder, data, deadline)
+        try:
+            self._create(draft.folder, data, deadline)
+        except CommitUnknownError:
+            self._unsure.append(summary)
+            raise
         self._summaries.add(summary)
         self._committed.append(summary)
         return summary
@@ -210,29 +221,24 @@ class Coordinator:
         return reuse
 
     def _choose_reuse(self, step: int, metrics: Mapping[str, float], metadata: Any) -> Reuse:
-        is_shared, restored = not self._store.is_object_store, self._start.restored
-        unread = [each for each in self._start.lineage - self._gone if not self._summaries.has_read(each)]
-        if is_shared and restored is not None and len(unread) > _READ_AT_ONCE:
-            return Reuse(1 - restored.family, None, f"{len(unread)} manifests were not read yet: written whole")
-        known = sorted([*(self._known_lineage() if is_shared else ()), *self._committed], key=lambda each: each.folder)
-        found = [restored] if restored is not None else []
-        # An older one may have the damaged file that a fallback, or a person by a rollback, has left behind. What was
-        # restored was read whole.
-        reasons = {self._held.number: self._start.reason} | {each.folder.incarnation: each.reason for each in known}
-        since = max((n for n, reason in reasons.items() if reason not in ("start", "resume")), default=0)
-        existing = [
-            Existing(each.folder, each.family, each.folder.incarnation >= since or each in found)
-            for each in known or found
-        ]
-        if not is_shared or not known:
-            return choose_reuse(existing, (), is_shared=is_shared)
-        by_step = {each.folder.step: each for each in known if each.folder.step != step}
-        others = [by_step[each] for each in sorted(by_step)]
+        restored = self._start.restored
+        if self._store.is_object_store:
+            newest = self._committed[-1] if self._committed else restored
+            return choose_reuse(as_existing([newest] if newest else [], self._start), (), is_shared=False)
+        landed = [each for each in self._unsure if is_there(self._store, each.folder.manifest_key)]
+        known = sorted([*self._known_lineage(_READ_AT_ONCE), *self._committed, *landed], key=lambda each: each.folder)
+        known = known or ([restored] if restored else [])
         coming = Checkpoint(step, self._held.number, metrics, metadata, datetime.now(UTC), 0, self._store.url)
-        stay = reasons_to_keep([*(each.checkpoint for each in others), coming], self._policies)[:-1]
-        kept = {each.folder for each, reason in zip(others, stay, strict=True) if reason}
-        # A pin may be taken back: it decides only if no policy keeps one.
-        return choose_reuse(existing, kept or list_pins(self._store), is_shared=True)
+        kept = staying_beside(coming, known, self._policies)
+        if not kept:  # a pin may be taken back: it decides only if no policy keeps one
+            kept = self._pins if self._pins is not None else list_pins(self._store)
+        reuse = choose_reuse(as_existing(known, self._start), kept, is_shared=True)
+        families = {each.family for each in known}
+        if reuse.source is None and reuse.family in self._families - families and not self._has_told:
+            self._has_told = True
+            logger.info(_WRITTEN_WHOLE, self._store.url, step)
+        self._families |= families
+        return reuse
 
     @property
     def has_checkpoints(self) -> bool:
@@ -339,14 +345,21 @@ class Coordinator:
         """The root, or None if the answer cannot be one: what does not show our claim may lack anything."""
         listing = list_root(self._store)
         if self._held.number in listing.claims:
+            self._pins = listing.pins
             return listing
         logger.warning("%s: nothing is pruned now: a listing does not show this job's claim", self._store.url)
         return None
 
-    def _known_lineage(self) -> list[Summary]:
-        """Summaries of the lineage, each manifest read once; one that was deleted by hand is passed over."""
+    def _known_lineage(self, at_most: float = math.inf) -> list[Summary]:
+        """Summaries of the lineage, oldest first, each manifest read once; one deleted by hand is passed over.
+
+        Only the newest, where more than `at_most` were to be read for the others.
+        """
         found: list[Summary] = []
-        for folder in sorted(self._start.lineage - self._gone):
+        for folder in sorted(self._start.lineage - self._gone, reverse=True):
+            at_most -= not self._summaries.has_read(folder)
+            if at_most < 0:
+                break
             try:
                 summary = self._summaries.get(folder)
             except ObjectNotFoundError:
@@ -354,13 +367,13 @@ class Coordinator:
                 continue
             if isinstance(summary, Summary) and summary.run_id == self._held.run_id:
                 found.append(summary)
-        return found
+        return found[::-1]
 
     def _prune(self, listing: Listing) -> None:
         try:
             found = self._summaries.read_there(listing)
             listing = listing.without(set(listing.committed) - set(found))  # deleted by hand since it was listed
-            counting = self._count(listing, found)
+            counting = count_own(self._start, self._held, listing, found)
             plan = plan_prune(
                 listing,
                 counting,
@@ -380,27 +393,24 @@ class Coordinator:
         except BaseException as error:  # a policy may raise anything, SystemExit too
             logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, str(error))
             return
+        gone = set(plan.deletions)
+        freed = freed_bytes(listing, gone)
         for decision in plan.decisions:
             if not decision.keep:
-                folder, size_bytes = decision.folder, sum(listing.folders[decision.folder].values())
-                self._tell(Pruned(step=folder.step, folder=str(folder), size_bytes=size_bytes, reason=decision.reason))
-        gone = set(plan.deletions)
+                self._tell(
+                    Pruned(
+                        step=decision.folder.step,
+                        folder=str(decision.folder),
+                        size_bytes=sum(listing.folders[decision.folder].values()),
+                        freed_bytes=freed[decision.folder],
+                        reason=decision.reason,
+                    )
+                )
         self._is_swept = not counting.outside
         self._given_up -= gone
         there = found.keys() - gone  # others may have been deleted by hand
         self._gone = {*self._start.lineage} - there
-        self._committed = [summary for summary in self._committed if summary.folder in there]
+        ours = (found[f] for f in sorted(there & {*counting.folders}) if f.incarnation == self._held.number)
+        self._committed = [summary for summary in ours if isinstance(summary, Summary)]
+        self._unsure = [summary for summary in self._unsure if summary.folder not in found]
         self._summaries.forget(gone)
-
-    def _count(self, listing: Listing, found: Mapping[Folder, Summary | Unreadable]) -> Counting:
-        """What counts for this incarnation: its own, one that was thought lost and landed late too, and its lineage."""
-        counts = {folder for folder, summary in found.items() if is_written_by(self._held, folder, summary, listing)}
-        counts |= self._start.lineage & found.keys()
-        return Counting(
-            incarnation=self._held.number,
-            run_id=self._held.run_id,
-            folders=tuple(sorted(counts, reverse=True)),
-            outside=tuple(sorted(found.keys() - counts, reverse=True)),
-            barrier=self._start.barrier,
-            fresh_since=self._start.fresh_since,
-        )

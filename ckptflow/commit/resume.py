@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -19,6 +18,7 @@ from ckptflow.commit.choosing import Choice, Chooser, View
 from ckptflow.commit.handing import pack, unpack
 from ckptflow.commit.lineage import Held, claim_next
 from ckptflow.commit.outcomes import Outcome, PartResult, are_fine, outcome_of
+from ckptflow.commit.start import Start as Start
 from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen, not_the_same_storage
 from ckptflow.errors import (
     LEAVING,
@@ -61,23 +61,6 @@ class _Look(msgspec.Struct, frozen=True):
 
     folder: Folder | None
     reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How a life of the job began. `held` is None for a reader; `restored` is None on a root where nothing counts.
-
-    `save_again`: what was restored is not the newest that counted, so nothing protects it, nor the decision to start
-    there, until this incarnation has saved it as its own.
-    """
-
-    held: Held | None
-    reason: Reason = "start"
-    restored: Summary | None = None
-    lineage: frozenset[Folder] = frozenset()
-    barrier: int = 0
-    fresh_since: int = 0
-    save_again: bool = False
 
 
 class Resume:
@@ -133,7 +116,7 @@ class Resume:
         held = self._claim(reason)
         self._chief_does(lambda: (self._chooser.warn_of_fresh if fresh else self._chooser.refuse_used_root)(held))
         barrier = held.number if fresh else 0
-        return Start(held, reason, barrier=barrier, fresh_since=barrier)
+        return Start(held, reason, barrier=barrier, fresh_since=barrier, sound_since=barrier)
 
     def run(self, step: int | None) -> Start:
         """Restores the newest valid checkpoint, or the one of `step` and no other. See the module's docstring."""
@@ -416,5 +399,6 @@ class Resume:
             lineage=view.lineage,
             barrier=held.number if reason == "rollback" else max(counting.barrier, restored.barrier),
             fresh_since=max(counting.fresh_since, restored.fresh_since),
+            sound_since=restored.sound_since if reason == "resume" else held.number,
             save_again=choice.save_again,
         )

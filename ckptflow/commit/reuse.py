@@ -7,11 +7,14 @@ beside it: what it falls back to is another physical copy.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from ckptflow.commit.catalog import Checkpoint, Summary
+from ckptflow.commit.retention import Policy, reasons_to_keep
+from ckptflow.commit.start import Start
 from ckptflow.format.layout import Folder
 
 
@@ -49,3 +52,27 @@ def choose_reuse(existing: Sequence[Existing], kept: Collection[Folder], *, is_s
     if source is None:
         return Reuse(family, None, f"{beside}; none of family {family} is to be copied from")
     return Reuse(family, str(source), f"{beside}; the newest of family {family}")
+
+
+def as_existing(known: Iterable[Summary], start: Start) -> list[Existing]:
+    """What this incarnation builds on, and whether it may be copied from where a copy shares bytes with its source.
+
+    An older one than `sound_since` may have the damaged file that a fallback, or a person by a rollback, has left
+    behind; not the one that was restored, which was read whole.
+    """
+    restored = start.restored.folder if start.restored is not None else None
+    return [
+        Existing(each.folder, each.family, each.folder.incarnation >= start.sound_since or each.folder == restored)
+        for each in known
+    ]
+
+
+def staying_beside(coming: Checkpoint, known: Sequence[Summary], policies: Sequence[Policy]) -> frozenset[Folder]:
+    """Those of `known`, oldest first, that the policies keep once `coming` is there too: of each step the newest.
+
+    Raises what a policy raises.
+    """
+    by_step = {each.folder.step: each for each in known if each.folder.step != coming.step}
+    others = [by_step[step] for step in sorted(by_step)]
+    reasons = reasons_to_keep([*(each.checkpoint for each in others), coming], policies)[:-1]
+    return frozenset(each.folder for each, reason in zip(others, reasons, strict=True) if reason)

@@ -51,6 +51,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     why it started there. `barrier` is the newest incarnation, this one or one that it builds on, that began with a
     rollback or a fresh start: folders of lower incarnations outside the lineage were cut off on purpose and are never
     taken by themselves. `fresh_since` is the same for fresh starts alone: what they left is deleted only by hand.
+    `sound_since` is the newest such incarnation that did more than start or resume: where a copy shares bytes with its
+    source, what is older may have the damage that was met then, and is no source.
     `metadata` and the values of `python_state` are in the form of `format.values`. `per_worker` names the entries of
     the state that each worker had for itself: worker 3 of the entry `data` has the Python state `data/worker-3`, and
     tensors whose names begin with `data/worker-3/`. `object_graph` is there where the state has one. `began_at` is when
@@ -75,6 +77,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     lineage: tuple[ShortText, ...] = ()
     barrier: Size = 0
     fresh_since: Size = 0
+    sound_since: Size = 0
     software: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: Any = None

@@ -86,7 +86,8 @@ class Incarnation:
     ) -> PendingCheckpoint:
         """Hands the save to the background.
 
-        `reuse`: what the chief says of it; None, it is written whole. `source`: the manifest of what that names.
+        `reuse`: what the chief says of it; None, it is written whole. `source`: the manifest of what was restored, at
+        the first save after that.
         """
         step, watch = asked.step, asked.watch
         saver = self._saver
@@ -108,7 +109,7 @@ class Incarnation:
             raise
         return PendingCheckpoint(step, future, self._look_for(folder), self._commit_timeout_s, self._background.waiting)
 
-    def save_again(self, read_attached: Callable[[], Mapping[str, Any]]) -> None:
+    def save_again(self, read_attached: Callable[[], Mapping[str, Any]], source: Manifest | None) -> None:
         """What was restored is not the newest that counted: until it is saved as our own, nothing protects it.
 
         `read_attached` gives what it holds beside the user's state, which a restore passes over: not what is now.
@@ -125,7 +126,8 @@ class Incarnation:
         def finish(snapshot: Snapshot) -> bool:
             metadata = to_json(checkpoint.metadata, "metadata")
             metrics = dict(checkpoint.metrics)
-            pending = self.save(Asked(checkpoint.step, metrics, metadata, snapshot, Stopwatch()), prune=False)
+            asked = Asked(checkpoint.step, metrics, metadata, snapshot, Stopwatch())
+            pending = self.save(asked, prune=False, reuse=self._reuse_of_restored(), source=source)
             pending.wait()
             if (error := pending.exception()) is not None:
                 raise error
@@ -147,6 +149,14 @@ class Incarnation:
                 checkpoint.step,
                 str(error),
             )
+
+    def _reuse_of_restored(self) -> Reuse:
+        """What was restored was read whole, so it is a source. On a disk it is one of the next save: this one is of the
+        other family, in files of its own."""
+        restored = self.start.restored
+        if restored is None:
+            return Reuse()
+        return Reuse(source=str(restored.folder)) if self._saver.store.is_object_store else Reuse(1 - restored.family)
 
     def let_go(self) -> None:
         """Keeps none of the values that were saved: the state is about to get others, or this has ended."""

@@ -60,9 +60,9 @@ class PendingCheckpoint:
         Returns or raises within `timeout_s`, and half a second for a look at the storage, whatever that does: a storage
         that fails or does not answer is not waited for any longer. `timeout_s=0` asks how it stands.
 
-        Raises `SaveFailedError` and its kin (`CommitTimeoutError`, and `CommitUnknownError` where the storage never
-        said), `FencedError`, `PeerError` where the coordinator has ended or does not answer, `StorageError` where the
-        manifest cannot be looked for, or `TimeoutError` where the save has not ended within `timeout_s` seconds
+        Raises `SaveFailedError` and its subclasses (`CommitTimeoutError`, and `CommitUnknownError` where the storage
+        never said), `FencedError`, `PeerError` if the coordinator has ended or does not answer, `StorageError` if the
+        manifest cannot be looked for, or `TimeoutError` if the save has not ended within `timeout_s` seconds
         (default: no limit on the coordinator; the manager's `commit_timeout_s` on the other workers).
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

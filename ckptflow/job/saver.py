@@ -76,7 +76,7 @@ class Job:
     blocked_s: float = 0.0  # how long `save` held the training thread
     live: References | None = None  # of a snapshot of live objects: the memory that it holds
     reuse: Reuse = field(default_factory=Reuse)
-    source: Manifest | None = None  # of what `reuse` names, where it is known
+    source: Manifest | None = None  # of what was restored, at the first save after that
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +174,8 @@ class Saver:
         snapshot, worker = job.snapshot, self.cluster.worker
         with span("plan"):
             source, manifest = self._source(job)
-            plan = self.unchanged.plan(snapshot.specs, self.streams.by_turns, job.live, manifest)
-            earlier = self.unchanged.sources(plan, source, manifest)
+            plan = self.unchanged.plan(snapshot.specs, self.streams.by_turns, job.live, job.source or manifest)
+            earlier = self.unchanged.sources(plan, source, manifest, job.live)
         alike, apart, unread = self._digests(snapshot, plan)
         own, own_python = self._own(job)
         still = self.unchanged.still_dynamic(snapshot.specs)

@@ -330,7 +330,7 @@ class Session:
         )
         if incarnation is not None and start.save_again:
             folder = start.restored.folder
-            incarnation.save_again(lambda: carried_in(self._open(folder), loading))
+            incarnation.save_again(lambda: carried_in(self._open(folder), loading), loading.manifest)
         return found
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:

@@ -8,9 +8,9 @@ which TensorFlow then never writes; or because the xxh3-128 of the whole packed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import crc32c
@@ -19,14 +19,18 @@ from ckptflow.format.boxes import Box
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, ReceiptSlice
 from ckptflow.format.spec import Bytes1D, TensorSpec
-from ckptflow.transfer.packing import PlannedShard
+from ckptflow.transfer.packing import PlannedShard, PlannedSlice
 from ckptflow.transfer.plan import WorkerPlan, plan_shards
-from ckptflow.transfer.regroup import needs_regrouping, regroup, shards_in, shards_of
+from ckptflow.transfer.regroup import is_worth_it, needs_regrouping, regroup, shards_in, shards_of
 from ckptflow.transfer.sources import NO_SOURCES, Earlier, Sources, shards_by_content
 from ckptflow.transfer.writer import WrittenShards
 
+logger = logging.getLogger("ckptflow")
+
 OBSERVED_BYTES = 2**16  # smaller tensors are not watched: what they would save is not worth it
-_SAVES_REMEMBERED = 4  # a source is one of the last two that were committed, and others may have failed since
+_SAVES_REMEMBERED = 16  # a source is most often one of the last two that were committed, and seldom much older
+_MOVES = 2  # in a row with the same bytes: then it is new memory at every read, and is only hashed
+_CHECKED_BYTES = 2**24  # read at each save of what is proved without reading
 _CALMER = 4  # times as long without a change before what has begun to change again is expected not to
 
 
@@ -58,34 +62,41 @@ class _Watched:
     is_still: bool = False
     references: tuple[object, ...] | None = None  # the memory that was saved last
     since: int = 0  # the save from which on it has been that memory
-    is_copied: bool = False  # when it is read, or given the same value again: no memory proves anything
+    moves: int = 0  # in a row, to other memory with the same bytes
     hint: _Hint | None = None
+    is_seeded: bool = False  # the hint is that of a checkpoint, not of a save of this process
     calm: int = 0  # saves in a row at which it seemed unchanged
     needed: int = 1  # so many until it is expected to be still
 
-    def look(self, references: tuple[object, ...] | None, hint: Callable[[], _Hint | None]) -> None:
-        """Compares the memory with what was saved last, and where it is other memory, what is in it by `hint()`.
+    @property
+    def may_be_held(self) -> bool:
+        return self.references is None and self.moves < _MOVES
+
+    def move(self, hint: _Hint | None) -> None:
+        """Its value is in other memory than what was saved last: by this hint another value, or the same once more.
 
         What has changed leaves its shard before that is written, so that what stays there is written anew only once.
+        Without a hint it stays until the save has told.
         """
-        if self.references is None or references == self.references:
-            return
         self.references = None
-        if self.hint is not None and hint() == self.hint:
-            self.is_copied = True
+        if hint is None or hint == self.hint:
+            self.moves += 1
         else:
             self._change()
 
     def learn(self, hint: _Hint) -> None:
         """After a save, whose slices were these."""
-        before, self.hint = self.hint, hint
+        before, is_seeded = self.hint, self.is_seeded
+        self.hint, self.is_seeded = hint, False
         if before is None or before.boxes != hint.boxes:  # the first, or cut otherwise: the next one tells
             return
-        if before.checksums != hint.checksums:
+        if before.checksums == hint.checksums:
+            self.calm += 1
+            self.is_still |= self.calm >= self.needed
+        elif is_seeded:  # the program may have put something else in its place, once
+            self.references = None
+        else:
             self._change()
-            return
-        self.calm += 1
-        self.is_still |= self.calm >= self.needed
 
     def _change(self) -> None:
         self.needed *= _CALMER if self.is_still else 1
@@ -114,6 +125,9 @@ class Unchanged:
         self._plan: WorkerPlan | None = None
         self._observed: frozenset[str] = frozenset()
         self._watched: dict[str, _Watched] = {}
+        self._frozen: frozenset[str] = frozenset()  # by what their owners say
+        self._trusts_memory = True
+        self._checked = 0  # slices of what was proved
         self._sent: dict[str, dict[bytes, _Sent]] = {}  # by folder, and by the shard's header
 
     def plan(
@@ -128,9 +142,12 @@ class Unchanged:
         self._saves += 1
         if self.is_on and live is not None:
             if specs is not self._specs:
-                self._expect(live.frozen_names)
+                self._freeze(frozenset(live.frozen_names))
             if self._plan is None and source is not None:
                 self._expect(_still_in(source, self._worker, self._world_size))
+                for name, hint in _hints_in(source, self._worker, self._world_size).items():
+                    if name in self._watched:  # what has changed since is known after this save, and let go
+                        self._watched[name].hint, self._watched[name].is_seeded = hint, True
             self._look(specs, live)
         plan = self._planned(specs, at_once, source)
         if plan is not self._plan:
@@ -144,20 +161,55 @@ class Unchanged:
         """Whether it is known what of a folder this worker has written, in this process."""
         return str(folder) in self._sent
 
-    def sources(self, plan: WorkerPlan, source: Folder | None, manifest: Manifest | None) -> Sources:
+    def sources(
+        self, plan: WorkerPlan, source: Folder | None, manifest: Manifest | None, live: References | None
+    ) -> Sources:
         """What of the source may be copied: of a save of this process what is proved, else what has the same hash."""
         if source is None or not self.is_on:
             return NO_SOURCES
         sent = self._sent.get(str(source))
         if sent is None:
-            return Sources(by_content=shards_by_content(source, manifest) if manifest is not None else {})
+            return Sources(by_content=shards_by_content(source, manifest)) if manifest is not None else NO_SOURCES
         proved = {}
         for shard in plan.shards:
             known = sent.get(shard.header) if shard.is_still else None
             if known is not None and all(self._is_since(piece.name, known.save) for piece in shard.slices):
                 proved[shard.name] = known.earlier
         by_content = {(e.record.size_bytes, e.record.content or ""): e for _, e in sent.values()}
-        return Sources(proved, by_content)
+        is_sound = live is None or self._spot_check(plan, proved, live)
+        return Sources(proved if is_sound else {}, by_content)
+
+    def _spot_check(self, plan: WorkerPlan, proved: Mapping[str, Earlier], live: References) -> bool:
+        """Whether some of what is proved is what it was: at each save others, so that nothing is believed for ever.
+
+        TensorFlow writes into no memory that is referred to. Who shares memory with it, by NumPy, DLPack or a custom
+        operation, may: then nothing is proved by memory any more, here.
+        """
+        pieces = [
+            (piece, checksum)
+            for shard in plan.shards
+            if shard.name in proved
+            for piece, checksum in zip(shard.slices, proved[shard.name].checksums, strict=True)
+            if piece.region is None
+        ]
+        checked_bytes = 0
+        for _ in range(len(pieces)):
+            if checked_bytes >= _CHECKED_BYTES:
+                break
+            piece, checksum = pieces[self._checked % len(pieces)]
+            self._checked += 1
+            checked_bytes += piece.end - piece.offset
+            if _checksum(live, piece.tensor, piece) != checksum:
+                logger.warning(
+                    "%s has changed in memory that TensorFlow does not write to: other code shares it (NumPy, DLPack, "
+                    "a custom operation). Checkpoints saved before this one may hold an older value of it; from now on "
+                    "what has not changed is told by reading all of it",
+                    piece.name,
+                )
+                self._trusts_memory = False
+                self.let_go()
+                return False
+        return True
 
     def learn(self, folder: Folder, plan: WorkerPlan, written: WrittenShards) -> None:
         """After this worker's shards were made durable as `plan` says, dynamic tensors included."""
@@ -170,8 +222,7 @@ class Unchanged:
                 checksums[piece.shard].append(piece.crc32c)
         self._sent[str(folder)] = {
             plan.shards[i].header: _Sent(
-                self._saves,
-                Earlier(folder.key(written.shards[i].name), written.shards[i], tuple(checksums[i])),
+                self._saves, Earlier(folder.key(written.shards[i].name), written.shards[i], tuple(checksums[i]))
             )
             for i in can_be_copied
         }
@@ -198,13 +249,23 @@ class Unchanged:
         plan = plan_shards(
             specs, worker=worker, world_size=world_size, shard_bytes=shard_bytes, at_once=at_once, still=still
         )
-        if not still:
-            return plan
         if before is not None:
             old = shards_of(before)
         else:
             old = shards_in(source, worker, world_size) if source is not None else []
-        return regroup(plan, specs, old, still, shard_bytes=shard_bytes, at_once=at_once)
+        if any(each.is_still for each in old):
+            plan = regroup(plan, specs, old, still, shard_bytes=shard_bytes, at_once=at_once)
+        if not still or is_worth_it(plan):
+            return plan
+        return plan_shards(specs, worker=worker, world_size=world_size, shard_bytes=shard_bytes, at_once=at_once)
+
+    def _freeze(self, names: frozenset[str]) -> None:
+        """What its owner freezes is still from now on, whatever it was before; what thaws is not."""
+        for name in names - self._frozen:
+            self._watched[name] = _Watched(is_still=True)
+        for name in self._frozen - names:
+            self._watched[name] = _Watched()
+        self._frozen = names
 
     def _expect(self, names: Iterable[str]) -> None:
         """Nothing is known of these yet, but that they are not likely to change."""
@@ -223,16 +284,21 @@ class Unchanged:
     def _look(self, specs: Sequence[TensorSpec], live: References) -> None:
         """Compares the memory of what was still with what it is now."""
         held = {name for name, watched in self._watched.items() if watched.references is not None}
-        for name, indices in _places(specs, held).items():
-            hint = partial(_hint_now, self._plan if specs is self._specs else None, live, name)
-            self._watched[name].look(_references(live, indices), hint)
-        for name in held - {spec.name for spec in specs}:  # it is not in the state any more
+        now = {name: _references(live, indices) for name, indices in _places(specs, held).items()}
+        moved = {name for name, references in now.items() if references != self._watched[name].references}
+        hints = _hints_now(self._plan, live, _places(specs, moved)) if self._plan is not None else {}
+        for name in moved:
+            self._watched[name].move(hints.get(name))
+        for name in now.keys() - moved:
+            self._watched[name].moves = 0
+        for name in held - now.keys():  # it is not in the state any more
             del self._watched[name]
 
     def _hold(self, plan: WorkerPlan, live: References) -> None:
         """Refers to the memory of what is still and written here, if none is referred to."""
         written = {piece.name for shard in plan.shards if shard.is_still for piece in shard.slices}
-        names = {n for n in written if self._watched[n].references is None and not self._watched[n].is_copied}
+        names = {n for n in written if self._watched[n].may_be_held}
+        names = names if self._trusts_memory else set()
         for name, indices in _places(self._specs, names).items():
             watched = self._watched[name]
             watched.references, watched.since = _references(live, indices), self._saves
@@ -281,19 +347,32 @@ def _hints(names: Collection[str], slices: Iterable[ReceiptSlice]) -> dict[str, 
     return {name: _hint([((each.start, each.shape), each.crc32c) for each in pieces]) for name, pieces in found.items()}
 
 
-def _hint_now(plan: WorkerPlan | None, live: References, name: str) -> _Hint | None:
-    """The hint that a save of this tensor's values, by that plan, would leave; None where it is not cheap to have."""
-    shards = plan.shards if plan is not None else ()
-    pieces = [piece for shard in shards for piece in shard.slices if piece.name == name]
-    if not pieces or any(piece.region is not None for piece in pieces):
-        return None
-    data = {piece.tensor: live.data(piece.tensor) for piece in pieces}
-    return _hint(
-        [
-            ((each.start, each.shape), crc32c.crc32c(data[each.tensor][each.source_begin : each.source_end].data))
-            for each in pieces
-        ]
-    )
+def _hints_now(plan: WorkerPlan, live: References, places: Mapping[str, Sequence[int]]) -> dict[str, _Hint]:
+    """The hints that a save of these tensors, by that plan, would leave; not of those that are not cheap to read."""
+    pieces: dict[str, list[PlannedSlice]] = {}
+    for shard in plan.shards if places else ():
+        for piece in shard.slices:
+            if piece.name in places:
+                pieces.setdefault(piece.name, []).append(piece)
+    return {
+        name: _hint([((each.start, each.shape), _checksum(live, places[name][0], each)) for each in found])
+        for name, found in pieces.items()
+        if len(places[name]) == 1 and all(each.region is None for each in found)
+    }
+
+
+def _checksum(live: References, index: int, piece: PlannedSlice) -> int:
+    return crc32c.crc32c(live.data(index)[piece.source_begin : piece.source_end].data)
+
+
+def _hints_in(source: Manifest, worker: int, world_size: int) -> dict[str, _Hint]:
+    """The hints that this worker's part of that save has left."""
+    checksums = {(tensor.name, piece.start): piece.crc32c for tensor in source.tensors for piece in tensor.slices}
+    found: dict[str, list[tuple[Box, int]]] = {}
+    for shard in shards_in(source, worker, world_size):
+        for name, box in shard.slices:
+            found.setdefault(name, []).append((box, checksums[name, box[0]]))
+    return {name: _hint(slices) for name, slices in found.items()}
 
 
 def _hint(slices: Sequence[tuple[Box, int]]) -> _Hint:

@@ -38,12 +38,12 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 class PreemptionWatcher:
-    """When any worker is told to leave, all workers save one step, wait until it is committed, and leave alike.
+    """When any worker is preempted, all workers save one step, wait until it is committed, and exit with the same code.
 
-    Told by a signal, or by `notice` returning true. `check` then raises `SystemExit(exit_code)` on every worker, at the
-    same check, once the step given to it is committed. So a process that ends with `exit_code` has lost nothing. If
-    that step cannot be saved, `check` raises why, and the exit code is not `exit_code`: a supervisor may start the job
-    again all the same, and it resumes from the checkpoint before.
+    A signal preempts a worker, or `notice` returning true. `check` then raises `SystemExit(exit_code)` on every worker,
+    at the same check, once the step given to it is committed. So a process that ends with `exit_code` has lost nothing.
+    If that step cannot be saved, `check` raises why, and the exit code is not `exit_code`: a supervisor may still
+    restart the job, and it resumes from the checkpoint before.
 
     Signals are heard from construction on, also while TensorFlow runs a step, traces or restores, and until `close` or
     the end of the block, which put back the handlers that were there. A signal that comes again a second or more after
@@ -52,9 +52,9 @@ class PreemptionWatcher:
 
     Args:
         manager: saves the last step. Make the watcher after it, on the main thread, on every worker.
-        signals: what tells this worker to leave. SIGINT is not among them unless you say so.
-        notice: a function of no arguments, asked about once a second in a background thread: true tells this worker to
-            leave. What it raises is logged once. See `ckptflow.preemption.gce_notice`.
+        signals: those that preempt this worker. SIGINT is not among them unless you say so.
+        notice: a function of no arguments, asked about once a second in a background thread: true preempts this
+            worker. What it raises is logged once. See `ckptflow.preemption.gce_notice`.
         grace_period_s: how long this process will be left alive from the notice on; only logged.
         exit_code: 75 is sysexits.h's EX_TEMPFAIL: "saved; start me again".
 
@@ -91,7 +91,7 @@ class PreemptionWatcher:
 
     @property
     def is_preempted(self) -> bool:
-        """Whether this worker was told to leave. Others may have been told; only `check` finds out."""
+        """Whether this worker was preempted. Others may have been; only `check` finds out."""
         return self._notices.told is not None
 
     def check(
@@ -106,11 +106,11 @@ class PreemptionWatcher:
         but for metrics that are not finite.
 
         Raises:
-            SystemExit: some worker was told to leave, and `step` is committed.
+            SystemExit: some worker was preempted, and `step` is committed.
             UsageError: workers differ in `step`, or in what they call.
-            ValueError, UnsupportedStateError: for a bad step, metric or metadata, also when nobody was told.
-            SaveFailedError, FencedError, PeerError, StorageError: some worker was told to leave, and `step` could not
-                be saved. A next `check` tries again.
+            ValueError, UnsupportedStateError: for a bad step, metric or metadata, also when nobody was preempted.
+            SaveFailedError, FencedError, PeerError, StorageError: some worker was preempted, and `step` could not be
+                saved. A next `check` tries again.
         """
         number = check_step(step)
         is_due = self._pace.is_due(number, time.monotonic())

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from ckptflow.state.leaves import host_array
 
-_FEW_BYTES = 64  # of so few the value itself is kept: TensorFlow lends no scalar's memory, and one shares a shard
+_FEW_BYTES = 64  # of so few the value itself is kept: TensorFlow lends no scalar's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +25,14 @@ class Memory:
 
 
 def memory_of(held: Any) -> Memory | None:
-    """The memory of what a snapshot holds of a tensor; None where it is not in this process's main memory, or where
-    TensorFlow lends it to nobody: strings, and what is copied whenever it is read is new memory each time."""
+    """The memory of what a snapshot holds of a tensor. What TensorFlow copies at each read is new memory each time.
+
+    None where it is not in this process's main memory, or is lent to nobody, as strings are.
+    """
     tensors = tuple(held) if isinstance(held, list) else (held,)
     addresses: list[int | bytes] = []
     for tensor in tensors:
-        if isinstance(tensor, np.ndarray) or "CPU" not in tensor.backing_device or tensor.dtype == tf.string:
+        if isinstance(tensor, np.ndarray) or "CPU" not in tensor.backing_device or tensor.dtype.name == "string":
             return None
         one = host_array(tensor)
         if one.nbytes <= _FEW_BYTES:

@@ -74,6 +74,7 @@ class FsspecStore(RemoteStore):
         self._is_s3, self._is_gcs = self._scheme in S3_SCHEMES, self._scheme in GCS_SCHEMES
         self.is_create_only = self._is_s3 or self._is_gcs or self._scheme == "memory"
         self.can_copy = self._is_s3 or self._is_gcs
+        self._impossible_version = "1" if self._is_gcs else "0" * 32
         self._has_folders = not (self.is_create_only or self._scheme in ("abfs", "az", "oss", "oci", "r2"))
         # Threads' commands would mix on the one connection of ftp:// or sftp://, which nobody opens again, either.
         self._has_one_connection = self._has_folders and not self._fs.async_impl and self._scheme not in _POOLED

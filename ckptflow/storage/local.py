@@ -28,7 +28,7 @@ from ckptflow.storage.local_calls import (
 from ckptflow.storage.local_folders import ANEW, DurableFolders, not_durable
 from ckptflow.storage.local_listing import LEFTOVER_NAME as LEFTOVER_NAME
 from ckptflow.storage.local_listing import check_no_link, is_record, version_of, walk
-from ckptflow.storage.local_names import NO_LINKS, check_version, rename_under_lock, taken
+from ckptflow.storage.local_names import NO_LINKS, check_age, check_version, rename_under_lock, taken
 from ckptflow.storage.positional import read_at, write_at
 from ckptflow.storage.store import Entry, check_key, check_prefix
 
@@ -53,12 +53,12 @@ class LocalStore:
     in its folder's descriptor. A link, a pipe or the like in the place of an object is listed as empty and read so.
 
     A copy is a hard link: another name of the same file, which no verb ever writes to. Its version is the file's inode,
-    size and time of last change.
+    size and time of last change. What was written more than a week ago is not copied, as the link would be as old.
 
-    Where the file system has no hard links, which the first `create` or `copy` finds out, nothing is copied, and
-    `create` takes `.ckptflow-lock-NAME` by `O_EXCL`, looks, renames, and gives it back: as exclusive, but a crash just
-    there leaves the lock. It blocks no other name; `create` of that same name then raises `StorageUnavailableError`
-    naming the lock, until a person, or the deletion of the folder, removes it.
+    Where the file system has no hard links, nothing is copied once the first `copy` or `create` has found that out.
+    From the first `create` on that takes `.ckptflow-lock-NAME` by `O_EXCL`, looks, renames, and gives it back: as
+    exclusive, but a crash just there leaves the lock. It blocks no other name; `create` of that same name then raises
+    `StorageUnavailableError` naming the lock, until a person, or the deletion of the folder, removes it.
     """
 
     is_create_only = True
@@ -67,7 +67,7 @@ class LocalStore:
     def __init__(self, path: str) -> None:
         self._root = os.path.abspath(os.path.expanduser(path))
         self._has_direct = True
-        self._has_links = True
+        self._has_links = self._has_copies = True
         self._folders = DurableFolders(self._root)
         self._is_closed = False
 
@@ -77,7 +77,7 @@ class LocalStore:
 
     @property
     def can_copy(self) -> bool:
-        return self._has_links
+        return self._has_links and self._has_copies
 
     def put(self, key: str, data: memoryview) -> str | None:
         return self._write(key, data, _replace)
@@ -93,7 +93,8 @@ class LocalStore:
                 with self._folders.opened(os.path.dirname(path)) as folder:
                     try:
                         self._link_file(os.path.basename(source), above, status, temporary, folder)
-                        check_version(temporary, folder, version, source)  # of what was linked, whatever came between
+                        # Of what was linked, whatever came between.
+                        check_age(check_version(temporary, folder, version, source), source)
                         _replace(folder, temporary, path)
                     finally:
                         remove(temporary, folder)  # a rename to another name of the same file leaves it
@@ -241,7 +242,7 @@ class LocalStore:
             os.link(source, new, src_dir_fd=above, dst_dir_fd=folder, follow_symlinks=False)
         except OSError as error:
             if error.errno in NO_LINKS and status.st_nlink == 1 and status.st_uid == os.geteuid():
-                self._has_links = False  # our own file, which has no other name
+                self._has_copies = False  # our own file, which has no other name; or it alone is protected
             raise
 
     def _link(self, folder: int, temporary: str, path: str) -> None:

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 
-from ckptflow.errors import ObjectChangedError, ObjectExistsError, StorageUnavailableError
+from ckptflow.errors import ObjectChangedError, ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.storage.local_calls import RESERVED, is_there, remove, rename_to_new
 from ckptflow.storage.local_listing import version_of
 
@@ -16,6 +16,8 @@ from ckptflow.storage.local_listing import version_of
 # EMLINK of one that has too many.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _LOCK_WAIT_S = 2.0
+# A link has the age of its file, and scratch disks delete what was not written for some weeks.
+COPIED_DAYS = 7
 
 
 def check_version(name: str, folder: int, version: str, path: str) -> os.stat_result:
@@ -27,6 +29,15 @@ def check_version(name: str, folder: int, version: str, path: str) -> os.stat_re
     if not stat.S_ISREG(status.st_mode) or version_of(status) != version:
         raise ObjectChangedError(f"{path}: cannot copy: it is not, or no longer, version {version}")
     return status
+
+
+def check_age(status: os.stat_result, path: str) -> None:
+    """Raises for a file, linked just now, that was written long ago: by the file system's own clock, as a link has set
+    the time of its last change."""
+    if status.st_ctime - status.st_mtime > COPIED_DAYS * 86_400:
+        raise StorageError(
+            f"{path}: cannot copy: it was written more than {COPIED_DAYS} days ago, and may go by its age"
+        )
 
 
 def rename_under_lock(folder: int, temporary: str, path: str) -> None:

@@ -16,12 +16,13 @@ from ckptflow.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     StorageError,
+    StorageUnavailableError,
     UsageError,
 )
 from ckptflow.storage import faults, redaction
 from ckptflow.storage.credentials import may_be_chained, secrets_of
 from ckptflow.storage.raw import RawClient
-from ckptflow.storage.replies import IgnoredConditionError, as_version
+from ckptflow.storage.replies import as_version
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError
 from ckptflow.storage.store import Entry, check_key, check_prefix
 from ckptflow.threads import at_once
@@ -94,6 +95,7 @@ class RemoteStore(RemoteCalls, ABC):
     is_object_store = True
     is_create_only = False
     can_copy = False
+    _impossible_version = ""  # that no object has; of a store that copies
 
     def __init__(
         self, url: str, root: str, storage_options: dict[str, Any], stall_timeout_s: float | None = STALL_TIMEOUT_S
@@ -104,7 +106,8 @@ class RemoteStore(RemoteCalls, ABC):
         root = root.strip("/")
         self._base = f"{root}/" if root else ""  # "bucket/run-7/", or "" for the root of a file system without buckets
         self._has_bulk_delete = False
-        self._copying = threading.Lock()
+        self._copying, self._trial = threading.Lock(), threading.Lock()
+        self._keeps_condition = False  # of copies, as a trial has shown
 
     # ---- the verbs
 
@@ -112,20 +115,12 @@ class RemoteStore(RemoteCalls, ABC):
         return self._write(key, data, is_new=False)
 
     def copy(self, source_key: str, key: str, version: str) -> str | None:
-        source, path = self._path(source_key), self._path(key)
-        changed = f"{self._url}/{source_key}: cannot copy to {key}: it is not, or no longer, version {version!r}"
+        check_key(source_key)
+        check_key(key)
         if as_version(version) != version:  # whoever has said so
-            raise ObjectChangedError(changed)
-        try:
-            with self._mapped(f"copy to {key}", source_key):
-                try:
-                    return self._copy_inside(source, path, version)
-                except Exception as error:
-                    if isinstance(error, IgnoredConditionError) or faults.is_refused_copy(error):
-                        self._stop_copying(faults.text_of(error, self._secrets))
-                    raise
-        except (ObjectChangedError, ObjectExistsError) as error:  # "exists" is how any condition fails
-            raise ObjectChangedError(changed) from error
+            raise ObjectChangedError(self._changed(source_key, key, version))
+        self._try_condition(source_key, key)
+        return self._copy_version(source_key, key, version)
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, is_new=True)
@@ -186,6 +181,46 @@ class RemoteStore(RemoteCalls, ABC):
             with suppress(ObjectNotFoundError), self._mapped("delete", key):
                 self._remove(path)
                 return
+
+    def _try_condition(self, source_key: str, key: str) -> None:
+        """Raises unless the storage keeps to the condition of a copy: one of a version that no object has is refused.
+
+        That is asked once, by the first copy. Others wait for it, no longer than for a request.
+        """
+        if self._keeps_condition:
+            return
+        cannot = f"{self._url}/{source_key}: cannot copy to {key}"
+        if not self._trial.acquire(timeout=-1 if self._stall_timeout_s is None else self._stall_timeout_s):
+            raise StorageUnavailableError(f"{cannot}: the first copy here has not been answered yet")
+        try:
+            if self._keeps_condition:
+                return
+            if not self.can_copy:
+                raise StorageError(f"{cannot}: this storage has refused to copy")
+            try:
+                self._copy_version(source_key, key, self._impossible_version)
+            except ObjectChangedError:
+                self._keeps_condition = True
+                return
+            self._stop_copying("it ignores the condition of a copy, and copies whatever is there")
+            raise StorageError(f"{cannot}: the storage ignores the condition of a copy, and copies whatever is there")
+        finally:
+            self._trial.release()
+
+    def _copy_version(self, source_key: str, key: str, version: str) -> str | None:
+        try:
+            with self._mapped(f"copy to {key}", source_key):
+                try:
+                    return self._copy_inside(self._path(source_key), self._path(key), version)
+                except Exception as error:
+                    if faults.is_refused_copy(error):
+                        self._stop_copying(faults.text_of(error, self._secrets))
+                    raise
+        except (ObjectChangedError, ObjectExistsError) as error:  # "exists" is how any condition fails
+            raise ObjectChangedError(self._changed(source_key, key, version)) from error
+
+    def _changed(self, source_key: str, key: str, version: str) -> str:
+        return f"{self._url}/{source_key}: cannot copy to {key}: it is not, or no longer, version {version!r}"
 
     def _stop_copying(self, why: str) -> None:
         with self._copying:

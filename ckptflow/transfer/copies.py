@@ -11,7 +11,7 @@ from ckptflow.storage.wrappers import can_copy
 
 logger = logging.getLogger("ckptflow")
 
-_FAILURES = 4  # that more copies may fail than succeed, for want of an answer, before no other is asked for
+_FAILURES = 4  # that more of the last copies may fail than succeed before no other is asked for
 
 
 class Copies:
@@ -43,9 +43,9 @@ class Copies:
             return None
         if copied is None:
             logger.debug("%s/%s is written anew: the storage does not say which version it is", store.url, key)
-        self._count(1)
+        self._count(1 if copied is not None else -1)
         return copied
 
     def _count(self, change: int) -> None:
         with self._lock:
-            self._balance += change
+            self._balance = min(_FAILURES, self._balance + change)

@@ -17,8 +17,8 @@ from ckptflow.format.spec import TensorSpec
 from ckptflow.transfer.packing import Piece, Placed, PlannedShard, plan_shard
 from ckptflow.transfer.plan import WorkerPlan, group, plan_of
 
-_MOVED_BYTES = 2**20  # of what is still in shards that change: less of it is not worth new shards,
-_MOVED_SHARE = 64  # nor a smaller share of all that a worker writes
+_APART_BYTES = 2**20  # less of what is still is not worth shards of its own,
+_APART_SHARE = 64  # nor a smaller share of all that a worker writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,16 @@ def needs_regrouping(plan: WorkerPlan, still: Collection[int]) -> bool:
         for piece in shard.slices
         if piece.tensor in still
     )
-    return outside_bytes >= max(_MOVED_BYTES, plan.size_bytes // _MOVED_SHARE)
+    return _is_enough(outside_bytes, plan)
+
+
+def is_worth_it(plan: WorkerPlan) -> bool:
+    """Whether there is enough that is still for shards of its own, which cost requests."""
+    return _is_enough(sum(shard.size_bytes for shard in plan.shards if shard.is_still), plan)
+
+
+def _is_enough(size_bytes: int, plan: WorkerPlan) -> bool:
+    return size_bytes >= max(_APART_BYTES, plan.size_bytes // _APART_SHARE)
 
 
 def regroup(
@@ -117,8 +126,8 @@ def regroup(
 
 
 def _holds(held: Placed, box: Box) -> bool:
-    """Whether all of a box is in what this worker holds there."""
-    return all(
+    """Whether all of a box is in what this worker holds there; a tensor may have had another rank before."""
+    return len(box[0]) == len(held.origin) and all(
         origin <= start and start + extent <= origin + size
         for origin, size, start, extent in zip(held.origin, held.held_shape, *box, strict=True)
     )

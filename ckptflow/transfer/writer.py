@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import crc32c
@@ -32,7 +33,7 @@ from ckptflow.transfer.streams import Streams, Turns, streams_for
 
 FETCH_BYTES = 4 * 2**20  # asked of another process at once
 _FETCHES = 4  # at once: each holds so much beside its buffer, and asks a server that trains
-_COPIES = 16  # asked of an object store at once
+_COPIES = 64  # asked of an object store at once, where as many streams may be: they take no memory here
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
 
 
@@ -69,59 +70,30 @@ def write_shards(
     *,
     tag: str | None = None,
     streams: Streams | None = None,
-    earlier: Sources | None = None,
+    earlier: Sources = NO_SOURCES,
 ) -> WrittenShards:
     """Makes this worker's shards durable in `folder` and says what is in them; their names end with `tag`.
 
     Tensors that this worker writes nothing of are released first, every other as soon as its last slice is packed. At
     most as many shards as `streams` says are being sent at once, others are packed ahead, one on a disk, and no more
-    than the pool has buffers for. The first error stops the rest and is raised unchanged once no transfer is under
-    way; what has been written stays where it is.
+    than the pool has buffers for. The first error stops what is being sent and is raised unchanged once no transfer is
+    under way; what has been written stays where it is.
 
-    With `earlier` shards are copied from there, where they are proved to be the same: those that cannot be are written.
-    Still shards then say by what a later save may copy them.
+    Shards that `earlier` proves to be the same are copied from there, beside the others: those that cannot be are sent.
+    Still shards say by what a later save may copy them.
     """
     for index in plan.unused:
         source.release(index)
     packer = _Packer(source, plan)
-    turns = Turns(streams or streams_for(store, pool, is_for_reading=False))
-    sources = earlier or NO_SOURCES
-    copies = Copies(store)
-    copied = _copy_proved(store, folder, plan, sources, tag, copies)
-    for number in copied:
-        packer.pass_over(plan.shards[number])
-    left = [number for number in range(len(plan.shards)) if number not in copied]
-    found: dict[int, _Written] = dict(copied)
-
-    def write(turn: int, buffer: Buffer) -> None:
-        number = left[turn]
-        shard = plan.shards[number]
-        name = _named(shard, tag)
-        with span("pack", shard=name, size_bytes=shard.size_bytes):
-            checksums, checksum = packer.pack(shard, buffer)
-        view = buffer.view[: shard.size_bytes]
-        record = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
-        if shard.is_still and earlier is not None:
-            record = msgspec.structs.replace(record, content=xxhash.xxh3_128_hexdigest(view))
-            same = sources.by_content.get((shard.size_bytes, record.content or ""))
-            # What was to be copied without reading it could not be: it is not asked for again.
-            if same is not None and shard.name not in sources.proved:
-                copied_record = _copy(copies, folder, same, record)
-                if copied_record is not None:
-                    found[number] = _Written(copied_record, checksums)
-                    return
-
-        def send() -> str | None:
-            with span("write", shard=name, size_bytes=shard.size_bytes):
-                return store.put(folder.key(name), view)
-
-        version = turns.transfer(shard.size_bytes, send)
-        if record.content is not None:
-            record = msgspec.structs.replace(record, version=version)
-        found[number] = _Written(record, checksums)
-
-    # One more thread than that, so that a shard is packed and waiting whenever a transfer ends.
-    run(pool, len(left), write, turns=turns, threads=turns.streams.most + 1)
+    writing = _Writing(store, folder, plan, tag, earlier, Copies(store), packer, pool, streams)
+    proved = [number for number, shard in enumerate(plan.shards) if shard.name in earlier.proved]
+    others = [number for number, shard in enumerate(plan.shards) if shard.name not in earlier.proved]
+    if proved:
+        copied, sent = at_once(2, lambda do: do(), [partial(writing.copy, proved), partial(writing.send, others)])
+        left = [number for number in proved if number not in copied]
+        found = {**copied, **sent, **(writing.send(left) if left else {})}
+    else:  # in the calling thread, which may be interrupted
+        found = writing.send(others)
     return WrittenShards(
         shards=tuple(found[number].record for number in range(len(plan.shards))),
         slices=tuple(
@@ -134,30 +106,80 @@ def write_shards(
     )
 
 
-def _copy_proved(
-    store: Store, folder: Folder, plan: WorkerPlan, sources: Sources, tag: str | None, copies: Copies
-) -> dict[int, _Written]:
-    """Copies the shards of which that is proved without reading them; those that could be, by their numbers."""
-    numbers = [number for number, shard in enumerate(plan.shards) if shard.name in sources.proved]
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """The shards of one save, on their way. What was made of them is returned by their numbers in the plan."""
 
-    def copy(number: int) -> _Written | None:
-        shard = plan.shards[number]
-        known = sources.proved[shard.name]
-        record = msgspec.structs.replace(known.record, name=_named(shard, tag))
-        made = _copy(copies, folder, known, record)
-        return None if made is None else _Written(made, known.checksums)
+    store: Store
+    folder: Folder
+    plan: WorkerPlan
+    tag: str | None
+    sources: Sources
+    copies: Copies
+    packer: _Packer
+    pool: BufferPool
+    streams: Streams | None
 
-    with span("copy", shards=len(numbers)):
-        made = at_once(_COPIES if store.is_object_store else 1, copy, numbers)
-    return {number: written for number, written in zip(numbers, made, strict=True) if written is not None}
+    def copy(self, numbers: Sequence[int]) -> dict[int, _Written]:
+        """Copies the shards that are proved to be the same without reading them, those that can be."""
 
+        def copy(number: int) -> _Written | None:
+            shard = self.plan.shards[number]
+            known = self.sources.proved[shard.name]
+            record = self._copied(known, msgspec.structs.replace(known.record, name=_named(shard, self.tag)))
+            if record is None:
+                return None
+            self.packer.pass_over(shard)
+            return _Written(record, known.checksums)
 
-def _copy(copies: Copies, folder: Folder, known: Earlier, record: ShardRecord) -> ShardRecord | None:
-    """The record of a copy of that shard under this name; None where there is none, and it must be written."""
-    if known.record.version is None:
-        return None
-    version = copies.copy(known.key, folder.key(record.name), known.record.version)
-    return None if version is None else msgspec.structs.replace(record, version=version, copied_from=known.key)
+        most = _COPIES if self.store.is_object_store else 1
+        with span("copy", shards=len(numbers)):
+            made = at_once(min(most, self._turns().streams.most), copy, numbers)
+        return {number: written for number, written in zip(numbers, made, strict=True) if written is not None}
+
+    def send(self, numbers: Sequence[int]) -> dict[int, _Written]:
+        """Packs these shards, and sends them, or copies what then turns out to be the same."""
+        found: dict[int, _Written] = {}
+        turns = self._turns()
+
+        def send(turn: int, buffer: Buffer) -> None:
+            found[numbers[turn]] = self._send(self.plan.shards[numbers[turn]], buffer, turns)
+
+        # One more thread than that, so that a shard is packed and waiting whenever a transfer ends.
+        run(self.pool, len(numbers), send, turns=turns, threads=turns.streams.most + 1)
+        return found
+
+    def _send(self, shard: PlannedShard, buffer: Buffer, turns: Turns) -> _Written:
+        name, view = _named(shard, self.tag), buffer.view[: shard.size_bytes]
+        with span("pack", shard=name, size_bytes=shard.size_bytes):
+            checksums, checksum = self.packer.pack(shard, buffer)
+        record = ShardRecord(name=name, size_bytes=shard.size_bytes, crc32c=checksum)
+        if shard.is_still:
+            content = xxhash.xxh3_128_hexdigest(view)
+            record = msgspec.structs.replace(record, content=content)
+            same = self.sources.by_content.get((shard.size_bytes, content))
+            # What was to be copied without reading it could not be: it is not asked for again.
+            if same is not None and shard.name not in self.sources.proved:
+                copied = self._copied(same, record)
+                if copied is not None:
+                    return _Written(copied, checksums)
+
+        def put() -> str | None:
+            with span("write", shard=name, size_bytes=shard.size_bytes):
+                return self.store.put(self.folder.key(name), view)
+
+        version = turns.transfer(shard.size_bytes, put)
+        return _Written(msgspec.structs.replace(record, version=version if record.content else None), checksums)
+
+    def _copied(self, known: Earlier, record: ShardRecord) -> ShardRecord | None:
+        """The record of a copy of that shard under this name; None where there is none, and it must be written."""
+        if known.record.version is None:
+            return None
+        version = self.copies.copy(known.key, self.folder.key(record.name), known.record.version)
+        return None if version is None else msgspec.structs.replace(record, version=version, copied_from=known.key)
+
+    def _turns(self) -> Turns:
+        return Turns(self.streams or streams_for(self.store, self.pool, is_for_reading=False))
 
 
 def _named(shard: PlannedShard, tag: str | None) -> str:

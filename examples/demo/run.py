@@ -210,7 +210,7 @@ def where_next(scene: Scene, is_kept: bool) -> None:
         f".venv/bin/ckptflow show {url}": "one checkpoint: its tensors, shards and metrics",
         f".venv/bin/ckptflow verify {url}": "reads everything and checks every checksum",
         "examples/demo/train.py": "the worker: how a training loop of yours would look",
-        "README.md": "guarantees, storage, retention, what each error asks for",
+        "docs/index.md": "guarantees, storage, retention, what each error asks for",
     }.items():
         console.print(f"  [bold]{what}[/]  [dim]{why}[/]")
 

@@ -106,7 +106,8 @@ def test_the_averages_that_a_fit_ends_with_are_saved(make: Optimizer, tmp_path: 
         np.testing.assert_array_equal(checkpoint[name], kernel)
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS)
+# `test_a_warm_start_for_something_else_puts_them_back` does so with averages alone.
+@pytest.mark.parametrize("make", [pytest.param(averaging, marks=pytest.mark.chaos), scaling, several])
 def test_a_fit_that_was_left_in_a_validation_of_averages_goes_on(
     make: Optimizer,
     whole: Callable[[Optimizer, int], list[Any]],
@@ -120,8 +121,15 @@ def test_a_fit_that_was_left_in_a_validation_of_averages_goes_on(
         assert not swapped(swapping)
 
 
-@pytest.mark.parametrize(("at", "epochs"), [(13, 1), (28, 2)], ids=["first", "last"])
-@pytest.mark.parametrize("has_callback", [True, False])
+@pytest.mark.parametrize(
+    ("has_callback", "at", "epochs"),
+    [
+        pytest.param(True, 13, 1, id="first"),
+        pytest.param(True, 28, 2, id="last"),
+        pytest.param(False, 13, 1, id="first, without the callback"),
+        pytest.param(False, 28, 2, id="last, without the callback", marks=pytest.mark.chaos),
+    ],
+)
 def test_training_never_goes_on_from_averages(
     has_callback: bool,
     at: int,
@@ -151,8 +159,11 @@ def validated_last(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], 
     return run_whole
 
 
-@pytest.mark.parametrize("fits", [0, 1])
-@pytest.mark.parametrize("every", [{"every_steps": 4}, {"every_epochs": 9}], ids=["restored", "as it is"])
+@pytest.mark.parametrize(
+    ("every", "fits"),
+    [({"every_steps": 4}, 0), ({"every_epochs": 9}, 0), ({"every_epochs": 9}, 1)],
+    ids=["restored", "anew", "as it is"],
+)
 def test_a_fit_whose_validation_failed_is_begun_again(
     every: dict[str, Any], fits: int, validated_last: Callable[[int], list[Any]], tmp_path: Path
 ) -> None:

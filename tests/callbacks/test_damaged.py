@@ -91,8 +91,9 @@ MEANT: dict[str, Callable[[Any], bool]] = {
 }
 
 
-@pytest.mark.parametrize("by_hand", [False, True], ids=["by fit", "by hand"])
-@pytest.mark.parametrize("meant", MEANT)
+@pytest.mark.parametrize(
+    ("meant", "by_hand"), [*((meant, False) for meant in MEANT), ("callbacks", True)], ids=lambda value: str(value)
+)
 def test_damage_in_what_a_fit_reads_gives_the_one_before(
     keras: Any, root: Path, expected: Any, meant: str, by_hand: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,7 +37,7 @@ def test_a_killed_fit_of_one_process(tmp_path: Path) -> None:
     run_workers("tests.callbacks.single:main", 1, env=env)
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     jobs = [name for name in results if f"{name}-reference" in results]
-    assert len(jobs) == 4
+    assert len(jobs) == 3
     for job in jobs:
         check(results[job], results[f"{job}-reference"], has_replicas=job == "mirrored")
     stopped = results["stopped-reference"]

@@ -18,7 +18,12 @@ def keras(request: pytest.FixtureRequest) -> Any:
     return keras_of(request.param)
 
 
-@pytest.mark.parametrize("is_left", [False, True], ids=["ended", "left in its last epoch"])
+@pytest.mark.parametrize(
+    ("keras", "is_left"),
+    [(False, True), (True, False), (True, True)],
+    indirect=["keras"],
+    ids=["keras3, left in its last epoch", "tf_keras, ended", "tf_keras, left in its last epoch"],
+)
 def test_a_longer_fit_of_arrays_goes_on(keras: Any, tmp_path: Path, is_left: bool) -> None:
     """tf_keras makes arrays one dataset of as many epochs as the fit has; each element comes once in each epoch."""
     features, labels = arrays()
@@ -69,7 +74,7 @@ def test_one_that_is_left_twice_goes_on_to_its_end(keras: Any, tmp_path: Path) -
     assert times == [[1.0] * len(features)] * 3
 
 
-@pytest.mark.parametrize("is_saved_inside", [True, False])
+@pytest.mark.parametrize(("keras", "is_saved_inside"), [(False, True), (True, True), (True, False)], indirect=["keras"])
 def test_one_that_is_told_to_begin_later_goes_on_to_its_end(keras: Any, tmp_path: Path, is_saved_inside: bool) -> None:
     """tf_keras makes fewer epochs of the arrays then."""
     features, labels = arrays()

@@ -39,7 +39,7 @@ def test_the_next_fit_goes_on_all_the_same(tmp_path: Path) -> None:
         assert job.steps()[-1] == 2 * BATCHES
 
 
-@pytest.mark.parametrize("make", ["legacy", "legacy, scaled", "not built", "averaged, not built"])
+@pytest.mark.parametrize("make", ["legacy, scaled", "not built", "averaged, not built"])
 def test_a_model_that_is_built_by_its_first_batch_and_an_optimizer_of_old(tmp_path: Path, make: str) -> None:
     """What `SwapEMAWeights` needs is asked of nobody else."""
     import tf_keras

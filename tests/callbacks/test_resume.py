@@ -84,7 +84,7 @@ JOBS = [
 ]  # fmt: skip
 
 
-SHORT = {"repeated", "unknown-at-end", "validated", "executions-repeated", "old-validated", "old-eager"}
+SHORT = {"unknown-at-end", "validated", "executions-repeated", "old-validated", "old-eager"}
 
 
 class Crash(Exception):  # noqa: N818

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import tensorflow as tf
 import ckptflow
 from ckptflow import CheckpointCallback
 from tests.callbacks.jobs import BATCH, BATCHES, arrays, dataset, keras_of
-from tests.callbacks.test_fit import Failing, Interrupt, Job, interrupt_at
+from tests.callbacks.test_fit import Failing, Interrupt, Job, interrupt_at, seen_by_a_whole_fit
 from tests.manager.states import wrap_store
 
 EPOCH = {"every_epochs": 1}
@@ -41,6 +43,7 @@ def rate_of(job: Job) -> float:
 # A fit that is passed over
 
 
+@KERAS3
 def test_averages_of_a_fit_that_is_passed_over_are_not_what_the_next_goes_on_with(keras: Any, tmp_path: Path) -> None:
     def life(root: Path, *callbacks: Any) -> list[Any]:
         with Job(keras, root) as job:
@@ -192,17 +195,37 @@ def interrupt(*_: Any, **__: Any) -> None:
     raise Interrupt
 
 
-@pytest.mark.usefixtures("no_gc")
-@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"])
-def test_nothing_is_left_on_the_model_by_a_fit_that_goes_on_at_an_epochs_end(
-    keras: Any, tmp_path: Path, hook: str
-) -> None:
+@pytest.fixture(scope="module")
+def left_in_the_second_epoch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """The root of a fit that was left at its second epoch's end; each is run once, and is not to be changed."""
+
     def in_the_second(epoch: int, logs: Any) -> None:
         if epoch == 1:
             raise Interrupt
 
-    with Job(keras, tmp_path) as job, pytest.raises(Interrupt):
-        job.fit(every={"every_steps": BATCHES}, epochs=3, callbacks=[raiser(keras, on_epoch_end=in_the_second)])
+    @functools.cache
+    def leave(keras: Any) -> Path:
+        root = tmp_path_factory.mktemp("left")
+        with Job(keras, root) as job, pytest.raises(Interrupt):
+            job.fit(every={"every_steps": BATCHES}, epochs=3, callbacks=[raiser(keras, on_epoch_end=in_the_second)])
+        return root
+
+    return leave
+
+
+@pytest.mark.usefixtures("no_gc")
+@pytest.mark.parametrize(
+    ("keras", "hook"),
+    [
+        *((False, hook) for hook in ("on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end")),
+        *((True, hook) for hook in ("on_train_batch_begin", "on_epoch_end")),
+    ],
+    indirect=["keras"],
+)
+def test_nothing_is_left_on_the_model_by_a_fit_that_goes_on_at_an_epochs_end(
+    keras: Any, tmp_path: Path, hook: str, left_in_the_second_epoch: Callable[[Any], Path]
+) -> None:
+    shutil.copytree(left_in_the_second_epoch(keras), tmp_path, dirs_exist_ok=True)
     errors = []  # their frames hold what must not matter
     with Job(keras, tmp_path) as job:
         try:
@@ -258,6 +281,7 @@ def test_metrics_held_for_a_validation_that_failed_are_not_in_later_checkpoints(
     assert metrics_at(tmp_path / "run", 8) == metrics_at(tmp_path / "reference", 8)
 
 
+@KERAS3
 def test_a_callback_that_counts_batches_counts_none_twice(keras: Any, tmp_path: Path) -> None:
     from tests.callbacks.test_fit import Counting
 
@@ -332,8 +356,7 @@ def test_leaving_saves_batches_that_count_no_steps(keras: Any, tmp_path: Path) -
         assert checkpoint["model/dense/bias"].tolist() == [7.0]
 
 
-@pytest.mark.parametrize("saves", ["a callback", "after the exception"])
-@pytest.mark.parametrize("batch", [0, 5])
+@pytest.mark.parametrize(("saves", "batch"), [("a callback", 0), ("after the exception", 5)])
 def test_a_save_before_a_batchs_end_has_that_batch(keras: Any, tmp_path: Path, saves: str, batch: int) -> None:
     """The model has it."""
 
@@ -356,9 +379,7 @@ def test_a_save_before_a_batchs_end_has_that_batch(keras: Any, tmp_path: Path, s
     with Job(keras, tmp_path) as again:
         again.fit(epochs=3)
         assert again.batches == [2 * BATCHES - batch - 1]
-        with Job(keras, tmp_path / "whole") as whole:
-            whole.fit(epochs=3)
-            np.testing.assert_array_equal(again.seen(), whole.seen())
+        np.testing.assert_array_equal(again.seen(), seen_by_a_whole_fit(keras, 3))
 
 
 @KERAS3

@@ -1,4 +1,7 @@
-"""The process whose system calls fail: restores, saves, and says how each ended; and, healed, what it then finds."""
+"""The process whose system calls fail: restores, saves, and says how each ended; and, healed, what it then finds.
+
+Of what it saves a part is copied, as links.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
 
 from ckptflow import CheckpointManager, CkptflowError, KeepLast
+from ckptflow.transfer import regroup
 from tests.chaos.gate import install
 from tests.chaos.scenes import SAVING, State
 
@@ -29,6 +38,7 @@ class Outcome:
     message: str = ""
     is_raw: bool = False
     broken: tuple[str, ...] = ()  # promises
+    copied_bytes: int = 0
 
 
 def serve(connection: Connection) -> None:
@@ -43,15 +53,36 @@ def serve(connection: Connection) -> None:
             return
         socket.send_fds(channel, [b"!"], [listener])  # any other call would wait for whoever gets it
     os.close(listener)
+    vars(regroup)["_APART_BYTES"] = 2**10  # the backbone is copied, small as it is
     patient = _Patient()
     while True:
         order, root = connection.recv()
         connection.send(getattr(patient, order)(root))
 
 
+class _WithBackbone(State):
+    """The state, and a part that no save changes: it is copied."""
+
+    def __init__(self) -> None:
+        self.backbone = keras.layers.Dense(100, trainable=False)
+        self.backbone.build((100,))
+        super().__init__(grown=False)
+        self.objects["backbone"] = self.backbone
+
+    def fill(self, value: float) -> None:
+        for variable, expected in self._expected(value, value):
+            if not np.array_equal(variable.numpy(), expected):
+                variable.assign(expected)
+        self.python.seen = value
+
+    def _expected(self, base: float, extra: float) -> Iterator[tuple[Any, Any]]:
+        yield from super()._expected(base, extra)
+        yield self.backbone.kernel.value, np.full((100, 100), min(base, 0.5), np.float32)
+
+
 class _Patient:
     def __init__(self) -> None:
-        self.state = State(grown=False)
+        self.state = _WithBackbone()
         self._manager: CheckpointManager | None = None
         self._has_restored = False
 
@@ -80,7 +111,8 @@ class _Patient:
         except Exception as error:
             is_raw = not isinstance(error, CkptflowError)
             return Outcome(restored, False, type(error).__name__, str(error), is_raw, tuple(broken))
-        return Outcome(restored, is_acknowledged, broken=tuple(broken))
+        copied_bytes = pending.result().copied_bytes if is_acknowledged else 0
+        return Outcome(restored, is_acknowledged, broken=tuple(broken), copied_bytes=copied_bytes)
 
     def look(self, root: str) -> Outcome:
         """What another process would restore now."""

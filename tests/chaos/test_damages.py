@@ -20,7 +20,7 @@ from tests.chaos.trial import Trial
 
 pytestmark = pytest.mark.timeout(7200, method="thread")  # SIGALRM is the trials' own
 
-SHORT_TRIALS, LONG_TRIALS = 25, 2000
+SHORT_TRIALS, LONG_TRIALS = 16, 2000
 _DAC_OVERRIDE, _DAC_READ_SEARCH, _VERSION_3 = 1 << 1, 1 << 2, 0x20080522
 
 

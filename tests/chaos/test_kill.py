@@ -16,7 +16,7 @@ from tests.servers import Server, seaweedfs
 
 # Workers of each life, kills on local disk, kills on S3: 1,000 in all.
 LONG = {"one": ([1], 350, 150), "two": ([2], 150, 100), "three": ([3], 75, 50), "changing": ([1, 2, 3], 100, 50)}
-SHORT_KILLS = 6
+SHORT_KILLS = 4
 
 
 @pytest.fixture(scope="module")

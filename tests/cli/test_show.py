@@ -21,6 +21,7 @@ MEMBERS = {"url", "folder", "step", "incarnation", "run_id", "writer_id", "world
 MEMBERS |= {
     "barrier",
     "fresh_since",
+    "sound_since",
     "size_bytes",
     "copied_bytes",
     "family",

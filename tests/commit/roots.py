@@ -10,6 +10,7 @@ from ckptflow.commit.catalog import Summaries, Summary
 from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
+from ckptflow.events import Event
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Receipt
 from ckptflow.peers.team import Alone
@@ -38,6 +39,7 @@ class Job:
         self.calls: dict[int, int] = {}
         self.start = Start(None)
         self.coordinator: Coordinator | None = None
+        self.told: list[Event] = []
 
     def resume(self, step: int | None = None) -> int | None:
         """Restores, and saves again where that is asked for; the step that was restored, None on an empty root."""
@@ -83,7 +85,9 @@ class Job:
         if start.restored is None:
             self.value = ()
         if start.held is not None:
-            self.coordinator = Coordinator(self.store, start, self.summaries, self.policies, commit_timeout_s=60.0)
+            self.coordinator = Coordinator(
+                self.store, start, self.summaries, self.policies, commit_timeout_s=60.0, tell=self.told.append
+            )
 
     def _load(self, folder: Folder, manifest: Manifest, files: Mapping[str, int] | None) -> None:
         self.value = parse_ancestry(read_checkpoint(self.store, folder, manifest, files))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -14,8 +15,10 @@ from ckptflow.commit.copying import copy_checkpoint
 from ckptflow.commit.finding import read_counting
 from ckptflow.commit.retention import KeepBest, KeepEvery, KeepLast, Policy
 from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
-from ckptflow.errors import StorageUnavailableError
+from ckptflow.errors import CommitUnknownError, StorageAccessError, StorageUnavailableError
+from ckptflow.events import Pruned
 from ckptflow.format.layout import Folder, pin_key
+from ckptflow.storage.store import Store
 from ckptflow.testing import CountingStore, Fault, FaultyStore, MemoryStore
 from tests.commit.roots import Disk, Tuning, folders
 
@@ -76,6 +79,7 @@ def test_two_that_stay_never_share_all_and_the_source_is_there(
 ) -> None:
     store = Disk()
     life, step = _begun(store, policies, None)
+    is_new_pin = False  # since the last prune: the next save does not know of it
     for what, number, loss in [*history, ("save", 1, None), ("save", 1, None)]:
         there = folders(store)
         picked = Folder(*_numbers(there[number % len(there)])) if there else None
@@ -84,7 +88,9 @@ def test_two_that_stay_never_share_all_and_the_source_is_there(
                 step += number
                 life.save(step, metrics={} if loss is None else {"loss": loss}, prune=what == "save")
                 if what == "save":
-                    check_two_copies(store)
+                    if not is_new_pin:
+                        check_two_copies(store)
+                    is_new_pin = False
             case "restart":
                 policies = POLICIES[number]
                 life, step = _begun(store, policies, None)
@@ -92,6 +98,7 @@ def test_two_that_stay_never_share_all_and_the_source_is_there(
                 life, step = _begun(store, policies, picked.step)
             case "pin" if picked:
                 store.objects[pin_key(picked)] = b""
+                is_new_pin = True
             case "unpin" if picked:
                 store.objects.pop(pin_key(picked), None)
             case "delete by hand" if picked and len(there) > 2 and str(picked) != there[-1]:
@@ -122,12 +129,16 @@ def _begun(store: Disk, policies: Sequence[Policy], step: int | None) -> tuple[T
 
 
 def check_two_copies(store: Disk) -> None:
-    """Of what counts, the newest of each step, where there are two: two families, and two files."""
+    """Of what counts, the newest of each step, where there are two: two families, and two files; the newest and the one
+    before it have not the same, unless a pin, which decides last, keeps that one."""
     _, counting = read_counting(store, Summaries(store))
     by_step = {folder.step: read_manifest(store, folder) for folder in sorted(counting.folders)}
     if len(by_step) > 1:
         assert {manifest.family for manifest in by_step.values()} == {0, 1}
-        assert len({id(store.objects[f"{each.folder}/{each.shards[1].name}"]) for each in by_step.values()}) > 1
+        files = [id(store.objects[still_key(store, by_step[step].folder)]) for step in sorted(by_step)]
+        assert len(set(files)) > 1
+        if not any(key.startswith("pins/") for key in store.objects):
+            assert files[-1] != files[-2]
 
 
 def test_on_an_object_store_the_newest_and_nothing_is_asked_for() -> None:
@@ -164,6 +175,26 @@ def test_what_was_deleted_by_hand_does_not_count_as_staying_for_long() -> None:
     check_two_copies(store)
 
 
+def begun(store: Store, policies: Sequence[Policy]) -> Tuning:
+    life = Tuning(store, policies)
+    life.resume()
+    return life
+
+
+def still_key(store: Disk, folder: Folder | str) -> str:
+    """The key of the shard that never changes."""
+    (key,) = (key for key in store.objects if key.startswith(f"{folder}/shard-") and "-0001-" in key)
+    return key
+
+
+def go_bad(store: Disk, key: str) -> None:
+    """One file gets other bytes, under all its names and with the same version."""
+    shared = store.objects[key]
+    bad = type(shared)(b"?" * len(shared))
+    bad.version = shared.version  # type: ignore[attr-defined]
+    store.objects.update({key: bad for key, data in store.objects.items() if data is shared})
+
+
 @pytest.mark.parametrize("is_new_life", [False, True])
 def test_after_a_fallback_nothing_is_copied_that_was_not_read_since(is_new_life: bool) -> None:
     """2 and 4 share a file, which goes bad: 3 is restored, and 2, of the family of the next one, is not its source."""
@@ -172,10 +203,7 @@ def test_after_a_fallback_nothing_is_copied_that_was_not_read_since(is_new_life:
     life.resume()
     for step in (1, 2, 3, 4):
         life.save(step)
-    shared = store.objects[f"{Folder(4, 1)}/{read_manifest(store, Folder(4, 1)).shards[1].name}"]
-    bad = type(shared)(b"?" * len(shared))
-    bad.version = shared.version  # type: ignore[attr-defined]
-    store.objects.update({key: bad for key, data in store.objects.items() if data is shared})
+    go_bad(store, still_key(store, Folder(4, 1)))
     after = Tuning(store)
     assert after.resume() == 3
     if is_new_life:
@@ -184,6 +212,92 @@ def test_after_a_fallback_nothing_is_copied_that_was_not_read_since(is_new_life:
     assert [after.save(step).checkpoint.copied_bytes for step in (4, 5, 6)] == [0, len("still"), len("still")]
     assert Tuning(store).resume() == 6
     check_two_copies(store)
+
+
+def test_a_fallback_is_remembered_once_all_of_its_life_is_pruned() -> None:
+    """2, 4 and 5 share a file, which goes bad: 3 is restored. The life after that one, of which nothing is left to be
+    asked, does not copy from 2 either."""
+    store = Disk()
+    policies: list[Policy] = [KeepLast(1), KeepBest("loss", 2)]
+    first = begun(store, policies)
+    for step, loss in ((2, 0.1), (3, 0.2), (4, 0.9), (5, 0.9)):
+        first.save(step, metrics={"loss": loss})
+    go_bad(store, still_key(store, Folder(5, 1)))
+    second = begun(store, policies)
+    assert (second.start.restored and second.start.restored.folder.step, second.start.reason) == (3, "damage")
+    for step in (4, 5):
+        second.save(step, metrics={"loss": 0.9})
+    third = begun(store, policies)
+    third.save(6, metrics={"loss": 0.15})
+    assert folders(store) == [str(Folder(2, 1)), str(Folder(6, 3))]
+    third.save(7, metrics={"loss": 0.9})
+    assert Tuning(store).resume() == 7
+
+
+def test_a_restart_among_many_reads_few_and_writes_nothing_whole() -> None:
+    store = Disk()
+    policies: list[Policy] = [KeepLast(1), KeepEvery(steps=2)]
+    life = begun(store, policies)
+    for first in (1, 14, 27, 40):
+        for step in range(first, first + 13):
+            life.save(step)
+        counting = CountingStore(store)
+        life = begun(counting, policies)
+        counting.calls.clear()
+        assert life.coordinator is not None
+        assert life.coordinator.choose_reuse(first + 13, {}).source is not None
+        assert len(counting.keys("get")) <= 8
+        check_two_copies(store)
+    assert len({id(store.objects[still_key(store, folder)]) for folder in folders(store)}) == 2
+
+
+def test_one_of_ours_that_landed_without_a_reply_is_chosen_by() -> None:
+    """10 and 20 are of both families; 30, the best from now on, is of that of 20, and thought to be lost: 40 is not."""
+    store = Disk()
+    faulty = FaultyStore(store)
+    life = begun(faulty, [KeepLast(1), KeepBest("loss")])
+    for step, loss in ((10, 0.2), (20, 0.3)):
+        life.save(step, metrics={"loss": loss})
+    faulty.fail("create", StorageUnavailableError("lost"), key="manifest", is_after=True)
+    faulty.fail("get", StorageUnavailableError("lost"), key="manifest")
+    faulty.fail("create", StorageAccessError("refused"), key="manifest")
+    with pytest.raises(CommitUnknownError):
+        life.save(30, metrics={"loss": 0.1})
+    for step in (40, 50, 60):
+        life.save(step, metrics={"loss": 0.5})
+        assert folders(store) == [str(Folder(30, 1)), str(Folder(step, 1))]
+        check_two_copies(store)
+
+
+def test_a_prune_says_what_has_become_free() -> None:
+    life = begun(Disk(), [KeepLast(1)])
+    for step in (1, 2):
+        life.save(step)
+    (pruned,) = (event for event in life.told if isinstance(event, Pruned))
+    assert pruned.size_bytes - pruned.freed_bytes == len("still")
+
+
+def test_pins_are_listed_by_the_prune_alone() -> None:
+    store = CountingStore(Disk())
+    life = begun(store, [KeepLast(1)])
+    for step in (1, 2, 3):
+        life.save(step)
+    store.calls.clear()
+    assert life.coordinator is not None
+    life.coordinator.choose_reuse(4, {})
+    assert not store.calls
+
+
+def test_it_is_said_once_that_what_does_not_change_is_written_again(caplog: pytest.LogCaptureFixture) -> None:
+    """`KeepLast(1)` and one best: each better one, and then a worse one, leaves one family alone."""
+    caplog.set_level(logging.INFO, "ckptflow")
+    life = begun(Disk(), [KeepLast(1), KeepBest("loss")])
+    copied = [
+        life.save(step, metrics={"loss": loss}).checkpoint.copied_bytes > 0
+        for step, loss in enumerate((0.9, 0.8, 0.9, 0.7, 0.9, 0.6, 0.9, 0.9), 1)
+    ]
+    assert copied == [False, True, False, True, False, True, False, True]
+    assert caplog.text.count("KeepLast(2)") == 1
 
 
 @pytest.mark.parametrize("make", [Disk, MemoryStore])

@@ -28,7 +28,7 @@ def adapted(mode: str | None) -> Any:
     return model
 
 
-@pytest.mark.parametrize("mode", [None, "int8", "int4"])
+@pytest.mark.parametrize("mode", [None, pytest.param("int8", marks=pytest.mark.chaos), "int4"])
 def test_what_keras_rounds_is_said(mode: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = adapted(mode)
     with ckptflow.CheckpointManager(tmp_path / "run", {"model": model}) as manager:

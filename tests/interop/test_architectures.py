@@ -170,12 +170,16 @@ LARGE = ("recurrent", "mobilenet_v2", "efficientnet_b0")
 # tar, and .keras holds the weights as .weights.h5 has them. `make chaos` tries all with all.
 NORMAL = {"keras": ("dense", "text", "subclassed"), "tf_keras": ("dense", "many_inputs")}
 THRIFTY = {
+    ("keras", "keras"): ("text", "subclassed"),
+    ("keras", "safetensors"): ("dense",),
     ("keras", "h5"): ("text",),
     ("keras", "weights"): ("subclassed",),
     ("keras", "saved-model"): ("text",),
     ("keras", "hub"): ("dense",),
-    ("keras", "tf-checkpoint"): ("text", "subclassed"),
+    ("keras", "tf-checkpoint"): ("subclassed",),
     ("keras", "tflite"): ("dense",),
+    ("tf_keras", "keras"): ("many_inputs",),
+    ("tf_keras", "safetensors"): ("dense",),
     ("tf_keras", "h5"): ("many_inputs",),
     ("tf_keras", "weights"): ("many_inputs",),
     ("tf_keras", "saved-model"): ("dense",),

@@ -35,7 +35,7 @@ from tests.interop.attacks import (
     old_config,
 )
 from tests.interop.forged import forge_models
-from tests.interop.models import KERASES
+from tests.interop.models import KERASES, without_graph
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_a_sound_file_of_old_comes_whole(tmp_path: Path) -> None:
     model = tf_keras.Model(inputs, outputs)
     model.compile(tf_keras.optimizers.legacy.Adam(0.25), tf_keras.losses.Huber(), metrics=["mae"])
     data = np.random.default_rng(0).normal(size=(5, 4, 3)).astype("f4")
-    model.fit(data, np.zeros((5, 2)), verbose=0)
+    without_graph(model).fit(data, np.zeros((5, 2)), verbose=0)
     model.save(tmp_path / "m.h5")
     made = keras_files.read_model(str(tmp_path / "m.h5"))
     assert len(made.trainable_variables) == len(model.trainable_variables)
@@ -275,7 +275,7 @@ def packed(model: Any, mark: Path, tmp_path: Path) -> Path:
 def test_a_graph_runs_for_those_who_say_so(mark: Path, tmp_path: Path) -> None:
     model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])
     model.compile("adam", "mse")
-    model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+    without_graph(model).fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
     source = packed(model, mark, tmp_path)
     import_model(source, tmp_path / "run")
     assert not mark.exists()

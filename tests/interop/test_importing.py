@@ -19,6 +19,7 @@ from ckptflow.errors import (
     UsageError,
 )
 from tests.interop.doors import MODEL_FORMATS, TENSOR_FORMATS, make_model, predict
+from tests.interop.models import without_graph
 
 pytestmark = pytest.mark.usefixtures("unprobed")
 
@@ -112,7 +113,7 @@ def test_optimizers_that_the_compile_config_does_not_tell(tmp_path: Path, caplog
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         model = make_model()
-        model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
+        without_graph(model).fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), epochs=3, verbose=0)
         model.save(tmp_path / "scaled.keras")
     finally:
         keras.mixed_precision.set_global_policy("float32")
@@ -126,7 +127,7 @@ def test_optimizers_that_the_compile_config_does_not_tell(tmp_path: Path, caplog
 
     model = make_model()
     model.compile(Mine(0.1, momentum=0.9), "mse")
-    model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), verbose=0)
+    without_graph(model).fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), verbose=0)
     model.save(tmp_path / "mine.keras")
     with caplog.at_level(logging.WARNING, "ckptflow"):
         ckptflow.import_model(tmp_path / "mine.keras", tmp_path / "mine")

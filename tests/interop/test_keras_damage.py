@@ -86,7 +86,7 @@ def test_flipped_bytes_are_found_or_do_no_harm(
     framework, files = written
     data = files[kind]
     generator = np.random.default_rng(7)
-    where = {int(each) for each in generator.integers(0, len(data), 5)}
+    where = {int(each) for each in generator.integers(0, len(data), 4)}
     found = 0
     for position in sorted(where | {8, 24, 37}):
         flipped = bytearray(data)

@@ -66,8 +66,7 @@ def assert_equal(one: Any, other: Any) -> None:
     assert [name for name in theirs if not np.array_equal(ours[name], theirs[name])] == []
 
 
-@pytest.mark.parametrize("framework", KERASES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "framework"), [("whole", "keras"), ("weights", "tf_keras")])
 def test_frozen_in_part_before_or_after(kind: str, framework: str, tmp_path: Path) -> None:
     for there, here in (("", "a"), ("a", ""), ("a", "b")):
         model = nested(framework, 1, frozen=there)

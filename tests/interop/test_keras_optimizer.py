@@ -76,8 +76,10 @@ def test_layers_frozen_after_compile(framework: str, tmp_path: Path, caplog: pyt
         assert not any(each.any() for each in slots(again))
 
 
-@pytest.mark.parametrize("framework", KERASES)
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("suffix", "framework"),
+    [(".keras", "keras"), (".weights.h5", "keras"), (".h5", "tf_keras"), (".weights.h5", "tf_keras")],
+)
 def test_a_model_that_was_frozen_and_compiled_anew(
     suffix: str, framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,9 +145,15 @@ def test_slots_of_other_variables_of_the_same_shapes(
     assert any(each.any() for each in slots(same))
 
 
-@pytest.mark.parametrize("framework", KERASES)
-@pytest.mark.parametrize("suffix", WHOLE)
-@pytest.mark.parametrize("name", ["Adamax", "AdamW"])
+@pytest.mark.parametrize(
+    ("name", "suffix", "framework"),
+    [
+        ("Adamax", ".keras", "keras"),
+        ("AdamW", ".h5", "keras"),
+        ("Adamax", ".h5", "tf_keras"),
+        ("AdamW", ".keras", "tf_keras"),
+    ],
+)
 def test_an_optimizer_with_as_many_slots(
     name: str, suffix: str, framework: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,7 +177,7 @@ def test_what_does_not_tell_an_optimizers_class_is_said_to(
     def make(optimizer: str) -> Any:
         model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(2)])
         model.compile(optimizer, "mse")
-        model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+        without_graph(model).fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
         return model
 
     path, model = tmp_path / f"m.{suffix}", make("adam")

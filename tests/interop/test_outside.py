@@ -29,7 +29,7 @@ CALLS = (
     "symlink,symlinkat,truncate,chmod,fchmodat,execve,execveat,connect,bind,sendto,sendmsg,access,faccessat,faccessat2,"
     "landlock_create_ruleset"
 )
-STRACE = ["strace", "-f", "-y", "-qq", "-s", "4096", "-e", "signal=none", "-e",
+STRACE = ["strace", "-f", "--seccomp-bpf", "-y", "-qq", "-s", "4096", "-e", "signal=none", "-e",
           "trace=" + ",".join(f"?{name}" for name in CALLS.split(","))]  # fmt: skip
 LINE = re.compile(r"\d+ +(\w+)\((.*)")
 PATH = re.compile(r'(?:(?:AT_FDCWD|\d+)<([^>]*)>, )?"((?:[^"\\]|\\.)*)"')

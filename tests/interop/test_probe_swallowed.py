@@ -25,8 +25,13 @@ from tests.interop.keras_readers import ORIGIN
 from tests.interop.models import KERASES
 
 FEW, MANY = "7771", "100000000"  # thresholds, which a metric makes as a list
-
 REFUSED = rf"{budget.MEMORY_VARIABLE}|its config asks for variables of"  # which tf_keras makes before that list
+
+
+@pytest.fixture(autouse=True)
+def little_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than usual is less work; `test_probe_keras` takes what a small file may take."""
+    monkeypatch.setenv(budget.MEMORY_VARIABLE, str(2**27))
 
 
 def compiled(framework: str) -> Any:

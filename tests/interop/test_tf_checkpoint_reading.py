@@ -241,8 +241,13 @@ def test_a_dense_table_goes_in_and_not_out(tmp_path: Path) -> None:
 # With the program's objects
 
 
-@pytest.mark.parametrize("with_objects", [False, True], ids=["by graph", "with objects"])
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize(
+    ("name", "with_objects"),
+    [
+        *((name, False) for name in STATES),
+        *((name, True) for name in ("everything", "keras", "tf_keras custom loop", "tf_keras legacy")),
+    ],
+)
 def test_our_own_export_comes_back(name: str, with_objects: bool, tmp_path: Path) -> None:
     state = trained(name)
     if "model" in state:

@@ -109,7 +109,7 @@ def proxy(seaweedfs: Server) -> Iterator[FaultyProxy]:
 
 
 REFUSALS = {
-    "AccessDenied": (lacking.error("AccessDenied", "no", 403), 16),  # as many as are asked for at once
+    "AccessDenied": (lacking.error("AccessDenied", "no", 403), 1),  # the first, which the others wait for
     "SlowDown": (lacking.error("SlowDown", "Please reduce your request rate.", 503), 3 * (16 + 5)),
 }
 
@@ -131,4 +131,10 @@ def test_a_bucket_that_takes_no_copies(proxy: FaultyProxy, seaweedfs: Server, na
     finally:
         proxy.rules = []
     assert (made.save(3).copied_bytes > 0) == (name == "SlowDown")  # what is refused is not asked for again
+    made.manager.close()
+
+
+def test_a_bucket_that_ignores_the_condition_of_a_copy(fake_gcs: Server, tmp_path: Path) -> None:
+    made = Job(f"gs://ckptflow-tests/ignored-{tmp_path.name}", fake_gcs.storage_options)
+    assert [made.save(step).copied_bytes for step in (1, 2, 3)] == [0, 0, 0]
     made.manager.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptflow import Checkpoint, CheckpointManager, KeepLast, open_checkpoint
+from ckptflow.job import session
 from ckptflow.state import capture, memory
+from ckptflow.storage.opening import open_store
+from ckptflow.storage.wrappers import StoreWrapper
 from ckptflow.transfer import writer
 from tests.servers import Server
+from tests.waiting import HANG_S
 
 SIZE = 2**17  # elements, of 512 KiB
 SHARD_BYTES = 2**20
@@ -121,7 +126,9 @@ CHANGES: dict[str, Change] = {
     "added to": lambda variable, step: variable.assign_add(tf.ones_like(variable)),
     "given the same": lambda variable, step: variable.assign(variable.read_value() + 0),
     "given its own memory": lambda variable, step: variable.assign(variable.read_value()),
-    "scattered": lambda variable, step: variable.scatter_update(tf.IndexedSlices([float(step)], [step])),
+    "scattered": lambda variable, step: variable.scatter_update(
+        tf.IndexedSlices(tf.fill([1, *variable.shape[1:]], float(step)), [step % variable.shape[0]])
+    ),
     "and back": lambda variable, step: (
         variable.assign_add(tf.ones_like(variable)),
         variable.assign_sub(tf.ones_like(variable)),
@@ -159,6 +166,8 @@ def run(root: Path, steps: list[tuple[list[str], str]]) -> list[Checkpoint]:
             manager.restore_latest()
         if event == "replace":
             state["v0"] = tf.Variable(state["v0"].read_value())
+        if event == "reshape":
+            state["v1"] = tf.Variable(tf.reshape(state["v1"], [2] * (step % 3) + [-1]))
         for variable, change in zip(state.values(), changes, strict=True):
             CHANGES[change](variable, step)
         saved.append(manager.save(step).result())
@@ -169,12 +178,99 @@ def run(root: Path, steps: list[tuple[list[str], str]]) -> list[Checkpoint]:
     return saved
 
 
+def test_while_saves_are_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written or copied before the program has changed what was saved."""
+    state = {f"v{i}": tf.Variable(tf.fill([SIZE], float(i))) for i in range(4)}
+    has_changed = threading.Event()
+
+    class Late(StoreWrapper):
+        def run(self, verb: str, key: str, call: Callable[[], Any]) -> Any:
+            if verb in ("put", "copy"):
+                has_changed.wait(HANG_S)
+            return call()
+
+    monkeypatch.setattr(session, "open_store", lambda *args: Late(open_store(*args)))
+    with CheckpointManager(tmp_path, state, keep=[KeepLast(3)], shard_bytes=SHARD_BYTES) as manager:
+        manager.restore_latest()
+        for step in range(1, 12):
+            has_changed.clear()
+            expected = {name: variable.numpy() for name, variable in state.items()}
+            saved = manager.save(step)
+            for number, variable in enumerate(state.values()):
+                if step > 7 or number == 3:  # from then on what was still changes, too, while it is being copied
+                    variable.assign_add(tf.ones_like(variable))
+            has_changed.set()
+            found = open_checkpoint(saved.result().url).read(list(state))
+            assert all(np.array_equal(found[name], expected[name]) for name in state), step
+
+
+def test_memory_that_others_write_to_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """TensorFlow adopts what a NumPy function returns; its owner writes there: memory proves nothing from then on."""
+    shared = aligned(4 * SIZE)
+    table, other = tf.Variable(tf.zeros([4 * SIZE])), tf.Variable(tf.zeros([SIZE]))
+
+    @tf.function
+    def refresh() -> None:
+        table.assign(tf.ensure_shape(tf.numpy_function(lambda: shared, [], tf.float32), [4 * SIZE]))
+
+    refresh()
+    before = memory.memory_of(table.read_value())
+    assert before is not None
+    assert before.addresses == (shared.ctypes.data,)
+    with CheckpointManager(tmp_path, {"table": table, "other": other}, keep=[KeepLast(3)]) as manager:
+        manager.restore_latest()
+        for step in range(1, 12):
+            if step > 7:
+                shared += 1
+                refresh()
+            other.assign_add(tf.ones_like(other))
+            saved = manager.save(step).result()
+            assert np.array_equal(stored(saved.url, "table"), table.numpy()), step
+    assert "other code shares it" in caplog.text
+
+
+def aligned(count: int) -> Any:
+    """As tf.numpy_function takes it over without a copy."""
+    memory_bytes = np.zeros(4 * count + 64, np.uint8)
+    begin = -memory_bytes.ctypes.data % 64
+    return memory_bytes[begin : begin + 4 * count].view(np.float32)
+
+
+def test_little_that_is_frozen_has_no_shard_of_its_own(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((512,)), keras.layers.Dense(2048), keras.layers.Dense(8, trainable=False)])
+    model.compile("sgd", "mse", jit_compile=False, run_eagerly=True)
+    with CheckpointManager(tmp_path, {"model": model}) as manager:
+        manager.restore_latest()
+        for step in range(1, 6):
+            train(model)
+            saved = manager.save(step).result()
+    assert len(inodes(saved.url)) == 1
+    assert not saved.copied_bytes
+
+
 def test_learned_from_what_does_not_change(tmp_path: Path) -> None:
     """Nobody says of these that they are frozen: their shards are apart after two saves, and copied after two more."""
     still = (["left alone", "left alone", "left alone", "added to"], "")
     saved = run(tmp_path, [still] * 7)
     assert [each.copied_bytes > 0 for each in saved] == [False, False, False, False, True, True, True]
     assert sent_share(saved[-1]) < 0.3
+
+
+def test_what_is_given_the_same_values_once(tmp_path: Path) -> None:
+    """As by `set_weights`: it is read once, copied all the same with what is in its shard, and then known again."""
+    model = frozen_model()
+    with CheckpointManager(tmp_path, {"model": model}, keep=[KeepLast(5)]) as manager:
+        manager.restore_latest()
+        for step in range(1, 8):
+            if step == 4:
+                model.layers[0].set_weights(model.layers[0].get_weights())
+            train(model)
+            saved = manager.save(step).result()
+            assert step < 3 or sent_share(saved) < 0.06
+        incarnation = manager.session.incarnation
+        assert incarnation is not None
+        held = {n for n, each in incarnation._saver.unchanged._watched.items() if each.references is not None}
+    assert held >= {f"model/backbone/d{i}/kernel" for i in range(4)}
 
 
 # ---- mutations
@@ -187,7 +283,7 @@ def test_an_address_that_nobody_keeps_proves_nothing(tmp_path: Path, monkeypatch
         kept = memory.memory_of(held)
         return None if kept is None else memory.Memory(kept.addresses, ())
 
-    variable = tf.Variable(tf.zeros([2**20]))
+    variable, came_back = tf.Variable(tf.zeros([2**20])), []
 
     def saves(root: Path) -> bool:
         """Whether a save after which the variable was in other memory, and in the same again, is right."""
@@ -196,17 +292,20 @@ def test_an_address_that_nobody_keeps_proves_nothing(tmp_path: Path, monkeypatch
             for step in range(1, 7):
                 saved = manager.save(step).result()
             before = memory.memory_of(variable.read_value())
-            for number in range(1, 20):
+            for number in range(1, 200):
                 variable.assign(tf.fill([2**20], float(number)))
                 if memory.memory_of(variable.read_value()) == before:
                     break
+            came_back.append(memory.memory_of(variable.read_value()) == before)
             for step in range(7, 10):
                 saved = manager.save(step).result()
             return bool(np.array_equal(stored(saved.url, "v"), variable.numpy()))
 
     assert saves(tmp_path / "kept")
     monkeypatch.setattr(capture, "memory_of", only_the_address)
-    assert not saves(tmp_path / "mutated")
+    is_right = saves(tmp_path / "mutated")
+    assert came_back[0] is False  # while it is kept, nobody else gets it
+    assert not (came_back[1] and is_right)
 
 
 def test_a_crc32c_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

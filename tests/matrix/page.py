@@ -33,9 +33,9 @@ that is what the processes held that saved it. Training then went on for a step,
 {tables}
 
 `MultiWorkerMirrored xN` is N processes. `ParameterServer` is a chief, a worker and two servers; its parts are what
-the partitioner makes of each variable. `DTensor` is a mesh of four CPU devices in one process, but for `2 clients`.
+the partitioner makes of each variable. `DTensor` is a mesh of four CPU devices in one process, except `2 clients`.
 
-TPU's variables are the classes that `TPUStrategy` makes its variables of, on CPU devices. No TPU and no GPU was there:
+TPU's variables are the classes that `TPUStrategy` makes its variables of, on CPU devices. No TPU or GPU was available:
 nothing in these tables has run on one.
 """
 
@@ -55,7 +55,7 @@ def tables(results: Mapping[Pair, str]) -> str:
         *(f"| {label} | " + " | ".join(results[row, column] for column in SQUARE) + " |"
           for row, label in SQUARE.items()),
         "",
-        "| beside the square | saved there, restored without a strategy | and the other way |",
+        "| other strategies | saved there, restored without a strategy | the reverse |",
         "|---|---|---|",
         *(f"| {label_of(extra)} | {results[extra, 'none']} | {results['none', extra]} |" for extra in EXTRAS),
     ]  # fmt: skip

@@ -53,6 +53,8 @@ UNCLAIMED = "lineage/"  # marks that claims were deleted by hand
 EMPTIED = "everything"  # and all else with them
 UNREADABLE = "a manifest"  # marks that a manifest went wrong
 ANY_VERSION = "any"  # a copy without its condition
+MET = "damage"  # marks that a restore has met it: from then on what is copied is known to be sound
+LATE = "late after "  # marks that a manifest landed late, and how many saves were done by then
 GHOST = "ghost of "  # marks a folder whose manifest was deleted: a create under way can bring it back, without shards
 
 
@@ -149,6 +151,8 @@ class Explorer:
         if not self.is_exclusive:
             held = None
         landed = state._replace(content=self.storage.write(state.content, key, data)) if held is None else state
+        if key.endswith("/manifest.json") and b'"reason":"damage"' in data:
+            landed = landed._replace(damaged=landed.damaged | {MET})
         yield ("taken" if held is not None else ""), (EXISTS if held is not None else OK), landed
         if not state.budget.lost:
             return
@@ -171,8 +175,8 @@ class Explorer:
         else:
             made = there.decode() if is_shared else key
             copied = state._replace(content=self.storage.write(state.content, key, data + VERSION + made.encode()))
-            is_known = any(b'"reason":"damage"' in each for each in self.storage.contents[state.content].values())
-            if version != ANY_VERSION and source_key.partition("/")[0] in state.damaged and not is_known:
+            is_bad = source_key.partition("/")[0] in state.damaged
+            if version != ANY_VERSION and is_bad and MET not in state.damaged:
                 copied = copied._replace(damaged=state.damaged | {key.partition("/")[0]})  # nobody has read it since
             yield "", Result(made), copied
             if state.budget.refusals:
@@ -257,6 +261,8 @@ class Explorer:
             after = state._replace(flying=state.flying - {(key, data)})
             if key not in storage.contents[state.content]:
                 after = after._replace(content=storage.write(state.content, key, data))
+                saves = max(node.facts.saves for node in state.nodes)
+                after = after._replace(damaged=after.damaged | ({f"{LATE}{saves}"} if saves else set()))
             yield f"the late {key} lands", self._promised_after(state, after, -1), -1
         if budget.damages:
             spent = budget._replace(damages=budget.damages - 1)

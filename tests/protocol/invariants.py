@@ -13,7 +13,17 @@ from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format import layout
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Manifest, decode
-from tests.protocol.explorer import EMPTIED, GHOST, UNCLAIMED, UNREADABLE, Content, Explorer, State, ViolationError
+from tests.protocol.explorer import (
+    EMPTIED,
+    GHOST,
+    LATE,
+    UNCLAIMED,
+    UNREADABLE,
+    Content,
+    Explorer,
+    State,
+    ViolationError,
+)
 from tests.protocol.lives import Ancestry, parse_ancestry, writer_of
 from tests.protocol.process import VERSION, Facts, Node, bytes_of
 
@@ -99,7 +109,7 @@ def check_something_is_left(before: Facts, after: Facts) -> None:
 
 def check_lives(facts: Facts, *, damaged: Collection[str]) -> None:
     """I4: a lone live incarnation can always restore and commit, unless somebody has damaged what is there."""
-    may_find_damage = any(not name.startswith(GHOST) and name != UNCLAIMED for name in damaged)
+    may_find_damage = any(not name.startswith((GHOST, LATE)) and name != UNCLAIMED for name in damaged)
     fine = {"done"} | ({"CorruptCheckpointError"} if may_find_damage else set())
     fine |= {"CheckpointNotFoundError"} if facts.goes_back else set()
     fine |= {"CommitUnknownError"} if facts.met_silence else set()
@@ -122,32 +132,59 @@ def check_shards_are_there(content: Content, damaged: Iterable[str]) -> None:
 
 def check_two_copies(content: Content) -> None:
     """I6: of two or more steps that count, no one file is in all: what is newest falls back to another copy."""
-    by_step = {folder.step: folder for folder in sorted(counting_in(content))}
-    files: dict[Folder, set[bytes]] = {folder: set() for folder in by_step.values()}
-    for key, data in content.items():
-        folder, version = parse_folder(key.partition("/")[0]), data.partition(VERSION)[2]
-        if folder in files and version:
-            files[folder].add(version)
+    files = _files_of_steps(content)
     shared = set.intersection(*files.values()) if len(files) > 1 else set()
     if shared:
-        raise ViolationError(f"I6: steps {sorted(by_step)} all have {shared.pop().decode()}")
+        raise ViolationError(f"I6: steps {sorted(files)} all have {shared.pop().decode()}")
+
+
+def check_newest_two(content: Content) -> None:
+    """I6, once what policies do not keep is deleted: the newest step and the one before it have no file in common.
+
+    Nothing is deleted where the newest's manifest went wrong.
+    """
+    newest_folder = max(counting_in(content), default=None)
+    if newest_folder is None or read_manifest(content[newest_folder.manifest_key]) is None:
+        return
+    files = _files_of_steps(content)
+    older, newest = sorted(files)[-2:] if len(files) > 1 else (0, 0)
+    shared = files[older] & files[newest] if older != newest else set()
+    if shared:
+        raise ViolationError(f"I6: steps {older} and {newest} both have {shared.pop().decode()}")
+
+
+def _files_of_steps(content: Content) -> dict[int, set[bytes]]:
+    """The files that can be shared, of the newest folder of each step that counts, as their versions."""
+    by_step = {folder.step: folder for folder in sorted(counting_in(content))}
+    steps = {folder: step for step, folder in by_step.items()}
+    files: dict[int, set[bytes]] = {step: set() for step in by_step}
+    for key, data in content.items():
+        folder, version = parse_folder(key.partition("/")[0]), data.partition(VERSION)[2]
+        if folder in steps and version:
+            files[steps[folder]].add(version)
+    return files
 
 
 class Invariants:
     """All six, checked in order at every new state; what depends on the content alone, once for each content.
 
     `next_life` is the program's root of an incarnation that nobody has met yet, `choices` the steps that a person asked
-    for, which may fail without breaking I4.
+    for, which may fail without breaking I4. With `deletes_two` a save may be followed by deletions that leave, for a
+    moment, two of one family: I6 is looked at between saves alone.
     """
 
-    def __init__(self, explorer: Explorer, next_life: Node, only: str | None = None) -> None:
+    def __init__(
+        self, explorer: Explorer, next_life: Node, only: str | None = None, *, deletes_two: bool = False
+    ) -> None:
         self._only = only
+        self._deletes_two = deletes_two
         self._explorer = explorer
         self._next_life = next_life
         self._restored: dict[int, tuple[Ancestry, Facts]] = {}
         self._gone: dict[tuple[int, int], set[Folder]] = {}
         self._alive: set[tuple[int, Node, frozenset[str]]] = set()
         self._sound: set[tuple[int, frozenset[str]]] = set()
+        self._apart: set[int] = set()
         self._tops: dict[int, int] = {}
         self._newest_claims: dict[int, Claim | None] = {}
 
@@ -167,9 +204,14 @@ class Invariants:
         if UNCLAIMED not in after.damaged:
             check_claims(facts)
         restored, ends = self._of_next_life(content)
+        is_late = self._is_late(after)
+        if content not in self._apart and not is_late and any(self._rests(content, each) for each in facts):
+            check_newest_two(contents[content])
+            self._apart.add(content)
         if (content, after.damaged) not in self._sound:
             check_shards_are_there(contents[content], after.damaged)
-            check_two_copies(contents[content])
+            if not self._deletes_two:
+                check_two_copies(contents[content])
             check_lives(ends, damaged=after.damaged)
             self._sound.add((content, after.damaged))
         if before is not None and by >= 0 and UNREADABLE in after.damaged:
@@ -190,6 +232,16 @@ class Invariants:
             contents = self._explorer.storage.contents
             self._gone[memo] = set(manifests_in(contents[before])) - set(manifests_in(contents[after]))
         return self._gone[memo]
+
+    def _rests(self, content: int, facts: Facts) -> bool:
+        """Whether it is the newest incarnation, between two saves."""
+        return facts.saves > 0 and not facts.is_saving and facts.number == self._top(content)
+
+    @staticmethod
+    def _is_late(state: State) -> bool:
+        """Whether a manifest has just landed late: the save under way did not know of it, the next one will."""
+        landed = [int(mark.removeprefix(LATE)) for mark in state.damaged if mark.startswith(LATE)]
+        return bool(landed) and max(node.facts.saves for node in state.nodes) < max(landed) + 2
 
     def _top(self, content: int) -> int:
         if content not in self._tops:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,7 @@ from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Claim, Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
 from ckptflow.peers.team import Alone
 from ckptflow.storage.again import read_small
-from ckptflow.storage.store import Entry, Store
+from ckptflow.storage.store import Store
 from tests.protocol.process import Process, YieldingStore, current
 from tests.protocol.still import Stills, add_still, remember_still
 
@@ -135,7 +136,8 @@ class Incarnations:
         self.process.merge()
         if start.save_again:
             try:
-                self._commit(self.step, prune=False)
+                metrics = start.restored.checkpoint.metrics if start.restored else {}
+                self._commit(self.step, prune=False, metrics=metrics)
             except FencedError:
                 raise
             except (SaveFailedError, StorageError):
@@ -161,14 +163,17 @@ class Incarnations:
         self.process.show(number=number, base=str(restored or ""), copies=start.save_again)
         self.coordinator = Coordinator(self.store, start, self.summaries, self.policies, commit_timeout_s=60.0)
 
-    def save(self, step: int | None = None) -> None:
+    def save(self, loss: float | None = None) -> None:
         """The next step. A save that failed lets training go on, as `on_save_error="log"` does."""
-        self.step = self.step + 1 if step is None else step
+        self.step += 1
         try:
-            self._commit(self.step, prune=True)
+            self._commit(self.step, prune=True, metrics={} if loss is None else {"loss": loss})
         except (SaveFailedError, StorageError) as error:
             if isinstance(error, FencedError):
                 raise
+        else:
+            if self.copies == "disk":
+                self.process.show(saves=self.process.facts.saves + 1, is_saving=False)
         self.process.merge()
 
     def _holds(self) -> Any:
@@ -176,7 +181,7 @@ class Incarnations:
         it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
         return self.start, self.asked, self.step, self.calls, self.ancestry, sorted(self.stills.items()), it
 
-    def _commit(self, step: int, *, prune: bool) -> None:
+    def _commit(self, step: int, *, prune: bool, metrics: Mapping[str, float]) -> None:
         start, coordinator = self.start, self.coordinator
         if start is None or start.held is None or coordinator is None:
             raise ValueError("nothing has begun")
@@ -184,16 +189,17 @@ class Incarnations:
         folder = Folder(step, start.held.number, self.calls[step])
         # What training goes on from, whatever becomes of this save.
         self.ancestry = (*self.ancestry, identity(folder, self.process.name))
-        reuse = coordinator.choose_reuse(step, {}) if self.copies else Reuse()
+        reuse = coordinator.choose_reuse(step, metrics) if self.copies else Reuse()
         try:
             draft, receipt = write_checkpoint(self.store, start, folder, shard_bytes(self.ancestry))
+            self.process.show(is_saving=self.copies == "disk")
             if self.copies:
                 draft, receipt = add_still(self.store, self.stills, reuse, draft, receipt)
         except StorageError:
             coordinator.give_up(folder)
             raise
         self.process.unpromised = self.ancestry
-        coordinator.commit(draft, receipt, prune=prune)
+        coordinator.commit(replace(draft, metrics=metrics), receipt, prune=prune)
         acknowledge()
         coordinator.prune()
 
@@ -211,101 +217,6 @@ def acknowledge() -> None:
     if process.unpromised:
         process.promise(process.unpromised)
         process.unpromised = ()
-
-
-Program = Callable[[Process], None]
-
-
-def life(*, saves: int = 1, may_roll_back_to: int | None = None, keep: int = 1, copies: str = "") -> Program:
-    """Starts from the newest (or, where the budget lets it, rolls back), and saves."""
-
-    def program(process: Process) -> None:
-        incarnation = Incarnations(process, [KeepLast(keep)], copies=copies)
-        rolls_back = may_roll_back_to is not None and process.call("choose", "rollbacks")
-        process.show(goes_back=rolls_back)
-        incarnation.begin(may_roll_back_to if rolls_back else None)
-        process.show(goes_back=False)
-        for _ in range(saves):
-            incarnation.save()
-
-    return program
-
-
-def running(
-    *,
-    kept: int,
-    saves: int = 1,
-    restarts: int = 0,
-    kept_after: int = 0,
-    then_back_to: int | None = None,
-    saves_after: int = 1,
-    keep: int = 1,
-    copies: str = "",
-) -> Program:
-    """One that has committed the steps up to `kept`, keeping all of them, then has started again so many times without
-    a save, and then has committed `kept_after` more, when the search begins; see `after_setup`."""
-
-    def policy(checkpoints: Any) -> list[bool | str | None]:
-        last: list[bool | str | None] = list(KeepLast(keep)(checkpoints))
-        return [True] * len(last) if checkpoints[-1].step <= kept + kept_after else last
-
-    def program(process: Process) -> None:
-        incarnation = Incarnations(process, [policy], copies=copies)
-        incarnation.begin()
-        for _ in range(kept):
-            incarnation.save()
-        for _ in range(restarts):
-            incarnation.begin()
-        for _ in range(kept_after + saves):
-            incarnation.save()
-        if then_back_to is not None:
-            process.show(goes_back=True)
-            incarnation.begin(then_back_to)
-            process.show(goes_back=False)
-            for _ in range(saves_after):
-                incarnation.save()
-
-    return program
-
-
-class _ShortStore(YieldingStore):
-    """Where the budget lets it, a listing of it lacks every manifest; those of a start do not (see `is_short`)."""
-
-    is_short = False
-
-    def list(self, prefix: str = "") -> list[Entry]:
-        found = super().list(prefix)
-        shown = [entry for entry in found if not entry.key.endswith("/manifest.json")]
-        return shown if self.is_short and shown != found and self._process.call("choose", "lacks") else found
-
-
-def on_a_full_storage(process: Process) -> None:
-    """Starts from the newest, has no room for its save, sweeps what was never committed, and saves."""
-    incarnation = Incarnations(process)
-    store = incarnation.store = _ShortStore(process)
-    incarnation.begin()
-    store.is_short = True
-    if incarnation.coordinator is not None:
-        incarnation.coordinator.sweep_partials()
-    store.is_short = False
-    incarnation.save()
-
-
-def prunes_by_hand(process: Process) -> None:
-    """`ckptflow prune --yes` from outside: no claim."""
-    store = YieldingStore(process)
-    prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)])
-
-
-def prunes_by_hand_at_length(process: Process) -> None:
-    """The same, and its verification is one step, during which all may happen."""
-
-    def verify(store: Store, folder: Folder) -> None:
-        with contextlib.suppress(ObjectNotFoundError):
-            store.get(folder.key("verified"), memoryview(bytearray(1)))
-
-    store = YieldingStore(process)
-    prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)], verify)
 
 
 # Making the code deterministic

@@ -19,6 +19,8 @@ from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import receipts as receipts_module
 from ckptflow.commit import resume as resume_module
+from ckptflow.commit import reuse as reuse_module
+from ckptflow.commit import start as start_module
 from ckptflow.commit.assembly import Draft, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, list_root
 from ckptflow.commit.choosing import Choice, Chooser
@@ -28,6 +30,7 @@ from ckptflow.commit.outcomes import Outcome, PartResult, outcome_of
 from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
 from ckptflow.commit.resume import Resume
 from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
+from ckptflow.commit.start import Start
 from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.format.manifest import Receipt
@@ -198,7 +201,7 @@ def all_who_held_a_number_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def all_of_our_number_is_ours(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(coordinator_module, "is_written_by", lambda held, folder, *_: folder.incarnation == held.number)
+    patch.setattr(start_module, "is_written_by", lambda held, folder, *_: folder.incarnation == held.number)
     anothers_run_counts(patch)
 
 
@@ -279,7 +282,29 @@ def one_family(patch: pytest.MonkeyPatch) -> None:
 
 
 def copied_from_what_nobody_has_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(coordinator_module, "Existing", lambda folder, family, _: Existing(folder, family))
+    patch.setattr(reuse_module, "Existing", lambda folder, family, _: Existing(folder, family))
+
+
+def damage_forgotten_by_the_next_life(patch: pytest.MonkeyPatch) -> None:
+    runs = Resume.run
+
+    def run(self: Any, step: int | None) -> Start:
+        start = runs(self, step)
+        return replace(start, sound_since=0) if start.reason == "resume" else start
+
+    patch.setattr(Resume, "run", run)
+
+
+def what_landed_late_is_not_chosen_by(patch: pytest.MonkeyPatch) -> None:
+    prunes = Coordinator.prune
+
+    def prune(self: Any) -> None:
+        known = {each.folder for each in self._committed}
+        prunes(self)
+        self._committed = [each for each in self._committed if each.folder in known]
+
+    patch.setattr(Coordinator, "prune", prune)
+    patch.setattr(coordinator_module, "is_there", lambda *_: False)
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -344,6 +369,14 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "after a fallback, a source that was read": Mutation(
         copied_from_what_nobody_has_read, ("copies on a disk, damage",), "I2"
+    ),
+    "damage, remembered by later lives": Mutation(
+        damage_forgotten_by_the_next_life,
+        ("copies on a disk, damage, and the life that met it is pruned",),
+        "I2",
+    ),
+    "a choice by what landed late": Mutation(
+        what_landed_late_is_not_chosen_by, ("copies on a disk, a reply lost",), "I6"
     ),
     "two families": Mutation(one_family, ("copies on a disk",), "I6"),
     "create-only manifest": Mutation(

@@ -34,6 +34,8 @@ class Facts(NamedTuple):
     goes_back: bool = False  # it was asked for a step by a person, who may ask for what is not there
     met_silence: bool = False  # the storage gave it no reply until the deadline
     was_misled: bool = False  # the storage gave it an answer that was no listing
+    saves: int = 0  # that are acknowledged, and have pruned; on a disk, where copies share bytes
+    is_saving: bool = False
     ends: str = ""  # "done", or the name of the error that ended it
 
 

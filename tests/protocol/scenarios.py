@@ -13,8 +13,16 @@ from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import prune as prune_module
 from tests.protocol.explorer import Budget, Explorer, Report, State, Storage, search
 from tests.protocol.invariants import Invariants, Promises
-from tests.protocol.lives import Program, life, on_a_full_storage, prunes_by_hand, prunes_by_hand_at_length, running
 from tests.protocol.process import Process
+from tests.protocol.programs import (
+    Program,
+    beside_the_best,
+    life,
+    on_a_full_storage,
+    prunes_by_hand,
+    prunes_by_hand_at_length,
+    running,
+)
 
 MAX_STATES = 3_000_000
 NO_FAULTS = Budget()
@@ -34,6 +42,7 @@ class Scenario:
     pages: int = 0
     is_exclusive: bool = True
     spared: frozenset[str] = frozenset()  # see `Explorer`
+    deletes_two: bool = False  # see `Invariants`
 
 
 def explore(scenario: Scenario, *, only: str | None = None, max_states: int = MAX_STATES) -> Report:
@@ -49,8 +58,9 @@ def explore(scenario: Scenario, *, only: str | None = None, max_states: int = MA
         processes = [Process(i, f"P{i}", program, pages=scenario.pages) for i, program in enumerate(scenario.programs)]
         next_life = Process(len(processes), "next", NEXT_LIFE).root
         start = _after_setup(explorer, processes, scenario)
+        invariants = Invariants(explorer, next_life, only, deletes_two=scenario.deletes_two)
         with _rarely_collected():
-            return search(explorer, start, Invariants(explorer, next_life, only), max_states=max_states)
+            return search(explorer, start, invariants, max_states=max_states)
 
 
 @contextlib.contextmanager
@@ -162,6 +172,24 @@ SMALL: dict[str, Scenario] = {
         (running(kept=2, keep=2, copies="disk"), life(saves=2, may_roll_back_to=1, keep=2, copies="disk")),
         kept=2,
         budget=ROLLBACK,
+    ),
+    "copies on a disk, beside the best": Scenario(
+        (beside_the_best((0.2, 0.3, 0.1, 0.5)), beside_the_best((0.5,))),
+        kept=2,
+        deletes_two=True,
+    ),
+    "copies on a disk, a reply lost": Scenario(
+        (beside_the_best((0.2, 0.3, 0.1, 0.5, 0.5, 0.5)),),
+        kept=2,
+        budget=LOST,
+        deletes_two=True,
+    ),
+    "copies on a disk, damage, and the life that met it is pruned": Scenario(
+        (beside_the_best((0.1, 0.2, 0.9, 0.9), best=2), beside_the_best((0.9, 0.9), (0.15, 0.9), best=2)),
+        kept=4,
+        is_alive=False,
+        budget=DAMAGE,
+        deletes_two=True,
     ),
     "copies on a disk, damage": Scenario(
         (running(kept=4, keep=4, copies="disk"), life(saves=2, keep=4, copies="disk")),

@@ -76,6 +76,8 @@ ELSEWHERE: dict[int, str] = {
     58: "protocol/test_mutations.py::test_turns_red",  # "a copy of the version that is known"
     59: "commit/test_reuse.py::test_two_that_stay_never_share_all_and_the_source_is_there",
     60: "commit/test_reuse.py::test_after_a_fallback_nothing_is_copied_that_was_not_read_since",
+    61: "commit/test_reuse.py::test_a_fallback_is_remembered_once_all_of_its_life_is_pruned",
+    62: "commit/test_reuse.py::test_one_of_ours_that_landed_without_a_reply_is_chosen_by",
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 

@@ -15,7 +15,6 @@ _random = np.random.default_rng(7)
 X = _random.normal(size=(8, 4)).astype(np.float32)
 Y = _random.normal(size=(8, 1)).astype(np.float32)
 SEQUENCES = _random.normal(size=(8, 3, 4)).astype(np.float32)
-IMAGES = _random.normal(size=(2, 32, 32, 3)).astype(np.float32)
 
 
 def step(model: Any, optimizer: Any, inputs: Any, targets: Any = Y) -> None:
@@ -91,11 +90,6 @@ class NotYetBuilt(keras.Model):  # type: ignore[misc]
 
     def call(self, x: Any) -> Any:
         return self.last(self.normalize(self.first(x)))
-
-
-def mobilenet() -> dict[str, Any]:
-    base = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, include_top=False, pooling="avg")
-    return {"model": base}
 
 
 def recurrent() -> dict[str, Any]:
@@ -208,7 +202,6 @@ CASES: dict[str, Case] = {
     "keras functional, shared and nested": Case(functional, _train(X)),
     "keras layers in lists and dicts": Case(lambda: _compiled(Blocks()), _train(X)),
     "keras subclassed, not yet built": Case(lambda: _compiled(NotYetBuilt()), _train(X)),
-    "keras applications": Case(mobilenet, lambda state: state["model"](IMAGES, training=True)),
     "keras stateful RNNs": Case(recurrent, _train(SEQUENCES)),
     "keras seeds": Case(noise, _train(SEQUENCES)),
     "keras mixed_float16": _with(lambda: o.Adam(0.01), _mixed),

@@ -44,8 +44,7 @@ def quantized(layer: str, mode: str) -> tuple[Any, Any]:
     return model, by.quantize_layer
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("mode", ["gptq", "awq"])
+@pytest.mark.parametrize(("mode", "layer"), [*zip(["gptq", "awq"], LAYERS, strict=True)])
 def test_a_calibrated_layer_comes_back(tmp_path: Path, mode: str, layer: str) -> None:
     model, calibrate = quantized(layer, mode)
     calibrate()

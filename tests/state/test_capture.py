@@ -80,7 +80,9 @@ TRAINING: dict[str, Callable[[], tuple[Any, Callable[[], Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.chaos if name == "tf_keras, jit" else ()) for name in TRAINING]
+)
 def test_held_values_do_not_move_while_training_goes_on(name: str) -> None:
     state, train = TRAINING[name]()
     train()

@@ -52,8 +52,16 @@ def made(framework: str, make: Make, number: int) -> Any:
     return model
 
 
-@pytest.mark.parametrize("framework", KERASES)
-@pytest.mark.parametrize(("make", "inputs"), MAKES)
+@pytest.mark.parametrize(
+    ("framework", "make", "inputs"),
+    [
+        ("keras", *MAKES[0]),
+        ("tf_keras", *MAKES[1]),
+        ("keras", *MAKES[1]),
+        ("tf_keras", *MAKES[2]),
+        ("keras", *MAKES[3]),
+    ],
+)
 def test_a_model_that_was_traced_before_predicts_as_the_one_that_was_saved(
     tmp_path: Path, framework: str, make: Make, inputs: Any
 ) -> None:

@@ -77,10 +77,8 @@ class TestSeaweedfsByObstore(StoreContract):
 
 class OnMoto(StoreContract):
     """moto's server does in two steps what a storage does in one: it has let two racing creators win, and answered a
-    reader 500, or with no bytes, while an object was replaced. And it ignores the condition of a copy. It is not asked
-    for these promises.
-
-    SeaweedFS and fake-gcs-server keep them, and are, but for the last, which fake-gcs-server ignores as well.
+    reader 500, or with no bytes, while an object was replaced. It is not asked for these promises, which SeaweedFS and
+    fake-gcs-server keep. As it ignores the condition of a copy, nothing is copied.
     """
 
     def test_racing_creators_have_exactly_one_winner(self, backend: Backend) -> None:
@@ -88,12 +86,6 @@ class OnMoto(StoreContract):
 
     def test_no_reader_sees_a_part(self, backend: Backend) -> None:
         pytest.skip("moto's server does not replace in one step")
-
-    def test_no_reader_sees_a_part_of_a_copy(self, backend: Backend) -> None:
-        pytest.skip("moto's server does not replace in one step")
-
-    def test_a_copy_is_of_one_version(self, backend: Backend) -> None:
-        pytest.skip("moto's server ignores the condition of a copy")
 
 
 class TestMotoByS3fs(OnMoto):
@@ -118,9 +110,6 @@ class TestFakeGcsByGcsfs(StoreContract):
     @pytest.fixture
     def backend(self, fake_gcs: Server) -> Backend:
         return GcsBackend(fake_gcs)
-
-    def test_a_copy_is_of_one_version(self, backend: Backend) -> None:
-        pytest.skip("fake-gcs-server ignores the condition of a copy")
 
 
 class TestGcsXmlByObstore(StoreContract):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -63,6 +66,13 @@ def written(store: RetryingStore, key: str) -> str:
     return version
 
 
+def asked_before(store: RetryingStore) -> str:
+    """The version of an object "a" that was copied: nothing has to be found out any more."""
+    version = written(store, "a")
+    store.copy("a", "first", version)
+    return version
+
+
 @pytest.mark.parametrize("reply", lacking.NO_COPIES, ids=lambda reply: f"{reply.status}-{reply.body[50:70]}")
 def test_a_refusal_is_asked_once_and_said_once(
     proxy: FaultyProxy, store: RetryingStore, reply: Reply, caplog: pytest.LogCaptureFixture
@@ -71,11 +81,11 @@ def test_a_refusal_is_asked_once_and_said_once(
     proxy.rules = [lacking.no_copies(reply)]
     before = copies(proxy)
     with caplog.at_level(logging.INFO, "ckptflow.storage"):
-        for _ in range(2):
+        for kind in (StorageAccessError if reply.status == 403 else StorageError, StorageError):
             assert store.can_copy == (not caplog.records)
-            with pytest.raises(StorageAccessError if reply.status == 403 else StorageError, match="cannot copy to b"):
+            with pytest.raises(kind, match="cannot copy to b"):
                 store.copy("a", "b", version)
-    assert copies(proxy) == before + 2
+    assert copies(proxy) == before + 1
     assert [(record.levelname, "written anew" in record.getMessage()) for record in caplog.records] == [("INFO", True)]
     written(store, "b")
 
@@ -99,7 +109,7 @@ THROTTLED = [
 def test_what_is_throttled_has_few_tries(
     proxy: FaultyProxy, store: RetryingStore, events: list[Event], reply: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
-    version = written(store, "a")
+    version = asked_before(store)
     proxy.rules = [lacking.no_copies(reply)]
     before = copies(proxy)
     heard: list[str] = []
@@ -117,22 +127,48 @@ def test_what_is_throttled_has_few_tries(
 
 @pytest.mark.parametrize("body", [b"", lacking.error("InternalError", "", 500).body, b"<html><p>Sign in</p></html>"])
 def test_what_is_no_reply_to_a_copy_is_not_believed(proxy: FaultyProxy, store: RetryingStore, body: bytes) -> None:
-    version = written(store, "a")
+    version = asked_before(store)
     proxy.rules = [lacking.no_copies(Reply(200, body, {"ETag": f'"{version}"', "Content-Type": "application/xml"}))]
     with pytest.raises(StorageUnavailableError, match="cannot copy"):
         store.copy("a", "b", version)
     assert "b" not in {entry.key for entry in store.list()}
 
 
-def test_a_server_that_ignores_the_condition_is_found_out_by_its_reply(moto: Server) -> None:
-    """At once where the bytes are others. It is not asked again."""
-    store = open_store("s3://ckptflow-tests/copies-ignored", {**moto.storage_options, "client": "fsspec"})
-    version = store.put("a", X)
-    assert version is not None
-    store.put("a", memoryview(b"y" * 5000))
-    with pytest.raises(ObjectChangedError, match=r"a: cannot copy to b: it is not, or no longer, version"):
-        store.copy("a", "b", version)
-    assert not store.can_copy
+@pytest.mark.parametrize("kind", ["moto", "fake_gcs"])
+def test_a_server_that_ignores_the_condition_is_not_asked_again(
+    kind: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it would have copied: the very version that is there, too."""
+    server: Server = request.getfixturevalue(kind)
+    with faulty_proxy(server) as proxy:
+        url = f"{'gs' if kind == 'fake_gcs' else 's3'}://ckptflow-tests/copies-ignored"
+        store = open_store(url, {**server.options_at(proxy.endpoint), "client": "fsspec"})
+        version = store.put("a", X)
+        assert version is not None
+        since = len(proxy.requests)
+        with caplog.at_level(logging.INFO, "ckptflow.storage"):
+            for why in ("the storage ignores the condition of a copy", "this storage has refused to copy"):
+                with pytest.raises(StorageError, match=f"a: cannot copy to b: {why}"):
+                    store.copy("a", "b", version)
+                assert not store.can_copy
+        assert len(proxy.requests) == since + 1
+        assert ["written anew" in record.getMessage() for record in caplog.records] == [True]
+        store.close()
+
+
+def test_whether_the_condition_is_kept_is_asked_once(proxy: FaultyProxy, store: RetryingStore) -> None:
+    """By the first copy, however many begin at once."""
+    version = written(store, "a")
+    before, start = copies(proxy), threading.Barrier(16)
+
+    def copy(number: int) -> None:
+        start.wait()
+        store.copy("a", f"b/{number}", version)
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(copy, range(16)))
+    assert copies(proxy) == before + 1 + 16
+    assert len(store.list("b/")) == 16
 
 
 def test_the_version_does_not_depend_on_the_client(seaweedfs: Server) -> None:
@@ -183,6 +219,10 @@ def test_gcs_that_refuses_copies_and_takes_writes(fake_gcs: Server) -> None:
         store = open_store("gs://ckptflow-tests/copies", options)
         version = store.put("a", X)
         assert version is not None
+        # The server itself ignores the condition.
+        proxy.rules = [lambda line, _: Reply(412, b"{}") if re.search("ifSourceGenerationMatch=1(&|$)", line) else None]
+        assert store.copy("a", "copy", version) not in (None, version)
+        assert read_whole(store, "copy") == X
         for other in (hashlib.md5(X, usedforsecurity=False).hexdigest(), "9" * 19, "0"):  # of a copied checkpoint
             with pytest.raises(ObjectChangedError, match="cannot copy to b"):
                 store.copy("a", "b", other)

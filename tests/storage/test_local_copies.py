@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,8 +157,13 @@ def test_a_refused_link_says_what_of_the_file_system(
     if links == 2:
         store.copy("a/source", "a/other", version)
 
-    def link(*_: Any, **__: Any) -> None:
-        raise OSError(code, os.strerror(code))
+    real, linked = os.link, list[str]()
+
+    def link(name: str, *words: Any, **more: Any) -> None:
+        if name == "source":
+            raise OSError(code, os.strerror(code))
+        real(name, *words, **more)
+        linked.append(words[0])
 
     monkeypatch.setattr(os, "link", link)
     if not is_ours:
@@ -165,7 +172,23 @@ def test_a_refused_link_says_what_of_the_file_system(
         store.copy("a/source", "b/copy", version)
     assert store.can_copy == can_copy
     written(store, "b/copy")  # as a save does then
+    store.create("b/new", X)
+    assert linked[-1:] == ["new"]  # as before: a file of its own is what shows that there are no links
     assert debris(Path(store.url)) == []
+
+
+@pytest.mark.parametrize(("days", "is_copied"), [(6, True), (8, False)])
+def test_what_may_go_by_its_age_is_not_copied(store: LocalStore, days: int, is_copied: bool) -> None:
+    """A link would be as old, and a disk that deletes what is old would take it from the newest checkpoint."""
+    written(store, "a/source")
+    long_ago_s = time.time() - days * 86_400
+    os.utime(f"{store.url}/a/source", (time.time(), long_ago_s))
+    version = store.list()[0].version
+    assert version is not None
+    with contextlib.nullcontext() if is_copied else pytest.raises(StorageError, match="more than 7 days ago"):
+        store.copy("a/source", "b/copy", version)
+    assert (os.path.exists(f"{store.url}/b/copy"), debris(Path(store.url))) == (is_copied, [])
+    assert store.can_copy
 
 
 def test_a_name_that_may_not_last_is_raised_and_can_be_written_anew(

@@ -77,6 +77,7 @@ def test_a_life_is_told_in_order_with_true_figures(tmp_path: Path, caplog: pytes
     assert (pruned.folder, pruned.reason) == ("000000000001-i0001", "no policy keeps it")
     assert pruned.size_bytes > size_bytes  # manifest and receipt, too
     assert sum("pruned" in message for message in caplog.messages) == 1
+    assert 0 < pruned.freed_bytes <= pruned.size_bytes
 
     told.clear()
     with CheckpointManager(root, {"m": Weights()}, on_event=[hook]) as manager:

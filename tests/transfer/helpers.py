@@ -21,7 +21,7 @@ from ckptflow.storage.store import Entry, Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.packing import SMALL_BYTES
 from ckptflow.transfer.plan import WorkerPlan, plan_dynamic, plan_shards
-from ckptflow.transfer.sources import Sources
+from ckptflow.transfer.sources import NO_SOURCES, Sources
 from ckptflow.transfer.writer import WrittenShards, write_shards
 
 FOLDER = Folder(1000, 7)
@@ -176,7 +176,7 @@ def write_checkpoint(
     python_state: Mapping[str, Any] | None = None,
     object_graph: ObjectGraph | None = None,
     plans: list[WorkerPlan] | None = None,
-    earlier: Sources | None = None,
+    earlier: Sources = NO_SOURCES,
 ) -> Manifest:
     """Every worker's shards by the real plan and writer, and the manifest that they add up to."""
     specs, world_size = workers[0].specs, len(workers)

@@ -13,18 +13,18 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.testing import FaultyStore, MemoryStore
-from ckptflow.transfer.copies import copy_shard
+from ckptflow.transfer.copies import Copies
 
 
 def test_the_version_of_the_copy_is_returned() -> None:
     store = MemoryStore()
     version = store.put("a/shard", memoryview(b"bytes"))
     assert version is not None
-    copied = copy_shard(store, "a/shard", "b/shard", version)
+    copied = Copies(store).copy("a/shard", "b/shard", version)
     assert copied not in (None, version)
     assert store.objects["b/shard"] == b"bytes"
-    assert copy_shard(store, "a/shard", "b/shard", f"{version}0") is None  # another version
-    assert copy_shard(store, "a/none", "b/shard", version) is None
+    assert Copies(store).copy("a/shard", "b/shard", f"{version}0") is None  # another version
+    assert Copies(store).copy("a/none", "b/shard", version) is None
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_what_a_storage_says_fails_no_save(error: type[StorageError], is_after: 
     store = FaultyStore(inner)
     version = inner.put("a/shard", memoryview(b"bytes"))
     store.fail("copy", error("no"), is_after=is_after)
-    assert copy_shard(store, "a/shard", "b/shard", str(version)) is None
+    assert Copies(store).copy("a/shard", "b/shard", str(version)) is None
     assert ("b/shard" in inner.objects) == is_after
     store.assert_all_used()
 
@@ -49,14 +49,14 @@ def test_a_copy_whose_version_is_not_told_is_not_relied_on() -> None:
 
     store = Silent()
     version = store.put("a/shard", memoryview(b"bytes"))
-    assert copy_shard(store, "a/shard", "b/shard", str(version)) is None
+    assert Copies(store).copy("a/shard", "b/shard", str(version)) is None
 
 
 def test_a_store_that_is_closed_and_an_interrupt_are_raised() -> None:
     store = FaultyStore(MemoryStore())
     store.fail("copy", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        copy_shard(store, "a/shard", "b/shard", "1")
+        Copies(store).copy("a/shard", "b/shard", "1")
     store.close()
     with pytest.raises(UsageError, match="closed"):
-        copy_shard(store, "a/shard", "b/shard", "1")
+        Copies(store).copy("a/shard", "b/shard", "1")

@@ -1,0 +1,43 @@
+"""How a life of the job began: what it holds, restored and builds on. All later decisions start from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ckptflow.commit.catalog import Counting, Listing, Summary, Unreadable
+from ckptflow.commit.lineage import Held, is_written_by
+from ckptflow.format.layout import Folder
+from ckptflow.format.manifest import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The beginning of one incarnation. `held` is None for a reader; `restored` is None on a root where nothing counts.
+
+    `save_again`: what was restored is not the newest that counted, so nothing protects it, nor the decision to start
+    there, until this incarnation has saved it as its own.
+    """
+
+    held: Held | None
+    reason: Reason = "start"
+    restored: Summary | None = None
+    lineage: frozenset[Folder] = frozenset()
+    barrier: int = 0
+    fresh_since: int = 0
+    sound_since: int = 0
+    save_again: bool = False
+
+
+def count_own(start: Start, held: Held, listing: Listing, found: Mapping[Folder, Summary | Unreadable]) -> Counting:
+    """What counts for this incarnation: its own, one that was thought lost and landed late too, and its lineage."""
+    counts = {folder for folder, summary in found.items() if is_written_by(held, folder, summary, listing)}
+    counts |= start.lineage & found.keys()
+    return Counting(
+        incarnation=held.number,
+        run_id=held.run_id,
+        folders=tuple(sorted(counts, reverse=True)),
+        outside=tuple(sorted(found.keys() - counts, reverse=True)),
+        barrier=start.barrier,
+        fresh_since=start.fresh_since,
+    )
