@@ -10,9 +10,9 @@ CkptflowError
 │   └── StorageFullError                            no space, quota or file-size limit: make room
 ├── CheckpointNotFoundError (FileNotFoundError) no such checkpoint
 │   └── CheckpointGoneError                         it was there and was pruned while being read: pin it
-├── CorruptCheckpointError (ValueError)         bytes came whole and wrong, or a shard is missing
+├── CorruptCheckpointError (ValueError)         checksum mismatch, or a shard is missing
 ├── UnknownVersionError (ValueError)            written by a newer ckptflow: upgrade
-├── StateMismatchError (ValueError)             checkpoint and state differ; every difference is listed at once
+├── StateMismatchError (ValueError)             checkpoint and state differ; the message tells all differences
 ├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with a way out
 ├── FencedError (RuntimeError)                  a newer incarnation holds this root: stop, do not restart
 ├── SaveFailedError (RuntimeError)              a save in the background failed; `__cause__` is why
@@ -83,10 +83,11 @@ class ObjectChangedError(StorageError):
 class StorageUnavailableError(StorageError, ConnectionError):
     """Throttled, failing or silent, still so after all retries. The same call may succeed later.
 
-    `asks_for_less`: whether the storage asked for fewer requests.
+    `asks_for_less`: whether the storage asked for fewer requests; `is_unreachable`: whether nobody listens there.
     """
 
     asks_for_less: bool = False
+    is_unreachable: bool = False
 
 
 class StorageAccessError(StorageError, PermissionError):

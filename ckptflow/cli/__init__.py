@@ -18,6 +18,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command and leaves by SystemExit, with a code of `exits.EXITS`. `args` default to the command line's."""
     from ckptflow.cli.app import app
     from ckptflow.cli.exits import is_lost, report, report_lost
+    from ckptflow.cli.retries import briefly_retrying
 
     # Closed by who started it. The first free descriptor is the stream's own, so that no other file becomes it.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
@@ -26,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names are any Unicode; a terminal may not be
     output = sys.stdout
-    with _heeding_sigterm():
+    with _heeding_sigterm(), briefly_retrying():
         try:
             try:
                 app(args=args, prog_name="ckptflow")

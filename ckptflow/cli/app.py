@@ -9,6 +9,7 @@ import typer
 from ckptflow import __version__
 from ckptflow.cli import bench, copy, diff, doctor, export, import_, ls, pin, prune, report, show, verify, watch
 from ckptflow.cli.exits import exits_text
+from ckptflow.cli.help import Verb
 
 app = typer.Typer(
     name="ckptflow",
@@ -18,20 +19,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nExit codes:\n" + exits_text(),
 )
-app.command(short_help="What is there, and what of it counts.")(ls.ls)
-app.command(short_help="Everything that one checkpoint's manifest says.")(show.show)
-app.command(short_help="Read every byte and check it.")(verify.verify)
-app.command(short_help="Compare two checkpoints tensor by tensor.")(diff.diff)
-app.command(short_help="Follow a live run.")(watch.watch)
-app.command(short_help="Write one HTML page of a run.")(report.report)
-app.command(short_help="Copy checkpoints to another storage.")(copy.copy)
-app.command(short_help="Show what would be deleted and why; --yes deletes.")(prune.prune)
-app.command(short_help="Keep a checkpoint whatever the policies say.")(pin.pin)
-app.command(short_help="Let the policies decide about it again.")(pin.unpin)
-app.command(short_help="Try a storage against every promise that checkpoints rest on.")(doctor.doctor)
-app.command(short_help="Write a checkpoint for Keras, TensorFlow, Hub, LiteRT, safetensors.")(export.export)
-app.command(short_help="Measure saves and restores on a storage; says what to set.")(bench.bench)
-app.command("import", short_help="Begin a run from what something else saved.")(import_.import_)
+app.command(cls=Verb, short_help="List checkpoints.")(ls.ls)
+app.command(cls=Verb, short_help="Show one checkpoint: its origin, its metrics, its tensors.")(show.show)
+app.command(cls=Verb, short_help="Read every byte and check it.")(verify.verify)
+app.command(cls=Verb, short_help="Compare two checkpoints tensor by tensor.")(diff.diff)
+app.command(cls=Verb, short_help="Follow a live run.")(watch.watch)
+app.command(cls=Verb, short_help="Write one HTML page of a run.")(report.report)
+app.command(cls=Verb, short_help="Copy checkpoints to another storage.")(copy.copy)
+app.command(cls=Verb, short_help="Show what would be deleted and why; --yes deletes.")(prune.prune)
+app.command(cls=Verb, short_help="Protect a checkpoint from deletion.")(pin.pin)
+app.command(cls=Verb, short_help="Remove that protection.")(pin.unpin)
+app.command(cls=Verb, short_help="Test a storage for everything that checkpoints need.")(doctor.doctor)
+app.command(cls=Verb, short_help="Write a checkpoint for Keras, TensorFlow, Hub, LiteRT, safetensors.")(export.export)
+app.command(cls=Verb, short_help="Measure saves and restores on a storage; suggest settings.")(bench.bench)
+app.command("import", cls=Verb, short_help="Start a run from a model or checkpoint of another format.")(import_.import_)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -46,7 +47,7 @@ def _main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Checkpoints on a disk, in S3 or in Google Cloud Storage: look at them, export them, begin a run from others.
+    """Inspect, verify, copy, prune and export checkpoints on a disk, in S3 or in Google Cloud Storage.
 
     \b
     Examples:
@@ -61,7 +62,7 @@ def _main(
       ckptflow import model.keras s3://bucket/run-8
       ckptflow bench s3://bucket/scratch
 
-    URL is a run's root: a path, s3://…, gs://…, or any other that fsspec knows. Only import, pin, unpin,
+    URL is the root of a run: a path, s3://…, gs://…, or any other that fsspec knows. Only import, pin, unpin,
     prune, bench and doctor write to it.
     CKPTFLOW_TRACEBACK=1 in the environment shows where an error was raised.
     """

@@ -49,18 +49,26 @@ def bench(
     duration_s: Annotated[float, seconds("--seconds", min=1, help="How long to measure, about.")] = 120,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=256, help="Try this many at once; may be repeated.", show_default=False),
+        typer.Option(min=1, max=256, metavar="N", help="Try this many at once; may be repeated.", show_default=False),
     ] = None,
     shard_mib: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=4096, help="Try shards of this many MiB; may be repeated.", show_default=False),
+        typer.Option(
+            min=1, max=4096, metavar="MIB", help="Try shards of this many MiB; may be repeated.", show_default=False
+        ),
     ] = None,
     memory_mib: Annotated[
-        int, typer.Option(min=64, help="Memory for staging: nothing that takes more is tried.")
+        int, typer.Option(min=64, metavar="MIB", help="Memory for staging: nothing that takes more is tried.")
     ] = 1280,
     size_mib: Annotated[
         int | None,
-        typer.Option(min=16, max=2**20, help="Of what is saved each time; else as fits the time.", show_default=False),
+        typer.Option(
+            min=16,
+            max=2**20,
+            metavar="MIB",
+            help="Of what is saved each time; else as fits the time.",
+            show_default=False,
+        ),
     ] = None,
     profile: Annotated[
         str | None,
@@ -72,7 +80,7 @@ def bench(
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes of this machine that save and restore together.")
+        int, typer.Option(min=1, max=64, metavar="N", help="Processes of this machine that save and restore together.")
     ] = 1,
     as_json: Json = False,
     options: Options = None,

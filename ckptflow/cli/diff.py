@@ -67,12 +67,14 @@ def diff(
     url: UrlOrFolder,
     other: Annotated[
         str | None,
-        typer.Argument(metavar="[OTHER]", help="The other root or folder. Default: the same root.", show_default=False),
+        typer.Argument(metavar="OTHER", help="The other root or folder. Default: the same root.", show_default=False),
     ] = None,
     step: Step = None,
     other_step: Annotated[
         int | None,
-        typer.Option(min=0, help="The other checkpoint's step.", show_default=False, autocompletion=completion.steps),
+        typer.Option(
+            min=0, metavar="N", help="The other checkpoint's step.", show_default=False, autocompletion=completion.steps
+        ),
     ] = None,
     show_equal: Annotated[bool, typer.Option("--all", help="Also the tensors that are equal.")] = False,
     as_json: Json = False,

@@ -50,7 +50,9 @@ def doctor(
         str,
         typer.Argument(metavar="URL", help="Where to try: a new folder in it, removed again.", show_default=False),
     ],
-    large_mib: Annotated[int, typer.Option(min=1, max=4096, help="The largest object that is written.")] = 200,
+    large_mib: Annotated[
+        int, typer.Option(min=1, max=4096, metavar="MIB", help="The largest object that is written.")
+    ] = 200,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,

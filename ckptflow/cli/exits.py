@@ -28,8 +28,9 @@ EXITS = {
     4: "the storage did not answer, after all retries, if only for one of the files: try again later",
     5: "written by a newer ckptflow: upgrade",
     70: "a bug in ckptflow: please report it",
-    74: "the output cannot be written: the disk is full, or whoever read it has gone",
+    74: "standard output cannot be written, as when the disk is full",
     130: "interrupted",
+    141: "whoever read standard output has gone, as `head` does; nothing is printed about it",
     143: "ended by SIGTERM",
 }
 
@@ -76,11 +77,13 @@ def is_lost(output: TextIO, error: Exception) -> bool:
 
 
 def report_lost(output: TextIO, error: BaseException) -> int:
-    """Says that output could not be written, unless its reader has gone and wants no more; returns the exit code."""
-    if not isinstance(error, BrokenPipeError):
-        print(f"ckptflow: the output cannot be written: {getattr(error, 'strerror', error)}", file=sys.stderr)
+    """Says that output could not be written, unless its reader has gone and wants no more; returns the exit code, for
+    the latter that of a program which SIGPIPE ends."""
+    is_unread = isinstance(error, BrokenPipeError)
+    if not is_unread:
+        print(f"ckptflow: standard output cannot be written: {getattr(error, 'strerror', error)}", file=sys.stderr)
     os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # Python flushes once more at its end
-    return 74
+    return 141 if is_unread else 74
 
 
 def exits_text() -> str:

@@ -18,7 +18,7 @@ def import_(
         str, typer.Argument(metavar="SOURCE", help="The file or folder to read, anywhere.", show_default=False)
     ],
     url: Annotated[str, typer.Argument(metavar="URL", help="The root of the new run.", show_default=False)],
-    step: Annotated[int, typer.Option(min=0, help="The step of the checkpoint.")] = 0,
+    step: Annotated[int, typer.Option(min=0, metavar="N", help="The step of the checkpoint.")] = 0,
     format: Annotated[  # noqa: A002 - the name of the option
         str | None,
         typer.Option(
@@ -59,7 +59,7 @@ def import_(
     options_json: OptionsJson = None,
     source_options: SourceOptions = None,
 ) -> None:
-    """Begin a run from a Keras file, a SavedModel, a TensorFlow checkpoint, a Hub module or a safetensors file.
+    """Start a run from a Keras file, a SavedModel, a TensorFlow checkpoint, a Hub module or a safetensors file.
 
     The run's `restore_latest()` then goes on from there. A whole Keras model needs no code. Weights alone are best put
     into the model that the run will train, given by --model; without it their names are those of the file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +22,6 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
-from ckptflow.errors import CheckpointNotFoundError
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
     Raises `CheckpointNotFoundError` where a local root is not there at all (an object store cannot tell that from an
     empty one).
     """
-    from ckptflow.commit.finding import read_counting
+    from ckptflow.commit.finding import check_root, read_counting
     from ckptflow.commit.freed import freed_bytes
     from ckptflow.commit.prune import doubt_of
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
@@ -108,13 +106,6 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
         doubt=doubt,
         stored_bytes=sum(freed_bytes(listing, listing.folders).values()),
     )
-
-
-def check_root(store: Store) -> None:
-    """Raises `CheckpointNotFoundError` where a root on a disk is not there at all."""
-
-    if not store.is_object_store and not os.path.isdir(store.url):
-        raise CheckpointNotFoundError(f"{store.url}: there is no such folder")
 
 
 def to_json(overview: Overview) -> dict[str, Any]:

@@ -54,7 +54,9 @@ OtherOptions = Annotated[str | None, _of_other_end("OTHER")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape that docs/cli.md gives.")]
 Step = Annotated[
     int | None,
-    typer.Option(min=0, help="The checkpoint of this step.", show_default=False, autocompletion=completion.steps),
+    typer.Option(
+        min=0, metavar="N", help="The checkpoint of this step.", show_default=False, autocompletion=completion.steps
+    ),
 ]
 
 _YEAR_S = 365 * 86_400
@@ -68,7 +70,7 @@ def seconds(*names: str, **how: Any) -> Any:
             raise typer.BadParameter(f"{value} is not a number of seconds of at most a year")
         return value
 
-    return typer.Option(*names, callback=check, **how)
+    return typer.Option(*names, callback=check, **{"metavar": "SECONDS"} | how)
 
 
 _WORDS = {"true": True, "false": False, "null": None}

@@ -16,6 +16,7 @@ StepToPin = Annotated[
     typer.Option(
         "--step",
         min=0,
+        metavar="N",
         help="The checkpoint of this step.",
         show_default=False,
         autocompletion=completion.steps,
@@ -47,7 +48,7 @@ def pin(
 def unpin(
     url: Url, step: StepToPin, as_json: Json = False, options: Options = None, options_json: OptionsJson = None
 ) -> None:
-    """Let the retention policies decide about a checkpoint again. One that is not pinned is no error.
+    """Let the retention policies decide about a checkpoint again. If it is not pinned, nothing happens.
 
     \b
     Example:
@@ -65,4 +66,4 @@ def _say(url: str, step: int, *, is_pinned: bool, as_json: bool) -> None:
     if as_json:
         print_json({"url": url, "step": step, "pinned": is_pinned})
     else:
-        typer.echo(printable(f"{url}: step {step} is {'pinned' if is_pinned else 'not pinned'}"))
+        typer.echo(printable(f"{url}: {'pinned' if is_pinned else 'unpinned'} step {step}"))

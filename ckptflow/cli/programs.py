@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ckptflow.cli.quiet import load_quietly
+
 Imports = Annotated[
     list[str] | None,
     typer.Option(
@@ -27,7 +29,7 @@ Unsafe = Annotated[
 
 def prepare() -> None:
     """From here on modules are found in the current folder, as with `python -m`, and TensorFlow is quiet."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    load_quietly()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 

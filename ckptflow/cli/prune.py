@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.exits import exit_code
-from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
 from ckptflow.cli.render import make_console, print_table, size_text
 from ckptflow.printable import printable
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from ckptflow.storage.store import Store
 
 
-Last = Annotated[int | None, typer.Option("--last", min=0, help="Keep the newest N.", show_default=False)]
+Last = Annotated[int | None, typer.Option("--last", min=0, metavar="N", help="Keep the newest N.", show_default=False)]
 Best = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,7 +31,8 @@ Best = Annotated[
     ),
 ]
 EveryStepsOption = Annotated[
-    int | None, typer.Option("--every-steps", min=1, help="Keep one for every N steps.", show_default=False)
+    int | None,
+    typer.Option("--every-steps", min=1, metavar="N", help="Keep one for every N steps.", show_default=False),
 ]
 EverySecondsOption = Annotated[
     float | None, seconds("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)
@@ -62,7 +62,7 @@ def prune(
       ckptflow prune s3://bucket/run-7 --last 3 --best accuracy:max:2 --yes
     """
     from ckptflow.commit.catalog import Summaries
-    from ckptflow.commit.finding import list_counting
+    from ckptflow.commit.finding import check_root, list_counting
     from ckptflow.commit.prune import plan_by_hand, prune_by_hand
     from ckptflow.storage.opening import open_store
 

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from ckptflow.format.words import age_text, size_text
+from ckptflow.format.words import age_text, count_text, size_text
 from ckptflow.printable import lines_of, printable
 from ckptflow.spans import Span, listen
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 __all__ = [
     "WIDE",
@@ -24,8 +25,10 @@ __all__ = [
     "age_text",
     "bar",
     "bar_of_spans",
+    "count_text",
     "make_console",
     "metrics_text",
+    "print_facts",
     "print_table",
     "size_text",
     "time_text",
@@ -35,6 +38,7 @@ __all__ = [
 Justify = Literal["left", "right"]
 WIDE = 110  # columns from which on tables show all they know
 _UNLIMITED = 100_000
+_FOLDED = 16  # columns that a folded text has at least: words and numbers in it stay in one piece
 _BAR_AFTER_S = 0.8  # work that is done by then needs no bar
 
 
@@ -70,7 +74,10 @@ def make_console(file: IO[str] | None = None) -> Console:
 def print_table(
     console: Console, columns: Mapping[str, Justify], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()
 ) -> None:
-    """Prints a table without frames, each row in its style. Cells are folded where the console is too narrow."""
+    """Prints a table without frames, each row in its style.
+
+    On a narrow console texts are folded, and numbers never: if that is not enough, each row is a block of lines.
+    """
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
@@ -79,9 +86,20 @@ def print_table(
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     if sum(widths) + 2 * len(widths) - 2 > console.width:
+        in_columns = zip(columns, *rows, strict=True)
+        words = [max((cell_len(word) for cell in cells for word in cell.split()), default=0) for cells in in_columns]
+        least = [
+            width if justify == "right" else min(_FOLDED, word)
+            for justify, width, word in zip(columns.values(), widths, words, strict=True)
+        ]
+        if sum(least) + 2 * len(least) - 2 > console.width:
+            for number, (row, style) in enumerate(zip(rows, styles, strict=True)):
+                facts = [(name, cell) for name, cell in zip(columns, row, strict=True) if cell]
+                console.print(*([""] if number else []), _facts_table(facts), sep="\n", style=style)
+            return
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        for name, justify in columns.items():
-            table.add_column(name, justify=justify, overflow="fold")
+        for (name, justify), width in zip(columns.items(), least, strict=True):
+            table.add_column(name, justify=justify, overflow="fold", min_width=width, no_wrap=justify == "right")
         for row, style in zip(rows, styles, strict=True):
             table.add_row(*(Text(cell) for cell in row), style=style)
         console.print(table)
@@ -96,6 +114,23 @@ def print_table(
     console.print(lines, end="", soft_wrap=True)
 
 
+def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
+    """Prints a line for each name and what there is to say of it."""
+    console.print(_facts_table(facts))
+
+
+def _facts_table(facts: Sequence[tuple[str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(name, Text(printable(value)))
+    return grid
+
+
 class Bar:
     """A progress bar on stderr: none where that is no terminal, none for what is quickly done."""
 
@@ -105,13 +140,22 @@ class Bar:
             DownloadColumn,
             MofNCompleteColumn,
             Progress,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
-            TransferSpeedColumn,
         )
+        from rich.text import Text
+
+        class Speed(ProgressColumn):
+            """In the units that sizes have; rich's own counts speeds in powers of 1000."""
+
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                return Text(f"{size_text(int(speed))}/s" if speed else "")
 
         console = make_console(sys.stderr)
-        shown = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
+        shown = (DownloadColumn(binary_units=True), Speed()) if is_bytes else (MofNCompleteColumn(),)
         columns = (TextColumn("{task.description}"), BarColumn(), *shown, TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task(what, total=None)

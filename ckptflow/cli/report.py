@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptflow.cli.exits import exit_code
-from ckptflow.cli.ls import check_root
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.prune import Best, EverySecondsOption, EveryStepsOption, Last, check_metrics, read_policies
 from ckptflow.cli.render import bar, make_console, size_text, utc_text
@@ -53,6 +52,7 @@ def report(
       ckptflow report s3://bucket/run-7 --output /tmp/run-7.html
     """
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.finding import check_root
     from ckptflow.reading import split_url
     from ckptflow.report.gather import read_run
     from ckptflow.report.run import name_of
@@ -128,12 +128,12 @@ def _check_place(path: str) -> None:
             head = file.read(_HEAD_BYTES)
     except FileNotFoundError:
         if not os.path.isdir(os.path.dirname(path) or "."):
-            raise ValueError(f"{path}: there is no such folder") from None
+            raise ValueError(f"{path}: there is no such directory") from None
         return
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; name another file with --output") from error
     if head and f'name="generator" content="{GENERATOR} '.encode() not in head:
-        raise ValueError(f"{path} is there and no page of `ckptflow report`; name another file with --output")
+        raise ValueError(f"{path} exists and is not a report; name another file with --output")
 
 
 def _write(path: str, run: Run) -> int:

@@ -15,8 +15,10 @@ from ckptflow.cli.render import (
     WIDE,
     Justify,
     age_text,
+    count_text,
     make_console,
     metrics_text,
+    print_facts,
     print_table,
     size_text,
     time_text,
@@ -119,7 +121,7 @@ def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
         ("manifest", f"sha256 {provenance.manifest_sha256}"),
         ("exported", f"{provenance.exported_at} by ckptflow {provenance.ckptflow}"),
     ]
-    _print_facts(make_console(), facts)
+    print_facts(make_console(), facts)
     return True
 
 
@@ -190,7 +192,7 @@ def _by_size(manifest: Manifest) -> list[TensorRecord]:
 def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> None:
     """Prints what there is to say about the checkpoint, then its `tensor_count` largest tensors."""
     console = make_console()
-    _print_facts(console, _facts(manifest, checkpoint))
+    print_facts(console, _facts(manifest, checkpoint))
     if tensor_count and manifest.tensors:
         console.print()
         _print_tensors(console, manifest, tensor_count)
@@ -199,22 +201,10 @@ def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> 
             console.print(f"{hidden} smaller ones are not shown. See --tensors.", style="dim")
 
 
-def _print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in facts:
-        grid.add_row(name, Text(printable(value)))
-    console.print(grid)
-
-
 def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """What is known beside the tensors, as (name, text), without what is empty."""
     age = age_text(checkpoint.created_at, datetime.now(UTC))
-    shards, workers = len(manifest.shards), manifest.world_size
+    shards, workers = count_text(len(manifest.shards), "shard"), count_text(manifest.world_size, "worker")
     tensor_bytes = sum(tensor.size_bytes for tensor in manifest.tensors)
     facts = [
         ("checkpoint", checkpoint.url),
@@ -224,7 +214,10 @@ def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("builds on", _lineage_text(manifest)),
         ("created", f"{time_text(checkpoint.created_at)} ({age})"),
         ("took", _timing_text(manifest)),
-        ("size", f"{size_text(manifest.size_bytes)} in {_count(shards, 'shard')} by {_count(workers, 'worker')}"),
+        (
+            "size",
+            f"{size_text(manifest.size_bytes)} in {shards} by {workers}",
+        ),
         ("copied", _copies_text(manifest)),
         ("tensors", f"{len(manifest.tensors)}, {size_text(tensor_bytes)}"),
         ("metrics", metrics_text(manifest.metrics)),
@@ -243,7 +236,9 @@ def _copies_text(manifest: Manifest) -> str:
     for shard in manifest.shards:
         if shard.copied_from is not None:
             sources.setdefault(shard.copied_from.partition("/")[0], []).append(shard.size_bytes)
-    said = [f"{size_text(sum(sizes))} in {_count(len(sizes), 'shard')} from {name}" for name, sizes in sources.items()]
+    said = [
+        f"{size_text(sum(sizes))} in {count_text(len(sizes), 'shard')} from {name}" for name, sizes in sources.items()
+    ]
     return "; ".join(said) + (f"; {size_text(manifest.sent_bytes)} were sent" if said else "")
 
 
@@ -270,10 +265,6 @@ def _names_text(names: Sequence[str], about: str = "") -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + more + (f": {about}" if about else "")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _print_tensors(console: Console, manifest: Manifest, count: int) -> None:
     diverged = set(manifest.diverged)
     copied = {number for number, shard in enumerate(manifest.shards) if shard.copied_from is not None}
@@ -281,7 +272,7 @@ def _print_tensors(console: Console, manifest: Manifest, count: int) -> None:
     for tensor in _by_size(manifest)[:count]:
         shards = {piece.shard for piece in tensor.slices}
         is_spread = len(shards) > 1 and console.width >= WIDE
-        slices = f"{len(tensor.slices)} in {len(shards)} shards" if is_spread else str(len(tensor.slices))
+        slices = f"{len(tensor.slices)} in {count_text(len(shards), 'shard')}" if is_spread else str(len(tensor.slices))
         notes = [f"{tensor.components} of workers"] if tensor.components else []
         notes += ["metric"] if tensor.metric else []
         notes += ["diverged"] if tensor.name in diverged else []

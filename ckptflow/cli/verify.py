@@ -145,7 +145,7 @@ def _check_answers(verdicts: Sequence[Verified]) -> None:
 def choose(store: Store, summaries: Summaries, folder: Folder | None, step: int | None) -> dict[Folder, int]:
     """The folders to read, oldest first, and the bytes of each as listed, a file that several share in one of them; of
     a root all where the summaries are for show, which then have what was refused."""
-    from ckptflow.commit.finding import read_counting
+    from ckptflow.commit.finding import check_root, read_counting
     from ckptflow.commit.freed import freed_bytes
 
     if folder is not None:
@@ -157,6 +157,7 @@ def choose(store: Store, summaries: Summaries, folder: Folder | None, step: int 
     matching = [f for f in counting.folders if step in (None, f.step)]
     matching += [f for f in counting.outside if f.step == step]
     if not matching:
+        check_root(store)
         what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointNotFoundError(f"{store.url}: {what} is here")
     chosen = [*reversed(matching)] if summaries.is_for_show else matching[:1]

@@ -14,7 +14,7 @@ import typer
 
 from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
-from ckptflow.cli.render import make_console, metrics_text, size_text, time_text
+from ckptflow.cli.render import count_text, make_console, metrics_text, size_text, time_text, utc_text
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Change:
     detail: str
     size_bytes: int | None = None
     copied_bytes: int | None = None  # of a commit: bytes of `size_bytes` that were copied inside the storage
+    created_at: str | None = None  # of a commit, ISO 8601 in UTC: it may be long ago
 
 
 def watch(
@@ -41,7 +42,7 @@ def watch(
     every: Annotated[float, seconds(min=0.2, metavar="SECONDS", help="How often to look.")] = 5,
     until_step: Annotated[
         int | None,
-        typer.Option(min=0, help="End when this step, or a later one, is committed.", show_default=False),
+        typer.Option(min=0, metavar="N", help="End when this step, or a later one, is committed.", show_default=False),
     ] = None,
     as_json: Json = False,
     options: Options = None,
@@ -49,9 +50,10 @@ def watch(
 ) -> None:
     """Follow a live run: starts, saves under way, commits, what is pruned, what is damaged. Ctrl-C ends it.
 
-    First what is there, then each change. One listing for each look, and the manifest of what is new; nothing is
-    written, and the job is not disturbed. With --json one object a line. What comes and goes between two looks is not
-    seen. Where a file that decides what counts cannot be read, --until-step ends it with exit code 3 or 4.
+    First what is there, a commit with its own time, then each change. One listing for each look, and the manifest of
+    what is new; nothing is written, and the job is not disturbed. With --json one object a line. What comes and goes
+    between two looks is not seen. If a file that decides what counts cannot be read, --until-step ends it with exit
+    code 3 or 4.
 
     \b
     Example:
@@ -97,10 +99,11 @@ def changes(before: Overview | None, now: Overview) -> Iterator[Change]:
     for folder, row in new.items():
         was = old.get(folder)
         if row.checkpoint is not None and (was is None or was.checkpoint is None):
-            detail = f"{row.shard_count} shards by {row.worker_count or '?'} workers"
+            detail = count_text(row.shard_count, "shard")
+            detail += f" by {count_text(row.worker_count, 'worker')}" if row.worker_count else ""
             detail += f", {size_text(row.copied_bytes)} copied" if row.copied_bytes else ""
-            metrics = metrics_text(row.checkpoint.metrics)
-            yield replace(_change("committed", row, f"{detail}  {metrics}".rstrip()), copied_bytes=row.copied_bytes)
+            change = _change("committed", row, f"{detail}  {metrics_text(row.checkpoint.metrics)}".rstrip())
+            yield replace(change, copied_bytes=row.copied_bytes, created_at=utc_text(row.checkpoint.created_at))
         elif row.state == "partial" and (was is None or was.size_bytes != row.size_bytes):
             yield _change("writing", row, row.why or "")
         if row.problem and (was is None or was.problem != row.problem):
@@ -122,6 +125,7 @@ def _say(change: Change, *, as_json: bool) -> None:
     styles = {"committed": "green", "damaged": "red", "unread": "red", "pruned": "dim", "writing": "dim"}
     size = f"  {size_text(change.size_bytes)}" if change.size_bytes is not None else ""
     step = f"  step {change.step}" if change.step is not None else ""
-    text = f"{time_text(seen_at)}  {change.what:<9}{step}{size}  {printable(change.detail)}"
+    happened_at = datetime.fromisoformat(change.created_at) if change.created_at else seen_at
+    text = f"{time_text(happened_at)}  {change.what:<9}{step}{size}  {printable(change.detail)}"
     make_console().print(text, style=styles.get(change.what), soft_wrap=True)
     sys.stdout.flush()

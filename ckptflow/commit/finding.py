@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 
@@ -78,10 +79,17 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
         logger.error("this checkpoint cannot be read, trying the one before: %s", summary)
     if damaged is not None:
         raise damaged
+    check_root(store)
     steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})
     known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
     raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
+
+
+def check_root(store: Store) -> None:
+    """Raises `CheckpointNotFoundError` if a root on a disk is not there at all; of others only a listing can tell."""
+    if not store.is_object_store and not os.path.lexists(store.url):
+        raise CheckpointNotFoundError(f"{store.url}: there is no such directory")
 
 
 def _is_of_another(counting: Counting, found: Summary | Unreadable) -> bool:

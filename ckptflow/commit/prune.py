@@ -6,7 +6,6 @@ between the two.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,11 +26,9 @@ from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.lineage import find_run_id
 from ckptflow.commit.retention import Policy, reasons_to_keep
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, UnknownVersionError, UsageError
-from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key
+from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key, parse_shard_name
 from ckptflow.storage.again import is_there, renew
 from ckptflow.storage.store import Store
-
-logger = logging.getLogger("ckptflow")
 
 _ANOTHERS = "of another run: deleted only by hand"
 _LISTED_OTHERWISE = "two listings show other files in it: the next prune looks again"
@@ -218,9 +215,6 @@ def act(store: Store, plan: PrunePlan, files: Mapping[Folder, Mapping[str, int]]
     deletions = plan.deletions
     manifests = [folder.manifest_key for folder in deletions if MANIFEST_NAME in files[folder]]
     rest = [folder.key(name) for folder in deletions for name in sorted(files[folder]) if name != MANIFEST_NAME]
-    for decision in plan.decisions:
-        if not decision.keep:
-            logger.info("pruned %s/%s: %s", store.url, decision.folder, decision.reason)
     for keys in (manifests + [claim_key(number) for number in plan.claims], rest):
         if keys:
             store.delete(keys)
@@ -250,7 +244,8 @@ class ByHand:
     newest: Folder | None = None
 
     def size_bytes(self, folder: Folder) -> int:
-        return sum(self.listing.folders[folder].values())
+        """That of its shards, as sizes of checkpoints are everywhere."""
+        return sum(size for name, size in self.listing.folders[folder].items() if parse_shard_name(name))
 
     @property
     def freed_bytes(self) -> dict[Folder, int]:

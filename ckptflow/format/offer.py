@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from ckptflow.format.spec import TensorSource
 from ckptflow.printable import lines as text_lines
 
 HINT = "For a warm start, pass partial=True, or rename={name there: name in the state}."
+MOST_LINES = 20  # of differences, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +102,30 @@ def record_of(source: TensorSource, index: int, world_size: int = 1) -> TensorRe
     )
 
 
+def grouped(differences: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each name and what is wrong with it; where they are many, for each prefix and what is wrong. Pure."""
+    if len(differences) <= MOST_LINES:
+        return [f"{name}: {why}" for name, why in differences]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, why in differences:
+        groups.setdefault((name.partition("/")[0], why), []).append(name)
+    return [_group_line(names, why) for (_, why), names in groups.items()]
+
+
+def _group_line(names: Sequence[str], why: str) -> str:
+    if len(names) == 1:
+        return f"{names[0]}: {why}"
+    return f"{posixpath.commonpath(names)}/…: {len(names):,} names, such as {names[0]}: {why}"
+
+
 def misfit_error(
     origin: str, differences: Iterable[str], *, is_changed: bool = False, hint: str = HINT
 ) -> StateMismatchError:
-    """The error for a source that does not fit the state, with a line for each difference. There is no other."""
+    """The error for a source that does not fit the state, with a line for each difference, of many the first ones.
+    There is no other."""
     head = f"{origin} does not fit the state{'' if is_changed else '; no value was changed'}."
-    return StateMismatchError(text_lines(head, *(f"  {line}" for line in differences), *([hint] if hint else [])))
+    told = [f"  {line}" for line in differences]
+    more = len(told) - MOST_LINES
+    if more > 0:
+        told[MOST_LINES:] = [f"  and {more:,} more"]
+    return StateMismatchError(text_lines(head, *told, *([hint] if hint else [])))

@@ -12,8 +12,13 @@ def some_of(items: Sequence[str], most: int, separator: str = ", ") -> str:
     return separator.join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def count_text(count: int, what: str) -> str:
+    """1 save, 2 saves."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def size_text(size_bytes: int) -> str:
-    """1023 B, 1.5 KiB, 23.4 GiB."""
+    """999 B, 1.50 KiB, 23.4 GiB; there are no decimal units beside these."""
     size, unit = float(size_bytes), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if size < 1000 or unit == "PiB":

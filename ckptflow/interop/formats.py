@@ -188,7 +188,7 @@ def for_destination(destination: str, name: str | None) -> Format:
 def by_name(name: str) -> Format:
     """The format of that name. Raises `UsageError`, with what there is."""
     if name not in FORMATS:
-        raise UsageError(f"{name!r} is no format; {_choice()}")
+        raise UsageError(f"unknown format {name!r}; {_choice()}")
     return FORMATS[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ckptflow.commit.sameness import checksum, raise_differences
@@ -201,13 +202,15 @@ class LiveState:
         read_tensors(store, folder, manifest, restore.wanted, restore, pool, streams=streams)
         restore.complete()
 
-    def match(self, manifest: Manifest, *, partial: bool, rename: Rename | None) -> Restore:
-        """What of `manifest` goes where, after building what is not built yet. Raises `StateMismatchError`.
+    def match(self, manifest: Manifest, url: str, *, partial: bool, rename: Rename | None) -> Restore:
+        """What of `manifest`, in the root `url`, goes where, after building what is not built yet.
+
+        Raises `StateMismatchError`.
 
         What was built of an optimizer for a newer checkpoint, which was then found damaged, this one need not have: it
         is as an optimizer begins.
         """
-        offer = offer_of(manifest)
+        offer = replace(offer_of(manifest), origin=f"{url}/{manifest.folder}")
         self.refresh()
         before = {leaf.name for leaf in self._tree.leaves}
         build(self._tree, offer, self._cluster.strategy)

@@ -140,7 +140,8 @@ class Loading:
             if known is not None and known[0] == manifest:
                 return known[1]
         self._checked = None
-        self._matched = manifest, self._live.match(manifest, partial=self._partial, rename=self._rename)
+        restore = self._live.match(manifest, self._store.url, partial=self._partial, rename=self._rename)
+        self._matched = manifest, restore
         return self._matched[1]
 
     def check_listed(self, folder: Folder, manifest: Manifest) -> None:
@@ -170,8 +171,7 @@ class Loading:
         self.missing = frozenset(restore.missing)
         if restore.missing or restore.unexpected:  # a warm start
             logger.warning(
-                "%s/%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",
-                self._store.url,
+                "%s was restored in part: %d tensors of it; left as they were: %s; not used: %s",
                 restore.origin,
                 len(restore.wanted),
                 some_of(restore.missing, _NAMES_SHOWN) or "nothing",

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from ckptflow.format.words import size_text
+from ckptflow.format.words import count_text, size_text
 from ckptflow.report.lives import RunAttempt
 
 _METRICS_SHOWN = 6
@@ -43,11 +43,6 @@ def metrics_text(metrics: Mapping[str, float]) -> str:
 def cut(text: str, most: int = _NAME_CHARACTERS) -> str:
     """At most so many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def count_text(count: int, what: str) -> str:
-    """1 save, 2 saves."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def spread_text(values: Sequence[float]) -> tuple[str, str]:

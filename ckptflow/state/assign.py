@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +12,17 @@ from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import TensorRecord
-from ckptflow.format.offer import HINT, Offer, misfit_error
+from ckptflow.format.offer import HINT, Offer, grouped, misfit_error
 from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
+from ckptflow.printable import lines as text_lines
 from ckptflow.state.children import name_of
 from ckptflow.state.graph import in_names_of
 from ckptflow.state.leaves import Leaf, PartLeaf
+from ckptflow.state.renaming import likely_renames, renamer
 from ckptflow.state.restore import Pair, Restore, is_optional
 from ckptflow.state.tf_keras import NadamCounter
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
-from ckptflow.state.walker import path_of_slot
 
 logger = logging.getLogger("ckptflow")
 
@@ -90,16 +92,18 @@ def match(
     one has left in the state, as `Restore` has it, which adds its own.
 
     Raises:
-      StateMismatchError: they differ in names, shapes or dtypes; all differences are in the one message.
+      StateMismatchError: they differ in names, shapes or dtypes; one message tells of all, of many by their prefix.
       UsageError: `rename` names something that the source does not have, or makes two names one.
     """
     offer = in_names_of(tree, offer)
-    matcher = _Matcher(tree, offer, _renamer(rename, offer))
-    found = matcher.comparison
-    verdict = (decide or (what_fits if partial else all_of_it))(tree, offer, found)
+    matcher = _Matcher(tree, offer, renamer(rename, offer))
+    decide = decide or (what_fits if partial else all_of_it)
+    verdict = decide(tree, offer, matcher.comparison)
     if verdict.refused:
-        lines = [*matcher.lines_of(verdict.refused), *(_unbuilt(tree) if matcher.unexpected else ())]
-        raise misfit_error(offer.origin, lines, is_changed=bool(assigned), hint=verdict.hint)
+        hint = _rename_hint(tree, offer, decide) if rename is None and verdict.hint == HINT else ""
+        advice = [*(_unbuilt(tree) if matcher.unexpected else ()), hint or verdict.hint]
+        lines = grouped(matcher.differences(verdict.refused))
+        raise misfit_error(offer.origin, lines, is_changed=bool(assigned), hint=text_lines(*filter(None, advice)))
     for text in verdict.said:
         logger.warning("%s: %s", offer.origin, text)
     left = verdict.passed_over
@@ -113,6 +117,19 @@ def match(
         partial=partial,
         assigned=assigned,
     )
+
+
+def _rename_hint(tree: Tree, offer: Offer, decide: Decide) -> str:
+    """What to do where other names of one prefix are all that differs, which is tried here; empty if they are not."""
+    found = _Matcher(tree, offer, renamer(None, offer)).comparison
+    for rename in likely_renames(found.missing.keys(), found.unexpected.keys()):
+        try:
+            again = _Matcher(tree, offer, renamer(rename, offer)).comparison
+        except UsageError:  # two names would be one
+            continue
+        if not decide(tree, offer, again).refused:
+            return f"One prefix explains all of it: pass rename={json.dumps(rename)}."
+    return ""
 
 
 def _unbuilt(tree: Tree) -> list[str]:
@@ -170,15 +187,15 @@ class _Matcher:
             frozenset(self._wrong),
         )
 
-    def lines_of(self, refused: frozenset[str]) -> list[str]:
-        """One line for each difference of these names."""
+    def differences(self, refused: frozenset[str]) -> list[tuple[str, str]]:
+        """These names, each with what is wrong with it: those that one side lacks first."""
         found = self.comparison
         last = self._wrong | self._own.refusals
         names = sorted(name for name in refused - last.keys() if not self._own.is_refused(name))
         return [
-            *(f"{name}: {found.missing[name]}" for name in names if name in found.missing),
-            *(f"{name}: {found.unexpected[name]}" for name in names if name in found.unexpected),
-            *sorted(f"{name}: {text}" for name, text in last.items() if name in refused),
+            *((name, found.missing[name]) for name in names if name in found.missing),
+            *((name, found.unexpected[name]) for name in names if name in found.unexpected),
+            *sorted((name, text) for name, text in last.items() if name in refused),
         ]
 
     def _find_leaves(self, tree: Tree, records: Mapping[int, TensorRecord]) -> dict[int, int]:
@@ -299,86 +316,3 @@ def _text(shape: tuple[int | None, ...] | None) -> str:
     if shape is None:
         return "of any rank"
     return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-
-
-def _renamer(rename: Rename | None, offer: Offer) -> Callable[[str], str]:
-    if rename is None:
-        return lambda name: name
-    names = [name for record in offer.tensors for name in (record.name, *record.aliases)]
-    names += offer.python_state
-    is_map = isinstance(rename, Mapping) and all(isinstance(name, str) for pair in rename.items() for name in pair)
-    if not is_map and not callable(rename):
-        raise UsageError(f"rename is a map from names to names, or a function of a name, not {rename!r}")
-    renamed = rename if callable(rename) else _by_prefix(rename, names, _slot_names(offer))
-    for name in names:
-        if not isinstance(renamed(name), str):
-            raise UsageError(f"rename makes {name!r} into {renamed(name)!r}, which is no name; return it as it is")
-    for kind in ([record.name for record in offer.tensors], offer.python_state):
-        targets: dict[str, str] = {}
-        for name in kind:
-            other = targets.setdefault(renamed(name), name)
-            if other != name:
-                raise UsageError(f"rename makes both {other!r} and {name!r} into {renamed(name)!r}")
-    return renamed
-
-
-def _by_prefix(rename: Mapping[str, str], names: list[str], slots: Mapping[str, _SlotName]) -> Callable[[str], str]:
-    for old in rename:
-        if not any(name == old or name.startswith(old.rstrip("/") + "/") for name in names):
-            raise UsageError(f"rename: the checkpoint has nothing that is called, or begins with, {old!r}")
-    longest_first = sorted(rename, key=len, reverse=True)
-
-    def key_of(name: str) -> str:
-        fitting = (old for old in longest_first if name == old or name.startswith(old.rstrip("/") + "/"))
-        return next(fitting, "")
-
-    def by_key(name: str) -> str:
-        old = key_of(name)
-        if not old or name == old:
-            return rename.get(old, name)
-        return rename[old].rstrip("/") + name[len(old.rstrip("/")) :]
-
-    def renamed(name: str) -> str:
-        slot = slots.get(name)
-        if slot is None or len(key_of(name).rstrip("/")) > len(slot.optimizer):
-            return by_key(name)
-        return f"{by_key(slot.optimizer)}/{path_of_slot(slot.slot, by_key(slot.of), by_key(slot.owner))}"
-
-    return renamed
-
-
-class _SlotName(NamedTuple):
-    """A slot's name in its parts: the optimizer's path, the slot, its variable's name, the path of the model that holds
-    the optimizer."""
-
-    optimizer: str
-    slot: str
-    of: str
-    owner: str
-
-
-def _slot_names(offer: Offer) -> dict[str, _SlotName]:
-    """The parts, by each name and alias of an optimizer's slot: a variable's slots are renamed with it."""
-    kinds = {path: entry.get("kind") for path, entry in offer.models.items() if isinstance(entry, dict)}
-    variables = {record.name for record in offer.tensors}
-    found = {}
-    for record in offer.tensors:
-        optimizer = _nearest(record.name, kinds, "optimizer")
-        slot, _, rest = record.name[len(optimizer) + 1 :].partition("/")
-        owned = f"{_nearest(optimizer, kinds, 'model')}/{rest}"
-        of = owned if owned in variables else rest
-        if not optimizer or of not in variables:
-            continue
-        for name in (record.name, *record.aliases):
-            owner = _nearest(name, kinds, "model")
-            end = f"/{path_of_slot(slot, of, owner)}"
-            if name.endswith(end):
-                found[name] = _SlotName(name.removesuffix(end), slot, of, owner)
-    return found
-
-
-def _nearest(name: str, kinds: Mapping[str, object], kind: str) -> str:
-    """The longest path of that kind that a name is, or begins with."""
-    while name and kinds.get(name) != kind:
-        name = name.rpartition("/")[0]
-    return name

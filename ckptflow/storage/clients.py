@@ -42,6 +42,15 @@ def split_options(storage_options: dict[str, Any]) -> tuple[dict[str, Any], str 
     return options, client, check_stall_timeout(options.pop("stall_timeout_s", STALL_TIMEOUT_S))
 
 
+def check_url(url: str) -> None:
+    """Raises ValueError for a URL of a bucket that names none, and for a scheme that is known in lower case."""
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() != scheme and scheme.lower() in (known := fsspec.available_protocols()) and scheme not in known:
+        raise ValueError(f"{redaction.redact_url(url)}: a scheme is in lower case: write {scheme.lower()}://…")
+    if scheme in S3_SCHEMES + GCS_SCHEMES and not rest.partition("/")[0]:
+        raise ValueError(f"{redaction.redact_url(url)} names no bucket: write {scheme}://BUCKET/PATH")
+
+
 def open_file_system(
     url: str,
     scheme: str,
@@ -55,6 +64,7 @@ def open_file_system(
     Its connections are its own. With `past_caches`, what is read from S3 and GCS is not to come from a cache between.
     A limit that the options set themselves stays as it is.
     """
+    check_url(url)
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:

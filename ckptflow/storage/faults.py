@@ -30,8 +30,9 @@ from ckptflow.threads import saying
 
 _FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
+_NOBODY = "nobody listens there: check the address, and that the server runs"
 _AGAIN = "the storage may recover: try again later"
-_PERMANENT = "this is not an error that retrying helps"
+_PERMANENT = "this error is not retryable"
 _CERTIFICATE = (
     "check the address, this machine's clock and the certificates that it trusts (SSL_CERT_FILE, AWS_CA_BUNDLE)"
 )
@@ -157,23 +158,31 @@ def client_call() -> AbstractContextManager[None]:
 
 def from_client_error(
     error: BaseException, doing: str, where: str, secrets: Iterable[str] = (), *, sends_checksum: bool | None = None
-) -> StorageError:
+) -> StorageError | UsageError:
     """The `StorageError` for whatever an object storage client raised: its code decides, then its class.
+
+    A `UsageError` for a storage option that the client does not know, which some find out at their first request.
 
     `sends_checksum`: whether the request had checksum headers; None where no setting has a say in that.
     An error that no table knows is permanent: a retry that cannot help would only hide it for a minute.
     """
     kind, advice = _kind_of(error)
     text = text_of(error, secrets)
+    unknown = (_UNKNOWN_OPTION.search(str(link)) for link in _links(error) if isinstance(link, TypeError))
+    if option := next(filter(None, unknown), None):
+        name = redact(option[1], secrets)
+        return UsageError(f"{where}: unknown storage option {name}; check storage_options, or -o of the command")
     said = f"{text} {_all_codes(error)}"
     if kind is StorageError and sends_checksum and _ABOUT_CHECKSUMS.search(said):
         advice = _NO_CHECKSUMS
     elif kind is StorageError and sends_checksum is False and _ASKS_FOR_CHECKSUMS.search(said):
         advice = _WANTS_CHECKSUMS
-    mapped = kind(f"{where}: cannot {doing}: {text}; {advice}")
+    is_unreachable = kind is StorageUnavailableError and _is_refused_connection(error)
+    mapped = kind(f"{where}: cannot {doing}: {text}; {_NOBODY if is_unreachable else advice}")
     if isinstance(mapped, StorageUnavailableError):
         codes = {code.removeprefix("KMS.") for code in _all_codes(error)}
         mapped.asks_for_less = not _THROTTLING_CODES.isdisjoint(codes)
+        mapped.is_unreachable = is_unreachable
     return mapped
 
 
@@ -217,6 +226,13 @@ def is_stall(error: BaseException) -> bool:
         if _TIMED_OUT in details and not _REPLIED_OR_CONNECTING.search(details):
             return True
     return False
+
+
+def _is_refused_connection(error: BaseException) -> bool:
+    """Whether nobody listens at the address."""
+    links = [*_links(error)]
+    is_errno = any(isinstance(link, OSError) and link.errno == errno.ECONNREFUSED for link in links)
+    return is_errno or any("kind: ConnectionRefused" in str(link).partition(_OBSTORE)[2] for link in links)
 
 
 def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
@@ -318,14 +334,20 @@ def codes_of(error: BaseException) -> list[str]:
 def _text_of(error: BaseException) -> str:
     text = str(error)
     if _OBSTORE in text:
-        text = text.partition(_OBSTORE)[0]
+        text, _, details = text.partition(_OBSTORE)
         reply, is_there, _ = text.partition("<Message>")[2].partition("</Message>")
-        text = f"{reply} ({', '.join(codes_of(error)[:1])})" if is_there else text
+        causes = _CAUSE.findall(details)  # of what came to no reply: refused, no such host, a certificate
+        if is_there:
+            text = f"{reply} ({', '.join(codes_of(error)[:1])})"
+        elif causes:
+            text = f"{text.rstrip()} ({causes[-1]})"
     return " ".join(text.split()) or type(error).__name__
 
 
 _SHOWN = 400  # characters of a client's text
 _OBSTORE = "Debug source:"  # what its messages carry at their end
+_UNKNOWN_OPTION = re.compile(r"(?i)got (?:an )?unexpected keyword argument ('\w{1,100}')")  # of Python, and of botocore
+_CAUSE = re.compile(r'(?:message|error): "([^"\\]{1,200})"')  # in there
 _TIMED_OUT = "kind: Timeout"  # in there
 _REPLIED_OR_CONNECTING = re.compile(r"\b(?:Status \{|Connect,)")  # the time is then not that of silence
 # Texts come from servers and from storage: each of these takes time in proportion to its text, whatever that is.

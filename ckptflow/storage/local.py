@@ -388,7 +388,9 @@ def _flat(data: memoryview) -> memoryview:
 
 def _write_error(error: OSError, path: str) -> StorageError:
     if error.errno in _SWEPT:
-        return StorageError(f"{path}: cannot write: its folder was removed again and again while it was written")
+        return StorageError(f"{path}: cannot write: its directory cannot be created, or was removed each time")
     if error.errno in (errno.EISDIR, errno.ENOTDIR):
-        return StorageError(f"{path}: cannot write: a folder is where a file should be, or the other way round")
+        return StorageError(
+            f"{path}: cannot write: a directory was found where a file was expected, or a file where a directory was"
+        )
     return from_os_error(error, "write", path)

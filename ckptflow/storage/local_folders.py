@@ -38,14 +38,18 @@ class DurableFolders:
             raise StorageError(f"{self._root}: the folder was removed or unmounted while it was in use")
 
     def _check_no_file(self) -> None:
+        path = self._root
         try:
-            is_file = not stat.S_ISDIR(os.stat(self._root).st_mode)
-        except NotADirectoryError:
-            is_file = True
+            while True:
+                try:
+                    is_file = not stat.S_ISDIR(os.stat(path).st_mode)
+                    break
+                except NotADirectoryError:  # one of those above it is
+                    path = os.path.dirname(path)
         except OSError:  # not there yet, or whatever the verb itself runs into
             return
         if is_file:
-            raise StorageError(f"{self._root}: a file, or what is in a file's place, and not a folder")
+            raise StorageError(f"{path} is a file; a directory was expected")
 
     def make(self, folder: str) -> None:
         """Makes `folder` and certain that its name, and each name up to the root's, survives a loss of power.

@@ -39,10 +39,11 @@ def _open_remote(url: str, storage_options: dict[str, Any], tell: Tell) -> Store
     # fsspec takes 0.1 s, for which a command on a local disk need not wait.
     from ckptflow.storage.by_fsspec import FsspecStore
     from ckptflow.storage.by_obstore import open_by_obstore
-    from ckptflow.storage.clients import split_options
+    from ckptflow.storage.clients import check_url, split_options
     from ckptflow.storage.retry import RetryingStore
     from ckptflow.storage.stalls import retry_time_s
 
+    check_url(url)
     options, client, stall_timeout_s = split_options(storage_options)
     store: Store | None = None
     if client != "fsspec":

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import tenacity
@@ -24,10 +25,16 @@ _Result = TypeVar("_Result")
 _ENOUGH_COPYING = tenacity.stop_after_attempt(3) | tenacity.stop_before_delay(5.0)
 
 
+# How often stores that are opened now try an address at which nobody has ever listened: a job's server may be starting,
+# whoever waits for a command has most often mistyped it.
+connect_tries: ContextVar[float] = ContextVar("connect_tries", default=math.inf)
+
+
 class Retries:
     """Tries a call again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`."""
 
     def __init__(self, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
+        self._connect_tries = connect_tries.get()  # until there was an answer
         self._stop = tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(max_wait_s)
         self._wait = tenacity.wait_exponential(multiplier=first_wait_s, max=10.0) + tenacity.wait_random(
             0, first_wait_s
@@ -50,7 +57,11 @@ class Retries:
             self._waited_until = max(self._waited_until, now_s + wait_s)
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
-        return self._left_s <= 0 or self._stop(state)
+        error = state.outcome.exception() if state.outcome else None
+        is_nobody_there = isinstance(error, StorageUnavailableError) and error.is_unreachable
+        return (
+            self._left_s <= 0 or self._stop(state) or (is_nobody_there and state.attempt_number >= self._connect_tries)
+        )
 
     def run(self, call: Callable[[], _Result], verb: str = "", key: str = "", tell: Tell = tell_nobody) -> _Result:
         """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events.
@@ -99,7 +110,9 @@ class Retries:
             reraise=True,
         )
         try:
-            return retrying(attempt)
+            result = retrying(attempt)
+            self._connect_tries = math.inf
+            return result
         except StorageError as error:
             tries = retrying.statistics.get("attempt_number", 1)
             for link in chain(error):

@@ -132,7 +132,9 @@ def _grow(now: Count, limit: int) -> Count:
     target = min(limit, 2 * now.base) if now.is_doubling else _more(now.base, limit)
     if target <= now.base:
         return _stay(now, f"{now.base} stays")
-    return replace(now, streams=target, reason=f"{now.base} gave {now.base_bytes_per_s / 1e6:,.0f} MB/s, more may pay")
+    return replace(
+        now, streams=target, reason=f"{now.base} gave {now.base_bytes_per_s / 2**20:,.0f} MiB/s, more may pay"
+    )
 
 
 def _probe(now: Count, limit: int) -> Count:

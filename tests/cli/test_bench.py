@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written(runner: Runner, tmp_path: Path) -> None
     (tmp_path / "file").write_text("not a folder")
     ran = runner("bench", str(tmp_path / "file"), *QUICK)
     assert ran.code == 3
-    assert "cannot" in ran.err
+    assert f"{tmp_path}/file is a file; a directory was expected" in ran.err
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -17,6 +17,7 @@ from ckptflow.errors import CkptflowError
 from ckptflow.storage.opening import open_store
 from tests import servers
 from tests.cli.runner import Runner, run_alone
+from tests.ports import free_ports
 from tests.roots import make_root
 
 WITHOUT_TENSORFLOW = {
@@ -116,6 +117,49 @@ def test_an_unknown_scheme_names_those_that_work(runner: Runner) -> None:
         ran = runner(verb, "foo://bucket/run")
         assert (ran.code, ran.out) == (2, "")
         assert re.fullmatch(r"ckptflow: foo://bucket/run: .*s3://.*gs://.*\n", ran.err)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://", "s3:// names no bucket: write s3://BUCKET/PATH"),
+        ("gs:///run", "gs:///run names no bucket: write gs://BUCKET/PATH"),
+        ("S3://bucket/run", "S3://bucket/run: a scheme is in lower case: write s3://…"),
+    ],
+)
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_a_url_that_names_no_bucket_asks_nobody(runner: Runner, url: str, said: str, client: str) -> None:
+    ran = runner("ls", url, "-o", f"client={client}")
+    assert (ran.code, ran.out, ran.err) == (2, "", f"ckptflow: {said}\n")
+
+
+@pytest.mark.parametrize("verb", [("ls",), ("show",), ("verify",), ("prune", "--last", "1"), ("pin", "--step", "1")])
+def test_what_is_no_directory_is_said(runner: Runner, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    (tmp_path / "train.py").touch()
+    ran = runner(*verb, f"{tmp_path}/train.py")
+    assert (ran.code, ran.err) == (3, f"ckptflow: {tmp_path}/train.py is a file; a directory was expected\n")
+    ran = runner(*verb, "/proc/x")
+    assert (ran.code, ran.err) == (1, "ckptflow: /proc/x: there is no such directory\n")
+
+
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_where_nobody_listens_it_soon_gives_up_in_few_words(runner: Runner, client: str) -> None:
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    options = f"-o key=k -o secret=s -o client={client} -o client_kwargs.endpoint_url={endpoint}"
+    ran = runner("ls", "s3://bucket/run", *options.split())
+    *tries, last = ran.err.splitlines()
+    assert (ran.code, ran.out) == (4, "")
+    assert [line[: len("try 1 failed")] for line in tries] == ["try 1 failed", "try 2 failed"]
+    assert max(map(len, tries)) <= 120
+    assert endpoint in last
+    assert last.endswith("nobody listens there: check the address, and that the server runs")
+
+
+@pytest.mark.parametrize("option", ["foo=1", "client_kwargs.foo=1", "config_kwargs.foo=1"])
+def test_an_option_that_the_storage_does_not_know(runner: Runner, option: str) -> None:
+    ran = runner("ls", "s3://bucket/run", "-o", "key=k", "-o", "secret=s", "-o", option)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("ckptflow: s3://bucket/run: unknown storage option 'foo'; check")
 
 
 def test_a_package_that_is_missing_is_named(runner: Runner) -> None:

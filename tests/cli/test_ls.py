@@ -78,7 +78,7 @@ def test_an_empty_root_says_so(runner: Runner, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_nothing_found(runner: Runner, tmp_path: Path) -> None:
     ran = runner("ls", str(tmp_path / "runn"))
     assert (ran.code, ran.out) == (1, "")
-    assert "there is no such folder" in ran.err
+    assert "there is no such directory" in ran.err
 
 
 def test_a_rollback_leaves_outside_and_a_crash_partial(runner: Runner, root: str) -> None:

@@ -30,6 +30,7 @@ def test_the_plan_is_shown_with_reasons_and_nothing_is_deleted(runner: Runner, r
 
 
 def test_with_yes_it_is_done_and_told(runner: Runner, root: str) -> None:
+    sizes = [row["size_bytes"] for row in runner("ls", root, "--json").json["checkpoints"]]
     before = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
     ran = runner("prune", root, "--last", "1", "--yes", "--json")
     assert (ran.code, ran.err) == (0, "")
@@ -45,7 +46,8 @@ def test_with_yes_it_is_done_and_told(runner: Runner, root: str) -> None:
         "keep",
         "reason",
     }
-    assert [row["frees_bytes"] > 0 for row in ran.json["folders"]] == [True, True, False]
+    assert [row["frees_bytes"] > row["size_bytes"] for row in ran.json["folders"]] == [True, True, False]
+    assert [row["size_bytes"] for row in ran.json["folders"]] == sizes
     after = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
     assert before - after == ran.json["frees_bytes"] > 0
     assert steps(runner, root) == [300]
@@ -57,7 +59,7 @@ def test_what_is_pinned_stays_until_it_is_unpinned(runner: Runner, root: str) ->
     assert runner("prune", root, "--last", "1", "--yes").code == 0
     assert steps(runner, root) == [100, 300]
     ran = runner("unpin", root, "--step", "100")
-    assert (ran.code, ran.out) == (0, f"{root}: step 100 is not pinned\n")
+    assert (ran.code, ran.out) == (0, f"{root}: unpinned step 100\n")
     assert runner("unpin", root, "--step", "100").code == 0
     assert runner("prune", root, "--last", "1", "--yes").code == 0
     assert steps(runner, root) == [300]
@@ -137,7 +139,7 @@ def test_policies_of_the_command_line() -> None:
 def test_a_folder_that_is_not_there(runner: Runner, tmp_path: Path) -> None:
     ran = runner("prune", str(tmp_path / "runn"), "--last", "1", "--yes")
     assert ran.code == 1
-    assert "there is no such folder" in ran.err
+    assert "there is no such directory" in ran.err
 
 
 def test_an_empty_root(runner: Runner, tmp_path: Path) -> None:

@@ -52,14 +52,14 @@ def test_a_file_that_is_no_page_is_left_alone(runner: Runner, root: str, tmp_pat
     (tmp_path / "notes.html").write_text("<h1>mine</h1>")
     ran = runner("report", root, "--output", str(tmp_path / "notes.html"))
     assert (ran.code, ran.out) == (2, "")
-    assert "is there and no page of `ckptflow report`; name another file with --output" in ran.err
+    assert "exists and is not a report; name another file with --output" in ran.err
     assert (tmp_path / "notes.html").read_text() == "<h1>mine</h1>"
 
 
 def test_what_cannot_be_written_is_said_before_anything_is_read(runner: Runner, root: str, tmp_path: Path) -> None:
     ran = runner("report", root, "--output", str(tmp_path / "no-such" / "page.html"))
     assert ran.code == 2
-    assert f"{tmp_path}/no-such/page.html: there is no such folder" in ran.err
+    assert f"{tmp_path}/no-such/page.html: there is no such directory" in ran.err
     ran = runner("report", root, "--output", str(tmp_path))
     assert ran.code == 2
     assert "Is a directory" in ran.err

@@ -6,18 +6,20 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from ckptflow.cli.ls import look
+from ckptflow.cli.render import utc_text
 from ckptflow.cli.watch import changes, has_reached
 from ckptflow.commit.catalog import Summaries
 from ckptflow.storage import opening
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.wrappers import CountingStore
 from tests.cli.runner import Runner
-from tests.roots import Life
+from tests.roots import Life, make_root
 from tests.waiting import HANG_S, until
 
 
@@ -71,8 +73,23 @@ def test_until_a_step_that_is_there(runner: Runner, root: str) -> None:
         ("committed", 200),
         ("committed", 300),
     ]
-    assert set(lines[0]) == {"seen_at", "what", "folder", "step", "incarnation", "detail", "size_bytes", "copied_bytes"}
+    members = {"seen_at", "what", "folder", "step", "incarnation", "detail", "size_bytes", "copied_bytes", "created_at"}
+    assert set(lines[0]) == members
     assert "3 shards by 2 workers  loss=0.5" in runner("watch", root, "--until-step", "300").out
+
+
+def test_a_commit_has_its_own_time_and_counts_are_words(runner: Runner, tmp_path: Path) -> None:
+    make_root(root := str(tmp_path / "old"), (1,))
+    store = open_store(root)
+    (row,) = look(store, Summaries(store), show_all=True).rows
+    assert row.checkpoint is not None
+    ran = runner("watch", root, "--until-step", "1", "--json")
+    assert json.loads(ran.out.splitlines()[-1])["created_at"] == utc_text(row.checkpoint.created_at)
+    long_ago = replace(row.checkpoint, created_at=datetime(2001, 2, 3, tzinfo=UTC))
+    now = replace(look(store, Summaries(store), show_all=True), rows=(replace(row, checkpoint=long_ago),))
+    (change,) = (change for change in changes(None, now) if change.what == "committed")
+    assert change.created_at == "2001-02-03T00:00:00+00:00"
+    assert change.detail == "2 shards by 1 worker"
 
 
 def test_it_sees_what_another_process_saves(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_model_given_by_code_is_filled(run: str, trained: Any, tmp_path: Path)
     ("name", "format_name", "words"),
     [
         ("model", None, "does not tell the format"),
-        ("model.keras", "pickle", "'pickle' is no format; one of keras"),
+        ("model.keras", "pickle", "unknown format 'pickle'; one of keras"),
         ("model.bin", "keras", "has to end with .keras"),
         ("model.keras", "safetensors", "says 'keras', not 'safetensors'"),
         ("model.weights.h5", "h5", r"has to end with .h5"),

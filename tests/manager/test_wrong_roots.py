@@ -45,14 +45,17 @@ def test_a_checkpoint_is_no_root(root: Path, opener: str) -> None:
 def test_a_file_is_no_root(tmp_path: Path, below: str) -> None:
     (tmp_path / "model.keras").write_bytes(b"x")
     url = f"{tmp_path}/model.keras{below}"
-    with pytest.raises(StorageError, match=r"model\.keras.*not a folder"):
+    with pytest.raises(StorageError, match="model\\.keras is a file; a directory was expected"):
         ckptflow.list_checkpoints(url)
     with (
         CheckpointManager(url, {"w": Weights()}, read_only=True) as manager,
-        pytest.raises(StorageError, match="not a folder"),
+        pytest.raises(StorageError, match="is a file; a directory was expected"),
     ):
         manager.restore_latest()
-    with CheckpointManager(url, {"w": Weights()}) as manager, pytest.raises(StorageError, match="not a folder"):
+    with (
+        CheckpointManager(url, {"w": Weights()}) as manager,
+        pytest.raises(StorageError, match="is a file; a directory was expected"),
+    ):
         manager.save(1)
     assert (tmp_path / "model.keras").read_bytes() == b"x"
 

@@ -12,9 +12,11 @@ import tf_keras
 
 from ckptflow.errors import StateMismatchError, UsageError
 from ckptflow.format import dtypes
+from ckptflow.format.offer import HINT
 from ckptflow.state.assign import match
 from ckptflow.state.capture import capture
 from ckptflow.state.leaves import _EMPTY_DTYPES, Landing, host_array
+from ckptflow.state.renaming import likely_renames
 from ckptflow.state.tree import walk
 from tests.interop.models import without_graph
 from tests.state import roundtrip
@@ -93,6 +95,41 @@ def test_all_differences_are_in_one_message_and_nothing_is_changed() -> None:
         assert line in message
     assert message.count("\n") == 5
     assert state["m"].same.numpy() == 5.0
+
+
+def test_a_renamed_prefix_is_one_short_message_with_the_rename_that_fits() -> None:
+    variables = {f"layer_{i:04}": tf.Variable(float(i)) for i in range(3000)}
+    saved = roundtrip.save({"model": variables, "same": tf.Variable(1.0)})
+    state = {"net": variables, "same": tf.Variable(1.0)}
+    with pytest.raises(StateMismatchError) as raised:
+        match(walk(state), saved.offer())
+    assert str(raised.value).splitlines()[1:] == [
+        "  net/…: 3,000 names, such as net/layer_0000: in the state, not in the checkpoint",
+        "  model/…: 3,000 names, such as model/layer_0000: in the checkpoint, not in the state",
+        'One prefix explains all of it: pass rename={"model": "net"}.',
+    ]
+    match(walk(state), saved.offer(), rename={"model": "net"})
+
+
+def test_many_differences_are_cut_and_a_rename_that_does_not_fit_is_not_advised() -> None:
+    saved = roundtrip.save({f"old{i}": {"x": tf.Variable([0.0] * i)} for i in range(30)})
+    with pytest.raises(StateMismatchError) as raised:
+        match(walk({f"new{i}": {"x": tf.Variable(0.0)} for i in range(30)}), saved.offer())
+    lines = str(raised.value).splitlines()
+    assert lines[21:] == ["  and 40 more", HINT]
+
+
+@pytest.mark.parametrize(
+    ("missing", "unexpected", "first"),
+    [
+        ({"net/a/kernel"}, {"model/a/kernel", "other"}, {"model": "net"}),
+        ({"model/b/kernel", "model/b/bias"}, {"model/a/kernel", "model/a/bias"}, {"model/a": "model/b"}),
+        ({"model/backbone/a/kernel"}, {"model/a/kernel"}, {"model": "model/backbone"}),
+        ({"x"}, {"y"}, {}),
+    ],
+)
+def test_the_likeliest_rename(missing: set[str], unexpected: set[str], first: dict[str, str]) -> None:
+    assert next(likely_renames(missing, unexpected), {}) == first
 
 
 def test_partial_restores_what_fits_and_reports_the_rest() -> None:

@@ -22,7 +22,9 @@ from ckptflow.errors import (
     StorageUnavailableError,
 )
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.by_obstore import open_by_obstore
 from ckptflow.storage.remote import RemoteCalls
+from tests.ports import free_ports
 
 
 def s3_error(code: str, status: int, message: str = "a message") -> BaseException:
@@ -101,17 +103,17 @@ HEADERS = s3_error("InvalidRequest", 400, "Content-MD5 OR x-amz-checksum- HTTP h
     ("error", "sends", "advised"),
     [
         (NO_HEADERS, True, "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
-        (NO_HEADERS, None, "not an error that retrying helps"),
+        (NO_HEADERS, None, "not retryable"),
         (HEADERS, False, "do not switch them off"),
-        (HEADERS, None, "not an error that retrying helps"),
-        (s3_error("NotImplemented", 501), False, "not an error that retrying helps"),
+        (HEADERS, None, "not retryable"),
+        (s3_error("NotImplemented", 501), False, "not retryable"),
     ],
 )
 def test_what_is_advised_of_checksums(error: BaseException, sends: bool | None, advised: str) -> None:
     """A setting is named where it can help: where such headers are sent, or were switched off and are asked for."""
     mapped = faults.from_client_error(error, "write", "s3://bucket/run/key", sends_checksum=sends)
     assert advised in str(mapped)
-    assert str(mapped).count("AWS_REQUEST_CHECKSUM_CALCULATION") == ("retrying" not in advised)
+    assert str(mapped).count("AWS_REQUEST_CHECKSUM_CALCULATION") == ("retryable" not in advised)
 
 
 CLIENT_ERRORS: list[tuple[BaseException, type[StorageError]]] = [
@@ -303,3 +305,14 @@ def test_a_redacted_url_keeps_its_place_and_loses_its_user(user: str, path: str)
     assert not any(f"{user}{mark}" in url for mark in ("XX", "YY", "ZZ"))
     assert url.startswith("ftp://host:21/")
     assert path.lstrip("/") in url
+
+
+def test_what_obstore_met_is_told() -> None:
+    """Its own text ends before the cause."""
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
+    store = open_by_obstore("s3://bucket/run", options, is_required=True)
+    assert store is not None
+    with pytest.raises(StorageUnavailableError, match=r"\(Connection refused\); nobody listens there") as refused:
+        store.get("x", memoryview(bytearray(1)))
+    assert refused.value.is_unreachable

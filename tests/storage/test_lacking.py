@@ -99,7 +99,7 @@ def test_what_no_retry_helps_is_sent_once(proxy: FaultyProxy, store: Store, repl
     proxy.rules = [lacking.no_writes(reply)]
     for write in (store.put, store.create):
         before = len(proxy.requests)
-        with pytest.raises(StorageError, match="not an error that retrying helps") as raised:
+        with pytest.raises(StorageError, match="not retryable") as raised:
             write("k", X)
         assert type(raised.value) is StorageError
         assert writes(proxy, before) == 1

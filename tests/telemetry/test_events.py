@@ -45,7 +45,8 @@ def kinds(told: list[Event]) -> list[str]:
     return [event.name for event in told]
 
 
-def test_a_life_is_told_in_order_with_true_figures(tmp_path: Path) -> None:
+def test_a_life_is_told_in_order_with_true_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ckptflow")
     root, told, threads = tmp_path / "run", list[Event](), set[str]()
 
     def hook(event: Event) -> None:
@@ -75,6 +76,7 @@ def test_a_life_is_told_in_order_with_true_figures(tmp_path: Path) -> None:
     assert isinstance(pruned, Pruned)
     assert (pruned.folder, pruned.reason) == ("000000000001-i0001", "no policy keeps it")
     assert pruned.size_bytes > size_bytes  # manifest and receipt, too
+    assert sum("pruned" in message for message in caplog.messages) == 1
     assert 0 < pruned.freed_bytes <= pruned.size_bytes
 
     told.clear()
