@@ -12,7 +12,7 @@ CkptflowError
 │   └── CheckpointGoneError                         it was there and was pruned while being read: pin it
 ├── CorruptCheckpointError (ValueError)         checksum mismatch, or a shard is missing
 ├── UnknownVersionError (ValueError)            written by a newer ckptflow: upgrade
-├── StateMismatchError (ValueError)             checkpoint and state differ; the message tells all differences
+├── StateMismatchError (ValueError)             checkpoint and state differ; the message tells how
 ├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with a way out
 ├── FencedError (RuntimeError)                  a newer incarnation holds this root: stop, do not restart
 ├── SaveFailedError (RuntimeError)              a save in the background failed; `__cause__` is why

@@ -145,7 +145,7 @@ class CheckpointManager:
 
         Raises:
             UsageError: on a root that holds checkpoints, before any `restore*`; after a restore that failed in the
-                middle; for a model that was never built; after close; from another thread.
+                middle; after close; from another thread.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
             FencedError: another incarnation holds the root.
@@ -207,7 +207,7 @@ class CheckpointManager:
             rename: a map from names, or prefixes up to a "/", in the checkpoint to those in the state, or a function.
 
         Raises:
-            StateMismatchError: all differences in one message; no value was changed, nothing claimed.
+            StateMismatchError: the differences, many of them grouped by prefix; no value was changed, nothing claimed.
             CorruptCheckpointError: no valid checkpoint is left.
             CheckpointGoneError: the only one was deleted while it was read.
             FencedError: another job holds the root.

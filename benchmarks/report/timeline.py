@@ -20,6 +20,7 @@ SPANS = {
     "plan": ("#8C6BB1", "deciding who writes what, once for a state"),
     "pack": ("#0072B2", "copying a shard's slices into a buffer, and their checksums"),
     "write": ("#56B4E9", "making a shard durable, or sending it"),
+    "copy": ("#44AA99", "having the storage copy what has not changed"),
     "receipt": ("#CCBB44", "telling the coordinator what is durable"),
     "await": ("#8A8F98", "the coordinator waiting for the other workers' receipts"),
     "commit": ("#009E73", "checking the receipts, creating the manifest, looking at the fence"),

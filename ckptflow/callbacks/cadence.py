@@ -140,16 +140,12 @@ def choose(
     every_seconds: float | None,
     chief_says: Callable[[Callable[[], int]], int],
 ) -> Cadence:
-    """The one rule that was asked for, or each epoch; `chief_says` gives all workers what a function returns on the
-    chief.
+    """The one rule that was asked for; `chief_says` gives all workers what a function returns on the chief.
 
-    Raises ValueError for several, or a period that is none.
+    Raises ValueError for none, several, or a period that is none.
     """
-    given = sum(period is not None for period in (every_steps, every_epochs, every_seconds))
-    if given > 1:
+    if sum(period is not None for period in (every_steps, every_epochs, every_seconds)) != 1:
         raise ValueError("give one of every_steps, every_epochs and every_seconds")
-    if given == 0:
-        return EveryEpochs(1)
     if every_steps is not None:
         return EverySteps(every_steps)
     if every_epochs is not None:

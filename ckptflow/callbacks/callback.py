@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol, SupportsIndex
@@ -14,23 +12,19 @@ import tensorflow as tf
 from ckptflow.callbacks.cadence import choose
 from ckptflow.callbacks.loops import FitStart, Loop, find_callback_list, find_loop
 from ckptflow.callbacks.others import Others, averages_weights, finite_metrics, learning_rate
-from ckptflow.callbacks.position import FitState, Position, origin_of
+from ckptflow.callbacks.position import FitState, Position
 from ckptflow.commit.retention import KeepBest
 from ckptflow.errors import UsageError
-from ckptflow.job.session import Session
 from ckptflow.manager import CheckpointManager
 from ckptflow.peers.team import Call
-from ckptflow.reading import run_url
 from ckptflow.state.kinds import is_keras3_model
 from ckptflow.state.private.keras import run_hooks_in_time
 from ckptflow.state.strategies import worker_count
-from ckptflow.storage.redaction import redact_url
 
 logger = logging.getLogger("ckptflow")
 
 _Logs = Mapping[str, Any] | None
 
-_NO_FIT = "CheckpointCallback: no fit has begun; its methods are called by fit"
 _MANY_BATCHES = 100  # more than mixed precision skips at its start, or gradients are accumulated over
 
 
@@ -55,18 +49,14 @@ class CheckpointCallback:
     It runs after all other callbacks, wherever it stands in the list.
 
     Args:
-        manager: a `CheckpointManager` with the model in its state; or a URL, as a manager takes it. With a URL each
-            `fit` has a manager of its own, of `{"model": model}` under the model's strategy, with the defaults for all
-            else, which is closed at its end. The `fit`s of one callback are counted, like those of one manager. After
-            an exception out of `fit` the manager stays until the next `fit`; what is being saved is saved to its end.
+        manager: a `CheckpointManager` with the model in its state.
         every_steps: saves at the first batch end at or after each multiple of so many steps.
-        every_epochs: saves at the end of each so-many-th epoch, validation included. 1 if nothing is given.
+        every_epochs: saves at the end of each so-many-th epoch, validation included.
         every_seconds: saves when so much time has passed since the last save, by the first worker's clock.
         watcher: a `PreemptionWatcher`, which is asked after each batch, of validation, too, and each epoch.
 
     Raises:
-        ValueError: more than one of the `every_…` was given, or it is not above 0; a watcher, which saves with a
-            manager, was given with a URL.
+        ValueError: not exactly one of the `every_…` was given, or it is not above 0.
         UsageError: the manager was opened with `read_only=True`, or `fit` cannot run under its strategy.
     """
 
@@ -74,29 +64,26 @@ class CheckpointCallback:
 
     def __init__(
         self,
-        manager: CheckpointManager | str | os.PathLike[str],
+        manager: CheckpointManager,
         *,
         every_steps: SupportsIndex | None = None,
         every_epochs: SupportsIndex | None = None,
         every_seconds: float | None = None,
         watcher: Watcher | None = None,
     ) -> None:
-        self._url = None if isinstance(manager, CheckpointManager) else run_url(manager)
-        self._manager = manager if isinstance(manager, CheckpointManager) else None  # with a URL: of the newest fit
+        self._manager = manager
+        self._session = session = manager.session
         self._cadence = choose(
             every_steps,
             every_epochs,
             every_seconds,
-            lambda passed_ms: self._session.chief_says(Call.READ_CLOCK, passed_ms, int),
+            lambda passed_ms: session.chief_says(Call.READ_CLOCK, passed_ms, int),
         )
         every = {"every_steps": every_steps, "every_epochs": every_epochs, "every_seconds": every_seconds}
         self._every = ", ".join(f"{name}={period}" for name, period in every.items() if period is not None)
         self._every = self._every or "every_epochs=1"
         self._watcher = watcher
-        if self._manager is not None:
-            self._check_manager()
-        elif watcher is not None:
-            raise ValueError("a watcher saves with its manager: make the callback with that manager, not with a URL")
+        self._check_manager()
         self.model: Any = None
         self.params: dict[str, Any] = {}
         self._loop: Loop | None = None  # of the fit that is running
@@ -109,8 +96,7 @@ class CheckpointCallback:
         self._rate: tuple[Any, Any] | None = None  # the learning rate to put back where an epoch goes on
 
     def __repr__(self) -> str:
-        where = repr(self._manager) if self._url is None else repr(redact_url(self._url))
-        return f"CheckpointCallback({where}, {self._every})"
+        return f"CheckpointCallback({self._manager!r}, {self._every})"
 
     # What Keras asks
 
@@ -135,19 +121,12 @@ class CheckpointCallback:
 
     def on_train_begin(self, logs: _Logs = None) -> None:
         loop = find_loop(self, self._is_rival)
-        with contextlib.ExitStack() as on_error:
-            if self._url is not None:
-                on_error.push(self._open(self._url))
-            self._begin_fit(loop)
-            on_error.pop_all()
-
-    def _begin_fit(self, loop: Loop) -> None:
         self._check_fit(loop)
         self._state = state = FitState.of(self._session)
         self._session.live.release_metrics()  # of a validation that an exception has ended
         is_retry = self._session.incarnation is None or state.is_interrupted(self._session)
         if is_retry:
-            self._session.restore(None, partial=False, rename=None)
+            self._manager.restore_latest()
         self._loop = loop
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)
         if state.load(self._session, is_retry=is_retry):
@@ -231,18 +210,15 @@ class CheckpointCallback:
 
     def on_train_end(self, logs: _Logs = None) -> None:
         loop, state = self._running()
-        with contextlib.ExitStack() as at_end:
-            if self._url is not None and self._manager is not None:
-                at_end.push(self._manager)
-            try:
-                if state.is_of_this_fit:
-                    self._end_fit(state, logs)
-                self._session.wait()
-                state.end()
-            finally:
-                loop.close()
-                self._loop = None
-                state.follow(None, None)
+        try:
+            if state.is_of_this_fit:
+                self._end_fit(state, logs)
+            self._manager.wait()
+            state.end()
+        finally:
+            loop.close()
+            self._loop = None
+            state.follow(None, None)
 
     def on_epoch_begin(self, epoch: int, logs: _Logs = None) -> None:
         if self._rate is not None:  # this epoch began before: a scheduler must not change the rate once more
@@ -260,22 +236,6 @@ class CheckpointCallback:
 
     # Where to begin
 
-    def _open(self, url: str) -> CheckpointManager:
-        """The manager of this fit: a new one, or that of a fit which an exception has ended."""
-        if self._manager is None or self._manager.session.calls.is_closed:
-            strategy = self.model.distribute_strategy
-            self._manager = CheckpointManager(url, {"model": self.model}, strategy=strategy)
-            self._check_manager()
-            if self._state is not None:
-                self._state.carry_to(self._session)
-        return self._manager
-
-    @property
-    def _session(self) -> Session:
-        if self._manager is None:
-            raise UsageError(_NO_FIT)
-        return self._manager.session
-
     def _have_averages_come(self) -> bool:
         """Whether all that `SwapEMAWeights` would put in the model's place is what was restored."""
         model = self.model
@@ -285,28 +245,23 @@ class CheckpointCallback:
 
     def _find_start(self, state: FitState, loop: Loop) -> FitStart:
         """What was saved, if it was this fit that was under way, and if its `initial_epoch` is not later."""
-        position, origin = state.position, origin_of(self._session)
+        position = state.position
         if position is None or position.fit < state.fits:
             return FitStart(loop.initial_epoch)
         if position.fit > state.fits:
-            text = "%s: fit %d had nothing left to do: the checkpoint was made in fit %d"
-            logger.warning(text, origin, state.fits, position.fit)
+            logger.info("fit %d was complete: the checkpoint was made in fit %d", state.fits, position.fit)
             state.has_passed_over = True
             return FitStart(loop.epochs)
         start = state.take_start(self._others)
         if position.stopped_at is not None and loop.epochs <= position.stopped_at:
-            text = "%s: fit had nothing left to do: a callback, or its input, had ended it after epoch %d"
-            logger.warning(text, origin, position.epoch)
+            logger.info("this fit was complete: a callback, or its input, had ended it after epoch %d", position.epoch)
             return FitStart(loop.epochs)
         if start.epoch < loop.initial_epoch:
             state.position = Position(state.fits, loop.initial_epoch)
             return FitStart(loop.initial_epoch)
         if start.epoch < loop.epochs:
-            logger.info("%s: fit resumes in epoch %d after batch %d", origin, start.epoch + 1, start.batch)
+            logger.info("fit goes on in epoch %d after batch %d", start.epoch + 1, start.batch)
             state.position = replace(position, stopped_at=None, over=False)
-        else:
-            text = "%s: fit had nothing left to do: %d epochs are done, and epochs=%d; raise epochs to train on"
-            logger.warning(text, origin, start.epoch, loop.epochs)
         return start
 
     def _bring_metrics_back(self) -> None:
@@ -315,8 +270,7 @@ class CheckpointCallback:
         state.restore_metrics(self._session, loop.build_metrics)
 
     def _is_rival(self, callback: Any) -> bool:
-        is_ours = isinstance(callback, CheckpointCallback) and callback._manager is not None
-        return is_ours and callback._manager is self._manager
+        return isinstance(callback, CheckpointCallback) and callback._manager is self._manager
 
     # Saving
 
@@ -332,7 +286,7 @@ class CheckpointCallback:
                     step,
                     ", ".join(metrics) or "none",
                 )
-        self._session.save(step, metrics, None)
+        self._manager.save(step, metrics=metrics)
         self._saved = (step, state.position)
         self._cadence.saved(step, state.now.epoch)
 
@@ -362,7 +316,7 @@ class CheckpointCallback:
 
     def _running(self) -> tuple[Loop, FitState]:
         if self._loop is None or self._state is None:
-            raise UsageError(_NO_FIT)
+            raise UsageError("CheckpointCallback: no fit has begun; its methods are called by fit")
         return self._loop, self._state
 
     # What cannot be

@@ -70,11 +70,6 @@ class FitState(Trackable):  # type: ignore[misc]
             session.live.attach(NAME, found)
         return found
 
-    def carry_to(self, session: Session) -> None:
-        """To another manager of the same root: the fits before are counted, and its restore is the first one."""
-        self._incarnation = None
-        session.live.attach(NAME, self)
-
     @property
     def now(self) -> Position:
         """The position, where there is one."""
@@ -240,12 +235,6 @@ class FitState(Trackable):  # type: ignore[misc]
 
         if all(session.agree(Call.BUILD_METRICS, try_to_build)):
             session.agree(Call.READ_METRICS, read)
-
-
-def origin_of(session: Session) -> str:
-    """The URL of what was restored, for a message; the root's where nothing was."""
-    restored = session.incarnation.start.restored if session.incarnation is not None else None
-    return session.store.url if restored is None else restored.checkpoint.url
 
 
 class _PositionRead(msgspec.Struct, frozen=True):

@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ckptflow.cli.quiet import load_quietly
-
 Imports = Annotated[
     list[str] | None,
     typer.Option(
@@ -29,7 +27,7 @@ Unsafe = Annotated[
 
 def prepare() -> None:
     """From here on modules are found in the current folder, as with `python -m`, and TensorFlow is quiet."""
-    load_quietly()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 

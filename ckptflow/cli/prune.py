@@ -25,7 +25,7 @@ Best = Annotated[
     list[str] | None,
     typer.Option(
         "--best",
-        metavar="METRIC[:max][:N]",
+        metavar="METRIC[:max|:min][:N]",
         help="Keep the N best (1) by a metric, the lowest unless :max is given; may be repeated.",
         show_default=False,
     ),
@@ -114,10 +114,16 @@ def _best(text: str) -> Policy:
 
     metric, *rest = text.split(":")
     count = rest.pop() if rest and rest[-1].isdecimal() else "1"
-    mode = rest.pop() if rest else "min"
-    if rest or not metric or mode not in ("min", "max"):
-        raise ValueError(f"--best {text!r} is not of the form METRIC, METRIC:max, METRIC:3 or METRIC:max:3")
-    return KeepBest(metric, int(count), mode)  # type: ignore[arg-type]  # one of the two
+    mode = rest.pop() if rest else None
+    if rest or not metric or mode not in ("min", "max", None):
+        raise ValueError(f"--best {text!r} is not of the form METRIC, METRIC:max, METRIC:min, METRIC:3 or METRIC:max:3")
+    try:
+        return KeepBest(metric, int(count), mode)  # type: ignore[arg-type]  # one of them
+    except ValueError as error:
+        raise ValueError(
+            f"--best {text!r}: the name does not say which value is best: give {metric}:max if the highest is, "
+            f"{metric}:min if the lowest is"
+        ) from error
 
 
 def check_metrics(policies: Sequence[Policy], metrics: Sequence[Mapping[str, float]]) -> None:

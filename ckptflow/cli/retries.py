@@ -16,7 +16,12 @@ class _Brief(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        print(text if len(text) <= _LINE else text[: _LINE - 1] + "…", file=sys.stderr)
+        if len(text) > _LINE:  # the address, in the middle: the cause stands at the end
+            text = f"{text[: _LINE // 3]} … {text[-_LINE + _LINE // 3 + 3 :]}"
+        try:
+            print(text, file=sys.stderr)
+        except Exception:  # that nobody reads it must not end what is tried again
+            self.handleError(record)
 
 
 @contextmanager

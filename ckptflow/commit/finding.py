@@ -88,7 +88,7 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
 
 def check_root(store: Store) -> None:
     """Raises `CheckpointNotFoundError` if a root on a disk is not there at all; of others only a listing can tell."""
-    if not store.is_object_store and not os.path.lexists(store.url):
+    if not store.is_object_store and not os.path.exists(store.url):
         raise CheckpointNotFoundError(f"{store.url}: there is no such directory")
 
 

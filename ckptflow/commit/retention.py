@@ -23,6 +23,7 @@ Mode = Literal["min", "max"]
 _LOWER_IS_BETTER = frozenset(
     ["loss", "losses", "error", "errors", "mae", "mape", "mse", "msle", "rmse", "crossentropy", "perplexity"]
 )
+_NEGATED = frozenset(["neg", "negative", "minus"])  # so that high values are good
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def choose_mode(metric: str, mode: Mode | None) -> Mode:
     if mode is not None:
         raise ValueError(f'mode is "min" or "max", not {mode!r}')
     words = re.findall("[a-z]+", str(metric).lower())
-    if words and words[-1] in _LOWER_IS_BETTER:
+    if words and words[-1] in _LOWER_IS_BETTER and not _NEGATED & set(words):
         return "min"
     raise ValueError(
         f"the name of the metric {metric!r} does not say which value is best: give "

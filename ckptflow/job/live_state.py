@@ -13,14 +13,12 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.offer import offer_of
 from ckptflow.format.spec import Rename
-from ckptflow.format.words import some_of
 from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.team import Done
 from ckptflow.printable import lines
 from ckptflow.spans import span
 from ckptflow.state.assign import all_of_it_but, match
 from ckptflow.state.capture import Snapshot, capture, prepare, read_metrics
-from ckptflow.state.configs import unbuilt_models
 from ckptflow.state.kinds import raw_variable
 from ckptflow.state.own_stores import what_is_lost
 from ckptflow.state.per_worker import PerWorker
@@ -122,7 +120,7 @@ class LiveState:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.
 
         A `tf.train.Checkpoint` counts it as one more save, unless it is what was restored that is saved `again`.
-        Raises `UsageError` after a restore that failed in the middle, and for a model that has no variables yet.
+        Raises `UsageError` after a restore that failed in the middle.
         """
         if self.unfinished:
             raise UsageError(
@@ -133,13 +131,6 @@ class LiveState:
             count_save(self._state)
         with span("capture"):
             self.refresh()
-            unbuilt = [] if again else unbuilt_models(self._tree)
-            if unbuilt:
-                raise UsageError(
-                    f"nothing was saved: {some_of(unbuilt, 5)} is not built, so that its variables do not exist yet; "
-                    "call it once on a batch, or call build(input_shape), or give a Sequential a keras.Input(shape) "
-                    "as its first layer"
-                )
             join_scheduled(self._cluster.strategy)
             snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
             snapshot.put_metrics(self._held_metrics)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ckptflow.errors import UsageError
 from ckptflow.format import values
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import TensorRecord
@@ -100,7 +99,8 @@ def match(
     decide = decide or (what_fits if partial else all_of_it)
     verdict = decide(tree, offer, matcher.comparison)
     if verdict.refused:
-        hint = _rename_hint(tree, offer, decide) if rename is None and verdict.hint == HINT else ""
+        is_plain = rename is None and verdict.hint == HINT
+        hint = _rename_hint(tree, offer, decide, matcher.comparison) if is_plain else ""
         advice = [*(_unbuilt(tree) if matcher.unexpected else ()), hint or verdict.hint]
         lines = grouped(matcher.differences(verdict.refused))
         raise misfit_error(offer.origin, lines, is_changed=bool(assigned), hint=text_lines(*filter(None, advice)))
@@ -119,16 +119,15 @@ def match(
     )
 
 
-def _rename_hint(tree: Tree, offer: Offer, decide: Decide) -> str:
+def _rename_hint(tree: Tree, offer: Offer, decide: Decide, found: Comparison) -> str:
     """What to do where other names of one prefix are all that differs, which is tried here; empty if they are not."""
-    found = _Matcher(tree, offer, renamer(None, offer)).comparison
     for rename in likely_renames(found.missing.keys(), found.unexpected.keys()):
         try:
             again = _Matcher(tree, offer, renamer(rename, offer)).comparison
-        except UsageError:  # two names would be one
+        except Exception:  # two names would be one, or an entry's own code cannot take another's state
             continue
         if not decide(tree, offer, again).refused:
-            return f"One prefix explains all of it: pass rename={json.dumps(rename)}."
+            return f"One prefix explains all of it: pass rename={json.dumps(rename, ensure_ascii=False)}."
     return ""
 
 
@@ -188,14 +187,14 @@ class _Matcher:
         )
 
     def differences(self, refused: frozenset[str]) -> list[tuple[str, str]]:
-        """These names, each with what is wrong with it: those that one side lacks first."""
+        """These names, each with what is wrong with it: those that one side lacks last, as they may be many."""
         found = self.comparison
-        last = self._wrong | self._own.refusals
-        names = sorted(name for name in refused - last.keys() if not self._own.is_refused(name))
+        apart = self._wrong | self._own.refusals
+        names = sorted(name for name in refused - apart.keys() if not self._own.is_refused(name))
         return [
+            *sorted((name, text) for name, text in apart.items() if name in refused),
             *((name, found.missing[name]) for name in names if name in found.missing),
             *((name, found.unexpected[name]) for name in names if name in found.unexpected),
-            *sorted((name, text) for name, text in last.items() if name in refused),
         ]
 
     def _find_leaves(self, tree: Tree, records: Mapping[int, TensorRecord]) -> dict[int, int]:

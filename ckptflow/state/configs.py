@@ -210,18 +210,6 @@ def count_variables(model: Any) -> int:
     return len(weights_of(model))
 
 
-def unbuilt_models(tree: Tree) -> list[str]:
-    """The outermost models that were never built, so that they have no variables yet. One inside of another may be
-    unused."""
-    return [
-        f"{path} ({type(model).__name__})"
-        for path, model in tree.models.items()
-        if not any(path.startswith(f"{above}/") for above in tree.models)
-        and not getattr(model, "built", True)
-        and not count_variables(model)
-    ]
-
-
 def is_built(optimizer: Any) -> bool:
     """Whether an optimizer has its variables. A legacy one of tf_keras may have no slots: SGD without momentum."""
     if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:

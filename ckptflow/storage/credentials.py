@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
@@ -70,7 +70,16 @@ def opening(url: str, storage_options: dict[str, Any]) -> Iterator[None]:
         where = redaction.redact_url(url)
         if is_pythons and isinstance(error, ValueError):
             raise ValueError(f"{where}: cannot open: {faults.text_of(error, secrets)}") from None
-        raise faults.from_client_error(error, "open", where, secrets) from None
+        names = frozenset(option_names(storage_options))
+        raise faults.from_client_error(error, "open", where, secrets, options=names) from None
+
+
+def option_names(options: Mapping[str, Any]) -> Iterator[str]:
+    """The names of options, also of those in options that are maps."""
+    for name, value in options.items():
+        yield str(name)
+        if isinstance(value, Mapping):
+            yield from option_names(value)
 
 
 def _in_url(url: str) -> Iterator[str]:

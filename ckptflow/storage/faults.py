@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
@@ -157,11 +157,18 @@ def client_call() -> AbstractContextManager[None]:
 
 
 def from_client_error(
-    error: BaseException, doing: str, where: str, secrets: Iterable[str] = (), *, sends_checksum: bool | None = None
+    error: BaseException,
+    doing: str,
+    where: str,
+    secrets: Iterable[str] = (),
+    *,
+    sends_checksum: bool | None = None,
+    options: Collection[str] = (),
 ) -> StorageError | UsageError:
     """The `StorageError` for whatever an object storage client raised: its code decides, then its class.
 
-    A `UsageError` for a storage option that the client does not know, which some find out at their first request.
+    A `UsageError` for one of the storage `options` that the client does not know, as some find out at their first
+    request.
 
     `sends_checksum`: whether the request had checksum headers; None where no setting has a say in that.
     An error that no table knows is permanent: a retry that cannot help would only hide it for a minute.
@@ -169,8 +176,9 @@ def from_client_error(
     kind, advice = _kind_of(error)
     text = text_of(error, secrets)
     unknown = (_UNKNOWN_OPTION.search(str(link)) for link in _links(error) if isinstance(link, TypeError))
-    if option := next(filter(None, unknown), None):
-        name = redact(option[1], secrets)
+    option = next((match[1] for match in unknown if match and match[1].strip("'") in options), None)
+    if option is not None:
+        name = redact(option, secrets)
         return UsageError(f"{where}: unknown storage option {name}; check storage_options, or -o of the command")
     said = f"{text} {_all_codes(error)}"
     if kind is StorageError and sends_checksum and _ABOUT_CHECKSUMS.search(said):

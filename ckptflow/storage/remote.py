@@ -20,7 +20,7 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.storage import faults, redaction
-from ckptflow.storage.credentials import may_be_chained, secrets_of
+from ckptflow.storage.credentials import may_be_chained, option_names, secrets_of
 from ckptflow.storage.raw import RawClient
 from ckptflow.storage.replies import as_version
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError
@@ -42,6 +42,7 @@ class RemoteCalls:
         self._stall_timeout_s = stall_timeout_s
         self._url = redaction.redact_url(url).rstrip("/")
         self._secrets = list(secrets_of(url, storage_options))
+        self._options = frozenset(option_names(storage_options))
         self._has_got_through = False  # which proves, of a store, that the bucket exists
         self._is_closed = False
         self._process = os.getpid()
@@ -79,7 +80,12 @@ class RemoteCalls:
                     text = faults.text_of(error, self._secrets)
                     shown = StalledError(f"no byte was sent or received for {limit_s:g} s, so it was given up ({text})")
                 mapped = faults.from_client_error(
-                    shown, doing, where, self._secrets, sends_checksum=self._sends_checksum_to(doing)
+                    shown,
+                    doing,
+                    where,
+                    self._secrets,
+                    sends_checksum=self._sends_checksum_to(doing),
+                    options=self._options,
                 )
                 # The client's own error helps, unless it shows what must not be seen.
                 raise mapped from (error if may_be_chained(error, self._secrets) else None)

@@ -75,7 +75,14 @@ class Retries:
         def attempt() -> _Result:
             if is_reading:
                 check_wanted()
-            return call()
+            try:
+                result = call()
+            except Exception as error:
+                if not getattr(error, "is_unreachable", False):
+                    self._connect_tries = math.inf  # also a refusal is an answer: somebody listens
+                raise
+            self._connect_tries = math.inf
+            return result
 
         def is_over(state: tenacity.RetryCallState) -> bool:
             ends_early = (is_reading and not is_wanted()) or (is_copying and _ENOUGH_COPYING(state))
@@ -110,9 +117,7 @@ class Retries:
             reraise=True,
         )
         try:
-            result = retrying(attempt)
-            self._connect_tries = math.inf
-            return result
+            return retrying(attempt)
         except StorageError as error:
             tries = retrying.statistics.get("attempt_number", 1)
             for link in chain(error):

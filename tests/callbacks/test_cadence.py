@@ -136,6 +136,7 @@ def test_every_seconds_by_the_first_worker_alone(seconds_per_batch: Callable[[in
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ((None, None, None), "one of every_steps"),
         ((1, 1, None), "one of every_steps"),
         ((0, None, None), "every_steps is a whole number above 0, not 0"),
         ((True, None, None), "every_steps is a whole number"),

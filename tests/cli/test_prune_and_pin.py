@@ -113,7 +113,7 @@ def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root
         ((), "say what to keep"),
         (("--best", "loss:lowest"), "is not of the form"),
         (("--best", ":max"), "is not of the form"),
-        (("--best", "los"), "no checkpoint here has the metric 'los'; there is loss"),
+        (("--best", "los:min"), "no checkpoint here has the metric 'los'; there is loss"),
     ],
 )
 def test_what_makes_no_sense_is_refused(runner: Runner, root: str, args: tuple[str, ...], words: str) -> None:

@@ -59,7 +59,10 @@ LOSSES = [
         (KeepBest("loss", 3), [3, 5, 7]),
         (KeepBest("loss", 99), [1, 3, 5, 6, 7]),  # never one without the metric, nor NaN
         (KeepBest("loss", 1, mode="max"), [6]),
-        (KeepBest("accuracy", 1, "max"), [1, 2, 3, 4, 5, 6, 7]),  # a name that is misspelt deletes nothing
+        (
+            KeepBest("accuracy", 1, "max"),
+            [1, 2, 3, 4, 5, 6, 7],
+        ),  # a name that is misspelt deletes nothing
     ],
 )
 def test_keep_best(policy: KeepBest, expected: list[int]) -> None:
@@ -87,7 +90,7 @@ def test_a_name_that_says_it_needs_no_mode(name: str) -> None:
     assert KeepBest(name, mode="max").mode == "max"
 
 
-@pytest.mark.parametrize("name", ["accuracy", "val_auc", "loss_scale", "errorless", "lossless", ""])
+@pytest.mark.parametrize("name", ["accuracy", "neg_log_loss", "val_auc", "loss_scale", "errorless", "lossless", ""])
 def test_a_name_that_does_not_say_it_needs_one(name: str) -> None:
     with pytest.raises(ValueError, match=r'mode="max" if the highest is best, mode="min" if'):
         KeepBest(name)

@@ -242,21 +242,6 @@ def test_an_optimizer_that_says_it_was_not_built_is_built_for_what_is_there(
     assert_same({"model": model}, {"model": again})
 
 
-@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "not compiled"])
-def test_a_model_that_was_never_built_is_not_saved(kit: Any, is_compiled: bool, tmp_path: Path) -> None:
-    """Its optimizer's counters alone were a checkpoint, and nobody was told."""
-    model = kit.Sequential([kit.layers.Dropout(0.5), nested(kit, lambda: kit.layers.Dense(2))])
-    if is_compiled:
-        model.compile("adam", "mse", metrics=["mae"])
-    with CheckpointManager(tmp_path, {"net": model, "step": tf.Variable(1)}) as manager:
-        with pytest.raises(UsageError, match=r"nothing was saved: net \(Sequential\) is not built.*call it once on a"):
-            manager.save(0)
-        assert manager.latest() is None
-        model(ROW)
-        manager.save(0)
-
-
 @pytest.mark.parametrize("framework", KERASES)
 def test_what_no_description_can_build_is_named(tmp_path: Path, framework: str) -> None:
     """A checkpoint of TensorFlow's own says nothing of shapes of inputs."""
