@@ -149,7 +149,8 @@ def test_a_first_save_is_acknowledged_before_policies_read_what_is_kept(make_roo
         assert root.store is not None
         calls = list(root.store.calls)
     before = calls[: calls.index(("list", "lineage/"))]  # the last before it is
-    assert not [key for verb, key in before if verb == "get" and not key.startswith("lineage/")]
+    read = [key for verb, key in before if verb == "get" and not key.startswith("lineage/")]
+    assert len(read) <= (0 if root.store.is_object_store else 8)  # on a disk the newest few, to choose what to copy
 
 
 def test_what_is_remembered_of_a_life_does_not_grow_with_its_lineage(
