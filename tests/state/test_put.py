@@ -112,8 +112,8 @@ def test_what_is_refused_and_what_is_left_are_the_decisions() -> None:
         put(offer, reader_of(snapshot), {"m": second}, decide=refuse)
     assert str(caught.value).splitlines() == [
         "there does not fit the state; no value was changed.",
-        "  m/new: in the state, not in the source",
         "  m/other: shape (1) in the source, () in the state",
+        "  m/new: in the state, not in the source",
         "Do this.",
     ]
     assert seen[0].matched == {"m/same": "m/same"}

@@ -142,9 +142,9 @@ def test_folders_and_files_in_each_others_place(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     store.put("a", X)
     store.put("b/c", X)
-    with pytest.raises(StorageError, match="a folder is where a file should be"):
+    with pytest.raises(StorageError, match="a directory was found where a file was expected"):
         store.put("b", X)
-    with pytest.raises(StorageError, match="a folder is where a file should be"):
+    with pytest.raises(StorageError, match="a directory was found where a file was expected"):
         store.put("a/b", X)
     with pytest.raises(ObjectExistsError):
         store.create("b", X)
