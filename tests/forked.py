@@ -87,6 +87,7 @@ class Zygote:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in KINDS]
         self._controls = {kind: ours for kind, (ours, _) in zip(KINDS, pairs, strict=True)}
         self._folder = tempfile.TemporaryDirectory(prefix="ckptflow-zygote-")
+        self.stand_ins = self._write_stand_ins()
         listeners = [self._listen(kind) for kind in ("ckptflow", "probe")]
         with contextlib.ExitStack() as stack:
             given = [stack.enter_context(each) for each in (*(theirs for _, theirs in pairs), *listeners)]
@@ -130,24 +131,23 @@ class Zygote:
         except ZygoteEndedError:
             raise ZygoteEndedError(self._said()) from None
 
-    def stand_ins(self) -> Path:
+    def _write_stand_ins(self) -> Path:
         """A folder for the front of PATH, with `python`, two commands, `probe` for `PROBE`: see `tests.stand_in`."""
         folder = Path(self._folder.name, "bin")
-        if not folder.exists():
-            folder.mkdir()
-            commands = [(name, [str(Path(sys.executable).with_name(name))]) for name in ("ckptflow", "saved_model_cli")]
-            for name, kind, begin in (
-                ("python", "ckptflow", []),
-                *((name, "ckptflow", begin) for name, begin in commands),
-                ("probe", "probe", []),
-            ):
-                given = [sys.executable, f"{self._folder.name}/{kind}", self.env]
-                program = (
-                    f"#!{sys.executable} -IS\nimport sys\nsys.path.append({str(ROOT)!r})\nfrom tests import stand_in\n"
-                    f"stand_in.main(*{given!r}, [*{begin!r}, *sys.argv[1:]])\n"
-                )
-                (folder / name).write_text(program)
-                (folder / name).chmod(0o755)
+        folder.mkdir()
+        commands = [(name, [str(Path(sys.executable).with_name(name))]) for name in ("ckptflow", "saved_model_cli")]
+        for name, kind, begin in (
+            ("python", "ckptflow", []),
+            *((name, "ckptflow", begin) for name, begin in commands),
+            ("probe", "probe", []),
+        ):
+            given = [sys.executable, f"{self._folder.name}/{kind}", self.env]
+            program = (
+                f"#!{sys.executable} -IS\nimport sys\nsys.path.append({str(ROOT)!r})\nfrom tests import stand_in\n"
+                f"stand_in.main(*{given!r}, [*{begin!r}, *sys.argv[1:]])\n"
+            )
+            (folder / name).write_text(program)
+            (folder / name).chmod(0o755)
         return folder
 
     def _end(self) -> None:

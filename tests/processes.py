@@ -79,7 +79,7 @@ def start_python(
     """
     full = environment(env)
     if not fresh and read_at_start(full) == read_at_start(environment({})):
-        full.setdefault(PROBE, str(zygote().stand_ins() / "probe"))
+        full.setdefault(PROBE, str(zygote().stand_ins / "probe"))
         streams = [each.fileno() for each in (out, err, stdin) if each is not None]
         return zygote().fork(args, full, cwd, streams, kind)
     return subprocess.Popen(

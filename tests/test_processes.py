@@ -206,7 +206,7 @@ def test_a_process_that_several_threads_wait_for(tmp_path: Path) -> None:
 
 def in_a_script(tmp_path: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs `text` in a shell that finds the stand-ins for `python` and `ckptflow` first."""
-    own = environment({"PATH": f"{zygote().stand_ins()}:{os.environ['PATH']}", **env})
+    own = environment({"PATH": f"{zygote().stand_ins}:{os.environ['PATH']}", **env})
     command = ["bash", "-c", text]
     return subprocess.run(
         command, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, input="given", check=False
@@ -236,7 +236,7 @@ def test_a_stand_in_ends_as_the_program_does(tmp_path: Path) -> None:
 
 
 def test_a_stand_in_and_the_program_are_ended_together(tmp_path: Path) -> None:
-    env = environment({"PATH": f"{zygote().stand_ins()}:{os.environ['PATH']}"})
+    env = environment({"PATH": f"{zygote().stand_ins}:{os.environ['PATH']}"})
     command = ["python", "-c", f"from {__name__} import hang; hang()"]
     for number in (signal.SIGTERM, signal.SIGKILL):
         with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as stand_in:
