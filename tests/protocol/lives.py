@@ -19,14 +19,15 @@ import crc32c
 import pytest
 
 from ckptflow.commit import assembly as assembly_module
+from ckptflow.commit import beginning as beginning_module
 from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import listing as listing_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import receipts as receipts_module
-from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft
+from ckptflow.commit.beginning import Beginning
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.coordinator import Coordinator
@@ -119,6 +120,7 @@ class Incarnations:
         self.policies: list[Policy] = policies if policies is not None else [KeepLast(1)]
         self.ancestry: Ancestry = ()
         self.start: Start | None = None
+        self.is_read = False  # `start` is what was only read, and not taken up so far
         self.coordinator: Coordinator | None = None
         self.resume: Resume | None = None  # the restore under way, and the step that it was asked for
         self.asked: int | None = None
@@ -147,6 +149,23 @@ class Incarnations:
                 self.process.show(copies=False)
             self.process.merge()
 
+    def read(self, step: int) -> None:
+        """`restore(step)`, as the manager does it: the save that comes next takes it up."""
+        self.resume, self.asked = self._resume(), step
+        own = self.start.held if self.start is not None else None
+        self.is_read, self.start = True, self.resume.read(step, own)
+        self.step = step
+        self.resume = self.asked = None
+        self.process.show(has_read=True)
+        self.process.merge()
+
+    def take_up(self) -> None:
+        """What the first save after that does before it saves."""
+        if self.start is not None:
+            self._begin(Beginning(self.store, Alone(), self.summaries).take_up(self.start))
+            self.process.show(copies=True)  # all of it is in memory: nothing that is there is needed
+            self.process.merge()
+
     def begin_fresh(self) -> None:
         self._begin(self._resume().start_anew(fresh=True))
 
@@ -154,7 +173,7 @@ class Incarnations:
         return Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
 
     def _begin(self, start: Start) -> None:
-        self.start, self.calls = start, {}
+        self.start, self.is_read, self.calls = start, False, {}
         restored = start.restored.folder if start.restored else None
         if restored is None:
             self.ancestry = ()
@@ -165,6 +184,8 @@ class Incarnations:
 
     def save(self, loss: float | None = None) -> None:
         """The next step. A save that failed lets training go on, as `on_save_error="log"` does."""
+        if self.is_read:
+            self.take_up()
         self.step += 1
         try:
             self._commit(self.step, prune=True, metrics={} if loss is None else {"loss": loss})
@@ -179,7 +200,16 @@ class Incarnations:
     def _holds(self) -> Any:
         """All that outlives a call: what this process is, and remembers of manifests."""
         it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
-        return self.start, self.asked, self.step, self.calls, self.ancestry, sorted(self.stills.items()), it
+        return (
+            self.start,
+            self.is_read,
+            self.asked,
+            self.step,
+            self.calls,
+            self.ancestry,
+            sorted(self.stills.items()),
+            it,
+        )
 
     def _commit(self, step: int, *, prune: bool, metrics: Mapping[str, float]) -> None:
         start, coordinator = self.start, self.coordinator
@@ -233,9 +263,9 @@ class _Ids:
         return (process.index + 1) * 1000 + process.draws
 
 
-def writer_of(claim: Claim) -> int:
-    """The index of the process that drew a claim's writer id."""
-    return int(claim.writer_id[:16], 16) // 1000 - 1
+def writer_of(record: Claim | Manifest) -> int:
+    """The index of the process that drew the writer id of a claim, or a manifest's."""
+    return int(record.writer_id[:16], 16) // 1000 - 1
 
 
 def _sleep(seconds: float) -> None:
@@ -252,10 +282,10 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
             current().merge(key, data, deadline())  # the listing was read for these two and is not looked at again
         return creates(store, key, data, deadline)
 
-    def claims(store: Store, summaries: Summaries, reason: Reason, timeout_s: float) -> Held:
+    def claims(store: Store, summaries: Summaries, reason: Reason, *rest: Any) -> Held:
         if MERGE_AT_CLAIM:
             current().merge(reason)  # `run` lists anew after the claim, whatever was listed before
-        held = claim(store, summaries, reason, timeout_s)
+        held = claim(store, summaries, reason, *rest)
         if MERGE_AT_CLAIM:
             current().merge(held)
         return held
@@ -293,7 +323,7 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         return stays(store, key, data)
 
     patch.setattr(lineage_module, "stays_ours", settles)
-    patch.setattr(resume_module, "claim_next", claims)
+    patch.setattr(beginning_module, "claim_next", claims)
     patch.setattr(Chooser, "list_anew", shows)
     patch.setattr(lineage_module, "create_once", creates_claim)
     patch.setattr(coordinator_module, "check_fence", checks_fence)

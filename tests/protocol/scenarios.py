@@ -21,6 +21,7 @@ from tests.protocol.programs import (
     on_a_full_storage,
     prunes_by_hand,
     prunes_by_hand_at_length,
+    reads,
     running,
 )
 
@@ -147,6 +148,18 @@ SMALL: dict[str, Scenario] = {
     "prune by hand during a rollback": Scenario(
         (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
     ),
+    # One that restores a step, and takes the root with its first save after that.
+    "read and taken up, beside a job": Scenario((running(kept=2), reads(1, saves=2)), kept=2),
+    "read and taken up, beside a start": Scenario((running(kept=2), reads(1), ONE), kept=2, is_alive=False),
+    "the newest, read and taken up": Scenario((running(kept=2), reads(2), ONE), kept=2, is_alive=False),
+    "read and taken up in a running process": Scenario((reads(1, kept=2, saves=2), ONE), kept=2),
+    "read and taken up, prune by hand": Scenario(
+        (running(kept=2), reads(1, saves=2), prunes_by_hand), kept=2, is_alive=False
+    ),
+    "read and taken up, root emptied": Scenario(
+        (running(kept=2), reads(1), TWO), kept=2, is_alive=False, budget=Budget(empties=1), spared=DELETES
+    ),
+    "read and taken up, replies lost": Scenario((running(kept=2), reads(1, saves=2)), kept=2, budget=LOST),
     # With a shard that is the same in every checkpoint. "disk": its copies are links.
     "copies": Scenario(
         (running(kept=2, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
