@@ -6,9 +6,8 @@ Rules 2, 3 and 5 of the protocol. All workers run this in lockstep on the main t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-from ckptflow.commit.catalog import Counting, Listing, Summaries, Summary, find_counting_now
+from ckptflow.commit.catalog import Counting, Listing, Summaries, find_counting_now
 from ckptflow.commit.choosing import Chooser
 from ckptflow.commit.lineage import Held, claim_next, find_run_id, newest_claim
 from ckptflow.commit.start import Seen, Start, begun
@@ -47,17 +46,12 @@ class Beginning:
         Raises `FencedError` where another job has claimed the root since it was read, or has saved: what the person who
         went back did not know of is not cut off. Nothing is claimed then, unless it saved in the very moment.
         """
-        restored, seen = read.restored, read.seen
+        restored = read.restored
         if restored is None:
             raise UsageError("nothing was restored that could be taken up")
-
-        def check(listing: Listing) -> None:
-            if seen is not None:
-                self._check_unchanged(listing, self._count(listing), seen, restored)
-
         try:
-            held = self._claim(read.reason, check)
-        except FencedError:  # by `check`: no claim of ours is there
+            held = self._claim(read.reason, lambda listing: self.check_unchanged(read, listing, self._count(listing)))
+        except FencedError:  # by the check: no claim of ours is there
             self.may_have_claimed = False
             raise
         start = Start(held, read.reason, restored)
@@ -65,31 +59,26 @@ class Beginning:
         def begin() -> None:
             nonlocal start
             view = self._chooser.list_anew(held)
-            if seen is not None:
-                before = replace(view.listing, claims=tuple(n for n in view.listing.claims if n != held.number))
-                self._check_unchanged(before, view.counting, seen, restored)
+            self.check_unchanged(read, view.listing, view.counting, held)
             start = begun(held, read.reason, restored, self._chooser.lineage_of(restored, view), view.counting)
 
         self._chief_does(begin)
         return start
 
-    def _check_unchanged(self, listing: Listing, counting: Counting, seen: Seen, restored: Summary) -> None:
-        """Raises `FencedError` unless the newest claim, and the newest that counts, are those that were seen."""
-        number, writer_id = newest_claim(listing, self._summaries)
-        if (number, writer_id) != (seen.number, seen.writer_id):
-            claim = self._summaries.claim(number) if number else None
-            who = f" ({claim.host}, process {claim.pid}, since {claim.created_at})" if claim else ""
-            what = f"another job has started{who}" if number else "the root or lineage/ was deleted or replaced"
-        elif counting.newest != seen.newest:
-            what = f"the newest checkpoint was {seen.newest or 'none'} and is {counting.newest or 'none'}"
-        else:
-            return
-        step = restored.folder.step
-        raise FencedError(
-            f"{self._store.url}: since restore({step}) has read it, {what}: nothing was saved, and nothing is "
-            "superseded. If another job works there, leave it the root. To go on with this one all the same, end the "
-            f"other and call rollback({step}), which claims at once, or restore_latest()"
+    def check_unchanged(self, read: Start, listing: Listing, counting: Counting, held: Held | None = None) -> None:
+        """Raises `FencedError` unless the newest claim but `held`, and the newest that counts, are those that were seen
+        with `read`."""
+        number, writer_id = newest_claim(
+            [n for n in listing.claims if held is None or n != held.number], self._summaries
         )
+        what = changed_since(read.seen, Seen(number, writer_id, counting.newest))
+        if what:
+            step = read.restored.folder.step if read.restored is not None else "step"
+            raise FencedError(
+                f"{self._store.url}: since restore({step}) has read it, {what}: nothing was saved, and nothing is "
+                "superseded. If another job works there, leave it the root. To go on with this one all the same, end "
+                f"the other and call rollback({step}), which claims at once, or restore_latest()"
+            )
 
     def _count(self, listing: Listing) -> Counting:
         run_id = find_run_id(self._store, listing, self._summaries)
@@ -110,3 +99,15 @@ class Beginning:
         held = chief_says(self._cluster, Call.CLAIM, claim, Held)
         check_claim_is_seen(self._cluster, self._store, held)
         return held
+
+
+def changed_since(seen: Seen | None, now: Seen) -> str:
+    """What forbids to take up what was read when the root was as `seen`; empty where nothing does."""
+    if seen is None:
+        return "it cannot be told what has changed"
+    if (now.number, now.writer_id) != (seen.number, seen.writer_id):
+        is_there = f"another job has started, as incarnation {now.number}"
+        return is_there if now.number else "the root or lineage/ was deleted or replaced"
+    if now.newest != seen.newest:
+        return f"the newest checkpoint was {seen.newest or 'none'} and is {now.newest or 'none'}"
+    return ""

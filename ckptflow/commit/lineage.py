@@ -229,9 +229,9 @@ def stays_ours(store: Store, key: str, data: bytes) -> bool:
         return False
 
 
-def newest_claim(listing: Listing, summaries: Summaries) -> tuple[int, str | None]:
+def newest_claim(numbers: Collection[int], summaries: Summaries) -> tuple[int, str | None]:
     """The number of the newest claim, 0 if there is none, and who wrote it, None where that cannot be read."""
-    number = max(listing.claims, default=0)
+    number = max(numbers, default=0)
     return number, summaries.holder(number) if number else None
 
 

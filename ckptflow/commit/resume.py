@@ -122,8 +122,8 @@ class Resume(Beginning):
         def see() -> None:
             view = self._view
             if view is not None:
-                claim = (own.number, own.writer_id) if own is not None else newest_claim(view.listing, self._summaries)
-                self._seen = Seen(*claim)
+                newest = view.listing.claims, self._summaries
+                self._seen = Seen(*((own.number, own.writer_id) if own is not None else newest_claim(*newest)))
 
         with self._summaries.keeping_newest():
             self._look(step, see)

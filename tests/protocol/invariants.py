@@ -14,6 +14,7 @@ from ckptflow.format import layout
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Manifest, decode
 from tests.protocol.explorer import (
+    CUT,
     EMPTIED,
     GHOST,
     KNOWN,
@@ -108,12 +109,12 @@ def check_claims(processes: Iterable[Facts]) -> None:
         raise ViolationError(f"I3: two incarnations act on one claim: {sorted(held)}")
 
 
-def check_who_is_ended(content: Content, node: Node, known: Collection[str]) -> None:
+def check_who_is_ended(before: Content, after: Content, node: Node, known: Collection[str]) -> None:
     """I7: who takes up what it has only read ends no job that has claimed since."""
-    claims = _claims_in(content)
-    others = {number: writer for number, writer in claims.items() if number != node.facts.number}
-    writer = others[max(others)] if others else None
-    if writer is not None and f"{KNOWN}{node.process.index}: claim of {writer}" not in known:
+    claims = _claims_in(before)
+    writer = claims[max(claims)] if claims else None
+    is_known = f"{KNOWN}{node.process.index}: claim of {writer}" in known
+    if writer is not None and not is_known and len(_claims_in(after)) > len(claims):
         raise ViolationError(f"I7: P{writer} has claimed since {node.process.name} has read, and is ended by it")
 
 
@@ -125,7 +126,7 @@ def check_something_is_left(before: Facts, after: Facts) -> None:
 
 def check_lives(facts: Facts, *, damaged: Collection[str]) -> None:
     """I4: a lone live incarnation can always restore and commit, unless somebody has damaged what is there."""
-    may_find_damage = any(not name.startswith((GHOST, LATE, KNOWN)) and name != UNCLAIMED for name in damaged)
+    may_find_damage = any(not name.startswith((GHOST, LATE, KNOWN, CUT)) and name != UNCLAIMED for name in damaged)
     fine = {"done"} | ({"CorruptCheckpointError"} if may_find_damage else set())
     fine |= {"CheckpointNotFoundError"} if facts.goes_back else set()
     fine |= {"CommitUnknownError"} if facts.met_silence else set()
@@ -219,9 +220,8 @@ class Invariants:
             check_base_is_kept(contents[before.content], deleted, before.nodes[by].facts, facts)
         if UNCLAIMED not in after.damaged:
             check_claims(facts)
-            acts = before is not None and by >= 0 and before.nodes[by].facts.number != after.nodes[by].facts.number
-            if acts and after.nodes[by].facts.has_read:
-                check_who_is_ended(contents[content], after.nodes[by], after.damaged)
+            if before is not None and by >= 0 and before.content != content and before.nodes[by].facts.has_read:
+                check_who_is_ended(contents[before.content], contents[content], after.nodes[by], after.damaged)
         restored, ends = self._of_next_life(content)
         is_late = self._is_late(after)
         if content not in self._apart and not is_late and any(self._rests(content, each) for each in facts):
@@ -310,12 +310,16 @@ class Promises:
             rollback = self._rolled_back_to(before.content, after.content)
             if rollback is not None:
                 builds_on, writer = rollback
-                has_read = any(n.facts.has_read for n in after.nodes if n.process.index == writer)
-                known = {name for name in promised if f"{KNOWN}{writer}: {name}" in after.damaged}
-                promised &= builds_on | (promised - known if has_read else frozenset())
+                if any(node.facts.has_read for node in after.nodes if node.process.index == writer):
+                    start = f"{KNOWN}{writer}: "
+                    cut = {mark.removeprefix(start) for mark in after.damaged if mark.startswith(start)} - builds_on
+                    after = after._replace(damaged=after.damaged | {CUT + name for name in cut})
+                    promised -= cut
+                else:
+                    promised &= builds_on
         for ancestry in after.nodes[by].promises if by >= 0 else ():
             promised -= frozenset(ancestry)
-            if ancestry[-1].partition("@")[0] not in after.damaged:
+            if not {ancestry[-1].partition("@")[0], CUT + ancestry[-1]} & after.damaged:
                 promised |= {ancestry[-1]}
         if by >= 0 and after.nodes[by].facts.has_read and not before.nodes[by].facts.has_read:
             after = after._replace(damaged=after.damaged | self._known(after, after.nodes[by]))

@@ -296,7 +296,7 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         if is_first and MERGE_AT_CLAIM and old is not None and (old.damaged or old.gone):
             pytest.fail("what was found before the claim is believed after it: `merge` must be told of it")
         view = lists(self, held)
-        if held is not None:
+        if held is not None and not current().facts.has_read:  # who takes up looks once more before it acts
             current().show(number=held.number)
         return view
 

@@ -157,9 +157,13 @@ SMALL: dict[str, Scenario] = {
         (running(kept=2), reads(1, saves=2), prunes_by_hand), kept=2, is_alive=False
     ),
     "read and taken up, root emptied": Scenario(
-        (running(kept=2), reads(1), TWO), kept=2, is_alive=False, budget=Budget(empties=1), spared=DELETES
+        (running(kept=1), reads(1), ONE),
+        kept=1,
+        is_alive=False,
+        budget=Budget(empties=1),
+        spared=DELETES | {"manifest"},
     ),
-    "read and taken up, replies lost": Scenario((running(kept=2), reads(1, saves=2)), kept=2, budget=LOST),
+    "read and taken up, replies lost": Scenario((running(kept=2), reads(1)), kept=2, budget=LOST),
     # With a shard that is the same in every checkpoint. "disk": its copies are links.
     "copies": Scenario(
         (running(kept=2, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
@@ -240,6 +244,8 @@ LARGE: dict[str, Scenario] = {
     "no claims, three": Scenario((running(kept=2), ONE, ONE, ONE), kept=2, is_alive=False, without_claims=True),
     "give up among three": Scenario((running(kept=1), ONE, ONE), kept=1, budget=LOST),
     "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
+    "read and taken up among three": Scenario((running(kept=2), reads(1, saves=2), ONE), kept=2),
+    "read and taken up by two": Scenario((running(kept=2), reads(1), reads(2)), kept=2),
     "prune by hand, rollback": Scenario((running(kept=2), BACK, prunes_by_hand), kept=2, budget=ROLLBACK),
     "copies on a disk, damage beside a job": Scenario(
         (running(kept=2, keep=2, copies="disk"), life(saves=2, keep=2, copies="disk")), kept=2, budget=DAMAGE
