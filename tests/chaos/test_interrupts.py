@@ -141,9 +141,9 @@ def a_rollback(root: Path, patch: pytest.MonkeyPatch, at: int | None) -> Ended:
     for step in (1, 2):
         state.fill(step)
         manager.save(step)
-    ended = interrupted(lambda: manager.restore(1), at)
+    ended = interrupted(lambda: manager.rollback(1), at)
     assert ended.error is None or isinstance(ended.error, KeyboardInterrupt)
-    assert getattr(manager.restore(1), "step", None) == 1
+    assert getattr(manager.rollback(1), "step", None) == 1
     assert state.value() == 1
     manager.close()
     check_root(root, [1])

@@ -9,7 +9,7 @@ import pytest
 from ckptflow.commit import beginning as beginning_module
 from ckptflow.commit.beginning import Beginning, changed_since
 from ckptflow.commit.catalog import Counting, Listing, Summaries, list_root
-from ckptflow.commit.lineage import Held
+from ckptflow.commit.lineage import Held, claim_next
 from ckptflow.commit.resume import Resume
 from ckptflow.commit.start import Seen, Start
 from ckptflow.format.manifest import Reason
@@ -31,11 +31,9 @@ def taken_up_whatever_was_saved(patch: pytest.MonkeyPatch) -> None:
 
 
 def taken_up_by_a_claim_of_any_number(patch: pytest.MonkeyPatch) -> None:
-    claim = beginning_module.claim_next
-
     def claims(store: Store, summaries: Summaries, reason: Reason, timeout_s: float, check: Any) -> Held:
         check(list_root(store))
-        return claim(store, summaries, reason, timeout_s)
+        return claim_next(store, summaries, reason, timeout_s)
 
     patch.setattr(beginning_module, "claim_next", claims)
 

@@ -68,7 +68,7 @@ ELSEWHERE: dict[int, str] = {
     52: "commit/test_lineage.py::test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number",
     53: "commit/test_catalog.py::test_a_verdict_of_damage_is_no_older_than_the_listing_that_it_is_used_with",
     54: "manager/test_what_is_known.py::test_a_full_storage_does_not_hide_that_another_holds_the_root",
-    55: "manager/test_what_is_known.py::test_after_a_restore_that_failed_while_it_claimed_the_program_restores_again",
+    55: "manager/test_what_is_known.py::test_after_a_rollback_that_failed_while_it_claimed_the_program_restores_again",
     56: (
         "manager/test_what_is_known.py::test_a_worker_whose_receipt_was_not_answered_does_not_say_that_nothing_was_saved"
     ),
