@@ -327,7 +327,7 @@ class Resume(Beginning):
             if seen.outcome is Outcome.FINE:
                 raise CorruptCheckpointError(
                     f"worker {worker} reads damage in a checkpoint in which the chief finds none, so nothing is given "
-                    f"up: {text}. Look at that worker's disk and network; restore(step) takes an older one"
+                    f"up: {text}. Look at that worker's disk and network; rollback(step) goes on from an older one"
                 )
             return text if seen.outcome is Outcome.DAMAGED else ""
         return text
@@ -353,7 +353,9 @@ class Resume(Beginning):
     def _met_damage(self, folder: Folder, step: int | None, text: str) -> str:
         """All workers agree that this one is damaged."""
         if step is not None:
-            raise CorruptCheckpointError(f"{text}; restore(step) takes no other step, restore_latest() would")
+            raise CorruptCheckpointError(
+                f"{text}; of a step that was asked for no other step is taken, restore_latest() would"
+            )
         if self._view is not None:
             self._view.damaged[folder] = text
             self._view.rest = None

@@ -118,7 +118,7 @@ def test_a_live_manager_goes_back_with_its_next_save(root: Path) -> None:
         manager.save(4).result()
         manager.restore(1)
         manager.save(2).result()
-        assert newest(root) == (2, 2)
+        assert newest(root) == (2, 3)
         assert [c.step for c in manager.checkpoints()] == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""The six invariants of the commit protocol, as functions over the storage's content and ghost history.
+"""The seven invariants of the commit protocol, as functions over the storage's content and ghost history.
 
 What counts, and what the ancestry of each checkpoint is, is read here from the bytes by an independent rule; only I2
 and I4, which speak of what the next life does, ask the real code.
@@ -183,7 +183,7 @@ def _files_of_steps(content: Content) -> dict[int, set[bytes]]:
 
 
 class Invariants:
-    """All six, checked in order at every new state; what depends on the content alone, once for each content.
+    """All seven, checked in order at every new state; what depends on the content alone, once for each content.
 
     `next_life` is the program's root of an incarnation that nobody has met yet, `choices` the steps that a person asked
     for, which may fail without breaking I4. With `deletes_two` a save may be followed by deletions that leave, for a

@@ -78,6 +78,9 @@ ELSEWHERE: dict[int, str] = {
     60: "commit/test_reuse.py::test_after_a_fallback_nothing_is_copied_that_was_not_read_since",
     61: "commit/test_reuse.py::test_a_fallback_is_remembered_once_all_of_its_life_is_pruned",
     62: "commit/test_reuse.py::test_one_of_ours_that_landed_without_a_reply_is_chosen_by",
+    63: "manager/test_only_read.py::test_it_changes_nothing_that_is_there",
+    64: "protocol/test_mutations.py::test_turns_red",  # "the newest checkpoint is the one that was seen"
+    65: "protocol/test_mutations.py::test_turns_red",  # "the newest claim is the one that was seen"
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 
