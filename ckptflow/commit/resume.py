@@ -353,9 +353,7 @@ class Resume(Beginning):
     def _met_damage(self, folder: Folder, step: int | None, text: str) -> str:
         """All workers agree that this one is damaged."""
         if step is not None:
-            raise CorruptCheckpointError(
-                f"{text}; of a step that was asked for no other step is taken, restore_latest() would"
-            )
+            raise CorruptCheckpointError(f"{text}; no other step is taken in its place, restore_latest() would")
         if self._view is not None:
             self._view.damaged[folder] = text
             self._view.rest = None

@@ -16,7 +16,7 @@ from ckptflow.commit.finding import await_checkpoint
 from ckptflow.commit.receipts import BeginWait
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy
-from ckptflow.commit.reuse import Reuse
+from ckptflow.commit.reuse import Reuse, reuse_restored
 from ckptflow.errors import CkptflowError, FencedError, PeerError, UsageError
 from ckptflow.events import Claimed, SaveBegan, Tell
 from ckptflow.format.layout import Folder
@@ -160,12 +160,8 @@ class Incarnation:
             )
 
     def reuse_of_restored(self) -> Reuse:
-        """What was restored was read whole, so it is a source. On a disk it is one of the next save: this one is of the
-        other family, in files of its own."""
-        restored = self.start.restored
-        if restored is None:
-            return Reuse()
-        return Reuse(source=str(restored.folder)) if self._saver.store.is_object_store else Reuse(1 - restored.family)
+        """What the first save after a restore that is not the newest may copy, without asking the chief."""
+        return reuse_restored(self.start.restored, is_shared=not self._saver.store.is_object_store)
 
     def let_go(self) -> None:
         """Keeps none of the values that were saved: the state is about to get others, or this has ended."""

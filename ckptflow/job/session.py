@@ -1,8 +1,7 @@
 """`Session`: one process's part in a job, from its manager to its last save; what works with a manager works with this.
 
 Everything here runs on the thread that made the manager, but for what `saver.Saver` does in the background. Workers
-talk to one another in `agree` and `chief_says`, in `Beginning` and `Resume`, in `Incarnation.save_again`, and nowhere
-else.
+talk to one another in `agree` and `chief_says`, in `Beginning` and `Resume`, in `Incarnation.save_again`, nowhere else.
 """
 
 from __future__ import annotations

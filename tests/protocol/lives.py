@@ -35,7 +35,7 @@ from ckptflow.commit.lineage import Held
 from ckptflow.commit.prune import PrunePlan
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
-from ckptflow.commit.reuse import Reuse
+from ckptflow.commit.reuse import Reuse, reuse_restored
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Claim, Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
@@ -121,6 +121,7 @@ class Incarnations:
         self.ancestry: Ancestry = ()
         self.start: Start | None = None
         self.is_read = False  # `start` is what was only read, and not taken up so far
+        self.is_taken_up = False  # and not saved so far
         self.coordinator: Coordinator | None = None
         self.resume: Resume | None = None  # the restore under way, and the step that it was asked for
         self.asked: int | None = None
@@ -163,6 +164,7 @@ class Incarnations:
         """What the first save after that does before it saves."""
         if self.start is not None:
             self._begin(Beginning(self.store, Alone(), self.summaries).take_up(self.start))
+            self.is_taken_up = True
             self.process.show(copies=True)  # all of it is in memory: nothing that is there is needed
             self.process.merge()
 
@@ -203,6 +205,7 @@ class Incarnations:
         return (
             self.start,
             self.is_read,
+            self.is_taken_up,
             self.asked,
             self.step,
             self.calls,
@@ -220,6 +223,9 @@ class Incarnations:
         # What training goes on from, whatever becomes of this save.
         self.ancestry = (*self.ancestry, identity(folder, self.process.name))
         reuse = coordinator.choose_reuse(step, metrics) if self.copies else Reuse()
+        if self.copies and self.is_taken_up:
+            reuse = reuse_restored(start.restored, is_shared=self.copies == "disk")
+        self.is_taken_up = False
         try:
             draft, receipt = write_checkpoint(self.store, start, folder, shard_bytes(self.ancestry))
             self.process.show(is_saving=self.copies == "disk")

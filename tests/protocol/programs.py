@@ -70,13 +70,12 @@ def running(
     return program
 
 
-def reads(step: int, *, kept: int = 0, saves: int = 1) -> Program:
+def reads(step: int, *, kept: int = 0, saves: int = 1, keep: int = 1, copies: str = "") -> Program:
     """Restores a step without a claim, to evaluate it, perhaps, and then goes on from it and saves. With `kept`, a job
     that has committed so many steps, keeping all of them, when the search begins; else one that has not begun."""
 
     def program(process: Process) -> None:
-        keeps_all = KeepLast(kept or 1)
-        incarnation = Incarnations(process, [keeps_all])
+        incarnation = Incarnations(process, [KeepLast(kept or keep)], copies=copies)
         if kept:
             incarnation.begin()
         for _ in range(kept):

@@ -190,6 +190,15 @@ SMALL: dict[str, Scenario] = {
         kept=2,
         budget=ROLLBACK,
     ),
+    "copies, read and taken up, prune by hand": Scenario(
+        (running(kept=2, keep=2, copies="objects"), reads(1, keep=2, copies="objects"), prunes_by_hand),
+        kept=2,
+        is_alive=False,
+        budget=Budget(refusals=1),
+    ),
+    "copies on a disk, read and taken up": Scenario(
+        (running(kept=2, keep=2, copies="disk"), reads(1, saves=3, keep=2, copies="disk")), kept=2
+    ),
     "copies on a disk, beside the best": Scenario(
         (beside_the_best((0.2, 0.3, 0.1, 0.5)), beside_the_best((0.5,))),
         kept=2,
