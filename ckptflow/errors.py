@@ -151,4 +151,5 @@ class UsageError(CkptflowError, RuntimeError):
 
 
 class StepOrderError(UsageError, ValueError):
-    """A step below one that this incarnation has saved or restored. To go back, call `restore(step)`."""
+    """A step below one that this incarnation has saved or restored. To go back, restore an older step first, by
+    `rollback(step)` or `restore(step)`."""

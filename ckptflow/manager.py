@@ -215,17 +215,51 @@ class CheckpointManager:
             StorageError: the storage refused or failed.
             UsageError: the message says what to call instead.
         """
-        return self.session.restore(None, partial=partial, rename=rename)
+        return self.session.restore(None, partial=partial, rename=rename, claims=True)
 
     def restore(self, step: SupportsIndex, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint:
-        """Restores the checkpoint of `step` and no other. What came after it no longer counts: a rollback.
+        """Restores the checkpoint of `step` and no other, and changes nothing in storage. Called by all.
 
-        Unless it is the newest, it is saved again as this incarnation's own before this method returns, so that the
-        rollback holds. Raises `CheckpointNotFoundError` (names the steps there are), and what `restore_latest` raises.
+        To look at it, or to evaluate it: a later start resumes from the newest checkpoint, as if this had not been. A
+        `save` after it goes on from `step`: with that save, not before, the process claims the root, and what came
+        after `step` no longer counts, a rollback. That save raises `FencedError`, and changes nothing, where another
+        job has started or has saved since. `rollback` does it at once.
+
+        Args:
+            step: the step of a checkpoint that is there.
+            partial, rename: as in `restore_latest`.
+
+        Raises:
+            CheckpointNotFoundError: there is none of that step; the message names the steps there are.
+            CorruptCheckpointError: it is damaged; no other is taken in its place.
+            And what `restore_latest` raises, but for `FencedError`.
         """
-        restored = self.session.restore(arguments.check_step(step), partial=partial, rename=rename)
+        return self._restore(step, partial, rename, claims=False)
+
+    def rollback(self, step: SupportsIndex, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint:
+        """Restores the checkpoint of `step` and no other, and claims the root: what came after no longer counts.
+
+        Unless it is the newest, it is saved again as this incarnation's own before this method returns: from then on
+        every start resumes from it, or from what builds on it. Called by all. What it cut off stays in storage until a
+        new checkpoint has reached its step; `restore` and `rollback` can bring it back so long.
+
+        Args:
+            step: the step of a checkpoint that is there.
+            partial, rename: as in `restore_latest`.
+
+        Raises:
+            UsageError: the manager was opened with `read_only=True`.
+            CheckpointNotFoundError: there is none of that step; the message names the steps there are.
+            CorruptCheckpointError: it is damaged; no other is taken in its place.
+            SaveFailedError: it was restored, and could not be saved again.
+            And what `restore_latest` raises.
+        """
+        return self._restore(step, partial, rename, claims=True)
+
+    def _restore(self, step: SupportsIndex, partial: bool, rename: Rename | None, *, claims: bool) -> Checkpoint:
+        restored = self.session.restore(arguments.check_step(step), partial=partial, rename=rename, claims=claims)
         if restored is None:
-            raise UsageError("restore(step) found nothing and said nothing")
+            raise UsageError(f"step {step} was not found, and nothing was said")
         return restored
 
     # What is there

@@ -124,8 +124,11 @@ class CheckpointCallback:
         self._check_fit(loop)
         self._state = state = FitState.of(self._session)
         self._session.live.release_metrics()  # of a validation that an exception has ended
-        is_retry = self._session.incarnation is None or state.is_interrupted(self._session)
-        if is_retry:
+        is_retry = self._session.start is None or state.is_interrupted(self._session)
+        if is_retry and self._session.has_only_read:  # a person has asked for that step, and nothing was saved since
+            self._session.restore_again()
+            state.forget_restore()
+        elif is_retry:
             self._manager.restore_latest()
         self._loop = loop
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)

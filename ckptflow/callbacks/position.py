@@ -15,7 +15,6 @@ from ckptflow.callbacks.loops import Counters, FitStart, Loop
 from ckptflow.callbacks.others import Others
 from ckptflow.errors import CheckpointGoneError, CorruptCheckpointError, ObjectNotFoundError, UsageError
 from ckptflow.format.layout import Folder
-from ckptflow.job.incarnation import Incarnation
 from ckptflow.job.session import Session
 from ckptflow.peers.team import Call
 from ckptflow.state.private.tensorflow import Trackable
@@ -54,7 +53,7 @@ class FitState(Trackable):  # type: ignore[misc]
         self.has_passed_over = False  # a fit that was complete, since the position was loaded
         self._under_way = 0  # the fit that has begun and not ended; 0: none
         self._restored: Folder | None = None
-        self._incarnation: Incarnation | None = None
+        self._loaded_at = 0  # the session's count of restores when the position was loaded; 0: it was not
         self._loop: Loop | None = None
         self._others: Others | None = None
         self._counters: Counters | None = None
@@ -86,7 +85,7 @@ class FitState(Trackable):  # type: ignore[misc]
         """Whether the newest fit ended by an exception, and nothing was restored since: the model may be a step ahead
         of the position.
         """
-        return self._under_way > 0 and session.incarnation is self._incarnation
+        return self._under_way > 0 and session.restores == self._loaded_at
 
     # What goes into a checkpoint, taken between two steps
 
@@ -156,10 +155,10 @@ class FitState(Trackable):  # type: ignore[misc]
 
         `is_retry`: it was restored for a fit that begins at once, not by the user.
         """
-        incarnation = session.incarnation
-        if incarnation is self._incarnation or incarnation is None:
+        start = session.start
+        if start is None or session.restores == self._loaded_at:
             return False
-        restored, found = incarnation.start.restored, dict[str, Any]()
+        restored, found = start.restored, dict[str, Any]()
         if restored is not None:
             found, told = session.agree_on(Call.READ_POSITION, lambda: _read(session, restored.folder))
             damage = next((each.damage for each in told if each.damage), "")
@@ -173,7 +172,7 @@ class FitState(Trackable):  # type: ignore[misc]
         self.position = Position(**position) if position else None
         self.fits = self._fits_before(is_retry=is_retry, is_empty=restored is None)
         self._loaded, self._restored = found, restored.folder if restored is not None else None
-        self._incarnation, self.has_passed_over = incarnation, False
+        self._loaded_at, self.has_passed_over = session.restores, False
         self.follow(None, None)
         self.end()
         if restored is not None and self.position is None:
@@ -188,7 +187,7 @@ class FitState(Trackable):  # type: ignore[misc]
         position = self.position
         if self._under_way and (is_retry or position is None or position.over):
             return self._under_way - 1  # the next one is the interrupted one again, wherever it begins
-        if self._incarnation is None:  # the first restore, or one whose fit could not begin
+        if not self._loaded_at:  # the first restore, or one whose fit could not begin
             return self.fits
         if position is not None:  # a restore between two fits: the next one is the one that it was made in
             return position.fit - 1
@@ -197,11 +196,15 @@ class FitState(Trackable):  # type: ignore[misc]
     def forget_fit(self) -> None:
         """The newest fit could not begin: the next one takes its place, and loads what it would have gone on with."""
         self.fits -= 1
-        self._incarnation = None
+        self.forget_restore()
+
+    def forget_restore(self) -> None:
+        """The next fit loads the position anew."""
+        self._loaded_at = 0
 
     def restored_metrics(self, session: Session) -> dict[str, float]:
         """Of the checkpoint that this process began from: a fit that trains nothing has none of its own."""
-        restored = session.incarnation.start.restored if session.incarnation is not None else None
+        restored = session.start.restored if session.start is not None else None
         return dict(restored.checkpoint.metrics) if restored is not None else {}
 
     def take_start(self, others: Others) -> FitStart:
@@ -230,7 +233,7 @@ class FitState(Trackable):  # type: ignore[misc]
 
         def read() -> bool:
             if folder is not None:
-                session.restore_metrics(folder)
+                session.rereading.restore_metrics(folder)
             return True
 
         if all(session.agree(Call.BUILD_METRICS, try_to_build)):
@@ -247,7 +250,7 @@ class _PositionRead(msgspec.Struct, frozen=True):
 def _read(session: Session, folder: Folder) -> tuple[dict[str, Any], _PositionRead]:
     """What was saved by `FitState`, or nothing."""
     try:
-        found = session.read_attached(NAME, folder)
+        found = session.rereading.read_attached(NAME, folder)
     except (ObjectNotFoundError, CheckpointGoneError):
         logger.warning("%s was pruned before the fit that it belongs to began again", folder)
         return {}, _PositionRead()

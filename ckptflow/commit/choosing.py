@@ -220,7 +220,7 @@ class Chooser:
     def _nothing_left(self, view: View) -> str:
         hint = (
             f" Steps {list(view.barred)} were cut off by a rollback or a fresh start and are not taken by themselves: "
-            f"restore({view.barred[-1]}) would take one."
+            f"rollback({view.barred[-1]}) would take one, and restore({view.barred[-1]}) only reads it."
             if view.barred
             else ""
         )

@@ -142,11 +142,19 @@ def holds(store: Store, key: str, data: bytes) -> bool:
     return agreed(store, key, ask, lambda answer: answer == data) == data
 
 
-def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: float) -> Held:
+def claim_next(
+    store: Store,
+    summaries: Summaries,
+    reason: Reason,
+    timeout_s: float,
+    check: Callable[[Listing], None] = lambda listing: None,
+) -> Held:
     """Claims the next incarnation number, racing fairly with others; the loser of a number lists again and goes on.
 
     The run id is drawn with a run's first claim and copied from the newest claim after; if claims were lost, from
-    the newest manifest. Raises `StorageUnavailableError` if the storage did not say within `timeout_s` who holds it.
+    the newest manifest. `check` is called with each listing, and raises where nothing is to be claimed after it: what
+    is claimed in between takes the number. Raises `StorageUnavailableError` if the storage did not say within
+    `timeout_s` who holds it.
     """
     writer_id = new_writer_id()
     deadline = time.monotonic() + timeout_s
@@ -155,6 +163,7 @@ def claim_next(store: Store, summaries: Summaries, reason: Reason, timeout_s: fl
     while True:
         listing = _list_past(store, lost, deadline)
         summaries.hold_against(listing)
+        check(listing)
         number = 1 + listing.top_number
         if number >= MAX_NUMBER:
             raise StorageError(
@@ -218,6 +227,12 @@ def stays_ours(store: Store, key: str, data: bytes) -> bool:
         return holds(store, key, data)
     except ObjectNotFoundError:
         return False
+
+
+def newest_claim(numbers: Collection[int], summaries: Summaries) -> tuple[int, str | None]:
+    """The number of the newest claim, 0 if there is none, and who wrote it, None where that cannot be read."""
+    number = max(numbers, default=0)
+    return number, summaries.holder(number) if number else None
 
 
 def find_run_id(store: Store, listing: Listing, summaries: Summaries) -> str | None:

@@ -2,24 +2,27 @@
 
 Rules 1 to 5 of the protocol. All workers run this in lockstep on the main thread; the chief alone lists and claims. The
 order is what makes it safe: nothing is claimed before the newest checkpoint was checked against the state, and nothing
-is believed that was listed before the claim.
+is believed that was listed before the claim. What is only read is claimed later, by `Beginning.take_up`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import msgspec
 
+from ckptflow.commit.beginning import Beginning
 from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
-from ckptflow.commit.choosing import Choice, Chooser, View
+from ckptflow.commit.choosing import Choice, View
 from ckptflow.commit.handing import pack, unpack
-from ckptflow.commit.lineage import Held, claim_next
+from ckptflow.commit.lineage import Held, newest_claim
 from ckptflow.commit.outcomes import Outcome, PartResult, are_fine, outcome_of
+from ckptflow.commit.start import Seen, begun
 from ckptflow.commit.start import Start as Start
-from ckptflow.commit.together import check_claim_is_seen, check_manifest_is_seen, not_the_same_storage
+from ckptflow.commit.together import check_manifest_is_seen, not_the_same_storage
 from ckptflow.errors import (
     LEAVING,
     CheckpointGoneError,
@@ -33,7 +36,7 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest, Reason
 from ckptflow.format.words import some_of
 from ckptflow.peers.exchange import Terms
-from ckptflow.peers.team import Call, Done, Team, agree, chief_says
+from ckptflow.peers.team import Call, Team, agree, chief_says
 from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
@@ -63,7 +66,7 @@ class _Look(msgspec.Struct, frozen=True):
     reason: Reason
 
 
-class Resume:
+class Resume(Beginning):
     """One restore: `check` refuses a manifest that does not fit the state, `load` brings its values back.
 
     `divide` is for several workers that read together: it refuses as `check` does, and returns what this one wants;
@@ -91,9 +94,7 @@ class Resume:
         claim_timeout_s: float = 60.0,
         tell: Tell = tell_nobody,
     ) -> None:
-        self._store = store
-        self._cluster = cluster
-        self._summaries = summaries
+        super().__init__(store, cluster, summaries, claim_timeout_s=claim_timeout_s)
         self._check = check
         self._load = load
         self._divide = divide
@@ -103,29 +104,32 @@ class Resume:
         self._has_loaded = False
         self._manifest: Manifest | None = None  # the last one that was read: on all workers, or on none
         self._read_only = read_only
-        self._claim_timeout_s = claim_timeout_s
         self._tell = tell
-        self._chooser = Chooser(store, summaries)
-        self.may_have_claimed = False
-
-    def start_anew(self, *, fresh: bool) -> Start:
-        """Claims without restoring: on an empty root, or over what is there with `fresh`."""
-        reason: Reason = "fresh" if fresh else "start"
-        if not fresh:
-            self._chief_does(self._chooser.refuse_used_root)
-        held = self._claim(reason)
-        self._chief_does(lambda: (self._chooser.warn_of_fresh if fresh else self._chooser.refuse_used_root)(held))
-        barrier = held.number if fresh else 0
-        return Start(held, reason, barrier=barrier, fresh_since=barrier, sound_since=barrier)
+        self._seen: Seen | None = None
 
     def run(self, step: int | None) -> Start:
         """Restores the newest valid checkpoint, or the one of `step` and no other. See the module's docstring."""
         with self._summaries.keeping_newest():
-            return self._run(step)
+            reason = self._look(step)
+            return self._restore(step, None if self._read_only else self._claim(reason))
 
-    def _run(self, step: int | None) -> Start:
-        reason = self._look(step)
-        held = None if self._read_only else self._claim(reason)
+    def read(self, step: int, own: Held | None = None) -> Start:
+        """Restores the checkpoint of `step` and no other, and writes nothing: `take_up` is to claim.
+
+        What it must find there then is `own`, the claim that this process holds, or else the newest that is there now.
+        """
+
+        def see() -> None:
+            view = self._view
+            if view is not None:
+                newest = view.listing.claims, self._summaries
+                self._seen = Seen(*((own.number, own.writer_id) if own is not None else newest_claim(*newest)))
+
+        with self._summaries.keeping_newest():
+            self._look(step, see)
+            return self._restore(step, None)
+
+    def _restore(self, step: int | None, held: Held | None) -> Start:
         if self._view is not None and held is not None:
             self._view.is_stale, self._view.is_last = True, False
         problems: list[str] = []
@@ -157,27 +161,13 @@ class Resume:
 
     # What all workers do
 
-    def _chief_does(self, do: Callable[[], None]) -> None:
-        def done() -> Done:
-            do()
-            return Done()
-
-        chief_says(self._cluster, Call.START, done, Done)
-
-    def _claim(self, reason: Reason) -> Held:
-        def claim() -> Held:
-            return claim_next(self._store, self._summaries, reason, self._claim_timeout_s)
-
-        self.may_have_claimed = True  # from here on, whatever is raised: a claim that is there fences who made it, too
-        held = chief_says(self._cluster, Call.CLAIM, claim, Held)
-        check_claim_is_seen(self._cluster, self._store, held)
-        return held
-
-    def _look(self, step: int | None) -> Reason:
-        """Rule 1: checks the state against what would be restored now; a refusal costs no claim."""
+    def _look(self, step: int | None, see: Callable[[], None] = lambda: None) -> Reason:
+        """Rule 1: checks the state against what would be restored now; a refusal costs no claim. The chief `see`s more,
+        before anything is read."""
 
         def choose() -> _Look:
             choice = self._chooser.choose(step, None)
+            see()
             is_rollback = step is not None and choice.save_again
             return _Look(choice.folder, "rollback" if is_rollback else "resume" if choice.folder else "start")
 
@@ -337,7 +327,7 @@ class Resume:
             if seen.outcome is Outcome.FINE:
                 raise CorruptCheckpointError(
                     f"worker {worker} reads damage in a checkpoint in which the chief finds none, so nothing is given "
-                    f"up: {text}. Look at that worker's disk and network; restore(step) takes an older one"
+                    f"up: {text}. Look at that worker's disk and network; rollback(step) goes on from an older one"
                 )
             return text if seen.outcome is Outcome.DAMAGED else ""
         return text
@@ -363,7 +353,7 @@ class Resume:
     def _met_damage(self, folder: Folder, step: int | None, text: str) -> str:
         """All workers agree that this one is damaged."""
         if step is not None:
-            raise CorruptCheckpointError(f"{text}; restore(step) takes no other step, restore_latest() would")
+            raise CorruptCheckpointError(f"{text}; no other step is taken in its place, restore_latest() would")
         if self._view is not None:
             self._view.damaged[folder] = text
             self._view.rest = None
@@ -387,18 +377,12 @@ class Resume:
         if choice.save_again:
             reason = "rollback" if step is not None else "outside" if choice.is_outside else "damage"
         view = self._view
-        if choice.is_outside and step is None and self._cluster.is_chief:
+        if choice.is_outside and step is None and view is not None:
             logger.warning("%s is outside what counts; nothing that counts could be restored", restored.checkpoint.url)
-        if view is None or held is None or not self._cluster.is_chief:
-            return Start(held, reason, restored, save_again=choice.save_again and held is not None)
-        counting = view.counting
-        return Start(
-            held=held,
-            reason=reason,
-            restored=restored,
-            lineage=view.lineage,
-            barrier=held.number if reason == "rollback" else max(counting.barrier, restored.barrier),
-            fresh_since=max(counting.fresh_since, restored.fresh_since),
-            sound_since=restored.sound_since if reason == "resume" else held.number,
-            save_again=choice.save_again,
-        )
+        if held is None:
+            seen = self._seen._replace(newest=view.counting.newest) if view is not None and self._seen else None
+            return Start(None, reason, restored, seen=seen)
+        if view is None:
+            return Start(held, reason, restored, save_again=choice.save_again)
+        start = begun(held, reason, restored, view.lineage, view.counting)
+        return replace(start, save_again=choice.save_again)

@@ -54,6 +54,14 @@ def choose_reuse(existing: Sequence[Existing], kept: Collection[Folder], *, is_s
     return Reuse(family, str(source), f"{beside}; the newest of family {family}")
 
 
+def reuse_restored(restored: Summary | None, *, is_shared: bool) -> Reuse:
+    """For the first save of a life that has gone back to `restored`, which was read whole, so that it is a source. On a
+    disk it is one of the save after: this one is of the other family, in files of its own."""
+    if restored is None:
+        return Reuse()
+    return Reuse(1 - restored.family) if is_shared else Reuse(source=str(restored.folder))
+
+
 def as_existing(known: Iterable[Summary], start: Start) -> list[Existing]:
     """What this incarnation builds on, and whether it may be copied from where a copy shares bytes with its source.
 

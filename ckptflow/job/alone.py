@@ -6,9 +6,9 @@ import contextlib
 import os
 from typing import Any, SupportsIndex
 
+from ckptflow.commit.beginning import Beginning
 from ckptflow.commit.catalog import Checkpoint, Summaries
 from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.resume import Resume
 from ckptflow.errors import LEAVING, CkptflowError, CommitUnknownError, SaveFailedError, UsageError
 from ckptflow.format.layout import Folder
 from ckptflow.format.offer import Captured
@@ -63,7 +63,7 @@ def _commit(
     store: Store, pool: BufferPool, step: int, captured: Captured, metadata: Any, *, shard_bytes: int, fresh: bool
 ) -> Checkpoint:
     alone, summaries = Alone(), Summaries(store)
-    start = Resume(store, alone, summaries, check=lambda _: None, load=lambda *_: None).start_anew(fresh=fresh)
+    start = Beginning(store, alone, summaries).start_anew(fresh=fresh)
     if start.held is None:
         raise UsageError(f"{store.url} was not claimed")
     coordinator = Coordinator(store, start, summaries, DEFAULT_KEEP, commit_timeout_s=DEFAULT_COMMIT_TIMEOUT_S)

@@ -5,27 +5,36 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ckptflow.commit.catalog import Checkpoint
+from ckptflow.commit.catalog import Checkpoint, Summaries
+from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.finding import await_checkpoint
 from ckptflow.commit.receipts import BeginWait
 from ckptflow.commit.resume import Start
-from ckptflow.commit.reuse import Reuse
-from ckptflow.errors import CkptflowError, FencedError, PeerError
-from ckptflow.events import Claimed, SaveBegan
+from ckptflow.commit.retention import Policy
+from ckptflow.commit.reuse import Reuse, reuse_restored
+from ckptflow.errors import CkptflowError, FencedError, PeerError, UsageError
+from ckptflow.events import Claimed, SaveBegan, Tell
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.values import to_json
 from ckptflow.job.background import Background
 from ckptflow.job.live_state import LiveState
+from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
-from ckptflow.job.saver import Job, Saver, Stopwatch
+from ckptflow.job.saver import Job, Saver, Stopwatch, software_versions
+from ckptflow.job.unchanged import Unchanged
+from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.team import Call, agree, agree_on
 from ckptflow.peers.watch import ASK_EVERY_S
+from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import can_copy
+from ckptflow.transfer.buffers import BufferPool
+from ckptflow.transfer.streams import Streams
 
 if TYPE_CHECKING:
     from ckptflow.state.capture import Snapshot
@@ -127,7 +136,7 @@ class Incarnation:
             metadata = to_json(checkpoint.metadata, "metadata")
             metrics = dict(checkpoint.metrics)
             asked = Asked(checkpoint.step, metrics, metadata, snapshot, Stopwatch())
-            pending = self.save(asked, prune=False, reuse=self._reuse_of_restored(), source=source)
+            pending = self.save(asked, prune=False, reuse=self.reuse_of_restored(), source=source)
             pending.wait()
             if (error := pending.exception()) is not None:
                 raise error
@@ -150,13 +159,9 @@ class Incarnation:
                 str(error),
             )
 
-    def _reuse_of_restored(self) -> Reuse:
-        """What was restored was read whole, so it is a source. On a disk it is one of the next save: this one is of the
-        other family, in files of its own."""
-        restored = self.start.restored
-        if restored is None:
-            return Reuse()
-        return Reuse(source=str(restored.folder)) if self._saver.store.is_object_store else Reuse(1 - restored.family)
+    def reuse_of_restored(self) -> Reuse:
+        """What the first save after a restore that is not the newest may copy, without asking the chief."""
+        return reuse_restored(self.start.restored, is_shared=not self._saver.store.is_object_store)
 
     def let_go(self) -> None:
         """Keeps none of the values that were saved: the state is about to get others, or this has ended."""
@@ -186,3 +191,54 @@ class Incarnation:
             return await_checkpoint(store, folder, timeout_s, check)
 
         return look
+
+
+def begin(
+    start: Start,
+    *,
+    store: Store,
+    cluster: Cluster,
+    live: LiveState,
+    summaries: Summaries,
+    policies: Sequence[Policy],
+    background: Background,
+    pool: BufferPool,
+    shard_bytes: int,
+    streams: Streams,
+    commit_timeout_s: float,
+    reuses: bool,
+    verify_replicas: Literal["small", "all"],
+    tell: Tell,
+) -> Incarnation:
+    """The incarnation that `start` claimed. `reuses`: what has not changed is copied where the storage can."""
+    if start.held is None:
+        raise UsageError("without a claim no incarnation begins")
+    notes = Notes(start.held.tag, cluster.world_size)
+    coordinator = None
+    if cluster.is_chief:
+        coordinator = Coordinator(
+            store,
+            start,
+            summaries,
+            policies,
+            commit_timeout_s=commit_timeout_s,
+            begin_wait=cluster.begin_wait,
+            find_failure=notes.find,
+            tell=tell,
+        )
+    unchanged = Unchanged(cluster.worker, cluster.world_size, shard_bytes, is_on=reuses and can_copy(store))
+    saver = Saver(
+        store=store,
+        cluster=cluster,
+        pool=pool,
+        held=start.held,
+        coordinator=coordinator,
+        unchanged=unchanged,
+        shard_bytes=shard_bytes,
+        verify_replicas=verify_replicas,
+        streams=streams,
+        software=software_versions(),
+        tell=tell,
+        leave_note=notes.leave,
+    )
+    return Incarnation(start, saver, background, live, commit_timeout_s, cluster.begin_wait, notes.find)

@@ -1,7 +1,7 @@
 """`Session`: one process's part in a job, from its manager to its last save; what works with a manager works with this.
 
 Everything here runs on the thread that made the manager, but for what `saver.Saver` does in the background. Workers
-talk to one another in `agree` and `chief_says`, in `Resume`, in `Incarnation.save_again`, and nowhere else.
+talk to one another in `agree` and `chief_says`, in `Beginning` and `Resume`, in `Incarnation.save_again`, nowhere else.
 """
 
 from __future__ import annotations
@@ -14,36 +14,32 @@ from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
 import msgspec
 
+from ckptflow.commit.beginning import Beginning
 from ckptflow.commit.catalog import Checkpoint, Summaries
-from ckptflow.commit.coordinator import Coordinator
 from ckptflow.commit.lineage import NOT_EXCLUSIVE
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.commit.reuse import Reuse
 from ckptflow.errors import StepOrderError, UsageError
 from ckptflow.events import Restored
-from ckptflow.format.dtypes import Array
-from ckptflow.format.layout import Folder
-from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
-from ckptflow.job.carried import carried_in, read_attached
+from ckptflow.job.carried import carried_in
 from ckptflow.job.hooks import Hook, Hooks
-from ckptflow.job.incarnation import Asked, Incarnation
+from ckptflow.job.incarnation import Asked, Incarnation, begin
 from ckptflow.job.live_state import LiveState
 from ckptflow.job.loading import Loading, load_again
-from ckptflow.job.notes import Notes
 from ckptflow.job.pending import PendingCheckpoint
-from ckptflow.job.saver import Saver, Stopwatch, software_versions
-from ckptflow.job.unchanged import Unchanged
+from ckptflow.job.rereading import Rereading
+from ckptflow.job.saver import Stopwatch
 from ckptflow.peers.cluster import Cluster, find_cluster
 from ckptflow.peers.team import Call, Called, Done, agree, agree_on, called, chief_says
-from ckptflow.reading import OpenCheckpoint, run_url
+from ckptflow.reading import run_url
 from ckptflow.state.strategies import is_between_steps
 from ckptflow.storage.again import hurry
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.wrappers import ProgressStore, can_copy
+from ckptflow.storage.wrappers import ProgressStore
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.streams import streams_for
 
@@ -88,6 +84,7 @@ class Session:
         self.policies = tuple(policies)
         self.read_only = read_only
         self._commit_timeout_s = commit_timeout_s
+        self._claim_timeout_s = min(commit_timeout_s, 60.0)
         self._on_save_error = on_save_error
         self._fresh = fresh
         self._verify_replicas: Literal["small", "all"] = verify_replicas
@@ -115,9 +112,11 @@ class Session:
         self._background = Background(lambda: self.cluster.working("the saves under way"))
         self.calls = Calls(self._background, read_only=read_only)
         self._incarnation: Incarnation | None = None
-        self._restored: Loading | None = None  # until the first save
+        self._read: Start | None = None  # what was restored without a claim, until a save takes it up
+        self.rereading = Rereading(self.live, self.store, self.summaries, self._pool, self._reading)
         self._missing: frozenset[str] = frozenset()  # what the newest restore, in part, has given no value
         self._repeat: Callable[[], object] | None = None  # the restore of the newest that this was
+        self.restores = 0  # that went well; a run that began on an empty root counts as one
         self.is_ahead = False  # a fit has trained since the newest save or restore; its batches need not count steps
 
     # What a call of the manager is
@@ -157,23 +156,32 @@ class Session:
         self.cluster.leave("the end of the manager's block", error)
         self._leave_by(error)
 
-    def restore(self, step: int | None, *, partial: bool, rename: Rename | None) -> Checkpoint | None:
+    def restore(self, step: int | None, *, partial: bool, rename: Rename | None, claims: bool) -> Checkpoint | None:
+        """With `claims`, what is restored is from now on what counts; else from the first save on."""
         if not is_between_steps():
             raise UsageError("a state is restored between two steps: not inside a tf.function, nor inside strategy.run")
         watch = Stopwatch()
-        return self.calls.make(lambda: self._restore(step, partial, rename, watch))
+        is_rollback = claims and step is not None
+        return self.calls.make(lambda: self._restore(step, partial, rename, claims, watch), writes=is_rollback)
 
     # What works with a manager
 
     @property
     def last_step(self) -> int:
         """The newest step that this run attempt has restored or saved; -1 before either."""
-        return self._incarnation.last_step if self._incarnation is not None else -1
+        if self._incarnation is not None and self._read is None:
+            return self._incarnation.last_step
+        return self._read.restored.folder.step if self._read is not None and self._read.restored is not None else -1
 
     @property
-    def incarnation(self) -> Incarnation | None:
-        """What this process acts for, once it has restored, or saved on an empty root."""
-        return self._incarnation
+    def start(self) -> Start | None:
+        """What this process goes on from: its newest restore, or the begin of a run; None before either."""
+        return self._read or (self._incarnation.start if self._incarnation is not None else None)
+
+    @property
+    def has_only_read(self) -> bool:
+        """Whether nothing was saved since a restore that has claimed nothing."""
+        return self._read is not None
 
     def has_restored(self, variables: Iterable[Any]) -> bool:
         """Whether the newest restore has given all of these a value."""
@@ -200,54 +208,37 @@ class Session:
         """The chief's result of `decide`; see `peers.team.chief_says`."""
         return self.calls.take_turn(lambda: chief_says(self.cluster, call, decide, kind))
 
-    def read_attached(self, name: str, folder: Folder) -> tuple[Any, dict[str, Array]] | None:
-        """What a checkpoint of this root holds of what was attached under `name`; see `carried.read_attached`."""
-        return read_attached(self._open(folder), name, self._restored, with_metrics=True)
-
     def restore_with_attached(self) -> bool:
         """Restores the newest that is sound in what is attached to the state, too; it was attached too late for that.
 
         False, with nothing done, where that was looked at, a step was asked for, or something was saved since. Called
         by all workers.
         """
-        if self._repeat is None or self._restored is None or self._restored.has_set_aside:
+        loading = self.rereading.loading
+        if self._repeat is None or loading is None or loading.has_set_aside:
             return False
         self._repeat()
         return True
-
-    def restore_metrics(self, folder: Folder) -> None:
-        """Brings back the variables of metrics alone, those that are there by now."""
-        self.live.restore_metrics(self.store, folder, self._manifest(folder), self._pool, self._reading)
 
     def restore_again(self) -> None:
         """Assigns what was restored once more, where nothing was saved since: the program may have changed it.
 
         Called by all workers. Claims nothing, and takes no other checkpoint in its place.
         """
-        loading, restored = self._restored, self._incarnation.start.restored if self._incarnation else None
+        loading, restored = self.rereading.loading, self.start.restored if self.start is not None else None
         if loading is None or restored is None:
             return
-        manifest = self._manifest(restored.folder)
+        manifest = self.rereading.manifest(restored.folder)
         self._let_go()
         try:
             self.calls.take_turn(lambda: load_again(self.cluster, loading, restored.folder, manifest))
         except BaseException as error:
             self.live.tell_of_mixture(error)
             raise
+        self.is_ahead = False
         self.live.unfinished.clear()
 
     # Inside
-
-    def _open(self, folder: Folder) -> OpenCheckpoint:
-        """A checkpoint of this root, to be read with this manager's buffers."""
-        return OpenCheckpoint(self.store, self._manifest(folder), self._pool, self._reading)
-
-    def _manifest(self, folder: Folder) -> Manifest:
-        """That of what was restored is kept until the first save: a fit that goes on reads more of it."""
-        restored = self._restored.manifest if self._restored is not None else None
-        if restored is not None and restored.folder == str(folder):
-            return restored
-        return self.summaries.read_manifest(folder)
 
     def _save(
         self, step: SupportsIndex, metrics: Mapping[str, SupportsFloat] | None, metadata: Any, watch: Stopwatch
@@ -257,22 +248,40 @@ class Session:
             number = arguments.check_step(step)
             if number < self.last_step:
                 raise StepOrderError(
-                    f"step {number} is below step {self.last_step}, which was saved or restored; to go back, call "
-                    "restore(step)"
+                    f"step {number} is below step {self.last_step}, which was saved or restored; to go back, restore "
+                    "an older step first, by restore(step) or rollback(step)"
                 )
             checked = arguments.check_metrics(metrics), arguments.check_metadata(metadata)
             before_s = watch.elapsed_s()
             snapshot = self.live.capture()
             asked = Asked(number, *checked, snapshot, watch, watch.elapsed_s() - before_s)
-            reuse = self._incarnation.choose_reuse(asked) if self._incarnation else None
+            reuse = self._incarnation.choose_reuse(asked) if self._incarnation and self._read is None else None
             return asked, _Standing(self.live.checksum(), reuse=reuse)
 
         asked, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
         self.live.check_same([each.state for each in held])
-        source = self._restored.manifest if self._restored is not None else None
-        self._restored, self.is_ahead = None, False
-        incarnation = self._incarnation or self._begin(self._resume(self._loading()).start_anew(fresh=self._fresh))
-        return incarnation.save(asked, reuse=held[0].reuse, source=source)
+        incarnation = self._incarnation if self._read is None else None
+        reuse = held[0].reuse
+        if incarnation is None:
+            incarnation = self._begin_to_save()
+            reuse = incarnation.reuse_of_restored()
+        source = self.rereading.loaded
+        self.rereading.loading, self.is_ahead = None, False
+        return incarnation.save(asked, reuse=reuse, source=source)
+
+    def _begin_to_save(self) -> Incarnation:
+        """What was only read is taken up; on an empty root, or over what is there with `fresh`, a run begins."""
+        beginning = Beginning(self.store, self.cluster, self.summaries, claim_timeout_s=self._claim_timeout_s)
+        read = self._read
+        try:
+            start = beginning.take_up(read) if read is not None else beginning.start_anew(fresh=self._fresh)
+            incarnation = self._begin(start)
+        except BaseException:
+            if beginning.may_have_claimed:
+                self._incarnation = self._read = None
+            raise
+        self.restores += read is None
+        return incarnation
 
     def _raise_failure(self) -> None:
         def look() -> Done:
@@ -281,7 +290,9 @@ class Session:
 
         agree(self.cluster, Call.WAIT, look)
 
-    def _restore(self, step: int | None, partial: bool, rename: Rename | None, watch: Stopwatch) -> Checkpoint | None:
+    def _restore(
+        self, step: int | None, partial: bool, rename: Rename | None, claims: bool, watch: Stopwatch
+    ) -> Checkpoint | None:
         def look() -> _Standing:
             self._background.raise_failure(only_fenced=True)  # another is raised next: restoring saves nothing
             incarnation = self._incarnation
@@ -290,7 +301,8 @@ class Session:
         self.live.release_metrics()  # held for a validation that an exception has ended
         arguments_: dict[str, Any] = {"step": step, "read_only": self.read_only, "fresh": self._fresh}
         arguments_ |= {"restore_from": self._restore_from} if self._restore_from != "auto" else {}
-        held = agree(self.cluster, called(Call.RESTORE, **arguments_), look)
+        call = Call.ROLLBACK if claims and step is not None else Call.RESTORE
+        held = agree(self.cluster, called(call, **arguments_), look)
         self.live.check_same([each.state for each in held])
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
@@ -300,21 +312,29 @@ class Session:
         is_anew = step is None and self._fresh and not self.read_only
         try:
             with loading.together():
-                start = resume.start_anew(fresh=True) if is_anew else resume.run(step)
+                if is_anew:
+                    start = resume.start_anew(fresh=True)
+                elif step is None or claims or self.read_only:
+                    start = resume.run(step)
+                else:
+                    own = self._incarnation.start.held if self._incarnation is not None else None
+                    start = resume.read(step, own)
         except BaseException as error:
             if resume.may_have_claimed:  # the incarnation before is fenced by our own claim
-                self._incarnation = None
+                self._incarnation = self._read = None
             self.live.tell_of_mixture(error)
             raise
-        self.is_ahead = False
+        self._read = start if start.held is None else None
+        self._incarnation = self._incarnation if self._read is not None else None
+        self.restores, self.is_ahead = self.restores + 1, False
         if start.restored is not None:
             self.live.unfinished.clear()
             self.live.built.clear()
             self._missing = loading.missing
-            self._restored = None if self.read_only else loading
-            again = partial_of(self.restore, None, partial=partial, rename=rename)
+            self.rereading.loading = None if self.read_only else loading
+            again = partial_of(self.restore, None, partial=partial, rename=rename, claims=True)
             self._repeat = again if step is None else None
-        incarnation = None if self.read_only else self._begin(start)
+        incarnation = self._begin(start) if start.held is not None else None
         if start.restored is None:
             return None
         found = start.restored.checkpoint
@@ -330,7 +350,7 @@ class Session:
         )
         if incarnation is not None and start.save_again:
             folder = start.restored.folder
-            incarnation.save_again(lambda: carried_in(self._open(folder), loading), loading.manifest)
+            incarnation.save_again(lambda: carried_in(self.rereading.open(folder), loading), loading.manifest)
         return found
 
     def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
@@ -358,50 +378,30 @@ class Session:
             complete=loading.complete,
             verify=loading.find_damage,
             read_only=self.read_only,
-            claim_timeout_s=min(self._commit_timeout_s, 60.0),
+            claim_timeout_s=self._claim_timeout_s,
             tell=self._hooks.tell,
         )
 
     def _begin(self, start: Start) -> Incarnation:
         """From here on this process is the incarnation that `start` claimed."""
-        if start.held is None:
-            raise UsageError("a reader begins no incarnation")
-        self._incarnation = None  # the one before is fenced by our own claim
+        self._incarnation = self._read = None  # the one before is fenced by our own claim
         agree(self.cluster, Call.PREPARE, self.live.prepare)
-        notes = Notes(start.held.tag, self.cluster.world_size)
-        coordinator = None
-        if self.cluster.is_chief:
-            coordinator = Coordinator(
-                self.store,
-                start,
-                self.summaries,
-                self.policies,
-                commit_timeout_s=self._commit_timeout_s,
-                begin_wait=self.cluster.begin_wait,
-                find_failure=notes.find,
-                tell=self._hooks.tell,
-            )
-        saver = Saver(
+        self._incarnation = begin(
+            start,
             store=self.store,
             cluster=self.cluster,
+            live=self.live,
+            summaries=self.summaries,
+            policies=self.policies,
+            background=self._background,
             pool=self._pool,
-            held=start.held,
-            coordinator=coordinator,
-            unchanged=Unchanged(
-                self.cluster.worker,
-                self.cluster.world_size,
-                self._shard_bytes,
-                is_on=self._reuse_unchanged and can_copy(self.store),
-            ),
             shard_bytes=self._shard_bytes,
-            verify_replicas=self._verify_replicas,
             streams=self._writing,
-            software=software_versions(),
+            commit_timeout_s=self._commit_timeout_s,
+            reuses=self._reuse_unchanged,
+            verify_replicas=self._verify_replicas,
             tell=self._hooks.tell,
-            leave_note=notes.leave,
         )
-        background, timeout_s, begin_wait = self._background, self._commit_timeout_s, self.cluster.begin_wait
-        self._incarnation = Incarnation(start, saver, background, self.live, timeout_s, begin_wait, notes.find)
         return self._incarnation
 
     def _let_go(self) -> None:

@@ -91,6 +91,7 @@ class Call(StrEnum):
     SAVE = "save"
     WAIT = "wait"
     RESTORE = "restore"
+    ROLLBACK = "rollback"
     COMPARE = "compare the states of all workers"
     LOOK = "restore: choose a checkpoint"
     CLAIM = "restore: claim the root"

@@ -130,7 +130,7 @@ def test_damage_in_what_only_a_fit_reads_keeps_no_state_from_coming_back(
         job.manager.save(20)
     damage(root, MEANT[meant], 18)
     with Job(keras, root) as job:
-        restored = job.manager.restore(18)
+        restored = job.manager.rollback(18)
         assert restored.step == 18
     newest = ckptflow.list_checkpoints(root)[-1]
     assert newest.step == 18
@@ -161,7 +161,7 @@ def test_what_is_saved_again_after_damage_has_its_position(
 def test_what_is_rolled_back_to_between_two_fits_has_its_own_position(keras: Any, root: Path, expected: Any) -> None:
     with Job(keras, root) as job:
         job.fit(every={"every_steps": 3}, epochs=2, callbacks=[stopping(keras)])
-        job.manager.restore(15)
+        job.manager.rollback(15)
     found, batches = run(keras, root)
     assert batches == [BATCH_ENDS - 15]
     assert found == expected

@@ -127,7 +127,7 @@ class Writer:
         """One run attempt that resumes, or goes back, and saves `steps`."""
         state = State(grown=grown)
         with CheckpointManager(self.root, state.objects, keep=KEEP_ALL, **SAVING) as manager:
-            manager.restore_latest(partial=True) if back_to is None else manager.restore(back_to, partial=True)
+            manager.restore_latest(partial=True) if back_to is None else manager.rollback(back_to, partial=True)
             for step in steps:
                 value = float(self._run * 10_000 + len(self.values) * 100 + step)
                 state.fill(value)

@@ -141,12 +141,45 @@ def a_rollback(root: Path, patch: pytest.MonkeyPatch, at: int | None) -> Ended:
     for step in (1, 2):
         state.fill(step)
         manager.save(step)
-    ended = interrupted(lambda: manager.restore(1), at)
+    ended = interrupted(lambda: manager.rollback(1), at)
     assert ended.error is None or isinstance(ended.error, KeyboardInterrupt)
-    assert getattr(manager.restore(1), "step", None) == 1
+    assert getattr(manager.rollback(1), "step", None) == 1
     assert state.value() == 1
     manager.close()
     check_root(root, [1])
+    return ended
+
+
+def a_look_back(root: Path, patch: pytest.MonkeyPatch, at: int | None) -> Ended:
+    """A step is looked at, and gone on from; then there is a rollback, which alone cuts off what was acknowledged."""
+    state = weights()
+    manager = manager_of(root, state)
+    for step in (1, 2):
+        state.fill(step)
+        manager.save(step)
+    manager.wait()
+    may_come = {2}  # with the next start
+
+    def program() -> None:
+        manager.restore(1)
+        state.fill(5)
+        may_come.add(5)
+        manager.save(5).result()
+        may_come.discard(2)
+        may_come.add(1)
+        manager.rollback(1)
+        may_come.discard(5)
+        manager.close()
+
+    ended = interrupted(program, at)
+    assert ended.error is None or isinstance(ended.error, KeyboardInterrupt)
+    manager.close()
+    state = weights()
+    with manager_of(root, state) as manager:
+        found = manager.restore_latest()
+    assert found is not None
+    assert found.step in may_come
+    assert state.value() == found.step
     return ended
 
 
@@ -157,6 +190,7 @@ CASES: dict[str, Case] = {
     "failed-then-close": lambda root, patch, at: a_failed_save(root, patch, at, "close"),
     "restore": a_restore,
     "rollback": a_rollback,
+    "look-back": a_look_back,
 }
 
 

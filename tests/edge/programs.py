@@ -189,8 +189,10 @@ def _late_at_each_call(strategy: Any, worker: int, module: tf.Module) -> None:
         late()
         manager.save(3 * life + 2)
         late()
-        assert manager.restore(3 * life + 1).step == 3 * life + 1
+        assert manager.rollback(3 * life + 1).step == 3 * life + 1
         assert_filled(module, 3 * life + 1)
+        late()
+        assert manager.restore(3 * life + 1).step == 3 * life + 1
         late()
         manager.save(3 * life + 3)
         late()

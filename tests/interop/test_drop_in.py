@@ -232,7 +232,7 @@ def test_the_count_of_saves_goes_on_with_either_manager(tmp_path: Path) -> None:
         manager.save(20)
         manager.wait()
         assert int(checkpoint.save_counter) == 3
-        assert manager.restore(10).step == 10  # a rollback, saved again as this life's own: that counts for nothing
+        assert manager.rollback(10).step == 10  # saved again as this life's own: that counts for nothing
         assert int(checkpoint.save_counter) == 2
     with ckptflow.open_checkpoint(tmp_path / "run") as opened:
         assert int(opened["save_counter"]) == 2

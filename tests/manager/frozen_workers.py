@@ -81,7 +81,7 @@ def first() -> None:
     job.store.faults.clear()
     assert job.save(6) < 0.2
     assert job.save(7) < 0.2
-    job.manager.restore(6)
+    job.manager.rollback(6)
     assert [each.copied_bytes for each in job.told if isinstance(each, ShardsWritten)] == [0]
     job.told.clear()
     job.check_backbone()

@@ -159,7 +159,7 @@ def test_never_past_a_rollback(root: Path) -> None:
     """What a rollback cut off is not taken by itself, even where nothing else is left."""
     weights = Weights()
     with CheckpointManager(root, {"w": weights}) as manager:
-        manager.restore(1)
+        manager.rollback(1)
     for name in committed(root):
         if not name.startswith(NEWEST[:12]):
             flip(one(root / name, "shard-*"), 0.5)

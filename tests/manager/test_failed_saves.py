@@ -327,13 +327,13 @@ def test_a_restore_forgets_no_failed_save(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_nor_does_one_that_saves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager, store = failed_manager(tmp_path, monkeypatch)
-    manager.restore(1)  # the newest: nothing is saved again
+    manager.rollback(1)  # the newest: nothing is saved again
     with pytest.raises(SaveFailedError):
         manager.wait()
     manager.save(2).result()
     store.fail("put", StorageUnavailableError("503 of step 3"), key="shard")
     manager.save(3).wait()
-    manager.restore(1)  # a rollback, which saves it again: of that it does not fail
+    manager.rollback(1)  # of an older one, which saves it again: of that it does not fail
     with pytest.raises(SaveFailedError, match="503 of step 3"):
         manager.close()
     assert {checkpoint.step for checkpoint in ckptflow.list_checkpoints(tmp_path)} == {1}

@@ -45,6 +45,8 @@ def differ() -> None:
         with pytest.raises(UsageError, match="same calls"):
             manager.restore(2) if worker else manager.restore_latest()
         with pytest.raises(UsageError, match="same calls"):
+            manager.restore(2) if worker else manager.rollback(2)
+        with pytest.raises(UsageError, match="same calls"):
             manager.wait() if worker else manager.save(3)
     for odd in ({"fresh": worker == 1}, {"read_only": worker == 1}):
         with ckptflow.CheckpointManager(ROOT, state, strategy=strategy, **odd) as manager:

@@ -46,7 +46,7 @@ def test_a_life_after_another(server: Server, client: str, request: pytest.Fixtu
         restored = manager.restore_latest()
         assert restored is not None
         assert (restored.step, weights.value()) == (4, 4)
-        assert manager.restore(3).step == 3
+        assert manager.rollback(3).step == 3
         assert weights.value() == 3
     assert [(c.step, c.incarnation) for c in ckptflow.list_checkpoints(url, storage_options=options)] == [
         (3, 1),

@@ -79,13 +79,13 @@ def test_a_keras_model_and_its_optimizer_restore_before_the_first_step(tmp_path:
         np.testing.assert_array_equal(got, want)
 
 
-def test_restore_of_a_step_is_a_rollback_that_holds(tmp_path: Path) -> None:
+def test_a_rollback_holds(tmp_path: Path) -> None:
     weights = Weights()
     with CheckpointManager(tmp_path, {"w": weights}) as manager:
         for step in (1, 2, 3):
             weights.fill(step)
             manager.save(step)
-        assert manager.restore(2).step == 2
+        assert manager.rollback(2).step == 2
         assert weights.value() == 2
         assert [c.step for c in manager.checkpoints()] == [1, 2, 2]
         assert committed(tmp_path)[-2:] == ["000000000002-i0002", "000000000003-i0001"]

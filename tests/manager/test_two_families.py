@@ -59,10 +59,12 @@ class Walk:
         self.policies = policies
         self.restore(step)
 
-    def restore(self, step: int | None = None) -> None:
-        """Brings back what was saved: the newest that is sound, wherever there is one."""
+    def restore(self, step: int | None = None, *, reads: bool = False) -> None:
+        """Brings back what was saved: the newest that is sound, wherever there is one. `reads`: for a look, until the
+        next save."""
         sound = [name for name, files in self.there().items() if not files & self.damaged]
-        found = self.manager.restore_latest() if step is None else self.manager.restore(step)
+        back = self.manager.restore if reads else self.manager.rollback
+        found = self.manager.restore_latest() if step is None else back(step)
         assert (found is not None) == bool(sound)
         self.step = found.step if found else 0
         for folder in self.there():  # what was restored may have been saved again
@@ -145,7 +147,7 @@ acts = st.one_of(
     st.tuples(st.just("save"), st.sampled_from([0, 1, 1, 1, 2]), losses),
     st.tuples(st.just("save"), st.sampled_from([0, 1, 1, 1, 2]), losses),
     st.tuples(st.just("restart"), st.integers(0, len(POLICIES) - 1), st.none()),
-    st.tuples(st.sampled_from(["go back", "pin", "unpin"]), st.integers(0, 9), st.none()),
+    st.tuples(st.sampled_from(["go back", "look back", "pin", "unpin"]), st.integers(0, 9), st.none()),
     st.tuples(st.sampled_from(["thaw", "damage"]), st.just(0), st.none()),
     st.tuples(st.just("prune"), st.integers(1, 2), st.none()),
 )
@@ -166,8 +168,8 @@ def test_what_a_restore_falls_back_to_is_in_other_files(
             case "restart":
                 walk.manager.close()
                 walk.start(number)
-            case "go back":
-                walk.restore(steps[number % len(steps)])
+            case "go back" | "look back":
+                walk.restore(steps[number % len(steps)], reads=what == "look back")
             case "pin" | "unpin":
                 walk.knows_pins = False
                 with closing(open_store(str(walk.root))) as store:

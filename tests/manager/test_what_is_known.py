@@ -74,7 +74,7 @@ def test_a_worker_whose_receipt_was_not_answered_does_not_say_that_nothing_was_s
     assert steps == ([1] if is_there == "it is not there" else [1, 2])
 
 
-def test_after_a_restore_that_failed_while_it_claimed_the_program_restores_again(
+def test_after_a_rollback_that_failed_while_it_claimed_the_program_restores_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its claim is there, and fences the incarnation before."""
@@ -91,7 +91,7 @@ def test_after_a_restore_that_failed_while_it_claimed_the_program_restores_again
 
     monkeypatch.setattr(stores[0], "create", fails_second)
     with pytest.raises(StorageFullError):
-        manager.restore(10)
+        manager.rollback(10)
     monkeypatch.setattr(stores[0], "create", create)
     stores[0].faults.clear()
     with pytest.raises(UsageError, match="restore_latest"):

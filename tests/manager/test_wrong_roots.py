@@ -71,7 +71,7 @@ def test_a_restore_comes_between_two_steps(root: Path) -> None:
     """In a graph it would be traced: run again, it would give the values of then."""
     weights = Weights()
     with CheckpointManager(root, {"w": weights}) as manager:
-        for restore in (manager.restore_latest, lambda: manager.restore(1)):
+        for restore in (manager.restore_latest, lambda: manager.restore(1), lambda: manager.rollback(1)):
             with pytest.raises(UsageError, match="between two steps"):
                 tf.function(restore, autograph=False)()
             with tf.Graph().as_default(), pytest.raises(UsageError, match="between two steps"):

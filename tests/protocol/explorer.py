@@ -55,6 +55,8 @@ UNREADABLE = "a manifest"  # marks that a manifest went wrong
 ANY_VERSION = "any"  # a copy without its condition
 MET = "damage"  # marks that a restore has met it: from then on what is copied is known to be sound
 LATE = "late after "  # marks that a manifest landed late, and how many saves were done by then
+KNOWN = "known to "  # marks a promise, or a claim, that was there when a process had read what it takes up later
+CUT = "cut off: "  # marks what such a process has cut off, and knew
 GHOST = "ghost of "  # marks a folder whose manifest was deleted: a create under way can bring it back, without shards
 
 

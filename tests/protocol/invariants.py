@@ -1,4 +1,4 @@
-"""The six invariants of the commit protocol, as functions over the storage's content and ghost history.
+"""The seven invariants of the commit protocol, as functions over the storage's content and ghost history.
 
 What counts, and what the ancestry of each checkpoint is, is read here from the bytes by an independent rule; only I2
 and I4, which speak of what the next life does, ask the real code.
@@ -14,8 +14,10 @@ from ckptflow.format import layout
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Manifest, decode
 from tests.protocol.explorer import (
+    CUT,
     EMPTIED,
     GHOST,
+    KNOWN,
     LATE,
     UNCLAIMED,
     UNREADABLE,
@@ -64,6 +66,12 @@ def top_number(content: Content) -> int:
     return max([0, *claims, *folders])
 
 
+def _claims_in(content: Content) -> dict[int, int]:
+    """By number, the index of the process that wrote each claim."""
+    numbers = {key: number for key in content if (number := parse_claim_key(key)) is not None}
+    return {number: writer_of(decode(content[key], Claim, key)) for key, number in numbers.items()}
+
+
 def ancestry_in(content: Content, folder: Folder) -> Ancestry:
     """The ancestry that a committed checkpoint's shards hold; empty where they are gone."""
     manifest = read_manifest(content.get(folder.manifest_key, b""))
@@ -101,6 +109,15 @@ def check_claims(processes: Iterable[Facts]) -> None:
         raise ViolationError(f"I3: two incarnations act on one claim: {sorted(held)}")
 
 
+def check_who_is_ended(before: Content, after: Content, node: Node, known: Collection[str]) -> None:
+    """I7: who takes up what it has only read ends no job that has claimed since."""
+    claims = _claims_in(before)
+    writer = claims[max(claims)] if claims else None
+    is_known = f"{KNOWN}{node.process.index}: claim of {writer}" in known
+    if writer is not None and not is_known and len(_claims_in(after)) > len(claims):
+        raise ViolationError(f"I7: P{writer} has claimed since {node.process.name} has read, and is ended by it")
+
+
 def check_something_is_left(before: Facts, after: Facts) -> None:
     """I2: whatever a prune deletes, what can be restored is still there."""
     if before.ends == "done" and after.ends == "CorruptCheckpointError":
@@ -109,7 +126,7 @@ def check_something_is_left(before: Facts, after: Facts) -> None:
 
 def check_lives(facts: Facts, *, damaged: Collection[str]) -> None:
     """I4: a lone live incarnation can always restore and commit, unless somebody has damaged what is there."""
-    may_find_damage = any(not name.startswith((GHOST, LATE)) and name != UNCLAIMED for name in damaged)
+    may_find_damage = any(not name.startswith((GHOST, LATE, KNOWN, CUT)) and name != UNCLAIMED for name in damaged)
     fine = {"done"} | ({"CorruptCheckpointError"} if may_find_damage else set())
     fine |= {"CheckpointNotFoundError"} if facts.goes_back else set()
     fine |= {"CommitUnknownError"} if facts.met_silence else set()
@@ -166,7 +183,7 @@ def _files_of_steps(content: Content) -> dict[int, set[bytes]]:
 
 
 class Invariants:
-    """All six, checked in order at every new state; what depends on the content alone, once for each content.
+    """All seven, checked in order at every new state; what depends on the content alone, once for each content.
 
     `next_life` is the program's root of an incarnation that nobody has met yet, `choices` the steps that a person asked
     for, which may fail without breaking I4. With `deletes_two` a save may be followed by deletions that leave, for a
@@ -203,6 +220,8 @@ class Invariants:
             check_base_is_kept(contents[before.content], deleted, before.nodes[by].facts, facts)
         if UNCLAIMED not in after.damaged:
             check_claims(facts)
+            if before is not None and by >= 0 and before.content != content and before.nodes[by].facts.has_read:
+                check_who_is_ended(contents[before.content], contents[content], after.nodes[by], after.damaged)
         restored, ends = self._of_next_life(content)
         is_late = self._is_late(after)
         if content not in self._apart and not is_late and any(self._rests(content, each) for each in facts):
@@ -275,34 +294,56 @@ class Promises:
     """What is promised once a step was made: ghost history.
 
     An acknowledgement replaces what it builds on. A rollback takes back what it does not build on from the moment its
-    re-saved manifest is there, if it then decides. Damage is nobody's promise.
+    manifest is there, if it then decides; one that was only read first, no more than what was there then.
+    Damage is nobody's promise.
     """
 
     def __init__(self, contents: list[Content]) -> None:
         self._contents = contents
-        self._rollbacks: dict[tuple[int, int], frozenset[str] | None] = {}
+        self._rollbacks: dict[tuple[int, int], tuple[frozenset[str], int] | None] = {}
 
     def __call__(self, before: State, after: State, by: int) -> State:
         promised = after.promised
         if before.damaged != after.damaged:
             promised = frozenset(name for name in promised if name.partition("@")[0] not in after.damaged)
         if before.content != after.content:
-            builds_on = self._rolled_back_to(before.content, after.content)
-            promised = promised if builds_on is None else promised & builds_on
+            rollback = self._rolled_back_to(before.content, after.content)
+            if rollback is not None:
+                builds_on, writer = rollback
+                if any(node.facts.has_read for node in after.nodes if node.process.index == writer):
+                    start = f"{KNOWN}{writer}: "
+                    cut = {mark.removeprefix(start) for mark in after.damaged if mark.startswith(start)} - builds_on
+                    after = after._replace(damaged=after.damaged | {CUT + name for name in cut})
+                    promised -= cut
+                else:
+                    promised &= builds_on
         for ancestry in after.nodes[by].promises if by >= 0 else ():
             promised -= frozenset(ancestry)
-            if ancestry[-1].partition("@")[0] not in after.damaged:
+            if not {ancestry[-1].partition("@")[0], CUT + ancestry[-1]} & after.damaged:
                 promised |= {ancestry[-1]}
+        if by >= 0 and after.nodes[by].facts.has_read and not before.nodes[by].facts.has_read:
+            after = after._replace(damaged=after.damaged | self._known(after, after.nodes[by]))
         return after if promised == after.promised else after._replace(promised=promised)
 
-    def _rolled_back_to(self, before: int, after: int) -> frozenset[str] | None:
-        """The ancestry of a rollback's manifest that has just come and decides; None where none has."""
+    def _known(self, state: State, node: Node) -> frozenset[str]:
+        """Marks of what a process knows that has just read what it takes up later: what is committed, and the newest
+        claim, or its own."""
+        content = self._contents[state.content]
+        claims = _claims_in(content)
+        writer = node.process.index if node.facts.number or not claims else claims[max(claims)]
+        names = {found[-1] for folder in manifests_in(content) if (found := ancestry_in(content, folder))}
+        return frozenset(f"{KNOWN}{node.process.index}: {name}" for name in {f"claim of {writer}", *names})
+
+    def _rolled_back_to(self, before: int, after: int) -> tuple[frozenset[str], int] | None:
+        """The ancestry of a rollback's manifest that has just come and decides, and who wrote it; None if none has."""
         if (before, after) not in self._rollbacks:
             found = manifests_in(self._contents[after])
             new = set(found) - set(manifests_in(self._contents[before]))
             decides = max((folder.incarnation for folder in found), default=0)
-            rollbacks = [f for f in new if f.incarnation == decides and (m := found[f]) and m.reason == "rollback"]
-            self._rollbacks[before, after] = (
-                frozenset(ancestry_in(self._contents[after], rollbacks[0])) if rollbacks else None
-            )
+            rollbacks = [
+                (frozenset(ancestry_in(self._contents[after], f)), writer_of(m))
+                for f in new
+                if f.incarnation == decides and (m := found[f]) and m.reason == "rollback"
+            ]
+            self._rollbacks[before, after] = rollbacks[0] if rollbacks else None
         return self._rollbacks[before, after]

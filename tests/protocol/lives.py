@@ -19,14 +19,15 @@ import crc32c
 import pytest
 
 from ckptflow.commit import assembly as assembly_module
+from ckptflow.commit import beginning as beginning_module
 from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import coordinator as coordinator_module
 from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import listing as listing_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import receipts as receipts_module
-from ckptflow.commit import resume as resume_module
 from ckptflow.commit.assembly import Draft
+from ckptflow.commit.beginning import Beginning
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.coordinator import Coordinator
@@ -34,7 +35,7 @@ from ckptflow.commit.lineage import Held
 from ckptflow.commit.prune import PrunePlan
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
-from ckptflow.commit.reuse import Reuse
+from ckptflow.commit.reuse import Reuse, reuse_restored
 from ckptflow.errors import CorruptCheckpointError, FencedError, ObjectNotFoundError, SaveFailedError, StorageError
 from ckptflow.format.layout import Folder, parse_folder, shard_name
 from ckptflow.format.manifest import Claim, Manifest, Reason, Receipt, ReceiptSlice, ShardRecord, TensorRecord, decode
@@ -119,6 +120,8 @@ class Incarnations:
         self.policies: list[Policy] = policies if policies is not None else [KeepLast(1)]
         self.ancestry: Ancestry = ()
         self.start: Start | None = None
+        self.is_read = False  # `start` is what was only read, and not taken up so far
+        self.is_taken_up = False  # and not saved so far
         self.coordinator: Coordinator | None = None
         self.resume: Resume | None = None  # the restore under way, and the step that it was asked for
         self.asked: int | None = None
@@ -147,6 +150,24 @@ class Incarnations:
                 self.process.show(copies=False)
             self.process.merge()
 
+    def read(self, step: int) -> None:
+        """`restore(step)`, as the manager does it: the save that comes next takes it up."""
+        self.resume, self.asked = self._resume(), step
+        own = self.start.held if self.start is not None else None
+        self.is_read, self.start = True, self.resume.read(step, own)
+        self.step = step
+        self.resume = self.asked = None
+        self.process.show(has_read=True)
+        self.process.merge()
+
+    def take_up(self) -> None:
+        """What the first save after that does before it saves."""
+        if self.start is not None:
+            self._begin(Beginning(self.store, Alone(), self.summaries).take_up(self.start))
+            self.is_taken_up = True
+            self.process.show(copies=True)  # all of it is in memory: nothing that is there is needed
+            self.process.merge()
+
     def begin_fresh(self) -> None:
         self._begin(self._resume().start_anew(fresh=True))
 
@@ -154,7 +175,7 @@ class Incarnations:
         return Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
 
     def _begin(self, start: Start) -> None:
-        self.start, self.calls = start, {}
+        self.start, self.is_read, self.calls = start, False, {}
         restored = start.restored.folder if start.restored else None
         if restored is None:
             self.ancestry = ()
@@ -165,6 +186,8 @@ class Incarnations:
 
     def save(self, loss: float | None = None) -> None:
         """The next step. A save that failed lets training go on, as `on_save_error="log"` does."""
+        if self.is_read:
+            self.take_up()
         self.step += 1
         try:
             self._commit(self.step, prune=True, metrics={} if loss is None else {"loss": loss})
@@ -179,7 +202,17 @@ class Incarnations:
     def _holds(self) -> Any:
         """All that outlives a call: what this process is, and remembers of manifests."""
         it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
-        return self.start, self.asked, self.step, self.calls, self.ancestry, sorted(self.stills.items()), it
+        return (
+            self.start,
+            self.is_read,
+            self.is_taken_up,
+            self.asked,
+            self.step,
+            self.calls,
+            self.ancestry,
+            sorted(self.stills.items()),
+            it,
+        )
 
     def _commit(self, step: int, *, prune: bool, metrics: Mapping[str, float]) -> None:
         start, coordinator = self.start, self.coordinator
@@ -190,6 +223,9 @@ class Incarnations:
         # What training goes on from, whatever becomes of this save.
         self.ancestry = (*self.ancestry, identity(folder, self.process.name))
         reuse = coordinator.choose_reuse(step, metrics) if self.copies else Reuse()
+        if self.copies and self.is_taken_up:
+            reuse = reuse_restored(start.restored, is_shared=self.copies == "disk")
+        self.is_taken_up = False
         try:
             draft, receipt = write_checkpoint(self.store, start, folder, shard_bytes(self.ancestry))
             self.process.show(is_saving=self.copies == "disk")
@@ -233,9 +269,9 @@ class _Ids:
         return (process.index + 1) * 1000 + process.draws
 
 
-def writer_of(claim: Claim) -> int:
-    """The index of the process that drew a claim's writer id."""
-    return int(claim.writer_id[:16], 16) // 1000 - 1
+def writer_of(record: Claim | Manifest) -> int:
+    """The index of the process that drew the writer id of a claim, or a manifest's."""
+    return int(record.writer_id[:16], 16) // 1000 - 1
 
 
 def _sleep(seconds: float) -> None:
@@ -252,10 +288,10 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
             current().merge(key, data, deadline())  # the listing was read for these two and is not looked at again
         return creates(store, key, data, deadline)
 
-    def claims(store: Store, summaries: Summaries, reason: Reason, timeout_s: float) -> Held:
+    def claims(store: Store, summaries: Summaries, reason: Reason, *rest: Any) -> Held:
         if MERGE_AT_CLAIM:
             current().merge(reason)  # `run` lists anew after the claim, whatever was listed before
-        held = claim(store, summaries, reason, timeout_s)
+        held = claim(store, summaries, reason, *rest)
         if MERGE_AT_CLAIM:
             current().merge(held)
         return held
@@ -266,7 +302,7 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         if is_first and MERGE_AT_CLAIM and old is not None and (old.damaged or old.gone):
             pytest.fail("what was found before the claim is believed after it: `merge` must be told of it")
         view = lists(self, held)
-        if held is not None:
+        if held is not None and not current().facts.has_read:  # who takes up looks once more before it acts
             current().show(number=held.number)
         return view
 
@@ -293,7 +329,7 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
         return stays(store, key, data)
 
     patch.setattr(lineage_module, "stays_ours", settles)
-    patch.setattr(resume_module, "claim_next", claims)
+    patch.setattr(beginning_module, "claim_next", claims)
     patch.setattr(Chooser, "list_anew", shows)
     patch.setattr(lineage_module, "create_once", creates_claim)
     patch.setattr(coordinator_module, "check_fence", checks_fence)

@@ -6,7 +6,7 @@ of the first draft that this code cannot express are in `NOT_EXPRESSIBLE`, with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from ckptflow.commit import lineage as lineage_module
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit import receipts as receipts_module
 from ckptflow.commit import resume as resume_module
-from ckptflow.commit import reuse as reuse_module
 from ckptflow.commit import start as start_module
 from ckptflow.commit.assembly import Draft, refuse_receipt
 from ckptflow.commit.catalog import Counting, Listing, list_root
@@ -29,15 +28,26 @@ from ckptflow.commit.lineage import Held, create_once
 from ckptflow.commit.outcomes import Outcome, PartResult, outcome_of
 from ckptflow.commit.prune import Decision, PrunePlan, decide_partial
 from ckptflow.commit.resume import Resume
-from ckptflow.commit.reuse import Existing, Reuse, choose_reuse
-from ckptflow.commit.start import Start
 from ckptflow.errors import StorageError, StorageUnavailableError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, parse_folder
 from ckptflow.format.manifest import Receipt
 from ckptflow.storage.store import Store
 from tests.protocol import lives
-from tests.protocol.explorer import ANY_VERSION
-from tests.protocol.process import YieldingStore, current
+from tests.protocol.mutations_of_copies import (
+    copied_from_what_nobody_has_read,
+    copied_without_the_condition,
+    damage_forgotten_by_the_next_life,
+    one_family,
+    what_landed_late_is_not_chosen_by,
+)
+from tests.protocol.mutations_of_taking_up import (
+    own_claim_forgotten_by_a_restore,
+    taken_up_by_a_claim_of_any_number,
+    taken_up_by_what_was_listed_before_the_claim,
+    taken_up_whatever_was_saved,
+    taken_up_whoever_has_claimed,
+)
+from tests.protocol.process import current
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -269,44 +279,6 @@ def one_folder_though_receipts_name_the_call(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(prune_module, "act", lambda *_: None)
 
 
-def copied_without_the_condition(patch: pytest.MonkeyPatch) -> None:
-    copies = YieldingStore.copy
-    patch.setattr(YieldingStore, "copy", lambda self, source, key, _: copies(self, source, key, ANY_VERSION))
-
-
-def one_family(patch: pytest.MonkeyPatch) -> None:
-    def choose(existing: Sequence[Existing], kept: Collection[Folder], *, is_shared: bool) -> Reuse:
-        return choose_reuse(existing, (), is_shared=is_shared)
-
-    patch.setattr(coordinator_module, "choose_reuse", choose)
-
-
-def copied_from_what_nobody_has_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reuse_module, "Existing", lambda folder, family, _: Existing(folder, family))
-
-
-def damage_forgotten_by_the_next_life(patch: pytest.MonkeyPatch) -> None:
-    runs = Resume.run
-
-    def run(self: Any, step: int | None) -> Start:
-        start = runs(self, step)
-        return replace(start, sound_since=0) if start.reason == "resume" else start
-
-    patch.setattr(Resume, "run", run)
-
-
-def what_landed_late_is_not_chosen_by(patch: pytest.MonkeyPatch) -> None:
-    prunes = Coordinator.prune
-
-    def prune(self: Any) -> None:
-        known = {each.folder for each in self._committed}
-        prunes(self)
-        self._committed = [each for each in self._committed if each.folder in known]
-
-    patch.setattr(Coordinator, "prune", prune)
-    patch.setattr(coordinator_module, "is_there", lambda *_: False)
-
-
 MUTATIONS: dict[str, Mutation] = {
     "listing after the claim": Mutation(no_listing_after_the_claim, ("takeover",), "I1"),
     "fence check after a commit": Mutation(no_fence_check_after_a_commit, ("takeover", "rollback"), "I1"),
@@ -379,6 +351,24 @@ MUTATIONS: dict[str, Mutation] = {
         what_landed_late_is_not_chosen_by, ("copies on a disk, a reply lost",), "I6"
     ),
     "two families": Mutation(one_family, ("copies on a disk",), "I6"),
+    "the newest claim is the one that was seen": Mutation(
+        taken_up_whoever_has_claimed, ("read and taken up, beside a start",), "I7"
+    ),
+    "that, in a root that was emptied": Mutation(
+        taken_up_whoever_has_claimed, ("read and taken up, root emptied",), "I2"
+    ),
+    "the newest checkpoint is the one that was seen": Mutation(
+        taken_up_whatever_was_saved, ("read and taken up, beside a job",), "I2"
+    ),
+    "both, by the listing of the claim": Mutation(
+        taken_up_by_a_claim_of_any_number, ("read and taken up, beside a start",), "I7"
+    ),
+    "both, by the listing after the claim": Mutation(
+        taken_up_by_what_was_listed_before_the_claim, ("read and taken up, beside a job",), "I2"
+    ),
+    "a running process is to find its own claim": Mutation(
+        own_claim_forgotten_by_a_restore, ("read and taken up in a running process",), "I7"
+    ),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None
     ),

@@ -32,6 +32,7 @@ class Facts(NamedTuple):
     base: str = ""  # the folder that it resumed from
     copies: bool = False  # it is to save that one again first
     goes_back: bool = False  # it was asked for a step by a person, who may ask for what is not there
+    has_read: bool = False  # it has restored a step without a claim, and is to take that up with its next save
     met_silence: bool = False  # the storage gave it no reply until the deadline
     was_misled: bool = False  # the storage gave it an answer that was no listing
     saves: int = 0  # that are acknowledged, and have pruned; on a disk, where copies share bytes

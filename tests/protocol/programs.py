@@ -70,6 +70,25 @@ def running(
     return program
 
 
+def reads(step: int, *, kept: int = 0, saves: int = 1, keep: int = 1, copies: str = "") -> Program:
+    """Restores a step without a claim, to evaluate it, perhaps, and then goes on from it and saves. With `kept`, a job
+    that has committed so many steps, keeping all of them, when the search begins; else one that has not begun."""
+
+    def program(process: Process) -> None:
+        incarnation = Incarnations(process, [KeepLast(kept or keep)], copies=copies)
+        if kept:
+            incarnation.begin()
+        for _ in range(kept):
+            incarnation.save()
+        process.show(goes_back=True)
+        process.call("choose", "rollbacks")
+        incarnation.read(step)
+        for _ in range(saves):
+            incarnation.save()
+
+    return program
+
+
 def beside_the_best(*lives: Sequence[float], best: int = 1) -> Program:
     """On a disk, with `KeepLast(1)` beside `KeepBest`: one life after another in one process, each by the metrics of
     its saves."""

@@ -21,6 +21,7 @@ from tests.protocol.programs import (
     on_a_full_storage,
     prunes_by_hand,
     prunes_by_hand_at_length,
+    reads,
     running,
 )
 
@@ -147,6 +148,22 @@ SMALL: dict[str, Scenario] = {
     "prune by hand during a rollback": Scenario(
         (running(kept=2), BACK, prunes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
     ),
+    # One that restores a step, and takes the root with its first save after that.
+    "read and taken up, beside a job": Scenario((running(kept=2), reads(1, saves=2)), kept=2),
+    "read and taken up, beside a start": Scenario((running(kept=2), reads(1), ONE), kept=2, is_alive=False),
+    "the newest, read and taken up": Scenario((running(kept=2), reads(2), ONE), kept=2, is_alive=False),
+    "read and taken up in a running process": Scenario((reads(1, kept=2, saves=2), ONE), kept=2),
+    "read and taken up, prune by hand": Scenario(
+        (running(kept=2), reads(1, saves=2), prunes_by_hand), kept=2, is_alive=False
+    ),
+    "read and taken up, root emptied": Scenario(
+        (running(kept=1), reads(1), ONE),
+        kept=1,
+        is_alive=False,
+        budget=Budget(empties=1),
+        spared=DELETES | {"manifest"},
+    ),
+    "read and taken up, replies lost": Scenario((running(kept=2), reads(1)), kept=2, budget=LOST),
     # With a shard that is the same in every checkpoint. "disk": its copies are links.
     "copies": Scenario(
         (running(kept=2, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
@@ -172,6 +189,15 @@ SMALL: dict[str, Scenario] = {
         (running(kept=2, keep=2, copies="disk"), life(saves=2, may_roll_back_to=1, keep=2, copies="disk")),
         kept=2,
         budget=ROLLBACK,
+    ),
+    "copies, read and taken up, prune by hand": Scenario(
+        (running(kept=2, keep=2, copies="objects"), reads(1, keep=2, copies="objects"), prunes_by_hand),
+        kept=2,
+        is_alive=False,
+        budget=Budget(refusals=1),
+    ),
+    "copies on a disk, read and taken up": Scenario(
+        (running(kept=2, keep=2, copies="disk"), reads(1, saves=3, keep=2, copies="disk")), kept=2
     ),
     "copies on a disk, beside the best": Scenario(
         (beside_the_best((0.2, 0.3, 0.1, 0.5)), beside_the_best((0.5,))),
@@ -227,6 +253,8 @@ LARGE: dict[str, Scenario] = {
     "no claims, three": Scenario((running(kept=2), ONE, ONE, ONE), kept=2, is_alive=False, without_claims=True),
     "give up among three": Scenario((running(kept=1), ONE, ONE), kept=1, budget=LOST),
     "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
+    "read and taken up among three": Scenario((running(kept=2), reads(1, saves=2), ONE), kept=2),
+    "read and taken up by two": Scenario((running(kept=2), reads(1), reads(2)), kept=2),
     "prune by hand, rollback": Scenario((running(kept=2), BACK, prunes_by_hand), kept=2, budget=ROLLBACK),
     "copies on a disk, damage beside a job": Scenario(
         (running(kept=2, keep=2, copies="disk"), life(saves=2, keep=2, copies="disk")), kept=2, budget=DAMAGE

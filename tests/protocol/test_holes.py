@@ -68,7 +68,7 @@ ELSEWHERE: dict[int, str] = {
     52: "commit/test_lineage.py::test_a_job_in_an_emptied_root_is_not_ended_by_one_of_before_with_a_higher_number",
     53: "commit/test_catalog.py::test_a_verdict_of_damage_is_no_older_than_the_listing_that_it_is_used_with",
     54: "manager/test_what_is_known.py::test_a_full_storage_does_not_hide_that_another_holds_the_root",
-    55: "manager/test_what_is_known.py::test_after_a_restore_that_failed_while_it_claimed_the_program_restores_again",
+    55: "manager/test_what_is_known.py::test_after_a_rollback_that_failed_while_it_claimed_the_program_restores_again",
     56: (
         "manager/test_what_is_known.py::test_a_worker_whose_receipt_was_not_answered_does_not_say_that_nothing_was_saved"
     ),
@@ -78,6 +78,9 @@ ELSEWHERE: dict[int, str] = {
     60: "commit/test_reuse.py::test_after_a_fallback_nothing_is_copied_that_was_not_read_since",
     61: "commit/test_reuse.py::test_a_fallback_is_remembered_once_all_of_its_life_is_pruned",
     62: "commit/test_reuse.py::test_one_of_ours_that_landed_without_a_reply_is_chosen_by",
+    63: "manager/test_only_read.py::test_it_changes_nothing_that_is_there",
+    64: "protocol/test_mutations.py::test_turns_red",  # "the newest checkpoint is the one that was seen"
+    65: "protocol/test_mutations.py::test_turns_red",  # "the newest claim is the one that was seen"
     34: "commit/test_retention.py::test_keep_every_seconds_survives_clocks_that_go_astray",
 }
 

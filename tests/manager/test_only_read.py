@@ -1,0 +1,267 @@
+"""`restore(step)` only reads: storage is as it was until a save goes on from it; `rollback(step)` cuts off at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import ckptflow
+from ckptflow import CheckpointManager, KeepLast, StepOrderError, UsageError
+from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.prune import prune_by_hand
+from ckptflow.errors import FencedError, SaveFailedError, StorageFullError, StorageUnavailableError
+from ckptflow.events import Claimed, Event, Restored
+from ckptflow.storage.opening import open_store
+from ckptflow.testing import FaultyStore
+from tests.commit.roots import Job
+from tests.manager.states import Weights, committed, wrap_store
+from tests.speed.team import Team
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Steps 1, 2 and 3 of one run attempt."""
+    weights = Weights()
+    with CheckpointManager(tmp_path, {"w": weights}) as manager:
+        for step in (1, 2, 3):
+            weights.fill(step)
+            manager.save(step)
+    return tmp_path
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def newest(root: Path) -> tuple[int, int]:
+    found = ckptflow.list_checkpoints(root)[-1]
+    return found.step, found.incarnation
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_it_changes_nothing_that_is_there(root: Path, step: int) -> None:
+    weights, before, told = Weights(), content(root), list[Event]()
+    with CheckpointManager(root, {"w": weights}, on_event=told.append) as manager:
+        assert manager.restore(step).step == step
+        assert weights.value() == step
+        assert f"step {step}" in repr(manager)
+        manager.wait()
+    assert content(root) == before
+    assert [type(event) for event in told] == [Restored]
+    with CheckpointManager(root, {"w": weights}) as manager:
+        assert getattr(manager.restore_latest(), "step", None) == 3
+    assert weights.value() == 3
+
+
+def test_the_first_save_goes_on_from_it(root: Path) -> None:
+    weights, told = Weights(), list[Event]()
+    with CheckpointManager(root, {"w": weights}, on_event=told.append) as manager:
+        manager.restore(1)
+        with pytest.raises(StepOrderError, match="below step 1"):
+            manager.save(0)
+        assert committed(root)[-1] == "000000000003-i0001"
+        weights.fill(2)
+        assert manager.save(2).result().incarnation == 2
+        assert [c.step for c in manager.checkpoints()] == [1, 2]
+        weights.fill(5)
+        manager.save(5)
+    assert [(event.incarnation, event.reason) for event in told if isinstance(event, Claimed)] == [(2, "rollback")]
+    assert [c.step for c in ckptflow.list_checkpoints(root)] == [1, 2, 5]
+    assert not (root / "000000000001-i0002").exists()
+    with CheckpointManager(root, {"w": weights}) as manager:
+        assert getattr(manager.restore_latest(), "step", None) == 5
+    assert weights.value() == 5
+
+
+def test_of_the_newest_nothing_is_cut_off(root: Path) -> None:
+    told = list[Event]()
+    with CheckpointManager(root, {"w": Weights()}, on_event=told.append) as manager:
+        manager.restore(3)
+        manager.save(4)
+    assert [event.reason for event in told if isinstance(event, Claimed)] == ["resume"]
+    assert [c.step for c in ckptflow.list_checkpoints(root)] == [1, 2, 3, 4]
+
+
+def test_a_rollback_cuts_off_at_once(root: Path) -> None:
+    weights = Weights()
+    with CheckpointManager(root, {"w": weights}) as manager:
+        assert manager.rollback(2).step == 2
+        assert newest(root) == (2, 2)
+    with CheckpointManager(root, {"w": weights}, read_only=True) as reader:
+        with pytest.raises(UsageError, match="read_only=True"):
+            reader.rollback(1)
+        assert reader.restore(1).step == 1
+
+
+def test_a_live_manager_looks_at_an_older_one_and_goes_on_with_the_newest(root: Path) -> None:
+    weights = Weights()
+    with CheckpointManager(root, {"w": weights}) as manager:
+        manager.restore_latest()
+        weights.fill(4)
+        manager.save(4)
+        for step in (1, 2):
+            assert manager.restore(step).step == step
+            assert weights.value() == step
+        assert getattr(manager.restore_latest(), "step", None) == 4
+        assert weights.value() == 4
+        manager.save(5)
+    assert [c.step for c in ckptflow.list_checkpoints(root)] == [1, 2, 3, 4, 5]
+
+
+def test_a_live_manager_goes_back_with_its_next_save(root: Path) -> None:
+    with CheckpointManager(root, {"w": Weights()}) as manager:
+        manager.restore_latest()
+        manager.save(4).result()
+        manager.restore(1)
+        manager.save(2).result()
+        assert newest(root) == (2, 3)
+        assert [c.step for c in manager.checkpoints()] == [1, 2]
+
+
+def starts(other: CheckpointManager) -> None:
+    other.restore_latest()
+
+
+def starts_and_saves(other: CheckpointManager) -> None:
+    other.restore_latest()
+    other.save(10).result()
+
+
+@pytest.mark.parametrize("does", [starts, starts_and_saves])
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_job_that_has_started_since_keeps_the_root(
+    root: Path, does: Callable[[CheckpointManager], None], is_live: bool
+) -> None:
+    manager = CheckpointManager(root, {"w": Weights()})
+    if is_live:
+        manager.restore_latest()
+        manager.save(4).result()
+    manager.restore(1)
+    with CheckpointManager(root, {"w": Weights()}) as other:
+        does(other)
+        before = content(root)
+        for _ in range(2):
+            with pytest.raises(FencedError, match=r"since restore\(1\) has read it, another job has started"):
+                manager.save(5)
+        assert content(root) == before
+        if is_live:  # it is fenced, and a further look is no way back
+            manager.restore(2)
+            with pytest.raises(FencedError, match="another job has started"):
+                manager.save(5)
+        other.save(11).result()
+    assert manager.rollback(3).step == 3
+    manager.save(4).result()
+    manager.close()
+    assert newest(root)[0] == 4
+
+
+def test_what_another_has_saved_since_is_not_cut_off(root: Path) -> None:
+    with CheckpointManager(root, {"w": Weights()}) as other:
+        other.restore_latest()
+        with CheckpointManager(root, {"w": Weights()}) as manager:
+            manager.restore(1)
+            other.save(4).result()
+            before = content(root)
+            with pytest.raises(FencedError, match="the newest checkpoint was 000000000003-i0001 and is 000000000004"):
+                manager.save(2)
+            assert content(root) == before
+        other.save(5).result()  # nor was it fenced
+
+
+def test_a_root_that_was_emptied_since_is_not_begun_anew(root: Path) -> None:
+    with CheckpointManager(root, {"w": Weights()}) as manager:
+        manager.restore(1)
+        for path in root.iterdir():
+            shutil.rmtree(path)
+        for _ in range(2):
+            with pytest.raises(FencedError, match="the root or lineage/ was deleted"):
+                manager.save(2)
+    assert content(root) == {}
+
+
+def test_where_the_claim_may_be_there_it_is_restored_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = wrap_store(monkeypatch, FaultyStore)
+    manager = CheckpointManager(root, {"w": Weights()})
+    manager.restore(1)
+    create = stores[0].create
+
+    def fails_second(key: str, data: memoryview) -> None:
+        create(key, data)
+        stores[0].fail("create", StorageFullError("no space"), key="lineage/000002")
+
+    monkeypatch.setattr(stores[0], "create", fails_second)
+    with pytest.raises(StorageFullError):
+        manager.save(2)
+    monkeypatch.setattr(stores[0], "create", create)
+    stores[0].faults.clear()
+    with pytest.raises(UsageError, match="restore_latest"):
+        manager.save(2)
+    manager.restore(1)
+    manager.save(2).result()
+    manager.close()
+    assert newest(root) == (2, 3)
+
+
+def test_after_a_first_save_that_failed_the_next_one_is_the_rollback(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = wrap_store(monkeypatch, FaultyStore)
+    with CheckpointManager(root, {"w": Weights()}) as manager:
+        manager.restore(1)
+        stores[0].fail("put", StorageUnavailableError("503"), key="shard")
+        manager.save(2)
+        with pytest.raises(SaveFailedError):
+            manager.wait()
+        assert newest(root) == (3, 1)  # a claim alone decides nothing
+        manager.save(3).result()
+        assert [(c.step, c.incarnation) for c in manager.checkpoints()] == [(1, 1), (3, 2)]
+
+
+def test_what_was_pruned_since_is_all_in_memory(root: Path) -> None:
+    weights = Weights()
+    with CheckpointManager(root, {"w": weights}) as manager:
+        manager.restore(1)
+        with closing(open_store(str(root))) as store:
+            prune_by_hand(store, Summaries(store), [KeepLast(1)])
+        assert committed(root) == ["000000000003-i0001"]
+        manager.save(2).result()
+        assert [c.step for c in manager.checkpoints()] == [2]
+    with CheckpointManager(root, {"w": weights}) as manager:
+        assert getattr(manager.restore_latest(), "step", None) == 2
+    assert weights.value() == 1
+
+
+def test_two_workers_take_it_up_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(number: int) -> None:
+        weights = Weights()
+        with CheckpointManager(str(root), {"w": weights}) as manager:
+            manager.restore(1)
+            assert weights.value() == 1
+            weights.fill(2)
+            manager.save(2)
+            manager.wait()
+
+    Team(monkeypatch).run(2, work)
+    assert newest(root) == (2, 2)
+
+
+def test_of_two_workers_none_takes_it_up_where_another_job_has_started(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(number: int) -> None:
+        with CheckpointManager(str(root), {"w": Weights()}) as manager:
+            manager.restore(1)
+            manager.wait()
+            if number == 0:
+                with closing(open_store(str(root))) as store:
+                    Job(store).begin_anew(fresh=True)
+            for _ in range(2):
+                with pytest.raises(FencedError, match="another job has started"):
+                    manager.save(2)
+
+    Team(monkeypatch).run(2, work)
+    assert newest(root) == (3, 1)
