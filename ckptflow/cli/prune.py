@@ -38,6 +38,8 @@ EverySecondsOption = Annotated[
     float | None, seconds("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)
 ]
 
+Yes = Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")]
+
 
 def prune(
     url: Url,
@@ -45,7 +47,7 @@ def prune(
     best: Best = None,
     every_steps: EveryStepsOption = None,
     every_seconds: EverySecondsOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,

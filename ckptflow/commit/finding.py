@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ckptflow.commit.catalog import (
     Checkpoint,
@@ -80,10 +80,15 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
     if damaged is not None:
         raise damaged
     check_root(store)
-    steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})
+    raise no_checkpoint(store.url, step, (*counting.folders, *counting.outside))
+
+
+def no_checkpoint(url: str, step: int | None, there: Iterable[Folder]) -> CheckpointNotFoundError:
+    """The error of a root that has no checkpoint, or none of `step`: it names the steps that are there."""
+    steps = sorted({folder.step for folder in there})
     known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-    raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
+    return CheckpointNotFoundError(f"{url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
 
 
 def check_root(store: Store) -> None:

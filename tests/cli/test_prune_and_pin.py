@@ -79,7 +79,7 @@ def test_while_a_job_may_be_resuming_nothing_goes(runner: Runner, root: str) -> 
     assert "Now it would be refused: incarnation 2 has started" in ran.out
     ran = runner("prune", root, "--last", "1", "--yes")
     assert ran.code == 2
-    assert "nothing was pruned" in ran.err
+    assert "nothing was deleted" in ran.err
     assert steps(runner, root) == [100, 200, 300]
 
 
@@ -100,7 +100,7 @@ def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root
     is_no_checkpoint = name == "manifest.json" and by == "delete"  # nothing says that it ever was one
     ran = runner("prune", root, "--last", "1", "--yes")
     assert ran.code == 2
-    assert "nothing was pruned" in ran.err
+    assert "nothing was deleted" in ran.err
     assert is_no_checkpoint or "Start the job: it restores what is sound" in ran.err
     assert sorted(file for file in Path(root).rglob("*") if file.is_file()) == there
     if name == "manifest.json":

@@ -17,6 +17,7 @@ TABLES = (
     "show ROOT",
     f"diff ROOT --step 1 --other-step {LAST}",
     "prune ROOT --last 1",
+    "delete ROOT --step 1",
 )
 LINES = (
     "verify ROOT --all",
@@ -28,6 +29,7 @@ LINES = (
 VERBS = [
     "bench",
     "copy",
+    "delete",
     "diff",
     "doctor",
     "export",
