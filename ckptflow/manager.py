@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsInd
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.finding import find_checkpoint, list_counting
 from ckptflow.commit.pins import pin_checkpoint, unpin_checkpoint
-from ckptflow.commit.retention import Mode, Policy, choose_mode, rank
+from ckptflow.commit.retention import Mode, Policy, best_first, choose_mode
 from ckptflow.errors import UsageError
 from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
@@ -246,10 +246,8 @@ class CheckpointManager:
         `mode` is as in `KeepBest`: "min", "max", or left out for the name of a loss or an error. Of equal values the
         older one is better. Needs no other worker. Raises ValueError if neither says which value is best.
         """
-        mode = choose_mode(metric, mode)
-        by_step = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}  # of equal steps the newest
-        found = list(by_step.values())
-        return next((found[i] for i, _ in rank(found, metric, mode)), None)
+        choose_mode(metric, mode)  # refused before anything is read
+        return next(iter(best_first(self.checkpoints(), metric, mode)), None)
 
     def pin(self, step: SupportsIndex) -> None:
         """Keeps the checkpoint of `step` until it is unpinned. Needs no other worker; done by the chief.

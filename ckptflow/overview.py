@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summaries, Summary, Unreadable
 from ckptflow.commit.prune import unread
+from ckptflow.commit.retention import Mode, best_first
 from ckptflow.errors import CorruptCheckpointError, StorageError
 from ckptflow.format.layout import Folder, parse_receipt_name, parse_shard_name
 
@@ -38,7 +39,8 @@ class Row:
 class Overview:
     """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out.
 
-    `stored_bytes` is what all folders of the root take together: a file that several share counts once.
+    `stored_bytes` is what all folders of the root take together: a file that several share counts once. `ranks`: which
+    place each checkpoint has by a metric, from 1, if that was asked for.
     """
 
     url: str
@@ -48,6 +50,12 @@ class Overview:
     hidden: Mapping[str, int]
     doubt: str | None = None  # why what counts is not known for sure
     stored_bytes: int = 0
+    ranks: Mapping[Folder, int] = field(default_factory=dict)
+
+    @property
+    def best_first(self) -> list[Row]:
+        """The rows by their rank; those that have none follow, oldest first."""
+        return sorted(self.rows, key=lambda row: self.ranks.get(row.folder, len(self.rows) + 1))
 
     @property
     def resumes_from(self) -> Row | None:
@@ -57,6 +65,13 @@ class Overview:
         counting = (row for row in reversed(self.rows) if row.state in ("newest", "counts"))
         first = next((row for row in counting if row.problem is None or row.is_unread), None)
         return None if first is None or first.is_unread else first
+
+
+def rank_rows(rows: Sequence[Row], metric: str, mode: Mode | None) -> dict[Folder, int]:
+    """The place of each checkpoint that counts and has the metric: 1 is the best."""
+    counting = [row.checkpoint for row in rows if row.state in ("newest", "counts") and row.checkpoint is not None]
+    places = {found.url: place for place, found in enumerate(best_first(counting, metric, mode), 1)}
+    return {row.folder: places[row.checkpoint.url] for row in rows if row.checkpoint and row.checkpoint.url in places}
 
 
 def read_summaries(

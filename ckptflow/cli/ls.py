@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.best import BestBy, BestMode, check_metric, read_mode
 from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.render import (
@@ -25,11 +27,12 @@ from ckptflow.cli.render import (
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.format.layout import Folder
     from ckptflow.overview import Overview, Row
     from ckptflow.storage.store import Store
 
@@ -41,6 +44,8 @@ def ls(
     show_all: Annotated[
         bool, typer.Option("--all", help="Also what is outside what counts, and what was never committed.")
     ] = False,
+    best: BestBy = None,
+    mode: BestMode = None,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
@@ -51,20 +56,28 @@ def ls(
     was committed and does not count: cut off by a rollback or a fresh start, or of another run. A "partial" one was
     never committed. Bytes that are "copied" were not sent: the storage copied them from an earlier checkpoint.
 
+    With --best the checkpoint with the best value of a metric comes first.
+
     \b
-    Example:
+    Examples:
       ckptflow ls s3://bucket/run-7 -o client_kwargs.endpoint_url=http://localhost:9000
+      ckptflow ls s3://bucket/run-7 --best val_loss
     """
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.overview import rank_rows
     from ckptflow.reading import split_url
     from ckptflow.storage.opening import open_store
 
+    by = read_mode(best, mode)
     root, folder = split_url(url)
     if folder is not None:
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
     with closing(open_store(url, storage_options(options, options_json))) as store:
         summaries = Summaries(store, is_for_show=True)
         overview = look(store, summaries, show_all=show_all)
+    if best is not None:
+        check_metric(best, [row.checkpoint.metrics for row in overview.rows if row.checkpoint])
+        overview = replace(overview, ranks=rank_rows(overview.rows, best, by))
     if as_json:
         print_json(to_json(overview))
     else:
@@ -119,7 +132,9 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "doubt": overview.doubt,
         "stored_bytes": overview.stored_bytes,
         "hidden": dict(overview.hidden),
-        "checkpoints": [_row_to_json(row, overview.url) for row in overview.rows],
+        "checkpoints": [
+            _row_to_json(row, overview.url) | {"rank": overview.ranks.get(row.folder)} for row in overview.best_first
+        ],
     }
 
 
@@ -150,7 +165,7 @@ def render(overview: Overview) -> None:
     """Prints the table, or in words that there is nothing to put into one."""
     console = make_console()
     if overview.rows:
-        _print_rows(console, overview.rows)
+        _print_rows(console, overview.best_first, overview.ranks)
     else:
         what = "no checkpoint counts" if any(overview.hidden.values()) else "no checkpoint is here yet"
         console.print(f"{printable(overview.url)}: {what}")
@@ -171,18 +186,18 @@ def render(overview: Overview) -> None:
         console.print(f"Not shown: {hidden}. See --all.", style="dim")
 
 
-def _print_rows(console: Console, rows: Sequence[Row]) -> None:
+def _print_rows(console: Console, rows: Sequence[Row], ranks: Mapping[Folder, int]) -> None:
     now = datetime.now(UTC)
     is_wide = console.width >= WIDE
     has_copies = any(row.copied_bytes for row in rows)
-    names = ["step", "inc", "created", "size", *(["copied"] if has_copies else []), "shards"]
-    names += [*(["workers"] if is_wide else []), "metrics", "state"]
+    names = [*(["best"] if ranks else []), "step", "inc", "created", "size"]
+    names += [*(["copied"] if has_copies else []), "shards", *(["workers"] if is_wide else []), "metrics", "state"]
     columns: dict[str, Justify] = {name: "left" if name in _TEXTS else "right" for name in names}
-    cells = [_cells(row, now, is_wide=is_wide, has_copies=has_copies) for row in rows]
+    cells = [_cells(row, now, ranks, is_wide=is_wide, has_copies=has_copies) for row in rows]
     print_table(console, columns, cells, [_style(row) for row in rows])
 
 
-def _cells(row: Row, now: datetime, *, is_wide: bool, has_copies: bool) -> list[str]:
+def _cells(row: Row, now: datetime, ranks: Mapping[Folder, int], *, is_wide: bool, has_copies: bool) -> list[str]:
     created, metrics = "-", ""
     if row.checkpoint is not None:
         age = age_text(row.checkpoint.created_at, now)
@@ -190,7 +205,8 @@ def _cells(row: Row, now: datetime, *, is_wide: bool, has_copies: bool) -> list[
         metrics = metrics_text(row.checkpoint.metrics)
     workers = ["-" if row.worker_count is None else str(row.worker_count)] if is_wide else []
     copied = [size_text(row.copied_bytes) if row.copied_bytes else "-"] if has_copies else []
-    start = [str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes), *copied]
+    rank = [str(ranks.get(row.folder, "-"))] if ranks else []
+    start = [*rank, str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes), *copied]
     return [*start, str(row.shard_count), *workers, metrics, _state_text(row)]
 
 

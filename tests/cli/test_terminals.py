@@ -14,6 +14,7 @@ from tests.roots import make_root
 LAST = 123456789
 TABLES = (
     "ls ROOT --all",
+    "ls ROOT --best val_loss",
     "show ROOT",
     f"diff ROOT --step 1 --other-step {LAST}",
     "prune ROOT --last 1",
