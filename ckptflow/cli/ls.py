@@ -24,6 +24,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
+from ckptflow.cli.runs import read_runs, render_runs, runs_in, runs_to_json
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.listing import Listing
     from ckptflow.format.layout import Folder
     from ckptflow.overview import Overview, Row
-    from ckptflow.storage.store import Store
+    from ckptflow.storage.store import Entry, Store
 
 _TEXTS = ("created", "metrics", "state")
 
@@ -56,14 +58,19 @@ def ls(
     was committed and does not count: cut off by a rollback or a fresh start, or of another run. A "partial" one was
     never committed. Bytes that are "copied" were not sent: the storage copied them from an earlier checkpoint.
 
+    Above several runs, up to two levels deep, it lists the runs: the newest step of each, how many checkpoints count,
+    what it takes in storage, and what is wrong with its newest checkpoint.
+
     With --best the checkpoint with the best value of a metric comes first.
 
     \b
     Examples:
       ckptflow ls s3://bucket/run-7 -o client_kwargs.endpoint_url=http://localhost:9000
       ckptflow ls s3://bucket/run-7 --best val_loss
+      ckptflow ls s3://bucket
     """
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.listing import sort_out
     from ckptflow.overview import rank_rows
     from ckptflow.reading import split_url
     from ckptflow.storage.opening import open_store
@@ -72,9 +79,17 @@ def ls(
     root, folder = split_url(url)
     if folder is not None:
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
-    with closing(open_store(url, storage_options(options, options_json))) as store:
+    there = storage_options(options, options_json)
+    with closing(open_store(url, there)) as store:
+        entries = store.list()
+        runs = runs_in(entries)
+        if runs and "" not in runs:
+            if best is not None:
+                raise ValueError(f"{store.url} holds {len(runs)} runs: --best is for one of them")
+            _list_runs(url, store.url, runs, there, as_json=as_json)
+            return
         summaries = Summaries(store, is_for_show=True)
-        overview = look(store, summaries, show_all=show_all)
+        overview = look(store, summaries, show_all=show_all, first=sort_out(entries))
     if best is not None:
         check_metric(best, [row.checkpoint.metrics for row in overview.rows if row.checkpoint])
         overview = replace(overview, ranks=rank_rows(overview.rows, best, by))
@@ -86,8 +101,22 @@ def ls(
         raise typer.Exit(exit_code(summaries.refused))
 
 
-def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
-    """Lists the root once and reads the manifest of each row that `summaries` does not know yet.
+def _list_runs(
+    url: str, shown_url: str, runs: Mapping[str, list[Entry]], storage_options: dict[str, Any], *, as_json: bool
+) -> None:
+    found = read_runs(url, runs, storage_options)
+    left_out = len(runs) - len(found)
+    if as_json:
+        print_json(runs_to_json(shown_url, found, left_out))
+    else:
+        render_runs(found, left_out)
+    refused = next((run.refused for run in found if run.refused is not None), None)
+    if refused is not None:
+        raise typer.Exit(exit_code(refused))
+
+
+def look(store: Store, summaries: Summaries, *, show_all: bool, first: Listing | None = None) -> Overview:
+    """Lists the root once, unless that has been done (`first`), and reads each manifest that `summaries` does not know.
 
     Raises `CheckpointNotFoundError` where a local root is not there at all (an object store cannot tell that from an
     empty one).
@@ -97,7 +126,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
     from ckptflow.commit.prune import doubt_of
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
 
-    listing, counting = read_counting(store, summaries)
+    listing, counting = read_counting(store, summaries, first)
     doubt = doubt_of(summaries)
     if not listing.folders:
         check_root(store)

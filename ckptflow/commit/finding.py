@@ -31,9 +31,15 @@ logger = logging.getLogger("ckptflow")
 TRIES = 5  # listings that name a manifest which is gone when it is read
 
 
-def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
-    """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
-    return count_root(lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries)
+def read_counting(store: Store, summaries: Summaries, first: Listing | None = None) -> tuple[Listing, Counting]:
+    """Lists the root, unless the `first` listing is given, and decides what counts; lists again if a manifest went
+    meanwhile."""
+    given = [first] if first is not None else []
+
+    def list_it() -> Listing:
+        return given.pop() if given else list_root(store)
+
+    return count_root(list_it, lambda listing: find_run_id(store, listing, summaries), summaries)
 
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:

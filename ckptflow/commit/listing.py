@@ -15,7 +15,7 @@ from ckptflow.format.layout import (
     parse_pin_key,
     parse_tag,
 )
-from ckptflow.storage.store import Store
+from ckptflow.storage.store import Entry, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,17 @@ class Listing:
 
 
 def list_root(store: Store) -> Listing:
-    """Lists the whole root once and sorts out what is ours; names that are not ours are passed over."""
+    """Lists the whole root once and sorts out what is ours."""
+    return sort_out(store.list())
+
+
+def sort_out(entries: Iterable[Entry]) -> Listing:
+    """What the files of a root are; names that are not ours are passed over. Pure."""
     folders: dict[Folder, dict[str, int]] = {}
     versions: dict[Folder, dict[str, str]] = {}
     claims: list[int] = []
     pins: list[Folder] = []
-    for entry in store.list():
+    for entry in entries:
         head, _, rest = entry.key.partition("/")
         folder = parse_folder(head) if rest else None
         if folder is not None:

@@ -15,6 +15,7 @@ LAST = 123456789
 TABLES = (
     "ls ROOT --all",
     "ls ROOT --best val_loss",
+    "ls PREFIX",
     "show ROOT",
     f"diff ROOT --step 1 --other-step {LAST}",
     "prune ROOT --last 1",
@@ -53,7 +54,7 @@ def wide_root(tmp_path: Path) -> str:
 
 
 def words_of(line: str, root: str, copy: object = "copy") -> list[str]:
-    return line.replace("ROOT", root).replace("COPY", f"{root}-{copy}").split()
+    return line.replace("ROOT", root).replace("COPY", f"{root}-{copy}").replace("PREFIX", f"{root}/..").split()
 
 
 @pytest.mark.parametrize("line", [*TABLES, *LINES])
