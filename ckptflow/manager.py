@@ -13,6 +13,7 @@ from ckptflow.commit.finding import find_checkpoint, list_counting
 from ckptflow.commit.pins import pin_checkpoint, unpin_checkpoint
 from ckptflow.commit.retention import Mode, Policy, best_first, choose_mode
 from ckptflow.errors import UsageError
+from ckptflow.format.layout import check_pin_name
 from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.hooks import Hook
@@ -249,19 +250,26 @@ class CheckpointManager:
         choose_mode(metric, mode)  # refused before anything is read
         return next(iter(best_first(self.checkpoints(), metric, mode)), None)
 
-    def pin(self, step: SupportsIndex) -> None:
+    def pin(self, step: SupportsIndex, name: str | None = None) -> None:
         """Keeps the checkpoint of `step` until it is unpinned. Needs no other worker; done by the chief.
 
-        Waits for the save under way, so that no prune of this process runs meanwhile. Raises `CheckpointNotFoundError`,
-        or `CheckpointGoneError` where it was pruned before the pin was there.
+        `name`, such as "release", is shown with it; a run has it once: another checkpoint that had it loses it, and
+        stays pinned. Waits for the save under way, so that no prune of this process runs meanwhile. Raises ValueError
+        for a name that is not made of 1 to 100 letters, digits and . _ + -, `CheckpointNotFoundError`, or
+        `CheckpointGoneError` where it was pruned before the pin was there.
         """
         self.session.calls.check(writes=True)
+        if name is not None:
+            check_pin_name(name)  # on every worker
         if self.session.cluster.is_chief:
             self.session.settle()
-            pin_checkpoint(self.session.store, self.session.summaries, arguments.check_step(step))
+            pin_checkpoint(self.session.store, self.session.summaries, arguments.check_step(step), name)
 
     def unpin(self, step: SupportsIndex) -> None:
-        """Lets retention decide again. One that is not pinned is no error. Needs no other worker; done by the chief."""
+        """Lets retention decide again: the pin goes, with its names. One that is not pinned is no error.
+
+        Needs no other worker; done by the chief.
+        """
         self.session.calls.check(writes=True)
         if self.session.cluster.is_chief:
             unpin_checkpoint(self.session.store, arguments.check_step(step))

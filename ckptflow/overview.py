@@ -32,6 +32,7 @@ class Row:
     worker_count: int | None
     checkpoint: Checkpoint | None
     copied_bytes: int = 0  # of `size_bytes`, as the manifest says: copied inside the storage, not sent
+    pin_names: tuple[str, ...] = ()
     is_unread: bool = False  # the storage does not give the manifest: what is in it is not known
 
 
@@ -100,6 +101,7 @@ def committed_row(folder: Folder, summary: Summary | Unreadable, listing: Listin
         why=why,
         problem=_find_problem(shards, files) if isinstance(summary, Summary) else _why_unreadable(folder, summary),
         is_pinned=folder in listing.pins,
+        pin_names=listing.pin_names.get(folder, ()),
         size_bytes=sum(shards.values()),
         shard_count=len(shards),
         worker_count=_count_workers((*shards, *files)),
@@ -119,6 +121,7 @@ def partial_row(folder: Folder, listing: Listing) -> Row:
         why="never committed" if is_over else "not committed yet",
         problem=None,
         is_pinned=folder in listing.pins,
+        pin_names=listing.pin_names.get(folder, ()),
         size_bytes=sum(shards.values()),
         shard_count=len(shards),
         worker_count=_count_workers(listing.folders[folder]),

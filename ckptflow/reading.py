@@ -17,6 +17,7 @@ from ckptflow.commit.catalog import (
     summarize,
 )
 from ckptflow.commit.finding import TRIES, find_folder, list_counting
+from ckptflow.commit.listing import list_pin_names
 from ckptflow.commit.retention import Mode, best_first, choose_mode
 from ckptflow.errors import (
     CheckpointGoneError,
@@ -187,6 +188,10 @@ class OpenCheckpoint(Mapping[str, Array]):
                 f"{self.checkpoint.url} was pruned while it was read; pin what must stay"
             ) from error
         return hashlib.sha256(data).hexdigest()
+
+    def pin_names(self) -> tuple[str, ...] | None:
+        """The names of its pin, perhaps none; None if it is not pinned. Lists the pins."""
+        return list_pin_names(self._store).get(self._folder)
 
     def verify(self, sound: Sound | None = None) -> list[str]:
         """Reads every byte and returns what is wrong, in words: an empty list where nothing is.

@@ -19,6 +19,7 @@ from ckptflow.cli.render import (
     bar,
     make_console,
     metrics_text,
+    pin_text,
     print_table,
     size_text,
     time_text,
@@ -180,6 +181,7 @@ def _row_to_json(row: Row, root_url: str) -> dict[str, Any]:
         "why": row.why,
         "problem": row.problem,
         "pinned": row.is_pinned,
+        "pin_names": list(row.pin_names),
         "created_at": utc_text(checkpoint.created_at) if checkpoint else None,
         "size_bytes": row.size_bytes,
         "copied_bytes": row.copied_bytes,
@@ -240,7 +242,7 @@ def _cells(row: Row, now: datetime, ranks: Mapping[Folder, int], *, is_wide: boo
 
 
 def _state_text(row: Row) -> str:
-    words = row.state + (", pinned" if row.is_pinned else "")
+    words = row.state + (f", {pin_text(row.pin_names)}" if row.is_pinned else "")
     return printable(": ".join(filter(None, (words, row.why, row.problem))))
 
 

@@ -18,13 +18,14 @@ from ckptflow.cli.render import (
     count_text,
     make_console,
     metrics_text,
+    pin_text,
     print_facts,
     print_table,
     size_text,
     time_text,
     utc_text,
 )
-from ckptflow.errors import CheckpointNotFoundError
+from ckptflow.errors import CheckpointNotFoundError, StorageError
 from ckptflow.printable import printable
 from ckptflow.storage.redaction import redact_url
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from ckptflow.commit.catalog import Checkpoint
     from ckptflow.format.manifest import Manifest, TensorRecord
+    from ckptflow.reading import OpenCheckpoint
 
 _TENSORS_SHOWN = 20
 _NAMES_SHOWN = 8
@@ -63,7 +65,8 @@ def show(
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
-    """Show one checkpoint: where it comes from, what is in it, its tensors by size. Reads its manifest only.
+    """Show one checkpoint: where it comes from, what is in it, its tensors by size. Reads its manifest, no
+    tensor, and lists the pins.
 
     Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside. A
     file that the storage does not give is told, with exit code 3 or 4, and what can be read is shown.
@@ -85,22 +88,32 @@ def show(
         opened, summaries = open_to_show(url, step, storage_options=there)
         with opened:
             manifest, checkpoint = opened.manifest, opened.checkpoint
+            pinned, pin_names = _pins_of(opened)
     except CheckpointNotFoundError:
         if step is not None or not _show_export(url, there, as_json=as_json):
             raise
         return
     doubt = doubt_of(summaries)
     if as_json:
-        print_json(to_json(manifest, checkpoint, tensors=tensors is not False) | {"doubt": doubt})
+        pins = {"pinned": pinned, "pin_names": list(pin_names)}
+        print_json(to_json(manifest, checkpoint, tensors=tensors is not False) | pins | {"doubt": doubt})
     else:
-        render(
-            manifest, checkpoint, tensor_count={None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
-        )
+        tensor_count = {None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
+        render(manifest, checkpoint, pin_text(pin_names) if pinned else "", tensor_count=tensor_count)
         if doubt is not None:
             said = f"{printable(doubt[:1].upper() + doubt[1:])}."
             make_console().print(said, style="red", soft_wrap=True)
     if summaries.refused is not None:
         raise typer.Exit(exit_code(summaries.refused))
+
+
+def _pins_of(opened: OpenCheckpoint) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether it is pinned, None where the storage lets nobody list that, and by which names."""
+    try:
+        names = opened.pin_names()
+    except StorageError:
+        return None, ()
+    return names is not None, names or ()
 
 
 def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
@@ -189,10 +202,10 @@ def _by_size(manifest: Manifest) -> list[TensorRecord]:
     return sorted(manifest.tensors, key=lambda tensor: (-tensor.size_bytes, tensor.name))
 
 
-def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> None:
+def render(manifest: Manifest, checkpoint: Checkpoint, pinned: str, *, tensor_count: int) -> None:
     """Prints what there is to say about the checkpoint, then its `tensor_count` largest tensors."""
     console = make_console()
-    print_facts(console, _facts(manifest, checkpoint))
+    print_facts(console, _facts(manifest, checkpoint, pinned))
     if tensor_count and manifest.tensors:
         console.print()
         _print_tensors(console, manifest, tensor_count)
@@ -201,7 +214,7 @@ def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> 
             console.print(f"{hidden} smaller ones are not shown. See --tensors.", style="dim")
 
 
-def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+def _facts(manifest: Manifest, checkpoint: Checkpoint, pinned: str) -> list[tuple[str, str]]:
     """What is known beside the tensors, as (name, text), without what is empty."""
     age = age_text(checkpoint.created_at, datetime.now(UTC))
     shards, workers = count_text(len(manifest.shards), "shard"), count_text(manifest.world_size, "worker")
@@ -213,6 +226,7 @@ def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("began as", _REASONS[manifest.reason].format(manifest.restored or "?")),
         ("builds on", _lineage_text(manifest)),
         ("created", f"{time_text(checkpoint.created_at)} ({age})"),
+        ("retention", pinned),
         ("took", _timing_text(manifest)),
         (
             "size",

@@ -55,7 +55,10 @@ def test_with_yes_it_is_done_and_told(runner: Runner, root: str) -> None:
 
 def test_what_is_pinned_stays_until_it_is_unpinned(runner: Runner, root: str) -> None:
     ran = runner("pin", root, "--step", "100", "--json")
-    assert (ran.code, ran.json) == (0, {"url": root, "step": 100, "pinned": True})
+    assert (ran.code, ran.json) == (
+        0,
+        {"url": root, "step": 100, "pinned": True, "name": None, "moved_from": []},
+    )
     assert runner("prune", root, "--last", "1", "--yes").code == 0
     assert steps(runner, root) == [100, 300]
     ran = runner("unpin", root, "--step", "100")

@@ -27,6 +27,7 @@ LINES = (
     "copy ROOT COPY --step 1",
     "pin ROOT --step 1",
     "unpin ROOT --step 1",
+    "pin ROOT --step 1 --name release",
 )
 VERBS = [
     "bench",
