@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
+from ckptflow.cli.statistics import read_statistics, render_statistics, statistics_to_json
 from ckptflow.errors import CheckpointNotFoundError, StorageError
 from ckptflow.printable import printable
 from ckptflow.storage.redaction import redact_url
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from ckptflow.commit.catalog import Checkpoint
     from ckptflow.format.manifest import Manifest, TensorRecord
+    from ckptflow.format.statistics import Statistics
     from ckptflow.reading import OpenCheckpoint
 
 _TENSORS_SHOWN = 20
@@ -61,12 +63,16 @@ def show(
             show_default=False,
         ),
     ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Also the smallest, largest and mean value, and how many are NaN or Inf.")
+    ] = False,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
-    """Show one checkpoint: where it comes from, what is in it, its tensors by size. Reads its manifest, no
-    tensor, and lists the pins.
+    """Show one checkpoint: where it comes from, what is in it, its tensors by size.
+
+    Reads its manifest and lists the pins; with --stats it reads, and checks, the tensors as well.
 
     Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside. A
     file that the storage does not give is told, with exit code 3 or 4, and what can be read is shown.
@@ -75,12 +81,15 @@ def show(
     \b
     Examples:
       ckptflow show s3://bucket/run-7 --step 1500 --tensors
+      ckptflow show s3://bucket/run-7 --stats
       ckptflow show model.keras
     """
     from ckptflow.commit.prune import doubt_of
     from ckptflow.interop.formats import by_suffix
     from ckptflow.reading import open_to_show
 
+    if stats and tensors is False:
+        raise ValueError("--stats is about tensors: leave out --no-tensors")
     there = storage_options(options, options_json)
     if step is None and by_suffix(url) is not None and _show_export(url, there, as_json=as_json):
         return
@@ -89,6 +98,7 @@ def show(
         with opened:
             manifest, checkpoint = opened.manifest, opened.checkpoint
             pinned, pin_names = _pins_of(opened)
+            statistics = read_statistics(opened) if stats else None
     except CheckpointNotFoundError:
         if step is not None or not _show_export(url, there, as_json=as_json):
             raise
@@ -96,10 +106,13 @@ def show(
     doubt = doubt_of(summaries)
     if as_json:
         pins = {"pinned": pinned, "pin_names": list(pin_names)}
-        print_json(to_json(manifest, checkpoint, tensors=tensors is not False) | pins | {"doubt": doubt})
+        print_json(to_json(manifest, checkpoint, statistics, tensors=tensors is not False) | pins | {"doubt": doubt})
     else:
         tensor_count = {None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
         render(manifest, checkpoint, pin_text(pin_names) if pinned else "", tensor_count=tensor_count)
+        if statistics is not None:
+            make_console().print()
+            render_statistics(_by_size(manifest), statistics, tensor_count)
         if doubt is not None:
             said = f"{printable(doubt[:1].upper() + doubt[1:])}."
             make_console().print(said, style="red", soft_wrap=True)
@@ -138,7 +151,9 @@ def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
     return True
 
 
-def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dict[str, Any]:
+def to_json(
+    manifest: Manifest, checkpoint: Checkpoint, statistics: Mapping[str, Statistics] | None, *, tensors: bool
+) -> dict[str, Any]:
     """The documented shape: see docs/cli.md. Values of metadata, Python state and models are as they are in storage."""
     names = ["folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"]
     names += [
@@ -164,7 +179,11 @@ def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dic
         }
         for shard in manifest.shards
     ]
-    shown = {"tensors": [_tensor_to_json(tensor) for tensor in _by_size(manifest)]} if tensors else {}
+    listed = [
+        _tensor_to_json(tensor) | (statistics_to_json(tensor, statistics) if statistics is not None else {})
+        for tensor in _by_size(manifest)
+    ]
+    shown = {"tensors": listed} if tensors else {}
     return {
         "url": checkpoint.url,
         **{name: getattr(manifest, name) for name in names},

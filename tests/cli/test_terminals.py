@@ -17,6 +17,7 @@ TABLES = (
     "ls ROOT --best val_loss",
     "ls PREFIX",
     "show ROOT",
+    "show ROOT --stats",
     f"diff ROOT --step 1 --other-step {LAST}",
     "prune ROOT --last 1",
     "delete ROOT --step 1",
