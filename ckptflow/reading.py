@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -193,13 +193,14 @@ class OpenCheckpoint(Mapping[str, Array]):
         """The names of its pin, perhaps none; None if it is not pinned. Lists the pins."""
         return list_pin_names(self._store).get(self._folder)
 
-    def verify(self, sound: Sound | None = None) -> list[str]:
+    def verify(self, sound: Sound | None = None, only: Collection[int] | None = None) -> list[str]:
         """Reads every byte and returns what is wrong, in words: an empty list where nothing is.
 
-        One dictionary as `sound` for several checkpoints of a root: a file that they share is then read once.
+        One dictionary as `sound` for several checkpoints of a root: a file that they share is then read once. With
+        `only`, the numbers of some shards in the manifest, only these are read, and no others are known to be sound.
         """
         problems = [str(problem) for problem in verify_checkpoint(
-            self._store, self._folder, self.manifest, self._buffers(), sound=sound)]  # fmt: skip
+            self._store, self._folder, self.manifest, self._buffers(), sound=sound, only=only)]  # fmt: skip
         if problems:
             self._raise_if_gone(None)
         return problems

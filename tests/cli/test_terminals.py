@@ -24,6 +24,7 @@ TABLES = (
 )
 LINES = (
     "verify ROOT --all",
+    "verify ROOT --all --sample 5% --seed 1",
     f"watch ROOT --until-step {LAST}",
     "copy ROOT COPY --step 1",
     "pin ROOT --step 1",
