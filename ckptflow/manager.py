@@ -66,6 +66,9 @@ class CheckpointManager:
         reuse_unchanged: what is proved not to have changed since an older checkpoint is copied from there inside the
             storage, and not sent again, where the storage can: a hard link on a disk, a copy by the server on S3 and
             Google Cloud Storage. Each checkpoint stays whole by itself. False: every save sends everything.
+        check_finite: after each save, the event `NotFinite` and a line in the log name the float and complex tensors in
+            which a value is NaN or Inf. Each worker looks at what it sends, in the background, as it lies in the
+            staging buffers; what is copied as unchanged is not looked at again. The save goes on all the same.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
             many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
             number begins at 16, for a restore at 32, far away at all that the memory budget holds; it grows up to that
@@ -95,6 +98,7 @@ class CheckpointManager:
         verify_replicas: Literal["small", "all"] = "small",
         restore_from: Literal["auto", "storage"] = "auto",
         reuse_unchanged: bool = True,
+        check_finite: bool = False,
         concurrency: int | None = None,
         on_event: Hook | Sequence[Hook] = (),
     ) -> None:
@@ -125,6 +129,7 @@ class CheckpointManager:
             verify_replicas=verify_replicas,
             restore_from=restore_from,
             reuse_unchanged=reuse_unchanged,
+            check_finite=check_finite,
             concurrency=concurrency,
             hooks=arguments.check_hooks(on_event),
         )

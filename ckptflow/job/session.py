@@ -82,6 +82,7 @@ class Session:
         verify_replicas: Literal["small", "all"],
         restore_from: Literal["auto", "storage"],
         reuse_unchanged: bool,
+        check_finite: bool,
         concurrency: int | None,
         hooks: Sequence[Hook],
     ) -> None:
@@ -93,6 +94,7 @@ class Session:
         self._verify_replicas: Literal["small", "all"] = verify_replicas
         self._restore_from = restore_from
         self._reuse_unchanged = reuse_unchanged
+        self._check_finite = check_finite
 
         self.cluster: Cluster = find_cluster(
             strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s
@@ -381,22 +383,20 @@ class Session:
                 find_failure=notes.find,
                 tell=self._hooks.tell,
             )
+        is_on = self._reuse_unchanged and can_copy(self.store)
+        unchanged = Unchanged(self.cluster.worker, self.cluster.world_size, self._shard_bytes, is_on=is_on)
         saver = Saver(
             store=self.store,
             cluster=self.cluster,
             pool=self._pool,
             held=start.held,
             coordinator=coordinator,
-            unchanged=Unchanged(
-                self.cluster.worker,
-                self.cluster.world_size,
-                self._shard_bytes,
-                is_on=self._reuse_unchanged and can_copy(self.store),
-            ),
+            unchanged=unchanged,
             shard_bytes=self._shard_bytes,
             verify_replicas=self._verify_replicas,
             streams=self._writing,
             software=software_versions(),
+            check_finite=self._check_finite,
             tell=self._hooks.tell,
             leave_note=notes.leave,
         )

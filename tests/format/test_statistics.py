@@ -43,7 +43,8 @@ def test_what_is_not_finite_is_counted_and_left_out(dtype: str) -> None:
     assert (found.nan, found.inf) == (nan, inf)
     assert not_finite(dtype, values) == nan + inf
     numbers = wide[np.isfinite(wide)]
-    assert (found.min, found.max, found.mean) == (numbers.min(), numbers.max(), pytest.approx(numbers.mean()))
+    assert (found.min, found.max) == (numbers.min(), numbers.max())
+    assert found.mean == pytest.approx(numbers.mean())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2", "complex64"])
@@ -85,5 +86,6 @@ def test_parts_together_are_the_whole(values: list[float], cut: int) -> None:
 def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ckptflow.format.statistics._CHUNK", 3)
     found = measure("float32", stored([*range(10), math.nan], "float32"))
-    assert found == Statistics(11, 1, 0, 0.0, 9.0, pytest.approx(4.5))
+    assert (found.elements, found.nan, found.inf, found.min, found.max) == (11, 1, 0, 0.0, 9.0)
+    assert found.mean == pytest.approx(4.5)
     assert not_finite("float32", stored([*range(10), math.nan], "float32")) == 1
