@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptflow.format.spec import TensorSpec
+from ckptflow.format.spec import Bytes1D, TensorSpec
 from ckptflow.transfer import buffers
 from tests.cli.runner import Runner, run_alone
 from tests.cli.test_command import NO_TENSORFLOW
@@ -70,7 +70,12 @@ def test_it_takes_memory_for_slices_and_not_for_tensors(
 ) -> None:
     taken: list[int] = []
     memory_for = buffers.memory_for
-    monkeypatch.setattr(buffers, "memory_for", lambda what, size: (taken.append(size), memory_for(what, size))[1])
+
+    def counted(what: str, size_bytes: int) -> Bytes1D:
+        taken.append(size_bytes)
+        return memory_for(what, size_bytes)
+
+    monkeypatch.setattr(buffers, "memory_for", counted)
     assert runner("show", measured, "--stats").code == 0
     assert sum(taken) >= LARGE.nbytes
     assert max(taken) <= SHARD_BYTES < LARGE.nbytes
