@@ -16,6 +16,7 @@ __all__ = [
     "Committed",
     "Damaged",
     "Event",
+    "NotFinite",
     "Pruned",
     "Restored",
     "Retried",
@@ -102,6 +103,21 @@ class ShardsWritten(Event):
     @property
     def sent_bytes(self) -> int:
         return self.size_bytes - self.copied_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotFinite(Event):
+    """With `check_finite=True`: of what this worker has written of a save, `value_count` values are NaN or Inf.
+
+    They are in `tensor_count` tensors; `tensors` has the first 20 of these by name, each with its count. What another
+    worker has written, or was copied as unchanged, is not in it.
+    """
+
+    step: int
+    folder: str
+    value_count: int
+    tensor_count: int
+    tensors: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsFloat, SupportsInd
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.commit.finding import find_checkpoint, list_counting
 from ckptflow.commit.pins import pin_checkpoint, unpin_checkpoint
-from ckptflow.commit.retention import Mode, Policy, choose_mode, rank
+from ckptflow.commit.retention import Mode, Policy, best_first, choose_mode
 from ckptflow.errors import UsageError
+from ckptflow.format.layout import check_pin_name
 from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.hooks import Hook
@@ -65,6 +66,9 @@ class CheckpointManager:
         reuse_unchanged: what is proved not to have changed since an older checkpoint is copied from there inside the
             storage, and not sent again, where the storage can: a hard link on a disk, a copy by the server on S3 and
             Google Cloud Storage. Each checkpoint stays whole by itself. False: every save sends everything.
+        check_finite: after each save, the event `NotFinite` and a line in the log name the float and complex tensors in
+            which a value is NaN or Inf. Each worker looks at what it sends, in the background, as it lies in the
+            staging buffers; what is copied as unchanged is not looked at again. The save goes on all the same.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
             many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
             number begins at 16, for a restore at 32, far away at all that the memory budget holds; it grows up to that
@@ -94,6 +98,7 @@ class CheckpointManager:
         verify_replicas: Literal["small", "all"] = "small",
         restore_from: Literal["auto", "storage"] = "auto",
         reuse_unchanged: bool = True,
+        check_finite: bool = False,
         concurrency: int | None = None,
         on_event: Hook | Sequence[Hook] = (),
     ) -> None:
@@ -124,6 +129,7 @@ class CheckpointManager:
             verify_replicas=verify_replicas,
             restore_from=restore_from,
             reuse_unchanged=reuse_unchanged,
+            check_finite=check_finite,
             concurrency=concurrency,
             hooks=arguments.check_hooks(on_event),
         )
@@ -280,24 +286,29 @@ class CheckpointManager:
         `mode` is as in `KeepBest`: "min", "max", or left out for the name of a loss or an error. Of equal values the
         older one is better. Needs no other worker. Raises ValueError if neither says which value is best.
         """
-        mode = choose_mode(metric, mode)
-        by_step = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}  # of equal steps the newest
-        found = list(by_step.values())
-        return next((found[i] for i, _ in rank(found, metric, mode)), None)
+        choose_mode(metric, mode)  # refused before anything is read
+        return next(iter(best_first(self.checkpoints(), metric, mode)), None)
 
-    def pin(self, step: SupportsIndex) -> None:
+    def pin(self, step: SupportsIndex, name: str | None = None) -> None:
         """Keeps the checkpoint of `step` until it is unpinned. Needs no other worker; done by the chief.
 
-        Waits for the save under way, so that no prune of this process runs meanwhile. Raises `CheckpointNotFoundError`,
-        or `CheckpointGoneError` where it was pruned before the pin was there.
+        `name`, such as "release", is shown with it; a run has it once: another checkpoint that had it loses it, and
+        stays pinned. Waits for the save under way, so that no prune of this process runs meanwhile. Raises ValueError
+        for a name that is not made of 1 to 100 letters, digits and . _ + -, `CheckpointNotFoundError`, or
+        `CheckpointGoneError` where it was pruned before the pin was there.
         """
         self.session.calls.check(writes=True)
+        if name is not None:
+            check_pin_name(name)  # on every worker
         if self.session.cluster.is_chief:
             self.session.settle()
-            pin_checkpoint(self.session.store, self.session.summaries, arguments.check_step(step))
+            pin_checkpoint(self.session.store, self.session.summaries, arguments.check_step(step), name)
 
     def unpin(self, step: SupportsIndex) -> None:
-        """Lets retention decide again. One that is not pinned is no error. Needs no other worker; done by the chief."""
+        """Lets retention decide again: the pin goes, with its names. One that is not pinned is no error.
+
+        Needs no other worker; done by the chief.
+        """
         self.session.calls.check(writes=True)
         if self.session.cluster.is_chief:
             unpin_checkpoint(self.session.store, arguments.check_step(step))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ckptflow.commit.catalog import Checkpoint, Counting, Listing, Summaries, Summary, Unreadable
 from ckptflow.commit.prune import unread
+from ckptflow.commit.retention import Mode, best_first
 from ckptflow.errors import CorruptCheckpointError, StorageError
 from ckptflow.format.layout import Folder, parse_receipt_name, parse_shard_name
 
@@ -31,6 +32,7 @@ class Row:
     worker_count: int | None
     checkpoint: Checkpoint | None
     copied_bytes: int = 0  # of `size_bytes`, as the manifest says: copied inside the storage, not sent
+    pin_names: tuple[str, ...] = ()
     is_unread: bool = False  # the storage does not give the manifest: what is in it is not known
 
 
@@ -38,7 +40,8 @@ class Row:
 class Overview:
     """What `ls` shows: `rows` oldest first, and how many outside and partial folders were left out.
 
-    `stored_bytes` is what all folders of the root take together: a file that several share counts once.
+    `stored_bytes` is what all folders of the root take together: a file that several share counts once. `ranks`: which
+    place each checkpoint has by a metric, from 1, if that was asked for.
     """
 
     url: str
@@ -48,6 +51,12 @@ class Overview:
     hidden: Mapping[str, int]
     doubt: str | None = None  # why what counts is not known for sure
     stored_bytes: int = 0
+    ranks: Mapping[Folder, int] = field(default_factory=dict)
+
+    @property
+    def best_first(self) -> list[Row]:
+        """The rows by their rank; those that have none follow, oldest first."""
+        return sorted(self.rows, key=lambda row: self.ranks.get(row.folder, len(self.rows) + 1))
 
     @property
     def resumes_from(self) -> Row | None:
@@ -57,6 +66,13 @@ class Overview:
         counting = (row for row in reversed(self.rows) if row.state in ("newest", "counts"))
         first = next((row for row in counting if row.problem is None or row.is_unread), None)
         return None if first is None or first.is_unread else first
+
+
+def rank_rows(rows: Sequence[Row], metric: str, mode: Mode | None) -> dict[Folder, int]:
+    """The place of each checkpoint that counts and has the metric: 1 is the best."""
+    counting = [row.checkpoint for row in rows if row.state in ("newest", "counts") and row.checkpoint is not None]
+    places = {found.url: place for place, found in enumerate(best_first(counting, metric, mode), 1)}
+    return {row.folder: places[row.checkpoint.url] for row in rows if row.checkpoint and row.checkpoint.url in places}
 
 
 def read_summaries(
@@ -85,6 +101,7 @@ def committed_row(folder: Folder, summary: Summary | Unreadable, listing: Listin
         why=why,
         problem=_find_problem(shards, files) if isinstance(summary, Summary) else _why_unreadable(folder, summary),
         is_pinned=folder in listing.pins,
+        pin_names=listing.pin_names.get(folder, ()),
         size_bytes=sum(shards.values()),
         shard_count=len(shards),
         worker_count=_count_workers((*shards, *files)),
@@ -104,6 +121,7 @@ def partial_row(folder: Folder, listing: Listing) -> Row:
         why="never committed" if is_over else "not committed yet",
         problem=None,
         is_pinned=folder in listing.pins,
+        pin_names=listing.pin_names.get(folder, ()),
         size_bytes=sum(shards.values()),
         shard_count=len(shards),
         worker_count=_count_workers(listing.folders[folder]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +17,8 @@ from ckptflow.commit.catalog import (
     summarize,
 )
 from ckptflow.commit.finding import TRIES, find_folder, list_counting
+from ckptflow.commit.listing import list_pin_names
+from ckptflow.commit.retention import Mode, best_first, choose_mode
 from ckptflow.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
@@ -40,16 +42,31 @@ from ckptflow.transfer.streams import Streams, pool_for_reading, streams_for
 from ckptflow.transfer.verify import Sound, verify_checkpoint
 
 
-def list_checkpoints(url: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> list[Checkpoint]:
+def list_checkpoints(
+    url: str | os.PathLike[str],
+    *,
+    best: str | None = None,
+    mode: Mode | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> list[Checkpoint]:
     """The checkpoints that count in the root `url`, oldest first; an empty list where there are none.
+
+    With `best`, the name of a metric: only those that have it, the best value first, one for each step. `mode` is as in
+    `KeepBest`: "min", "max", or left out for the name of a loss or an error.
 
     Reads manifests, no tensor; does not import TensorFlow; never claims or writes. A checkpoint whose manifest is
     damaged is left out, with a warning; if it is all that its incarnation has, older ones are left out, too, since
     nothing tells whether it went on from them (`restore_latest` takes the newest valid one). Raises ValueError for an
-    unknown scheme, `StorageError` where the storage refuses.
+    unknown scheme, or if neither `mode` nor the metric's name says which value is best, `StorageError` where the
+    storage refuses.
     """
+    if best is None and mode is not None:
+        raise ValueError("mode= says which value of a metric is best: give the metric's name as best=")
+    if best is not None:
+        choose_mode(best, mode)  # refused before anything is read
     with contextlib.closing(open_store(run_url(url), storage_options)) as store:
-        return list_counting(store, Summaries(store))
+        found = list_counting(store, Summaries(store))
+    return found if best is None else best_first(found, best, mode)
 
 
 def open_checkpoint(
@@ -172,13 +189,18 @@ class OpenCheckpoint(Mapping[str, Array]):
             ) from error
         return hashlib.sha256(data).hexdigest()
 
-    def verify(self, sound: Sound | None = None) -> list[str]:
+    def pin_names(self) -> tuple[str, ...] | None:
+        """The names of its pin, perhaps none; None if it is not pinned. Lists the pins."""
+        return list_pin_names(self._store).get(self._folder)
+
+    def verify(self, sound: Sound | None = None, only: Collection[int] | None = None) -> list[str]:
         """Reads every byte and returns what is wrong, in words: an empty list where nothing is.
 
-        One dictionary as `sound` for several checkpoints of a root: a file that they share is then read once.
+        One dictionary as `sound` for several checkpoints of a root: a file that they share is then read once. With
+        `only`, the numbers of some shards in the manifest, only these are read, and no others are known to be sound.
         """
         problems = [str(problem) for problem in verify_checkpoint(
-            self._store, self._folder, self.manifest, self._buffers(), sound=sound)]  # fmt: skip
+            self._store, self._folder, self.manifest, self._buffers(), sound=sound, only=only)]  # fmt: skip
         if problems:
             self._raise_if_gone(None)
         return problems

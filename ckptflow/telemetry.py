@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, Literal
 
-from ckptflow.events import Committed, Event, Pruned, Restored, Retried, SaveBegan, SaveFailed, ShardsWritten
+from ckptflow.events import Committed, Event, NotFinite, Pruned, Restored, Retried, SaveBegan, SaveFailed, ShardsWritten
 
 __all__ = ["METRICS", "Metric", "OpenTelemetry", "Prometheus", "TensorBoard", "measure"]
 
@@ -48,6 +48,7 @@ STEP = Metric("newest_checkpoint_step", "gauge", "step of the newest checkpoint:
 AGE = Metric("newest_checkpoint_age_seconds", "gauge", "age of the newest checkpoint: what a crash now would cost")
 COMMITS = Metric("commits", "counter", "checkpoints committed by this process; the chief's")
 FAILURES = Metric("save_failures", "counter", "saves of which this worker's part, or the commit, failed")
+NOT_FINITE = Metric("not_finite_saves", "counter", "saves in which check_finite has found NaN or Inf on this worker")
 RESTORE = Metric("restore_seconds", "histogram", "how long a restore took")
 FROM_STORAGE = Metric("restore_storage_bytes", "counter", "bytes of shards that restores have read from storage")
 FROM_PEERS = Metric("restore_peer_bytes", "counter", "bytes of shards that restores have got of other workers")
@@ -56,8 +57,8 @@ PRUNED = Metric("pruned_bytes", "counter", "bytes of checkpoints that were delet
 FREED = Metric("freed_bytes", "counter", "of these, bytes that are free: files that others share are not; the chief's")
 
 METRICS = (
-    BLOCKED, WRITE, WRITTEN, SENT, COPIED, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, RESTORE, FROM_STORAGE,
-    FROM_PEERS, RETRIES, PRUNED, FREED,
+    BLOCKED, WRITE, WRITTEN, SENT, COPIED, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, NOT_FINITE, RESTORE,
+    FROM_STORAGE, FROM_PEERS, RETRIES, PRUNED, FREED,
 )  # fmt: skip
 
 
@@ -92,6 +93,8 @@ def measure(event: Event) -> list[tuple[Metric, float]]:
             ]
         case SaveFailed():
             return [(FAILURES, 1)]
+        case NotFinite():
+            return [(NOT_FINITE, 1)]
         case Retried():
             return [(RETRIES, 1)]
         case Pruned():

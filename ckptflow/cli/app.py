@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckptflow import __version__
-from ckptflow.cli import bench, copy, diff, doctor, export, import_, ls, pin, prune, report, show, verify, watch
+from ckptflow.cli import bench, copy, delete, diff, doctor, export, import_, ls, pin, prune, report, show, verify, watch
 from ckptflow.cli.exits import exits_text
 from ckptflow.cli.help import Verb
 
@@ -27,6 +27,7 @@ app.command(cls=Verb, short_help="Follow a live run.")(watch.watch)
 app.command(cls=Verb, short_help="Write one HTML page of a run.")(report.report)
 app.command(cls=Verb, short_help="Copy checkpoints to another storage.")(copy.copy)
 app.command(cls=Verb, short_help="Show what would be deleted and why; --yes deletes.")(prune.prune)
+app.command(cls=Verb, short_help="Show what deleting a checkpoint would do; --yes deletes.")(delete.delete)
 app.command(cls=Verb, short_help="Protect a checkpoint from deletion.")(pin.pin)
 app.command(cls=Verb, short_help="Remove that protection.")(pin.unpin)
 app.command(cls=Verb, short_help="Test a storage for everything that checkpoints need.")(doctor.doctor)
@@ -63,6 +64,6 @@ def _main(
       ckptflow bench s3://bucket/scratch
 
     URL is the root of a run: a path, s3://…, gs://…, or any other that fsspec knows. Only import, pin, unpin,
-    prune, bench and doctor write to it.
+    prune, delete, bench and doctor write to it.
     CKPTFLOW_TRACEBACK=1 in the environment shows where an error was raised.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.amounts import read_rate
 from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import (
     DestinationOptions,
@@ -42,6 +43,26 @@ def copy(
     ],
     step: Step = None,
     copy_all: Annotated[bool, typer.Option("--all", help="Every checkpoint that counts, not only the newest.")] = False,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            min=1,
+            max=128,
+            metavar="N",
+            help="Files at once. Default: as many as pay.",
+            show_default=False,
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            "--bandwidth",
+            metavar="RATE",
+            help="Send at most so many bytes per second in all, such as 100MB/s.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
@@ -58,13 +79,15 @@ def copy(
     \b
     Examples:
       ckptflow copy s3://bucket/run-7 /data/run-7
-      ckptflow copy runs/7 gs://bucket/run-7 --all
+      ckptflow copy runs/7 gs://bucket/run-7 --all --bandwidth 100MB/s
     """
     from ckptflow.commit.catalog import MAX_UNANSWERED, Summaries
     from ckptflow.commit.copying import CopySource, check_destination, copy_checkpoint
     from ckptflow.commit.prune import doubt_of
     from ckptflow.storage.opening import open_store
+    from ckptflow.transfer.bandwidth import Bandwidth
 
+    limit = Bandwidth(read_rate(bandwidth, "--bandwidth")) if bandwidth is not None else None
     root, folder = root_and_folder(url, step, is_all=copy_all)
     here = storage_options(options, options_json)
     there = other_options(destination_options, "--destination-options", here, url, destination)
@@ -79,7 +102,11 @@ def copy(
             progress.expect(sum(wanted.values()))
             for each in wanted:
                 try:
-                    copied.append(copy_checkpoint(source, target, each, progress.advance))
+                    copied.append(
+                        copy_checkpoint(
+                            source, target, each, progress.advance, concurrency=concurrency, bandwidth=limit
+                        )
+                    )
                 except CheckpointGoneError:
                     if len(wanted) == 1:
                         raise

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ckptflow.cli import completion
+from ckptflow.cli.best import BestMode, best_url, read_mode
 from ckptflow.cli.options import (
     DestinationOptions,
     Json,
@@ -32,6 +33,11 @@ def export(
         str, typer.Argument(metavar="DESTINATION", help="The file or folder to write, anywhere.", show_default=False)
     ],
     step: Step = None,
+    best: Annotated[
+        str | None,
+        typer.Option("--best", metavar="METRIC", help="The checkpoint with the best value of it.", show_default=False),
+    ] = None,
+    mode: BestMode = None,
     format: Annotated[  # noqa: A002 - the name of the option
         str | None,
         typer.Option(
@@ -79,12 +85,18 @@ def export(
       ckptflow export s3://bucket/run-7 model.keras
       ckptflow export runs/7 gs://bucket/serving/7 --format saved-model --step 1500
       ckptflow export runs/7 model.tflite --import my.layers
+      ckptflow export runs/7 best.keras --best val_accuracy --mode max
     """
     from ckptflow.format.words import some_of
     from ckptflow.interop.export import export_checkpoint
     from ckptflow.reading import open_checkpoint
 
     there = storage_options(options, options_json)
+    by = read_mode(best, mode)
+    if best is not None:
+        if step is not None:
+            raise ValueError("--step and --best both say which checkpoint: give one of them")
+        url = best_url(url, best, by, there)
     prepare()
     with bar_of_spans("exporting", "read") as progress:
         if progress.is_seen:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.best import BestBy, BestMode, check_metric, read_mode
 from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
 from ckptflow.cli.render import (
@@ -17,21 +19,25 @@ from ckptflow.cli.render import (
     bar,
     make_console,
     metrics_text,
+    pin_text,
     print_table,
     size_text,
     time_text,
     utc_text,
 )
+from ckptflow.cli.runs import read_runs, render_runs, runs_in, runs_to_json
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.listing import Listing
+    from ckptflow.format.layout import Folder
     from ckptflow.overview import Overview, Row
-    from ckptflow.storage.store import Store
+    from ckptflow.storage.store import Entry, Store
 
 _TEXTS = ("created", "metrics", "state")
 
@@ -41,6 +47,8 @@ def ls(
     show_all: Annotated[
         bool, typer.Option("--all", help="Also what is outside what counts, and what was never committed.")
     ] = False,
+    best: BestBy = None,
+    mode: BestMode = None,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
@@ -51,20 +59,41 @@ def ls(
     was committed and does not count: cut off by a rollback or a fresh start, or of another run. A "partial" one was
     never committed. Bytes that are "copied" were not sent: the storage copied them from an earlier checkpoint.
 
+    Above several runs, up to two levels deep, it lists the runs: the newest step of each, how many checkpoints count,
+    what it takes in storage, and what is wrong with its newest checkpoint.
+
+    With --best the checkpoint with the best value of a metric comes first.
+
     \b
-    Example:
+    Examples:
       ckptflow ls s3://bucket/run-7 -o client_kwargs.endpoint_url=http://localhost:9000
+      ckptflow ls s3://bucket/run-7 --best val_loss
+      ckptflow ls s3://bucket
     """
     from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.listing import sort_out
+    from ckptflow.overview import rank_rows
     from ckptflow.reading import split_url
     from ckptflow.storage.opening import open_store
 
+    by = read_mode(best, mode)
     root, folder = split_url(url)
     if folder is not None:
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
-    with closing(open_store(url, storage_options(options, options_json))) as store:
+    there = storage_options(options, options_json)
+    with closing(open_store(url, there)) as store:
+        entries = store.list()
+        runs = runs_in(entries)
+        if runs and "" not in runs:
+            if best is not None:
+                raise ValueError(f"{store.url} holds {len(runs)} runs: --best is for one of them")
+            _list_runs(url, store.url, runs, there, as_json=as_json)
+            return
         summaries = Summaries(store, is_for_show=True)
-        overview = look(store, summaries, show_all=show_all)
+        overview = look(store, summaries, show_all=show_all, first=sort_out(entries))
+    if best is not None:
+        check_metric(best, [row.checkpoint.metrics for row in overview.rows if row.checkpoint])
+        overview = replace(overview, ranks=rank_rows(overview.rows, best, by))
     if as_json:
         print_json(to_json(overview))
     else:
@@ -73,8 +102,22 @@ def ls(
         raise typer.Exit(exit_code(summaries.refused))
 
 
-def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
-    """Lists the root once and reads the manifest of each row that `summaries` does not know yet.
+def _list_runs(
+    url: str, shown_url: str, runs: Mapping[str, list[Entry]], storage_options: dict[str, Any], *, as_json: bool
+) -> None:
+    found = read_runs(url, runs, storage_options)
+    left_out = len(runs) - len(found)
+    if as_json:
+        print_json(runs_to_json(shown_url, found, left_out))
+    else:
+        render_runs(found, left_out)
+    refused = next((run.refused for run in found if run.refused is not None), None)
+    if refused is not None:
+        raise typer.Exit(exit_code(refused))
+
+
+def look(store: Store, summaries: Summaries, *, show_all: bool, first: Listing | None = None) -> Overview:
+    """Lists the root once, unless that has been done (`first`), and reads each manifest that `summaries` does not know.
 
     Raises `CheckpointNotFoundError` where a local root is not there at all (an object store cannot tell that from an
     empty one).
@@ -84,7 +127,7 @@ def look(store: Store, summaries: Summaries, *, show_all: bool) -> Overview:
     from ckptflow.commit.prune import doubt_of
     from ckptflow.overview import Overview, committed_row, partial_row, read_summaries
 
-    listing, counting = read_counting(store, summaries)
+    listing, counting = read_counting(store, summaries, first)
     doubt = doubt_of(summaries)
     if not listing.folders:
         check_root(store)
@@ -119,7 +162,9 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "doubt": overview.doubt,
         "stored_bytes": overview.stored_bytes,
         "hidden": dict(overview.hidden),
-        "checkpoints": [_row_to_json(row, overview.url) for row in overview.rows],
+        "checkpoints": [
+            _row_to_json(row, overview.url) | {"rank": overview.ranks.get(row.folder)} for row in overview.best_first
+        ],
     }
 
 
@@ -136,6 +181,7 @@ def _row_to_json(row: Row, root_url: str) -> dict[str, Any]:
         "why": row.why,
         "problem": row.problem,
         "pinned": row.is_pinned,
+        "pin_names": list(row.pin_names),
         "created_at": utc_text(checkpoint.created_at) if checkpoint else None,
         "size_bytes": row.size_bytes,
         "copied_bytes": row.copied_bytes,
@@ -150,7 +196,7 @@ def render(overview: Overview) -> None:
     """Prints the table, or in words that there is nothing to put into one."""
     console = make_console()
     if overview.rows:
-        _print_rows(console, overview.rows)
+        _print_rows(console, overview.best_first, overview.ranks)
     else:
         what = "no checkpoint counts" if any(overview.hidden.values()) else "no checkpoint is here yet"
         console.print(f"{printable(overview.url)}: {what}")
@@ -171,18 +217,18 @@ def render(overview: Overview) -> None:
         console.print(f"Not shown: {hidden}. See --all.", style="dim")
 
 
-def _print_rows(console: Console, rows: Sequence[Row]) -> None:
+def _print_rows(console: Console, rows: Sequence[Row], ranks: Mapping[Folder, int]) -> None:
     now = datetime.now(UTC)
     is_wide = console.width >= WIDE
     has_copies = any(row.copied_bytes for row in rows)
-    names = ["step", "inc", "created", "size", *(["copied"] if has_copies else []), "shards"]
-    names += [*(["workers"] if is_wide else []), "metrics", "state"]
+    names = [*(["best"] if ranks else []), "step", "inc", "created", "size"]
+    names += [*(["copied"] if has_copies else []), "shards", *(["workers"] if is_wide else []), "metrics", "state"]
     columns: dict[str, Justify] = {name: "left" if name in _TEXTS else "right" for name in names}
-    cells = [_cells(row, now, is_wide=is_wide, has_copies=has_copies) for row in rows]
+    cells = [_cells(row, now, ranks, is_wide=is_wide, has_copies=has_copies) for row in rows]
     print_table(console, columns, cells, [_style(row) for row in rows])
 
 
-def _cells(row: Row, now: datetime, *, is_wide: bool, has_copies: bool) -> list[str]:
+def _cells(row: Row, now: datetime, ranks: Mapping[Folder, int], *, is_wide: bool, has_copies: bool) -> list[str]:
     created, metrics = "-", ""
     if row.checkpoint is not None:
         age = age_text(row.checkpoint.created_at, now)
@@ -190,12 +236,13 @@ def _cells(row: Row, now: datetime, *, is_wide: bool, has_copies: bool) -> list[
         metrics = metrics_text(row.checkpoint.metrics)
     workers = ["-" if row.worker_count is None else str(row.worker_count)] if is_wide else []
     copied = [size_text(row.copied_bytes) if row.copied_bytes else "-"] if has_copies else []
-    start = [str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes), *copied]
+    rank = [str(ranks.get(row.folder, "-"))] if ranks else []
+    start = [*rank, str(row.folder.step), str(row.folder.incarnation), created, size_text(row.size_bytes), *copied]
     return [*start, str(row.shard_count), *workers, metrics, _state_text(row)]
 
 
 def _state_text(row: Row) -> str:
-    words = row.state + (", pinned" if row.is_pinned else "")
+    words = row.state + (f", {pin_text(row.pin_names)}" if row.is_pinned else "")
     return printable(": ".join(filter(None, (words, row.why, row.problem))))
 
 

@@ -1,4 +1,4 @@
-"""`ckptflow pin` and `unpin`: what retention leaves alone."""
+"""`ckptflow pin` and `unpin`: what retention leaves alone, and by which names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ckptflow.cli import completion
-from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
+from ckptflow.cli.options import Json, Options, OptionsJson, Step, Url, print_json, storage_options
 from ckptflow.printable import printable
 
 StepToPin = Annotated[
@@ -25,45 +25,80 @@ StepToPin = Annotated[
 
 
 def pin(
-    url: Url, step: StepToPin, as_json: Json = False, options: Options = None, options_json: OptionsJson = None
+    url: Url,
+    step: StepToPin,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="A name for it, such as release.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
 ) -> None:
     """Keep the checkpoint of a step until it is unpinned, whatever the retention policies say.
 
+    A run has a name once: if another checkpoint had it, it loses the name and stays pinned.
     Ends with 1 where no such checkpoint is there, or it was pruned before the pin was. A job that is pruning at this
     very moment may not see the pin: `ckptflow ls` shows whether it is there afterwards.
 
     \b
-    Example:
+    Examples:
       ckptflow pin s3://bucket/run-7 --step 1500
+      ckptflow pin s3://bucket/run-7 --step 1500 --name release
     """
     from ckptflow.commit.catalog import Summaries
     from ckptflow.commit.pins import pin_checkpoint
     from ckptflow.storage.opening import open_store
 
     with closing(open_store(url, storage_options(options, options_json))) as store:
-        pin_checkpoint(store, Summaries(store), step)
-    _say(store.url, step, is_pinned=True, as_json=as_json)
+        moved_from = [folder.step for folder in pin_checkpoint(store, Summaries(store), step, name)]
+    if as_json:
+        print_json({"url": store.url, "step": step, "pinned": True, "name": name, "moved_from": moved_from})
+        return
+    typer.echo(printable(f"{store.url}: pinned step {step}" + (f" as {name}" if name is not None else "")))
+    for other in moved_from:
+        typer.echo(f"{name} was the name of step {other}, which is still pinned: unpin --step {other} to change that")
 
 
 def unpin(
-    url: Url, step: StepToPin, as_json: Json = False, options: Options = None, options_json: OptionsJson = None
+    url: Url,
+    step: Step = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Remove this name, and the pin if it has no other name.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    options: Options = None,
+    options_json: OptionsJson = None,
 ) -> None:
-    """Let the retention policies decide about a checkpoint again. If it is not pinned, nothing happens.
+    """Let the retention policies decide about a checkpoint again. If the step is not pinned, nothing happens.
+
+    Give --step, or --name. Ends with 1 where no pin has that name.
 
     \b
-    Example:
+    Examples:
       ckptflow unpin s3://bucket/run-7 --step 1500
+      ckptflow unpin s3://bucket/run-7 --name release
     """
-    from ckptflow.commit.pins import unpin_checkpoint
+    from ckptflow.commit.pins import unpin_checkpoint, unpin_name
     from ckptflow.storage.opening import open_store
 
+    if (step is None) == (name is None):
+        raise ValueError("say which: --step N or --name NAME, one of the two")
     with closing(open_store(url, storage_options(options, options_json))) as store:
-        unpin_checkpoint(store, step)
-    _say(store.url, step, is_pinned=False, as_json=as_json)
-
-
-def _say(url: str, step: int, *, is_pinned: bool, as_json: bool) -> None:
+        if step is not None:
+            unpin_checkpoint(store, step)
+            steps = [step]
+        else:
+            steps = unpin_name(store, str(name))
     if as_json:
-        print_json({"url": url, "step": step, "pinned": is_pinned})
-    else:
-        typer.echo(printable(f"{url}: {'pinned' if is_pinned else 'unpinned'} step {step}"))
+        print_json({"url": store.url, "steps": steps, "pinned": False, "name": name})
+        return
+    removed = f"removed the name {name}" + "; " * bool(steps) if name is not None else ""
+    unpinned = f"unpinned step {', '.join(map(str, steps))}" if steps else ""
+    typer.echo(printable(f"{store.url}: {removed}{unpinned}"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptflow.cli.best import check_metric
 from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, seconds, storage_options
 from ckptflow.cli.render import make_console, print_table, size_text
@@ -38,6 +39,8 @@ EverySecondsOption = Annotated[
     float | None, seconds("--every-seconds", min=1, help="Keep one for every S seconds.", show_default=False)
 ]
 
+Yes = Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")]
+
 
 def prune(
     url: Url,
@@ -45,7 +48,7 @@ def prune(
     best: Best = None,
     every_steps: EveryStepsOption = None,
     every_seconds: EverySecondsOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
@@ -130,11 +133,9 @@ def check_metrics(policies: Sequence[Policy], metrics: Sequence[Mapping[str, flo
     """A metric that no checkpoint has keeps nothing: a typo must not cost the best ones. `metrics`: each one's."""
     from ckptflow.commit.retention import KeepBest
 
-    known = sorted({name for each in metrics for name in each})
     for policy in policies:
-        if isinstance(policy, KeepBest) and metrics and policy.metric not in known:
-            there = f"there is {', '.join(known)}" if known else "there are none"
-            raise ValueError(f"no checkpoint here has the metric {policy.metric!r}; {there}")
+        if isinstance(policy, KeepBest):
+            check_metric(policy.metric, metrics)
 
 
 def to_json(url: str, found: ByHand, *, has_acted: bool) -> dict[str, Any]:

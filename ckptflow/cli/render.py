@@ -28,6 +28,7 @@ __all__ = [
     "count_text",
     "make_console",
     "metrics_text",
+    "pin_text",
     "print_facts",
     "print_table",
     "size_text",
@@ -54,6 +55,10 @@ def utc_text(created_at: datetime) -> str:
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
     return " ".join(f"{printable(name)}={value:.5g}" for name, value in metrics.items())
+
+
+def pin_text(names: Sequence[str]) -> str:
+    return f"pinned as {', '.join(names)}" if names else "pinned"
 
 
 def make_console(file: IO[str] | None = None) -> Console:

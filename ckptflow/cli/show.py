@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +18,15 @@ from ckptflow.cli.render import (
     count_text,
     make_console,
     metrics_text,
+    pin_text,
     print_facts,
     print_table,
     size_text,
     time_text,
     utc_text,
 )
-from ckptflow.errors import CheckpointNotFoundError
+from ckptflow.cli.statistics import read_statistics, render_statistics, statistics_to_json
+from ckptflow.errors import CheckpointNotFoundError, StorageError
 from ckptflow.printable import printable
 from ckptflow.storage.redaction import redact_url
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from ckptflow.commit.catalog import Checkpoint
     from ckptflow.format.manifest import Manifest, TensorRecord
+    from ckptflow.format.statistics import Statistics
+    from ckptflow.reading import OpenCheckpoint
 
 _TENSORS_SHOWN = 20
 _NAMES_SHOWN = 8
@@ -59,11 +63,16 @@ def show(
             show_default=False,
         ),
     ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Also the smallest, largest and mean value, and how many are NaN or Inf.")
+    ] = False,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
-    """Show one checkpoint: where it comes from, what is in it, its tensors by size. Reads its manifest only.
+    """Show one checkpoint: where it comes from, what is in it, its tensors by size.
+
+    Reads its manifest and lists the pins; with --stats it reads, and checks, the tensors as well.
 
     Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside. A
     file that the storage does not give is told, with exit code 3 or 4, and what can be read is shown.
@@ -72,12 +81,15 @@ def show(
     \b
     Examples:
       ckptflow show s3://bucket/run-7 --step 1500 --tensors
+      ckptflow show s3://bucket/run-7 --stats
       ckptflow show model.keras
     """
     from ckptflow.commit.prune import doubt_of
     from ckptflow.interop.formats import by_suffix
     from ckptflow.reading import open_to_show
 
+    if stats and tensors is False:
+        raise ValueError("--stats is about tensors: leave out --no-tensors")
     there = storage_options(options, options_json)
     if step is None and by_suffix(url) is not None and _show_export(url, there, as_json=as_json):
         return
@@ -85,22 +97,36 @@ def show(
         opened, summaries = open_to_show(url, step, storage_options=there)
         with opened:
             manifest, checkpoint = opened.manifest, opened.checkpoint
+            pinned, pin_names = _pins_of(opened)
+            statistics = read_statistics(opened) if stats else None
     except CheckpointNotFoundError:
         if step is not None or not _show_export(url, there, as_json=as_json):
             raise
         return
     doubt = doubt_of(summaries)
     if as_json:
-        print_json(to_json(manifest, checkpoint, tensors=tensors is not False) | {"doubt": doubt})
+        pins = {"pinned": pinned, "pin_names": list(pin_names)}
+        print_json(to_json(manifest, checkpoint, statistics, tensors=tensors is not False) | pins | {"doubt": doubt})
     else:
-        render(
-            manifest, checkpoint, tensor_count={None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
-        )
+        tensor_count = {None: _TENSORS_SHOWN, True: len(manifest.tensors), False: 0}[tensors]
+        render(manifest, checkpoint, pin_text(pin_names) if pinned else "", tensor_count=tensor_count)
+        if statistics is not None:
+            make_console().print()
+            render_statistics(_by_size(manifest), statistics, tensor_count)
         if doubt is not None:
             said = f"{printable(doubt[:1].upper() + doubt[1:])}."
             make_console().print(said, style="red", soft_wrap=True)
     if summaries.refused is not None:
         raise typer.Exit(exit_code(summaries.refused))
+
+
+def _pins_of(opened: OpenCheckpoint) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether it is pinned, None where the storage lets nobody list that, and by which names."""
+    try:
+        names = opened.pin_names()
+    except StorageError:
+        return None, ()
+    return names is not None, names or ()
 
 
 def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
@@ -125,7 +151,9 @@ def _show_export(url: str, options: dict[str, Any], *, as_json: bool) -> bool:
     return True
 
 
-def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dict[str, Any]:
+def to_json(
+    manifest: Manifest, checkpoint: Checkpoint, statistics: Mapping[str, Statistics] | None, *, tensors: bool
+) -> dict[str, Any]:
     """The documented shape: see docs/cli.md. Values of metadata, Python state and models are as they are in storage."""
     names = ["folder", "step", "incarnation", "run_id", "writer_id", "world_size", "reason", "restored", "lineage"]
     names += [
@@ -151,7 +179,11 @@ def to_json(manifest: Manifest, checkpoint: Checkpoint, *, tensors: bool) -> dic
         }
         for shard in manifest.shards
     ]
-    shown = {"tensors": [_tensor_to_json(tensor) for tensor in _by_size(manifest)]} if tensors else {}
+    listed = [
+        _tensor_to_json(tensor) | (statistics_to_json(tensor, statistics) if statistics is not None else {})
+        for tensor in _by_size(manifest)
+    ]
+    shown = {"tensors": listed} if tensors else {}
     return {
         "url": checkpoint.url,
         **{name: getattr(manifest, name) for name in names},
@@ -189,10 +221,10 @@ def _by_size(manifest: Manifest) -> list[TensorRecord]:
     return sorted(manifest.tensors, key=lambda tensor: (-tensor.size_bytes, tensor.name))
 
 
-def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> None:
+def render(manifest: Manifest, checkpoint: Checkpoint, pinned: str, *, tensor_count: int) -> None:
     """Prints what there is to say about the checkpoint, then its `tensor_count` largest tensors."""
     console = make_console()
-    print_facts(console, _facts(manifest, checkpoint))
+    print_facts(console, _facts(manifest, checkpoint, pinned))
     if tensor_count and manifest.tensors:
         console.print()
         _print_tensors(console, manifest, tensor_count)
@@ -201,7 +233,7 @@ def render(manifest: Manifest, checkpoint: Checkpoint, *, tensor_count: int) -> 
             console.print(f"{hidden} smaller ones are not shown. See --tensors.", style="dim")
 
 
-def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+def _facts(manifest: Manifest, checkpoint: Checkpoint, pinned: str) -> list[tuple[str, str]]:
     """What is known beside the tensors, as (name, text), without what is empty."""
     age = age_text(checkpoint.created_at, datetime.now(UTC))
     shards, workers = count_text(len(manifest.shards), "shard"), count_text(manifest.world_size, "worker")
@@ -213,6 +245,7 @@ def _facts(manifest: Manifest, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("began as", _REASONS[manifest.reason].format(manifest.restored or "?")),
         ("builds on", _lineage_text(manifest)),
         ("created", f"{time_text(checkpoint.created_at)} ({age})"),
+        ("retention", pinned),
         ("took", _timing_text(manifest)),
         (
             "size",

@@ -25,6 +25,7 @@ from ckptflow.format.manifest import MAX_MANIFEST_BYTES, ShardRecord
 from ckptflow.storage.again import agreed, read_record
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import StoreWrapper
+from ckptflow.transfer.bandwidth import Bandwidth
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.reader import check_shards
@@ -77,8 +78,18 @@ def check_destination(source: Store, target: Store) -> None:
         raise UsageError(f"{target.url}: another run's checkpoints are here: copy into a root of its own")
 
 
-def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Callable[[int], None]) -> Copied:
+def copy_checkpoint(
+    source: Store,
+    target: Store,
+    folder: Folder,
+    on_bytes: Callable[[int], None],
+    *,
+    concurrency: int | None = None,
+    bandwidth: Bandwidth | None = None,
+) -> Copied:
     """Copies one, or the rest of one that was cut off. Nothing counts at the destination before all of it is right.
+
+    `concurrency`: shards at once; default: as many as pay. `bandwidth` limits the bytes that are sent.
 
     Raises `CorruptCheckpointError` for what is damaged at the source, `CheckpointGoneError` where it was pruned
     meanwhile, `StorageError` where the source refuses or the destination does not give back what was written, and
@@ -104,7 +115,10 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
 
         def bring() -> None:
             if there.get(key) != shard.size_bytes or _damage(target, key, shard, buffer) is not None:
-                _send(source, target, key, shard, buffer)
+                _read(source, key, shard, buffer)
+                if bandwidth is not None:
+                    bandwidth.wait(shard.size_bytes, lambda: turns.is_stopped)
+                _send(target, key, shard, buffer)
                 sent.append(shard.size_bytes)
 
         turns.transfer(shard.size_bytes, bring)
@@ -113,7 +127,9 @@ def copy_checkpoint(source: Store, target: Store, folder: Folder, on_bytes: Call
     try:
         with closing(BufferPool(max(_MEMORY_BYTES, largest + 2**16), largest)) as pool:
             remote = source if source.is_object_store else target
-            streams = streams_for(remote, pool, is_for_reading=False)  # a buffer is one request, also of the source
+            streams = streams_for(
+                remote, pool, concurrency, is_for_reading=False
+            )  # a buffer is one request, also of the source
             turns = Turns(streams)
             run(pool, len(manifest.shards), partial(copy, turns), turns=turns, threads=turns.streams.most)
     except ObjectNotFoundError as error:
@@ -153,12 +169,15 @@ def _has_manifest(target: Store, folder: Folder, sealed: bytes) -> bool:
         ) from error
 
 
-def _send(source: Store, target: Store, key: str, shard: ShardRecord, buffer: Buffer) -> None:
+def _read(source: Store, key: str, shard: ShardRecord, buffer: Buffer) -> None:
     why = _damage(source, key, shard, buffer)
     if why == _MISSING:
         raise ObjectNotFoundError(f"{source.url}/{key} {why}")
     if why is not None:
         raise CorruptCheckpointError(f"{source.url}/{key} {why}; verify the checkpoint, and copy one that is whole")
+
+
+def _send(target: Store, key: str, shard: ShardRecord, buffer: Buffer) -> None:
     target.put(key, buffer.view[: shard.size_bytes])
     if (why := _damage(target, key, shard, buffer)) is not None:
         raise StorageError(f"{target.url}/{key} {why}, right after it was written: this storage cannot be trusted")

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ckptflow.commit.catalog import (
     Checkpoint,
@@ -31,9 +31,15 @@ logger = logging.getLogger("ckptflow")
 TRIES = 5  # listings that name a manifest which is gone when it is read
 
 
-def read_counting(store: Store, summaries: Summaries) -> tuple[Listing, Counting]:
-    """Lists the root and decides what counts; lists again if a manifest went meanwhile."""
-    return count_root(lambda: list_root(store), lambda listing: find_run_id(store, listing, summaries), summaries)
+def read_counting(store: Store, summaries: Summaries, first: Listing | None = None) -> tuple[Listing, Counting]:
+    """Lists the root, unless the `first` listing is given, and decides what counts; lists again if a manifest went
+    meanwhile."""
+    given = [first] if first is not None else []
+
+    def list_it() -> Listing:
+        return given.pop() if given else list_root(store)
+
+    return count_root(list_it, lambda listing: find_run_id(store, listing, summaries), summaries)
 
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
@@ -80,10 +86,15 @@ def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder
     if damaged is not None:
         raise damaged
     check_root(store)
-    steps = sorted({folder.step for folder in (*counting.folders, *counting.outside)})
+    raise no_checkpoint(store.url, step, (*counting.folders, *counting.outside))
+
+
+def no_checkpoint(url: str, step: int | None, there: Iterable[Folder]) -> CheckpointNotFoundError:
+    """The error of a root that has no checkpoint, or none of `step`: it names the steps that are there."""
+    steps = sorted({folder.step for folder in there})
     known = ", ".join(map(str, steps)) if len(steps) <= 20 else f"{len(steps)} from {steps[0]} to {steps[-1]}"
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-    raise CheckpointNotFoundError(f"{store.url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
+    return CheckpointNotFoundError(f"{url}: {what} is here" + (f"; there are steps {known}" if steps else ""))
 
 
 def check_root(store: Store) -> None:

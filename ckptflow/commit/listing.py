@@ -13,9 +13,10 @@ from ckptflow.format.layout import (
     parse_claim_key,
     parse_folder,
     parse_pin_key,
+    parse_pin_name_key,
     parse_tag,
 )
-from ckptflow.storage.store import Store
+from ckptflow.storage.store import Entry, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,14 @@ class Listing:
     """One listing of a root: folders with the size of each file, the claims' numbers, the pinned folders.
 
     `versions`, of files in folders, where the storage shows them: two of one version are one file, with two names.
+    `pin_names`, of pinned folders, are for people.
     """
 
     folders: Mapping[Folder, Mapping[str, int]]
     claims: tuple[int, ...]
     pins: frozenset[Folder]
     versions: Mapping[Folder, Mapping[str, str]] = field(default_factory=dict)
+    pin_names: Mapping[Folder, tuple[str, ...]] = field(default_factory=dict)
 
     def only(self, folders: Iterable[Folder]) -> Listing:
         """The same listing as if nothing but these folders were there."""
@@ -54,12 +57,17 @@ class Listing:
 
 
 def list_root(store: Store) -> Listing:
-    """Lists the whole root once and sorts out what is ours; names that are not ours are passed over."""
+    """Lists the whole root once and sorts out what is ours."""
+    return sort_out(store.list())
+
+
+def sort_out(entries: Iterable[Entry]) -> Listing:
+    """What the files of a root are; names that are not ours are passed over. Pure."""
     folders: dict[Folder, dict[str, int]] = {}
     versions: dict[Folder, dict[str, str]] = {}
     claims: list[int] = []
-    pins: list[Folder] = []
-    for entry in store.list():
+    pins: list[str] = []
+    for entry in entries:
         head, _, rest = entry.key.partition("/")
         folder = parse_folder(head) if rest else None
         if folder is not None:
@@ -68,9 +76,20 @@ def list_root(store: Store) -> Listing:
                 versions.setdefault(folder, {})[rest] = entry.version
         elif (number := parse_claim_key(entry.key)) is not None:
             claims.append(number)
-        elif (pinned := parse_pin_key(entry.key)) is not None:
-            pins.append(pinned)
-    return Listing(folders, tuple(claims), frozenset(pins), versions)
+        elif entry.key.startswith(PINS_PREFIX):
+            pins.append(entry.key)
+    pin_names = names_of_pins(pins)
+    return Listing(folders, tuple(claims), frozenset(pin_names), versions, pin_names)
+
+
+def names_of_pins(keys: Iterable[str]) -> dict[Folder, tuple[str, ...]]:
+    """The folders that are pinned, each with its names: what has a name and no pin is not pinned. Pure."""
+    ordered = sorted(keys)
+    names: dict[Folder, tuple[str, ...]] = {folder: () for key in ordered if (folder := parse_pin_key(key)) is not None}
+    for folder, name in filter(None, map(parse_pin_name_key, ordered)):
+        if folder in names:
+            names[folder] = (*names[folder], name)
+    return names
 
 
 def list_claims(store: Store) -> tuple[int, ...]:
@@ -80,4 +99,9 @@ def list_claims(store: Store) -> tuple[int, ...]:
 
 def list_pins(store: Store) -> frozenset[Folder]:
     """The folders that are pinned: one listing of `pins/`."""
-    return frozenset(f for entry in store.list(PINS_PREFIX) if (f := parse_pin_key(entry.key)) is not None)
+    return frozenset(list_pin_names(store))
+
+
+def list_pin_names(store: Store) -> dict[Folder, tuple[str, ...]]:
+    """The same, with the names of each."""
+    return names_of_pins(entry.key for entry in store.list(PINS_PREFIX))

@@ -14,6 +14,7 @@ from ckptflow.commit.catalog import (
     Listing,
     Summaries,
     Summary,
+    SummaryReader,
     Unreadable,
     find_counting_now,
     list_claims,
@@ -50,14 +51,27 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """All decisions of one prune, and the claims that are old enough to go."""
+    """All decisions of one prune, and the claims that are old enough to go.
+
+    `is_asked_for`: a person named these folders, so if one of them has to stay, none goes.
+    """
 
     decisions: tuple[Decision, ...]
     claims: tuple[int, ...] = ()
+    is_asked_for: bool = False
 
     @property
     def deletions(self) -> tuple[Folder, ...]:
         return tuple(decision.folder for decision in self.decisions if not decision.keep)
+
+    @property
+    def refused(self) -> str | None:
+        """Why what was asked for is not done, or None."""
+        kept = [f"{decision.folder}: {decision.reason}" for decision in self.decisions if decision.keep]
+        return "; ".join(kept) if self.is_asked_for and kept else None
+
+
+Planner = Callable[[Listing, Counting, SummaryReader], PrunePlan]
 
 
 def plan_prune(
@@ -271,14 +285,18 @@ def doubt_newest(store: Store, listing: Listing, newest: Folder | None) -> str |
     return None
 
 
-def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy]) -> ByHand:
-    """Plans, from outside and without a claim, what an incarnation would prune. Deletes nothing."""
+def plan_by_hand(store: Store, summaries: Summaries, what: Sequence[Policy] | Planner) -> ByHand:
+    """Plans, from outside and without a claim, what an incarnation with these policies would prune, or what a planner
+    says. Deletes nothing."""
     listing = list_root(store)
     claims = list_claims(store)  # listed last, as in an incarnation's own fence check
     found = summaries.read_there(listing)
     listing = listing.without(set(listing.committed) - set(found))  # a job may have deleted them meanwhile
     counting = find_counting_now(listing, find_run_id(store, listing, summaries), found.__getitem__, summaries.holder)
-    plan = plan_prune(listing, counting, found.__getitem__, policies, incarnation=counting.incarnation)
+    if callable(what):
+        plan = what(listing, counting, found.__getitem__)
+    else:
+        plan = plan_prune(listing, counting, found.__getitem__, what, incarnation=counting.incarnation)
     plan = listed_again(store, plan, listing, found)
     why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
     if max(listing.claims, default=0) > max(claims, default=0):
@@ -287,7 +305,7 @@ def plan_by_hand(store: Store, summaries: Summaries, policies: Sequence[Policy])
         why_not = f"{why_not}; and {doubt}" if why_not else doubt
     elif why_not is None:
         why_not = doubt_newest(store, listing, counting.newest)
-        why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else None
+        why_not = f"{why_not}. {_HOW_TO_GO_ON}" if why_not else plan.refused
     return ByHand(plan, listing, why_not, counting.newest)
 
 
@@ -300,7 +318,7 @@ _HOW_TO_GO_ON = (
 
 
 def prune_by_hand(
-    store: Store, summaries: Summaries, policies: Sequence[Policy], verify: Verify = lambda store, folder: None
+    store: Store, summaries: Summaries, what: Sequence[Policy] | Planner, verify: Verify = lambda store, folder: None
 ) -> ByHand:
     """Does it. Raises `UsageError` if `why_not` says why not; then nothing was deleted.
 
@@ -308,7 +326,7 @@ def prune_by_hand(
     with those that are there instead of what was saved earlier at the same step. It may take long, so the root is
     listed again after it, and only what is still as it was goes.
     """
-    found = plan_by_hand(store, summaries, policies)
+    found = plan_by_hand(store, summaries, what)
     why_not = found.why_not
     if why_not is None and found.plan.deletions:
         roles = dict.fromkeys((d.instead for d in found.plan.decisions if d.instead), "saved again at its step")
@@ -324,8 +342,9 @@ def prune_by_hand(
             # the one that was listed.
             why_not = changed_meanwhile(found.listing, now, needed) or doubt_newest(store, now, found.newest)
             found = replace(found, plan=unchanged(found.plan, found.listing, now, pins))
+            why_not = why_not or found.plan.refused
     if why_not is not None:
-        raise UsageError(f"{store.url}: nothing was pruned: {why_not}")
+        raise UsageError(f"{store.url}: nothing was deleted: {why_not}")
     act(store, found.plan, found.listing.folders)
     return found
 
@@ -372,4 +391,5 @@ def unchanged(plan: PrunePlan, then: Listing, now: Listing, pins: Collection[Fol
         is_same = now.folders.get(folder) == then.folders[folder]
         return decision if is_same else Decision(folder, True, "deleted or replaced meanwhile")
 
-    return PrunePlan(tuple(map(decide, plan.decisions)), tuple(n for n in plan.claims if n in now.claims))
+    claims = tuple(number for number in plan.claims if number in now.claims)
+    return replace(plan, decisions=tuple(map(decide, plan.decisions)), claims=claims)

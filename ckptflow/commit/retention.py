@@ -90,6 +90,16 @@ def rank(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode | None) -> l
     return sorted(((i, v) for i, v in enumerate(values) if not math.isnan(v)), key=lambda pair: sign * pair[1])
 
 
+def best_first(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode | None) -> list[Checkpoint]:
+    """The checkpoints that have the metric, the best first: of equal steps the newest stands for all, as for policies.
+
+    `checkpoints` are oldest first. Raises ValueError if neither `mode` nor the metric's name says which value is best.
+    """
+    mode = choose_mode(metric, mode)
+    found = list({checkpoint.step: checkpoint for checkpoint in checkpoints}.values())
+    return [found[i] for i, _ in rank(found, metric, mode)]
+
+
 @dataclass(frozen=True)
 class KeepEvery:
     """Keeps one checkpoint for every `steps` steps, or for every `seconds` seconds: give exactly one of the two.

@@ -53,6 +53,7 @@ _FOLDER = re.compile(r"(\d{12,19})-i(\d{4,19})(?:-r(\d{1,19}))?", re.ASCII)
 _FIVE, _FOUR = r"(\d{5}|[1-9]\d{5,8})", r"(\d{4}|[1-9]\d{4,8})"
 _SHARD = re.compile(rf"shard-{_FIVE}-of-{_FIVE}-{_FOUR}(?:-([0-9a-f]{{8}}))?\.safetensors", re.ASCII)
 _RECEIPT = re.compile(rf"receipt-{_FIVE}-of-{_FIVE}(?:-([0-9a-f]{{8}}))?\.json", re.ASCII)
+_PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")  # safe in any storage, shell and URL
 _CLAIM = re.compile(r"lineage/(\d{6,19})\.json", re.ASCII)
 
 
@@ -155,6 +156,28 @@ def pin_key(folder: Folder) -> str:
 def parse_pin_key(key: str) -> Folder | None:
     """The folder that the pin at `key` keeps, or None."""
     return parse_folder(key[len(PINS_PREFIX) :]) if key.startswith(PINS_PREFIX) else None
+
+
+def check_pin_name(name: str) -> str:
+    """Returns `name` if a pin can have it; else raises ValueError."""
+    if not isinstance(name, str) or not _PIN_NAME.fullmatch(name):
+        raise ValueError(
+            f"the name of a pin has 1 to 100 letters, digits, or any of . _ + -, and begins with a letter or digit; "
+            f"{name!r} is not of that form"
+        )
+    return name
+
+
+def pin_name_key(folder: Folder, name: str) -> str:
+    """The key whose presence, beside the pin of `folder`, is a name of that: `pins/000000001000-i0006=release`."""
+    return f"{PINS_PREFIX}{folder}={name}"
+
+
+def parse_pin_name_key(key: str) -> tuple[Folder, str] | None:
+    """The folder that is pinned, and the name, or None."""
+    pin, equals, name = key.partition("=")
+    folder = parse_pin_key(pin) if equals and _PIN_NAME.fullmatch(name) else None
+    return (folder, name) if folder is not None else None
 
 
 def own_name(entry: str, worker: int) -> str:

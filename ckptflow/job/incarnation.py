@@ -208,6 +208,7 @@ def begin(
     commit_timeout_s: float,
     reuses: bool,
     verify_replicas: Literal["small", "all"],
+    check_finite: bool,
     tell: Tell,
 ) -> Incarnation:
     """The incarnation that `start` claimed. `reuses`: what has not changed is copied where the storage can."""
@@ -238,6 +239,7 @@ def begin(
         verify_replicas=verify_replicas,
         streams=streams,
         software=software_versions(),
+        check_finite=check_finite,
         tell=tell,
         leave_note=notes.leave,
     )

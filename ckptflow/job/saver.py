@@ -36,6 +36,7 @@ from ckptflow.format.failure import failure_of
 from ckptflow.format.layout import Folder, parse_folder, receipt_name
 from ckptflow.format.manifest import Manifest, Receipt, TensorRecord, Timing, digest_of, encode, encode_receipt
 from ckptflow.format.offer import Captured, record_of
+from ckptflow.job.finite import FiniteCheck
 from ckptflow.job.unchanged import References, Unchanged
 from ckptflow.peers.team import Team
 from ckptflow.spans import span
@@ -93,6 +94,7 @@ class Saver:
     verify_replicas: Literal["small", "all"]
     streams: Streams
     software: Mapping[str, str]
+    check_finite: bool = False
     tell: Tell = tell_nobody
     leave_note: Callable[[Folder, BaseException | None], None] = lambda folder, error: None  # for the other workers
 
@@ -180,10 +182,20 @@ class Saver:
         own, own_python = self._own(job)
         still = self.unchanged.still_dynamic(snapshot.specs)
         plan = plan_dynamic(plan, snapshot, shard_bytes=self.shard_bytes, still=still)
-        tag, streams = self.held.tag, self.streams
+        check = FiniteCheck(snapshot.specs) if self.check_finite else None
         written = write_shards(
-            self.store, job.folder, plan, snapshot, self.pool, tag=tag, streams=streams, earlier=earlier
+            self.store,
+            job.folder,
+            plan,
+            snapshot,
+            self.pool,
+            tag=self.held.tag,
+            streams=self.streams,
+            earlier=earlier,
+            look=check.look if check is not None else None,
         )
+        if check is not None and (event := check.event(job.folder)) is not None:
+            self.tell(event)
         self.unchanged.learn(job.folder, plan, written)
         alike |= {piece.tensor: piece.crc32c for piece in written.slices if piece.tensor in unread}
         receipt = Receipt(

@@ -33,7 +33,7 @@ from ckptflow.job.loading import Loading, load_again
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.rereading import Rereading
 from ckptflow.job.saver import Stopwatch
-from ckptflow.peers.cluster import Cluster, find_cluster
+from ckptflow.peers.cluster import find_cluster
 from ckptflow.peers.team import Call, Called, Done, agree, agree_on, called, chief_says
 from ckptflow.reading import run_url
 from ckptflow.state.strategies import is_between_steps
@@ -78,6 +78,7 @@ class Session:
         verify_replicas: Literal["small", "all"],
         restore_from: Literal["auto", "storage"],
         reuse_unchanged: bool,
+        check_finite: bool,
         concurrency: int | None,
         hooks: Sequence[Hook],
     ) -> None:
@@ -90,10 +91,8 @@ class Session:
         self._verify_replicas: Literal["small", "all"] = verify_replicas
         self._restore_from = restore_from
         self._reuse_unchanged = reuse_unchanged
-
-        self.cluster: Cluster = find_cluster(
-            strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s
-        )
+        self._check_finite = check_finite
+        self.cluster = find_cluster(strategy, peer_timeout_s=peer_timeout_s, arrival_timeout_s=commit_timeout_s)
         self.live = LiveState(state, self.cluster)
         self._hooks = Hooks(hooks, self.cluster.worker)
         self.store = ProgressStore(
@@ -400,6 +399,7 @@ class Session:
             commit_timeout_s=self._commit_timeout_s,
             reuses=self._reuse_unchanged,
             verify_replicas=self._verify_replicas,
+            check_finite=self._check_finite,
             tell=self._hooks.tell,
         )
         return self._incarnation

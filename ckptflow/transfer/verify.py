@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import crc32c
@@ -42,6 +42,7 @@ def verify_checkpoint(
     pool: BufferPool,
     streams: Streams | None = None,
     sound: Sound | None = None,
+    only: Collection[int] | None = None,
 ) -> list[Problem]:
     """Reads all of a checkpoint and returns what does not agree with its manifest; an empty list where all does.
 
@@ -50,10 +51,12 @@ def verify_checkpoint(
     storage fails: that says nothing about the checkpoint.
 
     `sound` has what earlier calls with it found sound, and gets what this one does: a file that several checkpoints
-    share, as the storage lists them now, and that each says the same of, is read once.
+    share, as the storage lists them now, and that each says the same of, is read once. With `only`, the numbers of
+    some shards, no others are read: of these it is checked that they are there at their size.
     """
     entries = {entry.key: entry for entry in store.list(f"{folder}/")}
     sound = {} if sound is None else sound
+    chosen = None if only is None else frozenset(only)
     inside: list[list[tuple[TensorRecord, SliceRecord]]] = [[] for _ in manifest.shards]
     for tensor in manifest.tensors:
         for piece in tensor.slices:
@@ -72,15 +75,17 @@ def verify_checkpoint(
             return
         listed = [entry.size_bytes if entry is not None else None]
 
+        is_read = chosen is None or number in chosen
+
         def look() -> tuple[str, ...]:
             size = listed.pop() if listed else _listed_bytes(store, folder, key)
-            return turns.transfer(
-                record.size_bytes, lambda: _verify_shard(store, key, record, inside[number], size, buffer)
-            )
+            if not is_read or size != record.size_bytes:
+                return _verify_size(record, size)
+            return turns.transfer(record.size_bytes, lambda: _verify_shard(store, key, record, inside[number], buffer))
 
         problems = agreed(store, key, look, lambda problems: not problems)
         found[number] = [Problem(record.name, what) for what in problems]
-        if version is not None and not problems:
+        if version is not None and is_read and not problems:
             sound[version] = expected
 
     run(pool, len(manifest.shards), verify, turns=turns, threads=turns.streams.most)
@@ -103,14 +108,17 @@ def _listed_bytes(store: Store, folder: Folder, key: str) -> int | None:
     return next((entry.size_bytes for entry in store.list(f"{folder}/") if entry.key == key), None)
 
 
-def _verify_shard(
-    store: Store, key: str, record: ShardRecord, slices: _Slices, size_bytes: int | None, buffer: Buffer
-) -> tuple[str, ...]:
+def _verify_size(record: ShardRecord, size_bytes: int | None) -> tuple[str, ...]:
     """What is wrong with one shard, of which the listing said `size_bytes`, in words."""
     if size_bytes is None:
         return ("is missing",)
     if size_bytes != record.size_bytes:
         return (f"has {size_bytes:,} bytes, the manifest says {record.size_bytes:,}",)
+    return ()
+
+
+def _verify_shard(store: Store, key: str, record: ShardRecord, slices: _Slices, buffer: Buffer) -> tuple[str, ...]:
+    """What is wrong with one shard that has its size, in words."""
     try:
         found = _verify_header(store, key, record, slices) + _verify_data(store, key, record, slices, buffer)
         return tuple(dict.fromkeys(found))

@@ -6,7 +6,7 @@ A shard that an earlier checkpoint holds is copied from there inside the storage
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -35,6 +35,8 @@ FETCH_BYTES = 4 * 2**20  # asked of another process at once
 _FETCHES = 4  # at once: each holds so much beside its buffer, and asks a server that trains
 _COPIES = 64  # asked of an object store at once, where as many streams may be: they take no memory here
 CHUNK_BYTES = 2**19  # copied and then checksummed while still in the cache
+
+Look = Callable[[PlannedSlice, Bytes1D], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ def write_shards(
     tag: str | None = None,
     streams: Streams | None = None,
     earlier: Sources = NO_SOURCES,
+    look: Look | None = None,
 ) -> WrittenShards:
     """Makes this worker's shards durable in `folder` and says what is in them; their names end with `tag`.
 
@@ -81,10 +84,12 @@ def write_shards(
 
     Shards that `earlier` proves to be the same are copied from there, beside the others: those that cannot be are sent.
     Still shards say by what a later save may copy them.
+
+    `look` is shown each slice that is packed, by the threads that pack: what is copied without being packed is not.
     """
     for index in plan.unused:
         source.release(index)
-    packer = _Packer(source, plan)
+    packer = _Packer(source, plan, look)
     writing = _Writing(store, folder, plan, tag, earlier, Copies(store), packer, pool, streams)
     proved = [number for number, shard in enumerate(plan.shards) if shard.name in earlier.proved]
     others = [number for number, shard in enumerate(plan.shards) if shard.name not in earlier.proved]
@@ -194,8 +199,9 @@ def replica_digests(source: TensorSource, indices: Iterable[int]) -> dict[str, i
 class _Packer:
     """Fills buffers with shards. Thread-safe; for one save."""
 
-    def __init__(self, source: TensorSource, plan: WorkerPlan) -> None:
+    def __init__(self, source: TensorSource, plan: WorkerPlan, look: Look | None) -> None:
         self._source = source
+        self._look = look
         self._parts_left = dict(plan.part_counts)
         self._lock = threading.Lock()
         self._packing = threading.Lock()
@@ -225,6 +231,8 @@ class _Packer:
             value = _take(source, piece, staged[offset:end])  # keeps nothing of the source's memory
             self._packed(piece.tensor)
             checksums.append(value)
+            if self._look is not None:
+                self._look(piece, staged[offset:end])
             if size > CHUNK_BYTES:  # else a second pass is cheaper than combining
                 checksum = crc32c.crc32c(view[run_begin:offset], checksum)
                 checksum = crc32c_combine(checksum, value, size)

@@ -28,6 +28,7 @@ WITHOUT_TENSORFLOW = {
     "watch": ("--until-step", "300"),
     "copy": ("COPY",),
     "prune": ("--last", "1"),
+    "delete": ("--step", "100"),
     "pin": ("--step", "200"),
     "unpin": ("--step", "200"),
     "report": ("--output", "COPY"),

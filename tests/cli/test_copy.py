@@ -180,3 +180,18 @@ def test_a_missing_shard_is_damage(root: str, tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(CorruptCheckpointError, match="copy one that is whole"):
         copy_checkpoint(open_store(root), open_store(str(tmp_path / "copy")), NEWEST, lambda count: None)
+
+
+def test_limits(runner: Runner, root: str, tmp_path: Path) -> None:
+    """What they do is tested on a clock of its own, in tests/transfer."""
+    ran = runner("copy", root, f"{tmp_path}/copy", "--all", "--concurrency", "2", "--bandwidth", "1TB/s")
+    assert (ran.code, ran.err) == (0, "")
+    assert runner("verify", f"{tmp_path}/copy", "--all").code == 0
+
+
+@pytest.mark.parametrize("args", ["--bandwidth fast", "--bandwidth 0", "--concurrency 0", "--concurrency 1000"])
+def test_what_is_no_limit_is_refused(runner: Runner, root: str, tmp_path: Path, args: str) -> None:
+    ran = runner("copy", root, f"{tmp_path}/copy", *args.split())
+    assert (ran.code, ran.out) == (2, "")
+    assert args.split()[0] in ran.err
+    assert not (tmp_path / "copy").exists()

@@ -20,7 +20,7 @@ from tests.cli.runner import Runner
 from tests.roots import Life, make_linked_root, make_root, sample_arrays
 
 ROW = {"folder", "url", "step", "incarnation", "state", "why", "problem", "pinned", "created_at", "size_bytes"}
-ROW |= {"copied_bytes", "shards", "workers", "metrics", "metadata"}
+ROW |= {"copied_bytes", "shards", "workers", "metrics", "metadata", "rank", "pin_names"}
 
 
 def states(runner: Runner, url: str, *args: str) -> dict[str, tuple[str, str | None, str | None]]:

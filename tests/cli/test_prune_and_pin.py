@@ -55,7 +55,10 @@ def test_with_yes_it_is_done_and_told(runner: Runner, root: str) -> None:
 
 def test_what_is_pinned_stays_until_it_is_unpinned(runner: Runner, root: str) -> None:
     ran = runner("pin", root, "--step", "100", "--json")
-    assert (ran.code, ran.json) == (0, {"url": root, "step": 100, "pinned": True})
+    assert (ran.code, ran.json) == (
+        0,
+        {"url": root, "step": 100, "pinned": True, "name": None, "moved_from": []},
+    )
     assert runner("prune", root, "--last", "1", "--yes").code == 0
     assert steps(runner, root) == [100, 300]
     ran = runner("unpin", root, "--step", "100")
@@ -79,7 +82,7 @@ def test_while_a_job_may_be_resuming_nothing_goes(runner: Runner, root: str) -> 
     assert "Now it would be refused: incarnation 2 has started" in ran.out
     ran = runner("prune", root, "--last", "1", "--yes")
     assert ran.code == 2
-    assert "nothing was pruned" in ran.err
+    assert "nothing was deleted" in ran.err
     assert steps(runner, root) == [100, 200, 300]
 
 
@@ -100,7 +103,7 @@ def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root
     is_no_checkpoint = name == "manifest.json" and by == "delete"  # nothing says that it ever was one
     ran = runner("prune", root, "--last", "1", "--yes")
     assert ran.code == 2
-    assert "nothing was pruned" in ran.err
+    assert "nothing was deleted" in ran.err
     assert is_no_checkpoint or "Start the job: it restores what is sound" in ran.err
     assert sorted(file for file in Path(root).rglob("*") if file.is_file()) == there
     if name == "manifest.json":

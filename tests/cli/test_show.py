@@ -22,6 +22,8 @@ MEMBERS |= {
     "barrier",
     "fresh_since",
     "sound_since",
+    "pinned",
+    "pin_names",
     "size_bytes",
     "copied_bytes",
     "family",

@@ -14,20 +14,27 @@ from tests.roots import make_root
 LAST = 123456789
 TABLES = (
     "ls ROOT --all",
+    "ls ROOT --best val_loss",
+    "ls PREFIX",
     "show ROOT",
+    "show ROOT --stats",
     f"diff ROOT --step 1 --other-step {LAST}",
     "prune ROOT --last 1",
+    "delete ROOT --step 1",
 )
 LINES = (
     "verify ROOT --all",
+    "verify ROOT --all --sample 5% --seed 1",
     f"watch ROOT --until-step {LAST}",
     "copy ROOT COPY --step 1",
     "pin ROOT --step 1",
     "unpin ROOT --step 1",
+    "pin ROOT --step 1 --name release",
 )
 VERBS = [
     "bench",
     "copy",
+    "delete",
     "diff",
     "doctor",
     "export",
@@ -50,7 +57,7 @@ def wide_root(tmp_path: Path) -> str:
 
 
 def words_of(line: str, root: str, copy: object = "copy") -> list[str]:
-    return line.replace("ROOT", root).replace("COPY", f"{root}-{copy}").split()
+    return line.replace("ROOT", root).replace("COPY", f"{root}-{copy}").replace("PREFIX", f"{root}/..").split()
 
 
 @pytest.mark.parametrize("line", [*TABLES, *LINES])

@@ -31,10 +31,12 @@ def test_whole(runner: Runner, root: str) -> None:
 
 def test_json_has_the_documented_members(runner: Runner, root: str) -> None:
     told = runner("verify", root, "--all", "--json").json
-    assert set(told) == {"url", "ok", "doubt", "checkpoints"}
+    assert set(told) == {"url", "ok", "doubt", "sample", "checkpoints"}
     assert told["ok"] is True
     assert [row["step"] for row in told["checkpoints"]] == [100, 200, 300]
     members = {"folder", "url", "step", "incarnation", "size_bytes", "state", "problems"}
+    members |= {"read_bytes", "shards", "read_shards"}
+    assert told["sample"] is None
     assert all(set(row) == members and row["state"] == "whole" for row in told["checkpoints"])
 
 

@@ -287,7 +287,7 @@ def test_by_hand_nothing_goes_in_favour_of_what_cannot_be_read(how: str) -> None
     found = plan_by_hand(store, Summaries(store), [KeepLast(3)])
     assert not found.plan.deletions  # nothing that can be read has reached their steps
     with pytest.raises(
-        UsageError, match=r"nothing was pruned: the manifest of the newest .* cannot be read.*Start the j"
+        UsageError, match=r"nothing was deleted: the manifest of the newest .* cannot be read.*Start the j"
     ):
         prune_by_hand(store, Summaries(store), [KeepLast(3)])
     assert store.objects == before
@@ -320,7 +320,7 @@ def test_by_hand_nothing_goes_in_favour_of_one_that_lacks_shards(how: str) -> No
     data = store.objects.pop(key)
     if how != "missing":
         store.objects[key] = data[:-1] if how == "short" else data + b"?"
-    with pytest.raises(UsageError, match=r"nothing was pruned: 000000000060-i0002, .* lacks shards"):
+    with pytest.raises(UsageError, match=r"nothing was deleted: 000000000060-i0002, .* lacks shards"):
         prune_by_hand(store, Summaries(store), [KeepLast(3)])
     assert len(folders(store)) == 6
 
@@ -328,7 +328,7 @@ def test_by_hand_nothing_goes_in_favour_of_one_that_lacks_shards(how: str) -> No
 def test_by_hand_the_newest_is_verified_where_that_is_asked_for() -> None:
     store = two_incarnations()
     with pytest.raises(
-        UsageError, match="nothing was pruned: 000000000060-i0002, the newest checkpoint, is damaged: a b"
+        UsageError, match="nothing was deleted: 000000000060-i0002, the newest checkpoint, is damaged: a b"
     ):
         prune_by_hand(store, Summaries(store), [KeepLast(1)], lambda _, folder: f"a bit of {folder}")
     assert len(folders(store)) == 6

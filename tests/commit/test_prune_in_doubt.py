@@ -91,7 +91,7 @@ def test_by_hand_what_is_there_instead_of_another_is_verified() -> None:
     def verify(_: object, folder: Folder) -> str | None:
         return "a bit" if folder == damaged else None
 
-    with pytest.raises(UsageError, match=f"nothing was pruned: {damaged}, saved again at its step, is damaged: a bit"):
+    with pytest.raises(UsageError, match=f"nothing was deleted: {damaged}, saved again at its step, is damaged: a bit"):
         prune_by_hand(store, Summaries(store), [KeepLast(2)], verify)
     assert folders(store) == before
     prune_by_hand(store, Summaries(store), [KeepLast(1)], verify)  # goes itself, so that nothing is there instead
@@ -240,7 +240,7 @@ def pruned_while(objects: dict[str, bytes], happens: Callable[[], object], polic
 def test_by_hand_nothing_goes_once_a_job_has_started_meanwhile() -> None:
     objects = five_and_one()
     life = Job(MemoryStore(objects))
-    with pytest.raises(UsageError, match=r"nothing was pruned: incarnation 3 has started meanwhile\. Run it again"):
+    with pytest.raises(UsageError, match=r"nothing was deleted: incarnation 3 has started meanwhile\. Run it again"):
         pruned_while(objects, lambda: life.resume(20))
     assert str(Folder(10, 1)) in folders(MemoryStore(objects))
 
@@ -263,7 +263,7 @@ def test_by_hand_what_another_run_saved_meanwhile_under_the_same_names_stays() -
             another.save(step)
         job(MemoryStore(objects)).save(60)
 
-    with pytest.raises(UsageError, match=r"nothing was pruned: .* meanwhile\. Run it again"):
+    with pytest.raises(UsageError, match=r"nothing was deleted: .* meanwhile\. Run it again"):
         pruned_while(objects, begins_anew)
     assert len(folders(MemoryStore(objects))) == 6
 

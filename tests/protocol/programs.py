@@ -8,8 +8,9 @@ from typing import Any
 
 from ckptflow.commit import prune as prune_module
 from ckptflow.commit.catalog import Summaries
+from ckptflow.commit.deletion import deletion_of
 from ckptflow.commit.retention import KeepBest, KeepLast
-from ckptflow.errors import ObjectNotFoundError
+from ckptflow.errors import CheckpointNotFoundError, ObjectNotFoundError
 from ckptflow.format.layout import Folder
 from ckptflow.storage.store import Entry, Store
 from tests.protocol.lives import Incarnations
@@ -130,6 +131,13 @@ def prunes_by_hand(process: Process) -> None:
     """`ckptflow prune --yes` from outside: no claim."""
     store = YieldingStore(process)
     prune_module.prune_by_hand(store, Summaries(store), [KeepLast(1)])
+
+
+def deletes_by_hand(process: Process) -> None:
+    """`ckptflow delete --step 1 --yes` from outside; what is gone by then is nothing to delete."""
+    store = YieldingStore(process)
+    with contextlib.suppress(CheckpointNotFoundError):
+        prune_module.prune_by_hand(store, Summaries(store), deletion_of(store.url, [1]))
 
 
 def prunes_by_hand_at_length(process: Process) -> None:

@@ -17,6 +17,7 @@ from tests.protocol.process import Process
 from tests.protocol.programs import (
     Program,
     beside_the_best,
+    deletes_by_hand,
     life,
     on_a_full_storage,
     prunes_by_hand,
@@ -118,6 +119,10 @@ SMALL: dict[str, Scenario] = {
     "read times out": Scenario((running(kept=2), ONE), kept=2, budget=Budget(timeouts=1)),
     "prune by hand, beside a job": Scenario((running(kept=2, saves=2), prunes_by_hand), kept=2),
     "prune by hand, beside a start": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2, is_alive=False),
+    "delete by hand, beside a job": Scenario((running(kept=2, saves=2), deletes_by_hand), kept=2),
+    "delete by hand during a rollback": Scenario(
+        (running(kept=2), BACK, deletes_by_hand), kept=2, is_alive=False, budget=ROLLBACK
+    ),
     "root emptied": Scenario((running(kept=1, saves=1), TWO), kept=1, budget=Budget(empties=1), spared=DELETES),
     "root emptied, numbers skipped": Scenario(
         (running(kept=1, restarts=2), ONE), kept=1, number=3, budget=Budget(empties=1), spared=DELETES

@@ -50,7 +50,7 @@ def test_every_event_and_every_metric_has_its_place() -> None:
     assert len(set(names)) == len(names)
     page = (Path(__file__).resolve().parents[2] / "docs" / "telemetry.md").read_text()
     assert [name for name in [*names, *events.__all__] if f"`{name}`" not in page] == []
-    counts = {"commits", "save_failures", "storage_retries", "newest_checkpoint_step"}
+    counts = {"commits", "save_failures", "not_finite_saves", "storage_retries", "newest_checkpoint_step"}
     assert all("_seconds" in name or "bytes" in name for name in set(names) - counts)  # the unit is in the name
 
 
@@ -157,7 +157,11 @@ def test_opentelemetry_exports_what_was_measured(tmp_path: Path) -> None:
         assert point.attributes == {"url": str(tmp_path / "run"), "worker": 0}
         found[metric.name] = point.sum if hasattr(point, "sum") else point.value
     sums = expected(told)
-    silent = {"save_failures", "storage_retries"}  # a counter that nothing was added to is not exported
+    silent = {
+        "save_failures",
+        "not_finite_saves",
+        "storage_retries",
+    }  # a counter that nothing was added to is not exported
     assert found.keys() == {f"ckptflow.{metric.name}" for metric in telemetry.METRICS if metric.name not in silent}
     for metric in telemetry.METRICS:
         if metric is not telemetry.AGE and metric.name not in silent:

@@ -1,0 +1,44 @@
+"""Amounts on a command line: bytes, bytes per second, and a part of all bytes. Pure."""
+
+from __future__ import annotations
+
+import re
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII | re.IGNORECASE)
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%", re.ASCII)
+_POWERS = "KMGT"
+
+
+def read_size(text: str, option: str) -> int:
+    """Bytes, from `1500000`, `100MB` (powers of 1000) or `1.5GiB` (powers of 1024). Raises ValueError."""
+    match = _AMOUNT.fullmatch(text.strip())
+    unit = (match[2] or "").upper() if match else ""
+    factor = (1024 if unit.endswith("I") else 1000) ** (_POWERS.index(unit[0]) + 1) if unit else 1
+    size_bytes = int(float(match[1]) * factor) if match else 0
+    if not 0 < size_bytes < 2**63:
+        raise ValueError(f"{option} {text!r} is not a number of bytes above 0, such as 100MB or 1.5GiB")
+    return size_bytes
+
+
+def read_rate(text: str, option: str) -> int:
+    """Bytes per second, from the same with or without `/s`. Raises ValueError."""
+    try:
+        return read_size(text.strip().removesuffix("/s"), option)
+    except ValueError as error:
+        raise ValueError(f"{option} {text!r} is not a number of bytes per second above 0, such as 100MB/s") from error
+
+
+def read_part(text: str, option: str) -> float | int:
+    """A part of all bytes, above 0 and up to 1, as a float from `5%`; else a number of bytes. Raises ValueError."""
+    match = _PERCENT.fullmatch(text.strip())
+    if match is None:
+        try:
+            return read_size(text, option)
+        except ValueError as error:
+            raise ValueError(
+                f"{option} {text!r} is neither a percentage, such as 5%, nor a size, such as 10GiB"
+            ) from error
+    part = float(match[1]) / 100
+    if not 0 < part <= 1:
+        raise ValueError(f"{option} {text!r} is not above 0% and at most 100%")
+    return part

@@ -1,0 +1,151 @@
+"""The runs below a prefix, for `ckptflow ls`: found in one listing, and of each no more is read than what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ckptflow.cli.render import Justify, age_text, make_console, print_table, size_text, utc_text
+from ckptflow.printable import printable
+
+if TYPE_CHECKING:
+    from ckptflow.errors import StorageError
+    from ckptflow.overview import Row
+    from ckptflow.storage.store import Entry
+
+LEVELS = 2  # PREFIX/RUN and PREFIX/EXPERIMENT/RUN
+MAX_RUNS = 1_000
+_READERS = 8  # runs read at once
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run below a prefix: `newest` is the row that `ls` of it has, None if no checkpoint counts."""
+
+    name: str
+    url: str
+    run_id: str | None
+    incarnation: int
+    newest: Row | None
+    checkpoint_count: int
+    stored_bytes: int
+    doubt: str | None
+    refused: StorageError | None
+
+    @property
+    def problem(self) -> str | None:
+        return self.doubt or (self.newest.problem if self.newest else None)
+
+    @property
+    def state(self) -> str:
+        """In one phrase: what is wrong, or that nothing is, as far as a listing and the newest manifest tell."""
+        return self.problem or ("ok" if self.newest else "no checkpoint counts")
+
+
+def runs_in(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """The files of each run, by its path below the prefix that was listed, with keys below the run's root. Pure.
+
+    The path "" is the prefix itself. A run is what holds a checkpoint's folder, or a claim.
+    """
+    from ckptflow.format.layout import parse_claim_key, parse_folder
+    from ckptflow.storage.store import Entry
+
+    below: dict[str, list[Entry]] = {}
+    runs: set[str] = set()
+    for entry in entries:
+        parts = entry.key.split("/")
+        for depth in range(min(LEVELS, len(parts) - 2) + 1):
+            path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
+            below.setdefault(path, []).append(Entry(rest, entry.size_bytes, entry.version))
+            if parse_folder(parts[depth]) is not None or parse_claim_key(rest) is not None:
+                runs.add(path)
+                break
+    return {path: below[path] for path in sorted(runs)}
+
+
+def read_runs(url: str, runs: Mapping[str, list[Entry]], options: dict[str, Any]) -> list[Run]:
+    """What there is to say of each: reads its newest claim, and manifests until it is known what counts."""
+    from ckptflow.threads import at_once
+
+    return at_once(_READERS, lambda pair: _read_run(url, *pair, options), list(runs.items())[:MAX_RUNS])
+
+
+def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]) -> Run:
+    from ckptflow.commit.catalog import Summaries
+    from ckptflow.commit.finding import read_counting
+    from ckptflow.commit.freed import freed_bytes
+    from ckptflow.commit.listing import sort_out
+    from ckptflow.commit.prune import doubt_of
+    from ckptflow.overview import committed_row
+    from ckptflow.storage.opening import open_store
+
+    with closing(open_store(f"{url.rstrip('/')}/{name}", options)) as store:
+        summaries = Summaries(store, is_for_show=True)
+        listing, counting = read_counting(store, summaries, sort_out(entries))
+        newest = counting.newest
+        row = committed_row(newest, summaries.get(newest), listing, counting) if newest else None
+        return Run(
+            name=name,
+            url=store.url,
+            run_id=counting.run_id,
+            incarnation=listing.top_number,
+            newest=row,
+            checkpoint_count=len(counting.folders),
+            stored_bytes=sum(freed_bytes(listing, listing.folders).values()),
+            doubt=doubt_of(summaries),
+            refused=summaries.refused,
+        )
+
+
+def runs_to_json(url: str, runs: list[Run], left_out: int) -> dict[str, Any]:
+    """The documented shape: see docs/cli.md."""
+    return {"url": url, "left_out": left_out, "runs": [_run_to_json(run) for run in runs]}
+
+
+def _run_to_json(run: Run) -> dict[str, Any]:
+    newest = run.newest
+    created_at = newest.checkpoint.created_at if newest and newest.checkpoint else None
+    return {
+        "name": run.name,
+        "url": run.url,
+        "run_id": run.run_id,
+        "incarnation": run.incarnation,
+        "newest": str(newest.folder) if newest else None,
+        "newest_step": newest.folder.step if newest else None,
+        "created_at": utc_text(created_at) if created_at else None,
+        "checkpoints": run.checkpoint_count,
+        "stored_bytes": run.stored_bytes,
+        "problem": newest.problem if newest else None,
+        "doubt": run.doubt,
+    }
+
+
+def render_runs(runs: list[Run], left_out: int) -> None:
+    """Prints a line for each run."""
+    console, now = make_console(), datetime.now(UTC)
+    columns: dict[str, Justify] = {
+        "run": "left",
+        "newest": "right",
+        "created": "left",
+        "checkpoints": "right",
+        "stored": "right",
+        "state": "left",
+    }
+    print_table(console, columns, [_cells(run, now) for run in runs], ["red" if run.problem else "" for run in runs])
+    if left_out:
+        console.print(f"Not shown: {left_out:,} more runs. Give a longer path.", style="dim")
+
+
+def _cells(run: Run, now: datetime) -> list[str]:
+    newest = run.newest
+    return [
+        run.name,
+        str(newest.folder.step) if newest else "-",
+        age_text(newest.checkpoint.created_at, now) if newest and newest.checkpoint else "-",
+        str(run.checkpoint_count),
+        size_text(run.stored_bytes),
+        printable(run.state),
+    ]
