@@ -17,7 +17,7 @@ import fsspec.asyn
 from fsspec.dircache import DirCache
 
 from ckptflow.storage import redaction
-from ckptflow.storage.replies import RANGE, check_gcs
+from ckptflow.storage.replies import RANGE, StrangeReplyError, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 from ckptflow.storage.throttling import MOST_AT_ONCE
 from ckptflow.storage.wanted import check_wanted
@@ -135,7 +135,15 @@ def _s3_session(connect_s: float) -> Any:
     from aiobotocore.httpsession import AIOHTTPSession
 
     class Session(AIOHTTPSession):  # type: ignore[misc]
-        """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it."""
+        """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it.
+
+        Of a reply that is collected, and not streamed, no more is read than a listing or an error can have.
+        """
+
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            session = await super()._get_session(proxy_url)
+            session._response_class = _bounded_response()
+            return session
 
         async def _create_connector(self, proxy_url: str | None) -> Any:
             return connect_in_time(await super()._create_connector(proxy_url), connect_s)
@@ -212,7 +220,10 @@ def _bounded_response() -> Any:
     import aiohttp
 
     class Response(aiohttp.ClientResponse):
-        """A reply of which no more is read than was asked for, and one byte: gcsfs takes all that comes, unpacked."""
+        """A reply of which no more is read than was asked for, and one byte: gcsfs takes all that comes, unpacked.
+
+        `StrangeReplyError` for a listing or an error that does not end.
+        """
 
         async def read(self) -> bytes:
             if self._body is not None:
@@ -231,6 +242,8 @@ def _bounded_response() -> Any:
                 raise
             if left <= 0:
                 self.close()
+                if not is_part:
+                    raise StrangeReplyError(f"the reply has {_MOST_REPLY_BYTES:,} bytes, and does not end")
             self._body = b"".join(parts)
             return self._body
 
