@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import functools
 import os
@@ -17,6 +16,7 @@ import fsspec.asyn
 from fsspec.dircache import DirCache
 
 from ckptflow.storage import redaction
+from ckptflow.storage.aws_sessions import asynchronous_session
 from ckptflow.storage.replies import RANGE, StrangeReplyError, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 from ckptflow.storage.throttling import MOST_AT_ONCE
@@ -112,7 +112,8 @@ def open_file_system(
     if scheme in S3_SCHEMES:
         file_system.retries = 1
         if file_system.session is None:
-            file_system.session = _aws_session(file_system.kwargs, connect_s, stall_timeout_s)
+            http_session = _s3_session(connect_s)
+            file_system.session = asynchronous_session(file_system.kwargs, http_session, stall_timeout_s)
         if past_caches:
             for verb in ("GetObject", "ListObjectsV2", "HeadObject"):
                 _on_s3_event(file_system, path.partition("/")[0], f"before-send.s3.{verb}", _ask_past_caches)
@@ -154,34 +155,6 @@ def _s3_session(connect_s: float) -> Any:
             return await super().send(request)
 
     return Session
-
-
-def _aws_session(kwargs: dict[str, Any], connect_s: float, stall_timeout_s: float | None) -> Any:
-    """What s3fs would make, with our limits for the services that it asks for temporary credentials."""
-    from aiobotocore.config import AioConfig
-    from aiobotocore.session import AioSession
-
-    session = AioSession(**kwargs)
-    session.set_default_client_config(
-        AioConfig(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
-    )
-    share_aws_data(session)
-    return session
-
-
-def share_aws_data(session: Any) -> None:
-    """botocore's description of S3, megabytes of JSON, is parsed once in a process, not once for each session."""
-    from botocore.exceptions import BotoCoreError
-
-    with contextlib.suppress(BotoCoreError):  # of the user's configuration: it is raised by the first request
-        session.register_component("data_loader", _aws_data(session.get_config_variable("data_path")))
-
-
-@functools.cache
-def _aws_data(search_path: str | None) -> Any:
-    from botocore.loaders import create_loader
-
-    return create_loader(search_path)
 
 
 async def _connector(stall_timeout_s: float | None) -> Any:
