@@ -47,9 +47,18 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
     ),
     "ckptflow/preemption/notices.py": ("Python: leaves at once, from any thread", {"_exit"}),
     "ckptflow/storage/clients.py": (
-        "fsspec: options and path in a URL; gcsfs: a request without its own retries; aiohttp: how it connects",
-        {"_create_connection", "_create_connector", "_get_kwargs_from_urls", "_request", "_strip_protocol"},
+        "fsspec: options and path in a URL; gcsfs: a request without its own retries; aiohttp: how it works",
+        {
+            "_create_connection",
+            "_create_connector",
+            "_get_kwargs_from_urls",
+            "_get_session",
+            "_request",
+            "_response_class",
+            "_strip_protocol",
+        },
     ),
+    "ckptflow/storage/aws_sessions.py": ("botocore: how it starts a credential process", {"_popen"}),
     "ckptflow/storage/by_fsspec.py": (
         "fsspec: the folder of a path, whether an asynchronous class lists in its own way; gcsfs: where its server is",
         {"_find", "_location", "_parent"},

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ckptflow import errors
 from ckptflow.errors import CkptflowError
 from ckptflow.format.record import Record
 from ckptflow.printable import lines_of
-
-MAX_CHARACTERS = 4000
 
 
 class Failure(Record, frozen=True, kw_only=True):
@@ -28,18 +24,6 @@ class Failure(Record, frozen=True, kw_only=True):
         if error is not None and self.cause:
             error.__cause__ = _one_of_ours(self.cause, self.message)
         return error
-
-
-def failure_of(error: BaseException, tell: Callable[[str], str] = str) -> Failure:
-    """What is told of an error: what `tell` makes of its text, a few thousand characters at most. Never raises for a
-    text that cannot be had."""
-    try:
-        text = str(error)
-    except Exception:  # of a class that is not ours
-        text = "(it has no text)"
-    shown = tell(text).encode("utf-8", "replace").decode()[:MAX_CHARACTERS]
-    cause = type(error.__cause__).__name__ if error.__cause__ is not None else ""
-    return Failure(kind=type(error).__name__, message=shown, cause=cause)
 
 
 def _one_of_ours(name: str, message: str) -> CkptflowError | None:

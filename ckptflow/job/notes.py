@@ -11,12 +11,12 @@ from collections import deque
 import msgspec
 
 from ckptflow.errors import CkptflowError, SaveFailedError
-from ckptflow.format.failure import Failure, failure_of
+from ckptflow.format.failure import Failure
 from ckptflow.format.layout import Folder
 from ckptflow.peers import service
+from ckptflow.peers.failing import failure_of
 from ckptflow.peers.progress import UnreachableError
 from ckptflow.printable import lines_of
-from ckptflow.storage.redaction import redact
 
 _LEAVE_S = 5.0
 _LOOK_S = 0.001  # for a note that is there or not
@@ -39,9 +39,7 @@ class Notes:
         """
         if self._post is None:
             return
-        failure = None
-        if error is not None:
-            failure = failure_of(error, redact)
+        failure = failure_of(error) if error is not None else None
         with contextlib.suppress(UnreachableError):
             self._post.put(self._key(folder), msgspec.json.encode(failure).decode(), _LEAVE_S)
         self._left.append(self._key(folder))

@@ -32,16 +32,15 @@ from ckptflow.errors import (
 )
 from ckptflow.events import Committed, SaveFailed, ShardsWritten, Tell, tell_nobody
 from ckptflow.format import dtypes
-from ckptflow.format.failure import failure_of
 from ckptflow.format.layout import Folder, parse_folder, receipt_name
 from ckptflow.format.manifest import Manifest, Receipt, TensorRecord, Timing, digest_of, encode, encode_receipt
 from ckptflow.format.offer import Captured, record_of
 from ckptflow.job.finite import FiniteCheck
 from ckptflow.job.unchanged import References, Unchanged
+from ckptflow.peers.failing import failure_of
 from ckptflow.peers.team import Team
 from ckptflow.spans import span
 from ckptflow.storage.faults import chain
-from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
 from ckptflow.transfer.buffers import BufferPool
@@ -334,7 +333,7 @@ class Saver:
             writer_id=self.held.writer_id,
             worker=self.cluster.worker,
             world_size=self.cluster.world_size,
-            failure=failure_of(error, redact),
+            failure=failure_of(error),
         )
         try:
             self.store.put(self._receipt_key(folder), memoryview(encode(receipt)))

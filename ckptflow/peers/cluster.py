@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +26,19 @@ from ckptflow.state.strategies import check_known, is_between_steps, is_default,
 
 logger = logging.getLogger("ckptflow")
 
-# Workers meet in the same order everywhere, whichever managers they meet for: this counts for the whole process.
-_rounds = itertools.count()
+# The rounds that this process has begun for each of its clusters, in the order of their first ones: the same on all
+# workers. A worker that leaves one may have begun others in it than those that remain: the next one starts from 0.
+_begun: list[int] = []
+_LOOKED_FOR = 8  # other clusters in which a worker that does not come may be
 _gathered: list[str] = []  # the topic of the last one, on worker 0
+_SPOKEN = re.compile(r"worker \d+ of \d+\b")  # how the text of one that has given up begins
 
 
 @dataclass
 class _Now:
     """What changes in the course of a job."""
 
+    number: int | None = None  # among the clusters of this process that have begun a round
     has_met: bool = False
     lost: str | None = None  # what ended the exchanges
     has_told: bool = False  # the others, of that
@@ -86,12 +90,13 @@ class Cluster:
         if self._now.lost is not None:
             if not self._now.has_told and service.is_there():  # where it was lost, the others may have gone on
                 self._now.has_told = True
-                self._messages.give_up(f"ckptflow/round/{next(_rounds)}", self._now.lost)
+                self._messages.give_up(self._next_topic(), self._now.lost)
             raise PeerError(f"{self._now.lost}; {call} cannot be done without it")
         try:
             found = self._gather(message, call) if service.is_there() else self._reduce(message)
         except PeerError as error:
-            self._now.lost = f"worker {self.worker} of {self.world_size}: {error}"
+            text = str(error)
+            self._now.lost = text if _SPOKEN.match(text) else f"worker {self.worker} of {self.world_size}: {text}"
             raise PeerError(self._now.lost) from error
         except BaseException as error:  # as Ctrl-C
             self._now.lost = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
@@ -184,12 +189,12 @@ class Cluster:
             self._now.lost = self._now.lost or left
             if service.is_there():  # also where a round was lost here: the others may have ended that one, and gone on
                 self._now.has_told = True
-                self._messages.give_up(f"ckptflow/round/{next(_rounds)}", self._now.lost)
+                self._messages.give_up(self._next_topic(), self._now.lost)
 
     def part(self) -> None:
         """After the last exchange: worker 0, in whose process the messages are, stays until the others have them."""
         is_possible = self.world_size > 1 and self._now.lost is None and service.is_there()
-        if is_possible and self._messages.part(f"ckptflow/parting/{next(_rounds)}"):
+        if is_possible and self._messages.part(self._next_topic("parting")):
             self._forget_the_last()
 
     @cached_property
@@ -200,8 +205,21 @@ class Cluster:
     def _messages(self) -> Rounds:
         return Rounds(service.Service(), self.worker, self.peers, self._watch, self.peer_timeout_s)
 
+    def _next_topic(self, kind: str = "round") -> str:
+        """Of the round that this worker begins in this cluster."""
+        if self._now.number is None:
+            self._now.number = len(_begun)
+            _begun.append(0)
+        _begun[self._now.number] += 1
+        return _topic(self._now.number, _begun[self._now.number] - 1, kind)
+
+    def _topics_of_others(self) -> list[str]:
+        """Where a worker would be that has begun a round of another cluster instead."""
+        nexts = [*enumerate(_begun), (len(_begun), 0)]
+        return [_topic(*each) for each in nexts if each[0] != self._now.number][-_LOOKED_FOR:]
+
     def _gather(self, message: bytes, call: str) -> list[bytes]:
-        number = next(_rounds)
+        topic = self._next_topic()
         limit_s, hint = self.peer_timeout_s, f", within peer_timeout_s={self.peer_timeout_s:g}"
         if not self._now.has_met and self.arrival_timeout_s < limit_s:
             limit_s = self.arrival_timeout_s
@@ -209,8 +227,8 @@ class Cluster:
                 f", within commit_timeout_s={limit_s:g}: every worker has to make a CheckpointManager, and to call "
                 "restore_latest, restore, save, wait and close at the same points as the others"
             )
-        topic = f"ckptflow/round/{number}"
-        texts = self._messages.gather(topic, message, call, limit_s=limit_s, hint=hint)
+        others = self._topics_of_others()
+        texts = self._messages.gather(topic, message, call, limit_s=limit_s, hint=hint, elsewhere=others)
         self._forget_the_last()  # whoever is here has read it
         _gathered.append(topic)
         return texts
@@ -296,6 +314,10 @@ def _dtensor_clients() -> tuple[Peer, ...]:
     return tuple(
         Peer(f"/job:{dtensor.full_job_name(number)}", address) for number, address in enumerate(dtensor.jobs())
     )
+
+
+def _topic(number: int, round_number: int, kind: str = "round") -> str:
+    return f"ckptflow/{kind}/{number}/{round_number}"
 
 
 def _nothing() -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ckptflow.format import boxes
 from ckptflow.format.manifest import Manifest, SliceRecord
 from ckptflow.format.spec import Wanted
-from ckptflow.transfer.ranges import Range, plan_ranges
+from ckptflow.transfer.ranges import PAGE_BYTES, Range, plan_ranges
 
 Bits = npt.NDArray[np.bool_]  # one for each slice of a manifest, in its order
 
@@ -48,6 +48,13 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def can_serve(self) -> bool:
         return bool(self.address)
+
+    @property
+    def problem(self) -> str:
+        """What of it no worker says that works; empty where all makes sense."""
+        if self.buffer_count > 0 and self.buffer_bytes < PAGE_BYTES:
+            return f"{self.buffer_count} buffers of {self.buffer_bytes} bytes"
+        return f"port {self.port}" if not 0 <= self.port < 2**16 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,7 @@ def _give_owners(ranges: Sequence[tuple[Range, frozenset[int]]], can_serve: Sequ
 def agree_on_plan(manifest: Manifest, terms: Sequence[Terms], kind: str) -> tuple[SharedRange, ...]:
     """The plan for what all call "early", or "rest"; empty where a worker has too few buffers, or makes no sense."""
     count = sum(len(tensor.slices) for tensor in manifest.tensors)
-    if not count or any(each.buffer_count < LEAST_BUFFERS or each.buffer_bytes < 1 for each in terms):
+    if not count or any(each.buffer_count < LEAST_BUFFERS or each.problem for each in terms):
         return ()
     try:
         wants = [unpack(each.rest if kind == "rest" else each.early, count) for each in terms]

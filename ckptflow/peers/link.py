@@ -59,7 +59,7 @@ class Link:
         """Raises `ConnectError`, or `LinkError` for another side that says nothing, or does not know the token."""
         try:
             connection = socket.create_connection((address, port), CONNECT_S)
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:  # the latter two: no name, or no port
             raise ConnectError(f"cannot be reached at {address} port {port}: {error}") from error
         link = cls(connection)
         try:

@@ -15,6 +15,7 @@ from enum import IntEnum
 from types import TracebackType
 from typing import Self
 
+from ckptflow.errors import PeerError
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
 from ckptflow.peers.exchange import LEAST_BUFFERS, SharedRange, Terms, agree_on_plan, in_turn_of, pack, wants_of
@@ -92,7 +93,16 @@ class Exchange:
         )
 
     def share(self, manifest: Manifest, terms: Sequence[Terms]) -> None:
-        """From here on this worker serves the others. The same `terms` on all workers, in their order."""
+        """From here on this worker serves the others. The same `terms` on all workers, in their order.
+
+        Raises `PeerError`, on all of them, for terms that make no sense.
+        """
+        for worker, each in enumerate(terms):
+            if each.problem:
+                raise PeerError(
+                    f"worker {worker} ({self._peers[worker].address}) says that it has {each.problem}, which "
+                    "cannot be: all workers must run the same version of ckptflow"
+                )
         self._manifest, self._terms = manifest, terms
         self._round += 1
         self._loans.advance()

@@ -12,7 +12,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -21,7 +21,7 @@ import msgspec
 
 from ckptflow.errors import PeerError
 from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
-from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn
+from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn, say_at
 
 logger = logging.getLogger("ckptflow")
 
@@ -31,8 +31,6 @@ _LOOK_IN_READS = 20  # times what it takes to read one that is there: then one t
 _LONGEST_LOOK_S = 1.0
 _LOOK_AGAIN_S = 0.25  # before somebody is named
 _LOOKS_S = 2.0  # for all those who are looked for again, together
-_SAY_AFTER_S = (15.0, 60.0, 300.0, 1200.0)
-_SAY_EVERY_S = 3600.0  # after those
 _NAMED = 8
 _SHORT_S = 0.1
 _PART_S = 2.0
@@ -81,16 +79,27 @@ class Rounds:
         self._limit_s = limit_s
         self._marks = Marks(post, worker, limit_s)
 
-    def gather(self, topic: str, message: bytes, call: str, *, limit_s: float, hint: str = "") -> list[bytes]:
+    def gather(
+        self,
+        topic: str,
+        message: bytes,
+        call: str,
+        *,
+        limit_s: float,
+        hint: str = "",
+        elsewhere: Sequence[str] = (),
+    ) -> list[bytes]:
         """Every worker's message, in the order of workers, on every worker. A topic serves once.
 
         Raises `PeerError` with the names of those who have ended, do not answer, or have not come within `limit_s`;
         `hint` then says which limit that is, and what to do. If it does so on one worker it does on all that come, but
-        for those that cannot reach worker 0.
+        for those that cannot reach worker 0. So it does after 15 s for those who wait in `elsewhere`, topics of rounds
+        to which this worker cannot come before this one has ended.
         """
         started = time.monotonic()
         signs = Signs(self._post, CALLS, started, limit_s, self._marks.every_s, len(self._peers))
-        wait = _Wait(self._post, self._watch, signs, self._worker, self._peers, topic, call, limit_s, hint, started)
+        peers, post = self._peers, self._post
+        wait = _Wait(post, self._watch, signs, self._worker, peers, topic, call, limit_s, hint, elsewhere, started)
         try:
             wait.send(message.decode())
             end = wait.receive_end() if self._worker else wait.publish(_End(runs=self._collect(wait, message)))
@@ -148,15 +157,6 @@ class Rounds:
         return [(msgspec.Raw(text), len(list(alike))) for text, alike in itertools.groupby((message, *others))]
 
 
-def say_at() -> Iterator[float]:
-    """After how many seconds of waiting it is said who is missing."""
-    yield from _SAY_AFTER_S
-    at_s = _SAY_EVERY_S
-    while True:
-        yield at_s
-        at_s += _SAY_EVERY_S
-
-
 @dataclass
 class _Wait:
     """One worker's waiting in one round."""
@@ -170,6 +170,7 @@ class _Wait:
     call: str
     limit_s: float
     hint: str
+    elsewhere: Sequence[str]
     started: float
     clock: Callable[[], float] = lambda: time.monotonic()  # found anew at each call: a model has a time of its own
     asked: float = field(init=False)
@@ -289,6 +290,7 @@ class _Wait:
             self.signs.look(missing, now)
             if missing:
                 logger.warning("%s", self._text(missing))
+                self._raise_if_elsewhere(missing)
         if self.signs.is_due(now):
             self._raise_if_late(now - self.started >= self.limit_s)
 
@@ -297,6 +299,24 @@ class _Wait:
         text = None if self.worker else self._get(self.key("all"), 0.0)
         if text is not None:
             raise PeerError(self._read_end(text).problem)
+
+    def _raise_if_elsewhere(self, missing: Sequence[int]) -> None:
+        """Raises if somebody waits for this worker in another round: they would wait for one another for ever."""
+        for topic in self.elsewhere:
+            for worker in missing[:_NAMED]:
+                is_there = self._read(f"{topic}/{worker}") is not None
+                if is_there and self._read(f"{topic}/all") is None:  # else it waits no more
+                    text = (
+                        f"{self._names([worker])} waits in a call of another CheckpointManager, and worker "
+                        f"{self.worker} in {self.call} of this one: all workers must make the same managers, and the "
+                        "same calls of them, in the same order"
+                    )
+                    self.post.put(f"{topic}/all", msgspec.json.encode(_End(problem=text)).decode(), _SHORT_S)
+                    raise PeerError(text)
+
+    def _read(self, key: str) -> str | None:
+        """A text that is there, or not."""
+        return self._reach(lambda: self.post.look(key, max(self.look_s, _LOOK_AGAIN_S)))
 
     def _raise_if_gone(self, awaited: Sequence[int]) -> None:
         gone = self.watch.find_gone(self._asked_now(awaited), self.started)

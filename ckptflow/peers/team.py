@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from ckptflow.errors import LEAVING, FencedError, PeerError, UsageError
-from ckptflow.format.failure import Failure, failure_of
+from ckptflow.format.failure import Failure
+from ckptflow.peers.failing import failure_of
 from ckptflow.printable import lines_of
 
 MAX_MESSAGE_BYTES = 4 * 2**20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,6 +17,8 @@ _SURE_S = 1.0  # for the last question, before a worker is called silent
 _ASKED_FOR_SURE = 3  # at a time
 _ASKED_OF_MANY = 8  # besides those who must come first
 _BUDGET_S = 0.5  # for asking, before whoever waits looks again for what it waits for
+_SAY_AFTER_S = (15.0, 60.0, 300.0, 1200.0)
+_SAY_EVERY_S = 3600.0  # after those
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,15 @@ def in_turn(others: Sequence[int], waited_s: float) -> Sequence[int]:
         return others
     begin = int(waited_s / ASK_EVERY_S) * _ASKED_OF_MANY % len(others)
     return [*others, *others][begin : begin + _ASKED_OF_MANY]
+
+
+def say_at() -> Iterator[float]:
+    """After how many seconds of waiting it is said who is missing."""
+    yield from _SAY_AFTER_S
+    at_s = _SAY_EVERY_S
+    while True:
+        yield at_s
+        at_s += _SAY_EVERY_S
 
 
 class Answer(Enum):

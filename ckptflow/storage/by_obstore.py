@@ -20,8 +20,9 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError
 from ckptflow.storage import faults, redaction
+from ckptflow.storage.aws_sessions import blocking_session
 from ckptflow.storage.by_fsspec import FsspecStore
-from ckptflow.storage.clients import GCS_SCHEMES, NO_CACHE, S3_SCHEMES, bounded_refresh, share_aws_data, wants_checksum
+from ckptflow.storage.clients import GCS_SCHEMES, NO_CACHE, S3_SCHEMES, bounded_refresh, wants_checksum
 from ckptflow.storage.credentials import opening
 from ckptflow.storage.replies import StrangeReplyError, as_version
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, StalledError, connect_timeout_s
@@ -246,14 +247,7 @@ def _botocore_session(
     options: dict[str, Any], client_options: dict[str, Any], stall_timeout_s: float | None
 ) -> tuple[Any, Any]:
     """A botocore session with the user's credentials, and a client that knows region, endpoint and configuration."""
-    import botocore.session
-    from botocore.config import Config
-
-    session = botocore.session.Session(profile=options.get("profile"))
-    connect_s = connect_timeout_s(stall_timeout_s)
-    limits = Config(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
-    session.set_default_client_config(limits)  # for the services that it asks for temporary credentials
-    share_aws_data(session)
+    session = blocking_session(options.get("profile"), stall_timeout_s)
     key = options.get("key") or options.get("username") or client_options.get("aws_access_key_id")
     secret = options.get("secret") or options.get("password") or client_options.get("aws_secret_access_key")
     token = options.get("token") or client_options.get("aws_session_token")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import functools
 import os
@@ -17,7 +16,8 @@ import fsspec.asyn
 from fsspec.dircache import DirCache
 
 from ckptflow.storage import redaction
-from ckptflow.storage.replies import RANGE, check_gcs
+from ckptflow.storage.aws_sessions import asynchronous_session
+from ckptflow.storage.replies import RANGE, StrangeReplyError, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 from ckptflow.storage.throttling import MOST_AT_ONCE
 from ckptflow.storage.wanted import check_wanted
@@ -112,7 +112,8 @@ def open_file_system(
     if scheme in S3_SCHEMES:
         file_system.retries = 1
         if file_system.session is None:
-            file_system.session = _aws_session(file_system.kwargs, connect_s, stall_timeout_s)
+            http_session = _s3_session(connect_s)
+            file_system.session = asynchronous_session(file_system.kwargs, http_session, stall_timeout_s)
         if past_caches:
             for verb in ("GetObject", "ListObjectsV2", "HeadObject"):
                 _on_s3_event(file_system, path.partition("/")[0], f"before-send.s3.{verb}", _ask_past_caches)
@@ -135,7 +136,15 @@ def _s3_session(connect_s: float) -> Any:
     from aiobotocore.httpsession import AIOHTTPSession
 
     class Session(AIOHTTPSession):  # type: ignore[misc]
-        """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it."""
+        """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it.
+
+        Of a reply that is collected, and not streamed, no more is read than a listing or an error can have.
+        """
+
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            session = await super()._get_session(proxy_url)
+            session._response_class = _bounded_response()
+            return session
 
         async def _create_connector(self, proxy_url: str | None) -> Any:
             return connect_in_time(await super()._create_connector(proxy_url), connect_s)
@@ -146,34 +155,6 @@ def _s3_session(connect_s: float) -> Any:
             return await super().send(request)
 
     return Session
-
-
-def _aws_session(kwargs: dict[str, Any], connect_s: float, stall_timeout_s: float | None) -> Any:
-    """What s3fs would make, with our limits for the services that it asks for temporary credentials."""
-    from aiobotocore.config import AioConfig
-    from aiobotocore.session import AioSession
-
-    session = AioSession(**kwargs)
-    session.set_default_client_config(
-        AioConfig(connect_timeout=connect_s, read_timeout=stall_timeout_s, retries={"total_max_attempts": 1})
-    )
-    share_aws_data(session)
-    return session
-
-
-def share_aws_data(session: Any) -> None:
-    """botocore's description of S3, megabytes of JSON, is parsed once in a process, not once for each session."""
-    from botocore.exceptions import BotoCoreError
-
-    with contextlib.suppress(BotoCoreError):  # of the user's configuration: it is raised by the first request
-        session.register_component("data_loader", _aws_data(session.get_config_variable("data_path")))
-
-
-@functools.cache
-def _aws_data(search_path: str | None) -> Any:
-    from botocore.loaders import create_loader
-
-    return create_loader(search_path)
 
 
 async def _connector(stall_timeout_s: float | None) -> Any:
@@ -212,7 +193,10 @@ def _bounded_response() -> Any:
     import aiohttp
 
     class Response(aiohttp.ClientResponse):
-        """A reply of which no more is read than was asked for, and one byte: gcsfs takes all that comes, unpacked."""
+        """A reply of which no more is read than was asked for, and one byte: gcsfs takes all that comes, unpacked.
+
+        `StrangeReplyError` for a listing or an error that does not end.
+        """
 
         async def read(self) -> bytes:
             if self._body is not None:
@@ -231,6 +215,8 @@ def _bounded_response() -> Any:
                 raise
             if left <= 0:
                 self.close()
+                if not is_part:
+                    raise StrangeReplyError(f"the reply has {_MOST_REPLY_BYTES:,} bytes, and does not end")
             self._body = b"".join(parts)
             return self._body
 

@@ -67,7 +67,10 @@ def plan_ranges(
 
 
 def _cut(manifest: Manifest, tensor: int, piece: SliceRecord, buffer_bytes: int) -> list[Part]:
-    """The parts of a slice that each fit a buffer; parts of elements there are none."""
+    """The parts of a slice that each fit a buffer; parts of elements there are none.
+
+    Raises ValueError for a buffer that holds no element where one is.
+    """
     item = dtypes.item_size_bytes(manifest.tensors[tensor].dtype)
     end = piece.offset + boxes.volume(piece.shape) * item
     if end - page_of(piece.offset) <= buffer_bytes:
@@ -75,6 +78,8 @@ def _cut(manifest: Manifest, tensor: int, piece: SliceRecord, buffer_bytes: int)
     parts, begin = [], piece.offset
     while begin < end:
         room = (buffer_bytes - (begin - page_of(begin))) // item * item
+        if room <= 0:
+            raise ValueError(f"a buffer of {buffer_bytes} bytes holds nothing from byte {begin} on")
         parts.append(Part(tensor, piece, begin, min(end, begin + room), is_whole=False))
         begin = parts[-1].end
     return parts

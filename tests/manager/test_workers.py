@@ -85,3 +85,12 @@ def test_a_worker_that_never_reports(tmp_path: Path) -> None:
 def test_one_workers_mistake_raises_on_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run("errors_reach_all", 2, tmp_path)
+
+
+def test_after_a_worker_has_left_alone_all_begin_again(tmp_path: Path) -> None:
+    run("one_leaves_and_all_try_again", 2, tmp_path)
+    assert [c.step for c in ckptflow.list_checkpoints(tmp_path)] == [4]
+
+
+def test_a_manager_that_one_worker_makes_alone_is_named(tmp_path: Path) -> None:
+    run("one_manager_more", 2, tmp_path / "run")

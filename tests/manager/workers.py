@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import ckptflow
 from ckptflow import CheckpointManager, PeerError, SaveFailedError
 from ckptflow.events import Claimed, Committed, Event, SaveBegan, SaveFailed, ShardsWritten
+from tests.waiting import HANG_S, until
 
 ROOT = Path(os.environ.get("ROOT", "."))
 # Before anything else touches TensorFlow.
@@ -291,3 +295,44 @@ def storage_refuses_a_worker() -> None:
     manager.close()
     assert [event.step for event in told if isinstance(event, SaveFailed)] == ([2] if worker < 2 else [])
     print("well")
+
+
+def one_leaves_and_all_try_again() -> None:
+    """A worker that fails by itself between two calls; all make another manager, as a loop around it does."""
+    module = make_variables({"small": 10})
+    problems: list[str] = []
+    for attempt in range(4):
+        try:
+            with CheckpointManager(ROOT, {"m": module}, strategy=strategy) as manager:
+                manager.restore_latest()
+                if attempt < 3 and worker == attempt % 2:
+                    raise ValueError("a bad batch")
+                manager.save(attempt + 1).result()
+        except (ValueError, PeerError) as error:
+            problems.append(str(error))
+    mine = "a bad batch"
+    other = f"worker {1 - worker} of 2 left the end of the manager's block by ValueError"
+    assert len(problems) == 3, problems
+    for attempt, text in enumerate(problems):
+        assert text.startswith(mine if worker == attempt % 2 else other), text
+    print("well")
+
+
+def one_manager_more() -> None:
+    """A manager that one worker makes for itself is named, on both, long before any limit."""
+    module = make_variables({"small": 10})
+    manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy)
+    manager.restore_latest()
+    other = CheckpointManager(ROOT.with_name("other"), {"m": module}, strategy=strategy)
+    with (
+        patch("ckptflow.peers.watch._SAY_AFTER_S", tuple(range(1, 600))),
+        pytest.raises(PeerError, match="all workers must make the same managers, and the same calls") as raised,
+    ):
+        _ = other.restore_latest() if worker == 1 else manager.save(1)
+    assert re.search("worker [01] .* waits in a call of another CheckpointManager", str(raised.value))
+    told = ROOT.with_name("told")  # worker 0 has the messages in its process
+    if worker == 1:
+        told.touch()
+    until(told.exists, HANG_S)
+    print("well", flush=True)
+    os._exit(0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ckptflow.format.manifest import Manifest, ShardRecord, SliceRecord, TensorRecord
 from ckptflow.format.spec import Wanted
@@ -22,6 +23,7 @@ from ckptflow.peers.exchange import (
     unpack,
     wants_of,
 )
+from ckptflow.transfer.ranges import plan_ranges
 from tests.transfer.helpers import FOLDER
 
 MIB = 2**20
@@ -95,12 +97,24 @@ def test_without_room_for_two_buffers_or_with_nonsense_nobody_shares() -> None:
     assert agree_on_plan(manifest, [fine, fine], "early")
     for odd in (
         Terms(address="127.0.0.1", port=1, buffer_bytes=MIB, buffer_count=1, rest=bits),
+        Terms(address="127.0.0.1", port=1, buffer_bytes=1, buffer_count=2, rest=bits),
+        Terms(address="127.0.0.1", port=2**16, buffer_bytes=MIB, buffer_count=2, rest=bits),
         Terms(address="127.0.0.1", port=1, buffer_bytes=MIB, buffer_count=2, rest=b"no"),
         Terms(address="127.0.0.1", port=1, buffer_bytes=MIB, buffer_count=2, rest=pack(np.ones(80, np.bool_))),
     ):
         assert agree_on_plan(manifest, [fine, odd], "rest") == ()
     smaller = Terms(address="127.0.0.1", port=1, buffer_bytes=2**16, buffer_count=2, rest=bits)
     assert max(each.range.end - each.range.begin for each in agree_on_plan(manifest, [fine, smaller], "rest")) <= 2**16
+
+
+@pytest.mark.parametrize("room_bytes", [1, 4096 - 64, 4096 + 2])
+def test_a_buffer_without_room_for_an_element_ends_no_plan(room_bytes: int) -> None:
+    """One that begins in the middle of a page, of which a buffer has all that is before it as well."""
+    piece = SliceRecord(shard=0, offset=4094, start=(0,), shape=(MIB,), crc32c=0)
+    manifest = manifest_of([MIB])
+    tensor = replace(manifest.tensors[0], dtype="complex128", slices=(piece,))
+    with pytest.raises(ValueError, match="holds nothing from byte 4094 on"):
+        plan_ranges(replace(manifest, tensors=(tensor,)), [(0, piece)], room_bytes)
 
 
 def test_wants_are_some_bytes_where_all_want_all() -> None:

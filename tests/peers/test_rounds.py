@@ -12,8 +12,8 @@ import pytest
 
 from ckptflow.errors import PeerError
 from ckptflow.peers.progress import CALLS, STORAGE, Signs
-from ckptflow.peers.rounds import Put, Rounds, say_at
-from ckptflow.peers.watch import Answer, Peer, Watch
+from ckptflow.peers.rounds import Put, Rounds
+from ckptflow.peers.watch import Answer, Peer, Watch, say_at
 from tests.peers.post import LocalPost
 from tests.waiting import HANG_S, until
 
@@ -382,7 +382,7 @@ def test_what_is_missing_is_said_again_at_growing_intervals() -> None:
 
 
 def test_a_warning_says_who_is_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("ckptflow.peers.rounds._SAY_AFTER_S", (0.05,))
+    monkeypatch.setattr("ckptflow.peers.watch._SAY_AFTER_S", (0.05,))
     job = Job(limit_s=HANG_S)
     assert (
         job.gather("t", 0, 1, 2, late={2: lambda: until(lambda: "where worker 0" in caplog.text, HANG_S)})

@@ -95,6 +95,35 @@ def test_one_workers_error_reaches_all(failing: int, error: BaseException, other
                 assert type(other.__cause__) is (type(error) if is_ours else type(None))
 
 
+@pytest.mark.parametrize("is_chief", [True, False])
+def test_no_credential_reaches_the_others(is_chief: bool) -> None:
+    """The worker itself raises its own error as it is; what cannot be written as JSON is told of without one, too."""
+    url = "https://bob:hunter2@db.example/x?token=SECRETTOKEN"
+
+    class Unwritable:
+        pass
+
+    Unwritable.__qualname__ = Unwritable.__name__ = f"Unwritable of {url}"
+
+    def work(member: Member) -> object:
+        def part() -> object:
+            if member.worker != (0 if is_chief else 1):
+                return 1
+            raise ValueError(f"get_state: cannot reach {url}")
+
+        if is_chief:
+            return chief_says(member, Call.LOOK, part, int)
+        return agree(member, Call.SAVE, part)
+
+    own, *others = sorted(map(str, together(work)), key=lambda text: "hunter2" not in text)
+    assert url in own
+    assert len(others) == WORKERS - 1
+    for text in [*others, *map(str, together(lambda member: agree(member, Call.SAVE, Unwritable)))]:
+        assert "db.example" in text, text
+        assert "hunter2" not in text, text
+        assert "SECRETTOKEN" not in text, text
+
+
 def test_being_fenced_goes_before_an_own_failure() -> None:
     def work(member: Member) -> object:
         def part() -> int:

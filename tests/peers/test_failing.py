@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from ckptflow.errors import SaveFailedError, StorageFullError
-from ckptflow.format.failure import MAX_CHARACTERS, Failure, failure_of
+from ckptflow.format.failure import Failure
+from ckptflow.peers.failing import MAX_CHARACTERS, failure_of
 
 
 def sent(error: BaseException) -> Failure:

@@ -1,0 +1,148 @@
+"""botocore's and aiobotocore's sessions: what finds and renews their credentials has our limits of time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import subprocess
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from ckptflow.storage.stalls import StalledError, connect_timeout_s
+from ckptflow.threads import left_alone
+
+_Result = TypeVar("_Result")
+_REQUESTS = 2  # so many limits of one request for all that finds credentials: a request tells more of what stands still
+
+
+def asynchronous_session(kwargs: dict[str, Any], http_session: Any, stall_timeout_s: float | None) -> Any:
+    """What s3fs would make, with our limits for whatever gives it credentials."""
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import AioSession
+
+    session = AioSession(**kwargs)
+    session.set_default_client_config(AioConfig(**_limits(stall_timeout_s), http_session_cls=http_session))
+    share_aws_data(session)
+    if stall_timeout_s is not None:
+        limit_s = _REQUESTS * stall_timeout_s
+        _run_helpers_by(session, functools.partial(_start_ending, limit_s))
+        find = session.get_credentials
+
+        async def find_in_time() -> Any:
+            found = await _in_time(find, limit_s)
+            if found is not None and "get_frozen_credentials" not in vars(found):  # which renews them
+                found.get_frozen_credentials = functools.partial(_in_time, found.get_frozen_credentials, limit_s)
+            return found
+
+        session.get_credentials = find_in_time
+    return session
+
+
+def blocking_session(profile: str | None, stall_timeout_s: float | None) -> Any:
+    """The same of botocore's."""
+    import botocore.session
+    from botocore.config import Config
+
+    session: Any = botocore.session.Session(profile=profile)
+    session.set_default_client_config(Config(**_limits(stall_timeout_s)))
+    share_aws_data(session)
+    if stall_timeout_s is not None:
+        limit_s = _REQUESTS * stall_timeout_s
+        _run_helpers_by(session, functools.partial(_Ending, limit_s))
+        find = session.get_credentials
+
+        def find_in_time() -> Any:
+            found = _left_in_time(find, limit_s)
+            if found is not None and "get_frozen_credentials" not in vars(found):
+                found.get_frozen_credentials = functools.partial(_left_in_time, found.get_frozen_credentials, limit_s)
+            return found
+
+        session.get_credentials = find_in_time
+    return session
+
+
+def share_aws_data(session: Any) -> None:
+    """botocore's description of S3, megabytes of JSON, is parsed once in a process, not once for each session."""
+    from botocore.exceptions import BotoCoreError
+
+    with contextlib.suppress(BotoCoreError):  # of the user's configuration: it is raised by the first request
+        session.register_component("data_loader", _aws_data(session.get_config_variable("data_path")))
+
+
+@functools.cache
+def _aws_data(search_path: str | None) -> Any:
+    from botocore.loaders import create_loader
+
+    return create_loader(search_path)
+
+
+def _limits(stall_timeout_s: float | None) -> dict[str, Any]:
+    """Of the services that give temporary credentials: one try each, retries are ours."""
+    connect_s = connect_timeout_s(stall_timeout_s)
+    return {"connect_timeout": connect_s, "read_timeout": stall_timeout_s, "retries": {"total_max_attempts": 1}}
+
+
+def _stalled(limit_s: float) -> StalledError:
+    return StalledError(
+        f"no AWS credentials after {limit_s:g} s: the credential process, or the service that gives them, did not "
+        "answer"
+    )
+
+
+async def _in_time(find: Callable[[], Awaitable[_Result]], limit_s: float) -> _Result:
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            return await find()
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise _stalled(limit_s) from error
+
+
+def _left_in_time(find: Callable[[], _Result], limit_s: float) -> _Result:
+    finding = left_alone("ckptflow-credentials", find)
+    try:
+        return finding.result(limit_s)
+    except TimeoutError as error:
+        if finding.done():
+            raise
+        raise _stalled(limit_s) from error
+
+
+def _run_helpers_by(session: Any, start: Callable[..., Any]) -> None:
+    """The session's credential process is started by `start`, which ends one that does not end by itself."""
+    from botocore.exceptions import BotoCoreError
+
+    with contextlib.suppress(BotoCoreError):  # as above
+        for provider in session.get_component("credential_provider").providers:
+            if provider.METHOD == "custom-process":
+                provider._popen = start
+
+
+class _Ending(subprocess.Popen[bytes]):
+    """A process that is waited for as long as that, and then killed."""
+
+    def __init__(self, limit_s: float, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **words)
+        self._limit_s = limit_s
+
+    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
+        try:
+            return super().communicate(input, self._limit_s)
+        except subprocess.TimeoutExpired as error:
+            self.kill()
+            self.wait()
+            raise _stalled(self._limit_s) from error
+
+
+async def _start_ending(limit_s: float, *args: Any, **words: Any) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(*args, **words)
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            process.kill()
+
+    asyncio.get_running_loop().call_later(limit_s, end)
+    return process
