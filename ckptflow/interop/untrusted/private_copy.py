@@ -48,12 +48,17 @@ def check_regular(paths: Iterable[str]) -> None:
             raise CorruptCheckpointError(f"{path} is not a file")
 
 
-def open_regular(path: str) -> BinaryIO:
+def open_regular(path: str, folder: int | None = None) -> BinaryIO:
     """A file of somebody else's, to be read: opened as it is looked at, so that nothing takes for ever.
 
-    Raises `CorruptCheckpointError` for what is no file, else OSError.
+    Links are followed; but not where `folder` is given, the descriptor of the one that it lies in. Raises
+    `CorruptCheckpointError` for what is no file, else OSError.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    name = path
+    if folder is not None:
+        name, flags = os.path.basename(path), flags | os.O_NOFOLLOW
+    file = open(os.open(name, flags, dir_fd=folder), "rb")  # noqa: SIM115 - the caller's
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise CorruptCheckpointError(f"{path} is not a file")
