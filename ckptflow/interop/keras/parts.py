@@ -159,7 +159,7 @@ def _open_asset(path: str, root: str) -> BinaryIO:
 
 
 def _blobs_of(root: str) -> list[tuple[str, str]]:
-    """Where the files are that Hugging Face's cache fills a folder `snapshots/…` with links to: a folder, and a part."""
+    """What the links of a folder `snapshots/…` in Hugging Face's cache lead to: a folder, and a part of it."""
     entry, is_snapshot, _ = f"{root}/".rpartition("/snapshots/")
     return [(entry, "blobs/")] if is_snapshot else []
 
