@@ -44,9 +44,10 @@ def import_model(
 ) -> Checkpoint:
     """Makes a model, or weights, that something else saved the first checkpoint of a run.
 
-    Guarantees. The run's `restore_latest()` goes on from it, bit for bit. Nothing is committed unless all of the source
-    was read and fits. The checkpoint's metadata says under `imported` where it came from, and, after `partial`, what of
-    the model was left as it was made (`left_as_they_were`) and what of the source was not taken (`not_used`).
+    Guarantees. The run's `restore_latest()` goes on from it, bit for bit. Nothing is committed unless all that is taken
+    of the source was read and fits. The checkpoint's metadata says under `imported` where it came from, and, after
+    `partial`, what of the model was left as it was made (`left_as_they_were`) and what of the source was not taken
+    (`not_used`).
 
     Args:
         source: a path or URL on any storage, or http(s): a `.keras`, `.h5`, `.weights.h5` or `.safetensors` file, a
@@ -155,23 +156,28 @@ def _read_any(
 def _fill(
     state: Mapping[str, Any], content: Any, *, partial: bool, rename: Rename | None, where: str, optimizer: bool
 ) -> dict[str, Any]:
-    """Puts what was read into the user's objects by name. All of it is read before anything is changed."""
+    """Puts what was read into the user's objects by name. All that goes there is read before a value is changed."""
     from ckptflow.interop.decisions import by_name
+    from ckptflow.state.assign import match
     from ckptflow.state.capture import capture
     from ckptflow.state.configs import count_variables
-    from ckptflow.state.put import put, reader_of
+    from ckptflow.state.put import build, fill, reader_of, rehearse
     from ckptflow.state.tree import walk
 
     if isinstance(content, NamedTensors):
         captured: Captured = CapturedTensors(content)
-        for number in range(len(captured.specs)):
-            captured.data(number)
-            captured.release(number)
     else:
         captured = capture(walk(content), is_chief=True)
     decide = by_name(partial=partial, optimizer=optimizer)
     offer = offer_of_captured(captured, where, "source")
-    tree, restore = put(offer, reader_of(captured), state, partial=partial, rename=rename, decide=decide)
+    tree = build(walk(state), offer)
+    restore = match(tree, offer, partial=partial, rename=rename, decide=decide)
+    if isinstance(content, NamedTensors):  # which are read from the source only now
+        for number in dict.fromkeys(wanted.tensor for wanted in restore.wanted):
+            captured.data(number)
+            captured.release(number)
+    rehearse(restore, reader_of(captured))
+    fill(restore, reader_of(captured))
     unbuilt = [path for path, model in tree.models.items() if not model.built and not count_variables(model)]
     if unbuilt:
         raise UsageError(

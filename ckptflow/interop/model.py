@@ -18,7 +18,6 @@ from ckptflow.interop.decisions import all_of_the_state
 from ckptflow.interop.formats import TENSOR_FORMATS, Format
 from ckptflow.interop.keras.config import build_with_optimizer
 from ckptflow.interop.keras.optimizer import variables_of
-from ckptflow.interop.untrusted.budget import machine_bytes
 from ckptflow.interop.untrusted.model_probe import check_builds
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import Comparison, Verdict, match
@@ -35,7 +34,6 @@ from ckptflow.state.weights import trainable_of, weights_of
 logger = logging.getLogger("ckptflow")
 
 _NAMES_SHOWN = 10
-_MIN_BOUND_BYTES = 64 * 2**20
 _TRIM_BYTES = 128 * 2**20
 
 
@@ -74,9 +72,9 @@ def load_model(
         if not isinstance(described, dict):
             raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
         if not unsafe:  # else its code runs here anyway
-            check_builds(manifest.models, path, optimizer_path, _bound(manifest), imports=imports)
+            check_builds(manifest.models, path, optimizer_path, manifest.size_bytes, imports=imports)
         model = build_with_optimizer(
-            manifest.models, path, optimizer_path, unsafe=unsafe, imports=imports, max_bytes=_bound(manifest)
+            manifest.models, path, optimizer_path, unsafe=unsafe, imports=imports, stored_bytes=manifest.size_bytes
         )
     state = {path: model}
     if optimizer_path and not optimizer_path.startswith(f"{path}/") and getattr(model, "optimizer", None) is not None:
@@ -251,11 +249,6 @@ def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
         return f"{path}/optimizer"
     paths = [other for other in optimizers if not other.startswith((f"{path}/", *(f"{each}/" for each in optimizers)))]
     return paths[0] if len(paths) == 1 and _kind(manifest.models.get(path)) == "model" else None
-
-
-def _bound(manifest: Manifest) -> int:
-    """What a model of that checkpoint may take at most: its configs are not trusted."""
-    return max(_MIN_BOUND_BYTES, min(4 * manifest.size_bytes, machine_bytes()))
 
 
 def check_order(loaded: LoadedModel) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
-import numpy as np
 from msgspec import field
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
@@ -356,7 +355,7 @@ def _read(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo) -> A
 
 
 def _read_bytes(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo, begin: int, end: int) -> Bytes1D:
-    data = np.empty(end - begin, np.uint8)
+    data = memory_for(f"{path}: tensor {entry.key!r:.200}", end - begin)
     with os_errors("read", path), open(path, "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size != size_bytes:
             raise CorruptCheckpointError(f"{path} has changed since it was opened")

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection
 from typing import Any
 
-from ckptflow.errors import CorruptCheckpointError, UsageError
+from ckptflow.errors import UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
 from ckptflow.state.configs import count_variables, inputs_of, is_built, owner_of, part_of
@@ -96,14 +96,9 @@ def _another_path(node: OptimizerNode, models: dict[str, Any]) -> str:
 
 def _build_within(path: str, model: Any, described: dict[str, Any], stored_bytes: int | None) -> None:
     """As `_build_model`, with a limit in proportion to what is stored: nobody vouches for the shapes described."""
-    try:
-        with limited(None if stored_bytes is None else _FREE_BYTES + _RATIO * stored_bytes, path):
-            _build_model(path, model, described)
-    except CorruptCheckpointError as error:  # another checkpoint would not help: the model is built in part by now
-        raise UsageError(
-            f"{error}. Nothing was allocated for them; call the model that your code makes once on a batch "
-            f"({path}(inputs)) before restoring"
-        ) from error
+    way = f"Call the model that your code makes once on a batch ({path}(inputs)) before restoring"
+    with limited(None if stored_bytes is None else _FREE_BYTES + _RATIO * stored_bytes, path, way):
+        _build_model(path, model, described)
 
 
 def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:

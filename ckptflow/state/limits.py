@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ckptflow.errors import CorruptCheckpointError
+from ckptflow.errors import UsageError
 
 
 @contextlib.contextmanager
-def limited(max_bytes: int | None, where: str) -> Iterator[None]:
+def limited(max_bytes: int | None, where: str, way: str) -> Iterator[None]:
     """Variables made inside of it may not take more than `max_bytes` together: none that would is ever allocated.
 
-    Raises `CorruptCheckpointError`, at the end where Keras swallows what is raised inside of it.
+    Raises `UsageError`, at the end where Keras swallows what is raised inside of it. `way` is what can be done then.
     """
     if max_bytes is None:
         yield
@@ -21,16 +21,16 @@ def limited(max_bytes: int | None, where: str) -> Iterator[None]:
     import tensorflow as tf
 
     taken = 0
-    refused: list[CorruptCheckpointError] = []
+    refused: list[UsageError] = []
 
     def create(make_next: Any, **settings: Any) -> Any:
         nonlocal taken
         taken += _size_bytes(settings)
         if taken > max_bytes:
             refused.append(
-                CorruptCheckpointError(
+                UsageError(
                     f"{where}: its config asks for variables of more than {max_bytes:,} bytes, far more than there is "
-                    "to put into them"
+                    f"to put into them; nothing was allocated for them. {way}"
                 )
             )
             raise refused[0]

@@ -28,8 +28,8 @@ def memory_for(what: str, size_bytes: int) -> Bytes1D:
 
 def _too_large(what: str, size_bytes: int) -> str:
     return (
-        f"{what} takes {size_text(size_bytes)}, more memory than this process can have; do it where there is more, and "
-        "look with ckptflow verify whether this is a checkpoint of yours"
+        f"{what} takes {size_text(size_bytes)}, more memory than this process can have: if it is what it should be, "
+        "do it where there is more"
     )
 
 

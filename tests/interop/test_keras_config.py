@@ -13,8 +13,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+import ckptflow
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.interop.keras.config import build_model, build_optimizer
+from ckptflow.interop.untrusted import budget
 from ckptflow.interop.untrusted.keras_trust import check_config
 from ckptflow.state.configs import describe, is_built
 from ckptflow.state.tree import walk
@@ -47,7 +49,7 @@ def small(framework: str, **compiled: Any) -> Any:
 def test_a_model_is_made_again_from_what_the_manifest_says(name: str, framework: str) -> None:
     model = CASES[name].make(framework)
     tree = walk({"model": model})
-    made = build_model(described({"model": model})["model"], "model", max_bytes=2**22)
+    made = build_model(described({"model": model})["model"], "model", stored_bytes=2**19)
     names = {spec.name: spec.shape for spec in walk({"model": made}).specs if not spec.metric}
     dynamic = {leaf.name for leaf in tree.leaves if leaf.name.endswith("/vocabulary")}
     assert {each: shape for each, shape in names.items() if each not in dynamic} == {
@@ -170,13 +172,37 @@ def test_a_vocabulary_file_is_not_read_again(framework: str, tmp_path: Path) -> 
     assert {spec.name for spec in walk({"model": made}).specs} == {spec.name for spec in walk({"model": model}).specs}
 
 
+LARGE_OPTIMIZERS: dict[str, Any] = {
+    "keras": lambda: keras.optimizers.Adam(amsgrad=True, use_ema=True, gradient_accumulation_steps=2),
+    "tf_keras": lambda: tf_keras.optimizers.Adam(amsgrad=True, use_ema=True),
+}
+
+
+@pytest.mark.usefixtures("unprobed")
+@pytest.mark.parametrize("framework", KERASES)
+def test_an_optimizer_that_was_not_used_yet(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is stored of its slots, which take several times the model."""
+    kit = FRAMEWORKS[framework]
+    model = kit.Sequential([kit.layers.Input((64,)), kit.layers.Dense(512)])
+    model.compile(LARGE_OPTIMIZERS[framework](), "mse")
+    with ckptflow.CheckpointManager(tmp_path / "run", {"model": model}) as manager:
+        manager.save(1)
+    monkeypatch.setattr(budget, "VARIABLES_FREE_BYTES", 2**12)
+    ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")
+    monkeypatch.setattr(budget, "VARIABLES_RATIO", 2)
+    with pytest.raises(UsageError, match=rf"asks for variables of more than.*model=.*{budget.MEMORY_VARIABLE}"):
+        ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "none.keras")
+    monkeypatch.setenv(budget.MEMORY_VARIABLE, str(2**24))
+    ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "more.keras")
+
+
 @pytest.mark.parametrize("framework", KERASES)
 def test_a_config_that_asks_for_too_much_takes_no_memory(framework: str) -> None:
     entry = described({"model": small(framework, optimizer="adam")})["model"]
-    build_model(entry, "model", max_bytes=2000)
+    build_model(entry, "model", stored_bytes=2000)
     entry["config"]["config"]["layers"][1]["config"]["units"] = 10**13
-    with pytest.raises(CorruptCheckpointError, match="asks for variables"):
-        build_model(entry, "model", max_bytes=2000)
+    with pytest.raises(UsageError, match="asks for variables"):
+        build_model(entry, "model", stored_bytes=2000)
     for depth in (500, 20_000):
         nested: Any = "x"
         for _ in range(depth):

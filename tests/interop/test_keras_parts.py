@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,18 +199,6 @@ def test_a_model_that_was_not_zipped(unzipped: Path, trained: Any, tmp_path: Pat
     check_same(again, trained)
     ckptflow.import_model(unzipped, tmp_path / "filled", model=filled)
     check_same(filled, trained)
-    (unzipped.parent / "links").mkdir()
-    linked = unzipped.parent / "links" / "model"
-    shutil.copytree(unzipped, linked)
-    (linked / "assets" / "away").symlink_to("/etc/passwd")
-    with pytest.raises(CorruptCheckpointError, match="away"):
-        ckptflow.import_model(linked, tmp_path / "linked")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "secret").write_text("x")
-    shutil.rmtree(linked / "assets")
-    (linked / "assets").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CorruptCheckpointError, match="assets"):
-        ckptflow.import_model(linked, tmp_path / "linked")
     (tmp_path / "named").symlink_to(unzipped)  # by the user
     ckptflow.import_model(tmp_path / "named", tmp_path / "by a link")
     config = json.loads((unzipped / "config.json").read_text())
@@ -217,6 +207,57 @@ def test_a_model_that_was_not_zipped(unzipped: Path, trained: Any, tmp_path: Pat
     (tmp_path / "changed" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CkptflowError):
         ckptflow.import_model(tmp_path / "changed", tmp_path / "none")
+
+
+def cached(model: Path, entry: Path) -> Path:
+    """A model's folder as Hugging Face's cache holds it: each file a link to one that is named by its content."""
+    snapshot = entry / "snapshots" / "abc"
+    (entry / "blobs").mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
+        blob = entry / "blobs" / f"{number:040x}"
+        shutil.copy(path, blob)
+        link = snapshot / path.relative_to(model)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def test_a_folder_of_links(unzipped: Path, trained: Any, tmp_path: Path) -> None:
+    model = shutil.copytree(unzipped, tmp_path / "model")
+    (model / "assets" / "layer").mkdir(parents=True)
+    (model / "assets" / "layer" / "vocabulary.txt").write_text("a\nb")
+    snapshot = cached(model, tmp_path / "models--a--b")
+    filled = make()
+    ckptflow.import_model(snapshot, tmp_path / "run", model=filled)
+    check_same(filled, trained)
+    keras_parts.zip_model(str(snapshot), str(tmp_path / "m.keras"))
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        assert archive.read("assets/layer/vocabulary.txt") == b"a\nb"
+        assert archive.read("config.json") == (model / "config.json").read_bytes()
+    (snapshot / "config.json").resolve().unlink()
+    with pytest.raises(ObjectNotFoundError, match=r"abc/config\.json"):
+        ckptflow.import_model(snapshot, tmp_path / "no run")
+
+
+@pytest.mark.parametrize("away", ["assets", "assets/file", "assets/inner", "assets/inner/file"])
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_link_below_assets_brings_nothing_from_elsewhere(
+    away: str, is_cached: bool, unzipped: Path, tmp_path: Path
+) -> None:
+    """What a folder from somebody else would have in the checkpoint is any file that its importer may read."""
+    secret = tmp_path / "entry" / "blobs beside" / "secret"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("x")
+    folder = tmp_path / "entry" / ("snapshots/abc" if is_cached else "model")
+    shutil.copytree(unzipped, folder)
+    shutil.rmtree(folder / "assets")
+    (folder / away).parent.mkdir(parents=True, exist_ok=True)
+    (folder / away).symlink_to(secret if away.endswith("file") else secret.parent)
+    with pytest.raises(UsageError, match=rf"{away} is a link to .*blobs beside.*outside of the model's folder"):
+        ckptflow.import_model(folder, tmp_path / "run")
+    (tmp_path / "entry" / "blobs").symlink_to(secret.parent)
+    with pytest.raises(UsageError, match="outside of the model's folder"):
+        ckptflow.import_model(folder, tmp_path / "run")
 
 
 def test_both_from_elsewhere(sharded: Path, unzipped: Path, trained: Any, seaweedfs: Server, tmp_path: Path) -> None:

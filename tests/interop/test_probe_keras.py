@@ -76,7 +76,7 @@ def test_a_config_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_config_of_a_manifest(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = {"kind": "model", "framework": "keras", "class": "keras.Functional"}
     with pytest.raises(CorruptCheckpointError, match=rf"the config of model .*memory.*{budget.MEMORY_VARIABLE}"):
-        check_builds({"model": described | {"config": hostile_keras.of_constants()}}, "model", None, 2**26, imports=())
+        check_builds({"model": described | {"config": hostile_keras.of_constants()}}, "model", None, 2**23, imports=())
     monkeypatch.setattr(probe, "PROGRAM", "import os; os.write(1, b'\\n'); os.kill(os.getpid(), 11)")
     for name in ("m.keras", "m.h5", "m.weights.h5"):
         with pytest.raises(CorruptCheckpointError, match=r"the config of model .*signal 11"):
@@ -134,7 +134,7 @@ def test_a_path_that_is_longer_than_an_argument(tmp_path: Path) -> None:
     long = "m" * 2**18
     described = {"kind": "model", "framework": "keras", "class": "keras.Functional"}
     with pytest.raises(CorruptCheckpointError, match=budget.MEMORY_VARIABLE):
-        check_builds({long: described | {"config": hostile_keras.of_constants()}}, long, None, 2**26, imports=())
+        check_builds({long: described | {"config": hostile_keras.of_constants()}}, long, None, 2**23, imports=())
     forge_models(tmp_path / "run", lambda models: models.update({long: models.pop("model")}))
     with pytest.raises(CorruptCheckpointError, match="the path of a model is longer than 4096 characters"):
         ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.keras")

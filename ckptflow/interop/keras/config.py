@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_trust import (
     Framework,
     check_config,
@@ -20,7 +21,6 @@ from ckptflow.interop.untrusted.keras_trust import (
 )
 from ckptflow.state.build import build_missing
 from ckptflow.state.configs import inputs_of, is_built, part_of
-from ckptflow.state.limits import limited as limited
 from ckptflow.state.private import kerases
 from ckptflow.state.private.tf_keras import BUILT_WITH, make_slots
 from ckptflow.state.tf_keras import symbols
@@ -38,7 +38,7 @@ def build_model(
     *,
     unsafe: bool = False,
     imports: tuple[str, ...] = (),
-    max_bytes: int | None = None,
+    stored_bytes: int | None = None,
     optimizer_class: str = "",
 ) -> Any:
     """The model that a manifest's entry describes, of the Keras that it was of: built, compiled as far as it can be,
@@ -46,10 +46,11 @@ def build_model(
 
     Nothing is made before `keras_trust.check_config` has seen every name in the configs. `imports` are the modules that
     the user named, imported by now. What cannot be had of the compile config (a loss that is a lambda) is left out and
-    logged; the optimizer comes alone then. `max_bytes` bounds what its variables may take together. `optimizer_class`:
+    logged; the optimizer comes alone then. `stored_bytes`, what is stored
+    of it, bounds what its variables may take together. `optimizer_class`:
     what it was, as Keras scales losses under a mixed precision policy, of which the compile config is silent.
-    Raises `UsageError` where there is no config, or it names what is not known, or Keras cannot make the model of it;
-    `CorruptCheckpointError` for variables larger than `max_bytes`.
+    Raises `UsageError` where there is no config, or it names what is not known, or Keras cannot make the model of it,
+    or its variables would be far larger than what is stored.
     """
     framework = framework_of(described, path)
     config = part_of(described, "config")
@@ -69,7 +70,7 @@ def build_model(
     where = f"{path} ({described.get('class')})"
     if not unsafe:
         full = without_files(full, where)
-    with limited(max_bytes, where):
+    with limited_variables(stored_bytes, where):
         model = deserialize(full, framework, where, imports=imports, unsafe=unsafe, is_model=True)
         check_is_model(model, framework, where)
         build_missing(walk({path: model}), {path: dict(described)})
@@ -93,21 +94,21 @@ def build_with_optimizer(
     *,
     unsafe: bool = False,
     imports: tuple[str, ...] = (),
-    max_bytes: int | None = None,
+    stored_bytes: int | None = None,
 ) -> Any:
     """The model at `path` of what a manifest says of its models, as `build_model` makes it; if that has no optimizer,
-    with the one that is described at `optimizer_path`, built for it. `max_bytes` bounds what either may take."""
+    with the one that is described at `optimizer_path`, built for it. `stored_bytes` bounds what either may take."""
     model = build_model(
         models[path],
         path,
         unsafe=unsafe,
         imports=imports,
-        max_bytes=max_bytes,
+        stored_bytes=stored_bytes,
         optimizer_class=_class_of(models.get(f"{path}/optimizer")),
     )
     if optimizer_path is None or getattr(model, "optimizer", None) is not None:
         return model
-    with limited(max_bytes, optimizer_path):
+    with limited_variables(stored_bytes, optimizer_path):
         optimizer = build_optimizer(models[optimizer_path], optimizer_path, unsafe=unsafe, imports=imports)
         if optimizer is not None:
             model.compile(optimizer=optimizer)

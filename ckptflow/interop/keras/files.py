@@ -22,7 +22,7 @@ from ckptflow.errors import CkptflowError, UnsupportedStateError, UsageError
 from ckptflow.interop import provenance
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras import legacy as keras_legacy
-from ckptflow.interop.keras.config import check_is_model, compile_model, limited, raise_unbuildable, safe_mode
+from ckptflow.interop.keras.config import check_is_model, compile_model, raise_unbuildable, safe_mode
 from ckptflow.interop.keras.hdf5 import check_file, damage, json_of, opened, text_of
 from ckptflow.interop.keras.legacy import check_dtypes, save_h5
 from ckptflow.interop.keras.optimizer import (
@@ -41,13 +41,14 @@ from ckptflow.interop.keras.weights import (
     framework_of_model,
     kind_of_file,
     load_stock,
-    max_bytes_of,
     named,
     shapes_of,
+    total_bytes,
 )
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.archives import check_zip
+from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_trust import Framework, check_config, check_model_config, keras_module
 from ckptflow.interop.untrusted.private_copy import private_copy
 from ckptflow.interop.untrusted.zips import bound_of
@@ -224,7 +225,11 @@ def _read_keras(
         is_trusted = False
 
     def load(file: str, *, compiled: bool) -> Any:
-        with limited(max_bytes_of(stored), where), warnings.catch_warnings(), safe_mode(framework, unsafe=unsafe):
+        with (
+            limited_variables(total_bytes(stored), where),
+            warnings.catch_warnings(),
+            safe_mode(framework, unsafe=unsafe),
+        ):
             warnings.simplefilter("ignore")
             return keras_module(framework).models.load_model(
                 file, custom_objects=own, compile=compiled, safe_mode=not unsafe

@@ -31,7 +31,6 @@ from ckptflow.interop.tensors import NamedTensors, TensorInfo
 from ckptflow.interop.untrusted import budget
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-FREE_BYTES = 2**26  # what a model's variables may take, whatever its file stores
 MAX_DEPTH = 64
 MAX_OBJECTS = 2**21
 MAX_JSON_BYTES = 2**28

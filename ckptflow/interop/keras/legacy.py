@@ -26,7 +26,6 @@ from ckptflow.interop.keras.config import (
     build_optimizer_of,
     check_is_model,
     compile_with,
-    limited,
     raise_unbuildable,
     safe_mode,
 )
@@ -38,8 +37,9 @@ from ckptflow.interop.keras.ordered import load_in_order
 from ckptflow.interop.keras.weights import (
     datasets_of,
     framework_of_model,
-    max_bytes_of,
+    total_bytes,
 )
+from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_trust import (
     Framework,
     check_config,
@@ -206,7 +206,7 @@ def read_h5(
     `files.read_model`.
     """
     stored = datasets_of(path, "whole")
-    with limited(max_bytes_of(stored), where), warnings.catch_warnings(), opened(path, path) as file:
+    with limited_variables(total_bytes(stored), where), warnings.catch_warnings(), opened(path, path) as file:
         warnings.simplefilter("ignore")
         model = model_of(config, framework, where, imports=imports, unsafe=unsafe)
         load_in_order(path, where, model, hint="If you have the model's code, hand the model over (model=).")

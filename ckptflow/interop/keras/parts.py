@@ -29,6 +29,7 @@ from ckptflow.places.files import fetched
 from ckptflow.places.names import in_folder
 from ckptflow.places.room import ensure_room
 from ckptflow.storage.faults import os_errors
+from ckptflow.storage.local_calls import opened_folder
 from ckptflow.storage.redaction import redact_url
 
 logger = logging.getLogger("ckptflow")
@@ -103,10 +104,10 @@ def is_unzipped(names: Iterable[str]) -> bool:
 
 
 def zip_model(folder: str, target: str) -> None:
-    """Packs such a folder as the `.keras` file that it would be, and nothing that lies elsewhere.
+    """Packs such a folder as the `.keras` file that it would be.
 
-    Raises `CorruptCheckpointError` for links in it, also one that comes meanwhile, `StorageFullError` where there is no
-    room for it.
+    Its config, metadata and weights may be links, as in other folders. Raises `UsageError` for a link below `assets`
+    to what lies elsewhere, also one that comes meanwhile; `StorageFullError` where there is no room for it.
     """
     with damage(folder):
         left = sum(os.fstat(file.fileno()).st_size for _, file in _inside(folder) if file is not None)
@@ -125,25 +126,42 @@ def zip_model(folder: str, target: str) -> None:
 
 
 def _inside(folder: str) -> Iterator[tuple[str, BinaryIO | None]]:
-    """The files of a model, open for as long as they are the last that was given, and its folders; below descriptors,
-    so that no link is followed."""
-    root = os.path.realpath(folder)  # which may be a link: the user has named it
+    """The files of a model, open for as long as they are the last that was given, and its folders."""
+    root = os.path.realpath(folder)
     for above, folders, names, place in os.fwalk(root):
         if above == root:
             folders[:] = [name for name in folders if name == "assets"]
             names = [name for name in names if name in (*_MEMBERS, "assets")]
         folders.sort()
         for name in sorted((*names, *folders)):
-            inside = os.path.relpath(os.path.join(above, name), root)
-            mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
-            if stat.S_ISDIR(mode):
+            path = os.path.join(above, name)
+            inside = os.path.relpath(path, root)
+            if stat.S_ISDIR(os.stat(name, dir_fd=place, follow_symlinks=False).st_mode):
                 yield inside, None
                 continue
-            if not stat.S_ISREG(mode):
-                raise CorruptCheckpointError(f"{folder}: {inside} is neither a file nor a folder; Keras writes none")
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with open(os.open(name, flags, dir_fd=place), "rb") as file:
+            with os_errors("read", path):
+                file = open_regular(path) if inside in _MEMBERS else _open_asset(path, root)
+            with file:
                 yield inside, file
+
+
+def _open_asset(path: str, root: str) -> BinaryIO:
+    """A file below `assets`, where any name and content will do: it comes from the model's folder, or from what a cache
+    of Hugging Face's holds for it, whatever links there are and when they come."""
+    target = os.path.realpath(path)
+    for base, part in ((root, ""), *_blobs_of(root)):
+        if target.startswith(f"{base}/{part}"):
+            with opened_folder(base, os.path.dirname(os.path.relpath(target, base))) as place:
+                return open_regular(target, place)
+    raise UsageError(
+        f"{path} is a link to {target}, outside of the model's folder; if it belongs to the model, copy it there"
+    )
+
+
+def _blobs_of(root: str) -> list[tuple[str, str]]:
+    """What the links of a folder `snapshots/…` in Hugging Face's cache lead to: a folder, and a part of it."""
+    entry, is_snapshot, _ = f"{root}/".rpartition("/snapshots/")
+    return [(entry, "blobs/")] if is_snapshot else []
 
 
 def _copy(file: BinaryIO, member: IO[bytes], left: int) -> None:

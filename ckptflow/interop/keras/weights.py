@@ -20,7 +20,7 @@ from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.called import pairs_by_place, warn_of_names
 from ckptflow.interop.keras.config import build_optimizer_of
 from ckptflow.interop.keras.described import PLACE, Described, described_in, difference
-from ckptflow.interop.keras.hdf5 import FREE_BYTES, Stored, damage, narrowing, opened
+from ckptflow.interop.keras.hdf5 import Stored, damage, narrowing, opened
 from ckptflow.interop.keras.named import counterparts
 from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
 from ckptflow.interop.keras.ordered import load_in_order, names_by_order
@@ -353,6 +353,6 @@ def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[
         logger.warning("%s: the model that its config makes has no place for %s", path, some_of(more, _SHOWN))
 
 
-def max_bytes_of(stored: list[Stored]) -> int:
-    """What a model's variables may take whose file stores so much: the optimizer's may be new, all may be wider."""
-    return FREE_BYTES + 8 * sum(each.size_bytes for each in stored)
+def total_bytes(stored: list[Stored]) -> int:
+    """What all that is stored in a file takes."""
+    return sum(each.size_bytes for each in stored)

@@ -16,8 +16,8 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras.config import limited
 from ckptflow.interop.keras.legacy import compile_by, model_of
+from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_allowed import keras_module
 from ckptflow.interop.untrusted.private_copy import open_regular
 from ckptflow.state.leaves import PartLeaf
@@ -27,7 +27,6 @@ logger = logging.getLogger("ckptflow")
 
 METADATA = "keras_metadata.pb"
 _MAX_BYTES = 2**28
-_FREE_BYTES, _RATIO = 2**26, 8  # as for Keras's files: the optimizer may be new, all may be wider
 _SHOWN = 5
 _WAYS = (
     "Hand over the model, made by your code (model=), or name the module that registers its classes (imports=, "
@@ -50,7 +49,7 @@ def model_by_metadata(folder: str, imports: tuple[str, ...] = ()) -> Any:
     config = {"class_name": root.get("class_name"), "config": root.get("config")}
     if not isinstance(config["config"], dict):
         raise UsageError(f"{folder}: its model ({config['class_name']}) was saved without a config. {_WAYS}")
-    with limited(_bound_bytes(folder), folder), warnings.catch_warnings():
+    with limited_variables(_stored_bytes(folder), folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = model_of(config, "tf_keras", folder, imports=imports, of_saved_model=True)
         _build(model, root.get("build_input_shape"))
@@ -105,8 +104,8 @@ def _build(model: Any, described: Any) -> None:
         logger.debug("%s is not built: %s", type(model).__name__, str(error))
 
 
-def _bound_bytes(folder: str) -> int:
-    """What a model's variables may take, by what is stored for them."""
+def _stored_bytes(folder: str) -> int:
+    """What is stored for a model's variables."""
     place = os.path.join(folder, "variables")
     names = os.listdir(place) if os.path.isdir(place) else []
-    return _FREE_BYTES + _RATIO * sum(os.path.getsize(os.path.join(place, name)) for name in names)
+    return sum(os.path.getsize(os.path.join(place, name)) for name in names)

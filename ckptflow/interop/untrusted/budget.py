@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from ckptflow.errors import UsageError
+from ckptflow.state.limits import limited
 
 MEMORY_VARIABLE = "CKPTFLOW_FOREIGN_MEMORY_BYTES"
 TIME_VARIABLE = "CKPTFLOW_FOREIGN_TIME_S"
 UNPACKED_FREE_BYTES = 2**26  # what a small file may unpack to: all zeros, vocabularies
 UNPACKED_RATIO = 50  # weights stay below 4, with an optimizer that was not used yet
 _PARSER_FREE_BYTES, _PARSER_RATIO = 2**29, 16  # of short texts, which are objects in memory, and of a proto's messages
+VARIABLES_FREE_BYTES, VARIABLES_RATIO = 2**26, 8  # an optimizer may be new, with several slots, all may be wider
 _TIME_S, _BYTES_PER_S = 120, 2**22  # slower than any disk that a model is read from
 
 _source_bytes: ContextVar[int | None] = ContextVar("source_bytes", default=None)
@@ -47,6 +49,20 @@ def parser_bytes(size_bytes: int) -> int:
     if _source_bytes.get() is not None:
         wanted = min(wanted, 2 * unpacked_bytes(size_bytes))
     return _PARSER_FREE_BYTES + wanted
+
+
+def limited_variables(stored_bytes: int | None, where: str) -> contextlib.AbstractContextManager[None]:
+    """The variables that a config asks for inside of it may take what goes with so much that is stored for them.
+
+    Raises `UsageError` where they would take more.
+    """
+    if stored_bytes is None:
+        return contextlib.nullcontext()
+    most = VARIABLES_FREE_BYTES + min(VARIABLES_RATIO * stored_bytes, machine_bytes())
+    way = (
+        f"Hand the model over (model=), made by your code, or allow more bytes by {MEMORY_VARIABLE} in the environment"
+    )
+    return limited(max(most, chosen_bytes() or 0), where, way)
 
 
 def machine_bytes() -> int:

@@ -14,10 +14,10 @@ from ckptflow.interop.untrusted import probe
 
 
 def check_builds(
-    models: Mapping[str, Any], path: str, optimizer_path: str | None, max_bytes: int, *, imports: tuple[str, ...]
+    models: Mapping[str, Any], path: str, optimizer_path: str | None, stored_bytes: int, *, imports: tuple[str, ...]
 ) -> None:
     """Raises `CorruptCheckpointError` where a process that builds the model, and its optimizer, dies of it, takes more
-    memory than goes with variables of `max_bytes`, or comes to no end."""
+    memory than goes with what is stored of it, or comes to no end."""
     with tempfile.TemporaryDirectory(prefix="ckptflow-model-") as folder:
         file = os.path.join(folder, "model.json")
         with open(file, "w", encoding="utf-8") as out:
@@ -30,16 +30,16 @@ def check_builds(
                 "ckptflow.interop.untrusted.model_probe:build",
                 file,
                 [file],
-                size_bytes=max_bytes // 8,
+                size_bytes=stored_bytes,
                 imports=(*imports, "tensorflow"),  # before there are limits
-                arguments={"imports": imports, "max_bytes": max_bytes},
+                arguments={"imports": imports, "stored_bytes": stored_bytes},
             )
         except CorruptCheckpointError as error:
             raise CorruptCheckpointError(str(error).replace(file, f"the config of {path}")) from error
 
 
-def build(file: str, imports: list[str], max_bytes: int) -> None:
+def build(file: str, imports: list[str], stored_bytes: int) -> None:
     """Builds the model that the file describes. For a process of its own: it may die of it."""
     with open(file, encoding="utf-8") as source:
         asked = json.load(source)
-    build_with_optimizer(**asked, imports=tuple(imports), max_bytes=max_bytes)
+    build_with_optimizer(**asked, imports=tuple(imports), stored_bytes=stored_bytes)

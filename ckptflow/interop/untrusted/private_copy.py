@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -10,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from ckptflow.errors import CorruptCheckpointError, UsageError
+from ckptflow.errors import CorruptCheckpointError
+from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE
+from ckptflow.interop.untrusted.zips import bound_of
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import shown_as
 from ckptflow.storage.faults import os_errors
@@ -22,8 +25,8 @@ _COPY_BYTES = 2**20
 def private_copy(path: str) -> Iterator[str]:
     """The path of a copy of a file, in a folder of this user's alone, which goes when the block is left.
 
-    Errors that leave the block, and what is logged in it, name the file, not the copy. Raises `UsageError` for
-    what is no file, `StorageFullError` where TMPDIR has no room for it, else a `StorageError`.
+    Errors that leave the block, and what is logged in it, name the file, not the copy. Raises as `open_regular`,
+    `StorageFullError` where TMPDIR has no room for it, else a `StorageError`.
     """
     above = os.path.dirname(path)
     with (
@@ -37,8 +40,7 @@ def private_copy(path: str) -> Iterator[str]:
 
 
 def check_regular(paths: Iterable[str]) -> None:
-    """Raises `CorruptCheckpointError` for a pipe, a device, a socket or a folder where a file is read: opening one can
-    take for ever. What is not there is left to whoever reads it."""
+    """Raises `CorruptCheckpointError` as `open_regular` does. What is not there is left to whoever reads it."""
     for path in paths:
         try:
             mode = os.stat(path).st_mode
@@ -46,25 +48,53 @@ def check_regular(paths: Iterable[str]) -> None:
             continue
         if not stat.S_ISREG(mode):
             raise CorruptCheckpointError(f"{path} is not a file")
+        with contextlib.suppress(OSError), open_regular(path):
+            pass
 
 
-def open_regular(path: str) -> BinaryIO:
+def open_regular(path: str, folder: int | None = None) -> BinaryIO:
     """A file of somebody else's, to be read: opened as it is looked at, so that nothing takes for ever.
 
-    Raises `CorruptCheckpointError` for what is no file, else OSError.
+    Links are followed; but not where `folder` is given, the descriptor of the one that it lies in. Raises
+    `CorruptCheckpointError` for a pipe, a device, a socket or a folder, and for a file that is nearly all holes; else
+    OSError.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    name = path
+    if folder is not None:
+        name, flags = os.path.basename(path), flags | os.O_NOFOLLOW
+    file = open(os.open(name, flags, dir_fd=folder), "rb")  # noqa: SIM115 - the caller's
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CorruptCheckpointError(f"{path} is not a file")
+        _check_filled(file.fileno(), path)
+    except BaseException:
         file.close()
-        raise CorruptCheckpointError(f"{path} is not a file")
+        raise
     return file
 
 
+def _check_filled(descriptor: int, path: str) -> None:
+    """Raises unless what is on the disk of a file goes with its length: holes are packed zeros, and copied at full
+    length."""
+    size_bytes = os.fstat(descriptor).st_size
+    filled_bytes = at = 0
+    while bound_of(filled_bytes, size_bytes) < size_bytes:
+        try:
+            begin = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError:  # none behind that
+            raise CorruptCheckpointError(
+                f"{path} has {size_bytes:,} bytes, of which all but {filled_bytes:,} were never written (holes): has "
+                f"its download not ended? If it is what it should be, {MEMORY_VARIABLE} in the environment allows more "
+                "bytes"
+            ) from None
+        at = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        filled_bytes += at - begin
+    os.lseek(descriptor, 0, os.SEEK_SET)
+
+
 def _copy(path: str, copy: str) -> None:
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as source:
-        found = os.fstat(source.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{path} is not a file")
-        ensure_room(os.path.dirname(copy), found.st_size)
+    with open_regular(path) as source:
+        ensure_room(os.path.dirname(copy), os.fstat(source.fileno()).st_size)
         with open(copy, "xb") as target:
             shutil.copyfileobj(source, target, _COPY_BYTES)
