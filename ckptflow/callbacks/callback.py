@@ -287,23 +287,30 @@ class CheckpointCallback:
 
     def _find_start(self, state: FitState, loop: Loop) -> FitStart:
         """What was saved, if it was this fit that was under way, and if its `initial_epoch` is not later."""
-        position = state.position
+        position, origin = state.position, state.origin(self._session)
         if position is None or position.fit < state.fits:
             return FitStart(loop.initial_epoch)
         if position.fit > state.fits:
-            logger.info("fit %d was complete: the checkpoint was made in fit %d", state.fits, position.fit)
+            logger.info("fit %d was trained before (fit %d: %s); nothing to do", state.fits, position.fit, origin)
             state.has_passed_over = True
             return FitStart(loop.epochs)
         start = state.take_start(self._others)
         if position.stopped_at is not None and loop.epochs <= position.stopped_at:
-            logger.info("this fit was complete: a callback, or its input, had ended it after epoch %d", position.epoch)
+            text = (
+                "fit: a callback, or its input, had ended it after epoch %d (%s); nothing to do. Raise epochs= to go on"
+            )
+            logger.info(text, position.epoch, origin)
             return FitStart(loop.epochs)
         if start.epoch < loop.initial_epoch:
             state.position = Position(state.fits, loop.initial_epoch)
-            return FitStart(loop.initial_epoch)
-        if start.epoch < loop.epochs:
-            logger.info("fit goes on in epoch %d after batch %d", start.epoch + 1, start.batch)
+            start = FitStart(loop.initial_epoch)
+        elif start.epoch < loop.epochs:
             state.position = replace(position, stopped_at=None, over=False)
+        if start.epoch < loop.epochs:
+            logger.info("fit resumes in epoch %d after batch %d (%s)", start.epoch + 1, start.batch, origin)
+        else:
+            text = "fit: no epoch is left to train of epochs=%d (%s); nothing to do. Raise epochs= to go on"
+            logger.info(text, loop.epochs, origin)
         return start
 
     def _bring_metrics_back(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import weakref
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,31 @@ def weights(model: Any) -> list[Any]:
     return [np.asarray(weight).tolist() for weight in model.get_weights()]
 
 
-def test_a_script_that_is_run_again_goes_on(keras: Any, tmp_path: Path) -> None:
-    """Three runs: of two epochs, of three, and of three again; none of them closes anything."""
-    for epochs, batches in ((2, 8), (3, 4), (3, 0)):
-        model = make_model(keras)
-        assert fit(keras, model, each_epoch(tmp_path), epochs) == batches
-        assert int(model.optimizer.iterations) == epochs * BATCHES
-    assert steps(tmp_path) == [4, 8, 12]
+def test_a_script_that_is_run_again_goes_on_and_says_from_where(
+    keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Runs of two epochs, of three, of three again, and of two fits; none of them closes anything."""
+    told = []
+    for fits, batches in (([2], [8]), ([3], [4]), ([3], [0]), ([3, 1], [0, 4]), ([3, 1], [0, 0])):
+        caplog.clear()
+        model, callback = make_model(keras), each_epoch(tmp_path)
+        with caplog.at_level(logging.INFO, "ckptflow"):
+            assert [fit(keras, model, callback, epochs) for epochs in fits] == batches
+        told.append([(each.levelname, each.message) for each in caplog.records if each.name == "ckptflow"])
+    assert int(model.optimizer.iterations) == 4 * BATCHES
+    assert steps(tmp_path) == [4, 8, 12, 16]
+    found = {each.step: f"step {each.step}, {each.url}" for each in ckptflow.list_checkpoints(tmp_path)}
+    nothing = "nothing to do. Raise epochs= to go on"
+    assert told == [
+        [("INFO", f"{tmp_path}: no checkpoint is here, starting anew")],
+        [("INFO", f"fit resumes in epoch 3 after batch 0 ({found[8]})")],
+        [("INFO", f"fit: no epoch is left to train of epochs=3 ({found[12]}); {nothing}")],
+        [("INFO", f"fit: no epoch is left to train of epochs=3 ({found[12]}); {nothing}")],
+        [
+            ("INFO", f"fit 1 was trained before (fit 2: {found[16]}); nothing to do"),
+            ("INFO", f"fit: no epoch is left to train of epochs=1 ({found[16]}); {nothing}"),
+        ],
+    ]
 
 
 def test_a_second_fit_goes_on_with_what_the_script_has_set(keras: Any, tmp_path: Path) -> None:
