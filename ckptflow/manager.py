@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,12 @@ from ckptflow.job import arguments
 from ckptflow.job.hooks import Hook
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.session import Session
+from ckptflow.state.strategies import unused_workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+logger = logging.getLogger("ckptflow")
 
 
 class CheckpointManager:
@@ -133,6 +137,10 @@ class CheckpointManager:
             concurrency=concurrency,
             hooks=arguments.check_hooks(on_event),
         )
+        cluster = self.session.cluster
+        problem = unused_workers(cluster.strategy) if cluster.world_size == 1 and not read_only else None
+        if problem is not None:
+            logger.warning("%s: %s", self.session.store.url, problem)
 
     # Saving
 
@@ -151,7 +159,8 @@ class CheckpointManager:
 
         Raises:
             UsageError: on a root that holds checkpoints, before any `restore*`; after a restore that failed in the
-                middle; after close; from another thread.
+                middle; after close; from another thread; for a Keras model that was never built and has no weights yet,
+                only layers that will make some.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
             FencedError: another incarnation holds the root.

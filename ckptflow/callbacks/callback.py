@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, SupportsIndex
 
-import tensorflow as tf
-
 from ckptflow.callbacks.cadence import choose
+from ckptflow.callbacks.checks import check_manager, check_model, check_others, check_state
 from ckptflow.callbacks.loops import FitStart, Loop, find_callback_list, find_loop
 from ckptflow.callbacks.others import Others, averages_weights, finite_metrics, learning_rate
+from ckptflow.callbacks.own_manager import OwnManager
 from ckptflow.callbacks.position import FitState, Position
-from ckptflow.commit.retention import KeepBest
+from ckptflow.commit.retention import KeepBest, Policy
 from ckptflow.errors import UsageError
+from ckptflow.job.session import Session
 from ckptflow.manager import CheckpointManager
 from ckptflow.peers.team import Call
-from ckptflow.state.kinds import is_keras3_model
 from ckptflow.state.private.keras import run_hooks_in_time
-from ckptflow.state.strategies import worker_count
 
 logger = logging.getLogger("ckptflow")
 
 _Logs = Mapping[str, Any] | None
 
+_NO_FIT = "CheckpointCallback: no fit has begun; its methods are called by fit"
 _MANY_BATCHES = 100  # more than mixed precision skips at its start, or gradients are accumulated over
 
 
@@ -48,42 +50,56 @@ class CheckpointCallback:
 
     It runs after all other callbacks, wherever it stands in the list.
 
+    With a URL it makes its manager when the first `fit` begins, on `{"model": model}` and under the model's strategy,
+    and keeps it: a second `fit` of the same model goes on with it, as with a manager of your own. It is closed by
+    `close`, which raises what failed since the last `fit`, or by the end of the process, which waits for the saves
+    under way. After an exception out of `fit`, another `fit` restores the newest checkpoint and goes on from there.
+
     Args:
-        manager: a `CheckpointManager` with the model in its state.
+        manager: a `CheckpointManager` with the model in its state; or a URL, as a manager takes it.
         every_steps: saves at the first batch end at or after each multiple of so many steps.
         every_epochs: saves at the end of each so-many-th epoch, validation included.
         every_seconds: saves when so much time has passed since the last save, by the first worker's clock.
-        watcher: a `PreemptionWatcher`, which is asked after each batch, of validation, too, and each epoch.
+        watcher: a `PreemptionWatcher`, which is asked after each batch, of validation, too, and each epoch. Not with a
+            URL: it needs a manager of your own, like any argument of the manager that is not among these.
+        keep: with a URL, what `CheckpointManager` takes; default: the newest 5.
+        storage_options: with a URL, what `CheckpointManager` takes.
 
     Raises:
-        ValueError: not exactly one of the `every_…` was given, or it is not above 0.
-        UsageError: the manager was opened with `read_only=True`, or `fit` cannot run under its strategy.
+        ValueError: not exactly one of the `every_…` was given, or it is not above 0; or `watcher` was given with a URL,
+            `keep` or `storage_options` with a manager.
+        UsageError: the manager was opened with `read_only=True`, or `fit` cannot run under its strategy. Out of `fit`:
+            with a URL, another model than that of the first `fit`, or one that was fitted with another callback of
+            this URL.
     """
 
     _supports_tf_logs = True  # tf_keras: numbers are taken from logs only when they are needed
 
     def __init__(
         self,
-        manager: CheckpointManager,
+        manager: CheckpointManager | str | os.PathLike[str],
         *,
         every_steps: SupportsIndex | None = None,
         every_epochs: SupportsIndex | None = None,
         every_seconds: float | None = None,
         watcher: Watcher | None = None,
+        keep: Sequence[Policy] | Policy | int | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
-        self._manager = manager
-        self._session = session = manager.session
-        self._cadence = choose(
-            every_steps,
-            every_epochs,
-            every_seconds,
-            lambda passed_ms: session.chief_says(Call.READ_CLOCK, passed_ms, int),
-        )
+        self._cadence = choose(every_steps, every_epochs, every_seconds, self._chief_reads_clock)
         every = {"every_steps": every_steps, "every_epochs": every_epochs, "every_seconds": every_seconds}
         self._every = ", ".join(f"{name}={period}" for name, period in every.items() if period is not None)
-        self._every = self._every or "every_epochs=1"
         self._watcher = watcher
-        self._check_manager()
+        self._of: CheckpointManager | OwnManager
+        if isinstance(manager, CheckpointManager):
+            if keep is not None or storage_options is not None:
+                raise ValueError("keep and storage_options are for a callback with a URL: give them to the manager")
+            check_manager(manager.session)
+            self._of = manager
+        else:
+            if watcher is not None:
+                raise ValueError("a watcher saves with its manager: make the callback with that manager, not a URL")
+            self._of = OwnManager(manager, keep, storage_options)
         self.model: Any = None
         self.params: dict[str, Any] = {}
         self._loop: Loop | None = None  # of the fit that is running
@@ -96,7 +112,24 @@ class CheckpointCallback:
         self._rate: tuple[Any, Any] | None = None  # the learning rate to put back where an epoch goes on
 
     def __repr__(self) -> str:
-        return f"CheckpointCallback({self._manager!r}, {self._every})"
+        return f"CheckpointCallback({self._of!r}, {self._every})"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        raise UsageError(
+            "a CheckpointCallback cannot be copied, as hyperparameter searches do: two models would be saved to one "
+            "root, and each would go on from the other. Make one for each model, each with a root of its own"
+        )
+
+    @property
+    def manager(self) -> CheckpointManager | None:
+        """The manager that it saves with; with a URL None before the first `fit` has begun."""
+        return self._of.manager if isinstance(self._of, OwnManager) else self._of
+
+    def close(self) -> None:
+        """Closes the manager that it has made of a URL, and raises what failed since the last `fit` ended; such a
+        callback serves no further `fit`. A manager of your own stays open. Closing twice does nothing."""
+        if isinstance(self._of, OwnManager):
+            self._of.close()
 
     # What Keras asks
 
@@ -121,7 +154,13 @@ class CheckpointCallback:
 
     def on_train_begin(self, logs: _Logs = None) -> None:
         loop = find_loop(self, self._is_rival)
-        self._check_fit(loop)
+        check_others([item for item in loop.callbacks.callbacks if item is not self], CheckpointCallback)
+        check_model(self.model)
+        with self._of.begin(self.model) if isinstance(self._of, OwnManager) else nullcontext():
+            self._begin(loop)
+
+    def _begin(self, loop: Loop) -> None:
+        check_state(self.model, self._session)
         self._state = state = FitState.of(self._session)
         self._session.live.release_metrics()  # of a validation that an exception has ended
         is_retry = self._session.start is None or state.is_interrupted(self._session)
@@ -209,7 +248,8 @@ class CheckpointCallback:
             self._watcher.check(self._step())
 
     def on_test_end(self, logs: _Logs = None) -> None:
-        self._session.live.release_metrics()
+        if self.manager is not None:
+            self._session.live.release_metrics()
 
     def on_train_end(self, logs: _Logs = None) -> None:
         loop, state = self._running()
@@ -218,6 +258,8 @@ class CheckpointCallback:
                 self._end_fit(state, logs)
             self._manager.wait()
             state.end()
+            if isinstance(self._of, OwnManager):
+                self._of.end()
         finally:
             loop.close()
             self._loop = None
@@ -248,23 +290,30 @@ class CheckpointCallback:
 
     def _find_start(self, state: FitState, loop: Loop) -> FitStart:
         """What was saved, if it was this fit that was under way, and if its `initial_epoch` is not later."""
-        position = state.position
+        position, origin = state.position, state.origin(self._session)
         if position is None or position.fit < state.fits:
             return FitStart(loop.initial_epoch)
         if position.fit > state.fits:
-            logger.info("fit %d was complete: the checkpoint was made in fit %d", state.fits, position.fit)
+            logger.info("fit %d was trained before (fit %d: %s); nothing to do", state.fits, position.fit, origin)
             state.has_passed_over = True
             return FitStart(loop.epochs)
         start = state.take_start(self._others)
         if position.stopped_at is not None and loop.epochs <= position.stopped_at:
-            logger.info("this fit was complete: a callback, or its input, had ended it after epoch %d", position.epoch)
+            text = (
+                "fit: a callback, or its input, had ended it after epoch %d (%s); nothing to do. Raise epochs= to go on"
+            )
+            logger.info(text, position.epoch, origin)
             return FitStart(loop.epochs)
         if start.epoch < loop.initial_epoch:
             state.position = Position(state.fits, loop.initial_epoch)
-            return FitStart(loop.initial_epoch)
-        if start.epoch < loop.epochs:
-            logger.info("fit goes on in epoch %d after batch %d", start.epoch + 1, start.batch)
+            start = FitStart(loop.initial_epoch)
+        elif start.epoch < loop.epochs:
             state.position = replace(position, stopped_at=None, over=False)
+        if start.epoch < loop.epochs:
+            logger.info("fit resumes in epoch %d after batch %d (%s)", start.epoch + 1, start.batch, origin)
+        else:
+            text = "fit: no epoch is left to train of epochs=%d (%s); nothing to do. Raise epochs= to go on"
+            logger.info(text, loop.epochs, origin)
         return start
 
     def _bring_metrics_back(self) -> None:
@@ -273,7 +322,10 @@ class CheckpointCallback:
         state.restore_metrics(self._session, loop.build_metrics)
 
     def _is_rival(self, callback: Any) -> bool:
-        return isinstance(callback, CheckpointCallback) and callback._manager is self._manager
+        if not isinstance(callback, CheckpointCallback):
+            return False
+        ours, theirs = (each.url if isinstance(each, OwnManager) else each for each in (self._of, callback._of))
+        return ours == theirs
 
     # Saving
 
@@ -314,49 +366,28 @@ class CheckpointCallback:
         if changed:
             self._save(finite_metrics(logs) if logs else state.restored_metrics(self._session))
 
+    @property
+    def _manager(self) -> CheckpointManager:
+        if self.manager is None:
+            raise UsageError(_NO_FIT)
+        return self.manager
+
+    @property
+    def _session(self) -> Session:
+        return self._manager.session
+
+    def _chief_reads_clock(self, passed_ms: Callable[[], int]) -> int:
+        return self._session.chief_says(Call.READ_CLOCK, passed_ms, int)
+
     def _step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())
 
     def _running(self) -> tuple[Loop, FitState]:
         if self._loop is None or self._state is None:
-            raise UsageError("CheckpointCallback: no fit has begun; its methods are called by fit")
+            raise UsageError(_NO_FIT)
         return self._loop, self._state
 
     # What cannot be
-
-    def _check_manager(self) -> None:
-        session = self._session
-        if session.read_only:
-            raise UsageError("CheckpointCallback needs a manager that may write: this one has read_only=True")
-        models = session.live.models()
-        is_multi_worker = isinstance(session.cluster.strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        if is_multi_worker and session.cluster.world_size > 1 and models and all(map(is_keras3_model, models)):
-            raise UsageError(
-                "Keras 3 cannot fit under MultiWorkerMirroredStrategy: it raises a ValueError about PerReplica "
-                "before it calls any callback. Use tf_keras, or a training loop of your own with manager.save(step)"
-            )
-
-    def _check_fit(self, loop: Loop) -> None:
-        others = [item for item in loop.callbacks.callbacks if item is not self]
-        if any(isinstance(item, CheckpointCallback) for item in others):
-            raise UsageError("a fit goes on from one checkpoint: give it one CheckpointCallback")
-        if any(cls.__name__ == "BackupAndRestore" for item in others for cls in type(item).__mro__):
-            raise UsageError("BackupAndRestore and CheckpointCallback both bring fit back: take one of them out")
-        strategy = self.model.distribute_strategy
-        if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-            raise UsageError(
-                "fit under ParameterServerStrategy does its steps in its own time; call manager.save(step) in a "
-                "training loop of your own, after coordinator.join()"
-            )
-        if worker_count(strategy) != self._session.cluster.world_size:
-            raise UsageError("the manager was not made under the strategy of the model: pass strategy= to it")
-        if self.model.optimizer is None:
-            raise UsageError("the model has no optimizer: compile it with one before fit")
-        if not self._session.live.has_optimizer(self.model.optimizer):
-            raise UsageError(
-                "the manager's state does not hold the optimizer of the model that is fitted: make the manager with "
-                '{"model": model}, and the callback with that manager'
-            )
 
     def _check_step(self) -> None:
         if self._first_step < self._session.last_step:

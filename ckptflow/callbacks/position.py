@@ -193,6 +193,12 @@ class FitState(Trackable):  # type: ignore[misc]
             return position.fit - 1
         return 0 if is_empty else self.fits
 
+    def origin(self, session: Session) -> str:
+        """What the position was loaded from, for the log."""
+        return (
+            f"step {self._restored.step}, {session.store.url}/{self._restored}" if self._restored else "no checkpoint"
+        )
+
     def forget_fit(self) -> None:
         """The newest fit could not begin: the next one takes its place, and loads what it would have gone on with."""
         self.fits -= 1

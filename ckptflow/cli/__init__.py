@@ -17,7 +17,7 @@ from contextlib import contextmanager
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command and leaves by SystemExit, with a code of `exits.EXITS`. `args` default to the command line's."""
     from ckptflow.cli.app import app
-    from ckptflow.cli.exits import is_lost, report, report_lost
+    from ckptflow.cli.exits import is_lost, print_error, report, report_lost
     from ckptflow.cli.retries import briefly_retrying
 
     # Closed by who started it. The first free descriptor is the stream's own, so that no other file becomes it.
@@ -27,6 +27,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names are any Unicode; a terminal may not be
     output = sys.stdout
+    as_json = "--json" in (sys.argv[1:] if args is None else args)
     with _heeding_sigterm(), briefly_retrying():
         try:
             try:
@@ -36,13 +37,16 @@ def main(args: Sequence[str] | None = None) -> None:
         except SystemExit as left:
             if isinstance(left.__context__, BrokenPipeError):  # typer and rich leave by 1, which is ours for damage
                 sys.exit(report_lost(output, left.__context__))
+            message = getattr(left.__context__, "format_message", None)  # of a wrong command line: told on stderr
+            if as_json and message is not None:
+                print_error(type(left.__context__).__name__, message(), int(left.code or 0))
             raise
         except Exception as error:
             if is_lost(output, error):
                 sys.exit(report_lost(output, error))
             if os.environ.get("CKPTFLOW_TRACEBACK"):
                 raise
-            sys.exit(report(error))
+            sys.exit(report(error, as_json=as_json))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import typer
 from ckptflow.cli import completion
 from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Url, print_json, storage_options
-from ckptflow.cli.prune import Yes, find_damage, render, to_json
+from ckptflow.cli.prune import EvenIfStarting, Yes, find_damage, render, to_json
 
 
 def delete(
@@ -27,6 +27,7 @@ def delete(
         ),
     ],
     yes: Yes = False,
+    even_if_starting: EvenIfStarting = False,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
@@ -51,7 +52,10 @@ def delete(
         check_root(store)
         summaries = Summaries(store, is_for_show=not yes)
         plan = deletion_of(store.url, step)
-        found = prune_by_hand(store, summaries, plan, find_damage) if yes else plan_by_hand(store, summaries, plan)
+        if yes:
+            found = prune_by_hand(store, summaries, plan, find_damage, even_if_starting=even_if_starting)
+        else:
+            found = plan_by_hand(store, summaries, plan, even_if_starting=even_if_starting)
     if as_json:
         print_json(to_json(store.url, found, has_acted=yes))
     else:

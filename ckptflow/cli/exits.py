@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TextIO
 
+from ckptflow.cli.options import print_json
 from ckptflow.errors import (
     CheckpointNotFoundError,
     CkptflowError,
@@ -53,15 +54,22 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in _CODES if isinstance(error, kind)), 70)
 
 
-def report(error: BaseException) -> int:
-    """Says on stderr what went wrong, in one message without a traceback or a credential; returns the exit code."""
-
+def report(error: BaseException, *, as_json: bool = False) -> int:
+    """Says on stderr what went wrong, in one message without a traceback or a credential, and on stdout the same as
+    JSON if that was asked for; returns the exit code."""
     code = exit_code(error)
     text = redact(str(error)) or type(error).__name__
     if code == 70:
         text = f"{type(error).__name__}: {text}; this is a bug, CKPTFLOW_TRACEBACK=1 shows where"
     print(f"ckptflow: {printable(text)}", file=sys.stderr)
+    if as_json:
+        print_error(type(error).__name__, text, code)
     return code
+
+
+def print_error(kind: str, message: str, code: int) -> None:
+    """The JSON of a command that failed, in the shape that docs/cli.md gives."""
+    print_json({"error": {"kind": kind, "message": message, "exit_code": code}})
 
 
 def is_lost(output: TextIO, error: Exception) -> bool:

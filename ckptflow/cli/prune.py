@@ -40,6 +40,13 @@ EverySecondsOption = Annotated[
 ]
 
 Yes = Annotated[bool, typer.Option("--yes", help="Delete; without it the plan is only shown.")]
+EvenIfStarting = Annotated[
+    bool,
+    typer.Option(
+        "--even-if-starting",
+        help="Delete although a job has started and saved nothing: you know that none is starting or running here.",
+    ),
+]
 
 
 def prune(
@@ -49,6 +56,7 @@ def prune(
     every_steps: EveryStepsOption = None,
     every_seconds: EverySecondsOption = None,
     yes: Yes = False,
+    even_if_starting: EvenIfStarting = False,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
@@ -77,9 +85,9 @@ def prune(
         summaries = Summaries(store, is_for_show=not yes)
         check_metrics(policies, [checkpoint.metrics for checkpoint in list_counting(store, summaries)])
         if yes:
-            found = prune_by_hand(store, summaries, policies, find_damage)
+            found = prune_by_hand(store, summaries, policies, find_damage, even_if_starting=even_if_starting)
         else:
-            found = plan_by_hand(store, summaries, policies)
+            found = plan_by_hand(store, summaries, policies, even_if_starting=even_if_starting)
     if as_json:
         print_json(to_json(store.url, found, has_acted=yes))
     else:

@@ -244,7 +244,8 @@ def refuse_by_hand(listing: Listing, counting: Counting) -> str | None:
         return None
     return (
         f"incarnation {listing.top_number} has started and committed nothing yet, and may be resuming from what would "
-        "be deleted; prune after its first save, or, if that job is gone for good, after the first save of the next one"
+        "be deleted; prune after its first save, or, if no job is starting or running on this root, with "
+        "--even-if-starting"
     )
 
 
@@ -285,9 +286,14 @@ def doubt_newest(store: Store, listing: Listing, newest: Folder | None) -> str |
     return None
 
 
-def plan_by_hand(store: Store, summaries: Summaries, what: Sequence[Policy] | Planner) -> ByHand:
+def plan_by_hand(
+    store: Store, summaries: Summaries, what: Sequence[Policy] | Planner, *, even_if_starting: bool = False
+) -> ByHand:
     """Plans, from outside and without a claim, what an incarnation with these policies would prune, or what a planner
-    says. Deletes nothing."""
+    says. Deletes nothing.
+
+    `even_if_starting`: somebody says that no job is starting or running here, which no storage can tell.
+    """
     listing = list_root(store)
     claims = list_claims(store)  # listed last, as in an incarnation's own fence check
     found = summaries.read_there(listing)
@@ -298,7 +304,9 @@ def plan_by_hand(store: Store, summaries: Summaries, what: Sequence[Policy] | Pl
     else:
         plan = plan_prune(listing, counting, found.__getitem__, what, incarnation=counting.incarnation)
     plan = listed_again(store, plan, listing, found)
-    why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
+    why_not = None
+    if not even_if_starting:
+        why_not = refuse_by_hand(replace(listing, claims=(*listing.claims, *claims)), counting)
     if max(listing.claims, default=0) > max(claims, default=0):
         why_not = f"a listing of lineage/ does not show claim {max(listing.claims)}, so a running job may be overlooked"
     if (doubt := doubt_of(summaries)) is not None:  # to act on this raises
@@ -318,7 +326,12 @@ _HOW_TO_GO_ON = (
 
 
 def prune_by_hand(
-    store: Store, summaries: Summaries, what: Sequence[Policy] | Planner, verify: Verify = lambda store, folder: None
+    store: Store,
+    summaries: Summaries,
+    what: Sequence[Policy] | Planner,
+    verify: Verify = lambda store, folder: None,
+    *,
+    even_if_starting: bool = False,
 ) -> ByHand:
     """Does it. Raises `UsageError` if `why_not` says why not; then nothing was deleted.
 
@@ -326,7 +339,7 @@ def prune_by_hand(
     with those that are there instead of what was saved earlier at the same step. It may take long, so the root is
     listed again after it, and only what is still as it was goes.
     """
-    found = plan_by_hand(store, summaries, what)
+    found = plan_by_hand(store, summaries, what, even_if_starting=even_if_starting)
     why_not = found.why_not
     if why_not is None and found.plan.deletions:
         roles = dict.fromkeys((d.instead for d in found.plan.decisions if d.instead), "saved again at its step")

@@ -141,7 +141,7 @@ class Resume(Beginning):
                         f"{self._store.url}: the checkpoint that was being restored is gone, and there is no other. "
                         "Start again with a state that is made anew"
                     )
-                logger.warning("%s: no checkpoint is here, starting anew", self._store.url)
+                logger.info("%s: no checkpoint is here, starting anew", self._store.url)
                 return Start(held)
             logger.debug("%s/%s is tried: %s", self._store.url, choice.folder, choice.reason)
             summary, parts = self._attempt(choice.folder)

@@ -26,6 +26,7 @@ from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, entries_now, walk
+from ckptflow.state.unbuilt import find_unbuilt
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import read_tensors
@@ -47,6 +48,8 @@ class LiveState:
         self._told: set[str] = set()
         self._held_metrics: dict[str, Any] = {}
         self._told_lost: set[str] = set()
+        self._told_unbuilt: set[str] = set()
+        self._checked: Tree | None = None  # the last one whose models were looked at
         self._cluster = cluster
         self._tree = self._walk(self._objects, self.attached)
 
@@ -120,7 +123,7 @@ class LiveState:
         """Holds every value as it is now, of whatever is there now. On the training thread, between two steps.
 
         A `tf.train.Checkpoint` counts it as one more save, unless it is what was restored that is saved `again`.
-        Raises `UsageError` after a restore that failed in the middle.
+        Raises `UsageError` after a restore that failed in the middle, and for a model that has nothing to save yet.
         """
         if self.unfinished:
             raise UsageError(
@@ -131,10 +134,28 @@ class LiveState:
             count_save(self._state)
         with span("capture"):
             self.refresh()
+            if not again:
+                self._check_built()
             join_scheduled(self._cluster.strategy)
             snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
             snapshot.put_metrics(self._held_metrics)
         return snapshot
+
+    def _check_built(self) -> None:
+        """Raises for a model whose weights are all to be made by its first call; warns, once, of some of them."""
+        if self._checked is self._tree:
+            return
+        for model, layers, has_values in find_unbuilt(self._tree):
+            way = "call it once on a batch, or give a Sequential a keras.Input(shape) as its first layer"
+            if not has_values:
+                raise UsageError(
+                    f"nothing was saved: {model} is not built, so that the weights of {layers} do not exist yet; {way}"
+                )
+            if model not in self._told_unbuilt:
+                self._told_unbuilt.add(model)
+                text = "%s is not built: the weights of %s do not exist yet, and are not saved. If they are used: %s"
+                logger.warning(text, model, layers, way)
+        self._checked = self._tree
 
     def capture_again(self, attached: Mapping[str, Any]) -> Snapshot:
         """Holds what was restored, with what was attached to it then in the place of what is now."""

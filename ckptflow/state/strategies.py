@@ -26,6 +26,8 @@ KNOWN = (
     tf.distribute.experimental.TPUStrategy,
 )
 
+_OF_SEVERAL = tuple(set(KNOWN) - {tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy})
+
 
 def is_default(strategy: Any) -> bool:
     """Whether it stands for no strategy at all."""
@@ -64,6 +66,29 @@ def _served_task() -> str:
         if config.get("cluster", {}).get("ps"):
             return str(config.get("task", {}).get("type"))
     return ""
+
+
+def unused_workers(strategy: Any) -> str | None:
+    """What is wrong if TF_CONFIG names workers of which each would act alone, and what to do; or None.
+
+    A coordinator of parameter servers, an evaluator and a pod of TPUs are one process that saves, whatever it names.
+    """
+    config = os.environ.get("TF_CONFIG")
+    if not config or isinstance(strategy, _OF_SEVERAL):
+        return None
+    try:
+        cluster, task = (dict(json.loads(config).get(name) or {}) for name in ("cluster", "task"))
+        count = sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
+        problem = f"TF_CONFIG names {count} workers"
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        count, cluster, task, problem = 2, {}, {}, "TF_CONFIG is not the JSON that TensorFlow expects"
+    if count < 2 or cluster.get("ps") or task.get("type") == "evaluator":
+        return None
+    return (
+        f"{problem}, and no strategy of several workers is in use: each worker would act alone, and the one that "
+        "starts last ends the others by FencedError. Make the state and the manager under "
+        "tf.distribute.MultiWorkerMirroredStrategy, or unset TF_CONFIG if this process trains by itself"
+    )
 
 
 def join_scheduled(strategy: Any) -> None:

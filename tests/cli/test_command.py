@@ -113,6 +113,19 @@ def test_usage_errors(runner: Runner, root: str) -> None:
         assert "Traceback" not in ran.err
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_with_json_what_fails_is_json_too(runner: Runner, verb: str, tmp_path: Path) -> None:
+    """In each verb, with the code and the words of stderr: an error of ours, and a wrong command line."""
+    args = [str(tmp_path / "copy") if arg == "COPY" else arg for arg in WITHOUT_TENSORFLOW.get(verb, ("model.keras",))]
+    ours, wrong = runner(verb, "foo://bucket/run", *args, "--json"), runner(verb, "--json", "--bogus")
+    for ran, kind in ((ours, None), (wrong, "NoSuchOption")):
+        error = ran.json["error"]
+        assert (ran.code, error.keys()) == (error["exit_code"], {"kind", "message", "exit_code"}), ran
+        assert ran.code == 2
+        assert kind in (None, error["kind"])
+        assert error["message"] in " ".join(ran.err.split())
+
+
 def test_an_unknown_scheme_names_those_that_work(runner: Runner) -> None:
     for verb in LOOKING:
         ran = runner(verb, "foo://bucket/run")

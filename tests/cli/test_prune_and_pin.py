@@ -83,7 +83,17 @@ def test_while_a_job_may_be_resuming_nothing_goes(runner: Runner, root: str) -> 
     ran = runner("prune", root, "--last", "1", "--yes")
     assert ran.code == 2
     assert "nothing was deleted" in ran.err
+    assert "if no job is starting or running on this root, with --even-if-starting" in ran.err
     assert steps(runner, root) == [100, 200, 300]
+
+
+def test_after_a_start_that_saved_nothing_a_person_may_say_that_no_job_is_there(runner: Runner, root: str) -> None:
+    Life(open_store(root))
+    args = ("prune", root, "--last", "1", "--even-if-starting")
+    assert "would be refused" not in runner(*args).out
+    ran = runner(*args, "--yes", "--json")
+    assert (ran.code, ran.json["deleted"], ran.json["refused"]) == (0, True, None)
+    assert steps(runner, root) == [300]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "shard-*"])

@@ -11,7 +11,7 @@ from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, plan_by_hand, plan_pru
 from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, claim_key, pin_key
-from ckptflow.storage.store import Entry
+from ckptflow.storage.store import Entry, Store
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Disk, Job, Tuning, damage, folders, job, shard_key
 
@@ -215,6 +215,7 @@ def test_by_hand_nothing_is_pruned_while_the_newest_claim_has_no_commit() -> Non
     assert store.objects == before
     assert len(plan_by_hand(store, Summaries(store), [KeepLast(1)]).plan.deletions) == 2
     assert store.objects == before
+    assert plan_by_hand(store, Summaries(store), [KeepLast(1)], even_if_starting=True).why_not is None
     waiting.save(4)
     prune_by_hand(store, Summaries(store), [KeepLast(1)])
     assert folders(store) == ["000000000004-i0002"]
@@ -233,6 +234,21 @@ def test_by_hand_a_claim_that_was_made_after_the_listing_is_seen() -> None:
     store = MemoryStore(objects, hook=claims_meanwhile)
     with pytest.raises(UsageError, match="incarnation 2"):
         prune_by_hand(store, Summaries(store), [KeepLast(1)])
+    assert len(folders(store)) == 3
+
+
+def test_by_hand_a_start_while_it_is_verified_is_refused_whatever_was_said() -> None:
+    store = MemoryStore()
+    life = job(store)
+    for step in (1, 2, 3):
+        life.save(step)
+    job(store)
+
+    def verify(_: Store, folder: Folder) -> None:
+        job(store)
+
+    with pytest.raises(UsageError, match="incarnation 3 has started meanwhile"):
+        prune_by_hand(store, Summaries(store), [KeepLast(1)], verify, even_if_starting=True)
     assert len(folders(store)) == 3
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from ckptflow.commit.catalog import Summaries
@@ -23,8 +25,9 @@ from tests.commit.roots import Job, damage, folders, job, shard_key
 def test_an_empty_root_starts_anew_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     life = Job(store)
-    assert life.resume() is None
-    assert "no checkpoint is here" in caplog.text
+    with caplog.at_level(logging.INFO, "ckptflow"):
+        assert life.resume() is None
+    assert [each.levelname for each in caplog.records if "no checkpoint is here" in each.message] == ["INFO"]
     assert list(store.objects) == ["lineage/000001.json"]
 
 

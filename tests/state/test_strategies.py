@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,9 +13,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from ckptflow import CheckpointManager
 from ckptflow.errors import UnsupportedStateError, UsageError
 from ckptflow.peers.cluster import Cluster, find_cluster
-from ckptflow.state.strategies import check_strategy
+from ckptflow.state.strategies import check_strategy, unused_workers
 from ckptflow.state.tree import as_mapping, walk
 
 ON_READ = tf.VariableSynchronization.ON_READ
@@ -87,6 +89,41 @@ def test_tasks_beside_parameter_servers_save_nothing(kind: str, monkeypatch: pyt
         assert find_cluster().world_size == 1
     monkeypatch.setenv("TF_CONFIG", "not JSON")
     assert find_cluster().world_size == 1
+
+
+TWO = {"worker": ["a:1", "b:1"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"cluster": TWO, "task": {"type": "worker", "index": 1}}, "TF_CONFIG names 2 workers"),
+        ({"cluster": {"chief": ["c:1"], "worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}, "names 2 workers"),
+        ({"cluster": TWO}, "TF_CONFIG names 2 workers"),
+        ("{'cluster': ", "TF_CONFIG is not the JSON"),
+        (["worker"], "TF_CONFIG is not the JSON"),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}, None),
+        ({"cluster": TWO | {"evaluator": ["e:1"]}, "task": {"type": "evaluator", "index": 0}}, None),
+        ({"cluster": TWO | {"ps": ["p:1"]}, "task": {"type": "chief", "index": 0}}, None),
+        ({"task": {"type": "worker", "index": 0}}, None),
+        ({}, None),
+        ("", None),
+    ],
+)
+def test_workers_that_no_strategy_brings_together(
+    config: Any, said: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0"])  # before: TensorFlow reads it as well
+    monkeypatch.setenv("TF_CONFIG", config if isinstance(config, str) else json.dumps(config))
+    for strategy in (None, mirrored):
+        caplog.clear()
+        CheckpointManager(tmp_path, {"step": tf.Variable(1)}, strategy=strategy, read_only=True).close()
+        assert caplog.text == ""
+        CheckpointManager(tmp_path, {"step": tf.Variable(1)}, strategy=strategy).close()
+        assert caplog.text.count("each worker would act alone") == (said is not None)
+        assert (said or "") in caplog.text
+    for kind in (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.ParameterServerStrategy):
+        assert unused_workers(of_type(kind)) is None
 
 
 def test_dtensor_clients_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

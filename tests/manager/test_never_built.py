@@ -1,0 +1,153 @@
+"""A model whose weights do not exist yet is not saved without a word; one that needs no build is saved as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ckptflow import CheckpointManager, UsageError
+from tests.manager.test_unbuilt import nested, with_own_build
+
+KERASES: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
+ROW = tf.ones([1, 3])
+
+
+def model_of(kit: Any, make: Callable[[Any], None]) -> Any:
+    """A subclassed model that nobody calls, with what `make` gives it."""
+
+    class Own(kit.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            make(self)
+
+        def call(self, inputs: Any) -> Any:
+            return inputs
+
+    return Own()
+
+
+def own_layer(kit: Any) -> Any:
+    class Scale(kit.layers.Dense):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            super().build(shape)
+
+    return Scale(2)
+
+
+NOT_THERE: dict[str, Callable[[Any], Any]] = {
+    "Sequential": lambda kit: kit.Sequential([kit.layers.Dropout(0.5), kit.layers.Dense(1)]),
+    "nested": lambda kit: kit.Sequential([nested(kit, lambda: kit.layers.Conv1D(2, 3))]),
+    "in a list": lambda kit: nested(kit, lambda: kit.layers.BatchNormalization()),
+    "cells": lambda kit: kit.Sequential([kit.layers.Bidirectional(kit.layers.LSTM(2)), kit.layers.Embedding(2, 2)]),
+    "a build of its own": with_own_build,
+    "a layer of the user's": lambda kit: kit.Sequential([own_layer(kit)]),
+    "beside a vocabulary": lambda kit: kit.Sequential(
+        [kit.layers.StringLookup(vocabulary=["a"]), kit.layers.Embedding(3, 2)]
+    ),
+}
+
+
+@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
+@pytest.mark.parametrize("kind", NOT_THERE)
+def test_a_model_that_has_no_weights_yet_is_refused(tmp_path: Path, kit: Any, kind: str) -> None:
+    model = NOT_THERE[kind](kit)
+    model.compile("adam", "mse", metrics=["mae"])
+    with CheckpointManager(tmp_path, {"net": model, "step": tf.Variable(1)}) as manager:
+        with pytest.raises(UsageError, match=r"nothing was saved: net \(\w+\) is not built.*call it once on a batch"):
+            manager.save(0)
+        assert manager.latest() is None
+
+
+@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
+def test_once_it_was_called_it_is_saved(tmp_path: Path, kit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The manager may be made before: many scripts build with the first batch."""
+    model = kit.Sequential([kit.layers.Dense(2), kit.layers.Dropout(0.5)])
+    model.compile("adam", "mse")
+    with CheckpointManager(tmp_path, model) as manager:
+        with pytest.raises(UsageError, match="is not built"):
+            manager.save(0)
+        model(ROW)
+        manager.save(0).result()
+    assert "not built" not in caplog.text
+
+
+def raw(model: Any) -> None:
+    model.value = tf.Variable([1.0])
+
+
+def add(model: Any) -> None:
+    model.value = model.add_weight(name="value", shape=(2,))
+
+
+def layer_with_weights(model: Any) -> None:
+    kit = keras if isinstance(model, keras.Model) else tf_keras
+
+    class Early(kit.layers.Layer):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = self.add_weight(name="scale", shape=(2,))
+
+        def call(self, inputs: Any) -> Any:
+            return inputs * self.scale
+
+    model.early = Early()
+
+
+def adapted(kit: Any) -> Any:
+    layer = kit.layers.Normalization()
+    layer.adapt(np.array([[1.0], [2.0]]))
+    return layer
+
+
+NEEDS_NONE: dict[str, Callable[[Any], Any]] = {
+    "variables of TensorFlow": lambda kit: model_of(kit, raw),
+    "weights from the start": lambda kit: model_of(kit, add),
+    "a layer with weights from the start": lambda kit: model_of(kit, layer_with_weights),
+    "nothing": lambda kit: model_of(kit, lambda model: None),
+    "no weights": lambda kit: kit.Sequential([kit.layers.Dropout(0.5), kit.layers.Flatten(), kit.layers.ReLU()]),
+    "merges": lambda kit: model_of(kit, lambda model: setattr(model, "join", kit.layers.Concatenate())),
+    "a vocabulary": lambda kit: kit.Sequential([kit.layers.StringLookup(vocabulary=["a"])]),
+    "given statistics": lambda kit: kit.Sequential([kit.layers.Normalization(mean=0.0, variance=1.0)]),
+    "adapted": lambda kit: kit.Sequential([adapted(kit)]),
+    "functional": lambda kit: kit.Sequential([kit.Input((3,)), kit.layers.Dense(1)]),
+}
+
+
+@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
+@pytest.mark.parametrize("kind", NEEDS_NONE)
+def test_a_model_that_needs_no_build_is_saved(
+    tmp_path: Path, kit: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = NEEDS_NONE[kind](kit)
+    model.compile("sgd", "mse")
+    with CheckpointManager(tmp_path, {"net": model}) as manager:
+        manager.save(0).result()
+    assert "not built" not in caplog.text
+
+
+@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
+@pytest.mark.parametrize("other", [raw, add], ids=["raw", "add"])
+def test_in_doubt_it_is_a_warning_and_only_one(
+    tmp_path: Path, kit: Any, other: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A layer that is never used beside variables that may be all of the state."""
+
+    def both(model: Any) -> None:
+        other(model)
+        model.spare = kit.layers.Dense(2)
+
+    model = model_of(kit, both)
+    with CheckpointManager(tmp_path, {"net": model}) as manager:
+        for step in range(2):
+            manager.save(step).result()
+        model.late = tf.Variable(1.0)
+        manager.save(2).result()
+    assert caplog.text.count("net (Own) is not built: the weights of") == 1
+    assert "(Dense) do not exist yet, and are not saved" in caplog.text
