@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from benchmarks.report.colours import LIMIT, OURS
 from benchmarks.report.comparisons import FIRST_TOLD, Comparison, Measure, number, why_missing
+from benchmarks.report.placing import plain
 from benchmarks.results import Result, Stat
-from ckptflow.report.skeleton import plain
 
 _ROW_PX = 34
 _LABEL_CHARACTERS = 20

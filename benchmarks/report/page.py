@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, put together from a run's figures."""
+"""The page: one self-contained HTML file, put together from a run's figures."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from benchmarks import machine
 from benchmarks.report import sections
 from benchmarks.report.colours import colours
 from benchmarks.report.comparisons import Comparison, compare, number, size, storage_name
 from benchmarks.report.headline import Block, headline
+from benchmarks.report.placing import Figures
 from benchmarks.report.sections import Plot, Section
 from benchmarks.report.timeline import SPANS, gantt, totals
 from benchmarks.report.trace import encode_trace
 from benchmarks.results import Run, Timeline
-from ckptflow.report.skeleton import Figures, render
+from ckptflow.report.skeleton import render
 
 _TITLE = "Checkpoints of TensorFlow training: how fast, and at what cost"
 
@@ -41,7 +43,15 @@ def page(run: Run) -> str:
     parts += [_section(section, figures) for section in found]
     parts.append(_timelines(run.timelines, figures))
     body = Markup("\n".join(parts))  # each part escapes what it shows
-    return render("skeleton.html", figures, title=_TITLE, generator="benchmarks.report", body=body)
+    return render(
+        "benchmarks.html",
+        title=_TITLE,
+        generator="benchmarks.report",
+        packages=("benchmarks.report",),
+        body=body,
+        figures=figures.json(),
+        plotly=Markup(get_plotlyjs()),
+    )
 
 
 def _head(run: Run) -> str:
