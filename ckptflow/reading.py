@@ -121,7 +121,7 @@ class OpenCheckpoint(Mapping[str, Array]):
         first needed."""
         folder = parse_folder(manifest.folder)
         if folder is None:
-            raise CorruptCheckpointError(f"{store.url}: {manifest.folder!r} is no folder")
+            raise CorruptCheckpointError(f"{store.url}: {manifest.folder!r} is not a checkpoint folder")
         self._store = store
         self._folder = folder
         self._pool = pool
@@ -270,7 +270,7 @@ def _read(store: Store, folder: Folder) -> Manifest:
     try:
         return read_manifest(store, folder)
     except ObjectNotFoundError as error:
-        raise CheckpointNotFoundError(f"{store.url}/{folder} holds no committed checkpoint") from error
+        raise CheckpointNotFoundError(f"{store.url}/{folder} has no committed checkpoint") from error
 
 
 def _read_newest(store: Store, summaries: Summaries, step: int | None) -> Manifest:

@@ -35,7 +35,7 @@ class Metric:
     text: str
 
 
-BLOCKED = Metric("blocked_seconds", "histogram", "how long save held the training thread")
+BLOCKED = Metric("blocked_seconds", "histogram", "how long save blocked the training thread")
 WRITE = Metric("write_seconds", "histogram", "from the call of save until this worker's shards were durable")
 WRITTEN = Metric("written_bytes", "counter", "bytes of shards that this worker made durable")
 SENT = Metric("sent_bytes", "counter", "bytes of shards that this worker sent to the storage")
@@ -50,10 +50,10 @@ COMMITS = Metric("commits", "counter", "checkpoints committed by this process; t
 FAILURES = Metric("save_failures", "counter", "saves of which this worker's part, or the commit, failed")
 RESTORE = Metric("restore_seconds", "histogram", "how long a restore took")
 FROM_STORAGE = Metric("restore_storage_bytes", "counter", "bytes of shards that restores have read from storage")
-FROM_PEERS = Metric("restore_peer_bytes", "counter", "bytes of shards that restores have got of other workers")
-RETRIES = Metric("storage_retries", "counter", "requests to the storage that were made again")
+FROM_PEERS = Metric("restore_peer_bytes", "counter", "bytes of shards that restores got from other workers")
+RETRIES = Metric("storage_retries", "counter", "requests to the storage that were retried")
 PRUNED = Metric("pruned_bytes", "counter", "bytes of checkpoints that were deleted; the chief's")
-FREED = Metric("freed_bytes", "counter", "of these, bytes that are free: files that others share are not; the chief's")
+FREED = Metric("freed_bytes", "counter", "of these, bytes that became free: not files that others share; the chief's")
 
 METRICS = (
     BLOCKED, WRITE, WRITTEN, SENT, COPIED, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, RESTORE, FROM_STORAGE,

@@ -82,7 +82,7 @@ def export_checkpoint(
     if not chosen.has_signatures and (signatures is not None or input_signature is not None):
         raise UsageError(f"the format {chosen.name!r} has no signatures; these have: {', '.join(WITH_SIGNATURES)}")
     if chosen.holds == "tensors" and entry is not None:
-        raise UsageError(f"the format {chosen.name!r} holds the whole state: entry= is for the others")
+        raise UsageError(f"the format {chosen.name!r} has the complete state; entry= is for the other formats")
     import_modules(imports)
     with (
         open_checkpoint(source, step, storage_options=storage_options) as opened,

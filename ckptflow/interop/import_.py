@@ -116,8 +116,8 @@ def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
     there = list_checkpoints(root, storage_options=storage_options)
     if there:
         raise UsageError(
-            f"{there[-1].url} is there: an import begins a run, and {redact_url(root)} holds one. Name an empty "
-            "root; to take weights into a run that goes on, import them into another root and restore from there"
+            f"{there[-1].url} exists: an import begins a run, and {redact_url(root)} holds one. Name an empty "
+            "root; to take weights into an existing run, import them into another root and restore from there"
         )
 
 
@@ -182,8 +182,8 @@ def _fill(
         return {}
     if not restore.wanted:
         raise UsageError(
-            f"nothing of {where} fits model=, so that this is no warm start. It has {some_of(restore.unexpected, 5)}; "
-            f"the model has {some_of(restore.missing, 5)}; say by rename= which is which"
+            f"nothing of {where} matches model=; nothing to warm-start from. It has {some_of(restore.unexpected, 5)}; "
+            f"the model has {some_of(restore.missing, 5)}; pass rename= to map the names"
         )
     not_used = [*restore.unexpected, *(content.left_out if isinstance(content, NamedTensors) else ())]
     return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": not_used[:MAX_NAMES]}
@@ -200,7 +200,7 @@ def _commit(
     metadata = {"imported": dict(about)}
     if isinstance(content, NamedTensors):
         if not content.infos:
-            raise UsageError(f"{about.get('source')}: there are no tensors in it")
+            raise UsageError(f"{about.get('source')}: it has no tensors")
         captured = CapturedTensors(content)
         return commit_alone(root, step, captured, metadata=metadata, storage_options=storage_options)
     from ckptflow.manager import CheckpointManager

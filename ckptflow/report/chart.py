@@ -85,8 +85,8 @@ def time_ticks(low: float, high: float) -> list[tuple[float, str]]:
     longest = (math.ceil((high - low) / _TIME_TICKS / _DAY_S) or 1) * _DAY_S
     step = next((step for step in _TIME_STEPS_S if (high - low) / step <= _TIME_TICKS), longest)
     form = "%H:%M:%S" if step < 60 else "%m-%d %H:%M" if step < _DAY_S else "%Y-%m-%d"
-    places = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)] or [low]
-    return [(place, datetime.fromtimestamp(place, UTC).strftime(form)) for place in places]
+    places: list[float] = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [(place, datetime.fromtimestamp(place, UTC).strftime(form)) for place in places or [low]]
 
 
 def number_ticks(low: float, high: float) -> list[tuple[float, str]]:
