@@ -45,7 +45,9 @@ def _known(profile: str | None) -> str | None:
 def bench(
     url: Annotated[
         str,
-        typer.Argument(metavar="URL", help="Where to measure: a new folder in it, removed again.", show_default=False),
+        typer.Argument(
+            metavar="URL", help="Where to measure: in a new folder, which is removed again.", show_default=False
+        ),
     ],
     duration_s: Annotated[float, seconds("--seconds", min=1, help="About how long to measure.")] = 120,
     concurrency: Annotated[

@@ -208,8 +208,8 @@ class RemoteStore(RemoteCalls, ABC):
             except ObjectChangedError:
                 self._keeps_condition = True
                 return
-            self._stop_copying("it ignores the condition of a copy, and copies whatever is there")
-            raise StorageError(f"{cannot}: the storage ignores the condition of a copy, and copies whatever is there")
+            self._stop_copying("it ignores the condition of a copy and copies whatever exists")
+            raise StorageError(f"{cannot}: the storage ignores the condition of a copy and copies whatever exists")
         finally:
             self._trial.release()
 
