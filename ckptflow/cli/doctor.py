@@ -244,7 +244,8 @@ def cannot_promise(store: Store, *, is_ignored: bool = False, why_no_copy: str =
     if is_ignored:
         words.append(
             "that only one of two jobs continues if they start on one root at the same moment: this storage ignores "
-            "the condition of a create (If-None-Match) and replaces what is there. A job finds that out when it claims its "
+            "the condition of a create (If-None-Match) and replaces what is there. A job finds that out when it "
+            "claims its "
             "root, says so in its log, and continues as on a storage without exclusive create; make sure that there "
             "is never a second one"
         )
