@@ -16,7 +16,7 @@ help:
 	@echo "make chaos          the long runs: damaged roots, kill -9, failing system calls, every interleaving; ends with a table"
 	@echo "make matrix         save under every strategy, restore under every other, bit for bit: docs/matrix.md"
 	@echo "make tfjs           exports converted by the stock tensorflowjs_converter and run in Node, in environments of their own"
-	@echo "make bench          save and restore beside the limit and beside what else there is; 20 minutes, a page to look at"
+	@echo "make bench          save and restore compared with raw baselines and alternatives; 20 minutes, writes a page"
 	@echo "make bench-full     the same at every scale: hours, 24 GiB of memory, 60 GiB of disk"
 	@echo "make clean          removes .venv and everything that was generated"
 
@@ -65,7 +65,7 @@ tfjs: setup
 .venv/.bench-installed: .venv/.installed
 	@echo "installing what is compared: PyTorch"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]' \
-		|| echo "PyTorch cannot be had here: it is left out"
+		|| echo "PyTorch is not available here: it is left out"
 	@touch $@
 
 bench: .venv/.bench-installed

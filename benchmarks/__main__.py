@@ -1,4 +1,4 @@
-"""Save and restore, measured beside the limit and beside what else there is.
+"""Save and restore, compared with raw baselines and with alternatives.
 
     python -m benchmarks [--full] [--only size,objects] [--peers "ckptflow;raw device"] [--out bench-results/quick.json]
 
@@ -39,17 +39,17 @@ _ENV = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 CANNOT_SHOW = (
     "An accelerator: there, values must first come to the host. All of this is on CPUs.",
     "A network: servers run on this machine, on loopback, and share its cores with what is measured.",
-    "GCS's speed: the server is an emulator in memory. Only that the path works, and what clients cost beside it.",
+    "GCS's speed: the server is an emulator in memory. It shows that the path works, and what clients cost.",
     "Several machines: up to four workers share these cores and this disk, so more of them are not faster here.",
-    "A disk that nobody caches: “cold” drops this machine's page cache, and a virtual disk's host keeps its own.",
+    "A disk without a cache: “cold” drops this machine's page cache, but a virtual disk's host has its own.",
     "Any other machine. Trust ratios within one run; single rounds on a shared disk differ by a factor of two.",
 )
 BIAS = (
     "We wrote it, and chose what is measured: many equal float32 variables that all change, and some models.",
     "Ours fsyncs and checksums every byte; the others are fsynced by the benchmark, and check less.",
     "On object storage, “durable” is what the server has acknowledged.",
-    "TensorFlow, Keras, Orbax and PyTorch run with their defaults; somebody who knows them well may tune more.",
-    "Orbax and PyTorch hold their own arrays: their figures compare whole ways of working, not one function.",
+    "TensorFlow, Keras, Orbax and PyTorch run with their defaults; someone who knows them well may tune them.",
+    "Orbax and PyTorch hold their own arrays: their figures compare complete workflows, not one function.",
 )
 
 

@@ -89,7 +89,7 @@ UNCHANGED = {
 }
 # Above these, a peer takes more than a minute for a round, or more memory than a small machine has.
 MAX_VARIABLES = {"Keras ModelCheckpoint": 1000, "Orbax async": 10_000, "PyTorch DCP async": 10_000}
-MEMORY_PER_PEER = 2.5  # times the state, in the middle of a save; the limits hold a few buffers
+MEMORY_PER_PEER = 2.5  # times the state, in the middle of a save; raw baselines take a few buffers
 
 
 @dataclass(frozen=True)

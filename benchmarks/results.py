@@ -57,7 +57,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Timeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One save, or one restore, as it went."""
+    """One save, or one restore, over time."""
 
     title: str
     storage: str

@@ -2,9 +2,9 @@
 
 CkptflowError
 ├── StorageError (OSError)                      the storage refused or failed; the message says which key and why
-│   ├── ObjectNotFoundError (FileNotFoundError)     nothing under this key
+│   ├── ObjectNotFoundError (FileNotFoundError)     no object under this key
 │   ├── ObjectExistsError (FileExistsError)         create-only found something there
-│   ├── ObjectChangedError                          what was to be copied is another version: write it anew
+│   ├── ObjectChangedError                          the source of a copy was replaced: write the bytes again
 │   ├── StorageUnavailableError (ConnectionError)   throttled, 5xx, timed out, after all retries: try again later
 │   ├── StorageAccessError (PermissionError)        credentials, permissions, read-only mounts: a person must act
 │   └── StorageFullError                            no space, quota or file-size limit: make room
@@ -12,13 +12,13 @@ CkptflowError
 │   └── CheckpointGoneError                         it was there and was pruned while being read: pin it
 ├── CorruptCheckpointError (ValueError)         checksum mismatch, or a shard is missing
 ├── UnknownVersionError (ValueError)            written by a newer ckptflow: upgrade
-├── StateMismatchError (ValueError)             checkpoint and state differ; the message tells how
-├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with a way out
-├── FencedError (RuntimeError)                  a newer incarnation holds this root: stop, do not restart
+├── StateMismatchError (ValueError)             checkpoint and state differ; the message says how
+├── UnsupportedStateError (TypeError)           an object in the state cannot be saved; named, with an alternative
+├── FencedError (RuntimeError)                  a newer incarnation has claimed this root: stop, do not restart
 ├── SaveFailedError (RuntimeError)              a save in the background failed; `__cause__` is why
 │   ├── CommitTimeoutError (TimeoutError)           workers did not report before the deadline; they are named
-│   └── CommitUnknownError                          the manifest was sent and no reply came: it may or may not count
-├── PeerError (RuntimeError)                    another worker failed, or never came; what is known is carried along
+│   └── CommitUnknownError                          the manifest was sent, no reply came: it may or may not be committed
+├── PeerError (RuntimeError)                    another worker failed or never arrived; the message says what is known
 └── UsageError (RuntimeError)                   wrong time, thread or order; the message says what to do
     └── StepOrderError (ValueError)                 a step below one that was saved or restored
 """
@@ -69,7 +69,7 @@ class StorageError(CkptflowError, OSError):
 
 
 class ObjectNotFoundError(StorageError, FileNotFoundError):
-    """Nothing is stored under this key."""
+    """There is no object under this key."""
 
 
 class ObjectExistsError(StorageError, FileExistsError):
@@ -77,13 +77,13 @@ class ObjectExistsError(StorageError, FileExistsError):
 
 
 class ObjectChangedError(StorageError):
-    """A copy inside the storage found its source replaced. A save then writes the bytes anew, and does not raise it."""
+    """A copy inside the storage found its source replaced. A save writes the bytes again instead of raising it."""
 
 
 class StorageUnavailableError(StorageError, ConnectionError):
     """Throttled, failing or silent, still so after all retries. The same call may succeed later.
 
-    `asks_for_less`: whether the storage asked for fewer requests; `is_unreachable`: whether nobody listens there.
+    `asks_for_less`: whether the storage asked for fewer requests; `is_unreachable`: whether nothing listens there.
     """
 
     asks_for_less: bool = False
@@ -91,11 +91,11 @@ class StorageUnavailableError(StorageError, ConnectionError):
 
 
 class StorageAccessError(StorageError, PermissionError):
-    """Credentials, permissions or a read-only mount: no retry helps until a person acts. Never shows a credential."""
+    """Credentials, permissions or a read-only mount: a person must act, retrying does not help. Shows no credential."""
 
 
 class StorageFullError(StorageError):
-    """No space, quota or file-size limit. Nothing older is deleted to make room for what is not committed."""
+    """No space, quota or file-size limit. No older checkpoint is deleted to make room for an uncommitted one."""
 
 
 class CheckpointNotFoundError(CkptflowError, FileNotFoundError):
@@ -115,15 +115,15 @@ class UnknownVersionError(CkptflowError, ValueError):
 
 
 class StateMismatchError(CkptflowError, ValueError):
-    """Checkpoint and state differ: names, shapes, dtypes, or what a table, iterator or object takes. Says all of it."""
+    """Checkpoint and state differ: names, shapes, dtypes, or what a table, iterator or object accepts; says which."""
 
 
 class UnsupportedStateError(CkptflowError, TypeError):
-    """The state holds an object that cannot be saved; the message names it and says what can be done."""
+    """The state contains an object that cannot be saved; the message names it and says what to do."""
 
 
 class FencedError(CkptflowError, RuntimeError):
-    """A newer incarnation holds this root: what this one writes from now on does not count.
+    """A newer incarnation has claimed this root: what this one saves from now on is not used.
 
     Stop this job and do not restart it: restarting jobs fence each other forever. An evaluation job next to a
     running one opens the root with `read_only=True`, which never fences.
@@ -135,15 +135,15 @@ class SaveFailedError(CkptflowError, RuntimeError):
 
 
 class CommitTimeoutError(SaveFailedError, TimeoutError):
-    """Workers did not report before `commit_timeout_s`; the message names them. The checkpoint does not count."""
+    """Workers did not report before `commit_timeout_s`; the message names them. The checkpoint is not committed."""
 
 
 class CommitUnknownError(SaveFailedError):
-    """The manifest, or a worker's word that it has saved, was sent and never answered. The next restore finds out."""
+    """The manifest, or a worker's word that it has saved, was sent and not answered. The next restore finds out."""
 
 
 class PeerError(CkptflowError, RuntimeError):
-    """Another worker failed or never came, so this one raises instead of waiting for it; says what is known of it."""
+    """Another worker failed or never came, so this one raises instead of waiting; the message says what is known."""
 
 
 class UsageError(CkptflowError, RuntimeError):

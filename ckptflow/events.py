@@ -1,7 +1,7 @@
 """What happens to checkpoints, as typed events: for `CheckpointManager(on_event=…)`, its log and its metrics.
 
-Every worker tells of its own. An event is plain data: it holds no tensor and no secret, and its fields are numbers,
-texts and times, so that `dataclasses.asdict` gives what any log or queue can take.
+Every worker emits its own events. An event is plain data without tensors or secrets: its fields are numbers,
+strings and times, so `dataclasses.asdict` gives what any log or queue accepts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What all events have: `url` the root of the run, `worker` who tells, `at` when it happened, by its own clock."""
+    """What all events have: `url`, the root of the run; `worker`, which emitted it; `at`, by its clock."""
 
     url: str = ""
     worker: int = 0
@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed(Event):
-    """This life of the job holds the root. `reason`: start, resume, rollback, damage, outside or fresh."""
+    """This attempt of the job has claimed the root. `reason`: start, resume, rollback, damage, outside or fresh."""
 
     incarnation: int
     reason: str
@@ -50,9 +50,10 @@ class Claimed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored(Event):
-    """The state is that of `folder`, committed at `created_at`; getting there took `restore_s`, the vote included.
+    """The state is that of `folder`, committed at `created_at`; restoring took `restore_s`, agreement of all workers
+    included.
 
-    This worker has read `storage_bytes` of shards from storage, and got `peer_bytes` of them of other workers.
+    This worker has read `storage_bytes` of shards from storage, and got `peer_bytes` from other workers.
     """
 
     step: int
@@ -66,7 +67,7 @@ class Restored(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damaged(Event):
-    """`folder` cannot be restored, and the one before it is tried: `error` says what is wrong with it."""
+    """`folder` cannot be restored, so the one before it is tried; `error` says why."""
 
     step: int
     folder: str
@@ -75,9 +76,9 @@ class Damaged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveBegan(Event):
-    """`save` is about to return, and has held the training thread for `blocked_s`.
+    """`save` is about to return; it blocked the training thread for `blocked_s`.
 
-    `capture_s` of these went into taking hold of the values; the rest was spent waiting for the save before, for the
+    Of this, `capture_s` was taking references to the values; the rest was waiting for the previous save, for the
     other workers, and, at the first save of an attempt that restored nothing, for the claim.
     """
 
@@ -122,7 +123,7 @@ class NotFinite(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed(Event):
-    """The chief alone: the checkpoint is committed and acknowledged, `save_s` after `save` was called.
+    """Only the chief: the checkpoint is committed and acknowledged, `save_s` after `save` was called.
 
     `size_bytes` counts the shards of all workers; `gib_per_s` is that over `save_s`. Of these, `copied_bytes` were not
     sent: the storage copied them from an earlier checkpoint.
@@ -155,9 +156,9 @@ class SaveFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned(Event):
-    """The chief alone: `folder`, `size_bytes` in all its files, was deleted, and why.
+    """Only the chief: `folder`, `size_bytes` in all its files, was deleted, and why.
 
-    `freed_bytes` of them are free now: on a disk, files that others share are not.
+    Of these, `freed_bytes` became free: on a disk, files that other checkpoints share do not.
     """
 
     step: int
@@ -169,7 +170,7 @@ class Pruned(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(Event):
-    """A request to the storage failed for the `tries`-th time, and is made again after `wait_s`."""
+    """A request to the storage failed for the `tries`-th time and is retried after `wait_s`."""
 
     verb: str
     key: str
@@ -183,4 +184,4 @@ Tell = Callable[[Event], None]
 
 
 def tell_nobody(event: Event) -> None:
-    """For whoever works without a manager."""
+    """The callback where there is no manager."""

@@ -1,4 +1,4 @@
-"""Reading a root without TensorFlow: what counts in it, and a checkpoint's tensors as NumPy arrays. Never claims."""
+"""Reading a root without TensorFlow: its current checkpoints, and their tensors as NumPy arrays. Never claims."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def list_checkpoints(
     mode: Mode | None = None,
     storage_options: dict[str, Any] | None = None,
 ) -> list[Checkpoint]:
-    """The checkpoints that count in the root `url`, oldest first; an empty list where there are none.
+    """The current checkpoints of the root `url`, oldest first; an empty list if there are none.
 
     With `best`, the name of a metric: only those that have it, the best value first, one for each step. `mode` is as in
     `KeepBest`: "min", "max", or left out for the name of a loss or an error.
 
     Reads manifests, no tensor; does not import TensorFlow; never claims or writes. A checkpoint whose manifest is
-    damaged is left out, with a warning; if it is all that its incarnation has, older ones are left out, too, since
-    nothing tells whether it went on from them (`restore_latest` takes the newest valid one). Raises ValueError for an
-    unknown scheme, or if neither `mode` nor the metric's name says which value is best, `StorageError` where the
+    damaged is left out, with a warning; if its incarnation has no other one, older ones are left out as well, since
+    nothing says whether it continued from them (`restore_latest` takes the newest valid one). Raises ValueError for
+    an unknown scheme, or if neither `mode` nor the metric's name says which value is best, `StorageError` if the
     storage refuses.
     """
     if best is None and mode is not None:
@@ -72,12 +72,12 @@ def list_checkpoints(
 def open_checkpoint(
     url: str | os.PathLike[str], step: int | None = None, *, storage_options: dict[str, Any] | None = None
 ) -> OpenCheckpoint:
-    """A checkpoint as a mapping from tensor name to NumPy array, each read and checked when it is asked for.
+    """A checkpoint as a mapping from tensor name to NumPy array, each read and checked on access.
 
-    `url` is a run's root, or one checkpoint's folder (`Checkpoint.url`). Without `step`: the newest that counts and
-    whose manifest can be read. Does not import TensorFlow, never claims. Pin what must stay while you read it: a
-    running job may prune what you have opened, and reading then raises `CheckpointGoneError`. Raises
-    `CheckpointNotFoundError`.
+    `url` is a run's root, or one checkpoint's folder (`Checkpoint.url`). Without `step`: the newest current
+    checkpoint whose manifest can be read. Does not import TensorFlow, never claims. Pin what must
+    stay while you read it: a running job may prune what you have opened, and reading then raises
+    `CheckpointGoneError`. Raises `CheckpointNotFoundError` if there is no such checkpoint.
     """
     return _open(os.fsdecode(url), step, storage_options, is_for_show=False)[0]
 
@@ -85,7 +85,7 @@ def open_checkpoint(
 def open_to_show(
     url: str, step: int | None = None, *, storage_options: dict[str, Any] | None = None
 ) -> tuple[OpenCheckpoint, Summaries]:
-    """The same for people: a file that the storage does not give is passed over; the summaries then know of it."""
+    """The same for display: a file that cannot be read is skipped, and the summaries record it."""
     return _open(url, step, storage_options, is_for_show=True)
 
 
@@ -106,15 +106,15 @@ def _open(
 
 
 def split_url(url: str) -> tuple[str, Folder | None]:
-    """The root's URL, and the checkpoint's folder where `url` is one checkpoint's and not a root's."""
+    """The root's URL, and the checkpoint's folder if `url` names a checkpoint instead of a root."""
     root, separator, last = url.rstrip("/").rpartition("/")
     folder = parse_folder(last) if not root.endswith(":/") else None  # a bucket is no checkpoint, whatever its name
     return (url, None) if folder is None else (root or separator or ".", folder)
 
 
 def run_url(url: str | os.PathLike[str]) -> str:
-    """The URL of a run's root as text. Raises `UsageError` for one checkpoint's: the run is not listed there, and what
-    began there would be deleted with it."""
+    """The URL of a run's root as a string. Raises `UsageError` for the URL of a checkpoint: the run is not listed
+    there, and a run started there would be deleted with it."""
     text = os.fsdecode(url)
     root, folder = split_url(text)
     if folder is not None:
@@ -126,19 +126,20 @@ class OpenCheckpoint(Mapping[str, Array]):
     """One checkpoint, opened: `checkpoint["model/dense/kernel"]` reads that tensor and no other.
 
     Arrays have the tensor's global shape and dtype (bfloat16 and the like by `ml_dtypes`; strings as objects of bytes).
-    A variable that workers kept each for themselves is given as it is restored: their sum, their mean, or the first.
-    Every byte is checked against its checksum before an array is handed out: `CorruptCheckpointError` otherwise.
-    Aliases are found by `[...]` and `in`; iteration gives each tensor once, by its name.
+    A variable of which each worker had its own value is returned as it is restored: their sum, their mean, or the
+    first.
+    Every byte is checked against its checksum before an array is returned: `CorruptCheckpointError` otherwise.
+    `[...]` and `in` also find aliases; iteration yields each tensor once, by its name.
     """
 
     def __init__(
         self, store: Store, manifest: Manifest, pool: BufferPool | None = None, streams: Streams | None = None
     ) -> None:
-        """`pool`: staging memory to use, and to close with this, and the turns to take; else it takes its own when
+        """`pool`: staging memory to use, which is closed with this, and the turns to take; by default allocated when
         first needed."""
         folder = parse_folder(manifest.folder)
         if folder is None:
-            raise CorruptCheckpointError(f"{store.url}: {manifest.folder!r} is no folder")
+            raise CorruptCheckpointError(f"{store.url}: {manifest.folder!r} is not a checkpoint folder")
         self._store = store
         self._folder = folder
         self._pool = pool
@@ -158,14 +159,14 @@ class OpenCheckpoint(Mapping[str, Array]):
         return self.manifest.tensors[self._index[name]]
 
     def read(self, names: Iterable[str]) -> dict[str, Array]:
-        """Reads several tensors at once, in the order that is quickest."""
+        """Reads several tensors at once, in the fastest order."""
         wanted = {name: self._index[name] for name in names}
         target = ArrayTarget(self.manifest)
         self.read_into([Wanted(index) for index in sorted(set(wanted.values()))], target)
         return {name: target.arrays[index] for name, index in wanted.items()}
 
     def read_into(self, wanted: Sequence[Wanted], target: Target) -> None:
-        """Reads tensors, or boxes of them, into `target`, each checked before it is handed over."""
+        """Reads tensors, or boxes of them, into `target`, each checked before it is passed on."""
         try:
             self._check_shards()
             pool = self._buffers()
@@ -177,7 +178,7 @@ class OpenCheckpoint(Mapping[str, Array]):
             raise
 
     def manifest_sha256(self) -> str:
-        """The SHA-256 of `manifest.json` as it lies in storage, in hex.
+        """The SHA-256 of `manifest.json` as stored, in hex.
 
         Raises `CheckpointGoneError`, and `CorruptCheckpointError` if it is damaged.
         """
@@ -194,10 +195,10 @@ class OpenCheckpoint(Mapping[str, Array]):
         return list_pin_names(self._store).get(self._folder)
 
     def verify(self, sound: Sound | None = None, only: Collection[int] | None = None) -> list[str]:
-        """Reads every byte and returns what is wrong, in words: an empty list where nothing is.
+        """Reads every byte and returns a message for each problem; an empty list if there is none.
 
-        One dictionary as `sound` for several checkpoints of a root: a file that they share is then read once. With
-        `only`, the numbers of some shards in the manifest, only these are read, and no others are known to be sound.
+        Pass one dictionary as `sound` for several checkpoints of a root to read files that they share only once. With
+        `only`, the numbers of some shards in the manifest, only these are read.
         """
         problems = [str(problem) for problem in verify_checkpoint(
             self._store, self._folder, self.manifest, self._buffers(), sound=sound, only=only)]  # fmt: skip
@@ -206,7 +207,7 @@ class OpenCheckpoint(Mapping[str, Array]):
         return problems
 
     def close(self) -> None:
-        """Gives back memory and connections."""
+        """Releases memory and connections."""
         if self._pool is not None:
             self._pool.close()
         self._store.close()
@@ -259,7 +260,7 @@ class OpenCheckpoint(Mapping[str, Array]):
 
 
 class ArrayTarget:
-    """Takes tensors into fresh NumPy arrays."""
+    """Puts tensors into new NumPy arrays."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -276,7 +277,7 @@ class ArrayTarget:
 
 
 def to_array(tensor: TensorRecord, data: Bytes1D) -> Array:
-    """The array that a tensor's bytes in storage stand for; components are brought together."""
+    """The array of a tensor's stored bytes, with its components combined."""
     if dtypes.is_encoded(tensor.dtype):
         try:
             return dtypes.decode_strings(data, tensor.shape)
@@ -292,7 +293,7 @@ def _read(store: Store, folder: Folder) -> Manifest:
     try:
         return read_manifest(store, folder)
     except ObjectNotFoundError as error:
-        raise CheckpointNotFoundError(f"{store.url}/{folder} holds no committed checkpoint") from error
+        raise CheckpointNotFoundError(f"{store.url}/{folder} has no committed checkpoint") from error
 
 
 def _read_newest(store: Store, summaries: Summaries, step: int | None) -> Manifest:

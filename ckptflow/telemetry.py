@@ -2,9 +2,9 @@
 
     CheckpointManager(url, state, on_event=[telemetry.TensorBoard("logs"), telemetry.Prometheus()])
 
-They run in the manager's thread for events, never on the training thread. Each takes a package that
-`pip install 'ckptflow[telemetry]'` brings, and raises ImportError where it is not there. What is measured is in
-`METRICS`, with its unit in its name; all three send the same. Counts begin at 0 with the process.
+They run in the manager's thread for events, never on the training thread. Each needs a package that `pip install
+'ckptflow[telemetry]'` installs, and raises ImportError without it. `METRICS` lists what is measured, with the unit in
+each name; all three send the same. Counters start at 0 with the process.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: its name, unit included; `kind` as in Prometheus; what it says."""
+    """One metric: its name with the unit; `kind` as in Prometheus; its description."""
 
     name: str
     kind: Literal["histogram", "counter", "gauge"]
     text: str
 
 
-BLOCKED = Metric("blocked_seconds", "histogram", "how long save held the training thread")
+BLOCKED = Metric("blocked_seconds", "histogram", "how long save blocked the training thread")
 WRITE = Metric("write_seconds", "histogram", "from the call of save until this worker's shards were durable")
 WRITTEN = Metric("written_bytes", "counter", "bytes of shards that this worker made durable")
 SENT = Metric("sent_bytes", "counter", "bytes of shards that this worker sent to the storage")
@@ -51,10 +51,10 @@ FAILURES = Metric("save_failures", "counter", "saves of which this worker's part
 NOT_FINITE = Metric("not_finite_saves", "counter", "saves in which check_finite has found NaN or Inf on this worker")
 RESTORE = Metric("restore_seconds", "histogram", "how long a restore took")
 FROM_STORAGE = Metric("restore_storage_bytes", "counter", "bytes of shards that restores have read from storage")
-FROM_PEERS = Metric("restore_peer_bytes", "counter", "bytes of shards that restores have got of other workers")
-RETRIES = Metric("storage_retries", "counter", "requests to the storage that were made again")
+FROM_PEERS = Metric("restore_peer_bytes", "counter", "bytes of shards that restores got from other workers")
+RETRIES = Metric("storage_retries", "counter", "requests to the storage that were retried")
 PRUNED = Metric("pruned_bytes", "counter", "bytes of checkpoints that were deleted; the chief's")
-FREED = Metric("freed_bytes", "counter", "of these, bytes that are free: files that others share are not; the chief's")
+FREED = Metric("freed_bytes", "counter", "of these, bytes that became free: not files that others share; the chief's")
 
 METRICS = (
     BLOCKED, WRITE, WRITTEN, SENT, COPIED, SAVE, SAVED, RATE, SIZE, STEP, AGE, COMMITS, FAILURES, NOT_FINITE, RESTORE,
@@ -63,7 +63,8 @@ METRICS = (
 
 
 def measure(event: Event) -> list[tuple[Metric, float]]:
-    """What an event adds to counters, observes in histograms and sets in gauges: all but `AGE`, which time changes."""
+    """What an event adds to counters, observes in histograms and sets in gauges: everything except `AGE`, which
+    changes with time."""
     match event:
         case SaveBegan():
             return [(BLOCKED, event.blocked_s)]
@@ -103,7 +104,7 @@ def measure(event: Event) -> list[tuple[Metric, float]]:
 
 
 def newest_time(event: Event) -> datetime | None:
-    """When the checkpoint that the event makes the newest was committed; None where it makes none."""
+    """When the checkpoint that became the newest by this event was committed; None if none did."""
     if isinstance(event, Restored):
         return event.created_at
     return event.at if isinstance(event, Committed) else None
@@ -112,9 +113,10 @@ def newest_time(event: Event) -> datetime | None:
 class TensorBoard:
     """Writes scalars under `ckptflow/` for TensorBoard, at the steps of the job.
 
-    `log_folder` is what `tensorboard --logdir` is given; other workers than the chief write to `worker-N` in it.
-    Counters are running totals, histograms their newest value, and the age is that at each save's beginning. What has
-    no step of its own, as a retry, stands at the newest known. What an event brings is in the file before the next.
+    `log_folder` is what `tensorboard --logdir` gets; workers other than the chief write to `worker-N` in it.
+    Counters are running totals, histograms show their newest value, and the age is taken at the start of each save.
+    Events without a step, such as a retry, use the newest known step. The values of an event are in the file before
+    the next event.
     """
 
     def __init__(self, log_folder: str | os.PathLike[str]) -> None:
@@ -155,9 +157,9 @@ class TensorBoard:
 class Prometheus:
     """Keeps metrics named `ckptflow_…` in a registry of prometheus_client, labelled by `url` and `worker`.
 
-    `registry` is prometheus_client's own by default; `prometheus_client.start_http_server(port)` serves that. One of
-    these does for all managers of a process; a second one on the same registry raises ValueError. The age is computed
-    when it is asked for.
+    `registry` is prometheus_client's default registry if not given; `prometheus_client.start_http_server(port)`
+    serves it. One instance serves all managers of a process; a second one on the same registry raises ValueError. The
+    age is computed on each scrape.
     """
 
     def __init__(self, registry: Any = None) -> None:
@@ -195,8 +197,8 @@ class Prometheus:
 class OpenTelemetry:
     """Records metrics named `ckptflow.…` with a meter of OpenTelemetry, with the attributes `url` and `worker`.
 
-    `meter_provider` is the process's own by default: set that one first, with its reader and exporter. The age is
-    computed when it is asked for.
+    `meter_provider` is the process's global one by default: set it first, with its reader and exporter. The age is
+    computed on each collection.
     """
 
     def __init__(self, meter_provider: Any = None) -> None:

@@ -39,7 +39,7 @@ class Peer:
     """One way to save and restore. A round: `change`, `save`, `finish`, `spoil`, `restore`, `check`.
 
     `save` returns once training may go on, `finish` once the bytes are durable. `note` says what differs from the
-    others; a limit moves the same bytes and does nothing else.
+    others; a raw baseline moves the same bytes and does nothing else.
     """
 
     note = ""

@@ -1,4 +1,4 @@
-"""The limits: the same bytes in pieces, straight to the disk or by an object storage's client alone."""
+"""The raw baselines: the same bytes in pieces, straight to the disk or by an object storage's client alone."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ _PEERS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#CCBB44", "#8C6BB1", "#6E
 
 
 def colours(run: Run) -> dict[str, str]:
-    """By peer: ours in the accent, limits in grey, others by the order of the run."""
+    """By peer: ours in the accent, raw baselines in grey, others by the order of the run."""
     found: dict[str, str] = {}
     other_count = 0
     for result in run.results:

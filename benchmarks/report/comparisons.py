@@ -50,7 +50,7 @@ class Measure:
 
 MEASURES = (
     Measure("durable_s", "Save, until it is durable", "s"),
-    Measure("blocked_s", "Training held up by a save", "ms", 1e3),
+    Measure("blocked_s", "Training blocked by a save", "ms", 1e3),
     Measure("save_cpu_s", "CPU time of a save", "CPU-s"),
     Measure("peak_save_bytes", "Extra memory at the peak of a save", "MiB", 1 / MIB),
     Measure("restore_cold_s", "Restore, read from the disk", "s"),
@@ -66,8 +66,8 @@ MEASURES = (
     Measure("save_requests", "Requests of a save", "requests"),
     Measure("restore_requests", "Requests of a restore", "requests"),
     Measure("save_sent_bytes", "Bytes sent by a save", "MiB", 1 / MIB),
-    Measure("save_copied_bytes", "Bytes copied inside the storage, and not sent", "MiB", 1 / MIB),
-    Measure("stored_bytes", "Stored, of five checkpoints", "MiB", 1 / MIB),
+    Measure("save_copied_bytes", "Bytes copied inside the storage, not sent", "MiB", 1 / MIB),
+    Measure("stored_bytes", "Stored by five checkpoints", "MiB", 1 / MIB),
     Measure("save_1_s", "The first save", "s"),
     Measure("save_2_s", "The second save", "s"),
     Measure("save_3_s", "The third save", "s"),
@@ -129,7 +129,7 @@ class Comparison:
         return [result for result in self.results if is_ours(result) and result.measures]
 
     def limit(self, ours: Result, measure: Measure) -> Result | None:
-        """What the storage can do: the client that `ours` goes through, alone; else the best of the limits."""
+        """The raw baseline: the client that `ours` goes through, alone; else the best of the baselines."""
         client = self.client(ours)
         limits = [client] if client else [result for result in self.results if result.is_limit]
         return _best([result for result in limits if measure.name in result.measures], measure)
@@ -139,7 +139,7 @@ class Comparison:
         return next((result for result in self.results if result.peer == _CLIENTS.get(ours.peer)), None)
 
     def best_peer(self, measure: Measure) -> Result | None:
-        """The one with the lowest figure that is neither ours nor a limit."""
+        """The one with the lowest figure that is neither ours nor a raw baseline."""
         others = [result for result in self.results if not (is_ours(result) or result.is_limit)]
         return _best([result for result in others if measure.name in result.measures], measure)
 

@@ -1,4 +1,4 @@
-"""Results as plotly figures: pure functions. A figure that is not there is a line of text in its bar's place."""
+"""Results as plotly figures: pure functions. A missing figure is a line of text in place of its bar."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from benchmarks.report.colours import LIMIT, OURS
 from benchmarks.report.comparisons import FIRST_TOLD, Comparison, Measure, number, why_missing
+from benchmarks.report.placing import plain
 from benchmarks.results import Result, Stat
-from ckptflow.report.skeleton import plain
 
 _ROW_PX = 34
 _LABEL_CHARACTERS = 20
@@ -35,7 +35,7 @@ class Scale:
 
 
 def bars(comparison: Comparison, measures: Sequence[Measure], colours: Mapping[str, str]) -> go.Figure:
-    """A bar for each peer and measure (one, or two of one unit), the range of rounds, and a line at the best limit.
+    """A bar for each peer and measure (one, or two of one unit), the range of rounds, and a line at the best baseline.
 
     Over a factor of 30 the scale is logarithmic, where a bar's length means nothing: points instead of bars.
     """

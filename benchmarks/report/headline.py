@@ -1,4 +1,4 @@
-"""The figures that matter most, beside the limit and the best of the others: the page's first table."""
+"""The most important figures, with the raw baseline and the best alternative: the page's first table."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.results import Result
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of ours. An empty text: there is nothing of that kind to compare with."""
+    """One figure of ours. An empty string: there is nothing of that kind to compare with."""
 
     what: str
     ours: str
     limit: str
-    to_limit: str  # ours, as a multiple of the limit
+    to_limit: str  # ours, as a multiple of the raw baseline
     peer: str
-    to_peer: str  # the best of the others, as a multiple of ours: above 1 is for us
-    is_behind: bool  # the best of the others is better
+    to_peer: str  # the best alternative, as a multiple of ours: above 1 is for us
+    is_behind: bool  # the best alternative is better
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def headline(comparisons: Sequence[Comparison]) -> list[Block]:
         "size": "Large state",
         "variables": "Many variables",
         "objects": "Object storage",
-        "link": "As to a cloud",
+        "link": "Links like those to a cloud",
         "training": "Training that saves every 15 steps",
-        "unchanged": "A part of the model is trained",
+        "unchanged": "Part of the model is trained",
         "workers": "Several workers on one machine",
     }
     blocks = [
@@ -71,7 +71,7 @@ def _rows(comparison: Comparison) -> Iterator[Row]:
             continue
         name = "" if is_alone else f" ({label.removeprefix('ckptflow, ')})"
         if not result.measures:
-            yield Row(f"all of it{name}", f"missing: {why_missing(result, _ANY)}", "", "", "", "", False)
+            yield Row(f"everything{name}", f"missing: {why_missing(result, _ANY)}", "", "", "", "", False)
         for measure_name in _MEASURES[comparison.experiment]:
             measure = comparison.measure(measure_name)
             if measure is not None and measure_name in result.measures:

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, put together from a run's figures."""
+"""The page: one self-contained HTML file, put together from a run's figures."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from benchmarks import machine
 from benchmarks.report import sections
 from benchmarks.report.colours import colours
 from benchmarks.report.comparisons import Comparison, compare, number, size, storage_name
 from benchmarks.report.headline import Block, headline
+from benchmarks.report.placing import Figures
 from benchmarks.report.sections import Plot, Section
 from benchmarks.report.timeline import SPANS, gantt, totals
 from benchmarks.report.trace import encode_trace
 from benchmarks.results import Run, Timeline
-from ckptflow.report.skeleton import Figures, render
+from ckptflow.report.skeleton import render
 
 _TITLE = "Checkpoints of TensorFlow training: how fast, and at what cost"
 
@@ -41,7 +43,15 @@ def page(run: Run) -> str:
     parts += [_section(section, figures) for section in found]
     parts.append(_timelines(run.timelines, figures))
     body = Markup("\n".join(parts))  # each part escapes what it shows
-    return render("skeleton.html", figures, title=_TITLE, generator="benchmarks.report", body=body)
+    return render(
+        "benchmarks.html",
+        title=_TITLE,
+        generator="benchmarks.report",
+        packages=("benchmarks.report",),
+        body=body,
+        figures=figures.json(),
+        plotly=Markup(get_plotlyjs()),
+    )
 
 
 def _head(run: Run) -> str:
@@ -49,24 +59,24 @@ def _head(run: Run) -> str:
     return f"""<header class="meta"><h1>{_TITLE}</h1>
 <p>Run of {_e(run.created_at)}: <code>{_e(run.command)}</code></p>
 <p>{_e(machine.one_line(run.machine))}</p>
-<details><summary>More of the machine, and versions</summary><div class="wide"><table>{rows}</table></div>
+<details><summary>Machine and versions</summary><div class="wide"><table>{rows}</table></div>
 </header>"""
 
 
 def _first(run: Run) -> str:
     return f"""<section class="first" id="first"><h2>What this cannot show</h2>{_list(run.cannot_show)}
-<h2>Its bias</h2>{_list(run.bias)}</section>"""
+<h2>Bias</h2>{_list(run.bias)}</section>"""
 
 
 def _links(found: Sequence[Section], *, has_timelines: bool) -> str:
-    places = [("headline", "In short"), *((section.name, section.title) for section in found)]
-    places += [("timelines", "One save, as it went")] if has_timelines else []
+    places = [("headline", "Overview"), *((section.name, section.title) for section in found)]
+    places += [("timelines", "One save over time")] if has_timelines else []
     links = (f'<a href="#{name}">{_e(title)}</a>' for name, title in places)
     return f"<nav>{' '.join(links)}</nav>"
 
 
 def _headline(blocks: Sequence[Block]) -> str:
-    heads = ("", "ckptflow", "the limit", "ckptflow / limit", "best of the others", "that one / ckptflow")
+    heads = ("", "ckptflow", "raw baseline", "ckptflow / raw", "best alternative", "alternative / ckptflow")
     columns = "".join(f'<th scope="col">{head}</th>' for head in heads)
     rows = []
     for block in blocks:
@@ -81,10 +91,13 @@ def _headline(blocks: Sequence[Block]) -> str:
             )
             tds = "".join(f'<td class="{css}" data-head="{head}:">{_e(text)}</td>' for css, head, text in cells)
             rows.append(f'<tr><th scope="row">{_e(row.what)}</th>{tds}</tr>')
-    return f"""<section id="headline"><h2>In short</h2>
-<p class="soft">Medians. The limit moves the same bytes with the bare device or client, and neither packs nor checks
-them: 1.00 × is as fast as the storage goes. The last column is how many times more the best of the others takes than
-ckptflow; where it is dotted, that other one is ahead. Empty: there is nothing of that kind to compare with.</p>
+    return f"""<section id="headline"><h2>Overview</h2>
+<p class="soft">Medians; less is better. The raw baseline moves the same bytes with the bare device or client and a
+fixed number of requests at once, and neither packs nor checks them.</p>
+<p class="soft">Below 1.00 ×, ckptflow was faster than the raw baseline: it had more requests in progress, sent
+fewer bytes, or the difference is noise.</p>
+<p class="soft">The last column is how many times as much the best alternative takes as ckptflow; if it is underlined
+with dots, that alternative is ahead. Empty: there is nothing of that kind to compare with.</p>
 <div class="wide"><table class="stacked"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 </section>"""
 
@@ -130,24 +143,24 @@ def _notes(comparison: Comparison) -> str:
         for result, label in zip(comparison.results, comparison.labels, strict=True)
         if result.note
     ]
-    return f"<details><summary>What to know of each</summary><ul>{''.join(lines)}</ul></details>" if lines else ""
+    return f"<details><summary>Notes</summary><ul>{''.join(lines)}</ul></details>" if lines else ""
 
 
 def _timelines(timelines: Iterable[Timeline], figures: Figures) -> str:
     parts = [_timeline(timeline, number, figures) for number, timeline in enumerate(timelines)]
     if not parts:
         return ""
-    return f"""<section id="timelines"><h2>One save, as it went</h2>
-<p class="soft">A lane is a thread of a worker (w0 is the coordinator), a bar is a piece of work; what lies within
-another is thinner. Zero is the call of <code>save</code>. Drag to look closer, double-click to go back.</p>
+    return f"""<section id="timelines"><h2>One save over time</h2>
+<p class="soft">A lane is a thread of a worker (w0 is the coordinator), a bar is a piece of work; nested work is
+thinner. Zero is the call of <code>save</code>. Drag to zoom in, double-click to zoom out.</p>
 {"".join(parts)}</section>"""
 
 
 def _timeline(timeline: Timeline, index: int, figures: Figures) -> str:
     about = f"{timeline.title}: {size(timeline.size_bytes)}, {storage_name(timeline.storage)}"
     if not timeline.events:
-        return f"<h3>{_e(about)}</h3><p>Nothing was recorded of it.</p>"
-    heads, rows = ("", "spans", "in all", "bytes", "from, to", "what"), []
+        return f"<h3>{_e(about)}</h3><p>Nothing was recorded.</p>"
+    heads, rows = ("", "spans", "total", "bytes", "from, to", "what"), []
     for total in totals(timeline):
         colour = SPANS.get(total.name, ("#6E4B3A", ""))[0]
         moved = size(total.size_bytes) if total.size_bytes else ""
@@ -163,15 +176,15 @@ def _timeline(timeline: Timeline, index: int, figures: Figures) -> str:
     trace = base64.b64encode(encode_trace(timeline)).decode()
     return f"""<figure class="timeline"><figcaption><h3>{_e(about)}</h3></figcaption>
 {figures.place(gantt(timeline), about)}
-<details{" open" if index == 0 else ""}><summary>What each of these is, and took</summary>
+<details{" open" if index == 0 else ""}><summary>What each kind of work is, and how long it took</summary>
 <div class="wide"><table class="stacked"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 </details>
 <p class="soft"><a download="save-{index}.trace.json" href="data:application/json;base64,{trace}">Save it as a trace</a>
-that ui.perfetto.dev and chrome://tracing open.</p></figure>"""
+for ui.perfetto.dev and chrome://tracing.</p></figure>"""
 
 
 def _list(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_e(line)}</li>' for line in lines) or '<li>Nothing was said.</li>'}</ul>"
+    return f"<ul>{''.join(f'<li>{_e(line)}</li>' for line in lines) or '<li>Nothing.</li>'}</ul>"
 
 
 def _flat(value: Any) -> str:

@@ -61,32 +61,35 @@ class Section:
 
 _BARS = (
     "A bar is the median of the rounds, its whisker goes from the lowest to the highest; shorter is better. "
-    "Hatched grey is a limit, and the dashed line the best limit: the same bytes, not packed and not checked."
+    "Hatched grey is a raw baseline, and the dashed line the best one: the same bytes, not packed and not checked."
 )
 _KNOWN = {
     "size": ("By size of the state", _BARS),
     "variables": (
         "By number of variables",
-        "Variables of 4 KiB each: the work for each counts, not the bytes. " + _BARS,
+        "Variables of 4 KiB each: this measures the work for each variable, not the bytes. " + _BARS,
     ),
-    "objects": ("Object storage", "Saves and restores beside the clients alone, at the same concurrency. " + _BARS),
+    "objects": (
+        "Object storage",
+        "Compared with the clients alone at the same concurrency. " + _BARS,
+    ),
     "link": (
         "Behind a link",
-        "Each connection has a rate and a latency, as to a cloud: ckptflow with its defaults beside clients alone. "
+        "Each connection has a rate and a latency, as to a cloud: ckptflow with its defaults, and clients alone. "
         + _BARS,
     ),
     "training": (
         "Training while saving",
-        "Training steps while the state is saved every 15 of them, beside 15 without in the same process, in turn.",
+        "15 training steps with one save, compared with 15 steps without, taking turns in one process.",
     ),
     "unchanged": (
         "What has not changed",
-        "A job trains a part of its model and keeps five checkpoints. What has not changed is copied inside the "
-        "storage, or sent again each time. Medians are of the saves after the first. " + _BARS,
+        "A job trains part of its model and retains five checkpoints. What has not changed is copied inside the "
+        "storage, or sent again each time. Medians exclude the first save. " + _BARS,
     ),
     "workers": (
         "Several workers",
-        "Workers of one job on one machine and one disk: what working together costs, not what more machines gain.",
+        "Workers of one job on one machine and one disk: what coordination costs, not what more machines gain.",
     ),
 }
 

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from benchmarks.report.colours import LIMIT
 from benchmarks.report.comparisons import number, size
 from benchmarks.report.lanes import Lane, lanes
+from benchmarks.report.placing import plain
 from benchmarks.results import Event, Timeline
-from ckptflow.report.skeleton import plain
 
 _LANE_PX = 26
 # Name: colour, what is done. `ckptflow.spans` says it in full.

@@ -1,4 +1,4 @@
-"""What to set, by what was measured: something else than the defaults only if that is surely faster. Pure."""
+"""What to set, by what was measured: the defaults, unless another setting is certainly faster. Pure."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     """The defaults, unless another setting saves faster than they do by more than the noise.
 
     That is: the interval of its median lies above that of the defaults, and the median is `LEAST_GAIN` times theirs or
-    more. Of several such the one that takes the least memory, if it is as fast as the fastest. Saves decide: a job
-    makes thousands of them and restores once. Where the defaults were not measured, the fastest is named, and that.
-    Raises ValueError where nothing was measured.
+    more. Of several such settings the one that takes the least memory, if it is about as fast as the fastest. Saves
+    decide: a job makes thousands of them and restores once. If the defaults were not measured, the fastest is named.
+    Raises ValueError if nothing was measured.
     """
     measured = [point for point in points if point.rounds]
     if not measured:
@@ -35,7 +35,7 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     usual = next((point for point in measured if point.setting.is_default), None)
     if usual is None:
         fastest = max(measured, key=lambda point: point.save.bytes_per_s)
-        why = ("the fastest of what was measured; the defaults were not", *_rates(fastest))
+        why = ("the fastest of the settings that were measured; the defaults were not measured", *_rates(fastest))
         return Recommendation(fastest.setting, False, why)
     better = [point for point in measured if is_surely_faster(point.save, usual.save)]
     if not better:
@@ -44,7 +44,7 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     good = [point for point in better if point.save.bytes_per_s >= (1 - _EQUAL) * best]
     chosen = min(good, key=lambda point: (point.setting.memory_bytes, -point.restore.bytes_per_s, point.setting))
     reasons = [
-        f"saves at {_rate(chosen.save)} where the defaults save at {_rate(usual.save)}: more than the noise",
+        f"saves at {_rate(chosen.save)}, the defaults at {_rate(usual.save)}: the difference is larger than the noise",
         f"takes {_memory(chosen.setting)} of memory, the defaults {_memory(usual.setting)}",
         f"restores at {_rate(chosen.restore)}, the defaults at {_rate(usual.restore)}",
     ]
@@ -64,9 +64,9 @@ def _no_better(measured: Sequence[Point], usual: Point) -> tuple[str, ...]:
     if not others:
         return ("nothing else was measured",)
     if usual.save.interval is None or all(point.save.interval is None for point in others):
-        return ("too few rounds to tell them apart: five of each are the least; give more --seconds",)
-    wide = "" if usual.save.is_narrow else f", which is large here: more than {NARROW:.0%} to either side"
-    return (f"nothing that was tried saves faster than the defaults by more than the noise{wide}",)
+        return ("too few rounds to compare: at least five of each are needed; give more --seconds",)
+    wide = "" if usual.save.is_narrow else f", which is large here: more than ±{NARROW:.0%}"
+    return (f"no setting that was tried saves faster than the defaults by more than the noise{wide}",)
 
 
 def _rates(point: Point) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def _print_version(is_asked: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Inspect, verify, copy, prune and export checkpoints on a disk, in S3 or in Google Cloud Storage.

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ckptflow.bench.recommend import Recommendation
 
 _MIB = 2**20
-_BAR_COLUMNS = 12
+_BAR, _LEAST_BAR, _MOST_BAR = "", 6, 24  # its heading, and the columns that it takes
+_CHOSEN = "▶"
 CANNOT_SHOW = (
     "other machines: their workers share the storage's limits, and each machine has a network of its own",
     "bytes in host memory: a device's must come to the host first, and TensorFlow takes its own time",
@@ -44,9 +45,11 @@ def _known(profile: str | None) -> str | None:
 def bench(
     url: Annotated[
         str,
-        typer.Argument(metavar="URL", help="Where to measure: a new folder in it, removed again.", show_default=False),
+        typer.Argument(
+            metavar="URL", help="Where to measure: in a new folder, which is removed again.", show_default=False
+        ),
     ],
-    duration_s: Annotated[float, seconds("--seconds", min=1, help="How long to measure, about.")] = 120,
+    duration_s: Annotated[float, seconds("--seconds", min=1, help="About how long to measure.")] = 120,
     concurrency: Annotated[
         list[int] | None,
         typer.Option(min=1, max=256, metavar="N", help="Try this many at once; may be repeated.", show_default=False),
@@ -58,7 +61,7 @@ def bench(
         ),
     ] = None,
     memory_mib: Annotated[
-        int, typer.Option(min=64, metavar="MIB", help="Memory for staging: nothing that takes more is tried.")
+        int, typer.Option(min=64, metavar="MIB", help="Memory for staging; settings that take more are not tried.")
     ] = 1280,
     size_mib: Annotated[
         int | None,
@@ -66,7 +69,7 @@ def bench(
             min=16,
             max=2**20,
             metavar="MIB",
-            help="Of what is saved each time; else as fits the time.",
+            help="How much is saved each time; by default as much as the time allows.",
             show_default=False,
         ),
     ] = None,
@@ -75,22 +78,28 @@ def bench(
         typer.Option(
             metavar="NAME",
             callback=_known,
-            help=f"Save as much as the state of this model has, in place of --size-mib: {', '.join(PROFILES)}.",
+            help=f"Save as much as this model's state, instead of --size-mib: {', '.join(PROFILES)}.",
             show_default=False,
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, max=64, metavar="N", help="Processes of this machine that save and restore together.")
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            metavar="N",
+            help="Processes on this machine that save and restore together.",
+        ),
     ] = 1,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
-    """Measure saves and restores on your storage beside the raw client, and say what to set.
+    """Measure saves and restores on your storage, compare with the raw client, and recommend settings.
 
-    The defaults, and shards of several sizes, several at once; ours (packed, checksummed, durable; read back and
-    verified) and the raw client take turns. Nothing that is in URL is touched: all is written to a new folder in it,
-    and deleted again.
+    Measures the defaults, and shards of several sizes with several requests at once. Saves are packed, checksummed and
+    durable, restores are verified; the raw client takes turns with them. Nothing in URL is touched: everything is
+    written to a new folder in it and deleted again.
 
     \b
     Example:
@@ -129,7 +138,7 @@ def bench(
 
 @contextmanager
 def _clearing_away() -> Iterator[None]:
-    """In the block, Ctrl-C ends it as ever; a second one while that clears away says what a third would leave."""
+    """In the block, Ctrl-C ends it as usual; a second one, during the cleanup, says what a third would leave."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -212,7 +221,7 @@ def _ordered(points: list[Point]) -> list[Point]:
 
 
 def render(measured: Measured, recommendation: Recommendation, profile: str = "") -> None:
-    """Prints what it cannot show, then a line for each setting, and last what to set."""
+    """Prints what this cannot show, a line with a bar for each setting, and last what to set."""
     from ckptflow.bench.rates import CONFIDENCE, NARROW
 
     console = make_console()
@@ -220,23 +229,24 @@ def render(measured: Measured, recommendation: Recommendation, profile: str = ""
     for line in CANNOT_SHOW:
         console.print(f"  - {line}", soft_wrap=True)
     size_mib, count = measured.size_bytes // _MIB, measured.worker_count
-    who = "" if count == 1 else f" by each of {count} workers, all together"
-    console.print(f"\n{size_mib:,} MiB each time{who}, beside {measured.client} alone; medians, MiB/s", style="bold")
+    who = "" if count == 1 else f" by each of {count} workers at the same time"
+    console.print(f"\n{size_mib:,} MiB each time{who}; medians in MiB/s", style="bold", soft_wrap=True)
     if profile:
         console.print(profile, soft_wrap=True)
     print_points(console, _ordered(measured.points), recommendation.setting, worker_count=count)
-    sure = "are within that" if measured.is_sure else "are NOT all within that: give more --seconds"
-    console.print(
-        f"±: half of the interval that has the true median in it with about {CONFIDENCE:.0%} certainty (order "
-        f"statistics, five rounds at least). The defaults and the fastest are repeated until it is {NARROW:.0%}; "
-        f"they {sure}.",
-        soft_wrap=True,
-    )
+    sure = "all are" if measured.is_sure else "NOT all are: give more --seconds"
+    for line in (
+        f"{_CHOSEN} what to use. The bar shows how fast it saves.",
+        f"raw: {measured.client} alone, with the same bytes and as many requests at once.",
+        f"±: half the width of the {CONFIDENCE:.0%} confidence interval of the median, from five rounds on.",
+        f"The defaults and the fastest settings are repeated until it is within {NARROW:.0%}: {sure}.",
+    ):
+        console.print(line, soft_wrap=True)
     for why in dict.fromkeys(why for _, why in measured.unmeasured):
         left_out = ", ".join(str(setting) for setting, its in sorted(measured.unmeasured) if its == why)
         console.print(f"not measured, {why}: {left_out}", soft_wrap=True)
     latency = ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in measured.latency_s.items())
-    console.print(f"\nA small object: {latency}. A commit creates one and lists once or twice.")
+    console.print(f"\nA small object: {latency}. A commit creates one and lists once or twice.", soft_wrap=True)
     chosen = recommendation.setting
     point = next(point for point in measured.points if point.setting == chosen)
     for what, rates in (("save", point.save), ("restore", point.restore)):
@@ -260,17 +270,16 @@ def print_points(console: Console, points: list[Point], chosen: Setting, *, work
     rows = []
     for point in points:
         save, restore, setting = point.save, point.restore, point.setting
+        name = "defaults" if setting.is_default else f"{setting.concurrency} of {setting.shard_bytes // _MIB} MiB"
         row = {
-            "setting": "defaults"
-            if setting.is_default
-            else f"{setting.concurrency} of {setting.shard_bytes // _MIB} MiB",
+            "  setting": f"{_CHOSEN if setting == chosen else ' '} {name}",
+            _BAR: "",
             "save": f"{save.bytes_per_s / _MIB:,.0f}",
-            "": "█" * max(1, round(_BAR_COLUMNS * save.bytes_per_s / most)),
             "±": _plus_minus(save),
-            "raw": f"{save.raw_bytes_per_s / _MIB:,.0f}",
+            "raw save": f"{save.raw_bytes_per_s / _MIB:,.0f}",
             "restore": f"{restore.bytes_per_s / _MIB:,.0f}",
-            "± ": _plus_minus(restore),  # headings are unique: these are the restore's
-            "raw ": f"{restore.raw_bytes_per_s / _MIB:,.0f}",
+            "± ": _plus_minus(restore),  # headings are unique: this is the restore's
+            "raw restore": f"{restore.raw_bytes_per_s / _MIB:,.0f}",
             "streams": f"{save.streams}, {restore.streams}",
             "slowest": f"{save.slowest_ratio:.2f}, {restore.slowest_ratio:.2f}",
             "memory": f"{setting.memory_bytes // _MIB} MiB",
@@ -279,15 +288,23 @@ def print_points(console: Console, points: list[Point], chosen: Setting, *, work
         }
         rows.append(row)
     hidden = set() if worker_count > 1 else {"slowest"}
-    for more in ({"memory", "CPU-s/GiB", "rounds"}, {"raw", "raw ", "±", "± "}, {"slowest"}, {""}):
-        widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name not in hidden]
-        if sum(widths) + 2 * (len(widths) - 1) > console.width:
+    for more in ({"memory", "CPU-s/GiB", "rounds"}, {"streams"}, {"raw save", "raw restore"}, {"slowest"}, {"±", "± "}):
+        if _width(rows, hidden) + _LEAST_BAR > console.width:
             hidden |= more
+    columns = max(_LEAST_BAR, min(_MOST_BAR, console.width - _width(rows, hidden)))
+    for row, point in zip(rows, points, strict=True):
+        row[_BAR] = "█" * max(1, round(columns * point.save.bytes_per_s / most))
     shown: dict[str, Justify] = {
-        name: "left" if name in ("setting", "") else "right" for name in rows[0] if name not in hidden
+        name: "left" if name in ("  setting", _BAR) else "right" for name in rows[0] if name not in hidden
     }
     styles = ["bold green" if point.setting == chosen else "" for point in points]
     print_table(console, shown, [[row[name] for name in shown] for row in rows], styles)
+
+
+def _width(rows: list[dict[str, str]], hidden: set[str]) -> int:
+    """In columns, without the bar."""
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name not in hidden]
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _plus_minus(rates: Rates) -> str:

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 # Told of every storage: no test of a minute can see it.
 _CANNOT_SEE = (
-    "that what it has acknowledged outlives its machines: that is the storage's own promise",
-    "that two machines see the same: all of this ran on one; run it on another against the same URL as well",
-    "rare failures: each promise was tried for seconds; a server that works in two steps, as moto's does, may pass",
+    "that acknowledged data survives the loss of machines: that is the storage's own guarantee",
+    "that two machines see the same data: everything ran on one; run it on another against the same URL as well",
+    "rare failures: each promise was tried for seconds; a server that is not atomic, such as moto's, may pass",
 )
 
 _EXCLUSIVE = "racing creators have exactly one winner"
-_COPIES_ANYTHING = "it ignores the condition of a copy, and copies whatever is there"
+_COPIES_ANYTHING = "it ignores the condition of a copy and copies whatever exists"
 _NOT_REFUSED = "ObjectExistsError was not raised"
 _NO_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
 
@@ -48,7 +48,9 @@ class Finding:
 def doctor(
     url: Annotated[
         str,
-        typer.Argument(metavar="URL", help="Where to try: a new folder in it, removed again.", show_default=False),
+        typer.Argument(
+            metavar="URL", help="Where to test: in a new folder, which is removed again.", show_default=False
+        ),
     ],
     large_mib: Annotated[
         int, typer.Option(min=1, max=4096, metavar="MIB", help="The largest object that is written.")
@@ -225,7 +227,7 @@ def lacks_copy(store: Store) -> str:
     try:
         version = store.put("source", memoryview(b"first\n"))
         if version is None:
-            return "it does not tell the version of what was written"
+            return "it does not return the version of what was written"
         store.copy("source", "copy", version)
         store.put("source", memoryview(b"other\n"))
         with contextlib.suppress(ObjectChangedError):
@@ -241,19 +243,20 @@ def cannot_promise(store: Store, *, is_ignored: bool = False, why_no_copy: str =
     words = []
     if is_ignored:
         words.append(
-            "that of two jobs which start on one root in the same moment only one goes on: this storage ignores the "
-            "condition of a create (If-None-Match) and replaces what is there. A job finds that out when it claims its "
-            "root, says so in its log, and goes on as on a storage that has no exclusive create; see to it that there "
+            "that only one of two jobs continues if they start on one root at the same moment: this storage ignores "
+            "the condition of a create (If-None-Match) and replaces what is there. A job finds that out when it "
+            "claims its "
+            "root, says so in its log, and continues as on a storage without exclusive create; make sure that there "
             "is never a second one"
         )
     if not store.is_create_only:
         words.append(
-            "that of two jobs which start on one root in the same moment only one goes on: this storage has no "
-            "exclusive create; see to it that there is never a second one"
+            "that only one of two jobs continues if they start on one root at the same moment: this storage has no "
+            "exclusive create; make sure that there is never a second one"
         )
     if why_no_copy:
         words.append(
-            "that what has not changed is not sent again: unchanged shards are written anew, since nothing is copied "
+            "that what has not changed is not sent again: unchanged shards are written again, since nothing is copied "
             f"inside this storage: {why_no_copy}"
         )
     return [*words, *_CANNOT_SEE]

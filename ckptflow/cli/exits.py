@@ -21,17 +21,17 @@ from ckptflow.printable import printable
 from ckptflow.storage.redaction import redact
 
 EXITS = {
-    0: "all is well",
-    1: "damage was found, or a difference, or a broken promise, or nothing where something was asked for",
+    0: "success",
+    1: "damage, a difference or a broken promise was found, or nothing was found",
     2: "the command line: a bad URL, scheme, argument or option, something that cannot be done here, or a package that "
     "it needs is not installed",
-    3: "the storage refused, if only one of the files: credentials, permissions, no such bucket",
-    4: "the storage did not answer, after all retries, if only for one of the files: try again later",
+    3: "the storage refused access, even to one file: credentials, permissions, no such bucket",
+    4: "the storage did not answer after all retries, even for one file: try again later",
     5: "written by a newer ckptflow: upgrade",
     70: "a bug in ckptflow: please report it",
-    74: "standard output cannot be written, as when the disk is full",
+    74: "standard output cannot be written, for example because the disk is full",
     130: "interrupted",
-    141: "whoever read standard output has gone, as `head` does; nothing is printed about it",
+    141: "the reader of standard output has exited, as `head` does; nothing is printed about it",
     143: "ended by SIGTERM",
 }
 

@@ -15,7 +15,7 @@ from ckptflow.printable import printable
 
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="The file or folder to read, anywhere.", show_default=False)
+        str, typer.Argument(metavar="SOURCE", help="The file or folder to read: a path or any URL.", show_default=False)
     ],
     url: Annotated[str, typer.Argument(metavar="URL", help="The root of the new run.", show_default=False)],
     step: Annotated[int, typer.Option(min=0, metavar="N", help="The step of the checkpoint.")] = 0,
@@ -38,19 +38,20 @@ def import_(
         ),
     ] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="A warm start: take what matches --model, leave the rest as it was made.")
+        bool,
+        typer.Option("--partial", help="A warm start: take what matches --model; the rest keeps its initial values."),
     ] = False,
     rename: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OLD=NEW",
-            help="A name, or the beginning of names up to a slash, and what --model calls it; may be repeated.",
+            help="A name, or a prefix of names up to a slash, and its name in --model; may be repeated.",
             show_default=False,
         ),
     ] = None,
     optimizer: Annotated[
         bool,
-        typer.Option("--optimizer/--no-optimizer", help="Whether the optimizer's state comes along, where it fits."),
+        typer.Option("--optimizer/--no-optimizer", help="Whether to import the optimizer's state, if it matches."),
     ] = True,
     imports: Imports = None,
     unsafe: Unsafe = False,
@@ -98,7 +99,7 @@ def import_(
 
 
 def _print_lists(about: dict[str, Any]) -> None:
-    for name, words in (("left_as_they_were", "left as it was made"), ("not_used", "in the source and not used")):
+    for name, words in (("left_as_they_were", "kept its initial value"), ("not_used", "in the source and not used")):
         for tensor in about.get(name, ()):
             typer.echo(printable(f"  {words}: {tensor}"))
 
@@ -112,5 +113,5 @@ def _renames(pairs: list[str] | None) -> dict[str, str] | None:
         if not (old and equals and new):
             raise ValueError(f"--rename {pair!r} is not of the form OLD=NEW")
         if renames.setdefault(old, new) != new:
-            raise ValueError(f"--rename says what {old!r} becomes twice")
+            raise ValueError(f"--rename gives two names for {old!r}")
     return renames

@@ -21,7 +21,7 @@ Options = Annotated[
         "-o",
         metavar="KEY=VALUE",
         help="An option for the storage; may be repeated. A dot reaches inside: client_kwargs.endpoint_url=http://… "
-        "VALUE is true, false, null, a JSON object or list, or else a text.",
+        "VALUE is true, false, null, a JSON object or list, otherwise a string.",
         show_default=False,
     ),
 ]
@@ -42,7 +42,7 @@ def _of_other_end(end: str) -> Any:
     return typer.Option(
         f"--{end.lower()}-options",
         metavar="JSON",
-        help=f"Options for {end}'s storage. Default: those of URL where both are on the same kind of storage.",
+        help=f"Options for {end}'s storage. Default: those of URL, if both are the same kind of storage.",
         show_default=False,
     )
 

@@ -15,7 +15,7 @@ Imports = Annotated[
     typer.Option(
         "--import",
         metavar="MODULE",
-        help="A module to import first: it registers custom classes. May be repeated.",
+        help="A module to import first, which registers custom classes. May be repeated.",
         show_default=False,
     ),
 ]

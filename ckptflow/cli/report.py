@@ -39,11 +39,11 @@ def report(
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
-    """Write one HTML page of a run: its lives, checkpoints, saves, tensors, and what is damaged or orphaned.
+    """Write one HTML page about a run: its restarts, checkpoints, saves, tensors, and what is damaged or orphaned.
 
-    The page needs nothing else: it can be mailed, and opened without a network. Reads one listing, the manifests and
-    the claims, no tensor data. Say what to keep, as for `prune`, and the page tells what that keeps and why. A
-    page that is there is replaced, any other file is not. With --json the data is printed and no page is written. The
+    The page is self-contained: it can be mailed, and opened without a network. Reads one listing, the manifests and
+    the claims, no tensor data. With the retention options of `prune` the page tells what they would retain and why. An
+    earlier page is replaced, any other file is not. With --json the data is printed and no page is written. The
     page needs `pip install 'ckptflow[report]'`.
 
     \b
@@ -100,13 +100,12 @@ def _with_time_texts(value: Any) -> Any:
 
 
 def _check_extra() -> None:
-    """Says what to install before anything is read."""
+    """Raises ImportError, which says what to install, before anything is read."""
     try:
         import jinja2  # noqa: F401
-        import plotly  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"a page is made with jinja2 and plotly ({error}): pip install 'ckptflow[report]'; --json needs neither"
+            f"a page is made with jinja2 ({error}): pip install 'ckptflow[report]'; --json does not need it"
         ) from error
 
 
@@ -116,7 +115,7 @@ def _file_name(name: str) -> str:
 
 
 def _check_place(path: str) -> None:
-    """Raises ValueError where there is something else than such a page: that is not to be replaced."""
+    """Raises ValueError if something other than such a page is there: that is not to be replaced."""
     from ckptflow.report.page import GENERATOR
 
     try:
@@ -137,7 +136,7 @@ def _check_place(path: str) -> None:
 
 
 def _write(path: str, run: Run) -> int:
-    """Writes the page whole or not at all, and says how many bytes it has."""
+    """Writes the page, all of it or nothing, and returns its size in bytes."""
     from ckptflow.places.files import staged
     from ckptflow.report.page import make_page
 

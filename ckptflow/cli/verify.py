@@ -206,7 +206,7 @@ def choose(store: Store, summaries: Summaries, folder: Folder | None, step: int 
     if folder is not None:
         entries = store.list(f"{folder}/")
         if not any(entry.key == folder.manifest_key for entry in entries):
-            raise CheckpointNotFoundError(f"{store.url}/{folder} holds no committed checkpoint")
+            raise CheckpointNotFoundError(f"{store.url}/{folder} has no committed checkpoint")
         return {folder: sum(entry.size_bytes for entry in entries)}
     listing, counting = read_counting(store, summaries)
     matching = [f for f in counting.folders if step in (None, f.step)]

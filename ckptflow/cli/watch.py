@@ -39,10 +39,10 @@ class Change:
 
 def watch(
     url: Url,
-    every: Annotated[float, seconds(min=0.2, metavar="SECONDS", help="How often to look.")] = 5,
+    every: Annotated[float, seconds(min=0.2, metavar="SECONDS", help="Seconds between checks.")] = 5,
     until_step: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="End when this step, or a later one, is committed.", show_default=False),
+        typer.Option(min=0, metavar="N", help="Exit when this step, or a later one, is committed.", show_default=False),
     ] = None,
     as_json: Json = False,
     options: Options = None,

@@ -159,7 +159,7 @@ def check_cover(shape: Sequence[int], parts: Sequence[Box]) -> None:
     if len(parts) == 1 and parts[0] == whole(shape):
         return
     if not volume(shape):
-        raise ValueError(f"a tensor of shape {list(shape)} has no element and so exactly one slice, the whole of it")
+        raise ValueError(f"a tensor of shape {list(shape)} has no elements, so it has exactly one slice")
     for start, extents in parts:
         if len(start) != len(shape) or len(extents) != len(shape):
             raise ValueError(f"slice {_text(start, extents)} has another rank than the tensor's shape {list(shape)}")

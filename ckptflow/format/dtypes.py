@@ -121,7 +121,7 @@ def decode_strings(data: Bytes1D, shape: Sequence[int]) -> ObjectArray:
     count = int.from_bytes(raw[:8], "little", signed=True)
     room = len(raw) - 8 - 8 * count
     if count < 0 or room < 0:
-        raise ValueError(f"encoded strings say they hold {count} elements, which {len(raw):,} bytes cannot")
+        raise ValueError(f"encoded strings claim {count} elements, which {len(raw):,} bytes cannot")
     if count != math.prod(shape):
         raise ValueError(f"encoded strings hold {count} elements, the shape {tuple(shape)} asks for another number")
     lengths = np.frombuffer(raw[8 : 8 + 8 * count], dtype=_LENGTH)

@@ -82,7 +82,7 @@ def parse_folders(names: tuple[str, ...]) -> frozenset[Folder]:
         return known
     found = [parse_folder(name) for name in names]
     if None in found:
-        raise ValueError("its lineage names something that is no folder")
+        raise ValueError("its lineage names something that is not a checkpoint folder")
     return _LINEAGES.setdefault(digest, frozenset(folder for folder in found if folder is not None))
 
 

@@ -265,7 +265,7 @@ def _check_size(size_bytes: int, body: bytes, kind: type[Manifest | Receipt | Di
     if size_bytes > _MAX_BYTES[kind]:
         raise ValueError(f"it has {size_bytes:,} bytes; a {kind.__name__.lower()} has at most {_MAX_BYTES[kind]:,}")
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS + size_bytes // 16:
-        raise ValueError("it holds too many lists and objects for its size")
+        raise ValueError("it has too many lists and objects for its size")
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:

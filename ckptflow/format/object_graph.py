@@ -92,7 +92,7 @@ def check_graph(graph: ObjectGraph, names: Collection[str]) -> None:
     for node in graph.nodes:
         if isinstance(node, str):
             if node not in names:
-                raise ValueError(f"its object graph names {node!r}, which is none of the tensors")
+                raise ValueError(f"its object graph names {node!r}, which is not one of the tensors")
             continue
         if any(number >= count for _, number in edges(node)) or any(max(pair) >= count for _, *pair in node.slots):
             raise ValueError("its object graph refers to a node that it does not have")
@@ -106,4 +106,4 @@ def check_graph(graph: ObjectGraph, names: Collection[str]) -> None:
                 if len(value.shape) > MAX_RANK or math.prod(value.shape) > MAX_ZEROS:
                     raise ValueError("its object graph has too many zeros")
             elif value not in names:
-                raise ValueError(f"its object graph names {value!r}, which is none of the tensors")
+                raise ValueError(f"its object graph names {value!r}, which is not one of the tensors")

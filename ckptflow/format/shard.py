@@ -179,11 +179,11 @@ def parse_file(
     text = head[_PREFIX_BYTES:data_start]
     bare = _STRING.sub(b"", text)
     if bare.count(b"[") + bare.count(b"{") > len(text) // 16 + 16:  # each costs far more memory than its bracket
-        raise ValueError("the header holds more lists and objects than entries need")
+        raise ValueError("the header has more lists and objects than its entries need")
     try:
         pairs = json.loads(text.decode("utf-8"), object_pairs_hook=unique_members)
         if not isinstance(pairs, dict):
-            raise ValueError("the header is no JSON object")
+            raise ValueError("the header is not a JSON object")
         metadata = msgspec.convert(pairs.pop("__metadata__", {}), dict[str, str])
         found = [
             HeaderEntry(key, raw.dtype, raw.shape, data_start + raw.data_offsets[0], data_start + raw.data_offsets[1])

@@ -68,8 +68,9 @@ def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:
     kind = type(value)
     if kind not in _SCALARS and kind not in (list, tuple, dict):
         raise UnsupportedStateError(
-            f"{_place(where, path)} is of type {kind.__module__}.{kind.__qualname__}, which no checkpoint can hold "
-            "exactly; make it of None, bool, int, float, str, bytes, list, tuple and dict (an array: array.tolist(), "
+            f"{_place(where, path)} is of type {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot store "
+            "exactly; build it from None, bool, int, float, str, bytes, list, tuple and dict (an array: "
+            "array.tolist(), "
             "or a tf.Variable)"
         )
     if value is None or kind is bool:
@@ -83,7 +84,9 @@ def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:
     if kind is bytes:
         return {"$bytes": _base64(value)}
     if len(path) == MAX_DEPTH:
-        raise UnsupportedStateError(f"{where} is nested more than {MAX_DEPTH} deep, or holds itself; make it flatter")
+        raise UnsupportedStateError(
+            f"{where} is nested more than {MAX_DEPTH} deep, or contains itself; make it flatter"
+        )
     if kind is not dict:
         items = [_to_json(item, where, (*path, index)) for index, item in enumerate(value)]
         return items if kind is list else {"$tuple": items}
@@ -150,7 +153,7 @@ def _from_tag(tag: str, content: Any, where: str, depth: int) -> Any:
         raise
     except (ValueError, TypeError) as error:
         raise CorruptCheckpointError(f"{where} has a malformed {tag!r}: {error}") from error
-    raise CorruptCheckpointError(f"{where} has a member {tag!r} that is no form of a value")
+    raise CorruptCheckpointError(f"{where} has a member {tag!r} that is not a known kind of value")
 
 
 def is_unicode(text: str) -> bool:

@@ -110,7 +110,7 @@ def optimizers_as_a_whole(
     if not (first or other) or differing - left.passed_over:
         return Verdict(differing)
     why = f"{first[0]}: {found.missing.get(first[0]) or found.unexpected[first[0]]}" if first else other
-    text = f"the optimizer's state does not fit and is not taken, it begins anew: {why}"
+    text = f"the optimizer's state does not match and is not restored, it starts fresh: {why}"
     return Verdict(passed_over=left.passed_over, said=(text,))
 
 
@@ -125,7 +125,7 @@ def of_optimizers(found: Comparison, ours: Collection[str], theirs: Collection[s
 def all_of_the_state(found: Comparison, *, may_lack: Set[str] = frozenset(), hint: str = HINT) -> Verdict:
     """All of the state has to be in the source, which may hold more, but for what it `may_lack`."""
     lost = sorted(name for name in found.missing if name in may_lack)
-    said = (f"does not have {some_of(lost, _SHOWN)}: they stay as they were made",) if lost else ()
+    said = (f"does not have {some_of(lost, _SHOWN)}: they keep their initial values",) if lost else ()
     return Verdict(frozenset(found.missing).difference(lost), said=said, hint=hint)
 
 
@@ -138,7 +138,7 @@ def check_alone(state: Mapping[str, Any], model: Any, format_name: str, where: s
     optimizer = getattr(model, "optimizer", None)
     others = [name for name, obj in state.items() if obj is not model and (obj is not optimizer or optimizer is None)]
     if others:
-        what = f"A source of the format {format_name!r} holds one model, and nothing for {some_of(others, 5)}"
+        what = f"A source of the format {format_name!r} has one model, and nothing for {some_of(others, 5)}"
         raise misfit_error(
             where,
             [f"{name}: in the state, not in the source" for name in others],

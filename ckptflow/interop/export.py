@@ -20,7 +20,7 @@ from ckptflow.storage.redaction import redact_url
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What `export_checkpoint` wrote: where, in which format, of which checkpoint.
+    """What `export_checkpoint` wrote: where, in which format, and from which checkpoint.
 
     `left_out` names the tensors and Python state of the checkpoint that the format, or the model, has no place for.
     """
@@ -50,39 +50,43 @@ def export_checkpoint(
 ) -> Exported:
     """Writes a checkpoint as a file or folder that stock TensorFlow, Keras or safetensors reads.
 
-    Guarantees. Every byte is checked against its checksum before it is used. What appears at `destination` is whole: a
-    failed export leaves nothing there, and with `overwrite` what was there before, where the storage can replace at
-    once (a file anywhere, a folder on a local disk). The export records which checkpoint it holds.
+    Guarantees. Every byte is checked against its checksum before it is used. What appears at `destination` is
+    complete: a failed export leaves nothing there; with `overwrite` it leaves what was there before, if the storage
+    can replace atomically (a file anywhere, a folder on a local disk). The export records which checkpoint it was
+    made from.
 
     Args:
         source: a run's root, or one checkpoint's folder, on any storage.
         destination: a path or URL on any storage. For "tf-checkpoint" the prefix, as in `tf.train.Checkpoint.write`.
         format: "keras", "h5", "weights", "saved-model", "tf-checkpoint", "hub", "tflite" or "safetensors"; default:
-            what the suffix tells (.keras, .h5, .weights.h5, .ckpt, .tar.gz, .tflite, .safetensors).
-        step: which checkpoint; default: the newest that counts.
+            from the suffix (.keras, .h5, .weights.h5, .ckpt, .tar.gz, .tflite, .safetensors).
+        step: which checkpoint; default: the newest current one.
         model: the model to fill, for formats that need one: a Keras model or `tf.Module` as it was in the state.
             Default: it is built from the Keras config in the manifest. "tf-checkpoint" and "safetensors" need none.
         signatures: for "saved-model", "hub" and "tflite": a dict from name to `tf.function` with an input signature, or
             to a concrete function; or a callable that takes the model and returns such a dict.
-        input_signature: the default signature's inputs, each a `tf.TensorSpec`, where the model does not tell them.
-        entry: the model's path in the state, where it has several.
-        imports: modules to import first: they register custom classes.
-        unsafe: also builds what runs code that the manifest carries: Lambda layers, layers that load files, any
-            operation. Only for roots that you would run as programs.
+        input_signature: the default signature's inputs, each a `tf.TensorSpec`, if the model does not define them.
+        entry: the model's path in the state, if that has several models.
+        imports: modules to import first, which register custom classes.
+        unsafe: also builds what can run code from the manifest: Lambda layers, layers that load files, any
+            operation. Only for roots that you trust like programs.
         overwrite: replaces what is at `destination`.
-        storage_options, destination_options: for the two ends' file systems.
+        storage_options, destination_options: options for the storages of source and destination.
 
     Raises:
-        UnsupportedStateError: the format cannot hold this state; the message says which can.
+        UnsupportedStateError: the format cannot store this state; the message names formats that can.
         ObjectExistsError: something is at `destination`.
-        UsageError, StateMismatchError, CheckpointNotFoundError, CorruptCheckpointError, StorageError: as they say.
+        UsageError: an argument is missing or does not go with the others or with the checkpoint.
+        StateMismatchError: `model` differs from the checkpoint; one message lists the differences.
+        CheckpointNotFoundError, CorruptCheckpointError: there is no such checkpoint, or it is damaged.
+        StorageError: a storage refused or failed.
     """
     target = os.fsdecode(destination)
     chosen = for_destination(target, format)
     if not chosen.has_signatures and (signatures is not None or input_signature is not None):
         raise UsageError(f"the format {chosen.name!r} has no signatures; these have: {', '.join(WITH_SIGNATURES)}")
     if chosen.holds == "tensors" and entry is not None:
-        raise UsageError(f"the format {chosen.name!r} holds the whole state: entry= is for the others")
+        raise UsageError(f"the format {chosen.name!r} has the complete state; entry= is for the other formats")
     import_modules(imports)
     with (
         open_checkpoint(source, step, storage_options=storage_options) as opened,
@@ -104,7 +108,7 @@ def export_checkpoint(
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports modules by name: what they register is then known to Keras. Raises `UsageError` for one that fails."""
+    """Imports modules by name: they can register classes with Keras. Raises `UsageError` for one that fails."""
     for name in names:
         try:
             import_module(name)

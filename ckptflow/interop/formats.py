@@ -64,7 +64,7 @@ FORMATS: dict[str, Format] = {
     for entry in (
         Format(
             name="keras",
-            what="a whole Keras model in one file, with its optimizer",
+            what="a complete Keras model in one file, with its optimizer",
             suffixes=(".keras",),
             holds="model",
             keeps=frozenset({"optimizer", "vocabularies"}),
@@ -90,7 +90,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             name="h5",
-            what="a whole Keras model in the legacy HDF5 format",
+            what="a complete Keras model in the legacy HDF5 format",
             suffixes=(".h5", ".hdf5"),
             holds="model",
             keeps=frozenset({"optimizer", "vocabularies"}),
@@ -174,7 +174,9 @@ def for_destination(destination: str, name: str | None) -> Format:
     told = by_suffix(destination)
     if name is None:
         if told is None:
-            raise UsageError(f"{destination}: its name does not tell the format; say format= (--format), {_choice()}")
+            raise UsageError(
+                f"{destination}: its name does not identify the format; pass format= (--format), {_choice()}"
+            )
         return told
     chosen = by_name(name)
     # Keras goes by a file's suffix, and so would every reader after it.

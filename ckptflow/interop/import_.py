@@ -44,9 +44,9 @@ def import_model(
 ) -> Checkpoint:
     """Makes a model, or weights, that something else saved the first checkpoint of a run.
 
-    Guarantees. The run's `restore_latest()` goes on from it, bit for bit. Nothing is committed unless all that is taken
-    of the source was read and fits. The checkpoint's metadata says under `imported` where it came from, and, after
-    `partial`, what of the model was left as it was made (`left_as_they_were`) and what of the source was not taken
+    Guarantees. The run's `restore_latest()` continues from it, bit for bit. Nothing is committed unless all that is
+    taken of the source was read and matches. The checkpoint's metadata says under `imported` where it came from, and, after
+    `partial`, what in the model kept its initial values (`left_as_they_were`) and what in the source was not used
     (`not_used`).
 
     Args:
@@ -54,26 +54,27 @@ def import_model(
             SavedModel, a TensorFlow Hub module (a folder or `.tar.gz`), a checkpoint of `tf.train.Checkpoint` (its
             prefix or folder), what Keras's `ModelCheckpoint` or `BackupAndRestore` left.
         url: the root of the new run.
-        format: one of `export_checkpoint`'s; default: what the name or the content tells.
-        model: what the source's values are put into, as it will be handed to `CheckpointManager`: a model, or a dict of
-            named objects. Without it a whole Keras model becomes `{"model": …}`, and anything else tensors under the
-            names that the source has.
+        format: one of `export_checkpoint`'s; default: from the name or the content.
+        model: what gets the source's values, as it will be passed to `CheckpointManager`: a model, or a dict of
+            named objects. Without it a complete Keras model becomes `{"model": …}`, and anything else tensors under
+            their names in the source.
         step: the step of the checkpoint.
-        partial: a warm start: takes what matches `model` and leaves the rest of it as it was made.
+        partial: a warm start: takes what matches `model`; the rest of it keeps its initial values.
         rename: a map from names, or prefixes up to a "/", in the source to those in `model`, or a function.
-        optimizer: whether the optimizer's state comes along. False: the weights alone, `model`'s optimizer stays as it
-            was made, also with `partial`. By default it comes if all of it fits; if not, the weights come without it,
-            and a warning names the first difference. With `partial`, what matches by name comes.
+        optimizer: whether to import the optimizer's state. False: only the weights; `model`'s optimizer keeps its
+            initial state, also with `partial`. By default it is imported if all of it matches; if not, only the
+            weights are, and a warning names the first difference. With `partial`, what matches by name is imported.
         imports: modules to import first: they register custom classes.
-        unsafe: also builds what runs code that the source carries: Lambda layers, any operation, the graph of a
-            SavedModel of tf_keras. Only for sources that you would run as programs.
-        source_options, storage_options: for the two ends' file systems.
+        unsafe: also builds what can run code from the source: Lambda layers, any operation, the graph of a
+            SavedModel of tf_keras. Only for sources that you trust like programs.
+        source_options, storage_options: options for the storages of source and run.
 
     Raises:
         CorruptCheckpointError: the source is damaged.
-        StateMismatchError: it does not fit `model`; all differences in one message.
-        UsageError: the root holds checkpoints; the format cannot be told; a class is not known.
-        UnsupportedStateError, StorageError: as they say.
+        StateMismatchError: it does not match `model`; one message lists the differences.
+        UsageError: the root has checkpoints; the format is unknown; a class is unknown.
+        UnsupportedStateError: a value cannot be saved.
+        StorageError: a storage refused or failed.
     """
     number = check_step(step)
     origin, root = os.fsdecode(source), os.fsdecode(url)
@@ -117,8 +118,8 @@ def _check_empty(root: str, storage_options: dict[str, Any] | None) -> None:
     there = list_checkpoints(root, storage_options=storage_options)
     if there:
         raise UsageError(
-            f"{there[-1].url} is there: an import begins a run, and {redact_url(root)} holds one. Name an empty "
-            "root; to take weights into a run that goes on, import them into another root and restore from there"
+            f"{there[-1].url} exists: an import begins a run, and {redact_url(root)} holds one. Name an empty "
+            "root; to take weights into an existing run, import them into another root and restore from there"
         )
 
 
@@ -188,8 +189,8 @@ def _fill(
         return {}
     if not restore.wanted:
         raise UsageError(
-            f"nothing of {where} fits model=, so that this is no warm start. It has {some_of(restore.unexpected, 5)}; "
-            f"the model has {some_of(restore.missing, 5)}; say by rename= which is which"
+            f"nothing of {where} matches model=; nothing to warm-start from. It has {some_of(restore.unexpected, 5)}; "
+            f"the model has {some_of(restore.missing, 5)}; pass rename= to map the names"
         )
     not_used = [*restore.unexpected, *(content.left_out if isinstance(content, NamedTensors) else ())]
     return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": not_used[:MAX_NAMES]}
@@ -206,7 +207,7 @@ def _commit(
     metadata = {"imported": dict(about)}
     if isinstance(content, NamedTensors):
         if not content.infos:
-            raise UsageError(f"{about.get('source')}: there are no tensors in it")
+            raise UsageError(f"{about.get('source')}: it has no tensors")
         captured = CapturedTensors(content)
         return commit_alone(root, step, captured, metadata=metadata, storage_options=storage_options)
     from ckptflow.manager import CheckpointManager

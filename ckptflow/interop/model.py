@@ -70,7 +70,7 @@ def load_model(
     optimizer_path = _path_of_optimizer(manifest, path)
     if model is None:
         if not isinstance(described, dict):
-            raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is no Keras model. " + _what_can())
+            raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r}is not a Keras model. " + _what_can())
         if not unsafe:  # else its code runs here anyway
             check_builds(manifest.models, path, optimizer_path, manifest.size_bytes, imports=imports)
         model = build_with_optimizer(
@@ -118,7 +118,7 @@ def _added_to_kernels(model: Any, chosen: Format) -> set[int]:
     if rounded:
         logger.warning(
             "Keras adds the adapters (LoRA) of %s to their quantized kernels and rounds the sums again: the %s file "
-            "predicts otherwise than the checkpoint. SavedModel, tf-checkpoint and safetensors hold them as they are",
+            "predicts otherwise than the checkpoint. SavedModel, tf-checkpoint and safetensors store them unchanged",
             some_of(rounded, _NAMES_SHOWN),
             chosen.name,
         )
@@ -144,7 +144,7 @@ def _not_written(model: Any, chosen: Format) -> set[int]:
     if lacking:
         logger.warning(
             "Keras does not write all of %s, calibrated by GPTQ or AWQ, and does not read the %s file back: "
-            "SavedModel, tf-checkpoint and safetensors hold them as they are",
+            "SavedModel, tf-checkpoint and safetensors store them unchanged",
             some_of(sorted(lacking), _NAMES_SHOWN),
             chosen.name,
         )
@@ -224,9 +224,9 @@ def _path_of(manifest: Manifest, model: Any, entry: str | None, url: str) -> str
     if len(models) == 1:
         return models[0]
     if models:
-        raise UsageError(f"{url} holds several models, say which by entry=: {some_of(models, _NAMES_SHOWN)}")
+        raise UsageError(f"{url} has several models; choose one with entry=: {some_of(models, _NAMES_SHOWN)}")
     if model is None:
-        raise UnsupportedStateError(f"{url} holds no Keras model, and model= was not given. " + _what_can())
+        raise UnsupportedStateError(f"{url} has no Keras model, and model= was not given. " + _what_can())
     optimizers = {path for path, described in manifest.models.items() if _kind(described) == "optimizer"}
     entries = sorted({name.partition("/")[0] for name in names} - optimizers - {"save_counter"})
     if len(entries) != 1:
@@ -235,7 +235,7 @@ def _path_of(manifest: Manifest, model: Any, entry: str | None, url: str) -> str
 
 
 def _what_can() -> str:
-    return f"These formats can hold any state: {', '.join(TENSOR_FORMATS)}"
+    return f"These formats can store any state: {', '.join(TENSOR_FORMATS)}"
 
 
 def _kind(described: object) -> object:
@@ -263,7 +263,8 @@ def check_order(loaded: LoadedModel) -> None:
     if node is not None and node.built_for and list(node.built_for) != wanted:
         raise UsageError(
             "the optimizer of model= was built for other variables than model.trainable_variables, or for these in "
-            "another order, and a file of Keras's would give its slots to others. Leave model= out, or compile it anew"
+            "another order, and a file of Keras's would assign its slots to other variables. Leave model= out, or "
+            "compile it again"
         )
 
 

@@ -292,13 +292,13 @@ def read_header(file: BinaryIO, where: str) -> tuple[tuple[HeaderEntry, ...], di
         head = prefix + file.read(header_size_bytes(prefix, size_bytes) - _PREFIX_BYTES)
         return parse_file(head, size_bytes, _OTHER_BITS)
     except ValueError as error:
-        raise CorruptCheckpointError(f"{where} is no safetensors file, or a damaged one: {error}") from error
+        raise CorruptCheckpointError(f"{where}is not a safetensors file, or is damaged: {error}") from error
 
 
 def _named(path: str, size_bytes: int, entries: Sequence[HeaderEntry], metadata: Mapping[str, str]) -> NamedTensors:
     text = metadata.get(CARRIED, "{}").encode()
     if not _is_flat(text):
-        raise ValueError("it holds too many lists and objects for its size")
+        raise ValueError("it has too many lists and objects for its size")
     carried = msgspec.json.decode(text, type=_Carried)
     if carried.version != 1:
         raise ValueError(f"version {carried.version} is not known to this ckptflow; upgrade it")
@@ -362,5 +362,5 @@ def _read_bytes(path: str, size_bytes: int, entry: HeaderEntry, info: TensorInfo
         if read_at(file.fileno(), data.data, entry.begin + begin) < data.size:
             raise CorruptCheckpointError(f"{path} ends within {entry.key!r}")
     if info.dtype == "bool" and data.size and data.max() > 1:
-        raise CorruptCheckpointError(f"{path}: {entry.key!r} holds bytes that are no bool")
+        raise CorruptCheckpointError(f"{path}: {entry.key!r} has bytes that are not a bool")
     return data

@@ -78,7 +78,7 @@ def _merge(index: str, target: str, shard_at: ShardAt) -> None:
             entries += _header_of(path, expected, index)
     layout = layout_file([FileEntry(each.key, each.dtype, each.shape, each.end - each.begin) for each in entries], {})
     if len(layout.header) > MAX_HEADER_BYTES:
-        raise UnsupportedStateError(f"{index} names more tensors than the header of one safetensors file holds")
+        raise UnsupportedStateError(f"{index} names more tensors than the header of one safetensors file can")
     places = {entry.key: offset for entry, offset in zip(entries, layout.offsets, strict=True)}
     ensure_room(os.path.dirname(target), layout.size_bytes)
     with os_errors("write", target), open(target, "xb", buffering=0) as out:
@@ -93,7 +93,7 @@ def _header_of(path: str, expected: set[str], index: str) -> tuple[HeaderEntry, 
     with os_errors("read", path), open_regular(path) as file:
         entries, metadata = read_header(file, path)
     if CARRIED in metadata:
-        raise UnsupportedStateError(f"{path} is a whole checkpoint of ckptflow's, not a part of {index}")
+        raise UnsupportedStateError(f"{path}is a complete ckptflow checkpoint, not a part of {index}")
     differing = sorted({entry.key for entry in entries} ^ expected)
     if differing:
         what = "is not in it, where it should be" if differing[0] in expected else "is in it, where it should not be"
@@ -122,7 +122,7 @@ def _shards_of(index: str) -> dict[str, set[str]]:
     try:
         found = msgspec.json.decode(text, type=_Index).weight_map
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{index} is no index of safetensors files: {error}") from error
+        raise CorruptCheckpointError(f"{index}is not an index of safetensors files: {error}") from error
     shards: dict[str, set[str]] = {}
     for tensor, name in found.items():
         if name != os.path.basename(name) or not name.endswith(".safetensors"):

@@ -58,8 +58,8 @@ def identified(
         )
     if chosen is None:
         raise UsageError(
-            f"{redact_url(origin)}: neither its name nor its content tells what it is; say format= (--format), one of "
-            + ", ".join(entry.name for entry in FORMATS.values() if entry.is_importable)
+            f"{redact_url(origin)}: neither its name nor its content identifies the format; pass format= (--format), "
+            "one of " + ", ".join(entry.name for entry in FORMATS.values() if entry.is_importable)
         )
     if not chosen.is_importable:
         raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
@@ -86,6 +86,5 @@ def _check_is_prefix(origin: str) -> None:
     if found is not None and not (found["suffix"] == "index" and local_path(origin) is not None):
         prefix = redact_url(found["prefix"])
         raise UsageError(
-            f"{redact_url(origin)} is one of the files of a checkpoint of TensorFlow's, which is named by what their "
-            f"names begin with: {prefix}"
+            f"{redact_url(origin)} is one file of a TensorFlow checkpoint; name the checkpoint by its prefix: {prefix}"
         )

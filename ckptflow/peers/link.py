@@ -93,7 +93,7 @@ class Link:
                 _receive(self._socket, into, is_stopped)
                 return
             if kind != _WAIT or size_bytes:
-                raise LinkError(f"answers what is no answer: {bytes(frame).hex()}")
+                raise LinkError(f"sent an invalid reply: {bytes(frame).hex()}")
             if time.monotonic() > until_s:
                 raise LinkError(f"has had nothing to give for {LONGEST_WAIT_S:g} s")
             waits()

@@ -104,7 +104,7 @@ class Listener:
             try:
                 worker = admit(connection, self._token, self._worker, self._world_size)
             except LinkError as error:
-                logger.debug("somebody who is no worker of this job has come: %s", str(error))
+                logger.debug("refused a connection from something that is not a worker of this job: %s", str(error))
                 return
             finally:
                 self._strangers.discard(connection)

@@ -204,7 +204,7 @@ class Reading:
 
     def press(self) -> None:
         for worker in self._loans.press():
-            logger.info("worker %d has not come for what was read for it: it has to read that by itself", worker)
+            logger.info("worker %d did not fetch what was read for it and must read that from storage itself", worker)
 
     def _wait_for_turn(self, owner: int, place: int, is_stopped: Callable[[], bool]) -> None:
         """An owner gives its ranges in their order, and may have room for one alone."""
@@ -264,7 +264,7 @@ class _Links:
             is_news = owner not in self._failed
             self._failed.add(owner)
         if is_news:
-            text = "worker %d (%s) %s; what this worker would get of it is read from storage"
+            text = "worker %d (%s) %s; what this worker would get from it is read from storage"
             logger.warning(text, owner, self._peers[owner].address, why)
 
     def close(self) -> None:
@@ -288,8 +288,8 @@ class _Links:
             self._unreachable += 1
             is_first = self._unreachable == 1
         text = (
-            "worker %d (%s) %s; what this worker would get of it, and of others that cannot be reached, is read from "
-            'storage. Let workers connect to one another on any port, or pass restore_from="storage"'
+            "worker %d (%s) %s; what this worker would get from it, and from others that cannot be reached, is read "
+            'from storage. Allow connections between workers on any port, or pass restore_from="storage"'
         )
         level = logging.WARNING if is_first else logging.DEBUG
         logger.log(level, text, owner, self._peers[owner].address, str(error))

@@ -84,7 +84,7 @@ def opened(url: str, storage_options: dict[str, Any] | None = None) -> Iterator[
 def staged(url: str, *, overwrite: bool, storage_options: dict[str, Any] | None = None) -> Iterator[str]:
     """A private path on this disk to write a file, a folder or a prefix group to; leaving the block publishes it.
 
-    The path ends with the last part of `url`, and nothing is there yet. A block that is left by an exception publishes
+    The path ends with the last part of `url`, and does not exist yet. A block that is left by an exception publishes
     nothing and leaves nothing. What is published is durable when this returns.
 
     On this disk the staging folder is a hidden sibling of the destination, and one rename publishes a file or a folder:
@@ -100,10 +100,10 @@ def staged(url: str, *, overwrite: bool, storage_options: dict[str, Any] | None 
     path = local_path(url)
     where = redact_url(url) if path is None else path
     if url.partition("://")[0] in HTTP_SCHEMES:
-        raise UsageError(f"{where}: nothing can be written to a web server; name a path or an object storage's URL")
+        raise UsageError(f"{where}: cannot write to a web server; give a path or the URL of an object storage")
     with contextlib.closing(LocalPlace(path) if path is not None else RemotePlace(url, storage_options or {})) as place:
         if not place.name:
-            raise UsageError(f"{where} is no name for a file or folder; add one")
+            raise UsageError(f"{where}does not name a file or folder; add a name")
         _refuse(where, place, overwrite)
         with place.staging() as folder, _full_disk_named(folder, where):
             path = os.path.join(folder, place.name)
@@ -129,14 +129,17 @@ def _http_name(url: str) -> str:
 def _refuse(where: str, place: LocalPlace | RemotePlace, overwrite: bool) -> None:
     """Raises unless the destination may be written."""
     if any(map(_CHECKPOINT.fullmatch, place.parts)):
-        raise UsageError(f"{where} is, or lies in, a checkpoint's folder, which holds nothing else; name another place")
+        raise UsageError(
+            f"{where} is, or lies in, a checkpoint's folder, which must contain nothing else; name another place"
+        )
     here = place.all()
     if here and not overwrite:
         raise exists(where)
     ours = next(filter(_OURS.fullmatch, here), None)
     if ours is not None:
         raise UsageError(
-            f"{where} holds a run or a checkpoint ({ours}), which is never replaced by an export; name another place, "
+            f"{where} contains a run or a checkpoint ({ours}), which is never replaced by an export; name another "
+            "place, "
             "or delete it yourself"
         )
 

@@ -51,8 +51,8 @@ def in_steps(keys: Iterable[str]) -> list[list[str]]:
 def not_found(url: str) -> ObjectNotFoundError:
     """What is raised where nothing is at `url`."""
     return ObjectNotFoundError(
-        f"{redact_url(url)}: nothing is there: no file, no folder, and no files that begin with this name and go on "
-        "'.index', '.data-…'; check the name"
+        f"{redact_url(url)}: not found: no file, no folder, and no files named like this with "
+        "'.index', '.data-…' appended; check the name"
     )
 
 

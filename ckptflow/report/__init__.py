@@ -1,4 +1,4 @@
-"""A run as one page that needs nothing else: `ckptflow report`. What is shown is gathered first, and then drawn.
+"""A run as one self-contained page: `ckptflow report`. The data is gathered first, then drawn.
 
 Nothing here writes: `cli` puts the page in its place.
 """

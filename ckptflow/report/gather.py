@@ -1,4 +1,4 @@
-"""Reads what a run page is made of: one listing, the manifests and the claims; no tensor data."""
+"""Reads the data of a run page: one listing, the manifests and the claims; no tensor data."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def read_run(
     expect: Callable[[int], None] = _tell_nobody,
     advance: Callable[[int], None] = _tell_nobody,
 ) -> Run:
-    """The run in `store` as it is now. `expect` is told how many files there are to read, `advance` how many more are.
+    """The run in `store` as it is now. `expect` gets the number of files to read, `advance` how many more were read.
 
-    `summaries` are for show. A job may save and prune meanwhile: what went is left out. Nothing is written.
+    `summaries` are for show. A job may save and prune meanwhile: what is gone is left out. Nothing is written.
     """
     listing, counting = read_counting(store, summaries)
     doubt = doubt_of(summaries)
@@ -64,7 +64,7 @@ def read_run(
 
 
 def _read_newest(store: Store, counting: Counting, found: Found) -> Manifest | None:
-    """The whole manifest of the newest that counts and can be read."""
+    """The manifest of the newest current checkpoint that can be read."""
     for folder in counting.folders:
         if isinstance(found.get(folder), Summary):
             try:

@@ -1,18 +1,19 @@
-"""The page of a run: one HTML string that needs nothing else. Pure, but for the templates that it reads."""
+"""The page of a run: one self-contained HTML string. Pure, except that it reads the templates."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from ckptflow import __version__
-from ckptflow.format.words import age_text, size_text
-from ckptflow.report import figures as drawn
-from ckptflow.report import words
+from ckptflow.format.words import age_text, count_text, size_text
+from ckptflow.report import figures, words
+from ckptflow.report.chart import Chart, draw
 from ckptflow.report.run import Run, SavedCheckpoint
-from ckptflow.report.skeleton import Figures, render
+from ckptflow.report.skeleton import render
 
 GENERATOR = "ckptflow report"
 CHECKPOINTS_SHOWN = 500
@@ -23,7 +24,7 @@ METRICS_SHOWN = 6
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with what is said of it."""
+    """A chart with what is said about it."""
 
     title: str
     words: str
@@ -32,7 +33,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Share:
-    """So many checkpoints of which retention decides alike."""
+    """How many checkpoints have the same retention decision."""
 
     what: str
     count: int
@@ -51,11 +52,9 @@ class Duration:
 
 def make_page(run: Run) -> str:
     """The page as HTML. Every string of the run is text on it, never markup."""
-    figures = Figures()
-    lives = {life.number: life for life in run.incarnations}
+    attempts = {attempt.number: attempt for attempt in run.incarnations}
     return render(
         "run.html",
-        figures,
         title=f"{words.cut(run.name)}: a run's checkpoints",
         generator=f"{GENERATOR} {__version__}",
         filters={
@@ -66,18 +65,20 @@ def make_page(run: Run) -> str:
             "cut": words.cut,
             "why": words.why_text,
             "saves": words.saves_text,
-            "ended": lambda life: words.end_text(life, lives.get(life.next) if life.next else None),
-            "age": lambda time: age_text(time, run.made_at) if time else "at a time that is not known",
+            "state": words.state_text,
+            "kept": lambda each: words.kept_text(each, run),
+            "ended": lambda attempt: words.end_text(attempt, attempts.get(attempt.next) if attempt.next else None),
+            "age": lambda time: age_text(time, run.made_at) if time else "at an unknown time",
         },
         run=run,
         version=__version__,
-        lives=run.incarnations[::-1][: drawn.MAX_LIVES],
-        timeline=_timeline(run, figures),
+        attempts=run.incarnations[::-1][: figures.MAX_ATTEMPTS],
+        timeline=_timeline(run),
         shares=_shares(run),
         shown=run.checkpoints[::-1][:CHECKPOINTS_SHOWN],
         metric_names=_metric_names(run.checkpoints),
-        plots=_plots(run, figures),
-        save_plots=_save_plots(run, figures),
+        plots=_plots(run),
+        save_plots=_save_plots(run),
         measured=_measured(run),
         opened=ROWS_OPENED,
         most_folders=FOLDERS_SHOWN,
@@ -85,22 +86,31 @@ def make_page(run: Run) -> str:
     )
 
 
-def _timeline(run: Run, figures: Figures) -> Plot | None:
-    if not any(life.claimed_at or life.first_saved_at for life in run.incarnations):
+def _timeline(run: Run) -> Plot | None:
+    if not any(attempt.claimed_at or attempt.first_saved_at for attempt in run.incarnations):
         return None
-    count = len(run.checkpoints)
-    few = f" {count:,} checkpoints are too many: some are drawn." if count > drawn.MAX_POINTS else ""
-    untimed = sum(each.created_at is None for each in run.checkpoints)
-    few += f" Not drawn, since no time of them is known: {untimed:,}." if untimed else ""
     said = (
-        "A line is an incarnation as its checkpoints show it, from its start to its last save; a dotted line leads "
-        f"from the checkpoint that was restored, where that is still there, to the incarnation that did.{few}"
+        "A solid line is an incarnation, from its start to its last save that is still stored. A dotted line leads "
+        "from a restored checkpoint, if it is still stored, to the incarnation that restored it."
     )
-    return Plot("Steps over time", said, figures.place(drawn.timeline(run), "Steps over time; told in the table below"))
+    if any(attempt.pruned for attempt in run.incarnations):
+        said += (
+            " Ticks are pruned checkpoints that later manifests name: their steps are known, their times are not, so "
+            "they are placed on the line of their incarnation."
+        )
+    count = len(run.checkpoints)
+    said += f" {count:,} checkpoints are too many: some are drawn." if count > figures.MAX_POINTS else ""
+    untimed = sum(each.created_at is None for each in run.checkpoints)
+    said += f" {count_text(untimed, 'checkpoint')} not drawn: the time is not known." if untimed else ""
+    return _plot("Steps over time", said, figures.timeline(run), "the table below has the same data")
+
+
+def _plot(title: str, said: str, chart: Chart, label: str) -> Plot:
+    return Plot(title, said, draw(chart, f"{title}; {label}"))
 
 
 def _shares(run: Run) -> list[Share]:
-    kinds = {True: "kept", None: "up to the policies", False: "would be deleted"}
+    kinds = {True: "retained", None: "depends on the policies", False: "would be deleted"}
     found = []
     for keep, what in kinds.items():
         chosen = [each for each in run.checkpoints if each.keep is keep]
@@ -110,7 +120,7 @@ def _shares(run: Run) -> list[Share]:
 
 
 def _metric_names(checkpoints: Sequence[SavedCheckpoint]) -> list[str]:
-    """Those that most checkpoints have first."""
+    """First those that most checkpoints have."""
     counts: dict[str, int] = {}
     for checkpoint in checkpoints:
         for name in checkpoint.metrics:
@@ -118,15 +128,18 @@ def _metric_names(checkpoints: Sequence[SavedCheckpoint]) -> list[str]:
     return sorted(counts, key=lambda name: -counts[name])
 
 
-def _plots(run: Run, figures: Figures) -> list[Plot]:
+def _plots(run: Run) -> list[Plot]:
     if not run.checkpoints:
         return []
     copied = any(each.copied_bytes for each in run.checkpoints)
     said = "Bytes of a checkpoint's shards." + (" What was not sent was copied inside the storage." if copied else "")
-    found = [Plot("Size", said, figures.place(drawn.sizes(run), "Size by step"))]
+    found = [_plot("Size", said, figures.sizes(run), "by step")]
     for name in _metric_names(run.checkpoints)[:METRICS_SHOWN]:
-        having = [each for each in run.counting if name in each.metrics]
-        said = "No checkpoint that counts has it."
+        chart = figures.metric(run, name)
+        if chart is None:
+            continue
+        having = [each for each in run.counting if math.isfinite(each.metrics.get(name, math.nan))]
+        said = "No current checkpoint has it."
         if having:
             low = min(having, key=lambda each: each.metrics[name])
             high = max(having, key=lambda each: each.metrics[name])
@@ -135,18 +148,18 @@ def _plots(run: Run, figures: Figures) -> list[Plot]:
                 f"highest {words.number_text(high.metrics[name])} at step {high.step:,}."
             )
         title = words.cut(name)
-        found.append(Plot(title, said, figures.place(drawn.metric(run, name), f"{title} by step. {said}")))
+        found.append(_plot(title, said, chart, f"by step. {said}"))
     return found
 
 
-def _save_plots(run: Run, figures: Figures) -> list[Plot]:
+def _save_plots(run: Run) -> list[Plot]:
     found = []
-    for title, said, figure in (
-        ("How long saves took", "In the background, while training went on.", drawn.durations(run)),
-        ("How long saves held training up", "Of each save the worker that was held up longest.", drawn.stalls(run)),
+    for title, said, chart in (
+        ("How long saves took", "In the background, while training continued.", figures.durations(run)),
+        ("How long saves blocked training", "The slowest worker of each save.", figures.stalls(run)),
     ):
-        if figure is not None:
-            found.append(Plot(title, said, figures.place(figure, f"{title}; told in the table")))
+        if chart is not None:
+            found.append(_plot(title, said, chart, "the table above has the medians"))
     return found
 
 
@@ -155,7 +168,7 @@ def _measured(run: Run) -> list[Duration]:
     for what, values in (
         ("from the call of save to the commit", [each.save_s for each in run.checkpoints]),
         ("until the slowest worker's shards were durable", [each.write_s for each in run.checkpoints]),
-        ("training held up, the worker held up longest", [each.blocked_s for each in run.checkpoints]),
+        ("training blocked, slowest worker", [each.blocked_s for each in run.checkpoints]),
     ):
         known = [value for value in values if value is not None]
         median, longest = words.spread_text(known) if known else ("not recorded", "not recorded")

@@ -1,7 +1,7 @@
-"""A run as it can be told from storage: typed data, made purely of a listing, manifests and claims.
+"""A run as storage shows it: typed data, made of a listing, manifests and claims. Pure.
 
-Storage holds what was committed and what was begun, not what became of the processes: it does not tell a crash from a
-clean end, nor whether the newest incarnation still runs, nor what was pruned. What it does not tell is None here.
+Storage has what was committed and what was begun, not what happened to the processes: it does not tell a crash from a
+clean end, nor whether the newest incarnation still runs, nor all that was pruned. What it does not tell is None here.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ckptflow.commit.retention import Policy
 from ckptflow.errors import StorageError
 from ckptflow.format.manifest import Claim, Manifest
 from ckptflow.overview import Found, Overview, Row, committed_row, partial_row
-from ckptflow.report.lives import RunAttempt, list_incarnations
+from ckptflow.report.attempts import RunAttempt, list_incarnations
 
 TENSORS_SHOWN = 50
-UNDECIDED = "counts; which policies the job has is not in storage"
+UNDECIDED = "depends on the job's policies, which are not in storage"
 
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
     """A folder with a manifest. `problem` is what can be seen to be wrong with it without reading its shards.
 
-    `keep` and `reason` are what a prune by hand would decide; `keep` is None where no policies were given and only they
+    `keep` and `reason` are what a prune by hand would decide; `keep` is None if no policies were given and only they
     would tell. Of `size_bytes`, `copied_bytes` were copied inside the storage and not sent. `save_s`: from the call of
     `save` to the manifest, by the coordinator's clock. `write_s`: until the shards of the slowest worker were durable.
-    `blocked_s`: how long `save` held the worker up that it held longest. These three are None where they were not
+    `blocked_s`: how long `save` blocked training on the slowest worker. These three are None if they were not
     recorded.
     """
 
@@ -62,7 +62,7 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class PartialFolder:
-    """A folder without a manifest. `is_orphaned`: a newer incarnation has begun, so that nobody will commit it."""
+    """A folder without a manifest. `is_orphaned`: a newer incarnation has begun, so nobody will commit it."""
 
     folder: str
     step: int
@@ -98,7 +98,7 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that the page shows, oldest first.
+    """Everything that the page shows, oldest first.
 
     `size_bytes` counts every file in the run's checkpoint folders, `stored_bytes` one that several share once.
     `freed_bytes` would become free by the prune that `policies` ask for.
@@ -167,8 +167,8 @@ def describe_run(
 ) -> Run:
     """The run in `listing`. Folders that have a manifest and are not in `found` were pruned meanwhile: left out.
 
-    `newest` is the manifest whose tensors are told; `doubt`, why what counts is not known for sure. Raises what a
-    policy raises.
+    `newest` is the manifest whose tensors are described; `doubt`, why it is not certain which checkpoints are current.
+    Raises what a policy raises.
     """
     gone = set(listing.committed) - found.keys()
     listing = listing.only(listing.folders.keys() - gone)
@@ -203,7 +203,7 @@ def describe_run(
 
 
 def _undecided(checkpoints: Sequence[Checkpoint]) -> Sequence[str]:
-    """The policy where none was given: what only a policy could decide is marked as such."""
+    """The policy if none was given: what only a policy could decide is marked as such."""
     return [UNDECIDED] * len(checkpoints)
 
 

@@ -1,4 +1,4 @@
-"""What the page says in words: numbers with their units, and the story of an incarnation. Pure."""
+"""What the page says in words: numbers with their units, states, and what happened to an incarnation. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ckptflow.format.words import count_text, size_text
-from ckptflow.report.lives import RunAttempt
+from ckptflow.report.attempts import RunAttempt
+from ckptflow.report.run import Run, SavedCheckpoint
 
 _METRICS_SHOWN = 6
 _NAME_CHARACTERS = 60
@@ -46,65 +47,82 @@ def cut(text: str, most: int = _NAME_CHARACTERS) -> str:
 
 
 def spread_text(values: Sequence[float]) -> tuple[str, str]:
-    """The middle one and the longest."""
+    """The median and the longest."""
     return seconds_text(statistics.median(values)), seconds_text(max(values))
 
 
-def why_text(life: RunAttempt) -> str:
-    """Why an incarnation started where it did, and what it left behind by that."""
-    if life.claim_problem is not None and life.reason is None:
-        return f"Not known: its claim {life.claim_problem}"
-    where = f"step {life.restored_step:,}" if life.restored_step is not None else "a step that is not known"
-    if life.reason is None:
-        return "Not known: neither a manifest nor a claim of it can be read."
-    if life.restored is None and life.reason not in ("start", "fresh"):
-        meant = "to go back to an older step" if life.reason == "rollback" else "to go on from the newest checkpoint"
-        return f"Meant {meant}; no manifest of it can be read, so from which is not known."
+def state_text(state: str) -> str:
+    """A checkpoint's state: `--json` has the names of the format, a reader gets plain ones."""
+    return {"newest": "current, the newest", "counts": "current", "outside": "superseded"}[state]
+
+
+def kept_text(each: SavedCheckpoint, run: Run) -> str:
+    """Whether a prune by hand would retain it and why; nothing if only the job's policies would tell."""
+    if each.keep is None:
+        return ""
+    reason = each.reason
+    if each.folder == run.resumes_from and run.newest is not None and run.newest.folder != run.resumes_from:
+        reason = "the newest that can be restored"  # the newest one is damaged, and retained as well
+    return f"{'retained' if each.keep else 'would be deleted'}: {cut(reason, 300)}"
+
+
+def why_text(attempt: RunAttempt) -> str:
+    """Why an incarnation started where it did, and how much work that discarded."""
+    if attempt.claim_problem is not None and attempt.reason is None:
+        return f"Not known: its claim {attempt.claim_problem}"
+    where = f"step {attempt.restored_step:,}" if attempt.restored_step is not None else "an unknown step"
+    if attempt.reason is None:
+        return "Not known: neither its claim nor a manifest of it can be read."
+    if attempt.restored is None and attempt.reason not in ("start", "fresh"):
+        meant = "roll back to an older step" if attempt.reason == "rollback" else "resume from the newest checkpoint"
+        return f"Was to {meant}; no manifest of it can be read, so the step is not known."
     said = {
-        "start": "Began anew: nothing counted here yet.",
-        "fresh": "Began anew with fresh=True: what was there before no longer counts.",
+        "start": "Started from scratch: there was no current checkpoint yet.",
+        "fresh": "Started from scratch with fresh=True: earlier checkpoints are superseded.",
         "resume": f"Resumed from {where}.",
         "rollback": f"Rolled back to {where}.",
-        "damage": f"Fell back to {where}: what was newer was damaged.",
-        "outside": f"Took {where}, which did not count: nothing that counted could be restored.",
-    }[life.reason]
-    if life.given_up_steps and life.reason != "fresh":
+        "damage": f"Fell back to {where}: newer checkpoints were damaged.",
+        "outside": f"Restored {where}, which was superseded: no current checkpoint could be restored.",
+    }[attempt.reason]
+    if attempt.given_up_steps and attempt.reason != "fresh":
         said += (
-            f" Threw away {count_text(life.given_up_steps, 'committed step')}: incarnation {life.previous} had come to "
+            f" {count_text(attempt.given_up_steps, 'committed step')} discarded: incarnation {attempt.previous} had "
+            f"reached step {attempt.previous_step:,}."
         )
-        said += f"step {life.previous_step:,}."
-    elif life.given_up_steps and life.previous_step is not None:
-        said += f" Incarnation {life.previous} had come to step {life.previous_step:,}."
-    elif life.given_up_steps is None and life.reason in ("rollback", "damage", "outside"):
-        said += " How much that threw away is not known: it has been pruned since."
+    elif attempt.given_up_steps and attempt.previous_step is not None:
+        said += f" Incarnation {attempt.previous} had reached step {attempt.previous_step:,}."
+    elif attempt.given_up_steps is None and attempt.reason in ("rollback", "damage", "outside"):
+        said += " How much that discarded is not known: it has been pruned since."
     return said
 
 
-def saves_text(life: RunAttempt) -> str:
-    """What is there of an incarnation's saves."""
+def saves_text(attempt: RunAttempt) -> str:
+    """What is still stored of an incarnation's saves."""
     said = []
-    if life.checkpoints == 1:
-        said.append(f"1 checkpoint is there, step {life.first_step:,}.")
-    elif life.checkpoints:
-        said.append(f"{life.checkpoints:,} checkpoints are there, steps {life.first_step:,} to {life.last_step:,}.")
+    if attempt.checkpoints == 1:
+        said.append(f"1 checkpoint stored, step {attempt.first_step:,}.")
+    elif attempt.checkpoints:
+        said.append(
+            f"{attempt.checkpoints:,} checkpoints stored, steps {attempt.first_step:,} to {attempt.last_step:,}."
+        )
     else:
-        said.append("None of its checkpoints is there.")
-    if life.pruned:
-        said.append(f"{life.pruned:,} more {'was' if life.pruned == 1 else 'were'} pruned, or more.")
-    if life.partial:
-        said.append(f"{count_text(life.partial, 'save')} not committed, {size_text(life.partial_bytes)}.")
+        said.append("No checkpoint of it is stored.")
+    if attempt.pruned:
+        said.append(f"At least {attempt.pruned:,} more pruned.")
+    if attempt.partial:
+        said.append(f"{count_text(attempt.partial, 'save')} not committed, {size_text(attempt.partial_bytes)}.")
     return " ".join(said)
 
 
-def end_text(life: RunAttempt, following: RunAttempt | None) -> str:
-    """How an incarnation ended: storage knows of the next one's claim, and of nothing else."""
-    if life.next is None:
-        return "The newest. Whether it still runs is not in storage."
+def end_text(attempt: RunAttempt, following: RunAttempt | None) -> str:
+    """How an incarnation ended: storage has the next one's claim, and nothing else."""
+    if attempt.next is None:
+        return "The newest. Storage does not tell whether it still runs."
     if following is None or following.claimed_at is None:
-        return f"Ended: incarnation {life.next} took over; when is not known."
-    if life.last_saved_at is None:
-        return f"Ended: incarnation {life.next} took over on {time_text(following.claimed_at)}."
-    after_s = (following.claimed_at - life.last_saved_at).total_seconds()
+        return f"Ended: incarnation {attempt.next} took over at an unknown time."
+    if attempt.last_saved_at is None:
+        return f"Ended: incarnation {attempt.next} took over on {time_text(following.claimed_at)}."
+    after_s = (following.claimed_at - attempt.last_saved_at).total_seconds()
     if after_s < 0:
-        return f"Ended: incarnation {life.next} took over before its last save, by the clocks."
-    return f"Ended: incarnation {life.next} took over {seconds_text(after_s)} after its last save."
+        return f"Ended: incarnation {attempt.next} took over before its last save, according to the clocks."
+    return f"Ended: incarnation {attempt.next} took over {seconds_text(after_s)} after its last save."

@@ -138,7 +138,7 @@ def _unbuilt(tree: Tree) -> list[str]:
     names = [f"{entries.get(id(layer)) or name_of(layer)} ({type(layer).__name__})" for layer in unbuilt]
     if not names:
         return []
-    return [f"not built yet, so that what they hold is not there: {some_of(names, 5)}; call each once on a batch first"]
+    return [f"not built yet, so they have no values yet: {some_of(names, 5)}; call each once on a batch first"]
 
 
 class _Matcher:
@@ -301,7 +301,8 @@ class _OwnEntries:
         self.refusals[now] = (
             f"it was kept by each of {offer.world_size} workers for itself, and there are {tree.world_size} "
             "now. Start as many, or keep the position in a Python object with get_state, set_state and "
-            "resize(states, world_size, index), or leave it out of state (or partial=True) and start the input anew"
+            "resize(states, world_size, index), or leave it out of state (or partial=True) and start the input from "
+            "the beginning"
         )
 
 

@@ -29,7 +29,7 @@ class PartsLeaf(Leaf):
         if dtypes.is_encoded(self.dtype):
             raise UnsupportedStateError(
                 f"{name}: a sharded variable of {self.dtype} cannot be saved; keep it in a lookup table, "
-                "or make it where the partitioner leaves it whole"
+                "or create it so that the partitioner does not split it"
             )
         held = [(tuple(start), tuple(part.shape.as_list())) for part, start in zip(parts, starts, strict=True)]
         boxes.check_cover(tuple(shape), held)

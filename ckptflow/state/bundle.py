@@ -18,7 +18,7 @@ from ckptflow.format.dtypes import Array
 
 
 class NotPutBackError(Exception):
-    """A rehearsal has changed an object, which does not take back what it held before."""
+    """A rehearsal has changed an object, which does not accept its previous state before."""
 
 
 class Bundle(ABC):
@@ -54,7 +54,7 @@ class Bundle(ABC):
         try:
             self.write(before)
         except Exception as error:
-            raise NotPutBackError(f"what it held before cannot be put back: {said(error)}") from error
+            raise NotPutBackError(f"its previous state cannot be restored: {said(error)}") from error
 
 
 def said(error: Exception) -> str:

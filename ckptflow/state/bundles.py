@@ -248,8 +248,8 @@ class BoundariesBundle(Bundle):
 def _warn_of_none(layer: Any, what: str) -> None:
     """As with Keras's own files: a vocabulary is made before training, and an .h5 has none of a layer that has one."""
     logger.warning(
-        "%s %s: the checkpoint has no %s of it, it was saved before adapt() or comes from a file without; what the "
-        "layer has stays as it is",
+        "%s %s: the checkpoint has no %s of it, it was saved before adapt() or comes from a file without; "
+        "the layer keeps its state",
         type(layer).__name__,
         printable(str(layer.name)),
         what,
@@ -325,7 +325,7 @@ def _by_factories(obj: Any, path: str) -> Bundle:
     except Exception as error:  # whatever code of another's may raise
         raise UnsupportedStateError(
             f"{path}: a {type(obj).__qualname__} gives TensorFlow what it is made of in its old way, and that fails: "
-            f"{type(error).__name__}: {error}. Hand over the object that it was made from, or leave it out of the state"
+            f"{type(error).__name__}: {error}. Pass the object that it was made from, or leave it out of the state"
         ) from error
 
 

@@ -206,7 +206,7 @@ def _items(mapping: Any) -> list[tuple[Any, Any]]:
     except Exception as error:  # of a class that is not ours
         raise UnsupportedStateError(
             f"a {type(mapping).__qualname__} in the state cannot be looked at for variables ({type(error).__name__}: "
-            f"{error}): nobody knows what would be missing from the checkpoint. Let its items() work whenever "
+            f"{error}): the checkpoint could be incomplete. Make its items() work whenever "
             "something is saved, or keep it out of the objects in state"
         ) from error
 
@@ -228,7 +228,7 @@ def key_problem(key: Any) -> str:
     if not is_text and not isinstance(key, (frozenset, Trackable, Reference)) and not _ADDRESS.search(str(key)):
         return ""
     return (
-        f"it is held in a dict under a key of type {type(key).__qualname__}, which does not read the same in every "
+        f"it is in a dict under a key of type {type(key).__qualname__}, which does not read the same in every "
         "process; make the key a string or a number"
     )
 
@@ -243,8 +243,8 @@ def _of_set(values: list[Any]) -> Children:
 
 def _same_in_set(name: str) -> str:
     return (
-        "it is held in a set, which has no order that is the same in every process, beside another of the name "
-        f"{name!r}; hold them in a list or a dict, or give each a name of its own"
+        "it is in a set, whose order differs between processes, together with another one named "
+        f"{name!r}; put them in a list or a dict, or give each a unique name"
     )
 
 

@@ -112,8 +112,8 @@ class _Room:
                 taken[name] = part
         if left_out:
             logger.warning(
-                "%s: its description in the checkpoint is not whole, since there is too much data in it: %s. Its "
-                "values are saved all the same; to export it, hand over the model (model=)",
+                "%s: its description in the checkpoint is incomplete, since it has too much data: %s. Its "
+                "values are saved; to export it, pass the model (model=)",
                 path,
                 "; ".join(f"{name}: {reason}" for name, reason in left_out.items()),
             )

@@ -46,9 +46,9 @@ def check_entry(name: str, obj: Any) -> None:
         _check_items(name, obj, set())
     elif kind is None:
         raise UnsupportedStateError(
-            f"{name} is a {type(obj).__module__}.{type(obj).__qualname__}, which holds no state that ckptflow knows. "
-            "Hand over models, optimizers, tf.Module, tf.Variable and other trackable objects each under a name of its "
-            "own; for plain Python state, an object with get_state() and set_state(state)"
+            f"{name} is a {type(obj).__module__}.{type(obj).__qualname__}, which has no state that ckptflow knows. "
+            "Pass models, optimizers, tf.Module, tf.Variable and other trackable objects, each under its own name; for "
+            "plain Python state, an object with get_state() and set_state(state)"
         )
 
 

@@ -56,7 +56,7 @@ class Leaf(ABC):
         self.own = False
         self.is_kept_equal = False  # by the optimizer it belongs to
         if self.dtype not in dtypes.names() or dtype == tf.variant:  # a variant's bytes are known to its owner alone
-            raise UnsupportedStateError(f"{name}: a checkpoint cannot hold the dtype {self.dtype}")
+            raise UnsupportedStateError(f"{name}: a checkpoint cannot store the dtype {self.dtype}")
         check_shape(name, self.dtype, shape or ())
 
     @abstractmethod
@@ -91,8 +91,8 @@ def check_shape(name: str, dtype: str, shape: Sequence[int | None]) -> None:
     size_bytes = math.prod(size for size in shape if size) * dtypes.numpy_dtype(dtype).itemsize
     if len(shape) > _MOST_AXES or size_bytes > MAX_NUMBER:
         raise UnsupportedStateError(
-            f"{name}: a checkpoint cannot hold the shape {tuple(shape)}: at most {_MOST_AXES} axes and 2**62 bytes, "
-            "where a dimension of 0 counts as 1. Reshape it, or leave it out of the state"
+            f"{name}: a checkpoint cannot store the shape {tuple(shape)}: at most {_MOST_AXES} axes and 2**62 bytes, "
+            "with a dimension of 0 taken as 1. Reshape it, or leave it out of the state"
         )
 
 

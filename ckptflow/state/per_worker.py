@@ -1,4 +1,4 @@
-"""`PerWorker`: the mark of state that each worker has for itself."""
+"""`PerWorker`: marks state of which each worker has its own value."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class PerWorker:
-    """Marks an entry of `state` as this worker's own, not a replica: its position in the input, above all.
+    """Marks an entry of `state` as this worker's own, not a replica: above all its position in the input.
 
-    Every worker saves what it has and gets it back by its number: nothing is repeated, nothing dropped. With another
-    number of workers there is no such answer, and restoring is refused by the entry's name; unless the object has
-    `get_state`, `set_state` and `resize(states, world_size, index)`, which gets the states of all workers there were,
-    in their order, and returns the state of worker `index` of the `world_size` there are now.
+    Every worker saves its value and gets it back by its number: no input is repeated or dropped. With another number
+    of workers restoring raises an error that names the entry, unless the object has `get_state`, `set_state` and
+    `resize(states, world_size, index)`, which gets the states of all former workers, in order, and returns the state
+    of worker `index` of the `world_size` workers there are now.
 
-    The object may be anything that `state` takes: a `tf.data` iterator, an iterator of
+    The object may be anything that `state` accepts: a `tf.data` iterator, an iterator of
     `strategy.distribute_datasets_from_function`, variables, or plain Python state.
     """
 
@@ -27,5 +27,5 @@ class PerWorker:
 
     @property
     def can_resize(self) -> bool:
-        """Whether its states can be dealt out anew to another number of workers."""
+        """Whether its states can be redistributed to another number of workers."""
         return callable(getattr(self.obj, "resize", None))

@@ -50,7 +50,9 @@ def renamer(rename: Rename | None, offer: Offer) -> Callable[[str], str]:
     renamed = rename if callable(rename) else _by_prefix(rename, names, _slot_names(offer))
     for name in names:
         if not isinstance(renamed(name), str):
-            raise UsageError(f"rename makes {name!r} into {renamed(name)!r}, which is no name; return it as it is")
+            raise UsageError(
+                f"rename makes {name!r} into {renamed(name)!r}, which is not a valid name; return it unchanged"
+            )
     for kind in ([record.name for record in offer.tensors], offer.python_state):
         targets: dict[str, str] = {}
         for name in kind:

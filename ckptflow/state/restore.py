@@ -267,7 +267,7 @@ class Restore:
         self, name: str, names: set[str], state: Any, read: Callable[[], Any], write: Callable[[Any], object]
     ) -> None:
         """Writes what code of others takes, or, in part, warns and puts back what was there: with `names` of it."""
-        before = self._called(name, "does not tell its state, to be put back", read) if self._is_partial else None
+        before = self._called(name, "does not report its state to put back", read) if self._is_partial else None
         earlier = {each: self.assigned[each] for each in names if each in self.assigned}
         self.assigned |= dict.fromkeys(names, self.origin)
         try:
@@ -276,7 +276,7 @@ class Restore:
             why = f"does not take its state of {self.origin} over: {type(error).__name__}: {error}"
             if not self._is_partial:
                 raise self._refused(f"{name} {why}") from error
-            self._called(name, f"{why}; and does not take back what it held", lambda: write(before))
+            self._called(name, f"{why}; and does not accept its previous state", lambda: write(before))
             for each in names:
                 del self.assigned[each]
             self.assigned |= earlier

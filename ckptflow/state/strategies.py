@@ -54,8 +54,8 @@ def check_known(strategy: Any) -> None:
         kind = _served_task()
     if kind in ("worker", "ps"):
         raise UnsupportedStateError(
-            f"this process is a {kind!r} task of a cluster with parameter servers and holds no state to save: only the "
-            "coordinator makes a CheckpointManager; here, run tf.distribute.Server(...).join() and nothing else"
+            f"this process is a {kind!r} task of a cluster with parameter servers and has no state to save: only the "
+            "coordinator creates a CheckpointManager; here, run tf.distribute.Server(...).join() and nothing else"
         )
 
 
@@ -166,7 +166,7 @@ def check_strategy(variables: Mapping[str, Any], strategy: Any) -> None:
             if count > 1:
                 raise UsageError(
                     f"{name} was made under a {name_of(owner)} of {count} workers, and the manager under none: "
-                    "each worker would take itself for the only one. Pass strategy=, or make the manager inside its "
+                    "each worker would act alone. Pass strategy=, or create the manager inside its "
                     "scope()"
                 )
         elif owner is not strategy:

@@ -141,8 +141,8 @@ def _check_names(leaves: list[Leaf]) -> None:
     if size_bytes > MAX_MANIFEST_BYTES:
         longest = max(leaves, key=lambda leaf: len(leaf.name)).name
         raise UnsupportedStateError(
-            f"the names of {len(leaves)} tensors take {size_bytes:,} bytes, and a manifest has at most "
-            f"{MAX_MANIFEST_BYTES:,}: give dicts shorter keys, or hold fewer variables. The longest begins with "
+            f"the names of {len(leaves)} tensors take {size_bytes:,} bytes, and a manifest holds at most "
+            f"{MAX_MANIFEST_BYTES:,}: give dicts shorter keys, or use fewer variables. The longest begins with "
             f"{longest[:80]!r}"
         )
 
@@ -174,7 +174,7 @@ def as_mapping(state: Any) -> dict[str, Any]:
             raise UsageError(f"{name[:80]!r} cannot be a name in state: what begins with {RESERVED_PREFIX!r} is ours")
         if cleaned in entries:
             raise UsageError(
-                f"two entries of state are called {cleaned!r} (spaces and slashes at the ends do not count)"
+                f"two entries of state are called {cleaned!r} (spaces and slashes at the ends are ignored)"
             )
         entries[cleaned] = obj
     if not entries:

@@ -193,7 +193,7 @@ class Walker:
             self.own_stores.append((path, node.obj))
         if kind in (Kind.DISTRIBUTED_ITERATOR, Kind.ITERATOR) and self._world_size > 1 and not node.own:
             raise UnsupportedStateError(
-                f"{path}: with {self._world_size} workers an input position is each worker's own; hand it over as "
+                f"{path}: with {self._world_size} workers each worker has its own input position; pass it as "
                 "ckptflow.PerWorker(iterator)"
             )
         if kind is Kind.DISTRIBUTED_ITERATOR:
@@ -349,7 +349,7 @@ class Walker:
             if node and node.depth == depth and (node.by_key or by_key):
                 raise UnsupportedStateError(
                     f"{path} would be the name of two objects, by keys of a dict that read the same (as 1 and '1', or "
-                    "'a/b' and 'b' in 'a'): give one of them another key"
+                    "'a/b' and 'b' in 'a'): give one of them a different key"
                 )
             count += 1
             candidate = f"{path}_{count}"

@@ -30,7 +30,7 @@ from ckptflow.threads import saying
 
 _FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
 _ACCESS = "check the credentials, the permissions and whether the storage is mounted read-only"
-_NOBODY = "nobody listens there: check the address, and that the server runs"
+_NOBODY = "nothing listens there: check the address, and that the server is running"
 _AGAIN = "the storage may recover: try again later"
 _PERMANENT = "this error is not retryable"
 _CERTIFICATE = (
@@ -48,9 +48,9 @@ _WANTS_CHECKSUMS = (
 
 # Local disk: errno -> (error, what to do).
 LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
-    errno.ENOENT: (ObjectNotFoundError, "nothing is there"),
+    errno.ENOENT: (ObjectNotFoundError, "not found"),
     errno.ENOTDIR: (ObjectNotFoundError, "a part of the path is a file, not a folder"),
-    errno.EISDIR: (ObjectNotFoundError, "a folder is there, not a file"),
+    errno.EISDIR: (ObjectNotFoundError, "it is a folder, not a file"),
     errno.EEXIST: (ObjectExistsError, "the name is taken"),
     errno.ENOSPC: (StorageFullError, _FULL),
     errno.EDQUOT: (StorageFullError, _FULL),
@@ -59,7 +59,7 @@ LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
     errno.EPERM: (StorageAccessError, _ACCESS),
     errno.EROFS: (StorageAccessError, _ACCESS),
     errno.EIO: (StorageUnavailableError, "look at the kernel's log: a failing disk or a lost network share"),
-    errno.ESTALE: (StorageUnavailableError, "the network share was exported anew: remount it if this stays"),
+    errno.ESTALE: (StorageUnavailableError, "the network share was exported again: remount it if this persists"),
     errno.ETIMEDOUT: (StorageUnavailableError, _AGAIN),
     errno.EBUSY: (StorageUnavailableError, _AGAIN),
     errno.EMFILE: (StorageUnavailableError, "too many open files: raise `ulimit -n`"),
@@ -98,8 +98,8 @@ REMOTE_FAULTS: dict[str, tuple[type[StorageError], str]] = {
     **dict.fromkeys(_ACCESS_CODES, (StorageAccessError, _ACCESS)),
     **dict.fromkeys(_FULL_CODES, (StorageFullError, _FULL)),
     **dict.fromkeys(_EXISTS_CODES, (ObjectExistsError, "the name is taken")),
-    **dict.fromkeys(_MISSING_CODES, (ObjectNotFoundError, "nothing is there")),
-    **dict.fromkeys(_BUCKET_CODES, (StorageError, "there is no such bucket here: check the URL and the region")),
+    **dict.fromkeys(_MISSING_CODES, (ObjectNotFoundError, "not found")),
+    **dict.fromkeys(_BUCKET_CODES, (StorageError, "no such bucket: check the URL and the region")),
 }
 
 # Python exceptions that carry no code, by class name so that no client has to be imported: whether trying again helps.

@@ -21,7 +21,7 @@ class DurableFolders:
         self._root = root
         self._below = os.path.join(root, "")
         self._durable: dict[str, tuple[int, ...]] = {}  # folder -> the one whose name has been made durable here
-        self._lost: dict[str, OSError] = {}  # folder -> why its name may not outlast a loss of power yet
+        self._lost: dict[str, OSError] = {}  # folder -> why its name may be lost on a power failure yet
 
     def check_root(self) -> None:
         """Raises where the root that this process has written to is gone or another folder, or where there is a file in
@@ -167,7 +167,7 @@ def not_durable(error: OSError, path: str) -> StorageError:
     An fsync that has failed says nothing when it is repeated, unless the folder has been changed again in between. So
     it is no `StorageUnavailableError`, which would be tried again.
     """
-    return StorageError(f"{path}: is there, but may not outlast a loss of power: its folder was not written: {error}")
+    return StorageError(f"{path}: exists, but may be lost on a power failure: its folder could not be written: {error}")
 
 
 def _swept(folder: int) -> bool:

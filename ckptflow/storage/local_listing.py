@@ -85,7 +85,7 @@ def _if_there(path: str, look: Callable[[], _Found]) -> _Found | None:
                 raise
         if _is_gone(path):
             return None
-    raise StorageUnavailableError(f"{path}: cannot list: it is there, and the system said that it is not")
+    raise StorageUnavailableError(f"{path}: cannot list: it exists, but the system reported that it does not")
 
 
 def _is_gone(path: str) -> bool:

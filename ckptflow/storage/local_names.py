@@ -36,7 +36,8 @@ def check_age(status: os.stat_result, path: str) -> None:
     the time of its last change."""
     if status.st_ctime - status.st_mtime > COPIED_DAYS * 86_400:
         raise StorageError(
-            f"{path}: cannot copy: it was written more than {COPIED_DAYS} days ago, and may go by its age"
+            f"{path}: cannot copy: it was written more than {COPIED_DAYS} days ago, and may be deleted because of "
+            "its age"
         )
 
 

@@ -208,8 +208,8 @@ class RemoteStore(RemoteCalls, ABC):
             except ObjectChangedError:
                 self._keeps_condition = True
                 return
-            self._stop_copying("it ignores the condition of a copy, and copies whatever is there")
-            raise StorageError(f"{cannot}: the storage ignores the condition of a copy, and copies whatever is there")
+            self._stop_copying("it ignores the condition of a copy and copies whatever exists")
+            raise StorageError(f"{cannot}: the storage ignores the condition of a copy and copies whatever exists")
         finally:
             self._trial.release()
 
@@ -232,7 +232,7 @@ class RemoteStore(RemoteCalls, ABC):
         with self._copying:
             could, self.can_copy = self.can_copy, False
         if could:
-            _log.info("%s: nothing is copied inside the storage from here on, it is written anew: %s", self._url, why)
+            _log.info("%s: from now on shards are written, not copied inside the storage: %s", self._url, why)
 
     def _path(self, key: str) -> str:
         return self._lead + self._base + check_key(key)
@@ -273,7 +273,7 @@ class RemoteStore(RemoteCalls, ABC):
 
     @abstractmethod
     def _remove(self, path: str) -> None:
-        """Deletes one object. Any error where nothing is there."""
+        """Deletes one object. Any error if it does not exist."""
 
     @abstractmethod
     def _remove_all(self, paths: Sequence[str]) -> bool:

@@ -85,7 +85,7 @@ class Store(Protocol):
         """
 
     def create(self, key: str, data: memoryview) -> None:
-        """Writes `data` under `key`, whole and durable, only if nothing is there; else raises `ObjectExistsError`."""
+        """Writes `data` under `key`, complete and durable, only if there is none; else raises `ObjectExistsError`."""
 
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
         """Reads from byte `start` on into `into`; returns the count, below `len(into)` only at the object's end.

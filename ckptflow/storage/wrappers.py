@@ -246,7 +246,7 @@ class MemoryStore:
         self._before("get", check_key(key))
         value = self.objects.get(key)
         if value is None:
-            raise ObjectNotFoundError(f"{self.url}/{key}: cannot read: nothing is there")
+            raise ObjectNotFoundError(f"{self.url}/{key}: cannot read: not found")
         part = value[start : start + into.nbytes]
         if part:
             into.cast("B")[: len(part)] = part

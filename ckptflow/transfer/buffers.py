@@ -79,7 +79,8 @@ class BufferPool:
         self.count = budget_bytes // self.buffer_bytes
         if buffer_bytes < 1 or self.count < 1:
             raise ValueError(
-                f"a memory budget of {budget_bytes:,} bytes does not hold one staging buffer of {self.buffer_bytes:,}"
+                f"a memory budget of {budget_bytes:,} bytes is too small for one staging buffer of "
+                f"{self.buffer_bytes:,}"
             )
         # A slot is a buffer or the right to make one. Whoever takes a token from `_tokens` looks for a free slot; there
         # are never fewer tokens than free slots, and one too many does no harm. All that `release` does is two calls

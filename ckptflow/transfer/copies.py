@@ -38,11 +38,11 @@ class Copies:
         try:
             copied = store.copy(source_key, key, version)
         except StorageError as error:
-            logger.debug("%s/%s is written anew: %s", store.url, key, str(error))
+            logger.debug("%s/%s is written again: %s", store.url, key, str(error))
             self._count(-isinstance(error, StorageUnavailableError))
             return None
         if copied is None:
-            logger.debug("%s/%s is written anew: the storage does not say which version it is", store.url, key)
+            logger.debug("%s/%s is written again: the storage does not return its version", store.url, key)
         self._count(1 if copied is not None else -1)
         return copied
 

@@ -95,7 +95,7 @@ def plan_workers(
     shares = _share_out(large, world_size, small_total, small_bytes)
     for worker in workers:
         if not 0 <= worker < world_size:
-            raise ValueError(f"there is no worker {worker} among {world_size}")
+            raise ValueError(f"worker {worker} does not exist among {world_size} workers")
         empty, _, own = _place(apart, worker, world_size, small_bytes)
         own += shares[worker]
         own += small + empty if worker == CHIEF else []
@@ -140,7 +140,7 @@ def number_of(shard: PlannedShard) -> int:
     """The number in a planned shard's name."""
     parsed = parse_shard_name(shard.name)
     if parsed is None:
-        raise ValueError(f"{shard.name!r} is no shard's name")
+        raise ValueError(f"{shard.name!r}is not the name of a shard")
     return parsed[2]
 
 

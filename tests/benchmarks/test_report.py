@@ -71,7 +71,7 @@ def test_limits_of_the_page_are_told_before_any_figure(whole: Markup) -> None:
     text = whole.text
     places = [text.index(words) for words in ("python -m benchmarks", "A CPU", "An accelerator.", "We wrote it.")]
     places += [text.index("0.300 s")]
-    places += [text.rindex(words) for words in ("By size of the state", "Object storage", "One save, as it went")]
+    places += [text.rindex(words) for words in ("By size of the state", "Object storage", "One save over time")]
     assert places == sorted(places)
 
 

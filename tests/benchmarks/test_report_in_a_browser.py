@@ -54,6 +54,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
         for timeline, place in zip(run.timelines, view.locator(".timeline").all(), strict=True):
             assert place.locator(".bars .point").count() == len(timeline.events)
         assert _overflow(view) == 0
+        anchor = "getComputedStyle(document.querySelector('.plot .ytick text')).textAnchor"
+        assert view.evaluate(anchor) == "end"  # plotly's own, not that of the run page's charts
         ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
         light = view.evaluate(ink)
         view.emulate_media(color_scheme="dark")

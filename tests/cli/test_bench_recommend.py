@@ -114,11 +114,11 @@ def test_the_reasons_say_what_was_weighed() -> None:
     found = recommend([usual, point(8, 64, [200.0] * 5, [400.0] * 5), point(2, 64, [190.0] * 5, [300.0] * 5)])
     assert found.setting == Setting(2, 64 * MIB)
     assert found.reasons == (
-        "saves at 190 MiB/s where the defaults save at 100 MiB/s: more than the noise",
+        "saves at 190 MiB/s, the defaults at 100 MiB/s: the difference is larger than the noise",
         "takes 192 MiB of memory, the defaults 260 MiB",
         "restores at 300 MiB/s, the defaults at 100 MiB/s",
     )
-    assert "nothing that was tried saves faster" in recommend([usual, point(2, 64, [104.0] * 5)]).reasons[0]
+    assert "no setting that was tried saves faster" in recommend([usual, point(2, 64, [104.0] * 5)]).reasons[0]
     assert "large here" in recommend([point(0, 0, [1.0, 9, 2, 8, 5]), point(2, 64, [9.0] * 5)]).reasons[0]
     assert "too few rounds" in recommend([usual, point(2, 64, [900.0])]).reasons[0]
     assert "nothing else was measured" in recommend([usual]).reasons[0]
@@ -128,21 +128,24 @@ def test_the_reasons_say_what_was_weighed() -> None:
         recommend([Point(Setting(1, MIB))])
 
 
-@pytest.mark.parametrize("columns", [40, 60, 80, 120])
-def test_a_narrow_terminal_is_shown_whole_figures(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_every_width_has_a_bar_for_each_setting(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     console = make_console()
     points = [point(0, 0, [617.0] * 5, [2345.0] * 5), point(1, 64, [1234.0] * 5, [5678.0] * 5)]
     with console.capture() as shown:
         print_points(console, points, Setting(1, 64 * MIB), worker_count=3)
-    _, usual, line = shown.get().splitlines()
-    assert max(len(usual), len(line)) <= columns
-    assert usual.startswith("defaults")
-    assert line.startswith("1 of 64 MiB")
+    heading, usual, line = shown.get().splitlines()
+    assert max(len(heading), len(usual), len(line)) <= columns
+    assert usual.startswith("  defaults")
+    assert line.startswith("▶ 1 of 64 MiB")  # seen without colours as well
     assert {"1,234", "5,678"} <= set(line.split())
-    assert (line.count("█") == 2 * usual.count("█") > 0) == (columns >= 60)
-    assert ("1.00, 1.00" in line) == (columns >= 80), line
-    assert ("0.30" in line) == (columns == 120)
+    assert line.count("█") >= 6
+    assert abs(line.count("█") - 2 * usual.count("█")) <= 1
+    assert ("0%" in line) == (columns >= 60), line
+    assert ("1.00, 1.00" in line) == (columns >= 60), line
+    assert ("raw save" in heading) == (columns >= 80), heading
+    assert ("0.30" in line) == (columns == 200)
 
 
 def test_percentiles_of_requests() -> None:

@@ -166,7 +166,7 @@ def test_where_nobody_listens_it_soon_gives_up_in_few_words(runner: Runner, clie
     assert [line[: len("try 1 failed")] for line in tries] == ["try 1 failed", "try 2 failed"]
     assert max(map(len, tries)) <= 120
     assert endpoint in last
-    assert last.endswith("nobody listens there: check the address, and that the server runs")
+    assert last.endswith("nothing listens there: check the address, and that the server is running")
 
 
 @pytest.mark.parametrize("option", ["foo=1", "client_kwargs.foo=1", "config_kwargs.foo=1"])

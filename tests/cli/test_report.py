@@ -17,9 +17,9 @@ from tests.report import runs
 from tests.roots import make_root
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
-WITHOUT_PLOTLY = """
+WITHOUT_JINJA = """
 import sys
-sys.modules["plotly"] = None  # as if it were not installed
+sys.modules["jinja2"] = None  # as if it were not installed
 from ckptflow.cli import main
 main()
 """
@@ -37,7 +37,7 @@ def test_the_page_is_written_into_the_current_folder_and_renewed(
     monkeypatch.chdir(tmp_path)
     ran = runner("report", root, "--last", "2")
     assert (ran.code, ran.err) == (0, "")
-    assert re.fullmatch(r"run-report\.html: 4\.\d+ MiB\n", ran.out)
+    assert re.fullmatch(r"run-report\.html: \d+\.\d KiB\n", ran.out)
     first = (tmp_path / "run-report.html").read_text()
     assert "2 of the last 2" in first
     make_root(root, (400,))
@@ -110,13 +110,13 @@ def test_json_has_the_documented_shape(runner: Runner, eventful: str) -> None:
 
 
 def test_json_needs_no_extra_and_the_page_says_what_to_install(root: str, tmp_path: Path) -> None:
-    ran = run_alone("report", root, "--output", str(tmp_path / "page.html"), script=WITHOUT_PLOTLY)
+    ran = run_alone("report", root, "--output", str(tmp_path / "page.html"), script=WITHOUT_JINJA)
     assert (ran.code, ran.out) == (2, "")
     assert "pip install 'ckptflow[report]'" in ran.err
     assert "Traceback" not in ran.err
     assert "a package that it needs is not installed" in EXITS[2]
     assert not (tmp_path / "page.html").exists()
-    ran = run_alone("report", root, "--json", script=WITHOUT_PLOTLY)
+    ran = run_alone("report", root, "--json", script=WITHOUT_JINJA)
     assert (ran.code, ran.json["resumes_from"]) == (0, "000000000300-i0001")
 
 

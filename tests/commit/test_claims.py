@@ -331,7 +331,7 @@ def test_a_refusal_after_a_try_without_a_reply_is_unknown() -> None:
     with pytest.raises(CommitUnknownError, match="may be there or not"):
         life.save(20)
     store.fail("create", StorageAccessError("403"), key="manifest.json")
-    with pytest.raises(StorageAccessError):  # refused, and nothing is there
+    with pytest.raises(StorageAccessError):  # refused, not reported as missing
         life.save(30)
 
 
@@ -367,7 +367,7 @@ def test_a_manifest_whose_name_was_not_made_durable_is_not_acknowledged(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fails_once)
-    with pytest.raises(CommitUnknownError, match="may not outlast a loss of power"):
+    with pytest.raises(CommitUnknownError, match="may be lost on a power failure"):
         life.save(20)
     life.save(30)
     assert Job(store).resume() == 30

@@ -125,7 +125,7 @@ def test_nesting_is_bounded() -> None:
         to_json([value], "state")
     ring: list[Any] = []
     ring.append(ring)
-    with pytest.raises(UnsupportedStateError, match="holds itself"):
+    with pytest.raises(UnsupportedStateError, match="contains itself"):
         to_json(ring, "state")
     with pytest.raises(CorruptCheckpointError, match="nested"):
         from_json([[value]])

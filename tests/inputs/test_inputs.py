@@ -83,7 +83,7 @@ def test_the_strategys_own_iterator_goes_on_where_it_was(tmp_path: Path) -> None
 
 def test_an_unmarked_iterator_of_several_workers_is_refused_at_once(tmp_path: Path) -> None:
     for result in run_workers("tests.inputs.programs:unmarked", 2, env={"ROOT": str(tmp_path)}):
-        assert "refused: data: with 2 workers an input position is each worker's own" in result.output
+        assert "refused: data: with 2 workers each worker has its own input position" in result.output
         assert "ckptflow.PerWorker(iterator)" in result.output
 
 

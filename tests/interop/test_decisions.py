@@ -107,5 +107,5 @@ def test_another_optimizer_is_not_taken_though_all_of_it_fits() -> None:
     found = compared({"model/bias": "model/bias", "model/optimizer/v": "model/optimizer/v"}, set(), set())
     verdict = optimizers_as_a_whole(found, OURS, THEIRS, other="it is that of Adam")
     assert verdict.passed_over == {"model/optimizer/v"}
-    assert "it begins anew: it is that of Adam" in verdict.said[0]
+    assert "it starts fresh: it is that of Adam" in verdict.said[0]
     assert not optimizers_as_a_whole(found, OURS, THEIRS).passed_over

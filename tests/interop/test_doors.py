@@ -123,7 +123,7 @@ def test_a_model_given_by_code_is_filled(run: str, trained: Any, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "format_name", "words"),
     [
-        ("model", None, "does not tell the format"),
+        ("model", None, "does not identify the format"),
         ("model.keras", "pickle", "unknown format 'pickle'; one of keras"),
         ("model.bin", "keras", "has to end with .keras"),
         ("model.keras", "safetensors", "says 'keras', not 'safetensors'"),
@@ -229,7 +229,7 @@ def test_a_module_that_holds_a_keras_model(tmp_path: Path) -> None:
     loaded = tf.saved_model.load(str(tmp_path / "served"))
     x = tf.ones([2, 3])
     np.testing.assert_allclose(loaded(x), module(x), atol=1e-6)
-    with pytest.raises(UsageError, match="holds the whole state"):
+    with pytest.raises(UsageError, match="has the complete state"):
         ckptflow.export_checkpoint(tmp_path / "run", tmp_path / "m.ckpt", entry="m")
 
 

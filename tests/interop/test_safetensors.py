@@ -326,7 +326,7 @@ BAD: dict[str, tuple[Any, bytes]] = {
     "an unknown dtype": ({"a": entry("Q4", [8], 0, 8)}, bytes(8)),
     "an unknown member": ({"a": A | {"x": 1}}, bytes(8)),
     "no object": ([], b""),
-    "no JSON": (b"{", b""),
+    "not valid JSON": (b"{", b""),
     "no UTF-8": (b'{"\xff": {}}', b""),
     "one key twice": (b'{"a":%b,"a":%b}' % ((json.dumps(A).encode(),) * 2), bytes(8)),
     "too deep": (b'{"a":' * 5000, b""),
@@ -361,7 +361,7 @@ def test_content_that_lies(tmp_path: Path) -> None:
     strings = {CARRIED: json.dumps({"disguised": {"s": {"dtype": "string", "shape": [2]}}})}
     header = {"__metadata__": strings, "flag": entry("BOOL", [2], 0, 2), "s": entry("U8", [30], 2, 32)}
     found = read_safetensors(raw(tmp_path / "m", header, b"\1\2" + bytes(30)))
-    with pytest.raises(CorruptCheckpointError, match="'flag' holds bytes that are no bool"):
+    with pytest.raises(CorruptCheckpointError, match="'flag' has bytes that are not a bool"):
         found.read("flag")
     with pytest.raises(CorruptCheckpointError, match="'s': encoded strings"):
         found.read("s")

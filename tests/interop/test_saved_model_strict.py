@@ -22,7 +22,7 @@ from tests.interop.models import without_graph
 pytestmark = pytest.mark.usefixtures("unprobed")
 
 KITS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
-ANEW = "the optimizer's state does not fit and is not taken, it begins anew: "
+ANEW = "the optimizer's state does not match and is not restored, it starts fresh: "
 
 
 def make(kit: str, optimizer: str | None = "Adam", *, rate: float = 0.5, classes: int = 2) -> Any:

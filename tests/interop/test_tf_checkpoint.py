@@ -190,7 +190,7 @@ def _chain(label: str, length: int) -> ObjectGraph:
 HOSTILE = {
     "a path too long": _chain("x", 3000),
     "labels too long together": _chain("x" * 1000, 5),
-    "no position of an iterator": ObjectGraph(nodes=(GraphNode(values={"ITERATOR": {"_STATE": "words"}}),)),
+    "not the position of an iterator": ObjectGraph(nodes=(GraphNode(values={"ITERATOR": {"_STATE": "words"}}),)),
     "zeros that cannot be": ObjectGraph(
         nodes=(GraphNode(values={"a": {"": Zeros(dtype="float4_e2m1fn", shape=(2,))}}),)
     ),

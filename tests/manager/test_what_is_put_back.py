@@ -140,9 +140,7 @@ def test_a_trackable_that_refuses_at_last_is_put_back_in_part(tmp_path: Path, ca
 @pytest.mark.parametrize("partial", [False, True])
 def test_what_cannot_be_put_back_is_said(tmp_path: Path, partial: bool) -> None:
     saved(tmp_path, Box([1.0, 2.0, 3.0, 4.0]))
-    with pytest.raises(
-        StateMismatchError, match=r"(?s)obj: what it held before cannot be put back: KeyError"
-    ) as raised:
+    with pytest.raises(StateMismatchError, match=r"(?s)obj: its previous state cannot be restored: KeyError") as raised:
         restored(tmp_path, Box([5.0]), partial=partial)
     assert "no value was changed" not in str(raised.value)
 
@@ -177,7 +175,7 @@ def test_an_iterator_that_is_not_put_back_is_said(
 ) -> None:
     saved(tmp_path, iter(tf.data.Dataset.range(5)))
     iterator = Iterators(monkeypatch, lambda number: number == 1).iterator
-    with pytest.raises(StateMismatchError, match="obj: what it held before cannot be put back") as raised:
+    with pytest.raises(StateMismatchError, match="obj: its previous state cannot be restored") as raised:
         restored(tmp_path, iterator, partial=partial)
     assert "no value was changed" not in str(raised.value)
 
@@ -188,7 +186,7 @@ def test_python_state_that_does_not_tell_what_it_holds_is_named(tmp_path: Path) 
             raise RuntimeError("not yet")
 
     saved(tmp_path, PlainState())
-    with pytest.raises(StateMismatchError, match="obj does not tell its state, to be put back: RuntimeError: not yet"):
+    with pytest.raises(StateMismatchError, match="obj does not report its state to put back: RuntimeError: not yet"):
         restored(tmp_path, Mute(), partial=True)
 
 
@@ -198,7 +196,7 @@ def test_python_state_that_does_not_take_its_own_back_is_said(tmp_path: Path) ->
             raise RuntimeError("no more")
 
     saved(tmp_path, PlainState())
-    with pytest.raises(StateMismatchError, match=r"obj does not take .*; and does not take back what it held"):
+    with pytest.raises(StateMismatchError, match=r"obj does not take .*; and does not accept its previous state"):
         restored(tmp_path, Once(), partial=True)
 
 

@@ -178,7 +178,7 @@ def test_a_prefix_group(place: Place) -> None:
 
 def test_nothing_there(place: Place) -> None:
     place.put({"m-2": b"x", "m.data-00000-of-00001": b"x", "mm/x": b"x"})
-    with pytest.raises(ObjectNotFoundError, match="/m: nothing is there"), place.fetched("m"):
+    with pytest.raises(ObjectNotFoundError, match="/m: not found"), place.fetched("m"):
         pass
     with pytest.raises(ObjectNotFoundError), opened(f"{place.url}/mm", place.options):
         pass

@@ -95,7 +95,7 @@ def test_a_file_from_the_web(web: str) -> None:
 @pytest.mark.parametrize(
     ("name", "max_bytes", "error", "match"),
     [
-        ("missing", 2**30, ObjectNotFoundError, "nothing is there"),
+        ("missing", 2**30, ObjectNotFoundError, "not found"),
         ("broken", 2**30, StorageUnavailableError, "try again later"),
         ("short", 2**30, StorageUnavailableError, "try again later"),
         ("endless", 2**20, UsageError, "at most 1,048,576 are fetched"),

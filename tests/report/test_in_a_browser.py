@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 SECTIONS = {
     "overview": "step 200",
-    "lineage": "Rolled back to step 200. Threw away 280 committed steps",
+    "lineage": "Rolled back to step 200. 280 committed steps discarded",
     "checkpoints": "2 of the last 2",
     "saves": "425 ms",
     "tensors": "125.0 KiB",
@@ -41,11 +41,20 @@ def test_in_a_browser(tmp_path: Path, kind: str) -> None:
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("request", lambda request: asked.append(request.url))
         view.goto(f"file://{tmp_path}/page.html")
-        view.wait_for_selector("html[data-drawn]", timeout=HANG_S * 1000)
         for section, words in SECTIONS.items():
             assert words in view.locator(f"#{section}").inner_text(), section
-        assert view.locator(".plot").count() == view.locator(".plot:has(.main-svg):has(.point)").count() == 6
-        assert view.locator("#lineage .plot .textpoint").count() == 6
+        assert view.locator(".plot").count() == view.locator(".plot:has(use[data-tip])").count() == 6
+        assert view.locator("#lineage .plot text", has_text=re.compile("^i[0-9]$")).count() == 6
+        newest = view.locator("#lineage .plot use[data-tip*='current, the newest']")
+        box = newest.bounding_box()
+        assert box is not None
+        assert box["width"] > 4
+        for point in (newest.hover, newest.click):
+            view.mouse.move(0, 0)
+            assert view.locator("#tip").is_hidden()
+            point()
+            assert view.locator("#tip").is_visible()
+            assert "step 200, i6" in view.locator("#tip").inner_text()
         assert _colour(view, "body", "backgroundColor") == "rgb(255, 255, 255)"
         assert _overflow(view) == 0
         light = _ink(view)
@@ -54,17 +63,17 @@ def test_in_a_browser(tmp_path: Path, kind: str) -> None:
         assert _ink(view) == _colour(view, "body", "color")
         assert _brightness(_colour(view, "body", "backgroundColor")) < 60 < 180 < _brightness(_ink(view))
         view.set_viewport_size({"width": 360, "height": 740})
-        widest = "Math.max(...[...document.querySelectorAll('.main-svg')].map((svg) => svg.clientWidth))"
+        widest = "Math.max(...[...document.querySelectorAll('.plot > svg')].map((svg) => svg.clientWidth))"
         until(lambda: view.evaluate(widest) < 360, timeout_s=HANG_S)
         assert _overflow(view) == 0
         assert view.evaluate("window.hacked") is None
-        assert view.locator("main script, main img").count() == 0
+        assert view.locator("main script, main img, #tip script, #tip img").count() == 0
     assert said == []
     assert asked == [f"file://{tmp_path}/page.html"]
 
 
 def _ink(view: Any) -> str:
-    return _colour(view, ".plot .xtick text", "fill")
+    return _colour(view, ".plot text.x", "fill")
 
 
 def _colour(view: Any, selector: str, name: str) -> str:

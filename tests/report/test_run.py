@@ -12,10 +12,10 @@ from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.prune import plan_by_hand
 from ckptflow.commit.retention import KeepBest, KeepLast
 from ckptflow.format.layout import Folder, claim_key
+from ckptflow.report.attempts import RunAttempt
 from ckptflow.report.gather import read_run
-from ckptflow.report.lives import RunAttempt
 from ckptflow.report.run import TENSORS_SHOWN, UNDECIDED, Run
-from ckptflow.report.words import end_text, saves_text, seconds_text, why_text
+from ckptflow.report.words import end_text, kept_text, saves_text, seconds_text, why_text
 from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, MemoryStore
 from tests.report import runs
@@ -61,6 +61,7 @@ def test_what_a_life_threw_away_is_counted_by_what_is_known_of_the_one_before(ru
 
 
 def test_lives_have_what_is_there_of_their_saves(run: Run) -> None:
+    assert told(run, "pruned_steps")[2] == ((400,),)
     names = ("checkpoints", "first_step", "last_step", "pruned", "partial")
     assert told(run, *names) == {
         1: (6, 50, 300, 0, 0),
@@ -190,7 +191,7 @@ def test_a_fresh_start_throws_away_all_that_was_there(tmp_path: Path) -> None:
     life = run.incarnations[-1]
     assert (life.reason, life.restored, life.given_up_steps) == ("fresh", None, 200)
     assert why_text(life) == (
-        "Began anew with fresh=True: what was there before no longer counts. Incarnation 1 had come to step 200."
+        "Started from scratch with fresh=True: earlier checkpoints are superseded. Incarnation 1 had reached step 200."
     )
     assert [each.why_outside for each in run.checkpoints if each.state == "outside"] == 2 * [
         "from before a fresh start"
@@ -207,7 +208,7 @@ def test_what_a_rollback_cut_off_is_not_known_once_it_has_been_pruned(tmp_path: 
     store.close()
     last = runs.look(root).incarnations[-1]
     assert (last.reason, last.restored_step, last.given_up_steps) == ("rollback", 100, None)
-    assert "How much that threw away is not known" in why_text(last)
+    assert "How much that discarded is not known" in why_text(last)
 
 
 def test_a_claim_that_cannot_be_read_leaves_what_it_told_unknown(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_claim_that_cannot_be_read_leaves_what_it_told_unknown(tmp_path: Path)
     (root / Folder(2, 2).manifest_key).write_bytes(b"torn")
     *_, second = runs.look(root).incarnations
     assert (second.reason, second.restored) == (None, None)
-    assert why_text(second) == "Not known: neither a manifest nor a claim of it can be read."
+    assert why_text(second) == "Not known: neither its claim nor a manifest of it can be read."
 
 
 def test_an_empty_root_and_one_that_was_only_claimed(tmp_path: Path) -> None:
@@ -264,6 +265,18 @@ def test_what_is_pruned_while_it_is_read_is_left_out() -> None:
     assert (run.incarnations[0].checkpoints, run.incarnations[0].first_step) == (2, 2)
 
 
+def test_the_newest_that_is_damaged_and_the_newest_that_is_restored_are_told_apart(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    make_root(str(root), (1, 2))
+    next(root.glob("*2-i0001/shard-*")).unlink()
+    run = runs.look(root)
+    assert [(each.keep, each.reason) for each in run.checkpoints] == [(True, "the newest"), (True, "the newest")]
+    assert [kept_text(each, run) for each in run.checkpoints] == [
+        "retained: the newest that can be restored",
+        "retained: the newest",
+    ]
+
+
 def test_words_of_ends(run: Run) -> None:
     lives = {life.number: life for life in run.incarnations}
 
@@ -271,15 +284,15 @@ def test_words_of_ends(run: Run) -> None:
         life: RunAttempt = lives[number]
         return end_text(life, lives.get(life.next) if life.next else None)
 
-    assert end(6) == "The newest. Whether it still runs is not in storage."
+    assert end(6) == "The newest. Storage does not tell whether it still runs."
     assert end(5) == "Ended: incarnation 6 took over 50 min after its last save."
     assert end(4) == "Ended: incarnation 5 took over on 2026-10-01 12:00:00."
-    assert end_text(lives[5], None) == "Ended: incarnation 6 took over; when is not known."
+    assert end_text(lives[5], None) == "Ended: incarnation 6 took over at an unknown time."
     assert end_text(lives[6], None) == end(6)
-    assert saves_text(lives[2]) == "1 checkpoint is there, step 500. 1 more was pruned, or more."
-    assert saves_text(lives[5]) == "1 checkpoint is there, step 480. 1 save not committed, 129.0 KiB."
+    assert saves_text(lives[2]) == "1 checkpoint stored, step 500. At least 1 more pruned."
+    assert saves_text(lives[5]) == "1 checkpoint stored, step 480. 1 save not committed, 129.0 KiB."
     assert why_text(lives[6]) == (
-        "Rolled back to step 200. Threw away 280 committed steps: incarnation 5 had come to step 480."
+        "Rolled back to step 200. 280 committed steps discarded: incarnation 5 had reached step 480."
     )
 
 

@@ -124,20 +124,20 @@ def _of_rank(dtype: Any, rank: int) -> Any:
 REFUSED: dict[str, Any] = {
     "65 axes": (
         lambda: {"v": _of_rank(tf.float32, 65)},
-        r"m/v: a checkpoint cannot hold the shape \(1, .* at most 64 axes",
+        r"m/v: a checkpoint cannot store the shape \(1, .* at most 64 axes",
     ),
-    "253 axes": (lambda: {"v": _of_rank(tf.float32, 253)}, "m/v: a checkpoint cannot hold the shape"),
-    "65 axes of strings": (lambda: {"v": _of_rank(tf.string, 65)}, "m/v: a checkpoint cannot hold the shape"),
+    "253 axes": (lambda: {"v": _of_rank(tf.float32, 253)}, "m/v: a checkpoint cannot store the shape"),
+    "65 axes of strings": (lambda: {"v": _of_rank(tf.string, 65)}, "m/v: a checkpoint cannot store the shape"),
     "a long name": (lambda: {"x" * 10_000: tf.Variable(1.0)}, "the name 'm/xxx.* is longer than 4096 bytes"),
     "a long name in bytes": (lambda: {"大" * 2000: tf.Variable(1.0)}, "the name 'm/大.* is longer than 4096 bytes"),
     "a deep name": (lambda: _nested(2100), "the name 'm/a/a.* is longer than 4096 bytes"),
     "a quantized dtype": (
         lambda: {"v": tf.Variable(tf.bitcast(tf.constant([1, 2]), tf.qint32))},
-        "m/v: a checkpoint cannot hold the dtype qint32",
+        "m/v: a checkpoint cannot store the dtype qint32",
     ),
     "a dtype of handles": (
         lambda: {"v": tf.Variable(tf.raw_ops.EmptyTensorList(element_shape=-1, max_num_elements=0, element_dtype=1))},
-        "m/v: a checkpoint cannot hold the dtype variant",
+        "m/v: a checkpoint cannot store the dtype variant",
     ),
 }
 
@@ -172,7 +172,7 @@ def test_more_names_than_a_manifest_holds(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_rank_that_is_known_only_when_it_is_saved(tmp_path: Path, dtype: Any, axes: int) -> None:
     """A variable that leaves its rank open: its save fails, by name."""
     variable = tf.Variable(_of_rank(dtype, 1).read_value(), shape=tf.TensorShape(None))
-    said = r"v: a checkpoint cannot hold the shape .* at most 64 axes"
+    said = r"v: a checkpoint cannot store the shape .* at most 64 axes"
     with ckptflow.CheckpointManager(str(tmp_path), {"v": variable}) as job:
         job.save(1)
         job.wait()

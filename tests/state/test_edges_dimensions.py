@@ -105,7 +105,7 @@ def test_memory_of_a_great_dimension_is_written_through(monkeypatch: pytest.Monk
 )  # fmt: skip
 def test_what_cannot_be_saved_is_refused_at_the_start_by_name(shape: tuple[int, ...], dtype: str) -> None:
     variable = tf.Variable(value_of(shape, dtype))
-    with pytest.raises(UnsupportedStateError, match="weights/great: a checkpoint cannot hold the shape"):
+    with pytest.raises(UnsupportedStateError, match="weights/great: a checkpoint cannot store the shape"):
         walk({"weights": {"great": variable}})
 
 

@@ -313,6 +313,6 @@ def test_what_obstore_met_is_told() -> None:
     options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
     store = open_by_obstore("s3://bucket/run", options, is_required=True)
     assert store is not None
-    with pytest.raises(StorageUnavailableError, match=r"\(Connection refused\); nobody listens there") as refused:
+    with pytest.raises(StorageUnavailableError, match=r"\(Connection refused\); nothing listens there") as refused:
         store.get("x", memoryview(bytearray(1)))
     assert refused.value.is_unreachable

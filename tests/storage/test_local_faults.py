@@ -189,7 +189,7 @@ def test_a_created_name_whose_folder_was_not_made_durable(
     store = LocalStore(str(tmp_path))
     store.put("folder/other", X)
     monkeypatch.setattr(os, "fsync", FailsOnce("name", code))
-    with pytest.raises(StorageError, match="is there, but may not outlast a loss of power") as caught:
+    with pytest.raises(StorageError, match="exists, but may be lost on a power failure") as caught:
         store.create("folder/name", X)
     assert not isinstance(caught.value, ObjectExistsError | StorageUnavailableError)
     with pytest.raises(ObjectExistsError):
@@ -203,7 +203,7 @@ def test_a_new_folder_whose_name_was_not_made_durable(
     store = LocalStore(str(tmp_path / "run"))
     store.put("other", X)
     monkeypatch.setattr(os, "fsync", FailsOnce("folder", code))
-    with pytest.raises(StorageError, match="folder: is there, but may not outlast a loss of power"):
+    with pytest.raises(StorageError, match="folder: exists, but may be lost on a power failure"):
         store.put("folder/name", X)
 
 
@@ -306,7 +306,7 @@ def test_a_folder_whose_name_could_not_be_made_durable(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "mkdir", mkdir)
-    with pytest.raises(StorageError, match="may not outlast a loss of power"):
+    with pytest.raises(StorageError, match="may be lost on a power failure"):
         store.put("new/shard", X)
     if is_ours:
         store.put("new/shard", X)
@@ -314,7 +314,7 @@ def test_a_folder_whose_name_could_not_be_made_durable(
     else:
         with monkeypatch.context() as patch:
             patch.setattr("ckptflow.storage.local_folders.change", lambda folder: False)
-            with pytest.raises(StorageError, match="may not outlast a loss of power"):
+            with pytest.raises(StorageError, match="may be lost on a power failure"):
                 store.put("new/shard", X)
         store.put("new/shard", X)  # what it is in has been changed since, and that was written
         assert read_whole(store, "new/shard") == X

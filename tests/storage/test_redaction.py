@@ -132,7 +132,7 @@ PLAIN = [
     "The request signature we calculated does not match the signature you provided. Check your key.",
     "see https://host:8333/bucket/key for more",
     "see https://host.org/a/b.\nfailed: 2 of 3",
-    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/run: nothing is there",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/run: not found",
     "/data/runs/a:b@c/k: cannot write: No space left on device; make room",
     "runs/a:b@c is there",
     "model/token_embedding: expected (3, 4), got (5, 6)",

@@ -70,7 +70,7 @@ def test_a_listing_is_never_an_old_one(backend: StrictBackend) -> None:
 
 
 def test_who_gets_no_answer_creates_nothing(backend: StrictBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fsspec's `exists` would say that nothing is there."""
+    """fsspec's `exists` would say that it does not exist."""
     store = backend.open()
     assert isinstance(store, RetryingStore)
     backend.raw_put("claim", b"another's")

@@ -44,7 +44,7 @@ def page_at_length(into: memoryview, count: int, number: int) -> int:
 
 
 def missing(into: memoryview, count: int, number: int) -> int:
-    raise ObjectNotFoundError("404: nothing is there")
+    raise ObjectNotFoundError("404: not found")
 
 
 LIES: list[Lie] = [flip, shorten, page, page_at_length, missing]

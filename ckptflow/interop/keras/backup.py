@@ -60,7 +60,7 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     ]
     if len(files) > 1:
         raise UsageError(
-            f"{folder} holds {len(files)} files that a run could start from, name the one: "
+            f"{folder} holds {len(files)} files that a run could start from; name one: "
             + some_of([name for name, _ in files], _SHOWN)
         )
     if not files:

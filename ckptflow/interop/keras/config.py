@@ -59,11 +59,11 @@ def build_model(
         if isinstance(left_out, dict):
             raise UsageError(
                 f"{path} ({name}): its description was left out of the checkpoint, since there is too much data in it "
-                f"({str(left_out.get('config'))[:_SHOWN]}); hand the model over (model=), made by your code"
+                f"({str(left_out.get('config'))[:_SHOWN]}); pass the model (model=), made by your code"
             )
         raise UsageError(
             f"{path} ({name}) has no config in the checkpoint, as its class has no get_config that could be stored: "
-            f"hand the model over (model=), made by your code; or give {name} a get_config, register it with "
+            f"pass the model (model=), made by your code; or give {name} a get_config, register it with "
             "register_keras_serializable and save again, then import its module (--import)"
         )
     full = {**config, "build_config": part_of(described, "build_config"), "compile_config": None}
@@ -178,7 +178,7 @@ def raise_unbuildable(error: Exception, where: str) -> NoReturn:
     said = " ".join(str(error).split())[:_SHOWN]
     raise UsageError(
         f"{where}: Keras cannot make it from its config ({type(error).__name__}: {said}). If a class of yours is "
-        "missing, import the module that registers it (--import); or hand the model over (model=)"
+        "missing, import the module that registers it (--import); or pass the model (model=)"
     ) from error
 
 
@@ -269,9 +269,7 @@ def _compile_own(
         logger.warning("%s is not compiled: %s: %s", where, type(error).__name__, str(error)[:_SHOWN])
         return
     if getattr(model, "optimizer", None) is None:
-        logger.warning(
-            "%s is not compiled: its class has a compile() of its own and no compile_from_config() to go with it", where
-        )
+        logger.warning("%s is not compiled: its class overrides compile() without compile_from_config()", where)
         return
     build_optimizer_of(model)
 
@@ -311,7 +309,7 @@ def _call_once(model: Any, described: Mapping[str, Any], where: str) -> None:
 def check_is_model(model: Any, framework: Framework, where: str) -> None:
     """Raises `CorruptCheckpointError` unless what a config made is a model."""
     if not isinstance(model, keras_module(framework).Model):
-        raise CorruptCheckpointError(f"{where}: its config makes a {type(model).__name__}, which is no model")
+        raise CorruptCheckpointError(f"{where}: its config makes a {type(model).__name__}, which is not a model")
 
 
 def _sharing(framework: Framework) -> Any:

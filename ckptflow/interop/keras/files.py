@@ -98,8 +98,9 @@ def write_h5(path: str, model: Any, origin: Provenance) -> None:
         ensure_room(os.path.dirname(target), _size_bytes(model))
         if framework == "keras" and getattr(model, "optimizer", None) is not None:
             logger.warning(
-                "stock Keras 3 takes of an optimizer in a .h5 file its step and learning rate alone, and the model has "
-                "to be compiled again before it trains; a .keras file has no such limit"
+                "of an optimizer in a .h5 file stock Keras 3 restores only the step and the learning rate, and the "
+                "model "
+                "must be compiled again before it trains; a .keras file has no such limit"
             )
         save_h5(target, model)
         keras_hdf5.write_provenance(target, provenance.encode(origin))
@@ -176,7 +177,7 @@ def _read_model(
         chosen = _framework(framework, metadata.get("keras_version"), config, where)
         return _read_keras(path, where, config, chosen, unsafe=unsafe, imports=imports, optimizer=optimizer)
     if kind != "whole":
-        raise UsageError(f"{where} holds weights and no model: hand over the model that they are for (model=)")
+        raise UsageError(f"{where} has weights but no model: pass the model that they are for (model=)")
     with opened(path, path) as file:
         check_file(file, path, os.path.getsize(path))
         config = json_of(text_of(file, "model_config"), "model_config", path)

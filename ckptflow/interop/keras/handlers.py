@@ -51,7 +51,8 @@ def read(
             raise
         # The user has the model: no class need be known for its weights.
         logger.warning(
-            "its weights go by their places in the file and no vocabulary comes, since no model can be made of it: %s",
+            "its weights are named by their position in the file and vocabularies are left out, since the model "
+            "cannot be built: %s",
             str(error),
         )
         return weights.read_weights(path, state, optimizer=optimizer)
@@ -63,7 +64,7 @@ def read(
 def load_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
     models = keras_models(state)
     if len(models) != 1:
-        raise UsageError(f"model= holds {len(models)} Keras models; the source is for one")
+        raise UsageError(f"model= holds {len(models)} Keras models; the source has one")
     check_alone(state, models[0], found.format.name, where)
     given = weights.load_weights(found.path, models[0], optimizer=optimizer)
     _warn_of_vocabularies(state, found, given)

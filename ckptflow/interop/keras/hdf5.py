@@ -108,13 +108,13 @@ def check_file(file: h5py.File, where: str, size_bytes: int) -> list[Stored]:
             link = group.get(name, getclass=True, getlink=True)
             if link is not h5py.HardLink:
                 raise CorruptCheckpointError(
-                    f"{where}: {inside} is a {link.__name__}, which can lead out of the file; Keras writes none"
+                    f"{where}: {inside} is a {link.__name__}, which can point outside the file; Keras never writes one"
                 )
             obj = group[name]
             if isinstance(obj, h5py.Group):
                 address = h5py.h5o.get_info(obj.id).addr
                 if address in seen:
-                    raise CorruptCheckpointError(f"{where}: {inside} is a group that has another path as well")
+                    raise CorruptCheckpointError(f"{where}: {inside} is a group with a second path")
                 seen.add(address)
                 waiting.append((obj, inside, depth + 1))
             elif isinstance(obj, h5py.Dataset):
@@ -164,7 +164,7 @@ def _check_attributes(obj: Any, path: str, where: str, size_bytes: int) -> None:
 
 def _check_dataset(dataset: h5py.Dataset, path: str, where: str, size_bytes: int) -> Stored:
     if dataset.external or dataset.is_virtual:
-        raise CorruptCheckpointError(f"{where}: the values of {path} lie in another file; Keras writes none of these")
+        raise CorruptCheckpointError(f"{where}: the values of {path} are in another file; Keras never writes this")
     properties = dataset.id.get_create_plist()
     filters = {properties.get_filter(index)[0] for index in range(properties.get_nfilters())}
     if not filters <= _FILTERS:
@@ -191,7 +191,7 @@ def dtype_of(dataset: h5py.Dataset, path: str, where: str) -> str:
         return "bfloat16"
     if dtype.kind in "biufc" and dtype.name in dtypes.names():
         return str(dtype.name)
-    raise CorruptCheckpointError(f"{where}: {path} has the dtype {str(dtype)[:80]}, which no variable has")
+    raise CorruptCheckpointError(f"{where}: {path} has the dtype {str(dtype)[:80]}, which is not a dtype of a variable")
 
 
 def narrowing(name: str, there: str, wanted: str) -> str | None:
@@ -243,9 +243,9 @@ def json_of(text: str | bytes | None, what: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{where}: its {what} is no JSON: {error}") from error
+        raise CorruptCheckpointError(f"{where}: its {what}is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(f"{where}: its {what} is no JSON object")
+        raise CorruptCheckpointError(f"{where}: its {what}is not a JSON object")
     return value
 
 
@@ -301,7 +301,7 @@ def check_assets(archive: zipfile.ZipFile, where: str, other_bytes: int = 0) -> 
     if total > most:
         raise CorruptCheckpointError(
             f"{where}: its {ASSETS} and weights take more than {most:,} bytes of memory, the file {packed_bytes:,}. "
-            f"If it is what it should be, {budget.MEMORY_VARIABLE} in the environment allows more bytes"
+            f"If the file is trusted, {budget.MEMORY_VARIABLE} in the environment allows more bytes"
         )
 
 
@@ -350,7 +350,7 @@ def read_provenance(file: h5py.File, where: str) -> Provenance | None:
     attribute = file.attrs.get_id(NAME)
     text = _attribute(file, NAME) if not attribute.shape and attribute.dtype.itemsize <= MAX_BYTES else None
     if not isinstance(text, str):
-        raise CorruptCheckpointError(f"{where}: its provenance is no text")
+        raise CorruptCheckpointError(f"{where}: its provenance is not a string")
     return decode(text, where)
 
 

@@ -70,7 +70,7 @@ def save_h5(path: str, model: Any) -> None:
     if framework == "keras" and not is_graph_model(model):
         raise UnsupportedStateError(
             f"a .h5 file holds functional and sequential models, and a {type(model).__name__} is neither: Keras could "
-            "not read it again. A .keras file can hold it"
+            "not read it back. Use a .keras file"
         )
     check_dtypes(model, ".h5")
     with _compile_config_kept(model):
@@ -96,7 +96,7 @@ def check_dtypes(model: Any, suffix: str) -> None:
     if unknown:
         raise UnsupportedStateError(
             f"this model has variables of {some_of(sorted(unknown), 5)}, which its Keras writes into a {suffix} file "
-            "and cannot read again. A tf-checkpoint or safetensors can hold them, and so can a .keras file of Keras 3"
+            "and cannot read back. Use a tf-checkpoint, safetensors, or a .keras file of Keras 3"
         )
 
 
@@ -121,7 +121,7 @@ def _mend_layers(config: dict[str, Any], model: Any) -> None:
     if lost:
         raise UnsupportedStateError(
             f"a .h5 file cannot hold this model: stock Keras 3 does not find the operations {some_of(lost, 5)} again "
-            "when it reads one. A .keras file can hold it"
+            "when it reads one. Use a .keras file"
         )
     found = {layer.name: layer for layer in layers_in(model) if type(layer).__name__ in LOOKUPS}
     waiting = [config]
@@ -209,7 +209,7 @@ def read_h5(
     with limited_variables(total_bytes(stored), where), warnings.catch_warnings(), opened(path, path) as file:
         warnings.simplefilter("ignore")
         model = model_of(config, framework, where, imports=imports, unsafe=unsafe)
-        load_in_order(path, where, model, hint="If you have the model's code, hand the model over (model=).")
+        load_in_order(path, where, model, hint="If you have the model's code, pass the model (model=).")
         text = text_of(file, "training_config")
         if text is None:
             return model, False

@@ -51,7 +51,7 @@ def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes, other:
     """
     if optimizer is None:
         if there:
-            logger.warning("%s holds an optimizer's state, and the model is not compiled: it is not taken", path)
+            logger.warning("%s has an optimizer's state, but the model is not compiled: it is not restored", path)
         return False
     if there == wanted and not (other and has_slots(there)):
         return True
@@ -64,7 +64,7 @@ def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes, other:
             type(optimizer).__name__,
         )
     else:
-        logger.warning("%s holds no optimizer's state: the model's optimizer is as it was made", path)
+        logger.warning("%s has no optimizer state: the model's optimizer keeps its initial state", path)
     return False
 
 
@@ -81,7 +81,7 @@ def drop_if_several(path: str, model: Any) -> None:
 def warn_of_none(path: str, *, is_named: bool) -> None:
     """Says why a model has no optimizer though its file holds the state of one. An optimizer is never made up."""
     why = (
-        "its optimizer cannot be had from its config; where the class is yours, import the module that registers it "
+        "its optimizer cannot be created from its config; if the class is yours, import the module that registers it "
         "(--import)"
         if is_named
         else "its config names no optimizer (Keras 3 takes it out of a model that is saved as .h5)"

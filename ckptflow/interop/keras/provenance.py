@@ -36,7 +36,7 @@ def read_provenance(file: BinaryIO, where: str) -> Provenance | None:
             with surviving(file, where) as whole, opened(whole, where) as found:
                 return keras_hdf5.read_provenance(found, where)
         if head[:2] != b"PK":
-            raise CorruptCheckpointError(f"{where} is neither a .keras file nor HDF5")
+            raise CorruptCheckpointError(f"{where} is neither a .keras file nor an HDF5 file")
         check_directory(file)
         with zipfile.ZipFile(file) as archive:
             if _METADATA not in archive.namelist():
@@ -58,7 +58,7 @@ def metadata_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any]:
 def member(archive: zipfile.ZipFile, name: str, where: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """A member's bytes, no more of them than it may have. Raises `CorruptCheckpointError`."""
     if name not in archive.namelist():
-        raise CorruptCheckpointError(f"{where} is no .keras file: it has no {name}")
+        raise CorruptCheckpointError(f"{where}is not a .keras file: it has no {name}")
     with archive.open(name) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:

@@ -127,7 +127,7 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
     kind = kind_of_file(path)
     if kind == "keras":
         if state is None:
-            raise UsageError(f"{path} is a whole model: read it as one, or hand over a model to load its weights into")
+            raise UsageError(f"{path}is a complete model: read it as one, or pass a model to load its weights into")
         check_zip(path)
     stored = datasets_of(path, kind)
     renamed: dict[str, str] = {}
@@ -164,7 +164,7 @@ def framework_of_model(model: Any) -> Framework:
     if is_tf_keras_model(model):
         return "tf_keras"
     raise UnsupportedStateError(
-        f"a {type(model).__module__}.{type(model).__qualname__} is no Keras model, and this is a file of Keras's"
+        f"a {type(model).__module__}.{type(model).__qualname__}is not a Keras model, and this is a Keras file"
     )
 
 
@@ -346,7 +346,7 @@ def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[
             path,
             [f"{name}: in the model that its config makes, not in the file, or of another shape" for name in missing],
             is_changed=True,
-            hint="If layers of yours make their variables otherwise today, hand the model over (model=).",
+            hint="If your layers create their variables differently now, pass the model (model=).",
         )
     more = _without_place(there, wanted)
     if more:

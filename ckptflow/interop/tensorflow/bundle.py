@@ -42,7 +42,9 @@ class TensorBundle:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         if not os.path.isfile(f"{prefix}.index"):
-            raise CheckpointNotFoundError(f"{prefix}: there is no {prefix}.index, so no checkpoint of TensorFlow's")
+            raise CheckpointNotFoundError(
+                f"{prefix}: there is no {prefix}.index, so this is not a TensorFlow checkpoint"
+            )
         check_regular(files_of(prefix))
         probe.check("ckptflow.interop.tensorflow.bundle:read_all", prefix, files_of(prefix), what=probe.BUNDLE)
         self._lock = threading.Lock()  # the reader has one position in the index

@@ -94,9 +94,9 @@ def find_prefix(path: str) -> str:
         return inside
     found = sorted(name for name in os.listdir(path) if name.endswith(".index"))
     if len(found) > 1:
-        raise UsageError(f"{path} holds {len(found)} checkpoints, say which: {some_of(found, _NAMES_SHOWN)}")
+        raise UsageError(f"{path} holds {len(found)} checkpoints; name one: {some_of(found, _NAMES_SHOWN)}")
     if not found:
-        raise CheckpointNotFoundError(f"{path} holds no checkpoint of TensorFlow's: there is no file named *.index")
+        raise CheckpointNotFoundError(f"{path} has no TensorFlow checkpoint: there is no file named *.index")
     return os.path.join(path, found[0].removesuffix(".index"))
 
 

@@ -76,7 +76,7 @@ def read_saved_model(
             raise
         # The user has the model: no class need be known for its variables.
         logger.warning(
-            "its variables go by their paths in the SavedModel, since no model can be made of it: %s", str(error)
+            "its variables are named by their paths in the SavedModel, since the model cannot be built: %s", str(error)
         )
         return saved_model.read_saved_model(found.path, state)
     if not optimizer and state is not None:
@@ -87,7 +87,7 @@ def read_saved_model(
 def load_saved_model_into(found: Source, state: Mapping[str, Any], *, optimizer: bool, where: str) -> None:
     targets = keras_models(state) or list(state.values())
     if len(targets) != 1:
-        raise UsageError(f"model= holds {len(targets)} objects that could be the SavedModel's; hand over the one")
+        raise UsageError(f"model= holds {len(targets)} objects that could match the SavedModel; pass only one")
     check_alone(state, targets[0], found.format.name, where)
     saved_model.load_saved_model_into(found.path, targets[0], optimizer=optimizer)
 

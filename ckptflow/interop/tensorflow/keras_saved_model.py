@@ -83,7 +83,7 @@ def root_of(folder: str) -> dict[str, Any]:
         metadata.ParseFromString(data)
         root = next(json.loads(node.metadata) for node in metadata.nodes if node.node_path == "root")
         if not isinstance(root, dict):
-            raise TypeError("its root is no object")
+            raise TypeError("its root is not an object")
     except CkptflowError:
         raise
     except StopIteration as error:

@@ -109,7 +109,7 @@ def check(
     if reply is None or reply.outcome == "memory":
         why, variable = _why(reply, code, memory_bytes, time_s)
         raise CorruptCheckpointError(
-            f"{path} is damaged, or made to do harm: a process that reads it {why}. If it is what it should be, allow "
+            f"{path} is damaged, or made to do harm: a process that reads it {why}. If the file is trusted, allow "
             f"more by the environment variable {variable}"
         )
     if reply.outcome == "failed":

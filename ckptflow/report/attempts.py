@@ -1,4 +1,4 @@
-"""The lives of a job, one incarnation each, as claims and folders tell of them. Pure."""
+"""The run attempts of a job, one incarnation each, from claims, manifests and folders. Pure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Claim, Reason
 from ckptflow.overview import Found
 
-_GIVING_UP = ("rollback", "damage", "outside")  # what starts at something older than the newest that counted
+_DISCARDING = ("rollback", "damage", "outside")  # these start at something older than the newest current checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class RunAttempt:
-    """One life of the job. What is None is not in storage, or not any more.
+    """One attempt of the job. None: not in storage, or no longer there.
 
-    `reason`, why it started where it did, and `restored` are by its manifests; without any `reason` is by its claim.
-    `checkpoints` and what follows, to `last_saved_at`, tell of what is still there; `pruned` counts those that are not,
-    and that a later manifest names. `previous` is the last life before it of which any checkpoint is known, and
-    `previous_step` the highest of those. `given_up_steps`: how far below that this one began, so that so much committed
-    work was thrown away; what the life before had trained since its last save is not in storage. `next`: the
-    incarnation that claimed the root after it; None for the newest, and nobody knows whether that still runs.
-    `claim_problem`: why the storage does not give its claim, if so.
+    `reason`, why it started where it did, and `restored` come from its manifests; without a manifest `reason` comes
+    from its claim. `checkpoints` to `last_saved_at` describe what is still stored; `pruned` counts the checkpoints that
+    are gone and that a later manifest names, and `pruned_steps` are their steps. `previous` is the last attempt before
+    it of which any checkpoint is known, and `previous_step` the highest of those. `given_up_steps`: how far below that
+    this one began, which is committed work that was discarded; what the attempt before trained after its last save is
+    not in storage. `next`: the incarnation that claimed the root after it; None for the newest, of which nobody knows
+    whether it still runs. `claim_problem`: why its claim cannot be read, if so.
     """
 
     number: int
@@ -44,6 +44,7 @@ class RunAttempt:
     first_saved_at: datetime | None
     last_saved_at: datetime | None
     pruned: int
+    pruned_steps: tuple[int, ...]
     partial: int
     partial_bytes: int
     previous: int | None
@@ -64,22 +65,23 @@ def list_incarnations(
     known = _known(folders, found)
     before: tuple[int, int] | None = None  # the last of which any checkpoint is known, and its highest step
     for number, following in zip_longest(numbers, numbers[1:]):
-        life = _life(number, folders[number], listing, found, claims.get(number))
+        attempt = _attempt(number, folders[number], listing, found, claims.get(number))
         if number in refused:
-            life = replace(life, claim_problem=unread(refused[number]))
-        own = known.get(number, set())
-        life = replace(life, next=following, pruned=len(own - found.keys()))
-        yield _after(life, *before) if before else life
-        if own:
-            before = (number, max(own).step)
+            attempt = replace(attempt, claim_problem=unread(refused[number]))
+        saved = known.get(number, set())
+        gone = tuple(folder.step for folder in sorted(saved - found.keys()))
+        attempt = replace(attempt, next=following, pruned=len(gone), pruned_steps=gone)
+        yield _after(attempt, *before) if before else attempt
+        if saved:
+            before = (number, max(saved).step)
 
 
 def _known(folders: Mapping[int, list[Folder]], found: Found) -> dict[int, set[Folder]]:
     """Every checkpoint that is known to have been committed, by its incarnation: those there, and those that a
-    manifest names as what its life began with, which all manifests of a life name alike."""
+    manifest names as what its attempt began with, which all manifests of an attempt name alike."""
     known: dict[int, set[Folder]] = {}
-    for own in folders.values():
-        committed = [folder for folder in own if folder in found]
+    for folders_of_one in folders.values():
+        committed = [folder for folder in folders_of_one if folder in found]
         summary = next((summary for folder in committed if isinstance(summary := found[folder], Summary)), None)
         named = (*summary.lineage, *((summary.restored,) if summary.restored else ())) if summary else ()
         for folder in (*committed, *named):
@@ -87,7 +89,7 @@ def _known(folders: Mapping[int, list[Folder]], found: Found) -> dict[int, set[F
     return known
 
 
-def _life(number: int, folders: list[Folder], listing: Listing, found: Found, claim: Claim | None) -> RunAttempt:
+def _attempt(number: int, folders: list[Folder], listing: Listing, found: Found, claim: Claim | None) -> RunAttempt:
     committed = [folder for folder in folders if folder in found]
     partial = [folder for folder in folders if folder not in found]
     summaries = [summary for folder in committed if isinstance(summary := found[folder], Summary)]
@@ -108,6 +110,7 @@ def _life(number: int, folders: list[Folder], listing: Listing, found: Found, cl
         first_saved_at=min(saved_at, default=None),
         last_saved_at=max(saved_at, default=None),
         pruned=0,
+        pruned_steps=(),
         partial=len(partial),
         partial_bytes=sum(sum(listing.folders[folder].values()) for folder in partial),
         previous=None,
@@ -118,16 +121,16 @@ def _life(number: int, folders: list[Folder], listing: Listing, found: Found, cl
     )
 
 
-def _after(life: RunAttempt, previous: int, last_step: int) -> RunAttempt:
-    """With what is known of the life before it, and how far back from there it began."""
+def _after(attempt: RunAttempt, previous: int, last_step: int) -> RunAttempt:
+    """With what is known of the attempt before it, and how far back from there it began."""
     given_up: int | None = None
-    if life.reason == "fresh":
+    if attempt.reason == "fresh":
         given_up = last_step  # all of it
-    elif life.restored_step is not None:
-        given_up = max(0, last_step - life.restored_step)
-        if given_up == 0 and life.reason in _GIVING_UP:
-            given_up = None  # what was cut off has been pruned since
-    return replace(life, previous=previous, previous_step=last_step, given_up_steps=given_up)
+    elif attempt.restored_step is not None:
+        given_up = max(0, last_step - attempt.restored_step)
+        if given_up == 0 and attempt.reason in _DISCARDING:
+            given_up = None  # what was superseded has been pruned since
+    return replace(attempt, previous=previous, previous_step=last_step, given_up_steps=given_up)
 
 
 def _parse_time(text: str) -> datetime | None:
