@@ -15,8 +15,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.forked import ROOT, Forked
-from tests.processes import environment, run_python, run_workers, start_python, start_workers, was_killed, zygote
+from tests.forked import KINDS, ROOT, Forked
+from tests.processes import (
+    ZYGOTE,
+    environment,
+    run_python,
+    run_workers,
+    start_python,
+    start_workers,
+    was_killed,
+    zygote,
+)
 from tests.waiting import HANG_S, until
 
 
@@ -163,7 +172,8 @@ def test_signals_come_to_a_process(tmp_path: Path) -> None:
     assert [worker.process.returncode for worker in workers] == [-signal.SIGTERM] * 2
 
 
-def test_nothing_outlives_the_process_that_started_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zygote_of", ["the process", "the run"])
+def test_nothing_outlives_the_process_that_started_it(zygote_of: str) -> None:
     """However that ends: here it is killed."""
     script = f"""
 import subprocess, sys
@@ -175,14 +185,17 @@ with start_workers("{__name__}:hang", 2) as workers:
     sys.stdin.read()
 """
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    env = environment({ZYGOTE: str(zygote().folder) if zygote_of == "the run" else ""})
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-        everyone = psutil.Process(parent.pid).children(recursive=True)
-        assert len(everyone) == 5  # and the zygotes: with ckptflow, without, and that of probes
-        assert {process.pid for process in workers} < {process.pid for process in everyone}
+        below = psutil.Process(parent.pid).children(recursive=True)
+        assert len(below) == (len(KINDS) + len(workers) if zygote_of == "the process" else 0)
         parent.kill()
-    until(lambda: not any(map(_runs, everyone)), HANG_S)
+    until(lambda: not any(map(_runs, below + workers)), HANG_S)
+    assert run_python("-c", "print('and the run goes on')").stdout
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -206,7 +219,7 @@ def test_a_process_that_several_threads_wait_for(tmp_path: Path) -> None:
 
 def in_a_script(tmp_path: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs `text` in a shell that finds the stand-ins for `python` and `ckptflow` first."""
-    own = environment({"PATH": f"{zygote().stand_ins}:{os.environ['PATH']}", **env})
+    own = environment({"PATH": f"{zygote().stand_ins()}:{os.environ['PATH']}", **env})
     command = ["bash", "-c", text]
     return subprocess.run(
         command, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, input="given", check=False
@@ -236,7 +249,7 @@ def test_a_stand_in_ends_as_the_program_does(tmp_path: Path) -> None:
 
 
 def test_a_stand_in_and_the_program_are_ended_together(tmp_path: Path) -> None:
-    env = environment({"PATH": f"{zygote().stand_ins}:{os.environ['PATH']}"})
+    env = environment({"PATH": f"{zygote().stand_ins()}:{os.environ['PATH']}"})
     command = ["python", "-c", f"from {__name__} import hang; hang()"]
     for number in (signal.SIGTERM, signal.SIGKILL):
         with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as stand_in:

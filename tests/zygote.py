@@ -1,15 +1,16 @@
 """A process that has imported TensorFlow, Keras and ckptflow, has used none of them, and is forked for test processes.
 
-An import takes 2.4 s and a fork 0.02 s. `tests.processes` starts one zygote in each process of pytest, and decides
-which of the test processes must begin with an empty interpreter instead.
+An import takes 2.4 s and a fork 0.02 s. One zygote serves a whole run, however many processes of pytest share it; they
+are forked from it as well, once it has imported all of the tests. `tests.processes` decides which of the test processes
+must begin with an empty interpreter instead.
 
 A request is one message: what the interpreter would be given, as JSON, and descriptors: where its pid and, once it has
 ended, its wait status are written, its stdout and stderr, and its stdin, where it has one. A child becomes the main
 program of this interpreter, so that exceptions, sys.exit, atexit and flushing are Python's own. At its end it takes
 apart what it has made and loaded, and leaves the frameworks to the kernel, as they were before the fork: object by
-object that takes five times as long as the fork. The zygote ends, and kills every child, when the other end of its
-socket is closed: so it does when the process of pytest is killed. A child of a connection made later
-(`tests.stand_in`) is killed when that is closed.
+object that takes five times as long as the fork. A child is killed when the connection that asked for it is closed, as
+it is when whoever asked is killed. The zygote ends, and kills every child, when the other end of its first socket is
+closed: so it does when the process that started it is killed.
 """
 
 from __future__ import annotations
@@ -59,17 +60,14 @@ class _Child:
     connection: int  # who has asked for it
 
 
-def serve(
-    control: socket.socket, listener: socket.socket | None = None, *, load: Callable[[], None] = lambda: None
-) -> list[str]:
+def serve(control: socket.socket, listener: socket.socket, *, load: Callable[[], None] = lambda: None) -> list[str]:
     """Forks what is asked for, after a `load` at the first. Returns in a child alone: what that is to run."""
     is_loaded = False
-    connections = {control.fileno(): control}
+    connections: dict[int, socket.socket] = {}
     children: dict[int, _Child] = {}  # by pidfd
     poll = select.poll()
     for each in (control, listener):
-        if each is not None:
-            poll.register(each, select.POLLIN)
+        poll.register(each, select.POLLIN)
     while True:
         for ready, _ in poll.poll():
             if ready in children:
@@ -80,7 +78,11 @@ def serve(
                 os.close(ended.status)
                 os.close(ready)
                 continue
-            if listener is not None and ready == listener.fileno():
+            if ready == control.fileno():
+                for running in children.values():
+                    os.kill(running.pid, signal.SIGKILL)
+                os._exit(0)
+            if ready == listener.fileno():
                 connection = listener.accept()[0]
                 connections[connection.fileno()] = connection
                 poll.register(connection, select.POLLIN)
@@ -88,10 +90,8 @@ def serve(
             message, descriptors, _, _ = socket.recv_fds(connections[ready], _MAX_REQUEST_BYTES, 4)
             if not message:
                 for running in children.values():
-                    if ready in (control.fileno(), running.connection):
+                    if ready == running.connection:
                         os.kill(running.pid, signal.SIGKILL)
-                if ready == control.fileno():
-                    os._exit(0)
                 poll.unregister(ready)
                 connections.pop(ready).close()
                 continue
@@ -101,9 +101,8 @@ def serve(
             parent, pid = os.getpid(), os.fork()
             if pid == 0:
                 die_with(parent)
-                for each in (listener, *connections.values()):
-                    if each is not None:
-                        each.close()
+                for each in (control, listener, *connections.values()):
+                    each.close()
                 for pidfd, other in children.items():
                     os.close(pidfd)
                     os.close(other.status)
@@ -215,6 +214,16 @@ def load_what_probes_load() -> None:
     gc.freeze()
 
 
+def load_tests(which: list[str]) -> None:
+    """What pytest imports to collect these, by its own import, which rewrites asserts: a pytest that is forked from
+    here finds it done."""
+    import pytest
+
+    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *which])
+    gc.collect()
+    gc.freeze()
+
+
 def leave_the_frameworks() -> None:
     """Called last at a process's end, before modules are taken apart."""
     left = {name: sys.modules.pop(name, None) for name in _before_the_fork if not _TAKEN_APART.match(name)}
@@ -224,33 +233,38 @@ def leave_the_frameworks() -> None:
 _before_the_fork: list[str] = []
 
 
-def main(
-    control: socket.socket,
-    stock_control: socket.socket,
-    probe_control: socket.socket,
-    listener: socket.socket,
-    probe_listener: socket.socket,
-) -> None:
-    """Is the zygote, and from the forks on that of stock processes, which do not know ckptflow, and that of probes."""
+def main(control: socket.socket, listeners: list[socket.socket], tests: list[str]) -> None:
+    """Is the zygote, and from the forks on that of stock processes, which do not know ckptflow, that of probes, and
+    that of processes of pytest."""
+    of_any, of_stock, of_probes, of_tests = listeners
     atexit.register(leave_the_frameworks)  # before all that is imported registers
     load_tensorflow()
     if os.fork() == 0:
-        for other in (control, probe_control, listener, probe_listener):
-            other.close()
-        _before_the_fork.extend(sys.modules)
-        run(serve(stock_control))
+        _become_server(control, of_stock, listeners)
         return
     load_ckptflow()
-    _before_the_fork.extend(sys.modules)
     if os.fork() == 0:
-        for other in (control, stock_control, listener):
-            other.close()
-        run(serve(probe_control, probe_listener, load=load_what_probes_load))
+        _become_server(control, of_probes, listeners, load_what_probes_load)
         return
-    for other in (stock_control, probe_control, probe_listener):
-        other.close()
-    run(serve(control, listener))
+    if os.fork() == 0:
+        _become_server(control, of_tests, listeners, lambda: load_tests(tests))
+        return
+    _become_server(control, of_any, listeners)
+
+
+def _become_server(
+    control: socket.socket,
+    listener: socket.socket,
+    listeners: list[socket.socket],
+    load: Callable[[], None] = lambda: None,
+) -> None:
+    for other in listeners:
+        if other is not listener:
+            other.close()
+    _before_the_fork.extend(sys.modules)
+    run(serve(control, listener, load=load))
 
 
 if __name__ == "__main__":
-    main(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))
+    control, *listeners = (socket.socket(fileno=int(number)) for number in sys.argv[1:6])
+    main(control, listeners, sys.argv[6:])

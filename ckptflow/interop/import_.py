@@ -45,8 +45,8 @@ def import_model(
     """Makes a model, or weights, that something else saved the first checkpoint of a run.
 
     Guarantees. The run's `restore_latest()` continues from it, bit for bit. Nothing is committed unless all that is
-    taken of the source was read and matches. The checkpoint's metadata says under `imported` where it came from, and, after
-    `partial`, what in the model kept its initial values (`left_as_they_were`) and what in the source was not used
+    taken of the source was read and matches. The checkpoint's metadata says under `imported` where it came from, and,
+    after `partial`, what in the model kept its initial values (`left_as_they_were`) and what in the source was not used
     (`not_used`).
 
     Args:
