@@ -311,9 +311,7 @@ def _put(
         else:
             verdict = without_optimizers(found, ours, theirs, may_lack=lost)
         left = lost | in_halves(tree, lost)
-        said = (
-            (f"does not have all of {some_of(sorted(left), _SHOWN)}: they keep their initial values",) if left else ()
-        )
+        said = (f"does not have all of {some_of(sorted(left), _SHOWN)}: they stay as created",) if left else ()
         return replace(verdict, said=(*verdict.said, *said), passed_over=verdict.passed_over | left)
 
     captured = CapturedTensors(tensors)
