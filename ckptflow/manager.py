@@ -148,8 +148,8 @@ class CheckpointManager:
                 middle; after close; from another thread.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
-            FencedError: another incarnation holds the root; after `restore(step)` also if another job has started or saved
-                since.
+            FencedError: another incarnation holds the root; after `restore(step)` also where another job has started
+                or saved since.
             PeerError: another worker raised, or ended, or did not come within `peer_timeout_s`.
         """
         return self.session.save(step, metrics, metadata)
