@@ -163,7 +163,8 @@ class CheckpointManager:
                 only layers that will make some.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
-            FencedError: another incarnation holds the root.
+            FencedError: another incarnation holds the root; after `restore(step)` also where another job has started
+                or saved since.
             PeerError: another worker raised, or ended, or did not come within `peer_timeout_s`.
         """
         return self.session.save(step, metrics, metadata)
@@ -247,7 +248,7 @@ class CheckpointManager:
         Raises:
             CheckpointNotFoundError: there is none of that step; the message names the steps there are.
             CorruptCheckpointError: it is damaged; no other is taken in its place.
-            And what `restore_latest` raises, but for `FencedError`.
+            And what `restore_latest` raises.
         """
         return self._restore(step, partial, rename, claims=False)
 
@@ -256,7 +257,7 @@ class CheckpointManager:
 
         Unless it is the newest, it is saved again as this incarnation's own before this method returns: from then on
         every start resumes from it, or from what builds on it. Called by all. What it cut off stays in storage until a
-        new checkpoint has reached its step; `restore` and `rollback` can bring it back so long.
+        new checkpoint has reached its step: until then `restore` and `rollback` can bring it back.
 
         Args:
             step: the step of a checkpoint that is there.

@@ -45,7 +45,7 @@ _NAMES_SHOWN = 8
 _REASONS = {
     "start": "a run that began here",
     "resume": "resumed from {}",
-    "rollback": "rolled back to {} by rollback(step) or restore(step)",
+    "rollback": "rolled back to {} on request",
     "damage": "fell back to {}: what was newer was damaged",
     "outside": "took {} from outside what counted: nothing that counted could be restored",
     "fresh": "started over with fresh=True",

@@ -19,7 +19,7 @@ from ckptflow.storage.store import Store
 
 
 class Beginning:
-    """The begin of one incarnation, on all workers. `may_have_claimed`: whether a claim of it may be there."""
+    """The beginning of one incarnation, on all workers. `may_have_claimed`: whether a claim of it may be there."""
 
     def __init__(self, store: Store, cluster: Team, summaries: Summaries, *, claim_timeout_s: float = 60.0) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Beginning:
         the new incarnation, and with it what came after `read` no longer counts.
 
         Raises `FencedError` where another job has claimed the root since it was read, or has saved: what the person who
-        went back did not know of is not cut off. Nothing is claimed then, unless it saved in the very moment.
+        went back did not know of is not cut off. Nothing is claimed then, unless it saved at that very moment.
         """
         restored = read.restored
         if restored is None:
@@ -62,7 +62,7 @@ class Beginning:
             self.check_unchanged(read, view.listing, view.counting, held)
             start = begun(held, read.reason, restored, self._chooser.lineage_of(restored, view), view.counting)
 
-        self._chief_does(begin)
+        self._chief_does(begin, Call.TAKE_UP)
         return start
 
     def check_unchanged(self, read: Start, listing: Listing, counting: Counting, held: Held | None = None) -> None:
@@ -84,12 +84,12 @@ class Beginning:
         run_id = find_run_id(self._store, listing, self._summaries)
         return find_counting_now(listing, run_id, self._summaries.get, self._summaries.holder)
 
-    def _chief_does(self, do: Callable[[], None]) -> None:
+    def _chief_does(self, do: Callable[[], None], call: Call = Call.START) -> None:
         def done() -> Done:
             do()
             return Done()
 
-        chief_says(self._cluster, Call.START, done, Done)
+        chief_says(self._cluster, call, done, Done)
 
     def _claim(self, reason: Reason, check: Callable[[Listing], None] = lambda listing: None) -> Held:
         def claim() -> Held:

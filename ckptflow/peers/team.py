@@ -104,6 +104,7 @@ class Call(StrEnum):
     COMPLETE = "restore: assign the last values"
     VERIFY = "restore: look for damage that another worker has met"
     START = "start without a checkpoint"
+    TAKE_UP = "go on from what was restored"
     PREPARE = "work out how to save"
     CAPTURE_AGAIN = "restore: capture what was restored"
     SAVE_AGAIN = "restore: save again what was restored"

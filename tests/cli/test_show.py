@@ -57,7 +57,7 @@ def test_everything_is_told(runner: Runner, rich_root: str) -> None:
     for text in (
         f"{rich_root}/000000000250-i0002",
         "2 of run ",
-        "rolled back to 000000000200-i0001 by restore(step)",
+        "rolled back to 000000000200-i0001 on request",
         "2 checkpoints, the newest 000000000200-i0001",
         "by 2 workers",
         "27, ",

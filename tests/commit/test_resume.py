@@ -65,7 +65,7 @@ def test_a_step_that_was_asked_for_is_not_replaced_by_another() -> None:
     first.save(1)
     first.save(2)
     damage(store, "000000000002-i0001", "shard")
-    with pytest.raises(CorruptCheckpointError, match="takes no other step"):
+    with pytest.raises(CorruptCheckpointError, match="no other step is taken"):
         Job(store).resume(2)
     with pytest.raises(CheckpointNotFoundError, match=r"there are steps \[1, 2\]"):
         Job(store).resume(7)
