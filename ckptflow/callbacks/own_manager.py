@@ -18,6 +18,7 @@ from ckptflow.storage.redaction import redact_url
 
 # Of each model the roots to which its fits were saved, and by which of us. It keeps no model alive.
 _fitted: weakref.WeakKeyDictionary[Any, dict[str, object]] = weakref.WeakKeyDictionary()
+_newest: weakref.WeakValueDictionary[str, OwnManager] = weakref.WeakValueDictionary()  # of each URL
 
 
 class OwnManager:
@@ -49,6 +50,10 @@ class OwnManager:
             self._check_goes_on(self.manager, model)
             yield
             return
+        before = _newest.get(self.url)
+        if before is not None and before.manager is not None:  # its fit ended by an exception, perhaps during a save
+            before.manager.session.settle()
+        _newest[self.url] = self
         with ExitStack() as on_error:
             self.manager = manager = on_error.enter_context(self._make(model))
             on_error.callback(self._forget)

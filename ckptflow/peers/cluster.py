@@ -273,11 +273,13 @@ def find_cluster(
 ) -> Cluster:
     """This worker's place under `strategy`, or, without one, under the strategy whose scope is open, or in DTensor.
 
-    Raises `UnsupportedStateError` for strategies that this version does not know, and in tasks that must not save.
+    SIGTERM ends a process of a cluster from here on. Raises `UnsupportedStateError` for strategies that this version
+    does not know, and in tasks that must not save.
     """
     if strategy is None:
         strategy = tf.distribute.get_strategy()
     check_known(strategy)
+    service.heed_sigterm()
     if is_default(strategy):
         clients = _dtensor_clients()
         if clients:

@@ -6,6 +6,7 @@ No collective: a call that is given up leaves nothing behind that a later collec
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 import time
 from dataclasses import dataclass, field
@@ -27,6 +28,15 @@ _CUT_OFF = ("timed out", "No route to host", "unreachable")  # in what TensorFlo
 def is_there() -> bool:
     """Whether this process belongs to a cluster with a coordination service."""
     return context().coordination_service is not None
+
+
+def heed_sigterm() -> None:
+    """SIGTERM ends this process again, unless the program handles it: the service has put a handler in its place that
+    only makes a note for TensorFlow's own preemption handler, so that a worker could wait for others and not be ended.
+    """
+    is_on_main = threading.current_thread() is threading.main_thread()
+    if is_on_main and is_there() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # as far as Python knows
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def ask(peer: Peer, timeout_s: float) -> Answer:

@@ -51,7 +51,8 @@ def _waits(layer: Any) -> bool:
     """Not a layer with `adapt`: what it holds, it may have been given."""
     if layer.built or hasattr(layer, "adapt") or weights_of(layer):
         return False
-    return _adds_weights(type(layer))
+    kind: Any = type(layer)
+    return bool(_adds_weights(kind))
 
 
 @functools.cache

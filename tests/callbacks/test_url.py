@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import sys
+import threading
+import traceback
 import weakref
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,12 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow import CheckpointCallback, CheckpointManager, StateMismatchError, UsageError
+from ckptflow.storage.wrappers import StoreWrapper
 from tests.callbacks.jobs import keras_of
 from tests.callbacks.test_fit import Failing, Interrupt
 from tests.manager.states import wrap_store
 from tests.processes import run_python, run_workers
+from tests.waiting import HANG_S, until
 
 ROWS, BATCHES = np.arange(32, dtype=np.float32).reshape(8, 4), 4
 
@@ -134,6 +139,44 @@ def test_after_an_exception_the_same_fit_goes_on(keras: Any, tmp_path: Path) -> 
         assert fit(keras, model, again, 2) == 4  # from step 4 on
         assert (again.manager is manager) == is_same
         assert int(model.optimizer.iterations) == 2 * BATCHES
+
+
+class Held(StoreWrapper):
+    """Writes no shard of step 4 until it is told to."""
+
+    go = threading.Event()
+
+    def put(self, key: str, data: Any) -> str | None:
+        if key.startswith("000000000004") and "shard" in key:
+            assert self.go.wait(HANG_S)
+        return super().put(key, data)
+
+
+def test_a_new_callback_waits_for_the_save_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The save is let go once this thread waits for it: else it would be fenced, and the fit go on from step 2."""
+    keras, main = keras_of(False), threading.get_ident()
+    stores = wrap_store(monkeypatch, Held)
+    Held.go.clear()
+
+    def waits() -> bool:
+        frame = sys._current_frames().get(main)
+        return any(each.f_code.co_name == "settle" for each, _ in traceback.walk_stack(frame))
+
+    def let_go() -> None:
+        until(waits, HANG_S)
+        Held.go.set()
+
+    model, callback = make_model(keras), CheckpointCallback(tmp_path, every_steps=2)
+    with pytest.raises(Interrupt):
+        fit(keras, model, callback, 2, fails_at=5)
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    assert fit(keras, model, CheckpointCallback(tmp_path, every_steps=2), 2) == 4
+    thread.join()
+    assert len(stores) == 2
+    assert "another copy" not in caplog.text
 
 
 def test_a_model_compiled_again_is_told_to_take_another_root(keras: Any, tmp_path: Path) -> None:

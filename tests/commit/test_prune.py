@@ -11,7 +11,7 @@ from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, plan_by_hand, plan_pru
 from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, claim_key, pin_key
-from ckptflow.storage.store import Entry, Store
+from ckptflow.storage.store import Entry
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Disk, Job, Tuning, damage, folders, job, shard_key
 
@@ -201,55 +201,6 @@ def test_a_sweep_says_what_becomes_free() -> None:
     own, still = receipt.shards
     assert still.copied_from
     assert after.coordinator.sweep_partials() == own.size_bytes
-
-
-def test_by_hand_nothing_is_pruned_while_the_newest_claim_has_no_commit() -> None:
-    store = MemoryStore()
-    life = job(store)
-    for step in (1, 2, 3):
-        life.save(step)
-    waiting = job(store)
-    before = dict(store.objects)
-    with pytest.raises(UsageError, match="incarnation 2 has started and committed nothing"):
-        prune_by_hand(store, Summaries(store), [KeepLast(1)])
-    assert store.objects == before
-    assert len(plan_by_hand(store, Summaries(store), [KeepLast(1)]).plan.deletions) == 2
-    assert store.objects == before
-    assert plan_by_hand(store, Summaries(store), [KeepLast(1)], even_if_starting=True).why_not is None
-    waiting.save(4)
-    prune_by_hand(store, Summaries(store), [KeepLast(1)])
-    assert folders(store) == ["000000000004-i0002"]
-
-
-def test_by_hand_a_claim_that_was_made_after_the_listing_is_seen() -> None:
-    objects: dict[str, bytes] = {}
-    life = job(MemoryStore(objects))
-    for step in (1, 2, 3):
-        life.save(step)
-
-    def claims_meanwhile(verb: str, key: str) -> None:
-        if verb == "list" and key == "lineage/":
-            objects[claim_key(2)] = b"just made"
-
-    store = MemoryStore(objects, hook=claims_meanwhile)
-    with pytest.raises(UsageError, match="incarnation 2"):
-        prune_by_hand(store, Summaries(store), [KeepLast(1)])
-    assert len(folders(store)) == 3
-
-
-def test_by_hand_a_start_while_it_is_verified_is_refused_whatever_was_said() -> None:
-    store = MemoryStore()
-    life = job(store)
-    for step in (1, 2, 3):
-        life.save(step)
-    job(store)
-
-    def verify(_: Store, folder: Folder) -> None:
-        job(store)
-
-    with pytest.raises(UsageError, match="incarnation 3 has started meanwhile"):
-        prune_by_hand(store, Summaries(store), [KeepLast(1)], verify, even_if_starting=True)
-    assert len(folders(store)) == 3
 
 
 def test_by_hand_an_empty_root_is_nothing_to_do() -> None:
