@@ -106,7 +106,7 @@ def test_no_credential_reaches_the_others(is_chief: bool) -> None:
     Unwritable.__qualname__ = Unwritable.__name__ = f"Unwritable of {url}"
 
     def work(member: Member) -> object:
-        def part() -> object:
+        def part() -> int:
             if member.worker != (0 if is_chief else 1):
                 return 1
             raise ValueError(f"get_state: cannot reach {url}")
