@@ -45,7 +45,7 @@ class LinkError(Exception):
 
 
 class ConnectError(LinkError):
-    """There is no way to another worker."""
+    """There is no way to another worker: nobody accepts, or who does is not that worker, or something between."""
 
 
 class Link:
@@ -56,7 +56,7 @@ class Link:
 
     @classmethod
     def connect(cls, address: str, port: int, token: bytes, worker: int, owner: int) -> Link:
-        """Raises `ConnectError`, or `LinkError` for another side that says nothing, or does not know the token."""
+        """Raises `ConnectError`, also for another side that accepts and says nothing, or does not know the token."""
         try:
             connection = socket.create_connection((address, port), CONNECT_S)
         except (OSError, ValueError, OverflowError) as error:  # the latter two: no name, or no port
@@ -65,6 +65,9 @@ class Link:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link._greet(token, worker, owner)
+        except (LinkError, OSError) as error:
+            link.close()
+            raise ConnectError(f"{error}, at {address} port {port}") from error
         except BaseException:
             link.close()
             raise
