@@ -61,3 +61,8 @@ _ticking = _Ticking()
 def stopped_s() -> float:
     """How long this process was stopped since it was asked for first; only differences mean something."""
     return _ticking.stopped_s()
+
+
+def awake_s() -> float:
+    """A clock that stands still while this process is stopped."""
+    return time.monotonic() - stopped_s()

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from ckptflow.commit.finding import await_checkpoint
 from ckptflow.errors import StorageUnavailableError
-from ckptflow.peers import progress
 from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Answer, Peer, Watch
-from ckptflow.stops import Stops
+from ckptflow.stops import Stops, awake_s
 from ckptflow.storage.retry import Retries
 from tests.commit.reports import FOLDER, claimed, coordinator, draft, receipt, report
 from tests.commit.roots import folders
@@ -31,8 +31,11 @@ class Clock:
     def __init__(self, module: str, patch: pytest.MonkeyPatch) -> None:
         self.looks = 0
         self._stopped_s = 0.0
-        patch.setattr(f"{module}.time", SimpleNamespace(monotonic=self._now, sleep=time.sleep))
-        patch.setattr(f"{module}.stopped_s", lambda: self._stopped_s)
+        for name in (module, "ckptflow.stops"):
+            patch.setattr(f"{name}.time", SimpleNamespace(monotonic=self._now, sleep=time.sleep))
+        patch.setattr("ckptflow.stops.stopped_s", lambda: self._stopped_s)
+        if module == "ckptflow.commit.receipts":
+            patch.setattr(f"{module}.stopped_s", lambda: self._stopped_s)
 
     def stop(self) -> None:
         self._stopped_s += STOP_S
@@ -85,12 +88,12 @@ def test_retries_go_on_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_wait_on_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock("ckptflow.peers.progress", monkeypatch)
+    clock = Clock("ckptflow.peers.rounds", monkeypatch)
     post = LocalPost()
     peers = [Peer(f"/job:worker/replica:0/task:{worker}", f"host{worker}:1") for worker in range(2)]
 
     def gather(worker: int) -> list[bytes]:
-        watch = Watch(peers, lambda peer, timeout_s: Answer.HERE, HANG_S, progress.awake_s)
+        watch = Watch(peers, lambda peer, timeout_s: Answer.HERE, HANG_S, awake_s)
         if worker == 1:
             until(lambda: clock.looks > 3, HANG_S)  # the other waits
             clock.stop()
@@ -124,3 +127,18 @@ def test_a_commit_waits_on_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None
     coordinator(store, timeout_s=HANG_S).commit(draft(), receipt(0))
     worker.join()
     assert folders(store) == [str(FOLDER)]
+
+
+def test_a_worker_that_is_not_the_chief_looks_on_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock("ckptflow.commit.finding", monkeypatch)
+    store = claimed()
+    report(store, receipt(1), receipt(2))
+    looks: list[int] = []
+
+    def check() -> None:
+        looks.append(1)
+        clock.stop()
+        if len(looks) == 3:
+            coordinator(store).commit(draft(), receipt(0))
+
+    assert await_checkpoint(store, FOLDER, HANG_S, check).step == FOLDER.step

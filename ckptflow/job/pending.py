@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +10,7 @@ from functools import partial
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import CommitTimeoutError, CommitUnknownError
+from ckptflow.stops import awake_s
 from ckptflow.threads import as_timeout, left_alone
 
 _LOOK_S = 0.5  # what a look may take in addition: a storage that answers at once does, also to who does not wait
@@ -71,28 +71,30 @@ class PendingCheckpoint:
         limit; ValueError for NaN.
         """
         limit_s = as_timeout(timeout_s)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None else awake_s() + timeout_s
         with self._waiting():
             found = self._future.result(limit_s)
             if found is not None:
                 return found
-            return self._find(time.monotonic() + self._look_s if deadline is None else deadline)
+            return self._find(awake_s() + self._look_s if deadline is None else deadline)
 
     def _find(self, deadline: float) -> Checkpoint:
         """Looks in another thread, which is left alone where a call to the storage takes longer than there is time."""
         looking = self._looking
         while True:
             if looking is None or (looking.done() and looking.exception() is not None):
-                look_s = max(0.0, deadline - time.monotonic())
+                look_s = max(0.0, deadline - awake_s())
                 self._looking = looking = left_alone("ckptflow-look", partial(self._look, look_s))
             try:
-                return looking.result(as_timeout(max(0.0, deadline - time.monotonic()) + _LOOK_S))
+                return looking.result(as_timeout(max(0.0, deadline - awake_s()) + _LOOK_S))
             except CommitTimeoutError:  # of a look that had begun before, perhaps
-                if time.monotonic() >= deadline:
+                if awake_s() >= deadline:
                     raise
             except TimeoutError:
                 if looking.done():
                     raise
+                if awake_s() < deadline:  # this process was stopped meanwhile
+                    continue
                 raise CommitTimeoutError(
                     f"step {self._step}: the storage has not said in time whether the chief has committed it; the save "
                     "may still be under way"

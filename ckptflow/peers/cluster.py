@@ -17,11 +17,12 @@ import tensorflow as tf
 
 from ckptflow.errors import PeerError, UsageError
 from ckptflow.peers import service
-from ckptflow.peers.progress import CALLS, STORAGE, awake_s
+from ckptflow.peers.progress import CALLS, STORAGE
 from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import ASK_EVERY_S, Peer, Watch, neighbours
 from ckptflow.state.private.tensorflow import is_dtensor_initialized
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
+from ckptflow.stops import awake_s
 
 logger = logging.getLogger("ckptflow")
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from ckptflow.stops import stopped_s
+from ckptflow.stops import awake_s
 
 CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
 
@@ -117,11 +117,6 @@ class Signs:
             return self._post.look(_key(self._kind, worker), timeout_s)
         except UnreachableError:
             return None
-
-
-def awake_s() -> float:
-    """A clock that stands still while this process is stopped, as all of a suspended job are."""
-    return time.monotonic() - stopped_s()
 
 
 def _key(kind: str, worker: int) -> str:

@@ -20,8 +20,9 @@ from typing import Protocol
 import msgspec
 
 from ckptflow.errors import PeerError
-from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError, awake_s
+from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn, say_at
+from ckptflow.stops import awake_s
 
 logger = logging.getLogger("ckptflow")
 

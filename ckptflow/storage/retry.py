@@ -14,7 +14,7 @@ import tenacity
 
 from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.events import Retried, Tell, tell_nobody
-from ckptflow.stops import stopped_s
+from ckptflow.stops import awake_s
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import tell_of_refusal
@@ -90,7 +90,7 @@ class Retries:
 
         def is_over(state: tenacity.RetryCallState) -> bool:
             ends_early = (is_reading and not is_wanted()) or (is_copying and _ENOUGH_COPYING(state))
-            return ends_early or self._is_over(state, _awake_s() - started)
+            return ends_early or self._is_over(state, awake_s() - started)
 
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -112,7 +112,7 @@ class Retries:
                 )
             )
 
-        started = _awake_s()
+        started = awake_s()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),
             stop=is_over,
@@ -134,12 +134,8 @@ class Retries:
                     f"refused: {type(error).__name__}: {error}"
                 ) from error
             if isinstance(error, StorageUnavailableError):
-                error.add_note(f"given up after {tries} tries in {_awake_s() - started:.0f} s")
+                error.add_note(f"given up after {tries} tries in {awake_s() - started:.0f} s")
             raise
-
-
-def _awake_s() -> float:
-    return time.monotonic() - stopped_s()
 
 
 class RetryingStore(StoreWrapper):
