@@ -5,6 +5,7 @@ And what one thread says to what it calls, beneath code of others.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+_LONGEST_S = threading.TIMEOUT_MAX / 2  # and what is added to a limit fits, too
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -49,6 +51,18 @@ def at_once(count: int, call: Callable[[_Item], _Result], items: Sequence[_Item]
     if errors:
         raise errors[0]
     return [results[number] for number in range(len(items))]
+
+
+def as_timeout(timeout_s: float | None) -> float | None:
+    """A limit as Python's waits take it: None for none, which is also what is more than they can wait for.
+
+    Raises ValueError for NaN.
+    """
+    if timeout_s is None:
+        return None
+    if math.isnan(timeout_s):
+        raise ValueError("a timeout is a number of seconds, or None for no limit, not nan")
+    return timeout_s if timeout_s < _LONGEST_S else None
 
 
 def left_alone(name: str, call: Callable[[], _Result]) -> Future[_Result]:

@@ -22,7 +22,7 @@ MAX_LINES = 420
 
 # A room imports from rows above its own, and from itself. What is not named here is a face, in the last row.
 ROWS: tuple[tuple[set[str], ...], ...] = (
-    ({"errors", "printable"}, {"events"}, {"spans"}, {"threads"}),
+    ({"errors", "printable"}, {"events"}, {"spans"}, {"stops"}, {"threads"}),
     ({"format"}, {"storage"}),
     ({"state"}, {"transfer"}, {"places"}),
     ({"peers"},),

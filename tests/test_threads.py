@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 
 import pytest
 
-from ckptflow.threads import at_once
+from ckptflow.threads import as_timeout, at_once
+
+
+@pytest.mark.parametrize("limit_s", [math.inf, 1e10, threading.TIMEOUT_MAX])
+def test_a_limit_that_no_clock_can_wait_for_is_none(limit_s: float) -> None:
+    assert as_timeout(limit_s) is None
+
+
+def test_a_limit_that_is_no_number_is_refused() -> None:
+    assert [as_timeout(limit_s) for limit_s in (None, -1.0, 0, 86_400.0)] == [None, -1.0, 0, 86_400.0]
+    with pytest.raises(ValueError, match="not nan"):
+        as_timeout(math.nan)
 
 
 class Panic(BaseException):

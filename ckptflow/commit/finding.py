@@ -24,6 +24,7 @@ from ckptflow.commit.lineage import find_run_id
 from ckptflow.errors import CheckpointGoneError, CheckpointNotFoundError, CommitTimeoutError, ObjectNotFoundError
 from ckptflow.format.layout import Folder
 from ckptflow.format.words import some_of
+from ckptflow.stops import awake_s
 from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
@@ -119,21 +120,22 @@ def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
 def await_checkpoint(
     store: Store, folder: Folder, timeout_s: float, check: Callable[[], None] = lambda: None
 ) -> Checkpoint:
-    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds.
+    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds, not
+    counting time in which this process was stopped.
 
     `check` is called before each look; what it raises ends the waiting.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = awake_s() + timeout_s
     pause_s = 0.01
     while True:
         check()  # before the look: a save that was fenced has a manifest, too
         try:
             return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
         except ObjectNotFoundError:
-            if time.monotonic() >= deadline:
+            if awake_s() >= deadline:
                 raise CommitTimeoutError(
                     f"{store.url}/{folder} has no manifest after {timeout_s:g} s: the save is still under way, or the "
                     "chief's log says why it has failed"
                 ) from None
-        time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
+        time.sleep(max(0.0, min(pause_s, deadline - awake_s())))
         pause_s = min(2 * pause_s, 1.0)

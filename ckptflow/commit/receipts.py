@@ -26,6 +26,7 @@ from ckptflow.format.manifest import (
     decode_digests,
 )
 from ckptflow.peers.watch import ASK_EVERY_S
+from ckptflow.stops import stopped_s
 from ckptflow.storage.again import read_record
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
@@ -55,6 +56,7 @@ class Receipts:
         self._commit_timeout_s = commit_timeout_s
         self._begin_wait = begin_wait
         self._find_failure = find_failure
+        self._stopped_s = 0.0  # before one began to wait
         # What the last listing cost, in questions for one name: its pages, or its files, since a disk is asked for the
         # size of each. The folder grows while it is written.
         self._listing_cost = 1 if store.is_object_store else _FEW
@@ -64,6 +66,7 @@ class Receipts:
 
         Raises `CommitTimeoutError` (who is missing), or why the save has failed, as a worker or a note of one says.
         """
+        self._stopped_s = stopped_s()
         missing = set(range(1, draft.world_size))
         found: list[Receipt] = []
         pause_s = 0.05 if self._store.is_object_store else 0.002
@@ -75,7 +78,7 @@ class Receipts:
                 if (failure := self._find_failure(draft.folder)) is not None:
                     raise failure
                 found_lost = find_lost(sorted(missing))
-            is_last = time.monotonic() >= min(deadline, hurry_deadline())
+            is_last = self._is_over(deadline, hurry_deadline)
             found += self._look(draft, sorted(missing), by_name=is_last or bool(found_lost))
             missing -= {receipt.worker for receipt in found}
             if missing and is_last:
@@ -113,7 +116,7 @@ class Receipts:
         odd = [receipt for receipt in others if receipt.digest != own.digest]
         differing: dict[str, int] = {}  # one of each name: that it is not the chief's says all that is asked
         for first in range(0, len(odd), READERS):
-            if first and time.monotonic() >= min(deadline, hurry_deadline()):
+            if first and self._is_over(deadline, hurry_deadline):
                 raise CommitTimeoutError(
                     f"{self._store.url}/{draft.folder}: what differs between workers, of whom {len(odd)} do not hold "
                     f"what the chief holds, was not found {self._limit(deadline, hurry_deadline)}; this step was not "
@@ -123,6 +126,10 @@ class Receipts:
                 differing |= digests
         holders = [_and_digests(each, differing) if each is odd[0] else each for each in others] if odd else others
         return [_and_digests(own, alike), *holders]
+
+    def _is_over(self, deadline: float, hurry_deadline: Callable[[], float]) -> bool:
+        """Whether it is past a deadline, not counting time in which this process was stopped."""
+        return time.monotonic() - (stopped_s() - self._stopped_s) >= min(deadline, hurry_deadline())
 
     def _limit(self, deadline: float, hurry_deadline: Callable[[], float]) -> str:
         if hurry_deadline() < deadline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +10,8 @@ from functools import partial
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import CommitTimeoutError, CommitUnknownError
-from ckptflow.threads import left_alone
+from ckptflow.stops import awake_s
+from ckptflow.threads import as_timeout, left_alone
 
 _LOOK_S = 0.5  # what a look may take in addition: a storage that answers at once does, also to who does not wait
 
@@ -50,9 +50,13 @@ class PendingCheckpoint:
         return self._future.done()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Waits until this worker's part has ended; False where it has not within `timeout_s`. Raises nothing."""
+        """Waits until this worker's part has ended; False where it has not within `timeout_s`.
+
+        Raises nothing but ValueError for a `timeout_s` that is NaN.
+        """
+        limit_s = as_timeout(timeout_s)
         with self._waiting():
-            return bool(concurrent.futures.wait([self._future], timeout_s).done)
+            return bool(concurrent.futures.wait([self._future], limit_s).done)
 
     def result(self, timeout_s: float | None = None) -> Checkpoint:
         """The committed checkpoint. Waits for it, and raises why there is none.
@@ -63,30 +67,34 @@ class PendingCheckpoint:
         Raises `SaveFailedError` and its subclasses (`CommitTimeoutError`, and `CommitUnknownError` where the storage
         never said), `FencedError`, `PeerError` if the coordinator has ended or does not answer, `StorageError` if the
         manifest cannot be looked for, or `TimeoutError` if the save has not ended within `timeout_s` seconds
-        (default: no limit on the coordinator; the manager's `commit_timeout_s` on the other workers).
+        (default: no limit on the coordinator; the manager's `commit_timeout_s` on the other workers). `math.inf` is no
+        limit; ValueError for NaN.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        limit_s = as_timeout(timeout_s)
+        deadline = None if timeout_s is None else awake_s() + timeout_s
         with self._waiting():
-            found = self._future.result(timeout_s)
+            found = self._future.result(limit_s)
             if found is not None:
                 return found
-            return self._find(time.monotonic() + self._look_s if deadline is None else deadline)
+            return self._find(awake_s() + self._look_s if deadline is None else deadline)
 
     def _find(self, deadline: float) -> Checkpoint:
         """Looks in another thread, which is left alone where a call to the storage takes longer than there is time."""
         looking = self._looking
         while True:
             if looking is None or (looking.done() and looking.exception() is not None):
-                look_s = max(0.0, deadline - time.monotonic())
+                look_s = max(0.0, deadline - awake_s())
                 self._looking = looking = left_alone("ckptflow-look", partial(self._look, look_s))
             try:
-                return looking.result(max(0.0, deadline - time.monotonic()) + _LOOK_S)
+                return looking.result(as_timeout(max(0.0, deadline - awake_s()) + _LOOK_S))
             except CommitTimeoutError:  # of a look that had begun before, perhaps
-                if time.monotonic() >= deadline:
+                if awake_s() >= deadline:
                     raise
             except TimeoutError:
                 if looking.done():
                     raise
+                if awake_s() < deadline:  # this process was stopped meanwhile
+                    continue
                 raise CommitTimeoutError(
                     f"step {self._step}: the storage has not said in time whether the chief has committed it; the save "
                     "may still be under way"
@@ -94,8 +102,9 @@ class PendingCheckpoint:
 
     def exception(self, timeout_s: float | None = None) -> BaseException | None:
         """Why this worker's part failed, or None where it went well. Raises `TimeoutError` like `result`."""
+        limit_s = as_timeout(timeout_s)
         with self._waiting():
-            return self._future.exception(timeout_s)
+            return self._future.exception(limit_s)
 
     def is_unknown(self) -> bool:
         """Whether the storage never said if the save, or this worker's part of it, arrived. False while it goes on."""

@@ -7,7 +7,6 @@ import logging
 import math
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import ASK_EVERY_S, Peer, Watch, neighbours
 from ckptflow.state.private.tensorflow import is_dtensor_initialized
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
+from ckptflow.stops import awake_s
 
 logger = logging.getLogger("ckptflow")
 
@@ -131,7 +131,7 @@ class Cluster:
         them have ended, do not answer, or whose storage shows no progress for `peer_timeout_s`, and which of these.
         From any thread.
         """
-        started = time.monotonic()
+        started = awake_s()
         signs = self._messages.storage_signs(started) if service.is_there() else None
 
         def find_lost(workers: Sequence[int]) -> dict[int, str]:
@@ -151,13 +151,13 @@ class Cluster:
         `PeerError` once another worker has ended or does not answer. The round at its end would tell no sooner."""
         if self.world_size == 1 or not service.is_there():
             return _nothing
-        started = time.monotonic()
+        started = awake_s()
         others = neighbours(self.worker, self.world_size)
         asked_s = started
 
         def look() -> None:
             nonlocal asked_s
-            now_s = time.monotonic()
+            now_s = awake_s()
             if now_s - asked_s < ASK_EVERY_S:
                 return
             asked_s = now_s
@@ -199,7 +199,7 @@ class Cluster:
 
     @cached_property
     def _watch(self) -> Watch:
-        return Watch(self.peers, service.ask, self.peer_timeout_s)
+        return Watch(self.peers, service.ask, self.peer_timeout_s, awake_s)
 
     @cached_property
     def _messages(self) -> Rounds:

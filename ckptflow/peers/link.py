@@ -26,7 +26,7 @@ from ckptflow.transfer.streams import StoppedError
 TOKEN_BYTES = 32
 CONNECT_S = 2.0
 SILENT_S = 5.0  # without a byte
-SLOWEST_BYTES_PER_S = 2**20  # after the first seconds of a transfer
+SLOWEST_BYTES_PER_S = 2**20  # after the first seconds of a transfer; of a fetcher with a faster storage, more
 LONGEST_WAIT_S = 300.0  # for one range, while its owner says that it goes on: one reads a slow storage, not all
 WAIT_EVERY_S = 0.5
 
@@ -45,7 +45,7 @@ class LinkError(Exception):
 
 
 class ConnectError(LinkError):
-    """There is no way to another worker."""
+    """There is no way to another worker: nobody accepts, or who does is not that worker, or something between."""
 
 
 class Link:
@@ -53,10 +53,12 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._came_bytes = 0  # in all transfers so far, and how long these took
+        self._took_s = 0.0
 
     @classmethod
     def connect(cls, address: str, port: int, token: bytes, worker: int, owner: int) -> Link:
-        """Raises `ConnectError`, or `LinkError` for another side that says nothing, or does not know the token."""
+        """Raises `ConnectError`, also for another side that accepts and says nothing, or does not know the token."""
         try:
             connection = socket.create_connection((address, port), CONNECT_S)
         except (OSError, ValueError, OverflowError) as error:  # the latter two: no name, or no port
@@ -65,18 +67,29 @@ class Link:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link._greet(token, worker, owner)
+        except (LinkError, OSError) as error:
+            link.close()
+            raise ConnectError(f"{error}, at {address} port {port}") from error
         except BaseException:
             link.close()
             raise
         return link
 
     def pull(
-        self, key: Key, into: memoryview, is_stopped: Callable[[], bool], waits: Callable[[], None] = lambda: None
+        self,
+        key: Key,
+        into: memoryview,
+        is_stopped: Callable[[], bool],
+        waits: Callable[[], None] = lambda: None,
+        least_bytes_per_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Fills it; `waits` is called each time the owner says that it goes on.
 
-        Raises `LinkError`, `GoneError` if the owner cannot give it, and `StoppedError`.
+        Raises `LinkError`, also for one that sends less than `least_bytes_per_s`, after the first seconds, in this
+        transfer or in all so far; `GoneError` if the owner cannot give it, and `StoppedError`.
         """
+        if self._came_bytes < (self._took_s - SILENT_S) * least_bytes_per_s():
+            raise LinkError(f"has sent {self._came_bytes:,} bytes in {self._took_s:.0f} s, which storage gives sooner")
         try:
             self._socket.settimeout(SILENT_S)
             self._socket.sendall(_REQUEST.pack(*key))
@@ -90,7 +103,10 @@ class Link:
             if kind == _GONE:
                 raise GoneError
             if kind == _DATA and size_bytes == len(into):
-                _receive(self._socket, into, is_stopped)
+                began_s = time.monotonic()
+                _receive(self._socket, into, is_stopped, least_bytes_per_s)
+                self._came_bytes += size_bytes
+                self._took_s += time.monotonic() - began_s
                 return
             if kind != _WAIT or size_bytes:
                 raise LinkError(f"sent an invalid reply: {bytes(frame).hex()}")
@@ -192,7 +208,12 @@ def _begins(connection: socket.socket) -> bool:
     return True
 
 
-def _receive(connection: socket.socket, into: memoryview, is_stopped: Callable[[], bool]) -> None:
+def _receive(
+    connection: socket.socket,
+    into: memoryview,
+    is_stopped: Callable[[], bool],
+    least_bytes_per_s: Callable[[], float] = lambda: 0.0,
+) -> None:
     """Fills it. Raises `LinkError` at the end of the connection, after seconds without a byte, or with too few."""
     began_s = last_s = time.monotonic()
     count = 0
@@ -210,7 +231,7 @@ def _receive(connection: socket.socket, into: memoryview, is_stopped: Callable[[
             raise LinkError(f"has ended the connection: {error}") from error
         if is_stopped():
             raise StoppedError
-        _check_pace("sent", count, len(into), began_s, last_s)
+        _check_pace("sent", count, len(into), began_s, last_s, least_bytes_per_s())
 
 
 def _send(connection: socket.socket, data: bytes | memoryview) -> None:
@@ -229,12 +250,14 @@ def _send(connection: socket.socket, data: bytes | memoryview) -> None:
         _check_pace("taken", count, len(view), began_s, last_s)
 
 
-def _check_pace(has: str, count: int, size_bytes: int, began_s: float, last_s: float) -> None:
+def _check_pace(
+    has: str, count: int, size_bytes: int, began_s: float, last_s: float, least_bytes_per_s: float = 0.0
+) -> None:
     """Raises `LinkError` after seconds without a byte, or with too few."""
     now_s = time.monotonic()
     if count < size_bytes and now_s - last_s >= SILENT_S:
         raise LinkError(f"has {has} nothing for {SILENT_S:g} s")
-    if count < min(size_bytes, (now_s - began_s - SILENT_S) * SLOWEST_BYTES_PER_S):
+    if count < min(size_bytes, (now_s - began_s - SILENT_S) * max(SLOWEST_BYTES_PER_S, least_bytes_per_s)):
         raise LinkError(f"has {has} {count:,} of {size_bytes:,} bytes in {now_s - began_s:.0f} s")
 
 

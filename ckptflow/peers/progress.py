@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+from ckptflow.stops import awake_s
+
 CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
 
 _MARKS_IN_LIMIT = 8  # signs that fit into the time after which a worker is given up
@@ -80,7 +82,7 @@ class Signs:
 
     def find_idle(self, workers: Sequence[int]) -> list[int]:
         """Those of these workers who have shown no progress for the limit. Looks, if that is due."""
-        now = time.monotonic()
+        now = awake_s()
         if not self.is_due(now):
             return []
         self.look(workers, now)
@@ -94,16 +96,16 @@ class Signs:
         is_first, end = self._first_look == math.inf, self._started + self._limit_s
         self._first_look = min(self._first_look, now)
         self._next_look = min(now + self._limit_s / _LOOKS_IN_LIMIT, end) if now < end else now + self._pause_s
-        deadline = time.monotonic() + _BUDGET_S
+        deadline = awake_s() + _BUDGET_S
         for worker in workers:
-            text = self._text(worker, _LOOK_S if time.monotonic() < deadline else _SHORTEST_LOOK_S)
+            text = self._text(worker, _LOOK_S if awake_s() < deadline else _SHORTEST_LOOK_S)
             if text is None:
                 continue
             mark = msgspec.json.decode(text, type=_Mark)
             if is_first:
                 self._seen[worker] = mark.number, self._started
             elif worker not in self._seen or self._seen[worker][0] != mark.number:
-                self._seen[worker] = mark.number, time.monotonic() + self._every_s  # so long it would leave no other
+                self._seen[worker] = mark.number, awake_s() + self._every_s  # so long it would leave no other
                 self.doing[worker] = mark.doing
 
     def _last(self, worker: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from ckptflow.transfer.streams import StoppedError
 logger = logging.getLogger("ckptflow")
 
 _MAX_UNREACHABLE = 3  # workers, before it is known that no connection can be had
+_SLOWER = 8  # times than an owner's share of what this worker's storage gives: then that is the better place to read
 _LOOK_S = 0.25
 
 
@@ -182,12 +184,17 @@ class Reading:
         for each in others:
             self._places.append(counts.get(each.owner, 0))
             counts[each.owner] = self._places[-1] + 1
+        self._owners = len(counts)
+        self._began_s = time.monotonic()
+        self._lent_bytes = 0
+        self._bytes_per_s = 0.0  # of what this worker has read for others: what its storage gives
 
     def pull(self, number: int, into: memoryview, is_stopped: Callable[[], bool]) -> bool:
         each = self._others[number]
         self._wait_for_turn(each.owner, self._places[number], is_stopped)
         try:
-            return self._links.pull(each.owner, _key(self._number, each.range), into, is_stopped)
+            key = _key(self._number, each.range)
+            return self._links.pull(each.owner, key, into, is_stopped, self._least_bytes_per_s)
         finally:
             with self._news:
                 self._asked[each.owner] = self._places[number] + 1
@@ -197,6 +204,8 @@ class Reading:
         self._links.give_up(self._others[number].owner, why)
 
     def lend(self, number: int, view: memoryview, give_back: Callable[[], None]) -> None:
+        self._lent_bytes += len(view)
+        self._bytes_per_s = self._lent_bytes / max(time.monotonic() - self._began_s, _LOOK_S)
         self._loans.lend(_key(self._number, self._own[number].range), view, give_back)
 
     def advance(self) -> None:
@@ -205,6 +214,10 @@ class Reading:
     def press(self) -> None:
         for worker in self._loans.press():
             logger.info("worker %d did not fetch what was read for it and must read that from storage itself", worker)
+
+    def _least_bytes_per_s(self) -> float:
+        """What each of the owners has to send: else the storage were faster, even if all others read there as well."""
+        return self._bytes_per_s / (_SLOWER * max(1, self._owners))
 
     def _wait_for_turn(self, owner: int, place: int, is_stopped: Callable[[], bool]) -> None:
         """An owner gives its ranges in their order, and may have room for one alone."""
@@ -237,7 +250,14 @@ class _Links:
         self._terms = terms
         self._gone = set()
 
-    def pull(self, owner: int, key: Key, into: memoryview, is_stopped: Callable[[], bool]) -> bool:
+    def pull(
+        self,
+        owner: int,
+        key: Key,
+        into: memoryview,
+        is_stopped: Callable[[], bool],
+        least_bytes_per_s: Callable[[], float],
+    ) -> bool:
         """Whether it came. For one thread at a time for each owner."""
         if self._is_given_up(owner):
             self._hang_up(owner)
@@ -245,7 +265,7 @@ class _Links:
         try:
             if owner not in self._links:
                 self._links[owner] = self._connect(owner)
-            self._links[owner].pull(key, into, is_stopped, self._goes_on)
+            self._links[owner].pull(key, into, is_stopped, self._goes_on, least_bytes_per_s)
             self._goes_on()
             return True
         except GoneError:

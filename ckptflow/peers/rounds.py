@@ -22,6 +22,7 @@ import msgspec
 from ckptflow.errors import PeerError
 from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn, say_at
+from ckptflow.stops import awake_s
 
 logger = logging.getLogger("ckptflow")
 
@@ -96,7 +97,7 @@ class Rounds:
         for those that cannot reach worker 0. So it does after 15 s for those who wait in `elsewhere`, topics of rounds
         to which this worker cannot come before this one has ended.
         """
-        started = time.monotonic()
+        started = awake_s()
         signs = Signs(self._post, CALLS, started, limit_s, self._marks.every_s, len(self._peers))
         peers, post = self._peers, self._post
         wait = _Wait(post, self._watch, signs, self._worker, peers, topic, call, limit_s, hint, elsewhere, started)
@@ -172,7 +173,7 @@ class _Wait:
     hint: str
     elsewhere: Sequence[str]
     started: float
-    clock: Callable[[], float] = lambda: time.monotonic()  # found anew at each call: a model has a time of its own
+    clock: Callable[[], float] = lambda: awake_s()  # found anew at each call: a model has a time of its own
     asked: float = field(init=False)
     unreachable_since: float | None = None
 

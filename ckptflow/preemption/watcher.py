@@ -20,6 +20,7 @@ from ckptflow.peers.team import Call, called
 from ckptflow.preemption.notices import Notice, Notices, name_of
 from ckptflow.preemption.pace import Pace
 from ckptflow.storage.credentials import for_log
+from ckptflow.threads import as_timeout
 
 if TYPE_CHECKING:
     from ckptflow.manager import CheckpointManager
@@ -223,7 +224,10 @@ class PreemptionWatcher:
             self._start_clock(self._grace_period_s)
 
     def _start_clock(self, left_s: float) -> None:
-        self._clock = threading.Timer(max(0.0, left_s), self._say_it_is_over)
+        limit_s = as_timeout(max(0.0, left_s))
+        if limit_s is None:
+            return
+        self._clock = threading.Timer(limit_s, self._say_it_is_over)
         self._clock.daemon = True
         self._clock.start()
 

@@ -14,6 +14,7 @@ import tenacity
 
 from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.events import Retried, Tell, tell_nobody
+from ckptflow.stops import awake_s
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
 from ckptflow.storage.throttling import tell_of_refusal
@@ -31,11 +32,14 @@ connect_tries: ContextVar[float] = ContextVar("connect_tries", default=math.inf)
 
 
 class Retries:
-    """Tries a call again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`."""
+    """Tries a call again while it raises `StorageUnavailableError`: `max_tries`, within `max_wait_s`.
+
+    Time in which this process was stopped does not count.
+    """
 
     def __init__(self, max_tries: int = 8, max_wait_s: float = 60.0, first_wait_s: float = 0.25) -> None:
         self._connect_tries = connect_tries.get()  # until there was an answer
-        self._stop = tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(max_wait_s)
+        self._max_tries, self._max_wait_s = max_tries, max_wait_s
         self._wait = tenacity.wait_exponential(multiplier=first_wait_s, max=10.0) + tenacity.wait_random(
             0, first_wait_s
         )
@@ -56,12 +60,12 @@ class Retries:
             self._left_s -= max(0.0, now_s + wait_s - max(now_s, self._waited_until))
             self._waited_until = max(self._waited_until, now_s + wait_s)
 
-    def _is_over(self, state: tenacity.RetryCallState) -> bool:
+    def _is_over(self, state: tenacity.RetryCallState, took_s: float) -> bool:
         error = state.outcome.exception() if state.outcome else None
         is_nobody_there = isinstance(error, StorageUnavailableError) and error.is_unreachable
-        return (
-            self._left_s <= 0 or self._stop(state) or (is_nobody_there and state.attempt_number >= self._connect_tries)
-        )
+        tries, until_next_s = state.attempt_number, took_s + state.upcoming_sleep
+        is_enough = tries >= self._max_tries or until_next_s >= self._max_wait_s
+        return self._left_s <= 0 or is_enough or (is_nobody_there and tries >= self._connect_tries)
 
     def run(self, call: Callable[[], _Result], verb: str = "", key: str = "", tell: Tell = tell_nobody) -> _Result:
         """What `call` returns; all else that it raises is raised at once. `verb` and `key`: what it is, for events.
@@ -86,7 +90,7 @@ class Retries:
 
         def is_over(state: tenacity.RetryCallState) -> bool:
             ends_early = (is_reading and not is_wanted()) or (is_copying and _ENOUGH_COPYING(state))
-            return ends_early or self._is_over(state)
+            return ends_early or self._is_over(state, awake_s() - started)
 
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -108,7 +112,7 @@ class Retries:
                 )
             )
 
-        started = time.monotonic()
+        started = awake_s()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),
             stop=is_over,
@@ -130,7 +134,7 @@ class Retries:
                     f"refused: {type(error).__name__}: {error}"
                 ) from error
             if isinstance(error, StorageUnavailableError):
-                error.add_note(f"given up after {tries} tries in {time.monotonic() - started:.0f} s")
+                error.add_note(f"given up after {tries} tries in {awake_s() - started:.0f} s")
             raise
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,3 +170,24 @@ def test_a_look_that_ends_early_is_followed_by_another() -> None:
     assert pending.result(HANG_S) is found
     assert pending.result(0) is found
     assert len(looks) == 2
+
+
+@pytest.mark.parametrize("limit_s", [math.inf, 1e10, threading.TIMEOUT_MAX])
+def test_no_limit_is_none(limit_s: float) -> None:
+    """As an argument, or as the manager's `commit_timeout_s`, on a worker that looks for the manifest as well."""
+    found = Checkpoint(1, 1, {}, None, datetime.now(UTC), 0, "memory://root/1")
+    future: Future[Checkpoint | None] = Future()
+    pending = PendingCheckpoint(1, future, lambda timeout_s: found, limit_s)
+    with ThreadPoolExecutor(3) as threads:
+        calls: list[Callable[[float], object]] = [pending.wait, pending.exception, pending.result]
+        waiting = [threads.submit(call, limit_s) for call in calls]
+        future.set_result(None)
+        assert [each.result() for each in waiting] == [True, None, found]
+    assert pending.result() is found
+
+
+def test_a_limit_that_is_nan_is_refused() -> None:
+    pending = PendingCheckpoint(1, Future(), lambda timeout_s: None, HANG_S)  # type: ignore[arg-type,return-value]
+    for call in (pending.wait, pending.exception, pending.result):
+        with pytest.raises(ValueError, match="not nan"):
+            call(math.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -95,6 +96,14 @@ def test_the_end_of_the_grace_period_is_said_when_it_comes(tmp_path: Path, caplo
         assert leave(watcher, 1) == 75
     assert caplog.text.count("the grace period of 0.05 s is over") == 1
     assert ckptflow.list_checkpoints(tmp_path)[-1].step == 1
+
+
+def test_a_grace_period_without_an_end(tmp_path: Path) -> None:
+    """Where something else ends the process."""
+    with make_manager(tmp_path) as manager, ckptflow.PreemptionWatcher(manager, grace_period_s=math.inf) as watcher:
+        tell(watcher)
+        until(lambda: watcher.is_preempted, HANG_S)
+        assert leave(watcher, 1) == 75
 
 
 def test_told_before_the_first_check_and_by_a_function(tmp_path: Path) -> None:

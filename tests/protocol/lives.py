@@ -345,6 +345,7 @@ def deterministic() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(lineage_module, "os", SimpleNamespace(getpid=lambda: 1))
         for module in (lineage_module, coordinator_module, receipts_module):
             patch.setattr(module, "time", clock)
+        patch.setattr(receipts_module, "stopped_s", lambda: 0.0)
         for module in (lineage_module, assembly_module):
             patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
         for module in (catalog_module, listing_module):

@@ -41,6 +41,7 @@ BUNDLE = "bundle"  # what is done with a checkpoint of TensorFlow's, alone or in
 START_S = 300  # TensorFlow from a network's disk
 _READY = b"\n"
 _MAX_REPLY_BYTES = 2**16
+_LONGEST_POLL_S = 3600.0  # at a time: the kernel takes no number of days
 _OF_MEMORY = ("ResourceExhausted", "OOM when allocating", "Unable to allocate", "start new thread")
 _REMEMBERED = 256
 _passed: list[tuple[str, tuple[int, ...]]] = []
@@ -214,8 +215,11 @@ def _line(pipe: Any, deadline: float) -> bytes | None:
     poll.register(pipe, select.POLLIN)
     line = b""
     while not line.endswith(b"\n") and len(line) <= _MAX_REPLY_BYTES:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            return None
+        left_s = min(deadline - time.monotonic(), _LONGEST_POLL_S)
+        if not poll.poll(max(0.0, left_s) * 1000):
+            if time.monotonic() >= deadline:
+                return None
+            continue
         data = os.read(pipe.fileno(), 1 if not line else _MAX_REPLY_BYTES)
         if not data:
             break
