@@ -10,6 +10,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ckptflow.errors import UsageError
+from ckptflow.places.names import listed
 
 Name = Literal["keras", "h5", "weights", "saved-model", "tf-checkpoint", "hub", "tflite", "safetensors"]
 
@@ -205,7 +206,7 @@ def by_suffix(url: str) -> Format | None:
 def by_content(path: str) -> Format | None:
     """The format of what lies at a local path: by a folder's files, by a file's name, or by how it begins."""
     if os.path.isdir(path):
-        names = set(os.listdir(path))
+        names = set(listed(path))
         if names & {"saved_model.pb", "saved_model.pbtxt"}:
             return FORMATS["saved-model"]
         if any(name.endswith(".safetensors.index.json") for name in names):

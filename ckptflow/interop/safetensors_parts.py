@@ -16,7 +16,7 @@ from ckptflow.format.shard import MAX_HEADER_BYTES, FileEntry, HeaderEntry, layo
 from ckptflow.interop.safetensors_file import CARRIED, read_header
 from ckptflow.interop.untrusted.private_copy import open_regular
 from ckptflow.places.files import fetched
-from ckptflow.places.names import in_folder
+from ckptflow.places.names import in_folder, listed
 from ckptflow.places.room import ensure_room
 from ckptflow.storage.faults import os_errors
 from ckptflow.storage.positional import write_at
@@ -60,7 +60,7 @@ def as_one_file(
 
 
 def _index_in(folder: str, place: str) -> str:
-    names = sorted(name for name in os.listdir(folder) if name.endswith(INDEX_SUFFIX))
+    names = [name for name in listed(folder) if name.endswith(INDEX_SUFFIX)]
     if len(names) != 1:
         raise UsageError(
             f"{redact_url(place)} is a folder with {len(names)} files *{INDEX_SUFFIX}: name one, or a .safetensors file"

@@ -56,6 +56,10 @@ def identified(
             f"{redact_url(origin)} is a run of ckptflow: restore from it (restore_latest(partial=True, rename=…) for a "
             "warm start), or export it"
         )
+    if not os.path.isdir(local):
+        check_regular([local])
+        if os.path.isfile(local) and not os.path.getsize(local):
+            raise UsageError(f"{redact_url(origin)} is an empty file: was it written, or fetched, to its end?")
     if chosen is None:
         raise UsageError(
             f"{redact_url(origin)}: neither its name nor its content identifies the format; pass format= (--format), "
@@ -63,8 +67,6 @@ def identified(
         )
     if not chosen.is_importable:
         raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
-    if not os.path.isdir(local):
-        check_regular([local])
     given = local
     shown = redact_url(origin)
     with private_folder("ckptflow-source-", shown) as folder:

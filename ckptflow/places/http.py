@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import ipaddress
 import os
+import socket
+import unicodedata
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -146,9 +148,8 @@ def _check_redirect(url: str, target: str) -> None:
 
 def is_forbidden(host: str) -> bool:
     """Whether `host` is an address at which a machine finds its own secrets, or its neighbours on the link."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
+    address = _address(host.partition("%")[0])
+    if address is None:
         return False  # a name: it is looked at once it is resolved
     inside: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [address]
     if isinstance(address, ipaddress.IPv6Address):
@@ -158,6 +159,19 @@ def is_forbidden(host: str) -> bool:
     if address.version == 6 and address in _OF_AMAZON:
         return True
     return any(each.is_link_local or each in _METADATA for each in inside if each is not None)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, also in the spellings of old (`127.1`, `0x7f000001`) and in digits of other kinds."""
+    plain = unicodedata.normalize("NFKC", host).replace("\u3002", ".").rstrip(".")
+    try:
+        return ipaddress.ip_address(plain)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(plain))
+    except (OSError, ValueError):
+        return None
 
 
 class _PublicResolver(AbstractResolver):

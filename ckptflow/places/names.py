@@ -14,12 +14,18 @@ from ckptflow.storage.redaction import redact_url
 
 # What makes the files around it readable: a TensorFlow checkpoint, a folder of such, a SavedModel.
 LAST = ("*.index", "checkpoint", "saved_model.pb", "saved_model.pbtxt")
+_OF_MACOS = ("._", ".DS_Store", "__MACOSX")  # what it adds to archives and to disks that are not its own
 _GROUP = re.compile(r"\.(index|data-\d{5}-of-\d{5})")
 
 
 def is_in_group(name: str, base: str) -> bool:
     """Whether a file called `name` belongs to the prefix group `base`: `base.index`, `base.data-00000-of-00001`."""
     return name.startswith(base) and _GROUP.fullmatch(name[len(base) :]) is not None
+
+
+def listed(folder: str) -> list[str]:
+    """The names in a folder on this disk, sorted, but for what macOS adds."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(_OF_MACOS))
 
 
 def folder_of(url: str) -> str:

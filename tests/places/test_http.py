@@ -36,7 +36,7 @@ class Web(http.server.BaseHTTPRequestHandler):
         Web.headers_seen.append(dict(self.headers.items()))
         if name in Web.redirects:
             self.send_response(302)
-            self.send_header("Location", Web.redirects[name])
+            self.send_header("Location", Web.redirects[name].encode().decode("latin-1"))
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif name == "missing":
@@ -136,6 +136,13 @@ def test_what_is_set_for_one_server_is_not_told_to_another(web: str) -> None:
     [
         "http://169.254.169.254/latest/meta-data/",
         "http://0xa9fea9fe/",
+        "http://169.254.169.254./",
+        "http://2852039166/",
+        "http://169.16689662/",
+        "http://0251.0376.0251.0376/",
+        "http://\uff11\uff16\uff19.254.169.254/",
+        "http://169\u3002254\u3002169\u3002254/",
+        "http://\u2460\u2465\u2468.254.169.254/",
         "http://[fe80::1]/",
         "http://[::ffff:169.254.169.254]/",
         "http://[::169.254.169.254]/",

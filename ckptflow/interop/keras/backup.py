@@ -14,6 +14,7 @@ from ckptflow.format.words import some_of
 from ckptflow.interop.keras.parts import index_of_shard
 from ckptflow.interop.untrusted.hdf5_probe import check_survives
 from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
+from ckptflow.places.names import listed
 
 logger = logging.getLogger("ckptflow")
 
@@ -36,7 +37,7 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     Raises `UsageError` where there are several files, as only a person knows which is meant; `CorruptCheckpointError`
     where what is noted of a backup cannot be read.
     """
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    names = listed(folder) if os.path.isdir(folder) else []
     backups = [suffix for suffix in ("", ".bkp") if _LATEST + suffix in names]
     for suffix in backups:
         path, note = os.path.join(folder, _LATEST + suffix), os.path.join(folder, _METADATA + suffix)
@@ -109,5 +110,5 @@ def _newest_prefix(folder: str) -> str | None:
             name = os.path.basename(value.strip().strip('"'))
             if os.path.isfile(os.path.join(folder, f"{name}.index")):
                 return os.path.join(folder, name)
-    found = [name for name in os.listdir(folder) if name.endswith(".index")]
+    found = [name for name in listed(folder) if name.endswith(".index")]
     return os.path.join(folder, found[0].removesuffix(".index")) if len(found) == 1 else None

@@ -93,7 +93,7 @@ def as_one_file(
 def _is_named_in(path: str, shard: str) -> bool:
     try:
         return shard in shards_in(path)
-    except CorruptCheckpointError:  # no such index: a web server may have a page for any name
+    except (CorruptCheckpointError, UsageError):  # no such index: a web server may have a page for any name
         return False
 
 

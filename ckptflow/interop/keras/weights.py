@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import h5py
 
@@ -30,6 +30,7 @@ from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.keras_trust import Framework
+from ckptflow.interop.untrusted.zips import check_directory
 from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model, keras_models
@@ -47,11 +48,14 @@ _SHOWN = 20
 
 def kind_of_file(path: str) -> FileKind:
     """What a file of Keras's is, by its content: a `.keras`; a whole model in HDF5; weights in HDF5, as tf_keras and
-    Keras 2 wrote them, or as `.weights.h5`. Raises `CorruptCheckpointError` for anything else."""
+    Keras 2 wrote them, or as `.weights.h5`. Raises `UsageError` for another zip, `CorruptCheckpointError` for
+    anything else."""
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder, and a file of Keras's is wanted")
     with damage(path), open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
+        if is_zip:
+            _check_holds_model(file, path)
     check_survives(path)
     if is_zip:
         return "keras"
@@ -59,6 +63,17 @@ def kind_of_file(path: str) -> FileKind:
         if "model_config" in found.attrs:
             return "whole"
         return "legacy" if {"layer_names", "layer_names0"} & set(found.attrs) else "weights"
+
+
+def _check_holds_model(file: BinaryIO, path: str) -> None:
+    check_directory(file)
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    if not {"config.json", WEIGHTS_MEMBER, "model.weights.npz"}.intersection(names):
+        raise UsageError(
+            f"{path} is a zip, but no .keras file: it holds {some_of(names, 5)}. If it is a packed model, unpack "
+            "it, and name what is in it"
+        )
 
 
 def load_weights(path: str, model: Any, *, optimizer: bool = True) -> set[int]:

@@ -30,6 +30,7 @@ from ckptflow.interop.tensorflow.bundle import GRAPH_KEY, TensorBundle
 from ckptflow.interop.tensorflow.checkpoint_writer import write_tf_checkpoint
 from ckptflow.interop.tensorflow.object_graph_proto import SAVE_COUNTER, from_proto, without_shortcuts
 from ckptflow.interop.tensors import CapturedTensors, NamedTensors, TensorInfo
+from ckptflow.places.names import listed
 from ckptflow.state.assign import Comparison, Verdict
 from ckptflow.state.children import clean
 from ckptflow.state.graph import as_children, numbered_graph
@@ -92,7 +93,7 @@ def find_prefix(path: str) -> str:
         if not os.path.isfile(f"{inside}.index"):
             raise CheckpointNotFoundError(f"{state_file} names {named}, and there is no {named}.index")
         return inside
-    found = sorted(name for name in os.listdir(path) if name.endswith(".index"))
+    found = [name for name in listed(path) if name.endswith(".index")]
     if len(found) > 1:
         raise UsageError(f"{path} holds {len(found)} checkpoints; name one: {some_of(found, _NAMES_SHOWN)}")
     if not found:

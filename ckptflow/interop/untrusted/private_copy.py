@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
-from ckptflow.errors import CorruptCheckpointError
+from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE
 from ckptflow.interop.untrusted.zips import bound_of
 from ckptflow.places.room import ensure_room
@@ -19,6 +19,7 @@ from ckptflow.places.shown_as import shown_as
 from ckptflow.storage.faults import os_errors
 
 _COPY_BYTES = 2**20
+_HEAD_BYTES = 64
 
 
 @contextmanager
@@ -52,12 +53,12 @@ def check_regular(paths: Iterable[str]) -> None:
             pass
 
 
-def open_regular(path: str, folder: int | None = None) -> BinaryIO:
+def open_regular(path: str, folder: int | None = None) -> io.BufferedReader:
     """A file of somebody else's, to be read: opened as it is looked at, so that nothing takes for ever.
 
     Links are followed; but not where `folder` is given, the descriptor of the one that it lies in. Raises
     `CorruptCheckpointError` for a pipe, a device, a socket or a folder, and for a file that is nearly all holes; else
-    OSError.
+    OSError. `UsageError` for what merely stands in for the file: a pointer of Git LFS, a web page.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     name = path
@@ -68,10 +69,21 @@ def open_regular(path: str, folder: int | None = None) -> BinaryIO:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CorruptCheckpointError(f"{path} is not a file")
         _check_filled(file.fileno(), path)
+        _check_is_itself(file.peek(_HEAD_BYTES)[:_HEAD_BYTES], path)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _check_is_itself(head: bytes, path: str) -> None:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"version https://git-lfs"):
+        raise UsageError(f"{path} is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`")
+    if text.startswith((b"<!doctype html", b"<html")):
+        raise UsageError(
+            f"{path} is a web page, as a server sends it in place of a file for a login or an error: download it anew"
+        )
 
 
 def _check_filled(descriptor: int, path: str) -> None:
