@@ -180,6 +180,18 @@ def test_a_stock_process_does_not_know_ckptflow() -> None:
     assert run_python("-c", program, kind="stock").stdout == "True False\n"
 
 
+def test_a_process_of_pytest_begins_with_tests_that_have_used_nothing() -> None:
+    """Else TensorFlow's threads would be missing in it."""
+    program = """
+import sys
+from tensorflow.python.eager import context
+assert {"pytest", "tests.conftest", "tests.test_processes"} <= set(sys.modules)
+assert context._context is None or context._context._context_handle is None, "a module of tests uses TensorFlow"
+"""
+    done = run_python("-c", program, kind="tests")
+    assert done.returncode == 0, done.stderr
+
+
 def test_signals_come_to_a_process(tmp_path: Path) -> None:
     with start_workers(f"{__name__}:hang", 2) as workers:
         for worker in workers:
