@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -101,6 +102,30 @@ def test_a_process_ends_as_any_interpreter_does(fresh: bool) -> None:
         assert done.stderr.rstrip().rpartition("\n")[2] == last_line, program
 
 
+class _Told:
+    def __del__(self, write: Callable[[int, bytes], int] = os.write) -> None:
+        write(1, b"taken apart\n")
+
+
+def keep_one() -> None:
+    sys.modules[__name__].kept = _Told()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_a_process_has_made_is_taken_apart(fresh: bool) -> None:
+    done = run_python("-c", f"import {__name__} as m; m.keep_one(); raise SystemExit(259)", fresh=fresh)
+    assert (done.returncode, done.stdout) == (3, "taken apart\n")
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_output_that_cannot_be_written_is_told(fresh: bool) -> None:
+    with open("/dev/full", "wb") as full, open(os.devnull, "wb") as nowhere:
+        program = "import sys; sys.stdout.reconfigure(line_buffering=False, write_through=False); print('text')"
+        program += "; sys.stdout = open(1, 'w'); print('more')"
+        process = start_python(["-c", program], {"PYTHONUNBUFFERED": ""} if fresh else {}, full, nowhere, fresh=fresh)
+        assert process.wait(HANG_S) == 120
+
+
 SHOWN = "import json, os, sys; print(json.dumps([sys.argv, sys.path[0], os.getcwd(), __name__, __spec__ is None]))"
 
 
@@ -153,6 +178,18 @@ def test_what_is_read_at_an_import_needs_an_empty_interpreter() -> None:
 def test_a_stock_process_does_not_know_ckptflow() -> None:
     program = "import sys; print({'tensorflow', 'keras'} <= set(sys.modules), 'ckptflow' in sys.modules)"
     assert run_python("-c", program, kind="stock").stdout == "True False\n"
+
+
+def test_a_process_of_pytest_begins_with_tests_that_have_used_nothing() -> None:
+    """Else TensorFlow's threads would be missing in it."""
+    program = """
+import sys
+from tensorflow.python.eager import context
+assert {"pytest", "tests.conftest", "tests.test_processes"} <= set(sys.modules)
+assert context._context is None or context._context._context_handle is None, "a module of tests uses TensorFlow"
+"""
+    done = run_python("-c", program, kind="tests")
+    assert done.returncode == 0, done.stderr
 
 
 def test_signals_come_to_a_process(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ must begin with an empty interpreter instead.
 A request is one message: what the interpreter would be given, as JSON, and descriptors: where its pid and, once it has
 ended, its wait status are written, its stdout and stderr, and its stdin, where it has one. A child becomes the main
 program of this interpreter, so that exceptions, sys.exit, atexit and flushing are Python's own. At its end it takes
-apart what it has made and loaded, and leaves the frameworks to the kernel, as they were before the fork: object by
-object that takes five times as long as the fork. A child is killed when the connection that asked for it is closed, as
-it is when whoever asked is killed. The zygote ends, and kills every child, when the other end of its first socket is
-closed: so it does when the process that started it is killed.
+apart what it has made and loaded, and leaves the frameworks, and what Python and C++ hold besides, to the kernel, as
+they were before the fork: piece by piece that takes many times as long as the fork. A child is killed when the
+connection that asked for it is closed, as it is when whoever asked is killed. The zygote ends, and kills every child,
+when the other end of its first socket is closed: so it does when the process that started it is killed.
 """
 
 from __future__ import annotations
@@ -158,8 +158,35 @@ def _fork_probes(stand_in: str) -> None:
     probe.start = start
 
 
+class _Last:
+    """In `sys`, which is taken apart after all other modules: ends the process there, where its exit code is known."""
+
+    code: int | None = None
+
+    def __del__(self, leave: Callable[[int], None] = os._exit) -> None:
+        if self.code is not None:
+            leave(self.code)
+
+
+_LAST = "last_of_a_forked_process"
+
+
 def run(args: list[str]) -> None:
     """What `python ARGS` runs, as the main module."""
+    last = _Last()
+    setattr(sys, _LAST, last)
+    try:
+        _run(args)
+        last.code = 0
+    except SystemExit as left:
+        last.code = left.code & 0xFF if isinstance(left.code, int) else int(left.code is not None)
+        raise
+    except Exception:
+        last.code = 1
+        raise
+
+
+def _run(args: list[str]) -> None:
     if args[0] == "-m":
         sys.argv, sys.path[0] = args[1:], os.getcwd()
         runpy.run_module(args[1], run_name="__main__", alter_sys=True)
@@ -226,6 +253,11 @@ def load_tests(which: list[str]) -> None:
 
 def leave_the_frameworks() -> None:
     """Called last at a process's end, before modules are taken apart."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # Python has an exit code for that
+        vars(sys).pop(_LAST).code = None
     left = {name: sys.modules.pop(name, None) for name in _before_the_fork if not _TAKEN_APART.match(name)}
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(left))
 

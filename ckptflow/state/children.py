@@ -150,6 +150,8 @@ def _values_of_all(containers: list[Any]) -> Iterator[Iterable[Any]]:
 
 def _values_of(cls: type, containers: list[Any]) -> Iterable[Iterable[Any]]:
     """What each of some containers of one class holds: without a step of Python for each, where that can be."""
+    if cls in _BUILTIN:
+        return map(_BUILTIN[cls], containers)
     if is_wrapped_container(containers[0]):  # by TensorFlow, which answers item by item in Python
         is_list = isinstance(containers[0], list)
         inside = (

@@ -199,7 +199,10 @@ def follows(obj: object, value: object) -> bool:
     A `tf.Module` follows every container. Neither Keras follows a deque or a record: what a layer has there (the
     memory of an agent, of millions of tuples) is not its own.
     """
-    is_foreign = kind_of(value) is Kind.RECORD or isinstance(value, (deque, UserList))
+    kind = kind_of(value)
+    if kind is None:  # most values are no state; to ask whether one is a UserList takes longer than all else
+        return True
+    is_foreign = kind is Kind.RECORD or isinstance(value, (deque, UserList))
     return not is_foreign or kind_of(obj) is Kind.TRACKABLE
 
 

@@ -51,6 +51,12 @@ ANYONES: dict[str, Moment] = {
     "after the receipt": Moment("put", "receipt-", is_after=True),
 }
 TIMES = ["while it starts", "at any time", "all at once"]
+MOMENTS = (*CHIEFS, *ANYONES, *TIMES)
+
+
+def next_moment(killed: Counter[str], rng: random.Random) -> str:
+    """Any of them, once each was met: until then, one that was not."""
+    return rng.choice([moment for moment in MOMENTS if moment not in killed] or MOMENTS)
 
 
 @dataclass
@@ -127,7 +133,7 @@ class Supervisor:
 
     def kill_one(self, world_size: int) -> None:
         """A life that ends by kill -9 of one worker, or of all at once, at one of the moments or at any time."""
-        moment = self.rng.choice([*CHIEFS, *ANYONES, *TIMES])
+        moment = next_moment(self.killed, self.rng)
         if moment in TIMES:
             self._kill_in_time(moment, world_size)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 import ckptflow
 from tests.chaos.conftest import Note
-from tests.chaos.supervisor import ANYONES, CHIEFS, TIMES, Supervisor
+from tests.chaos.supervisor import MOMENTS, Supervisor, next_moment
 from tests.servers import Server, seaweedfs
 
 # Workers of each life, kills on local disk, kills on S3: 1,000 in all.
@@ -45,6 +46,16 @@ def seeded() -> random.Random:
     return random.Random(seed)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_so_many_kills_meet_every_moment(seed: int) -> None:
+    """Chance does not decide whether a run has tried all of them."""
+    killed, rng = Counter[str](), random.Random(seed)
+    for _ in MOMENTS:
+        killed[next_moment(killed, rng)] += 1
+    assert set(killed) == set(MOMENTS)
+    assert {next_moment(killed, rng) for _ in range(1000)} == set(MOMENTS)
+
+
 def test_a_few_kills_on_local_disk(tmp_path: Path) -> None:
     torment(Supervisor(str(tmp_path / "run"), tmp_path, seeded()), SHORT_KILLS, [1, 1, 2])
 
@@ -69,7 +80,7 @@ def test_a_few_kills_on_s3(tmp_path: Path, s3: Server) -> None:
 def note_kills(note: Note, where: str, supervisor: Supervisor) -> None:
     workers = f"{supervisor.lives} run attempts, {supervisor.resumes} resumed, 0 wrong values, 0 lost"
     note(f"kill -9, {where}", supervisor.killed.total(), workers)
-    assert set(supervisor.killed) == {*CHIEFS, *ANYONES, *TIMES}, "not every moment was met"
+    assert set(supervisor.killed) == set(MOMENTS), "not every moment was met"
 
 
 @pytest.mark.chaos
