@@ -138,8 +138,8 @@ def _check_gcs_options(kind: type, url: str, storage_options: dict[str, Any]) ->
     if unknown:
         name = redaction.redact(unknown[0])
         raise UsageError(
-            f"{redaction.redact_url(url)}: unknown storage option {name!r}; check storage_options, or -o of the command. "
-            f"Known are {', '.join(sorted(known))}"
+            f"{redaction.redact_url(url)}: unknown storage option {name!r}; check storage_options, or -o of the "
+            f"command. Known are {', '.join(sorted(known))}"
         )
 
 
