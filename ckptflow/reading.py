@@ -159,7 +159,12 @@ class OpenCheckpoint(Mapping[str, Array]):
         return self.manifest.tensors[self._index[name]]
 
     def read(self, names: Iterable[str]) -> dict[str, Array]:
-        """Reads several tensors at once, in the fastest order."""
+        """Reads several tensors at once, in the fastest order. One alone is `checkpoint[name]`.
+
+        Raises KeyError, and TypeError for a string in place of names.
+        """
+        if isinstance(names, str):
+            raise TypeError(f"read takes a list of names, not a string: read([{names!r}]), or checkpoint[{names!r}]")
         wanted = {name: self._index[name] for name in names}
         target = ArrayTarget(self.manifest)
         self.read_into([Wanted(index) for index in sorted(set(wanted.values()))], target)

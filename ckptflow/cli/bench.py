@@ -120,7 +120,7 @@ def bench(
 
         measured = measure(
             url,
-            storage_options(options, options_json),
+            storage_options(options, options_json, url=url),
             seconds=duration_s,
             memory_bytes=memory_mib * _MIB,
             concurrencies=concurrency or (),

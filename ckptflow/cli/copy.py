@@ -89,7 +89,7 @@ def copy(
 
     limit = Bandwidth(read_rate(bandwidth, "--bandwidth")) if bandwidth is not None else None
     root, folder = root_and_folder(url, step, is_all=copy_all)
-    here = storage_options(options, options_json)
+    here = storage_options(options, options_json, url=url)
     there = other_options(destination_options, "--destination-options", here, url, destination)
     with closing(CopySource(open_store(root, here))) as source, closing(open_store(destination, there)) as target:
         summaries = Summaries(source, is_for_show=copy_all)

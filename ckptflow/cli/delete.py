@@ -48,7 +48,7 @@ def delete(
     from ckptflow.commit.prune import plan_by_hand, prune_by_hand
     from ckptflow.storage.opening import open_store
 
-    with closing(open_store(url, storage_options(options, options_json))) as store:
+    with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
         check_root(store)
         summaries = Summaries(store, is_for_show=not yes)
         plan = deletion_of(store.url, step)

@@ -95,7 +95,7 @@ def diff(
 
     if other is None and other_step is None:
         raise ValueError("give OTHER, or --other-step: a checkpoint is always equal to itself")
-    there = storage_options(options, options_json)
+    there = storage_options(options, options_json, url=url)
     second_url = url if other is None else other
     second_options = other_options(options_of_other, "--other-options", there, url, second_url)
     with (

@@ -72,7 +72,7 @@ def doctor(
     """
     from ckptflow.bench.folder import bench_folder
 
-    there = storage_options(options, options_json)
+    there = storage_options(options, options_json, url=url)
     with bench_folder(url, there) as folder:
         store = folder.store
         store.create("create", memoryview(b"\n"))  # is_create_only is known from here on

@@ -91,7 +91,7 @@ def export(
     from ckptflow.interop.export import export_checkpoint
     from ckptflow.reading import open_checkpoint
 
-    there = storage_options(options, options_json)
+    there = storage_options(options, options_json, url=url)
     by = read_mode(best, mode)
     if best is not None:
         if step is not None:

@@ -73,7 +73,7 @@ def import_(
     """
     from ckptflow.interop.import_ import import_model
 
-    there = storage_options(options, options_json)
+    there = storage_options(options, options_json, url=url)
     prepare()
     with bar_of_spans("importing", "write"):
         checkpoint = import_model(

@@ -80,7 +80,7 @@ def ls(
     root, folder = split_url(url)
     if folder is not None:
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
-    there = storage_options(options, options_json)
+    there = storage_options(options, options_json, url=url)
     with closing(open_store(url, there)) as store:
         entries = store.list()
         runs = runs_in(entries)

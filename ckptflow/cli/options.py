@@ -10,6 +10,7 @@ import typer
 
 from ckptflow.cli import completion
 from ckptflow.printable import printable_json
+from ckptflow.storage.redaction import redact_url
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A run's root.", show_default=False)]
 UrlOrFolder = Annotated[
@@ -76,11 +77,16 @@ def seconds(*names: str, **how: Any) -> Any:
 _WORDS = {"true": True, "false": False, "null": None}
 
 
-def storage_options(pairs: list[str] | None, text: str | None, name: str = "--storage-options") -> dict[str, Any]:
+def storage_options(
+    pairs: list[str] | None, text: str | None, name: str = "--storage-options", *, url: str = ""
+) -> dict[str, Any]:
     """The storage options of a command line, `-o` over the JSON of the option `name`.
 
-    Raises ValueError for what is malformed, without showing any of it: it may hold a secret.
+    Raises ValueError for what is malformed, without showing any of it: it may hold a secret; and for `-o` with a `url`
+    on a disk, which has none. JSON is for the environment, too, and may be meant for other URLs.
     """
+    from ckptflow.storage.opening import local_path
+
     options: dict[str, Any] = {}
     if text:
         parsed = _parse_json(text, name)
@@ -101,6 +107,9 @@ def storage_options(pairs: list[str] | None, text: str | None, name: str = "--st
             inner[last] = _WORDS[value]
         else:
             inner[last] = _parse_json(value, f"-o {key}") if value[:1] in ("{", "[") else value
+    if pairs and url and local_path(url) is not None:
+        names = ", ".join(pair.partition("=")[0] for pair in pairs)
+        raise ValueError(f"-o {names}: {redact_url(url)} is on a disk, and that has no options")
     return options
 
 

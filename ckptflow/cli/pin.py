@@ -50,7 +50,7 @@ def pin(
     from ckptflow.commit.pins import pin_checkpoint
     from ckptflow.storage.opening import open_store
 
-    with closing(open_store(url, storage_options(options, options_json))) as store:
+    with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
         moved_from = [folder.step for folder in pin_checkpoint(store, Summaries(store), step, name)]
     if as_json:
         print_json({"url": store.url, "step": step, "pinned": True, "name": name, "moved_from": moved_from})
@@ -90,7 +90,7 @@ def unpin(
 
     if (step is None) == (name is None):
         raise ValueError("say which: --step N or --name NAME, one of the two")
-    with closing(open_store(url, storage_options(options, options_json))) as store:
+    with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
         if step is not None:
             unpin_checkpoint(store, step)
             steps = [step]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import types
@@ -26,8 +27,15 @@ Unsafe = Annotated[
 
 
 def prepare() -> None:
-    """From here on modules are found in the current folder, as with `python -m`, and TensorFlow is quiet."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """From here on modules are found in the current folder, as with `python -m`, and TensorFlow is quiet.
+
+    Unless the user has said what it is to show: errors then come as exceptions, and why it aborts is shown as well. At
+    level 2 a machine without a GPU has a line of an error more.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        for name in ("tensorflow", "absl"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 

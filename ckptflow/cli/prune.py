@@ -80,7 +80,7 @@ def prune(
     policies = read_policies(last, best or (), every_steps, every_seconds)
     if not policies:
         raise ValueError("say what to keep: --last, --best, --every-steps or --every-seconds")
-    with closing(open_store(url, storage_options(options, options_json))) as store:
+    with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
         check_root(store)
         summaries = Summaries(store, is_for_show=not yes)
         check_metrics(policies, [checkpoint.metrics for checkpoint in list_counting(store, summaries)])

@@ -64,7 +64,7 @@ def report(
     policies = read_policies(last, best or (), every_steps, every_seconds)
     if not as_json:
         _check_extra()
-    with closing(open_store(root, storage_options(options, options_json))) as store:
+    with closing(open_store(root, storage_options(options, options_json, url=url))) as store:
         check_root(store)
         path = output or f"{_file_name(name_of(redact_url(store.url)))}-report.html"
         if not as_json:

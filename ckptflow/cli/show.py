@@ -90,7 +90,7 @@ def show(
 
     if stats and tensors is False:
         raise ValueError("--stats is about tensors: leave out --no-tensors")
-    there = storage_options(options, options_json)
+    there = storage_options(options, options_json, url=url)
     if step is None and by_suffix(url) is not None and _show_export(url, there, as_json=as_json):
         return
     try:

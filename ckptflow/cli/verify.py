@@ -134,7 +134,7 @@ def verify(
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     root, folder = root_and_folder(url, step, is_all=verify_all)
     start_s = time.monotonic()
-    with closing(open_store(root, storage_options(options, options_json))) as store:
+    with closing(open_store(root, storage_options(options, options_json, url=url))) as store:
         summaries = Summaries(store, is_for_show=verify_all)
         wanted = choose(store, summaries, folder, step)
         drawn = Sample(_as_fraction(part, sum(wanted.values())), seed) if part is not None else None

@@ -64,7 +64,7 @@ def watch(
     from ckptflow.storage.opening import open_store
 
     before: Overview | None = None
-    with closing(open_store(url, storage_options(options, options_json))) as store:
+    with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
         summaries = Summaries(
             store, is_for_show=True
         )  # of the whole watch: a manifest that was read says the same for ever

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import inspect
 import os
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import fsspec
 import fsspec.asyn
 from fsspec.dircache import DirCache
 
+from ckptflow.errors import UsageError
 from ckptflow.storage import redaction
 from ckptflow.storage.aws_sessions import asynchronous_session
 from ckptflow.storage.replies import RANGE, StrangeReplyError, check_gcs
@@ -29,6 +31,10 @@ _MOST_CONNECTIONS = MOST_AT_ONCE + 8  # small requests, as for receipts, have ro
 _MOST_REPLY_BYTES = 2**26  # of a listing, or of an error
 _READ_BYTES = 2**18
 _TIME = re.compile(rb"<LastModified>[^<]*</LastModified>")
+# What fsspec's own base classes take, of any storage.
+_OF_ALL_FSSPEC = frozenset(
+    ["batch_size", "listings_expiry_time", "max_paths", "skip_instance_cache", "use_listings_cache"]
+)
 NO_CACHE = {"Cache-Control": "no-cache"}
 _SENSIBLE = "a path, file://, s3://, gs://, memory://, or another that fsspec knows (abfs://, sftp://, hdfs://, …)"
 
@@ -77,6 +83,7 @@ def open_file_system(
         from gcsfs.core import GCSFileSystem
 
         kind = GCSFileSystem
+        _check_gcs_options(kind, url, storage_options)
     # What is not for one class that is known stays out of its options: some hand all of them on, as SFTP's does to SSH.
     options: dict[str, Any] = kind._get_kwargs_from_urls(url) | storage_options
     connect_s = connect_timeout_s(stall_timeout_s)
@@ -122,6 +129,19 @@ def open_file_system(
         login = file_system.credentials
         login.credentials = bounded_refresh(login.credentials, stall_timeout_s)
     return file_system, path
+
+
+def _check_gcs_options(kind: type, url: str, storage_options: dict[str, Any]) -> None:
+    """Raises `UsageError` for an option that gcsfs does not know: it takes any, and passes over it."""
+    takes = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    known = {each.name for each in takes if each.kind is each.POSITIONAL_OR_KEYWORD} - {"self"} | _OF_ALL_FSSPEC
+    unknown = sorted(set(storage_options) - known)
+    if unknown:
+        name = redaction.redact(unknown[0])
+        raise UsageError(
+            f"{redaction.redact_url(url)}: unknown storage option {name!r}; check storage_options, or -o of the "
+            f"command. Known are {', '.join(sorted(known))}"
+        )
 
 
 def _cache_no_listings(file_system: Any) -> None:

@@ -176,6 +176,29 @@ def test_an_option_that_the_storage_does_not_know(runner: Runner, option: str) -
     assert ran.err.startswith("ckptflow: s3://bucket/run: unknown storage option 'foo'; check")
 
 
+@pytest.mark.parametrize("client", [[], ["-o", "client=fsspec"]])
+@pytest.mark.parametrize("option", ["foo=planted", "client_kwargs.endpoint_url=planted"])
+def test_an_option_that_gcs_does_not_know(runner: Runner, client: list[str], option: str) -> None:
+    """gcsfs itself takes any, and passes over it: nobody is asked."""
+    ran = runner("ls", "gs://bucket/run", "-o", "token=anon", "-o", option, *client)
+    assert (ran.code, ran.out) == (2, "")
+    name = option.partition("=")[0].partition(".")[0]
+    assert ran.err.startswith(f"ckptflow: gs://bucket/run: unknown storage option {name!r}; check storage_options")
+    assert ran.err.rstrip().endswith("token, use_listings_cache, version_aware")
+    assert "planted" not in ran.err
+
+
+@pytest.mark.parametrize("verb", [("ls",), ("prune", "--last", "1"), ("copy", "s3://bucket/run")])
+def test_a_disk_has_no_options(
+    runner: Runner, root: str, verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = runner(verb[0], root, *verb[1:], "-o", "key=planted", "-o", "client_kwargs.foo=1")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"ckptflow: -o key, client_kwargs.foo: {root} is on a disk, and that has no options\n"
+    monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", '{"key": "meant for other URLs"}')
+    assert runner("ls", root).code == 0
+
+
 def test_a_package_that_is_missing_is_named(runner: Runner) -> None:
     ran = runner("ls", "abfs://container/run")
     assert ran.code == 2
