@@ -43,7 +43,7 @@ def from_json(value: Any, where: str = "state") -> Any:
 
 
 def check_room(found: Mapping[str, Any], max_bytes: int) -> None:
-    """Raises `UnsupportedStateError`, naming the largest, where JSON's form of values and names takes more.
+    """Raises `UnsupportedStateError`, naming the largest, if JSON's form of values and names takes more.
 
     Lists and dicts, which take much more memory than text, have a bound of their own: one for each 256 bytes of room,
     and for each 16 that are used.

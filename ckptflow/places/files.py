@@ -65,7 +65,7 @@ def fetched(
 def opened(url: str, storage_options: dict[str, Any] | None = None) -> Iterator[BinaryIO]:
     """The file at `url`, seekable. No more of it is read than is asked for; from a web server it comes whole.
 
-    Raises `ObjectNotFoundError` where there is no file, or a folder; else as `fetched`.
+    Raises `ObjectNotFoundError` if there is no file, or a folder; else as `fetched`.
     """
     path = local_path(url)
     if path is None and url.partition("://")[0] not in HTTP_SCHEMES:
