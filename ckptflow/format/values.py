@@ -121,7 +121,7 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
             return _from_tag(tag, content, where, depth)
     _check_depth(where, depth)
     if any(key.startswith("$") and not key.startswith("$$") for key in value):
-        raise CorruptCheckpointError(f"{where} has a member whose name starts with a single '$' beside others")
+        raise CorruptCheckpointError(f"{where} has a member whose name starts with a single '$' among others")
     return {key.removeprefix("$"): _from_json(item, where, depth + 1) for key, item in value.items()}
 
 

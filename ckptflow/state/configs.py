@@ -1,4 +1,4 @@
-"""What a checkpoint says of models and optimizers beside their tensors, to build them again without code."""
+"""What a checkpoint says about models and optimizers in addition to their tensors, to build them again without code."""
 
 from __future__ import annotations
 

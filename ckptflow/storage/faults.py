@@ -66,7 +66,7 @@ LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
     errno.ENFILE: (StorageUnavailableError, "too many open files on this machine"),
 }
 
-# Object storage: the error codes that S3 and its kin send, and HTTP statuses where there is no better word.
+# Object storage: the error codes that S3 and compatible storages send, and HTTP statuses if there is no better word.
 _TRANSIENT_CODES = {
     "ConditionalRequestConflict", "InternalError", "OperationAborted", "PriorRequestNotComplete",
     "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "RequestTimeoutException", "ServiceUnavailable",

@@ -140,7 +140,7 @@ def number_of(shard: PlannedShard) -> int:
     """The number in a planned shard's name."""
     parsed = parse_shard_name(shard.name)
     if parsed is None:
-        raise ValueError(f"{shard.name!r}is not the name of a shard")
+        raise ValueError(f"{shard.name!r} is not the name of a shard")
     return parsed[2]
 
 
