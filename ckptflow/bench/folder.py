@@ -86,7 +86,7 @@ def free_bytes(url: str) -> int | None:
 
 
 def free_memory_bytes() -> int | None:
-    """What this process can still take without the machine, or the container, ending it; None where nobody says."""
+    """What this process can still take without the machine, or the container, ending it; None if nobody says."""
     found = []
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as lines:
         found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))

@@ -34,7 +34,7 @@ class Setting:
 
     @property
     def given_concurrency(self) -> int | None:
-        """The argument of a manager; None where it is left out."""
+        """The argument of a manager; None if it is left out."""
         return None if self.is_default else self.concurrency
 
     @property

@@ -58,7 +58,7 @@ def measure(
     Without `size_bytes`, a save is as large as lets every setting have some rounds in that time, 1 GiB at most; where
     that is too little, settings that have more than that under way at once are left out, unless they were asked for.
     Sizes and memory are those of each worker. `tell` hears what is being done, how many seconds have passed, and of how
-    many. Raises ValueError, before anything large is written, where memory or the disk's free space does not hold what
+    many. Raises ValueError, before anything large is written, if memory or the disk's free space does not hold what
     is to be tried.
     """
     begin_s = time.monotonic()

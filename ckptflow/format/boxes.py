@@ -44,7 +44,7 @@ def row_major_offset(shape: Sequence[int], position: Sequence[int]) -> int:
 def intersect(a: Box, b: Box) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
     """The overlap of two boxes of one tensor: (its shape, where it starts within `a`, where within `b`).
 
-    None where they share no element.
+    None if they share no element.
     """
     start = tuple(map(max, a[0], b[0]))
     shape = tuple(

@@ -74,7 +74,7 @@ _LINEAGES: WeakValueDictionary[bytes, frozenset[Folder]] = WeakValueDictionary()
 
 def parse_folders(names: tuple[str, ...]) -> frozenset[Folder]:
     """The folders of a lineage. All manifests of one life have the same, and it may name thousands: while any of them
-    is in use, so is the one set. Raises ValueError where one is no folder's name.
+    is in use, so is the one set. Raises ValueError if one is no folder's name.
     """
     digest = hashlib.blake2b(msgspec.json.encode(names)).digest()
     known = _LINEAGES.get(digest)

@@ -197,7 +197,7 @@ _MAX_BYTES = {
 def encode(record: Manifest | Receipt | Digests | Claim) -> bytes:
     """The sealed JSON of a record, the same bytes for the same record.
 
-    Raises ValueError where it would be too large to be read back, or holds text that is no Unicode.
+    Raises ValueError if it would be too large to be read back, or holds text that is no Unicode.
     """
     fields = _encoder.encode(record)
     head, inner = _HEAD % (record.version, record.kind.encode()) + b",", memoryview(fields)[1:-1]
@@ -238,7 +238,7 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
 
 
 def digest_of(digests: Mapping[str, int]) -> str:
-    """One digest of many, the same for the same ones in any order; empty where there are none."""
+    """One digest of many, the same for the same ones in any order; empty if there are none."""
     text = msgspec.json.encode(digests, order="sorted")
     return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).hexdigest() if digests else ""
 

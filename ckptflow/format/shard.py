@@ -97,7 +97,7 @@ def layout_shard(entries: Sequence[ShardEntry]) -> ShardLayout:
     """Lays out a shard with these slices: pure, and the same for the same entries.
 
     Slices whose size is a multiple of 64 come first, then those of 32, 16, … so that each is aligned as far as its size
-    allows, always at least to its elements. Raises ValueError where two entries are one slice.
+    allows, always at least to its elements. Raises ValueError if two entries are one slice.
     """
     named = [
         FileEntry(
@@ -112,7 +112,7 @@ def layout_shard(entries: Sequence[ShardEntry]) -> ShardLayout:
 
 
 def layout_file(entries: Sequence[FileEntry], metadata: Mapping[str, str]) -> ShardLayout:
-    """Lays out a safetensors file, as `layout_shard` does it. Raises ValueError where a key stands twice."""
+    """Lays out a safetensors file, as `layout_shard` does it. Raises ValueError if a key stands twice."""
     sizes = [entry.size_bytes for entry in entries]
     order = sorted(range(len(entries)), key=lambda i: -_alignment(sizes[i]))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -150,7 +150,7 @@ _ITEM_SIZE_BYTES = {
 
 
 def header_size_bytes(prefix: bytes, file_size_bytes: int) -> int:
-    """How many bytes of a shard lie before its data, by its first 8 bytes. Raises ValueError where that cannot be."""
+    """How many bytes of a shard lie before its data, by its first 8 bytes. Raises ValueError if that cannot be."""
     size = int.from_bytes(prefix[:_PREFIX_BYTES], "little")
     if len(prefix) < _PREFIX_BYTES or size > min(MAX_HEADER_BYTES, file_size_bytes - _PREFIX_BYTES):
         raise ValueError(f"a header of {size:,} bytes does not fit a shard of {file_size_bytes:,} bytes")
@@ -206,7 +206,7 @@ def parse_file(
 
 
 def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: the object with these members. Raises ValueError where a name stands twice."""
+    """For `json.loads`: the object with these members. Raises ValueError if a name stands twice."""
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a JSON object has one member twice")

@@ -43,7 +43,7 @@ def from_json(value: Any, where: str = "state") -> Any:
 
 
 def check_room(found: Mapping[str, Any], max_bytes: int) -> None:
-    """Raises `UnsupportedStateError`, naming the largest, where JSON's form of values and names takes more.
+    """Raises `UnsupportedStateError`, naming the largest, if JSON's form of values and names takes more.
 
     Lists and dicts, which take much more memory than text, have a bound of their own: one for each 256 bytes of room,
     and for each 16 that are used.
@@ -121,7 +121,7 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
             return _from_tag(tag, content, where, depth)
     _check_depth(where, depth)
     if any(key.startswith("$") and not key.startswith("$$") for key in value):
-        raise CorruptCheckpointError(f"{where} has a member whose name starts with a single '$' beside others")
+        raise CorruptCheckpointError(f"{where} has a member whose name starts with a single '$' among others")
     return {key.removeprefix("$"): _from_json(item, where, depth + 1) for key, item in value.items()}
 
 

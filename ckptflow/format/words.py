@@ -7,7 +7,7 @@ from datetime import datetime
 
 
 def some_of(items: Sequence[str], most: int, separator: str = ", ") -> str:
-    """At most so many of the items, and how many there are beside them."""
+    """At most so many of the items, and how many more there are."""
     more = len(items) - most
     return separator.join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
@@ -18,7 +18,7 @@ def count_text(count: int, what: str) -> str:
 
 
 def size_text(size_bytes: int) -> str:
-    """999 B, 1.50 KiB, 23.4 GiB; there are no decimal units beside these."""
+    """999 B, 1.50 KiB, 23.4 GiB; decimal units are not used."""
     size, unit = float(size_bytes), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if size < 1000 or unit == "PiB":

@@ -189,8 +189,9 @@ def _fill(
         return {}
     if not restore.wanted:
         raise UsageError(
-            f"nothing of {where} matches model=; nothing to warm-start from. It has {some_of(restore.unexpected, 5)}; "
-            f"the model has {some_of(restore.missing, 5)}; pass rename= to map the names"
+            f"no tensor of {where} matches model=; nothing to warm-start from. It has "
+            f"{some_of(restore.unexpected, 5)}; the model has {some_of(restore.missing, 5)}; pass rename= to map "
+            "the names"
         )
     not_used = [*restore.unexpected, *(content.left_out if isinstance(content, NamedTensors) else ())]
     return {"left_as_they_were": list(restore.missing[:MAX_NAMES]), "not_used": not_used[:MAX_NAMES]}

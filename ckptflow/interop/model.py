@@ -70,7 +70,7 @@ def load_model(
     optimizer_path = _path_of_optimizer(manifest, path)
     if model is None:
         if not isinstance(described, dict):
-            raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r}is not a Keras model. " + _what_can())
+            raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is not a Keras model. " + _what_can())
         if not unsafe:  # else its code runs here anyway
             check_builds(manifest.models, path, optimizer_path, manifest.size_bytes, imports=imports)
         model = build_with_optimizer(

@@ -292,7 +292,7 @@ def read_header(file: BinaryIO, where: str) -> tuple[tuple[HeaderEntry, ...], di
         head = prefix + file.read(header_size_bytes(prefix, size_bytes) - _PREFIX_BYTES)
         return parse_file(head, size_bytes, _OTHER_BITS)
     except ValueError as error:
-        raise CorruptCheckpointError(f"{where}is not a safetensors file, or is damaged: {error}") from error
+        raise CorruptCheckpointError(f"{where} is not a safetensors file, or is damaged: {error}") from error
 
 
 def _named(path: str, size_bytes: int, entries: Sequence[HeaderEntry], metadata: Mapping[str, str]) -> NamedTensors:

@@ -50,7 +50,7 @@ def as_one_file(
     if part is not None and int(part["count"]) > 1:
         where = redact_url(in_folder(place, os.path.basename(local)))
         index = os.path.basename(part["base"]) + INDEX_SUFFIX
-        raise UsageError(f"{where} has a part of the tensors of {index}: name that, with all parts beside it")
+        raise UsageError(f"{where} has a part of the tensors of {index}: name that file, with all parts next to it")
     index = _index_in(local, place) if os.path.isdir(local) else local
     if not index.endswith(INDEX_SUFFIX):
         return local
@@ -93,7 +93,7 @@ def _header_of(path: str, expected: set[str], index: str) -> tuple[HeaderEntry, 
     with os_errors("read", path), open_regular(path) as file:
         entries, metadata = read_header(file, path)
     if CARRIED in metadata:
-        raise UnsupportedStateError(f"{path}is a complete ckptflow checkpoint, not a part of {index}")
+        raise UnsupportedStateError(f"{path} is a complete ckptflow checkpoint, not a part of {index}")
     differing = sorted({entry.key for entry in entries} ^ expected)
     if differing:
         what = "is not in it, where it should be" if differing[0] in expected else "is in it, where it should not be"
@@ -122,11 +122,11 @@ def _shards_of(index: str) -> dict[str, set[str]]:
     try:
         found = msgspec.json.decode(text, type=_Index).weight_map
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{index}is not an index of safetensors files: {error}") from error
+        raise CorruptCheckpointError(f"{index} is not an index of safetensors files: {error}") from error
     shards: dict[str, set[str]] = {}
     for tensor, name in found.items():
         if name != os.path.basename(name) or not name.endswith(".safetensors"):
-            raise CorruptCheckpointError(f"{index}: for {tensor!r:.100} it names {name!r:.200}, no file beside it")
+            raise CorruptCheckpointError(f"{index}: for {tensor!r:.100} it names {name!r:.200}, not a file next to it")
         shards.setdefault(name, set()).add(tensor)
     if not shards:
         raise CorruptCheckpointError(f"{index} names no tensors")

@@ -182,7 +182,7 @@ def _give_owners(ranges: Sequence[tuple[Range, frozenset[int]]], can_serve: Sequ
 
 
 def agree_on_plan(manifest: Manifest, terms: Sequence[Terms], kind: str) -> tuple[SharedRange, ...]:
-    """The plan for what all call "early", or "rest"; empty where a worker has too few buffers, or makes no sense."""
+    """The plan for what all call "early", or "rest"; empty if a worker has too few buffers, or makes no sense."""
     count = sum(len(tensor.slices) for tensor in manifest.tensors)
     if not count or any(each.buffer_count < LEAST_BUFFERS or each.problem for each in terms):
         return ()

@@ -28,7 +28,7 @@ class Listener:
     """
 
     def __init__(self, address: str, worker: int, world_size: int, loans: Loans) -> None:
-        """Raises OSError where that address cannot be bound."""
+        """Raises OSError if that address cannot be bound."""
         family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -133,7 +133,7 @@ class Listener:
 
 def find_listener(hosts: Sequence[str], worker: int, loans: Loans) -> Listener | None:
     """At this worker's host, as all workers know it; if that is no address of this machine, as behind a service's
-    name, at the one from which the others are reached. None where neither can be."""
+    name, at the one from which the others are reached. None if neither can be."""
     for address in _addresses(hosts, worker):
         try:
             return Listener(address, worker, len(hosts), loans)
@@ -159,7 +159,7 @@ def _addresses(hosts: Sequence[str], worker: int) -> Iterator[str]:
 
 
 def _resolved(host: str) -> str:
-    """Empty where that is no address of one machine; 0.0.0.0 is every address of each."""
+    """Empty if that is no address of one machine; 0.0.0.0 is every address of each."""
     try:
         found = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:

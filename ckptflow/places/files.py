@@ -65,7 +65,7 @@ def fetched(
 def opened(url: str, storage_options: dict[str, Any] | None = None) -> Iterator[BinaryIO]:
     """The file at `url`, seekable. No more of it is read than is asked for; from a web server it comes whole.
 
-    Raises `ObjectNotFoundError` where there is no file, or a folder; else as `fetched`.
+    Raises `ObjectNotFoundError` if there is no file, or a folder; else as `fetched`.
     """
     path = local_path(url)
     if path is None and url.partition("://")[0] not in HTTP_SCHEMES:
@@ -103,7 +103,7 @@ def staged(url: str, *, overwrite: bool, storage_options: dict[str, Any] | None 
         raise UsageError(f"{where}: cannot write to a web server; give a path or the URL of an object storage")
     with contextlib.closing(LocalPlace(path) if path is not None else RemotePlace(url, storage_options or {})) as place:
         if not place.name:
-            raise UsageError(f"{where}does not name a file or folder; add a name")
+            raise UsageError(f"{where} does not name a file or folder; add a name")
         _refuse(where, place, overwrite)
         with place.staging() as folder, _full_disk_named(folder, where):
             path = os.path.join(folder, place.name)
@@ -151,7 +151,7 @@ def _produced(folder: str, name: str, where: str) -> dict[str, int]:
         if above == folder:
             other = [entry for entry in (*folders, *files) if entry != name and not is_in_group(entry, name)]
             if other:
-                raise UsageError(f"{where}: {other[0]!r} was written beside {name!r}, and nothing was published")
+                raise UsageError(f"{where}: {other[0]!r} was written in addition to {name!r}, so nothing was published")
         for entry in (*folders, *files):
             path = os.path.join(above, entry)
             mode = os.lstat(path)

@@ -90,7 +90,7 @@ class LocalPlace:
     def publish(self, folder: str, sizes: Iterable[str], *, overwrite: bool) -> None:
         """Moves what is in `folder` here: durable before it has its name, and its name durable when this returns.
 
-        Raises `ObjectExistsError` where something is here, unless it may be replaced.
+        Raises `ObjectExistsError` if something is here, unless it may be replaced.
         """
         steps = in_steps({key.split(os.sep)[0] for key in sizes})
         names = [name for step in steps for name in step]
@@ -152,7 +152,7 @@ class LocalPlace:
             raise
 
     def _replace_one(self, new: str) -> bool:
-        """Puts a new file or folder in the old one's place in one step; False where that cannot be."""
+        """Puts a new file or folder in the old one's place in one step; False if that cannot be."""
         is_here = os.path.lexists(self._path)
         if is_here and (_is_folder(self._path) or _is_folder(new)):
             return _exchange(new, self._path)
@@ -172,7 +172,7 @@ def _move_back(source: str, target: str) -> None:
 
 
 def _move_to_new(source: str, target: str) -> None:
-    """Renames. Raises FileExistsError where something is at `target`, but for a folder without anything in it."""
+    """Renames. Raises FileExistsError if something is at `target`, but for a folder without anything in it."""
     if _is_folder(source):
         try:
             os.rename(source, target)
@@ -195,7 +195,7 @@ def _move_to_new(source: str, target: str) -> None:
 
 
 def _exchange(one: str, other: str) -> bool:
-    """Swaps two names in one step; False where the file system or the C library cannot."""
+    """Swaps two names in one step; False if the file system or the C library cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

@@ -177,7 +177,7 @@ class RemotePlace:
         if clashes:
             in_the_way = sorted(
                 old
-            )  # a file where a folder shall be, or the other way round: not all storages hold both
+            )  # a file where a directory was expected, or the reverse: not all storages allow both
         elif len(sizes) > 1:
             in_the_way = [key for step in reversed(in_steps(old)[1:]) for key in step]
         done: list[str] = []

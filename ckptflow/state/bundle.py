@@ -40,7 +40,7 @@ class Bundle(ABC):
         """Replaces the object's state by `parts`."""
 
     def misfit(self, parts: Mapping[str, Array]) -> str:
-        """Why `write` cannot take these parts; empty where it can. Leaves the object as it is, or raises
+        """Why `write` cannot take these parts; empty if it can. Leaves the object as it is, or raises
         `NotPutBackError`; what else it raises says why, too."""
         return ""
 
@@ -50,7 +50,7 @@ class Bundle(ABC):
         return {name: np.array(part, object) if isinstance(part, bytes) else part for name, part in parts.items()}
 
     def put_back(self, before: Mapping[str, Array]) -> None:
-        """Writes what `held` gave. Raises `NotPutBackError` where that fails, too."""
+        """Writes what `held` gave. Raises `NotPutBackError` if that fails, too."""
         try:
             self.write(before)
         except Exception as error:

@@ -107,7 +107,7 @@ class Snapshot:
         return self._tree.frozen_names
 
     def reference(self, index: int) -> Memory | None:
-        """Keeps a tensor's memory: see `Memory`. None where that proves nothing, as of what another process holds."""
+        """Keeps a tensor's memory: see `Memory`. None if that proves nothing, as of what another process holds."""
         held = self._held[index]
         return None if held is None or index in self._remote else memory_of(held)
 
@@ -127,7 +127,7 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
     """A snapshot of the tree's objects, taken on the training thread between two steps; blocks for the reads alone.
 
     Raises `UsageError`, with their names, for variables that have no value yet, and inside a tf.function or a replica.
-    Raises `PeerError` where a parameter server is gone.
+    Raises `PeerError` if a parameter server is gone.
     Raises whatever an entry's `get_state` raises, and `UnsupportedStateError` for what it returns and JSON cannot hold.
     """
     if not strategies.is_between_steps():

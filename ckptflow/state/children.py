@@ -280,7 +280,7 @@ def layer_labels(layers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def automatic_base(name: str, class_name: str) -> str | None:
-    """The name without its number where Keras made it up from the class; None where a user gave it."""
+    """The name without its number where Keras made it up from the class; None if a user gave it."""
     plain_class = class_name.lower().replace("_", "")
     made_up = {plain_class, *(["private" + plain_class] if class_name.startswith("_") else [])}  # as tf_keras does
     for base in (name, _NUMBER.sub("", name)):

@@ -1,4 +1,4 @@
-"""What a checkpoint says of models and optimizers beside their tensors, to build them again without code."""
+"""What a checkpoint says about models and optimizers in addition to their tensors, to build them again without code."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _reason(part: Any) -> str:
 
 
 def _describe_inputs(model: Any) -> Any:
-    """What the model was called with, for `inputs_of`; None where it was not."""
+    """What the model was called with, for `inputs_of`; None if it was not."""
     spec = model.save_spec()
     return [_describe_spec(argument) for argument in spec[0]] if spec is not None else None
 
@@ -152,7 +152,7 @@ def part_of(described: Mapping[str, Any], name: str) -> Any:
 
 
 def inputs_of(described: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """The arguments that a described model was called with, structures of TensorSpecs; None where it is not said.
+    """The arguments that a described model was called with, structures of TensorSpecs; None if it is not said.
 
     Raises ValueError for what `describe` did not write.
     """

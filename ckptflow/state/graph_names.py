@@ -28,7 +28,7 @@ def name_values(graph: ObjectGraph, prefix: str = "") -> dict[str, tuple[str, ..
 
     The same names as the walk gives where that follows TensorFlow's graph: breadth first, underscores stripped,
     optimizers last and their slots by their variables. The root's children are called as their edges, below `prefix` if
-    there is one. Raises ValueError where the names would be too long.
+    there is one. Raises ValueError if the names would be too long.
     """
     return _Namer(graph, prefix).run()
 

@@ -85,7 +85,7 @@ class IteratorBundle(Bundle):
         return ""
 
     def check(self, path: str) -> None:
-        """Raises `UnsupportedStateError` where the pipeline cannot be saved."""
+        """Raises `UnsupportedStateError` if the pipeline cannot be saved."""
         try:
             self.read()
         except tf.errors.OpError as error:

@@ -230,7 +230,7 @@ def _without_keras3(variable: Any) -> Any:
 
 def raw_variable(variable: Any) -> Any:
     """The variable under Keras's and mixed precision's wrappers: a resource variable, a DistributedVariable, or None
-    where a Keras 3 variable has not been given its value yet."""
+    if a Keras 3 variable has not been given its value yet."""
     variable = _without_keras3(variable)
     if tf_keras() is not None:
         variable = without_autocast(variable)

@@ -39,7 +39,7 @@ _AGGREGATIONS: dict[Any, Components] = {
 class Leaf(ABC):
     """One tensor of the checkpoint.
 
-    `shape` has None where the variable leaves a dimension open, and is None where it leaves the rank open. `boxes` are
+    `shape` has None if the variable leaves a dimension open, and is None if it leaves the rank open. `boxes` are
     what `assign` takes: all of it (None), or one block after the other. `own`: this worker's, no other has it.
     """
 

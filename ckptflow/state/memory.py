@@ -27,7 +27,7 @@ class Memory:
 def memory_of(held: Any) -> Memory | None:
     """The memory of what a snapshot holds of a tensor. What TensorFlow copies at each read is new memory each time.
 
-    None where it is not in this process's main memory, or is lent to nobody, as strings are.
+    None if it is not in this process's main memory, or is lent to nobody, as strings are.
     """
     tensors = tuple(held) if isinstance(held, list) else (held,)
     addresses: list[int | bytes] = []

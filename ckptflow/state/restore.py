@@ -72,7 +72,7 @@ class _BundleParts:
         return leaf.name.removesuffix(f"/{leaf.part}")
 
     def misfit(self) -> str:
-        """Why they cannot be written; empty where they can. Raises `NotPutBackError` alone."""
+        """Why they cannot be written; empty if they can. Raises `NotPutBackError` alone."""
         lacking = sorted(self.bundle.dtypes.keys() - self.parts.keys())
         if lacking:
             return f"the checkpoint has no {' and no '.join(lacking)} for it"

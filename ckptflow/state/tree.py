@@ -136,7 +136,7 @@ def walk(state: Mapping[str, Any], *, worker: int = 0, world_size: int = 1) -> T
 
 
 def _check_names(leaves: list[Leaf]) -> None:
-    """Raises `UnsupportedStateError` where a manifest cannot even hold the names: every save would fail by it."""
+    """Raises `UnsupportedStateError` if a manifest cannot even hold the names: every save would fail by it."""
     size_bytes = sum(len(name.encode()) + _RECORD_BYTES for leaf in leaves for name in (leaf.name, *leaf.aliases))
     if size_bytes > MAX_MANIFEST_BYTES:
         longest = max(leaves, key=lambda leaf: len(leaf.name)).name

@@ -58,7 +58,7 @@ def open_by_obstore(
     *,
     is_required: bool,
 ) -> Store | None:
-    """The store, or None where fsspec must do it: another scheme, no obstore, or options that obstore has not.
+    """The store, or None if fsspec must do it: another scheme, no obstore, or options that obstore has not.
 
     Where `is_required`, each of these raises ValueError or ImportError instead.
     """

@@ -66,7 +66,7 @@ LOCAL_FAULTS: dict[int, tuple[type[StorageError], str]] = {
     errno.ENFILE: (StorageUnavailableError, "too many open files on this machine"),
 }
 
-# Object storage: the error codes that S3 and its kin send, and HTTP statuses where there is no better word.
+# Object storage: the error codes that S3 and compatible storages send, and HTTP statuses if there is no better word.
 _TRANSIENT_CODES = {
     "ConditionalRequestConflict", "InternalError", "OperationAborted", "PriorRequestNotComplete",
     "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "RequestTimeoutException", "ServiceUnavailable",
@@ -170,7 +170,7 @@ def from_client_error(
     A `UsageError` for one of the storage `options` that the client does not know, as some find out at their first
     request.
 
-    `sends_checksum`: whether the request had checksum headers; None where no setting has a say in that.
+    `sends_checksum`: whether the request had checksum headers; None if no setting has a say in that.
     An error that no table knows is permanent: a retry that cannot help would only hide it for a minute.
     """
     kind, advice = _kind_of(error)

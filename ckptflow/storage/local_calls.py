@@ -88,7 +88,7 @@ def is_there(name: str, folder: int) -> bool:
 
 
 def rename_to_new(old: str, new: str, folder: int) -> bool:
-    """Renames in a folder; False where something has the new name, if the file system can tell."""
+    """Renames in a folder; False if something has the new name, if the file system can tell."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is not None:
         if rename(folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) == 0:
@@ -121,7 +121,7 @@ def fsync_folder(descriptor: int) -> None:
 
 def change(folder: int) -> bool:
     """Makes and removes a name, so that a network client lists the folder anew, and an fsync has something to write.
-    False where it could not: it is read-only, or full."""
+    False if it could not: it is read-only, or full."""
     name = f"{RESERVED}tmp-{secrets.token_hex(12)}"
     try:
         try:

@@ -21,7 +21,7 @@ COPIED_DAYS = 7
 
 
 def check_version(name: str, folder: int, version: str, path: str) -> os.stat_result:
-    """What the system says of a file. Raises `ObjectChangedError` where it is another version, or there is a link, a
+    """What the system says of a file. Raises `ObjectChangedError` if it is another version, or there is a link, a
     pipe or the like in its place, and IsADirectoryError where there is a folder."""
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if stat.S_ISDIR(status.st_mode):

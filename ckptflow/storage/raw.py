@@ -1,4 +1,4 @@
-"""The client below a store, with nothing of ours between: what a measurement takes as the limit. For nothing else.
+"""The client below a store, with nothing of ours between: the raw baseline of measurements. For nothing else.
 
 No retries, no checksums of ours, and on a disk no names moved and no folders made durable.
 """

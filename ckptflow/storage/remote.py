@@ -61,7 +61,7 @@ class RemoteCalls:
             raise UsageError(f"{self._url}: opened before a fork; open another store in the forked process")
 
     def _sends_checksum_to(self, doing: str) -> bool | None:
-        """Whether such requests have checksum headers; None where no setting has a say in that."""
+        """Whether such requests have checksum headers; None if no setting has a say in that."""
         return None
 
     @contextmanager

@@ -64,12 +64,12 @@ class Store(Protocol):
 
     @property
     def can_copy(self) -> bool:
-        """Whether `copy` may work here. False where the storage has no such thing, and once it has refused it."""
+        """Whether `copy` may work here. False if the storage has no such thing, and once it has refused it."""
 
     def put(self, key: str, data: memoryview) -> str | None:
         """Writes `data` under `key`, whole and durable, replacing what was there.
 
-        Returns the version of what was written, which a copy of it is conditioned on; None where the storage does not
+        Returns the version of what was written, which a copy of it is conditioned on; None if the storage does not
         tell.
 
         `data` is one contiguous byte buffer, not used any more once the call has returned or raised. Where its memory
@@ -79,7 +79,7 @@ class Store(Protocol):
     def copy(self, source_key: str, key: str, version: str) -> str | None:
         """Makes `key`, whole and durable, of the bytes of `source_key` in that `version`, inside the storage.
 
-        Replaces what was there, and returns the new object's version. Raises `ObjectNotFoundError` where there is no
+        Replaces what was there, and returns the new object's version. Raises `ObjectNotFoundError` if there is no
         source, `ObjectChangedError` where it is not that version, and other errors as `put` does: whoever asks can
         write the bytes anew, so there are fewer tries. Not called where `can_copy` is False.
         """
@@ -90,7 +90,7 @@ class Store(Protocol):
     def get(self, key: str, into: memoryview, start: int = 0) -> int:
         """Reads from byte `start` on into `into`; returns the count, below `len(into)` only at the object's end.
 
-        Raises `ObjectNotFoundError` where there is no such object. Memory is the caller's, so no object, however
+        Raises `ObjectNotFoundError` if there is no such object. Memory is the caller's, so no object, however
         large, makes this process allocate.
         """
 

@@ -28,6 +28,6 @@ def is_wanted() -> bool:
 
 
 def check_wanted() -> None:
-    """Raises `StorageError`, which nothing tries again, where nobody waits for the rest."""
+    """Raises `StorageError`, which nothing tries again, if nobody waits for the rest."""
     if not is_wanted():
         raise StorageError("given up: another request has brought the same")

@@ -89,7 +89,7 @@ def can_copy(store: Store) -> bool:
 
 
 def quickest_s(store: Store) -> float | None:
-    """How long the quickest request to the storage took, which is about how far away it is; None where nobody knows."""
+    """How long the quickest request to the storage took, which is about how far away it is; None if nobody knows."""
     found: float | None = getattr(store, "quickest_s", None)
     return found
 

@@ -19,7 +19,7 @@ _LOOK_S = 0.1
 
 
 def memory_for(what: str, size_bytes: int) -> Bytes1D:
-    """Memory to read into. Raises `UsageError` where there is not so much: a sparse file may be as long as it likes."""
+    """Memory to read into. Raises `UsageError` if there is not so much: a sparse file may be as long as it likes."""
     try:
         return np.empty(size_bytes, np.uint8)
     except (MemoryError, ValueError) as error:
@@ -107,11 +107,11 @@ class BufferPool:
                 return buffer
 
     def acquire_now(self) -> Buffer | None:
-        """The same without waiting; None where all are in use."""
+        """The same without waiting; None if all are in use."""
         return self.acquire_within(0)
 
     def acquire_within(self, wait_s: float) -> Buffer | None:
-        """The same; None where all are in use for so long."""
+        """The same; None if all are in use for so long."""
         try:
             self._tokens.get(timeout=wait_s)
         except queue.Empty:

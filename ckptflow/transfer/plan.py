@@ -57,7 +57,7 @@ def plan_shards(
     No shard is longer than `shard_bytes`, header included; where there are more than `at_once` they are about a
     multiple of that many, so that the last that are written together are as many as the others. Tensors that are
     `still`, by their places in `specs`, share a shard with no others: that changes no worker's part. Raises ValueError
-    where `shard_bytes` is under 64 KiB, `UnsupportedStateError` for a name that no header can hold.
+    if `shard_bytes` is under 64 KiB, `UnsupportedStateError` for a name that no header can hold.
     """
     (plan,) = plan_workers(
         specs,
@@ -140,7 +140,7 @@ def number_of(shard: PlannedShard) -> int:
     """The number in a planned shard's name."""
     parsed = parse_shard_name(shard.name)
     if parsed is None:
-        raise ValueError(f"{shard.name!r}is not the name of a shard")
+        raise ValueError(f"{shard.name!r} is not the name of a shard")
     return parsed[2]
 
 

@@ -44,10 +44,10 @@ def verify_checkpoint(
     sound: Sound | None = None,
     only: Collection[int] | None = None,
 ) -> list[Problem]:
-    """Reads all of a checkpoint and returns what does not agree with its manifest; an empty list where all does.
+    """Reads all of a checkpoint and returns what does not agree with its manifest; an empty list if all does.
 
     Checks each shard's size, its header, and the crc32c of the whole file and of every slice; a shard in which
-    something is wrong is listed and read again, and only what is wrong twice is told. Raises `StorageError` where the
+    something is wrong is listed and read again, and only what is wrong twice is told. Raises `StorageError` if the
     storage fails: that says nothing about the checkpoint.
 
     `sound` has what earlier calls with it found sound, and gets what this one does: a file that several checkpoints

@@ -177,7 +177,7 @@ class _Writing:
         return _Written(msgspec.structs.replace(record, version=version if record.content else None), checksums)
 
     def _copied(self, known: Earlier, record: ShardRecord) -> ShardRecord | None:
-        """The record of a copy of that shard under this name; None where there is none, and it must be written."""
+        """The record of a copy of that shard under this name; None if there is none, and it must be written."""
         if known.record.version is None:
             return None
         version = self.copies.copy(known.key, self.folder.key(record.name), known.record.version)

@@ -1,4 +1,4 @@
-"""Archives that nobody vouches for: what is packed comes back, what is hostile or damaged leaves nothing."""
+"""Untrusted archives: what is packed comes back, what is hostile or damaged leaves nothing."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_an_optimizer_comes_as_a_whole_or_not_at_all(
     if left:
         (text,) = verdict.said
         (first,) = missing or unexpected
-        assert "it begins anew: " + first in text
+        assert "it starts fresh: " + first in text
 
 
 @given(COMPARISONS)

@@ -50,7 +50,7 @@ def test_a_warm_start(run: str, trained: Any, tmp_path: Path) -> None:
         ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=rename)
     with pytest.raises(UsageError, match="give model="):
         ckptflow.import_model(tmp_path / "m.keras", tmp_path / "nowhere", partial=True)
-    with pytest.raises(UsageError, match=r"nothing of .* fits model="):
+    with pytest.raises(UsageError, match=r"no tensor of .* matches model="):
         ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model={"other": model}, partial=True)
     with pytest.raises(UsageError, match="rename is a dict from text to text"):
         ckptflow.import_model(tmp_path / "m.keras", tmp_path / "strict", model=model, rename=[("a", "b")])  # type: ignore[arg-type]

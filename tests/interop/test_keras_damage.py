@@ -233,7 +233,7 @@ HOSTILE: dict[str, tuple[str, Callable[[h5py.File], None]]] = {
         file, lambda f, name, _: f.__setitem__(name, h5py.Empty("f4")))),
     "a type of its own": ("neither", lambda file: file.__setitem__("type", np.dtype("f8"))),
     "groups without end": ("nested", lambda file: _replace(file, _deep)),
-    "a group in itself": ("another path", lambda file: _replace(file, _cycle)),
+    "a group in itself": ("second path", lambda file: _replace(file, _cycle)),
     "one dataset under many names": ("take", lambda file: _replace(file, _many_names)),
 }  # fmt: skip
 

@@ -71,7 +71,7 @@ def test_a_warm_start_needs_no_classes(kit: str, suffix: str, tmp_path: Path, ca
         assert np.array_equal(into.layers[-1].kernel, head)
         assert "net/head/kernel" in done.metadata["imported"]["left_as_they_were"]
         assert int(into.optimizer.iterations.numpy()) == 0
-    assert "go by their places in the file" in caplog.text
+    assert "are named by their position in the file" in caplog.text
 
 
 def test_all_of_it_by_places_takes_the_optimizer_too(tmp_path: Path) -> None:

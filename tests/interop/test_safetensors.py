@@ -196,7 +196,7 @@ def test_provenance(exported: tuple[str, OpenCheckpoint], tmp_path: Path) -> Non
         assert read_provenance(file, path) == origin(opened)
         assert file.tell() < os.path.getsize(path) / 10
     for content in (b"", b"\x89HDF", os.urandom(100)):
-        with pytest.raises(CorruptCheckpointError, match=r"there is no safetensors file"):
+        with pytest.raises(CorruptCheckpointError, match=r"there is not a safetensors file"):
             read_provenance(io.BytesIO(content), "there")
     safetensors.numpy.save_file({"a": np.zeros(3)}, tmp_path / "other")
     with open(tmp_path / "other", "rb") as file:

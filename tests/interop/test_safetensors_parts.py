@@ -89,11 +89,11 @@ def moved(names: dict[str, str]) -> Any:
             "'b' is in it",
         ),
         (lambda names: names | {"c": "other.safetensors"}, ObjectNotFoundError, "other.safetensors"),
-        (lambda names: names | {"c": "../m/other.safetensors"}, CorruptCheckpointError, "no file beside it"),
-        (lambda names: names | {"c": "/etc/passwd"}, CorruptCheckpointError, "no file beside it"),
-        (lambda names: names | {"c": 3}, CorruptCheckpointError, "no index"),
+        (lambda names: names | {"c": "../m/other.safetensors"}, CorruptCheckpointError, "not a file next to it"),
+        (lambda names: names | {"c": "/etc/passwd"}, CorruptCheckpointError, "not a file next to it"),
+        (lambda names: names | {"c": 3}, CorruptCheckpointError, "not an index"),
         (lambda names: {}, CorruptCheckpointError, "names no tensors"),
-        (lambda names: [names], CorruptCheckpointError, "no index"),
+        (lambda names: [names], CorruptCheckpointError, "not an index"),
     ],
 )
 def test_an_index_that_lies(change: Callable[[Any], Any], error: type[Exception], why: str, tmp_path: Path) -> None:

@@ -199,14 +199,14 @@ def test_a_keras_model_that_tensorflow_saved_goes_by_the_graph(
     load_saved_model_into(str(tmp_path / "m"), again)
     np.testing.assert_allclose(case.predict(again), case.predict(model), atol=1e-6)
     assert int(again.optimizer.iterations) == case.steps
-    assert "begins anew" not in caplog.text
+    assert "starts fresh" not in caplog.text
 
 
 def test_a_source_without_the_optimizer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = models.CASES["dense"].make("keras")
     write_saved_model(str(tmp_path / "m"), model, None)
     load_saved_model_into(str(tmp_path / "m"), models.CASES["dense"].make("keras"))
-    assert "begins anew" in caplog.text
+    assert "starts fresh" in caplog.text
 
 
 def test_keras_exports_of_another_shape_are_refused(stock: Path) -> None:

@@ -86,7 +86,7 @@ def test_weights_come_and_slots_go_with_them(
             assert slots(model) == slots(source)
         else:
             assert slots(model) == before or not any(slots(model).values())
-            assert "begins anew" in caplog.text
+            assert "starts fresh" in caplog.text
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

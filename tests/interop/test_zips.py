@@ -1,4 +1,4 @@
-"""Zips that nobody vouches for: each reader of one must find the same in it, in bounded memory."""
+"""Untrusted zips: each reader of one must find the same in it, in bounded memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check(data: bytes, folder: Path, **bounds: Any) -> None:
 
 
 def unfit(data: bytes, folder: Path, match: str, **bounds: Any) -> None:
-    with pytest.raises(CorruptCheckpointError, match=rf"m\.kerasis not a valid zip: .*{match}"):
+    with pytest.raises(CorruptCheckpointError, match=rf"m\.keras is not a valid zip: .*{match}"):
         check(data, folder, **bounds)
 
 

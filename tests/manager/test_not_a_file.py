@@ -77,7 +77,7 @@ def test_a_folder_that_is_there_and_said_not_to_be(tmp_path: Path, monkeypatch: 
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(ckptflow.StorageError, match="it is there"):
+    with pytest.raises(ckptflow.StorageError, match="it exists"):
         store.list()
 
 

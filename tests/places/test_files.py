@@ -319,7 +319,7 @@ def test_runs_and_checkpoints_are_never_replaced(near: Place) -> None:
 def test_only_what_was_asked_for_is_published(near: Place) -> None:
     with pytest.raises(UsageError, match="no file was written"):
         near.write("m", {})
-    with pytest.raises(UsageError, match=r"'m2' was written beside 'm'"), near.staged("m") as path:
+    with pytest.raises(UsageError, match=r"'m2' was written in addition to 'm'"), near.staged("m") as path:
         write(path + "2", b"x")
     with pytest.raises(UsageError, match="neither a file nor a folder"), near.staged("m") as path:
         os.symlink("/etc/passwd", path)

@@ -86,7 +86,9 @@ def test_a_refusal_is_asked_once_and_said_once(
             with pytest.raises(kind, match="cannot copy to b"):
                 store.copy("a", "b", version)
     assert copies(proxy) == before + 1
-    assert [(record.levelname, "written anew" in record.getMessage()) for record in caplog.records] == [("INFO", True)]
+    assert [(record.levelname, "written, not copied" in record.getMessage()) for record in caplog.records] == [
+        ("INFO", True)
+    ]
     written(store, "b")
 
 
@@ -152,7 +154,7 @@ def test_a_server_that_ignores_the_condition_is_not_asked_again(
                     store.copy("a", "b", version)
                 assert not store.can_copy
         assert len(proxy.requests) == since + 1
-        assert ["written anew" in record.getMessage() for record in caplog.records] == [True]
+        assert ["written, not copied" in record.getMessage() for record in caplog.records] == [True]
         store.close()
 
 

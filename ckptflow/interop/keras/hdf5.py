@@ -1,4 +1,4 @@
-"""HDF5 files that nobody vouches for, as Keras writes them: looked over before Keras, or anything else, reads a value.
+"""Untrusted HDF5 files, as Keras writes them: validated before Keras, or anything else, reads a value.
 
 An HDF5 file can name other files of the machine (external links, external and virtual datasets), ask for memory that it
 does not fill (a shape is a promise), and load filters as plug-ins. Keras writes none of that.
@@ -243,9 +243,9 @@ def json_of(text: str | bytes | None, what: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{where}: its {what}is not valid JSON: {error}") from error
+        raise CorruptCheckpointError(f"{where}: its {what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(f"{where}: its {what}is not a JSON object")
+        raise CorruptCheckpointError(f"{where}: its {what} is not a JSON object")
     return value
 
 

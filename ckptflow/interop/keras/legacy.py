@@ -225,7 +225,7 @@ def read_h5(
 
 def check_implementations(path: str, model: Any, state: Mapping[str, Any]) -> None:
     """Raises `UsageError` where a recurrent layer of a file's model is cuDNN's and that of the same name in the state
-    is not, or the other way round: kernels of one shape have another order then."""
+    is not, or the reverse: kernels of one shape have another order then."""
     live = {layer.name: layer for layer in walk(state).layers if hasattr(layer, "name")}
     for layer in layers_in(model):
         other = live.get(layer.name, layer)

@@ -237,7 +237,7 @@ def _map_of(index: str) -> dict[str, list[str]]:
     for group, names in groups.items():
         is_list = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
         if not is_list or any(name != os.path.basename(name) or name in ("", ".", "..") for name in names):
-            raise CorruptCheckpointError(f"{index}: for {group!r:.100} it names {names!r:.200}, no files beside it")
+            raise CorruptCheckpointError(f"{index}: for {group!r:.100} it names {names!r:.200}, not files next to it")
     if not groups:
         raise CorruptCheckpointError(f"{index} names no weights: its weight_map is missing or empty")
     return groups

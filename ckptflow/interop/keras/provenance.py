@@ -58,7 +58,7 @@ def metadata_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any]:
 def member(archive: zipfile.ZipFile, name: str, where: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """A member's bytes, no more of them than it may have. Raises `CorruptCheckpointError`."""
     if name not in archive.namelist():
-        raise CorruptCheckpointError(f"{where}is not a .keras file: it has no {name}")
+        raise CorruptCheckpointError(f"{where} is not a .keras file: it has no {name}")
     with archive.open(name) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:

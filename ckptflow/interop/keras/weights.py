@@ -142,7 +142,7 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
     kind = kind_of_file(path)
     if kind == "keras":
         if state is None:
-            raise UsageError(f"{path}is a complete model: read it as one, or pass a model to load its weights into")
+            raise UsageError(f"{path} is a complete model: read it as one, or pass a model to load its weights into")
         check_zip(path)
     stored = datasets_of(path, kind)
     renamed: dict[str, str] = {}
@@ -179,7 +179,7 @@ def framework_of_model(model: Any) -> Framework:
     if is_tf_keras_model(model):
         return "tf_keras"
     raise UnsupportedStateError(
-        f"a {type(model).__module__}.{type(model).__qualname__}is not a Keras model, and this is a Keras file"
+        f"a {type(model).__module__}.{type(model).__qualname__} is not a Keras model, and this is a Keras file"
     )
 
 

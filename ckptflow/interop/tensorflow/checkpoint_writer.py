@@ -118,7 +118,7 @@ class _Parts:
         try:
             return tf.io.parse_tensor(value, tf.variant)
         except tf.errors.OpError as error:
-            raise CorruptCheckpointError(f"{self._url}: {name!r}is not the position of an iterator") from error
+            raise CorruptCheckpointError(f"{self._url}: {name!r} is not the position of an iterator") from error
 
     def add(self, key: str, value: Any, box: str = "") -> None:
         """One more tensor, or slice of one."""

@@ -82,7 +82,7 @@ def write_saved_model(
     elif isinstance(model, private.Trackable):
         root = own.save_root(folder, own.trackable_root())
     else:
-        raise UnsupportedStateError(f"a {type(model).__name__}is not a model that a SavedModel can store")
+        raise UnsupportedStateError(f"a {type(model).__name__} is not a model that a SavedModel can store")
     _write_extra(folder, own.tree, root, own, provenance)
 
 

@@ -220,7 +220,7 @@ def _loaded_by_keras(folder: str) -> Any:
 
 def load_saved_model_into(folder: str, model: Any, *, optimizer: bool = True) -> None:
     """Gives `model` the values of a SavedModel of it; its optimizer too if `optimizer`, where all of it fits, or a
-    warning that this begins anew.
+    warning that this starts fresh.
 
     Variables go together by the names of the run, for our own; by their order in `variables` for what Keras 3's
     `model.export()` wrote; else by their path in the object graph. Raises `StateMismatchError` with every variable of

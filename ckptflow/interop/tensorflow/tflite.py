@@ -64,7 +64,7 @@ def write_tflite(
         file.write(finished)
     if selected:
         logger.warning(
-            "the LiteRT file needs operations of TensorFlow's own beside LiteRT's: %s. It runs where the Flex delegate "
+            "the LiteRT file needs TensorFlow operations in addition to LiteRT's: %s. It runs where the Flex delegate "
             "is (select TensorFlow ops: in Android's tensorflow-lite-select-tf-ops, in tensorflow 2.19's "
             "tf.lite.Interpreter; not in the packages ai-edge-litert and tensorflow 2.21). Text can be prepared "
             "outside of the graph; a recurrent layer needs none of them where input_signature= fixes the batch size",

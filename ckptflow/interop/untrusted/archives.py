@@ -1,4 +1,4 @@
-"""Archives that nobody vouches for: a `.tar.gz` of a folder, both ways; zips, by way of `zips`."""
+"""Untrusted archives: a `.tar.gz` of a folder, both ways; zips, by way of `zips`."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ _OF_TENSORFLOW = {
     "tensorflow.python.ops.init_ops_v2": """Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal
         LecunUniform Ones Orthogonal RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros""",
 }
-# Public, and still nothing to make from a file that nobody vouches for: they load files, or run what the config holds.
+# Public, but not to be made from an untrusted file: they load files, or run what the config holds.
 _RUN_CODE = frozenset(
     {"TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TensorFlowOpLayer", "DynamicLookup",
      "DynamicEmbedding", "DenseFeatures", "SequenceFeatures"}

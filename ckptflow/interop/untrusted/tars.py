@@ -1,4 +1,4 @@
-"""A tar that nobody vouches for, gzipped or not: read forward, member by member, with nothing kept of what went by.
+"""An untrusted tar, gzipped or not: read forward, member by member, with nothing kept of what went by.
 
 Only single headers are given to `tarfile`. Its own way through an archive keeps each member, copies what a global
 header says into all of them, and, before Python 3.11.10, takes time in the square of a header's length.

@@ -1,4 +1,4 @@
-"""A zip that nobody vouches for, looked over before others open it."""
+"""Validates an untrusted zip before others open it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_B
                     raise ValueError(f"it says that it has {count:,} members, and has {len(archive.infolist()):,}")
                 _check_members(file, archive, bound_of(os.fstat(file.fileno()).st_size, max_bytes, max_ratio))
     except _WRONG as error:
-        raise CorruptCheckpointError(f"{path}is not a valid zip: {error or type(error).__name__}") from error
+        raise CorruptCheckpointError(f"{path} is not a valid zip: {error or type(error).__name__}") from error
     except OSError as error:
         raise from_os_error(error, "read", path) from error
 

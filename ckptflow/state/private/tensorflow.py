@@ -15,7 +15,7 @@ from tensorflow.core.protobuf import fingerprint_pb2 as fingerprint_pb2
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 from tensorflow.dtensor.python import accelerator_util
 
-# Under which one attribute a checkpoint has all that an object is saved as; None where each part has its own.
+# Under which one attribute a checkpoint has all that an object is saved as; None if each part has its own.
 from tensorflow.python.checkpoint import saveable_compat as saveable_compat
 from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
 
@@ -175,7 +175,7 @@ def public_name(cls: type) -> str:
 
 
 def symbol(name: str) -> Any:
-    """What is public under a name, as configs of tf_keras have it; None where there is no such thing."""
+    """What is public under a name, as configs of tf_keras have it; None if there is no such thing."""
     return get_symbol_from_name(name)
 
 
