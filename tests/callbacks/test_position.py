@@ -27,14 +27,17 @@ class Session:
     def __init__(
         self, member: Member, *, is_pruned: bool = False, is_damaged: bool = False, can_choose: bool = False
     ) -> None:
+        self.restores = 0
         self._begin(FOLDER)
+        self.rereading = self
         self.agree_on = partial(agree_on, member)
         self.agree = partial(agree, member)
         self.restored: list[Folder] = []
         self._is_pruned, self._is_damaged, self._can_choose = is_pruned, is_damaged, can_choose
 
     def _begin(self, folder: Folder) -> None:
-        self.incarnation = SimpleNamespace(start=SimpleNamespace(restored=SimpleNamespace(folder=folder)))
+        self.start = SimpleNamespace(restored=SimpleNamespace(folder=folder))
+        self.restores += 1
 
     def restore_with_attached(self) -> bool:
         if self._can_choose:
