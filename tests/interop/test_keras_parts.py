@@ -157,7 +157,7 @@ def test_a_part_is_not_the_whole(sharded: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "index",
     [
-        b"", b"[]", b"{}", b"{", b'{"weight_map": 3}', b'{"weight_map": {}}', b'{"weight_map": {"/a/vars": 3}}',
+        b" ", b"[]", b"{}", b"{", b'{"weight_map": 3}', b'{"weight_map": {}}', b'{"weight_map": {"/a/vars": 3}}',
         b'{"weight_map": {"/a/vars": []}}', b'{"weight_map": {"/a/vars": ["../w_00000.weights.h5"]}}',
         b'{"weight_map": {"/a/vars": "/etc/passwd"}}', b'{"weight_map": {"/nothing/vars": "w_00000.weights.h5"}}',
         b"\xff\xfe" * 9,

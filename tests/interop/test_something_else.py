@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("unprobed")
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"
 PAGES = [b"\n<!DOCTYPE html><html>", b"\xef\xbb\xbf<html lang='en'>404"]
-SOURCES = ["m.keras", "m.h5", "m.weights.h5", "m.safetensors", "m.tar.gz", "m.tflite.keras"]
+SOURCES = ["m.keras", "m.h5", "m.weights.h5", "m.safetensors", "m.tar.gz", "m.weights.json"]
 # What lies in a folder, the first of it in another's place; and what is imported.
 INSIDE = {
     "saved_model.pb": (["saved_model.pb"], "."),
