@@ -22,7 +22,7 @@ _READERS = 8  # runs read at once
 
 
 @dataclass(frozen=True, slots=True)
-class RunLine:
+class RunSummary:
     """One run below a prefix: `newest` is the row that `ls` of it has, None if no checkpoint counts."""
 
     name: str
@@ -66,14 +66,14 @@ def runs_in(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     return {path: below[path] for path in sorted(runs)}
 
 
-def read_runs(url: str, runs: Mapping[str, list[Entry]], options: dict[str, Any]) -> list[RunLine]:
+def read_runs(url: str, runs: Mapping[str, list[Entry]], options: dict[str, Any]) -> list[RunSummary]:
     """What there is to say of each: reads its newest claim, and manifests until it is known what counts."""
     from ckptflow.threads import at_once
 
     return at_once(_READERS, lambda pair: _read_run(url, *pair, options), list(runs.items())[:MAX_RUNS])
 
 
-def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]) -> RunLine:
+def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]) -> RunSummary:
     from ckptflow.commit.catalog import Summaries
     from ckptflow.commit.finding import read_counting
     from ckptflow.commit.freed import freed_bytes
@@ -87,7 +87,7 @@ def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]
         listing, counting = read_counting(store, summaries, sort_out(entries))
         newest = counting.newest
         row = committed_row(newest, summaries.get(newest), listing, counting) if newest else None
-        return RunLine(
+        return RunSummary(
             name=name,
             url=store.url,
             run_id=counting.run_id,
@@ -100,12 +100,12 @@ def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]
         )
 
 
-def runs_to_json(url: str, runs: list[RunLine], left_out: int) -> dict[str, Any]:
+def runs_to_json(url: str, runs: list[RunSummary], left_out: int) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
     return {"url": url, "left_out": left_out, "runs": [_run_to_json(run) for run in runs]}
 
 
-def _run_to_json(run: RunLine) -> dict[str, Any]:
+def _run_to_json(run: RunSummary) -> dict[str, Any]:
     newest = run.newest
     created_at = newest.checkpoint.created_at if newest and newest.checkpoint else None
     return {
@@ -123,7 +123,7 @@ def _run_to_json(run: RunLine) -> dict[str, Any]:
     }
 
 
-def render_runs(runs: list[RunLine], left_out: int) -> None:
+def render_runs(runs: list[RunSummary], left_out: int) -> None:
     """Prints a line for each run."""
     console, now = make_console(), datetime.now(UTC)
     columns: dict[str, Justify] = {
@@ -139,7 +139,7 @@ def render_runs(runs: list[RunLine], left_out: int) -> None:
         console.print(f"Not shown: {left_out:,} more runs. Give a longer path.", style="dim")
 
 
-def _cells(run: RunLine, now: datetime) -> list[str]:
+def _cells(run: RunSummary, now: datetime) -> list[str]:
     newest = run.newest
     return [
         run.name,
