@@ -181,12 +181,15 @@ def test_a_stock_process_does_not_know_ckptflow() -> None:
 
 
 def test_a_process_of_pytest_begins_with_tests_that_have_used_nothing() -> None:
-    """Else TensorFlow's threads would be missing in it."""
+    """Else TensorFlow's threads would be missing in it. What uses it as it is imported is not there yet."""
     program = """
 import sys
 from tensorflow.python.eager import context
 assert {"pytest", "tests.conftest", "tests.test_processes"} <= set(sys.modules)
-assert context._context is None or context._context._context_handle is None, "a module of tests uses TensorFlow"
+assert context._context is None or context._context._context_handle is None
+assert "tests.state.test_unseen" not in sys.modules
+import tests.state.test_unseen
+assert context._context._context_handle is not None
 """
     done = run_python("-c", program, kind="tests")
     assert done.returncode == 0, done.stderr

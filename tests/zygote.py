@@ -243,10 +243,17 @@ def load_what_probes_load() -> None:
 
 def load_tests(which: list[str]) -> None:
     """What pytest imports to collect these, by its own import, which rewrites asserts: a pytest that is forked from
-    here finds it done."""
+    here finds it done. A module that uses TensorFlow as it is imported, which would start threads that no fork has,
+    fails to be, and is left to each process."""
     import pytest
+    from tensorflow.python.eager.context import Context
 
-    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *which])
+    def refuse(_: object) -> None:
+        raise RuntimeError("TensorFlow is not used before a fork")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Context, "ensure_initialized", refuse)
+        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *which])
     gc.collect()
     gc.freeze()
 
