@@ -18,10 +18,9 @@ from ckptflow.places.names import exists, is_in_group
 from ckptflow.places.remote import RemotePlace, temporary_folder
 from ckptflow.places.room import FULL_ERRNOS
 from ckptflow.places.shown_as import shown_as
-from ckptflow.storage.clients import HTTP_SCHEMES
 from ckptflow.storage.faults import from_os_error, os_errors
 from ckptflow.storage.opening import local_path
-from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.redaction import HTTP_SCHEMES, redact_url
 from ckptflow.storage.store import check_key
 
 MAX_FETCH_BYTES = 2**40

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from urllib.parse import quote, urlsplit
 
 from ckptflow.errors import ObjectExistsError, ObjectNotFoundError
-from ckptflow.storage.clients import HTTP_SCHEMES
-from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.redaction import HTTP_SCHEMES, redact_url
 
 # What makes the files around it readable: a TensorFlow checkpoint, a folder of such, a SavedModel.
 LAST = ("*.index", "checkpoint", "saved_model.pb", "saved_model.pbtxt")

@@ -26,7 +26,6 @@ from ckptflow.storage.wanted import check_wanted
 
 S3_SCHEMES = ("s3", "s3a")
 GCS_SCHEMES = ("gs", "gcs")
-HTTP_SCHEMES = ("http", "https")
 _MOST_CONNECTIONS = MOST_AT_ONCE + 8  # small requests, as for receipts, have room beside transfers
 _MOST_REPLY_BYTES = 2**26  # of a listing, or of an error
 _READ_BYTES = 2**18
@@ -105,7 +104,7 @@ def open_file_system(
         if "connector" not in given and not _has_client_certificate():
             given["connector"] = fsspec.asyn.sync(fsspec.asyn.get_loop(), _connector, stall_timeout_s)
         options["session_kwargs"] = {"response_class": _bounded_response()} | given
-    elif scheme in HTTP_SCHEMES:
+    elif scheme in redaction.HTTP_SCHEMES:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_timeout_s)

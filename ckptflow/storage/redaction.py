@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote
 
 SHOWN = "***"
+HTTP_SCHEMES = ("http", "https")
 _LEAST = 4  # characters of a known secret: what is shorter stands in any text
 _CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # abfs://container@account.dfs.core.windows.net/path
 _CONTAINER = re.compile(r"[a-z0-9$-]{3,63}")

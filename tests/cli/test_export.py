@@ -103,7 +103,7 @@ def test_a_warm_start(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run_alone("export", root, "m.safetensors").code == 0
     ran = run_alone("import", "m.safetensors", "warm", "--model", "train:build", "--partial", fresh=False)
     assert ran.code == 0, ran.err
-    assert "left as it was made: model/head" in ran.out
+    assert "kept its initial value: model/head" in ran.out
     assert "in the source and not used: model/dense/kernel" in ran.out
     with ckptflow.open_checkpoint("warm") as warm, ckptflow.open_checkpoint(root) as old:
         assert np.array_equal(warm["model/embedding"], old["model/embedding"])
