@@ -307,7 +307,7 @@ def test_by_hand_nothing_goes_in_favour_of_a_best_that_is_damaged() -> None:
         asked.add(folder.step)
         return "a bit" if folder.step in damaged else None
 
-    policies = [KeepLast(1), KeepBest("loss")]
+    policies: list[Policy] = [KeepLast(1), KeepBest("loss")]
     for is_pinned in (False, True):
         if is_pinned:
             store.objects[pin_key(Folder(1, 1))] = b"pinned\n"

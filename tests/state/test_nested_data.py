@@ -99,11 +99,12 @@ def test_settings_in_an_object_of_the_users_own() -> None:
     layer = make_layer(keras)
     layer.config, layer.linked = types.SimpleNamespace(rate=0.5, inner=types.SimpleNamespace(size=1)), Linked()
     tree = walk({"layer": layer})
-    for change in (
+    changes: list[Callable[[], None]] = [
         lambda: setattr(layer.config, "rate", 0.25),
         lambda: setattr(layer.config.inner, "size", 2),
         lambda: setattr(layer.linked, "rate", 0.25),
-    ):
+    ]
+    for change in changes:
         before = settings_of(tree)
         assert settings_of(tree) == before
         change()
