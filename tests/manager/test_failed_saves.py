@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
+import typer
 
 import ckptflow
 from ckptflow import CheckpointManager, KeepBest, KeepLast, PreemptionWatcher, SaveFailedError, UsageError
@@ -178,6 +179,20 @@ def test_leaving_by_an_exit_that_says_all_is_well_says_what_failed(
     assert isinstance(raised.value.__context__, SystemExit)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [StopIteration(), StopAsyncIteration(), tf.errors.OutOfRangeError(None, None, "end"), typer.Exit(0)],
+    ids=names,
+)
+def test_so_does_the_end_of_an_input_and_of_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    manager, _ = failed_manager(tmp_path, monkeypatch)
+    with pytest.raises(SaveFailedError, match="503 from the test") as raised, manager:
+        raise error
+    assert raised.value.__context__ is error
+
+
 def test_a_generator_that_is_closed_hides_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def training() -> Iterator[int]:
         with failed_manager(tmp_path, monkeypatch)[0]:
@@ -189,7 +204,9 @@ def test_a_generator_that_is_closed_hides_no_failure(tmp_path: Path, monkeypatch
         steps.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), SystemExit("why"), KeyboardInterrupt(), KeyError("mine")], ids=names)
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), SystemExit("why"), KeyboardInterrupt(), KeyError("mine"), typer.Exit(3)], ids=names
+)
 def test_any_other_end_goes_on_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
