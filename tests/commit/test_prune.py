@@ -11,7 +11,7 @@ from ckptflow.commit.prune import CLAIMS_KEPT, PrunePlan, plan_by_hand, plan_pru
 from ckptflow.commit.retention import KeepBest, KeepLast, Policy
 from ckptflow.errors import StorageAccessError, UsageError
 from ckptflow.format.layout import Folder, claim_key, pin_key
-from ckptflow.storage.store import Entry, Store
+from ckptflow.storage.store import Entry
 from ckptflow.testing import FaultyStore, MemoryStore
 from tests.commit.roots import Disk, Job, Tuning, damage, folders, job, shard_key
 
@@ -294,31 +294,6 @@ def test_by_hand_nothing_goes_in_favour_of_what_cannot_be_read(how: str) -> None
     after = job(store, [KeepLast(3)])
     assert after.start.restored is not None
     assert after.start.restored.folder.step == 50
-
-
-def test_by_hand_nothing_goes_in_favour_of_a_best_that_is_damaged() -> None:
-    store = MemoryStore()
-    life = job(store)
-    for step, loss in ((1, 0.1), (2, 0.2), (3, 0.9)):
-        life.save(step, metrics={"loss": loss})
-    before, damaged, asked = dict(store.objects), {1}, set[int]()
-
-    def verify(store: Store, folder: Folder) -> str | None:
-        asked.add(folder.step)
-        return "a bit" if folder.step in damaged else None
-
-    policies: list[Policy] = [KeepLast(1), KeepBest("loss")]
-    for is_pinned in (False, True):
-        if is_pinned:
-            store.objects[pin_key(Folder(1, 1))] = b"pinned\n"
-        with pytest.raises(UsageError, match=r"000000000001-i0001, among the best .*, is damaged: a bit\. Look"):
-            prune_by_hand(store, Summaries(store), policies, verify)
-    assert before.items() <= store.objects.items()
-    assert not prune_by_hand(store, Summaries(store), [KeepLast(3), KeepBest("loss")], verify).plan.deletions
-    damaged.clear()
-    prune_by_hand(store, Summaries(store), policies, verify)
-    assert asked == {1, 3}
-    assert folders(store) == ["000000000001-i0001", "000000000003-i0001"]
 
 
 @pytest.mark.parametrize("step", [20, 60])
