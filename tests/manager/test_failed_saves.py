@@ -169,23 +169,13 @@ def test_the_thread_that_asks_for_notice_outlives_what_it_asks(tmp_path: Path) -
 # The program leaves
 
 
-@pytest.mark.parametrize("code", [None, 0, False, 256])
-def test_leaving_by_an_exit_that_says_all_is_well_says_what_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: Any
-) -> None:
-    manager, _ = failed_manager(tmp_path, monkeypatch)
-    with pytest.raises(SaveFailedError, match="503 from the test") as raised, manager:
-        sys.exit(code)
-    assert isinstance(raised.value.__context__, SystemExit)
+ALL_IS_WELL: list[BaseException] = [SystemExit(code) for code in (None, 0, False, 256)]
+ALL_IS_WELL += [StopIteration(), StopAsyncIteration(), tf.errors.OutOfRangeError(None, None, "end"), typer.Exit(0)]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [StopIteration(), StopAsyncIteration(), tf.errors.OutOfRangeError(None, None, "end"), typer.Exit(0)],
-    ids=names,
-)
-def test_so_does_the_end_of_an_input_and_of_a_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+@pytest.mark.parametrize("error", ALL_IS_WELL, ids=names)
+def test_leaving_by_what_says_that_all_is_well_says_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     manager, _ = failed_manager(tmp_path, monkeypatch)
     with pytest.raises(SaveFailedError, match="503 from the test") as raised, manager:
