@@ -106,14 +106,12 @@ class Input:
             self._read(fresh)  # an iterator that repeats its dataset is right at the end of it
             return
         drawn = [(self._make, fresh), *self._draw_below(self.used, fresh)]
-        try:
-            _take(self._make(), position.tobytes())  # one that fails to is of no use any more
-        except tf.errors.OpError as error:
+        if why := IteratorBundle(iterator).changed(position.tobytes()) or _refusal(self._make(), position.tobytes()):
             logger.warning(
                 "the input of fit is not the one that the checkpoint was made with; it is read up to batch %d, which "
                 "may not be where it was (%s)",
                 self.pulled,
-                str(error.message).splitlines()[0],
+                why,
             )
             self._read(None)
             return
@@ -156,6 +154,15 @@ def _fresh_position(iterator: Any) -> bytes | None:
 
 def _take(iterator: Any, position: bytes) -> None:
     IteratorBundle(iterator).write({"position": np.array(position, dtype=object)})
+
+
+def _refusal(iterator: Any, position: bytes) -> str:
+    """Why an iterator, which is of no use any more then, does not take a position; empty where it does."""
+    try:
+        _take(iterator, position)
+    except tf.errors.OpError as error:
+        return str(error.message).splitlines()[0]
+    return ""
 
 
 def _shuffles_in(dataset: Any) -> Iterator[Any]:

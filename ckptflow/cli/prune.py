@@ -64,8 +64,9 @@ def prune(
     """Show what would be deleted, with the reason for each folder; delete it with --yes.
 
     What any of the policies keeps stays, and so do the newest, what is pinned, and what a running job may need. Before
-    anything is deleted the newest checkpoint is read whole: if it is damaged, nothing is. A job
-    prunes by itself after each save; this is for a root that no job works on, or whose policies were too generous.
+    anything is deleted, the newest checkpoint and those that --best keeps are read whole: if one is damaged, nothing is
+    deleted. A job prunes by itself after each save; this is for a root that no job works on, or whose policies were too
+    generous.
 
     \b
     Examples:

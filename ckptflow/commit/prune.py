@@ -25,7 +25,7 @@ from ckptflow.commit.catalog import (
 )
 from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.lineage import find_run_id
-from ckptflow.commit.retention import Policy, reasons_to_keep
+from ckptflow.commit.retention import KeepBest, Policy, reasons_to_keep
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, UnknownVersionError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key, parse_shard_name
 from ckptflow.storage.again import is_there, renew
@@ -35,18 +35,21 @@ _ANOTHERS = "of another run: deleted only by hand"
 _LISTED_OTHERWISE = "two listings show other files in it: the next prune looks again"
 _COMMITTED = "it is committed, and listings do not show its manifest: the next prune looks again"
 _PINNED = "pinned"
+_UNWANTED = "no policy keeps it"
 _NEWER = "written by a newer ckptflow: what it is is not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one folder, and why; and which one is there instead of it, where that is why."""
+    """What becomes of one folder, and why; and which one is there instead of it, where that is why. `is_best`: others
+    are not kept because it is better."""
 
     folder: Folder
     keep: bool
     reason: str
     instead: Folder | None = None
+    is_best: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +134,17 @@ def decide_counting(
             whole[folder.step] = summary
     steps = sorted(whole)
     reasons = reasons_to_keep([whole[step].checkpoint for step in steps], policies)
+    ranking = [policy for policy in policies if isinstance(policy, KeepBest)]
+    ranks = reasons_to_keep([whole[step].checkpoint for step in steps], ranking)
+    best = {whole[step].folder for step, place in zip(steps, ranks, strict=True) if place}
     for step, reason in zip(steps, reasons, strict=True):
         folder = whole[step].folder
-        decisions[folder] = Decision(folder, reason is not None, reason or "no policy keeps it")
+        decisions[folder] = Decision(folder, reason is not None, reason or _UNWANTED, is_best=folder in best)
     for folder in counting.folders:
         if folder == counting.newest or (whole and folder == whole[steps[-1]].folder):
             decisions[folder] = Decision(folder, True, "the newest")
         elif folder in listing.pins:
-            decisions[folder] = Decision(folder, True, _PINNED)
+            decisions[folder] = Decision(folder, True, _PINNED, is_best=folder in best)
     return decisions, whole[steps[-1]].folder if whole else None
 
 
@@ -318,6 +324,8 @@ def plan_by_hand(
 
 
 _AGAIN = "Run it again"
+_BEST = "among the best by a metric"
+_WITHOUT_IT = "Look with ckptflow ls and ckptflow verify, and delete its folder by hand: then the next best stays"
 Verify = Callable[[Store, Folder], str | None]
 _HOW_TO_GO_ON = (
     "Start the job: it restores what is sound and saves it again, and then prunes by itself; or look with ckptflow ls "
@@ -335,14 +343,16 @@ def prune_by_hand(
 ) -> ByHand:
     """Does it. Raises `UsageError` if `why_not` says why not; then nothing was deleted.
 
-    `verify` is asked before what is wrong with the newest checkpoint, which is what a restart will be left with, and
-    with those that are there instead of what was saved earlier at the same step. It may take long, so the root is
-    listed again after it, and only what is still as it was goes.
+    `verify` is asked before what is wrong with the newest checkpoint, which is what a restart will be left with, with
+    those that are there instead of what was saved earlier at the same step, and with the best, in whose favour others
+    are not kept. It may take long, so the root is listed again after it, and only what is still as it was goes.
     """
     found = plan_by_hand(store, summaries, what, even_if_starting=even_if_starting)
     why_not = found.why_not
     if why_not is None and found.plan.deletions:
         roles = dict.fromkeys((d.instead for d in found.plan.decisions if d.instead), "saved again at its step")
+        if any(d.reason == _UNWANTED and not d.keep for d in found.plan.decisions):
+            roles |= {d.folder: _BEST for d in found.plan.decisions if d.is_best}
         roles |= {found.newest: "the newest checkpoint"} if found.newest else {}
         needed = {folder: role for folder, role in roles.items() if folder not in found.plan.deletions}
         doubts = (_doubt(store, folder, role, verify) for folder, role in needed.items())
@@ -372,7 +382,7 @@ def _doubt(store: Store, folder: Folder, role: str, verify: Verify) -> str | Non
         return None
     if not is_there(store, folder.manifest_key):  # a job prunes the manifest first: the rest was on its way out
         return f"{folder}, {role}, was deleted meanwhile. {_AGAIN}"
-    return f"{folder}, {role}, is damaged: {damage}. {_HOW_TO_GO_ON}"
+    return f"{folder}, {role}, is damaged: {damage}. {_WITHOUT_IT if role == _BEST else _HOW_TO_GO_ON}"
 
 
 def changed_meanwhile(then: Listing, now: Listing, needed: Iterable[Folder]) -> str | None:

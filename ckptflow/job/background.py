@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -213,10 +214,24 @@ def _as_failure(error: BaseException) -> Exception:
 
 
 def _says_all_is_well(error: BaseException) -> bool:
-    """Whether a program that ends by it ends with exit code 0, or goes on without a word, as a generator does."""
+    """Whether a program that ends by it ends with exit code 0, or goes on without a word, as a generator does, and a
+    loop whose input has come to its end. Any other tells by itself that something is wrong, and stays what it is: who
+    handles it looks for its class."""
     if isinstance(error, SystemExit):
         return error.code is None or (isinstance(error.code, int) and error.code % 256 == 0)
-    return not isinstance(error, Exception | KeyboardInterrupt)
+    if not isinstance(error, Exception):
+        return not isinstance(error, KeyboardInterrupt)
+    # As the Exit of click and typer has it.
+    return isinstance(error, _ENDS_OF_INPUT) or _is_out_of_range(error) or getattr(error, "exit_code", None) == 0
+
+
+_ENDS_OF_INPUT = (StopIteration, StopAsyncIteration)
+
+
+def _is_out_of_range(error: Exception) -> bool:
+    """Whether it is that of TensorFlow, which is not imported to find that out."""
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(error, tensorflow.errors.OutOfRangeError)
 
 
 def _nothing() -> None:

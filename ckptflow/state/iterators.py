@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +13,7 @@ import tensorflow as tf
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format.dtypes import Array
 from ckptflow.state.bundle import Bundle, says
+from ckptflow.state.pipelines import difference, pipeline_of
 from ckptflow.state.private.tensorflow import from_tensors, to_tensors
 
 _ANOTHER = "the position in the checkpoint is one in another pipeline"
@@ -18,6 +21,23 @@ _AS_IT_WAS = "Make the dataset as it was when it was saved"
 _BUFFERED = re.compile(rb"(Iterator::[^\x00-\x20@]*:buffer)::(\d+)@@")  # the elements of a shuffle, in a position
 _FETCHED = re.compile(rb"Iterator::Root::\w+(::0|_invocation_results\[0\])@@")  # the next element, if it was fetched
 _OTHER_ELEMENTS = re.compile(r"(Data type mismatch|Incompatible shapes) at component|Expected \d+ components")
+_NOTE = b"\xa2\x06"  # begins field 100 of a TensorProto, bytes. It has none of that number: TensorFlow passes over it
+_MAX_NOTE_BYTES = 2**14 - 1  # what two bytes can say
+
+
+def _noted(pipeline: str) -> bytes:
+    """What stands before a position: the pipeline, or what stands for a long one."""
+    text = pipeline.encode()
+    if len(text) > _MAX_NOTE_BYTES:
+        text = f"{pipeline.count(chr(10)) + 1} operations, sha256 {hashlib.sha256(text).hexdigest()}".encode()
+    return _NOTE + bytes([len(text) & 127 | 128, len(text) >> 7]) + text if text else b""
+
+
+def _note_in(position: bytes) -> str:
+    """The pipeline that a position is of; empty where TensorFlow alone has written it."""
+    if not position.startswith(_NOTE):
+        return ""
+    return position[4 : 4 + (position[2] & 127) + (position[3] << 7)].decode()
 
 
 def _buffer_sizes(position: bytes) -> dict[str, int]:
@@ -42,7 +62,11 @@ class IteratorBundle(Bundle):
 
     def read(self) -> dict[str, Any]:
         (state,) = to_tensors(self._iterator).values()
-        return {"position": tf.io.serialize_tensor(state)}
+        return {"position": tf.strings.join([self._note, tf.io.serialize_tensor(state)])}
+
+    @functools.cached_property
+    def _note(self) -> bytes:
+        return _noted(pipeline_of(self._iterator))
 
     def write(self, parts: Mapping[str, Array]) -> None:
         (name,) = to_tensors(self._iterator)
@@ -50,8 +74,11 @@ class IteratorBundle(Bundle):
         from_tensors(self._iterator, {name: state})
 
     def misfit(self, parts: Mapping[str, Array]) -> str:
-        """Tried on the iterator, which gets its own position back: making a second one of the same dataset draws from
-        the seeds that both share. What failed to be restored would be at its end."""
+        """Unless the pipelines are known to differ, tried on the iterator, which gets its own position back: making
+        a second one of the same dataset draws from the seeds that both share. What failed to be restored would be at
+        its end."""
+        if changed := self.changed(parts["position"].item()):
+            return f"{_ANOTHER}: {changed}. {_AS_IT_WAS}"
         before = self.held()
         try:
             self.write(parts)
@@ -60,6 +87,10 @@ class IteratorBundle(Bundle):
             return f"{_ANOTHER}: other operations, or in another order. {_AS_IT_WAS}. TensorFlow says: {says(error)}"
         finally:
             self.put_back(before)
+
+    def changed(self, position: bytes) -> str:
+        """How the pipeline differs from the one that a position is known to be of; empty where it does not."""
+        return difference(_note_in(position), _note_in(self._note))
 
     def _other_buffers(self, position: bytes) -> str:
         """TensorFlow takes the position of a shuffle of another size, and then loses elements and fails at some later

@@ -7,9 +7,12 @@ import functools
 from collections import ChainMap, UserDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from operator import attrgetter
 from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
 from typing import Any
+from weakref import WeakSet
 
+import numpy as np
 import tensorflow as tf
 
 from ckptflow.format.words import some_of
@@ -39,6 +42,8 @@ _ITEMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     frozenset: frozenset.__iter__,
     deque: deque.__iter__,
     MappingProxyType: MappingProxyType.values,
+    WeakSet: WeakSet.__iter__,
+    np.ndarray: attrgetter("flat"),
 }
 _SCALARS = {int, float, complex, bool, str, bytes, type(None)}
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)
@@ -91,7 +96,7 @@ class _Search:
                     left += [(each, depth + 1) for each in self._inside(obj, kind) if type(each) not in _SCALARS]
 
     def _inside(self, obj: Any, kind: Kind | None) -> list[Any]:
-        if kind is None and not _leads_on(obj):
+        if kind is None and not leads_on(obj):
             return []
         self._met.add(id(obj))
         if kind in CONTAINERS:
@@ -105,7 +110,7 @@ def _may_hide(name: str, value: Any) -> bool:
     if name.startswith(OWN):
         return False
     kind = kind_of(value)
-    return kind in CONTAINERS or (kind is None and _leads_on(value))
+    return kind in CONTAINERS or (kind is None and leads_on(value))
 
 
 def _items_of(container: Any) -> list[Any]:
@@ -123,8 +128,11 @@ def _items_of(container: Any) -> list[Any]:
     return [] if is_data else items
 
 
-def _leads_on(obj: Any) -> bool:
-    """Whether what an object holds that is of no kind is looked at: one of the user's own classes, or a function."""
+def leads_on(obj: Any) -> bool:
+    """Whether what an object holds that is of no kind is looked at: one of the user's own classes, a function, or an
+    array of objects."""
+    if isinstance(obj, np.ndarray):
+        return bool(obj.dtype.kind == "O")
     cls: Any = type(obj)
     return _lead_on(cls)
 
@@ -143,6 +151,8 @@ def _held_by(obj: Any) -> list[Any]:
         return [obj.__self__, obj.__func__]
     if isinstance(obj, functools.partial):
         return [obj.func, *obj.args, *obj.keywords.values()]
+    if isinstance(obj, (WeakSet, np.ndarray)):
+        return _items_of(obj)
     return [value for _, value in attributes_of(obj)]
 
 

@@ -110,6 +110,26 @@ def test_one_iterator_for_all_epochs(name: str) -> None:
             assert rest(source.go_on(counters, given, is_carried=True)) == seen[batch:], (name, batch)
 
 
+def test_another_pipeline_is_read_up_to_the_place(caplog: pytest.LogCaptureFixture) -> None:
+    """TensorFlow takes the position, and its next element never comes."""
+
+    def interleaved(cycle_length: int) -> Any:
+        numbers = tf.data.Dataset.range(4)
+        return numbers.interleave(lambda number: tf.data.Dataset.from_tensors(number).repeat(3), cycle_length)
+
+    dataset, changed = interleaved(4), interleaved(2)
+    source = Input(dataset, lambda: iter(dataset))
+    source.iterator = iter(dataset)
+    source.was_made()
+    for _ in range(5):
+        next(source.iterator)
+        source.advance(1)
+    counters, position = source.counters(), source.position().numpy()
+    iterator = Input(changed, lambda: iter(changed)).go_on(counters, position, is_carried=False)
+    assert "cycle_length=4, block_length=1) " in caplog.text
+    assert rest(iterator) == rest(iter(interleaved(2)))[5:]
+
+
 def test_without_a_seed_no_element_is_lost_or_repeated() -> None:
     dataset = shuffled(seed=None).batch(5)
     source = Input(dataset, lambda: iter(dataset))

@@ -15,6 +15,7 @@ import tf_keras
 
 from ckptflow import CheckpointManager, StateMismatchError
 from ckptflow.state.bundles import bundle_of
+from ckptflow.state.private.tensorflow import to_tensors
 from tests.manager.states import Weights
 from tests.waiting import HANG_S, until
 
@@ -147,9 +148,25 @@ def test_elements_that_were_fetched_ahead(
     until(lambda: bool(re.search(rb"(Prefetch::|results\[)0", position_of(saved))), HANG_S)
     save(tmp_path, weights, saved)
     iterator = iterator_of(after, 0)
-    refuses(tmp_path, weights, iterator, "other dtypes or shapes")
+    refuses(tmp_path, weights, iterator, "another pipeline")
     warm_starts(tmp_path, weights, iterator, caplog)
     assert drawn(iterator, 3) == drawn(iterator_of(after, 0), 3)
+
+
+@pytest.mark.parametrize("change", OF_OTHER_ELEMENTS)
+def test_a_position_that_tensorflow_alone_has_written(change: str) -> None:
+    """It does not say of which pipeline it is."""
+    before, after = OF_OTHER_ELEMENTS[change]
+    saved, made, again = iterator_of(before, 1), iterator_of(after, 0), iterator_of(before, 0)
+    until(lambda: bool(re.search(rb"(Prefetch::|results\[)0", position_of(saved))), HANG_S)
+    (state,) = to_tensors(saved).values()
+    parts = {"position": np.array(tf.io.serialize_tensor(state).numpy(), object)}
+    other, same = bundle_of(made, "input"), bundle_of(again, "input")
+    assert other is not None
+    assert same is not None
+    assert "other dtypes or shapes" in other.misfit(parts)
+    assert same.misfit(parts) == ""
+    assert drawn(made, 3) == drawn(iterator_of(after, 0), 3)
 
 
 SAME: dict[str, Make] = {

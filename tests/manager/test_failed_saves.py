@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
+import typer
 
 import ckptflow
 from ckptflow import CheckpointManager, KeepBest, KeepLast, PreemptionWatcher, SaveFailedError, UsageError
@@ -168,14 +169,18 @@ def test_the_thread_that_asks_for_notice_outlives_what_it_asks(tmp_path: Path) -
 # The program leaves
 
 
-@pytest.mark.parametrize("code", [None, 0, False, 256])
-def test_leaving_by_an_exit_that_says_all_is_well_says_what_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: Any
+ALL_IS_WELL: list[BaseException] = [SystemExit(code) for code in (None, 0, False, 256)]
+ALL_IS_WELL += [StopIteration(), StopAsyncIteration(), tf.errors.OutOfRangeError(None, None, "end"), typer.Exit(0)]
+
+
+@pytest.mark.parametrize("error", ALL_IS_WELL, ids=names)
+def test_leaving_by_what_says_that_all_is_well_says_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     manager, _ = failed_manager(tmp_path, monkeypatch)
     with pytest.raises(SaveFailedError, match="503 from the test") as raised, manager:
-        sys.exit(code)
-    assert isinstance(raised.value.__context__, SystemExit)
+        raise error
+    assert raised.value.__context__ is error
 
 
 def test_a_generator_that_is_closed_hides_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +194,9 @@ def test_a_generator_that_is_closed_hides_no_failure(tmp_path: Path, monkeypatch
         steps.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), SystemExit("why"), KeyboardInterrupt(), KeyError("mine")], ids=names)
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), SystemExit("why"), KeyboardInterrupt(), KeyError("mine"), typer.Exit(3)], ids=names
+)
 def test_any_other_end_goes_on_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:

@@ -185,6 +185,35 @@ def _shuffles(folder: Path) -> None:
         assert any(map(int, of_tensorflow.seeds_of(found))) == (seed is not None)
 
 
+@relied_on(
+    "tensorflow.dataset_of tensorflow.unwrapped tensorflow.numbers_of tensorflow.carried_by tensorflow.graphs_of",
+    "a position is put into the pipeline that it is of, and into no other",
+)
+def _pipelines(folder: Path) -> None:
+    numbers = tf.data.Dataset.range(9)
+    batches = numbers.batch(4)
+    assert of_tensorflow.dataset_of(iter(batches)) is batches
+    assert of_tensorflow.unwrapped(batches) is batches
+    records = tf.data.TFRecordDataset(["a"], num_parallel_reads=2)
+    assert {name: int(value) for name, value in of_tensorflow.numbers_of(of_tensorflow.unwrapped(records)).items()} == {
+        "cycle_length": 2,
+        "block_length": 1,
+    }
+    assert type(of_tensorflow.unwrapped(tf.compat.v1.data.Dataset.range(9))) is type(numbers)
+    shard = of_tensorflow.numbers_of(numbers.shard(2, 0))
+    found = of_tensorflow.numbers_of(numbers.window(4, 2, 3)) | of_tensorflow.numbers_of(batches) | shard
+    assert {name: int(value) for name, value in found.items()} == {
+        "batch_size": 4, "num_shards": 2, "size": 4, "shift": 2, "stride": 3,
+    }  # fmt: skip
+    groups = numbers.group_by_window(lambda x: x % 3, lambda key, each: each.batch(4), 8)
+    assert int(tf.get_static_value(of_tensorflow.numbers_of(groups)["window_size"])) == 8
+    called = [each.type for graph in of_tensorflow.graphs_of(groups) for each in graph.get_operations()]
+    assert "BatchDatasetV2" in called
+    scanned = numbers.scan(tf.constant(0.0), lambda total, x: (total, x))
+    assert of_tensorflow.carried_by(scanned) == tf.TensorSpec([], tf.float32)
+    assert of_tensorflow.carried_by(numbers) is None
+
+
 @relied_on("tensorflow.iterators_in", "the iterators, one for each replica, of a DistributedIterator")
 def _distributed_iterator(folder: Path) -> None:
     how = tf.distribute.InputOptions(

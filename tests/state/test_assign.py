@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -28,6 +30,17 @@ LARGE = (64, 1024)
 
 def address(variable: Any) -> int:
     return int(host_array(tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)).ctypes.data)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "string"])
+def test_what_is_larger_than_the_memory_is_said_by_name(dtype: str) -> None:
+    offer = roundtrip.save({"v": tf.Variable(tf.zeros([1], dtype))}).offer()
+    variable = tf.Variable(tf.zeros([], dtype), shape=tf.TensorShape(None))
+    encoded_bytes = 2**48 if dtype == "string" else None
+    record = msgspec.structs.replace(offer.tensors[0], shape=(2**23, 2**23), encoded_bytes=encoded_bytes)
+    restoring = match(walk({"v": variable}), dataclasses.replace(offer, tensors=(record,)))
+    with pytest.raises(UsageError, match=r"v takes 256\.0 TiB, and there is not enough memory"):
+        restoring.open(restoring.wanted[0])
 
 
 @pytest.mark.parametrize("dtype", sorted(_EMPTY_DTYPES))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def held_by_layer(make: Callable[[Any], Any]) -> Any:
     return layer
 
 
+KEPT = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, 0)
 HIDDEN: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a dataclass": (lambda: module(data=Data(variable())), "entry.data", "hidden:0 ()"),
     "a namespace": (lambda: module(space=types.SimpleNamespace(x=[variable()])), "entry.space", "hidden:0 ()"),
@@ -146,6 +148,12 @@ HIDDEN: dict[str, tuple[Callable[[], Any], str, str]] = {
         "entry.held",
         "bias (1,), kernel (1, 1)",
     ),
+    "an array of objects": (
+        lambda: module(array=np.array([[variable(), None]], object)),
+        "entry.array",
+        "hidden:0 ()",
+    ),
+    "a weak set": (lambda: module(all=weakref.WeakSet([KEPT])), "entry.all", "a MutableHashTable"),
     "Python state": (lambda: module(data=Data(Keeper(variable()))), "entry.data", "a Keeper"),
     "a method": (lambda: held_by_layer(lambda inner: inner.call), "entry.held", "bias (1,), kernel (1, 1)"),
     "a partial": (

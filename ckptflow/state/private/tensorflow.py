@@ -152,6 +152,40 @@ def inputs_of(dataset: Any) -> list[Any]:
     return list(dataset._inputs())
 
 
+def dataset_of(iterator: Any) -> Any:
+    """What an iterator was made from; None where it was made from a handle."""
+    return getattr(iterator, "_dataset", None)
+
+
+def unwrapped(dataset: Any) -> Any:
+    """The data set that does the work: readers, and the classes of TensorFlow 1, are around another one."""
+    for name in ("_dataset", "_impl"):
+        dataset = getattr(dataset, name, dataset)
+    return dataset
+
+
+# What a position is made of room for, by the attribute of a data set. A position itself
+# tells the size of a shuffle.
+_NUMBERS = ("_cycle_length", "_block_length", "_batch_size", "_num_shards", "_size", "_shift", "_stride")
+
+
+def numbers_of(dataset: Any) -> dict[str, Any]:
+    """The numbers that a position depends on, tensors or not, by what they are called."""
+    numbers = {name[1:]: getattr(dataset, name) for name in _NUMBERS if hasattr(dataset, name)}
+    window = getattr(dataset, "_window_size_func", None)  # of each key, most often the same number
+    return numbers if window is None else {**numbers, "window_size": window.function.graph.outputs[0]}
+
+
+def carried_by(dataset: Any) -> Any:
+    """The structure of what a `scan` carries from one element to the next; None of another."""
+    return getattr(dataset, "_state_structure", None)
+
+
+def graphs_of(dataset: Any) -> list[Any]:
+    """The graphs of the functions that it calls."""
+    return [each.function.graph for each in dataset._functions()]
+
+
 def iterators_in(distributed: Any) -> list[Any]:
     """The iterators in a DistributedIterator; None for one that prefetches to devices, and has no state."""
     return [getattr(each, "_iterator", None) for each in distributed._iterators or ()]
