@@ -88,7 +88,7 @@ def test_a_rollback_leaves_outside_and_a_crash_partial(runner: Runner, root: str
     told = states(runner, root, "--all")
     assert told["000000000100-i0001"][0] == "counts"
     assert told["000000000100-i0002"][0] == "newest"
-    assert told["000000000300-i0001"] == ("outside", "cut off by a rollback", None)
+    assert told["000000000300-i0001"] == ("outside", "rolled back", None)
     assert told["000000000150-i0002"] == ("partial", "not committed yet", None)
     shown = runner("ls", root)
     assert "outside:" not in shown.out

@@ -22,7 +22,7 @@ def test_the_plan_is_shown_with_reasons_and_nothing_is_deleted(runner: Runner, r
     assert (ran.code, ran.err) == (0, "")
     what = {line.split()[0]: line for line in ran.out.splitlines()[1:4]}
     assert [" delete " in what[step] for step in ("100", "200", "300")] == [True, True, False]
-    assert "no policy keeps it" in ran.out
+    assert "no policy retains it" in ran.out
     assert "the newest" in ran.out
     assert "2 of 3 would be deleted" in ran.out
     assert "Add --yes" in ran.out
