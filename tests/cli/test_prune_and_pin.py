@@ -123,7 +123,7 @@ def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((), "say what to keep"),
+        ((), "say what to retain"),
         (("--best", "loss:lowest"), "is not of the form"),
         (("--best", ":max"), "is not of the form"),
         (("--best", "los:min"), "no checkpoint here has the metric 'los'; there is loss"),
