@@ -33,7 +33,7 @@ OUTSIDE = Counting(1, "run", (), (A3, A2))
         (ROLLED_BACK, (B2,), 20, False, None, (Next.RESTORE, A2, True, True, "is superseded")),
         (OUTSIDE, (), None, False, None, (Next.LIST_AGAIN, None, False, False, "landed")),
         (OUTSIDE, (), None, True, None, (Next.LOOK_OUTSIDE, None, False, False, "no current checkpoint")),
-        (OUTSIDE, (), None, True, Counting(1, "run", (A3, A2)), (Next.RESTORE, A3, True, True, "newest besides")),
+        (OUTSIDE, (), None, True, Counting(1, "run", (A3, A2)), (Next.RESTORE, A3, True, True, "newest superseded")),
         (
             OUTSIDE,
             (A3,),
