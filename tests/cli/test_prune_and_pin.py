@@ -114,7 +114,7 @@ def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root
     ran = runner("prune", root, "--last", "1", "--yes")
     assert ran.code == 2
     assert "nothing was deleted" in ran.err
-    assert is_no_checkpoint or "Start the job: it restores what is sound" in ran.err
+    assert is_no_checkpoint or "Start the job: it restores the newest valid checkpoint" in ran.err
     assert sorted(file for file in Path(root).rglob("*") if file.is_file()) == there
     if name == "manifest.json":
         assert "Now it would be refused" in runner("prune", root, "--last", "1").out
