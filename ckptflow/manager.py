@@ -43,8 +43,8 @@ class CheckpointManager:
         url: the root of one run: a folder, or `s3://…`, `gs://…`, `memory://…`, any fsspec URL.
         state: a dict of named objects, one object, or a `tf.train.Checkpoint`.
         strategy: the `tf.distribute.Strategy` under which the state was made; default: the current one.
-        keep: how many of the newest to keep, or one or several policies: what any of them keeps stays, and the newest
-            checkpoint always does.
+        keep: how many of the newest to retain, or one or several policies: a checkpoint is retained if any of them
+            retains it, and the newest always is.
         storage_options: passed to the file system, except for `client` and `stall_timeout_s` (seconds without a byte
             after which a request is given up and tried again: 30, or None for no limit). Never written to storage or a
             log.
@@ -53,14 +53,14 @@ class CheckpointManager:
         memory_budget_bytes: host memory for staging, reused for every save and restore. Default 260 MiB; at least one
             shard. What training overwrites while it is being saved is copied by TensorFlow on top of this.
         commit_timeout_s: how long the coordinator waits for the other workers' receipts, and each worker for all others
-            to make their manager. Default 600 s. A request to the storage that is under way then is not cut off.
+            to make their manager. Default 600 s. A request to the storage that is under way then is not interrupted.
         peer_timeout_s: how long each worker waits, in any call, for another one that does not come and shows no
             progress; then all that wait raise `PeerError` with its name. Default 3600 s; None: no limit. The log names
             who is missing after 15 s already. A worker that has ended is noticed within about 10 s.
         on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
             and close all the same. Being fenced is always raised.
-        read_only: never writes: for an evaluation job beside a running one.
-        fresh: starts over, once, on a root that holds checkpoints; they are kept until deleted by hand. Left in a
+        read_only: never writes: for an evaluation job while another one trains.
+        fresh: starts over, once, on a root that holds checkpoints; they are retained until deleted by hand. Left in a
             script, it starts over at every restart.
         verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
             tensor, at the cost of reading all of them on every worker.
@@ -69,12 +69,12 @@ class CheckpointManager:
             that it wants from storage, and nothing listens. The same on all workers.
         reuse_unchanged: what is proved not to have changed since an older checkpoint is copied from there inside the
             storage, and not sent again, where the storage can: a hard link on a disk, a copy by the server on S3 and
-            Google Cloud Storage. Each checkpoint stays whole by itself. False: every save sends everything.
+            Google Cloud Storage. Each checkpoint stays complete by itself. False: every save sends everything.
         check_finite: after each save, the event `NotFinite` and a line in the log name the float and complex tensors in
             which a value is NaN or Inf. Each worker looks at what it sends, in the background, as it lies in the
             staging buffers; what is copied as unchanged is not looked at again. The save goes on all the same.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
-            many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as pay: the
+            many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as help: the
             number begins at 16, for a restore at 32, far away at all that the memory budget holds; it grows up to that
             while the throughput grows, and falls where the storage asks for fewer requests.
         on_event: called with each event of `ckptflow.events`, in a thread of its own, one after another; or several
@@ -154,8 +154,8 @@ class CheckpointManager:
 
         Args:
             step: must not decrease within one attempt of the job, nor below what was restored. Equal steps are resaved.
-            metrics: finite numbers that `KeepBest` can use. The chief's count.
-            metadata: anything JSON-able, kept in the manifest. The chief's counts.
+            metrics: finite numbers that `KeepBest` can use. Only the chief's are saved.
+            metadata: anything JSON-able, stored in the manifest. Only the chief's is saved.
 
         Raises:
             UsageError: on a root that holds checkpoints, before any `restore*`; after a restore that failed in the
@@ -210,7 +210,7 @@ class CheckpointManager:
     # Restoring
 
     def restore_latest(self, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint | None:
-        """Restores the newest valid checkpoint that counts, and claims the root for this incarnation. Called by all.
+        """Restores the newest valid current checkpoint, and claims the root for this incarnation. Called by all.
 
         Returns None on an empty root, or with `fresh=True` until it has saved. A damaged checkpoint is logged, and the
         one before it is taken and saved again as this incarnation's own before this method returns. An error after the
@@ -238,7 +238,7 @@ class CheckpointManager:
 
         To look at it, or to evaluate it: a later start resumes from the newest checkpoint, as if this had not been. A
         `save` after it goes on from `step`: with that save, not before, the process claims the root, and what came
-        after `step` no longer counts, a rollback. That save raises `FencedError`, and changes nothing, where another
+        after `step` is superseded, a rollback. That save raises `FencedError`, and changes nothing, where another
         job has started or has saved since. `rollback` does it at once.
 
         Args:
@@ -253,11 +253,11 @@ class CheckpointManager:
         return self._restore(step, partial, rename, claims=False)
 
     def rollback(self, step: SupportsIndex, *, partial: bool = False, rename: Rename | None = None) -> Checkpoint:
-        """Restores the checkpoint of `step` and no other, and claims the root: what came after no longer counts.
+        """Restores the checkpoint of `step` and no other, and claims the root: what came after is superseded.
 
         Unless it is the newest, it is saved again as this incarnation's own before this method returns: from then on
-        every start resumes from it, or from what builds on it. Called by all. What it cut off stays in storage until a
-        new checkpoint has reached its step: until then `restore` and `rollback` can bring it back.
+        every start resumes from it, or from what builds on it. Called by all. What is superseded stays in storage
+        until a new checkpoint has reached its step: until then `restore` and `rollback` can bring it back.
 
         Args:
             step: the step of a checkpoint that is there.
@@ -281,12 +281,12 @@ class CheckpointManager:
     # What is there
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that counts, without reading tensors; None if there is none. Needs no other worker."""
+        """The newest current checkpoint, without reading tensors; None if there is none. Needs no other worker."""
         self.session.calls.check()
         return find_checkpoint(self.session.store, self.session.summaries)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The checkpoints that count, oldest first, without reading tensors. Needs no other worker."""
+        """The current checkpoints, oldest first, without reading tensors. Needs no other worker."""
         self.session.calls.check()
         return list_counting(self.session.store, self.session.summaries)
 
@@ -305,7 +305,7 @@ class CheckpointManager:
         `name`, such as "release", is shown with it; a run has it once: another checkpoint that had it loses it, and
         stays pinned. Waits for the save under way, so that no prune of this process runs meanwhile. Raises ValueError
         for a name that is not made of 1 to 100 letters, digits and . _ + -, `CheckpointNotFoundError`, or
-        `CheckpointGoneError` where it was pruned before the pin was there.
+        `CheckpointGoneError` if it was pruned before it could be pinned.
         """
         self.session.calls.check(writes=True)
         if name is not None:
@@ -315,7 +315,7 @@ class CheckpointManager:
             pin_checkpoint(self.session.store, self.session.summaries, arguments.check_step(step), name)
 
     def unpin(self, step: SupportsIndex) -> None:
-        """Lets retention decide again: the pin goes, with its names. One that is not pinned is no error.
+        """Removes the pin and its names: retention decides again. One that is not pinned is not an error.
 
         Needs no other worker; done by the chief.
         """

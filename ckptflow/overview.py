@@ -135,7 +135,7 @@ def _why_outside(folder: Folder, summary: Summary | Unreadable, counting: Counti
     if folder.incarnation < counting.fresh_since:
         return "from before a fresh start"
     if folder.incarnation < counting.barrier:
-        return "cut off by a rollback"
+        return "rolled back"
     return f"not what incarnation {counting.incarnation} started from"
 
 

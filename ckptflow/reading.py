@@ -307,4 +307,4 @@ def _read_newest(store: Store, summaries: Summaries, step: int | None) -> Manife
             return read_manifest(store, find_folder(store, summaries, step))
         except ObjectNotFoundError:
             continue
-    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be opened; pin one")
+    raise CheckpointGoneError(f"{store.url}: checkpoints are deleted faster than they can be opened; pin one")

@@ -45,7 +45,7 @@ class CheckpointCallback:
     At the start of `fit`, unless the manager has restored already, it calls `manager.restore_latest()`. Then `fit` goes
     on in the epoch and at the batch where the checkpoint was made: no batch is trained twice, none is left out, and
     EarlyStopping, ReduceLROnPlateau, the history, metrics of the epoch and callbacks with `get_state` and `set_state`
-    are as they were. A fit that was complete trains nothing. At its end the last step is saved and waited for: a save
+    are as they were. Re-running a finished `fit` does nothing. Before `fit` ends, the last step is saved, and a save
     that failed raises out of `fit`.
 
     It runs after all other callbacks, wherever it stands in the list.

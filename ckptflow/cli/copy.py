@@ -42,7 +42,7 @@ def copy(
         str, typer.Argument(metavar="DESTINATION", help="The root to copy to, on any storage.", show_default=False)
     ],
     step: Step = None,
-    copy_all: Annotated[bool, typer.Option("--all", help="Every checkpoint that counts, not only the newest.")] = False,
+    copy_all: Annotated[bool, typer.Option("--all", help="Every current checkpoint, not only the newest.")] = False,
     concurrency: Annotated[
         int | None,
         typer.Option(
@@ -50,7 +50,7 @@ def copy(
             min=1,
             max=128,
             metavar="N",
-            help="Files at once. Default: as many as pay.",
+            help="Files at once. Default: as many as make it faster.",
             show_default=False,
         ),
     ] = None,
@@ -70,11 +70,12 @@ def copy(
 ) -> None:
     """Copy checkpoints to another storage; a job can resume from the copy.
 
-    Every byte is checked when it is read and read back where it was written; the manifest comes last, so that a copy
-    counts only when it is whole. Run it again after an interruption: what is there and right is not sent again.
-    DESTINATION must be a root of its own: empty, or an earlier copy of the same run that no job has started from.
-    With --all, what is damaged, or not given by the storage, is named and left out, and the others are copied: the exit
-    code is then 1, or 3 or 4.
+    Every byte is checked when it is read, and read back from the destination; the manifest is written last, so a copy
+    is committed only when it is complete. After an interruption run it again: what is there and correct is not sent
+    again.
+    DESTINATION must be empty, or an earlier copy of the same run that no job has started from.
+    With --all, a checkpoint that is damaged, or that the storage does not return, is named and left out, and the others
+    are copied: the exit code is then 1, or 3 or 4.
 
     \b
     Examples:

@@ -35,7 +35,7 @@ def delete(
     """Show what deleting the checkpoints of some steps would do; delete them with --yes, all or none.
 
     The newest checkpoint and pinned ones are refused. Superseded ones are deleted if no current one has that step.
-    Before anything is deleted the newest checkpoint is read whole: if it is damaged, nothing is.
+    Before anything is deleted, every byte of the newest checkpoint is read: if it is damaged, nothing is deleted.
 
     \b
     Examples:

@@ -84,7 +84,7 @@ def diff(
 ) -> None:
     """Compare two checkpoints tensor by tensor: names, shapes, dtypes, the largest difference and its norm.
 
-    All bytes of both are read and verified, one tensor at a time. Exit code 0 where all is equal, bit by bit, else 1.
+    All bytes of both are read and verified, one tensor at a time. The exit code is 0 if all is bitwise equal, else 1.
 
     \b
     Examples:

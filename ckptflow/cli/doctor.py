@@ -1,4 +1,4 @@
-"""`ckptflow doctor`: whether a storage keeps the promises that checkpoints rest on."""
+"""`ckptflow doctor`: whether a storage keeps the promises that checkpoints rely on."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def doctor(
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
-    """Try your storage against every promise that a checkpoint rests on, and say in words what it cannot promise.
+    """Test a storage for every promise that checkpoints rely on, and say in words what it cannot promise.
 
     The same tests that this library runs on its own storages (`ckptflow.testing.StoreContract`): racing creates have
     one winner, a reader never sees a part, a list shows what was written before it, names cannot leave the root, and so
     on; what is written is looked at behind the client's back. Takes a minute or two, and some 2 GB of traffic with
-    the default size. Exit code 1 where a promise is broken.
+    the default size. The exit code is 1 if a promise is broken.
 
     \b
     Example:

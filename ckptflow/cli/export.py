@@ -43,7 +43,7 @@ def export(
         typer.Option(
             "--format",
             metavar="NAME",
-            help=f"{_FORMATS}. Default: what the suffix tells.",
+            help=f"{_FORMATS}. Default: by the suffix.",
             show_default=False,
             autocompletion=completion.export_formats,
         ),
@@ -52,12 +52,12 @@ def export(
         str | None,
         typer.Option(
             metavar="MODULE:NAME",
-            help="The model, or a function that returns it, where the manifest cannot tell how to build it.",
+            help="The model, or a function that returns it, if the manifest cannot tell how to build it.",
             show_default=False,
         ),
     ] = None,
     entry: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Which model, where the state has several.", show_default=False)
+        str | None, typer.Option(metavar="PATH", help="Which model, if the state has several.", show_default=False)
     ] = None,
     signatures: Annotated[
         str | None,

@@ -24,7 +24,7 @@ def import_(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="keras, h5, weights, saved-model, tf-checkpoint, hub or safetensors. Default: what SOURCE tells.",
+            help="keras, h5, weights, saved-model, tf-checkpoint, hub or safetensors. Default: by SOURCE.",
             show_default=False,
             autocompletion=completion.import_formats,
         ),
@@ -62,8 +62,8 @@ def import_(
 ) -> None:
     """Start a run from a Keras file, a SavedModel, a TensorFlow checkpoint, a Hub module or a safetensors file.
 
-    The run's `restore_latest()` then goes on from there. A whole Keras model needs no code. Weights alone are best put
-    into the model that the run will train, given by --model; without it their names are those of the file.
+    The run's `restore_latest()` then continues from there. A complete Keras model needs no code. Weights alone are best
+    loaded into the model that the run will train, given by --model; without it they have the names of the file.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`ckptflow ls`: what is in a root, and what of it counts."""
+"""`ckptflow ls`: what is in a root, and what of it is current."""
 
 from __future__ import annotations
 
@@ -40,27 +40,26 @@ if TYPE_CHECKING:
     from ckptflow.storage.store import Entry, Store
 
 _TEXTS = ("created", "metrics", "state")
+_STATES = {"newest": "newest", "counts": "current", "outside": "superseded", "partial": "incomplete"}  # in words
 
 
 def ls(
     url: Url,
-    show_all: Annotated[
-        bool, typer.Option("--all", help="Also what is outside what counts, and what was never committed.")
-    ] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Also superseded checkpoints, and incomplete ones.")] = False,
     best: BestBy = None,
     mode: BestMode = None,
     as_json: Json = False,
     options: Options = None,
     options_json: OptionsJson = None,
 ) -> None:
-    """List the checkpoints of a run, oldest first: what counts, and what is wrong with it.
+    """List the current checkpoints of a run, oldest first, and what is wrong with them.
 
-    Reads one listing and the manifests, no tensor data. "newest" is where a restart begins. A folder that is "outside"
-    was committed and does not count: cut off by a rollback or a fresh start, or of another run. A "partial" one was
-    never committed. Bytes that are "copied" were not sent: the storage copied them from an earlier checkpoint.
+    Reads one listing and the manifests, no tensor data. "newest" is where a restart begins. A "superseded" checkpoint
+    was committed and is not current: the run was rolled back or started over, or it is of another run. An "incomplete"
+    one was never committed. Bytes that are "copied" were not sent: the storage copied them from an earlier checkpoint.
 
-    Above several runs, up to two levels deep, it lists the runs: the newest step of each, how many checkpoints count,
-    what it takes in storage, and what is wrong with its newest checkpoint.
+    If URL is above several runs, up to two levels deep, the runs are listed: the newest step of each, how many current
+    checkpoints it has, what it takes in storage, and what is wrong with its newest checkpoint.
 
     With --best the checkpoint with the best value of a metric comes first.
 
@@ -198,21 +197,21 @@ def render(overview: Overview) -> None:
     if overview.rows:
         _print_rows(console, overview.best_first, overview.ranks)
     else:
-        what = "no checkpoint counts" if any(overview.hidden.values()) else "no checkpoint is here yet"
+        what = "no checkpoint is current" if any(overview.hidden.values()) else "no checkpoint is here yet"
         console.print(f"{printable(overview.url)}: {what}")
     resumes_from = overview.resumes_from
     counting = [row for row in overview.rows if row.state in ("newest", "counts")]
     if overview.doubt is not None or (resumes_from is None and any(row.is_unread for row in counting)):
-        why = f" Here {printable(overview.doubt)}." if overview.doubt else ""
-        said = f"A restart would end with an error: it goes by nothing that cannot be read.{why}"
+        why = f": {printable(overview.doubt)}" if overview.doubt else ", since it skips nothing that cannot be read"
+        said = f"A restart would end with an error{why}."
         console.print(said, style="red", soft_wrap=True)
     elif counting and counting[-1] is not resumes_from:
-        where = f"at step {resumes_from.folder.step}" if resumes_from else "nowhere: each shows damage"
+        where = f"at step {resumes_from.folder.step}" if resumes_from else "nowhere: each one shows damage"
         console.print(f"The newest is damaged; a restart would begin {where}.", style="red")
     if any(row.copied_bytes for row in overview.rows):
         stored, listed = size_text(overview.stored_bytes), size_text(sum(row.size_bytes for row in overview.rows))
-        console.print(f"Checkpoints of {listed}; the root takes {stored}, files that are shared counted once.")
-    hidden = " and ".join(f"{count} {state}" for state, count in overview.hidden.items() if count)
+        console.print(f"Checkpoints of {listed}; the root takes {stored}, shared files counted once.")
+    hidden = " and ".join(f"{count} {_STATES[state]}" for state, count in overview.hidden.items() if count)
     if hidden:
         console.print(f"Not shown: {hidden}. See --all.", style="dim")
 
@@ -242,7 +241,7 @@ def _cells(row: Row, now: datetime, ranks: Mapping[Folder, int], *, is_wide: boo
 
 
 def _state_text(row: Row) -> str:
-    words = row.state + (f", {pin_text(row.pin_names)}" if row.is_pinned else "")
+    words = _STATES[row.state] + (f", {pin_text(row.pin_names)}" if row.is_pinned else "")
     return printable(": ".join(filter(None, (words, row.why, row.problem))))
 
 

@@ -38,8 +38,8 @@ def pin(
     """Keep the checkpoint of a step until it is unpinned, whatever the retention policies say.
 
     A run has a name once: if another checkpoint had it, it loses the name and stays pinned.
-    Ends with 1 where no such checkpoint is there, or it was pruned before the pin was. A job that is pruning at this
-    very moment may not see the pin: `ckptflow ls` shows whether it is there afterwards.
+    The exit code is 1 if there is no such checkpoint, or if it was pruned before it could be pinned. A job that is
+    pruning at this very moment may miss the pin: `ckptflow ls` shows whether the checkpoint is still there.
 
     \b
     Examples:
@@ -78,7 +78,7 @@ def unpin(
 ) -> None:
     """Let the retention policies decide about a checkpoint again. If the step is not pinned, nothing happens.
 
-    Give --step, or --name. Ends with 1 where no pin has that name.
+    Give --step or --name. The exit code is 1 if no pin has that name.
 
     \b
     Examples:

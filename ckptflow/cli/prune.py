@@ -44,7 +44,7 @@ EvenIfStarting = Annotated[
     bool,
     typer.Option(
         "--even-if-starting",
-        help="Delete although a job has started and saved nothing: you know that none is starting or running here.",
+        help="Delete even if a job has started and saved nothing yet: only if you know that none starts or runs here.",
     ),
 ]
 
@@ -63,10 +63,10 @@ def prune(
 ) -> None:
     """Show what would be deleted, with the reason for each folder; delete it with --yes.
 
-    What any of the policies keeps stays, and so do the newest, what is pinned, and what a running job may need. Before
-    anything is deleted, the newest checkpoint and those that --best keeps are read whole: if one is damaged, nothing is
-    deleted. A job prunes by itself after each save; this is for a root that no job works on, or whose policies were too
-    generous.
+    A checkpoint is retained if any of the policies retains it; so are the newest, pinned ones, and what a running job
+    may need. Before anything is deleted, every byte of the newest checkpoint, and of those that --best retains, is
+    read: if one is damaged, nothing is deleted. A job prunes by itself after each save; this is for a root that no job
+    uses, or whose policies retained too much.
 
     \b
     Examples:
@@ -80,7 +80,7 @@ def prune(
 
     policies = read_policies(last, best or (), every_steps, every_seconds)
     if not policies:
-        raise ValueError("say what to keep: --last, --best, --every-steps or --every-seconds")
+        raise ValueError("say what to retain: --last, --best, --every-steps or --every-seconds")
     with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
         check_root(store)
         summaries = Summaries(store, is_for_show=not yes)
@@ -139,7 +139,7 @@ def _best(text: str) -> Policy:
 
 
 def check_metrics(policies: Sequence[Policy], metrics: Sequence[Mapping[str, float]]) -> None:
-    """A metric that no checkpoint has keeps nothing: a typo must not cost the best ones. `metrics`: each one's."""
+    """A metric that no checkpoint has retains nothing: a typo must not cost the best ones. `metrics`: each one's."""
     from ckptflow.commit.retention import KeepBest
 
     for policy in policies:

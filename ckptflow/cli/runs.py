@@ -1,4 +1,4 @@
-"""The runs below a prefix, for `ckptflow ls`: found in one listing, and of each no more is read than what counts."""
+"""The runs below a prefix, for `ckptflow ls`: found in one listing, with as few reads of each as tell its state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READERS = 8  # runs read at once
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run below a prefix: `newest` is the row that `ls` of it has, None if no checkpoint counts."""
+    """One run below a prefix: `newest` is the row that `ls` of it has, None if no checkpoint is current."""
 
     name: str
     url: str
@@ -42,7 +42,7 @@ class RunSummary:
     @property
     def state(self) -> str:
         """In one phrase: what is wrong, or that nothing is, as far as a listing and the newest manifest tell."""
-        return self.problem or ("ok" if self.newest else "no checkpoint counts")
+        return self.problem or ("ok" if self.newest else "no checkpoint is current")
 
 
 def runs_in(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
@@ -67,7 +67,7 @@ def runs_in(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def read_runs(url: str, runs: Mapping[str, list[Entry]], options: dict[str, Any]) -> list[RunSummary]:
-    """What there is to say of each: reads its newest claim, and manifests until it is known what counts."""
+    """What there is to say of each: reads its newest claim, and manifests until it is known which are current."""
     from ckptflow.threads import at_once
 
     return at_once(_READERS, lambda pair: _read_run(url, *pair, options), list(runs.items())[:MAX_RUNS])

@@ -47,7 +47,7 @@ _REASONS = {
     "resume": "resumed from {}",
     "rollback": "rolled back to {} on request",
     "damage": "fell back to {}: what was newer was damaged",
-    "outside": "took {} from outside what counted: nothing that counted could be restored",
+    "outside": "restored {}, which was superseded: no current checkpoint could be restored",
     "fresh": "started over with fresh=True",
 }
 
@@ -59,7 +59,7 @@ def show(
         bool | None,
         typer.Option(
             "--tensors/--no-tensors",
-            help=f"All tensors, or none; else the {_TENSORS_SHOWN} largest.",
+            help=f"All tensors, or none. Default: the {_TENSORS_SHOWN} largest.",
             show_default=False,
         ),
     ] = None,
@@ -74,9 +74,9 @@ def show(
 
     Reads its manifest and lists the pins; with --stats it reads, and checks, the tensors as well.
 
-    Without --step it is the newest that counts and whose manifest can be read. --step also finds what is outside. A
-    file that the storage does not give is told, with exit code 3 or 4, and what can be read is shown.
-    Of an export it shows the checkpoint that it was made of.
+    Without --step it is the newest current one whose manifest can be read. --step also finds superseded ones. If the
+    storage does not return a file, what can be read is shown, and the exit code is 3 or 4.
+    For an export, the checkpoint that it was made from is shown.
 
     \b
     Examples:
@@ -281,7 +281,7 @@ def _timing_text(manifest: Manifest) -> str:
         return ""
     write_s = max(timing.write_s for timing in manifest.timings)
     blocked_s = max(timing.blocked_s for timing in manifest.timings)
-    return f"{write_s:.3g} s until the last worker's shards were durable; held up training for {blocked_s:.3g} s"
+    return f"{write_s:.3g} s until the last worker's shards were durable; blocked training for {blocked_s:.3g} s"
 
 
 def _lineage_text(manifest: Manifest) -> str:

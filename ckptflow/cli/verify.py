@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ckptflow.transfer.verify import Sound
 
 _SHOWN = {
-    "whole": ("green", "whole"),
+    "whole": ("green", "intact"),
     "sampled": ("", "sampled"),
     "gone": ("dim", "pruned meanwhile"),
     "damaged": ("red", "damaged"),
@@ -93,9 +93,7 @@ class Verified:
 def verify(
     url: UrlOrFolder,
     step: Step = None,
-    verify_all: Annotated[
-        bool, typer.Option("--all", help="Every checkpoint that counts, not only the newest.")
-    ] = False,
+    verify_all: Annotated[bool, typer.Option("--all", help="Every current checkpoint, not only the newest.")] = False,
     sample: Annotated[
         str | None,
         typer.Option(
@@ -115,9 +113,10 @@ def verify(
 ) -> None:
     """Read every byte of the newest checkpoint and check it: sizes, checksums, headers. Exit code 1 on damage.
 
-    Without --step or --all it is the newest that counts. Each problem is printed with the file, the place and why. With
-    --all what the storage does not give is told, with exit code 3 or 4, and the others are read. With --sample some
-    files are read, drawn anew each time, and all are looked for; what was not read may be damaged.
+    Without --step or --all it is the newest current one. Each problem is printed with the file, the place and the
+    reason. With --all, a checkpoint that the storage does not return is named, the others are read, and the exit code
+    is 3 or 4. With --sample, all files are looked for, but only some are read, drawn anew each time; what was not read
+    may be damaged.
 
     \b
     Examples:

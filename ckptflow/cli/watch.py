@@ -50,10 +50,10 @@ def watch(
 ) -> None:
     """Follow a live run: starts, saves under way, commits, what is pruned, what is damaged. Ctrl-C ends it.
 
-    First what is there, a commit with its own time, then each change. One listing for each look, and the manifest of
-    what is new; nothing is written, and the job is not disturbed. With --json one object a line. What comes and goes
-    between two looks is not seen. If a file that decides what counts cannot be read, --until-step ends it with exit
-    code 3 or 4.
+    Prints what is there, each commit with its own time, then each change. A check takes one listing, and the manifests
+    of what is new; nothing is written, and the job is not disturbed. With --json, one object per line. What comes and
+    goes between two checks is not seen. If a file that decides which checkpoints are current cannot be read,
+    --until-step ends it with exit code 3 or 4.
 
     \b
     Example:
@@ -81,7 +81,7 @@ def watch(
 
 
 def has_reached(now: Overview, step: int) -> bool:
-    """Whether the run has: what a rollback cut off is no longer part of it. Pure."""
+    """Whether the run has: what a rollback superseded is no longer part of it. Pure."""
     counting = (row for row in now.rows if row.state in ("newest", "counts"))
     return any(row.checkpoint is not None and row.folder.step >= step for row in counting)
 

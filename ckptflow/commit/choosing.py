@@ -43,7 +43,7 @@ class Next(StrEnum):
     RESTORE = "restore"
     START = "start anew: the root holds no checkpoint"
     LIST_AGAIN = "list again"
-    LOOK_OUTSIDE = "look at what does not count"
+    LOOK_OUTSIDE = "look at superseded checkpoints"
     NO_SUCH_STEP = "no checkpoint of this step"
     ALL_DAMAGED = "no valid checkpoint is left"
 
@@ -75,7 +75,7 @@ def choose(
         asked_for = same[0] if same else others[-1]
         return Choice(
             Next.RESTORE,
-            f"step {step} was asked for" + ("" if same else ", and does not count"),
+            f"step {step} was asked for" + ("" if same else ", and is superseded"),
             asked_for,
             save_again=asked_for != counting.newest,
             is_outside=not same,
@@ -83,19 +83,19 @@ def choose(
     folder = next((f for f in counting.folders if f not in damaged), None)
     if folder is not None:
         is_newest = folder == counting.newest
-        reason = "it is the newest that counts" if is_newest else "newer ones that count are damaged"
+        reason = "it is the newest current checkpoint" if is_newest else "newer current ones are damaged"
         return Choice(Next.RESTORE, reason, folder, save_again=not is_newest)
     if not is_last and (damaged or counting.outside):
-        return Choice(Next.LIST_AGAIN, "a commit may have landed, which goes before anything outside what counts")
+        return Choice(Next.LIST_AGAIN, "a commit may have landed, which goes before any superseded checkpoint")
     if rest is None:
-        return Choice(Next.LOOK_OUTSIDE, "nothing that counts can be restored")
+        return Choice(Next.LOOK_OUTSIDE, "no current checkpoint can be restored")
     for other in (*rest.folders, *rest.outside):
         if other not in damaged:
-            reason = "nothing that counts can be restored, and this is the newest besides"
+            reason = "no current checkpoint can be restored, and this is the newest superseded one"
             return Choice(Next.RESTORE, reason, other, save_again=True, is_outside=True)
     if not damaged and not counting.outside:
         return Choice(Next.START, "the root holds no checkpoint")
-    return Choice(Next.ALL_DAMAGED, "all that may be taken was tried in vain, or was cut off")
+    return Choice(Next.ALL_DAMAGED, "all that may be restored was tried and is damaged, or was superseded on purpose")
 
 
 @dataclass(slots=True)
@@ -134,8 +134,8 @@ class Chooser:
         committed = self._list_root(held).committed
         if committed:
             logger.warning(
-                "%s: fresh=True starts over; %d checkpoint(s), the newest %s, no longer count and are deleted only by "
-                "hand. Take fresh=True out of the script, or every restart starts over",
+                "%s: fresh=True starts over; %d checkpoint(s), the newest %s, will be superseded, and are deleted only "
+                "by hand. Remove fresh=True from the script, or every restart starts over",
                 self._store.url,
                 len(committed),
                 committed[-1],
@@ -148,7 +148,9 @@ class Chooser:
             if view is None or view.is_stale:
                 view = self.list_anew(held)
             if view.gone > _MAX_GONE:
-                raise CheckpointGoneError(f"{self._store.url}: checkpoints go faster than they can be read; pin one")
+                raise CheckpointGoneError(
+                    f"{self._store.url}: checkpoints are deleted faster than they can be read; pin one"
+                )
             choice = choose(view.counting, view.damaged, step, is_last=view.is_last, rest=view.rest)
             if choice.next is Next.LIST_AGAIN:
                 view = self.list_anew(held)
@@ -175,7 +177,7 @@ class Chooser:
         strange = [str(f) for f in counting.outside if f.incarnation >= counting.incarnation and counting.folders]
         if strange:
             logger.warning(
-                "%s: passed over, since they are of another run, or of a job that held the same number: %s",
+                "%s: skipped, since they belong to another run, or to a job that held the same number: %s",
                 self._store.url,
                 some_of(strange, _NAMES_SHOWN),
             )
@@ -219,14 +221,14 @@ class Chooser:
 
     def _nothing_left(self, view: View) -> str:
         hint = (
-            f" Steps {list(view.barred)} were cut off by a rollback or a fresh start and are not taken by themselves: "
-            f"rollback({view.barred[-1]}) would take one, and restore({view.barred[-1]}) only reads it."
+            f" Steps {list(view.barred)} were superseded by a rollback or a fresh start and are not restored "
+            f"automatically: rollback({view.barred[-1]}) continues from one, restore({view.barred[-1]}) only reads it."
             if view.barred
             else ""
         )
         return (
             f"{self._store.url}: no valid checkpoint is left, and the state may hold a mixture of those that were "
-            "tried: do not go on with it. " + " | ".join(view.damaged.values()) + hint
+            "tried: do not use it. " + " | ".join(view.damaged.values()) + hint
         )
 
     def _barrier_by_claim(self, counting: Counting) -> int:

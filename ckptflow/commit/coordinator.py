@@ -59,8 +59,8 @@ logger = logging.getLogger("ckptflow")
 
 _READ_AT_ONCE = 8  # manifests that the first save after a restart may wait for
 _WRITTEN_WHOLE = (
-    "%s: step %d: what does not change is written again, since the policies have left one of its two physical copies "
-    "alone; where they keep at least the last two (KeepLast(2)), it is copied"
+    "%s: step %d: unchanged data is written again, since the policies have retained only one of its two physical "
+    "copies; it is copied if they retain at least the last two checkpoints (KeepLast(2))"
 )
 NO_DIGESTS: Mapping[str, int] = MappingProxyType({})
 
@@ -143,7 +143,7 @@ class Coordinator:
                 raise
             except BaseException as error:  # it is there, and the next restore takes it if nothing newer is
                 raise CommitUnknownError(
-                    f"{self._store.url}/{draft.folder} is written whole, but whether it counts is not known: "
+                    f"{self._store.url}/{draft.folder} is complete, but whether it is current is not known: "
                     f"{error!r}; the next restore finds out"
                 ) from error
         self._may_prune = prune
@@ -165,8 +165,8 @@ class Coordinator:
                 newer = newer_number(self._store, self._held, listing)
                 if newer in listing.claims:
                     logger.warning(
-                        "%s: another job has claimed this root since (%s): what was saved counts, nothing is pruned, "
-                        "and the next save will not count",
+                        "%s: another job has claimed this root since (%s): what was saved is current, nothing is "
+                        "pruned, and the next save will be fenced",
                         self._store.url,
                         claim_key(newer),
                     )
@@ -317,8 +317,8 @@ class Coordinator:
                 self.give_up(folder)
                 raise
             raise CommitUnknownError(
-                f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not count; the next "
-                f"restore finds out ({error!r})"
+                f"{self._store.url}/{key} was sent and no reply came: the checkpoint may or may not be committed; the "
+                f"next restore finds out ({error!r})"
             ) from error
         if not is_ours:
             raise FencedError(

@@ -148,7 +148,7 @@ def _missing(source: Store, folder: Folder, error: Exception) -> CheckpointGoneE
         read_manifest(source, folder)
     except ObjectNotFoundError:
         return CheckpointGoneError(f"{source.url}/{folder} was pruned while it was copied; pin what must stay")
-    return CorruptCheckpointError(f"{error}; verify the checkpoint, and copy one that is whole")
+    return CorruptCheckpointError(f"{error}; verify the checkpoint, and copy one that is not damaged")
 
 
 def _has_manifest(target: Store, folder: Folder, sealed: bytes) -> bool:
@@ -174,7 +174,9 @@ def _read(source: Store, key: str, shard: ShardRecord, buffer: Buffer) -> None:
     if why == _MISSING:
         raise ObjectNotFoundError(f"{source.url}/{key} {why}")
     if why is not None:
-        raise CorruptCheckpointError(f"{source.url}/{key} {why}; verify the checkpoint, and copy one that is whole")
+        raise CorruptCheckpointError(
+            f"{source.url}/{key} {why}; verify the checkpoint, and copy one that is not damaged"
+        )
 
 
 def _send(target: Store, key: str, shard: ShardRecord, buffer: Buffer) -> None:

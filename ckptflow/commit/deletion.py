@@ -61,9 +61,9 @@ def _decide(
         return decide_partial(folder, counting.incarnation, is_given_up=False, is_pinned=False)
     summary = read(folder)
     if isinstance(summary, UnknownVersionError):
-        return Decision(folder, True, "written by a newer ckptflow: delete it with that")
+        return Decision(folder, True, "written by a newer ckptflow: delete it with that version")
     if isinstance(summary, StorageError):
         return Decision(folder, True, unread(summary))
     if isinstance(summary, CorruptCheckpointError):
         return Decision(folder, False, "asked for; its manifest is damaged")
-    return Decision(folder, False, "asked for" if decided else "asked for; it is outside what counts")
+    return Decision(folder, False, "asked for" if decided else "asked for; it is superseded")

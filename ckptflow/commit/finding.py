@@ -49,9 +49,7 @@ def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
     read = list(map(counting.of_this_run, summaries.read_many(listing, reversed(counting.folders)).values()))
     found = [summary.checkpoint for summary in read if isinstance(summary, Summary)]
     if len(found) < len(read):
-        others = f"; {len(counting.outside)} more are there and do not count, as far as is known" * bool(
-            counting.outside
-        )
+        others = f"; {len(counting.outside)} more exist and are superseded, as far as is known" * bool(counting.outside)
         unreadable = [str(summary) for summary in read if not isinstance(summary, Summary)]
         logger.warning("%s: not listed, since it cannot be read: %s%s", store.url, some_of(unreadable, 3), others)
     return found
@@ -66,7 +64,7 @@ def find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:
     for _ in range(TRIES):
         with contextlib.suppress(ObjectNotFoundError):  # deleted since it was listed
             return _find_folder(store, summaries, step)
-    raise CheckpointGoneError(f"{store.url}: checkpoints go faster than they can be read; pin one")
+    raise CheckpointGoneError(f"{store.url}: checkpoints are deleted faster than they can be read; pin one")
 
 
 def _find_folder(store: Store, summaries: Summaries, step: int | None) -> Folder:

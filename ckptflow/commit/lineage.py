@@ -247,7 +247,7 @@ def find_run_id(store: Store, listing: Listing, summaries: Summaries) -> str | N
     named = Counter(each.run_id for number in listing.claims if (each := summaries.claim(number)) is not None)
     if named[made] < named[claim.run_id] or not named[made]:
         return claim.run_id
-    logger.warning("%s: passed over, since it is of another run: %s", store.url, claim_key(claim.number))
+    logger.warning("%s: skipped, since it belongs to another run: %s", store.url, claim_key(claim.number))
     return made
 
 
@@ -328,13 +328,13 @@ def fenced(store: Store, held: Held, newest: int) -> FencedError:
     if newest == held.number and claim is None:
         return FencedError(
             f"{store.url}/{claim_key(newest)}, the claim of this job, is gone or cannot be read: the root or lineage/ "
-            "was deleted or replaced while this job ran. What it saves no longer counts, and it deletes nothing. Stop "
-            "it, and look at what is there before you start it again"
+            "was deleted or replaced while this job ran. What it saves is superseded, and it deletes nothing. Stop "
+            "it, and check what is there before you start it again"
         )
     who = f"{claim.host}, process {claim.pid}, since {claim.created_at}" if claim else "its claim cannot be read"
     return FencedError(
         f"{store.url}: another copy holds this root: incarnation {newest} ({who}); this one is incarnation "
-        f"{held.number}, and what it saves no longer counts. Stop this job and do not restart it: two jobs on one "
-        "root fence each other for ever (a job per worker without TF_CONFIG looks the same). An evaluation job opens "
+        f"{held.number}, and what it saves is superseded. Stop this job and do not restart it: two jobs on one "
+        "root fence each other forever (a job per worker without TF_CONFIG looks the same). An evaluation job opens "
         "the root with read_only=True, which never fences."
     )

@@ -32,7 +32,7 @@ def pin_checkpoint(store: Store, summaries: Summaries, step: int, name: str | No
     if not is_there(store, folder.manifest_key):
         if is_ours:
             store.delete([pin_key(folder)])
-        raise CheckpointGoneError(f"{store.url}/{folder} was pruned before the pin was there")
+        raise CheckpointGoneError(f"{store.url}/{folder} was pruned before it could be pinned")
     return _name_pin(store, folder, name) if name is not None else []
 
 

@@ -32,11 +32,12 @@ from ckptflow.storage.again import is_there, renew
 from ckptflow.storage.store import Store
 
 _ANOTHERS = "of another run: deleted only by hand"
-_LISTED_OTHERWISE = "two listings show other files in it: the next prune looks again"
-_COMMITTED = "it is committed, and listings do not show its manifest: the next prune looks again"
+_LISTED_OTHERWISE = "two listings of it differ: the next prune checks it again"
+_COMMITTED = "committed, but its manifest is missing from listings: the next prune checks it again"
 _PINNED = "pinned"
-_UNWANTED = "no policy keeps it"
-_NEWER = "written by a newer ckptflow: what it is is not known"
+_UNWANTED = "no policy retains it"
+UNCERTAIN = "it is not certain which checkpoints are current"
+_NEWER = "written by a newer ckptflow: its contents are not known"
 CLAIMS_KEPT = 100  # a starter that stalled finds its number taken, as long as it is among these
 
 
@@ -125,7 +126,7 @@ def decide_counting(
         elif counting.is_of_another(summary.run_id):
             decisions[folder] = Decision(folder, True, _ANOTHERS)
         elif not summary.is_complete(listing.folders[folder]):
-            decisions[folder] = Decision(folder, False, "shards are missing or have another size")
+            decisions[folder] = Decision(folder, False, "shards are missing or have the wrong size")
         else:
             older = whole.get(folder.step)
             if older is not None:
@@ -167,8 +168,8 @@ def decide_outside(
     if folder.incarnation < counting.fresh_since:
         return Decision(folder, True, "from before a fresh start: deleted only by hand")
     if folder.incarnation > counting.incarnation or newest is None or newest.step < folder.step:
-        return Decision(folder, True, "outside what counts, and nothing that counts has reached its step")
-    return Decision(folder, False, f"outside what counts, which has reached step {newest.step:,}")
+        return Decision(folder, True, "superseded, but no current checkpoint has reached its step")
+    return Decision(folder, False, f"superseded: a current checkpoint has reached step {newest.step:,}")
 
 
 def unread(error: StorageError) -> str:
@@ -179,7 +180,7 @@ def unread(error: StorageError) -> str:
 def doubt_of(summaries: Summaries) -> str | None:
     """Why what has just been decided by `summaries` is not sure: the storage did not give a file that decides."""
     refused = summaries.refused
-    return None if refused is None else f"what counts is not known for sure, since a file {unread(refused)}"
+    return None if refused is None else f"{UNCERTAIN}, since a file {unread(refused)}"
 
 
 def decide_partial(folder: Folder, incarnation: int, is_given_up: bool, is_pinned: bool) -> Decision:
@@ -192,7 +193,7 @@ def decide_partial(folder: Folder, incarnation: int, is_given_up: bool, is_pinne
     if folder.incarnation < incarnation:
         return Decision(folder, False, f"never committed, and incarnation {folder.incarnation} is over")
     if folder.incarnation == incarnation and is_given_up:
-        return Decision(folder, False, "never committed, and given up")
+        return Decision(folder, False, "never committed: the save failed")
     return Decision(folder, True, "not committed yet")
 
 
@@ -286,9 +287,9 @@ def doubt_newest(store: Store, listing: Listing, newest: Folder | None) -> str |
     except ObjectNotFoundError:
         return f"{newest}, the newest checkpoint, was deleted meanwhile"
     except (CorruptCheckpointError, UnknownVersionError) as error:
-        return f"the manifest of the newest checkpoint cannot be read, so what counts is not known for sure: {error}"
+        return f"the manifest of the newest checkpoint cannot be read, so {UNCERTAIN}: {error}"
     if not summary.is_complete(listing.folders[newest]):
-        return f"{newest}, the newest checkpoint, lacks shards, or they have another size"
+        return f"{newest}, the newest checkpoint, has shards that are missing or have the wrong size"
     return None
 
 
@@ -328,8 +329,8 @@ _BEST = "among the best by a metric"
 _WITHOUT_IT = "Look with ckptflow ls and ckptflow verify, and delete its folder by hand: then the next best stays"
 Verify = Callable[[Store, Folder], str | None]
 _HOW_TO_GO_ON = (
-    "Start the job: it restores what is sound and saves it again, and then prunes by itself; or look with ckptflow ls "
-    "and ckptflow verify, and delete the folder of the damaged one by hand"
+    "Start the job: it restores the newest valid checkpoint, saves it again, and then prunes by itself; or check with "
+    "ckptflow ls and ckptflow verify, and delete the folder of the damaged checkpoint by hand"
 )
 
 

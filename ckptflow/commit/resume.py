@@ -378,7 +378,7 @@ class Resume(Beginning):
             reason = "rollback" if step is not None else "outside" if choice.is_outside else "damage"
         view = self._view
         if choice.is_outside and step is None and view is not None:
-            logger.warning("%s is outside what counts; nothing that counts could be restored", restored.checkpoint.url)
+            logger.warning("%s is superseded; no current checkpoint could be restored", restored.checkpoint.url)
         if held is None:
             seen = self._seen._replace(newest=view.counting.newest) if view is not None and self._seen else None
             return Start(None, reason, restored, seen=seen)

@@ -161,7 +161,7 @@ def reasons_to_keep(checkpoints: Sequence[Checkpoint], policies: Sequence[Policy
             raise ValueError(f"{policy!r} returned {len(answers)} answers for {len(checkpoints)} checkpoints")
         for reasons, answer in zip(found, answers, strict=True):
             if answer:
-                reasons.append(answer if isinstance(answer, str) else f"kept by {policy!r}")
+                reasons.append(answer if isinstance(answer, str) else f"retained by {policy!r}")
     return ["; ".join(reasons) or None for reasons in found]
 
 

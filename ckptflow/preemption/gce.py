@@ -19,8 +19,8 @@ def gce_notice() -> bool:
     """Whether Google Compute Engine is about to stop this machine: preempted, or to be ended for maintenance.
 
     Give it to `PreemptionWatcher(manager, notice=gce_notice)`. Asks the machine's metadata server, at the address in
-    GCE_METADATA_HOST if that is set. Raises nothing: where nobody answers there is no notice, and the log says so once.
-    A live migration is no reason to leave.
+    GCE_METADATA_HOST if that is set. Raises nothing: if nobody answers there is no notice, and the log says so once.
+    A live migration is not a reason to leave.
     """
     return _ask("preempted") == "TRUE" or _ask("maintenance-event") == "TERMINATE_ON_HOST_MAINTENANCE"
 

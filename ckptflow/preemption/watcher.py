@@ -107,7 +107,7 @@ class PreemptionWatcher:
         Call it after each training step, with the steps done so far, and, so that nothing takes longer than the grace
         period, after each batch of an evaluation, with the same step again. About once a second, at the same check on
         every worker, they exchange a message. A step that this incarnation has saved or restored is not saved again,
-        unless a `fit` has trained since, of which not every batch counts a step; `metrics` and `metadata` go to `save`,
+        unless a `fit` has trained since, in which not every batch is a step; `metrics` and `metadata` go to `save`,
         but for metrics that are not finite.
 
         Raises:
@@ -261,7 +261,7 @@ def _check_signals(signals: Iterable[int]) -> list[signal.Signals]:
         try:
             checked.append(signal.Signals(number))
         except ValueError:
-            raise ValueError(f"signals: {number!r} is no signal of this system") from None
+            raise ValueError(f"signals: {number!r} is not a signal of this system") from None
     if uncatchable := {signal.SIGKILL, signal.SIGSTOP} & set(checked):
         raise ValueError(f"signals: {', '.join(s.name for s in uncatchable)} cannot be caught")
     return checked

@@ -109,7 +109,7 @@ def test_what_is_damaged_is_not_copied(runner: Runner, root: str, tmp_path: Path
     shard.write_bytes(data)
     ran = runner("copy", root, str(tmp_path / "copy"))
     assert ran.code == 1
-    assert "copy one that is whole" in ran.err
+    assert "copy one that is not damaged" in ran.err
     assert list_checkpoints(str(tmp_path / "copy")) == []
 
 
@@ -178,7 +178,7 @@ def test_what_goes_meanwhile_is_gone(root: str, tmp_path: Path) -> None:
 def test_a_missing_shard_is_damage(root: str, tmp_path: Path) -> None:
     (shard, *_) = sorted(Path(root, str(NEWEST)).glob("shard-*"))
     shard.unlink()
-    with pytest.raises(CorruptCheckpointError, match="copy one that is whole"):
+    with pytest.raises(CorruptCheckpointError, match="copy one that is not damaged"):
         copy_checkpoint(open_store(root), open_store(str(tmp_path / "copy")), NEWEST, lambda count: None)
 
 

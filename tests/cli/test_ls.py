@@ -36,7 +36,7 @@ def test_a_healthy_root(runner: Runner, root: str) -> None:
     lines = ran.out.splitlines()
     assert lines[0].split() == ["step", "inc", "created", "size", "shards", "workers", "metrics", "state"]
     assert [line.split()[0] for line in lines[1:]] == ["100", "200", "300"]
-    states_of = {"100": "counts", "200": "counts", "300": "newest"}
+    states_of = {"100": "current", "200": "current", "300": "newest"}
     for line in lines[1:]:
         assert line.split()[-4:] == ["3", "2", "loss=0.5", states_of[line.split()[0]]]
 
@@ -88,11 +88,11 @@ def test_a_rollback_leaves_outside_and_a_crash_partial(runner: Runner, root: str
     told = states(runner, root, "--all")
     assert told["000000000100-i0001"][0] == "counts"
     assert told["000000000100-i0002"][0] == "newest"
-    assert told["000000000300-i0001"] == ("outside", "cut off by a rollback", None)
+    assert told["000000000300-i0001"] == ("outside", "rolled back", None)
     assert told["000000000150-i0002"] == ("partial", "not committed yet", None)
     shown = runner("ls", root)
-    assert "outside:" not in shown.out
-    assert "Not shown: 2 outside and 1 partial. See --all." in shown.out
+    assert "superseded:" not in shown.out
+    assert "Not shown: 2 superseded and 1 incomplete. See --all." in shown.out
     Life(open_store(root))
     assert states(runner, root, "--all")["000000000150-i0002"][1] == "never committed"
 
@@ -127,7 +127,7 @@ def test_pinned(runner: Runner, root: str) -> None:
     store = open_store(root)
     pin_checkpoint(store, Summaries(store), 200)
     assert [row["pinned"] for row in runner("ls", root, "--json").json["checkpoints"]] == [False, True, False]
-    assert "counts, pinned" in runner("ls", root).out
+    assert "current, pinned" in runner("ls", root).out
 
 
 def test_damage_that_can_be_seen(runner: Runner, root: str) -> None:

@@ -19,7 +19,7 @@ from tests.roots import make_root
 
 BAD = "000000000200-i0001"
 HUGE = {"$int": "0x" + "f" * 20_000}
-DOUBT = "what counts is not known for sure"
+DOUBT = "it is not certain which checkpoints are current"
 RAW = "raw:"  # such a text stands in the JSON as it is
 MEMBERS: dict[str, dict[str, Any]] = {
     "a newer version": {"version": 2},
@@ -120,7 +120,7 @@ def test_a_manifest_that_the_storage_does_not_give(
     assert "1 of 3 not read" in runner("verify", root, "--all").out
     ran = runner("prune", root, "--last", "1", "--json")
     assert ran.code == code
-    assert ran.json["refused"].startswith("what counts is not known for sure")
+    assert ran.json["refused"].startswith("it is not certain which checkpoints are current")
     assert {each["step"]: each["keep"] for each in ran.json["folders"]}[step]
     before = sorted(Path(root).rglob("*"))
     assert runner("prune", root, "--last", "1", "--yes").code == code

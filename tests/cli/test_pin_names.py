@@ -44,7 +44,7 @@ def test_the_command(runner: Runner, root: str) -> None:
         (False, []),
         (False, []),
     ]
-    assert "counts, pinned as paper-v1.0, release" in runner("ls", root).out
+    assert "current, pinned as paper-v1.0, release" in runner("ls", root).out
     shown = runner("show", root, "--step", "100", "--json").json
     assert (shown["pinned"], shown["pin_names"]) == (True, ["paper-v1.0", "release"])
     assert "pinned as paper-v1.0, release" in runner("show", root, "--step", "100").out

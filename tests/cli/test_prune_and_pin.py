@@ -22,7 +22,7 @@ def test_the_plan_is_shown_with_reasons_and_nothing_is_deleted(runner: Runner, r
     assert (ran.code, ran.err) == (0, "")
     what = {line.split()[0]: line for line in ran.out.splitlines()[1:4]}
     assert [" delete " in what[step] for step in ("100", "200", "300")] == [True, True, False]
-    assert "no policy keeps it" in ran.out
+    assert "no policy retains it" in ran.out
     assert "the newest" in ran.out
     assert "2 of 3 would be deleted" in ran.out
     assert "Add --yes" in ran.out
@@ -114,7 +114,7 @@ def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root
     ran = runner("prune", root, "--last", "1", "--yes")
     assert ran.code == 2
     assert "nothing was deleted" in ran.err
-    assert is_no_checkpoint or "Start the job: it restores what is sound" in ran.err
+    assert is_no_checkpoint or "Start the job: it restores the newest valid checkpoint" in ran.err
     assert sorted(file for file in Path(root).rglob("*") if file.is_file()) == there
     if name == "manifest.json":
         assert "Now it would be refused" in runner("prune", root, "--last", "1").out
@@ -123,7 +123,7 @@ def test_nothing_goes_in_favour_of_a_newest_that_is_damaged(runner: Runner, root
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((), "say what to keep"),
+        ((), "say what to retain"),
         (("--best", "loss:lowest"), "is not of the form"),
         (("--best", ":max"), "is not of the form"),
         (("--best", "los:min"), "no checkpoint here has the metric 'los'; there is loss"),

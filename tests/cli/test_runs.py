@@ -35,7 +35,7 @@ def test_the_runs_are_listed(runner: Runner, prefix: str) -> None:
     head, *lines = [line.split() for line in ran.out.splitlines()]
     assert head == ["run", "newest", "created", "checkpoints", "stored", "state"]
     assert [(line[0], line[1]) for line in lines] == [("a", "3"), ("b/one", "10"), ("b/two", "20"), ("started", "-")]
-    assert [line[-1] for line in lines] == ["ok", "ok", "ok", "counts"]
+    assert [line[-1] for line in lines] == ["ok", "ok", "ok", "current"]
     assert lines[0][-4] == "3"
 
 

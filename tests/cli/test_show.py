@@ -144,11 +144,11 @@ def test_a_damaged_manifest_is_passed_over_aloud(runner: Runner, root: str) -> N
 
 
 def test_how_long_it_took_is_told_where_it_is_known(runner: Runner, root: str, tmp_path: Path) -> None:
-    assert "held up training" not in runner("show", root).out  # written by hand
+    assert "blocked training" not in runner("show", root).out  # written by hand
     with ckptflow.CheckpointManager(tmp_path / "timed", tf.Variable(tf.zeros([10]))) as manager:
         checkpoint = manager.save(1).result()
     shown = runner("show", str(tmp_path / "timed"), "--json").json
     (timing,) = shown["timings"]
     assert 0 < timing["blocked_s"] < timing["write_s"]
     assert shown["began_at"] <= checkpoint.created_at.isoformat()
-    assert f"held up training for {timing['blocked_s']:.3g} s" in runner("show", str(tmp_path / "timed")).out
+    assert f"blocked training for {timing['blocked_s']:.3g} s" in runner("show", str(tmp_path / "timed")).out

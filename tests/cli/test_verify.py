@@ -25,6 +25,7 @@ def test_whole(runner: Runner, root: str) -> None:
     ran = runner("verify", root)
     assert ran.code == 0
     assert ran.out.startswith("000000000300-i0001  ")
+    assert ran.out.splitlines()[0].endswith("  intact")
     assert "every byte is as it was written" in ran.out
     assert ran.err == ""  # no bar where there is no terminal
 

@@ -58,7 +58,7 @@ def test_what_happens_in_a_run(tmp_path: Path) -> None:
 def test_a_doubt_about_what_counts_is_told_once(root: str) -> None:
     store = open_store(root)
     sure = look(store, Summaries(store), show_all=True)
-    doubted = replace(sure, doubt="what counts is not known for sure")
+    doubted = replace(sure, doubt="it is not certain which checkpoints are current")
     assert [(change.what, change.step) for change in changes(sure, doubted)] == [("unread", None)]
     assert not list(changes(doubted, doubted))
 

@@ -301,7 +301,7 @@ def test_what_fails_after_the_manifest_is_unknown(key: str, error: BaseException
                 store.fail(failing, error, key=key, times=100)
 
     inner.hook = fails_from_here
-    with pytest.raises(CommitUnknownError, match="whether it counts is not known"):
+    with pytest.raises(CommitUnknownError, match="whether it is current is not known"):
         life.save(20)
     inner.hook = None
     store.faults.clear()

@@ -166,7 +166,7 @@ def test_an_outcome_that_stays_unknown_is_said_to_be_and_its_folder_is_left(
     sent: list[bytes] = []
     inner.hook = lambda verb, key: sent.append(b"") if verb == "create" and "000000000002" in key else None
     store.fail("create", StorageUnavailableError("503"), key="manifest.json", times=100)
-    with pytest.raises(CommitUnknownError, match="may or may not count"):
+    with pytest.raises(CommitUnknownError, match="may or may not be committed"):
         life.save(2)
     store.faults.clear()
     life.save(3)
@@ -252,7 +252,7 @@ def test_whoever_claims_after_an_acknowledgement_is_met_by_the_next_save(
     with contextlib.nullcontext() if is_claim_there else pytest.raises(FencedError):
         life.save(2)
     assert {str(Folder(1, 1)), str(Folder(2, 1))} <= set(folders(store))
-    assert ("what was saved counts" in caplog.text) == is_claim_there
+    assert ("what was saved is current" in caplog.text) == is_claim_there
     if is_claim_there:
         with pytest.raises(FencedError, match="incarnation 2"):
             life.save(3)

@@ -45,19 +45,19 @@ def test_every_decision_has_its_reason() -> None:
     store.objects["somebody's notes.txt"] = b"not ours"
     found = decisions(store, KeepLast(2), KeepBest("loss"), given_up=(Folder(10, 2),))
     assert found == {
-        "000000000001-i0001": (False, "no policy keeps it"),
+        "000000000001-i0001": (False, "no policy retains it"),
         "000000000002-i0001": (True, "pinned"),
         "000000000003-i0001": (True, "1 of the best 1 by loss (min): 0.01"),
-        "000000000004-i0001": (False, "shards are missing or have another size"),
-        "000000000005-i0002": (False, "no policy keeps it"),
+        "000000000004-i0001": (False, "shards are missing or have the wrong size"),
+        "000000000005-i0002": (False, "no policy retains it"),
         "000000000006-i0002": (False, "its manifest is damaged"),
-        "000000000007-i0002": (False, "shards are missing or have another size"),
+        "000000000007-i0002": (False, "shards are missing or have the wrong size"),
         "000000000008-i0002": (True, "2 of the last 2"),
         "000000000009-i0002": (True, "the newest"),
-        "000000000010-i0002": (False, "never committed, and given up"),
+        "000000000010-i0002": (False, "never committed: the save failed"),
         "000000000010-i0002-r2": (True, "not committed yet"),
         "000000000010-i0003": (True, "not committed yet"),
-        "000000000020-i0001": (True, "outside what counts, and nothing that counts has reached its step"),
+        "000000000020-i0001": (True, "superseded, but no current checkpoint has reached its step"),
         "000000000021-i0001": (False, "never committed, and incarnation 1 is over"),
     }
 
@@ -287,7 +287,7 @@ def test_by_hand_nothing_goes_in_favour_of_one_that_lacks_shards(how: str) -> No
     data = store.objects.pop(key)
     if how != "missing":
         store.objects[key] = data[:-1] if how == "short" else data + b"?"
-    with pytest.raises(UsageError, match=r"nothing was deleted: 000000000060-i0002, .* lacks shards"):
+    with pytest.raises(UsageError, match=r"nothing was deleted: 000000000060-i0002, .* has shards that are missing"):
         prune_by_hand(store, Summaries(store), [KeepLast(3)])
     assert len(folders(store)) == 6
 

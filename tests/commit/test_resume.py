@@ -117,7 +117,7 @@ def test_nothing_is_taken_past_a_rollback(damaged: str) -> None:
     job(store, step=1)
     for folder in ("000000000001-i0001", "000000000001-i0002"):
         damage(store, folder, damaged)
-    with pytest.raises(CorruptCheckpointError, match=r"cut off by a rollback.*restore\(2\)"):
+    with pytest.raises(CorruptCheckpointError, match=r"superseded by a rollback.*restore\(2\)"):
         Job(store).resume()
     assert Job(store).resume(2) == 2
 

@@ -133,9 +133,9 @@ def test_keep_every_seconds_says_the_same_whether_the_others_were_pruned_or_not(
 def test_what_any_policy_keeps_stays_with_all_reasons() -> None:
     reasons = reasons_to_keep(STEPS[-2:], [KeepLast(1), KeepEvery(steps=4), lambda found: [True] * len(found)])
     assert reasons[0] is not None
-    assert reasons[0].startswith("first at or after step 4; kept by ")
+    assert reasons[0].startswith("first at or after step 4; retained by ")
     assert reasons[1] is not None
-    assert reasons[1].startswith("1 of the last 1; first at or after step 8; kept by ")
+    assert reasons[1].startswith("1 of the last 1; first at or after step 8; retained by ")
     assert reasons_to_keep(STEPS, []) == [None] * 5
 
 

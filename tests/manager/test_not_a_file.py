@@ -109,7 +109,7 @@ def test_a_manifest_of_another_run_over_one_of_ours(tmp_path: Path, caplog: pyte
         restored = manager.restore_latest()
     assert restored is not None
     assert (restored.step, restored.incarnation) == (30, 2)
-    assert f"passed over, since they are of another run, or of a job that held the same number: {mine.parent.name}" in (
+    assert f"skipped, since they belong to another run, or to a job that held the same number: {mine.parent.name}" in (
         caplog.text
     )
 

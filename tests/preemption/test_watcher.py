@@ -188,7 +188,7 @@ def test_told_when_the_training_is_over(
     ("arguments", "message"),
     [
         ({"signals": [signal.SIGKILL]}, "SIGKILL cannot be caught"),
-        ({"signals": [999]}, "999 is no signal"),
+        ({"signals": [999]}, "999 is not a signal"),
         ({"grace_period_s": 0}, "grace_period_s"),
         ({"exit_code": 256}, "exit_code"),
         ({"notice": True}, "notice"),

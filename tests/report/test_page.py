@@ -79,7 +79,7 @@ def test_every_section_has_what_the_data_has(eventful: Run) -> None:
         "Rolled back to step 200. 280 committed steps discarded: incarnation 5 had reached step 480.",
         "Retention as ckptflow prune would decide with KeepLast(n=2) .",
         "retained: 2 of the last 2",
-        "superseded, pinned: cut off by a rollback",
+        "superseded, pinned: rolled back",
         "Lowest 0.5 at step 200, highest 2 at step 50.",
         "from the call of save to the commit 4 of 11 425 ms 480 ms",
         "training blocked, slowest worker 4 of 11 4.2 ms 4.8 ms",

@@ -80,9 +80,9 @@ def test_lives_have_what_is_there_of_their_saves(run: Run) -> None:
 def test_checkpoints_count_or_do_not_and_show_what_is_wrong(run: Run) -> None:
     states = {each.folder: (each.state, each.why_outside, each.problem, each.pinned) for each in run.checkpoints}
     damage = states.pop("000000000500-i0002")
-    assert damage[:2] == ("outside", "cut off by a rollback")
+    assert damage[:2] == ("outside", "rolled back")
     assert str(damage[2]).startswith("damaged manifest: its bytes do not match the checksum")
-    cut_off = ("outside", "cut off by a rollback", None, False)
+    cut_off = ("outside", "rolled back", None, False)
     assert states == {
         "000000000050-i0001": ("counts", None, None, False),
         "000000000100-i0001": ("counts", None, "shards missing: 1 of 2", False),

@@ -74,7 +74,7 @@ def test_a_life_is_told_in_order_with_true_figures(tmp_path: Path, caplog: pytes
     assert (committed.step, committed.folder, committed.metrics) == (1, "000000000001-i0001", {"loss": 0.5})
     pruned = told[-1]
     assert isinstance(pruned, Pruned)
-    assert (pruned.folder, pruned.reason) == ("000000000001-i0001", "no policy keeps it")
+    assert (pruned.folder, pruned.reason) == ("000000000001-i0001", "no policy retains it")
     assert pruned.size_bytes > size_bytes  # manifest and receipt, too
     assert sum("pruned" in message for message in caplog.messages) == 1
     assert 0 < pruned.freed_bytes <= pruned.size_bytes
