@@ -312,8 +312,8 @@ def _show_and_merge(patch: pytest.MonkeyPatch) -> None:
 
     plans, acts = prune_module.plan_by_hand, prune_module.act
 
-    def plans_by_hand(*arguments: Any) -> Any:
-        found = plans(*arguments)
+    def plans_by_hand(*arguments: Any, **how: Any) -> Any:
+        found = plans(*arguments, **how)
         current().merge(found)  # what was read for it is not looked at again
         return found
 
