@@ -40,7 +40,7 @@ class Stops:
             return now_s - self._stopped_s
 
 
-class _Ticking:
+class Ticking:
     """Stops of this process, and the daemon thread that looks for them once somebody has asked."""
 
     def __init__(self) -> None:
@@ -65,14 +65,14 @@ def _tick(stops: Stops) -> None:
 
 def _begin_anew() -> None:
     """In a child, which has no other thread than the one that forked, and locks that others held stay so."""
-    global _ticking
-    _ticking = _Ticking()
+    global ticking
+    ticking = Ticking()
 
 
-_ticking = _Ticking()
+ticking = Ticking()
 os.register_at_fork(after_in_child=_begin_anew)
 
 
 def awake_s() -> float:
     """Seconds without those in which this process was stopped, as far as is known; only differences mean something."""
-    return _ticking.awake_s()
+    return ticking.awake_s()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -13,16 +14,15 @@ from types import SimpleNamespace
 
 import pytest
 
-import ckptflow.stops
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.finding import await_checkpoint
 from ckptflow.commit.lineage import claim_next
 from ckptflow.errors import CommitTimeoutError, StorageUnavailableError
-from ckptflow.peers.link import _DATA, _REPLY, Link
+from ckptflow.peers.link import Link
 from ckptflow.peers.loans import Key
 from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Answer, Peer, Watch
-from ckptflow.stops import Stops, awake_s
+from ckptflow.stops import Stops, Ticking, awake_s
 from ckptflow.storage.retry import Retries
 from ckptflow.testing import MemoryStore
 from tests.commit.reports import FOLDER, claimed, coordinator, draft, receipt, report
@@ -42,7 +42,7 @@ class Clock:
         self._awake_s = time.monotonic
         for name in modules:
             patch.setattr(f"{name}.time", SimpleNamespace(monotonic=self._now, sleep=time.sleep), raising=False)
-        patch.setattr("ckptflow.stops._ticking.awake_s", self._awake)
+        patch.setattr("ckptflow.stops.ticking.awake_s", self._awake)
 
     def stop(self) -> None:
         self._stopped_s += STOP_S
@@ -102,7 +102,7 @@ stops.awake_s()
 is_held, is_over = threading.Event(), threading.Event()
 
 def hold():
-    with stops._ticking._start, stops._ticking._stops._lock:
+    with stops.ticking._start, stops.ticking._stops._lock:
         is_held.set()
         is_over.wait()
 
@@ -141,7 +141,7 @@ def test_where_no_thread_can_be_started_time_goes_on(monkeypatch: pytest.MonkeyP
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("ckptflow.stops._ticking", type(ckptflow.stops._ticking)())
+    monkeypatch.setattr("ckptflow.stops.ticking", Ticking())
     monkeypatch.setattr(threading.Thread, "start", refuse)
     before_s = time.monotonic()
     assert before_s <= awake_s() <= time.monotonic()
@@ -284,6 +284,6 @@ def test_a_transfer_between_workers_goes_on_after_a_stop(monkeypatch: pytest.Mon
         return False
 
     with near, far:
-        far.sendall(_REPLY.pack(_DATA, len(data)) + data[: 2**15])
+        far.sendall(struct.pack(">BQ", 1, len(data)) + data[: 2**15])
         Link(near).pull(Key(0, 0, 0, len(data)), memoryview(into), is_stopped)
     assert bytes(into) == data

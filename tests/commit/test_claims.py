@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         now.s += seconds
 
     monkeypatch.setattr(lineage, "time", SimpleNamespace(sleep=sleep))
-    monkeypatch.setattr("ckptflow.stops._ticking.awake_s", lambda: now.s)
+    monkeypatch.setattr("ckptflow.stops.ticking.awake_s", lambda: now.s)
     return now
 
 
