@@ -58,7 +58,10 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
             "_strip_protocol",
         },
     ),
-    "ckptflow/storage/aws_sessions.py": ("botocore: how it starts a credential process", {"_popen"}),
+    "ckptflow/storage/aws_sessions.py": (
+        "botocore: how it starts a credential process",
+        {"_popen", "_profile_provider_builder"},
+    ),
     "ckptflow/storage/by_fsspec.py": (
         "fsspec: the folder of a path, whether an asynchronous class lists in its own way; gcsfs: where its server is",
         {"_find", "_location", "_parent"},

@@ -20,7 +20,6 @@ _Result = TypeVar("_Result")
 
 # The modules of ckptflow that wait, or do several calls at once: here they use this clock, and greenlets.
 _CLOCKS = (
-    "ckptflow.commit.coordinator",
     "ckptflow.commit.finding",
     "ckptflow.commit.lineage",
     "ckptflow.commit.receipts",
@@ -28,7 +27,14 @@ _CLOCKS = (
     "ckptflow.peers.progress",
     "ckptflow.peers.rounds",
 )
-_AWAKE = ("ckptflow.commit.finding", "ckptflow.peers.progress", "ckptflow.peers.rounds")
+_AWAKE = (
+    "ckptflow.commit.coordinator",
+    "ckptflow.commit.finding",
+    "ckptflow.commit.lineage",
+    "ckptflow.commit.receipts",
+    "ckptflow.peers.progress",
+    "ckptflow.peers.rounds",
+)
 _A_TIME = "2026-01-01T00:00:00+00:00"
 _THREADS = ("ckptflow.commit.catalog", "ckptflow.commit.receipts")
 
@@ -186,7 +192,6 @@ def virtual_time(kernel: Kernel, seed: int) -> Iterator[None]:
         *(mock.patch.object(_module(name), "time", clock) for name in _CLOCKS),
         *(mock.patch.object(_module(name), "at_once", kernel.at_once) for name in _THREADS),
         *(mock.patch.object(_module(name), "awake_s", kernel.monotonic) for name in _AWAKE),
-        mock.patch.object(_module("ckptflow.commit.receipts"), "stopped_s", return_value=0.0),
         *(mock.patch.object(module, "now_text", return_value=_A_TIME) for module in (lineage, assembly)),
         mock.patch.object(lineage, "new_writer_id", draw_id),
         mock.patch.object(lineage, "os", SimpleNamespace(getpid=lambda: 1)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -51,6 +50,7 @@ from ckptflow.events import Pruned, Tell, tell_nobody
 from ckptflow.format.layout import Folder, claim_key, parse_tag
 from ckptflow.format.manifest import Receipt, encode
 from ckptflow.spans import span
+from ckptflow.stops import awake_s
 from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import can_copy
@@ -125,7 +125,7 @@ class Coordinator:
         does not fit together), `CommitUnknownError` (it was sent, and either no reply came or nothing told whether it
         counts), `FencedError` (it may be there, and does not count), or a `StorageError` (it is not there).
         """
-        deadline = time.monotonic() + self._commit_timeout_s
+        deadline = awake_s() + self._commit_timeout_s
         self._pins = None
         try:
             with span("await"):
@@ -250,7 +250,7 @@ class Coordinator:
     def hurry(self, timeout_s: float) -> None:
         """From any thread: the commit under way, and later ones, wait at most `timeout_s` from now for receipts, and
         nothing more is deleted."""
-        self._hurry_deadline = time.monotonic() + timeout_s
+        self._hurry_deadline = awake_s() + timeout_s
 
     @property
     def _is_hurried(self) -> bool:
@@ -309,7 +309,7 @@ class Coordinator:
     def _create(self, folder: Folder, data: bytes, deadline: float) -> None:
         """Creates the manifest. Once a try was not answered this incarnation never sweeps the folder: it may land."""
         key = folder.manifest_key
-        deadline = max(deadline, time.monotonic() + 10.0)
+        deadline = max(deadline, awake_s() + 10.0)
         try:
             is_ours = create_once(self._store, key, data, lambda: min(deadline, self._hurry_deadline))
         except BaseException as error:

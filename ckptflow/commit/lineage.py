@@ -40,6 +40,7 @@ from ckptflow.errors import (
 )
 from ckptflow.format.layout import MAX_NUMBER, Folder, claim_key, writer_tag
 from ckptflow.format.manifest import Claim, Reason, encode
+from ckptflow.stops import awake_s
 from ckptflow.storage.again import agreed, read_small
 from ckptflow.storage.store import Store
 
@@ -92,7 +93,7 @@ def create_once(store: Store, key: str, data: bytes, deadline: Callable[[], floa
     """Creates `key` and says whose it is: True if `data` is there by our hand, False if another's object is.
 
     `data` must hold a random id, so that equal bytes mean our own write whose reply was lost. If the storage cannot
-    be reached, asks again until `deadline()` (by `time.monotonic`; it may come nearer meanwhile).
+    be reached, asks again until `deadline()` (by `awake_s`; it may come nearer meanwhile).
     `StorageUnavailableError` means that the outcome is unknown, and the object may still appear; any other
     `StorageError`, that nothing was created.
     """
@@ -121,7 +122,7 @@ def create_once(store: Store, key: str, data: bytes, deadline: Callable[[], floa
             if isinstance(refused, StorageAccessError) and not unknown:
                 raise refused from None
             refused = refused or error
-        if refused or time.monotonic() >= deadline():
+        if refused or awake_s() >= deadline():
             why = refused or unknown or "it was created and not found again"
             raise StorageUnavailableError(f"{store.url}/{key} may be there or not: {why}") from (refused or unknown)
         time.sleep(0.05)
@@ -157,7 +158,7 @@ def claim_next(
     `timeout_s` who holds it.
     """
     writer_id = new_writer_id()
-    deadline = time.monotonic() + timeout_s
+    deadline = awake_s() + timeout_s
     is_warned = not store.is_create_only  # by the manager
     lost = 0
     while True:
@@ -186,7 +187,7 @@ def claim_next(
                 is_warned = True
             if is_exclusive or stays_ours(store, key, data):
                 return Held(number, claim.run_id, writer_id, is_exclusive)
-        if time.monotonic() >= deadline:
+        if awake_s() >= deadline:
             raise StorageUnavailableError(f"{store.url}: others took number after number, the last is {number}")
         lost = number
 
@@ -198,7 +199,7 @@ def _list_past(store: Store, lost: int, deadline: float) -> Listing:
         listing = list_root(store)  # lineage/ is in it; what it misses, the create runs into
         if listing.top_number >= lost:
             return listing
-        if time.monotonic() >= deadline or pause_s > _LONGEST_PAUSE_S:
+        if awake_s() >= deadline or pause_s > _LONGEST_PAUSE_S:
             raise StorageUnavailableError(_unseen(store, lost))
         time.sleep(pause_s)
         pause_s *= 2
@@ -212,7 +213,7 @@ def is_create_exclusive(store: Store, key: str, data: bytes, deadline: float) ->
         except (ObjectExistsError, StorageAccessError):  # the first was allowed: what is refused is to replace it
             return True
         except StorageUnavailableError:
-            if time.monotonic() >= deadline:
+            if awake_s() >= deadline:
                 raise
             time.sleep(0.05)
         else:

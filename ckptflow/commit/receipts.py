@@ -26,7 +26,7 @@ from ckptflow.format.manifest import (
     decode_digests,
 )
 from ckptflow.peers.watch import ASK_EVERY_S
-from ckptflow.stops import stopped_s
+from ckptflow.stops import awake_s
 from ckptflow.storage.again import read_record
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
@@ -56,7 +56,6 @@ class Receipts:
         self._commit_timeout_s = commit_timeout_s
         self._begin_wait = begin_wait
         self._find_failure = find_failure
-        self._stopped_s = 0.0  # before one began to wait
         # What the last listing cost, in questions for one name: its pages, or its files, since a disk is asked for the
         # size of each. The folder grows while it is written.
         self._listing_cost = 1 if store.is_object_store else _FEW
@@ -66,7 +65,6 @@ class Receipts:
 
         Raises `CommitTimeoutError` (who is missing), or why the save has failed, as a worker or a note of one says.
         """
-        self._stopped_s = stopped_s()
         missing = set(range(1, draft.world_size))
         found: list[Receipt] = []
         pause_s = 0.05 if self._store.is_object_store else 0.002
@@ -128,8 +126,8 @@ class Receipts:
         return [_and_digests(own, alike), *holders]
 
     def _is_over(self, deadline: float, hurry_deadline: Callable[[], float]) -> bool:
-        """Whether it is past a deadline, not counting time in which this process was stopped."""
-        return time.monotonic() - (stopped_s() - self._stopped_s) >= min(deadline, hurry_deadline())
+        """Whether it is past a deadline, by `awake_s`."""
+        return awake_s() >= min(deadline, hurry_deadline())
 
     def _limit(self, deadline: float, hurry_deadline: Callable[[], float]) -> str:
         if hurry_deadline() < deadline:

@@ -29,6 +29,7 @@ logger = logging.getLogger("ckptflow")
 # The rounds that this process has begun for each of its clusters, in the order of their first ones: the same on all
 # workers. A worker that leaves one may have begun others in it than those that remain: the next one starts from 0.
 _begun: list[int] = []
+_left: set[int] = set()  # by numbers, the clusters in which this worker has told that it comes no more
 _LOOKED_FOR = 8  # other clusters in which a worker that does not come may be
 _gathered: list[str] = []  # the topic of the last one, on worker 0
 _SPOKEN = re.compile(r"worker \d+ of \d+\b")  # how the text of one that has given up begins
@@ -89,8 +90,7 @@ class Cluster:
             )
         if self._now.lost is not None:
             if not self._now.has_told and service.is_there():  # where it was lost, the others may have gone on
-                self._now.has_told = True
-                self._messages.give_up(self._next_topic(), self._now.lost)
+                self._tell_of(self._now.lost)
             raise PeerError(f"{self._now.lost}; {call} cannot be done without it")
         try:
             found = self._gather(message, call) if service.is_there() else self._reduce(message)
@@ -188,8 +188,7 @@ class Cluster:
             left = f"worker {self.worker} of {self.world_size} left {call} by {type(error).__name__}"
             self._now.lost = self._now.lost or left
             if service.is_there():  # also where a round was lost here: the others may have ended that one, and gone on
-                self._now.has_told = True
-                self._messages.give_up(self._next_topic(), self._now.lost)
+                self._tell_of(self._now.lost)
 
     def part(self) -> None:
         """After the last exchange: worker 0, in whose process the messages are, stays until the others have them."""
@@ -213,10 +212,21 @@ class Cluster:
         _begun[self._now.number] += 1
         return _topic(self._now.number, _begun[self._now.number] - 1, kind)
 
+    def _tell_of(self, lost: str) -> None:
+        """Tells the others why this worker comes to no further round."""
+        self._now.has_told = True
+        topic = self._next_topic()
+        if self._now.number is not None:
+            _left.add(self._now.number)
+        self._messages.give_up(topic, lost)
+
     def _topics_of_others(self) -> list[str]:
-        """Where a worker would be that has begun a round of another cluster instead."""
-        nexts = [*enumerate(_begun), (len(_begun), 0)]
-        return [_topic(*each) for each in nexts if each[0] != self._now.number][-_LOOKED_FOR:]
+        """Where a worker would be that has begun a round of another cluster instead, the newest first.
+
+        Not where this worker has left, which they know. One that has parted may go on, as with the next `fit`.
+        """
+        nexts = [(len(_begun), 0), *reversed([*enumerate(_begun)])]
+        return [_topic(*each) for each in nexts if each[0] not in {*_left, self._now.number}][:_LOOKED_FOR]
 
     def _gather(self, message: bytes, call: str) -> list[bytes]:
         topic = self._next_topic()

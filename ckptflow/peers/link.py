@@ -17,10 +17,10 @@ import hmac
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable
 
 from ckptflow.peers.loans import GoneError, Key, Loans
+from ckptflow.stops import awake_s
 from ckptflow.transfer.streams import StoppedError
 
 TOKEN_BYTES = 32
@@ -95,7 +95,7 @@ class Link:
             self._socket.sendall(_REQUEST.pack(*key))
         except OSError as error:
             raise LinkError(f"has ended the connection: {error}") from error
-        until_s = time.monotonic() + LONGEST_WAIT_S
+        until_s = awake_s() + LONGEST_WAIT_S
         frame = bytearray(_REPLY.size)
         while True:
             _receive(self._socket, memoryview(frame), is_stopped)
@@ -103,14 +103,14 @@ class Link:
             if kind == _GONE:
                 raise GoneError
             if kind == _DATA and size_bytes == len(into):
-                began_s = time.monotonic()
+                began_s = awake_s()
                 _receive(self._socket, into, is_stopped, least_bytes_per_s)
                 self._came_bytes += size_bytes
-                self._took_s += time.monotonic() - began_s
+                self._took_s += awake_s() - began_s
                 return
             if kind != _WAIT or size_bytes:
                 raise LinkError(f"sent an invalid reply: {bytes(frame).hex()}")
-            if time.monotonic() > until_s:
+            if awake_s() > until_s:
                 raise LinkError(f"has had nothing to give for {LONGEST_WAIT_S:g} s")
             waits()
 
@@ -215,7 +215,7 @@ def _receive(
     least_bytes_per_s: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Fills it. Raises `LinkError` at the end of the connection, after seconds without a byte, or with too few."""
-    began_s = last_s = time.monotonic()
+    began_s = last_s = awake_s()
     count = 0
     connection.settimeout(_LOOK_S)
     while count < len(into):
@@ -223,7 +223,7 @@ def _receive(
             came = connection.recv_into(into[count:])
             if not came:
                 raise LinkError("has ended the connection")
-            last_s = time.monotonic()
+            last_s = awake_s()
             count += came
         except TimeoutError:
             pass
@@ -236,13 +236,13 @@ def _receive(
 
 def _send(connection: socket.socket, data: bytes | memoryview) -> None:
     """All of it. Raises `LinkError` at the end of the connection, or where it is taken as slowly as that."""
-    began_s = last_s = time.monotonic()
+    began_s = last_s = awake_s()
     view, count = memoryview(data), 0
     connection.settimeout(_LOOK_S)
     while count < len(view):
         try:
             count += connection.send(view[count:])
-            last_s = time.monotonic()
+            last_s = awake_s()
         except TimeoutError:
             pass
         except OSError as error:
@@ -254,7 +254,7 @@ def _check_pace(
     has: str, count: int, size_bytes: int, began_s: float, last_s: float, least_bytes_per_s: float = 0.0
 ) -> None:
     """Raises `LinkError` after seconds without a byte, or with too few."""
-    now_s = time.monotonic()
+    now_s = awake_s()
     if count < size_bytes and now_s - last_s >= SILENT_S:
         raise LinkError(f"has {has} nothing for {SILENT_S:g} s")
     if count < min(size_bytes, (now_s - began_s - SILENT_S) * max(SLOWEST_BYTES_PER_S, least_bytes_per_s)):

@@ -7,10 +7,11 @@ over. No waiting here is without a limit, and none of it needs the main thread.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from ckptflow.stops import awake_s
 
 PHASES = 3  # in a round, in which one checkpoint is read
 LATE_S = 5.0  # without anybody who comes for what is here, when its buffer is needed
@@ -37,10 +38,10 @@ class _Loan:
 
 
 class Loans:
-    """Thread-safe. `clock` is monotonic; `late_s` and `stuck_s` are other limits, for tests."""
+    """Thread-safe. `clock` and the limits `late_s` and `stuck_s` are other ones in tests."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, *, late_s: float = LATE_S, stuck_s: float = STUCK_S
+        self, clock: Callable[[], float] = awake_s, *, late_s: float = LATE_S, stuck_s: float = STUCK_S
     ) -> None:
         self._clock = clock
         self._late_s = late_s

@@ -291,7 +291,7 @@ class _Wait:
             self.signs.look(missing, now)
             if missing:
                 logger.warning("%s", self._text(missing))
-                self._raise_if_elsewhere(missing)
+                self._raise_if_elsewhere(missing[0])
         if self.signs.is_due(now):
             self._raise_if_late(now - self.started >= self.limit_s)
 
@@ -301,19 +301,27 @@ class _Wait:
         if text is not None:
             raise PeerError(self._read_end(text).problem)
 
-    def _raise_if_elsewhere(self, missing: Sequence[int]) -> None:
-        """Raises if somebody waits for this worker in another round: they would wait for one another for ever."""
+    def _raise_if_elsewhere(self, worker: int) -> None:
+        """Raises if that worker waits for this one in another round: they would wait for one another for ever."""
+        deadline = time.monotonic() + _LOOKS_S
         for topic in self.elsewhere:
-            for worker in missing[:_NAMED]:
-                is_there = self._read(f"{topic}/{worker}") is not None
-                if is_there and self._read(f"{topic}/all") is None:  # else it waits no more
-                    text = (
-                        f"{self._names([worker])} waits in a call of another CheckpointManager, and worker "
-                        f"{self.worker} in {self.call} of this one: all workers must make the same managers, and the "
-                        "same calls of them, in the same order"
-                    )
-                    self.post.put(f"{topic}/all", msgspec.json.encode(_End(problem=text)).decode(), _SHORT_S)
+            if time.monotonic() >= deadline:
+                return
+            is_there = self._read(f"{topic}/{worker}") is not None
+            if not is_there or self._read(f"{topic}/all") is not None:  # the latter: it waits no more
+                continue
+            text = (
+                f"{self._names([worker])} waits in a call of another CheckpointManager, and worker {self.worker} in "
+                f"{self.call} of this one: all workers must make the same managers, and the same calls of them, in "
+                "the same order"
+            )
+            problem = msgspec.json.encode(_End(problem=text)).decode()
+            with contextlib.suppress(UnreachableError):
+                # This round first: if it has ended, that worker came to it meanwhile, and has gone on to the other.
+                if self.post.put(self.key("all"), problem, self.slice_s) is Put.WRITTEN:
+                    self.post.put(f"{topic}/all", problem, _SHORT_S)
                     raise PeerError(text)
+            return
 
     def _read(self, key: str) -> str | None:
         """A text that is there, or not."""

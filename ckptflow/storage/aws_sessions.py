@@ -13,7 +13,9 @@ from ckptflow.storage.stalls import StalledError, connect_timeout_s
 from ckptflow.threads import left_alone
 
 _Result = TypeVar("_Result")
-_REQUESTS = 2  # so many limits of one request for all that finds credentials: a request tells more of what stands still
+# So many limits of one request for all that finds credentials: a request tells more of what stands still. A credential
+# process has one of them, and is ended before all is given up: botocore then uses credentials that are still valid.
+_REQUESTS = 2
 
 
 def asynchronous_session(kwargs: dict[str, Any], http_session: Any, stall_timeout_s: float | None) -> Any:
@@ -26,7 +28,7 @@ def asynchronous_session(kwargs: dict[str, Any], http_session: Any, stall_timeou
     share_aws_data(session)
     if stall_timeout_s is not None:
         limit_s = _REQUESTS * stall_timeout_s
-        _run_helpers_by(session, functools.partial(_start_ending, limit_s))
+        _run_helpers_by(session, functools.partial(_start_ending, stall_timeout_s))
         find = session.get_credentials
 
         async def find_in_time() -> Any:
@@ -49,7 +51,7 @@ def blocking_session(profile: str | None, stall_timeout_s: float | None) -> Any:
     share_aws_data(session)
     if stall_timeout_s is not None:
         limit_s = _REQUESTS * stall_timeout_s
-        _run_helpers_by(session, functools.partial(_Ending, limit_s))
+        _run_helpers_by(session, functools.partial(_Ending, stall_timeout_s))
         find = session.get_credentials
 
         def find_in_time() -> Any:
@@ -112,13 +114,24 @@ def _left_in_time(find: Callable[[], _Result], limit_s: float) -> _Result:
 
 
 def _run_helpers_by(session: Any, start: Callable[..., Any]) -> None:
-    """The session's credential process is started by `start`, which ends one that does not end by itself."""
+    """The session's credential processes are started by `start`, which ends one that does not end by itself."""
     from botocore.exceptions import BotoCoreError
 
-    with contextlib.suppress(BotoCoreError):  # as above
-        for provider in session.get_component("credential_provider").providers:
+    def prepared(providers: list[Any]) -> list[Any]:
+        for provider in providers:
             if provider.METHOD == "custom-process":
                 provider._popen = start
+            elif provider.METHOD == "assume-role":  # of a role whose source is another profile, perhaps with a process
+                builder = provider._profile_provider_builder
+                builder.providers = _then(builder.providers, prepared)
+        return providers
+
+    with contextlib.suppress(BotoCoreError):  # as above
+        prepared(session.get_component("credential_provider").providers)
+
+
+def _then(first: Callable[..., _Result], second: Callable[[_Result], _Result]) -> Callable[..., _Result]:
+    return lambda *args, **words: second(first(*args, **words))
 
 
 class _Ending(subprocess.Popen[bytes]):
@@ -132,17 +145,21 @@ class _Ending(subprocess.Popen[bytes]):
         try:
             return super().communicate(input, self._limit_s)
         except subprocess.TimeoutExpired as error:
-            self.kill()
-            self.wait()
+            with self:  # which closes its pipes
+                self.kill()
             raise _stalled(self._limit_s) from error
 
 
 async def _start_ending(limit_s: float, *args: Any, **words: Any) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(*args, **words)
+    communicate = process.communicate
 
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            process.kill()
+    async def communicate_in_time() -> tuple[bytes, bytes]:
+        try:
+            return await _in_time(communicate, limit_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                process.kill()
 
-    asyncio.get_running_loop().call_later(limit_s, end)
+    process.communicate = communicate_in_time  # type: ignore[assignment,method-assign]
     return process

@@ -43,7 +43,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def sleep(seconds: float) -> None:
         now.s += seconds
 
-    monkeypatch.setattr(lineage, "time", SimpleNamespace(monotonic=lambda: now.s, sleep=sleep))
+    monkeypatch.setattr(lineage, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("ckptflow.stops.ticking.awake_s", lambda: now.s)
     return now
 
 

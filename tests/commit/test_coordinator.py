@@ -161,7 +161,7 @@ def test_an_outcome_that_stays_unknown_is_said_to_be_and_its_folder_is_left(
     life = job(store, [KeepLast(1)])
     life.save(1)
     now = [0.0]
-    monkeypatch.setattr("ckptflow.commit.lineage.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ckptflow.stops.ticking.awake_s", lambda: now[0])
     monkeypatch.setattr("ckptflow.commit.lineage.time.sleep", lambda seconds: now.__setitem__(0, now[0] + 1.0))
     sent: list[bytes] = []
     inner.hook = lambda verb, key: sent.append(b"") if verb == "create" and "000000000002" in key else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +21,7 @@ from ckptflow.commit.lineage import (
 from ckptflow.commit.retention import KeepLast
 from ckptflow.errors import FencedError, ObjectExistsError, StorageAccessError, StorageUnavailableError
 from ckptflow.format.layout import Folder, claim_key
+from ckptflow.stops import awake_s
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Store
 from ckptflow.testing import FaultyStore, MemoryStore
@@ -73,7 +73,7 @@ def lost(error: Exception, *, is_after: bool, times: int = 1) -> FaultyStore:
 
 
 def soon() -> Callable[[], float]:
-    deadline = time.monotonic() + 0.2
+    deadline = awake_s() + 0.2
     return lambda: deadline
 
 

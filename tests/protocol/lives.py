@@ -343,9 +343,9 @@ def deterministic() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(lineage_module, "secrets", _Ids())
         patch.setattr(lineage_module, "socket", SimpleNamespace(gethostname=lambda: "host"))
         patch.setattr(lineage_module, "os", SimpleNamespace(getpid=lambda: 1))
-        for module in (lineage_module, coordinator_module, receipts_module):
+        for module in (lineage_module, receipts_module):
             patch.setattr(module, "time", clock)
-        patch.setattr(receipts_module, "stopped_s", lambda: 0.0)
+        patch.setattr("ckptflow.stops.ticking.awake_s", clock.monotonic)
         for module in (lineage_module, assembly_module):
             patch.setattr(module, "now_text", lambda: "2026-01-01T00:00:00+00:00")
         for module in (catalog_module, listing_module):

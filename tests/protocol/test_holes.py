@@ -176,7 +176,7 @@ def test_hole_7_a_late_manifest_finds_its_shards(lands: bool) -> None:
     store.create = under_way  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
         now = [0.0]
-        patch.setattr("ckptflow.commit.lineage.time.monotonic", lambda: now[0])
+        patch.setattr("ckptflow.stops.ticking.awake_s", lambda: now[0])
         patch.setattr("ckptflow.commit.lineage.time.sleep", lambda _: now.__setitem__(0, now[0] + 5.0))
         with pytest.raises(CommitUnknownError):
             life.save(2)

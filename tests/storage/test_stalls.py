@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -330,66 +326,6 @@ def test_a_service_for_credentials_that_says_nothing(
         with pytest.raises(StorageUnavailableError, match="Read timeout on endpoint URL"):
             store.store.get("a/object", memoryview(bytearray(4)))
         assert proxy.struck == 1  # one try: more are ours
-
-
-@pytest.fixture
-def helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A credential process that answers for as long as there is a file `answers`, and else says nothing."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()  # they are renewed before each use
-    keys = {"Version": 1, "AccessKeyId": "k", "SecretAccessKey": "s", "SessionToken": "t", "Expiration": soon}
-    (tmp_path / "keys").write_text(json.dumps(keys))
-    program = tmp_path / "helper"
-    program.write_text(
-        f"#!/bin/sh\ncd {tmp_path}\nif test -e answers; then rm answers; exec cat keys; fi\necho $$ > new\n"
-        "mv new pid\nexec sleep 600\n"
-    )
-    program.chmod(0o700)
-    (tmp_path / "config").write_text(
-        f"[default]\ncredential_process = {program}\n[profile helped]\ncredential_process = {program}\n"
-        "[profile role]\nrole_arn = arn:aws:iam::123456789012:role/job\nsource_profile = helped\n"
-    )
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    return tmp_path
-
-
-def read_in_vain(client: str, helper: Path, *, answers: int = 0) -> int:
-    """Which process said nothing when it was asked for credentials, after so many answers of it."""
-
-    def ask() -> None:
-        store = open_store("s3://bucket/run", {"client": client, "stall_timeout_s": LIMIT_S})
-        assert isinstance(store, RetryingStore)
-        store.store.get("a/object", memoryview(bytearray(4)))
-
-    def was_asked() -> bool:
-        (helper / "pid").unlink(missing_ok=True)
-        if answers:
-            (helper / "answers").touch()
-        with pytest.raises(StorageUnavailableError, match=r"the credential process, or the service .* did not answer"):
-            ask()
-        return (helper / "pid").exists()  # a busy machine may not have begun it in that time
-
-    until(was_asked, HANG_S)
-    return int((helper / "pid").read_text())
-
-
-@pytest.mark.parametrize("answers", [0, 1])
-@pytest.mark.parametrize("client", ["fsspec", "obstore"])
-def test_a_credential_process_that_says_nothing(client: str, answers: int, helper: Path) -> None:
-    """Credentials are found, or renewed."""
-    child = read_in_vain(client, helper, answers=answers)
-    until(lambda: not Path(f"/proc/{child}").exists(), HANG_S)
-
-
-@pytest.mark.parametrize("client", ["fsspec", "obstore"])
-def test_a_credential_process_of_a_role_that_says_nothing(
-    client: str, helper: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "role")
-    os.kill(read_in_vain(client, helper), signal.SIGKILL)
 
 
 # ---- the setting
