@@ -23,6 +23,7 @@ from tests.protocol.programs import (
     prunes_by_hand,
     prunes_by_hand_at_length,
     reads,
+    reads_and_saves_twice,
     running,
 )
 
@@ -169,6 +170,15 @@ SMALL: dict[str, Scenario] = {
         spared=DELETES | {"manifest"},
     ),
     "read and taken up, replies lost": Scenario((running(kept=2), reads(1)), kept=2, budget=LOST),
+    "read and taken up, tried again": Scenario(
+        (running(kept=2), reads_and_saves_twice(1, looks_again=False), ONE), kept=2, is_alive=False, budget=LOST
+    ),
+    "read and taken up, tried again, beside a job": Scenario(
+        (running(kept=2), reads_and_saves_twice(1, looks_again=False)), kept=2, budget=LOST
+    ),
+    "read again and taken up in a running process": Scenario(
+        (reads_and_saves_twice(1, kept=2, looks_again=True), ONE), kept=2, budget=LOST
+    ),
     # With a shard that is the same in every checkpoint. "disk": its copies are links.
     "copies": Scenario(
         (running(kept=2, saves=1, keep=2, copies="objects"), life(keep=2, copies="objects")),
