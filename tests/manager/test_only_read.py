@@ -303,7 +303,7 @@ def test_refused_after_its_claim_it_says_whom_that_ends(root: Path, monkeypatch:
     with CheckpointManager(root, {"w": Weights()}) as again:
         assert getattr(again.restore_latest(), "step", 0) >= 4  # 5 is there, and was not acknowledged
         again.save(6)
-    assert {c.step for c in ckptflow.list_checkpoints(root)} >= {1, 2, 3, 4, 6}
+    assert {c.step for c in ckptflow.list_checkpoints(root)} >= {4, 6}
 
 
 def test_after_a_first_save_that_failed_the_next_one_is_the_rollback(
