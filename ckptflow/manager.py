@@ -165,6 +165,8 @@ class CheckpointManager:
             SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
             FencedError: another incarnation holds the root; after `restore(step)` also where another job has started
                 or saved since.
+            StorageError: at the first save of all, or after `restore(step)`: the root could not be claimed. Raised with
+                `on_save_error="log"` as well. Nothing is saved; the next save tries again, from the same step.
             PeerError: another worker raised, or ended, or did not come within `peer_timeout_s`.
         """
         return self.session.save(step, metrics, metadata)
@@ -238,8 +240,9 @@ class CheckpointManager:
 
         To look at it, or to evaluate it: a later start resumes from the newest checkpoint, as if this had not been. A
         `save` after it goes on from `step`: with that save, not before, the process claims the root, and what came
-        after `step` is superseded, a rollback. That save raises `FencedError`, and changes nothing, where another
-        job has started or has saved since. `rollback` does it at once.
+        after `step` is superseded, a rollback. That save raises `FencedError`, and saves nothing, if another job has
+        started or has saved since. Only if that one saved at the very moment does it end as well, as the message then
+        says: it has lost nothing, start it again. `rollback` does it at once.
 
         Args:
             step: the step of a checkpoint that is there.

@@ -163,12 +163,7 @@ class CheckpointCallback:
         check_state(self.model, self._session)
         self._state = state = FitState.of(self._session)
         self._session.live.release_metrics()  # of a validation that an exception has ended
-        is_retry = self._session.start is None or state.is_interrupted(self._session)
-        if is_retry and self._session.has_only_read:  # a person has asked for that step, and nothing was saved since
-            self._session.restore_again()
-            state.forget_restore()
-        elif is_retry:
-            self._manager.restore_latest()
+        is_retry = self._session.restore_for_fit(is_interrupted=state.is_interrupted(self._session))
         self._loop = loop
         self._others = Others(item for item in loop.callbacks.callbacks if item is not self)
         if state.load(self._session, is_retry=is_retry):

@@ -54,6 +54,7 @@ class FitState(Trackable):  # type: ignore[misc]
         self._under_way = 0  # the fit that has begun and not ended; 0: none
         self._restored: Folder | None = None
         self._loaded_at = 0  # the session's count of restores when the position was loaded; 0: it was not
+        self._retried_at = 0  # that count when it was to be loaded for a fit that begins once more
         self._loop: Loop | None = None
         self._others: Others | None = None
         self._counters: Counters | None = None
@@ -158,6 +159,8 @@ class FitState(Trackable):  # type: ignore[misc]
         start = session.start
         if start is None or session.restores == self._loaded_at:
             return False
+        if is_retry:
+            self._retried_at = session.restores
         restored, found = start.restored, dict[str, Any]()
         if restored is not None:
             found, told = session.agree_on(Call.READ_POSITION, lambda: _read(session, restored.folder))
@@ -170,7 +173,7 @@ class FitState(Trackable):  # type: ignore[misc]
                 found = {}
         position = found.get("position")
         self.position = Position(**position) if position else None
-        self.fits = self._fits_before(is_retry=is_retry, is_empty=restored is None)
+        self.fits = self._fits_before(is_retry=session.restores == self._retried_at, is_empty=restored is None)
         self._loaded, self._restored = found, restored.folder if restored is not None else None
         self._loaded_at, self.has_passed_over = session.restores, False
         self.follow(None, None)
@@ -202,10 +205,6 @@ class FitState(Trackable):  # type: ignore[misc]
     def forget_fit(self) -> None:
         """The newest fit could not begin: the next one takes its place, and loads what it would have gone on with."""
         self.fits -= 1
-        self.forget_restore()
-
-    def forget_restore(self) -> None:
-        """The next fit loads the position anew."""
         self._loaded_at = 0
 
     def restored_metrics(self, session: Session) -> dict[str, float]:

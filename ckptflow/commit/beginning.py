@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ckptflow.commit.catalog import Counting, Listing, Summaries, find_counting_now
 from ckptflow.commit.choosing import Chooser
-from ckptflow.commit.lineage import Held, claim_next, find_run_id, newest_claim
+from ckptflow.commit.lineage import NO_CLAIMS, Held, Own, claim_next, find_run_id, new_writer_id, newest_claim
 from ckptflow.commit.start import Seen, Start, begun
 from ckptflow.commit.together import check_claim_is_seen
 from ckptflow.errors import FencedError, UsageError
@@ -19,14 +19,21 @@ from ckptflow.storage.store import Store
 
 
 class Beginning:
-    """The beginning of one incarnation, on all workers. `may_have_claimed`: whether a claim of it may be there."""
+    """The beginning of one incarnation, on all workers, in a process that has the claims `own`.
 
-    def __init__(self, store: Store, cluster: Team, summaries: Summaries, *, claim_timeout_s: float = 60.0) -> None:
+    `may_have_claimed`: whether a claim of it may be there; it is the one of `writer_id`.
+    """
+
+    def __init__(
+        self, store: Store, cluster: Team, summaries: Summaries, *, own: Own = NO_CLAIMS, claim_timeout_s: float = 60.0
+    ) -> None:
         self._store = store
         self._cluster = cluster
         self._summaries = summaries
         self._claim_timeout_s = claim_timeout_s
         self._chooser = Chooser(store, summaries)
+        self._own = own
+        self.writer_id = new_writer_id()
         self.may_have_claimed = False
 
     def start_anew(self, *, fresh: bool) -> Start:
@@ -44,41 +51,44 @@ class Beginning:
         the new incarnation, and with it what came after `read` no longer counts.
 
         Raises `FencedError` where another job has claimed the root since it was read, or has saved: what the person who
-        went back did not know of is not cut off. Nothing is claimed then, unless it saved at that very moment.
+        went back did not know of is not cut off. Nothing is claimed then, unless it saved at that very moment. Whatever
+        is raised, it can be tried again with the same `read`, once the claim that was tried is among `own`.
         """
         restored = read.restored
         if restored is None:
             raise UsageError("nothing was restored that could be taken up")
-        try:
-            held = self._claim(read.reason, lambda listing: self.check_unchanged(read, listing, self._count(listing)))
-        except FencedError:  # by the check: no claim of ours is there
-            self.may_have_claimed = False
-            raise
+        held = self._claim(read.reason, lambda listing: self.check_unchanged(read, listing, self._count(listing)))
         start = Start(held, read.reason, restored)
 
         def begin() -> None:
             nonlocal start
             view = self._chooser.list_anew(held)
-            self.check_unchanged(read, view.listing, view.counting, held)
+            self.check_unchanged(read, view.listing, view.counting)
             start = begun(held, read.reason, restored, self._chooser.lineage_of(restored, view), view.counting)
 
         self._chief_does(begin, Call.TAKE_UP)
         return start
 
-    def check_unchanged(self, read: Start, listing: Listing, counting: Counting, held: Held | None = None) -> None:
-        """Raises `FencedError` unless the newest claim but `held`, and the newest that counts, are those that were seen
-        with `read`."""
-        number, writer_id = newest_claim(
-            [n for n in listing.claims if held is None or n != held.number], self._summaries
-        )
+    def check_unchanged(self, read: Start, listing: Listing, counting: Counting) -> None:
+        """Raises `FencedError` unless the newest claim that is not ours, and the newest that counts, are those that
+        were seen with `read`."""
+        number, writer_id = newest_claim(listing.claims, self._summaries, self._own.tried | {self.writer_id})
         what = changed_since(read.seen, Seen(number, writer_id, counting.newest))
-        if what:
-            step = read.restored.folder.step if read.restored is not None else "step"
-            raise FencedError(
-                f"{self._store.url}: since restore({step}) has read it, {what}: nothing was saved, and nothing is "
-                "superseded. If another job works there, leave it the root. To go on with this one all the same, end "
-                f"the other and call rollback({step}), which claims at once, or restore_latest()"
-            )
+        if not what:
+            return
+        step = read.restored.folder.step if read.restored is not None else "step"
+        left = max((claim for claim in listing.claims if claim > number), default=0)
+        superseded = (
+            f"superseded. Claim {left} of this process was left behind, by which a job that works there ends at its "
+            "next save: it has lost nothing, start that job again"
+            if left
+            else "superseded. If another job works there, leave it the root"
+        )
+        raise FencedError(
+            f"{self._store.url}: since restore({step}) has read it, {what}: nothing was saved, and nothing is "
+            f"{superseded}. To go on with this one all the same, end the other and call rollback({step}), which claims "
+            "at once, or restore_latest()"
+        )
 
     def _count(self, listing: Listing) -> Counting:
         run_id = find_run_id(self._store, listing, self._summaries)
@@ -93,7 +103,7 @@ class Beginning:
 
     def _claim(self, reason: Reason, check: Callable[[Listing], None] = lambda listing: None) -> Held:
         def claim() -> Held:
-            return claim_next(self._store, self._summaries, reason, self._claim_timeout_s, check)
+            return claim_next(self._store, self._summaries, reason, self._claim_timeout_s, check, self.writer_id)
 
         self.may_have_claimed = True  # from here on, whatever is raised: a claim that is there fences who made it, too
         held = chief_says(self._cluster, Call.CLAIM, claim, Held)

@@ -243,9 +243,9 @@ class Coordinator:
         return reuse
 
     @property
-    def has_checkpoints(self) -> bool:
-        """Whether this incarnation builds on a checkpoint: one that it restored, or one of its own."""
-        return self._start.restored is not None or bool(self._committed)
+    def has_committed(self) -> bool:
+        """Whether a checkpoint of this incarnation is acknowledged."""
+        return bool(self._committed)
 
     def hurry(self, timeout_s: float) -> None:
         """From any thread: the commit under way, and later ones, wait at most `timeout_s` from now for receipts, and

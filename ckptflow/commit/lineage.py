@@ -69,6 +69,25 @@ class Held:
         return writer_tag(self.writer_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The claims of one process: `held` is the one that it acts by, or has acted by last.
+
+    `tried` are the writer ids of those that came to nothing. They may be there all the same, or come late: to this
+    process they are nobody else's.
+    """
+
+    held: Held | None = None
+    tried: frozenset[str] = frozenset()
+
+    def but_tried(self, writer_id: str) -> Own:
+        """The same after one more claim that came to nothing."""
+        return Own(self.held, self.tried | {writer_id})
+
+
+NO_CLAIMS = Own()
+
+
 def is_written_by(held: Held, folder: Folder, summary: Summary | Unreadable, listing: Listing) -> bool:
     """Whether this incarnation committed `folder`, by its manifest, or, if that cannot be read, by the names in it.
 
@@ -149,15 +168,16 @@ def claim_next(
     reason: Reason,
     timeout_s: float,
     check: Callable[[Listing], None] = lambda listing: None,
+    writer_id: str | None = None,
 ) -> Held:
     """Claims the next incarnation number, racing fairly with others; the loser of a number lists again and goes on.
 
     The run id is drawn with a run's first claim and copied from the newest claim after; if claims were lost, from
     the newest manifest. `check` is called with each listing, and raises where nothing is to be claimed after it: what
-    is claimed in between takes the number. Raises `StorageUnavailableError` if the storage did not say within
-    `timeout_s` who holds it.
+    is claimed in between takes the number. `writer_id` is drawn where none is given. Raises `StorageUnavailableError`
+    if the storage did not say within `timeout_s` who holds it.
     """
-    writer_id = new_writer_id()
+    writer_id = writer_id or new_writer_id()
     deadline = awake_s() + timeout_s
     is_warned = not store.is_create_only  # by the manager
     lost = 0
@@ -230,10 +250,16 @@ def stays_ours(store: Store, key: str, data: bytes) -> bool:
         return False
 
 
-def newest_claim(numbers: Collection[int], summaries: Summaries) -> tuple[int, str | None]:
-    """The number of the newest claim, 0 if there is none, and who wrote it, None where that cannot be read."""
-    number = max(numbers, default=0)
-    return number, summaries.holder(number) if number else None
+def newest_claim(
+    numbers: Collection[int], summaries: Summaries, besides: Collection[str] = ()
+) -> tuple[int, str | None]:
+    """The number of the newest claim `besides` those of these writers, 0 if there is none, and who wrote it, None where
+    that cannot be read."""
+    for number in sorted(numbers, reverse=True):
+        writer_id = summaries.holder(number)
+        if writer_id not in besides:
+            return number, writer_id
+    return 0, None
 
 
 def find_run_id(store: Store, listing: Listing, summaries: Summaries) -> str | None:

@@ -18,7 +18,7 @@ from ckptflow.commit.beginning import Beginning
 from ckptflow.commit.catalog import Summaries, Summary, read_manifest, summarize
 from ckptflow.commit.choosing import Choice, View
 from ckptflow.commit.handing import pack, unpack
-from ckptflow.commit.lineage import Held, newest_claim
+from ckptflow.commit.lineage import NO_CLAIMS, Held, Own, newest_claim
 from ckptflow.commit.outcomes import Outcome, PartResult, are_fine, outcome_of
 from ckptflow.commit.start import Seen, begun
 from ckptflow.commit.start import Start as Start
@@ -91,10 +91,11 @@ class Resume(Beginning):
         complete: Callable[[], None] = lambda: None,
         verify: Callable[[Folder, Manifest], str] = lambda folder, manifest: "",
         read_only: bool = False,
+        own: Own = NO_CLAIMS,
         claim_timeout_s: float = 60.0,
         tell: Tell = tell_nobody,
     ) -> None:
-        super().__init__(store, cluster, summaries, claim_timeout_s=claim_timeout_s)
+        super().__init__(store, cluster, summaries, own=own, claim_timeout_s=claim_timeout_s)
         self._check = check
         self._load = load
         self._divide = divide
@@ -113,17 +114,17 @@ class Resume(Beginning):
             reason = self._look(step)
             return self._restore(step, None if self._read_only else self._claim(reason))
 
-    def read(self, step: int, own: Held | None = None) -> Start:
+    def read(self, step: int) -> Start:
         """Restores the checkpoint of `step` and no other, and writes nothing: `take_up` is to claim.
 
-        What it must find there then is `own`, the claim that this process holds, or else the newest that is there now.
+        What it must find there then is the claim that this process holds, fenced or not, or else the newest of another.
         """
 
         def see() -> None:
-            view = self._view
+            view, held = self._view, self._own.held
             if view is not None:
-                newest = view.listing.claims, self._summaries
-                self._seen = Seen(*((own.number, own.writer_id) if own is not None else newest_claim(*newest)))
+                newest = newest_claim(view.listing.claims, self._summaries, self._own.tried)
+                self._seen = Seen(*((held.number, held.writer_id) if held is not None else newest))
 
         with self._summaries.keeping_newest():
             self._look(step, see)

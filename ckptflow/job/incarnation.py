@@ -87,8 +87,13 @@ class Incarnation:
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether it builds on a checkpoint, restored or its own. False on other workers than the chief."""
-        return self._saver.has_checkpoints
+        """Whether it builds on a checkpoint, restored or its own. Only the chief knows of its own."""
+        return self.start.restored is not None or self.has_committed
+
+    @property
+    def has_committed(self) -> bool:
+        """Whether it has committed a checkpoint. False on other workers than the chief."""
+        return self._saver.has_committed
 
     def save(
         self, asked: Asked, *, prune: bool = True, reuse: Reuse | None = None, source: Manifest | None = None

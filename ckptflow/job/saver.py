@@ -98,9 +98,9 @@ class Saver:
     leave_note: Callable[[Folder, BaseException | None], None] = lambda folder, error: None  # for the other workers
 
     @property
-    def has_checkpoints(self) -> bool:
+    def has_committed(self) -> bool:
         """What the coordinator's says; False on the other workers, who do not know."""
-        return self.coordinator is not None and self.coordinator.has_checkpoints
+        return self.coordinator is not None and self.coordinator.has_committed
 
     def run(self, job: Job, acknowledge: Callable[[Checkpoint | None], None]) -> None:
         """Acknowledges the checkpoint on the chief, None on the other workers once they have reported; then prunes.

@@ -26,10 +26,11 @@ from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
 from ckptflow.job.carried import carried_in
+from ckptflow.job.footing import Footing, Ground
 from ckptflow.job.hooks import Hook, Hooks
 from ckptflow.job.incarnation import Asked, Incarnation, begin
 from ckptflow.job.live_state import LiveState
-from ckptflow.job.loading import Loading, load_again
+from ckptflow.job.loading import Loading
 from ckptflow.job.pending import PendingCheckpoint
 from ckptflow.job.rereading import Rereading
 from ckptflow.job.saver import Stopwatch
@@ -110,9 +111,8 @@ class Session:
         self.summaries = Summaries(self.store)
         self._background = Background(lambda: self.cluster.working("the saves under way"))
         self.calls = Calls(self._background, read_only=read_only)
-        self._incarnation: Incarnation | None = None
-        self._read: Start | None = None  # what was restored without a claim, until a save takes it up
-        self.rereading = Rereading(self.live, self.store, self.summaries, self._pool, self._reading)
+        self._footing = Footing()
+        self.rereading = Rereading(self.live, self.cluster, self.store, self.summaries, self._pool, self._reading)
         self._missing: frozenset[str] = frozenset()  # what the newest restore, in part, has given no value
         self._repeat: Callable[[], object] | None = None  # the restore of the newest that this was
         self.restores = 0  # that went well; a run that began on an empty root counts as one
@@ -148,8 +148,8 @@ class Session:
         """The end of the manager's block by an exception: nobody is waited for who may have ended."""
         if self.calls.is_closed or not self.calls.is_of_this_process:
             return
-        if self._incarnation is not None:
-            self._incarnation.hurry(arguments.LEAVING_S)
+        if self._footing.incarnation is not None:
+            self._footing.incarnation.hurry(arguments.LEAVING_S)
             hurry(self.store, arguments.LEAVING_S)
         self.settle()
         self.cluster.leave("the end of the manager's block", error)
@@ -168,19 +168,12 @@ class Session:
     @property
     def last_step(self) -> int:
         """The newest step that this run attempt has restored or saved; -1 before either."""
-        if self._incarnation is not None and self._read is None:
-            return self._incarnation.last_step
-        return self._read.restored.folder.step if self._read is not None and self._read.restored is not None else -1
+        return self._footing.last_step
 
     @property
     def start(self) -> Start | None:
         """What this process goes on from: its newest restore, or the begin of a run; None before either."""
-        return self._read or (self._incarnation.start if self._incarnation is not None else None)
-
-    @property
-    def has_only_read(self) -> bool:
-        """Whether nothing was saved since a restore that has claimed nothing."""
-        return self._read is not None
+        return self._footing.start
 
     def has_restored(self, variables: Iterable[Any]) -> bool:
         """Whether the newest restore has given all of these a value."""
@@ -224,18 +217,35 @@ class Session:
 
         Called by all workers. Claims nothing, and takes no other checkpoint in its place.
         """
-        loading, restored = self.rereading.loading, self.start.restored if self.start is not None else None
-        if loading is None or restored is None:
-            return
-        manifest = self.rereading.manifest(restored.folder)
+        restored = self.start.restored if self.start is not None else None
+        if restored is not None and self.rereading.loading is not None:
+            self._let_go()
+            self.calls.take_turn(lambda: self.rereading.load_again(restored.folder))
+            self.is_ahead = False
+
+    def restore_for_fit(self, *, is_interrupted: bool) -> bool:
+        """Restores where a fit cannot go on from the state as it is, and says whether it did. Called by all workers.
+
+        It cannot where nothing was restored so far, where the fit before `is_interrupted`, or where a restore failed in
+        the middle. What `restore(step)` has read is restored once more, as long as nothing is committed that goes on
+        from it: then the next save takes it up, again where one has tried to. Else it is the newest.
+        """
+        if is_interrupted:
+            self.settle()
+
+        footing = self._footing
+        grounds = self.agree(Call.LOOK_BACK, lambda: Ground(bool(self.live.unfinished), footing.has_committed))
+        if footing.start is not None and not is_interrupted and not any(each.is_torn for each in grounds):
+            return False
+        back = footing.back(has_committed=grounds[0].has_committed)
+        if back is None or back.loading is None:
+            self.restore(None, partial=False, rename=None, claims=True)
+            return True
         self._let_go()
-        try:
-            self.calls.take_turn(lambda: load_again(self.cluster, loading, restored.folder, manifest))
-        except BaseException as error:
-            self.live.tell_of_mixture(error)
-            raise
-        self.is_ahead = False
-        self.live.unfinished.clear()
+        self._footing, self.rereading.loading = back, back.loading
+        self.restore_again()
+        self.restores += 1
+        return True
 
     # Inside
 
@@ -254,12 +264,12 @@ class Session:
             before_s = watch.elapsed_s()
             snapshot = self.live.capture()
             asked = Asked(number, *checked, snapshot, watch, watch.elapsed_s() - before_s)
-            reuse = self._incarnation.choose_reuse(asked) if self._incarnation and self._read is None else None
+            reuse = self._footing.acting.choose_reuse(asked) if self._footing.acting is not None else None
             return asked, _Standing(self.live.checksum(), reuse=reuse)
 
         asked, held = agree_on(self.cluster, called(Call.SAVE, step=arguments.describe_step(step)), prepare)
         self.live.check_same([each.state for each in held])
-        incarnation = self._incarnation if self._read is None else None
+        incarnation = self._footing.acting
         reuse = held[0].reuse
         if incarnation is None:
             incarnation = self._begin_to_save()
@@ -270,14 +280,13 @@ class Session:
 
     def _begin_to_save(self) -> Incarnation:
         """What was only read is taken up; on an empty root, or over what is there with `fresh`, a run begins."""
-        beginning = Beginning(self.store, self.cluster, self.summaries, claim_timeout_s=self._claim_timeout_s)
-        read = self._read
+        own, read = self._footing.own, self._footing.read
+        beginning = Beginning(self.store, self.cluster, self.summaries, own=own, claim_timeout_s=self._claim_timeout_s)
         try:
             start = beginning.take_up(read) if read is not None else beginning.start_anew(fresh=self._fresh)
             incarnation = self._begin(start)
-        except BaseException:
-            if beginning.may_have_claimed:
-                self._incarnation = self._read = None
+        except BaseException:  # what was read stays: the next save tries again
+            self._footing = self._footing.but_tried(beginning.writer_id)
             raise
         self.restores += read is None
         return incarnation
@@ -294,7 +303,7 @@ class Session:
     ) -> Checkpoint | None:
         def look() -> _Standing:
             self._background.raise_failure(only_fenced=True)  # another is raised next: restoring saves nothing
-            incarnation = self._incarnation
+            incarnation = self._footing.incarnation
             return _Standing(self.live.checksum(), incarnation is not None and incarnation.has_checkpoints)
 
         self.live.release_metrics()  # held for a validation that an exception has ended
@@ -306,7 +315,8 @@ class Session:
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
         self._let_go()
-        loading = self._loading(partial=partial, rename=rename)
+        is_shared = self._restore_from == "auto"
+        loading = self.rereading.begin_loading(partial=partial, rename=rename, is_shared=is_shared)
         resume = self._resume(loading)
         is_anew = step is None and self._fresh and not self.read_only
         try:
@@ -316,15 +326,15 @@ class Session:
                 elif step is None or claims or self.read_only:
                     start = resume.run(step)
                 else:
-                    own = self._incarnation.start.held if self._incarnation is not None else None
-                    start = resume.read(step, own)
+                    start = resume.read(step)
         except BaseException as error:
             if resume.may_have_claimed:  # the incarnation before is fenced by our own claim
-                self._incarnation = self._read = None
+                self._footing = self._footing.but_tried(resume.writer_id)
             self.live.tell_of_mixture(error)
             raise
-        self._read = start if start.held is None else None
-        self._incarnation = self._incarnation if self._read is not None else None
+        is_read = start.held is None
+        claimed = Footing(own=self._footing.own.but_tried(resume.writer_id))
+        self._footing = self._footing.but_read(start, loading) if is_read else claimed
         self.restores, self.is_ahead = self.restores + 1, False
         if start.restored is not None:
             self.live.unfinished.clear()
@@ -352,18 +362,6 @@ class Session:
             incarnation.save_again(lambda: carried_in(self.rereading.open(folder), loading), loading.manifest)
         return found
 
-    def _loading(self, *, partial: bool = False, rename: Rename | None = None) -> Loading:
-        return Loading(
-            self.live,
-            self.store,
-            self._pool,
-            self._reading,
-            partial=partial,
-            rename=rename,
-            look=self.cluster.looking_after(str(Call.LOAD)),
-            readers=self.cluster if self._restore_from == "auto" and len(self.cluster.peers) > 1 else None,
-        )
-
     def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""
         return Resume(
@@ -377,15 +375,15 @@ class Session:
             complete=loading.complete,
             verify=loading.find_damage,
             read_only=self.read_only,
+            own=self._footing.own,
             claim_timeout_s=self._claim_timeout_s,
             tell=self._hooks.tell,
         )
 
     def _begin(self, start: Start) -> Incarnation:
         """From here on this process is the incarnation that `start` claimed."""
-        self._incarnation = self._read = None  # the one before is fenced by our own claim
         agree(self.cluster, Call.PREPARE, self.live.prepare)
-        self._incarnation = begin(
+        incarnation = begin(
             start,
             store=self.store,
             cluster=self.cluster,
@@ -402,12 +400,13 @@ class Session:
             check_finite=self._check_finite,
             tell=self._hooks.tell,
         )
-        return self._incarnation
+        self._footing = self._footing.begun(incarnation)
+        return incarnation
 
     def _let_go(self) -> None:
         """Nothing of what was saved is kept."""
-        if self._incarnation is not None:
-            self._incarnation.let_go()
+        if self._footing.incarnation is not None:
+            self._footing.incarnation.let_go()
 
     def _leave_by(self, error: BaseException) -> None:
         """Gives everything back; of a save that failed it is the last chance to speak, unless `error` does."""

@@ -111,6 +111,7 @@ class Call(StrEnum):
     CHECK_NOTICES = "PreemptionWatcher.check"
     LEAVE = "PreemptionWatcher: leave"
     READ_POSITION = "CheckpointCallback: read the position"
+    LOOK_BACK = "CheckpointCallback: look at what was restored"
     BEGIN_FIT = "CheckpointCallback: begin the fit"
     END_FIT = "CheckpointCallback: end the fit"
     BUILD_METRICS = "CheckpointCallback: build the metrics"

@@ -67,7 +67,7 @@ class Twins:
 
     def hashed(self) -> set[str]:
         """The names of what is read at each save, though it is not sent."""
-        incarnation = self._managers[0].session._incarnation
+        incarnation = self._managers[0].session._footing.incarnation
         assert incarnation is not None
         watched = incarnation._saver.unchanged._watched
         return {name for name, each in watched.items() if each.is_still and each.references is None}

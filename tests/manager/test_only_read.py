@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,8 @@ from ckptflow.commit.prune import prune_by_hand
 from ckptflow.errors import FencedError, SaveFailedError, StorageFullError, StorageUnavailableError
 from ckptflow.events import Claimed, Event, Restored
 from ckptflow.storage.opening import open_store
+from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import StoreWrapper
 from ckptflow.testing import FaultyStore
 from tests.commit.roots import Job
 from tests.manager.states import Weights, committed, wrap_store
@@ -183,27 +187,123 @@ def test_a_root_that_was_emptied_since_is_not_begun_anew(root: Path) -> None:
     assert content(root) == {}
 
 
-def test_where_the_claim_may_be_there_it_is_restored_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Once(StoreWrapper):
+    """`happens` before the call of a number, of those of the thread that trains; the first is 0."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.left: int | None = None
+        self.happens: Callable[[], None] = lambda: None
+        self._thread = threading.get_ident()
+
+    def at(self, number: int, happens: Callable[[], None]) -> None:
+        self.left, self.happens = number, happens
+
+    def run(self, verb: str, key: str, call: Callable[[], Any]) -> Any:
+        if self.left is not None and threading.get_ident() == self._thread:
+            self.left -= 1
+            if self.left < 0:
+                self.left = None
+                self.happens()
+        return call()
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def do() -> None:
+        raise error
+
+    return do
+
+
+@pytest.mark.parametrize("error", [StorageFullError("no space"), KeyboardInterrupt()], ids=["fault", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "options", [{}, {"fresh": True}, {"on_save_error": "log"}, {"is_live": True}], ids=["plain", "fresh", "log", "live"]
+)
+def test_at_whatever_call_it_fails_the_save_is_tried_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, options: dict[str, Any]
+) -> None:
+    is_live = "is_live" in options
+    options = {name: value for name, value in options.items() if name != "is_live"}
+    stores = wrap_store(monkeypatch, Once)
+    has_failed, number = True, 0
+    while has_failed:
+        here = root.with_name(f"{root.name}-{number}")
+        shutil.copytree(root, here)
+        with CheckpointManager(here, {"w": Weights()}, **options) as manager:
+            if is_live:
+                manager.restore_latest()
+            manager.restore(1)
+            stores[-1].at(number, raises(error))
+            try:
+                manager.save(2)
+                has_failed = False
+            except type(error):
+                manager.save(2)
+            stores[-1].left = None
+            manager.wait()
+            assert [c.step for c in manager.checkpoints()] == [1, 2]
+        number += 1
+    assert number > 5
+
+
+def test_where_no_look_is_taken_up_a_restore_that_failed_leaves_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, stores = Weights(), wrap_store(monkeypatch, FaultyStore)
+    with CheckpointManager(root, {"w": weights}, fresh=True) as manager:
+        manager.restore(1)
+        stores[0].fail("list", StorageUnavailableError("503"), key="lineage")
+        with pytest.raises(StorageUnavailableError):
+            manager.rollback(2)
+        assert weights.value() == 1
+        manager.save(2).result()
+        assert [c.step for c in manager.checkpoints()] == [1, 2]
+
+
+@pytest.mark.parametrize("does", [starts, starts_and_saves])
+def test_a_save_that_failed_and_a_further_look_end_no_job_that_has_started_since(
+    root: Path, monkeypatch: pytest.MonkeyPatch, does: Callable[[CheckpointManager], None]
+) -> None:
     stores = wrap_store(monkeypatch, FaultyStore)
     manager = CheckpointManager(root, {"w": Weights()})
-    manager.restore(1)
-    create = stores[0].create
-
-    def fails_second(key: str, data: memoryview) -> None:
-        create(key, data)
-        stores[0].fail("create", StorageFullError("no space"), key="lineage/000002")
-
-    monkeypatch.setattr(stores[0], "create", fails_second)
-    with pytest.raises(StorageFullError):
-        manager.save(2)
-    monkeypatch.setattr(stores[0], "create", create)
-    stores[0].faults.clear()
-    with pytest.raises(UsageError, match="restore_latest"):
-        manager.save(2)
-    manager.restore(1)
-    manager.save(2).result()
+    manager.restore_latest()
+    with CheckpointManager(root, {"w": Weights()}) as other:
+        does(other)
+        manager.restore(1)
+        stores[0].fail("list", StorageUnavailableError("503"))
+        with pytest.raises(StorageUnavailableError):
+            manager.save(2)
+        manager.restore(1)
+        with pytest.raises(FencedError, match="another job has started"):
+            manager.save(2)
+        other.save(11).result()
     manager.close()
-    assert newest(root) == (2, 3)
+
+
+def test_refused_after_its_claim_it_says_whom_that_ends(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = wrap_store(monkeypatch, Once)
+    other = CheckpointManager(root, {"w": Weights()})
+    other.restore_latest()
+    with CheckpointManager(root, {"w": Weights()}) as manager:
+        manager.restore(1)
+        create = stores[-1].create
+
+        def commits_first(key: str, data: memoryview) -> None:
+            if key == "lineage/000003.json":
+                monkeypatch.setattr(stores[-1], "create", create)
+                other.save(4).result()
+            create(key, data)
+
+        monkeypatch.setattr(stores[-1], "create", commits_first)
+        for _ in range(2):
+            with pytest.raises(FencedError, match=r"Claim 3 of this process was left behind.* start that job again"):
+                manager.save(2)
+    with pytest.raises(FencedError):
+        other.save(5).result()
+    with pytest.raises(FencedError):
+        other.close()
+    with CheckpointManager(root, {"w": Weights()}) as again:
+        assert getattr(again.restore_latest(), "step", 0) >= 4  # 5 is there, and was not acknowledged
+        again.save(6)
+    assert {c.step for c in ckptflow.list_checkpoints(root)} >= {4, 6}
 
 
 def test_after_a_first_save_that_failed_the_next_one_is_the_rollback(

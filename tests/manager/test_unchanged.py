@@ -267,7 +267,7 @@ def test_what_is_given_the_same_values_once(tmp_path: Path) -> None:
             train(model)
             saved = manager.save(step).result()
             assert step < 3 or sent_share(saved) < 0.06
-        incarnation = manager.session._incarnation
+        incarnation = manager.session._footing.incarnation
         assert incarnation is not None
         held = {n for n, each in incarnation._saver.unchanged._watched.items() if each.references is not None}
     assert held >= {f"model/backbone/d{i}/kernel" for i in range(4)}

@@ -220,7 +220,7 @@ def a_worker_never_reports() -> None:
     module = make_variables({"large": 1_000_000})
     manager = CheckpointManager(ROOT, {"m": module}, strategy=strategy)
     manager.save(1).result()
-    incarnation = manager.session._incarnation
+    incarnation = manager.session._footing.incarnation
     assert incarnation is not None
     incarnation._commit_timeout_s = 1  # not for the first save, which a busy machine may take longer for
     if incarnation._saver.coordinator is not None:

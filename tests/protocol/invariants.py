@@ -113,7 +113,7 @@ def check_who_is_ended(before: Content, after: Content, node: Node, known: Colle
     """I7: who takes up what it has only read ends no job that has claimed since."""
     claims = _claims_in(before)
     writer = claims[max(claims)] if claims else None
-    is_known = f"{KNOWN}{node.process.index}: claim of {writer}" in known
+    is_known = writer == node.process.index or f"{KNOWN}{node.process.index}: claim of {writer}" in known
     if writer is not None and not is_known and len(_claims_in(after)) > len(claims):
         raise ViolationError(f"I7: P{writer} has claimed since {node.process.name} has read, and is ended by it")
 

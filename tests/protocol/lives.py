@@ -31,7 +31,7 @@ from ckptflow.commit.beginning import Beginning
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.choosing import Chooser, View
 from ckptflow.commit.coordinator import Coordinator
-from ckptflow.commit.lineage import Held
+from ckptflow.commit.lineage import Held, Own
 from ckptflow.commit.prune import PrunePlan
 from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import KeepLast, Policy
@@ -120,6 +120,7 @@ class Incarnations:
         self.policies: list[Policy] = policies if policies is not None else [KeepLast(1)]
         self.ancestry: Ancestry = ()
         self.start: Start | None = None
+        self.own = Own()
         self.is_read = False  # `start` is what was only read, and not taken up so far
         self.is_taken_up = False  # and not saved so far
         self.coordinator: Coordinator | None = None
@@ -153,8 +154,7 @@ class Incarnations:
     def read(self, step: int) -> None:
         """`restore(step)`, as the manager does it: the save that comes next takes it up."""
         self.resume, self.asked = self._resume(), step
-        own = self.start.held if self.start is not None else None
-        self.is_read, self.start = True, self.resume.read(step, own)
+        self.is_read, self.start = True, self.resume.read(step)
         self.step = step
         self.resume = self.asked = None
         self.process.show(has_read=True)
@@ -163,7 +163,13 @@ class Incarnations:
     def take_up(self) -> None:
         """What the first save after that does before it saves."""
         if self.start is not None:
-            self._begin(Beginning(self.store, Alone(), self.summaries).take_up(self.start))
+            beginning = Beginning(self.store, Alone(), self.summaries, own=self.own)
+            try:
+                start = beginning.take_up(self.start)
+            except StorageError:
+                self.own = self.own.but_tried(beginning.writer_id)
+                raise
+            self._begin(start)
             self.is_taken_up = True
             self.process.show(copies=True)  # all of it is in memory: nothing that is there is needed
             self.process.merge()
@@ -172,10 +178,10 @@ class Incarnations:
         self._begin(self._resume().start_anew(fresh=True))
 
     def _resume(self) -> Resume:
-        return Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load)
+        return Resume(self.store, Alone(), self.summaries, check=lambda _: None, load=self._load, own=self.own)
 
     def _begin(self, start: Start) -> None:
-        self.start, self.is_read, self.calls = start, False, {}
+        self.start, self.is_read, self.calls, self.own = start, False, {}, Own(start.held)
         restored = start.restored.folder if start.restored else None
         if restored is None:
             self.ancestry = ()
@@ -204,6 +210,8 @@ class Incarnations:
         it = [remembered(each) for each in (self.summaries, self.resume, self.coordinator) if each is not None]
         return (
             self.start,
+            self.own.held,
+            sorted(self.own.tried),
             self.is_read,
             self.is_taken_up,
             self.asked,

@@ -42,6 +42,7 @@ from tests.protocol.mutations_of_copies import (
 )
 from tests.protocol.mutations_of_taking_up import (
     own_claim_forgotten_by_a_restore,
+    own_claim_forgotten_by_a_save_that_failed,
     taken_up_by_a_claim_of_any_number,
     taken_up_by_what_was_listed_before_the_claim,
     taken_up_whatever_was_saved,
@@ -368,6 +369,9 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "a running process is to find its own claim": Mutation(
         own_claim_forgotten_by_a_restore, ("read and taken up in a running process",), "I7"
+    ),
+    "also after a save that could not take up": Mutation(
+        own_claim_forgotten_by_a_save_that_failed, ("read again and taken up in a running process",), "I7"
     ),
     "create-only manifest": Mutation(
         manifest_not_create_only, ("takeover", "rollback", "damage", "cold", "no claims"), None

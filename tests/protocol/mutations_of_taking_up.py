@@ -9,7 +9,7 @@ import pytest
 from ckptflow.commit import beginning as beginning_module
 from ckptflow.commit.beginning import Beginning, changed_since
 from ckptflow.commit.catalog import Counting, Listing, Summaries, list_root
-from ckptflow.commit.lineage import Held, claim_next
+from ckptflow.commit.lineage import Held, Own, claim_next
 from ckptflow.commit.resume import Resume
 from ckptflow.commit.start import Seen, Start
 from ckptflow.format.manifest import Reason
@@ -31,9 +31,9 @@ def taken_up_whatever_was_saved(patch: pytest.MonkeyPatch) -> None:
 
 
 def taken_up_by_a_claim_of_any_number(patch: pytest.MonkeyPatch) -> None:
-    def claims(store: Store, summaries: Summaries, reason: Reason, timeout_s: float, check: Any) -> Held:
+    def claims(store: Store, summaries: Summaries, reason: Reason, timeout_s: float, check: Any, *rest: Any) -> Held:
         check(list_root(store))
-        return claim_next(store, summaries, reason, timeout_s)
+        return claim_next(store, summaries, reason, timeout_s, lambda _: None, *rest)
 
     patch.setattr(beginning_module, "claim_next", claims)
 
@@ -41,8 +41,8 @@ def taken_up_by_a_claim_of_any_number(patch: pytest.MonkeyPatch) -> None:
 def taken_up_by_what_was_listed_before_the_claim(patch: pytest.MonkeyPatch) -> None:
     checks = Beginning.check_unchanged
 
-    def check(self: Any, read: Start, listing: Listing, counting: Counting, held: Held | None = None) -> None:
-        if held is None:
+    def check(self: Any, read: Start, listing: Listing, counting: Counting) -> None:
+        if self.writer_id not in map(self._summaries.holder, listing.claims):
             checks(self, read, listing, counting)
 
     patch.setattr(Beginning, "check_unchanged", check)
@@ -50,4 +50,13 @@ def taken_up_by_what_was_listed_before_the_claim(patch: pytest.MonkeyPatch) -> N
 
 def own_claim_forgotten_by_a_restore(patch: pytest.MonkeyPatch) -> None:
     reads = Resume.read
-    patch.setattr(Resume, "read", lambda self, step, own: reads(self, step, None))
+
+    def read(self: Any, step: int) -> Start:
+        self._own = Own()
+        return reads(self, step)
+
+    patch.setattr(Resume, "read", read)
+
+
+def own_claim_forgotten_by_a_save_that_failed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Own, "but_tried", lambda self, writer_id: Own(None, self.tried | {writer_id}))

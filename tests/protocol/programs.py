@@ -10,7 +10,7 @@ from ckptflow.commit import prune as prune_module
 from ckptflow.commit.catalog import Summaries
 from ckptflow.commit.deletion import deletion_of
 from ckptflow.commit.retention import KeepBest, KeepLast
-from ckptflow.errors import CheckpointNotFoundError, ObjectNotFoundError
+from ckptflow.errors import CheckpointNotFoundError, ObjectNotFoundError, StorageError
 from ckptflow.format.layout import Folder
 from ckptflow.storage.store import Entry, Store
 from tests.protocol.lives import Incarnations
@@ -86,6 +86,29 @@ def reads(step: int, *, kept: int = 0, saves: int = 1, keep: int = 1, copies: st
         incarnation.read(step)
         for _ in range(saves):
             incarnation.save()
+
+    return program
+
+
+def reads_and_saves_twice(step: int, *, kept: int = 0, looks_again: bool) -> Program:
+    """The same; where the first save after it fails, it saves once more, or restores the step once more before."""
+
+    def program(process: Process) -> None:
+        incarnation = Incarnations(process, [KeepLast(max(kept, 1))])
+        if kept:
+            incarnation.begin()
+        for _ in range(kept):
+            incarnation.save()
+        process.show(goes_back=True)
+        process.call("choose", "rollbacks")
+        incarnation.read(step)
+        try:
+            incarnation.save()
+        except StorageError:
+            process.merge()
+            if looks_again:
+                incarnation.read(step)
+        incarnation.save()
 
     return program
 

@@ -23,6 +23,7 @@ from tests.protocol.programs import (
     prunes_by_hand,
     prunes_by_hand_at_length,
     reads,
+    reads_and_saves_twice,
     running,
 )
 
@@ -259,6 +260,15 @@ LARGE: dict[str, Scenario] = {
     "give up among three": Scenario((running(kept=1), ONE, ONE), kept=1, budget=LOST),
     "prune by hand": Scenario((running(kept=2), ONE, prunes_by_hand), kept=2),
     "read and taken up among three": Scenario((running(kept=2), reads(1, saves=2), ONE), kept=2),
+    "read and taken up, tried again": Scenario(
+        (running(kept=2), reads_and_saves_twice(1, looks_again=False), ONE), kept=2, is_alive=False, budget=LOST
+    ),
+    "read and taken up, tried again, beside a job": Scenario(
+        (running(kept=2), reads_and_saves_twice(1, looks_again=False)), kept=2, budget=LOST
+    ),
+    "read again and taken up in a running process": Scenario(
+        (reads_and_saves_twice(1, kept=2, looks_again=True), ONE), kept=2, budget=LOST
+    ),
     "read and taken up by two": Scenario((running(kept=2), reads(1), reads(2)), kept=2),
     "prune by hand, rollback": Scenario((running(kept=2), BACK, prunes_by_hand), kept=2, budget=ROLLBACK),
     "copies on a disk, damage beside a job": Scenario(
