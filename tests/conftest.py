@@ -10,15 +10,15 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import hypothesis
 import pytest
 
 from ckptflow.interop.untrusted import probe
 from tests import distributions, servers
-from tests.forked import ROOT, Process, start_zygote
-from tests.processes import ZYGOTE, environment, start_python, zygote
+from tests.forked import ROOT, Process
+from tests.processes import start_python
 from tests.stand_in import read_at_start
 
 # For each Python that is started from here, and for this one.
@@ -95,17 +95,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[_RUN] = f"{os.getpid()}:{folder}"
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         config.add_cleanup(lambda: os.environ.__delitem__(_RUN))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
-    """The processes of pytest share a zygote, and are forked from it once it has imported all of the tests."""
-    home = os.environ[_RUN].partition(":")[2]  # Keras writes there as it is imported
-    which = [str(config.invocation_params.dir / each) for each in config.args]
-    os.environ[ZYGOTE] = str(start_zygote(environment({"HOME": home}), which))
-    config.add_cleanup(lambda: os.environ.__delitem__(ZYGOTE))
-    for spec in specs:
-        spec.python = str(zygote().stand_in_for_pytest())
 
 
 # What takes longest, first, where several processes share the files out (`make test`): the last file of a run is short.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -77,60 +75,45 @@ class Forked:
 Process = subprocess.Popen[bytes] | Forked
 
 
-KINDS = ("ckptflow", "stock", "probe", "tests")
-
-
-def start_zygote(env: Mapping[str, str], tests: Sequence[str] = ()) -> Path:
-    """Starts the process that the others are forked from, which ends with this one; its folder, for `Zygote`. `tests`:
-    what a process of kind "tests" has imported, as pytest is told it."""
-    folder = Path(tempfile.mkdtemp(prefix="ckptflow-zygote-"))
-    (folder / "env").write_text(json.dumps(read_at_start(env)))
-    ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with contextlib.ExitStack() as stack:
-        given = [stack.enter_context(each) for each in (control, *(_listen(folder / kind) for kind in KINDS))]
-        numbers = [each.fileno() for each in given]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote", *map(str, numbers), *tests],
-            env=env,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stack.enter_context((folder / "log").open("wb")),
-            pass_fds=numbers,
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others
-        )
-
-    def end() -> None:
-        ours.close()
-        process.wait()
-        shutil.rmtree(folder)
-
-    atexit.register(end)
-    return folder
-
-
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(str(path))
-    listener.listen()
-    return listener
+KINDS = ("ckptflow", "stock", "probe")
 
 
 class Zygote:
-    """What this process asks the zygote of that folder for. All that it asks for is killed when this process ends."""
+    """The process that the others are forked from; it ends with this one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.env: dict[str, str] = json.loads((folder / "env").read_text())
-        self.folder, self._lock = folder, threading.Lock()
-        self._connections: dict[str, socket.socket] = {}
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = read_at_start(env)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it is read where the process has ended)
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in KINDS]
+        self._controls = {kind: ours for kind, (ours, _) in zip(KINDS, pairs, strict=True)}
+        self._folder = tempfile.TemporaryDirectory(prefix="ckptflow-zygote-")
+        self.stand_ins = self._write_stand_ins()
+        listeners = [self._listen(kind) for kind in ("ckptflow", "probe")]
+        with contextlib.ExitStack() as stack:
+            given = [stack.enter_context(each) for each in (*(theirs for _, theirs in pairs), *listeners)]
+            numbers = [each.fileno() for each in given]
+            command = [sys.executable, "-m", "tests.zygote", *map(str, numbers)]
+            self._process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                pass_fds=numbers,
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            )
+        atexit.register(self._end)
 
-    def _connection(self, kind: str) -> socket.socket:
-        with self._lock:
-            if kind not in self._connections:
-                connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                connection.connect(f"{self.folder}/{kind}")
-                self._connections[kind] = connection
-            return self._connections[kind]
+    def _listen(self, kind: str) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(f"{self._folder.name}/{kind}")
+        listener.listen()
+        return listener
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
 
     def fork(
         self, args: Sequence[str], env: Mapping[str, str], cwd: Path, streams: Sequence[int], kind: str = "ckptflow"
@@ -140,41 +123,35 @@ class Zygote:
         status, theirs = os.pipe()
         request = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd)})
         try:
-            socket.send_fds(self._connection(kind), [request.encode()], [theirs, *streams])
+            socket.send_fds(self._controls[kind], [request.encode()], [theirs, *streams])
         finally:
             os.close(theirs)
         try:
             return Forked(status)
         except ZygoteEndedError:
-            raise ZygoteEndedError((self.folder / "log").read_text(errors="replace")) from None
+            raise ZygoteEndedError(self._said()) from None
 
-    def stand_ins(self) -> Path:
+    def _write_stand_ins(self) -> Path:
         """A folder for the front of PATH, with `python`, two commands, `probe` for `PROBE`: see `tests.stand_in`."""
-        folder = self.folder / "bin"
-        with self._lock, (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                part = self.folder / "bin.part"
-                part.mkdir()
-                for name in ("ckptflow", "saved_model_cli"):
-                    self._write(part / name, "ckptflow", self.env, [str(Path(sys.executable).with_name(name))])
-                self._write(part / "python", "ckptflow", self.env)
-                self._write(part / "probe", "probe", self.env)
-                part.rename(folder)
+        folder = Path(self._folder.name, "bin")
+        folder.mkdir()
+        commands = [(name, [str(Path(sys.executable).with_name(name))]) for name in ("ckptflow", "saved_model_cli")]
+        for name, kind, begin in (
+            ("python", "ckptflow", []),
+            *((name, "ckptflow", begin) for name, begin in commands),
+            ("probe", "probe", []),
+        ):
+            given = [sys.executable, f"{self._folder.name}/{kind}", self.env]
+            program = (
+                f"#!{sys.executable} -IS\nimport sys\nsys.path.append({str(ROOT)!r})\nfrom tests import stand_in\n"
+                f"stand_in.main(*{given!r}, [*{begin!r}, *sys.argv[1:]])\n"
+            )
+            (folder / name).write_text(program)
+            (folder / name).chmod(0o755)
         return folder
 
-    def stand_in_for_pytest(self) -> Path:
-        """What pytest-xdist starts in place of `python -u`, from this process, to have a process of kind "tests"."""
-        path = self.folder / "pytest"
-        self._write(path, "tests", read_at_start(os.environ), skipped=2)
-        return path
-
-    def _write(
-        self, path: Path, kind: str, env: Mapping[str, str], begin: Sequence[str] = (), *, skipped: int = 1
-    ) -> None:
-        given = [sys.executable, f"{self.folder}/{kind}", env]
-        path.write_text(
-            f"#!{sys.executable} -IS\nimport sys\nsys.path.append({str(ROOT)!r})\nfrom tests import stand_in\n"
-            f"stand_in.main(*{given!r}, [*{list(begin)!r}, *sys.argv[{skipped}:]])\n"
-        )
-        path.chmod(0o755)
+    def _end(self) -> None:
+        for control in self._controls.values():
+            control.close()
+        self._process.wait()
+        self._folder.cleanup()

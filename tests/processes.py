@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.forked import ROOT, Forked, Process, Zygote, start_zygote
+from tests.forked import ROOT, Forked, Process, Zygote
 from tests.ports import free_ports
 from tests.stand_in import read_at_start
 from tests.waiting import HANG_S
@@ -36,30 +36,27 @@ _RUN_FUNCTION = "import importlib, sys; m, f = sys.argv.pop(1).split(':'); getat
 
 _STACKS_S = 30.0
 
-ZYGOTE = "CKPTFLOW_TEST_ZYGOTE"  # the folder of the run's
-
 _zygotes: list[Zygote] = []
 _zygote_lock = threading.Lock()
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
     """A test process's: quiet, without GPUs, with this repository on the path; and `env`."""
-    path = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **os.environ,
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         **env,
     }
 
 
 def zygote() -> Zygote:
-    """That of this run, or else of this process, which is started when it is asked for first."""
+    """That of this process, which is started when it is asked for first."""
     with _zygote_lock:
         if not _zygotes:
-            _zygotes.append(Zygote(Path(os.environ.get(ZYGOTE) or start_zygote(environment({})))))
+            _zygotes.append(Zygote(environment({})))
     return _zygotes[0]
 
 
@@ -81,8 +78,8 @@ def start_python(
     `PROBE`.
     """
     full = environment(env)
-    if not fresh and read_at_start(full) == zygote().env:
-        full.setdefault(PROBE, str(zygote().stand_ins() / "probe"))
+    if not fresh and read_at_start(full) == read_at_start(environment({})):
+        full.setdefault(PROBE, str(zygote().stand_ins / "probe"))
         streams = [each.fileno() for each in (out, err, stdin) if each is not None]
         return zygote().fork(args, full, cwd, streams, kind)
     return subprocess.Popen(

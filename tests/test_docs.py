@@ -91,7 +91,7 @@ def test_every_block_runs_or_says_why_not(page: Path, tmp_path: Path) -> None:
     assert unmarked(text) == []
     if not any(block.mark == "run" for block in blocks_of(text)):
         return
-    env = {"PATH": f"{zygote().stand_ins()}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = {"PATH": f"{zygote().stand_ins}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = run_python("-c", script_of(page.name, text), cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 

@@ -1,16 +1,15 @@
 """A process that has imported TensorFlow, Keras and ckptflow, has used none of them, and is forked for test processes.
 
-An import takes 2.4 s and a fork 0.02 s. One zygote serves a whole run, however many processes of pytest share it; they
-are forked from it as well, once it has imported all of the tests. `tests.processes` decides which of the test processes
-must begin with an empty interpreter instead.
+An import takes 2.4 s and a fork 0.02 s. `tests.processes` starts one zygote in each process of pytest, and decides
+which of the test processes must begin with an empty interpreter instead.
 
 A request is one message: what the interpreter would be given, as JSON, and descriptors: where its pid and, once it has
 ended, its wait status are written, its stdout and stderr, and its stdin, where it has one. A child becomes the main
 program of this interpreter, so that exceptions, sys.exit, atexit and flushing are Python's own. At its end it takes
-apart what it has made and loaded, and leaves the frameworks, and what Python and C++ hold besides, to the kernel, as
-they were before the fork: piece by piece that takes many times as long as the fork. A child is killed when the
-connection that asked for it is closed, as it is when whoever asked is killed. The zygote ends, and kills every child,
-when the other end of its first socket is closed: so it does when the process that started it is killed.
+apart what it has made and loaded, and leaves the frameworks to the kernel, as they were before the fork: object by
+object that takes five times as long as the fork. The zygote ends, and kills every child, when the other end of its
+socket is closed: so it does when the process of pytest is killed. A child of a connection made later
+(`tests.stand_in`) is killed when that is closed.
 """
 
 from __future__ import annotations
@@ -60,14 +59,17 @@ class _Child:
     connection: int  # who has asked for it
 
 
-def serve(control: socket.socket, listener: socket.socket, *, load: Callable[[], None] = lambda: None) -> list[str]:
+def serve(
+    control: socket.socket, listener: socket.socket | None = None, *, load: Callable[[], None] = lambda: None
+) -> list[str]:
     """Forks what is asked for, after a `load` at the first. Returns in a child alone: what that is to run."""
     is_loaded = False
-    connections: dict[int, socket.socket] = {}
+    connections = {control.fileno(): control}
     children: dict[int, _Child] = {}  # by pidfd
     poll = select.poll()
     for each in (control, listener):
-        poll.register(each, select.POLLIN)
+        if each is not None:
+            poll.register(each, select.POLLIN)
     while True:
         for ready, _ in poll.poll():
             if ready in children:
@@ -78,11 +80,7 @@ def serve(control: socket.socket, listener: socket.socket, *, load: Callable[[],
                 os.close(ended.status)
                 os.close(ready)
                 continue
-            if ready == control.fileno():
-                for running in children.values():
-                    os.kill(running.pid, signal.SIGKILL)
-                os._exit(0)
-            if ready == listener.fileno():
+            if listener is not None and ready == listener.fileno():
                 connection = listener.accept()[0]
                 connections[connection.fileno()] = connection
                 poll.register(connection, select.POLLIN)
@@ -90,8 +88,10 @@ def serve(control: socket.socket, listener: socket.socket, *, load: Callable[[],
             message, descriptors, _, _ = socket.recv_fds(connections[ready], _MAX_REQUEST_BYTES, 4)
             if not message:
                 for running in children.values():
-                    if ready == running.connection:
+                    if ready in (control.fileno(), running.connection):
                         os.kill(running.pid, signal.SIGKILL)
+                if ready == control.fileno():
+                    os._exit(0)
                 poll.unregister(ready)
                 connections.pop(ready).close()
                 continue
@@ -101,8 +101,9 @@ def serve(control: socket.socket, listener: socket.socket, *, load: Callable[[],
             parent, pid = os.getpid(), os.fork()
             if pid == 0:
                 die_with(parent)
-                for each in (control, listener, *connections.values()):
-                    each.close()
+                for each in (listener, *connections.values()):
+                    if each is not None:
+                        each.close()
                 for pidfd, other in children.items():
                     os.close(pidfd)
                     os.close(other.status)
@@ -158,35 +159,8 @@ def _fork_probes(stand_in: str) -> None:
     probe.start = start
 
 
-class _Last:
-    """In `sys`, which is taken apart after all other modules: ends the process there, where its exit code is known."""
-
-    code: int | None = None
-
-    def __del__(self, leave: Callable[[int], None] = os._exit) -> None:
-        if self.code is not None:
-            leave(self.code)
-
-
-_LAST = "last_of_a_forked_process"
-
-
 def run(args: list[str]) -> None:
     """What `python ARGS` runs, as the main module."""
-    last = _Last()
-    setattr(sys, _LAST, last)
-    try:
-        _run(args)
-        last.code = 0
-    except SystemExit as left:
-        last.code = left.code & 0xFF if isinstance(left.code, int) else int(left.code is not None)
-        raise
-    except Exception:
-        last.code = 1
-        raise
-
-
-def _run(args: list[str]) -> None:
     if args[0] == "-m":
         sys.argv, sys.path[0] = args[1:], os.getcwd()
         runpy.run_module(args[1], run_name="__main__", alter_sys=True)
@@ -241,30 +215,8 @@ def load_what_probes_load() -> None:
     gc.freeze()
 
 
-def load_tests(which: list[str]) -> None:
-    """What pytest imports to collect these, by its own import, which rewrites asserts: a pytest that is forked from
-    here finds it done. A module that uses TensorFlow as it is imported, which would start threads that no fork has,
-    fails to be, and is left to each process."""
-    import pytest
-    from tensorflow.python.eager.context import Context
-
-    def refuse(_: object) -> None:
-        raise RuntimeError("TensorFlow is not used before a fork")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Context, "ensure_initialized", refuse)
-        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *which])
-    gc.collect()
-    gc.freeze()
-
-
 def leave_the_frameworks() -> None:
     """Called last at a process's end, before modules are taken apart."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):  # Python has an exit code for that
-        vars(sys).pop(_LAST).code = None
     left = {name: sys.modules.pop(name, None) for name in _before_the_fork if not _TAKEN_APART.match(name)}
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(left))
 
@@ -272,38 +224,33 @@ def leave_the_frameworks() -> None:
 _before_the_fork: list[str] = []
 
 
-def main(control: socket.socket, listeners: list[socket.socket], tests: list[str]) -> None:
-    """Is the zygote, and from the forks on that of stock processes, which do not know ckptflow, that of probes, and
-    that of processes of pytest."""
-    of_any, of_stock, of_probes, of_tests = listeners
+def main(
+    control: socket.socket,
+    stock_control: socket.socket,
+    probe_control: socket.socket,
+    listener: socket.socket,
+    probe_listener: socket.socket,
+) -> None:
+    """Is the zygote, and from the forks on that of stock processes, which do not know ckptflow, and that of probes."""
     atexit.register(leave_the_frameworks)  # before all that is imported registers
     load_tensorflow()
     if os.fork() == 0:
-        _become_server(control, of_stock, listeners)
+        for other in (control, probe_control, listener, probe_listener):
+            other.close()
+        _before_the_fork.extend(sys.modules)
+        run(serve(stock_control))
         return
     load_ckptflow()
-    if os.fork() == 0:
-        _become_server(control, of_probes, listeners, load_what_probes_load)
-        return
-    if os.fork() == 0:
-        _become_server(control, of_tests, listeners, lambda: load_tests(tests))
-        return
-    _become_server(control, of_any, listeners)
-
-
-def _become_server(
-    control: socket.socket,
-    listener: socket.socket,
-    listeners: list[socket.socket],
-    load: Callable[[], None] = lambda: None,
-) -> None:
-    for other in listeners:
-        if other is not listener:
-            other.close()
     _before_the_fork.extend(sys.modules)
-    run(serve(control, listener, load=load))
+    if os.fork() == 0:
+        for other in (control, stock_control, listener):
+            other.close()
+        run(serve(probe_control, probe_listener, load=load_what_probes_load))
+        return
+    for other in (stock_control, probe_control, probe_listener):
+        other.close()
+    run(serve(control, listener))
 
 
 if __name__ == "__main__":
-    control, *listeners = (socket.socket(fileno=int(number)) for number in sys.argv[1:6])
-    main(control, listeners, sys.argv[6:])
+    main(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))

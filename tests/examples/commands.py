@@ -21,7 +21,7 @@ def started(command: Sequence[str], env: Mapping[str, str], logs: Path) -> Itera
     """One process, in a group of its own that ends with the block; "python" stands in for the one that runs this."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{time.monotonic_ns()}.log"
-    path = os.pathsep.join([str(zygote().stand_ins()), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(zygote().stand_ins), str(Path(sys.executable).parent), os.environ["PATH"]])
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,

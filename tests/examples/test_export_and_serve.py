@@ -36,7 +36,7 @@ def _ask_ourselves(served: Path, example: Example, run: Path, step: int) -> None
     """A server that we start answers as NumPy does with the checkpoint's weights; nonsense is refused."""
     from sklearn.datasets import load_digits  # it takes long: not where tests are collected
 
-    command = [str(zygote().stand_ins() / "python"), str(EXAMPLES / "serve.py"), str(served), "--port", "0"]
+    command = [str(zygote().stand_ins / "python"), str(EXAMPLES / "serve.py"), str(served), "--port", "0"]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(command, env=environment({}), stdout=pipe, stderr=nowhere, text=True) as server:
         try:

@@ -106,7 +106,7 @@ def stand_ins(folder: Path) -> dict[str, str]:
         program.chmod(0o755)
     return {
         "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
-        "PYTHON": str(zygote().stand_ins() / "python"),
+        "PYTHON": str(zygote().stand_ins / "python"),
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "node[01-02]",
         "STANDS_IN": str(folder),
