@@ -279,7 +279,7 @@ def test_files_of_a_checkpoint_of_tensorflow(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt-7.meta").write_bytes(b"a graph")
     for name in ("model.ckpt-7.meta", "model.ckpt-7.data-00000-of-00001"):
         for kind in (None, "tf-checkpoint"):
-            with pytest.raises(UsageError, match=r"begin with: .*/model\.ckpt-7$"):
+            with pytest.raises(UsageError, match=r"by its prefix: .*/model\.ckpt-7$"):
                 ckptflow.import_model(tmp_path / name, tmp_path / "run", format=kind)
     ckptflow.import_model(f"{prefix}.index", tmp_path / "run")
 

@@ -328,7 +328,7 @@ def test_only_what_was_asked_for_is_published(near: Place) -> None:
 
 @pytest.mark.parametrize("url", ["s3://bucket", "gs://bucket/", "memory://", "/"])
 def test_no_name_to_write_to(url: str) -> None:
-    with pytest.raises(UsageError, match="no name"), staged(url, overwrite=True):
+    with pytest.raises(UsageError, match="does not name a file"), staged(url, overwrite=True):
         pass
 
 

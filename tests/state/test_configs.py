@@ -197,7 +197,7 @@ def test_what_nothing_else_holds_is_left_out_with_a_warning(
     with caplog.at_level(logging.WARNING, "ckptflow"), CheckpointManager(tmp_path / "run", {"model": model}) as manager:
         manager.save(1)
         manager.save(2)
-    assert caplog.text.count("hand over the model (model=)") == 1
+    assert caplog.text.count("pass the model (model=)") == 1
     with open_checkpoint(tmp_path / "run") as opened:
         assert len(json.dumps(opened.manifest.models)) < 2000
         assert opened.manifest.models["model"]["left_out"]["config"]
