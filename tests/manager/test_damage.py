@@ -152,7 +152,7 @@ def test_a_list_says_what_it_leaves_out(root: Path, caplog: pytest.LogCaptureFix
     assert ckptflow.list_checkpoints(root) == []
     assert "not listed, since it cannot be read" in caplog.text
     assert "000000000004-i0002/manifest.json" in caplog.text
-    assert "3 more are there" in caplog.text
+    assert "3 more exist" in caplog.text
 
 
 def test_never_past_a_rollback(root: Path) -> None:
