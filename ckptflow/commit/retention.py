@@ -96,8 +96,13 @@ def best_first(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode | None
     `checkpoints` are oldest first. Raises ValueError if neither `mode` nor the metric's name says which value is best.
     """
     mode = choose_mode(metric, mode)
-    found = list({checkpoint.step: checkpoint for checkpoint in checkpoints}.values())
+    found = newest_of_steps(checkpoints)
     return [found[i] for i, _ in rank(found, metric, mode)]
+
+
+def newest_of_steps(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Of checkpoints that are oldest first, the newest of each step."""
+    return list({checkpoint.step: checkpoint for checkpoint in checkpoints}.values())
 
 
 @dataclass(frozen=True)
