@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -57,12 +58,13 @@ def not_finite(dtype: str, data: Bytes1D) -> int:
     if not can_be_infinite(dtype):
         return 0
     is_bad = _bad_elements(dtype)
-    words = data.view(_WORDS.get(dtypes.item_size_bytes(dtype), dtypes.numpy_dtype(dtype)))
+    looked_at: np.dtype[Any] = _WORDS.get(dtypes.item_size_bytes(dtype), dtypes.numpy_dtype(dtype))
+    words = data.view(looked_at)
     chunks = (words[begin : begin + _CHUNK] for begin in range(0, words.size, _CHUNK))
     return sum(int(np.count_nonzero(is_bad(chunk))) for chunk in chunks)
 
 
-_WORDS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}  # what is looked at as bits
+_WORDS: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}  # what is looked at as bits
 
 
 @cache

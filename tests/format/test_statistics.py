@@ -106,11 +106,8 @@ def test_every_pattern_of_bits_is_what_numpy_says_that_it_is(dtype: str) -> None
 def test_small_floats_are_not_looked_at_one_by_one(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = stored(np.zeros(1000), dtype)
     not_finite(dtype, values)
-    looked: list[int] = []
-    isfinite = np.isfinite
-    monkeypatch.setattr(np, "isfinite", lambda array: (looked.append(array.size), isfinite(array))[1])
+    monkeypatch.delattr(np, "isfinite")
     assert not_finite(dtype, values) == 0
-    assert looked == []
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
@@ -120,4 +117,5 @@ def test_a_finite_number_whose_magnitude_is_large_is_finite(dtype: str) -> None:
     assert (found.nan, found.inf, found.finite) == (1, 1, 1)
     largest = min(float(np.longdouble(part) * np.sqrt(np.longdouble(2))), float(np.finfo(np.float64).max))
     assert found.max == pytest.approx(largest)
+    assert found.max is not None
     assert math.isfinite(found.max)
