@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ckptflow.commit.catalog import Checkpoint
-    from ckptflow.commit.retention import Mode
+    from ckptflow.commit.retention import HasMetrics, Mode
 
 BestBy = Annotated[
     str | None,
@@ -45,7 +44,7 @@ def read_mode(metric: str | None, mode: str | None) -> Mode | None:
         ) from error
 
 
-def check_metric(metric: str, checkpoints: Sequence[Checkpoint]) -> None:
+def check_metric(metric: str, checkpoints: Sequence[HasMetrics]) -> None:
     """Raises ValueError for a metric by which none of the checkpoints, oldest first, is ranked, if there are any."""
     from ckptflow.commit.retention import newest_of_steps
 

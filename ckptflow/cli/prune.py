@@ -15,9 +15,8 @@ from ckptflow.cli.render import make_console, print_table, size_text
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
-    from ckptflow.commit.checkpoint import Checkpoint
     from ckptflow.commit.prune import ByHand
-    from ckptflow.commit.retention import Policy
+    from ckptflow.commit.retention import HasMetrics, Policy
     from ckptflow.format.layout import Folder
     from ckptflow.storage.store import Store
 
@@ -139,8 +138,8 @@ def _best(text: str) -> Policy:
         ) from error
 
 
-def check_metrics(policies: Sequence[Policy], checkpoints: Sequence[Checkpoint]) -> None:
-    """A metric that no checkpoint has keeps nothing: a typo must not cost the best ones. `checkpoints`: oldest first."""
+def check_metrics(policies: Sequence[Policy], checkpoints: Sequence[HasMetrics]) -> None:
+    """A metric that no checkpoint has keeps nothing: a typo must not cost the best. `checkpoints`: oldest first."""
     from ckptflow.commit.retention import KeepBest
 
     for policy in policies:
