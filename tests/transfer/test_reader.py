@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageUnavailableError
 from ckptflow.format import boxes, dtypes
-from ckptflow.format.manifest import Manifest, SliceRecord, decode
+from ckptflow.format.manifest import Manifest, decode
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.storage.store import Entry
 from ckptflow.transfer import reader, streams
-from ckptflow.transfer.arrivals import Arrival
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import plan_ranges
 from ckptflow.transfer.reader import check_sizes, read_tensors
@@ -325,40 +324,6 @@ def test_a_box_of_a_tensor(data: st.DataObject) -> None:
 
 
 BOXED = written(3)
-
-
-class _SlicesTarget:
-    def __init__(self) -> None:
-        self.memory: dict[Wanted, Bytes1D] = {}
-
-    def open(self, wanted: Wanted) -> Bytes1D:
-        assert wanted.box is not None
-        self.memory[wanted] = np.zeros(4 * boxes.volume(wanted.box[1]), np.uint8)
-        return self.memory[wanted]
-
-    def finish(self, wanted: Wanted) -> None:
-        pass
-
-
-def test_slices_that_are_wanted_one_by_one_are_not_all_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, manifest, (kernel,) = written(1, [TensorSpec("kernel", "float32", (3000, 1000))], shard_bytes=2**16)
-    slices = manifest.tensors[0].slices
-    compared: list[None] = []
-    touches = Arrival.touches
-
-    def counted(arrival: Arrival, piece: SliceRecord) -> bool:
-        compared.append(None)
-        return touches(arrival, piece)
-
-    monkeypatch.setattr(Arrival, "touches", counted)
-    wanted = [Wanted(0, (piece.start, piece.shape)) for piece in slices]
-    target = _SlicesTarget()
-    read_tensors(store, FOLDER, manifest, wanted, target, BufferPool(3 * 2**16, 2**16))
-    assert len(slices) > 100
-    assert len(compared) < 10 * len(slices)
-    found = [target.memory[each].view("f4").reshape(piece.shape) for each, piece in zip(wanted, slices, strict=True)]
-    places = [tuple(slice(at, at + n) for at, n in zip(piece.start, piece.shape, strict=True)) for piece in slices]
-    assert all(same_bits(array, kernel[place]) for array, place in zip(found, places, strict=True))
 
 
 def test_a_box_reads_only_the_slices_that_it_touches() -> None:
