@@ -111,7 +111,8 @@ class NotFinite(Event):
     """With `check_finite=True`: of what this worker has written of a save, `value_count` values are NaN or Inf.
 
     They are in `tensor_count` tensors; `tensors` has the first 20 of these by name, each with its count. What another
-    worker has written, or was copied as unchanged, is not in it.
+    worker has written is not in it, nor what was copied because it is proved not to have changed. What is read and
+    compared first, as in the first save after a restart, is looked at even where it is then copied.
     """
 
     step: int

@@ -72,7 +72,8 @@ class CheckpointManager:
             Google Cloud Storage. Each checkpoint stays complete by itself. False: every save sends everything.
         check_finite: after each save, the event `NotFinite` and a line in the log name the float and complex tensors in
             which a value is NaN or Inf. Each worker looks at what it sends, in the background, as it lies in the
-            staging buffers; what is copied as unchanged is not looked at again. The save goes on all the same.
+            staging buffers; what is copied because it is proved not to have changed is not looked at again. The save
+            goes on all the same.
         concurrency: how many shards each worker writes, and ranges it reads, at once; memory_budget_bytes must hold as
             many, and more than 128 are never under way. Default 2 on a disk; on an object store as many as help: the
             number begins at 16, for a restore at 32, far away at all that the memory budget holds; it grows up to that

@@ -70,9 +70,13 @@ class Overview:
 
 def rank_rows(rows: Sequence[Row], metric: str, mode: Mode | None) -> dict[Folder, int]:
     """The place of each checkpoint that counts and has the metric: 1 is the best."""
-    counting = [row.checkpoint for row in rows if row.state in ("newest", "counts") and row.checkpoint is not None]
-    places = {found.url: place for place, found in enumerate(best_first(counting, metric, mode), 1)}
+    places = {found.url: place for place, found in enumerate(best_first(counting_in(rows), metric, mode), 1)}
     return {row.folder: places[row.checkpoint.url] for row in rows if row.checkpoint and row.checkpoint.url in places}
+
+
+def counting_in(rows: Sequence[Row]) -> list[Checkpoint]:
+    """The checkpoints that count and have a manifest that can be read."""
+    return [row.checkpoint for row in rows if row.state in ("newest", "counts") and row.checkpoint is not None]
 
 
 def read_summaries(

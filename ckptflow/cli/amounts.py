@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII | re.IGNORECASE)
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTkmgt]i?)?B?", re.ASCII)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%", re.ASCII)
 _POWERS = "KMGT"
 
@@ -14,10 +15,11 @@ def read_size(text: str, option: str) -> int:
     match = _AMOUNT.fullmatch(text.strip())
     unit = (match[2] or "").upper() if match else ""
     factor = (1024 if unit.endswith("I") else 1000) ** (_POWERS.index(unit[0]) + 1) if unit else 1
-    size_bytes = int(float(match[1]) * factor) if match else 0
-    if not 0 < size_bytes < 2**63:
-        raise ValueError(f"{option} {text!r} is not a number of bytes above 0, such as 100MB or 1.5GiB")
-    return size_bytes
+    size_bytes = float(match[1]) * factor if match else 0.0
+    if not 1 <= size_bytes < 2**63:
+        bits = "; a lower-case b would be bits" if text.strip().endswith("b") else ""
+        raise ValueError(f"{option} {text!r} is not a number of bytes above 0, such as 100MB or 1.5GiB{bits}")
+    return int(size_bytes)
 
 
 def read_rate(text: str, option: str) -> int:
@@ -25,7 +27,9 @@ def read_rate(text: str, option: str) -> int:
     try:
         return read_size(text.strip().removesuffix("/s"), option)
     except ValueError as error:
-        raise ValueError(f"{option} {text!r} is not a number of bytes per second above 0, such as 100MB/s") from error
+        bits = "; a lower-case b would be bits" if text.strip().removesuffix("/s").endswith("b") else ""
+        message = f"{option} {text!r} is not a number of bytes per second above 0, such as 100MB/s{bits}"
+        raise ValueError(message) from error
 
 
 def read_part(text: str, option: str) -> float | int:
@@ -38,7 +42,12 @@ def read_part(text: str, option: str) -> float | int:
             raise ValueError(
                 f"{option} {text!r} is neither a percentage, such as 5%, nor a size, such as 10GiB"
             ) from error
-    part = float(match[1]) / 100
+    part = float(Decimal(match[1]) / 100)
     if not 0 < part <= 1:
         raise ValueError(f"{option} {text!r} is not above 0% and at most 100%")
     return part
+
+
+def percentage(part: float) -> str:
+    """What `read_part` reads as exactly this part: `5%`."""
+    return f"{(Decimal(repr(part)) * 100).normalize():f}%"

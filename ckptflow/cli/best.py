@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from ckptflow.commit.retention import Mode
+    from ckptflow.commit.retention import HasMetrics, Mode
 
 BestBy = Annotated[
     str | None,
@@ -44,12 +44,16 @@ def read_mode(metric: str | None, mode: str | None) -> Mode | None:
         ) from error
 
 
-def check_metric(metric: str, metrics: Sequence[Mapping[str, float]]) -> None:
-    """Raises ValueError for a metric that no checkpoint has, if there are any. `metrics`: each one's."""
-    known = sorted({name for each in metrics for name in each})
-    if metrics and metric not in known:
+def check_metric(metric: str, checkpoints: Sequence[HasMetrics]) -> None:
+    """Raises ValueError for a metric by which none of the checkpoints, oldest first, is ranked, if there are any."""
+    from ckptflow.commit.retention import newest_of_steps
+
+    known = sorted({name for checkpoint in newest_of_steps(checkpoints) for name in checkpoint.metrics})
+    if checkpoints and metric not in known:
+        is_replaced = any(metric in checkpoint.metrics for checkpoint in checkpoints)
+        why = " (those of the same step that are newer have not)" if is_replaced else ""
         there = f"there is {', '.join(known)}" if known else "there are none"
-        raise ValueError(f"no checkpoint here has the metric {metric!r}; {there}")
+        raise ValueError(f"no checkpoint here has the metric {metric!r}{why}; {there}")
 
 
 def best_url(url: str, metric: str, mode: Mode | None, storage_options: dict[str, Any]) -> str:
@@ -61,5 +65,5 @@ def best_url(url: str, metric: str, mode: Mode | None, storage_options: dict[str
     found = list_checkpoints(url, storage_options=storage_options)
     if not found:
         raise no_checkpoint(url, None, ())
-    check_metric(metric, [checkpoint.metrics for checkpoint in found])
+    check_metric(metric, found)
     return best_first(found, metric, mode)[0].url

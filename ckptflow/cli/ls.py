@@ -71,7 +71,7 @@ def ls(
     """
     from ckptflow.commit.catalog import Summaries
     from ckptflow.commit.listing import sort_out
-    from ckptflow.overview import rank_rows
+    from ckptflow.overview import counting_in, rank_rows
     from ckptflow.reading import split_url
     from ckptflow.storage.opening import open_store
 
@@ -91,7 +91,7 @@ def ls(
         summaries = Summaries(store, is_for_show=True)
         overview = look(store, summaries, show_all=show_all, first=sort_out(entries))
     if best is not None:
-        check_metric(best, [row.checkpoint.metrics for row in overview.rows if row.checkpoint])
+        check_metric(best, counting_in(overview.rows))
         overview = replace(overview, ranks=rank_rows(overview.rows, best, by))
     if as_json:
         print_json(to_json(overview))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from ckptflow.cli import completion
-from ckptflow.printable import printable_json
-from ckptflow.storage.redaction import redact_url
+from ckptflow.printable import printable, printable_json
+from ckptflow.storage.redaction import redact, redact_url
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A run's root.", show_default=False)]
 UrlOrFolder = Annotated[
     str, typer.Argument(metavar="URL", help="A run's root, or one checkpoint's folder in it.", show_default=False)
 ]
+_SHARED = "CKPTFLOW_STORAGE_OPTIONS"
 Options = Annotated[
     list[str] | None,
     typer.Option(
@@ -31,7 +33,7 @@ OptionsJson = Annotated[
     typer.Option(
         "--storage-options",
         metavar="JSON",
-        envvar="CKPTFLOW_STORAGE_OPTIONS",
+        envvar=_SHARED,
         help="All options for the storage as one JSON object. Credentials are safer in the environment: a command line "
         "can be seen by others on the machine.",
         show_default=False,
@@ -83,7 +85,7 @@ def storage_options(
     """The storage options of a command line, `-o` over the JSON of the option `name`.
 
     Raises ValueError for what is malformed, without showing any of it: it may hold a secret; and for `-o` with a `url`
-    on a disk, which has none. JSON is for the environment, too, and may be meant for other URLs.
+    on a disk, which has none. What the environment variable has for other storages is left out, and a note says so.
     """
     from ckptflow.storage.opening import local_path
 
@@ -93,6 +95,8 @@ def storage_options(
         if not isinstance(parsed, dict):
             raise ValueError(f"{name} is not a JSON object")
         options = parsed
+        if text == os.environ.get(_SHARED):
+            _leave_out_others(options, url)
     for number, pair in enumerate(pairs or [], 1):
         key, equals, value = pair.partition("=")
         *outer, last = key.split(".")
@@ -111,6 +115,19 @@ def storage_options(
         names = ", ".join(pair.partition("=")[0] for pair in pairs)
         raise ValueError(f"-o {names}: {redact_url(url)} is on a disk, and that has no options")
     return options
+
+
+def _leave_out_others(options: dict[str, Any], url: str) -> None:
+    if "://" not in url:
+        return
+    from ckptflow.storage.clients import options_for_others
+
+    others = options_for_others(url, options)
+    for name in others:
+        del options[name]
+    if others:
+        names = ", ".join(map(redact, others))
+        typer.echo(printable(f"{redact_url(url)}: not used of {_SHARED}: {names}"), err=True)
 
 
 def other_options(text: str | None, name: str, options: dict[str, Any], url: str, other: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def unpin(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="Remove this name, and the pin if it has no other name.",
+            help="Remove this name. What had it stays pinned.",
             show_default=False,
         ),
     ] = None,
@@ -97,8 +97,11 @@ def unpin(
         else:
             steps = unpin_name(store, str(name))
     if as_json:
-        print_json({"url": store.url, "steps": steps, "pinned": False, "name": name})
+        print_json({"url": store.url, "steps": steps, "pinned": name is not None, "name": name})
         return
-    removed = f"removed the name {name}" + "; " * bool(steps) if name is not None else ""
-    unpinned = f"unpinned step {', '.join(map(str, steps))}" if steps else ""
-    typer.echo(printable(f"{store.url}: {removed}{unpinned}"))
+    if name is None:
+        typer.echo(printable(f"{store.url}: unpinned step {step}"))
+        return
+    typer.echo(printable(f"{store.url}: removed the name {name}"))
+    for each in steps:
+        typer.echo(f"step {each} is still pinned; unpin --step {each} to change that")

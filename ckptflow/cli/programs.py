@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import types
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -29,11 +30,13 @@ Unsafe = Annotated[
 def prepare() -> None:
     """From here on modules are found in the current folder, as with `python -m`, and TensorFlow is quiet.
 
-    Unless the user has said what it is to show: errors then come as exceptions, and why it aborts is shown as well. At
-    level 2 a machine without a GPU has a line of an error more.
+    Unless the user has said what it is to show. Level 3 hides errors that TensorFlow's C++ code logs: most reach the
+    user as exceptions, and why it aborts is shown. At level 2 a machine without a GPU has a line of an error more.
     """
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        with suppress(ImportError):  # it comes with TensorFlow, and makes a logger of a class of its own
+            import_module("absl.logging")
         for name in ("tensorflow", "absl"):
             logging.getLogger(name).setLevel(logging.ERROR)
     if os.getcwd() not in sys.path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from ckptflow.printable import printable
 
 if TYPE_CHECKING:
     from ckptflow.commit.prune import ByHand
-    from ckptflow.commit.retention import Policy
+    from ckptflow.commit.retention import HasMetrics, Policy
     from ckptflow.format.layout import Folder
     from ckptflow.storage.store import Store
 
@@ -84,7 +84,7 @@ def prune(
     with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
         check_root(store)
         summaries = Summaries(store, is_for_show=not yes)
-        check_metrics(policies, [checkpoint.metrics for checkpoint in list_counting(store, summaries)])
+        check_metrics(policies, list_counting(store, summaries))
         if yes:
             found = prune_by_hand(store, summaries, policies, find_damage, even_if_starting=even_if_starting)
         else:
@@ -138,13 +138,13 @@ def _best(text: str) -> Policy:
         ) from error
 
 
-def check_metrics(policies: Sequence[Policy], metrics: Sequence[Mapping[str, float]]) -> None:
-    """A metric that no checkpoint has retains nothing: a typo must not cost the best ones. `metrics`: each one's."""
+def check_metrics(policies: Sequence[Policy], checkpoints: Sequence[HasMetrics]) -> None:
+    """A metric that no checkpoint has retains nothing: a typo must not cost the best. `checkpoints`: oldest first."""
     from ckptflow.commit.retention import KeepBest
 
     for policy in policies:
         if isinstance(policy, KeepBest):
-            check_metric(policy.metric, metrics)
+            check_metric(policy.metric, checkpoints)
 
 
 def to_json(url: str, found: ByHand, *, has_acted: bool) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def report(
             now = datetime.now(UTC)
             summaries = Summaries(store, is_for_show=True)
             run = read_run(store, summaries, policies, now=now, expect=progress.expect, advance=progress.advance)
-    check_metrics(policies, [each.metrics for each in run.counting])
+    check_metrics(policies, run.counting)
     if as_json:
         print_json(to_json(run))
     else:

@@ -77,13 +77,13 @@ def render_statistics(tensors: list[TensorRecord], found: Mapping[str, Statistic
     """Prints those that hold NaN or Inf, then the others in their order, `count` in all at least, and how many hold."""
     console = make_console()
     measured = [tensor for tensor in tensors if tensor.name in found]
-    bad = [tensor for tensor in measured if found[tensor.name].nan or found[tensor.name].inf]
-    shown = (bad + [tensor for tensor in measured if tensor not in bad])[: max(count, len(bad))]
+    bad = {tensor.name for tensor in measured if found[tensor.name].nan or found[tensor.name].inf}
+    shown = sorted(measured, key=lambda tensor: tensor.name not in bad)[: max(count, len(bad))]
     columns: dict[str, Justify] = {"tensor": "left", "dtype": "left", "min": "right", "max": "right", "mean": "right"}
     columns |= {"NaN": "right", "Inf": "right"}
     rows = [_cells(tensor, found[tensor.name]) for tensor in shown]
     if rows:
-        print_table(console, columns, rows, ["red" if tensor in bad else "" for tensor in shown])
+        print_table(console, columns, rows, ["red" if tensor.name in bad else "" for tensor in shown])
     said = f"NaN or Inf in {len(bad):,} of {count_text(len(measured), 'tensor')}"
     console.print(said, style="red" if bad else "")
     if len(shown) < len(measured):

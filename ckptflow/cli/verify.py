@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptflow.cli.amounts import read_part
+from ckptflow.cli.amounts import percentage, read_part
 from ckptflow.cli.exits import exit_code
 from ckptflow.cli.options import Json, Options, OptionsJson, Step, UrlOrFolder, print_json, storage_options
 from ckptflow.cli.render import bar, count_text, make_console, size_text
@@ -312,6 +312,7 @@ def render(verdicts: Sequence[Verified], seconds: float, doubt: str | None, samp
     rate = f"{size_text(int(size_bytes / max(seconds, 1e-3)))}/s"
     console.print(f"{size_text(size_bytes)} in {seconds:.1f} s ({rate}): {outcome}", soft_wrap=True)
     if sample is not None:
-        console.print(f"The same sample again: --seed {sample.seed}", style="dim", soft_wrap=True)
+        again = f"--sample {percentage(sample.part)} --seed {sample.seed}"
+        console.print(f"The same sample again: {again}", style="dim", soft_wrap=True)
     if doubt is not None:
         console.print(f"{printable(doubt[:1].upper() + doubt[1:])}.", style="red", soft_wrap=True)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, SupportsIndex
+from typing import Literal, Protocol, SupportsIndex, TypeVar
 
 from ckptflow.commit.catalog import Checkpoint
 
@@ -90,14 +90,32 @@ def rank(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode | None) -> l
     return sorted(((i, v) for i, v in enumerate(values) if not math.isnan(v)), key=lambda pair: sign * pair[1])
 
 
+class HasMetrics(Protocol):
+    """What has a step and metrics: a checkpoint, or a row about one."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+_HasMetricsT = TypeVar("_HasMetricsT", bound=HasMetrics)
+
+
 def best_first(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode | None) -> list[Checkpoint]:
     """The checkpoints that have the metric, the best first: of equal steps the newest stands for all, as for policies.
 
     `checkpoints` are oldest first. Raises ValueError if neither `mode` nor the metric's name says which value is best.
     """
     mode = choose_mode(metric, mode)
-    found = list({checkpoint.step: checkpoint for checkpoint in checkpoints}.values())
+    found = newest_of_steps(checkpoints)
     return [found[i] for i, _ in rank(found, metric, mode)]
+
+
+def newest_of_steps(checkpoints: Sequence[_HasMetricsT]) -> list[_HasMetricsT]:
+    """Of checkpoints that are oldest first, the newest of each step."""
+    return list({checkpoint.step: checkpoint for checkpoint in checkpoints}.values())
 
 
 @dataclass(frozen=True)

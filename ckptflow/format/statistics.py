@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +19,8 @@ _CHUNK = 2**20  # elements looked at once, so that no second copy of a large par
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Of `elements` numbers: `nan` and `inf` (of either sign) are counted, the rest is of the finite ones; None where
-    there are none. Of complex numbers it is their magnitudes; of booleans False is 0 and True is 1."""
+    there are none. Of complex numbers it is their magnitudes, one above all doubles being the largest of these; of
+    booleans False is 0 and True is 1."""
 
     elements: int = 0
     nan: int = 0
@@ -53,9 +57,27 @@ def not_finite(dtype: str, data: Bytes1D) -> int:
     """How many elements are NaN or Inf, of elements as they are stored."""
     if not can_be_infinite(dtype):
         return 0
-    values = data.view(dtypes.numpy_dtype(dtype))
-    chunks = (values[begin : begin + _CHUNK] for begin in range(0, values.size, _CHUNK))
-    return sum(chunk.size - int(np.count_nonzero(np.isfinite(chunk))) for chunk in chunks)
+    is_bad = _bad_elements(dtype)
+    looked_at: np.dtype[Any] = _WORDS.get(dtypes.item_size_bytes(dtype), dtypes.numpy_dtype(dtype))
+    words = data.view(looked_at)
+    chunks = (words[begin : begin + _CHUNK] for begin in range(0, words.size, _CHUNK))
+    return sum(int(np.count_nonzero(is_bad(chunk))) for chunk in chunks)
+
+
+_WORDS: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}  # what is looked at as bits
+
+
+@cache
+def _bad_elements(dtype: str) -> Callable[[Array], Array]:
+    """Which elements are NaN or Inf: by their bits where NumPy would make a float of each, one after the other."""
+    size_bytes, number = dtypes.item_size_bytes(dtype), dtypes.numpy_dtype(dtype)
+    if size_bytes == 1:
+        table = ~np.isfinite(np.arange(256, dtype=np.uint8).view(number))
+        return lambda words: table[words]
+    if size_bytes == 2:  # all ones in the exponent
+        exponent = np.asarray(np.inf, number).view(np.uint16)
+        return lambda words: (words & exponent) == exponent
+    return lambda values: ~np.isfinite(values)
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
@@ -74,7 +96,7 @@ def _measure(values: Array) -> Statistics:
         whole = values.astype(np.uint64 if values.dtype == np.uint64 else np.int64)
         return Statistics(whole.size, 0, 0, int(whole.min()), int(whole.max()), float(whole.mean(dtype=np.float64)))
     with np.errstate(over="ignore", invalid="ignore"):
-        wide = np.abs(values) if values.dtype.kind == "c" else values.astype(np.float64)
+        wide = _magnitudes(values) if values.dtype.kind == "c" else values.astype(np.float64)
         nan = int(np.count_nonzero(np.isnan(wide)))
         finite = wide[np.isfinite(wide)]
         inf = wide.size - nan - finite.size
@@ -83,3 +105,10 @@ def _measure(values: Array) -> Statistics:
         scale = float(np.abs(finite).max()) or 1.0  # so that their sum does not overflow
         mean = float((finite / scale).mean(dtype=np.float64)) * scale
     return Statistics(wide.size, nan, inf, float(finite.min()), float(finite.max()), mean)
+
+
+def _magnitudes(values: Array) -> Array:
+    """In double precision: finite where both parts are, infinite where one of them is."""
+    wide = values.astype(np.complex128)
+    largest = np.where(np.isfinite(wide), np.finfo(np.float64).max, np.inf)
+    return np.minimum(np.abs(wide), largest)

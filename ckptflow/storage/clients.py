@@ -71,17 +71,12 @@ def open_file_system(
     """
     check_url(url)
     try:
-        kind = fsspec.get_filesystem_class(scheme)
+        kind = _class_for(scheme)
     except ImportError as error:
         raise ImportError(f"{redaction.redact_url(url)}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{redaction.redact_url(url)}: no scheme {scheme!r} is known; use {_SENSIBLE}") from error
     if scheme in GCS_SCHEMES and kind.__module__.startswith("gcsfs."):
-        # The default class asks Google's gRPC endpoint of each bucket what it is, for half a minute where that is out
-        # of reach. In a zonal one it writes in place, creates whatever is there, and logs what fails at the end.
-        from gcsfs.core import GCSFileSystem
-
-        kind = GCSFileSystem
         _check_gcs_options(kind, url, storage_options)
     # What is not for one class that is known stays out of its options: some hand all of them on, as SFTP's does to SSH.
     options: dict[str, Any] = kind._get_kwargs_from_urls(url) | storage_options
@@ -130,10 +125,20 @@ def open_file_system(
     return file_system, path
 
 
+def _class_for(scheme: str) -> Any:
+    kind = fsspec.get_filesystem_class(scheme)
+    if scheme in GCS_SCHEMES and kind.__module__.startswith("gcsfs."):
+        # The default class asks Google's gRPC endpoint of each bucket what it is, for half a minute where that is out
+        # of reach. In a zonal one it writes in place, creates whatever is there, and logs what fails at the end.
+        from gcsfs.core import GCSFileSystem
+
+        return GCSFileSystem
+    return kind
+
+
 def _check_gcs_options(kind: type, url: str, storage_options: dict[str, Any]) -> None:
     """Raises `UsageError` for an option that gcsfs does not know: it takes any, and passes over it."""
-    takes = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    known = {each.name for each in takes if each.kind is each.POSITIONAL_OR_KEYWORD} - {"self"} | _OF_ALL_FSSPEC
+    known = _options_of(kind)
     unknown = sorted(set(storage_options) - known)
     if unknown:
         name = redaction.redact(unknown[0])
@@ -141,6 +146,23 @@ def _check_gcs_options(kind: type, url: str, storage_options: dict[str, Any]) ->
             f"{redaction.redact_url(url)}: unknown storage option {name!r}; check storage_options, or -o of the "
             f"command. Known are {', '.join(sorted(known))}"
         )
+
+
+def _options_of(kind: type) -> set[str]:
+    takes = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    return {each.name for each in takes if each.kind is each.POSITIONAL_OR_KEYWORD} - {"self"} | _OF_ALL_FSSPEC
+
+
+def options_for_others(url: str, storage_options: dict[str, Any]) -> list[str]:
+    """Which options are not for the storage at `url`, by name. Of another storage than S3 or GCS nobody knows: none."""
+    scheme = url.partition("://")[0]
+    if scheme not in S3_SCHEMES + GCS_SCHEMES or not storage_options:
+        return []
+    try:
+        kind = _class_for(scheme)
+    except ImportError:
+        return []  # whoever opens it says so
+    return sorted(set(split_options(storage_options)[0]) - _options_of(kind))
 
 
 def _cache_no_listings(file_system: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -20,15 +20,15 @@ class Arrival:
     def __init__(self, manifest: Manifest, wanted: Wanted) -> None:
         self._tensor = tensor = manifest.tensors[wanted.tensor]
         self._item = dtypes.item_size_bytes(tensor.dtype)
-        self._box = boxes.whole(tensor.storage_shape) if wanted.box is None else wanted.box
-        check_box(tensor, self._box)
+        self.box = boxes.whole(tensor.storage_shape) if wanted.box is None else wanted.box
+        check_box(tensor, self.box)
         self.wanted = wanted
-        self.size_bytes = boxes.volume(self._box[1]) * self._item
+        self.size_bytes = boxes.volume(self.box[1]) * self._item
         self.memory: Bytes1D | None = None
 
     def touches(self, piece: SliceRecord) -> bool:
         """Whether a slice has elements of it."""
-        return self.wanted.box is None or boxes.intersect(self._box, (piece.start, piece.shape)) is not None
+        return self.wanted.box is None or boxes.intersect(self.box, (piece.start, piece.shape)) is not None
 
     def open(self, target: Target) -> Bytes1D:
         """Its memory, asked for once."""
@@ -43,13 +43,26 @@ class Arrival:
     def take(self, target: Target, part: Part, data: Bytes1D) -> None:
         """Copies what it needs of a part's verified bytes."""
         into, piece = self.open(target), part.slice
-        if part.is_whole and (piece.start, piece.shape) == self._box:
+        if part.is_whole and (piece.start, piece.shape) == self.box:
             into[:] = data
-        elif self.wanted.box is None and boxes.is_contiguous(self._box[1], piece.shape):
-            begin = boxes.row_major_offset(self._box[1], piece.start) * self._item + part.begin - piece.offset
+        elif self.wanted.box is None and boxes.is_contiguous(self.box[1], piece.shape):
+            begin = boxes.row_major_offset(self.box[1], piece.start) * self._item + part.begin - piece.offset
             into[begin : begin + data.size] = data
         else:
-            _scatter(dtypes.as_words(into, self._item).reshape(self._box[1]), self._box, part, data, self._item)
+            _scatter(dtypes.as_words(into, self._item).reshape(self.box[1]), self.box, part, data, self._item)
+
+
+def touching(tensor: TensorRecord, arrivals: Sequence[Arrival]) -> Callable[[SliceRecord], list[Arrival]]:
+    """Says of each slice of a tensor which of the arrivals have elements of it.
+
+    Slices do not overlap: where whole slices are wanted each is of its own, and not every one is compared with all.
+    """
+    by_box: dict[Box, list[Arrival]] = {}
+    for arrival in arrivals:
+        by_box.setdefault(arrival.box, []).append(arrival)
+    if by_box.keys() <= {(piece.start, piece.shape) for piece in tensor.slices}:
+        return lambda piece: [each for each in by_box.get((piece.start, piece.shape), ()) if each.touches(piece)]
+    return lambda piece: [each for each in arrivals if each.touches(piece)]
 
 
 def check_box(tensor: TensorRecord, box: Box) -> None:

@@ -19,7 +19,7 @@ from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
 from ckptflow.threads import at_once
-from ckptflow.transfer.arrivals import Arrival
+from ckptflow.transfer.arrivals import Arrival, touching
 from ckptflow.transfer.attempts import HELPERS, Attempts
 from ckptflow.transfer.buffers import Buffer, BufferPool, Buffers, BufferShare
 from ckptflow.transfer.pipeline import Lane, run_lanes
@@ -89,15 +89,17 @@ def read_tensors(
     of_tensor: dict[int, list[Arrival]] = {}
     for landing in sorted(landings.values(), key=lambda landing: (-landing.size_bytes, landing.wanted.tensor)):
         of_tensor.setdefault(landing.wanted.tensor, []).append(landing)
+    touched_by = {index: touching(manifest.tensors[index], needed) for index, needed in of_tensor.items()}
     pieces = [
         (index, piece)
-        for index, needed in of_tensor.items()
+        for index, arrivals_of in touched_by.items()
         for piece in manifest.tensors[index].slices
-        if any(landing.touches(piece) for landing in needed)
+        if arrivals_of(piece)
     ]
 
     def users(part: Part) -> list[Wanted]:
-        return [landing.wanted for landing in of_tensor.get(part.tensor, ()) if landing.touches(part.slice)]
+        arrivals_of = touched_by.get(part.tensor)
+        return [landing.wanted for landing in arrivals_of(part.slice)] if arrivals_of else []
 
     def finish(each: Wanted) -> None:
         landings[each].open(target)  # one without elements has not been opened yet: nothing was read

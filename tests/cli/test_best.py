@@ -83,6 +83,20 @@ def test_what_makes_no_sense_is_refused(runner: Runner, measured: str, tmp_path:
         assert said in ran.err
 
 
+def test_a_metric_of_what_is_replaced_alone(runner: Runner, tmp_path: Path) -> None:
+    """What is pinned counts, and beside it a newer one of the same step, which stands for both."""
+    life = Life(open_store(root := str(tmp_path / "run")))
+    life.save(10)
+    life.save(20, metrics={"loss": 0.5})
+    runner("pin", root, "--step", "20")
+    Life(open_store(root)).save(20)
+    assert len(ckptflow.list_checkpoints(root)) == 3
+    for verb in (("ls", root), ("export", root, f"{tmp_path}/m.safetensors")):
+        ran = runner(*verb, "--best", "loss")
+        assert (ran.code, ran.out) == (2, "")
+        assert "no checkpoint here has the metric 'loss' (those of the same step that are newer have not)" in ran.err
+
+
 def test_what_export_alone_refuses(runner: Runner, measured: str, tmp_path: Path) -> None:
     file = f"{tmp_path}/m.safetensors"
     ran = runner("export", measured, file, "--best", "loss", "--step", "10")

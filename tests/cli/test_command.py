@@ -188,6 +188,24 @@ def test_an_option_that_gcs_does_not_know(runner: Runner, client: list[str], opt
     assert "planted" not in ran.err
 
 
+def test_options_in_the_environment_may_be_for_another_storage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = '{"client_kwargs": {"endpoint_url": "http://planted"}, "project": "p", "stall_timeout_s": 5}'
+    monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", shared)
+    assert storage_options(None, shared, url="gs://bucket/run") == {"project": "p", "stall_timeout_s": 5}
+    assert capsys.readouterr().err == "gs://bucket/run: not used of CKPTFLOW_STORAGE_OPTIONS: client_kwargs\n"
+    found = storage_options(["use_ssl=false"], shared, url="s3://bucket/run")
+    assert sorted(found) == ["client_kwargs", "stall_timeout_s", "use_ssl"]
+    assert capsys.readouterr().err == "s3://bucket/run: not used of CKPTFLOW_STORAGE_OPTIONS: project\n"
+    assert "foo" in storage_options(["foo=1"], shared, url="gs://bucket/run")  # said for this URL, and refused
+    capsys.readouterr()
+    for url in ("memory://run", "run"):
+        assert len(storage_options(None, shared, url=url)) == 3
+    assert len(storage_options(None, shared + " ", url="gs://bucket/run")) == 3  # by --storage-options
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("verb", [("ls",), ("prune", "--last", "1"), ("copy", "s3://bucket/run")])
 def test_a_disk_has_no_options(
     runner: Runner, root: str, verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -58,14 +58,14 @@ def test_the_command(runner: Runner, root: str) -> None:
     assert "release was the name of step 200, which is still pinned: unpin --step 200 to change that" in ran.out
 
     told = runner("unpin", root, "--name", "release", "--json").json
-    assert told == {"url": root, "steps": [], "pinned": False, "name": "release"}
-    assert (
-        runner("unpin", root, "--name", "paper-v1.0").out == f"{root}: removed the name paper-v1.0; unpinned step 100\n"
-    )
+    assert told == {"url": root, "steps": [100], "pinned": True, "name": "release"}
+    told = runner("unpin", root, "--name", "paper-v1.0").out
+    assert told == f"{root}: removed the name paper-v1.0\nstep 100 is still pinned; unpin --step 100 to change that\n"
     ran = runner("unpin", root, "--name", "release")
     assert (ran.code, ran.out) == (1, "")
     assert "no pin has the name 'release'; no pin here has a name" in ran.err
-    assert [row["pinned"] for row in runner("ls", root, "--json").json["checkpoints"]] == [False, True, False]
+    assert [row["pinned"] for row in runner("ls", root, "--json").json["checkpoints"]] == [True, True, False]
+    assert runner("unpin", root, "--step", "100").out == f"{root}: unpinned step 100\n"
 
 
 def test_show_where_pins_cannot_be_listed(runner: Runner, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +123,45 @@ def test_a_name_alone_keeps_nothing(store: MemoryStore) -> None:
     assert folders(store) == [str(SECOND), str(Folder(3, 1))]
 
 
+def left_behind(store: MemoryStore) -> None:
+    """The name "release" of step 1 without its pin."""
+    pin_checkpoint(store, Summaries(store), 1, "release")
+    del store.objects[pin_key(FIRST)]
+
+
+def test_a_name_without_its_pin_does_not_come_back(store: MemoryStore) -> None:
+    left_behind(store)
+    pin_checkpoint(store, Summaries(store), 1)
+    assert names(store) == {1: ()}
+
+
+def test_a_name_is_taken_from_what_is_not_pinned_any_more(store: MemoryStore) -> None:
+    left_behind(store)
+    assert pin_checkpoint(store, Summaries(store), 2, "release") == []
+    assert pin_name_key(FIRST, "release") not in store.objects
+    store.objects[pin_key(FIRST)] = b""  # by an older ckptflow
+    assert names(store) == {1: (), 2: ("release",)}
+
+
+@pytest.mark.parametrize("removed", ["by step", "by name"])
+def test_what_is_removed_leaves_no_name_behind(store: MemoryStore, removed: str) -> None:
+    left_behind(store)
+    if removed == "by step":
+        unpin_checkpoint(store, 1)
+    else:
+        pin_checkpoint(store, Summaries(store), 2)
+        with pytest.raises(CheckpointNotFoundError):
+            unpin_name(store, "release")
+    assert pin_name_key(FIRST, "release") not in store.objects
+
+
+def test_removing_a_name_removes_no_pin(store: MemoryStore) -> None:
+    pin_checkpoint(store, Summaries(store), 1)
+    pin_checkpoint(store, Summaries(store), 1, "release")
+    assert unpin_name(store, "release") == [1]
+    assert names(store) == {1: ()}
+
+
 def test_of_two_who_give_one_name_at_once_none_loses_it(store: MemoryStore) -> None:
     pin_checkpoint(store, Summaries(store), 2)
     objects = store.objects
@@ -135,7 +174,7 @@ def test_of_two_who_give_one_name_at_once_none_loses_it(store: MemoryStore) -> N
     assert pin_checkpoint(racing, Summaries(racing), 1, "x") == []
     assert names(store) == {1: ("x",), 2: ("x",)}
     assert unpin_name(store, "x") == [1, 2]
-    assert names(store) == {}
+    assert names(store) == {1: (), 2: ()}
 
 
 def test_the_manager_gives_names(tmp_path: Path) -> None:

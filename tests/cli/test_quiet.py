@@ -14,12 +14,14 @@ from tests.processes import run_python
 NAMES = ("tensorflow", "absl")
 
 ABORTING = """
+import logging
 import os
 del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 from ckptflow.cli.programs import prepare
 prepare()
 import absl.logging
 import tensorflow as tf
+assert isinstance(logging.getLogger("absl"), absl.logging.ABSLLogger)
 absl.logging.warning("a note")
 tf.get_logger().warning("a note")
 tf.get_logger().error("an error")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ckptflow.cli.amounts import read_part, read_rate, read_size
+from ckptflow.cli.amounts import percentage, read_part, read_rate, read_size
 from ckptflow.cli.verify import Sample
 from ckptflow.commit.catalog import read_manifest
 from ckptflow.format.layout import Folder
@@ -48,7 +50,7 @@ def test_a_sample_is_read_and_the_rest_is_not_called_sound(runner: Runner, many:
     assert all("  sampled: " in row and " shards read, " in row for row in rows)
     assert "no damage there; " in total
     assert " were not read" in total
-    assert again == "The same sample again: --seed 7"
+    assert again == "The same sample again: --sample 5% --seed 7"
     for word in ("intact", "every byte", "sound"):
         assert word not in ran.out
 
@@ -113,6 +115,19 @@ def test_a_size_is_divided_among_the_checkpoints(runner: Runner, many: str) -> N
         assert 4 * SHARD_BYTES < row["read_bytes"] < 7 * SHARD_BYTES
 
 
+@pytest.mark.parametrize("part", ["7.3%", "0.1%", f"{7 * SHARD_BYTES + 13}"])
+def test_what_is_said_to_draw_the_sample_again_does(runner: Runner, many: str, part: str) -> None:
+    first = runner("verify", many, "--all", "--sample", part)
+    again = first.out.splitlines()[-1].removeprefix("The same sample again: ").split()
+    told = runner("verify", many, "--all", *again, "--json").json
+    assert told == runner("verify", many, "--all", "--sample", part, "--seed", again[-1], "--json").json
+
+
+@given(st.floats(0, 1, exclude_min=True, allow_subnormal=False))
+def test_a_percentage_is_exact(part: float) -> None:
+    assert read_part(percentage(part), "-x") == part
+
+
 def test_another_run_draws_another_sample(many: str) -> None:
     samples = {tuple(drawn(many, 2, seed)) for seed in range(20)}
     assert len(samples) > 5
@@ -132,8 +147,26 @@ def test_amounts() -> None:
     assert {text: read_size(text, "-x") for text in sizes} == sizes
     assert read_rate("100MB/s", "-x") == read_rate("100MB", "-x") == 10**8
     assert (read_part("5%", "-x"), read_part("0.5 %", "-x"), read_part("5MB", "-x")) == (0.05, 0.005, 5 * 10**6)
-    for text in ("", "0", "-1", "1e9", "inf", "nan", "MB", "1PB", "9" * 40, "1 M B", "0.1"):
+    for text in (
+        "",
+        "0",
+        "-1",
+        "1e9",
+        "inf",
+        "nan",
+        "MB",
+        "1PB",
+        "9" * 40,
+        "9" * 400,
+        "100Mb",
+        "7b",
+        "1Gib",
+        "1 M B",
+        "0.1",
+    ):
         with pytest.raises(ValueError, match="-x"):
             read_size(text, "-x")
         with pytest.raises(ValueError, match="bytes per second"):
             read_rate(text, "-x")
+    with pytest.raises(ValueError, match="a lower-case b would be bits"):
+        read_rate("100Mb/s", "-x")

@@ -89,3 +89,33 @@ def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.elements, found.nan, found.inf, found.min, found.max) == (11, 1, 0, 0.0, 9.0)
     assert found.mean == pytest.approx(4.5)
     assert not_finite("float32", stored([*range(10), math.nan], "float32")) == 1
+
+
+@pytest.mark.parametrize("dtype", [name for name in FLOATS if dtypes.item_size_bytes(name) <= 2])
+def test_every_pattern_of_bits_is_what_numpy_says_that_it_is(dtype: str) -> None:
+    size_bytes = dtypes.item_size_bytes(dtype)
+    patterns = np.arange(2 ** (8 * size_bytes), dtype=f"u{size_bytes}").view(np.uint8).reshape(-1, size_bytes)
+    values = patterns.reshape(-1).view(dtypes.numpy_dtype(dtype))
+    with np.errstate(invalid="ignore"):
+        expected = ~np.isfinite(values.astype(np.float64))
+    assert [bool(not_finite(dtype, pattern)) for pattern in patterns] == expected.tolist()
+    assert not_finite(dtype, patterns.reshape(-1)) == np.count_nonzero(expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e5m2"])
+def test_small_floats_are_not_looked_at_one_by_one(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = stored(np.zeros(1000), dtype)
+    not_finite(dtype, values)
+    monkeypatch.delattr(np, "isfinite")
+    assert not_finite(dtype, values) == 0
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_a_finite_number_whose_magnitude_is_large_is_finite(dtype: str) -> None:
+    part = float(np.finfo(np.dtype(dtype).type(0).real.dtype).max)
+    found = measure(dtype, stored([complex(part, part), complex(math.inf, 0), complex(math.nan, 1)], dtype))
+    assert (found.nan, found.inf, found.finite) == (1, 1, 1)
+    largest = min(float(np.longdouble(part) * np.sqrt(np.longdouble(2))), float(np.finfo(np.float64).max))
+    assert found.max == pytest.approx(largest)
+    assert found.max is not None
+    assert math.isfinite(found.max)
