@@ -70,7 +70,7 @@ class CheckpointCallback:
             `keep` or `storage_options` with a manager.
         UsageError: the manager was opened with `read_only=True`, or `fit` cannot run under its strategy. Out of `fit`:
             with a URL, another model than that of the first `fit`, or one that was fitted with another callback of
-            this URL.
+            this URL; or this process has fitted another model to this root, and has not closed that callback.
     """
 
     _supports_tf_logs = True  # tf_keras: numbers are taken from logs only when they are needed
@@ -319,7 +319,9 @@ class CheckpointCallback:
     def _is_rival(self, callback: Any) -> bool:
         if not isinstance(callback, CheckpointCallback):
             return False
-        ours, theirs = (each.url if isinstance(each, OwnManager) else each for each in (self._of, callback._of))
+        ours, theirs = (
+            each.root if isinstance(each, OwnManager) else each.session.store.url for each in (self._of, callback._of)
+        )
         return ours == theirs
 
     # Saving

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from ckptflow.callbacks.checks import check_manager
@@ -14,11 +16,23 @@ from ckptflow.errors import UsageError
 from ckptflow.job.arguments import DEFAULT_KEEP, check_policies
 from ckptflow.manager import CheckpointManager
 from ckptflow.reading import run_url
+from ckptflow.storage.opening import open_store
 from ckptflow.storage.redaction import redact_url
 
-# Of each model the roots to which its fits were saved, and by which of us. It keeps no model alive.
-_fitted: weakref.WeakKeyDictionary[Any, dict[str, object]] = weakref.WeakKeyDictionary()
-_newest: weakref.WeakValueDictionary[str, OwnManager] = weakref.WeakValueDictionary()  # of each URL
+logger = logging.getLogger("ckptflow")
+
+
+@dataclass
+class _Fits:
+    """The newest fits of this process to one root. It keeps neither the model nor its manager alive."""
+
+    by: weakref.ref[OwnManager]
+    model: weakref.ref[Any]
+    has_ended: bool = False  # one of them, well
+    is_closed: bool = False
+
+
+_fits: dict[str, _Fits] = {}  # of each root, also where the model is gone: another one must not go on with its weights
 
 
 class OwnManager:
@@ -38,43 +52,53 @@ class OwnManager:
         self._policies = check_policies(DEFAULT_KEEP if keep is None else keep)
         self._storage_options = storage_options
         self._model: Any = None
-        self._mark = object()
+        self._fits: _Fits | None = None
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return repr(redact_url(self.url))
 
+    @property
+    def root(self) -> str:
+        """The URL as its store has it, however it was typed."""
+        with closing(open_store(self.url, self._storage_options)) as store:
+            return store.url
+
     @contextmanager
     def begin(self, model: Any) -> Iterator[None]:
         """The start of a fit of `model`: if the first one cannot begin, nothing is left open."""
+        if self._is_closed:
+            raise UsageError(f"{self!r}: this CheckpointCallback was closed; make another one")
         if self.manager is not None:
             self._check_goes_on(self.manager, model)
             yield
             return
-        before = _newest.get(self.url)
-        if before is not None and before.manager is not None:  # its fit ended by an exception, perhaps during a save
-            before.manager.session.settle()
-        _newest[self.url] = self
         with ExitStack() as on_error:
             self.manager = manager = on_error.enter_context(self._make(model))
             on_error.callback(self._forget)
-            check_manager(manager.session)
-            if _fitted.get(model, {}).get(manager.session.store.url, self._mark) is not self._mark:
-                raise UsageError(
-                    f"{redact_url(self.url)}: this model was fitted with another CheckpointCallback of this URL, and a "
-                    "new one would restore over what has changed since: make one callback, and give it to each fit"
-                )
+            session = manager.session
+            check_manager(session)
+            before = _fits.get(session.store.url)
+            if before is not None:
+                self._check_follows(before, model)
             yield
+            if before is not None and before.model() is not model and session.start and session.start.restored:
+                text = "%r: this process has fitted another model to this root, and this model goes on from its step %d"
+                logger.warning(text, self, session.start.restored.folder.step)
             on_error.pop_all()
             self._model = model
+            self._fits = _fits[session.store.url] = _Fits(weakref.ref(self), weakref.ref(model))
 
     def end(self) -> None:
         """A fit has ended well, on all workers."""
-        if self.manager is not None:
-            session = self.manager.session
-            session.cluster.part()  # this process may end now, and the others may still read the last message
-            _fitted.setdefault(self._model, {})[session.store.url] = self._mark
+        if self.manager is not None and self._fits is not None:
+            self.manager.session.cluster.part()  # this process may end now, while others read the last message
+            self._fits.has_ended = True
 
     def close(self) -> None:
+        self._is_closed = True
+        if self._fits is not None:
+            self._fits.is_closed = True
         if self.manager is not None:
             self.manager.close()
 
@@ -90,8 +114,25 @@ class OwnManager:
     def _forget(self) -> None:
         self.manager = None
 
+    def _check_follows(self, before: _Fits, model: Any) -> None:
+        """Raises `UsageError` unless this may restore what another callback has saved; waits for its saves."""
+        if before.model() is not model and not before.is_closed:
+            raise UsageError(
+                f"{self!r}: this process has fitted another model to this root, and this one would go on with its "
+                "weights: each model needs a root of its own. To continue this run with a model that is built anew, "
+                "call close() of the first callback before, or start a new process"
+            )
+        if before.model() is model and before.has_ended:
+            raise UsageError(
+                f"{self!r}: this model was fitted with another CheckpointCallback of this URL, and a new one would "
+                "restore over what has changed since: make one callback, and give it to each fit"
+            )
+        owner = before.by()
+        if owner is not None and owner.manager is not None:  # its fit ended by an exception, perhaps during a save
+            owner.manager.session.settle()
+
     def _check_goes_on(self, manager: CheckpointManager, model: Any) -> None:
-        if manager.session.calls.is_closed:
+        if manager.session.calls.is_closed:  # by its owner
             raise UsageError(f"{self!r}: this CheckpointCallback was closed; make another one")
         if model is not self._model:
             raise UsageError(

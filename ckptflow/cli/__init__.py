@@ -19,6 +19,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from ckptflow.cli.app import app
     from ckptflow.cli.exits import is_lost, print_error, report, report_lost
     from ckptflow.cli.retries import briefly_retrying
+    from ckptflow.storage.redaction import redact
 
     # Closed by who started it. The first free descriptor is the stream's own, so that no other file becomes it.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
@@ -39,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 sys.exit(report_lost(output, left.__context__))
             message = getattr(left.__context__, "format_message", None)  # of a wrong command line: told on stderr
             if as_json and message is not None:
-                print_error(type(left.__context__).__name__, message(), int(left.code or 0))
+                print_error(type(left.__context__).__name__, redact(message()), int(left.code or 0))
             raise
         except Exception as error:
             if is_lost(output, error):

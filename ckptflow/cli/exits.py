@@ -68,8 +68,12 @@ def report(error: BaseException, *, as_json: bool = False) -> int:
 
 
 def print_error(kind: str, message: str, code: int) -> None:
-    """The JSON of a command that failed, in the shape that docs/cli.md gives."""
-    print_json({"error": {"kind": kind, "message": message, "exit_code": code}})
+    """The JSON of a command that failed, in the shape that docs/cli.md gives, on one line as `watch` has them. Where it
+    cannot be written, the exit code and stderr say it."""
+    try:
+        print_json({"error": {"kind": kind, "message": message, "exit_code": code}}, indent=-1)
+    except OSError:
+        _write_no_more(sys.stdout)
 
 
 def is_lost(output: TextIO, error: Exception) -> bool:
@@ -90,8 +94,12 @@ def report_lost(output: TextIO, error: BaseException) -> int:
     is_unread = isinstance(error, BrokenPipeError)
     if not is_unread:
         print(f"ckptflow: standard output cannot be written: {getattr(error, 'strerror', error)}", file=sys.stderr)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # Python flushes once more at its end
+    _write_no_more(output)
     return 141 if is_unread else 74
+
+
+def _write_no_more(output: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # Python flushes once more at its end
 
 
 def exits_text() -> str:

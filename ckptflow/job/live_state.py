@@ -27,7 +27,7 @@ from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, entries_now, walk
-from ckptflow.state.unbuilt import find_unbuilt
+from ckptflow.state.unbuilt import find_unbuilt, has_values
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import read_tensors
@@ -132,32 +132,35 @@ class LiveState:
                 f"nothing was saved: {self.mixture}. Call restore_latest() or restore(step) until one succeeds, or "
                 "build the state anew and make a new manager"
             )
-        if not again:
-            count_save(self._state)
         with span("capture"):
             self.refresh()
             if not again:
-                self._check_built()
+                if reason := self.why_empty():
+                    raise UsageError(f"nothing was saved: {reason}")
+                count_save(self._state)
             join_scheduled(self._cluster.strategy)
             snapshot = capture(self._tree, is_chief=self._cluster.is_chief)
             snapshot.put_metrics(self._held_metrics)
         return snapshot
 
-    def _check_built(self) -> None:
-        """Raises for a model whose weights are all to be made by its first call; warns, once, of some of them."""
+    def why_empty(self) -> str:
+        """Why there is nothing to save, in words: models whose weights their first call will make, and no other value;
+        else empty. Warns, once, of models that wait beside other values."""
+        self.refresh()
         if self._checked is self._tree:
-            return
-        for model, layers, has_values in find_unbuilt(self._tree):
-            way = "call it once on a batch, or give a Sequential a keras.Input(shape) as its first layer"
-            if not has_values:
-                raise UsageError(
-                    f"nothing was saved: {model} is not built, so that the weights of {layers} do not exist yet; {way}"
-                )
+            return ""
+        way = "call it once on a batch, or give a Sequential a keras.Input(shape) as its first layer"
+        unbuilt = find_unbuilt(self._tree)
+        if unbuilt and not has_values(self._tree):
+            model, layers = unbuilt[0]
+            return f"{model} is not built, so that the weights of {layers} do not exist yet; {way}"
+        for model, layers in unbuilt:
             if model not in self._told_unbuilt:
                 self._told_unbuilt.add(model)
                 text = "%s is not built: the weights of %s do not exist yet, and are not saved. If they are used: %s"
                 logger.warning(text, model, layers, way)
         self._checked = self._tree
+        return ""
 
     def capture_again(self, attached: Mapping[str, Any]) -> Snapshot:
         """Holds what was restored, with what was attached to it then in the place of what is now."""

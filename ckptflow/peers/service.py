@@ -31,12 +31,12 @@ def is_there() -> bool:
 
 
 def heed_sigterm() -> None:
-    """SIGTERM ends this process again, unless the program handles it: the service has put a handler in its place that
-    only makes a note for TensorFlow's own preemption handler, so that a worker could wait for others and not be ended.
+    """SIGTERM does again what the program has last said in Python, by default it ends the process: the service has put
+    a handler in that place, of which Python knows nothing, and which only makes a note of the signal.
     """
-    is_on_main = threading.current_thread() is threading.main_thread()
-    if is_on_main and is_there() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # as far as Python knows
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    handler = signal.getsignal(signal.SIGTERM)  # None: one in C that was there before Python
+    if handler is not None and is_there() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def ask(peer: Peer, timeout_s: float) -> Answer:

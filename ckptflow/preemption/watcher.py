@@ -42,7 +42,8 @@ class PreemptionWatcher:
     """When any worker is preempted, all workers save one step, wait until it is committed, and exit with the same code.
 
     A signal preempts a worker, or `notice` returning true. `check` then raises `SystemExit(exit_code)` on every worker,
-    at the same check, once the step given to it is committed. So a process that ends with `exit_code` has lost nothing.
+    at the same check, once the step given to it is committed; without a save where the model is not built yet and there
+    is nothing else to save, as before the first batch. So a process that ends with `exit_code` has lost nothing.
     If that step cannot be saved, `check` raises why, and the exit code is not `exit_code`: a supervisor may still
     restart the job, and it resumes from the checkpoint before.
 
@@ -173,7 +174,7 @@ class PreemptionWatcher:
         if self._clock is None:
             self._start_clock(left_s)
         try:
-            was_saved = self._save(step, metrics, metadata)
+            outcome = self._save(step, metrics, metadata)
         except BaseException as error:
             logger.error("told to leave: step %d could not be saved: %s", step, repr(for_log(error)))
             raise
@@ -182,11 +183,11 @@ class PreemptionWatcher:
         self._notices.ignore()  # this process takes seconds to end; one that comes late must not change how
         took_s = time.monotonic() - agreed_s
         logger.warning(
-            "told to leave: %s; step %d %s and committed after %.1f s, with %.1f of %g s of the grace period left; "
+            "told to leave: %s; step %d %s after %.1f s, with %.1f of %g s of the grace period left; "
             "leaving with exit code %d",
             who,
             step,
-            "had been saved" if was_saved else "was saved",
+            outcome,
             took_s,
             left_s - took_s,
             self._grace_period_s,
@@ -194,23 +195,27 @@ class PreemptionWatcher:
         )
         raise SystemExit(self._exit_code)
 
-    def _save(self, step: int, metrics: dict[str, float], metadata: Any) -> bool:
-        """Returns once `step` is committed; whether that was on its way already. All workers go the same way."""
-        manager = self._manager
+    def _save(self, step: int, metrics: dict[str, float], metadata: Any) -> str:
+        """Returns once `step` is committed, or holds nothing yet; which of these, in words. All workers go the same
+        way."""
+        manager, session = self._manager, self._session
         try:
             manager.wait()
         except (SaveFailedError, PeerError) as error:  # with a dead peer, what follows raises the like
             logger.warning("told to leave: a save before this one failed, trying once more: %s", str(error))
 
-        def is_committed() -> bool:  # a worker's own part says nothing: the chief commits
-            session = self._session
-            return session.last_step == step and not session.is_ahead and session.has_saved_all
+        def what_is_there() -> str:  # a worker's own part says nothing: the chief commits
+            if session.last_step == step and not session.is_ahead and session.has_saved_all:
+                return "had been saved and committed"
+            reason = session.live.why_empty()
+            return f"has nothing to save yet ({reason})" if reason else ""
 
-        was_saved = self._session.chief_says(Call.LEAVE, is_committed, bool)
-        if not was_saved:
-            manager.save(step, metrics=metrics, metadata=metadata)
-            manager.wait()
-        return was_saved
+        found = session.chief_says(Call.LEAVE, what_is_there, str)
+        if found:
+            return found
+        manager.save(step, metrics=metrics, metadata=metadata)
+        manager.wait()
+        return "was saved and committed"
 
     def _on_told(self, notice: Notice) -> None:
         """In a thread of its own, so this worker's log has it before the step that is running has ended."""

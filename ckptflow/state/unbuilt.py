@@ -8,24 +8,23 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any, NamedTuple
 
-import tensorflow as tf
-
 from ckptflow.format.words import some_of
 from ckptflow.state.children import name_of
+from ckptflow.state.leaves import Leaf
 from ckptflow.state.private.kerases import layers_in
-from ckptflow.state.tree import Tree
+from ckptflow.state.tree import RESERVED_PREFIX, Tree
 from ckptflow.state.weights import weights_of
 
 _SHOWN = 5
+_COMPILES = ("loss_tracker", "compile_metrics", "metrics")  # the metrics that `compile` makes; the last of tf_keras
+_SEED = "seed_generator_state"  # what Keras 3 calls the variable of a SeedGenerator
 
 
 class Unbuilt(NamedTuple):
-    """A model that is not built, and what of it waits, in words. `has_values`: it holds variables of another kind, or
-    some layers have theirs, so that it may be used in a way of its own."""
+    """A model that is not built, and what of it waits, in words."""
 
     model: str
     layers: str
-    has_values: bool
 
 
 def find_unbuilt(tree: Tree) -> list[Unbuilt]:
@@ -42,9 +41,23 @@ def find_unbuilt(tree: Tree) -> list[Unbuilt]:
             waiting = [] if model.built else [layer for layer in layers_in(model) if _waits(layer)]
             if waiting:
                 names = [f"{name_of(layer)} ({type(layer).__name__})" for layer in waiting]
-                has_values = bool(weights_of(model)) or _has_variables(tree, path)
-                found.append(Unbuilt(f"{path} ({type(model).__name__})", some_of(names, _SHOWN), has_values))
+                found.append(Unbuilt(f"{path} ({type(model).__name__})", some_of(names, _SHOWN)))
     return found
+
+
+def has_values(tree: Tree) -> bool:
+    """Whether the state holds anything that a job may have been run for, so that what waits may be what it does not
+    use. Not what is there before the first batch: optimizers, `compile`'s metrics, seeds, counters."""
+    optimizers = tuple(f"{path}/" for path in tree.optimizers)
+    metrics = tuple(f"{path}/{name}/" for path in tree.models for name in _COMPILES)
+    apart = (RESERVED_PREFIX, *optimizers, *metrics)
+
+    def is_value(leaf: Leaf) -> bool:
+        is_counter = leaf.shape == () and leaf.tf_dtype.is_integer
+        is_seed = getattr(tree.variables.get(leaf.name), "name", "") == _SEED
+        return not (is_counter or is_seed or leaf.name.startswith(apart))
+
+    return any(not name.startswith(RESERVED_PREFIX) for name in tree.python) or any(map(is_value, tree.leaves))
 
 
 def _waits(layer: Any) -> bool:
@@ -74,16 +87,3 @@ def _names_in(function: Any, depth: int = 4) -> Iterator[str]:
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # nothing is in it yet
                 yield from _names_in(cell.cell_contents, depth - 1)
-
-
-def _has_variables(tree: Tree, path: str) -> bool:
-    """Whether there are variables of TensorFlow below a model, besides those of its optimizer and its metrics."""
-    apart = [f"{optimizer}/" for optimizer in tree.optimizers]
-    metrics = {leaf.name for leaf in tree.leaves if leaf.metric}
-    return any(
-        isinstance(variable, tf.Variable)
-        and name.startswith(f"{path}/")
-        and name not in metrics
-        and not any(name.startswith(above) for above in apart)
-        for name, variable in tree.variables.items()
-    )

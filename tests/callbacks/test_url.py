@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import logging
 import sys
 import threading
@@ -67,31 +68,95 @@ def weights(model: Any) -> list[Any]:
     return [np.asarray(weight).tolist() for weight in model.get_weights()]
 
 
-def test_a_script_that_is_run_again_goes_on_and_says_from_where(
-    keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Runs of two epochs, of three, of three again, and of two fits; none of them closes anything."""
+def run() -> None:
+    """A script that closes nothing: KERAS ROOT EPOCHS…, a fit for each. Prints what was trained, and told."""
+    family, root, *epochs = sys.argv[1:]
+    keras, told = keras_of(family == "tf_keras"), list[str]()
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]
+    handler.addFilter(lambda record: record.name == "ckptflow")  # not events, which have loggers of their own
+    logging.getLogger("ckptflow").addHandler(handler)
+    logging.getLogger("ckptflow").setLevel(logging.INFO)
+    model, callback = make_model(keras), each_epoch(Path(root))
+    batches = [fit(keras, model, callback, int(each)) for each in epochs]
+    print(json.dumps([batches, told, int(model.optimizer.iterations)]))
+
+
+def test_a_script_that_is_run_again_goes_on_and_says_from_where(keras: Any, tmp_path: Path) -> None:
+    """Runs of two epochs, of three, of three again, and of two fits."""
+    script = ["-c", "from tests.callbacks.test_url import run; run()", keras.__name__, str(tmp_path)]
     told = []
-    for fits, batches in (([2], [8]), ([3], [4]), ([3], [0]), ([3, 1], [0, 4]), ([3, 1], [0, 0])):
-        caplog.clear()
-        model, callback = make_model(keras), each_epoch(tmp_path)
-        with caplog.at_level(logging.INFO, "ckptflow"):
-            assert [fit(keras, model, callback, epochs) for epochs in fits] == batches
-        told.append([(each.levelname, each.message) for each in caplog.records if each.name == "ckptflow"])
-    assert int(model.optimizer.iterations) == 4 * BATCHES
+    for epochs, batches in (("2", [8]), ("3", [4]), ("3", [0]), ("3 1", [0, 4]), ("3 1", [0, 0])):
+        done = run_python(*script, *epochs.split())
+        assert done.returncode == 0, done.stderr
+        trained, lines, steps_done = json.loads(done.stdout.splitlines()[-1])
+        assert trained == batches
+        told.append(lines)
+    assert steps_done == 4 * BATCHES
     assert steps(tmp_path) == [4, 8, 12, 16]
     found = {each.step: f"step {each.step}, {each.url}" for each in ckptflow.list_checkpoints(tmp_path)}
     nothing = "nothing to do. Raise epochs= to go on"
     assert told == [
-        [("INFO", f"{tmp_path}: no checkpoint is here, starting anew")],
-        [("INFO", f"fit resumes in epoch 3 after batch 0 ({found[8]})")],
-        [("INFO", f"fit: no epoch is left to train of epochs=3 ({found[12]}); {nothing}")],
-        [("INFO", f"fit: no epoch is left to train of epochs=3 ({found[12]}); {nothing}")],
+        [f"INFO {tmp_path}: no checkpoint is here, starting anew"],
+        [f"INFO fit resumes in epoch 3 after batch 0 ({found[8]})"],
+        [f"INFO fit: no epoch is left to train of epochs=3 ({found[12]}); {nothing}"],
+        [f"INFO fit: no epoch is left to train of epochs=3 ({found[12]}); {nothing}"],
         [
-            ("INFO", f"fit 1 was trained before (fit 2: {found[16]}); nothing to do"),
-            ("INFO", f"fit: no epoch is left to train of epochs=1 ({found[16]}); {nothing}"),
+            f"INFO fit 1 was trained before (fit 2: {found[16]}); nothing to do",
+            f"INFO fit: no epoch is left to train of epochs=1 ({found[16]}); {nothing}",
         ],
     ]
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "dropped"])
+def test_a_root_to_which_another_model_was_fitted_is_refused(keras: Any, tmp_path: Path, is_kept: bool) -> None:
+    """Folds, or a search: the second model would silently get the first one's weights, and train nothing."""
+    first = make_model(keras), each_epoch(tmp_path)
+    fit(keras, *first)
+    kept = first if is_kept else ()
+    del first
+    gc.collect()
+    model = make_model(keras)
+    model.build((None, 4))
+    before, callback = weights(model), each_epoch(tmp_path)
+    with pytest.raises(UsageError, match=r"fitted another model to this root.*a root of its own.*close\(\)"):
+        fit(keras, model, callback)
+    assert weights(model) == before
+    assert callback.manager is None
+    assert len(kept) == (2 if is_kept else 0)
+    assert fit(keras, model, each_epoch(tmp_path / "other")) == BATCHES
+
+
+def test_a_closed_callbacks_run_goes_on_with_a_model_built_anew(
+    keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of which a warning tells, also where nothing is left to train."""
+    first = each_epoch(tmp_path)
+    fit(keras, make_model(keras), first)
+    first.close()
+    assert "another model" not in caplog.text
+    assert fit(keras, make_model(keras), each_epoch(tmp_path)) == 0
+    (told,) = (each for each in caplog.records if "another model" in each.message)
+    assert told.levelname == "WARNING"
+    assert told.message.endswith(
+        "this process has fitted another model to this root, and this model goes on from its step 4"
+    )
+
+
+@pytest.mark.parametrize("typed", ["{}/", "file://{}", "{}/../run"])
+def test_a_root_is_the_same_however_its_url_is_typed(keras: Any, tmp_path: Path, typed: str) -> None:
+    model, root = make_model(keras), tmp_path / "run"
+    fit(keras, model, each_epoch(root))
+    with pytest.raises(UsageError, match="make one callback, and give it to each fit"):
+        fit(keras, model, CheckpointCallback(typed.format(root), every_epochs=1))
+
+
+def test_a_fit_inside_a_fit_cannot_use_the_same_root(keras: Any, tmp_path: Path) -> None:
+    inner = CheckpointCallback(f"{tmp_path}/", every_epochs=1)
+    nested = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: fit(keras, make_model(keras), inner))
+    model = make_model(keras)
+    with pytest.raises(UsageError, match="a fit inside a fit cannot use the same"):
+        model.fit(ROWS, ROWS[:, :1], verbose=0, callbacks=[each_epoch(tmp_path), nested])
 
 
 def test_a_second_fit_goes_on_with_what_the_script_has_set(keras: Any, tmp_path: Path) -> None:
@@ -230,7 +295,9 @@ def test_evaluate_and_predict_do_nothing(keras: Any, tmp_path: Path) -> None:
 
 
 def test_a_fit_that_cannot_begin_leaves_nothing_open(keras: Any, tmp_path: Path) -> None:
-    fit(keras, make_model(keras, units=1), each_epoch(tmp_path))
+    first = each_epoch(tmp_path)
+    fit(keras, make_model(keras, units=1), first)
+    first.close()
     callback, other = each_epoch(tmp_path), make_model(keras, units=3)
     other.build((None, 4))
     with pytest.raises(StateMismatchError):
@@ -303,7 +370,14 @@ def test_what_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
         callback.on_epoch_end(0)
     with pytest.raises(UsageError, match="cannot be copied"):
         copy.deepcopy(callback)
+
+
+def test_a_callback_that_was_closed_before_its_first_fit_stays_closed(keras: Any, tmp_path: Path) -> None:
+    callback = each_epoch(tmp_path)
     callback.close()
+    with pytest.raises(UsageError, match="was closed; make another one"):
+        fit(keras, make_model(keras), callback)
+    assert list(tmp_path.iterdir()) == []
 
 
 ENDS = """

@@ -124,6 +124,14 @@ def test_with_json_what_fails_is_json_too(runner: Runner, verb: str, tmp_path: P
         assert ran.code == 2
         assert kind in (None, error["kind"])
         assert error["message"] in " ".join(ran.err.split())
+        assert ran.out.count("\n") == 1  # of `watch` it is one line more
+
+
+def test_the_json_of_a_wrong_command_line_has_no_credential(runner: Runner) -> None:
+    ran = runner("ls", "--json", "s3://bucket/run", "s3://key:topsecret@bucket/run")
+    assert ran.json["error"]["exit_code"] == ran.code == 2
+    assert "bucket" in ran.out
+    assert "topsecret" not in ran.out
 
 
 def test_an_unknown_scheme_names_those_that_work(runner: Runner) -> None:

@@ -42,6 +42,16 @@ def test_a_reader_who_has_gone_is_no_damage(root: str, how: list[str]) -> None:
     assert ran.stderr == "141\n"
 
 
+@pytest.mark.parametrize("line", ['"$@" > /dev/full', 'exec 3> >(exec true); wait $!; "$@" >&3'])
+def test_an_error_that_cannot_be_written_as_json_keeps_its_code(root: str, line: str) -> None:
+    for verb, code in ((["show", f"{root}-none"], 1), (["ls", "foo://bucket/run"], 2), (["ls", root, "--bogus"], 2)):
+        ran = shell(line, *verb, "--json")
+        assert ran.returncode == code, ran
+        assert "Traceback" not in ran.stderr
+        assert "Exception ignored" not in ran.stderr
+        assert ran.stderr
+
+
 @pytest.mark.parametrize("number", ["inf", "nan", "1e300", "-inf"])
 def test_seconds_are_a_number_that_ends(runner: Runner, root: str, number: str) -> None:
     for line in (

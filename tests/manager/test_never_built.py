@@ -48,9 +48,6 @@ NOT_THERE: dict[str, Callable[[Any], Any]] = {
     "cells": lambda kit: kit.Sequential([kit.layers.Bidirectional(kit.layers.LSTM(2)), kit.layers.Embedding(2, 2)]),
     "a build of its own": with_own_build,
     "a layer of the user's": lambda kit: kit.Sequential([own_layer(kit)]),
-    "beside a vocabulary": lambda kit: kit.Sequential(
-        [kit.layers.StringLookup(vocabulary=["a"]), kit.layers.Embedding(3, 2)]
-    ),
 }
 
 
@@ -132,22 +129,82 @@ def test_a_model_that_needs_no_build_is_saved(
     assert "not built" not in caplog.text
 
 
-@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
-@pytest.mark.parametrize("other", [raw, add], ids=["raw", "add"])
-def test_in_doubt_it_is_a_warning_and_only_one(
-    tmp_path: Path, kit: Any, other: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A layer that is never used beside variables that may be all of the state."""
+def net(kit: Any) -> Any:
+    return kit.Sequential([kit.layers.Dense(1)])
 
+
+def with_state_of_its_own(kit: Any) -> Any:
+    class Counts(kit.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = kit.layers.Dense(2)
+
+        def get_state(self) -> dict[str, int]:
+            return {"seen": 3}
+
+        def set_state(self, state: dict[str, int]) -> None: ...
+
+    return Counts()
+
+
+def module(kit: Any) -> tf.Module:
+    made = tf.Module()
+    made.value, made.later = tf.Variable([1.0]), net(kit)
+    return made
+
+
+def with_spare(kit: Any, value: Any) -> Any:
     def both(model: Any) -> None:
-        other(model)
+        value(model)
         model.spare = kit.layers.Dense(2)
 
-    model = model_of(kit, both)
-    with CheckpointManager(tmp_path, {"net": model}) as manager:
+    return model_of(kit, both)
+
+
+def table() -> Any:
+    return tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+
+
+IN_DOUBT: dict[str, Callable[[Any], Any]] = {
+    "a variable of TensorFlow": lambda kit: with_spare(kit, raw),
+    "a weight": lambda kit: with_spare(kit, add),
+    "a metric": lambda kit: with_spare(kit, lambda model: setattr(model, "mean", kit.metrics.Mean())),
+    "a table": lambda kit: with_spare(kit, lambda model: setattr(model, "table", table())),
+    "a table beside": lambda kit: {"net": net(kit), "table": table()},
+    "an encoder that is trained first": lambda kit: {
+        "encoder": kit.Sequential([kit.Input((3,)), kit.layers.Dense(2)]),
+        "head": net(kit),
+    },
+    "a state of its own": with_state_of_its_own,
+    "a module": module,
+    "a vocabulary": lambda kit: kit.Sequential([kit.layers.StringLookup(vocabulary=["a"]), kit.layers.Embedding(3, 2)]),
+}
+
+
+@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
+@pytest.mark.parametrize("kind", IN_DOUBT)
+def test_in_doubt_it_is_a_warning_and_only_one(
+    tmp_path: Path, kit: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Layers that have no weights beside what may be all that is used."""
+    made = IN_DOUBT[kind](kit)
+    state = made if isinstance(made, dict) else {"state": made}
+    late = tf.Module()
+    with CheckpointManager(tmp_path, {**state, "late": late}) as manager:
         for step in range(2):
             manager.save(step).result()
-        model.late = tf.Variable(1.0)
+        late.value = tf.Variable(1.0)
         manager.save(2).result()
-    assert caplog.text.count("net (Own) is not built: the weights of") == 1
-    assert "(Dense) do not exist yet, and are not saved" in caplog.text
+    assert caplog.text.count("is not built: the weights of") == 1
+    assert "do not exist yet, and are not saved" in caplog.text
+
+
+def test_a_save_that_is_refused_is_not_counted(tmp_path: Path) -> None:
+    checkpoint = tf.train.Checkpoint(net=net(tf_keras))
+    with CheckpointManager(tmp_path, checkpoint) as manager:
+        with pytest.raises(UsageError, match="is not built"):
+            manager.save(0)
+        assert int(checkpoint.save_counter) == 0
+        checkpoint.net(ROW)
+        manager.save(0).result()
+    assert int(checkpoint.save_counter) == 1

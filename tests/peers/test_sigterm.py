@@ -11,7 +11,9 @@ from tests.processes import start_workers
 from tests.waiting import HANG_S
 
 
-@pytest.mark.parametrize(("case", "code"), [("no handler", -signal.SIGTERM), ("a handler", 9)])
+@pytest.mark.parametrize(
+    ("case", "code"), [("no handler", -signal.SIGTERM), ("a handler", 9), ("a handler from before", 9)]
+)
 def test_a_worker_that_waits_can_be_ended(tmp_path: Path, case: str, code: int) -> None:
     env = {"ROOT": str(tmp_path / "run"), "CASE": case}
     with start_workers("tests.peers.waiting_workers:main", 2, env=env) as workers:

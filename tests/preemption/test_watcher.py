@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import ckptflow
 from ckptflow.errors import StorageUnavailableError
@@ -115,6 +116,19 @@ def test_told_before_the_first_check_and_by_a_function(tmp_path: Path) -> None:
         tell(watcher)
         assert leave(watcher, 0) == 75  # an evaluation before the first step: nothing new to save
     assert folders(tmp_path) == ["000000000000-i0001"]
+
+
+def test_told_before_the_first_batch_has_built_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was trained, and nothing is lost: it is a preemption like any other."""
+    model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with ckptflow.CheckpointManager(tmp_path, {"model": model}) as manager:
+        manager.restore_latest()
+        with ckptflow.PreemptionWatcher(manager) as watcher:
+            tell(watcher)
+            assert leave(watcher, 0) == 75
+    assert folders(tmp_path) == []
+    assert "step 0 has nothing to save yet (model (Sequential) is not built" in caplog.text
 
 
 def test_a_save_under_way_is_waited_for_and_not_repeated(
