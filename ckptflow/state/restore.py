@@ -169,8 +169,8 @@ class Restore:
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             raise UsageError(
                 f"{self.origin}: {pair.leaf.name} takes {size_text(pair.record.size_bytes)}, and there is not enough "
-                "memory to restore it. Free some, give the manager a smaller memory_budget_bytes, or restore where there "
-                "is more memory"
+                "memory to restore it. Free some, give the manager a smaller memory_budget_bytes, or restore where "
+                "there is more memory"
             ) from error
 
     def finish(self, wanted: Wanted) -> None:
