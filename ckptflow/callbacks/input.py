@@ -106,7 +106,9 @@ class Input:
             self._read(fresh)  # an iterator that repeats its dataset is right at the end of it
             return
         drawn = [(self._make, fresh), *self._draw_below(self.used, fresh)]
-        if why := IteratorBundle(iterator).changed(position.tobytes()) or _refusal(self._make(), position.tobytes()):
+        taken = position.tobytes()
+        # Another number of shards is no harm: the place in the whole input is the same.
+        if why := IteratorBundle(iterator).changed(taken, passing_over="Shard") or _refusal(self._make(), taken):
             logger.warning(
                 "the input of fit is not the one that the checkpoint was made with; it is read up to batch %d, which "
                 "may not be where it was (%s)",
@@ -115,7 +117,7 @@ class Input:
             )
             self._read(None)
             return
-        _take(iterator, position.tobytes())
+        _take(iterator, taken)
         for make, own in drawn if not is_whole and not is_carried else ():
             _take(make(), own)  # what has come to its end may have drawn more in the taking over: back to where it was
 

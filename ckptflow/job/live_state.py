@@ -9,10 +9,9 @@ from typing import Any
 
 from ckptflow.commit.sameness import checksum, raise_differences
 from ckptflow.errors import CkptflowError, UsageError
-from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
-from ckptflow.format.offer import Offer, offer_of
+from ckptflow.format.offer import offer_of
 from ckptflow.format.spec import Rename
 from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.team import Done
@@ -45,8 +44,7 @@ class LiveState:
         self._seen = _identities(self._objects)
         self.attached: dict[str, Any] = {}
         self.unfinished: dict[str, str] = {}  # what a restore has assigned, and of which folder, until one succeeds
-        # What restores have built, until one succeeds; what was there before a value was put in, which `Restore` notes.
-        self.built: dict[str, Array | None] = {}
+        self.built: set[str] = set()  # what restores have built of optimizers, until one succeeds
         self._told: set[str] = set()
         self._held_metrics: dict[str, Any] = {}
         self._told_lost: set[str] = set()
@@ -224,37 +222,20 @@ class LiveState:
 
         Raises `StateMismatchError`.
 
-        What was built for a newer checkpoint, which was then found damaged, this one need not have, of an optimizer, or
-        of a model of which it has nothing: it is, or becomes again, as it was built.
+        What was built of an optimizer for a newer checkpoint, which was then found damaged, this one need not have: it
+        is as an optimizer begins.
         """
         offer = replace(offer_of(manifest), origin=f"{url}/{manifest.folder}")
         self.refresh()
         before = {leaf.name for leaf in self._tree.leaves}
         build(self._tree, offer, self._cluster.strategy)
         self.refresh()
-        decide = None if partial else all_of_it_but(self._as_built(offer))
-        restore = match(
-            self._tree,
-            offer,
-            partial=partial,
-            rename=rename,
-            assigned=self.unfinished,
-            built=self.built,
-            decide=decide,
-        )
+        decide = None if partial else all_of_it_but(frozenset(self.built - self.unfinished.keys()))
+        restore = match(self._tree, offer, partial=partial, rename=rename, assigned=self.unfinished, decide=decide)
         # Only what that checkpoint has: the rest is refused the next time, too.
         made = ({leaf.name for leaf in self._tree.leaves} - before) & restore.names
-        self.built |= dict.fromkeys(made - self.built.keys())
+        self.built |= {name for name in made if any(name.startswith(f"{path}/") for path in self._tree.optimizers)}
         return restore
-
-    def _as_built(self, offer: Offer) -> frozenset[str]:
-        """What may be as it was built where this source has no value for it."""
-        optimizers = tuple(f"{path}/" for path in self._tree.optimizers)
-        held = [each.name for each in offer.tensors if not (each.metric or each.name.startswith(optimizers))]
-        models = [f"{path}/" for path in self._tree.models]
-        unbuilt = [path for path in models if not any(name.startswith(path) for name in held)]
-        can_be = [name for name, value in self.built.items() if value is not None or name not in self.unfinished]
-        return frozenset(name for name in can_be if name.startswith((*optimizers, *unbuilt)))
 
 
 def _identities(objects: Mapping[str, Any]) -> list[tuple[str, int, int]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ckptflow.format import values
-from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import own_name
 from ckptflow.format.manifest import TensorRecord
 from ckptflow.format.offer import HINT, Offer, grouped, misfit_error
@@ -80,7 +79,6 @@ def match(
     partial: bool = False,
     rename: Rename | None = None,
     assigned: dict[str, str] | None = None,
-    built: dict[str, Array | None] | None = None,
     decide: Decide | None = None,
 ) -> Restore:
     """Compares a source with the state and changes nothing.
@@ -118,7 +116,6 @@ def match(
         set(matcher.unexpected) - left,
         partial=partial,
         assigned=assigned,
-        built=built,
     )
 
 

@@ -6,17 +6,10 @@ import re
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import date, time, timedelta
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from itertools import chain
-from pathlib import PurePath
-from types import NoneType
 from typing import Any, NamedTuple
-from uuid import UUID
 
-import numpy as np
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
@@ -37,7 +30,7 @@ from ckptflow.state.kinds import (
     tells_children_itself,
 )
 from ckptflow.state.private import tensorflow as private
-from ckptflow.state.private.tensorflow import Trackable
+from ckptflow.state.private.tensorflow import Reference, Trackable
 from ckptflow.state.private.tf_keras import COALESCED, TRACKED
 
 # Fallback children are named only when no other path leads to them: what a framework tracks by itself.
@@ -225,32 +218,38 @@ def _items(mapping: Any) -> list[tuple[Any, Any]]:
 _VIEWS_OF_FILES = {"h5py", "numpy", "shelve", "dbm"}  # open or closed: they hold no variables
 
 
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 _OBJECT = re.compile(r" at 0x[0-9a-f]{6,}\b")  # as Python tells of one; a number alone may be the user's own
-
-
-# What reads the same in every process. What else is hashable may hold a set, whose order is another one each time.
-_SAME_TEXT = (
-    NoneType, int, float, complex, np.generic, Enum, type, tf.DType, np.dtype, PurePath,
-    date, time, timedelta, Decimal, Fraction, UUID,
-)  # fmt: skip
 
 
 def key_problem(key: Any) -> str:
     """Why a dict's key gives no name that is the same in every process; "" if it does."""
-    if isinstance(key, (str, bytes)):
-        parts: list[Any] | None = [] if not _OBJECT.search(repr(key)) else None
-    elif isinstance(key, tuple):
-        parts = list(key)
-    elif is_dataclass(key) and not isinstance(key, type):
-        parts = [getattr(key, field.name) for field in fields(key) if field.repr]
-    else:
-        parts = [] if isinstance(key, _SAME_TEXT) else None
-    if parts is not None:
-        return next(filter(None, map(key_problem, parts)), "")
+    is_text = isinstance(key, (str, bytes))
+    if isinstance(key, (int, float)) or key is None or (is_text and not _OBJECT.search(repr(key))):
+        return ""
+    if isinstance(key, tuple) and (problem := next(filter(None, map(key_problem, key)), "")):
+        return problem
+    if not is_text and not isinstance(key, (frozenset, Trackable, Reference)):
+        text = str(key)
+        has_address = (_OBJECT if isinstance(key, tuple) else _ADDRESS).search(text)  # its texts are the user's own
+        if not has_address and not _shows_set(key, text):
+            return ""
     return (
         f"it is in a dict under a key of type {type(key).__qualname__}, which does not read the same in every "
         "process; make the key a string or a number"
     )
+
+
+def _shows_set(value: Any, text: str) -> bool:
+    """Whether the text of a key has a set in it, whose order is another one in each process."""
+    if isinstance(value, (set, frozenset)):
+        return repr(value) in text
+    if isinstance(value, Enum):
+        return _shows_set(value.value, text)
+    parts: Iterable[Any] = value if isinstance(value, tuple) else ()
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name, None) for field in fields(value)]
+    return any(_shows_set(part, text) for part in parts)
 
 
 def _of_set(values: list[Any]) -> Children:

@@ -88,9 +88,10 @@ class IteratorBundle(Bundle):
         finally:
             self.put_back(before)
 
-    def changed(self, position: bytes) -> str:
-        """How the pipeline differs from the one that a position is known to be of; empty where it does not."""
-        return difference(_note_in(position), _note_in(self._note))
+    def changed(self, position: bytes, *, passing_over: str | None = None) -> str:
+        """How the pipeline differs from the one that a position is known to be of; empty where it does not. One kind
+        of operation may be passed over."""
+        return difference(_note_in(position), _note_in(self._note), passing_over=passing_over)
 
     def _other_buffers(self, position: bytes) -> str:
         """TensorFlow takes the position of a shuffle of another size, and then loses elements and fails at some later

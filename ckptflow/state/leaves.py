@@ -160,21 +160,6 @@ class VariableLeaf(Leaf):
         give(part, value, validate_shape=not is_open)
 
 
-def as_built(leaf: Leaf) -> Array | None:
-    """What a variable holds that nothing was put into yet, which takes no memory where all of it is one number; None
-    for one that has no plain value."""
-    if not isinstance(leaf, VariableLeaf) or leaf.on_read is not None or None in (leaf.shape or ()):
-        return None
-    value = host_array(tf.raw_ops.ReadVariableOp(resource=leaf.handle, dtype=leaf.tf_dtype))
-    flat = value.reshape(-1)
-    first, pieces = flat[:1].copy(), (flat[at : at + _PIECE] for at in range(0, flat.size, _PIECE))
-    is_even = bool(flat.size) and all((piece == first).all() for piece in pieces)
-    return np.broadcast_to(first.reshape([1] * value.ndim), value.shape) if is_even else value
-
-
-_PIECE = 1 << 20  # elements that are compared at once
-
-
 class PartLeaf(Leaf):
     """One part of a bundle, which reads and writes all its parts at once."""
 

@@ -31,7 +31,7 @@ _NUMBERS = (int, float, complex, np.generic)
 _ITEMS = (list, tuple, set, frozenset)
 _AT_ONCE = frozenset({type(None), bool, int, float})  # most of what a config is made of
 _SHORT = 1000  # characters
-_FEW_BYTES = 1 << 10  # no option has more, and each layer of a large model has some, which are met again and again
+_FEW_BYTES = 16 << 10
 _DATA = (str, bytes, dict, *_ITEMS, np.ndarray, EagerTensor)
 
 _lock = threading.RLock()
@@ -159,10 +159,9 @@ def data_bytes(value: Any, limit_bytes: int) -> int:
         elif isinstance(each, _ITEMS):
             total += len(each)
             waiting.extend(each if total <= limit_bytes else ())  # += would ask a wrapped tuple to do it
-        elif isinstance(each, dict):
+        elif isinstance(each, dict) and each is value:  # a dict inside of it is looked at when its turn comes
             total += len(each)
-            is_object = "class_name" in each  # which Keras has serialized: what is in it was looked at by then
-            waiting.extend((*each, *each.values()) if total <= limit_bytes and not is_object else ())
+            waiting += (*each, *(inner for inner in each.values() if isinstance(inner, (str, *_NUMBERS))))
     return total
 
 

@@ -23,7 +23,7 @@ from ckptflow.format.words import size_text
 from ckptflow.state import keras3
 from ckptflow.state.bundle import Bundle, NotPutBackError, said
 from ckptflow.state.kinds import is_feature_space, is_keras3_layer, is_normalization, raw_variable
-from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_built, as_tensor, from_bytes
+from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone
 from ckptflow.state.traced import constants_of, trace_anew
 from ckptflow.state.tree import RESERVED_PREFIX, SAVE_COUNTER, Tree
@@ -96,9 +96,8 @@ class Restore:
     out to be damaged leaves nothing behind that an older one does not replace.
 
     `names` are all names in the state that get a value, and `assigned` has those that have got one, with what it
-    came from. Of what was `built` for a restore it notes what was there before, so that `complete` can put it back
-    where an older checkpoint has no value for it. After `partial`, `missing` names what the state has and the
-    checkpoint has not, `unexpected` the opposite; what has another shape or dtype, or could not be written, is in both.
+    came from. After `partial`, `missing` names what the state has and the checkpoint has not, `unexpected` the
+    opposite; what has another shape or dtype, or could not be written, is in both.
     """
 
     def __init__(
@@ -112,7 +111,6 @@ class Restore:
         *,
         partial: bool = False,
         assigned: dict[str, str] | None = None,
-        built: dict[str, Array | None] | None = None,
     ) -> None:
         self._tree = tree
         self.origin = origin
@@ -134,7 +132,6 @@ class Restore:
         self.rest = tuple(each for each in self.wanted if not isinstance(pairs[each.tensor].leaf, PartLeaf))
         self.names = frozenset({pair.leaf.name for pair in pairs.values()} | python_state.keys())
         self.assigned = {} if assigned is None else assigned
-        self._built = {} if built is None else built
         self.missing = tuple(sorted(missing))
         self.unexpected = tuple(sorted(unexpected))
 
@@ -152,11 +149,11 @@ class Restore:
     def open(self, wanted: Wanted) -> Bytes1D:
         """Memory for what is wanted as it is in storage, to be filled; once for each. Drop it before `finish`.
 
-        Raises `UsageError`, here and when values are assigned, where there is not so much.
+        Raises `UsageError`, here and when values are assigned, if there is not so much.
         """
         pair = self._pairs[wanted.tensor]
         record = pair.record
-        with self._memory_for(pair.leaf.name, record.size_bytes):
+        with self._memory_for(pair):
             if pair.is_plain:
                 shape = record.shape if wanted.box is None else wanted.box[1]
                 size_bytes = volume(shape) * dtypes.item_size_bytes(record.dtype)
@@ -166,19 +163,19 @@ class Restore:
             return memory
 
     @contextlib.contextmanager
-    def _memory_for(self, name: str, size_bytes: int) -> Iterator[None]:
+    def _memory_for(self, pair: Pair) -> Iterator[None]:
         try:
             yield
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             raise UsageError(
-                f"{self.origin}: {name} takes {size_text(size_bytes)}, and there is not enough memory to restore it. "
-                "Free some, give the manager a smaller memory_budget_bytes, or restore where there is more memory"
+                f"{self.origin}: {pair.leaf.name} takes {size_text(pair.record.size_bytes)}, and there is not enough "
+                "memory to restore it. Free some, give the manager a smaller memory_budget_bytes, or restore where "
+                "there is more memory"
             ) from error
 
     def finish(self, wanted: Wanted) -> None:
         """Takes it over: a variable has its value afterwards, what is optional or no variable after `complete`."""
-        pair = self._pairs[wanted.tensor]
-        with self._memory_for(pair.leaf.name, pair.record.size_bytes):
+        with self._memory_for(self._pairs[wanted.tensor]):
             self._finish(wanted)
 
     def _finish(self, wanted: Wanted) -> None:
@@ -226,7 +223,7 @@ class Restore:
         for line in lines:
             logger.warning("%s: left as it was: %s", self.origin, line)
         self._leave({leaf.name for key in misfits for leaf in self._held.pop(key).leaves})
-        stuck = sorted(name for name in self.assigned.keys() - self.names if self._built.get(name) is None)
+        stuck = sorted(self.assigned.keys() - self.names)
         if stuck:
             lines = [f"{name}: has its value of {self.assigned[name]} already, and would keep it" for name in stuck]
             raise misfit_error(self.origin, lines, is_changed=True, hint="")
@@ -240,11 +237,8 @@ class Restore:
         if not self._is_rehearsed:
             self.rehearse()
         before = constants_of(self._tree.layers)
-        for leaf in self._tree.leaves:
-            if leaf.name in self.assigned and leaf.name not in self.names:  # of an earlier one, which was damaged
-                self._make_as_built(leaf)
         for pair, values_of in self._last:
-            with self._memory_for(pair.leaf.name, pair.record.size_bytes):
+            with self._memory_for(pair):
                 self._assign(pair.leaf, values_of)
         self._last.clear()
         for held in self._held.values():
@@ -270,16 +264,7 @@ class Restore:
         else:
             self._assign(pair.leaf, values_of)
 
-    def _make_as_built(self, leaf: Leaf) -> None:
-        value = self._built[leaf.name]
-        if value is not None:
-            with tf.device("CPU:0"):
-                leaf.assign({None: as_tensor(np.array(value))})
-            del self.assigned[leaf.name]
-
     def _assign(self, leaf: Leaf, values_of: Mapping[Box | None, Any]) -> None:
-        if leaf.name in self._built and leaf.name not in self.assigned:
-            self._built[leaf.name] = as_built(leaf)
         self.assigned[leaf.name] = self.origin
         try:
             leaf.assign(values_of)

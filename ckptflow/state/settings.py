@@ -23,48 +23,46 @@ from ckptflow.state.private.kerases import SETTINGS
 from ckptflow.state.private.tensorflow import OWN
 from ckptflow.state.private.tf_keras import OF_GRAPHS
 from ckptflow.state.tree import Tree
-from ckptflow.state.unseen import attributes_of, leads_on
+from ckptflow.state.unseen import attributes_of
 
 logger = logging.getLogger("ckptflow")
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
 _LIKE_PLAIN = (int, float, str, bytes, Enum)  # subclasses of those
 _MAX_ITEMS = 1000  # of a list or dict, with what is in those in it: longer ones are data
-_MAX_OBJECTS = 1000  # of users' own classes, in all
 _MAX_DEPTH = 5
 
 
 def settings_of(tree: Tree) -> tuple[Any, ...]:
     """Equal for as long as nothing that the descriptions of the tree's models and optimizers hold was changed."""
     found: list[Any] = []
-    met: set[int] = set()
     for layer in tree.layers:
-        _add_all(layer, _ignored(kind_of(layer) is Kind.TF_KERAS_LAYER), found, met, 0)
+        _add_all(layer, _ignored(kind_of(layer) is Kind.TF_KERAS_LAYER), found, 0)
     for node in tree.optimizers.values():
-        _add_all(node.optimizer, (), found, met, 0)
+        _add_all(node.optimizer, (), found, 0)
     return tuple(found)
 
 
-def _add_all(obj: Any, ignored: Collection[str], found: list[Any], met: set[int], depth: int) -> None:
+def _add_all(obj: Any, ignored: Collection[str], found: list[Any], depth: int) -> None:
     for name, value in attributes_of(obj):
         if name not in ignored and not name.startswith(OWN):
             if type(value) in _PLAIN:
                 found.append(value)
             else:
-                _add(value, found, met, depth)
+                _add(value, found, depth)
 
 
-def _add(value: Any, found: list[Any], met: set[int], depth: int) -> None:
+def _add(value: Any, found: list[Any], depth: int) -> None:
     """Raises nothing: what cannot be looked at is no setting."""
     first = len(found)
     try:
-        _add_what_it_holds(value, found, met, depth)
+        _add_what_it_holds(value, found, depth)
     except Exception as error:  # from code of the user's own
         logger.debug("a %s cannot be looked at: %s: %s", type(value).__qualname__, type(error).__name__, str(error))
         del found[first:]
 
 
-def _add_what_it_holds(value: Any, found: list[Any], met: set[int], depth: int) -> None:
+def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
     if type(value) in _PLAIN:
         found.append(value)
     elif isinstance(value, np.generic):  # before float, which np.float64 is
@@ -80,26 +78,14 @@ def _add_what_it_holds(value: Any, found: list[Any], met: set[int], depth: int) 
         first = len(found)
         if len(value) <= _MAX_ITEMS:
             for item in chain(value, value.values() if isinstance(value, dict) else ()):
-                _add(item, found, met, depth + 1)
+                _add(item, found, depth + 1)
                 if len(found) - first > 2 * _MAX_ITEMS:
                     del found[first:]
                     break
-    elif kind_of(value) is None and (_has_config(value) or _is_new(value, met)):
+    elif kind_of(value) is None and (hasattr(type(value), "get_config") or hasattr(type(value), "serialize")):
+        # A regularizer, a schedule, a loss; or what Keras keeps the arguments of compile() in.
         found.append(type(value))
-        _add_all(value, (), found, met, depth + 1)
-
-
-def _has_config(value: Any) -> bool:
-    """A regularizer, a schedule, a loss; or what Keras keeps the arguments of compile() in."""
-    return hasattr(type(value), "get_config") or hasattr(type(value), "serialize")
-
-
-def _is_new(value: Any, met: set[int]) -> bool:
-    """An object of the user's own, of which a `get_config` may give something. Each once: they may know one another."""
-    if len(met) >= _MAX_OBJECTS or id(value) in met or not leads_on(value):
-        return False
-    met.add(id(value))
-    return True
+        _add_all(value, (), found, depth + 1)
 
 
 @functools.cache

@@ -110,6 +110,56 @@ def same(folder: Path, more: int = 0) -> dict[str, Make]:
     }
 
 
+def batches_of(size: int) -> Make:
+    return lambda: numbers().map(lambda x: tf.range(x % 5)).padded_batch(size)
+
+
+# TensorFlow goes on with these exactly: in the first pipeline, and in the second one, from the same place.
+EQUAL: dict[str, tuple[Make, Make]] = {
+    "map in parallel": (
+        lambda: numbers().map(lambda x: x + 1),
+        lambda: numbers().map(lambda x: x + 1, num_parallel_calls=AUTO),
+    ),
+    "map no longer in parallel": (
+        lambda: numbers().map(lambda x: x + 1, num_parallel_calls=2).batch(2),
+        lambda: numbers().map(lambda x: x + 1).batch(2),
+    ),
+    "prefetch added": (lambda: numbers().batch(2), lambda: numbers().batch(2).prefetch(AUTO)),
+    "prefetch removed": (lambda: numbers().batch(2).prefetch(AUTO), lambda: numbers().batch(2)),
+    "repeat once": (lambda: numbers().batch(2), lambda: numbers().repeat(1).batch(2)),
+    "take all": (lambda: numbers().batch(2), lambda: numbers().take(-1).batch(2)),
+    "skip none": (lambda: numbers().skip(0).batch(2), lambda: numbers().batch(2)),
+    "one shard": (lambda: numbers().batch(2), lambda: numbers().shard(1, 0).batch(2)),
+    "one shard less": (lambda: numbers().shard(1, 0).batch(2), lambda: numbers().batch(2)),
+    "calls of a parallel batch": (
+        lambda: numbers().batch(2, num_parallel_calls=2),
+        lambda: numbers().batch(2, num_parallel_calls=3),
+    ),
+    "repeat once in a flat map": (
+        lambda: numbers(6).flat_map(lambda x: numbers(7)),
+        lambda: numbers(6).flat_map(lambda x: numbers(7).repeat(1)),
+    ),
+}
+
+# And with these too, in batches of the new size.
+BATCHED: dict[str, tuple[Make, Make]] = {
+    "larger batches": (lambda: numbers().batch(2), lambda: numbers().batch(4)),
+    "larger batches of a shuffle": (
+        lambda: numbers().shuffle(9, seed=1).batch(2),
+        lambda: numbers().shuffle(9, seed=1).batch(4),
+    ),
+    "smaller padded batches": (batches_of(4), batches_of(2)),
+    "smaller batches of groups": (
+        lambda: numbers().group_by_window(lambda x: x % 3, lambda key, each: each.batch(4), 8),
+        lambda: numbers().group_by_window(lambda x: x % 3, lambda key, each: each.batch(2), 8),
+    ),
+    "smaller batches in a flat map": (
+        lambda: numbers(6).flat_map(lambda x: numbers(16).batch(4)),
+        lambda: numbers(6).flat_map(lambda x: numbers(16).batch(2)),
+    ),
+}
+
+
 CHANGED: dict[str, tuple[Make, Make]] = {
     "interleave: fewer at once": (
         lambda: numbers(6).interleave(several, cycle_length=4),
@@ -160,9 +210,9 @@ CHANGED: dict[str, tuple[Make, Make]] = {
         lambda: numbers().group_by_window(lambda x: x % 3, lambda key, each: each.batch(4), 4),
         lambda: numbers().group_by_window(lambda x: x % 3, lambda key, each: each.batch(4), 8),
     ),
-    "larger batches of groups": (
-        lambda: numbers().group_by_window(lambda x: x % 3, lambda key, each: each.batch(4), 4),
-        lambda: numbers().group_by_window(lambda x: x % 3, lambda key, each: each.batch(2), 4),
+    "an interleave in a flat map": (
+        lambda: numbers(3).flat_map(lambda x: numbers(6).interleave(several, cycle_length=4)),
+        lambda: numbers(3).flat_map(lambda x: numbers(6).interleave(several, cycle_length=2)),
     ),
     "other operations in a flat map": (
         lambda: numbers(6).flat_map(lambda x: numbers(5)),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ckptflow import CheckpointManager, StateMismatchError
 from ckptflow.state.pipelines import pipeline_of
-from tests.inputs.pipelines import CHANGED, drawn, iterators, same
+from tests.inputs.pipelines import BATCHED, CHANGED, EQUAL, TAKEN, drawn, iterators, same
 from tests.processes import run_python
 
 
@@ -34,6 +36,24 @@ def test_other_data_are_no_other_pipeline(tmp_path: Path) -> None:
     before = {name: pipeline_of(each) for name, each in iterators(same(tmp_path)).items()}
     assert {name: pipeline_of(each) for name, each in iterators(same(tmp_path, more=2)).items()} == before
     assert all(before.values())
+
+
+def test_a_change_that_tensorflow_goes_on_with_exactly_is_none(tmp_path: Path) -> None:
+    pairs = EQUAL | BATCHED
+    before = iterators({name: before for name, (before, _) in pairs.items()}, TAKEN)
+    after = iterators({name: after for name, (_, after) in pairs.items()})
+    with CheckpointManager(tmp_path, before) as manager:
+        manager.save(1)
+    with CheckpointManager(tmp_path, after, read_only=True) as manager:
+        manager.restore_latest()
+    rest = [[(name, numbers_in(made[name], name in BATCHED)) for name in pairs] for made in (before, after)]
+    assert rest[0] == rest[1]
+
+
+def numbers_in(iterator: Any, is_flat: bool) -> list[Any]:
+    """What is still to come; flat: however it is batched, and without the zeros of padding."""
+    found = [np.asarray(each).tolist() for each in iterator]
+    return [number for each in found for number in np.ravel(each) if number] if is_flat else found
 
 
 def test_a_changed_pipeline_is_refused_before_anything_is_put_into_it(saved: Path) -> None:

@@ -256,39 +256,6 @@ def test_an_older_one_that_lacks_what_was_assigned_is_not_taken(grown: Path, gat
         assert net.values() == {"a": {20.0}, "new": {20.0}, "z": {20.0}}
 
 
-@pytest.mark.parametrize("is_built", [True, False], ids=["optimizer", "model"])
-def test_what_was_built_for_the_damaged_one_becomes_as_it_was_built(tmp_path: Path, is_built: bool) -> None:
-    """The older one was saved before the first batch: it has none of what was built for the damaged one."""
-
-    def made() -> Any:
-        keras.utils.set_random_seed(1)
-        inputs = [keras.Input((1,))] if is_built else []
-        layers = [keras.layers.Dense(LENGTH, name="first"), keras.layers.Dense(1, name="last")]
-        model = keras.Sequential([*inputs, *layers])
-        model.compile(keras.optimizers.Adagrad(0.5, initial_accumulator_value=0.25), "mse")
-        return without_graph(model)
-
-    model = made()
-    with manage(tmp_path, {"m": model}) as manager:
-        manager.save(0)
-        model.train_on_batch(np.ones([1, 1]), np.ones([1, 1]))
-        manager.save(20)
-    damage(tmp_path, 20, "m/last/bias")  # the smallest: read last
-    again = made()
-    with manage(tmp_path, {"m": again}) as manager:
-        restored = manager.restore_latest()
-        assert restored is not None
-        assert restored.step == 0
-        manager.save(1)
-    fresh = made()
-    fresh.build((None, 1))
-    for weight, first in zip(again.weights, fresh.weights, strict=True):
-        np.testing.assert_array_equal(weight.numpy(), first.numpy())
-    slots = [slot.numpy() for slot in again.optimizer.variables if "accumulator" in slot.path]
-    assert len(slots) == 4
-    assert {number for slot in slots for number in slot.ravel().tolist()} == {0.25}
-
-
 def test_what_went_while_it_was_restored_is_no_empty_root(tmp_path: Path, gates: list[Gate]) -> None:
     save(tmp_path, 20, {"m": Net("a", "z")})
     net = Net("a", "z")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
@@ -25,8 +27,16 @@ class Tagged:
     tags: Any
 
 
+class Tags(Enum):
+    BOTH = frozenset("ab")
+
+
+class Plain:
+    """Its text has an address in it."""
+
+
 class Readable:
-    """Nobody knows what it puts into its text."""
+    """Has a text of its own."""
 
     def __str__(self) -> str:
         return "readable"
@@ -34,16 +44,31 @@ class Readable:
 
 SAME_KEYS: list[Any] = [
     1, 1.5, True, None, "a", b"a", np.int64(1), Color.RED, tf.float32, np.dtype("int8"), Enum, PurePath("a"),
-    date(2026, 1, 2), ("a", (1, None)), Tagged("a"), Tagged((1, Color.RED)),
+    date(2026, 1, 2), ("a", (1, None)), Tagged("a"), Tagged((1, Color.RED)), Tags.BOTH,
+    Readable(), tf.TensorShape([3, 4]), tf.TensorSpec([3], tf.float32), range(3), re.compile("a"),
+    ipaddress.ip_address("1.2.3.4"), ("0xabcdef12", 1),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key", SAME_KEYS, ids=repr)
+@pytest.mark.parametrize("key", SAME_KEYS, ids=str)
 def test_a_key_that_reads_the_same_in_every_process(key: Any) -> None:
     assert [leaf.name for leaf in walk({"m": {key: tf.Variable(0.0)}}).leaves] == [f"m/{key}"]
 
 
-@pytest.mark.parametrize(("key", "kind"), [(Tagged(frozenset("ab")), "frozenset"), (Readable(), "Readable")], ids=str)
-def test_a_key_that_may_not(key: Any, kind: str) -> None:
+OTHER_KEYS: dict[str, tuple[Any, str]] = {
+    "set": (frozenset("ab"), "frozenset"),
+    "dataclass with a set": (Tagged(frozenset("ab")), "Tagged"),
+    "dataclass in a tuple": ((1, Tagged(frozenset("ab"))), "Tagged"),
+    "set further inside": (Tagged((1, Tagged(frozenset("ab")))), "Tagged"),
+    "enum of a set in a dataclass": (Tagged(Tags.BOTH), "Tagged"),
+    "enum of a set in a tuple": ((1, Tags.BOTH), "tuple"),
+    "address": (Plain(), "Plain"),
+    "address in a dataclass": (Tagged(Plain()), "Tagged"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_KEYS)
+def test_a_key_that_may_not(case: str) -> None:
+    key, kind = OTHER_KEYS[case]
     with pytest.raises(UnsupportedStateError, match=f"m holds a ResourceVariable .* key of type {kind}"):
         walk({"m": {key: tf.Variable(0.0)}})

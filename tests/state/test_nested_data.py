@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -85,40 +84,6 @@ class Slotted:
 
     def get_config(self) -> dict[str, Any]:
         return {"rate": self.rate}
-
-
-class Linked:
-    """As an object may be that knows many others."""
-
-    def __init__(self) -> None:
-        self.rate = 0.5
-        self.others: list[Linked] = []
-
-
-def test_settings_in_an_object_of_the_users_own() -> None:
-    layer = make_layer(keras)
-    layer.config, layer.linked = types.SimpleNamespace(rate=0.5, inner=types.SimpleNamespace(size=1)), Linked()
-    tree = walk({"layer": layer})
-    changes: list[Callable[[], None]] = [
-        lambda: setattr(layer.config, "rate", 0.25),
-        lambda: setattr(layer.config.inner, "size", 2),
-        lambda: setattr(layer.linked, "rate", 0.25),
-    ]
-    for change in changes:
-        before = settings_of(tree)
-        assert settings_of(tree) == before
-        change()
-        assert settings_of(tree) != before
-
-
-def test_settings_pass_over_objects_that_know_one_another() -> None:
-    layer = make_layer(keras)
-    before = len(settings_of(walk({"layer": layer})))
-    objects = [Linked() for _ in range(100)]
-    for each in objects:
-        each.others = objects
-    layer.objects = objects
-    assert len(settings_of(walk({"layer": layer}))) < before + 5_000
 
 
 class Hostile:
