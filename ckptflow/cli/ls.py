@@ -25,7 +25,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
-from ckptflow.cli.runs import read_runs, render_runs, runs_in, runs_to_json
+from ckptflow.cli.runs import links_in, read_runs, render_runs, runs_in, runs_to_json
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def ls(
     with closing(open_store(url, there)) as store:
         entries = store.list()
         runs = runs_in(entries)
-        if runs and "" not in runs:
+        if "" not in runs and (runs or links_in(url)):
             if best is not None:
                 raise ValueError(f"{store.url} holds {len(runs)} runs: --best is for one of them")
             _list_runs(url, store.url, runs, there, as_json=as_json)
@@ -104,12 +104,12 @@ def ls(
 def _list_runs(
     url: str, shown_url: str, runs: Mapping[str, list[Entry]], storage_options: dict[str, Any], *, as_json: bool
 ) -> None:
-    found = read_runs(url, runs, storage_options)
+    found, links = read_runs(url, runs, storage_options), links_in(url)
     left_out = len(runs) - len(found)
     if as_json:
-        print_json(runs_to_json(shown_url, found, left_out))
+        print_json(runs_to_json(shown_url, found, left_out, links))
     else:
-        render_runs(found, left_out)
+        render_runs(found, left_out, links)
     refused = next((run.refused for run in found if run.refused is not None), None)
     if refused is not None:
         raise typer.Exit(exit_code(refused))

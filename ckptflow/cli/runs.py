@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ckptflow.cli.render import Justify, age_text, make_console, print_table, size_text, utc_text
+from ckptflow.format.words import some_of
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 LEVELS = 2  # PREFIX/RUN and PREFIX/EXPERIMENT/RUN
 MAX_RUNS = 1_000
 _READERS = 8  # runs read at once
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +48,45 @@ class RunSummary:
         return self.problem or ("ok" if self.newest else "no checkpoint is current")
 
 
-def runs_in(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+def runs_in(entries: Collection[Entry]) -> dict[str, list[Entry]]:
     """The files of each run, by its path below the prefix that was listed, with keys below the run's root. Pure.
 
     The path "" is the prefix itself. A run is what holds a checkpoint's folder, or a claim.
     """
-    from ckptflow.format.layout import parse_claim_key, parse_folder
     from ckptflow.storage.store import Entry
 
-    below: dict[str, list[Entry]] = {}
-    runs: set[str] = set()
-    for entry in entries:
-        parts = entry.key.split("/")
-        for depth in range(min(LEVELS, len(parts) - 2) + 1):
-            path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
-            below.setdefault(path, []).append(Entry(rest, entry.size_bytes, entry.version))
-            if parse_folder(parts[depth]) is not None or parse_claim_key(rest) is not None:
-                runs.add(path)
-                break
-    return {path: below[path] for path in sorted(runs)}
+    runs = {path for entry in entries for path, _, is_of_run in _places(entry.key) if is_of_run}
+    below: dict[str, list[Entry]] = {path: [] for path in sorted(runs)}
+    for entry in entries:  # what is in no run, as a data set beside them, is not copied
+        for path, key, _ in _places(entry.key):
+            if path in below:
+                below[path].append(Entry(key, entry.size_bytes, entry.version))
+    return below
+
+
+def _places(key: str) -> Iterator[tuple[str, str, bool]]:
+    """Each path that the file may be of the run at, its key there, and whether it shows that there is a run; down to
+    the first that does."""
+    from ckptflow.format.layout import parse_claim_key, parse_folder
+
+    parts = key.split("/")
+    for depth in range(min(LEVELS, len(parts) - 2) + 1):
+        path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
+        is_of_run = parse_folder(parts[depth]) is not None or parse_claim_key(rest) is not None
+        yield path, rest, is_of_run
+        if is_of_run:
+            return
+
+
+def links_in(url: str) -> list[str]:
+    """The names of links to folders at a URL on this disk: what is behind them is not listed."""
+    from ckptflow.storage.opening import local_path
+
+    path = local_path(url)
+    if path is None or not os.path.isdir(path):
+        return []
+    with os.scandir(path) as found:
+        return sorted(entry.name for entry in found if entry.is_symlink() and entry.is_dir())
 
 
 def read_runs(url: str, runs: Mapping[str, list[Entry]], options: dict[str, Any]) -> list[RunSummary]:
@@ -100,9 +123,9 @@ def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]
         )
 
 
-def runs_to_json(url: str, runs: list[RunSummary], left_out: int) -> dict[str, Any]:
+def runs_to_json(url: str, runs: list[RunSummary], left_out: int, links: Sequence[str]) -> dict[str, Any]:
     """The documented shape: see docs/cli.md."""
-    return {"url": url, "left_out": left_out, "runs": [_run_to_json(run) for run in runs]}
+    return {"url": url, "left_out": left_out, "links": list(links), "runs": [_run_to_json(run) for run in runs]}
 
 
 def _run_to_json(run: RunSummary) -> dict[str, Any]:
@@ -123,7 +146,7 @@ def _run_to_json(run: RunSummary) -> dict[str, Any]:
     }
 
 
-def render_runs(runs: list[RunSummary], left_out: int) -> None:
+def render_runs(runs: list[RunSummary], left_out: int, links: Sequence[str]) -> None:
     """Prints a line for each run."""
     console, now = make_console(), datetime.now(UTC)
     columns: dict[str, Justify] = {
@@ -134,9 +157,15 @@ def render_runs(runs: list[RunSummary], left_out: int) -> None:
         "stored": "right",
         "state": "left",
     }
-    print_table(console, columns, [_cells(run, now) for run in runs], ["red" if run.problem else "" for run in runs])
+    if runs:
+        print_table(
+            console, columns, [_cells(run, now) for run in runs], ["red" if run.problem else "" for run in runs]
+        )
     if left_out:
         console.print(f"Not shown: {left_out:,} more runs. Give a longer path.", style="dim")
+    if links:
+        names = printable(some_of(links, _NAMES_SHOWN))
+        console.print(f"Not followed: links to folders, {names}. List each by its own path.", style="dim")
 
 
 def _cells(run: RunSummary, now: datetime) -> list[str]:

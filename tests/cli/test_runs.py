@@ -76,6 +76,17 @@ def test_a_run_is_listed_as_ever_whatever_lies_below_it(runner: Runner, prefix: 
     assert {run["name"] for run in runner("ls", prefix, "--json").json["runs"]} >= {"a", "a/inner"}
 
 
+def test_a_link_to_a_run_is_named(runner: Runner, prefix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = str(tmp_path_factory.mktemp("disk"))
+    make_root(f"{elsewhere}/big", (9,))
+    Path(prefix, "big").symlink_to(f"{elsewhere}/big")
+    assert "Not followed: links to folders, big." in runner("ls", prefix).out
+    assert runner("ls", prefix, "--json").json["links"] == ["big"]
+    alone = tmp_path_factory.mktemp("links")
+    Path(alone, "big").symlink_to(f"{elsewhere}/big")
+    assert "Not followed: links to folders, big." in runner("ls", str(alone)).out
+
+
 def test_what_is_for_one_run(runner: Runner, prefix: str) -> None:
     ran = runner("ls", prefix, "--best", "loss")
     assert ran.code == 2
@@ -104,7 +115,7 @@ def test_names_below_a_prefix() -> None:
         "q/y",
         "d/e/f/lineage/000001.json",
     ]
-    found = runs_in(Entry(key, 1) for key in keys)
+    found = runs_in([Entry(key, 1) for key in keys])
     assert {name: [entry.key for entry in entries] for name, entries in found.items()} == {
         "e/s": ["000000000001-i0001/manifest.json"],
         "r": ["lineage/000001.json", "pins/x"],
