@@ -130,6 +130,26 @@ def test_another_pipeline_is_read_up_to_the_place(caplog: pytest.LogCaptureFixtu
     assert rest(iterator) == rest(iter(interleaved(2)))[5:]
 
 
+@pytest.mark.parametrize("change", ["batch size", "prefetch", "shards"])
+def test_a_change_that_keeps_the_place(change: str) -> None:
+    """TensorFlow takes the position exactly: read by number of batches, other elements would come."""
+    numbers = tf.data.Dataset.range(40)
+    before, after = {
+        "batch size": (numbers.batch(2), numbers.batch(4)),
+        "prefetch": (numbers.batch(2), numbers.batch(2).prefetch(2)),
+        "shards": (numbers.shard(2, 0), numbers.shard(4, 0)),
+    }[change]
+    source = Input(before, lambda: iter(before))
+    source.iterator = iter(before)
+    source.was_made()
+    for _ in range(4):
+        next(source.iterator)
+        source.advance(1)
+    counters, position = source.counters(), source.position().numpy()
+    iterator = Input(after, lambda: iter(after)).go_on(counters, position, is_carried=False)
+    assert np.ravel(next(iterator))[0] == 8
+
+
 def test_without_a_seed_no_element_is_lost_or_repeated() -> None:
     dataset = shuffled(seed=None).batch(5)
     source = Input(dataset, lambda: iter(dataset))
