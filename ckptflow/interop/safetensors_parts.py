@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError, UsageError
 from ckptflow.format.shard import MAX_HEADER_BYTES, FileEntry, HeaderEntry, layout_file
 from ckptflow.interop.safetensors_file import CARRIED, read_header
-from ckptflow.interop.untrusted.private_copy import open_regular
+from ckptflow.interop.untrusted.private_copy import check_filled, measured_bytes, open_regular
 from ckptflow.places.files import fetched
 from ckptflow.places.names import in_folder, listed
 from ckptflow.places.room import ensure_room
@@ -72,10 +72,13 @@ def _merge(index: str, target: str, shard_at: ShardAt) -> None:
     """Writes all tensors as one file, in parts. Raises `CorruptCheckpointError` where a shard has not what the index
     says of it, or more."""
     entries: list[HeaderEntry] = []
+    measured = []
     shards = _shards_of(index)
     for name, expected in shards.items():
-        with shard_at(name) as path:
-            entries += _header_of(path, expected, index)
+        with shard_at(name) as path, os_errors("read", path), open_regular(path) as file:
+            measured.append(measured_bytes(file))
+            entries += _header_of(file, path, expected, index)
+    check_filled(measured, index)
     layout = layout_file([FileEntry(each.key, each.dtype, each.shape, each.end - each.begin) for each in entries], {})
     if len(layout.header) > MAX_HEADER_BYTES:
         raise UnsupportedStateError(f"{index} names more tensors than the header of one safetensors file can")
@@ -84,14 +87,13 @@ def _merge(index: str, target: str, shard_at: ShardAt) -> None:
     with os_errors("write", target), open(target, "xb", buffering=0) as out:
         write_at(out.fileno(), memoryview(layout.header), 0)
         for name, expected in shards.items():
-            with shard_at(name) as path:
-                for entry in _header_of(path, expected, index):
-                    _copy(path, entry, out.fileno(), places[entry.key])
+            with shard_at(name) as path, os_errors("read", path), open_regular(path) as file:
+                for entry in _header_of(file, path, expected, index):
+                    _copy(file, path, entry, out.fileno(), places[entry.key])
 
 
-def _header_of(path: str, expected: set[str], index: str) -> tuple[HeaderEntry, ...]:
-    with os_errors("read", path), open_regular(path) as file:
-        entries, metadata = read_header(file, path)
+def _header_of(file: BinaryIO, path: str, expected: set[str], index: str) -> tuple[HeaderEntry, ...]:
+    entries, metadata = read_header(file, path)
     if CARRIED in metadata:
         raise UnsupportedStateError(f"{path} is a complete ckptflow checkpoint, not a part of {index}")
     differing = sorted({entry.key for entry in entries} ^ expected)
@@ -101,16 +103,15 @@ def _header_of(path: str, expected: set[str], index: str) -> tuple[HeaderEntry, 
     return entries
 
 
-def _copy(path: str, entry: HeaderEntry, target: int, at: int) -> None:
-    with os_errors("read", path), open_regular(path) as file:
-        file.seek(entry.begin)
-        left = entry.end - entry.begin
-        while left:
-            data = file.read(min(left, _COPY_BYTES))
-            if not data:
-                raise CorruptCheckpointError(f"{path} ends within {entry.key!r:.200}")
-            write_at(target, memoryview(data), at)
-            at, left = at + len(data), left - len(data)
+def _copy(file: BinaryIO, path: str, entry: HeaderEntry, target: int, at: int) -> None:
+    file.seek(entry.begin)
+    left = entry.end - entry.begin
+    while left:
+        data = file.read(min(left, _COPY_BYTES))
+        if not data:
+            raise CorruptCheckpointError(f"{path} ends within {entry.key!r:.200}")
+        write_at(target, memoryview(data), at)
+        at, left = at + len(data), left - len(data)
 
 
 def _shards_of(index: str) -> dict[str, set[str]]:

@@ -56,8 +56,9 @@ def identified(
             f"{redact_url(origin)} is a run of ckptflow: restore from it (restore_latest(partial=True, rename=…) for a "
             "warm start), or export it"
         )
-    if not os.path.isdir(local):
-        check_regular([local])
+    is_prefix = chosen is not None and chosen.name == "tf-checkpoint" and os.path.isfile(f"{local}.index")
+    if not os.path.isdir(local) and not is_prefix:  # a file of a prefix's own name is none of the checkpoint's
+        check_regular([local], local)
         if os.path.isfile(local) and not os.path.getsize(local):
             raise UsageError(f"{redact_url(origin)} is an empty file: was it written, or fetched, to its end?")
     if chosen is None:

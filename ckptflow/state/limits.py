@@ -9,11 +9,16 @@ from typing import Any
 from ckptflow.errors import UsageError
 
 
+class VariablesRefusedError(UsageError):
+    """Variables would take more than goes with what is stored for them."""
+
+
 @contextlib.contextmanager
 def limited(max_bytes: int | None, where: str, way: str) -> Iterator[None]:
     """Variables made inside of it may not take more than `max_bytes` together: none that would is ever allocated.
 
-    Raises `UsageError`, at the end where Keras swallows what is raised inside of it. `way` is what can be done then.
+    Raises `VariablesRefusedError`, at the end where Keras swallows what is raised inside of it. `way` is what can be
+    done then.
     """
     if max_bytes is None:
         yield
@@ -21,16 +26,16 @@ def limited(max_bytes: int | None, where: str, way: str) -> Iterator[None]:
     import tensorflow as tf
 
     taken = 0
-    refused: list[UsageError] = []
+    refused: list[VariablesRefusedError] = []
 
     def create(make_next: Any, **settings: Any) -> Any:
         nonlocal taken
         taken += _size_bytes(settings)
         if taken > max_bytes:
             refused.append(
-                UsageError(
+                VariablesRefusedError(
                     f"{where}: its config asks for variables of more than {max_bytes:,} bytes, far more than there is "
-                    f"to put into them; nothing was allocated for them. {way}"
+                    f"to put into them; no more was allocated. {way}"
                 )
             )
             raise refused[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import tensorflow as tf
 import ckptflow
 from ckptflow.errors import CorruptCheckpointError, StateMismatchError
 from ckptflow.interop.untrusted import budget, zips
+from ckptflow.interop.untrusted.private_copy import check_regular, measured_bytes
 from tests.processes import run_python
 
 TIB = 2**40
@@ -102,3 +104,56 @@ def test_a_tensor_larger_than_memory(tmp_path: Path) -> None:
     done = run_python("-c", program, str(path))
     assert "UsageError" in done.stderr
     assert "m.safetensors: tensor 'w' takes 1.00 TiB, more memory" in done.stderr
+
+
+def holes(path: Path, size_bytes: int, filled_bytes: int = 0) -> Path:
+    path.write_bytes(b"x" * filled_bytes)
+    os.truncate(path, size_bytes)
+    return path
+
+
+def test_holes_count_over_all_files_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One part may be all zeros where others are not; and many parts are as long as one file."""
+    monkeypatch.setattr(zips, "FREE_BYTES", 2**16)
+    many = [str(holes(tmp_path / f"{number}", 2**16)) for number in range(2)]
+    check_regular(many[:1], "one")
+    with pytest.raises(CorruptCheckpointError, match=r"both has 131,072 bytes, of which all but 0 were never written"):
+        check_regular(many, "both")
+    check_regular([*many, str(holes(tmp_path / "full", 2**16, 2**16))], "all")
+
+
+def test_parts_are_as_long_as_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zips, "FREE_BYTES", 2**20)
+    names = {key: f"m-0000{number}-of-00002.safetensors" for number, key in enumerate(("a", "b"), 1)}
+    for key, name in names.items():
+        header = json.dumps({key: {"dtype": "U8", "shape": [2**20 - 4096], "data_offsets": [0, 2**20 - 4096]}}).encode()
+        holes(tmp_path / name, 0).write_bytes(len(header).to_bytes(8, "little") + header)
+        os.truncate(tmp_path / name, 8 + len(header) + 2**20 - 4096)
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    monkeypatch.setattr(zips, "MAX_RATIO", 1.0)
+    with pytest.raises(CorruptCheckpointError, match=r"m\.safetensors\.index\.json has .*never written"):
+        ckptflow.import_model(tmp_path / "m.safetensors.index.json", tmp_path / "run")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+@pytest.mark.parametrize("refused", [os.SEEK_DATA, os.SEEK_HOLE])
+def test_a_file_system_that_cannot_tell(
+    refused: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file system that is here answers so."""
+    path = holes(tmp_path / "m", 2**30, 5)
+    seek = os.lseek
+
+    def lseek(descriptor: int, at: int, how: int) -> int:
+        if how == refused:
+            raise OSError(code, os.strerror(code))
+        return seek(descriptor, at, how)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    with path.open("rb") as file:
+        if code == errno.EIO:
+            with pytest.raises(OSError, match="Input/output"):
+                measured_bytes(file)
+            return
+        assert measured_bytes(file) == (2**30, 2**30)
+        assert file.read(5) == b"xxxxx"

@@ -18,6 +18,8 @@ from ckptflow.interop.keras import files as keras_files
 from ckptflow.interop.keras import weights as keras_weights
 from ckptflow.interop.untrusted import budget, probe
 from ckptflow.interop.untrusted.model_probe import check_builds
+from ckptflow.state.configs import describe
+from ckptflow.state.tree import walk
 from tests.interop import hostile_keras, lying_keras
 from tests.interop.forged import forge_models
 from tests.interop.keras_readers import ORIGIN, write_all
@@ -83,6 +85,23 @@ def test_the_config_of_a_manifest(run: str, tmp_path: Path, monkeypatch: pytest.
             ckptflow.export_checkpoint(run, tmp_path / name)
     ckptflow.export_checkpoint(run, tmp_path / "m.safetensors")
     ckptflow.export_checkpoint(run, tmp_path / "m.keras", unsafe=True)
+
+
+def of_units(units: int) -> dict[str, Any]:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    found: dict[str, Any] = json.loads(json.dumps(describe(walk({"model": model}))))
+    found["model"]["config"]["config"]["layers"][1]["config"]["units"] = units
+    return found
+
+
+def test_variables_that_are_refused_there_are_not_asked_for_here() -> None:
+    with pytest.raises(UsageError, match=rf"^model .*asks for variables of more.*{budget.MEMORY_VARIABLE}"):
+        check_builds(of_units(10**13), "model", None, 2**20, imports=())
+
+
+def test_what_is_allowed_for_variables_is_not_less_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(budget.MEMORY_VARIABLE, "77")
+    check_builds(of_units(2), "model", None, 2**20, imports=())
 
 
 def muon(_: keras.Model) -> keras.optimizers.Optimizer:

@@ -4,6 +4,7 @@ looked at."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -18,6 +19,8 @@ import tensorflow as tf
 
 import ckptflow
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
+from ckptflow.interop.keras.parts import zip_model
+from ckptflow.interop.untrusted.private_copy import open_regular
 from tests.interop.models import without_graph
 
 pytestmark = pytest.mark.usefixtures("unprobed")
@@ -66,6 +69,38 @@ def test_a_shard_that_stands_in_for_another(tmp_path: Path) -> None:
     index = tmp_path / "m.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"1": names[0], "2": names[1]}}))
     refused(index, tmp_path / "run", rf"{names[1]} is .*Git LFS")
+
+
+@pytest.mark.parametrize("data", [LFS, *PAGES])
+def test_an_asset_may_hold_anything(data: bytes, tmp_path: Path) -> None:
+    unzipped(tmp_path / "m")
+    (tmp_path / "m" / "assets").mkdir(exist_ok=True)
+    (tmp_path / "m" / "assets" / "vocabulary.txt").write_bytes(data)
+    zip_model(str(tmp_path / "m"), str(tmp_path / "m.keras"))
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        assert archive.read("assets/vocabulary.txt") == data
+
+
+@pytest.mark.parametrize("data", [b"", LFS])
+def test_a_file_of_the_name_of_a_checkpoint(data: bytes, tmp_path: Path) -> None:
+    """It is none of its files."""
+    checkpoint(tmp_path)
+    (tmp_path / "m").write_bytes(data)
+    ckptflow.import_model(tmp_path / "m", tmp_path / "run")
+
+
+def test_a_folder_named_checkpoint(tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    (tmp_path / "checkpoint").unlink(missing_ok=True)
+    (tmp_path / "checkpoint").mkdir()
+    ckptflow.import_model(tmp_path, tmp_path / "run")
+
+
+def test_a_folder_is_no_file_and_is_closed(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(CorruptCheckpointError, match="is not a file"):
+        open_regular(str(tmp_path))
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("name", ["m.zip", "m.keras", "m.h5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -41,10 +42,10 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     backups = [suffix for suffix in ("", ".bkp") if _LATEST + suffix in names]
     for suffix in backups:
         path, note = os.path.join(folder, _LATEST + suffix), os.path.join(folder, _METADATA + suffix)
-        check_regular([path])
         if suffix != backups[-1] and not _is_hdf5(path):
             logger.warning("%s is damaged; taking the backup before it", path)
             continue
+        check_regular([path], path)
         metadata = {"written_by": "BackupAndRestore", **(_read_note(note) if os.path.exists(note) else {})}
         return "weights", path, metadata
     if _CHIEF in names:
@@ -76,10 +77,11 @@ def _suffix_of(name: str) -> str | None:
 
 def _is_hdf5(path: str) -> bool:
     try:
+        check_regular([path], path)
         check_survives(path)
         with h5py.File(path, "r", locking=False):
             return True
-    except (OSError, CorruptCheckpointError):
+    except (OSError, CorruptCheckpointError, UsageError):  # the last: what stands in for it
         return False
 
 
@@ -98,11 +100,10 @@ def _read_note(path: str) -> dict[str, Any]:
 
 def _newest_prefix(folder: str) -> str | None:
     """The newest tf-checkpoint in a folder: the one that its `checkpoint` file names, else the one with an index."""
-    try:
-        with open_regular(os.path.join(folder, "checkpoint")) as file:
+    state, text = os.path.join(folder, "checkpoint"), ""
+    if not os.path.isdir(state):
+        with contextlib.suppress(OSError, UnicodeDecodeError), open_regular(state) as file:
             text = file.read(_MAX_JSON_BYTES).decode()
-    except (OSError, UnicodeDecodeError):
-        text = ""
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model_checkpoint_path":

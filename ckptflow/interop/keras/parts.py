@@ -24,7 +24,7 @@ from ckptflow.errors import (
 )
 from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
-from ckptflow.interop.untrusted.private_copy import open_regular, private_copy
+from ckptflow.interop.untrusted.private_copy import check_filled, measured_bytes, open_regular, private_copy
 from ckptflow.places.files import fetched
 from ckptflow.places.names import in_folder
 from ckptflow.places.room import ensure_room
@@ -110,7 +110,9 @@ def zip_model(folder: str, target: str) -> None:
     to what lies elsewhere, also one that comes meanwhile; `StorageFullError` where there is no room for it.
     """
     with damage(folder):
-        left = sum(os.fstat(file.fileno()).st_size for _, file in _inside(folder) if file is not None)
+        measured = [measured_bytes(file) for _, file in _inside(folder) if file is not None]
+        check_filled(measured, folder)
+        left = sum(size_bytes for size_bytes, _ in measured)
         ensure_room(os.path.dirname(target), left)
         with zipfile.ZipFile(target, "w") as archive:
             for name, file in _inside(folder):

@@ -45,7 +45,7 @@ class TensorBundle:
             raise CheckpointNotFoundError(
                 f"{prefix}: there is no {prefix}.index, so this is not a TensorFlow checkpoint"
             )
-        check_regular(files_of(prefix))
+        check_regular(files_of(prefix), prefix)
         probe.check("ckptflow.interop.tensorflow.bundle:read_all", prefix, files_of(prefix), what=probe.BUNDLE)
         self._lock = threading.Lock()  # the reader has one position in the index
         self._reader = self._call("index", lambda: tf.train.load_checkpoint(prefix))

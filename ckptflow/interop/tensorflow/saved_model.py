@@ -338,7 +338,7 @@ def _open(folder: str) -> _Opened:
     pb, prefix = os.path.join(folder, "saved_model.pb"), os.path.join(folder, "variables", "variables")
     if not any(os.path.isfile(path) for path in (pb, f"{pb}txt")):
         raise UsageError(f"{folder} is no SavedModel: it has no saved_model.pb")
-    check_regular(_files(folder))
+    check_regular(_files(folder), folder)
     probe.check("ckptflow.interop.tensorflow.saved_model:read_all", folder, _files(folder), what=probe.BUNDLE)
     graphs = _parse(folder, pb)
     graph = next((graph for graph in graphs if graph.HasField("object_graph_def")), None)

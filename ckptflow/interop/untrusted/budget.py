@@ -43,8 +43,16 @@ def unpacked_bytes(size_bytes: int) -> int:
 def parser_bytes(size_bytes: int) -> int:
     """What a process may take, beyond what it is before, that reads files of so many bytes in all."""
     chosen = chosen_bytes()
-    if chosen is not None:
-        return chosen
+    return _usual_bytes(size_bytes) if chosen is None else chosen
+
+
+def builder_bytes(size_bytes: int) -> int:
+    """As `parser_bytes`, of a process that only builds a model: what the user chose may be meant for its variables, so
+    that it never lowers this."""
+    return max(_usual_bytes(size_bytes), chosen_bytes() or 0)
+
+
+def _usual_bytes(size_bytes: int) -> int:
     wanted = min(_PARSER_RATIO * size_bytes, machine_bytes())
     if _source_bytes.get() is not None:
         wanted = min(wanted, 2 * unpacked_bytes(size_bytes))

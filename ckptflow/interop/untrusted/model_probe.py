@@ -11,13 +11,14 @@ from typing import Any
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.interop.keras.config import build_with_optimizer
 from ckptflow.interop.untrusted import probe
+from ckptflow.interop.untrusted.budget import builder_bytes
 
 
 def check_builds(
     models: Mapping[str, Any], path: str, optimizer_path: str | None, stored_bytes: int, *, imports: tuple[str, ...]
 ) -> None:
     """Raises `CorruptCheckpointError` where a process that builds the model, and its optimizer, dies of it, takes more
-    memory than goes with what is stored of it, or comes to no end."""
+    memory than goes with what is stored of it, or comes to no end; `UsageError` where its variables would."""
     with tempfile.TemporaryDirectory(prefix="ckptflow-model-") as folder:
         file = os.path.join(folder, "model.json")
         with open(file, "w", encoding="utf-8") as out:
@@ -31,6 +32,7 @@ def check_builds(
                 file,
                 [file],
                 size_bytes=stored_bytes,
+                memory_bytes=builder_bytes(stored_bytes),
                 imports=(*imports, "tensorflow"),  # before there are limits
                 arguments={"imports": imports, "stored_bytes": stored_bytes},
             )

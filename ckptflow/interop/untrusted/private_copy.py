@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -10,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE
@@ -20,13 +22,15 @@ from ckptflow.storage.faults import os_errors
 
 _COPY_BYTES = 2**20
 _HEAD_BYTES = 64
+_CANNOT_TELL = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # where data and holes are
 
 
 @contextmanager
 def private_copy(path: str) -> Iterator[str]:
     """The path of a copy of a file, in a folder of this user's alone, which goes when the block is left.
 
-    Errors that leave the block, and what is logged in it, name the file, not the copy. Raises as `open_regular`,
+    Errors that leave the block, and what is logged in it, name the file, not the copy. Raises as `open_regular`
+    and `check_filled`,
     `StorageFullError` where TMPDIR has no room for it, else a `StorageError`.
     """
     above = os.path.dirname(path)
@@ -40,8 +44,10 @@ def private_copy(path: str) -> Iterator[str]:
         yield copy
 
 
-def check_regular(paths: Iterable[str]) -> None:
-    """Raises `CorruptCheckpointError` as `open_regular` does. What is not there is left to whoever reads it."""
+def check_regular(paths: Iterable[str], where: str) -> None:
+    """Raises as `open_regular` does for each of the files that `where` consists of, and as `check_filled` for all of
+    them together. What is not there is left to whoever reads it."""
+    measured = []
     for path in paths:
         try:
             mode = os.stat(path).st_mode
@@ -49,31 +55,65 @@ def check_regular(paths: Iterable[str]) -> None:
             continue
         if not stat.S_ISREG(mode):
             raise CorruptCheckpointError(f"{path} is not a file")
-        with contextlib.suppress(OSError), open_regular(path):
-            pass
+        with contextlib.suppress(OSError), open_regular(path) as file:
+            measured.append(measured_bytes(file))
+    check_filled(measured, where)
 
 
 def open_regular(path: str, folder: int | None = None) -> io.BufferedReader:
     """A file of somebody else's, to be read: opened as it is looked at, so that nothing takes for ever.
 
-    Links are followed; but not where `folder` is given, the descriptor of the one that it lies in. Raises
-    `CorruptCheckpointError` for a pipe, a device, a socket or a folder, and for a file that is nearly all holes; else
-    OSError. `UsageError` for what merely stands in for the file: a pointer of Git LFS, a web page.
+    `folder` is the descriptor of the one that an asset lies in: then links are not followed, and any content will do.
+    Raises `CorruptCheckpointError` for a pipe, a device, a socket or a folder; else OSError. `UsageError` for what
+    merely stands in for the file: a pointer of Git LFS, a web page.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     name = path
     if folder is not None:
         name, flags = os.path.basename(path), flags | os.O_NOFOLLOW
-    file = open(os.open(name, flags, dir_fd=folder), "rb")  # noqa: SIM115 - the caller's
+    descriptor = os.open(name, flags, dir_fd=folder)
     try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise CorruptCheckpointError(f"{path} is not a file")
-        _check_filled(file.fileno(), path)
-        _check_is_itself(file.peek(_HEAD_BYTES)[:_HEAD_BYTES], path)
+        if folder is None:
+            _check_is_itself(os.pread(descriptor, _HEAD_BYTES, 0), path)
+        return open(descriptor, "rb")
     except BaseException:
-        file.close()
+        os.close(descriptor)
         raise
-    return file
+
+
+def measured_bytes(file: BinaryIO) -> tuple[int, int]:
+    """How long a file is, and how much of that was ever written; all of it where its file system cannot tell.
+
+    The file is read from its beginning afterwards. Raises OSError.
+    """
+    descriptor = file.fileno()
+    size_bytes = os.fstat(descriptor).st_size
+    filled_bytes = end = 0
+    try:
+        while end < size_bytes:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+            filled_bytes += end - begin
+    except OSError as error:
+        if error.errno in _CANNOT_TELL:
+            filled_bytes = size_bytes
+        elif error.errno != errno.ENXIO:  # which is: no more was written
+            raise
+    file.seek(0)
+    return size_bytes, filled_bytes
+
+
+def check_filled(measured: Iterable[tuple[int, int]], where: str) -> None:
+    """Raises `CorruptCheckpointError` unless what was written of the files of a source, as `measured_bytes` says, goes
+    with their length, both over all: holes are packed zeros, and copied at full length."""
+    size_bytes, filled_bytes = map(sum, zip((0, 0), *measured, strict=True))
+    if bound_of(filled_bytes, size_bytes) < size_bytes:
+        raise CorruptCheckpointError(
+            f"{where} has {size_bytes:,} bytes, of which all but {filled_bytes:,} were never written (holes): has its "
+            f"download not ended? If it is what it should be, {MEMORY_VARIABLE} in the environment allows more bytes"
+        )
 
 
 def _check_is_itself(head: bytes, path: str) -> None:
@@ -86,27 +126,9 @@ def _check_is_itself(head: bytes, path: str) -> None:
         )
 
 
-def _check_filled(descriptor: int, path: str) -> None:
-    """Raises unless what is on the disk of a file goes with its length: holes are packed zeros, and copied at full
-    length."""
-    size_bytes = os.fstat(descriptor).st_size
-    filled_bytes = at = 0
-    while bound_of(filled_bytes, size_bytes) < size_bytes:
-        try:
-            begin = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # none behind that
-            raise CorruptCheckpointError(
-                f"{path} has {size_bytes:,} bytes, of which all but {filled_bytes:,} were never written (holes): has "
-                f"its download not ended? If it is what it should be, {MEMORY_VARIABLE} in the environment allows more "
-                "bytes"
-            ) from None
-        at = os.lseek(descriptor, begin, os.SEEK_HOLE)
-        filled_bytes += at - begin
-    os.lseek(descriptor, 0, os.SEEK_SET)
-
-
 def _copy(path: str, copy: str) -> None:
     with open_regular(path) as source:
+        check_filled([measured_bytes(source)], path)
         ensure_room(os.path.dirname(copy), os.fstat(source.fileno()).st_size)
         with open(copy, "xb") as target:
             shutil.copyfileobj(source, target, _COPY_BYTES)

@@ -26,9 +26,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError, StorageUnavailableError
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError, StorageUnavailableError, UsageError
 from ckptflow.interop.untrusted import confine
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
+from ckptflow.state.limits import VariablesRefusedError
 from ckptflow.storage.faults import from_os_error
 
 logger = logging.getLogger("ckptflow")
@@ -56,7 +57,8 @@ _ran_out = False
 
 class _Reply(msgspec.Struct, frozen=True):
     """How it went: read to the end; damaged, in these words; out of memory; failed, by an error of this name; or an
-    error of ours that says what it needs ("told"), which is found again."""
+    error of ours that says what it needs ("told"), which is found again; or refused, in these words, as variables
+    would take too much, which nobody is to try again."""
 
     outcome: str
     text: str = ""
@@ -69,15 +71,18 @@ def check(
     *,
     what: str = "",
     size_bytes: int | None = None,
+    memory_bytes: int | None = None,
     scratch_bytes: int = 0,
     imports: Sequence[str] = (),
     arguments: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises `CorruptCheckpointError` where a process in which `function` ("module:name") reads `path` dies of it,
-    finds damage, or takes more memory or time than is in proportion to `files`.
+    finds damage, or takes more memory or time than is in proportion to `files`; `UsageError` where it would make
+    variables that do.
 
     Once for the files as they are: the answer is remembered, for `what` that function does with them. `size_bytes`:
-    what they are measured by, where that is not their own length. `scratch_bytes`: how long the temporary files are
+    what they are measured by, where that is not their own length. `memory_bytes`: what it may take, where that is not
+    what `parser_bytes` says. `scratch_bytes`: how long the temporary files are
     that it may write. `imports` are imported before, without limits; they are the user's. `arguments` go to the
     function by name. Inside of a probe nothing is done. Where a Python of one's own cannot be had at all, or does not
     come so far that it would read `path`, the files pass, and that is logged. Raises a `StorageError` where this
@@ -88,7 +93,8 @@ def check(
     if _is_probe or not keys or sys.platform != "linux" or not sys.executable or all(key in _passed for key in keys):
         return
     size_bytes = sum(each[2] for _, each in keys) if size_bytes is None else size_bytes
-    memory_bytes, time_s = parser_bytes(size_bytes), parser_s(size_bytes)
+    memory_bytes = parser_bytes(size_bytes) if memory_bytes is None else memory_bytes
+    time_s = parser_s(size_bytes)
     try:
         with _scratch(scratch_bytes) as scratch:
             request = {
@@ -107,6 +113,8 @@ def check(
         raise from_os_error(error, "start a process that reads it first", path) from error
     if reply is not None and reply.outcome == "damaged":
         raise CorruptCheckpointError(reply.text)
+    if reply is not None and reply.outcome == "refused":
+        raise UsageError(reply.text)
     if reply is None or reply.outcome == "memory":
         why, variable = _why(reply, code, memory_bytes, time_s)
         raise CorruptCheckpointError(
@@ -270,6 +278,8 @@ def _outcome(function: Any, path: str, arguments: Mapping[str, Any]) -> _Reply:
     try:
         function(path, **arguments)
     except BaseException as error:
+        if isinstance(error, VariablesRefusedError):
+            return _Reply("refused", str(error)[: _MAX_REPLY_BYTES // 8])
         chain = _chain(error)
         if any(_is_of_memory(type(each), each) for each in chain):
             return _Reply("memory")
