@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ckptflow.commit import beginning as beginning_module
 from ckptflow.commit import catalog as catalog_module
 from ckptflow.commit import choosing as choosing_module
 from ckptflow.commit import coordinator as coordinator_module
@@ -110,7 +111,8 @@ def acknowledged_before_the_fence_check(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_writer_id(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lineage_module, "new_writer_id", lambda: "0" * 32)
+    for module in (lineage_module, beginning_module):
+        patch.setattr(module, "new_writer_id", lambda: "0" * 32)
 
 
 def claim_not_create_only(patch: pytest.MonkeyPatch) -> None:
