@@ -19,6 +19,7 @@ from fsspec.dircache import DirCache
 from ckptflow.errors import UsageError
 from ckptflow.storage import redaction
 from ckptflow.storage.aws_sessions import asynchronous_session
+from ckptflow.storage.faults import from_client_error
 from ckptflow.storage.replies import RANGE, StrangeReplyError, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
 from ckptflow.storage.throttling import MOST_AT_ONCE
@@ -114,7 +115,10 @@ def open_file_system(
         file_system.retries = 1
         if file_system.session is None:
             http_session = _s3_session(connect_s)
-            file_system.session = asynchronous_session(file_system.kwargs, http_session, stall_timeout_s)
+            try:
+                file_system.session = asynchronous_session(file_system.kwargs, http_session, stall_timeout_s)
+            except TypeError as error:  # s3fs hands on what it does not know itself
+                raise from_client_error(error, "open", redaction.redact_url(url), options=file_system.kwargs) from error
         if past_caches:
             for verb in ("GetObject", "ListObjectsV2", "HeadObject"):
                 _on_s3_event(file_system, path.partition("/")[0], f"before-send.s3.{verb}", _ask_past_caches)

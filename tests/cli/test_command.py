@@ -184,6 +184,14 @@ def test_an_option_that_the_storage_does_not_know(runner: Runner, option: str) -
     assert ran.err.startswith("ckptflow: s3://bucket/run: unknown storage option 'foo'; check")
 
 
+def test_one_that_it_does_not_know_without_credentials(runner: Runner) -> None:
+    """Then s3fs is asked, whose session finds it out."""
+    ran = runner("ls", "s3://bucket/run", "-o", "client=fsspec", "-o", "foo=planted")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("ckptflow: s3://bucket/run: unknown storage option 'foo'; check")
+    assert "planted" not in ran.err
+
+
 @pytest.mark.parametrize("client", [[], ["-o", "client=fsspec"]])
 @pytest.mark.parametrize("option", ["foo=planted", "client_kwargs.endpoint_url=planted"])
 def test_an_option_that_gcs_does_not_know(runner: Runner, client: list[str], option: str) -> None:
