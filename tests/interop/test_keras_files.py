@@ -236,7 +236,7 @@ def test_weights_that_do_not_fit_are_all_listed(
     for write in (keras_files.write_keras, keras_files.write_h5, keras_files.write_weights):
         with pytest.raises(UsageError, match="call it once"):
             write(str(tmp_path / "unbuilt"), unbuilt, ORIGIN)
-    with pytest.raises(UnsupportedStateError, match="no Keras model"):
+    with pytest.raises(UnsupportedStateError, match="not a Keras model"):
         keras_files.write_keras(str(tmp_path / "module"), tf.Module(), ORIGIN)
     with pytest.raises(UsageError, match="call it once"):
         keras_weights.load_weights(str(paths["weights"]), unbuilt)
