@@ -184,6 +184,7 @@ def virtual_time(kernel: Kernel, seed: int) -> Iterator[None]:
     clock = SimpleNamespace(monotonic=kernel.monotonic, sleep=kernel.sleep)
     chance = random.Random(seed)
     lineage, assembly = _module("ckptflow.commit.lineage"), _module("ckptflow.commit.assembly")
+    beginning = _module("ckptflow.commit.beginning")
 
     def draw_id() -> str:
         return f"{chance.getrandbits(124):032x}"
@@ -193,7 +194,7 @@ def virtual_time(kernel: Kernel, seed: int) -> Iterator[None]:
         *(mock.patch.object(_module(name), "at_once", kernel.at_once) for name in _THREADS),
         *(mock.patch.object(_module(name), "awake_s", kernel.monotonic) for name in _AWAKE),
         *(mock.patch.object(module, "now_text", return_value=_A_TIME) for module in (lineage, assembly)),
-        mock.patch.object(lineage, "new_writer_id", draw_id),
+        *(mock.patch.object(module, "new_writer_id", draw_id) for module in (lineage, beginning)),
         mock.patch.object(lineage, "os", SimpleNamespace(getpid=lambda: 1)),
         mock.patch.object(lineage, "socket", SimpleNamespace(gethostname=lambda: "host")),
         mock.patch.object(_module("ckptflow.commit.together"), "socket", SimpleNamespace(gethostname=lambda: "host")),

@@ -54,7 +54,8 @@ def test_of_many_workers_some_are_real_and_a_round_is_as_long(monkeypatch: pytes
     some = simulate(replace(JOB, workers=40)).start
     monkeypatch.setattr("benchmarks.scale.job.MOST_REAL", 64)
     every = simulate(replace(JOB, workers=40)).start
-    assert (some.rounds, some.message_bytes) == (every.rounds, every.message_bytes)
+    assert some.rounds == every.rounds
+    assert some.message_bytes == pytest.approx(every.message_bytes, rel=0.001)  # ids that are drawn, packed
     assert some.decided_s == pytest.approx(every.decided_s, rel=0.2)
 
 
