@@ -255,7 +255,7 @@ def test_the_longest_names_and_shapes_fit_the_smallest_shards() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="at least"):
         plan_shards([], worker=0, world_size=1, shard_bytes=MIN_SHARD_BYTES - 1)
-    with pytest.raises(ValueError, match="no worker 2"):
+    with pytest.raises(ValueError, match="worker 2 does not exist"):
         plan_shards([], worker=2, world_size=2, shard_bytes=MIN_SHARD_BYTES)
 
 
