@@ -196,9 +196,11 @@ def test_pinning_again_takes_no_pin_back_by_one_wrong_answer(wrong: str) -> None
     faulty = FaultyStore(store)
 
     def goes_wrong(verb: str, key: str) -> None:  # from here on, once
-        if key.startswith("pins/") and wrong == "a listing":
+        if verb != "create" or not key.startswith("pins/"):
+            return
+        if wrong == "a listing":
             store.lacks = lacks
-        elif key.startswith("pins/"):
+        else:
             faulty.fail("get", ObjectNotFoundError("404"), key="manifest.json")
 
     store.hook = goes_wrong
