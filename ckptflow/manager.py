@@ -252,7 +252,7 @@ class CheckpointManager:
         Raises:
             CheckpointNotFoundError: there is none of that step; the message names the steps there are.
             CorruptCheckpointError: it is damaged; no other is taken in its place.
-            And what `restore_latest` raises.
+            CkptflowError: what `restore_latest` raises, too.
         """
         return self._restore(step, partial, rename, claims=False)
 
@@ -272,7 +272,7 @@ class CheckpointManager:
             CheckpointNotFoundError: there is none of that step; the message names the steps there are.
             CorruptCheckpointError: it is damaged; no other is taken in its place.
             SaveFailedError: it was restored, and could not be saved again.
-            And what `restore_latest` raises.
+            CkptflowError: what `restore_latest` raises, too.
         """
         return self._restore(step, partial, rename, claims=True)
 

@@ -128,15 +128,9 @@ class FsspecStore(RemoteStore):
         fs = self._fs  # and no other one before the body is read
         bucket, _, name = path.partition("/")
         reply = fs.call_s3("get_object", Bucket=bucket, Key=name, Range=f"bytes={start}-{start + len(into) - 1}")
-        about, size_bytes = reply["ResponseMetadata"], reply.get("ContentLength", -1)
-        try:
-            check_range(about["HTTPStatusCode"], about["HTTPHeaders"], size_bytes, start, len(into))
-        except StrangeReplyError:
-            reply["Body"].close()
-            raise
-        count: int = fsspec.asyn.sync(fs.loop, _read_body, reply["Body"], into)
-        if count != size_bytes:
-            raise StrangeReplyError(f"{size_bytes:,} bytes were announced, and {count:,} came")
+        count: int = fsspec.asyn.sync(fs.loop, _read_reply, reply, into, start)
+        if count != reply["ContentLength"]:
+            raise StrangeReplyError(f"{reply['ContentLength']:,} bytes were announced, and {count:,} came")
         return count
 
     # ---- writing
@@ -325,10 +319,14 @@ def _finds_by_itself(kind: type) -> bool:
     return getattr(kind, "find", None) is not AbstractFileSystem.find or own is not AsyncFileSystem._find
 
 
-async def _read_body(body: Any, into: memoryview) -> int:
-    """Reads aiobotocore's body to its end; the count is one too many where `into` does not hold it."""
-    count = 0
+async def _read_reply(reply: Any, into: memoryview, start: int) -> int:
+    """Reads aiobotocore's reply to its end; the count is one too many where `into` does not hold it.
+
+    The body is closed here, in its loop: closed by another thread, its connection stays open until the loop wakes.
+    """
+    body, about, count = reply["Body"], reply["ResponseMetadata"], 0
     try:
+        check_range(about["HTTPStatusCode"], about["HTTPHeaders"], reply.get("ContentLength", -1), start, len(into))
         while count < into.nbytes:
             read = await body.readinto(into[count:])
             if not read:

@@ -39,7 +39,7 @@ def lose_one() -> None:
         for part in variable.variables:
             part.assign_add(tf.ones_like(part))
         manager.save(2).result()
-        assert manager.restore(1).step == 1
+        assert manager.rollback(1).step == 1
         np.testing.assert_array_equal(tf.convert_to_tensor(variable).numpy(), np.arange(3_000_000, dtype=np.float32))
         print("ready to lose one", flush=True)
         while not KILLED.exists():

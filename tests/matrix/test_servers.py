@@ -25,6 +25,6 @@ def test_a_server_that_dies_is_named_and_nothing_saved_is_lost(tmp_path: Path) -
         output = workers[0].output()
     assert "raised the state cannot be read, and nothing was saved now: /job:ps/replica:0/task:1 that" in output
     assert re.search(r"raised v cannot be restored: (a parameter server|/job:ps/replica:0/task:1) that holds", output)
-    assert {checkpoint.step for checkpoint in ckptflow.list_checkpoints(root)} == {1}  # twice: a rollback saves again
+    assert {checkpoint.step for checkpoint in ckptflow.list_checkpoints(root)} == {1}  # twice: by the rollback
     with ckptflow.open_checkpoint(root) as checkpoint:
         np.testing.assert_array_equal(checkpoint["v"], np.arange(3_000_000, dtype=np.float32))

@@ -29,7 +29,7 @@ LOCAL_S, REMOTE_S = 0.003, 0.03  # of a request: an fsync of a small file, a rou
 
 @dataclass
 class Clock:
-    """Stands for the module `time` in the coordinator."""
+    """Stands for the module `time`, and for `awake_s`, in a commit."""
 
     now_s: float = 0.0
     events: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
@@ -96,6 +96,8 @@ def commit(reports_s: list[float], *, is_object_store: bool, prune: bool = True)
     clock.events = [(at_s, report(worker)) for worker, at_s in enumerate(reports_s, start=1)]
     with pytest.MonkeyPatch.context() as patch:
         for module in (coordinator_module, lineage_module, receipts_module):
+            patch.setattr(module, "awake_s", clock.monotonic)
+        for module in (lineage_module, receipts_module):
             patch.setattr(module, "time", clock)
         coordinator.commit(Draft(FOLDER, world_size, draft.tensors), receipt, prune=prune)
     return Run(clock.now_s, max(reports_s), clock, calls)

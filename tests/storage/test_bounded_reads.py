@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import aiohttp
 import pytest
 
 from ckptflow.errors import StorageUnavailableError
@@ -120,6 +121,14 @@ def endless(status: int) -> Iterator[tuple[str, list[bool]]]:
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_reply_that_does_not_end(scheme: str, verb: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ckptflow.storage.clients._MOST_REPLY_BYTES", MOST_BYTES)
+    closed_by: set[str] = set()
+    close = aiohttp.ClientResponse.close
+
+    def close_and_tell(reply: aiohttp.ClientResponse) -> None:
+        closed_by.add(threading.current_thread().name)
+        close(reply)
+
+    monkeypatch.setattr(aiohttp.ClientResponse, "close", close_and_tell)
     with endless(status) as (endpoint, hung_up):
         options = {"client": "fsspec", "endpoint_url": endpoint, "stall_timeout_s": None}
         options |= {"token": "anon"} if scheme == "gs" else {"key": "k", "secret": "s"}
@@ -130,3 +139,4 @@ def test_a_reply_that_does_not_end(scheme: str, verb: str, status: int, monkeypa
         store.close()
     assert all(hung_up)
     assert hung_up
+    assert closed_by == {"fsspecIO"}  # its loop: closed by another thread, a connection is open until the loop wakes
