@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, SupportsIndex
 
 
@@ -134,23 +134,49 @@ class EverySeconds:
         self._batches, self._to_go = 0, 1
 
 
+class Several:
+    """When any of several rules says so; each of them counts all batches, epochs and saves."""
+
+    def __init__(self, rules: Sequence[Cadence]) -> None:
+        self._rules = rules
+
+    def begin(self, step: int, epoch: int) -> None:
+        for rule in self._rules:
+            rule.begin(step, epoch)
+
+    def after_batches(self, count: int, step_now: Callable[[], int]) -> bool:
+        due = [rule.after_batches(count, step_now) for rule in self._rules]  # all are told
+        return any(due)
+
+    def after_epoch(self, epoch: int) -> bool:
+        due = [rule.after_epoch(epoch) for rule in self._rules]
+        return any(due)
+
+    def saved(self, step: int, epoch: int) -> None:
+        for rule in self._rules:
+            rule.saved(step, epoch)
+
+
 def choose(
     every_steps: SupportsIndex | None,
     every_epochs: SupportsIndex | None,
     every_seconds: float | None,
     chief_says: Callable[[Callable[[], int]], int],
 ) -> Cadence:
-    """The one rule that was asked for; `chief_says` gives all workers what a function returns on the chief.
+    """The rules that were asked for; `chief_says` gives all workers what a function returns on the chief.
 
-    Raises ValueError for none, several, or a period that is none.
+    Raises ValueError for none, or a period that is none.
     """
-    if sum(period is not None for period in (every_steps, every_epochs, every_seconds)) != 1:
-        raise ValueError("give one of every_steps, every_epochs and every_seconds")
+    rules: list[Cadence] = []
     if every_steps is not None:
-        return EverySteps(every_steps)
+        rules.append(EverySteps(every_steps))
     if every_epochs is not None:
-        return EveryEpochs(every_epochs)
-    return EverySeconds(every_seconds or 0.0, chief_says)
+        rules.append(EveryEpochs(every_epochs))
+    if every_seconds is not None:
+        rules.append(EverySeconds(every_seconds, chief_says))
+    if not rules:
+        raise ValueError("give every_steps, every_epochs or every_seconds, or more than one of them")
+    return Several(rules)
 
 
 def _check_count(name: str, period: SupportsIndex) -> int:

@@ -27,6 +27,8 @@ logger = logging.getLogger("ckptflow")
 _Logs = Mapping[str, Any] | None
 
 _NO_FIT = "CheckpointCallback: no fit has begun; its methods are called by fit"
+_NO_METRIC = "Correct the name; a metric of validation needs validation_data= in fit, and validation_freq=1"
+_NO_METRIC_YET = "Correct the name; metrics of validation are known at the end of an epoch: give every_epochs as well"
 _MANY_BATCHES = 100  # more than mixed precision skips at its start, or gradients are accumulated over
 
 
@@ -59,14 +61,16 @@ class CheckpointCallback:
         manager: a `CheckpointManager` with the model in its state; or a URL, as a manager takes it.
         every_steps: saves at the first batch end at or after each multiple of so many steps.
         every_epochs: saves at the end of each so-many-th epoch, validation included.
-        every_seconds: saves when so much time has passed since the last save, by the first worker's clock.
+        every_seconds: saves when so much time has passed since the last save, by the first worker's clock. At least one
+            of the three is given, and any two or all can be: with `every_steps=500, every_epochs=1` little is lost in a
+            crash, and a checkpoint of each epoch has the metrics of validation, for `KeepBest`.
         watcher: a `PreemptionWatcher`, which is asked after each batch, of validation, too, and each epoch. Not with a
             URL: it needs a manager of your own, like any argument of the manager that is not among these.
         keep: with a URL, what `CheckpointManager` takes; default: the newest 5.
         storage_options: with a URL, what `CheckpointManager` takes.
 
     Raises:
-        ValueError: not exactly one of the `every_…` was given, or it is not above 0; or `watcher` was given with a URL,
+        ValueError: none of the `every_…` was given, or one is not above 0; or `watcher` was given with a URL,
             `keep` or `storage_options` with a manager.
         UsageError: the manager was opened with `read_only=True`, or `fit` cannot run under its strategy. Out of `fit`:
             with a URL, another model than that of the first `fit`, or one that was fitted with another callback of
@@ -88,6 +92,7 @@ class CheckpointCallback:
     ) -> None:
         self._cadence = choose(every_steps, every_epochs, every_seconds, self._chief_reads_clock)
         every = {"every_steps": every_steps, "every_epochs": every_epochs, "every_seconds": every_seconds}
+        self._saves_epochs = every_epochs is not None
         self._every = ", ".join(f"{name}={period}" for name, period in every.items() if period is not None)
         self._watcher = watcher
         self._of: CheckpointManager | OwnManager
@@ -230,7 +235,7 @@ class CheckpointCallback:
             )
         metrics = finite_metrics(logs)
         if self._cadence.after_epoch(epoch + 1):
-            self._save(metrics)
+            self._save(metrics, has_all=True)
         if self._watcher is not None:
             self._watcher.check(self._step(), metrics)
 
@@ -326,17 +331,18 @@ class CheckpointCallback:
 
     # Saving
 
-    def _save(self, metrics: dict[str, float]) -> None:
+    def _save(self, metrics: dict[str, float], *, has_all: bool = False) -> None:
+        """`has_all`: an epoch has ended, so that the metrics of validation are among `metrics`."""
         _, state = self._running()
         step = self._step()
         for policy in self._session.policies:
-            if isinstance(policy, KeepBest) and policy.metric not in metrics:
+            if isinstance(policy, KeepBest) and policy.metric not in metrics and (has_all or not self._saves_epochs):
                 self._warn_once(
-                    "KeepBest(%r): the checkpoint of step %d has no such metric and so is never a best one; it has %s. "
-                    "What validation finds is known at the end of an epoch alone: every_epochs",
+                    "KeepBest(%r): the checkpoint of step %d has no such metric and is never a best one; it has %s. %s",
                     policy.metric,
                     step,
                     ", ".join(metrics) or "none",
+                    _NO_METRIC if has_all else _NO_METRIC_YET,
                 )
         self._manager.save(step, metrics=metrics)
         self._saved = (step, state.position)
@@ -361,7 +367,7 @@ class CheckpointCallback:
             return
         state.move(replace(state.now, over=True))
         if changed:
-            self._save(finite_metrics(logs) if logs else state.restored_metrics(self._session))
+            self._save(finite_metrics(logs) if logs else state.restored_metrics(self._session), has_all=True)
 
     @property
     def _manager(self) -> CheckpointManager:
@@ -390,7 +396,8 @@ class CheckpointCallback:
         if self._first_step < self._session.last_step:
             raise UsageError(
                 f"the optimizer of the model that is fitted is at step {self._first_step}, the manager at step "
-                f"{self._session.last_step}, and steps do not fall: models with a count of their own need a manager "
+                f"{self._session.last_step}, and steps must not decrease: models with a count of their own need a "
+                "manager "
                 "each, with a root each"
             )
 

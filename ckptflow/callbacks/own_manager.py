@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptflow.callbacks.checks import check_manager
 from ckptflow.commit.retention import Policy
-from ckptflow.errors import UsageError
+from ckptflow.errors import StateMismatchError, UsageError
 from ckptflow.job.arguments import DEFAULT_KEEP, check_policies
 from ckptflow.manager import CheckpointManager
 from ckptflow.reading import run_url
@@ -20,6 +20,13 @@ from ckptflow.storage.opening import open_store
 from ckptflow.storage.redaction import redact_url
 
 logger = logging.getLogger("ckptflow")
+
+
+_HOW_TO_TAKE_WHAT_FITS = (
+    "This CheckpointCallback was given a URL, and restores all or nothing. To take what fits, make a CheckpointManager, "
+    "call its restore_latest(partial=True) or (rename=...) before fit, and give the callback that manager; or give a "
+    "URL of its own to a model that has changed"
+)
 
 
 @dataclass
@@ -81,7 +88,11 @@ class OwnManager:
             before = _fits.get(session.store.url)
             if before is not None:
                 self._check_follows(before, model)
-            yield
+            try:
+                yield
+            except StateMismatchError as error:
+                error.add_note(_HOW_TO_TAKE_WHAT_FITS)
+                raise
             if before is not None and before.model() is not model and session.start and session.start.restored:
                 text = "%r: this process has fitted another model to this root, and this model goes on from its step %d"
                 logger.warning(text, self, session.start.restored.folder.step)

@@ -23,7 +23,9 @@ def read_size(text: str, option: str) -> int:
 
 
 def read_rate(text: str, option: str) -> int:
-    """Bytes per second, from the same with or without `/s`. Raises ValueError."""
+    """Bytes per second, from the same with or without `/s`; with its unit, since 100 may be meant as megabytes. Raises
+    ValueError."""
+    _check_unit(text, option, f"{text.strip().removesuffix('/s')}MB/s")
     try:
         return read_size(text.strip().removesuffix("/s"), option)
     except ValueError as error:
@@ -34,6 +36,7 @@ def read_rate(text: str, option: str) -> int:
 
 def read_part(text: str, option: str) -> float | int:
     """A part of all bytes, above 0 and up to 1, as a float from `5%`; else a number of bytes. Raises ValueError."""
+    _check_unit(text, option, f"{text.strip()}%")
     match = _PERCENT.fullmatch(text.strip())
     if match is None:
         try:
@@ -46,6 +49,12 @@ def read_part(text: str, option: str) -> float | int:
     if not 0 < part <= 1:
         raise ValueError(f"{option} {text!r} is not above 0% and at most 100%")
     return part
+
+
+def _check_unit(text: str, option: str, likely: str) -> None:
+    number = text.strip().removesuffix("/s")
+    if number.replace(".", "", 1).isdecimal():
+        raise ValueError(f"{option} {text!r} has no unit: write {likely}, or {number}B if bytes are meant")
 
 
 def percentage(part: float) -> str:

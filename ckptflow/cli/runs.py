@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ckptflow.overview import Row
     from ckptflow.storage.store import Entry
 
-LEVELS = 2  # PREFIX/RUN and PREFIX/EXPERIMENT/RUN
 MAX_RUNS = 1_000
 _READERS = 8  # runs read at once
 _NAMES_SHOWN = 5
@@ -51,31 +50,18 @@ class RunSummary:
 def runs_in(entries: Collection[Entry]) -> dict[str, list[Entry]]:
     """The files of each run, by its path below the prefix that was listed, with keys below the run's root. Pure.
 
-    The path "" is the prefix itself. A run is what holds a checkpoint's folder, or a claim.
+    The path "" is the prefix itself.
     """
+    from ckptflow.commit.listing import run_places
     from ckptflow.storage.store import Entry
 
-    runs = {path for entry in entries for path, _, is_of_run in _places(entry.key) if is_of_run}
+    runs = {path for entry in entries for path, _, is_of_run in run_places(entry.key) if is_of_run}
     below: dict[str, list[Entry]] = {path: [] for path in sorted(runs)}
     for entry in entries:  # what is in no run, as a data set beside them, is not copied
-        for path, key, _ in _places(entry.key):
+        for path, key, _ in run_places(entry.key):
             if path in below:
                 below[path].append(Entry(key, entry.size_bytes, entry.version))
     return below
-
-
-def _places(key: str) -> Iterator[tuple[str, str, bool]]:
-    """Each path that the file may be of the run at, its key there, and whether it shows that there is a run; down to
-    the first that does."""
-    from ckptflow.format.layout import parse_claim_key, parse_folder
-
-    parts = key.split("/")
-    for depth in range(min(LEVELS, len(parts) - 2) + 1):
-        path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
-        is_of_run = parse_folder(parts[depth]) is not None or parse_claim_key(rest) is not None
-        yield path, rest, is_of_run
-        if is_of_run:
-            return
 
 
 def links_in(url: str) -> list[str]:

@@ -16,11 +16,11 @@ from ckptflow.commit.catalog import (
     Summary,
     Unreadable,
     count_root,
-    list_root,
     read_manifest,
     summarize,
 )
 from ckptflow.commit.lineage import find_run_id
+from ckptflow.commit.listing import list_run
 from ckptflow.errors import CheckpointGoneError, CheckpointNotFoundError, CommitTimeoutError, ObjectNotFoundError
 from ckptflow.format.layout import Folder
 from ckptflow.format.words import some_of
@@ -38,7 +38,7 @@ def read_counting(store: Store, summaries: Summaries, first: Listing | None = No
     given = [first] if first is not None else []
 
     def list_it() -> Listing:
-        return given.pop() if given else list_root(store)
+        return given.pop() if given else list_run(store)
 
     return count_root(list_it, lambda listing: find_run_id(store, listing, summaries), summaries)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from ckptflow.errors import CheckpointNotFoundError
 from ckptflow.format.layout import (
     LINEAGE_PREFIX,
     MANIFEST_NAME,
@@ -16,7 +17,10 @@ from ckptflow.format.layout import (
     parse_pin_name_key,
     parse_tag,
 )
+from ckptflow.format.words import some_of
 from ckptflow.storage.store import Entry, Store
+
+RUN_LEVELS = 2  # of runs below a URL: URL/RUN and URL/EXPERIMENT/RUN
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Listing:
     """One listing of a root: folders with the size of each file, the claims' numbers, the pinned folders.
 
     `versions`, of files in folders, where the storage shows them: two of one version are one file, with two names.
-    `pin_names`, of pinned folders, are for people.
+    `pin_names`, of pinned folders, are for people. `runs_below` are the paths of other roots, further down.
     """
 
     folders: Mapping[Folder, Mapping[str, int]]
@@ -32,6 +36,7 @@ class Listing:
     pins: frozenset[Folder]
     versions: Mapping[Folder, Mapping[str, str]] = field(default_factory=dict)
     pin_names: Mapping[Folder, tuple[str, ...]] = field(default_factory=dict)
+    runs_below: tuple[str, ...] = ()
 
     def only(self, folders: Iterable[Folder]) -> Listing:
         """The same listing as if nothing but these folders were there."""
@@ -61,12 +66,36 @@ def list_root(store: Store) -> Listing:
     return sort_out(store.list())
 
 
+def list_run(store: Store) -> Listing:
+    """The same of a root that is to be looked at. Raises `CheckpointNotFoundError` where it is none, and runs are below
+    it: a folder or bucket that holds several."""
+    listing = list_root(store)
+    if listing.runs_below and not (listing.folders or listing.claims):
+        raise CheckpointNotFoundError(
+            f"{store.url}: this is no run, and has runs below it: {some_of(listing.runs_below, 5)}. Give the URL of one"
+        )
+    return listing
+
+
+def run_places(key: str) -> Iterator[tuple[str, str, bool]]:
+    """Each path that the file at `key` may be of the run at, its key there, and whether it shows that there is a run;
+    down to the first that does. A run is what holds a checkpoint's folder, or a claim. Pure."""
+    parts = key.split("/")
+    for depth in range(min(RUN_LEVELS, len(parts) - 2) + 1):
+        path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
+        is_of_run = parse_folder(parts[depth]) is not None or parse_claim_key(rest) is not None
+        yield path, rest, is_of_run
+        if is_of_run:
+            return
+
+
 def sort_out(entries: Iterable[Entry]) -> Listing:
     """What the files of a root are; names that are not ours are passed over. Pure."""
     folders: dict[Folder, dict[str, int]] = {}
     versions: dict[Folder, dict[str, str]] = {}
     claims: list[int] = []
     pins: list[str] = []
+    runs_below: set[str] = set()
     for entry in entries:
         head, _, rest = entry.key.partition("/")
         folder = parse_folder(head) if rest else None
@@ -78,8 +107,10 @@ def sort_out(entries: Iterable[Entry]) -> Listing:
             claims.append(number)
         elif entry.key.startswith(PINS_PREFIX):
             pins.append(entry.key)
+        else:
+            runs_below.update(path for path, _, is_of_run in run_places(entry.key) if is_of_run)
     pin_names = names_of_pins(pins)
-    return Listing(folders, tuple(claims), frozenset(pin_names), versions, pin_names)
+    return Listing(folders, tuple(claims), frozenset(pin_names), versions, pin_names, tuple(sorted(runs_below)))
 
 
 def names_of_pins(keys: Iterable[str]) -> dict[Folder, tuple[str, ...]]:

@@ -25,6 +25,7 @@ from ckptflow.commit.catalog import (
 )
 from ckptflow.commit.freed import freed_bytes
 from ckptflow.commit.lineage import find_run_id
+from ckptflow.commit.listing import list_run
 from ckptflow.commit.retention import KeepBest, Policy, reasons_to_keep
 from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, UnknownVersionError, UsageError
 from ckptflow.format.layout import MANIFEST_NAME, Folder, claim_key, parse_shard_name
@@ -301,7 +302,7 @@ def plan_by_hand(
 
     `even_if_starting`: somebody says that no job is starting or running here, which no storage can tell.
     """
-    listing = list_root(store)
+    listing = list_run(store)
     claims = list_claims(store)  # listed last, as in an incarnation's own fence check
     found = summaries.read_there(listing)
     listing = listing.without(set(listing.committed) - set(found))  # a job may have deleted them meanwhile

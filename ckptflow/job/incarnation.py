@@ -55,7 +55,7 @@ class Asked:
 
 
 class Incarnation:
-    """What `start` began. `last_step` is the newest that it restored or saved; steps do not fall below it."""
+    """What `start` began. `last_step` is the newest that it restored or saved; steps must not decrease below it."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Incarnation:
         step, watch = asked.step, asked.watch
         saver = self._saver
         for earlier in [each for each in self._calls if each < step]:
-            del self._calls[earlier]  # steps do not fall: it is never saved again in this run attempt
+            del self._calls[earlier]  # steps must not decrease: it is never saved again in this run attempt
         self._calls[step] += 1  # for good: a save that could not be handed over may be queued all the same, and run
         folder = Folder(step, saver.held.number, self._calls[step])
         blocked_s = watch.elapsed_s()

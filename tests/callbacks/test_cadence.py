@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ckptflow.callbacks.cadence import EveryEpochs, EverySeconds, EverySteps, choose, crosses
 
@@ -136,8 +138,8 @@ def test_every_seconds_by_the_first_worker_alone(seconds_per_batch: Callable[[in
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((None, None, None), "one of every_steps"),
-        ((1, 1, None), "one of every_steps"),
+        ((None, None, None), "give every_steps, every_epochs or every_seconds"),
+        ((1, 0, None), "every_epochs is a whole number above 0, not 0"),
         ((0, None, None), "every_steps is a whole number above 0, not 0"),
         ((True, None, None), "every_steps is a whole number"),
         ((1.5, None, None), "every_steps is a whole number"),
@@ -150,3 +152,26 @@ def test_every_seconds_by_the_first_worker_alone(seconds_per_batch: Callable[[in
 def test_what_is_no_period_is_refused(given: tuple[Any, Any, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose(*given, lambda passed_ms: passed_ms())
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=40), st.integers(1, 9), st.integers(1, 3))
+def test_several_rules_save_when_one_of_them_would(turns: list[tuple[int, bool]], steps: int, epochs: int) -> None:
+    """Batches, some of which end an epoch: saved where a multiple is crossed, and where an epoch is due."""
+    rule = choose(steps, epochs, None, lambda passed_ms: passed_ms())
+    step = epoch = last = last_epoch = 0
+    rule.begin(0, 0)
+    for count, ends_epoch in turns:
+        step += count
+        is_due = rule.after_batches(count, lambda: step)  # noqa: B023 - asked at once
+        assert is_due == crosses(last, step, steps)
+        if is_due:
+            rule.saved(step, epoch)
+            last = step
+        if ends_epoch:
+            epoch += 1
+            is_due = rule.after_epoch(epoch)
+            assert is_due == crosses(last_epoch, epoch, epochs)
+            last_epoch = epoch
+            if is_due:
+                rule.saved(step, epoch)
+                last = step

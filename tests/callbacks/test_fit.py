@@ -113,6 +113,24 @@ def test_a_metric_that_no_save_has_is_said_once(keras: Any, tmp_path: Path, capl
         job.manager.session.policies = (KeepBest("val_loss"), KeepLast(1))
         job.fit(epochs=1)
     assert caplog.text.count("KeepBest('val_loss'): the checkpoint of step 4 has no such metric") == 1
+    assert "give every_epochs as well" in caplog.text
+
+
+@KERAS3
+def test_steps_for_safety_and_epochs_for_the_best(keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Job(keras, tmp_path) as job:
+        job.manager.session.policies = (KeepBest("val_loss"), KeepLast(3))
+        history = job.fit(every={"every_steps": 4, "every_epochs": 1}, epochs=4, validation_data=arrays())
+        losses = history.history["val_loss"]
+        best = (losses.index(min(losses)) + 1) * BATCHES
+        found = {checkpoint.step: checkpoint.metrics for checkpoint in job.manager.checkpoints()}
+        assert found[best]["val_loss"] == min(losses)
+        assert sorted({best, *found}) == sorted({best, 36, 40, 44})
+        job.manager.session.policies = (KeepBest("val_los", mode="min"),)
+        assert "has no such metric" not in caplog.text
+        job.fit(every={"every_steps": 4, "every_epochs": 1}, epochs=5, validation_data=arrays())
+    assert caplog.text.count("has no such metric") == 1
+    assert "Correct the name; a metric of validation needs validation_data= in fit" in caplog.text
 
 
 def test_what_is_no_finite_number_is_no_metric(tmp_path: Path) -> None:

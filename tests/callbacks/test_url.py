@@ -300,10 +300,11 @@ def test_a_fit_that_cannot_begin_leaves_nothing_open(keras: Any, tmp_path: Path)
     first.close()
     callback, other = each_epoch(tmp_path), make_model(keras, units=3)
     other.build((None, 4))
-    with pytest.raises(StateMismatchError):
+    with pytest.raises(StateMismatchError) as caught:
         fit(keras, other, callback, 2)
     assert callback.manager is None
     assert fit(keras, make_model(keras), callback, 2) == BATCHES
+    assert "make a CheckpointManager, call its restore_latest(partial=True)" in caught.value.__notes__[0]
 
 
 def test_a_failed_save_is_raised_and_the_fit_is_begun_again(

@@ -39,6 +39,14 @@ def test_the_runs_are_listed(runner: Runner, prefix: str) -> None:
     assert lines[0][-4] == "3"
 
 
+@pytest.mark.parametrize("verb", ["show", "verify", "verify --all", "prune --last 1 --yes", "report", "export"])
+def test_the_other_verbs_name_the_runs(runner: Runner, prefix: str, tmp_path: Path, verb: str) -> None:
+    name, *rest = verb.split()
+    ran = runner(name, prefix, *([f"{tmp_path}/out.keras"] if name == "export" else []), *rest)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"{prefix}: this is no run, and has runs below it: a, b/one, b/two, started. Give the URL of one" in ran.err
+
+
 def test_as_json(runner: Runner, prefix: str) -> None:
     told = runner("ls", prefix, "--json").json
     assert (told["url"], told["left_out"]) == (prefix, 0)

@@ -110,12 +110,12 @@ def test_a_sample_of_all_is_all(runner: Runner, many: str, part: str) -> None:
 
 
 def test_a_size_is_divided_among_the_checkpoints(runner: Runner, many: str) -> None:
-    told = runner("verify", many, "--all", "--sample", f"{10 * SHARD_BYTES}", "--json").json
+    told = runner("verify", many, "--all", "--sample", f"{10 * SHARD_BYTES}B", "--json").json
     for row in told["checkpoints"]:
         assert 4 * SHARD_BYTES < row["read_bytes"] < 7 * SHARD_BYTES
 
 
-@pytest.mark.parametrize("part", ["7.3%", "0.1%", f"{7 * SHARD_BYTES + 13}"])
+@pytest.mark.parametrize("part", ["7.3%", "0.1%", f"{7 * SHARD_BYTES + 13}B"])
 def test_what_is_said_to_draw_the_sample_again_does(runner: Runner, many: str, part: str) -> None:
     first = runner("verify", many, "--all", "--sample", part)
     again = first.out.splitlines()[-1].removeprefix("The same sample again: ").split()
@@ -149,24 +149,27 @@ def test_amounts() -> None:
     assert (read_part("5%", "-x"), read_part("0.5 %", "-x"), read_part("5MB", "-x")) == (0.05, 0.005, 5 * 10**6)
     for text in (
         "",
-        "0",
+        "0B",
         "-1",
         "1e9",
         "inf",
         "nan",
         "MB",
         "1PB",
-        "9" * 40,
-        "9" * 400,
+        "9" * 40 + "B",
+        "9" * 400 + "B",
         "100Mb",
         "7b",
         "1Gib",
         "1 M B",
-        "0.1",
+        "0.1B",
     ):
         with pytest.raises(ValueError, match="-x"):
             read_size(text, "-x")
         with pytest.raises(ValueError, match="bytes per second"):
             read_rate(text, "-x")
+    for read, likely in ((read_rate, "100MB/s"), (read_part, "100%")):
+        with pytest.raises(ValueError, match=f"-x '100' has no unit: write {likely}, or 100B"):
+            read("100", "-x")
     with pytest.raises(ValueError, match="a lower-case b would be bits"):
         read_rate("100Mb/s", "-x")
