@@ -25,7 +25,7 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     """The defaults, unless another setting saves faster than they do by more than the noise.
 
     That is: the interval of its median lies above that of the defaults, and the median is `LEAST_GAIN` times theirs or
-    more. Of several such settings the one that takes the least memory of those that may be as fast as the fastest. Saves
+    more. Of several such settings that may be as fast as the fastest, the one that takes the least memory. Saves
     decide: a job makes thousands of them and restores once. Raises ValueError if the defaults were not measured:
     which of the others was the fastest once says nothing.
     """

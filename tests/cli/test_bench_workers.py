@@ -75,7 +75,7 @@ def test_what_the_raw_client_sends_is_as_real_as_what_ours_sends(
     rounds, setting = BenchRounds(store, 64 * MIB), Setting(1, 16 * MIB + HEADER_ROOM_BYTES)
     for _ in range(2):
         for phase in ("begin", "raw save", "raw restore", "end"):
-            rounds.do(phase, setting)  # type: ignore[arg-type]
+            rounds.do(phase, setting)
     assert len(sent) == 2 * 4
     assert len(set(sent)) == len(sent)
     assert all(data.count(0) < len(data) / 100 for data in sent)
