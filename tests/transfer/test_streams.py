@@ -255,38 +255,6 @@ def test_after_ctrl_c_nothing_that_waits_is_sent() -> None:
     assert all_free(pool)
 
 
-@pytest.mark.parametrize("first", [OSError("the first"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
-def test_after_the_first_error_nothing_that_was_asked_for_is_asked_for_again(first: BaseException) -> None:
-    """What fails for now is tried again for those who wait, and nobody does any more. The first error is raised."""
-    asked: list[str] = []
-    is_asking = threading.Event()
-    turns = Turns(Streams(2, fixed=2))
-
-    def fail(verb: str, key: str) -> None:
-        asked.append(key)
-        is_asking.set()
-        until(lambda: turns.is_stopped, HANG_S)
-        raise StorageUnavailableError("503")
-
-    store = RetryingStore(MemoryStore(hook=fail), first_wait_s=0.001)
-
-    def work(number: int, buffer: Buffer) -> None:
-        if number == 1:
-            turns.transfer(1, lambda: store.get("a", buffer.view))
-        assert is_asking.wait(HANG_S)
-        if isinstance(first, Exception):
-            turns.transfer(1, lambda: failing(first))
-
-    def consume(number: int, buffer: Buffer, result: None) -> None:
-        raise first
-
-    with pytest.raises(type(first)) as raised:
-        run(BufferPool(2 * 2**12, 2**12), 2, work, consume, turns=turns, threads=2)
-    assert raised.value is first
-    assert asked == ["a"]
-    assert all_back(turns.streams)
-
-
 def test_ctrl_c_at_any_line_of_a_pipeline_leaves_no_turn_taken() -> None:
     """The streams are those of the next save, too."""
     streams = Streams(2, fixed=2)
