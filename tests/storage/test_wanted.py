@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from functools import partial
 
@@ -66,19 +67,27 @@ def test_what_fails_is_not_tried_again_for_nobody(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("first", [OSError("the first"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
-def test_after_the_first_error_nothing_that_was_asked_for_is_asked_for_again(first: BaseException) -> None:
-    """What fails for now is tried again for those who wait, and nobody does any more. The first error is raised."""
+@pytest.mark.parametrize("in_a_pause", [False, True])
+def test_after_the_first_error_nothing_that_was_asked_for_is_asked_for_again(
+    first: BaseException, in_a_pause: bool
+) -> None:
+    """What fails for now is tried again for those who wait, and nobody does any more, nor for the pause before that.
+    The first error is raised."""
     asked: list[str] = []
     is_asking = threading.Event()
     turns = Turns(Streams(2, fixed=2))
 
     def fail(verb: str, key: str) -> None:
         asked.append(key)
-        is_asking.set()
-        until(lambda: turns.is_stopped, HANG_S)
+        if not in_a_pause:
+            is_asking.set()
+            until(lambda: turns.is_stopped, HANG_S)
         raise StorageUnavailableError("503")
 
-    store = RetryingStore(MemoryStore(hook=fail), first_wait_s=0.001)
+    wait_s = 10 * HANG_S if in_a_pause else 0.001
+    store = RetryingStore(
+        MemoryStore(hook=fail), first_wait_s=wait_s, max_wait_s=math.inf, tell=lambda event: is_asking.set()
+    )
 
     def fail_with(error: Exception) -> None:
         raise error
