@@ -37,7 +37,7 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     if not better:
         return Recommendation(usual.setting, False, (*_no_better(measured, usual), *_rates(usual)))
     best = max(point.save.bytes_per_s for point in better)
-    good = [point for point in better if (point.save.interval or (0, 0))[1] >= (1 - _EQUAL) * best]
+    good = [point for point in better if _may_reach(point.save, (1 - _EQUAL) * best)]
     chosen = min(good, key=lambda point: (point.setting.memory_bytes, -point.restore.bytes_per_s, point.setting))
     reasons = [
         f"saves at {_rate(chosen.save)}, the defaults at {_rate(usual.save)}: the difference is larger than the noise",
@@ -53,6 +53,10 @@ def is_surely_faster(rates: Rates, usual: Rates) -> bool:
     if ours is None or theirs is None:
         return False
     return ours[0] > theirs[1] and rates.bytes_per_s >= LEAST_GAIN * usual.bytes_per_s
+
+
+def _may_reach(rates: Rates, bytes_per_s: float) -> bool:
+    return rates.interval is not None and rates.interval[1] >= bytes_per_s
 
 
 def _no_better(measured: Sequence[Point], usual: Point) -> tuple[str, ...]:
