@@ -34,8 +34,7 @@ class Order(msgspec.Struct, frozen=True):
     """Each further line to a worker: a phase of a round, and of which setting."""
 
     phase: BenchPhase
-    concurrency: int
-    shard_bytes: int
+    setting: Setting
 
 
 class WorkerReply(msgspec.Struct, frozen=True):
@@ -104,7 +103,7 @@ class WorkerTeam:
             raise
 
     def do(self, phase: BenchPhase, setting: Setting) -> Sequence[Taken]:
-        order = Order(phase, setting.concurrency, setting.shard_bytes)
+        order = Order(phase, setting)
         return [answer.taken or Taken(0.0) for answer in self._ask([order] * len(self.processes))]
 
     def _ask(self, lines: Sequence[msgspec.Struct]) -> list[WorkerReply]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckptflow.job.arguments import DEFAULT_MEMORY_BUDGET_BYTES, DISK_SHARD_BYTES, OBJECT_SHARD_BYTES
+from ckptflow.job.arguments import DEFAULT_MEMORY_BUDGET_BYTES, default_shard_bytes
 
 MIB = 2**20
 TENSOR_BYTES = 16 * MIB
@@ -22,14 +22,18 @@ def whole_tensors(size_bytes: int) -> int:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Setting:
-    """What is adjustable: how many shards are under way at once, and how long each is at most."""
+    """What is adjustable: how many shards are under way at once, and how long each is at most.
+
+    `budget_bytes` is what the defaults may take; any other setting takes what it needs.
+    """
 
     concurrency: int
     shard_bytes: int
+    budget_bytes: int = DEFAULT_MEMORY_BUDGET_BYTES
 
     @property
     def is_default(self) -> bool:
-        """What a manager does that is told nothing: two at once on a disk, on an object store as many as pay."""
+        """What a manager does that is told at most its budget: on a disk two at once, on an object store what pays."""
         return self.concurrency == _DEFAULT
 
     @property
@@ -40,7 +44,7 @@ class Setting:
     @property
     def memory_bytes(self) -> int:
         """The budget that it takes: one more shard is packed while the others are under way."""
-        return DEFAULT_MEMORY_BUDGET_BYTES if self.is_default else (self.concurrency + 1) * self.shard_bytes
+        return self.budget_bytes if self.is_default else (self.concurrency + 1) * self.shard_bytes
 
     @property
     def under_way_bytes(self) -> int:
@@ -48,12 +52,21 @@ class Setting:
         return self.concurrency * (self.shard_bytes - HEADER_ROOM_BYTES)
 
     def __str__(self) -> str:
-        return "the defaults" if self.is_default else f"{self.concurrency} at once of {self.shard_bytes // MIB} MiB"
+        if self.is_default:
+            return f"the defaults with {self.budget_bytes // MIB} MiB" if self.has_less_memory else "the defaults"
+        return f"{self.concurrency} at once of {self.shard_bytes // MIB} MiB"
+
+    @property
+    def has_less_memory(self) -> bool:
+        """Whether these are the defaults with a smaller budget than theirs."""
+        return self.is_default and self.budget_bytes < DEFAULT_MEMORY_BUDGET_BYTES
 
 
-def default_setting(*, is_object_store: bool) -> Setting:
-    """What all others are compared with."""
-    return Setting(_DEFAULT, OBJECT_SHARD_BYTES if is_object_store else DISK_SHARD_BYTES)
+def default_setting(*, is_object_store: bool, memory_bytes: int = DEFAULT_MEMORY_BUDGET_BYTES) -> Setting:
+    """What all others are compared with: what a manager does with its usual budget, or with so much if that is less."""
+    budget_bytes = min(DEFAULT_MEMORY_BUDGET_BYTES, memory_bytes)
+    shard_bytes = default_shard_bytes(is_object_store=is_object_store, memory_budget_bytes=budget_bytes)
+    return Setting(_DEFAULT, shard_bytes, budget_bytes)
 
 
 def settings(
@@ -65,7 +78,8 @@ def settings(
 ) -> tuple[list[Setting], list[Setting]]:
     """What to try, and what would take more memory than that; the defaults, and those of a grid or those given.
 
-    The defaults come first, then what stands in the middle: where time runs out, the ends are what is left.
+    The defaults come first, which take no more than they may; then what stands in the middle: where time runs out, the
+    ends are what is left.
     """
     grid = [
         Setting(concurrency, mib * MIB + HEADER_ROOM_BYTES)
@@ -74,9 +88,9 @@ def settings(
     ]
     middle = Setting(16, 8 * MIB + HEADER_ROOM_BYTES) if is_object_store else Setting(2, 64 * MIB + HEADER_ROOM_BYTES)
     grid.sort(key=lambda setting: (_distance(setting, middle), setting))
-    found = [default_setting(is_object_store=is_object_store), *grid]
-    fitting = [setting for setting in found if setting.memory_bytes <= memory_bytes]
-    return fitting, [setting for setting in found if setting not in fitting]
+    fitting = [setting for setting in grid if setting.memory_bytes <= memory_bytes]
+    usual = default_setting(is_object_store=is_object_store, memory_bytes=memory_bytes)
+    return [usual, *fitting], [setting for setting in grid if setting not in fitting]
 
 
 def _distance(setting: Setting, middle: Setting) -> float:

@@ -73,7 +73,7 @@ def measure(
             concurrencies=concurrencies,
             shard_mib=shard_mib,
         )
-        if not fitting:
+        if all(setting.is_default for setting in fitting):
             raise ValueError(f"{limit} holds none of the settings to be tried")
         too_much = f"a save of {(size_bytes or 0) // MIB:,} MiB does not have so much under way"
         if size_bytes is None:
@@ -83,8 +83,6 @@ def measure(
             too_much = f"{seconds:g} s are too short for it here"
         size_bytes = whole_tensors(size_bytes)
         points = [Point(each) for each in fitting if each.under_way_bytes <= size_bytes]
-        if not points:
-            raise ValueError(f"a save of {size_bytes // MIB:,} MiB is too small for any of the settings to be tried")
         _check_room(url, size_bytes, worker_count)
         with crew_of(worker_count, store, folder.url, storage_options, size_bytes) as crew:
             is_sure = _repeat(crew, points, begin_s, seconds, tell)

@@ -13,6 +13,7 @@ PERCENTILES = (50, 95, 99)
 CONFIDENCE = 0.9  # about, that a median's interval has the true one in it
 NARROW = 0.1  # of the median, to either side: what is nearer is repeated no more
 CONTENDERS = 3  # that are repeated, beside the defaults
+_AS_FAST = 0.8  # of the fastest: so much one round may say less of a setting that is as fast
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -107,14 +108,26 @@ class Point:
 def next_point(points: Sequence[Point]) -> Point | None:
     """The one to measure next; None once more rounds would say nothing new.
 
-    Each once, in their order. Then only the defaults and the few that save fastest, those with the fewest rounds
-    first, until the intervals of these are narrow.
+    Each once, in their order. Then the defaults and the contenders in turns, all of them until the intervals of all are
+    narrow: medians are compared that are of the same minutes, since a storage's speed drifts.
     """
     for point in points:
         if not point.rounds:
             return point
-    fastest = sorted(points, key=lambda point: point.save.bytes_per_s, reverse=True)
-    tried = [point for point in fastest if not point.setting.is_default][:CONTENDERS]
-    contenders = [point for point in points if point.setting.is_default or point in tried]
-    open_ones = [point for point in contenders if not point.is_narrow]
-    return min(open_ones, key=lambda point: point.rounds, default=None)
+    repeated = [point for point in points if point.setting.is_default] + _contenders(points)
+    if all(point.is_narrow for point in repeated):
+        return None
+    return min(repeated, key=lambda point: point.rounds)
+
+
+def _contenders(points: Sequence[Point]) -> list[Point]:
+    """Of those that saved about as fast as the fastest, the few that take the least memory.
+
+    Not the few fastest: which of several that are equally good had the best round is chance, and would be another one
+    each time that somebody measures. By their first rounds alone, which were soon after one another: they stay the same
+    ones, whatever the storage does later.
+    """
+    others = [point for point in points if not point.setting.is_default]
+    best = max((point.save.ours[0] for point in others), default=0.0)
+    good = [point for point in others if point.save.ours[0] >= _AS_FAST * best]
+    return sorted(good, key=lambda point: (point.setting.memory_bytes, point.setting))[:CONTENDERS]

@@ -9,7 +9,7 @@ from ckptflow.bench.grid import MIB, Setting
 from ckptflow.bench.rates import NARROW, Point, Rates
 
 LEAST_GAIN = 1.1  # times as fast as the defaults: less is not worth a setting that somebody has to remember
-_EQUAL = 0.1  # of those that are surely faster, so much slower than the fastest one counts as equal
+_EQUAL = 0.1  # of those that are surely faster, what is not surely slower by so much counts as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +25,19 @@ def recommend(points: Sequence[Point]) -> Recommendation:
     """The defaults, unless another setting saves faster than they do by more than the noise.
 
     That is: the interval of its median lies above that of the defaults, and the median is `LEAST_GAIN` times theirs or
-    more. Of several such settings the one that takes the least memory, if it is about as fast as the fastest. Saves
-    decide: a job makes thousands of them and restores once. If the defaults were not measured, the fastest is named.
-    Raises ValueError if nothing was measured.
+    more. Of several such settings that may be as fast as the fastest, the one that takes the least memory. Saves
+    decide: a job makes thousands of them and restores once. Raises ValueError if the defaults were not measured:
+    which of the others was the fastest once says nothing.
     """
     measured = [point for point in points if point.rounds]
-    if not measured:
-        raise ValueError("nothing was measured")
     usual = next((point for point in measured if point.setting.is_default), None)
     if usual is None:
-        fastest = max(measured, key=lambda point: point.save.bytes_per_s)
-        why = ("the fastest of the settings that were measured; the defaults were not measured", *_rates(fastest))
-        return Recommendation(fastest.setting, False, why)
+        raise ValueError("the defaults were not measured: there is nothing to compare with")
     better = [point for point in measured if is_surely_faster(point.save, usual.save)]
     if not better:
         return Recommendation(usual.setting, False, (*_no_better(measured, usual), *_rates(usual)))
     best = max(point.save.bytes_per_s for point in better)
-    good = [point for point in better if point.save.bytes_per_s >= (1 - _EQUAL) * best]
+    good = [point for point in better if _may_reach(point.save, (1 - _EQUAL) * best)]
     chosen = min(good, key=lambda point: (point.setting.memory_bytes, -point.restore.bytes_per_s, point.setting))
     reasons = [
         f"saves at {_rate(chosen.save)}, the defaults at {_rate(usual.save)}: the difference is larger than the noise",
@@ -57,6 +53,10 @@ def is_surely_faster(rates: Rates, usual: Rates) -> bool:
     if ours is None or theirs is None:
         return False
     return ours[0] > theirs[1] and rates.bytes_per_s >= LEAST_GAIN * usual.bytes_per_s
+
+
+def _may_reach(rates: Rates, bytes_per_s: float) -> bool:
+    return rates.interval is not None and rates.interval[1] >= bytes_per_s
 
 
 def _no_better(measured: Sequence[Point], usual: Point) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +160,7 @@ class BenchRounds:
         # The raw client makes no folders; and how long this takes says how far away the storage is, as a claim's does.
         finished(lambda: self._store.put(f"{folder}/begin", memoryview(b"\n")))
         pool = BufferPool(setting.memory_bytes, setting.shard_bytes)
-        _touch(pool)
+        _fill(pool, self._state)
         if setting not in self._streams:
             concurrency = setting.given_concurrency
             self._streams[setting] = (
@@ -208,11 +209,14 @@ class _Round:
     manifest: Manifest | None = None
 
 
-def _touch(pool: BufferPool) -> None:
-    """Takes the memory before the clock runs, as a job that has saved once has it."""
-    buffers = [pool.acquire() for _ in range(pool.count)]
+def _fill(pool: BufferPool, state: RandomState) -> None:
+    """Takes the memory before the clock runs, as a job that has saved once has it; what the raw client sends is in it:
+    bytes that no storage can compress, other ones in each buffer."""
+    buffers, numbers = [pool.acquire() for _ in range(pool.count)], itertools.count()
     for buffer in buffers:
-        buffer.array[::PAGE_BYTES] = 1
+        for begin in range(0, buffer.array.size, TENSOR_BYTES):
+            part = buffer.array[begin : begin + TENSOR_BYTES]
+            part[:] = state.data(next(numbers))[: part.size]
     for buffer in buffers:
         pool.release(buffer)
 
@@ -234,6 +238,7 @@ def _each(count: int, now: _Round, do: Callable[[str, memoryview], None], doing:
 
     def one(number: int) -> None:
         with now.pool.buffer() as buffer:
+            buffer.view[:8] = number.to_bytes(8)  # no two objects alike, also of one buffer
             retries.run(lambda: once(f"{now.folder}/raw-{number}", buffer.view[: sizes[number]]))
 
     start_s = time.perf_counter()

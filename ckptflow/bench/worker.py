@@ -14,7 +14,6 @@ from typing import BinaryIO
 import msgspec
 
 from ckptflow.bench.crew import Hello, Order, WorkerReply
-from ckptflow.bench.grid import Setting
 from ckptflow.bench.rounds import BenchRounds
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.redaction import redact
@@ -38,7 +37,7 @@ def main() -> None:
     for line in sys.stdin.buffer:
         order = msgspec.json.decode(line, type=Order)
         try:
-            taken = rounds.do(order.phase, Setting(order.concurrency, order.shard_bytes))
+            taken = rounds.do(order.phase, order.setting)
         except Exception as error:
             _send(answers, _failed(error))
         else:

@@ -15,6 +15,7 @@ from ckptflow.bench.profiles import PROFILES
 from ckptflow.cli.options import Json, Options, OptionsJson, print_json, seconds, storage_options
 from ckptflow.cli.render import Justify, bar, make_console, print_table
 from ckptflow.printable import printable
+from ckptflow.storage.throttling import MOST_AT_ONCE
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -52,7 +53,9 @@ def bench(
     duration_s: Annotated[float, seconds("--seconds", min=1, help="About how long to measure.")] = 120,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=256, metavar="N", help="Try this many at once; may be repeated.", show_default=False),
+        typer.Option(
+            min=1, max=MOST_AT_ONCE, metavar="N", help="Try this many at once; may be repeated.", show_default=False
+        ),
     ] = None,
     shard_mib: Annotated[
         list[int] | None,
@@ -107,12 +110,14 @@ def bench(
     """
     from ckptflow.bench.measure import measure
     from ckptflow.bench.recommend import recommend
+    from ckptflow.storage.opening import local_path
 
     if profile is not None and size_mib is not None:
         raise typer.BadParameter("--profile and --size-mib both say how much is saved: give one of them")
     size_bytes = size_mib * _MIB if size_mib else None
     if profile is not None:
         size_bytes = PROFILES[profile].size_bytes
+    its_options = storage_options(options, options_json, url=url)
     with _clearing_away(), bar("measuring", is_long=True) as progress:
 
         def tell(doing: str, done: int, total: int) -> None:
@@ -120,7 +125,7 @@ def bench(
 
         measured = measure(
             url,
-            storage_options(options, options_json, url=url),
+            its_options,
             seconds=duration_s,
             memory_bytes=memory_mib * _MIB,
             concurrencies=concurrency or (),
@@ -133,7 +138,8 @@ def bench(
     if as_json:
         print_json(to_json(measured, recommendation))
     else:
-        render(measured, recommendation, f"{profile}: {PROFILES[profile]}" if profile else "")
+        told = f"{profile}: {PROFILES[profile]}" if profile else ""
+        render(measured, recommendation, told, has_options=bool(its_options) and local_path(url) is None)
 
 
 @contextmanager
@@ -220,9 +226,9 @@ def _ordered(points: list[Point]) -> list[Point]:
     return sorted(points, key=lambda point: point.setting)
 
 
-def render(measured: Measured, recommendation: Recommendation, profile: str = "") -> None:
+def render(measured: Measured, recommendation: Recommendation, profile: str, *, has_options: bool) -> None:
     """Prints what this cannot show, a line with a bar for each setting, and last what to set."""
-    from ckptflow.bench.rates import CONFIDENCE, NARROW
+    from ckptflow.bench.rates import CONFIDENCE, CONTENDERS, NARROW
 
     console = make_console()
     console.print("This cannot show:")
@@ -237,9 +243,9 @@ def render(measured: Measured, recommendation: Recommendation, profile: str = ""
     sure = "all are" if measured.is_sure else "NOT all are: give more --seconds"
     for line in (
         f"{_CHOSEN} what to use. The bar shows how fast it saves.",
-        f"raw: {measured.client} alone, with the same bytes and as many requests at once.",
-        f"±: half the width of the {CONFIDENCE:.0%} confidence interval of the median, from five rounds on.",
-        f"The defaults and the fastest settings are repeated until it is within {NARROW:.0%}: {sure}.",
+        f"raw: {measured.client} alone, random bytes, one request for each shard, as many at once as a save may have.",
+        f"±: half the width of the {CONFIDENCE:.0%} confidence interval of the median; ? before five rounds.",
+        f"The defaults and {CONTENDERS} others that save fast are repeated until it is within {NARROW:.0%}: {sure}.",
     ):
         console.print(line, soft_wrap=True)
     for why in dict.fromkeys(why for _, why in measured.unmeasured):
@@ -250,18 +256,25 @@ def render(measured: Measured, recommendation: Recommendation, profile: str = ""
     chosen = recommendation.setting
     point = next(point for point in measured.points if point.setting == chosen)
     for what, rates in (("save", point.save), ("restore", point.restore)):
-        times = ", ".join(f"{name} {took_s * 1000:,.0f} ms" for name, took_s in _percentiles(rates).items())
+        times = ", ".join(f"{name} {_milliseconds(took_s)}" for name, took_s in _percentiles(rates).items())
         console.print(f"A request of a {what}, {chosen}: {times}.", soft_wrap=True)
     console.print("\nTo use:", style="bold")
-    arguments = (
-        f", concurrency={chosen.concurrency}, shard_bytes={chosen.shard_bytes}, "
-        f"memory_budget_bytes={chosen.memory_bytes}"
-    )
-    console.print(
-        f"  CheckpointManager({printable(measured.url)!r}, …{'' if chosen.is_default else arguments})", soft_wrap=True
-    )
-    for reason in recommendation.reasons:
+    console.print(f"  {manager_call(measured.url, chosen, has_options=has_options)}", soft_wrap=True)
+    options_from = ("storage_options: what this command was given, as a dict",) if has_options else ()
+    for reason in (*recommendation.reasons, *options_from):
         console.print(f"  - {reason}", soft_wrap=True)
+
+
+def manager_call(url: str, chosen: Setting, *, has_options: bool) -> str:
+    """Python, to paste. Options are not shown: they may hold a secret."""
+    arguments = [repr(printable(url)), '{"model": model}']
+    if not chosen.is_default:
+        arguments += [f"concurrency={chosen.concurrency}", f"shard_bytes={chosen.shard_bytes}"]
+    if not chosen.is_default or chosen.has_less_memory:
+        arguments.append(f"memory_budget_bytes={chosen.memory_bytes}")
+    if has_options:
+        arguments.append("storage_options=storage_options")
+    return f"CheckpointManager({', '.join(arguments)})"
 
 
 def print_points(console: Console, points: list[Point], chosen: Setting, *, worker_count: int = 1) -> None:
@@ -305,6 +318,10 @@ def _width(rows: list[dict[str, str]], hidden: set[str]) -> int:
     """In columns, without the bar."""
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name not in hidden]
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _milliseconds(taken_s: float) -> str:
+    return f"{taken_s * 1000:,.{0 if taken_s >= 0.01 else 1}f} ms"
 
 
 def _plus_minus(rates: Rates) -> str:

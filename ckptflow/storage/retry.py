@@ -23,6 +23,7 @@ from ckptflow.storage.wrappers import StoreWrapper
 
 _log = logging.getLogger("ckptflow.storage")
 _Result = TypeVar("_Result")
+_LOOK_S = 0.1  # between two looks, in a pause, whether anybody still waits
 _ENOUGH_COPYING = tenacity.stop_after_attempt(3) | tenacity.stop_before_delay(5.0)
 
 
@@ -72,7 +73,8 @@ class Retries:
 
         Of a "create", what a later try is refused for says nothing of one before that was not answered, and may have
         been done: that stays a `StorageUnavailableError`. A "get" is not tried, nor tried again, once nobody wants what
-        it brings (`while_wanted`). A "copy" has few tries, and fails quietly: who asked for it writes the bytes then.
+        it brings (`while_wanted`); a pause ends then. A "copy" has few tries, and fails quietly: who asked for it
+        writes the bytes then.
         """
         is_reading, is_copying = verb == "get", verb == "copy"
 
@@ -112,8 +114,14 @@ class Retries:
                 )
             )
 
+        def pause(wait_s: float) -> None:
+            ends_s = time.monotonic() + wait_s
+            while (left_s := ends_s - time.monotonic()) > 0 and (is_wanted() or not is_reading):
+                time.sleep(min(left_s, _LOOK_S))
+
         started = awake_s()
         retrying = tenacity.Retrying(
+            sleep=pause,
             retry=tenacity.retry_if_exception_type(StorageUnavailableError),
             stop=is_over,
             wait=self._wait,

@@ -1,7 +1,8 @@
 """Whether what a request brings is still wanted: asked before each try, and between two pieces of a reply.
 
-A restore asks twice for what is late. The slower request cannot be called back, since it is inside a client. But a
-reply that comes, however slowly, need not come to its end: neither its buffer nor the end of the process waits for it.
+A restore asks twice for what is late, and ends with its first error, or by Ctrl-C, while other requests are under way.
+These cannot be called back, since they are inside a client. But a reply that comes, however slowly, need not come to
+its end, and nothing is tried again: neither its buffer nor the end of the process waits for it.
 """
 
 from __future__ import annotations
@@ -30,4 +31,4 @@ def is_wanted() -> bool:
 def check_wanted() -> None:
     """Raises `StorageError`, which nothing tries again, if nobody waits for the rest."""
     if not is_wanted():
-        raise StorageError("given up: another request has brought the same")
+        raise StorageError("given up: nobody waits for it any more")

@@ -10,21 +10,20 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-RECENT = (
-    8  # pieces of work that ended last, by which it is judged: the last ranges of a restore come in smaller requests
-)
+RECENT = 8  # that ended last, by which it is judged: the last ranges of a restore come in smaller requests
+FEWEST = 3  # the same, where there are few in all: half of them, of which one may be slow itself
 LATE = 2  # times what all of these took, but for the slowest
 LEAST_S = 0.25  # less than that is not worth a request
 MOST_ATTEMPTS = 3  # at one piece: the second may be as slow as the first
 HELPERS = 8  # threads that make such attempts
 
 
-def late_after_s(taken_s: Sequence[float]) -> float | None:
-    """How long one piece may take before it is begun again; None: too few have ended to tell.
+def late_after_s(taken_s: Sequence[float], count: int) -> float | None:
+    """How long one piece of `count` may take before it is begun again; None: too few have ended to tell.
 
     Without the slowest one: one in twenty may be slow by any factor without being what is usual.
     """
-    if len(taken_s) < RECENT:
+    if len(taken_s) < min(RECENT, max(FEWEST, count // 2)):
         return None
     return max(LEAST_S, LATE * sorted(taken_s[-RECENT:])[-2])
 
@@ -69,13 +68,13 @@ class Attempts:
             began_s = min(self._may_be_late().values(), default=None)
             if began_s is None:
                 return None
-            late_s = late_after_s(self._taken_s)
+            late_s = late_after_s(self._taken_s, self._count)
             return LEAST_S if late_s is None else max(0.0, began_s + late_s - now_s)
 
     def begin_late(self, now_s: float) -> int | None:
         """The one that is late for longest, for another attempt."""
         with self._lock:
-            waiting, late_s = self._may_be_late(), late_after_s(self._taken_s)
+            waiting, late_s = self._may_be_late(), late_after_s(self._taken_s, self._count)
             number = min(waiting, key=lambda number: waiting[number], default=None)
             if number is None or late_s is None or now_s - waiting[number] < late_s:
                 return None

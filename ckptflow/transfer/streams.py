@@ -170,7 +170,8 @@ class Streams:
 
 
 class Turns:
-    """The transfers of one pipeline, which end together: at the first error none that waits begins any more."""
+    """The transfers of one pipeline, which end together: at the first error none that waits begins any more, and what
+    is being read is not wanted any more (`while_wanted`)."""
 
     def __init__(self, streams: Streams) -> None:
         streams.look()
@@ -219,7 +220,10 @@ class Turns:
         moved: int | None = None
         try:
             self.streams.begin(transfer, lambda: self._is_stopped)
-            with hearing(partial(self.streams.refused, transfer)), while_wanted(lambda: not transfer.is_left):
+            with (
+                hearing(partial(self.streams.refused, transfer)),
+                while_wanted(lambda: not (transfer.is_left or self._is_stopped)),
+            ):
                 result = call()
             moved = size_bytes
             return result

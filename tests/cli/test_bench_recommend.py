@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptflow import CheckpointManager
 from ckptflow.bench.grid import MIB, Setting, default_setting, settings
 from ckptflow.bench.profiles import PROFILES
 from ckptflow.bench.rates import CONFIDENCE, CONTENDERS, NARROW, Point, Rates, median_interval, next_point
-from ckptflow.bench.recommend import LEAST_GAIN, recommend
-from ckptflow.cli.bench import print_points
+from ckptflow.bench.recommend import LEAST_GAIN, Recommendation, recommend
+from ckptflow.cli.bench import manager_call, print_points
 from ckptflow.cli.render import make_console
+from ckptflow.job.arguments import default_shard_bytes
 
 DEFAULT = default_setting(is_object_store=False)
 
@@ -61,16 +66,31 @@ def test_an_interval_has_the_true_median_as_often_as_it_says() -> None:
 
 
 def test_everything_once_then_what_matters_until_it_is_sure() -> None:
-    points = [Point(DEFAULT), *(Point(Setting(n, 16 * MIB)) for n in range(1, 8))]
+    """What matters are those that take the least memory of all that are about as fast as the fastest."""
+    speeds = {Setting(n, 16 * MIB): speed for n, speed in enumerate((100, 300, 480, 500, 440, 500, 500), 1)}
+    points = [Point(DEFAULT), *map(Point, speeds)]
     order: list[Setting] = []
     while (chosen := next_point(points)) is not None:
         order.append(chosen.setting)
         for rates in (chosen.save, chosen.restore):
-            rates.ours.append(100.0 * (chosen.setting.concurrency or 2) * (1 + NARROW / 2 * (chosen.rounds % 3 - 1)))
+            rates.ours.append(speeds.get(chosen.setting, 200) * (1 + NARROW / 2 * (chosen.rounds % 3 - 1)))
     assert order[: len(points)] == [each.setting for each in points]
-    repeated = {each.setting for each in points if each.rounds > 1}
-    assert repeated == {DEFAULT, *(Setting(n, 16 * MIB) for n in (7, 6, 5)[:CONTENDERS])}
-    assert all(each.is_narrow for each in points if each.setting in repeated)
+    repeated = [each for each in points if each.rounds > 1]
+    assert {each.setting for each in repeated} == {DEFAULT, *(Setting(n, 16 * MIB) for n in (3, 4, 5)[:CONTENDERS])}
+    assert all(each.is_narrow for each in repeated)
+
+
+def test_what_is_sure_is_repeated_with_what_is_not() -> None:
+    """Their medians are compared: they are to be of the same minutes."""
+    points = [Point(DEFAULT), Point(Setting(1, 16 * MIB)), Point(Setting(2, 16 * MIB))]
+    for _ in range(60):
+        chosen = next_point(points)
+        assert chosen is not None
+        wide = 0.5 * (chosen.rounds % 2) if chosen is points[2] else 0.0
+        for rates in (chosen.save, chosen.restore):
+            rates.ours.append(100.0 * (1 + wide))
+    assert [each.rounds for each in points] == [20, 20, 20]
+    assert [each.is_narrow for each in points] == [True, True, False]
 
 
 noisy = st.floats(0.9, 1.1)
@@ -109,6 +129,63 @@ def test_runs_in_a_row_give_the_same_advice() -> None:
     assert {run((0, 0, 100), (1, 64, 100), (4, 64, 200)) for _ in range(300)} == {Setting(4, 64 * MIB)}
 
 
+ROUND_S = 1.5
+
+
+def simulated(
+    speeds: Mapping[Setting, float],
+    chance: random.Random,
+    *,
+    noise: float,
+    restore_noise: float = 0.15,
+    drift: Callable[[float], float] = lambda at_s: 1.0,
+) -> Recommendation:
+    """What two minutes of rounds advise, in virtual time: of saves at these MiB/s, by the second times `drift`."""
+    points, at_s = [Point(each) for each in speeds], 0.0
+    while at_s < 120 and (chosen := next_point(points)) is not None:
+        now = MIB * drift(at_s)
+        chosen.save.ours.append(speeds[chosen.setting] * now * chance.uniform(1 - noise, 1 + noise))
+        chosen.restore.ours.append(400 * now * chance.uniform(1 - restore_noise, 1 + restore_noise))
+        at_s += ROUND_S
+    return recommend(points)
+
+
+GRID, _ = settings(is_object_store=True, memory_bytes=1280 * MIB)
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        lambda at_s: 1 if at_s < 60 else 0.5,
+        lambda at_s: 1 if at_s < 80 else 0.5,
+        lambda at_s: 1 if at_s < 60 else 2,
+        lambda at_s: 2 ** (math.sin(at_s / 120 * 2 * math.pi) / 2),
+        lambda at_s: 2 ** (-at_s / 120),
+    ],
+    ids=["halves", "halves later", "doubles", "waves", "falls slowly"],
+)
+def test_a_storage_that_gets_slower_or_faster_meanwhile_is_no_better_setting(drift: Callable[[float], float]) -> None:
+    chance = random.Random(2)
+    alike = dict.fromkeys(GRID, 100.0)
+    for noise in (0.05, 0.1):
+        advice = [simulated(alike, chance, noise=noise, drift=drift) for _ in range(60)]
+        assert sum(each.beats_defaults for each in advice) <= 1
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+def test_of_several_that_are_equally_good_each_run_advises_the_same(noise: float) -> None:
+    """The one that takes the least memory; or, where a run is not sure, none."""
+    chance = random.Random(3)
+    good = sorted(
+        (each for each in GRID if each.under_way_bytes >= 96 * MIB), key=lambda each: (each.memory_bytes, each)
+    )
+    assert len(good) > 2 * CONTENDERS
+    speeds = {each: 140.0 if each in good else 100.0 for each in GRID}
+    advice = [simulated(speeds, chance, noise=noise, restore_noise=noise) for _ in range(150)]
+    assert {each.setting for each in advice if each.beats_defaults} == {good[0]}
+    assert sum(each.beats_defaults for each in advice) > 140
+
+
 def test_the_reasons_say_what_was_weighed() -> None:
     usual = point(0, 0, [100.0] * 5)
     found = recommend([usual, point(8, 64, [200.0] * 5, [400.0] * 5), point(2, 64, [190.0] * 5, [300.0] * 5)])
@@ -122,10 +199,36 @@ def test_the_reasons_say_what_was_weighed() -> None:
     assert "large here" in recommend([point(0, 0, [1.0, 9, 2, 8, 5]), point(2, 64, [9.0] * 5)]).reasons[0]
     assert "too few rounds" in recommend([usual, point(2, 64, [900.0])]).reasons[0]
     assert "nothing else was measured" in recommend([usual]).reasons[0]
-    without = recommend([point(2, 64, [900.0])])
-    assert (without.beats_defaults, without.setting.concurrency) == (False, 2)
-    with pytest.raises(ValueError, match="nothing was measured"):
-        recommend([Point(Setting(1, MIB))])
+    for without in ([point(2, 64, [900.0] * 5)], [Point(DEFAULT)], []):
+        with pytest.raises(ValueError, match="the defaults were not measured"):
+            recommend(without)
+
+
+@pytest.mark.parametrize("is_object_store", [False, True])
+def test_with_less_memory_the_defaults_are_what_a_manager_does_with_that(is_object_store: bool) -> None:
+    """Not what happened to be the fastest."""
+    fitting, too_large = settings(is_object_store=is_object_store, memory_bytes=50 * MIB)
+    usual = fitting[0]
+    assert usual.is_default
+    assert usual.memory_bytes == 50 * MIB
+    assert usual.shard_bytes == default_shard_bytes(is_object_store=is_object_store, memory_budget_bytes=50 * MIB)
+    assert str(usual) == "the defaults with 50 MiB"
+    assert not any(each.is_default for each in too_large)
+    assert manager_call("s3://b/x", usual, has_options=False).endswith(f"memory_budget_bytes={50 * MIB})")
+    enough, _ = settings(is_object_store=is_object_store, memory_bytes=1280 * MIB)
+    assert enough[0] == default_setting(is_object_store=is_object_store)
+
+
+@pytest.mark.parametrize("has_options", [False, True])
+@pytest.mark.parametrize("chosen", [DEFAULT, Setting(8, 16 * MIB)])
+def test_what_to_use_is_python_that_a_manager_takes(chosen: Setting, has_options: bool) -> None:
+    call = ast.parse(manager_call("s3://bucket/it's", chosen, has_options=has_options), mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert [ast.unparse(each) for each in call.args] == ['"s3://bucket/it\'s"', "{'model': model}"]
+    names = {each.arg for each in call.keywords}
+    expected = set() if chosen.is_default else {"concurrency", "shard_bytes", "memory_budget_bytes"}
+    assert names == expected | ({"storage_options"} if has_options else set())
+    assert names <= inspect.signature(CheckpointManager).parameters.keys()
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])

@@ -11,6 +11,7 @@ from ckptflow.bench.crew import WorkerTeam
 from ckptflow.bench.grid import HEADER_ROOM_BYTES, MIB, Setting
 from ckptflow.bench.rounds import BenchRounds
 from ckptflow.errors import PeerError, StorageError
+from ckptflow.storage.local import RawDisk
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.wrappers import LatencyStore
@@ -57,3 +58,25 @@ def test_the_shards_are_those_of_a_manager(seaweedfs: Server) -> None:
     assert len(shards) == 8  # two times four; six would hold them
     rounds.do("end", setting)
     near.close()
+
+
+def test_what_the_raw_client_sends_is_as_real_as_what_ours_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it sends before ours has: random bytes, in more objects than buffers, no two of which are alike."""
+    put, sent = RawDisk.put, list[bytes]()
+
+    def seen(client: RawDisk, key: str, data: memoryview) -> None:
+        sent.append(bytes(data))
+        put(client, key, data)
+
+    monkeypatch.setattr(RawDisk, "put", seen)
+    store = open_store(str(tmp_path))
+    rounds, setting = BenchRounds(store, 64 * MIB), Setting(1, 16 * MIB + HEADER_ROOM_BYTES)
+    for _ in range(2):
+        for phase in ("begin", "raw save", "raw restore", "end"):
+            rounds.do(phase, setting)
+    assert len(sent) == 2 * 4
+    assert len(set(sent)) == len(sent)
+    assert all(data.count(0) < len(data) / 100 for data in sent)
+    store.close()

@@ -18,6 +18,7 @@ from ckptflow.format.dtypes import item_size_bytes
 from ckptflow.format.manifest import Manifest, TensorRecord
 from ckptflow.format.spec import Bytes1D, TensorSpec, Wanted
 from ckptflow.testing import MemoryStore
+from ckptflow.transfer import attempts
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.plan import plan_shards
 from ckptflow.transfer.reader import read_tensors
@@ -25,9 +26,17 @@ from ckptflow.transfer.writer import write_shards
 from tests.speed.stores import MeasuredStore
 from tests.speed.team import Team
 from tests.transfer.helpers import FOLDER, Array, ArraySource, make_manifest
+from tests.waiting import HANG_S
 
 ALLOWED = 1.05
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a busy machine makes slow is not requested twice: requests are counted here."""
+    monkeypatch.setattr(attempts, "LEAST_S", HANG_S)
+
 
 # ---- workers with whole copies: each needs all bytes, and one worker's are in all shards
 

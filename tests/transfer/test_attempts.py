@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ckptflow.errors import CorruptCheckpointError, StorageUnavailableError
 from ckptflow.format.spec import TensorSpec, Wanted
 from ckptflow.transfer import attempts
-from ckptflow.transfer.attempts import HELPERS, LATE, LEAST_S, RECENT, Attempts, late_after_s
+from ckptflow.transfer.attempts import FEWEST, HELPERS, LATE, LEAST_S, RECENT, Attempts, late_after_s
 from ckptflow.transfer.buffers import Buffer, BufferPool
 from ckptflow.transfer.pipeline import run
 from ckptflow.transfer.reader import read_tensors
@@ -24,24 +24,40 @@ from tests.waiting import HANG_S, until
 
 # ---- the rule, in virtual time
 
+MANY = 1000
+
 
 @given(st.lists(st.floats(0.3, 1.0), min_size=RECENT, max_size=200), st.integers(2, 1000), st.integers(0, 19))
 def test_one_slow_one_in_twenty_does_not_make_slow_what_is_usual(taken_s: list[float], factor: int, at: int) -> None:
     usual_s = max(taken_s)
     taken_s[at::20] = [each * factor for each in taken_s[at::20]]
-    late_s = late_after_s(taken_s)
+    late_s = late_after_s(taken_s, MANY)
     assert late_s is not None
     assert late_s <= LATE * usual_s
 
 
 def test_what_ended_last_is_what_is_usual() -> None:
-    assert late_after_s([8.0] * 32 + [1.0] * RECENT) == LATE
+    assert late_after_s([8.0] * 32 + [1.0] * RECENT, MANY) == LATE
 
 
 def test_too_few_tell_nothing_and_what_is_quick_is_not_late() -> None:
-    assert late_after_s([1.0] * (RECENT - 1)) is None
-    assert late_after_s([1.0] * RECENT) == LATE
-    assert late_after_s([0.001] * RECENT) == LEAST_S
+    assert late_after_s([1.0] * (RECENT - 1), MANY) is None
+    assert late_after_s([1.0] * RECENT, MANY) == LATE
+    assert late_after_s([0.001] * RECENT, MANY) == LEAST_S
+
+
+@pytest.mark.parametrize("count", range(1, 2 * RECENT + 2))
+def test_where_there_are_few_half_of_them_tell(count: int) -> None:
+    """Else the last of so few would be waited for, however late it is. Of up to three none is: two tell nothing."""
+    found = Attempts(count)
+    for _ in range(count):
+        found.begin(0.0)
+    for number in range(1, count):
+        found.end(number, 1.0)
+    assert found.begin_late(2.0) == (0 if count > FEWEST else None)
+    needed = max(FEWEST, min(RECENT, count // 2))
+    assert late_after_s([1.0] * needed, count) == LATE
+    assert late_after_s([1.0] * (needed - 1), count) is None
 
 
 def all_but(count: int, late: int) -> Attempts:

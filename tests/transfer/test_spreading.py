@@ -7,14 +7,21 @@ from collections import Counter
 import pytest
 
 from ckptflow.format.spec import TensorSpec, Wanted
-from ckptflow.transfer import reader, streams
+from ckptflow.transfer import attempts, reader, streams
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.stream_count import Count
 from ckptflow.transfer.streams import streams_for
 from tests.transfer.helpers import FOLDER, ArraySource, ArrayTarget, DictStore, arrays_for, same_bits, write_checkpoint
+from tests.waiting import HANG_S
 
 LARGE = [TensorSpec("large", "float32", (11 * 2**14 - 2**9,))]  # eleven ranges of 64 KiB, with the shard's header
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a busy machine makes slow is not requested twice: requests are counted here."""
+    monkeypatch.setattr(attempts, "LEAST_S", HANG_S)
 
 
 def requests(concurrency: int | None, *, count: int, choice: Count | None = None) -> list[int]:
