@@ -54,6 +54,7 @@ class Restored(Event):
     included.
 
     This worker has read `storage_bytes` of shards from storage, and got `peer_bytes` from other workers.
+    `is_only_read`: by `restore(step)`, to look at it; it need not be the newest.
     """
 
     step: int
@@ -63,6 +64,7 @@ class Restored(Event):
     created_at: datetime
     storage_bytes: int = 0
     peer_bytes: int = 0
+    is_only_read: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ class CheckpointManager:
         state: a dict of named objects, one object, or a `tf.train.Checkpoint`.
         strategy: the `tf.distribute.Strategy` under which the state was made; default: the current one.
         keep: how many of the newest to retain, or one or several policies: a checkpoint is retained if any of them
-            retains it, and the newest always is.
+            retains it, and the newest always is. An empty list is a ValueError.
         storage_options: passed to the file system, except for `client` and `stall_timeout_s` (seconds without a byte
             after which a request is given up and tried again: 30, or None for no limit). Never written to storage or a
             log.
@@ -60,8 +60,9 @@ class CheckpointManager:
         on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
             and close all the same. Being fenced is always raised.
         read_only: never writes: for an evaluation job while another one trains.
-        fresh: starts over, once, on a root that holds checkpoints; they are retained until deleted by hand. Left in a
-            script, it starts over at every restart.
+        fresh: starts over, once, on a root that holds checkpoints; they are retained until deleted by hand. Until it
+            has a checkpoint of its own, `restore(step)` and `rollback(step)` raise `UsageError`. Left in a script, it
+            starts over at every restart.
         verify_replicas: "small" reports replicated tensors under 1 MiB that differ between workers; "all" covers every
             tensor, at the cost of reading all of them on every worker.
         restore_from: "auto": of several workers one reads from storage what all of them want, and the others get it of

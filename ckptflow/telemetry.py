@@ -85,12 +85,12 @@ def measure(event: Event) -> list[tuple[Metric, float]]:
                 (COMMITS, 1),
             ]
         case Restored():
+            newest = [] if event.is_only_read else [(SIZE, float(event.size_bytes)), (STEP, float(event.step))]
             return [
                 (RESTORE, event.restore_s),
                 (FROM_STORAGE, event.storage_bytes),
                 (FROM_PEERS, event.peer_bytes),
-                (SIZE, event.size_bytes),
-                (STEP, event.step),
+                *newest,
             ]
         case SaveFailed():
             return [(FAILURES, 1)]
@@ -106,7 +106,7 @@ def measure(event: Event) -> list[tuple[Metric, float]]:
 def newest_time(event: Event) -> datetime | None:
     """When the checkpoint that became the newest by this event was committed; None if none did."""
     if isinstance(event, Restored):
-        return event.created_at
+        return None if event.is_only_read else event.created_at
     return event.at if isinstance(event, Committed) else None
 
 
@@ -129,7 +129,8 @@ class TensorBoard:
 
     def __call__(self, event: Event) -> None:
         source = (event.url, event.worker)
-        if isinstance(event, SaveBegan | Committed | Restored):  # what is pruned or damaged has an older step
+        # What is pruned, damaged or only looked at has an older step.
+        if isinstance(event, SaveBegan | Committed) or (isinstance(event, Restored) and not event.is_only_read):
             self._steps[source] = event.step
         values: list[tuple[Metric, float]] = []
         for metric, value in measure(event):

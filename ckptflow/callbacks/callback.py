@@ -13,7 +13,7 @@ from ckptflow.callbacks.cadence import choose
 from ckptflow.callbacks.checks import check_manager, check_model, check_others, check_state
 from ckptflow.callbacks.loops import FitStart, Loop, find_callback_list, find_loop
 from ckptflow.callbacks.others import Others, averages_weights, finite_metrics, learning_rate
-from ckptflow.callbacks.own_manager import OwnManager
+from ckptflow.callbacks.own_manager import OwnManager, root_of
 from ckptflow.callbacks.position import FitState, Position
 from ckptflow.commit.retention import KeepBest, Policy
 from ckptflow.errors import UsageError
@@ -325,7 +325,8 @@ class CheckpointCallback:
         if not isinstance(callback, CheckpointCallback):
             return False
         ours, theirs = (
-            each.root if isinstance(each, OwnManager) else each.session.store.url for each in (self._of, callback._of)
+            each.root if isinstance(each, OwnManager) else root_of(each.session.store)
+            for each in (self._of, callback._of)
         )
         return ours == theirs
 

@@ -18,14 +18,15 @@ from ckptflow.manager import CheckpointManager
 from ckptflow.reading import run_url
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
 
 _HOW_TO_TAKE_WHAT_FITS = (
-    "This CheckpointCallback was given a URL, and restores all or nothing. To take what fits, make a CheckpointManager, "
-    "call its restore_latest(partial=True) or (rename=...) before fit, and give the callback that manager; or give a "
-    "URL of its own to a model that has changed"
+    "This CheckpointCallback was given a URL, and restores all or nothing. To take what fits, make a "
+    "CheckpointManager, call its restore_latest(partial=True) or (rename=...) before fit, and give the callback that "
+    "manager; or give a URL of its own to a model that has changed"
 )
 
 
@@ -40,6 +41,11 @@ class _Fits:
 
 
 _fits: dict[str, _Fits] = {}  # of each root, also where the model is gone: another one must not go on with its weights
+
+
+def root_of(store: Store) -> str:
+    """The root of a store, by one name however its URL was typed: a link to a folder is that folder."""
+    return os.path.realpath(store.url) if os.path.isabs(store.url) else store.url
 
 
 class OwnManager:
@@ -67,9 +73,9 @@ class OwnManager:
 
     @property
     def root(self) -> str:
-        """The URL as its store has it, however it was typed."""
+        """What `root_of` says of its store."""
         with closing(open_store(self.url, self._storage_options)) as store:
-            return store.url
+            return root_of(store)
 
     @contextmanager
     def begin(self, model: Any) -> Iterator[None]:
@@ -85,7 +91,8 @@ class OwnManager:
             on_error.callback(self._forget)
             session = manager.session
             check_manager(session)
-            before = _fits.get(session.store.url)
+            root = root_of(session.store)
+            before = _fits.get(root)
             if before is not None:
                 self._check_follows(before, model)
             try:
@@ -98,7 +105,7 @@ class OwnManager:
                 logger.warning(text, self, session.start.restored.folder.step)
             on_error.pop_all()
             self._model = model
-            self._fits = _fits[session.store.url] = _Fits(weakref.ref(self), weakref.ref(model))
+            self._fits = _fits[root] = _Fits(weakref.ref(self), weakref.ref(model))
 
     def end(self) -> None:
         """A fit has ended well, on all workers."""

@@ -24,7 +24,6 @@ from ckptflow.job.saver import Job, Saver, software_versions
 from ckptflow.job.unchanged import Unchanged
 from ckptflow.peers.team import Alone
 from ckptflow.storage.opening import open_store
-from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.streams import streams_for
 
@@ -36,66 +35,51 @@ def commit_alone(
     *,
     metadata: Any = None,
     storage_options: dict[str, Any] | None = None,
-    shard_bytes: int | None = None,
-    fresh: bool = False,
 ) -> Checkpoint:
     """Commits what was captured as the checkpoint of `step` that begins the run at `url`, as a manager does.
 
     Returns once it is durable and counts: the run's `restore_latest()` goes on from it. Each value is asked for when
     its shard is packed and let go then. After an error nothing but the claim is left. Raises `UsageError` on a root
-    that holds checkpoints, unless `fresh` starts over on it; whatever reading a value raises of ours; `StorageError`,
-    `FencedError`, `SaveFailedError`.
+    that holds checkpoints; whatever reading a value raises of ours; `StorageError`, `FencedError`, `SaveFailedError`.
     """
     number, about = check_step(step), to_json(metadata, "metadata")
-    store = open_store(os.fsdecode(url), storage_options)
-    size_bytes = shard_bytes or default_shard_bytes(
-        is_object_store=store.is_object_store, memory_budget_bytes=DEFAULT_MEMORY_BUDGET_BYTES
-    )
-    pool = BufferPool(max(DEFAULT_MEMORY_BUDGET_BYTES, size_bytes), size_bytes)
-    try:
-        return _commit(store, pool, number, captured, about, shard_bytes=size_bytes, fresh=fresh)
-    finally:
-        pool.close()
-        store.close()
-
-
-def _commit(
-    store: Store, pool: BufferPool, step: int, captured: Captured, metadata: Any, *, shard_bytes: int, fresh: bool
-) -> Checkpoint:
-    alone, summaries = Alone(), Summaries(store)
-    start = Beginning(store, alone, summaries).start_anew(fresh=fresh)
-    if start.held is None:
-        raise UsageError(f"{store.url} was not claimed")
-    coordinator = Coordinator(store, start, summaries, DEFAULT_KEEP, commit_timeout_s=DEFAULT_COMMIT_TIMEOUT_S)
-    saver = Saver(
-        store=store,
-        cluster=alone,
-        pool=pool,
-        held=start.held,
-        coordinator=coordinator,
-        unchanged=Unchanged(0, 1, shard_bytes, is_on=False),
-        shard_bytes=shard_bytes,
-        verify_replicas="small",
-        streams=streams_for(store, pool, is_for_reading=False),
-        software=software_versions(),
-    )
-    job = Job(
-        folder=Folder(step, start.held.number),
-        snapshot=captured,
-        metrics={},
-        metadata=metadata,
-        prune=False,
-    )
-    try:
-        checkpoint = saver.save(job)
-    except CommitUnknownError:  # it may be there
-        raise
-    except SaveFailedError as error:
-        with contextlib.suppress(CkptflowError):
-            coordinator.sweep_partials()
-        if isinstance(error.__cause__, (CkptflowError, *LEAVING)):  # no workers to speak of, and the caller's thread
-            raise error.__cause__ from error.__cause__.__cause__
-        raise
-    if checkpoint is None:
-        raise SaveFailedError(f"{job.folder} was saved and not acknowledged")
-    return checkpoint
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(open_store(os.fsdecode(url), storage_options)))
+        shard_bytes = default_shard_bytes(
+            is_object_store=store.is_object_store, memory_budget_bytes=DEFAULT_MEMORY_BUDGET_BYTES
+        )
+        pool = stack.enter_context(contextlib.closing(BufferPool(DEFAULT_MEMORY_BUDGET_BYTES, shard_bytes)))
+        alone, summaries = Alone(), Summaries(store)
+        start = Beginning(store, alone, summaries).start_anew(fresh=False)
+        if start.held is None:
+            raise UsageError(f"{store.url} was not claimed")
+        coordinator = Coordinator(store, start, summaries, DEFAULT_KEEP, commit_timeout_s=DEFAULT_COMMIT_TIMEOUT_S)
+        saver = Saver(
+            store=store,
+            cluster=alone,
+            pool=pool,
+            held=start.held,
+            coordinator=coordinator,
+            unchanged=Unchanged(0, 1, shard_bytes, is_on=False),
+            shard_bytes=shard_bytes,
+            verify_replicas="small",
+            streams=streams_for(store, pool, is_for_reading=False),
+            software=software_versions(),
+        )
+        folder = Folder(number, start.held.number)
+        job = Job(folder=folder, snapshot=captured, metrics={}, metadata=about, prune=False)
+        try:
+            checkpoint = saver.save(job)
+        except CommitUnknownError:  # it may be there
+            raise
+        except SaveFailedError as error:
+            with contextlib.suppress(CkptflowError):
+                coordinator.sweep_partials()
+            if isinstance(
+                error.__cause__, (CkptflowError, *LEAVING)
+            ):  # no workers to speak of, and the caller's thread
+                raise error.__cause__ from error.__cause__.__cause__
+            raise
+        if checkpoint is None:
+            raise SaveFailedError(f"{folder} was saved and not acknowledged")
+        return checkpoint

@@ -24,16 +24,32 @@ DEFAULT_KEEP = (KeepLast(5),)
 
 
 def check_policies(keep: Sequence[Policy] | Policy | int) -> tuple[Policy, ...]:
-    """One policy or several, as a tuple; a number is how many of the newest to keep."""
+    """One policy or several, as a tuple; a number is how many of the newest to keep.
+
+    None at all, or the class of a policy, is an error: every checkpoint but the newest would go, or none ever.
+    """
     if isinstance(keep, SupportsIndex) and not isinstance(keep, bool):
         return (KeepLast(operator.index(keep)),)
     policies: tuple[Any, ...] = tuple(keep) if isinstance(keep, Iterable) and not callable(keep) else (keep,)
+    if not policies:
+        raise ValueError(f"keep: {keep!r} has no policy in it; keep=1 retains only the newest checkpoint")
     for policy in policies:
+        if isinstance(policy, type):
+            raise ValueError(f"keep: {policy.__name__} is a class, not a policy; call it, as in KeepLast(5)")
         if not callable(policy):
             raise ValueError(
                 f"keep: {policy!r} is not a policy; give a number or some of KeepLast, KeepBest, KeepEvery"
             )
     return policies
+
+
+def why_not_before_fresh(step: int) -> str:
+    """Why a manager that is to start over restores no `step`: a save would go on from it, and not start over."""
+    return (
+        f"step {step} is not restored by a manager that is to start over (fresh=True) and has no checkpoint of its own "
+        "yet. To go on from that step, leave fresh out; to look at it, make another manager with read_only=True, or "
+        "call ckptflow.open_checkpoint"
+    )
 
 
 def check_hooks(on_event: object) -> tuple[Callable[[Event], object], ...]:

@@ -26,7 +26,7 @@ from ckptflow.state.put import build
 from ckptflow.state.restore import Restore
 from ckptflow.state.strategies import check_strategy, join_scheduled
 from ckptflow.state.tree import Tree, as_mapping, count_save, entries_now, walk
-from ckptflow.state.unbuilt import find_unbuilt, has_values
+from ckptflow.state.unbuilt import find_empty, find_unbuilt, has_values
 from ckptflow.storage.store import Store
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import read_tensors
@@ -143,7 +143,7 @@ class LiveState:
 
     def why_empty(self) -> str:
         """Why there is nothing to save, in words: models whose weights their first call will make, and no other value;
-        else empty. Warns, once, of models that wait beside other values."""
+        else empty. Warns, once, of models that wait beside other values, and of any other that has no weights."""
         self.refresh()
         if self._checked is self._tree:
             return ""
@@ -152,11 +152,15 @@ class LiveState:
         if unbuilt and not has_values(self._tree):
             model, layers = unbuilt[0]
             return f"{model} is not built, so that the weights of {layers} do not exist yet; {way}"
+        told = dict.fromkeys(
+            find_empty(self._tree), "has no weights (yet): nothing of it is saved but counters. If it will have some"
+        )
         for model, layers in unbuilt:
+            told[model] = f"is not built: the weights of {layers} do not exist yet, and are not saved. If they are used"
+        for model, why in told.items():
             if model not in self._told_unbuilt:
                 self._told_unbuilt.add(model)
-                text = "%s is not built: the weights of %s do not exist yet, and are not saved. If they are used: %s"
-                logger.warning(text, model, layers, way)
+                logger.warning("%s %s: %s", model, why, way)
         self._checked = self._tree
         return ""
 

@@ -10,7 +10,9 @@ from functools import partial as bound
 
 from msgspec.structs import replace
 
+from ckptflow.commit.catalog import Summary
 from ckptflow.commit.sameness import checksum
+from ckptflow.events import Restored
 from ckptflow.format.dtypes import Array
 from ckptflow.format.layout import Folder, parse_folder
 from ckptflow.format.manifest import Manifest
@@ -177,6 +179,18 @@ class Loading:
                 some_of(restore.missing, _NAMES_SHOWN) or "nothing",
                 some_of(restore.unexpected, _NAMES_SHOWN) or "nothing",
             )
+
+    def event(self, restored: Summary, *, restore_s: float, is_only_read: bool) -> Restored:
+        """What is told of it, once it has gone well."""
+        return Restored(
+            step=restored.folder.step,
+            folder=str(restored.folder),
+            size_bytes=restored.checkpoint.size_bytes,
+            restore_s=restore_s,
+            created_at=restored.checkpoint.created_at,
+            is_only_read=is_only_read,
+            **self.moved._asdict(),
+        )
 
     def take_aside(self, name: str) -> dict[str, Array]:
         """The tensors under a name that was attached when they were read, by their full names; once."""

@@ -21,7 +21,6 @@ from ckptflow.commit.resume import Resume, Start
 from ckptflow.commit.retention import Policy
 from ckptflow.commit.reuse import Reuse
 from ckptflow.errors import StepOrderError, UsageError
-from ckptflow.events import Restored
 from ckptflow.format.spec import Rename
 from ckptflow.job import arguments
 from ckptflow.job.background import Background, Calls, call_each
@@ -314,11 +313,13 @@ class Session:
         self.live.check_same([each.state for each in held])
         if held[0].has_checkpoints:
             self._fresh = False  # it has started over; from here on the newest is this run's own
+        is_anew = self._fresh and not self.read_only
+        if is_anew and step is not None:
+            raise UsageError(arguments.why_not_before_fresh(step))
         self._let_go()
         is_shared = self._restore_from == "auto"
         loading = self.rereading.begin_loading(partial=partial, rename=rename, is_shared=is_shared)
         resume = self._resume(loading)
-        is_anew = step is None and self._fresh and not self.read_only
         try:
             with loading.together():
                 if is_anew:
@@ -346,21 +347,12 @@ class Session:
         incarnation = self._begin(start) if start.held is not None else None
         if start.restored is None:
             return None
-        found = start.restored.checkpoint
-        self._hooks.tell(
-            Restored(
-                step=found.step,
-                folder=str(start.restored.folder),
-                size_bytes=found.size_bytes,
-                restore_s=watch.elapsed_s(),
-                created_at=found.created_at,
-                **loading.moved._asdict(),
-            )
-        )
+        is_look = step is not None and not claims
+        self._hooks.tell(loading.event(start.restored, restore_s=watch.elapsed_s(), is_only_read=is_look))
         if incarnation is not None and start.save_again:
             folder = start.restored.folder
             incarnation.save_again(lambda: carried_in(self.rereading.open(folder), loading), loading.manifest)
-        return found
+        return start.restored.checkpoint
 
     def _resume(self, loading: Loading) -> Resume:
         """A restore that checks manifests against the state and loads into it."""

@@ -21,6 +21,7 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.places.names import exists, in_steps, is_in_group, not_found
+from ckptflow.places.range_file import RangeFile
 from ckptflow.places.room import check_room
 from ckptflow.printable import printable
 from ckptflow.storage import faults, redaction
@@ -30,7 +31,7 @@ from ckptflow.storage.positional import write_at
 from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.stalls import retry_time_s
-from ckptflow.storage.store import Entry, Store, check_key
+from ckptflow.storage.store import Entry, check_key
 
 logger = logging.getLogger("ckptflow.storage")
 
@@ -91,7 +92,14 @@ class RemotePlace:
         stamp = self._stamp(self.name) if self.name else None
         if stamp is None:
             raise not_found(self.url)
-        return io.BufferedReader(_Ranges(self._store, self.name, stamp[0]), _READ_BYTES)
+
+        def read_into(view: memoryview, offset: int) -> int:
+            count = self._store.get(self.name, view, offset)
+            if count < len(view):
+                raise StorageError(f"{self._store.url}/{self.name} was replaced while it was read; fetch it again")
+            return count
+
+        return io.BufferedReader(RangeFile(stamp[0], read_into), _READ_BYTES)
 
     def _file(self) -> tuple[Entry, ...]:
         stamp = self._stamp(self.name) if self.name else None
@@ -260,36 +268,6 @@ def _in_threads(jobs: Iterable[Callable[[], _Result]]) -> list[_Result]:
             return [future.result() for future in futures if future in done]
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-class _Ranges(io.RawIOBase):
-    """One object as a file, to be read."""
-
-    def __init__(self, store: Store, key: str, size_bytes: int) -> None:
-        self._store, self._key, self._size_bytes = store, key, size_bytes
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._size_bytes - self._at)]
-        count = self._store.get(self._key, view, self._at) if view else 0
-        if count < len(view):
-            raise StorageError(f"{self._store.url}/{self._key} was replaced while it was read; fetch it again")
-        self._at += count
-        return count
 
 
 class _Files(FsspecStore):

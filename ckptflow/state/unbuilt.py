@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ckptflow.format.words import some_of
 from ckptflow.state.children import name_of
+from ckptflow.state.configs import owner_of
 from ckptflow.state.leaves import Leaf
 from ckptflow.state.private.kerases import layers_in
 from ckptflow.state.tree import RESERVED_PREFIX, Tree
@@ -34,9 +35,7 @@ def find_unbuilt(tree: Tree) -> list[Unbuilt]:
     TensorFlow, in tables or in metrics alone, and never be built.
     """
     found = []
-    for path, model in tree.models.items():
-        if any(path.startswith(f"{above}/") for above in tree.models):
-            continue
+    for path, model in _outermost(tree):
         with contextlib.suppress(Exception):  # whatever a property of the user's own raises: then nothing tells
             waiting = [] if model.built else [layer for layer in layers_in(model) if _waits(layer)]
             if waiting:
@@ -45,19 +44,49 @@ def find_unbuilt(tree: Tree) -> list[Unbuilt]:
     return found
 
 
-def has_values(tree: Tree) -> bool:
-    """Whether the state holds anything that a job may have been run for, so that what waits may be what it does not
-    use. Not what is there before the first batch: optimizers, `compile`'s metrics, seeds, counters."""
+def find_empty(tree: Tree) -> list[str]:
+    """The outermost models with an optimizer that have no weight and nothing else of value, built or not.
+
+    They may have none to make, or make some in a way that no code tells before it runs. An optimizer beside them may be
+    theirs if the state has nothing else.
+    """
+    owners = {id(owner_of(node, tree)) for node in tree.optimizers.values()}
+    owning = [f"{path}/" for path, model in tree.models.items() if id(model) in owners]
+    is_all_empty = bool(owners) and not has_values(tree)
+    return [
+        f"{path} ({type(model).__name__})"
+        for path, model in _outermost(tree)
+        if (is_all_empty or any(each.startswith(f"{path}/") for each in owning))
+        and not weights_of(model)
+        and not has_values(tree, path)
+    ]
+
+
+def has_values(tree: Tree, path: str = "") -> bool:
+    """Whether the state, or what it has at `path`, holds anything that a job may have been run for, so that what waits
+    may be what it does not use. Not what is there before the first batch: optimizers, `compile`'s metrics, seeds,
+    counters."""
     optimizers = tuple(f"{path}/" for path in tree.optimizers)
     metrics = tuple(f"{path}/{name}/" for path in tree.models for name in _COMPILES)
     apart = (RESERVED_PREFIX, *optimizers, *metrics)
 
+    def is_there(*names: str) -> bool:
+        return not path or any(f"{name}/".startswith(f"{path}/") for name in names)
+
     def is_value(leaf: Leaf) -> bool:
         is_counter = leaf.shape == () and leaf.tf_dtype.is_integer
         is_seed = getattr(tree.variables.get(leaf.name), "name", "") == _SEED
-        return not (is_counter or is_seed or leaf.name.startswith(apart))
+        return not (is_counter or is_seed or leaf.name.startswith(apart)) and is_there(leaf.name, *leaf.aliases)
 
-    return any(not name.startswith(RESERVED_PREFIX) for name in tree.python) or any(map(is_value, tree.leaves))
+    return any(is_there(name) and not name.startswith(RESERVED_PREFIX) for name in tree.python) or any(
+        map(is_value, tree.leaves)
+    )
+
+
+def _outermost(tree: Tree) -> Iterator[tuple[str, Any]]:
+    for path, model in tree.models.items():
+        if not any(path.startswith(f"{above}/") for above in tree.models):
+            yield path, model
 
 
 def _waits(layer: Any) -> bool:

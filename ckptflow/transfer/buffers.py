@@ -93,11 +93,6 @@ class BufferPool:
         self._lock = threading.Lock()
         self._is_closed = False
 
-    @property
-    def made_bytes(self) -> int:
-        """The memory taken so far; it never shrinks before `close`."""
-        return self._made * self.buffer_bytes
-
     def acquire(self) -> Buffer:
         """A buffer for the caller alone; waits while all are in use. Raises `UsageError` once the pool is closed."""
         while True:

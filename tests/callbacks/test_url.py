@@ -143,16 +143,20 @@ def test_a_closed_callbacks_run_goes_on_with_a_model_built_anew(
     )
 
 
-@pytest.mark.parametrize("typed", ["{}/", "file://{}", "{}/../run"])
+@pytest.mark.parametrize("typed", ["{}/", "file://{}", "{}/../run", "{}-link", "file://{}-link/"])
 def test_a_root_is_the_same_however_its_url_is_typed(keras: Any, tmp_path: Path, typed: str) -> None:
     model, root = make_model(keras), tmp_path / "run"
     fit(keras, model, each_epoch(root))
-    with pytest.raises(UsageError, match="make one callback, and give it to each fit"):
-        fit(keras, model, CheckpointCallback(typed.format(root), every_epochs=1))
+    root.with_name("run-link").symlink_to(root)
+    for fitted, why in ((model, "make one callback, and give it to each fit"), (make_model(keras), "another model")):
+        with pytest.raises(UsageError, match=why):
+            fit(keras, fitted, CheckpointCallback(typed.format(root), every_epochs=1))
 
 
-def test_a_fit_inside_a_fit_cannot_use_the_same_root(keras: Any, tmp_path: Path) -> None:
-    inner = CheckpointCallback(f"{tmp_path}/", every_epochs=1)
+@pytest.mark.parametrize("typed", ["{}/", "{}-link"])
+def test_a_fit_inside_a_fit_cannot_use_the_same_root(keras: Any, tmp_path: Path, typed: str) -> None:
+    tmp_path.with_name(f"{tmp_path.name}-link").symlink_to(tmp_path)
+    inner = CheckpointCallback(typed.format(tmp_path), every_epochs=1)
     nested = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: fit(keras, make_model(keras), inner))
     model = make_model(keras)
     with pytest.raises(UsageError, match="a fit inside a fit cannot use the same"):

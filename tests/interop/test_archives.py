@@ -20,7 +20,7 @@ from ckptflow.errors import (
     StorageFullError,
     UsageError,
 )
-from ckptflow.interop.untrusted import tars, zips
+from ckptflow.interop.untrusted import archives, tars, zips
 from ckptflow.interop.untrusted.archives import pack_tar, read_member, unpack_tar
 from tests.places.test_files import FOLDER, read, write
 from tests.places.test_files_faults import files_at_most
@@ -46,12 +46,12 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def refused(data: bytes, folder: Path, match: str, **bounds: Any) -> None:
+def refused(data: bytes, folder: Path, match: str) -> None:
     """`unpack_tar` raises, and nothing is there after it, in the folder or beside it."""
     (folder / "in").mkdir(exist_ok=True)
     (folder / "in" / "a.tar").write_bytes(data)
     with pytest.raises(CorruptCheckpointError, match=match):
-        unpack_tar(str(folder / "in" / "a.tar"), str(folder / "in" / "out"), **bounds)
+        unpack_tar(str(folder / "in" / "a.tar"), str(folder / "in" / "out"))
     assert os.listdir(folder) == ["in"]
     assert os.listdir(folder / "in") == ["a.tar"]
 
@@ -126,10 +126,15 @@ def test_members_that_do_not_go_together(tmp_path: Path) -> None:
 
 def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tar_of(("a", bytes(1000)), ("b", bytes(1000)))
-    refused(data, tmp_path, "2,000 bytes", max_bytes=1999)
-    refused(data, tmp_path, "at most 2,000 in 1 are unpacked", max_bytes=2000, max_members=1)
-    unpack_tar(str(tmp_path / "in" / "a.tar"), str(tmp_path / "out"), max_bytes=2000, max_members=2)
+    monkeypatch.setattr(zips, "MAX_BYTES", 1999)
+    refused(data, tmp_path, "2,000 bytes")
+    monkeypatch.setattr(zips, "MAX_BYTES", 2000)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 1)
+    refused(data, tmp_path, "at most 2,000 in 1 are unpacked")
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
+    unpack_tar(str(tmp_path / "in" / "a.tar"), str(tmp_path / "out"))
     (tmp_path / "again").mkdir()
+    monkeypatch.setattr(zips, "MAX_BYTES", 2**40)
     monkeypatch.setattr(zips, "FREE_BYTES", 2**20)
     bomb = gzip.compress(tar_of(("a", bytes(10 * 2**20))))
     refused(bomb, tmp_path / "again", "unpacks to 10,485,760 bytes")
@@ -187,17 +192,20 @@ def test_headers_for_all_members(tmp_path: Path) -> None:
     assert read(str(tmp_path / "out")) == {"a": b"x"}
 
 
-def test_folders_without_end(tmp_path: Path) -> None:
+def test_folders_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They have no bytes: they are counted as members, also those that only a name asks for, and those that repeat."""
     again = special("again", tarfile.DIRTYPE).tobuf()
-    refused(gzip.compress(again * 2000), tmp_path, "in 1,000 are unpacked", max_members=1000)
     with pytest.raises(CorruptCheckpointError, match="in 100,000 are unpacked"):
         read_member(io.BytesIO(gzip.compress(again * 200_000)), "a", max_bytes=4, where="x")
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 1000)
+    refused(gzip.compress(again * 2000), tmp_path, "in 1,000 are unpacked")
     deep = tar_of(*((f"{number}/" + "d/" * 100 + "f", b"") for number in range(3)))
     (tmp_path / "deep").mkdir()
-    refused(deep, tmp_path / "deep", "in 102 are unpacked", max_members=102)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 102)
+    refused(deep, tmp_path / "deep", "in 102 are unpacked")
     (tmp_path / "a.tar").write_bytes(deep)
-    unpack_tar(str(tmp_path / "a.tar"), str(tmp_path / "out"), max_members=306)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 306)
+    unpack_tar(str(tmp_path / "a.tar"), str(tmp_path / "out"))
 
 
 def test_headers_without_end(tmp_path: Path) -> None:

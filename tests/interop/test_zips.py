@@ -19,7 +19,7 @@ from ckptflow.errors import (
     ObjectNotFoundError,
 )
 from ckptflow.interop.untrusted import zips
-from ckptflow.interop.untrusted.archives import check_zip
+from ckptflow.interop.untrusted.zips import check_zip
 
 
 def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, **words: Any) -> bytes:
@@ -33,14 +33,14 @@ def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, **words:
 MODEL = {"config.json": b"{}" * 100, "model.weights.h5": os.urandom(5000), "assets/": b"", "assets/ä": b"x"}
 
 
-def check(data: bytes, folder: Path, **bounds: Any) -> None:
+def check(data: bytes, folder: Path) -> None:
     (folder / "m.keras").write_bytes(data)
-    check_zip(str(folder / "m.keras"), **bounds)
+    check_zip(str(folder / "m.keras"))
 
 
-def unfit(data: bytes, folder: Path, match: str, **bounds: Any) -> None:
+def unfit(data: bytes, folder: Path, match: str) -> None:
     with pytest.raises(CorruptCheckpointError, match=rf"m\.keras is not a valid zip: .*{match}"):
-        check(data, folder, **bounds)
+        check(data, folder)
 
 
 def in_place(data: bytes, old: bytes, new: bytes, which: int = 0) -> bytes:
@@ -146,12 +146,16 @@ def test_zip_members_that_are_not_taken(tmp_path: Path, change: Callable[[Any], 
 
 def test_zip_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = zip_of({"a": bytes(600), "b": bytes(600)})
-    check(data, tmp_path, max_bytes=1200)
-    unfit(data, tmp_path, "more than 1,199 bytes", max_bytes=1199)
+    monkeypatch.setattr(zips, "MAX_BYTES", 1200)
+    check(data, tmp_path)
+    monkeypatch.setattr(zips, "MAX_BYTES", 1199)
+    unfit(data, tmp_path, "more than 1,199 bytes")
+    monkeypatch.setattr(zips, "MAX_BYTES", 2**40)
     monkeypatch.setattr(zips, "FREE_BYTES", 2**20)
     bomb = zip_of({"a": bytes(10 * 2**20)})
     unfit(bomb, tmp_path, "unpacks to more than")
-    check(bomb, tmp_path, max_ratio=2000.0)
+    monkeypatch.setattr(zips, "MAX_RATIO", 2000.0)
+    check(bomb, tmp_path)
     monkeypatch.setattr(zips, "MAX_MEMBERS", 1)
     unfit(data, tmp_path, "2 members")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+import ckptflow
 from ckptflow import CheckpointManager, UsageError
 from tests.manager.test_unbuilt import nested, with_own_build
 
@@ -75,6 +77,101 @@ def test_once_it_was_called_it_is_saved(tmp_path: Path, kit: Any, caplog: pytest
     assert "not built" not in caplog.text
 
 
+def makes_sublayers(kit: Any) -> Any:
+    class Block(kit.layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            self.inner = kit.layers.Dense(4)
+            self.inner.build(shape)
+            super().build(shape)
+
+        def call(self, inputs: Any) -> Any:
+            return self.inner(inputs)
+
+    return Block()
+
+
+def by_a_helper(kit: Any) -> Any:
+    class Scale(kit.layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            self._make(shape[-1])
+
+        def _make(self, size: int) -> None:
+            self.kernel = self.add_weight(name="kernel", shape=(size, 4))
+
+        def call(self, inputs: Any) -> Any:
+            return inputs @ self.kernel
+
+    return Scale()
+
+
+def attention(kit: Any) -> Any:
+    class Attends(kit.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = kit.layers.MultiHeadAttention(2, 4)
+
+        def call(self, inputs: Any) -> Any:
+            return self.attention(inputs[:, None], inputs[:, None])
+
+    return Attends()
+
+
+def built_in_name(kit: Any) -> Any:
+    class Claims(kit.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = kit.layers.Dense(4)
+
+        def build(self, shape: Any) -> None:
+            self.built = True
+
+        def call(self, inputs: Any) -> Any:
+            return self.inner(inputs)
+
+    model = Claims()
+    model.build((None, 3))
+    return model
+
+
+UNTOLD: dict[str, Callable[[Any], Any]] = {
+    "sublayers made in build": lambda kit: kit.Sequential([makes_sublayers(kit)]),
+    "a build that calls a helper": lambda kit: kit.Sequential([by_a_helper(kit)]),
+    "attention": attention,
+    "a build that makes nothing": built_in_name,
+}
+
+
+def compiled(kit: Any, model: Any) -> dict[str, Any]:
+    model.compile("adam", "mse")
+    return {"net": model}
+
+
+OWNERS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "compiled": compiled,
+    "beside a value": lambda kit, model: {**compiled(kit, model), "value": tf.Variable([1.0])},
+    "by an entry": lambda kit, model: {"a": compiled(kit, model)["net"].optimizer, "net": model, "b": tf.Variable(1.0)},
+    "optimizer alone": lambda kit, model: {"net": model, "optimizer": kit.optimizers.Adam()},
+}
+
+
+@pytest.mark.parametrize("kit", KERASES.values(), ids=KERASES)
+@pytest.mark.parametrize("owner", OWNERS)
+@pytest.mark.parametrize("kind", UNTOLD)
+def test_weights_of_which_no_code_tells_are_a_warning(
+    tmp_path: Path, kit: Any, kind: str, owner: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = UNTOLD[kind](kit)
+    with CheckpointManager(tmp_path, OWNERS[owner](kit, model)) as manager:
+        for step in range(2):
+            manager.save(step).result()
+        assert len(re.findall(r"net \(\w+\) has no weights \(yet\): .* call it once on a batch", caplog.text)) == 1
+        model(ROW)
+        manager.save(2).result()
+        assert caplog.text.count("no weights") == 1
+    with ckptflow.open_checkpoint(tmp_path) as found:
+        assert any(name.startswith("net/") and name.endswith("kernel") for name in found)
+
+
 def raw(model: Any) -> None:
     model.value = tf.Variable([1.0])
 
@@ -126,7 +223,10 @@ def test_a_model_that_needs_no_build_is_saved(
     model.compile("sgd", "mse")
     with CheckpointManager(tmp_path, {"net": model}) as manager:
         manager.save(0).result()
+        manager.save(1).result()
     assert "not built" not in caplog.text
+    has_none = kind in ("nothing", "no weights", "merges", "given statistics")
+    assert caplog.text.count("has no weights (yet)") == has_none
 
 
 def net(kit: Any) -> Any:

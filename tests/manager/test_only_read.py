@@ -224,6 +224,7 @@ def test_at_whatever_call_it_fails_the_save_is_tried_again(
 ) -> None:
     is_live = "is_live" in options
     options = {name: value for name, value in options.items() if name != "is_live"}
+    looks = "fresh" not in options  # which has nothing to go on from
     stores = wrap_store(monkeypatch, Once)
     has_failed, number = True, 0
     while has_failed:
@@ -232,7 +233,8 @@ def test_at_whatever_call_it_fails_the_save_is_tried_again(
         with CheckpointManager(here, {"w": Weights()}, **options) as manager:
             if is_live:
                 manager.restore_latest()
-            manager.restore(1)
+            if looks:
+                manager.restore(1)
             stores[-1].at(number, raises(error))
             try:
                 manager.save(2)
@@ -241,14 +243,62 @@ def test_at_whatever_call_it_fails_the_save_is_tried_again(
                 manager.save(2)
             stores[-1].left = None
             manager.wait()
-            assert [c.step for c in manager.checkpoints()] == [1, 2]
+            assert [c.step for c in manager.checkpoints()] == [1, 2][not looks :]
+        assert looks or set(committed(root)) <= set(committed(here))
         number += 1
     assert number > 5
 
 
-def test_where_no_look_is_taken_up_a_restore_that_failed_leaves_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", ["restore", "rollback"])
+def test_one_that_is_to_start_over_takes_up_nothing(root: Path, verb: str) -> None:
+    """What was there stays until it is deleted by hand: a save that went on from it would delete by `keep`."""
+    weights, before = Weights(), committed(root)
+    weights.fill(7)
+    with CheckpointManager(root, {"w": weights}, fresh=True, keep=1) as manager:
+        for begins in (lambda: None, manager.restore_latest):  # which only claims
+            begins()
+            with pytest.raises(UsageError, match=r"step 2 is not.*fresh=True.*leave fresh out.*read_only=True"):
+                getattr(manager, verb)(2)
+            assert weights.value() == 7
+            assert committed(root) == before
+        for step in (4, 5, 6):
+            manager.save(step)
+    assert committed(root) == [*before, "000000000006-i0002"]
+
+
+def test_fresh_is_used_up_by_a_checkpoint_of_its_own(root: Path) -> None:
+    with CheckpointManager(root, {"w": Weights()}, fresh=True) as manager:
+        for step in (4, 5):
+            manager.save(step)
+        assert manager.restore(4).step == 4
+        assert manager.rollback(4).step == 4
+        manager.save(6)
+    assert [c.step for c in ckptflow.list_checkpoints(root)] == [4, 6]
+    with CheckpointManager(root, {"w": Weights()}, fresh=True, read_only=True) as reader:
+        assert reader.restore(4).step == 4
+
+
+def test_of_two_workers_that_are_to_start_over_none_reads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(number: int) -> None:
+        weights = Weights()
+        weights.fill(7)
+        with CheckpointManager(str(root), {"w": weights}, fresh=True) as manager:
+            for verb in (manager.restore, manager.rollback):
+                with pytest.raises(UsageError, match="leave fresh out"):
+                    verb(2)
+            assert weights.value() == 7
+            manager.save(4)
+            manager.wait()
+            assert manager.restore(4).step == 4
+
+    before = committed(root)
+    Team(monkeypatch).run(2, work)
+    assert committed(root) == [*before, "000000000004-i0002"]
+
+
+def test_a_rollback_that_failed_leaves_what_was_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, stores = Weights(), wrap_store(monkeypatch, FaultyStore)
-    with CheckpointManager(root, {"w": weights}, fresh=True) as manager:
+    with CheckpointManager(root, {"w": weights}) as manager:
         manager.restore(1)
         stores[0].fail("list", StorageUnavailableError("503"), key="lineage")
         with pytest.raises(StorageUnavailableError):

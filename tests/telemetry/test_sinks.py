@@ -145,6 +145,48 @@ def test_prometheus_knows_the_age_from_what_was_restored() -> None:
         telemetry.Prometheus(registry)
 
 
+def test_what_is_only_looked_at_is_not_the_newest(tmp_path: Path) -> None:
+    registry, reader = prometheus_client.CollectorRegistry(), InMemoryMetricReader()
+    provider = opentelemetry.sdk.metrics.MeterProvider(metric_readers=[reader])
+    now = datetime.now(UTC)
+    newest = Restored(step=5, folder="f", size_bytes=50, restore_s=0.1, created_at=now, url="r")
+    look = Restored(step=1, folder="f", size_bytes=10, restore_s=0.2, created_at=HOUR_AGO, url="r", is_only_read=True)
+    for hook in (telemetry.Prometheus(registry), telemetry.OpenTelemetry(provider), telemetry.TensorBoard(tmp_path)):
+        for event in (newest, look):
+            hook(event)
+    data = reader.get_metrics_data()
+    assert data is not None
+    points = {each.name: each.data.data_points[0] for each in data.resource_metrics[0].scope_metrics[0].metrics}
+    for name, value in (("step", 5), ("bytes", 50)):
+        labels = {"url": "r", "worker": "0"}
+        assert registry.get_sample_value(f"ckptflow_newest_checkpoint_{name}", labels) == value
+        assert points[f"ckptflow.newest_checkpoint_{name}"].value == value
+    age_s = registry.get_sample_value("ckptflow_newest_checkpoint_age_seconds", labels)
+    assert age_s is not None
+    assert max(age_s, points["ckptflow.newest_checkpoint_age_seconds"].value) < 3600
+    assert registry.get_sample_value("ckptflow_restore_seconds_count", labels) == 2
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert [point.step for point in board.Tensors("ckptflow/restore_seconds")] == [5, 5]
+    assert [point.step for point in board.Tensors("ckptflow/newest_checkpoint_step")] == [5]
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_restore_says_whether_it_was_only_read(tmp_path: Path, read_only: bool) -> None:
+    told = list[Event]()
+    with CheckpointManager(tmp_path, {"m": Weights()}) as manager:
+        manager.save(1)
+        manager.save(2)
+    with CheckpointManager(tmp_path, {"m": Weights()}, read_only=read_only, on_event=told.append) as manager:
+        manager.restore_latest()
+        manager.restore(1)
+        if not read_only:
+            manager.rollback(1)
+    found = [(event.step, event.is_only_read) for event in told if isinstance(event, Restored)]
+    assert found == [(2, False), (1, True), (1, False)][: 2 if read_only else 3]
+
+
 def test_opentelemetry_exports_what_was_measured(tmp_path: Path) -> None:
     reader = InMemoryMetricReader()
     provider = opentelemetry.sdk.metrics.MeterProvider(metric_readers=[reader])

@@ -47,11 +47,10 @@ from ckptflow.interop.keras.weights import (
 )
 from ckptflow.interop.provenance import Provenance
 from ckptflow.interop.untrusted import probe
-from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_trust import Framework, check_config, check_model_config, keras_module
 from ckptflow.interop.untrusted.private_copy import private_copy
-from ckptflow.interop.untrusted.zips import bound_of
+from ckptflow.interop.untrusted.zips import bound_of, check_zip
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import private_file
 from ckptflow.state.private.tf_keras import BUILT_WITH, make_metrics

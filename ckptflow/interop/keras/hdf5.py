@@ -29,6 +29,7 @@ from ckptflow.format.dtypes import Array
 from ckptflow.interop.provenance import MAX_BYTES, NAME, Provenance, decode
 from ckptflow.interop.tensors import NamedTensors, TensorInfo
 from ckptflow.interop.untrusted import budget
+from ckptflow.places.range_file import RangeFile
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_DEPTH = 64
@@ -267,7 +268,7 @@ def member(archive: zipfile.ZipFile, name: str, where: str) -> Iterator[BinaryIO
                 archive.fp.seek(information.header_offset)
                 lengths = struct.unpack("<2H", archive.fp.read(_LOCAL_HEADER_BYTES)[-4:])
                 start = information.header_offset + _LOCAL_HEADER_BYTES + sum(lengths)
-                file: Any = io.BufferedReader(_Window(archive.fp, start, information.file_size))
+                file: Any = _part(archive.fp, start, information.file_size)
             else:
                 file = stack.enter_context(tempfile.TemporaryFile())
                 with archive.open(information) as source:
@@ -305,33 +306,16 @@ def check_assets(archive: zipfile.ZipFile, where: str, other_bytes: int = 0) -> 
         )
 
 
-class _Window(io.RawIOBase):
+def _part(file: IO[bytes], start: int, size_bytes: int) -> BinaryIO:
     """A part of a file as a file of its own."""
 
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        wanted = max(0, min(len(view), self._size - self._at))
-        self._file.seek(self._start + self._at)
-        data = self._file.read(wanted)
+    def read_into(view: memoryview, offset: int) -> int:
+        file.seek(start + offset)
+        data = file.read(len(view))
         view[: len(data)] = data
-        self._at += len(data)
         return len(data)
+
+    return io.BufferedReader(RangeFile(size_bytes, read_into))
 
 
 # What is ours in it

@@ -27,10 +27,9 @@ from ckptflow.interop.keras.ordered import load_in_order, names_by_order
 from ckptflow.interop.keras.places import Places, names_by_place, places_of
 from ckptflow.interop.keras.vocabularies import Vocabularies, vocabularies_in
 from ckptflow.interop.tensors import NamedTensors
-from ckptflow.interop.untrusted.archives import check_zip
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.keras_trust import Framework
-from ckptflow.interop.untrusted.zips import check_directory
+from ckptflow.interop.untrusted.zips import check_directory, check_zip
 from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model, keras_models

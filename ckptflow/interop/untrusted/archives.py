@@ -1,4 +1,4 @@
-"""Untrusted archives: a `.tar.gz` of a folder, both ways; zips, by way of `zips`."""
+"""Untrusted archives: a `.tar.gz` of a folder, both ways. Zips: see `zips`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from typing import BinaryIO
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, ObjectExistsError, UsageError
 from ckptflow.interop.untrusted.tars import Member, members
-from ckptflow.interop.untrusted.zips import CHUNK_BYTES, MAX_BYTES, MAX_MEMBERS, MAX_RATIO, bound_of, check_zip
+from ckptflow.interop.untrusted.zips import CHUNK_BYTES, MAX_MEMBERS, bound_of
 from ckptflow.storage.faults import from_os_error
-
-__all__ = ["MAX_BYTES", "MAX_MEMBERS", "MAX_RATIO", "check_zip", "pack_tar", "read_member", "unpack_tar"]
 
 _WRONG = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, RecursionError)
 
@@ -66,20 +64,13 @@ def _add(tar: tarfile.TarFile, path: str, name: str) -> None:
         raise UsageError(f"{path} is neither a file nor a folder, so it is not packed")
 
 
-def unpack_tar(
-    path: str,
-    into: str,
-    *,
-    max_bytes: int = MAX_BYTES,
-    max_members: int = MAX_MEMBERS,
-    max_ratio: float = MAX_RATIO,
-) -> None:
+def unpack_tar(path: str, into: str) -> None:
     """Unpacks a tar, gzipped or not, into the new folder `into`; after an error there is no such folder.
 
     Only files and folders are taken, each name once and below `into`, at the length that its header says. Bytes are
     counted as they come, not as they are announced. Raises `CorruptCheckpointError` for anything else in it: a name
-    that leaves the folder, a link, a device, damage, an end that is missing, more than `max_bytes` or `max_members`,
-    or, beyond 256 MiB, more than `max_ratio` times what lies in the file. Raises `ObjectExistsError` where `into` is
+    that leaves the folder, a link, a device, damage, an end that is missing, more than `MAX_BYTES` or `MAX_MEMBERS`,
+    or, beyond 256 MiB, more than `MAX_RATIO` times what lies in the file. Raises `ObjectExistsError` where `into` is
     there, `ObjectNotFoundError`, `StorageError`.
     """
     try:
@@ -90,8 +81,8 @@ def unpack_tar(
                 raise ObjectExistsError(f"{into} is there already; unpack into a new folder") from error
             try:
                 with _damage_named(path):
-                    bound = bound_of(os.fstat(file.fileno()).st_size, max_bytes, max_ratio)
-                    for member, content in members(file, path, bound, max_members):
+                    bound = bound_of(os.fstat(file.fileno()).st_size)
+                    for member, content in members(file, path, bound, MAX_MEMBERS):
                         _unpack(member, content, os.path.join(into, member.name), path)
             except BaseException:
                 shutil.rmtree(into, ignore_errors=True)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE
-from ckptflow.interop.untrusted.zips import bound_of
+from ckptflow.interop.untrusted.zips import in_proportion
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import shown_as
 from ckptflow.storage.faults import os_errors
@@ -109,7 +109,7 @@ def check_filled(measured: Iterable[tuple[int, int]], where: str) -> None:
     """Raises `CorruptCheckpointError` unless what was written of the files of a source, as `measured_bytes` says, goes
     with their length, both over all: holes are packed zeros, and copied at full length."""
     size_bytes, filled_bytes = map(sum, zip((0, 0), *measured, strict=True))
-    if bound_of(filled_bytes, size_bytes) < size_bytes:
+    if in_proportion(filled_bytes) < size_bytes:
         raise CorruptCheckpointError(
             f"{where} has {size_bytes:,} bytes, of which all but {filled_bytes:,} were never written (holes): has its "
             f"download not ended? If it is what it should be, {MEMORY_VARIABLE} in the environment allows more bytes"

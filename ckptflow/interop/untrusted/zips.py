@@ -29,13 +29,13 @@ _ENCRYPTED, _LATER, _UTF8 = 0x2041, 0x8, 0x800  # bits of a member's flags; late
 _WRONG = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, NotImplementedError)
 
 
-def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_BYTES) -> None:
+def check_zip(path: str) -> None:
     """Reads a zip through and raises `CorruptCheckpointError` unless every reader of it would find the same files.
 
     That is: names stay below the root, each stands once, none is a link; the directory at the end and the header before
     each member agree; members do not overlap; each unpacks to exactly the bytes, and the checksum, that it says; none
-    is encrypted, or packed otherwise than by deflate; and all of it keeps to `max_bytes`, `MAX_MEMBERS` and, beyond
-    256 MiB, `max_ratio` times the file. Memory is bounded whatever is in it. Raises `StorageError` where it cannot be
+    is encrypted, or packed otherwise than by deflate; and all of it keeps to `MAX_BYTES`, `MAX_MEMBERS` and, beyond
+    256 MiB, `MAX_RATIO` times the file. Memory is bounded whatever is in it. Raises `StorageError` where it cannot be
     read.
     """
     try:
@@ -44,7 +44,7 @@ def check_zip(path: str, *, max_ratio: float = MAX_RATIO, max_bytes: int = MAX_B
             with zipfile.ZipFile(file) as archive:
                 if len(archive.infolist()) != count:
                     raise ValueError(f"it says that it has {count:,} members, and has {len(archive.infolist()):,}")
-                _check_members(file, archive, bound_of(os.fstat(file.fileno()).st_size, max_bytes, max_ratio))
+                _check_members(file, archive, bound_of(os.fstat(file.fileno()).st_size))
     except _WRONG as error:
         raise CorruptCheckpointError(f"{path} is not a valid zip: {error or type(error).__name__}") from error
     except OSError as error:
@@ -181,6 +181,11 @@ def _content(file: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
             raise ValueError(f"{info.filename!r} has no end")
 
 
-def bound_of(size_bytes: int, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO) -> int:
+def bound_of(size_bytes: int) -> int:
     """How many bytes an archive of so many may unpack to on the disk."""
-    return min(max_bytes, max(FREE_BYTES, int(size_bytes * max_ratio), budget.chosen_bytes() or 0))
+    return min(MAX_BYTES, in_proportion(size_bytes))
+
+
+def in_proportion(size_bytes: int) -> int:
+    """How many bytes go with so many that were written, however large the file is."""
+    return max(FREE_BYTES, int(size_bytes * MAX_RATIO), budget.chosen_bytes() or 0)
