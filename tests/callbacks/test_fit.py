@@ -14,10 +14,10 @@ import pytest
 import tensorflow as tf
 
 import ckptflow
-from ckptflow import CheckpointCallback, CheckpointManager, KeepBest, KeepLast, UsageError
+from ckptflow import CheckpointCallback, CheckpointManager, KeepLast, UsageError
 from ckptflow.errors import StorageUnavailableError
 from ckptflow.storage.wrappers import StoreWrapper
-from tests.callbacks.jobs import BATCH, BATCHES, arrays, dataset, keras_of, make_model
+from tests.callbacks.jobs import BATCH, BATCHES, dataset, keras_of, make_model
 from tests.manager.states import wrap_store
 
 KERAS3 = pytest.mark.parametrize("keras", [False], ids=["keras3"], indirect=True)
@@ -93,44 +93,6 @@ def test_steps_metrics_and_the_last_save(keras: Any, tmp_path: Path) -> None:
         found = job.manager.checkpoints()
         assert all(set(checkpoint.metrics) == {"loss", "mae"} for checkpoint in found)
         assert found[-1].metrics["loss"] == pytest.approx(history.history["loss"][-1])
-
-
-@KERAS3
-def test_validation_feeds_keep_best(keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Job(keras, tmp_path) as job:
-        job.manager.session.policies = (KeepBest("val_loss", n=2),)
-        history = job.fit(every={"every_epochs": 1}, epochs=4, validation_data=arrays())
-        losses = history.history["val_loss"]
-        best = sorted(range(4), key=lambda epoch: losses[epoch])[:2]
-        assert {(epoch + 1) * BATCHES for epoch in best} <= set(job.steps())
-        assert len(job.steps()) <= 3
-    assert "KeepBest" not in caplog.text
-
-
-@KERAS3
-def test_a_metric_that_no_save_has_is_said_once(keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Job(keras, tmp_path) as job:
-        job.manager.session.policies = (KeepBest("val_loss"), KeepLast(1))
-        job.fit(epochs=1)
-    assert caplog.text.count("KeepBest('val_loss'): the checkpoint of step 4 has no such metric") == 1
-    assert "give every_epochs as well" in caplog.text
-
-
-@KERAS3
-def test_steps_for_safety_and_epochs_for_the_best(keras: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Job(keras, tmp_path) as job:
-        job.manager.session.policies = (KeepBest("val_loss"), KeepLast(3))
-        history = job.fit(every={"every_steps": 4, "every_epochs": 1}, epochs=4, validation_data=arrays())
-        losses = history.history["val_loss"]
-        best = (losses.index(min(losses)) + 1) * BATCHES
-        found = {checkpoint.step: checkpoint.metrics for checkpoint in job.manager.checkpoints()}
-        assert found[best]["val_loss"] == min(losses)
-        assert sorted({best, *found}) == sorted({best, 36, 40, 44})
-        job.manager.session.policies = (KeepBest("val_los", mode="min"),)
-        assert "has no such metric" not in caplog.text
-        job.fit(every={"every_steps": 4, "every_epochs": 1}, epochs=5, validation_data=arrays())
-    assert caplog.text.count("has no such metric") == 1
-    assert "Correct the name; a metric of validation needs validation_data= in fit" in caplog.text
 
 
 def test_what_is_no_finite_number_is_no_metric(tmp_path: Path) -> None:
