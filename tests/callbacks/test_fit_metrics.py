@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from ckptflow import KeepBest, KeepLast
 from tests.callbacks.jobs import BATCHES, arrays, keras_of
