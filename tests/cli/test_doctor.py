@@ -68,7 +68,7 @@ def test_a_bucket_that_lacks_what_can_be_done_without(
     monkeypatch.setattr(doctor, "promises", lambda contract: dict(asked))
     with faulty_proxy(seaweedfs) as proxy:
         proxy.rules = [
-            lacking.no_bulk_delete(lacking.MISSING_MD5[0]),
+            lacking.no_bulk_delete(lacking.NO_BULK_DELETE[0]),
             lacking.no_condition(lacking.UNKNOWN_CONDITIONS[0]),
             lacking.no_checksums(lacking.UNKNOWN_CHECKSUMS[0]),
             lacking.no_copies(lacking.NO_COPIES[0]),
