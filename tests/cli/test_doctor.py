@@ -80,7 +80,9 @@ def test_a_bucket_that_lacks_what_can_be_done_without(
             ran = runner("doctor", "s3://ckptflow-tests/doctor", *SMALL)
             assert ran.code == 3
             assert "request_checksum_calculation" in ran.err
-            options["config_kwargs"] = {"request_checksum_calculation": "when_required"}
+            assert "response_checksum_validation" in ran.err
+            settings = ("request_checksum_calculation", "response_checksum_validation")
+            options["config_kwargs"] = dict.fromkeys(settings, "when_required")
         monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", json.dumps(options))
         ran = runner("doctor", "s3://ckptflow-tests/doctor", *SMALL, "--json")
     assert ran.code == 0, ran.out + ran.err

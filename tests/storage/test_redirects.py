@@ -1,4 +1,4 @@
-"""A server that sends a client elsewhere: nothing of ours goes there, and what is there is not taken for the storage."""
+"""A server that sends a client elsewhere: nothing of ours goes there, and what is there is not the storage."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_no_service_for_credentials_sends_them_elsewhere(
         if service == "google":
             token = Credentials(None, "r", token_uri=f"{here}/token", client_id="id", client_secret="SECRET-TOKEN")
             options = {"token": token, "endpoint_url": here}
-        with pytest.raises((StorageError, ValueError), match="credential|cannot write") as raised:  # noqa: PT012
+        with pytest.raises((StorageError, ValueError), match=r"credential|cannot write") as raised:  # noqa: PT012
             store = open_store(f"{'gs' if service == 'google' else 's3'}://bucket/run", options | {"client": client})
             assert isinstance(store, RetryingStore)
             store._retries = Retries(1)

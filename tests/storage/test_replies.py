@@ -172,7 +172,7 @@ def test_what_is_no_reply_to_a_deletion_is_not_believed(
 ) -> None:
     """Of S3's request for many the objects are asked for one by one, which is answered in the same way here."""
     _, proxy = way
-    proxy.spoil(fault, "DELETE" if "gcs" in way[0] else "a", times=3)
+    proxy.spoil(fault, "DELETE" if "gcs" in way[0] else "", times=3)
     with pytest.raises(StorageUnavailableError, match="cannot delete"):
         store.delete(["a/1", "a/2"])
     proxy.spoil(fault, times=0)
