@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from google.oauth2.credentials import Credentials
@@ -16,53 +13,10 @@ from ckptflow.errors import StorageError
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.retry import Retries, RetryingStore
 from ckptflow.storage.store import Store
+from tests.storage.answering import answering
 
 X = memoryview(b"x" * 5000)
 CODES = [301, 302, 303, 307, 308]
-
-
-class Here(BaseHTTPRequestHandler):
-    """Answers what `reply` says, and keeps what it was asked."""
-
-    protocol_version = "HTTP/1.1"
-    asked: ClassVar[list[tuple[str, str, dict[str, str]]]]
-    reply: ClassVar[Callable[[str, str], tuple[int, dict[str, str], bytes]]]
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _handle(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
-        status, headers, body = type(self).reply(self.command, self.path)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815 - the names that http.server looks for
-
-
-Reply = Callable[[str, str], tuple[int, dict[str, str], bytes]]
-
-
-@contextlib.contextmanager
-def answering(reply: Reply) -> Iterator[tuple[int, list[tuple[str, str, dict[str, str]]]]]:
-    """The port of a server, and what it has been asked so far."""
-    asked: list[tuple[str, str, dict[str, str]]] = []
-    handler = type("Handler", (Here,), {"asked": asked, "reply": staticmethod(reply)})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server.server_address[1], asked
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def obliging(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
