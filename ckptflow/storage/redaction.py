@@ -53,10 +53,11 @@ _QUOTED = (
     r"\\+(?:\"[^\"]*+\"|'[^']*+')"
     r"|(?:[A-Za-z_][\w.:]{0,63}\([ \t]?){0,3}[bBrRuUfF]{0,2}(?:\"(?:[^\"\\]|\\.)*+\"|'(?:[^'\\]|\\.)*+')"
 )
-_VALUE = re.compile(rf"{_QUOTED}|\\*[\"']?[^\s\"'&;<>]+", re.DOTALL)
-_VALUE_OF_HEADER = re.compile(rf"{_QUOTED}|\\*[\"']?(?:[A-Za-z][\w-]*+[ \t]++)?[^\s\"'&;<>]+", re.DOTALL)
+_LIST = r"\[++[^\[\]\r\n]*+\]*+|\([^()\r\n]*+\)?"
+_VALUE = re.compile(rf"{_LIST}|{_QUOTED}|\\*[\"']?[^\s\"'&;<>]+", re.DOTALL)
+_VALUE_OF_HEADER = re.compile(rf"{_LIST}|{_QUOTED}|\\*[\"']?(?:[A-Za-z][\w-]*+[ \t]++)?[^\s\"'&;<>]+", re.DOTALL)
 _VALUE_OF_PAIR = re.compile(rf"(?:{_QUOTED})(?=[ \t]*+[)\]])", re.DOTALL)
-_LINE = re.compile(rf"{_QUOTED}|\\*[^\r\n\"'<>]+", re.DOTALL)
+_LINE = re.compile(rf"{_LIST}|{_QUOTED}|\\*[^\r\n\"'<>]+", re.DOTALL)
 _LONG_NAMES = (
     "token", "secret", "password", "passwd", "passphrase", "apikey", "accesskey", "accesskeyid", "secretkey",
     "accountkey", "sharedkey", "privatekey", "credential", "credentials", "authorization", "cookie", "sessionid",
@@ -86,9 +87,9 @@ _TEXT = re.compile(rf"{_BEGINS}[^<]++(?=</)|(?:[\r\n]\s*+)?[\w+/=$%!#@~*\\-][^<]
 _ESCAPED_TEXT = re.compile(r"(?:(?!&(?:lt|#60|#x3c);|\\u003c)[^<])++", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"[\"';]([\w.$-]++)[\"'&\\]")
 # A pair that tells the name and the value apart, in either order: "name": "password", "value": "x".
-_NAME_LABELS = ("name", "key", "id", "field", "property", "parameter", "header")
+_NAME_LABELS = ("name", "key", "id", "field", "property", "parameter", "header", "type")
 _VALUE_LABELS = ("value", "val", "content", "string", "text", "data")
-_NAME_VALUE = re.compile(r"\s*+[bBuU]?\\*[\"']?([\w.$-]++)")
+_NAME_VALUE = re.compile(r"\s*+[bBuU]?\\*[\"']?([\w.$/:-]++)")
 _PAIR_FIELDS = 4  # and no more are looked at to either side
 _INSIDE = re.compile(r"\s*+[{\[<&]|\\u003c")
 # botocore's error of a reply that is no XML has the whole of it: also of one that is cut off, with credentials.

@@ -233,6 +233,8 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "pairs": lambda n: "name=token,value=" * n,
     "pairs of literals": lambda n: "name='token',value='" * n,
     "pairs far apart": lambda n: "name=token," + "value=a," * n,
+    "lists": lambda n: "token=['" * n,
+    "lists in lists": lambda n: "token=" + "[" * n,
     "signs": lambda n: "token" + "=" * n + ">",
     "what was not parsed": lambda n: "Further retries may succeed:" * n,
     "replies": lambda n: "<Message>" * n + "Debug source:",

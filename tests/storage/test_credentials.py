@@ -160,9 +160,9 @@ def test_what_a_log_shows_of_an_error() -> None:
     assert "test_what_a_log_shows" in "".join(traceback.format_exception(shown))
 
 
-def with_note(note: object) -> Exception:
+def with_note(note: str) -> Exception:
     error = OSError("no")
-    error.__notes__ = [note]
+    error.add_note(note)
     return error
 
 

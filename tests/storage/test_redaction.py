@@ -151,6 +151,14 @@ SHAPES = [
     "Param(name='api_key', default=None, value='{}')",
     '{{"password": {{"value": "{}"}}}}',
     '{{"name": "X-Api-Key", "value": "{}"}}',
+    '<input type="password" value="{}">',
+    "ParameterKey=DbPassword,ParameterValue={}",
+    '{{"Name": "prod/db/password", "SecretString": "{}"}}',
+    # a list
+    "{{'Authorization': ['Basic {}']}}",
+    "{{'password': ['a', '{}']}}",
+    'Set-Cookie: ["a={}", "b={}"]',
+    "api_key=('{}',)",
     # a parser's error has all that it could not parse
     "Unable to parse response (no element found), invalid XML received. Further retries may succeed:\nb'<a>{}\\n b",
 ]
