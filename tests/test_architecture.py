@@ -59,8 +59,8 @@ OTHERS: dict[str, tuple[str, set[str]]] = {
         },
     ),
     "ckptflow/storage/aws_sessions.py": (
-        "botocore: how it starts a credential process",
-        {"_popen", "_profile_provider_builder"},
+        "botocore: how it starts a credential process; aiobotocore: with what it asks a machine for credentials",
+        {"_fetcher", "_get_session", "_popen", "_profile_provider_builder", "_role_fetcher", "_session"},
     ),
     "ckptflow/storage/by_fsspec.py": (
         "fsspec: the folder of a path, whether an asynchronous class lists in its own way; gcsfs: where its server is",

@@ -7,8 +7,11 @@ import contextlib
 import functools
 import subprocess
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, TypeVar
+from xml.etree import ElementTree as ET
 
+from ckptflow.storage.replies import StrangeReplyError
 from ckptflow.storage.stalls import StalledError, connect_timeout_s
 from ckptflow.threads import left_alone
 
@@ -26,6 +29,8 @@ def asynchronous_session(kwargs: dict[str, Any], http_session: Any, stall_timeou
     session = AioSession(**kwargs)
     session.set_default_client_config(AioConfig(**_limits(stall_timeout_s), http_session_cls=http_session))
     share_aws_data(session)
+    _check_credentials(session)
+    _keep_metadata_here(session)
     if stall_timeout_s is not None:
         limit_s = _REQUESTS * stall_timeout_s
         _run_helpers_by(session, functools.partial(_start_ending, stall_timeout_s))
@@ -49,6 +54,7 @@ def blocking_session(profile: str | None, stall_timeout_s: float | None) -> Any:
     session: Any = botocore.session.Session(profile=profile)
     session.set_default_client_config(Config(**_limits(stall_timeout_s)))
     share_aws_data(session)
+    _check_credentials(session)
     if stall_timeout_s is not None:
         limit_s = _REQUESTS * stall_timeout_s
         _run_helpers_by(session, functools.partial(_Ending, stall_timeout_s))
@@ -62,6 +68,47 @@ def blocking_session(profile: str | None, stall_timeout_s: float | None) -> Any:
 
         session.get_credentials = find_in_time
     return session
+
+
+def _check_credentials(session: Any) -> None:
+    for event in ("before-parse.sts", "before-parse.s3.CreateSession"):
+        session.register(event, _check_whole)
+
+
+def _check_whole(response_dict: dict[str, Any], **_: Any) -> None:
+    """Raises for credentials that are cut off: botocore's own error has all of what came, and botocore logs it, too."""
+    if response_dict["status_code"] >= 300:
+        return
+    try:
+        ET.fromstring(response_dict["body"])  # as botocore is about to
+    except ET.ParseError:
+        what = f"credentials are no XML, or only a part of it: {len(response_dict['body']):,} bytes"
+        raise StrangeReplyError(what) from None
+
+
+def without_redirects(session: Any) -> Any:
+    """What aiobotocore uses of a session of aiohttp's, which follows a redirect to any host, with all but a login."""
+    return SimpleNamespace(request=functools.partial(session.request, allow_redirects=False))
+
+
+def _keep_metadata_here(session: Any) -> None:
+    """What asks a machine or a container for its credentials has connections of its own, and follows no redirect."""
+    from botocore.exceptions import BotoCoreError
+
+    def stay(connections: Any) -> None:
+        get = connections._get_session
+
+        async def get_staying(proxy_url: str | None) -> Any:
+            return without_redirects(await get(proxy_url))
+
+        connections._get_session = get_staying
+
+    with contextlib.suppress(BotoCoreError):  # as below
+        for provider in session.get_component("credential_provider").providers:
+            if provider.METHOD == "container-role":
+                stay(provider._fetcher._session)
+            elif provider.METHOD == "iam-role":
+                stay(provider._role_fetcher._session)
 
 
 def share_aws_data(session: Any) -> None:

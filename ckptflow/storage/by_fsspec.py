@@ -83,8 +83,11 @@ class FsspecStore(RemoteStore):
         self._begun: set[str] = set()  # names of creates that failed, and may have left a part
         self._has_bulk_delete = self._is_s3  # until the server refuses it
         self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
+        self._asks_for_checksum = self._is_s3 and wants_checksum(storage_options, "response_checksum_validation")
 
     def _sends_checksum_to(self, doing: str) -> bool | None:
+        if doing == "read":
+            return self._asks_for_checksum or None
         return self._sends_checksum if self._is_s3 and doing in ("write", "create") else None
 
     @contextmanager
@@ -287,10 +290,11 @@ class FsspecStore(RemoteStore):
         try:
             delete_s3(self._fs.call_s3, bucket, [path.partition("/")[2] for path in paths])
         except Exception as error:
-            if not faults.is_refused_request(error):  # or one only with a Content-MD5
+            # Refused, or only without a Content-MD5; or answered without saying what became of each.
+            if not (faults.is_refused_request(error) or isinstance(error, StrangeReplyError)):
                 raise
             why = faults.text_of(error, self._secrets)
-            _log.info("%s: objects are deleted one by one, the server refuses DeleteObjects: %s", self._url, why)
+            _log.info("%s: objects are deleted one by one, not by DeleteObjects: %s", self._url, why)
             return False
         return True
 

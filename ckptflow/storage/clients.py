@@ -18,7 +18,7 @@ from fsspec.dircache import DirCache
 
 from ckptflow.errors import UsageError
 from ckptflow.storage import redaction
-from ckptflow.storage.aws_sessions import asynchronous_session
+from ckptflow.storage.aws_sessions import asynchronous_session, without_redirects
 from ckptflow.storage.faults import from_client_error
 from ckptflow.storage.replies import RANGE, StrangeReplyError, check_gcs
 from ckptflow.storage.stalls import STALL_TIMEOUT_S, check_stall_timeout, connect_timeout_s, socket_factory
@@ -99,6 +99,7 @@ def open_file_system(
         given = dict(options.get("session_kwargs") or {})
         if "connector" not in given and not _has_client_certificate():
             given["connector"] = fsspec.asyn.sync(fsspec.asyn.get_loop(), _connector, stall_timeout_s)
+        given["trace_configs"] = [*(given.get("trace_configs") or []), _refusing_redirects()]
         options["session_kwargs"] = {"response_class": _bounded_response()} | given
     elif scheme in redaction.HTTP_SCHEMES:
         import aiohttp
@@ -179,17 +180,19 @@ def _cache_no_listings(file_system: Any) -> None:
 @functools.cache
 def _s3_session(connect_s: float) -> Any:
     from aiobotocore.httpsession import AIOHTTPSession
+    from botocore.exceptions import ClientError
 
     class Session(AIOHTTPSession):  # type: ignore[misc]
         """Sends bodies without asking first: aiohttp waits for "100 Continue" without limit; not all proxies say it.
 
-        Of a reply that is collected, and not streamed, no more is read than a listing or an error can have.
+        Of a reply that is collected, and not streamed, no more is read than a listing or an error can have. A redirect
+        is a reply like others: aiohttp would follow it to any host, with the session's token, the keys and the data.
         """
 
         async def _get_session(self, proxy_url: str | None) -> Any:
             session = await super()._get_session(proxy_url)
             session._response_class = _bounded_response()
-            return session
+            return without_redirects(session)
 
         async def _create_connector(self, proxy_url: str | None) -> Any:
             return connect_in_time(await super()._create_connector(proxy_url), connect_s)
@@ -197,9 +200,28 @@ def _s3_session(connect_s: float) -> Any:
         async def send(self, request: Any) -> Any:
             if "Expect" in request.headers:
                 del request.headers["Expect"]
-            return await super().send(request)
+            reply = await super().send(request)
+            is_lost = 300 <= reply.status_code < 400 and "x-amz-bucket-region" not in reply.headers
+            if is_lost and request.method == "HEAD":  # botocore would ask for the region by another HEAD, without end
+                about = {"HTTPStatusCode": reply.status_code, "HTTPHeaders": dict(reply.headers)}
+                raise ClientError({"Error": {"Code": str(reply.status_code)}, "ResponseMetadata": about}, "Head")
+            return reply
 
     return Session
+
+
+def _refusing_redirects() -> Any:
+    """What makes a session of aiohttp's raise at a redirect: gcsfs would have it followed to any host."""
+    import aiohttp
+
+    async def refuse(session: Any, context: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+        if "Location" in redirect.response.headers:  # without one, 308 is how an upload goes on
+            redirect.response.close()
+            raise StrangeReplyError(f"a redirect ({redirect.response.status}) is not followed")
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(refuse)
+    return tracing
 
 
 async def _connector(stall_timeout_s: float | None) -> Any:
@@ -291,7 +313,7 @@ def bounded_refresh(credentials: Any, stall_timeout_s: float | None) -> Any:
         def ask(*args: Any, **words: Any) -> Any:
             if words.get("timeout") is None:
                 words["timeout"] = stall_timeout_s
-            return request(*args, **words)
+            return request(*args, **{"allow_redirects": False} | words)  # what is sent is a secret
 
         setattr(ask, "session", getattr(request, "session", None))  # noqa: B010 - some look for it
         try:
@@ -350,7 +372,8 @@ def _checked(once: Callable[..., Any], past_caches: bool) -> Callable[..., Any]:
     return request
 
 
-def wants_checksum(storage_options: dict[str, Any]) -> bool:
-    chosen = dict(storage_options.get("config_kwargs") or {}).get("request_checksum_calculation")
-    chosen = chosen or os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+def wants_checksum(storage_options: dict[str, Any], setting: str = "request_checksum_calculation") -> bool:
+    """Whether S3 is sent checksums; with the setting "response_checksum_validation" whether it is asked for them."""
+    chosen = dict(storage_options.get("config_kwargs") or {}).get(setting)
+    chosen = chosen or os.environ.get(f"AWS_{setting.upper()}", "when_supported")
     return str(chosen).lower() != "when_required"

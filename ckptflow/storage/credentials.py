@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from ckptflow.errors import LEAVING, CkptflowError
+from ckptflow.printable import printable
 from ckptflow.storage import faults, redaction
 
 _SECRET_NAMES = ("key", "secret", "token", "pass", "credential", "sas", "auth", "user", "sig", "code", "sess")
@@ -30,15 +32,15 @@ def secrets_of(url: str, storage_options: dict[str, Any]) -> Iterator[str]:
 
 def may_be_chained(error: BaseException, secrets: Iterable[str]) -> bool:
     """Whether a traceback may show the error: no secret is in it, and nothing that a terminal would obey."""
-    texts = (str(link) for link in faults.chain(error))
-    return all(line.isprintable() for text in texts for line in text.split("\n")) and not tells_secrets(error, secrets)
+    lines = (line for link in _in_traceback(error) for line in _shown_of(link).split("\n"))
+    return all(line.isprintable() for line in lines) and not tells_secrets(error, secrets)
 
 
 def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
-    """Whether the error, or what it was raised from, shows a secret, a user or a query of a URL, in a traceback."""
+    """Whether the error, or what a traceback shows with it, tells a secret, or a user or a query of a URL."""
     known = tuple(secrets)
-    for link in faults.chain(error):
-        texts = (str(link), repr(link), *getattr(link, "__notes__", ()))
+    for link in _in_traceback(error):
+        texts = (_shown_of(link), repr(link))
         if any(secret in text for secret in known for text in texts):
             return True
         if any(redaction.redact(text) != text for text in texts):
@@ -46,12 +48,27 @@ def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
     return False
 
 
+def _in_traceback(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and the members of groups among these."""
+    for link in faults.chain(error):
+        yield link
+        if isinstance(link, BaseExceptionGroup):
+            for member in link.exceptions:
+                yield from _in_traceback(member)
+
+
+def _shown_of(link: BaseException) -> str:
+    """What a traceback shows of one of them: its class, its text, its notes, of a syntax error also a line."""
+    return "".join(traceback.format_exception_only(link))
+
+
 def for_log(error: BaseException) -> BaseException:
-    """What a log or a traceback may show of an error: itself, or, where it tells a user or a query of a URL, another of
-    its text without, which has its stack and nothing that it was raised from."""
+    """What a log or a traceback may show of an error: itself, or, where it tells a user or a query of a URL, or holds
+    what a terminal would obey, another of its text without, which has its stack and nothing that it was raised from."""
     if may_be_chained(error, ()):
         return error
-    shown = RuntimeError(f"{type(error).__name__}: {faults.text_of(error)}")
+    text = redaction.redact(f"{type(error).__name__}: {faults.text_of(error)}")
+    shown = RuntimeError(printable(text))
     return shown.with_traceback(error.__traceback__)
 
 

@@ -26,6 +26,7 @@ from ckptflow.errors import (
     UsageError,
 )
 from ckptflow.storage.redaction import redact
+from ckptflow.storage.replies import DeleteError
 from ckptflow.threads import saying
 
 _FULL = "make room, raise the quota or the file-size limit; nothing older was deleted"
@@ -37,8 +38,10 @@ _CERTIFICATE = (
     "check the address, this machine's clock and the certificates that it trusts (SSL_CERT_FILE, AWS_CA_BUNDLE)"
 )
 _NO_CHECKSUMS = (
-    "if the server knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required, or "
-    'storage_options={"config_kwargs": {"request_checksum_calculation": "when_required"}}'
+    "if the server knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION and "
+    "AWS_RESPONSE_CHECKSUM_VALIDATION to when_required, or "
+    'storage_options={"config_kwargs": {"request_checksum_calculation": "when_required", '
+    '"response_checksum_validation": "when_required"}}: the one is for writes, the other for reads'
 )
 
 _WANTS_CHECKSUMS = (
@@ -199,7 +202,8 @@ def is_refused_request(error: BaseException) -> bool:
     it is busy, and not that there is no such bucket. Another kind of request may do."""
     codes = _all_codes(error)
     kind, _ = _kind_of(error)
-    is_refused = kind is ObjectNotFoundError or (kind is StorageError and _status(codes) > 0)
+    is_answered = _status(codes) > 0 or isinstance(error, DeleteError)  # which a reply with 200 holds
+    is_refused = kind is ObjectNotFoundError or (kind is StorageError and is_answered)
     return is_refused and not _BUCKET_CODES & set(codes)
 
 

@@ -42,9 +42,9 @@ _PUNCTUATION = ".,;:)]}"  # what a sentence puts behind a URL
 _PARAMETER = re.compile(r";[^/;=]*=[^/;]*")  # of a path: /login;jsessionid=…
 _QUERY = re.compile(r"\?[^?=]*+=.*", re.DOTALL)  # of a path: not all clients tell whole URLs
 
-# name=value, name: value, "name": "value"
+# name=value, name: value, "name": "value", "name" => "value"
 _FIELD = re.compile(
-    r"(?<![\w.$-])([\w.$-]++)([\"'\\]*+)[ \t]*+([:=]|\\u003d|%(?:25)*+3[dD]|&(?:#61|#x3[dD]|equals);)[ \t]*+"
+    r"(?<![\w.$-])([\w.$-]++)([\"'\\]*+)[ \t]*+(:?=++>?|:|\\u003d|%(?:25)*+3[dD]|&(?:#61|#x3[dD]|equals);)[ \t]*+"
 )
 _OPTION = re.compile(r"(?<![^\s\"'`(])--?([A-Za-z][\w-]*+)[ \t]++(?=[^\s-])")
 _PAIR = re.compile(r"[(\[][ \t]*+[bBrRuU]{0,2}[\"']([\w.$-]++)[\"'][ \t]*+,[ \t]*+")  # ("name", "value")
@@ -53,10 +53,11 @@ _QUOTED = (
     r"\\+(?:\"[^\"]*+\"|'[^']*+')"
     r"|(?:[A-Za-z_][\w.:]{0,63}\([ \t]?){0,3}[bBrRuUfF]{0,2}(?:\"(?:[^\"\\]|\\.)*+\"|'(?:[^'\\]|\\.)*+')"
 )
-_VALUE = re.compile(rf"{_QUOTED}|\\*[\"']?[^\s\"'&;<>]+", re.DOTALL)
-_VALUE_OF_HEADER = re.compile(rf"{_QUOTED}|\\*[\"']?(?:[A-Za-z][\w-]*+[ \t]++)?[^\s\"'&;<>]+", re.DOTALL)
+_LIST = r"\[++[^\[\]\r\n]*+\]*+|\([^()\r\n]*+\)?"
+_VALUE = re.compile(rf"{_LIST}|{_QUOTED}|\\*[\"']?[^\s\"'&;<>]+", re.DOTALL)
+_VALUE_OF_HEADER = re.compile(rf"{_LIST}|{_QUOTED}|\\*[\"']?(?:[A-Za-z][\w-]*+[ \t]++)?[^\s\"'&;<>]+", re.DOTALL)
 _VALUE_OF_PAIR = re.compile(rf"(?:{_QUOTED})(?=[ \t]*+[)\]])", re.DOTALL)
-_LINE = re.compile(rf"{_QUOTED}|\\*[^\r\n\"'<>]+", re.DOTALL)
+_LINE = re.compile(rf"{_LIST}|{_QUOTED}|\\*[^\r\n\"'<>]+", re.DOTALL)
 _LONG_NAMES = (
     "token", "secret", "password", "passwd", "passphrase", "apikey", "accesskey", "accesskeyid", "secretkey",
     "accountkey", "sharedkey", "privatekey", "credential", "credentials", "authorization", "cookie", "sessionid",
@@ -74,6 +75,25 @@ _TOKEN = re.compile(
     r"|\bglpat-[\w-]{16,}+|\bhf_\w{20,}+|\bxox[abeoprs]-[\w-]{10,}+|\bya29\.[\w-]{16,}+|\bAIza[\w-]{30,}+"
     r"|\bsk-[\w-]{20,}+"
 )
+# <name …>text</name>, also with escapes; cut off, its text begins at once, as it does not in a usage: <token> means it.
+_ELEMENT = re.compile(r"<([\w.:-]++)([^<>]*+)>")
+_ESCAPED_ELEMENT = re.compile(
+    r"(?:&(?:lt|#60|#x3c);|\\u003c)([\w.:-]++)((?:(?!&(?:[lg]t|#6[02]|#x3[ce]);|\\u003[ce])[^<>])*+)"
+    r"(?:&(?:gt|#62|#x3e);|\\u003e)",
+    re.IGNORECASE,
+)
+_BEGINS = r"(?:\s*+<!--[^>]*+>)?(?:\s*+<!\[CDATA\[.*?(?:\]\]>|\Z)|"
+_TEXT = re.compile(rf"{_BEGINS}[^<]++(?=</)|(?:[\r\n]\s*+)?[\w+/=$%!#@~*\\-][^<]*+)", re.DOTALL)
+_ESCAPED_TEXT = re.compile(r"(?:(?!&(?:lt|#60|#x3c);|\\u003c)[^<])++", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"[\"';]([\w.$-]++)[\"'&\\]")
+# A pair that tells the name and the value apart, in either order: "name": "password", "value": "x".
+_NAME_LABELS = ("name", "key", "id", "field", "property", "parameter", "header", "type")
+_VALUE_LABELS = ("value", "val", "content", "string", "text", "data")
+_NAME_VALUE = re.compile(r"\s*+[bBuU]?\\*[\"']?([\w.$/:-]++)")
+_PAIR_FIELDS = 4  # and no more are looked at to either side
+_INSIDE = re.compile(r"\s*+[{\[<&]|\\u003c")
+# botocore's error of a reply that is no XML has the whole of it: also of one that is cut off, with credentials.
+_UNPARSED = re.compile(r"(Further retries may succeed:).*", re.DOTALL)
 _PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----).*?(?:-----END[^-]{0,60}-----|\Z)", re.DOTALL)
 
 
@@ -82,7 +102,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     whose names tell of a secret, and tokens of known shapes."""
     for secret in sorted((s for s in secrets if len(s) >= _LEAST), key=len, reverse=True):
         text = text.replace(secret, SHOWN)
-    text = _PRIVATE_KEY.sub(rf"\1{SHOWN}", text)
+    text = _UNPARSED.sub(rf"\1 {SHOWN}", _PRIVATE_KEY.sub(rf"\1{SHOWN}", text))
     text = _without_urls(text)
     text = _without_fields(text)
     return _TOKEN.sub(SHOWN, _BEARER.sub(rf"\1{SHOWN}", text))
@@ -276,20 +296,47 @@ def _ends_in_port(authority: str) -> bool:
 
 
 def _without_fields(text: str) -> str:
-    fields = [(field.end(), _value_of(field)) for field in _FIELD.finditer(text)]
-    fields += [(option.end(), _value_of_option(option)) for option in _OPTION.finditer(text)]
-    fields += [(pair.end(), _VALUE_OF_PAIR if _is_secret(pair[1]) else None) for pair in _PAIR.finditer(text)]
+    values = {option.end(): _value_of_option(option) for option in _OPTION.finditer(text)}
+    values |= {pair.end(): _VALUE_OF_PAIR if _is_secret(pair[1]) else None for pair in _PAIR.finditer(text)}
+    values |= _named_values(text)
     shown: list[str] = []
     at = 0
-    for start, pattern in sorted(fields, key=lambda each: each[0]):
+    for start, pattern in sorted(values.items(), key=lambda each: each[0]):
         value = pattern.match(text, start) if pattern is not None and start >= at else None
         if value is None:
             continue
-        quote = value[0][-1] if value[0][-1] in "\"'" else ""
+        is_literal = pattern not in (_TEXT, _ESCAPED_TEXT) and value[0][-1] in "\"'"
+        quote = value[0][-1] if is_literal else ""
         before = value[0].partition(quote)[0].lstrip("\\") if quote else ""
         shown += text[at:start], f"{before}{quote}{SHOWN}{quote}"
         at = value.end()
     return "".join((*shown, text[at:]))
+
+
+def _named_values(text: str) -> dict[int, re.Pattern[str] | None]:
+    """Where the value of each field and element begins, and what it looks like if it is a secret."""
+    # name, what any value of it looks like, what a secret one does
+    found = {field.end(): (field[1], _VALUE, _value_of(field)) for field in _FIELD.finditer(text)}
+    for kind, inner in ((_ELEMENT, _TEXT), (_ESCAPED_ELEMENT, _ESCAPED_TEXT)):
+        for element in kind.finditer(text):
+            is_secret = any(map(_is_secret, (element[1], *_ATTRIBUTE.findall(element[2]))))
+            found[element.end()] = (element[1], inner, inner if is_secret else None)
+    starts = sorted(found)
+    values = {start: found[start][2] for start in starts}
+    for number, start in enumerate(starts):
+        name, _, secret = found[start]
+        near: list[int] = []
+        if secret is not None and _INSIDE.match(text, start):
+            near = starts[number + 1 : number + 2]  # what is inside of it
+        elif _last_word(name) in _NAME_LABELS and (told := _NAME_VALUE.match(text, start)) and _is_secret(told[1]):
+            around = starts[max(0, number - _PAIR_FIELDS) : number + 1 + _PAIR_FIELDS]
+            near = [each for each in around if _last_word(found[each][0]) in _VALUE_LABELS]
+        values |= {each: values[each] or found[each][1] for each in near}
+    return values
+
+
+def _last_word(name: str) -> str:
+    return _PARTS.split(name)[-1].lower()
 
 
 def _value_of(field: re.Match[str]) -> re.Pattern[str] | None:

@@ -68,7 +68,7 @@ def test_a_bucket_that_lacks_what_can_be_done_without(
     monkeypatch.setattr(doctor, "promises", lambda contract: dict(asked))
     with faulty_proxy(seaweedfs) as proxy:
         proxy.rules = [
-            lacking.no_bulk_delete(lacking.MISSING_MD5[0]),
+            lacking.no_bulk_delete(lacking.NO_BULK_DELETE[0]),
             lacking.no_condition(lacking.UNKNOWN_CONDITIONS[0]),
             lacking.no_checksums(lacking.UNKNOWN_CHECKSUMS[0]),
             lacking.no_copies(lacking.NO_COPIES[0]),
@@ -80,7 +80,9 @@ def test_a_bucket_that_lacks_what_can_be_done_without(
             ran = runner("doctor", "s3://ckptflow-tests/doctor", *SMALL)
             assert ran.code == 3
             assert "request_checksum_calculation" in ran.err
-            options["config_kwargs"] = {"request_checksum_calculation": "when_required"}
+            assert "response_checksum_validation" in ran.err
+            settings = ("request_checksum_calculation", "response_checksum_validation")
+            options["config_kwargs"] = dict.fromkeys(settings, "when_required")
         monkeypatch.setenv("CKPTFLOW_STORAGE_OPTIONS", json.dumps(options))
         ran = runner("doctor", "s3://ckptflow-tests/doctor", *SMALL, "--json")
     assert ran.code == 0, ran.out + ran.err

@@ -48,7 +48,7 @@ def test_a_job_where_nothing_but_the_least_is_taken(
 ) -> None:
     """Content-MD5 demanded, and no conditions: it saves, prunes at each save, and resumes."""
     proxy.rules = [
-        lacking.no_bulk_delete(lacking.MISSING_MD5[0]),
+        lacking.no_bulk_delete(lacking.NO_BULK_DELETE[0]),
         lacking.no_condition(lacking.UNKNOWN_CONDITIONS[0]),
     ]
     url, since = place(request), len(proxy.requests)

@@ -35,11 +35,10 @@ def no_copies(reply: Reply) -> Rule:
 
 
 def no_checksums(reply: Reply) -> Rule:
-    """Refuses what carries a checksum that S3 has taken since 2022, or says that one follows."""
+    """Refuses what carries a checksum that S3 has taken since 2022, says that one follows, or asks for one."""
 
     def rule(line: str, headers: dict[str, str]) -> Reply | None:
-        is_refused = any(name.startswith(("x-amz-checksum-c", "x-amz-checksum-s", "x-amz-sdk-c")) for name in headers)
-        return reply if is_refused else None
+        return reply if any(name.startswith(("x-amz-checksum-", "x-amz-sdk-c")) for name in headers) else None
 
     return rule
 
@@ -49,11 +48,23 @@ def no_writes(reply: Reply) -> Rule:
     return lambda line, headers: reply if line.startswith("PUT") else None
 
 
-MISSING_MD5 = [
+def deleted(inner: str) -> Reply:
+    """An answer to DeleteObjects."""
+    text = f'<?xml version="1.0"?><DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inner}</DeleteResult>'
+    return Reply(200, text.encode(), {"Content-Type": "application/xml"})
+
+
+NO_BULK_DELETE = [
     error("MissingContentMD5", "Missing required header for this request: Content-Md5.", 400),
     error("InvalidRequest", "DeleteObjects requires one valid Content-MD5 header", 400),
     error("MethodNotAllowed", "The specified method is not allowed against this resource.", 405),
     Reply(501),
+    # Answered with success: nothing is said of any object; nothing of some; each is refused; there is a page.
+    deleted(""),
+    deleted("<Deleted><Key>nothing/there</Key></Deleted>"),
+    deleted("<Error><Key>a/1</Key><Code>NotImplemented</Code><Message>no</Message></Error>"),
+    deleted("<Error><Key>a/1</Key><Code>SomethingNew</Code></Error><Error><Key>a/2</Key><Code>No</Code></Error>"),
+    Reply(200).page(),
 ]
 UNKNOWN_CONDITIONS = [
     error("NotImplemented", "A header you provided implies functionality that is not implemented", 501),

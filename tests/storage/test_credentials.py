@@ -10,7 +10,7 @@ import pytest
 from ckptflow.errors import StorageError
 from ckptflow.job import background
 from ckptflow.storage import faults, redaction
-from ckptflow.storage.credentials import for_log, secrets_of, tells_secrets
+from ckptflow.storage.credentials import for_log, may_be_chained, secrets_of, tells_secrets
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.raw import raw_client
 
@@ -158,6 +158,45 @@ def test_what_a_log_shows_of_an_error() -> None:
     assert str(shown) == "ValueError: no"
     assert "PLANTED" not in "".join(traceback.format_exception(shown))
     assert "test_what_a_log_shows" in "".join(traceback.format_exception(shown))
+
+
+def with_note(note: str) -> Exception:
+    error = OSError("no")
+    error.add_note(note)
+    return error
+
+
+HARMFUL = [
+    lambda what: OSError(f"the server said {what}"),
+    lambda what: ExceptionGroup("both", [OSError("one"), OSError(what)]),
+    lambda what: ExceptionGroup("both", [ExceptionGroup("inner", [with_note(what)])]),
+    lambda what: BaseExceptionGroup(f"the group {what}", [OSError("one")]),
+    with_note,
+    lambda what: SyntaxError("no", ("file", 1, 1, what)),
+    lambda what: type(f"Error{what}", (Exception,), {})("no"),
+]
+
+
+@pytest.mark.parametrize("make", HARMFUL)
+@pytest.mark.parametrize("what", ["a \x1b[2J b", "a \x9b31m b", "a \u202e b", "a \r b", "password=PLANTED"])
+@pytest.mark.parametrize("is_outermost", [True, False])
+def test_a_log_shows_nothing_that_a_terminal_obeys(make: Any, what: str, is_outermost: bool) -> None:
+    """Nor a secret: whatever of an error it is in that a traceback shows."""
+    error = make(what)
+    if not is_outermost:
+        error, cause = ValueError("no"), error
+        error.__cause__ = cause
+    assert not may_be_chained(error, [])
+    for shown in (for_log(error), background._as_failure(error)):
+        text = "".join(traceback.format_exception(shown))
+        assert "PLANTED" not in text
+        assert all(line.isprintable() for line in text.split("\n")), text
+
+
+@pytest.mark.parametrize("make", HARMFUL[:6])
+def test_an_error_that_a_terminal_may_show_stays_as_it_is(make: Any) -> None:
+    error = make("plain, of\ntwo lines")
+    assert for_log(error) is error
 
 
 def test_a_failure_in_the_background_tells_no_secret() -> None:

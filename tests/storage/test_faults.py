@@ -102,7 +102,7 @@ HEADERS = s3_error("InvalidRequest", 400, "Content-MD5 OR x-amz-checksum- HTTP h
 @pytest.mark.parametrize(
     ("error", "sends", "advised"),
     [
-        (NO_HEADERS, True, "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
+        (NO_HEADERS, True, "set AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when"),
         (NO_HEADERS, None, "not retryable"),
         (HEADERS, False, "do not switch them off"),
         (HEADERS, None, "not retryable"),

@@ -57,7 +57,7 @@ def writes(proxy: FaultyProxy, before: int) -> int:
     return sum(line.startswith("PUT") for line in proxy.requests[before:])
 
 
-@pytest.mark.parametrize("reply", lacking.MISSING_MD5, ids=lambda reply: f"{reply.status}-{reply.body[50:70]}")
+@pytest.mark.parametrize("reply", lacking.NO_BULK_DELETE, ids=lambda reply: f"{reply.status}-{reply.body[97:130]}")
 def test_what_cannot_be_deleted_at_once_is_deleted_one_by_one(proxy: FaultyProxy, store: Store, reply: Reply) -> None:
     keys = ["a/1", "a/2", "ü b+c/3"]
     proxy.rules = [lacking.no_bulk_delete(reply)]
@@ -68,8 +68,20 @@ def test_what_cannot_be_deleted_at_once_is_deleted_one_by_one(proxy: FaultyProxy
         assert store.list() == []
 
 
-def test_the_server_is_asked_once_for_a_bulk_delete(proxy: FaultyProxy, store: Store) -> None:
-    proxy.rules = [lacking.no_bulk_delete(lacking.MISSING_MD5[0])]
+@pytest.mark.parametrize("code", ["AccessDenied", "InternalError", "NoSuchBucket"])
+def test_what_single_deletes_do_not_mend_is_raised(proxy: FaultyProxy, store: Store, code: str) -> None:
+    store.put("a/1", X)
+    refusal = lacking.deleted(f"<Error><Key>a/1</Key><Code>{code}</Code><Message>no</Message></Error>")
+    proxy.rules = [lacking.no_bulk_delete(refusal)]
+    before = len(proxy.requests)
+    with pytest.raises(StorageError, match=f"cannot delete.*{code}"):
+        store.delete(["a/1"])
+    assert not any(line.startswith("DELETE") for line in proxy.requests[before:])
+
+
+@pytest.mark.parametrize("reply", lacking.NO_BULK_DELETE[3:6:2], ids=lambda reply: str(reply.status))
+def test_the_server_is_asked_once_for_a_bulk_delete(proxy: FaultyProxy, store: Store, reply: Reply) -> None:
+    proxy.rules = [lacking.no_bulk_delete(reply)]
     before = len(proxy.requests)
     for _ in range(3):
         store.delete(["a", "b"])
@@ -83,7 +95,7 @@ def test_a_refusal_to_delete_is_still_one(proxy: FaultyProxy, store: Store) -> N
     store.put("a", X)
     denied = lacking.error("AccessDenied", "no", 403)
     proxy.rules = [
-        lacking.no_bulk_delete(lacking.MISSING_MD5[0]),
+        lacking.no_bulk_delete(lacking.NO_BULK_DELETE[0]),
         lambda line, headers: denied if line.startswith("DELETE") else None,
     ]
     with pytest.raises(PermissionError, match="cannot delete"):
@@ -176,6 +188,14 @@ def test_a_server_without_checksums_is_told_how_to_be_used(
         options["config_kwargs"] = {"request_checksum_calculation": "when_required"}
     else:
         monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    half = open_store("s3://ckptflow-tests/lacking/checksums", options)
+    half.put("a", X)
+    with pytest.raises(StorageError, match=r"cannot read.*response_checksum_validation.*when_required"):
+        read_whole(half, "a")
+    if is_set_by == "option":
+        options["config_kwargs"]["response_checksum_validation"] = "when_required"
+    else:
+        monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     for client in CLIENTS:  # one set of options for both
         store = open_store("s3://ckptflow-tests/lacking/checksums", {**options, "client": client})
         store.put("a", X)
