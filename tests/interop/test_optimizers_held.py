@@ -22,7 +22,7 @@ FRAMEWORKS: dict[str, Any] = {"keras": keras, "tf_keras": tf_keras}
 
 
 def _class_of(kit: Any) -> Any:
-    class GAN(kit.Model):  # type: ignore[misc, name-defined]
+    class GAN(kit.Model):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.discriminator = kit.layers.Dense(1, name="discriminator")
@@ -140,9 +140,9 @@ def test_without_a_model_they_can_be_left_out(saved: tuple[str, Any, Path], tmp_
 @pytest.mark.parametrize("framework", KERASES)
 def test_a_layer_that_the_model_lacks_is_none(framework: str, tmp_path: Path) -> None:
     """Weights of a file for which a model has no place are refused, wherever they are held."""
-    kit = FRAMEWORKS[framework]
+    kit, gan = FRAMEWORKS[framework], CLASSES[framework]
 
-    class More(CLASSES[framework]):  # type: ignore[misc, name-defined]
+    class More(gan):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             super().__init__()
             self.critic = kit.layers.Dense(2, name="critic")
