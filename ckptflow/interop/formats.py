@@ -195,9 +195,14 @@ def by_name(name: str) -> Format:
     return FORMATS[name]
 
 
+def path_of(url: str) -> str:
+    """A path, or that of a URL: without a query, which is no part of a file's name."""
+    return urlsplit(url).path if "://" in url else url
+
+
 def by_suffix(url: str) -> Format | None:
     """The format that a file's name tells, or None."""
-    path = (urlsplit(url).path if "://" in url else url).rstrip("/")
+    path = path_of(url).rstrip("/")
     suffixes = {suffix: entry for entry in FORMATS.values() for suffix in entry.suffixes}
     fitting = [suffix for suffix in suffixes if path.endswith(suffix)]
     return suffixes[max(fitting, key=len)] if fitting else None
@@ -215,7 +220,7 @@ def by_content(path: str) -> Format | None:
             return FORMATS["tf-checkpoint"]
         is_model = "config.json" in names and names & {"model.weights.h5", "model.weights.npz"}  # saved as zipped=False
         return FORMATS["keras"] if is_model else None
-    if path.endswith(".weights.json"):  # which names the files that the weights lie in
+    if path.endswith("weights.json"):  # which names the files that the weights lie in
         return FORMATS["weights"]
     if path.endswith(".safetensors.index.json"):
         return FORMATS["safetensors"]

@@ -16,7 +16,7 @@ from ckptflow.format.spec import Rename
 from ckptflow.format.words import some_of
 from ckptflow.interop.export import import_modules
 from ckptflow.interop.formats import handler
-from ckptflow.interop.sources import Source, identified
+from ckptflow.interop.sources import Source, check_named, identified
 from ckptflow.interop.tensors import CapturedTensors, NamedTensors
 from ckptflow.job.alone import commit_alone
 from ckptflow.job.arguments import check_step
@@ -83,6 +83,7 @@ def import_model(
     _check_rename(rename)
     import_modules(imports)
     _check_empty(root, storage_options)
+    check_named(origin, format)
     is_compared = model is not None and not partial  # a part of the weights would not do
     with (
         fetched(origin, source_options) as local,

@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from ckptflow.errors import UnsupportedStateError, UsageError
-from ckptflow.interop.formats import FORMATS, Format, by_content, by_name, handler
+from ckptflow.interop.formats import FORMATS, Format, by_content, by_name, by_suffix, handler, path_of
 from ckptflow.interop.keras.backup import find_backup
 from ckptflow.interop.untrusted.budget import one_source
 from ckptflow.interop.untrusted.private_copy import check_regular, private_copy
 from ckptflow.places.names import folder_of
 from ckptflow.places.shown_as import private_folder, shown_as
 from ckptflow.storage.opening import local_path
-from ckptflow.storage.redaction import redact_url
+from ckptflow.storage.redaction import HTTP_SCHEMES, redact_url
 
 _OF_CHECKPOINT = re.compile(r"(?P<prefix>.+)\.(?P<suffix>meta|index|data-\d{5}-of-\d{5})", re.DOTALL)
 
@@ -42,7 +43,6 @@ def identified(
     `is_compared`: it is then refused unless it has all that a model has, so that it may be a part as far as is known.
     Raises `UsageError` where the format cannot be told, or where it is a part of something.
     """
-    _check_is_prefix(origin)
     notes: Mapping[str, Any] = {}
     chosen = by_name(name) if name is not None else by_content(local)
     place = origin.rstrip("/") if os.path.isdir(local) else folder_of(origin)
@@ -66,10 +66,9 @@ def identified(
             f"{redact_url(origin)}: neither its name nor its content identifies the format; pass format= (--format), "
             "one of " + ", ".join(entry.name for entry in FORMATS.values() if entry.is_importable)
         )
-    if not chosen.is_importable:
-        raise UnsupportedStateError(f"{redact_url(origin)}: a run cannot start from the format {chosen.name!r}")
-    given = local
     shown = redact_url(origin)
+    _check_is_importable(chosen, shown)
+    given = local
     with private_folder("ckptflow-source-", shown) as folder:
         if chosen.joiner is not None:
             local = handler(chosen.joiner)(local, place, folder, source_options, is_compared=is_compared)
@@ -82,12 +81,27 @@ def identified(
             yield Source(chosen, path, notes, is_private=is_private or is_copied)
 
 
-def _check_is_prefix(origin: str) -> None:
-    """Raises for one of the files of a checkpoint of TensorFlow's, as TF1's tools name them; elsewhere also its index,
-    of which nothing else comes along."""
-    found = _OF_CHECKPOINT.fullmatch(origin)
+def check_named(origin: str, name: str | None) -> None:
+    """Raises where a source's name, or the `name` of its format, tells that no run can start from it, before anything
+    is fetched.
+
+    `UsageError` for one of the files of a checkpoint of TensorFlow's, as TF1's tools name them; elsewhere also for its
+    index, of which nothing else comes along. `UnsupportedStateError` for a format that nothing reads.
+    """
+    found, shown = _OF_CHECKPOINT.fullmatch(path_of(origin)), redact_url(origin)
+    is_web = origin.partition("://")[0] in HTTP_SCHEMES
     if found is not None and not (found["suffix"] == "index" and local_path(origin) is not None):
-        prefix = redact_url(found["prefix"])
-        raise UsageError(
-            f"{redact_url(origin)} is one file of a TensorFlow checkpoint; name the checkpoint by its prefix: {prefix}"
-        )
+        what = f"{shown} is one file of a TensorFlow checkpoint; name the checkpoint by its prefix"
+        if is_web:
+            raise UsageError(f"{what}, once all of its files are in one folder: a web server does not list them")
+        whole = urlsplit(origin)._replace(query="", fragment="").geturl() if "://" in origin else origin
+        raise UsageError(f"{what}: {redact_url(whole.removesuffix('.' + found['suffix']))}")
+    of_file = by_suffix(origin) if is_web else None  # elsewhere it may be a folder, which its content tells
+    chosen = by_name(name) if name is not None else of_file
+    if chosen is not None:
+        _check_is_importable(chosen, shown)
+
+
+def _check_is_importable(chosen: Format, shown: str) -> None:
+    if not chosen.is_importable:
+        raise UnsupportedStateError(f"{shown}: a run cannot start from the format {chosen.name!r}")

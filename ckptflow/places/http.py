@@ -89,7 +89,7 @@ class HttpFile(RemoteCalls):
                 if reply.status not in _REDIRECTS or "Location" not in reply.headers:
                     await _receive(reply, file, check)
                     return
-                target = urljoin(url, reply.headers["Location"])
+                target = _with_login(url, urljoin(url, reply.headers["Location"]))
                 _check_redirect(url, target)
                 if _origin(url) != _origin(target):
                     session, is_strange = await stack.enter_async_context(self._strangers()), True
@@ -130,6 +130,15 @@ async def _receive(reply: aiohttp.ClientResponse, file: _Bounded, check: Callabl
 def _origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme.lower(), 0)
+
+
+def _with_login(url: str, target: str) -> str:
+    """A redirect's target, within the origin with the login that `url` has: an absolute one comes without."""
+    login, at, _ = urlsplit(url).netloc.rpartition("@")
+    parts = urlsplit(target)
+    if not at or "@" in parts.netloc or _origin(url) != _origin(target):
+        return target
+    return parts._replace(netloc=f"{login}@{parts.netloc}").geturl()
 
 
 def _check_redirect(url: str, target: str) -> None:

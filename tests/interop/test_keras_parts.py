@@ -154,6 +154,45 @@ def test_a_part_is_not_the_whole(sharded: Path, tmp_path: Path) -> None:
     ckptflow.import_model(make_epoch, tmp_path / "epoch")
 
 
+@pytest.mark.parametrize("name", ["m.weights.v2.weights.json", "best_weights.json", "m.weights.json"])
+def test_a_part_is_known_by_any_index_beside_it(name: str, trained: Any, tmp_path: Path) -> None:
+    """Keras leaves each `.weights` out of the names of the parts."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "unlike_weights.json").write_text("{}")
+    trained.save_weights(str(folder / name), max_shard_size=900 / GIB)
+    for source in (folder / name, folder):
+        model = make()
+        ckptflow.import_model(source, tmp_path / f"run-{source.name}", model=model)
+        check_same(model, trained)
+    shards = sorted(folder.glob("*.weights.h5"))
+    assert len(shards) > 2
+    for shard in shards:
+        with pytest.raises(UsageError, match=f"a part of the weights of {name}: name that"):
+            ckptflow.import_model(shard, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_may_be_a_part_is_said_to_be(sharded: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Alone, nothing but its name tells: it may be that of an epoch. All weights of a model are in none of them."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    shutil.copy(sharded.parent / "w_00000.weights.h5", folder)
+    for number, source in enumerate((folder / "w_00000.weights.h5", folder)):
+        for is_partial in (False, True):
+            caplog.clear()
+            model = make() if is_partial else None
+            ckptflow.import_model(source, tmp_path / f"run-{number}-{is_partial}", model=model, partial=is_partial)
+            assert "w_00000.weights.h5 may have a part of the weights alone" in caplog.text
+        with pytest.raises(CkptflowError, match="does not fit"):
+            ckptflow.import_model(source, tmp_path / "none", model=make())
+    whole = tmp_path / "epoch_00003.weights.h5"
+    make().save_weights(str(whole))
+    caplog.clear()
+    ckptflow.import_model(whole, tmp_path / "epoch", model=make())
+    assert "may have a part" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "index",
     [

@@ -21,6 +21,7 @@ from ckptflow.errors import (
     StorageAccessError,
     StorageError,
     StorageUnavailableError,
+    UnsupportedStateError,
     UsageError,
 )
 from ckptflow.places import http as http_module
@@ -34,11 +35,12 @@ QUERY = "sig=PLANTED/0123456789/x&v=3"
 class Web(http.server.SimpleHTTPRequestHandler):
     """Files for who has the query; `refused` are what nobody gets, with the status that is answered."""
 
-    def __init__(self, *arguments: Any, refused: dict[str, int], **how: Any) -> None:
-        self._refused = refused
+    def __init__(self, *arguments: Any, refused: dict[str, int], asked: list[str], **how: Any) -> None:
+        self._refused, self._asked = refused, asked
         super().__init__(*arguments, **how)
 
     def do_GET(self) -> None:
+        self._asked.append(self.path)
         name, _, query = self.path.partition("?")
         status = self._refused.get(name.rpartition("/")[2], 200 if query == QUERY else 403)
         if status == 200:
@@ -51,8 +53,9 @@ class Web(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def web(folder: Path, refused: dict[str, int] | None = None) -> Iterator[str]:
-    handler = partial(Web, directory=str(folder), refused=refused or {})
+def web(folder: Path, refused: dict[str, int] | None = None, asked: list[str] | None = None) -> Iterator[str]:
+    """What is asked for goes into `asked`."""
+    handler = partial(Web, directory=str(folder), refused=refused or {}, asked=[] if asked is None else asked)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -137,6 +140,26 @@ def test_a_url_for_one_file_alone(folder: Path, trained: Any, tmp_path: Path, ca
             ckptflow.import_model(part, tmp_path / "part", model=model, rename=lambda name: name)
         assert all(map(np.array_equal, model.get_weights(), before))
     assert not (tmp_path / "part").exists()
+
+
+@pytest.mark.parametrize("query", ["", "?token=PLANTED", "?download=true#top"])
+@pytest.mark.parametrize(
+    ("name", "error", "match"),
+    [
+        ("m.ckpt-10.meta", UsageError, "is one file of a TensorFlow checkpoint"),
+        ("m.ckpt-10.index", UsageError, "is one file of a TensorFlow checkpoint"),
+        ("m.ckpt-10.data-00000-of-00001", UsageError, "is one file of a TensorFlow checkpoint"),
+        ("m.tflite", UnsupportedStateError, "cannot start from the format 'tflite'"),
+    ],
+)
+def test_what_a_name_tells_is_told_before_anything_is_fetched(
+    name: str, error: type[CkptflowError], match: str, query: str, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    with web(tmp_path, asked=asked) as url, pytest.raises(error, match=match) as caught:
+        ckptflow.import_model(f"{url}/{name}{query}", tmp_path / "run")
+    assert not asked
+    assert "PLANTED" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

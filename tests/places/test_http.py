@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import os
@@ -129,6 +130,21 @@ def test_what_is_set_for_one_server_is_not_told_to_another(web: str) -> None:
         pass
     told = [any("PLANTED" in value or "Basic" in value for value in each.values()) for each in Web.headers_seen]
     assert told == [True, False, True, False, False]
+
+
+def test_a_login_stays_within_the_origin(web: str) -> None:
+    """Whether a redirect names a path alone, or all of a URL."""
+    elsewhere = web.replace("127.0.0.1", "localhost")
+    Web.redirects |= {"path": "/next", "next": f"{web}/a/m.keras", "out": f"{elsewhere}/back", "back": f"{web}/m.keras"}
+    Web.redirects["host"] = f"//{web.partition('://')[2]}/m.keras"
+    mine = web.replace("://", "://me:se%3Acret%40@")
+    for name, told in (("path", [True, True, True]), ("host", [True, True]), ("out", [True, False, False])):
+        Web.headers_seen.clear()
+        with fetched(f"{mine}/{name}") as path:
+            assert Path(path).read_bytes() == b"abc" * 2**20
+        logins = [each.get("Authorization") for each in Web.headers_seen]
+        wanted = "Basic " + base64.b64encode(b"me:se:cret@").decode()
+        assert logins == [wanted if is_told else None for is_told in told]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import h5py
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras.parts import index_of_shard
+from ckptflow.interop.keras.parts import INDEX_SUFFIX, shards_named
 from ckptflow.interop.untrusted.hdf5_probe import check_survives
 from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
 from ckptflow.places.names import listed
@@ -22,7 +22,7 @@ logger = logging.getLogger("ckptflow")
 _LATEST, _METADATA = "latest.weights.h5", "training_metadata.json"  # of Keras 3's BackupAndRestore
 _CHIEF = "chief"  # of tf_keras's, with a tf.train.CheckpointManager in it
 # The longest that fits counts.
-_SUFFIXES = {".keras": "keras", ".weights.h5": "weights", ".weights.json": "weights", ".h5": "h5", ".hdf5": "h5"}
+_SUFFIXES = {".keras": "keras", ".weights.h5": "weights", INDEX_SUFFIX: "weights", ".h5": "h5", ".hdf5": "h5"}
 _MAX_JSON_BYTES = 2**16
 _SHOWN = 10
 
@@ -55,11 +55,10 @@ def find_backup(folder: str) -> tuple[str, str, dict[str, Any]] | None:
     newest = _newest_prefix(folder) if names else None
     if newest is not None:
         return "tf-checkpoint", newest, {}
-    files = [
-        (name, found)
-        for name in names
-        if (found := _suffix_of(name)) is not None and index_of_shard(name) not in names  # a part of that
-    ]
+    indexes = {name: shards_named(os.path.join(folder, name)) for name in names if name.endswith(INDEX_SUFFIX)}
+    others = {name for name, shards in indexes.items() if not (shards or name.endswith(f".{INDEX_SUFFIX}"))}
+    others.update(*indexes.values())  # parts
+    files = [(name, found) for name in names if (found := _suffix_of(name)) is not None and name not in others]
     if len(files) > 1:
         raise UsageError(
             f"{folder} holds {len(files)} files that a run could start from; name one: "

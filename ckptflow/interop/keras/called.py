@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ckptflow.format.words import some_of
-from ckptflow.interop.keras.described import PLACE
+from ckptflow.interop.keras.optimizer import is_at
 from ckptflow.interop.keras.places import Places
 
 logger = logging.getLogger("ckptflow")
@@ -62,6 +62,6 @@ def pairs_by_place(places: Places, names: Mapping[str, str], there: Mapping[str,
     found = []
     for place, layer in places.layers.items():
         name = names.get(there.get(place) or "")
-        if name is not None and place in shapes and not place.startswith(PLACE):
+        if name is not None and place in shapes and not is_at(place, places.optimizers):
             found.append((name, layer.name, shapes[place]))
     return found

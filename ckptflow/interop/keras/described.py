@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import h5py
-
 from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
 from ckptflow.interop.keras.named import lookups_in_config, names_in_config, names_in_weights
 from ckptflow.interop.untrusted.keras_allowed import Framework, keras_module
@@ -21,12 +19,11 @@ from ckptflow.state.kinds import is_tf_keras_model, raw_variable
 from ckptflow.state.private.kerases import INNER_OPTIMIZERS, layers_in, own_variables
 from ckptflow.state.tree import walk
 
-PLACE = "optimizer/"  # of its variables in a weights file
+COMPILED = "optimizer"  # the place in a weights file of the one that a model is compiled with
 _CONFIG = "config.json"
 _ATTRIBUTES = ("model", "training")
 _SCALING = "LossScaleOptimizer"  # around another one, whose slots it leaves as they are
 _INNER = ("inner_optimizer", "optimizer")  # of one around another, in its config
-_MAX_DEPTH = 8  # a file can be made whose groups hold themselves
 _OF_NEW = "Custom>"  # before the class in what tf_keras writes into HDF5, but for its optimizers of old
 
 
@@ -65,8 +62,16 @@ def described_in(path: str, kind: str) -> Described:
         return _with_layers(described_by(training), config)
     if kind == "weights":
         with opened(path, path) as file:
-            return Described(name=_name_in(file), places=names_in_weights(file))
+            return described_at(COMPILED, Described(places=names_in_weights(file)))
     return Described()
+
+
+def described_at(place: str, described: Described) -> Described:
+    """What a file says of the optimizer at a place, or of the one whose losses are scaled there."""
+    names = described.places
+    while f"{place}/inner_optimizer" in names:
+        place += "/inner_optimizer"
+    return Described(name=_without_number(names.get(place, "")), places=names)
 
 
 def _with_layers(described: Described, config: Mapping[str, Any]) -> Described:
@@ -83,23 +88,35 @@ def described_by(training: Mapping[str, Any]) -> Described:
     return Described(_plain(names), is_new=is_new)
 
 
-def difference(described: Described, model: Any) -> str | None:
-    """How the optimizer of a live model is another than the one described, in words; None where nothing tells so."""
+def difference(described: Described, model: Any, *, has_slots: bool = True) -> str | None:
+    """How the optimizer of a live model is another than the one described, in words; None where nothing tells so.
+
+    Counters alone (not `has_slots`) fit any optimizer that has no slots: they are another's where no class is told.
+    """
     if getattr(model, "optimizer", None) is None:
         return None
-    live = list(_with_inner(model.optimizer))
     framework: Framework = "tf_keras" if is_tf_keras_model(model) else "keras"
-    for saved, optimizer in zip(described.classes, live, strict=False):
-        if saved.casefold() not in _classes_of(optimizer, framework):
-            return f"it is that of {saved}, another class than the model's {type(optimizer).__name__}"
+    class_text = differing_class(described, model.optimizer, framework, has_slots=has_slots)
+    return class_text or _not_trained(described, model)
+
+
+def differing_class(described: Described, optimizer: Any, framework: Framework, *, has_slots: bool) -> str | None:
+    """As `difference`, of the class alone, for any live optimizer."""
+    live = list(_with_inner(optimizer))
+    for saved, each in zip(described.classes, live, strict=False):
+        if saved.casefold() not in _classes_of(each, framework):
+            return f"it is that of {saved}, another class than the model's {type(each).__name__}"
     public = _public_classes(framework)
-    called = public.get(described.name) if described.name != _name_of(live[-1]) else None
+    is_namesake = described.name == _name_of(live[-1])
+    called = None if is_namesake else public.get(described.name)
     if called is not None and called is not type(live[-1]):
         return f"it is that of {called.__name__}, another class than the model's {type(live[-1]).__name__}"
+    if not (has_slots or described.classes or is_namesake or called):
+        return "it has no slots, and of which class it was is not known"
     is_public = bool(described.classes) and described.classes[-1].casefold() in public
     if framework == "tf_keras" and is_public and described.is_new not in (None, hasattr(live[-1], "build")):
         return f"it is that of {described.classes[-1]} with its slots in another order"
-    return _not_trained(described, model)
+    return None
 
 
 def _not_trained(described: Described, model: Any) -> str | None:
@@ -157,16 +174,6 @@ def _classes_in(config: Any) -> list[str]:
 
 def _plain(names: list[str]) -> tuple[str, ...]:
     return tuple(name.rpartition(">")[2] for name in names if _SCALING not in name)
-
-
-def _name_in(file: h5py.File) -> str:
-    """How the optimizer in a weights file of Keras 3 was called, or the one whose losses are scaled; or ""."""
-    place = PLACE
-    for _ in range(_MAX_DEPTH):
-        if f"{place}inner_optimizer" in file:
-            place += "inner_optimizer/"
-    group = file.get(f"{place}vars")
-    return _without_number(text_of(group, "name") or "") if isinstance(group, h5py.Group) else ""
 
 
 def _layers_of(config: Any) -> list[tuple[str, bool]]:

@@ -33,7 +33,7 @@ from ckptflow.interop.keras.optimizer import (
     variables_of,
     warn_of_none,
 )
-from ckptflow.interop.keras.places import places_of
+from ckptflow.interop.keras.places import places_of, shapes_of
 from ckptflow.interop.keras.provenance import CONFIG, copy_members, member, metadata_of, zip_folder
 from ckptflow.interop.keras.weights import (
     check_filled,
@@ -42,7 +42,6 @@ from ckptflow.interop.keras.weights import (
     kind_of_file,
     load_stock,
     named,
-    shapes_of,
     total_bytes,
 )
 from ckptflow.interop.provenance import Provenance
@@ -255,15 +254,16 @@ def _read_keras(
                 how: dict[str, Any] = {"imports": imports, "unsafe": unsafe, "is_scaled": is_scaled}
                 compile_model(model, config["compile_config"], framework, where, **how)
     check_is_model(model, framework, where)
-    wanted = places_of(model, framework).shapes
-    check_filled(where, wanted, stored)
+    places = places_of(model, framework)
+    check_filled(where, model, places, stored)
+    wanted = places_in(places.shapes)
     if getattr(model, "optimizer", None) is None:
         if there:
             warn_of_none(where, is_named=is_named)
         return model, False
-    if not optimizer or (not has_slots(there) and there != places_in(wanted)):  # saved before its first step
+    if not optimizer or (not has_slots(there) and there != wanted):  # saved before its first step
         return model, False
-    has_state = takes_state(where, model.optimizer, there, places_in(wanted))
+    has_state = takes_state(where, model.optimizer, there, wanted)
     if not has_state:
         drop_if_several(where, model)
     elif not is_loaded:

@@ -29,7 +29,7 @@ from ckptflow.interop.keras.config import (
     raise_unbuildable,
     safe_mode,
 )
-from ckptflow.interop.keras.described import described_in, difference
+from ckptflow.interop.keras.described import described_in
 from ckptflow.interop.keras.hdf5 import json_of, opened, text_of
 from ckptflow.interop.keras.named import LOOKUPS
 from ckptflow.interop.keras.optimizer import drop_if_several, set_legacy, variables_of
@@ -217,7 +217,7 @@ def read_h5(
         compile_by(training, model, framework, where, imports=imports, unsafe=unsafe)
         if getattr(model, "optimizer", None) is None or not optimizer:
             return model, False
-        has_state = set_legacy(where, model.optimizer, file, difference(described_in(path, "whole"), model))
+        has_state = set_legacy(where, model, file, described_in(path, "whole"), is_own=True)
         if not has_state:
             drop_if_several(where, model)
         return model, has_state

@@ -7,7 +7,7 @@ after it was compiled, or of another optimizer, a part would go to the wrong var
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -15,9 +15,11 @@ import numpy as np
 
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.interop.keras import hdf5 as keras_hdf5
-from ckptflow.interop.keras.described import PLACE
-from ckptflow.interop.keras.hdf5 import narrowing
-from ckptflow.interop.keras.places import dtype_name
+from ckptflow.interop.keras.described import COMPILED, Described, described_at, difference, differing_class
+from ckptflow.interop.keras.hdf5 import Stored, narrowing
+from ckptflow.interop.keras.places import Places, dtype_name, plain, shapes_of
+from ckptflow.interop.untrusted.keras_allowed import Framework
+from ckptflow.state.kinds import is_tf_keras_model
 
 logger = logging.getLogger("ckptflow")
 
@@ -27,9 +29,78 @@ _NOT_COMPILED = "The model is not compiled; to have the optimizer's state, hand 
 _GROUP = "optimizer_weights"  # of whole models in HDF5
 
 
-def places_in(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+def optimizers_at(stored: Iterable[Stored], model: Any, places: Places) -> dict[str, Any]:
+    """Where a weights file or a model has optimizers, each with the live one or None: the one that the model is
+    compiled with, and those that it or a layer of it holds.
+
+    A file has one where the model has no layer, and the first variable is a whole number, as the count of steps is.
+    """
+    found = {COMPILED: getattr(model, "optimizer", None), **places.optimizers}
+    for place in _counting(stored):
+        if place not in places.layers:
+            found.setdefault(place, None)
+    return {place: live for place, live in found.items() if not is_at(place, found.keys() - {place})}
+
+
+def called_optimizers(stored: Iterable[Stored]) -> list[str]:
+    """Where a weights file has optimizers as far as it tells without a model: by how their places are called."""
+    return [COMPILED, *(place for place in _counting(stored) if "optimizer" in place)]
+
+
+def _counting(stored: Iterable[Stored]) -> list[str]:
+    """The places whose first variable is a whole number, and that are not among the layers of a model."""
+    found = []
+    for each in stored:
+        place, _, number = plain(each.path).rpartition("/vars/")
+        is_count = number == "0" and not each.shape and each.dtype.startswith(("int", "uint"))
+        if is_count and not (f"/{place}".rpartition("/")[0].endswith("/layers") or is_of_metrics(f"{place}/")):
+            found.append(place)
+    return found
+
+
+def is_of_metrics(name: str) -> bool:
+    """Whether a place in a weights file is a metric's, of the model or of one within."""
+    return "/metrics/" in f"/{name}"
+
+
+def is_at(name: str, places: Iterable[str]) -> bool:
+    """Whether a place in a weights file is below one of these."""
+    return name.startswith(tuple(f"{place}/" for place in places))
+
+
+def not_taken(
+    path: str,
+    model: Any,
+    places: Places,
+    described: Described,
+    stored: Sequence[Stored],
+    narrowed: Mapping[str, str],
+    other: str | None = None,
+) -> dict[str, Any]:
+    """Those of `optimizers_at` that do not take the state that a weights file has for them; why not is logged.
+
+    `described` is what the file says, `narrowed` what a variable could not hold as it is; `other` as for `takes_state`.
+    """
+    framework: Framework = "tf_keras" if is_tf_keras_model(model) else "keras"
+    left = {}
+    for place, live in optimizers_at(stored, model, places).items():
+        there, wanted = places_in(shapes_of(stored), place), places_in(places.shapes, place)
+        why = None
+        if live is not None and there:
+            if place == COMPILED:
+                why = difference(described, model, has_slots=has_slots(there))
+            else:
+                one = described_at(place, described)
+                why = differing_class(one, live, framework, has_slots=has_slots(there))
+            why = why or other or next((text for name, text in narrowed.items() if name in there), None)
+        if not takes_state(path if place == COMPILED else f"{path}, {place}", live, there, wanted, why):
+            left[place] = live
+    return left
+
+
+def places_in(shapes: Shapes, place: str = COMPILED) -> dict[str, tuple[int, ...]]:
     """Those of the places of a weights file that are an optimizer's, in the order of their numbers."""
-    names = sorted((name for name in shapes if name.startswith(PLACE)), key=lambda name: (len(name), name))
+    names = sorted((name for name in shapes if is_at(name, [place])), key=lambda name: (len(name), name))
     return {name: shapes[name] for name in names}
 
 
@@ -45,7 +116,8 @@ def variables_of(optimizer: Any) -> list[Any]:
 
 
 def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes, other: str | None = None) -> bool:
-    """Whether a live optimizer takes the state that a file has, `there`; why not is logged.
+    """Whether a live optimizer takes the state that a file has, `there`: all of it, counters too, or none; why not is
+    logged.
 
     `other`: how it is known to be another's, whatever its shapes are.
     """
@@ -53,9 +125,9 @@ def takes_state(path: str, optimizer: Any, there: Shapes, wanted: Shapes, other:
         if there:
             logger.warning("%s has an optimizer's state, but the model is not compiled: it is not restored", path)
         return False
-    if there == wanted and not (other and has_slots(there)):
+    if there == wanted and not other:
         return True
-    if has_slots(there):
+    if there:
         logger.warning(
             "%s: the state of its optimizer does not fit that of the model and is not taken: %s. The model's %s is as "
             "it was made; optimizer=False (--no-optimizer) chooses that",
@@ -102,25 +174,32 @@ def _difference(there: Shapes, wanted: Shapes) -> str:
 # In HDF5 files of whole models
 
 
-def set_legacy(path: str, optimizer: Any, file: h5py.File, other: str | None = None) -> bool:
-    """Gives a built optimizer the state that an HDF5 file of a whole model holds, if it takes it; why not is logged.
+def set_legacy(
+    path: str, model: Any, file: h5py.File, described: Described, *, other: str | None = None, is_own: bool = False
+) -> bool:
+    """Gives a model's built optimizer the state that an HDF5 file of a whole model holds, if it takes it; why not is
+    logged.
 
-    `other` is as for `takes_state`.
+    `described` is what the file says of it; `other` is as for `takes_state`. `is_own`: the optimizer was made by the
+    file's own config, so that counters alone are its own, whatever slots it has today.
     Raises `CorruptCheckpointError` where the file names a tensor that it has not.
     """
     stored = _stored_of(file, path)
-    variables = variables_of(optimizer)
-    if stored and not any(each.shape for each in stored.values()):  # counters alone: the slots are as they were, then
+    there = {name: tuple(each.shape) for name, each in stored.items()}
+    variables = variables_of(model.optimizer)
+    are_counters = bool(stored) and not has_slots(there)
+    if is_own and are_counters:
         variables = variables[: len(stored)]
     names = [*stored, *(f"number {number}" for number in range(len(stored), len(variables)))]
     wanted = {name: _shape_of(variable) for name, variable in zip(names, variables, strict=False)}
-    there = {name: tuple(each.shape) for name, each in stored.items()}
     narrowed = (
         narrowing(name, keras_hdf5.dtype_of(each, name, path), dtype_name(variable))
         for (name, each), variable in zip(stored.items(), variables, strict=False)
     )
-    other = other or next((text for text in narrowed if text is not None), None)
-    if not takes_state(path, optimizer, there, wanted, other):
+    if not (is_own and are_counters):  # which were numbers of other types once
+        other = difference(described, model, has_slots=not are_counters) or other
+        other = other or next((text for text in narrowed if text is not None), None)
+    if not takes_state(path, model.optimizer, there, wanted, other):
         return False
     for variable, dataset in zip(variables, stored.values(), strict=True):
         variable.assign(np.asarray(dataset[()]))

@@ -26,7 +26,7 @@ from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
 from ckptflow.interop.untrusted.private_copy import check_filled, measured_bytes, open_regular, private_copy
 from ckptflow.places.files import fetched
-from ckptflow.places.names import in_folder
+from ckptflow.places.names import in_folder, listed
 from ckptflow.places.room import ensure_room
 from ckptflow.storage.faults import os_errors
 from ckptflow.storage.local_calls import opened_folder
@@ -34,7 +34,7 @@ from ckptflow.storage.redaction import redact_url
 
 logger = logging.getLogger("ckptflow")
 
-INDEX_SUFFIX = ".weights.json"
+INDEX_SUFFIX = "weights.json"  # "best_weights.json" as well
 _SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)
 _NPZ = "model.weights.npz"
 _CONFIG = "config.json"
@@ -49,7 +49,8 @@ def as_one_file(
 
     `place` is the folder or URL where it came from. Raises `UsageError` for one of several files, which is a part, and
     `StorageError` where that cannot be told. Only if access to the index is refused, as with a URL that is signed for
-    one file, and all of the weights will be asked for (`is_compared`), it is taken with a warning.
+    one file, and all of the weights will be asked for (`is_compared`), it is taken with a warning. So is, where they
+    will not be asked for, what is called as a part and has no index: it may be a part, or have the number of an epoch.
     """
 
     def beside(name: str, given: Callable[[str], AbstractContextManager[str]] = nullcontext) -> Any:
@@ -65,36 +66,46 @@ def as_one_file(
         merge_shards(local, target, lambda name: beside(name, private_copy))
         return target
     name = os.path.basename(local)
-    index = index_of_shard(name)
-    if index is None:
+    guessed = _indexes_of(name)
+    if not guessed:
         return local
     where = redact_url(in_folder(place, name))
-    try:
-        with beside(index) as path:
-            is_part = _is_named_in(path, name)
-    except ObjectNotFoundError:  # a name with a number, as that of an epoch
-        return local
-    except StorageError as error:
-        told = (
-            f"{where} may have a part of the weights alone, as its name has a number, and whether {index} beside it "
-            f"says so cannot be told: {error}."
+    may_be_part = f"{where} may have a part of the weights alone, as its name has a number, and"
+    here = [each for each in listed(os.path.dirname(local) or ".") if each.endswith(INDEX_SUFFIX)]
+    for index in dict.fromkeys([*here, *guessed]):
+        try:
+            with beside(index) as path:
+                is_part = name in shards_named(path)
+        except ObjectNotFoundError:
+            continue
+        except StorageError as error:
+            told = f"{may_be_part} whether {index} beside it says so cannot be told: {error}."
+            if is_compared and isinstance(error, StorageAccessError):
+                logger.warning(
+                    "%s It is read, since it must have all weights of model=; an optimizer may be lacking", told
+                )
+                return local
+            raise type(error)(
+                f"{told} If it has all of them, fetch it under a name without a number, or give model= and not partial="
+            ) from error
+        if is_part:
+            raise UsageError(f"{where} has a part of the weights of {index}: name that")
+    if not is_compared:  # the number may be that of an epoch
+        logger.warning(
+            "%s there is no index beside it (*%s) that tells. If it is a part, put all parts and the index into one "
+            "folder, and name the index",
+            may_be_part,
+            INDEX_SUFFIX,
         )
-        if is_compared and isinstance(error, StorageAccessError):
-            logger.warning("%s It is read, since it must have all weights of model=; an optimizer may be lacking", told)
-            return local
-        raise type(error)(
-            f"{told} If it has all of them, fetch it under a name without a number, or give model= and not partial="
-        ) from error
-    if is_part:
-        raise UsageError(f"{where} has a part of the weights of {index}: name that")
     return local
 
 
-def _is_named_in(path: str, shard: str) -> bool:
+def shards_named(path: str) -> list[str]:
+    """As `shards_in`, and none where it is no index: folders and web servers may have anything under its name."""
     try:
-        return shard in shards_in(path)
-    except (CorruptCheckpointError, UsageError):  # no such index: a web server may have a page for any name
-        return False
+        return shards_in(path)
+    except (CorruptCheckpointError, UsageError):
+        return []
 
 
 def is_unzipped(names: Iterable[str]) -> bool:
@@ -172,10 +183,16 @@ def _copy(file: BinaryIO, member: IO[bytes], left: int) -> None:
         left -= len(data)
 
 
-def index_of_shard(path: str) -> str | None:
-    """Where the index would be of the sharded weights that a file is one shard of, by its name; None for others."""
-    found = _SHARD.fullmatch(path)
-    return f"{found['base']}{INDEX_SUFFIX}" if found is not None else None
+def _indexes_of(shard: str) -> list[str]:
+    """How the index would be called of the sharded weights that a file is one shard of, by its name; none for others.
+
+    Of any `.weights` within the index's name a shard's name tells nothing: there may be others.
+    """
+    found = _SHARD.fullmatch(shard)
+    if found is None:
+        return []
+    base = found["base"]
+    return [f"{base}.{INDEX_SUFFIX}", *([f"{base}.json"] if base.endswith("weights") else [])]
 
 
 def shards_in(index: str) -> list[str]:

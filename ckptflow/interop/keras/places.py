@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ckptflow.interop.keras.hdf5 import Stored
 from ckptflow.interop.untrusted.keras_trust import Framework
 from ckptflow.state.kinds import raw_variable
 from ckptflow.state.private.kerases import INNER_OPTIMIZERS, OWN_VARIABLES, layers_in, of
+from ckptflow.state.private.tf_keras import LAYERS_OF_2_13
 from ckptflow.state.tree import walk
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where Keras would put a model's variables in a `.weights.h5`, each with its shape, dtype and, where it is one,
-    itself; and the layers, by the places that they begin with."""
+    itself; and the layers and optimizers, by the places that they begin with."""
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     variables: dict[str, Any]
     layers: dict[str, Any]
+    optimizers: dict[str, Any]
+
+
+def shapes_of(stored: Iterable[Stored]) -> dict[str, tuple[int, ...]]:
+    """The shape of each place of a weights file, by today's names."""
+    return {plain(each.path): each.shape for each in stored}
+
+
+def plain(path: str) -> str:
+    """A place in a weights file by today's name."""
+    return path.replace(LAYERS_OF_2_13, "layers") if path.startswith(LAYERS_OF_2_13) else path
 
 
 def places_of(model: Any, framework: Framework) -> Places:
     """The places of a model. Copies no more than one variable."""
-    optimizer = getattr(model, "optimizer", None)
-    inner = [vars(optimizer).get(name) for name in INNER_OPTIMIZERS] if optimizer is not None else []
-    known = {id(each): each for each in (*layers_in(model), optimizer, *inner)}
+    optimizers = [node.optimizer for node in walk({"model": model}).optimizers.values()]
+    inner = [vars(optimizer).get(name) for optimizer in optimizers for name in INNER_OPTIMIZERS]
+    known = {id(each): each for each in (*layers_in(model), *optimizers, *inner)}
     recorder = _recorder(of(framework).store_class())
     visited = _Visited(recorder, known)
     of(framework).save_state(model, recorder, visited)
@@ -38,7 +51,7 @@ def places_of(model: Any, framework: Framework) -> Places:
         for place, shape in recorder.found.items()
         if (variable := visited.variables.get(place)) is not None and shape_of(variable) == shape
     }
-    return Places(recorder.found, recorder.dtypes, variables, visited.layers)
+    return Places(recorder.found, recorder.dtypes, variables, visited.layers, visited.optimizers)
 
 
 def names_by_place(places: Places, state: Mapping[str, Any], there: Mapping[str, str | None]) -> dict[str, str]:
@@ -79,16 +92,19 @@ class _Visited(set[int]):
         self._recorder, self._known = recorder, known
         self.variables: dict[str, Any] = {}
         self.layers: dict[str, Any] = {}
+        self.optimizers: dict[str, Any] = {}
 
     def add(self, key: int) -> None:
         super().add(key)
         obj = self._known.get(key)
         if obj is None:
             return
+        place = self._recorder.at.removesuffix("vars").rstrip("/")
         if hasattr(obj, "apply_gradients"):
+            self.optimizers[place] = obj
             variables = list(obj.variables)
         else:  # as a layer writes its own
-            self.layers[self._recorder.at.removesuffix("vars").rstrip("/")] = obj
+            self.layers[place] = obj
             variables = [each for name in OWN_VARIABLES for each in vars(obj).get(name, ())]
         for number, variable in enumerate(variables):
             self.variables[f"{self._recorder.at}/{number}"] = variable

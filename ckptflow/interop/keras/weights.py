@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO, Literal
 
@@ -19,12 +19,20 @@ from ckptflow.format.words import some_of
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras.called import pairs_by_place, warn_of_names
 from ckptflow.interop.keras.config import build_optimizer_of
-from ckptflow.interop.keras.described import PLACE, Described, described_in, difference
+from ckptflow.interop.keras.described import Described, described_in
 from ckptflow.interop.keras.hdf5 import Stored, damage, narrowing, opened
 from ckptflow.interop.keras.named import counterparts
-from ckptflow.interop.keras.optimizer import places_in, set_legacy, takes_state
+from ckptflow.interop.keras.optimizer import (
+    called_optimizers,
+    is_at,
+    is_of_metrics,
+    not_taken,
+    optimizers_at,
+    places_in,
+    set_legacy,
+)
 from ckptflow.interop.keras.ordered import load_in_order, names_by_order
-from ckptflow.interop.keras.places import Places, names_by_place, places_of
+from ckptflow.interop.keras.places import Places, names_by_place, places_of, plain, shapes_of
 from ckptflow.interop.keras.vocabularies import Vocabularies, vocabularies_in
 from ckptflow.interop.tensors import NamedTensors
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
@@ -34,13 +42,11 @@ from ckptflow.places.shown_as import private_file, private_folder
 from ckptflow.state.configs import count_variables
 from ckptflow.state.kinds import is_keras3_model, is_tf_keras_model, keras_models
 from ckptflow.state.private.kerases import of
-from ckptflow.state.private.tf_keras import LAYERS_OF_2_13
 
 logger = logging.getLogger("ckptflow")
 
 FileKind = Literal["keras", "whole", "legacy", "weights"]
 
-_METRICS = "metrics/"
 _SEEDS = "seed_generator/"  # which some versions of Keras 3 write and others do not read
 _SHOWN = 20
 
@@ -90,8 +96,7 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> set[int]:
             f"{path}: the model has no variables yet; call it once on a batch before its weights are loaded"
         )
     kind = kind_of_file(path)
-    live = getattr(model, "optimizer", None)
-    if framework == "tf_keras" and live is not None and optimizer:
+    if framework == "tf_keras" and getattr(model, "optimizer", None) is not None and optimizer:
         untold = "the learning rate, nor here which optimizer it was" if kind == "weights" else "the learning rate"
         logger.warning("%s: weights of tf_keras's do not tell %s; that is as your code made it", path, untold)
     if kind in ("whole", "legacy"):
@@ -103,19 +108,18 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> set[int]:
     if optimizer and places_in(there):
         build_optimizer_of(model)
     places, described = places_of(model, framework), described_in(path, kind)
-    narrowed = _narrowed(stored, places)
+    narrowed, optimizers = _narrowed(stored, places), optimizers_at(stored, model, places)
     words = _vocabularies(path, kind, model, framework, places, described)
     problems = [
         *words.problems,
         *_moved_in(places, described),
-        *(text for name, text in narrowed.items() if not name.startswith((_METRICS, PLACE))),
+        *(text for name, text in narrowed.items() if not (is_of_metrics(name) or is_at(name, optimizers))),
     ]
-    absent = _check_fit(path, there, places.shapes, problems)
+    absent = _check_fit(path, there, places.shapes, problems, optimizers)
     warn_of_names(path, pairs_by_place(places, described.places, counterparts(places.layers, described.places)))
-    other = difference(described, model) if optimizer and places_in(there) else None
-    other = other or next((text for name, text in narrowed.items() if name.startswith(PLACE)), None)
-    takes_optimizer = optimizer and takes_state(path, live, places_in(there), places_in(places.shapes), other)
-    load_stock(path, model, kind, framework, absent=absent, optimizer=takes_optimizer)
+    left = not_taken(path, model, places, described, stored, narrowed) if optimizer else optimizers
+    skipped = [live for live in left.values() if live is not None]
+    load_stock(path, model, kind, framework, absent=absent, skipped=skipped)
     if kind == "keras":
         load_assets(path, model, framework)
     words.write()
@@ -145,6 +149,7 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
         check_zip(path)
     stored = datasets_of(path, kind)
     renamed: dict[str, str] = {}
+    left: Collection[str] = () if optimizer else called_optimizers(stored)
     if state is not None:
         models = keras_models(state)
         if len(models) != 1:
@@ -155,16 +160,14 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
             layers = counterparts(places.layers, described.places)
             renamed = names_by_place(places, state, layers)
             warn_of_names(path, pairs_by_place(places, described.places, layers))
-            live = getattr(models[0], "optimizer", None)
-            other = difference(described, models[0]) or _elsewhere(places, layers)
-            narrowed = _narrowed(stored, places)
-            other = other or next((text for name, text in narrowed.items() if name.startswith(PLACE)), None)
-            there, wanted = places_in(shapes_of(stored)), places_in(places.shapes)
-            optimizer = optimizer and takes_state(path, live, there, wanted, other)
+            left = optimizers_at(stored, models[0], places)
+            if optimizer:
+                narrowed, other = _narrowed(stored, places), _elsewhere(places, layers)
+                left = not_taken(path, models[0], places, described, stored, narrowed, other)
         else:
             with opened(path, path) as found:
                 renamed = names_by_order(found, path, models[0], state)
-    left_out = () if optimizer else tuple(each.path for each in stored if each.path.startswith(PLACE))
+    left_out = tuple(each.path for each in stored if is_at(plain(each.path), left))
     tensors = keras_hdf5.named_tensors(
         path, [each for each in stored if each.path not in left_out], lambda: _file_of(path, kind), renamed
     )
@@ -235,26 +238,30 @@ def _moved_in(places: Places, described: Described) -> list[str]:
 
 def _narrowed(stored: list[Stored], places: Places) -> dict[str, str]:
     """The values that a model's variables could not hold as they are, in words, by their places. Keras casts them."""
-    dtypes = {_plain(each.path): each.dtype for each in stored}
+    dtypes = {plain(each.path): each.dtype for each in stored}
     texts = {name: narrowing(name, dtypes[name], dtype) for name, dtype in places.dtypes.items() if name in dtypes}
     return {name: text for name, text in texts.items() if text is not None}
 
 
 def _check_fit(
-    path: str, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], more: list[str]
+    path: str,
+    there: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    more: list[str],
+    optimizers: Collection[str],
 ) -> list[str]:
     """Raises unless a model's weights are those of a file, by place; returns the model's places that may be absent."""
     missing: list[str] = []
     other: list[str] = []
     absent: list[str] = []
     for name, shape in wanted.items():
-        if name.startswith(PLACE):
+        if is_at(name, optimizers):
             continue
         if name not in there:
-            (absent if name.startswith(_METRICS) else missing).append(name)
+            (absent if is_of_metrics(name) else missing).append(name)
         elif there[name] != shape:
             other.append(f"{name}: shape {list(there[name])} in the file, {list(shape)} in the model")
-    unexpected = _without_place(there, wanted)
+    unexpected = _without_place(there, wanted, optimizers)
     problems = [f"{name}: in the model, not in the file" for name in missing]
     problems += [f"{name}: in the file, not in the model" for name in unexpected]
     if problems or other or more:
@@ -263,31 +270,27 @@ def _check_fit(
     return absent
 
 
-def _without_place(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def _without_place(there: Mapping[str, Any], wanted: Mapping[str, Any], optimizers: Collection[str]) -> list[str]:
     """The weights of a file for which a model has no place."""
-    return [
-        name for name in there if name not in wanted and not name.startswith((_METRICS, PLACE)) and _SEEDS not in name
-    ]
-
-
-def shapes_of(stored: list[Stored]) -> dict[str, tuple[int, ...]]:
-    """The shape of each place of a weights file, by today's names."""
-    return {_plain(each.path): each.shape for each in stored}
-
-
-def _plain(path: str) -> str:
-    return path.replace(LAYERS_OF_2_13, "layers") if path.startswith(LAYERS_OF_2_13) else path
+    weights = [name for name in there if not (is_of_metrics(name) or _SEEDS in name or is_at(name, optimizers))]
+    return [name for name in weights if name not in wanted]
 
 
 # Loading
 
 
 def load_stock(
-    path: str, model: Any, kind: FileKind, framework: Framework, *, absent: Sequence[str] = (), optimizer: bool = True
+    path: str,
+    model: Any,
+    kind: FileKind,
+    framework: Framework,
+    *,
+    absent: Sequence[str] = (),
+    skipped: Sequence[Any] = (),
 ) -> None:
-    """Has Keras load the weights of a file that was found to fit, with or without its optimizer's state.
+    """Has Keras load the weights of a file that was found to fit.
 
-    `absent` are the places of the model's metrics that the file lacks.
+    `absent` are the places of the model's metrics that the file lacks, `skipped` the optimizers that stay as they are.
     """
     # tf_keras raises for metrics that a file lacks unless told to pass over what does not fit; then it only warns.
     options = {"skip_mismatch": True} if absent and framework == "tf_keras" else {}
@@ -297,10 +300,10 @@ def load_stock(
         damage(path),
     ):
         warnings.simplefilter("always")
-        if optimizer or getattr(model, "optimizer", None) is None:
-            model.load_weights(file, **options)
+        if skipped:
+            of(framework).load_without(skipped, file, model, **options)
         else:
-            of(framework).load_without_optimizer(file, model, **options)
+            model.load_weights(file, **options)
     passed_over = [str(each.message) for each in said if "Could not load weights" in str(each.message)]
     if len(passed_over) > len({name.rpartition("/vars/")[0] for name in absent}):
         raise misfit_error(path, passed_over, is_changed=True, hint="")
@@ -330,7 +333,7 @@ def _load_legacy(path: str, model: Any, kind: FileKind, framework: Framework, *,
     if optimizer is not None:
         with opened(path, path) as found:
             other = _elsewhere(places, counterparts(places.layers, described.places))
-            set_legacy(path, optimizer, found, difference(described, model) or other)
+            set_legacy(path, model, found, described, other=other)
     return words.layers
 
 
@@ -345,16 +348,15 @@ def named(path: str, suffix: str) -> Iterator[str]:
         yield link
 
 
-def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[Stored]) -> None:
-    """Raises `StateMismatchError` where a model that Keras read from a file has weights (`wanted`, by place) that the
-    file has not; warns of those in the file that the model has no place for.
+def check_filled(path: str, model: Any, places: Places, stored: list[Stored]) -> None:
+    """Raises `StateMismatchError` where a model that Keras read from a file has weights, at `places`, that the file has
+    not; warns of those in the file that the model has no place for.
 
     Keras only warns where the file lacks a group of layers, and says nothing of what it does not read.
     """
-    there = shapes_of(stored)
-    missing = [
-        name for name, shape in wanted.items() if there.get(name) != shape and not name.startswith((_METRICS, PLACE))
-    ]
+    there, optimizers = shapes_of(stored), optimizers_at(stored, model, places)
+    wanted = {name: shape for name, shape in places.shapes.items() if not is_at(name, optimizers)}
+    missing = [name for name, shape in wanted.items() if there.get(name) != shape and not is_of_metrics(name)]
     if missing:
         raise misfit_error(
             path,
@@ -362,7 +364,7 @@ def check_filled(path: str, wanted: Mapping[str, tuple[int, ...]], stored: list[
             is_changed=True,
             hint="If your layers create their variables differently now, pass the model (model=).",
         )
-    more = _without_place(there, wanted)
+    more = _without_place(there, wanted, optimizers)
     if more:
         logger.warning("%s: the model that its config makes has no place for %s", path, some_of(more, _SHOWN))
 

@@ -260,43 +260,49 @@ def _trackables(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _restore_stock(prefix: str, objects: Mapping[str, Any], *, optimizer: bool) -> None:
-    tree = walk(objects)
-    names = [name for name in tree.variables if optimizer or not is_of_optimizer(name, tree.optimizers)]
-    variables = [raw_variable(tree.variables[name]) for name in names]
-    all_of_them = objects if optimizer or not tree.optimizers else {"variables": variables}
-    keys = {name: variable.name.partition(":")[0] for name, variable in zip(names, variables, strict=True)}
-    infos = TensorBundle(prefix).infos
-    _check_by_names(prefix, tree, keys, infos)
-    more = sorted(infos.keys() - set(keys.values()))
-    try:
-        tf.train.Checkpoint(**all_of_them).read(prefix).assert_existing_objects_matched().expect_partial()
-    except AssertionError as error:  # whose text has values in it
-        lost = [f"{name}: there is no {key} in the checkpoint" for name, key in keys.items() if key not in infos]
-        raise misfit_error(prefix, lost or ["not all objects have a value there"], is_changed=True, hint="") from error
+    tree, infos = walk(objects), TensorBundle(prefix).infos
+    keys = {name: raw_variable(variable).name.partition(":")[0] for name, variable in tree.variables.items()}
+    weights = {name: key for name, key in keys.items() if not is_of_optimizer(name, tree.optimizers)}
+    problems = _problems_by_names(tree, weights, infos)
+    if problems:
+        raise misfit_error(prefix, problems, hint="A checkpoint of TensorFlow 1 goes by the variables' own names.")
+    of_optimizers = _problems_by_names(tree, keys, infos) if optimizer else []
+    if of_optimizers:
+        logger.warning(
+            "%s: the optimizer's state does not match and is not restored, it starts fresh: %s",
+            prefix,
+            of_optimizers[0],
+        )
+    wanted = keys if optimizer and not of_optimizers else weights
+    taken = {name: key for name, key in wanted.items() if key in infos}
+    try:  # of variables alone that are there: whatever TensorFlow does not find, it says once it has changed the others
+        variables = [raw_variable(tree.variables[name]) for name in taken]
+        tf.train.Checkpoint(variables=variables).read(prefix).assert_existing_objects_matched().expect_partial()
     except tf.errors.OpError as error:
         raise CorruptCheckpointError(f"{prefix}: {error.message}") from error
-    except ValueError as error:  # shapes
-        raise misfit_error(prefix, [str(error)], is_changed=True, hint="") from error
+    lost = {leaf.name for leaf in tree.leaves if not (leaf.metric or is_of_optimizer(leaf.name, tree.optimizers))}
+    lost -= taken.keys()
+    if lost:
+        logger.warning("%s does not have %s: they stay as created", prefix, some_of(sorted(lost), _NAMES_SHOWN))
+    more = sorted(infos.keys() - set(taken.values()))
     if more:
         logger.warning("%s: what follows has no place in the state: %s", prefix, some_of(more, _NAMES_SHOWN))
 
 
-def _check_by_names(prefix: str, tree: Tree, keys: Mapping[str, str], infos: Mapping[str, TensorInfo]) -> None:
-    """Raises `StateMismatchError` where a checkpoint of TensorFlow 1 has not all that TensorFlow would read from it:
-    `keys` are the variables' own names, by those in the state."""
+def _problems_by_names(tree: Tree, keys: Mapping[str, str], infos: Mapping[str, TensorInfo]) -> list[str]:
+    """What a checkpoint of TensorFlow 1 has not, or otherwise, of what TensorFlow would read from it: `keys` are the
+    variables' own names, by those in the state."""
     reached = {tensor_of(value) for node in numbered_graph(tree).graph.nodes for _, _, value in values_of(node)}
     problems = []
     for name, key in keys.items():
         raw = raw_variable(tree.variables[name])
         dtype, shape = raw.dtype.base_dtype.name, tuple(raw.shape.as_list())
         if key not in infos:
-            is_needed = name in reached and not is_of_optimizer(name, tree.optimizers)
+            is_needed = name in reached or is_of_optimizer(name, tree.optimizers)
             problems += [f"{name}: there is no {key} in the checkpoint"] if is_needed else []
         elif infos[key].shape != shape and None not in shape:
             problems.append(f"{name}: shape {list(infos[key].shape)} in the checkpoint, {list(shape)} in the state")
         elif infos[key].dtype != dtype:
             problems.append(f"{name}: dtype {infos[key].dtype} in the checkpoint, {dtype} in the state")
     twice = {key for key, count in Counter(keys.values()).items() if count > 1 and key in infos}
-    problems += [f"{name}: another one is called {key} as well" for name, key in keys.items() if key in twice]
-    if problems:
-        raise misfit_error(prefix, problems, hint="A checkpoint of TensorFlow 1 goes by the variables' own names.")
+    return [*problems, *(f"{name}: another one is called {key} as well" for name, key in keys.items() if key in twice)]

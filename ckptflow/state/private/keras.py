@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -115,11 +116,11 @@ def load_old_weights(group: Any, model: Any) -> None:
     load_weights_from_hdf5_group(group, model)
 
 
-def load_without_optimizer(file: str, model: Any, **options: Any) -> None:
+def load_without(skipped: Sequence[Any], file: str, model: Any, **options: Any) -> None:
     """As the public `load_weights(objects_to_skip=)`, which does not take `.keras` files."""
     from keras.src.saving import saving_lib
 
-    saving_lib.load_weights_only(model, file, objects_to_skip=[model.optimizer], **options)
+    saving_lib.load_weights_only(model, file, objects_to_skip=skipped, **options)
 
 
 def load_assets(folder: str, model: Any) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ckptflow.state.private.attribute import Attribute, PrivateView
@@ -141,8 +141,8 @@ def weights_as_loaded(layer: Any, weights: list[Any], version: str, backend: str
     return found
 
 
-def load_without_optimizer(file: str, model: Any, **options: Any) -> None:
-    """As `model.load_weights` does, which has no way to leave an object out."""
+def load_without(skipped: Sequence[Any], file: str, model: Any, **options: Any) -> None:
+    """As `model.load_weights` does, which has no way to leave objects out."""
     from tf_keras.src.saving import saving_lib
 
     with contextlib.ExitStack() as stack:
@@ -154,7 +154,7 @@ def load_without_optimizer(file: str, model: Any, **options: Any) -> None:
             weights_store=store,
             assets_store=None,
             inner_path="",
-            visited_trackables={id(model.optimizer)},
+            visited_trackables=set(map(id, skipped)),
             **options,
         )
 
