@@ -416,5 +416,6 @@ def test_several_threads_may_be_the_first_to_read(tmp_path: Path) -> None:
             thread.join()
     """
     (tmp_path / "manifest.json").write_bytes(encode(manifest()))
-    done = run_python("-c", textwrap.dedent(code), str(tmp_path / "manifest.json"), fresh=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    for _ in range(5):  # it was not each time that it did
+        done = run_python("-c", textwrap.dedent(code), str(tmp_path / "manifest.json"), fresh=True)
+        assert (done.returncode, done.stderr) == (0, "")
