@@ -198,7 +198,7 @@ def to_json(found: Diff) -> dict[str, Any]:
 def render(found: Diff, *, show_equal: bool) -> None:
     """Prints which two were compared, a line for each tensor that differs, and the sum."""
     console = make_console()
-    console.print(f"{printable(found.first)} against {printable(found.second)}", soft_wrap=True)
+    console.print(f"{printable(found.first)} against {printable(found.second)}")
     shown = [tensor for tensor in found.tensors if show_equal or tensor.state != "equal"]
     if shown:
         columns = {"tensor": "left", "what": "left", "differing": "right", "largest": "right", "norm": "right"}

@@ -412,8 +412,6 @@ def test_several_threads_may_be_the_first_to_read(tmp_path: Path) -> None:
         threads = [threading.Thread(target=read) for _ in range(8)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
     """
     (tmp_path / "manifest.json").write_bytes(encode(manifest()))
     for _ in range(5):  # it was not each time that it did
