@@ -112,6 +112,12 @@ def split_url(url: str) -> tuple[str, Folder | None]:
     return (url, None) if folder is None else (root or separator or ".", folder)
 
 
+def url_below(url: str, name: str) -> str:
+    """The URL of `name` in the folder `url`, to be opened: what a store shows as its URL may lack a part."""
+    scheme, separator, path = url.rpartition("://")
+    return f"{scheme}{separator}{path.rstrip('/')}/{name}"
+
+
 def run_url(url: str | os.PathLike[str]) -> str:
     """The URL of a run's root as a string. Raises `UsageError` for the URL of a checkpoint: the run is not listed
     there, and a run started there would be deleted with it."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckptflow.errors import StorageError
+from ckptflow.reading import url_below
 from ckptflow.storage.opening import local_path, open_store
 from ckptflow.storage.redaction import redact
 from ckptflow.storage.store import Store
@@ -40,7 +41,7 @@ def bench_folder(url: str, storage_options: dict[str, Any]) -> Iterator[BenchFol
     path = local_path(url)
     name = FOLDER_PREFIX + secrets.token_hex(6)
     made = _missing_folders(path) if path is not None else []
-    place = f"{url.rstrip('/')}/{name}" if path is None else os.path.abspath(os.path.join(path, name))
+    place = url_below(url, name) if path is None else os.path.abspath(os.path.join(path, name))
     store = open_store(place, storage_options)
     is_refused = False
     try:

@@ -45,8 +45,6 @@ def main(args: Sequence[str] | None = None) -> None:
         except Exception as error:
             if is_lost(output, error):
                 sys.exit(report_lost(output, error))
-            if os.environ.get("CKPTFLOW_TRACEBACK"):
-                raise
             sys.exit(report(error, as_json=as_json))
 
 

@@ -9,10 +9,11 @@ import typer
 from ckptflow import __version__
 from ckptflow.cli import bench, copy, delete, diff, doctor, export, import_, ls, pin, prune, report, show, verify, watch
 from ckptflow.cli.exits import exits_text
-from ckptflow.cli.help import Verb
+from ckptflow.cli.help import Verb, Verbs
 
 app = typer.Typer(
     name="ckptflow",
+    cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # `main` reports errors: one message, no traceback, nothing secret
     rich_markup_mode=None,

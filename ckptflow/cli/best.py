@@ -60,10 +60,10 @@ def best_url(url: str, metric: str, mode: Mode | None, storage_options: dict[str
     """The URL of the best checkpoint in the root `url`. Raises `CheckpointNotFoundError` if there are none."""
     from ckptflow.commit.finding import no_checkpoint
     from ckptflow.commit.retention import best_first
-    from ckptflow.reading import list_checkpoints
+    from ckptflow.reading import list_checkpoints, split_url, url_below
 
     found = list_checkpoints(url, storage_options=storage_options)
     if not found:
         raise no_checkpoint(url, None, ())
     check_metric(metric, found)
-    return best_first(found, metric, mode)[0].url
+    return url_below(url, str(split_url(best_first(found, metric, mode)[0].url)[1]))

@@ -85,7 +85,7 @@ def copy(
     from ckptflow.commit.catalog import MAX_UNANSWERED, Summaries
     from ckptflow.commit.copying import CopySource, check_destination, copy_checkpoint
     from ckptflow.commit.prune import doubt_of
-    from ckptflow.storage.opening import open_store
+    from ckptflow.storage.opening import local_path, open_store
     from ckptflow.transfer.bandwidth import Bandwidth
 
     limit = Bandwidth(read_rate(bandwidth, "--bandwidth")) if bandwidth is not None else None
@@ -95,7 +95,7 @@ def copy(
     with closing(CopySource(open_store(root, here))) as source, closing(open_store(destination, there)) as target:
         summaries = Summaries(source, is_for_show=copy_all)
         wanted = choose(source, summaries, folder, step)
-        check_destination(source, target)
+        check_destination(source, target, is_elsewhere=local_path(destination) is None and here != there)
         copied, gone, damaged = [], [], {}
         unread: dict[str, StorageError] = {}
         unanswered = 0

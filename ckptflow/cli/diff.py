@@ -13,7 +13,6 @@ from ckptflow.cli.options import (
     Options,
     OptionsJson,
     OtherOptions,
-    Step,
     UrlOrFolder,
     other_options,
     print_json,
@@ -63,19 +62,18 @@ class Diff:
         return not self.python_state and all(tensor.state == "equal" for tensor in self.tensors)
 
 
+def _step(what: str) -> Any:
+    return typer.Option(min=0, metavar="N", help=what, show_default=False, autocompletion=completion.steps)
+
+
 def diff(
     url: UrlOrFolder,
     other: Annotated[
         str | None,
         typer.Argument(metavar="OTHER", help="The other root or folder. Default: the same root.", show_default=False),
     ] = None,
-    step: Step = None,
-    other_step: Annotated[
-        int | None,
-        typer.Option(
-            min=0, metavar="N", help="The other checkpoint's step.", show_default=False, autocompletion=completion.steps
-        ),
-    ] = None,
+    step: Annotated[int | None, _step("URL's checkpoint: that of this step. Default: the newest.")] = None,
+    other_step: Annotated[int | None, _step("OTHER's checkpoint: that of this step. Default: the newest.")] = None,
     show_equal: Annotated[bool, typer.Option("--all", help="Also the tensors that are equal.")] = False,
     as_json: Json = False,
     options: Options = None,
@@ -198,8 +196,9 @@ def to_json(found: Diff) -> dict[str, Any]:
 
 
 def render(found: Diff, *, show_equal: bool) -> None:
-    """Prints a line for each tensor that differs, and the sum."""
+    """Prints which two were compared, a line for each tensor that differs, and the sum."""
     console = make_console()
+    console.print(f"{printable(found.first)} against {printable(found.second)}")
     shown = [tensor for tensor in found.tensors if show_equal or tensor.state != "equal"]
     if shown:
         columns = {"tensor": "left", "what": "left", "differing": "right", "largest": "right", "norm": "right"}

@@ -77,10 +77,9 @@ def doctor(
         store = folder.store
         store.create("create", memoryview(b"\n"))  # is_create_only is known from here on
         is_ignored = ignores_condition(store)
-        name = store.url.rpartition("/")[2]  # the rest of that URL may have lost its credentials
         why_no_copy = lacks_copy(store)
         findings = examine(
-            f"{url.rstrip('/')}/{name}",
+            folder.url,
             there,
             large_mib * 2**20,
             is_create_only=store.is_create_only,

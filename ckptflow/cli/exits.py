@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import TextIO
 
 from ckptflow.cli.options import print_json
@@ -17,7 +18,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UnknownVersionError,
 )
-from ckptflow.printable import printable
+from ckptflow.printable import lines_of, printable
 from ckptflow.storage.redaction import redact
 
 EXITS = {
@@ -55,16 +56,29 @@ def exit_code(error: BaseException) -> int:
 
 
 def report(error: BaseException, *, as_json: bool = False) -> int:
-    """Says on stderr what went wrong, in one message without a traceback or a credential, and on stdout the same as
-    JSON if that was asked for; returns the exit code."""
+    """Says on stderr what went wrong, in one message without a credential, and on stdout the same as JSON if that was
+    asked for; returns the exit code. A traceback precedes it only if CKPTFLOW_TRACEBACK is set."""
     code = exit_code(error)
     text = redact(str(error)) or type(error).__name__
+    if os.environ.get("CKPTFLOW_TRACEBACK"):
+        print(lines_of(redact("".join(traceback.format_exception(error)).rstrip())), file=sys.stderr)
+    if isinstance(error, FileNotFoundError) and code == 70 and _is_nowhere():
+        code, text = 1, "the current directory was deleted: change to one that exists, or give absolute paths"
     if code == 70:
         text = f"{type(error).__name__}: {text}; this is a bug, CKPTFLOW_TRACEBACK=1 shows where"
     print(f"ckptflow: {printable(text)}", file=sys.stderr)
     if as_json:
         print_error(type(error).__name__, text, code)
     return code
+
+
+def _is_nowhere() -> bool:
+    """Whether there is no current directory, so that a relative path leads nowhere."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def print_error(kind: str, message: str, code: int) -> None:
@@ -78,7 +92,7 @@ def print_error(kind: str, message: str, code: int) -> None:
 
 def is_lost(output: TextIO, error: Exception) -> bool:
     """Whether output takes no more: an error of the system's own does not tell which file it is about."""
-    if not isinstance(error, OSError) or isinstance(error, CkptflowError):
+    if not isinstance(error, OSError) or isinstance(error, CkptflowError | FileNotFoundError):  # which no write raises
         return False
     try:
         output.write("\n")

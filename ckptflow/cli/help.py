@@ -1,14 +1,40 @@
-"""How `--help` and usage lines look: in the words of a manual, not of the parser."""
+"""How `--help`, usage lines and errors of usage look: in the words of a manual, and without a credential."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from ckptflow.storage.redaction import redact
 
 _BETWEEN = re.compile(r"\b([\d.]+)<=x<=([\d.]+)")
 _AT_LEAST = re.compile(r"\bx>=([\d.]+)")
+
+
+class Verbs(TyperGroup):
+    """The command, which shows no credential of a command line that it does not understand."""
+
+    def make_context(self, *args: Any, **named: Any) -> Any:
+        with _redacted_usage():
+            return super().make_context(*args, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _redacted_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _redacted_usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of the parser, whose classes have no public name
+            error.message = redact(error.message or "")  # type: ignore[attr-defined]
+        raise
 
 
 class Verb(TyperCommand):

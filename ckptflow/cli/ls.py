@@ -25,7 +25,7 @@ from ckptflow.cli.render import (
     time_text,
     utc_text,
 )
-from ckptflow.cli.runs import links_in, read_runs, render_runs, runs_in, runs_to_json
+from ckptflow.cli.runs import RunSummary, links_in, read_runs, refused_runs, render_runs, runs_in, runs_to_json
 from ckptflow.printable import printable
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ckptflow.commit.listing import Listing
     from ckptflow.format.layout import Folder
     from ckptflow.overview import Overview, Row
-    from ckptflow.storage.store import Entry, Store
+    from ckptflow.storage.store import Store
 
 _TEXTS = ("created", "metrics", "state")
 _STATES = {"newest": "newest", "counts": "current", "outside": "superseded", "partial": "incomplete"}  # in words
@@ -74,6 +74,7 @@ def ls(
     from ckptflow.overview import counting_in, rank_rows
     from ckptflow.reading import split_url
     from ckptflow.storage.opening import open_store
+    from ckptflow.storage.wrappers import list_partly
 
     by = read_mode(best, mode)
     root, folder = split_url(url)
@@ -81,13 +82,18 @@ def ls(
         raise ValueError(f"{url} is one checkpoint's folder; use `ckptflow show`, or list its root, {root}")
     there = storage_options(options, options_json, url=url)
     with closing(open_store(url, there)) as store:
-        entries = store.list()
+        entries, cannot_be_listed = list_partly(store)
         runs = runs_in(entries)
-        if "" not in runs and (runs or links_in(url)):
+        refused = refused_runs(runs, cannot_be_listed)
+        names = {*runs, *refused}
+        links = links_in(url, names) if "" not in names else []
+        if links or (runs and "" not in names):
             if best is not None:
-                raise ValueError(f"{store.url} holds {len(runs)} runs: --best is for one of them")
-            _list_runs(url, store.url, runs, there, as_json=as_json)
+                raise ValueError(f"{store.url} holds {len(names)} runs: --best is for one of them")
+            _show_runs(store.url, read_runs(url, runs, refused, there), len(names), links, as_json=as_json)
             return
+        if cannot_be_listed:
+            entries = store.list()  # of one run all is listed, or nothing
         summaries = Summaries(store, is_for_show=True)
         overview = look(store, summaries, show_all=show_all, first=sort_out(entries))
     if best is not None:
@@ -101,13 +107,10 @@ def ls(
         raise typer.Exit(exit_code(summaries.refused))
 
 
-def _list_runs(
-    url: str, shown_url: str, runs: Mapping[str, list[Entry]], storage_options: dict[str, Any], *, as_json: bool
-) -> None:
-    found, links = read_runs(url, runs, storage_options), links_in(url)
-    left_out = len(runs) - len(found)
+def _show_runs(url: str, found: list[RunSummary], count: int, links: list[str], *, as_json: bool) -> None:
+    left_out = count - len(found)
     if as_json:
-        print_json(runs_to_json(shown_url, found, left_out, links))
+        print_json(runs_to_json(url, found, left_out, links))
     else:
         render_runs(found, left_out, links)
     refused = next((run.refused for run in found if run.refused is not None), None)

@@ -150,10 +150,25 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def print_json(value: Any, indent: int = 2) -> None:
-    """Prints one JSON document, in UTF-8 whatever the locale; on one line if `indent` is -1."""
+    """Prints one JSON document, in UTF-8 whatever the locale; on one line if `indent` is -1.
+
+    What is not UTF-8 in a name on a disk is shown as in text: `\\udcff`.
+    """
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
+    try:
+        data = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        data = msgspec.json.encode(_in_utf8(msgspec.to_builtins(value)))
+    text = msgspec.json.format(data, indent=indent).decode()
     sys.stdout.flush()
     sys.stdout.buffer.write(printable_json(text).encode() + b"\n")
     sys.stdout.flush()
+
+
+def _in_utf8(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_in_utf8(key): _in_utf8(each) for key, each in value.items()}
+    return [_in_utf8(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -78,29 +78,27 @@ def unpin(
 ) -> None:
     """Let the retention policies decide about a checkpoint again. If the step is not pinned, nothing happens.
 
-    Give --step or --name. The exit code is 1 if no pin has that name.
+    Give --step or --name. The exit code is 1 if no pin has that name, or if no run is there.
 
     \b
     Examples:
       ckptflow unpin s3://bucket/run-7 --step 1500
       ckptflow unpin s3://bucket/run-7 --name release
     """
+    from ckptflow.commit.finding import check_run
     from ckptflow.commit.pins import unpin_checkpoint, unpin_name
     from ckptflow.storage.opening import open_store
 
     if (step is None) == (name is None):
         raise ValueError("say which: --step N or --name NAME, one of the two")
     with closing(open_store(url, storage_options(options, options_json, url=url))) as store:
-        if step is not None:
-            unpin_checkpoint(store, step)
-            steps = [step]
-        else:
-            steps = unpin_name(store, str(name))
+        check_run(store)
+        steps = unpin_checkpoint(store, step) if step is not None else unpin_name(store, str(name))
     if as_json:
         print_json({"url": store.url, "steps": steps, "pinned": name is not None, "name": name})
         return
     if name is None:
-        typer.echo(printable(f"{store.url}: unpinned step {step}"))
+        typer.echo(printable(f"{store.url}: " + (f"unpinned step {step}" if steps else f"step {step} was not pinned")))
         return
     typer.echo(printable(f"{store.url}: removed the name {name}"))
     for each in steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ckptflow.printable import printable
 if TYPE_CHECKING:
     from ckptflow.errors import StorageError
     from ckptflow.overview import Row
-    from ckptflow.storage.store import Entry
+    from ckptflow.storage.store import Entry, Store
 
 MAX_RUNS = 1_000
 _READERS = 8  # runs read at once
@@ -64,34 +64,76 @@ def runs_in(entries: Collection[Entry]) -> dict[str, list[Entry]]:
     return below
 
 
-def links_in(url: str) -> list[str]:
-    """The names of links to folders at a URL on this disk: what is behind them is not listed."""
+def refused_runs(runs: Collection[str], refused: Mapping[str, StorageError]) -> dict[str, StorageError]:
+    """Which runs below the prefix that was listed cannot be listed, by their paths, with why. Pure.
+
+    `refused` are folders. Those in none of `runs` may be runs themselves, or, by their names, a part of one.
+    """
+    from ckptflow.commit.listing import RUN_LEVELS
+    from ckptflow.format.layout import LINEAGE_PREFIX, parse_folder
+
+    found: dict[str, StorageError] = {}
+    for path, why in sorted(refused.items()):
+        above, _, name = path.rpartition("/")
+        is_part = parse_folder(name) is not None or f"{name}/" == LINEAGE_PREFIX
+        itself = above if is_part else path
+        around = [run for run in runs if not run or f"{path}/".startswith(f"{run}/")]
+        for run in around or ([itself] if itself.count("/") < RUN_LEVELS else []):
+            found.setdefault(run, why)
+    return found
+
+
+def links_in(url: str, runs: Collection[str]) -> list[str]:
+    """The paths of links to folders at a URL on this disk, and in folders there that are none of `runs`: what is behind
+    them is not listed."""
+    from ckptflow.commit.listing import RUN_LEVELS
     from ckptflow.storage.opening import local_path
 
     path = local_path(url)
-    if path is None or not os.path.isdir(path):
+    if path is None:
         return []
-    with os.scandir(path) as found:
-        return sorted(entry.name for entry in found if entry.is_symlink() and entry.is_dir())
+    links: list[str] = []
+    folders = [""]
+    for folder in folders:  # which grow
+        with suppress(OSError), os.scandir(os.path.join(path, folder)) as found:
+            for entry in found:
+                name = folder + entry.name
+                if entry.is_symlink():
+                    links += [name] if os.path.isdir(entry.path) else []
+                elif entry.is_dir() and name not in runs and name.count("/") < RUN_LEVELS - 1:
+                    folders.append(f"{name}/")
+    return sorted(links)
 
 
-def read_runs(url: str, runs: Mapping[str, list[Entry]], options: dict[str, Any]) -> list[RunSummary]:
-    """What there is to say of each: reads its newest claim, and manifests until it is known which are current."""
+def read_runs(
+    url: str, runs: Mapping[str, list[Entry]], refused: Mapping[str, StorageError], options: dict[str, Any]
+) -> list[RunSummary]:
+    """What there is to say of each: reads its newest claim, and manifests until it is known which are current.
+
+    `refused` are those that cannot be listed, with why.
+    """
     from ckptflow.threads import at_once
 
-    return at_once(_READERS, lambda pair: _read_run(url, *pair, options), list(runs.items())[:MAX_RUNS])
+    def read(name: str) -> RunSummary:
+        return _read_run(url, name, runs.get(name, []), refused.get(name), options)
+
+    return at_once(_READERS, read, sorted({*runs, *refused})[:MAX_RUNS])
 
 
-def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]) -> RunSummary:
+def _read_run(
+    url: str, name: str, entries: list[Entry], refused: StorageError | None, options: dict[str, Any]
+) -> RunSummary:
     from ckptflow.commit.catalog import Summaries
     from ckptflow.commit.finding import read_counting
     from ckptflow.commit.freed import freed_bytes
     from ckptflow.commit.listing import sort_out
     from ckptflow.commit.prune import doubt_of
     from ckptflow.overview import committed_row
+    from ckptflow.reading import url_below
     from ckptflow.storage.opening import open_store
 
-    with closing(open_store(f"{url.rstrip('/')}/{name}", options)) as store:
+    with closing(open_store(url_below(url, name), options)) as store:
+        refused = refused or _find_link(store)
         summaries = Summaries(store, is_for_show=True)
         listing, counting = read_counting(store, summaries, sort_out(entries))
         newest = counting.newest
@@ -104,9 +146,24 @@ def _read_run(url: str, name: str, entries: list[Entry], options: dict[str, Any]
             newest=row,
             checkpoint_count=len(counting.folders),
             stored_bytes=sum(freed_bytes(listing, listing.folders).values()),
-            doubt=doubt_of(summaries),
-            refused=summaries.refused,
+            doubt=str(refused) if refused else doubt_of(summaries),
+            refused=refused or summaries.refused,
         )
+
+
+def _find_link(store: Store) -> StorageError | None:
+    """Why a run on a disk cannot be listed: a link has the name of one of its folders."""
+    from ckptflow.errors import StorageError
+    from ckptflow.storage.local_listing import check_no_link
+
+    try:
+        for name in () if store.is_object_store else sorted(os.listdir(store.url)):
+            check_no_link(os.path.join(store.url, name))
+    except StorageError as error:
+        return error
+    except OSError:  # of the listing
+        return None
+    return None
 
 
 def runs_to_json(url: str, runs: list[RunSummary], left_out: int, links: Sequence[str]) -> dict[str, Any]:

@@ -58,13 +58,16 @@ class CopySource(StoreWrapper):
             raise
 
 
-def check_destination(source: Store, target: Store) -> None:
+def check_destination(source: Store, target: Store, *, is_elsewhere: bool = False) -> None:
     """Raises `UsageError` where a copy into `target` would mix two runs, or get in the way of a job.
+
+    `is_elsewhere`: equal URLs may be two places, such as a bucket at two endpoints. If they are one all the same,
+    nothing is changed: no copy replaces a manifest, or a shard that is as its manifest says.
 
     A claim there says that a job has started: what it builds on is its own, and a folder from elsewhere among its
     folders could be taken for newer, or for older, than it is.
     """
-    if f"{target.url}/".startswith(f"{source.url}/"):
+    if not is_elsewhere and f"{target.url}/".startswith(f"{source.url}/"):
         raise UsageError(f"{target.url} is, or is inside of, what is copied: copy into a root of its own")
     listing = list_root(target)
     if listing.claims:

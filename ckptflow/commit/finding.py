@@ -102,6 +102,14 @@ def check_root(store: Store) -> None:
         raise CheckpointNotFoundError(f"{store.url}: there is no such directory")
 
 
+def check_run(store: Store) -> None:
+    """Raises `CheckpointNotFoundError` if a root holds nothing of a run: its URL is then mistyped."""
+    listing = list_run(store)
+    if not (listing.folders or listing.claims or listing.pins):
+        check_root(store)
+        raise no_checkpoint(store.url, None, ())
+
+
 def _is_of_another(counting: Counting, found: Summary | Unreadable) -> bool:
     return isinstance(found, Summary) and counting.is_of_another(found.run_id)
 

@@ -54,10 +54,12 @@ def pin_checkpoint(store: Store, summaries: Summaries, step: int, name: str | No
     return [other for other in before if other in pins]
 
 
-def unpin_checkpoint(store: Store, step: int) -> None:
-    """Takes every pin of `step` away, with its names."""
+def unpin_checkpoint(store: Store, step: int) -> list[int]:
+    """Takes every pin of `step` away, with its names; returns the steps that were pinned: this one, or none."""
     pins, named = _list_pins(store)
-    _delete(store, [pair for pair in named if pair[0].step == step], [folder for folder in pins if folder.step == step])
+    of_step = [folder for folder in pins if folder.step == step]
+    _delete(store, [pair for pair in named if pair[0].step == step], of_step)
+    return [step] if of_step else []
 
 
 def unpin_name(store: Store, name: str) -> list[int]:

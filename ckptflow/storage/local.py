@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ckptflow.errors import StorageError
-from ckptflow.storage.faults import closed_error, from_os_error
+from ckptflow.storage.faults import closed_error, from_os_error, os_errors
 from ckptflow.storage.local_calls import RESERVED as RESERVED
 from ckptflow.storage.local_calls import (
     change,
@@ -136,6 +136,14 @@ class LocalStore:
             if isinstance(error, StorageError):
                 raise
             raise from_os_error(error, "list", error.filename or folder) from error
+
+    def list_partly(self) -> tuple[Sequence[Entry], dict[str, StorageError]]:
+        """All that can be listed, and the folders below the root that cannot, each with why."""
+        self._check_open()
+        refused: dict[str, StorageError] = {}
+        with os_errors("list", self._root):
+            self._folders.check_root()
+            return [*walk(self._root, "", refused)], refused
 
     def delete(self, keys: Sequence[str]) -> None:
         paths = [self._path(key, is_leftover=key.endswith("/" + LEFTOVER_NAME)) for key in keys]

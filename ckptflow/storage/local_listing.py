@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from ckptflow.errors import StorageError, StorageUnavailableError
+from ckptflow.storage.faults import from_os_error
 from ckptflow.storage.local_calls import RESERVED, linked, opened_folder
 from ckptflow.storage.store import Entry, check_key
 
@@ -19,12 +20,23 @@ _Found = TypeVar("_Found")
 _DECIDES = re.compile(r"\d{12,19}-i\d{4,19}(-r\d+)?|lineage|pins")  # names in a root on which something depends
 
 
-def walk(root: str, prefix: str) -> Iterator[Entry]:
-    """Every file in a root below `prefix`, no link followed, whatever vanishes meanwhile left out."""
-    pending = [prefix]
+def walk(root: str, prefix: str, refused: dict[str, StorageError] | None = None) -> Iterator[Entry]:
+    """Every file in a root below `prefix`, no link followed, whatever vanishes meanwhile left out.
+
+    A folder that cannot be listed raises; with `refused`, if it is below `prefix`, its key goes there, with why.
+    """
+    pending = [start := prefix]
     while pending:
         prefix = pending.pop()
-        found = _if_there(os.path.join(root, prefix), partial(_scan, root, prefix))
+        path = os.path.join(root, prefix)
+        try:
+            found = _if_there(path, partial(_scan, root, prefix))
+        except OSError as error:
+            if refused is None or prefix == start:
+                raise
+            why = error if isinstance(error, StorageError) else from_os_error(error, "list", error.filename or path)
+            refused[prefix[:-1]] = why
+            continue
         is_leftover = bool(prefix) and found is not None
         for name, mode, size_bytes, version in found or ():
             key = prefix + name

@@ -47,6 +47,8 @@ class Store(Protocol):
     A store that keeps connections or a cache may have `renew(key)` as well: it lets go of them, so that what is asked
     of `key` next comes from the storage itself. It is called before a wrong answer is asked again.
 
+    With `list_partly()` it lists what it can, and says which folders below the root it cannot list.
+
     With `raw()` it gives the client below it, for measurements (`RawClient` in `ckptflow.storage.raw`).
     """
 

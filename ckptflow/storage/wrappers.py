@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ckptflow.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError
+from ckptflow.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError, StorageError
 from ckptflow.storage.again import hurry, renew
 from ckptflow.storage.faults import closed_error
 from ckptflow.storage.raw import RawClient, raw_client
@@ -67,6 +68,9 @@ class StoreWrapper:
     def list(self, prefix: str = "") -> list[Entry]:
         return self.run("list", prefix, lambda: self.store.list(prefix))
 
+    def list_partly(self) -> tuple[builtins.list[Entry], dict[str, StorageError]]:
+        return self.run("list", "", lambda: list_partly(self.store))
+
     def delete(self, keys: Sequence[str]) -> None:
         self.run("delete", keys[0] if keys else "", lambda: self.store.delete(keys))
 
@@ -86,6 +90,13 @@ class StoreWrapper:
 def can_copy(store: Store) -> bool:
     """Whether `copy` may work here; False for a store that has never heard of it."""
     return bool(getattr(store, "can_copy", False))
+
+
+def list_partly(store: Store) -> tuple[list[Entry], dict[str, StorageError]]:
+    """The objects that can be listed, and the folders that cannot, each with why: on a disk, where some folders may be
+    another user's. Raises where the root itself cannot be listed."""
+    own = getattr(store, "list_partly", None)
+    return (store.list(), {}) if own is None else own()
 
 
 def quickest_s(store: Store) -> float | None:

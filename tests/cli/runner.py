@@ -23,6 +23,7 @@ class Ran:
 
     @property
     def json(self) -> Any:
+        assert self.out, self
         return json.loads(self.out)
 
 

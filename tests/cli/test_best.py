@@ -9,7 +9,7 @@ import pytest
 import ckptflow
 from ckptflow.storage.opening import open_store
 from tests.cli.runner import Runner
-from tests.roots import Life
+from tests.roots import Life, make_root
 
 
 @pytest.fixture
@@ -65,6 +65,15 @@ def test_export_of_the_best(runner: Runner, measured: str, tmp_path: Path) -> No
     assert runner("export", measured, file, "--best", "loss", "--json").json["step"] == 30
     best = ("--best", "accuracy", "--mode", "max", "--overwrite")
     assert runner("export", measured, file, *best, "--json").json["step"] == 20
+
+
+@pytest.mark.parametrize(
+    "root", ["memory://alice@best/run", "memory://best/run?x=1", "memory://best/token=abc/run", "memory://best/slash/"]
+)
+def test_export_of_the_best_where_not_all_of_the_url_is_shown(runner: Runner, tmp_path: Path, root: str) -> None:
+    make_root(root, (1, 2), metrics={"loss": 0.5})
+    ran = runner("export", root, f"{tmp_path}/m.safetensors", "--best", "loss", "--json")
+    assert (ran.code, ran.json["step"]) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -134,6 +135,48 @@ def test_the_json_of_a_wrong_command_line_has_no_credential(runner: Runner) -> N
     assert "topsecret" not in ran.out
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["ls URL URL", "ls URL --step URL", "show URL --step URL", "URL", "ls URL secret=topsecret", "ls --json=URL URL"],
+)
+def test_stderr_of_a_wrong_command_line_has_no_credential(runner: Runner, line: str) -> None:
+    ran = runner(*line.replace("URL", "s3://key:topsecret@bucket/run").split())
+    assert (ran.code, ran.out) == (2, "")
+    assert "Error: " in ran.err
+    assert "topsecret" not in ran.err
+
+
+@pytest.mark.parametrize("verb", ["ls", "show", "report --json", "verify", "prune --last 9", "pin --step 100"])
+def test_json_of_a_name_that_is_not_utf8(runner: Runner, root: str, verb: str) -> None:
+    name = os.fsdecode(b"\xff")
+    Path(root).rename(Path(root).parent / name)
+    ran = runner(*verb.split(), f"{Path(root).parent}/{name}", *([] if "--json" in verb else ["--json"]))
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json["url"].startswith(f"{Path(root).parent}/\\udcff")
+
+
+def test_the_json_of_an_error_about_a_name_that_is_not_utf8(runner: Runner, root: str) -> None:
+    name = os.fsdecode(b"\xff")
+    for args in (["ls", f"{root}/{name}/000000000100-i0001"], ["ls", root, name], ["show", f"{root}/{name}"]):
+        plain, ran = runner(*args), runner(*args, "--json")
+        assert (ran.code, ran.json["error"]["exit_code"]) == (plain.code, plain.code)
+        assert plain.code in (1, 2)
+        assert "\\udcff" in ran.json["error"]["message"]
+
+
+def test_in_a_directory_that_was_deleted(runner: Runner, root: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = "import os, sys; os.chdir(sys.argv.pop()); os.rmdir(os.getcwd()); from ckptflow.cli import main; main()"
+    for args in (["ls", "runs"], ["export", root, "m.safetensors"]):
+        gone.mkdir(exist_ok=True)
+        ran = run_alone(*args, str(gone), script=script, fresh=False)
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.err == (
+            "ckptflow: the current directory was deleted: change to one that exists, or give absolute paths\n"
+        )
+
+
 def test_an_unknown_scheme_names_those_that_work(runner: Runner) -> None:
     for verb in LOOKING:
         ran = runner(verb, "foo://bucket/run")
@@ -261,10 +304,25 @@ def test_a_bug_is_told_from_damage(runner: Runner, root: str, monkeypatch: pytes
     assert "ZeroDivisionError" in ran.err
     assert "Traceback" not in ran.err
     monkeypatch.setenv("CKPTFLOW_TRACEBACK", "1")
-    from ckptflow.cli import main
+    ran = runner("ls", root)
+    assert ran.code == 70
+    assert "Traceback" in ran.err
 
-    with pytest.raises(ZeroDivisionError):
-        main(["ls", root])
+
+@pytest.mark.parametrize(("url", "code"), [("{root}-none", 1), ("foo://key:topsecret@bucket/run", 2)])
+def test_a_traceback_is_shown_too(
+    runner: Runner, root: str, monkeypatch: pytest.MonkeyPatch, url: str, code: int
+) -> None:
+    """The message, the JSON and the exit code are those without it."""
+    args = ("show", url.format(root=root), "--json")
+    without = runner(*args)
+    monkeypatch.setenv("CKPTFLOW_TRACEBACK", "1")
+    ran = runner(*args)
+    assert (ran.code, ran.out) == (without.code, without.out)
+    assert ran.code == ran.json["error"]["exit_code"] == code
+    assert ran.err.startswith("Traceback (most recent call last):\n  File ")
+    assert ran.err.endswith(without.err)
+    assert "topsecret" not in ran.err
 
 
 def test_options() -> None:

@@ -158,6 +158,43 @@ def test_a_root_is_not_copied_into_itself(runner: Runner, root: str, inside: str
     assert content(root) == before
 
 
+@pytest.mark.parametrize("inside", ["", "/copies"])
+def test_one_url_at_two_endpoints_is_two_places(
+    runner: Runner, moto: Server, seaweedfs: Server, root: str, inside: str
+) -> None:
+    here, there = ["--storage-options", json.dumps(moto.storage_options)], json.dumps(seaweedfs.storage_options)
+    bucket = f"two-places-{len(inside)}"
+    for server in (moto, seaweedfs):
+        server.make_bucket(bucket)
+    url, target = f"s3://{bucket}/run", f"s3://{bucket}/run{inside}"
+    assert runner("copy", root, url, "--all", "--destination-options", here[1]).code == 0
+    ran = runner("copy", url, target, "--all", *here, "--destination-options", here[1])
+    assert ran.code == 2
+    assert "copy into a root of its own" in ran.err
+    ran = runner("copy", url, target, "--all", *here, "--destination-options", there)
+    assert (ran.code, ran.err) == (0, "")
+    ran = runner("ls", target, "--storage-options", there, "--json")
+    assert [row["step"] for row in ran.json["checkpoints"]] == [100, 200, 300]
+
+
+def test_a_copy_onto_itself_by_another_name_changes_nothing(
+    runner: Runner, seaweedfs: Server, root: str, tmp_path: Path
+) -> None:
+    """One server reached by two names: what is there is neither replaced nor taken for another's."""
+    seaweedfs.make_bucket("two-names")
+    options = json.dumps(seaweedfs.storage_options)
+    other = options.replace("127.0.0.1", "localhost")
+    assert other != options
+    assert runner("copy", root, "s3://two-names/run", "--all", "--destination-options", options).code == 0
+    both = ["--storage-options", options, "--destination-options", other]
+    ran = runner("copy", "s3://two-names/run", "s3://two-names/run", "--all", *both, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert [each["sent_bytes"] for each in ran.json["checkpoints"]] == [0, 0, 0]
+    assert runner("copy", "s3://two-names/run", str(tmp_path / "back"), "--all", *both[:2]).code == 0
+    here, back = content(root), content(str(tmp_path / "back"))
+    assert back == {key: here[key] for key in back}
+
+
 def test_what_goes_meanwhile_is_gone(root: str, tmp_path: Path) -> None:
     class Pruned(StoreWrapper):
         """Its checkpoint goes when the first shard is asked for, manifest first."""

@@ -37,7 +37,18 @@ def test_equal_is_equal(runner: Runner, tmp_path: Path) -> None:
     root = save(tmp_path / "run", BASE, BASE)
     ran = runner("diff", root, "--step", "0", "--other-step", "1")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out == "4 of 4 tensors are equal, 12 elements compared\n"
+    first, second = (f"{root}/{step:012d}-i0001" for step in (0, 1))
+    assert ran.out == f"{first} against {second}\n4 of 4 tensors are equal, 12 elements compared\n"
+
+
+def test_the_first_line_says_which_two(runner: Runner, root: str, tmp_path: Path) -> None:
+    """Without --other-step it is the newest of OTHER, and --step says nothing of that."""
+    assert runner("copy", root, f"{tmp_path}/copy", "--all").code == 0
+    ran = runner("diff", root, f"{tmp_path}/copy", "--step", "100")
+    assert ran.out.splitlines()[0] == f"{root}/000000000100-i0001 against {tmp_path}/copy/000000000300-i0001"
+    told = " ".join(runner("diff", "--help").out.split())
+    assert "--step N URL's checkpoint: that of this step. Default: the newest." in told
+    assert "--other-step N OTHER's checkpoint: that of this step. Default: the newest." in told
 
 
 def test_every_kind_of_difference(runner: Runner, tmp_path: Path) -> None:

@@ -68,6 +68,25 @@ def test_what_is_pinned_stays_until_it_is_unpinned(runner: Runner, root: str) ->
     assert steps(runner, root) == [300]
 
 
+def test_where_no_run_is_nothing_can_be_unpinned(runner: Runner, root: str) -> None:
+    for which in (("--step", "100"), ("--name", "release")):
+        ran = runner("unpin", f"{root}-mistyped", *which)
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.err == f"ckptflow: {root}-mistyped: there is no such directory\n"
+        ran = runner("unpin", f"memory://mistyped{root}", *which)
+        assert (ran.code, ran.out) == (1, "")
+        assert "no checkpoint is here" in ran.err
+    ran = runner("unpin", str(Path(root).parent), "--step", "100")
+    assert (ran.code, ran.out) == (1, "")
+    assert "has runs below it: run" in ran.err
+
+
+def test_what_was_not_pinned_is_said(runner: Runner, root: str) -> None:
+    ran = runner("unpin", root, "--step", "100")
+    assert (ran.code, ran.out) == (0, f"{root}: step 100 was not pinned\n")
+    assert runner("unpin", root, "--step", "100", "--json").json["steps"] == []
+
+
 def test_a_step_that_is_not_there_cannot_be_pinned(runner: Runner, root: str) -> None:
     ran = runner("pin", root, "--step", "150")
     assert ran.code == 1

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from ckptflow.cli import runs as runs_module
-from ckptflow.cli.runs import runs_in
+from ckptflow.cli.runs import refused_runs, runs_in
+from ckptflow.errors import StorageError
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.store import Entry
 from ckptflow.testing import CountingStore
 from tests import servers
-from tests.cli.runner import Runner
+from tests.cli.runner import Runner, run_alone
 from tests.roots import Life, make_root
 
 
@@ -93,6 +95,99 @@ def test_a_link_to_a_run_is_named(runner: Runner, prefix: str, tmp_path_factory:
     alone = tmp_path_factory.mktemp("links")
     Path(alone, "big").symlink_to(f"{elsewhere}/big")
     assert "Not followed: links to folders, big." in runner("ls", str(alone)).out
+
+
+LINKED = ["000000000003-i0001", "lineage", "pins"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("run", ["a", "b/one"])
+def test_a_link_in_a_run_is_said_as_ls_of_it_says_it(
+    runner: Runner, prefix: str, tmp_path_factory: pytest.TempPathFactory, run: str, name: str
+) -> None:
+    """An older step is not shown as if nothing were wrong."""
+    elsewhere = tmp_path_factory.mktemp("disk") / name
+    if (place := Path(prefix, run, name)).exists():
+        place.rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    place.symlink_to(elsewhere)
+    alone, ran = runner("ls", f"{prefix}/{run}"), runner("ls", prefix, "--json")
+    assert (alone.code, ran.code) == (3, 3)
+    told = {each["name"]: each["doubt"] for each in ran.json["runs"]}
+    assert f"ckptflow: {told.pop(run)}\n" == alone.err
+    assert set(told.values()) == {None}
+    assert "it is a symbolic link" in runner("ls", prefix).out
+
+
+def test_a_link_to_a_run_beside_others_is_named(
+    runner: Runner, prefix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("disk")
+    for name in ("b/three", "a/inside", "b/one/inside"):
+        Path(prefix, name).symlink_to(elsewhere)
+    Path(prefix, "b", "notes.txt").symlink_to(Path(prefix, "notes.txt"))
+    assert runner("ls", prefix, "--json").json["links"] == ["b/three"]  # in a run there are none that matter
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from ckptflow.cli import main
+output = os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+try:
+    main()  # loads what that user may not read
+except SystemExit:
+    os.dup2(output, 1)
+if child := os.fork():  # who has no other threads, whose user would have to change as well
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os.setgid(65534)
+os.setuid(65534)
+main()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_a_folder_that_may_not_be_read_is_one_row(runner: Runner, open_folder: Path) -> None:
+    for name in ("a", "b/one", "b/secret", "c/two", "mine"):
+        make_root(f"{open_folder}/{name}", (1, 2))
+    Path(open_folder, "data", "deep", "cellar").mkdir(parents=True)
+    closed = ["mine", "b/secret", "a/000000000002-i0001", "c/two/lineage", "data/deep/cellar"]
+    for name in closed:
+        Path(open_folder, name).chmod(0o700)
+    ran = run_alone("ls", str(open_folder), "--json", script=AS_ANOTHER_USER)
+    told = {each["name"]: (each["newest_step"], each["doubt"]) for each in ran.json["runs"]}
+    why = "cannot list: Permission denied; check the credentials"
+    assert (ran.code, ran.err) == (3, "")
+    assert {name: step for name, (step, _) in told.items()} == {
+        "a": 1,
+        "b/one": 2,
+        "b/secret": None,
+        "c/two": 2,
+        "mine": None,
+    }
+    for name, (_, doubt) in told.items():
+        place = next((each for each in closed if each.startswith(name)), None)
+        assert (doubt is None) == (place is None), name
+        assert doubt is None or doubt.startswith(f"{open_folder}/{place}/: {why}"), name
+    ran = run_alone("ls", str(open_folder), script=AS_ANOTHER_USER)
+    assert (ran.code, ran.out.count(why)) == (3, 4)
+    for name in ("a", "mine", "c/two"):  # one run is listed whole, or not at all
+        ran = run_alone("ls", f"{open_folder}/{name}", script=AS_ANOTHER_USER)
+        assert (ran.code, ran.out) == (3, "")
+        assert why in ran.err
+
+
+def test_whose_a_folder_is_that_cannot_be_listed() -> None:
+    why = StorageError("so it is")
+
+    def found(runs: list[str], *paths: str) -> list[str]:
+        return sorted(refused_runs(runs, dict.fromkeys(paths, why)))
+
+    assert found(["a"], "a/x", "b", "c/d", "c/e/f") == ["a", "b", "c/d"]
+    assert found([], "000000000001-i0001", "a/lineage", "b/c/000000000001-i0001", "e/f/g/lineage") == ["", "a", "b/c"]
+    assert found(["", "a", "a/b"], "a/b/c") == ["", "a", "a/b"]
+    assert found(["a"], "ab") == ["ab"]
 
 
 def test_what_is_for_one_run(runner: Runner, prefix: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import crc32c
@@ -28,6 +30,7 @@ from ckptflow.format.manifest import (
 from ckptflow.format.object_graph import GraphNode, ObjectGraph, Zeros
 from ckptflow.format.record import MAX_NAME_CHARACTERS, MAX_RANK
 from ckptflow.format.values import to_json
+from tests.processes import run_python
 
 SHARD = "shard-00000-of-00001-0000.safetensors"
 replace = msgspec.structs.replace
@@ -387,3 +390,30 @@ def test_a_hostile_object_graph_is_refused(name: str) -> None:
 
 def test_a_graph_that_goes_in_circles_is_read() -> None:
     assert decode(encode(with_graph(ObjectGraph(nodes=(GraphNode(children=(0, 0)),)))), Manifest, "here")
+
+
+def test_several_threads_may_be_the_first_to_read(tmp_path: Path) -> None:
+    """msgspec looks at a type when it is first asked for it: by two threads at once, that has ended the process."""
+    code = """
+        import sys, threading
+        from ckptflow.format import manifest, shard
+        sys.setswitchinterval(1e-6)
+        start = threading.Barrier(8)
+        data = open(sys.argv[1], "rb").read()
+        header = b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+        head = len(header).to_bytes(8, "little") + header
+
+        def read():
+            start.wait()
+            manifest.decode(data, manifest.Manifest, "x")
+            start.wait()
+            shard.parse_file(head, len(head))
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+    """
+    (tmp_path / "manifest.json").write_bytes(encode(manifest()))
+    for _ in range(5):  # it was not each time that it did
+        done = run_python("-c", textwrap.dedent(code), str(tmp_path / "manifest.json"), fresh=True)
+        assert (done.returncode, done.stderr) == (0, "")
