@@ -15,6 +15,7 @@ import msgspec
 
 from ckptflow.bench.crew import Hello, Order, WorkerReply
 from ckptflow.bench.rounds import BenchRounds
+from ckptflow.decoding import decode_json
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.redaction import redact
 
@@ -26,7 +27,7 @@ def main() -> None:
     line = sys.stdin.buffer.readline()
     if not line:
         return
-    hello = msgspec.json.decode(line, type=Hello)
+    hello = decode_json(line, Hello)
     try:
         store = open_store(hello.url, hello.storage_options)
         rounds = BenchRounds(store, hello.size_bytes, hello.worker)
@@ -35,7 +36,7 @@ def main() -> None:
         return
     _send(answers, WorkerReply(client=rounds.client))
     for line in sys.stdin.buffer:
-        order = msgspec.json.decode(line, type=Order)
+        order = decode_json(line, Order)
         try:
             taken = rounds.do(order.phase, order.setting)
         except Exception as error:

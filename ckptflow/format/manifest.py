@@ -20,6 +20,7 @@ import crc32c
 import msgspec
 from msgspec import Meta, Struct, field
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
 from ckptflow.format import dtypes, layout
 from ckptflow.format.failure import Failure
@@ -192,10 +193,6 @@ _MAX_BYTES = {
     Digests: MAX_RECEIPT_BYTES,
     Claim: MAX_CLAIM_BYTES,
 }
-# Made once, before there are threads: msgspec looks at a type when it is first asked for it, and crashes where several
-# threads ask at once.
-_heads = msgspec.json.Decoder(_Head)
-_decoders: dict[type, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(kind) for kind in _MAX_BYTES}
 
 
 def encode(record: Manifest | Receipt | Digests | Claim) -> bytes:
@@ -219,7 +216,7 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
             raise ValueError(f"its bytes do not match the checksum at its end ({len(data):,} bytes)")
         _check_size(len(data), data, kind)
         text = b"".join((body, b"}"))
-        head = _heads.decode(text)
+        head = decode_json(text, _Head)
         if head.format != "ckptflow":
             raise ValueError(f"not a ckptflow file, its format is {head.format!r}")
         if head.version != FORMAT_VERSION:
@@ -227,7 +224,7 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
                 f"{where}: format version {head.version} is not known to this ckptflow (it reads version "
                 f"{FORMAT_VERSION}); upgrade ckptflow"
             )
-        record: R = _decoders[kind].decode(text)
+        record = decode_json(text, kind)
         if memoryview(encode(record))[:-_SEAL_BYTES] != body:
             json.loads(text, object_pairs_hook=check_members)  # not our own bytes: has it a member twice?
     except UnknownVersionError:

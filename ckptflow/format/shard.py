@@ -143,7 +143,9 @@ class _Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[Size, Size]
 
 
-msgspec.convert({"dtype": "", "shape": (), "data_offsets": (0, 0)}, _Raw)  # before there are threads, as for a manifest
+msgspec.convert(
+    {"dtype": "", "shape": (), "data_offsets": (0, 0)}, _Raw
+)  # before there are threads: see `ckptflow.decoding`
 _ITEM_SIZE_BYTES = {
     dtypes.safetensors_name(name): 8 if name == "complex128" else dtypes.item_size_bytes(name)
     for name in dtypes.names()

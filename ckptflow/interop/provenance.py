@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import CorruptCheckpointError
 
 NAME = "ckptflow"  # of the entry, attribute or file that holds it, as each format has one
@@ -48,6 +49,6 @@ def decode(text: str | bytes, where: str) -> Provenance:
     if len(text) > MAX_BYTES:
         raise CorruptCheckpointError(f"{where}: its provenance is longer than {MAX_BYTES:,} bytes")
     try:
-        return msgspec.json.decode(text, type=Provenance)
+        return decode_json(text, Provenance)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{where}: its provenance cannot be read: {error}") from error

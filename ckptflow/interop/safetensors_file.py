@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 from msgspec import field
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.dtypes import Array
@@ -299,7 +300,7 @@ def _named(path: str, size_bytes: int, entries: Sequence[HeaderEntry], metadata:
     text = metadata.get(CARRIED, "{}").encode()
     if not _is_flat(text):
         raise ValueError("it has too many lists and objects for its size")
-    carried = msgspec.json.decode(text, type=_Carried)
+    carried = decode_json(text, _Carried)
     if carried.version != 1:
         raise ValueError(f"version {carried.version} is not known to this ckptflow; upgrade it")
     infos: dict[str, TensorInfo] = {}

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError, UsageError
 from ckptflow.format.shard import MAX_HEADER_BYTES, FileEntry, HeaderEntry, layout_file
 from ckptflow.interop.safetensors_file import CARRIED, read_header
@@ -121,7 +122,7 @@ def _shards_of(index: str) -> dict[str, set[str]]:
     if len(text) > MAX_HEADER_BYTES:
         raise CorruptCheckpointError(f"{index} is longer than {MAX_HEADER_BYTES:,} bytes")
     try:
-        found = msgspec.json.decode(text, type=_Index).weight_map
+        found = decode_json(text, _Index).weight_map
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{index} is not an index of safetensors files: {error}") from error
     shards: dict[str, set[str]] = {}

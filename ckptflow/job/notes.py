@@ -10,6 +10,7 @@ from collections import deque
 
 import msgspec
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import CkptflowError, SaveFailedError
 from ckptflow.format.failure import Failure
 from ckptflow.format.layout import Folder
@@ -54,10 +55,10 @@ class Notes:
             text = self._post.get(self._key(folder), _LOOK_S)
         except UnreachableError:
             return None
-        if text is None:
+        if text is None or text == "null":
             return None
-        failure = msgspec.json.decode(text, type=Failure | None)
-        return None if failure is None else failure.rebuild() or SaveFailedError(lines_of(str(failure)))
+        failure = decode_json(text, Failure)
+        return failure.rebuild() or SaveFailedError(lines_of(str(failure)))
 
     def _key(self, folder: Folder) -> str:
         return f"{self._prefix}/{folder}"

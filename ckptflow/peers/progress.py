@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from ckptflow.decoding import decode_json
 from ckptflow.stops import awake_s
 
 CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
@@ -101,7 +102,7 @@ class Signs:
             text = self._text(worker, _LOOK_S if awake_s() < deadline else _SHORTEST_LOOK_S)
             if text is None:
                 continue
-            mark = msgspec.json.decode(text, type=_Mark)
+            mark = decode_json(text, _Mark)
             if is_first:
                 self._seen[worker] = mark.number, self._started
             elif worker not in self._seen or self._seen[worker][0] != mark.number:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import msgspec
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import PeerError
 from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn, say_at
@@ -33,8 +34,7 @@ _LONGEST_LOOK_S = 1.0
 _LOOK_AGAIN_S = 0.25  # before somebody is named
 _LOOKS_S = 2.0  # for all those who are looked for again, together
 _NAMED = 8
-_SHORT_S = 0.1
-_PART_S = 2.0
+_SHORT_S, _PART_S = 0.1, 2.0
 _TASK = re.compile(r"/job:\w+(?:/replica:\d+)?/task:\d+")
 
 
@@ -233,7 +233,7 @@ class _Wait:
 
     def _read_end(self, text: str) -> _End:
         try:
-            end = msgspec.json.decode(text, type=_End)
+            end = decode_json(text, _End)
         except msgspec.DecodeError as error:
             raise PeerError(f"worker 0's message in {self.call} cannot be read: {error}") from error
         counts = [count for _, count in end.runs]

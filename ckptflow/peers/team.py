@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import LEAVING, FencedError, PeerError, UsageError
 from ckptflow.format.failure import Failure
 from ckptflow.peers.failing import failure_of
@@ -253,14 +254,14 @@ def _read(data: bytes, worker: int) -> Message:
     try:
         if len(data) > 2 * MAX_MESSAGE_BYTES:
             raise ValueError(f"it has {len(data):,} bytes")
-        return msgspec.json.decode(data, type=Message)
+        return decode_json(data, Message)
     except ValueError as error:  # msgspec's are among them
         raise PeerError(f"worker {worker}'s message cannot be read: {error}") from error
 
 
 def _decode(message: Message, kind: type[_Value], worker: int) -> _Value:
     try:
-        return msgspec.json.decode(message.value, type=kind)
+        return decode_json(message.value, kind)
     except ValueError as error:
         raise PeerError(f"worker {worker}'s message cannot be read: {error}") from error
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import tensorflow as tf
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError, UsageError
 from ckptflow.format import dtypes
 from ckptflow.format.dtypes import Array
@@ -411,7 +412,7 @@ def _read_names(path: str) -> Names | None:
             data = file.read(MAX_NAMES_BYTES + 1)
         if len(data) > MAX_NAMES_BYTES:
             raise ValueError(f"longer than {MAX_NAMES_BYTES:,} bytes")
-        names = msgspec.json.decode(data, type=Names)
+        names = decode_json(data, Names)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} cannot be read: {error}") from error
     if names.version != 1:

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from ckptflow.decoding import decode_json
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError, StorageUnavailableError, UsageError
 from ckptflow.interop.untrusted import confine
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
@@ -200,7 +201,7 @@ def _ask(request: Mapping[str, Any], time_s: int) -> tuple[_Reply | None, int | 
             process.kill()
             process.wait()
     try:
-        return msgspec.json.decode(text, type=_Reply), code
+        return decode_json(text, _Reply), code
     except msgspec.MsgspecError:
         return None, code
 
