@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, damage, json_of, opened, text_of
+from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, damage, json_of, member, opened, text_of
 from ckptflow.interop.keras.named import lookups_in_config, names_in_config, names_in_weights
+from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER
 from ckptflow.interop.untrusted.keras_allowed import Framework, keras_module
 from ckptflow.state.kinds import is_tf_keras_model, raw_variable
 from ckptflow.state.private.kerases import INNER_OPTIMIZERS, layers_in, own_variables
@@ -33,8 +34,8 @@ class Described:
     config. Empty where the file does not say.
 
     `name` is the optimizer's own where there is no class: that of its class in small letters unless it was given one.
-    `places`: the names of layers by their places; `lookups`: the configs of those with a vocabulary in them, `others`
-    of such whose place is not known.
+    `places`: the names of layers by their places, `called` those of all that has variables, optimizers too; `lookups`:
+    the configs of those with a vocabulary in them, `others` of such whose place is not known.
     `is_new`: whether it is none of tf_keras's of old, which have the same classes; None where the file does not say.
     """
 
@@ -43,6 +44,7 @@ class Described:
     name: str = ""
     is_new: bool | None = None
     places: Mapping[str, str] = field(default_factory=dict)
+    called: Mapping[str, str] = field(default_factory=dict)
     lookups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     others: list[dict[str, Any]] = field(default_factory=list)
 
@@ -52,26 +54,30 @@ def described_in(path: str, kind: str) -> Described:
     if kind == "keras":
         with damage(path), zipfile.ZipFile(path) as archive:
             text = archive.open(_CONFIG).read(MAX_JSON_BYTES + 1) if _CONFIG in archive.namelist() else None
+            with member(archive, WEIGHTS_MEMBER, path) as inside, opened(inside, path) as file:
+                called = names_in_weights(file)
         config = json_of(text or b"{}", _CONFIG, path)
         training = config.get("compile_config")
         names = _classes_in(training.get("optimizer")) if isinstance(training, dict) else []
-        return _with_layers(Described(_plain(names)), config)
+        name = "" if names else described_at(COMPILED, Described(called=called)).name
+        return _with_layers(Described(_plain(names), name=name, called=called), config)
     if kind == "whole":
         with opened(path, path) as file:
             config, training = (json_of(text_of(file, f"{name}_config") or "{}", name, path) for name in _ATTRIBUTES)
         return _with_layers(described_by(training), config)
     if kind == "weights":
         with opened(path, path) as file:
-            return described_at(COMPILED, Described(places=names_in_weights(file)))
+            called = names_in_weights(file)
+        return replace(described_at(COMPILED, Described(called=called)), places=called)
     return Described()
 
 
 def described_at(place: str, described: Described) -> Described:
     """What a file says of the optimizer at a place, or of the one whose losses are scaled there."""
-    names = described.places
-    while f"{place}/inner_optimizer" in names:
+    called = described.called
+    while f"{place}/inner_optimizer" in called:
         place += "/inner_optimizer"
-    return Described(name=_without_number(names.get(place, "")), places=names)
+    return Described(name=_without_number(called.get(place, "")), called=called)
 
 
 def _with_layers(described: Described, config: Mapping[str, Any]) -> Described:
