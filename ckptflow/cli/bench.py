@@ -245,7 +245,7 @@ def render(measured: Measured, recommendation: Recommendation, profile: str, *, 
         f"{_CHOSEN} what to use. The bar shows how fast it saves.",
         f"raw: {measured.client} alone, random bytes, one request for each shard, as many at once as a save may have.",
         f"±: half the width of the {CONFIDENCE:.0%} confidence interval of the median; ? before five rounds.",
-        f"The defaults and {CONTENDERS} others that save fast are repeated until it is within {NARROW:.0%}: {sure}.",
+        f"The defaults, the fastest and {CONTENDERS} others are repeated until it is within {NARROW:.0%}: {sure}.",
     ):
         console.print(line, soft_wrap=True)
     for why in dict.fromkeys(why for _, why in measured.unmeasured):

@@ -45,7 +45,7 @@ def read_counting(store: Store, summaries: Summaries, first: Listing | None = No
 
 def list_counting(store: Store, summaries: Summaries) -> list[Checkpoint]:
     """The checkpoints that count and whose manifest can be read, oldest first. What is left out is logged."""
-    listing, counting = read_counting(store, summaries)
+    listing, counting = read_counting(store, summaries, list_root(store))  # nothing, above runs as where nothing is
     read = list(map(counting.of_this_run, summaries.read_many(listing, reversed(counting.folders)).values()))
     found = [summary.checkpoint for summary in read if isinstance(summary, Summary)]
     if len(found) < len(read):

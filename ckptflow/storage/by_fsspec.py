@@ -82,6 +82,7 @@ class FsspecStore(RemoteStore):
         self._is_broken = False
         self._begun: set[str] = set()  # names of creates that failed, and may have left a part
         self._has_bulk_delete = self._is_s3  # until the server refuses it
+        self._strange_deletes = 0  # replies in a row: a page of something between comes once
         self._sends_checksum = self._is_s3 and wants_checksum(storage_options)
         self._asks_for_checksum = self._is_s3 and wants_checksum(storage_options, "response_checksum_validation")
 
@@ -290,12 +291,14 @@ class FsspecStore(RemoteStore):
         try:
             delete_s3(self._fs.call_s3, bucket, [path.partition("/")[2] for path in paths])
         except Exception as error:
-            # Refused, or only without a Content-MD5; or answered without saying what became of each.
-            if not (faults.is_refused_request(error) or isinstance(error, StrangeReplyError)):
+            # Refused, or only without a Content-MD5; or answered, twice, without saying what became of each.
+            self._strange_deletes += isinstance(error, StrangeReplyError)
+            if not (faults.is_refused_request(error) or self._strange_deletes > 1):
                 raise
             why = faults.text_of(error, self._secrets)
             _log.info("%s: objects are deleted one by one, not by DeleteObjects: %s", self._url, why)
             return False
+        self._strange_deletes = 0
         return True
 
     # ---- measuring

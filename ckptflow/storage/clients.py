@@ -215,7 +215,8 @@ def _refusing_redirects() -> Any:
     import aiohttp
 
     async def refuse(session: Any, context: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
-        if "Location" in redirect.response.headers:  # without one, 308 is how an upload goes on
+        headers = redirect.response.headers
+        if "Location" in headers or "URI" in headers:  # without, 308 is how an upload goes on
             redirect.response.close()
             raise StrangeReplyError(f"a redirect ({redirect.response.status}) is not followed")
 

@@ -50,11 +50,13 @@ def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
 
 def _in_traceback(error: BaseException) -> Iterator[BaseException]:
     """The error, what it was raised from, and the members of groups among these."""
-    for link in faults.chain(error):
-        yield link
-        if isinstance(link, BaseExceptionGroup):
-            for member in link.exceptions:
-                yield from _in_traceback(member)
+    waiting, seen = [error], set[int]()  # what is raised out of a group has that group as its context
+    while waiting:
+        for link in faults.chain(waiting.pop()):
+            if id(link) not in seen:
+                seen.add(id(link))
+                yield link
+                waiting += link.exceptions if isinstance(link, BaseExceptionGroup) else ()
 
 
 def _shown_of(link: BaseException) -> str:

@@ -18,6 +18,7 @@ from ckptflow.format.spec import Bytes1D, Target, Wanted
 from ckptflow.spans import span
 from ckptflow.storage.again import agreed
 from ckptflow.storage.store import Store
+from ckptflow.storage.wanted import while_wanted
 from ckptflow.threads import at_once
 from ckptflow.transfer.arrivals import Arrival, touching
 from ckptflow.transfer.attempts import HELPERS, Attempts
@@ -281,7 +282,12 @@ class _Reading:
         the calling thread: Ctrl-C, which comes to that one, would leave a client in the middle of a request.
         """
         buffer = Buffer(each.end - each.begin)
-        (sums,) = at_once(1, lambda each: self._read(each, buffer, self._get), [each])
+
+        def read(each: Range) -> tuple[int, ...]:
+            with while_wanted(lambda: not self._turns.is_stopped):
+                return self._read(each, buffer, self._get)
+
+        (sums,) = at_once(1, read, [each])
         return buffer, sums
 
     def _get_in_pieces(

@@ -186,6 +186,16 @@ def test_of_several_that_are_equally_good_each_run_advises_the_same(noise: float
     assert sum(each.beats_defaults for each in advice) > 140
 
 
+def test_a_small_gain_of_what_takes_much_memory_is_found() -> None:
+    """Though three that take less, and are no faster than the defaults, are nearly as fast as it."""
+    chance = random.Random(5)
+    fastest = max(GRID, key=lambda each: (each.memory_bytes, each))
+    speeds = {each: 118.0 if each == fastest else 100.0 for each in GRID}
+    advice = [simulated(speeds, chance, noise=0.02) for _ in range(60)]
+    assert {each.setting for each in advice if each.beats_defaults} == {fastest}
+    assert sum(each.beats_defaults for each in advice) > 50
+
+
 def test_the_reasons_say_what_was_weighed() -> None:
     usual = point(0, 0, [100.0] * 5)
     found = recommend([usual, point(8, 64, [200.0] * 5, [400.0] * 5), point(2, 64, [190.0] * 5, [300.0] * 5)])

@@ -199,6 +199,18 @@ def test_an_error_that_a_terminal_may_show_stays_as_it_is(make: Any) -> None:
     assert for_log(error) is error
 
 
+def test_an_error_that_is_raised_out_of_its_group_is_looked_at_once() -> None:
+    """It has the group as its context, and the group has it as a member."""
+    for text, is_shown in (("plain", True), ("password=PLANTED", False)):
+        try:
+            try:
+                raise ExceptionGroup("both", [OSError(text), OSError("two")])
+            except ExceptionGroup as group:
+                raise group.exceptions[0]  # noqa: B904
+        except OSError as error:
+            assert (for_log(error) is error) == is_shown
+
+
 def test_a_failure_in_the_background_tells_no_secret() -> None:
     failure = background._as_failure(RuntimeError("a panic at https://host/key?X-Amz-Signature=PLANTED"))
     assert "a panic at https://host/key?***" in str(failure)

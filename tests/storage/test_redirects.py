@@ -48,10 +48,10 @@ def open_at(client: str, endpoint: str) -> Store:
 
 
 @pytest.mark.parametrize("code", CODES)
-@pytest.mark.parametrize("client", ["s3fs", "gcsfs"])
-def test_a_redirect_is_followed_by_no_verb(client: str, code: int, other: tuple[str, list[Any]]) -> None:
+@pytest.mark.parametrize(("client", "header"), [("s3fs", "Location"), ("gcsfs", "Location"), ("gcsfs", "URI")])
+def test_a_redirect_is_followed_by_no_verb(client: str, header: str, code: int, other: tuple[str, list[Any]]) -> None:
     target, came = other
-    with answering(lambda method, path: (code, {"Location": target}, b"")) as (port, asked):
+    with answering(lambda method, path: (code, {header: target}, b"")) as (port, asked):
         store = open_at(client, f"http://127.0.0.1:{port}")
         calls: list[Callable[[], object]] = [
             lambda: store.get("a", memoryview(bytearray(5))),
