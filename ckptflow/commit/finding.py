@@ -20,7 +20,7 @@ from ckptflow.commit.catalog import (
     summarize,
 )
 from ckptflow.commit.lineage import find_run_id
-from ckptflow.commit.listing import list_run
+from ckptflow.commit.listing import list_root, list_run
 from ckptflow.errors import CheckpointGoneError, CheckpointNotFoundError, CommitTimeoutError, ObjectNotFoundError
 from ckptflow.format.layout import Folder
 from ckptflow.format.words import some_of

@@ -174,7 +174,7 @@ def test_a_storage_that_gets_slower_or_faster_meanwhile_is_no_better_setting(dri
 
 @pytest.mark.parametrize("noise", [0.05, 0.1])
 def test_of_several_that_are_equally_good_each_run_advises_the_same(noise: float) -> None:
-    """The one that takes the least memory; or, where a run is not sure, none."""
+    """The one that takes the least memory."""
     chance = random.Random(3)
     good = sorted(
         (each for each in GRID if each.under_way_bytes >= 96 * MIB), key=lambda each: (each.memory_bytes, each)
@@ -182,8 +182,7 @@ def test_of_several_that_are_equally_good_each_run_advises_the_same(noise: float
     assert len(good) > 2 * CONTENDERS
     speeds = {each: 140.0 if each in good else 100.0 for each in GRID}
     advice = [simulated(speeds, chance, noise=noise, restore_noise=noise) for _ in range(150)]
-    assert {each.setting for each in advice if each.beats_defaults} == {good[0]}
-    assert sum(each.beats_defaults for each in advice) > 140
+    assert sum(each.setting == good[0] for each in advice) > 145
 
 
 def test_a_small_gain_of_what_takes_much_memory_is_found() -> None:

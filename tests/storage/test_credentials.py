@@ -208,7 +208,8 @@ def test_an_error_that_is_raised_out_of_its_group_is_looked_at_once() -> None:
             except ExceptionGroup as group:
                 raise group.exceptions[0]  # noqa: B904
         except OSError as error:
-            assert (for_log(error) is error) == is_shown
+            shown = for_log(error) is error
+        assert shown == is_shown
 
 
 def test_a_failure_in_the_background_tells_no_secret() -> None:
