@@ -95,7 +95,9 @@ def copy(
     with closing(CopySource(open_store(root, here))) as source, closing(open_store(destination, there)) as target:
         summaries = Summaries(source, is_for_show=copy_all)
         wanted = choose(source, summaries, folder, step)
-        check_destination(source, target, is_elsewhere=local_path(destination) is None and here != there)
+        check_destination(
+            source, target, is_elsewhere=local_path(destination) is None and place_in(here) != place_in(there)
+        )
         copied, gone, damaged = [], [], {}
         unread: dict[str, StorageError] = {}
         unanswered = 0
@@ -133,6 +135,20 @@ def copy(
     refused = next(iter(unread.values()), summaries.refused)
     if refused is not None:
         raise typer.Exit(exit_code(refused))
+
+
+_OF_PLACES = ("account", "endpoint", "host", "port", "profile", "project", "region", "url")
+
+
+def place_in(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What in storage options may say which server is meant, at any depth: not limits of time, keys and the like."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            found |= place_in(value)
+        elif any(word in name for word in _OF_PLACES):
+            found[name] = value
+    return found
 
 
 def to_json(

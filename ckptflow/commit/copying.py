@@ -67,8 +67,7 @@ def check_destination(source: Store, target: Store, *, is_elsewhere: bool = Fals
     A claim there says that a job has started: what it builds on is its own, and a folder from elsewhere among its
     folders could be taken for newer, or for older, than it is.
     """
-    is_same = target.url == source.url
-    if (is_same and not is_elsewhere) or (not is_same and f"{target.url}/".startswith(f"{source.url}/")):
+    if not is_elsewhere and f"{target.url}/".startswith(f"{source.url}/"):
         raise UsageError(f"{target.url} is, or is inside of, what is copied: copy into a root of its own")
     listing = list_root(target)
     if listing.claims:

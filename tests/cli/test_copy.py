@@ -168,7 +168,8 @@ def test_one_url_at_two_endpoints_is_two_places(
         server.make_bucket(bucket)
     url, target = f"s3://{bucket}/run", f"s3://{bucket}/run{inside}"
     assert runner("copy", root, url, "--all", "--destination-options", here[1]).code == 0
-    ran = runner("copy", url, target, "--all", *here, "--destination-options", here[1])
+    slower = json.dumps({**moto.storage_options, "stall_timeout_s": 60})  # another limit is no other place
+    ran = runner("copy", url, target, "--all", *here, "--destination-options", slower)
     assert ran.code == 2
     assert "copy into a root of its own" in ran.err
     ran = runner("copy", url, target, "--all", *here, "--destination-options", there)
