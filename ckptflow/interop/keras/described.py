@@ -159,7 +159,7 @@ def _name_of(optimizer: Any) -> str:
 
 
 def _without_number(name: str) -> str:
-    return re.sub(r"_\d+$", "", name).replace("_", "")
+    return re.sub(r"_\d+$", "", name).replace("_", "").casefold()  # SGD's own is "SGD" before Keras 3.15
 
 
 def _public_classes(framework: Framework) -> dict[str, type]:
