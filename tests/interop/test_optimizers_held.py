@@ -177,3 +177,77 @@ def test_one_that_a_model_within_is_compiled_with(framework: str, tmp_path: Path
         mine = made(is_compiled=is_compiled)
         ckptflow.import_model(path, tmp_path / f"run{number}", model=mine)
         assert all(map(np.array_equal, mine.get_weights(), model.get_weights()))
+
+
+class Codebook(keras.layers.Layer):  # type: ignore[misc]
+    """A layer that counts its updates before all else."""
+
+    def build(self, shape: Any) -> None:
+        self.count = self.add_weight(name="count", shape=(), dtype="int32", trainable=False)
+        self.rows = self.add_weight(name="rows", shape=(5, 4), initializer="ones", trainable=False)
+        super().build(shape)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+@pytest.mark.parametrize("attribute", ["codebook", "adoptable"])
+def test_a_layer_that_counts_is_none(attribute: str, tmp_path: Path) -> None:
+    """Held as an attribute, as optimizers are: one of a name before "layers" lies in a place of its own."""
+
+    class Quantized(CLASSES["keras"]):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, attribute, Codebook())
+
+        def call(self, inputs: Any) -> Any:
+            return self.discriminator(getattr(self, attribute)(self.generator(inputs)))
+
+    model = Quantized()
+    model(tf.ones((2, 3)))
+    path = tmp_path / "m.weights.h5"
+    model.save_weights(str(path))
+    for is_wanted in (True, False):
+        with pytest.raises(StateMismatchError, match=f"{attribute}/vars/1: in the file, not in the model"):
+            ckptflow.import_model(path, tmp_path / "run", model=make("keras", optimizers=None), optimizer=is_wanted)
+        table = tf.Variable(tf.zeros((5, 4)))
+        state = {"model": make("keras", optimizers=None), "table": table}
+        how: dict[str, Any] = {"partial": True, "rename": {f"{attribute}/1": "table"}, "optimizer": is_wanted}
+        ckptflow.import_model(path, tmp_path / f"part{is_wanted}", model=state, **how)
+        assert table.numpy().all()
+    ckptflow.import_model(path, tmp_path / "alone", optimizer=False)
+    with ckptflow.open_checkpoint(tmp_path / "alone") as opened:
+        assert len([each for each in opened.manifest.tensors if attribute in each.name]) == 2
+
+
+def _holding(kit: Any, attribute: str, *optimizers: Any) -> Any:
+    class Holding(kit.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = kit.layers.Dense(1)
+            setattr(self, attribute, optimizers[0] if len(optimizers) == 1 else list(optimizers))
+
+        def call(self, inputs: Any) -> Any:
+            return self.dense(inputs)
+
+    model = Holding()
+    model(tf.ones((2, 3)))
+    for optimizer in optimizers:
+        optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize("attribute", ["d_opt", "gen_optim", "rule"])
+@pytest.mark.parametrize("framework", KERASES)
+def test_without_a_model_they_are_known_by_their_names(framework: str, attribute: str, tmp_path: Path) -> None:
+    """By those of the attributes; by those that Keras 3 writes of each; in a list by their classes."""
+    kit = FRAMEWORKS[framework]
+    cases = {"one": [kit.optimizers.Adam()], "list": [kit.optimizers.Adam(), kit.optimizers.SGD()]}
+    if attribute == "rule" and framework == "tf_keras":
+        del cases["one"]  # nothing tells
+    for name, optimizers in cases.items():
+        path = tmp_path / f"{name}.weights.h5"
+        _holding(kit, attribute, *optimizers).save_weights(str(path))
+        ckptflow.import_model(path, tmp_path / name, optimizer=False)
+        with ckptflow.open_checkpoint(tmp_path / name) as opened:
+            assert len(opened.manifest.tensors) == 2

@@ -23,11 +23,13 @@ from ckptflow.interop import provenance
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras import legacy as keras_legacy
 from ckptflow.interop.keras.config import check_is_model, compile_model, raise_unbuildable, safe_mode
+from ckptflow.interop.keras.described import described_in
 from ckptflow.interop.keras.hdf5 import check_file, damage, json_of, opened, text_of
 from ckptflow.interop.keras.legacy import check_dtypes, save_h5
 from ckptflow.interop.keras.optimizer import (
     drop_if_several,
     has_slots,
+    optimizers_at,
     places_in,
     takes_state,
     variables_of,
@@ -254,8 +256,9 @@ def _read_keras(
                 how: dict[str, Any] = {"imports": imports, "unsafe": unsafe, "is_scaled": is_scaled}
                 compile_model(model, config["compile_config"], framework, where, **how)
     check_is_model(model, framework, where)
-    places = places_of(model, framework)
-    check_filled(where, model, places, stored)
+    places, described = places_of(model, framework), described_in(path, "keras")
+    optimizers = optimizers_at(stored, model, places, described)
+    check_filled(where, places, stored, optimizers)
     wanted = places_in(places.shapes)
     if getattr(model, "optimizer", None) is None:
         if there:
