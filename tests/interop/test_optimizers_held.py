@@ -116,10 +116,12 @@ def test_they_come_where_they_fit(is_partial: bool, saved: tuple[str, Any, Path]
     assert [int(one.iterations) for one, _ in both(fresh)] == [0, 0]
 
 
-def test_another_class_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_another_class_is_not_taken(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Keras 3 writes how each is called; Adam's slots fit AdamW's by their shapes."""
-    path = tmp_path / "gan.weights.h5"
-    train(make("keras")).save_weights(str(path))
+    path = tmp_path / f"gan{suffix}"
+    model = train(make("keras"))
+    (model.save_weights if suffix == ".weights.h5" else model.save)(str(path))
     mine = make("keras", optimizers="AdamW", is_built=True)
     ckptflow.import_model(path, tmp_path / "run", model=mine)
     assert "d_optimizer: the state of its optimizer does not fit" in caplog.text

@@ -369,6 +369,28 @@ def check_filled(path: str, places: Places, stored: list[Stored], optimizers: Co
         logger.warning("%s: the model that its config makes has no place for %s", path, some_of(more, _SHOWN))
 
 
+def load_held(
+    path: str,
+    where: str,
+    model: Any,
+    places: Places,
+    stored: list[Stored],
+    described: Described,
+    held: Mapping[str, Any],
+) -> list[Any]:
+    """Gives the optimizers that a model holds at these places, beside the one that it is compiled with, the state that
+    a `.keras` has for them; returns those that do not take it and stay as they are, why is logged."""
+    left = not_taken(where, model, held, places, described, stored, _narrowed(stored, places))
+    staying = [live for live in left.values() if live is not None]
+    if any(places_in(places.shapes, place) for place in held.keys() - left.keys()):
+        there = shapes_of(stored)
+        absent = [name for name in places.shapes if is_of_metrics(name) and name not in there]
+        compiled = [model.optimizer] if getattr(model, "optimizer", None) is not None else []
+        framework = framework_of_model(model)
+        load_stock(path, model, "keras", framework, absent=absent, skipped=[*staying, *compiled])
+    return staying
+
+
 def total_bytes(stored: list[Stored]) -> int:
     """What all that is stored in a file takes."""
     return sum(each.size_bytes for each in stored)
