@@ -129,6 +129,34 @@ def test_another_class_is_not_taken(suffix: str, tmp_path: Path, caplog: pytest.
     assert [(int(one.iterations), float(one.learning_rate)) for one, _ in both(mine)] == [(0, 0.25)] * 2
 
 
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("framework", KERASES)
+def test_one_that_the_model_is_compiled_with_as_well(
+    framework: str, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Keras writes it once, in the place of the attribute."""
+
+    def made() -> Any:
+        model = CLASSES[framework]()
+        model(tf.ones((2, 3)))
+        pair = [FRAMEWORKS[framework].optimizers.Adam(0.25) for _ in range(2)]
+        model.compile(*pair, optimizer=pair[0])
+        for optimizer, layer in zip(pair, (model.discriminator, model.generator), strict=True):
+            optimizer.build(layer.trainable_variables)
+        return model
+
+    model = train(made())
+    path = tmp_path / f"gan{suffix}"
+    (model.save_weights if suffix == ".weights.h5" else model.save)(str(path))
+    mine = made()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        ckptflow.import_model(path, tmp_path / "run", model=mine)
+    for (one, _), (other, _) in zip(both(mine), both(model), strict=True):
+        assert all(map(np.array_equal, values_of(one), values_of(other)))
+    assert "optimizer state" not in caplog.text
+
+
 def test_without_a_model_they_can_be_left_out(saved: tuple[str, Any, Path], tmp_path: Path) -> None:
     _, model, path = saved
     for is_wanted in (True, False):

@@ -63,17 +63,23 @@ def _class_of(kit: Any) -> Any:
         def get_config(self) -> dict[str, Any]:
             return {}
 
-    kit.saving.register_keras_serializable(package="held")(Held)
-    return Held
+    class Usual(Held):
+        """One that stock Keras compiles too when it loads it."""
+
+        compile = kit.Model.compile
+
+    for made in (Held, Usual):
+        kit.saving.register_keras_serializable(package="held")(made)
+    return Held, Usual
 
 
 CLASSES = {name: _class_of(kit) for name, kit in FRAMEWORKS.items()}
 
 
-def saved(framework: str, path: Path, made: Callable[[], Any] | None, **how: Any) -> Any:
+def saved(framework: str, path: Path, made: Callable[[], Any] | None, kind: int = 0, **how: Any) -> Any:
     """A model with three steps in its optimizer, as its own Keras saves it."""
     Made.d_optimizer = made
-    model = CLASSES[framework]()
+    model = CLASSES[framework][kind]()
     model(tf.ones((2, 3)))
     if how:
         model.compile(**how)
@@ -139,3 +145,28 @@ def test_another_class_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert not np.any([np.any(each) for each in slots_of(read.d_optimizer)])
     assert "m.keras, d_optimizer: the state of its optimizer does not fit" in caplog.text
     assert "it is that of Adam, another class than the model's AdamW" in caplog.text
+
+
+@pytest.mark.parametrize("loss", ["mean_squared_error", lambda truth, found: (truth - found) ** 2])
+@pytest.mark.parametrize("is_one", [False, True])
+@pytest.mark.parametrize("framework", KERASES)
+def test_beside_the_one_that_the_model_is_compiled_with(
+    framework: str, is_one: bool, loss: Any, tmp_path: Path
+) -> None:
+    """Which may be the same; with a loss that is in no config the model is compiled here."""
+    kit = FRAMEWORKS[framework].optimizers
+    Made.d_optimizer = lambda: kit.Adam(0.25)
+    model = CLASSES[framework][1]()
+    model(tf.ones((2, 3)))
+    model.compile(model.d_optimizer if is_one else kit.RMSprop(0.25), loss)
+    model.fit(np.ones((6, 3), "f4"), np.ones((6, 2), "f4"), batch_size=2, verbose=0)
+    ones = [tf.ones(each.shape) for each in model.trainable_variables]
+    model.d_optimizer.apply_gradients(zip(ones, model.trainable_variables, strict=True))
+    model.save(str(tmp_path / "m.keras"))
+    read = read_model(str(tmp_path / "m.keras"))
+    held = read.optimizer if is_one and framework == "tf_keras" else read.d_optimizer  # where it is written, once
+    assert int(held.iterations) == (4 if is_one else 1)
+    assert slots_of(held) == slots_of(model.d_optimizer)
+    if not is_one:
+        assert int(read.optimizer.iterations) == 3
+        assert slots_of(read.optimizer) == slots_of(model.optimizer)

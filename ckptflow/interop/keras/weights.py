@@ -385,9 +385,10 @@ def load_held(
     if any(places_in(places.shapes, place) for place in held.keys() - left.keys()):
         there = shapes_of(stored)
         absent = [name for name in places.shapes if is_of_metrics(name) and name not in there]
-        compiled = [model.optimizer] if getattr(model, "optimizer", None) is not None else []
-        framework = framework_of_model(model)
-        load_stock(path, model, "keras", framework, absent=absent, skipped=[*staying, *compiled])
+        compiled = getattr(model, "optimizer", None)
+        is_another = compiled is not None and all(live is not compiled for live in held.values())
+        skipped = [*staying, compiled] if is_another else staying
+        load_stock(path, model, "keras", framework_of_model(model), absent=absent, skipped=skipped)
     return staying
 
 
