@@ -225,7 +225,9 @@ class Codebook(keras.layers.Layer):  # type: ignore[misc]
 def test_a_layer_that_counts_is_none(attribute: str, tmp_path: Path) -> None:
     """Held as an attribute, as optimizers are: one of a name before "layers" lies in a place of its own."""
 
-    class Quantized(CLASSES["keras"]):  # type: ignore[misc]
+    gan = CLASSES["keras"]
+
+    class Quantized(gan):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             super().__init__()
             setattr(self, attribute, Codebook())

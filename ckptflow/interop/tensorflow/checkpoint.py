@@ -263,9 +263,8 @@ def _trackables(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _restore_stock(prefix: str, objects: Mapping[str, Any], *, optimizer: bool) -> None:
-    tree, infos, unbuilt = walk(objects), TensorBundle(prefix).infos, []
-    if optimizer:
-        tree, unbuilt = _with_optimizers(tree, infos)
+    infos = TensorBundle(prefix).infos
+    tree, unbuilt = _with_optimizers(walk(objects), infos) if optimizer else (walk(objects), [])
     keys = {name: raw_variable(variable).name.partition(":")[0] for name, variable in tree.variables.items()}
     weights = {name: key for name, key in keys.items() if not is_of_optimizer(name, tree.optimizers)}
     problems = _problems_by_names(tree, weights, infos)

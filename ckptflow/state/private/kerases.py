@@ -89,7 +89,8 @@ def loading_without(framework: str, is_left: Callable[[Any, str], bool]) -> Iter
     Over a global: the objects are made on the way, and `load_model` has no word in what they are given. Other threads
     that load through here wait; what others load is as ever.
     """
-    module, thread = importlib.import_module(f"{framework}.src.saving.saving_lib"), threading.get_ident()
+    module: Any = importlib.import_module(f"{framework}.src.saving.saving_lib")
+    thread = threading.get_ident()
     with _loading:
         original = module._load_state
 
