@@ -116,6 +116,34 @@ def test_plain_sgd_goes_into_plain_sgd(suffix: str, tmp_path: Path, caplog: pyte
     assert not caplog.messages
 
 
+def as_before_3_15(path: Path) -> Path:
+    """SGD was called in capitals then."""
+    with h5py.File(path, "r+") as file:
+        file["optimizer/vars"].attrs["name"] = "SGD"
+    return path
+
+
+def test_plain_sgd_of_keras_before_3_15(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = as_before_3_15(save(make("keras", keras.optimizers.SGD(SAVED_RATE), 7), tmp_path / "m.weights.h5"))
+    mine = make("keras", keras.optimizers.SGD(FRESH_RATE))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "ckptflow"):
+        ckptflow.import_model(path, tmp_path / "run", model=mine)
+    assert state_of(mine) == (7, SAVED_RATE)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("new", [keras.optimizers.Lion, keras.optimizers.Adagrad])
+def test_momentum_of_keras_before_3_15(new: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It has the shapes of what these have for each variable."""
+    model = make("keras", keras.optimizers.SGD(SAVED_RATE, momentum=0.9), 7)
+    path = as_before_3_15(save(model, tmp_path / "m.weights.h5"))
+    mine = make("keras", new(FRESH_RATE))
+    ckptflow.import_model(path, tmp_path / "run", model=mine)
+    assert state_of(mine) == (0, FRESH_RATE)
+    assert f"it is that of SGD, another class than the model's {new.__name__}" in caplog.text
+
+
 def test_plain_sgd_of_old_goes_into_plain_sgd(tmp_path: Path) -> None:
     path = save(make("tf_keras", tf_keras.optimizers.legacy.SGD(SAVED_RATE), 7), tmp_path / "m.h5")
     mine = make("tf_keras", tf_keras.optimizers.legacy.SGD(FRESH_RATE))

@@ -80,6 +80,11 @@ def described_at(place: str, described: Described) -> Described:
     return Described(name=_without_number(called.get(place, "")), called=called)
 
 
+def is_name_of_optimizer(name: str, framework: Framework) -> bool:
+    """Whether a Keras calls its own optimizers so."""
+    return _without_number(name) in _public_classes(framework)
+
+
 def _with_layers(described: Described, config: Mapping[str, Any]) -> Described:
     lookups, others = lookups_in_config(config)
     layers = tuple(_layers_of(config.get("config")))
@@ -159,7 +164,7 @@ def _name_of(optimizer: Any) -> str:
 
 
 def _without_number(name: str) -> str:
-    return re.sub(r"_\d+$", "", name).replace("_", "")
+    return re.sub(r"_\d+$", "", name).replace("_", "").casefold()  # SGD's own is "SGD" before Keras 3.15
 
 
 def _public_classes(framework: Framework) -> dict[str, type]:

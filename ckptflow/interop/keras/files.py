@@ -23,11 +23,14 @@ from ckptflow.interop import provenance
 from ckptflow.interop.keras import hdf5 as keras_hdf5
 from ckptflow.interop.keras import legacy as keras_legacy
 from ckptflow.interop.keras.config import check_is_model, compile_model, raise_unbuildable, safe_mode
+from ckptflow.interop.keras.described import COMPILED, described_in
 from ckptflow.interop.keras.hdf5 import check_file, damage, json_of, opened, text_of
 from ckptflow.interop.keras.legacy import check_dtypes, save_h5
 from ckptflow.interop.keras.optimizer import (
     drop_if_several,
     has_slots,
+    is_at,
+    optimizers_at,
     places_in,
     takes_state,
     variables_of,
@@ -40,6 +43,7 @@ from ckptflow.interop.keras.weights import (
     datasets_of,
     framework_of_model,
     kind_of_file,
+    load_held,
     load_stock,
     named,
     total_bytes,
@@ -52,6 +56,7 @@ from ckptflow.interop.untrusted.private_copy import private_copy
 from ckptflow.interop.untrusted.zips import bound_of, check_zip
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import private_file
+from ckptflow.state.private.kerases import loading_without
 from ckptflow.state.private.tf_keras import BUILT_WITH, make_metrics
 from ckptflow.storage.faults import from_os_error
 
@@ -224,7 +229,11 @@ def _read_keras(
         is_trusted = False
 
     def load(file: str, *, compiled: bool) -> Any:
+        def is_left(obj: Any, place: str) -> bool:  # whether its state is wanted and fits is known once it is made
+            return hasattr(obj, "apply_gradients") and not (compiled and is_at(f"{place}/", [COMPILED]))
+
         with (
+            loading_without(framework, is_left),
             limited_variables(total_bytes(stored), where),
             warnings.catch_warnings(),
             safe_mode(framework, unsafe=unsafe),
@@ -254,8 +263,11 @@ def _read_keras(
                 how: dict[str, Any] = {"imports": imports, "unsafe": unsafe, "is_scaled": is_scaled}
                 compile_model(model, config["compile_config"], framework, where, **how)
     check_is_model(model, framework, where)
-    places = places_of(model, framework)
-    check_filled(where, model, places, stored)
+    places, described = places_of(model, framework), described_in(path, "keras")
+    optimizers = optimizers_at(stored, model, places, described)
+    check_filled(where, places, stored, optimizers)
+    held = {place: live for place, live in optimizers.items() if place != COMPILED}
+    skipped = load_held(path, where, model, places, stored, described, held) if optimizer else []
     wanted = places_in(places.shapes)
     if getattr(model, "optimizer", None) is None:
         if there:
@@ -267,7 +279,7 @@ def _read_keras(
     if not has_state:
         drop_if_several(where, model)
     elif not is_loaded:
-        load_stock(path, model, "keras", framework)
+        load_stock(path, model, "keras", framework, skipped=skipped)
     return model, has_state
 
 

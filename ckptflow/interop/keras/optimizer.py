@@ -7,6 +7,7 @@ after it was compiled, or of another optimizer, a part would go to the wrong var
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,14 @@ import numpy as np
 
 from ckptflow.errors import CorruptCheckpointError
 from ckptflow.interop.keras import hdf5 as keras_hdf5
-from ckptflow.interop.keras.described import COMPILED, Described, described_at, difference, differing_class
+from ckptflow.interop.keras.described import (
+    COMPILED,
+    Described,
+    described_at,
+    difference,
+    differing_class,
+    is_name_of_optimizer,
+)
 from ckptflow.interop.keras.hdf5 import Stored, narrowing
 from ckptflow.interop.keras.places import Places, dtype_name, plain, shapes_of
 from ckptflow.interop.untrusted.keras_allowed import Framework
@@ -27,24 +35,31 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _NOT_COMPILED = "The model is not compiled; to have the optimizer's state, hand the model over, compiled (model=)"
 _GROUP = "optimizer_weights"  # of whole models in HDF5
+_CALLED_SO = re.compile(r"opt(s|im[a-z]*)?\d*(_|$)", re.IGNORECASE)  # d_opt, optimizer_2; not optical_flow
 
 
-def optimizers_at(stored: Iterable[Stored], model: Any, places: Places) -> dict[str, Any]:
+def optimizers_at(stored: Iterable[Stored], model: Any, places: Places, described: Described) -> dict[str, Any]:
     """Where a weights file or a model has optimizers, each with the live one or None: the one that the model is
-    compiled with, and those that it or a layer of it holds.
-
-    A file has one where the model has no layer, and the first variable is a whole number, as the count of steps is.
+    compiled with, and those that it or a layer of it holds. Where the model has nothing, `called_optimizers` tells.
     """
     found = {COMPILED: getattr(model, "optimizer", None), **places.optimizers}
-    for place in _counting(stored):
+    for place in called_optimizers(stored, described):
         if place not in places.layers:
             found.setdefault(place, None)
     return {place: live for place, live in found.items() if not is_at(place, found.keys() - {place})}
 
 
-def called_optimizers(stored: Iterable[Stored]) -> list[str]:
-    """Where a weights file has optimizers as far as it tells without a model: by how their places are called."""
-    return [COMPILED, *(place for place in _counting(stored) if "optimizer" in place)]
+def called_optimizers(stored: Iterable[Stored], described: Described) -> list[str]:
+    """Where a weights file has optimizers as far as it tells without a model: where the first variable is a whole
+    number, as the count of steps is, and the attribute or the object is called as an optimizer. A layer may count too.
+    """
+    return [COMPILED, *(place for place in _counting(stored) if _is_called_so(place, described))]
+
+
+def _is_called_so(place: str, described: Described) -> bool:
+    attribute = place.rpartition("/")[2]  # or, in a list, the class
+    names = (attribute, described.called.get(place, ""))
+    return bool(_CALLED_SO.search(attribute)) or any(is_name_of_optimizer(name, "keras") for name in names)
 
 
 def _counting(stored: Iterable[Stored]) -> list[str]:
@@ -71,19 +86,21 @@ def is_at(name: str, places: Iterable[str]) -> bool:
 def not_taken(
     path: str,
     model: Any,
+    optimizers: Mapping[str, Any],
     places: Places,
     described: Described,
     stored: Sequence[Stored],
     narrowed: Mapping[str, str],
     other: str | None = None,
 ) -> dict[str, Any]:
-    """Those of `optimizers_at` that do not take the state that a weights file has for them; why not is logged.
+    """Those of `optimizers` that do not take the state that a weights file has for them; why not is logged.
 
-    `described` is what the file says, `narrowed` what a variable could not hold as it is; `other` as for `takes_state`.
+    `optimizers` are as of `optimizers_at`, `described` is what the file says, `narrowed` what a variable could not hold
+    as it is; `other` as for `takes_state`.
     """
     framework: Framework = "tf_keras" if is_tf_keras_model(model) else "keras"
     left = {}
-    for place, live in optimizers_at(stored, model, places).items():
+    for place, live in optimizers.items():
         there, wanted = places_in(shapes_of(stored), place), places_in(places.shapes, place)
         why = None
         if live is not None and there:

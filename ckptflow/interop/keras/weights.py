@@ -108,7 +108,7 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> set[int]:
     if optimizer and places_in(there):
         build_optimizer_of(model)
     places, described = places_of(model, framework), described_in(path, kind)
-    narrowed, optimizers = _narrowed(stored, places), optimizers_at(stored, model, places)
+    narrowed, optimizers = _narrowed(stored, places), optimizers_at(stored, model, places, described)
     words = _vocabularies(path, kind, model, framework, places, described)
     problems = [
         *words.problems,
@@ -117,7 +117,7 @@ def load_weights(path: str, model: Any, *, optimizer: bool = True) -> set[int]:
     ]
     absent = _check_fit(path, there, places.shapes, problems, optimizers)
     warn_of_names(path, pairs_by_place(places, described.places, counterparts(places.layers, described.places)))
-    left = not_taken(path, model, places, described, stored, narrowed) if optimizer else optimizers
+    left = not_taken(path, model, optimizers, places, described, stored, narrowed) if optimizer else optimizers
     skipped = [live for live in left.values() if live is not None]
     load_stock(path, model, kind, framework, absent=absent, skipped=skipped)
     if kind == "keras":
@@ -149,7 +149,7 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
         check_zip(path)
     stored = datasets_of(path, kind)
     renamed: dict[str, str] = {}
-    left: Collection[str] = () if optimizer else called_optimizers(stored)
+    left: Collection[str] = () if optimizer else called_optimizers(stored, described_in(path, kind))
     if state is not None:
         models = keras_models(state)
         if len(models) != 1:
@@ -160,10 +160,10 @@ def read_weights(path: str, state: Mapping[str, Any] | None = None, *, optimizer
             layers = counterparts(places.layers, described.places)
             renamed = names_by_place(places, state, layers)
             warn_of_names(path, pairs_by_place(places, described.places, layers))
-            left = optimizers_at(stored, models[0], places)
+            optimizers = left = optimizers_at(stored, models[0], places, described)
             if optimizer:
                 narrowed, other = _narrowed(stored, places), _elsewhere(places, layers)
-                left = not_taken(path, models[0], places, described, stored, narrowed, other)
+                left = not_taken(path, models[0], optimizers, places, described, stored, narrowed, other)
         else:
             with opened(path, path) as found:
                 renamed = names_by_order(found, path, models[0], state)
@@ -348,13 +348,13 @@ def named(path: str, suffix: str) -> Iterator[str]:
         yield link
 
 
-def check_filled(path: str, model: Any, places: Places, stored: list[Stored]) -> None:
+def check_filled(path: str, places: Places, stored: list[Stored], optimizers: Collection[str]) -> None:
     """Raises `StateMismatchError` where a model that Keras read from a file has weights, at `places`, that the file has
-    not; warns of those in the file that the model has no place for.
+    not; warns of those in the file that the model has no place for. What is at `optimizers` is none.
 
     Keras only warns where the file lacks a group of layers, and says nothing of what it does not read.
     """
-    there, optimizers = shapes_of(stored), optimizers_at(stored, model, places)
+    there = shapes_of(stored)
     wanted = {name: shape for name, shape in places.shapes.items() if not is_at(name, optimizers)}
     missing = [name for name, shape in wanted.items() if there.get(name) != shape and not is_of_metrics(name)]
     if missing:
@@ -367,6 +367,29 @@ def check_filled(path: str, model: Any, places: Places, stored: list[Stored]) ->
     more = _without_place(there, wanted, optimizers)
     if more:
         logger.warning("%s: the model that its config makes has no place for %s", path, some_of(more, _SHOWN))
+
+
+def load_held(
+    path: str,
+    where: str,
+    model: Any,
+    places: Places,
+    stored: list[Stored],
+    described: Described,
+    held: Mapping[str, Any],
+) -> list[Any]:
+    """Gives the optimizers that a model holds at these places, beside the one that it is compiled with, the state that
+    a `.keras` has for them; returns those that do not take it and stay as they are, why is logged."""
+    left = not_taken(where, model, held, places, described, stored, _narrowed(stored, places))
+    staying = [live for live in left.values() if live is not None]
+    if any(places_in(places.shapes, place) for place in held.keys() - left.keys()):
+        there = shapes_of(stored)
+        absent = [name for name in places.shapes if is_of_metrics(name) and name not in there]
+        compiled = getattr(model, "optimizer", None)
+        is_another = compiled is not None and all(live is not compiled for live in held.values())
+        skipped = [*staying, compiled] if is_another else staying
+        load_stock(path, model, "keras", framework_of_model(model), absent=absent, skipped=skipped)
+    return staying
 
 
 def total_bytes(stored: list[Stored]) -> int:

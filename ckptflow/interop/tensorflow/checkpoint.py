@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,11 +33,13 @@ from ckptflow.interop.tensorflow.object_graph_proto import SAVE_COUNTER, from_pr
 from ckptflow.interop.tensors import CapturedTensors, NamedTensors, TensorInfo
 from ckptflow.places.names import listed
 from ckptflow.state.assign import Comparison, Verdict
+from ckptflow.state.build import build_missing
 from ckptflow.state.children import clean
 from ckptflow.state.graph import as_children, numbered_graph
 from ckptflow.state.graph_names import name_values, root_label
-from ckptflow.state.kinds import kind_of, raw_variable
+from ckptflow.state.kinds import Kind, kind_of, raw_variable
 from ckptflow.state.per_worker import PerWorker
+from ckptflow.state.private.tf_keras import NAME, inner_optimizer
 from ckptflow.state.put import put, reader_of
 from ckptflow.state.tree import Tree, walk
 from ckptflow.state.walker import MAX_NAME_BYTES
@@ -260,13 +263,14 @@ def _trackables(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _restore_stock(prefix: str, objects: Mapping[str, Any], *, optimizer: bool) -> None:
-    tree, infos = walk(objects), TensorBundle(prefix).infos
+    infos = TensorBundle(prefix).infos
+    tree, unbuilt = _with_optimizers(walk(objects), infos) if optimizer else (walk(objects), [])
     keys = {name: raw_variable(variable).name.partition(":")[0] for name, variable in tree.variables.items()}
     weights = {name: key for name, key in keys.items() if not is_of_optimizer(name, tree.optimizers)}
     problems = _problems_by_names(tree, weights, infos)
     if problems:
         raise misfit_error(prefix, problems, hint="A checkpoint of TensorFlow 1 goes by the variables' own names.")
-    of_optimizers = _problems_by_names(tree, keys, infos) if optimizer else []
+    of_optimizers = [*unbuilt, *_problems_by_names(tree, keys, infos)] if optimizer else []
     if of_optimizers:
         logger.warning(
             "%s: the optimizer's state does not match and is not restored, it starts fresh: %s",
@@ -287,6 +291,21 @@ def _restore_stock(prefix: str, objects: Mapping[str, Any], *, optimizer: bool) 
     more = sorted(infos.keys() - set(taken.values()))
     if more:
         logger.warning("%s: what follows has no place in the state: %s", prefix, some_of(more, _NAMES_SHOWN))
+
+
+def _with_optimizers(tree: Tree, infos: Collection[str]) -> tuple[Tree, list[str]]:
+    """The tree with its optimizers built, and what keeps those from it that the checkpoint has tensors of."""
+    problems = []
+    for path, node in tree.optimizers.items():
+        inner = inner_optimizer(node.optimizer)
+        name = str(getattr(inner, "name", None) or vars(inner).get(NAME, ""))
+        is_keras3 = kind_of(inner) is Kind.KERAS3_OPTIMIZER
+        try:  # those of tf_keras call their variables after the scope that their first step is in
+            with contextlib.nullcontext() if is_keras3 else tf.name_scope(name):
+                tree = build_missing(tree, {path: {"kind": "optimizer", "built": True}})
+        except UsageError as error:
+            problems += [str(error)] if any(key.startswith(f"{name}/") for key in infos) else []
+    return tree, problems
 
 
 def _problems_by_names(tree: Tree, keys: Mapping[str, str], infos: Mapping[str, TensorInfo]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -75,6 +77,32 @@ def _holders(framework: str) -> tuple[Any, ...]:
         for name, module in list(sys.modules.items())
         if name.startswith(f"{framework}.") and vars(module).get("serialize_keras_object") is function
     )
+
+
+_loading = threading.RLock()
+
+
+@contextlib.contextmanager
+def loading_without(framework: str, is_left: Callable[[Any, str], bool]) -> Iterator[None]:
+    """While this thread loads a file, what is left by itself or its place stays as it was made, with all inside of it.
+
+    Over a global: the objects are made on the way, and `load_model` has no word in what they are given. Other threads
+    that load through here wait; what others load is as ever.
+    """
+    module: Any = importlib.import_module(f"{framework}.src.saving.saving_lib")
+    thread = threading.get_ident()
+    with _loading:
+        original = module._load_state
+
+        def load_state(obj: Any, *args: Any, inner_path: str, **how: Any) -> None:
+            if threading.get_ident() != thread or not is_left(obj, inner_path):
+                original(obj, *args, inner_path=inner_path, **how)
+
+        module._load_state = load_state
+        try:
+            yield
+        finally:
+            module._load_state = original
 
 
 # Who calls a callback. Neither Keras hands it more than its model and numbers (`set_model`, `set_params`), and no model
