@@ -12,6 +12,7 @@ import pytest
 
 from ckptflow.state import private
 from tests.state import relied_on_kerases as relied_on_kerases
+from tests.state import relied_on_loading as relied_on_loading
 from tests.state import relied_on_tensorflow as relied_on_tensorflow
 from tests.state.relied_on import CHECKS, Relied
 

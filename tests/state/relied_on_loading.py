@@ -1,0 +1,29 @@
+"""Checks of the private names by which a part of a file is not loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptflow.state.private import kerases
+from tests.state.relied_on import KERASES, model_of, relied_on
+
+
+@relied_on("kerases.loading_without", "an optimizer that is to stay as it was made, though a file has a state for it")
+def _loading_without(folder: Path) -> None:
+    for name, kit in KERASES.items():
+        made, path, places = model_of(name), str(folder / f"{name}.keras"), []
+        made.save(path)
+
+        def is_left(found: Any, place: str, kit: Any = kit, places: list[str] = places) -> bool:
+            places.append(place)
+            return isinstance(found, kit.optimizers.Optimizer)
+
+        with kerases.loading_without(name, is_left):
+            loaded = kit.models.load_model(path)
+        assert "optimizer" in {place.rpartition("/")[2] for place in places}
+        assert all(map(np.array_equal, loaded.get_weights(), made.get_weights()))
+        assert int(made.optimizer.iterations.numpy()) == int(kit.models.load_model(path).optimizer.iterations.numpy())
+        assert int(loaded.optimizer.iterations.numpy()) == 0 < int(made.optimizer.iterations.numpy())
