@@ -14,7 +14,8 @@ from tests.state.relied_on import KERASES, model_of, relied_on
 @relied_on("kerases.loading_without", "an optimizer that is to stay as it was made, though a file has a state for it")
 def _loading_without(folder: Path) -> None:
     for name, kit in KERASES.items():
-        made, path, places = model_of(name), str(folder / f"{name}.keras"), []
+        made, path = model_of(name), str(folder / f"{name}.keras")
+        places: list[str] = []
         made.save(path)
 
         def is_left(found: Any, place: str, kit: Any = kit, places: list[str] = places) -> bool:
