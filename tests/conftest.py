@@ -20,6 +20,7 @@ from tests import distributions, servers
 from tests.forked import ROOT, Process
 from tests.processes import start_python
 from tests.stand_in import read_at_start
+from tests.untuned import leave_untuned
 
 # For each Python that is started from here, and for this one.
 STARTUP = str(ROOT / "tests" / "startup")
@@ -74,6 +75,15 @@ def _no_seed_is_left_behind() -> Iterator[None]:
 
         if context.global_seed() is not None:
             context.set_global_seed(None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _iterators_end_at_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where positions in data go to another process, or come from one, iterators are as TensorFlow makes them there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "tensorflow" in sys.modules and not getattr(request.module, "ITERATORS_ARE_TUNED", False):
+            leave_untuned(patch)
+        yield
 
 
 @pytest.fixture
