@@ -36,7 +36,9 @@ setup: .venv/.installed
 demo: setup
 	@$(BIN)/python -m examples.demo.run $(if $(URL),--url '$(URL)') $(DEMO_ARGS)
 
-test: lint types pytest
+# Types beside the tests: they take one core for a minute.
+test: lint
+	@$(MAKE) --no-print-directory --jobs 2 types pytest
 
 lint: setup
 	$(BIN)/ruff check .

@@ -79,7 +79,7 @@ def _no_seed_is_left_behind() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _iterators_end_at_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where positions in data go to another process, or come from one, iterators are as TensorFlow makes them there."""
+    """But for where tests are about their positions: see `tests.untuned`."""
     with pytest.MonkeyPatch.context() as patch:
         if "tensorflow" in sys.modules and not getattr(request.module, "ITERATORS_ARE_TUNED", False):
             leave_untuned(patch)

@@ -3,7 +3,8 @@
 An iterator has a thread that tunes it. What drops an iterator (a garbage collection, the end of a `fit`) waits for that
 thread, which sleeps for as long as the iterator has lived, up to a minute: `Model::OptimizeLoop`
 (tensorflow/core/framework/model.cc) is woken up before it can see that it is to end. Untuned iterators have no thread.
-They save other positions than tuned ones, though: TensorFlow adds no prefetch and no parallel map to them.
+They save other positions than tuned ones, though: TensorFlow adds no prefetch and no parallel map to them. So where
+positions go to another process or to another pipeline, a module says `ITERATORS_ARE_TUNED = True`.
 """
 
 from __future__ import annotations

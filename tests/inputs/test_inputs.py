@@ -20,6 +20,8 @@ from tests.processes import run_workers, start_workers
 from tests.state import roundtrip
 from tests.waiting import HANG_S
 
+ITERATORS_ARE_TUNED = True  # see tests.untuned
+
 PROGRAM = "tests.inputs.programs:read_and_save"
 
 

@@ -14,6 +14,8 @@ from ckptflow.state.pipelines import pipeline_of
 from tests.inputs.pipelines import BATCHED, CHANGED, EQUAL, TAKEN, drawn, iterators, same
 from tests.processes import run_python
 
+ITERATORS_ARE_TUNED = True  # see tests.untuned
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:

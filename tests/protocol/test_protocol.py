@@ -7,7 +7,17 @@ import pytest
 from tests.protocol.explorer import Report
 from tests.protocol.lives import deterministic
 from tests.protocol.process import Process
-from tests.protocol.scenarios import LARGE, LARGE_STATES, LIMITS, MAX_STATES, SLICE_STATES, SMALL, Scenario, explore
+from tests.protocol.scenarios import (
+    LARGE,
+    LARGE_STATES,
+    LIMITS,
+    LONG,
+    MAX_STATES,
+    SLICE_STATES,
+    SMALL,
+    Scenario,
+    explore,
+)
 
 
 def holds(name: str, scenario: Scenario, max_states: int = MAX_STATES) -> Report:
@@ -19,15 +29,18 @@ def holds(name: str, scenario: Scenario, max_states: int = MAX_STATES) -> Report
     return report
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.chaos if name in LONG else ()) for name in SMALL]
+)
 def test_holds(name: str) -> None:
     report = holds(name, SMALL[name])
     assert report.is_complete
     assert report.states > 500
 
 
-def test_a_slice_of_three_incarnations_holds() -> None:
-    assert holds("takeover by two", LARGE["takeover by two"], SLICE_STATES).states >= SLICE_STATES
+@pytest.mark.parametrize("name", [*LONG, "takeover by two"])
+def test_a_slice_holds(name: str) -> None:
+    assert holds(name, (SMALL | LARGE)[name], SLICE_STATES).states >= SLICE_STATES
 
 
 @pytest.mark.parametrize("name", LIMITS)

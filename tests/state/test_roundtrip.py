@@ -22,7 +22,7 @@ from tests.state.roundtrip import answer_bytes, assert_equal
 from tests.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
-ITERATORS_ARE_TUNED = True  # the new process's are
+ITERATORS_ARE_TUNED = True  # see tests.untuned
 
 
 class Trained:
