@@ -31,6 +31,8 @@ from tests.interop.stock import run_stock
 from tests.interop.tf_states import STATES
 from tests.transfer.helpers import FOLDER, ArraySource, write_checkpoint
 
+ITERATORS_ARE_TUNED = True  # see tests.untuned
+
 COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
 PROVENANCE = Provenance(
     run_url="s3://bucket/run", run_id="r", folder="000000000001-i0001", step=1, incarnation=1, manifest_sha256="0",

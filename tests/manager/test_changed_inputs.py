@@ -19,6 +19,8 @@ from ckptflow.state.private.tensorflow import to_tensors
 from tests.manager.states import Weights
 from tests.waiting import HANG_S, until
 
+ITERATORS_ARE_TUNED = True  # see tests.untuned
+
 Make = Callable[[], Any]
 
 

@@ -52,8 +52,9 @@ def test_a_flip_in_a_file_of_either_family(tmp_path: Path, which: int) -> None:
     _, copied, frozen = job(root, 8)
     assert copied[-1]
     path = shared_shard(list_checkpoints(root)[which].url)
-    inode = path.stat().st_ino
     flip(path)
+    held = path.open("rb")  # else its inode is another file's once it is deleted
+    inode = os.fstat(held.fileno()).st_ino
 
     def damaged() -> list[int]:
         found = []
@@ -70,6 +71,7 @@ def test_a_flip_in_a_file_of_either_family(tmp_path: Path, which: int) -> None:
     assert (found == frozen).all()
     assert damaged() == ([] if which == -1 else [9, 11])  # where nobody has read it, it is copied on
     assert copied[-1]
+    held.close()
     step, _, found = job(root, 0)
     assert step == (11 if which == -1 else 12)
     assert (found == frozen).all()
