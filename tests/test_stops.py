@@ -209,11 +209,12 @@ def test_a_worker_that_is_not_the_chief_looks_on_after_a_stop(monkeypatch: pytes
     report(store, receipt(1), receipt(2))
     looks: list[int] = []
 
-    def check() -> None:
+    def check() -> bool:
         looks.append(1)
         clock.stop()
         if len(looks) == 3:
             coordinator(store).commit(draft(), receipt(0))
+        return True
 
     assert await_checkpoint(store, FOLDER, HANG_S, check).step == FOLDER.step
 

@@ -29,6 +29,7 @@ from ckptflow.storage.store import Store
 
 logger = logging.getLogger("ckptflow")
 
+_LOOK_EVERY_S = 15.0  # at a storage in which nobody has said that there is anything
 TRIES = 5  # listings that name a manifest which is gone when it is read
 
 
@@ -124,24 +125,26 @@ def find_checkpoint(store: Store, summaries: Summaries) -> Checkpoint | None:
 
 
 def await_checkpoint(
-    store: Store, folder: Folder, timeout_s: float, check: Callable[[], None] = lambda: None
+    store: Store, folder: Folder, timeout_s: float, ask: Callable[[], bool] = lambda: True
 ) -> Checkpoint:
-    """Polls for the manifest of `folder`, with back-off. Raises `CommitTimeoutError` after `timeout_s` seconds, not
-    counting time in which this process was stopped.
+    """Waits for the manifest of `folder`. Raises `CommitTimeoutError` after `timeout_s` seconds, not counting time in
+    which this process was stopped.
 
-    `check` is called before each look; what it raises ends the waiting.
+    `ask` is called again and again, with back-off: what it raises ends the waiting, and storage is looked at when it
+    says that the manifest may be there; else seldom, and at the end.
     """
     deadline = awake_s() + timeout_s
-    pause_s = 0.01
+    pause_s, look_at = 0.01, awake_s()
     while True:
-        check()  # before the look: a save that was fenced has a manifest, too
-        try:
-            return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
-        except ObjectNotFoundError:
+        is_likely = ask()  # before the look: a save that was fenced has a manifest, too
+        if is_likely or awake_s() >= min(look_at, deadline):
+            look_at = awake_s() + _LOOK_EVERY_S
+            with contextlib.suppress(ObjectNotFoundError):
+                return summarize(read_manifest(store, folder, may_be_missing=True), store.url).checkpoint
             if awake_s() >= deadline:
                 raise CommitTimeoutError(
                     f"{store.url}/{folder} has no manifest after {timeout_s:g} s: the save is still under way, or the "
                     "chief's log says why it has failed"
-                ) from None
+                )
         time.sleep(max(0.0, min(pause_s, deadline - awake_s())))
         pause_s = min(2 * pause_s, 1.0)

@@ -17,7 +17,7 @@ from ckptflow.commit.receipts import BeginWait
 from ckptflow.commit.resume import Start
 from ckptflow.commit.retention import Policy
 from ckptflow.commit.reuse import Reuse, reuse_restored
-from ckptflow.errors import CkptflowError, FencedError, PeerError, UsageError
+from ckptflow.errors import FencedError, PeerError, UsageError
 from ckptflow.events import Claimed, SaveBegan, Tell
 from ckptflow.format.layout import Folder
 from ckptflow.format.manifest import Manifest
@@ -65,7 +65,7 @@ class Incarnation:
         live: LiveState,
         commit_timeout_s: float,
         begin_wait: BeginWait,
-        find_failure: Callable[[Folder], CkptflowError | None],
+        notes: Notes,
     ) -> None:
         self.start = start
         self.last_step = start.restored.checkpoint.step if start.restored else -1
@@ -74,7 +74,7 @@ class Incarnation:
         self._live = live
         self._commit_timeout_s = commit_timeout_s
         self._begin_wait = begin_wait
-        self._find_failure = find_failure
+        self._notes = notes
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
@@ -183,17 +183,23 @@ class Incarnation:
 
         def look(timeout_s: float) -> Checkpoint:
             find_lost, ask_at = self._begin_wait(), time.monotonic() + ASK_EVERY_S
+            is_chief_lost = False
 
-            def check() -> None:
-                if (failure := self._find_failure(folder)) is not None:
-                    raise failure
+            def ask() -> bool:
+                nonlocal is_chief_lost
+                note = self._notes.read(folder)
+                if note is not None and note.failure is not None:
+                    raise note.failure
                 if time.monotonic() >= ask_at and (lost := find_lost([0]).get(0)) is not None:
-                    raise PeerError(
-                        f"worker 0 {lost}, which commits: {store.url}/{folder} has no manifest so far: whether it "
-                        "counts, the next start finds out"
-                    )
+                    if is_chief_lost:  # and storage was looked at since
+                        raise PeerError(
+                            f"worker 0 {lost}, which commits: {store.url}/{folder} has no manifest so far: whether it "
+                            "counts, the next start finds out"
+                        )
+                    is_chief_lost = True
+                return note is not None or is_chief_lost or not self._notes.are_left
 
-            return await_checkpoint(store, folder, timeout_s, check)
+            return await_checkpoint(store, folder, timeout_s, ask)
 
         return look
 
@@ -248,4 +254,4 @@ def begin(
         tell=tell,
         leave_note=notes.leave,
     )
-    return Incarnation(start, saver, background, live, commit_timeout_s, cluster.begin_wait, notes.find)
+    return Incarnation(start, saver, background, live, commit_timeout_s, cluster.begin_wait, notes)

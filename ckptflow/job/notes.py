@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,6 +25,12 @@ _LOOK_S = 0.001  # for a note that is there or not
 _KEPT = 100  # notes of the newest saves
 
 
+class Note(NamedTuple):
+    """How a save has ended."""
+
+    failure: CkptflowError | None  # None: it is committed
+
+
 class Notes:
     """Of the saves of one incarnation, on one worker. A job without a coordination service has none."""
 
@@ -33,10 +40,15 @@ class Notes:
         self._left = deque[str]()
         self._post = service.Service() if world_size > 1 and service.is_there() else None
 
+    @property
+    def are_left(self) -> bool:
+        """Whether this job's workers leave notes."""
+        return self._post is not None
+
     def leave(self, folder: Folder, error: BaseException | None) -> None:
         """Tells why the save into `folder` has failed; of several reasons the first stays.
 
-        None: it is committed. Nobody has to know, but those who look for a note need look no longer.
+        None: it is committed. Those who wait for that look at the storage then.
         """
         if self._post is None:
             return
@@ -47,8 +59,8 @@ class Notes:
         if len(self._left) > _KEPT:
             self._post.forget(self._left.popleft())
 
-    def find(self, folder: Folder) -> CkptflowError | None:
-        """Why the save into `folder` has failed, if a worker has said so."""
+    def read(self, folder: Folder) -> Note | None:
+        """How the save into `folder` has ended, if a worker has said so."""
         if self._post is None:
             return None
         try:
@@ -56,9 +68,14 @@ class Notes:
         except UnreachableError:
             return None
         if text is None or text == "null":
-            return None
+            return None if text is None else Note(None)
         failure = decode_json(text, Failure)
-        return failure.rebuild() or SaveFailedError(lines_of(str(failure)))
+        return Note(failure.rebuild() or SaveFailedError(lines_of(str(failure))))
+
+    def find(self, folder: Folder) -> CkptflowError | None:
+        """Why the save into `folder` has failed, if a worker has said so."""
+        note = self.read(folder)
+        return note.failure if note is not None else None
 
     def _key(self, folder: Folder) -> str:
         return f"{self._prefix}/{folder}"
