@@ -27,6 +27,15 @@ def printable_json(text: str) -> str:
     return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
+def said(error: BaseException) -> str:
+    """The text of an error of any class, also of one whose own code cannot make it: a failure must be told all the
+    same."""
+    try:
+        return str(error)
+    except Exception:
+        return "(it has no text)"
+
+
 class Lines(str):
     """A text that has several lines on purpose; made by `lines` or `lines_of`, each line of it printable."""
 

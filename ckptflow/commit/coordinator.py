@@ -49,6 +49,7 @@ from ckptflow.errors import (
 from ckptflow.events import Pruned, Tell, tell_nobody
 from ckptflow.format.layout import Folder, claim_key, parse_tag
 from ckptflow.format.manifest import Receipt, encode
+from ckptflow.printable import said
 from ckptflow.spans import span
 from ckptflow.stops import awake_s
 from ckptflow.storage.again import is_there
@@ -176,7 +177,7 @@ class Coordinator:
             except FencedError:
                 raise
             except BaseException as error:
-                logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, str(error))
+                logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, said(error))
                 return
             self._prune(listing)
 
@@ -217,7 +218,7 @@ class Coordinator:
         try:
             reuse = self._choose_reuse(step, metrics, metadata)
         except (Exception, SystemExit) as error:  # as in a prune: a policy may raise anything
-            logger.warning("%s: nothing is copied into step %d: %s", self._store.url, step, str(error))
+            logger.warning("%s: nothing is copied into step %d: %s", self._store.url, step, said(error))
             return Reuse(reason="what stays is not known")
         logger.debug("%s: step %d copies from %s: %s", self._store.url, step, reuse.source or "nothing", reuse.reason)
         return reuse
@@ -281,7 +282,7 @@ class Coordinator:
                 self._store.delete([e.key for e in entries if parse_tag(e.key.rpartition("/")[2]) == self._held.tag])
                 self._given_up.discard(folder)
         except StorageError as error:
-            logger.info("%s: leftovers of a failed save stay for now: %s", self._store.url, str(error))
+            logger.info("%s: leftovers of a failed save stay for now: %s", self._store.url, said(error))
 
     def sweep_partials(self) -> int:
         """Makes room on a full storage: deletes what dead incarnations and own failures left uncommitted.
@@ -341,7 +342,7 @@ class Coordinator:
             keeps_all = len(by_step) == len(known) and all(reasons_to_keep(checkpoints, self._policies)[:-1])
             return None if keeps_all else self._list_root()
         except BaseException as error:  # a policy may raise anything, SystemExit too
-            logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, str(error))
+            logger.warning("%s: nothing is pruned now, the next save tries again: %s", self._store.url, said(error))
             return None
 
     def _list_root(self) -> Listing | None:
@@ -395,7 +396,7 @@ class Coordinator:
                 return
             act(self._store, plan, listing.folders)
         except BaseException as error:  # a policy may raise anything, SystemExit too
-            logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, str(error))
+            logger.warning("%s: pruning failed, the next save tries again: %s", self._store.url, said(error))
             return
         gone = set(plan.deletions)
         freed = freed_bytes(listing, gone)

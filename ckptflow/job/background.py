@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from ckptflow.commit.catalog import Checkpoint
 from ckptflow.errors import CkptflowError, FencedError, SaveFailedError, UsageError
+from ckptflow.printable import said
 from ckptflow.storage.credentials import for_log
 from ckptflow.storage.faults import chain
 
@@ -74,30 +75,38 @@ class Background:
             return
         if _says_all_is_well(error):
             raise failure
-        error.add_note(f"Beside this a save had failed: {type(failure).__name__}: {failure}")
+        error.add_note(f"Beside this a save had failed: {type(failure).__name__}: {said(failure)}")
 
     def delivery(self) -> Delivery:
         """The outermost block of a public call: a failure that leaves it has reached the program, and is forgotten."""
         return Delivery(self)
 
     def _run(self, save: Callable[[Acknowledge], None], acknowledged: SaveFuture) -> None:
-        error: Exception | None = None
         try:
             save(acknowledged.set_result)
         except BaseException as caught:  # whatever ended it: a save that was not acknowledged has failed
+            self._fail(caught, acknowledged)
+        else:
+            self.newest_error = None
+
+    def _fail(self, caught: BaseException, acknowledged: SaveFuture) -> None:
+        error: Exception = SaveFailedError("a save failed in the background, and why cannot be told")
+        try:
             error = _as_failure(caught)
             for link in chain(caught):  # a kept error must not keep what was being sent
                 traceback.clear_frames(link.__traceback__)
+        finally:
+            self._keep(error, acknowledged)
+
+    def _keep(self, error: Exception, acknowledged: SaveFuture) -> None:
         self.newest_error = error
-        if error is None:
-            return
         if not isinstance(self.failure, FencedError):  # which no other failure hides
             self.failure = error
         if not acknowledged.done():  # else it failed in pruning: the save stands, and this is raised later
             acknowledged.set_exception(error)
         # At once: a program that never closes its manager would end without a word. And as text: a handler that keeps
         # its records would keep, by the traceback, what was captured.
-        logger.error("%s", str(error))
+        logger.error("%s", said(error))
 
     def stop(self) -> None:
         """Ends the thread, after the saves under way."""
@@ -207,7 +216,7 @@ def _as_failure(error: BaseException) -> Exception:
     if isinstance(error, CkptflowError):
         return error
     shown = for_log(error)
-    what = str(shown) if shown is not error else f"{type(error).__name__}: {error}"
+    what = str(shown) if shown is not error else f"{type(error).__name__}: {said(error)}"
     failure = SaveFailedError(f"a save failed in the background: {what}")
     failure.__cause__ = shown
     return failure

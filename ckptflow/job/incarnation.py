@@ -31,6 +31,7 @@ from ckptflow.job.unchanged import Unchanged
 from ckptflow.peers.cluster import Cluster
 from ckptflow.peers.team import Call, agree, agree_on
 from ckptflow.peers.watch import ASK_EVERY_S
+from ckptflow.printable import said
 from ckptflow.storage.store import Store
 from ckptflow.storage.wrappers import can_copy
 from ckptflow.transfer.buffers import BufferPool
@@ -161,7 +162,7 @@ class Incarnation:
                 "step %d was restored after damage, and saving it again failed: nothing protects it until the next "
                 "save (%s)",
                 checkpoint.step,
-                str(error),
+                said(error),
             )
 
     def reuse_of_restored(self) -> Reuse:

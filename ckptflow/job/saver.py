@@ -39,6 +39,7 @@ from ckptflow.job.finite import FiniteCheck
 from ckptflow.job.unchanged import References, Unchanged
 from ckptflow.peers.failing import failure_of
 from ckptflow.peers.team import Team
+from ckptflow.printable import said
 from ckptflow.spans import span
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
@@ -113,7 +114,7 @@ class Saver:
         except BaseException as error:  # whatever ends a save: what is not acknowledged has failed, and is told
             if self.coordinator is not None and not isinstance(error, CommitUnknownError):
                 self.leave_note(job.folder, error)
-            self.tell(SaveFailed(step=step, folder=folder, error=f"{type(error).__name__}: {error}"))
+            self.tell(SaveFailed(step=step, folder=folder, error=f"{type(error).__name__}: {said(error)}"))
             for index in range(len(job.snapshot.specs)):  # the error, which is kept, holds it by its traceback
                 job.snapshot.release(index)
             raise
@@ -356,7 +357,7 @@ class Saver:
     def _failed(self, folder: Folder, error: BaseException) -> SaveFailedError:
         failed = SaveFailedError(
             f"{self.store.url}/{folder} was not saved on worker {self.cluster.worker}, older ones are untouched: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {said(error)}"
         )
         failed.__cause__ = error  # now: a note of it tells that, too
         return failed

@@ -40,12 +40,19 @@ def tells_secrets(error: BaseException, secrets: Iterable[str]) -> bool:
     """Whether the error, or what a traceback shows with it, tells a secret, or a user or a query of a URL."""
     known = tuple(secrets)
     for link in _in_traceback(error):
-        texts = (_shown_of(link), repr(link))
+        texts = (_shown_of(link), _repr_of(link))
         if any(secret in text for secret in known for text in texts):
             return True
         if any(redaction.redact(text) != text for text in texts):
             return True
     return False
+
+
+def _repr_of(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception:  # its own code
+        return ""
 
 
 def _in_traceback(error: BaseException) -> Iterator[BaseException]:

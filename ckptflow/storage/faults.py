@@ -25,6 +25,7 @@ from ckptflow.errors import (
     StorageUnavailableError,
     UsageError,
 )
+from ckptflow.printable import said
 from ckptflow.storage.redaction import redact
 from ckptflow.storage.replies import DeleteError
 from ckptflow.threads import saying
@@ -178,7 +179,7 @@ def from_client_error(
     """
     kind, advice = _kind_of(error)
     text = text_of(error, secrets)
-    unknown = (_UNKNOWN_OPTION.search(str(link)) for link in _links(error) if isinstance(link, TypeError))
+    unknown = (_UNKNOWN_OPTION.search(said(link)) for link in _links(error) if isinstance(link, TypeError))
     option = next((match[1] for match in unknown if match and match[1].strip("'") in options), None)
     if option is not None:
         name = redact(option, secrets)
@@ -209,7 +210,7 @@ def is_refused_request(error: BaseException) -> bool:
 
 def is_refused_condition(error: BaseException) -> bool:
     """Whether the server answered that it does not know a condition on a write (`If-None-Match`)."""
-    is_named = {"NotImplemented", "501"} & set(_all_codes(error)) or _CONDITION.search(str(error))
+    is_named = {"NotImplemented", "501"} & set(_all_codes(error)) or _CONDITION.search(said(error))
     return bool(is_named) and is_refused_request(error)
 
 
@@ -234,7 +235,7 @@ def is_stall(error: BaseException) -> bool:
             return False  # says so itself
         if names & _STALL_CLASSES or (isinstance(link, OSError) and link.errno == errno.ETIMEDOUT):
             return True
-        _, _, details = str(link).partition(_OBSTORE)
+        _, _, details = said(link).partition(_OBSTORE)
         if _TIMED_OUT in details and not _REPLIED_OR_CONNECTING.search(details):
             return True
     return False
@@ -244,7 +245,7 @@ def _is_refused_connection(error: BaseException) -> bool:
     """Whether nobody listens at the address."""
     links = [*_links(error)]
     is_errno = any(isinstance(link, OSError) and link.errno == errno.ECONNREFUSED for link in links)
-    return is_errno or any("kind: ConnectionRefused" in str(link).partition(_OBSTORE)[2] for link in links)
+    return is_errno or any("kind: ConnectionRefused" in said(link).partition(_OBSTORE)[2] for link in links)
 
 
 def text_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
@@ -277,14 +278,14 @@ def _kind_of(error: BaseException) -> tuple[type[StorageError], str]:
         if isinstance(link, FileNotFoundError | IsADirectoryError | NotADirectoryError):  # of what has folders
             return REMOTE_FAULTS["404"]
         names = {base.__name__ for base in type(link).__mro__}
-        provider = _PROVIDER.search(str(link))  # obstore: all that our credentials raise is a refusal to it
-        if (provider and provider[1] in _TRANSIENT_CLASSES) or _CONTAINER_FAILED.search(str(link)):
+        provider = _PROVIDER.search(said(link))  # obstore: all that our credentials raise is a refusal to it
+        if (provider and provider[1] in _TRANSIENT_CLASSES) or _CONTAINER_FAILED.search(said(link)):
             return REMOTE_FAULTS["503"]
         if names & _ACCESS_CLASSES:
             return REMOTE_FAULTS["403"]
         if names & _TRANSIENT_CLASSES:
             return REMOTE_FAULTS["503"]
-        if isinstance(link, OSError) and str(link) == "Socket is closed":  # paramiko
+        if isinstance(link, OSError) and said(link) == "Socket is closed":  # paramiko
             return REMOTE_FAULTS["503"]
         if isinstance(link, OSError) and link.errno in _REMOTE_ERRNO:
             return REMOTE_FAULTS[_REMOTE_ERRNO[link.errno]]
@@ -332,7 +333,7 @@ def codes_of(error: BaseException) -> list[str]:
         if isinstance(value, int | str):
             codes.append(str(value))
             break
-    text = str(error)
+    text = said(error)
     if _OBSTORE in text:  # the reply is in the text, whatever the class
         codes += re.findall(r"<Code>([\w.]+)</Code>", text) + re.findall(r"status code: (\d{3})", text)
         # No reply at all (refused, reset, timed out), or one to something else.
@@ -344,7 +345,7 @@ def codes_of(error: BaseException) -> list[str]:
 
 
 def _text_of(error: BaseException) -> str:
-    text = str(error)
+    text = said(error)
     if _OBSTORE in text:
         text, _, details = text.partition(_OBSTORE)
         reply, is_there, _ = text.partition("<Message>")[2].partition("</Message>")

@@ -14,6 +14,7 @@ import tenacity
 
 from ckptflow.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from ckptflow.events import Retried, Tell, tell_nobody
+from ckptflow.printable import said
 from ckptflow.stops import awake_s
 from ckptflow.storage.faults import chain
 from ckptflow.storage.store import Store
@@ -99,7 +100,7 @@ class Retries:
             wait_s = state.next_action.sleep if state.next_action else 0.0
             self._wait_for(wait_s)
             level = logging.DEBUG if is_copying else logging.WARNING
-            _log.log(level, "try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, str(error))
+            _log.log(level, "try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, said(error))
             asks_for_less = isinstance(error, StorageUnavailableError) and error.asks_for_less
             if asks_for_less:
                 tell_of_refusal()

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_a_manifest_is_read_once_in_a_whole_watch(runner: Runner, root: str, mon
         if len(looks) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ckptflow.cli.watch.time.sleep", at_the_third_look)
+    monkeypatch.setattr("ckptflow.cli.watch.time", SimpleNamespace(sleep=at_the_third_look))
     assert runner("watch", root).code == 130
     manifests = [key for key in store.keys("get") if key.endswith("/manifest.json")]
     assert len(manifests) == len(set(manifests)) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -162,7 +163,8 @@ def test_an_outcome_that_stays_unknown_is_said_to_be_and_its_folder_is_left(
     life.save(1)
     now = [0.0]
     monkeypatch.setattr("ckptflow.stops.ticking.awake_s", lambda: now[0])
-    monkeypatch.setattr("ckptflow.commit.lineage.time.sleep", lambda seconds: now.__setitem__(0, now[0] + 1.0))
+    pause = SimpleNamespace(sleep=lambda _: now.__setitem__(0, now[0] + 1.0))
+    monkeypatch.setattr("ckptflow.commit.lineage.time", pause)
     sent: list[bytes] = []
     inner.hook = lambda verb, key: sent.append(b"") if verb == "create" and "000000000002" in key else None
     store.fail("create", StorageUnavailableError("503"), key="manifest.json", times=100)

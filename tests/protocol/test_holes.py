@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -178,7 +179,8 @@ def test_hole_7_a_late_manifest_finds_its_shards(lands: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         now = [0.0]
         patch.setattr("ckptflow.stops.ticking.awake_s", lambda: now[0])
-        patch.setattr("ckptflow.commit.lineage.time.sleep", lambda _: now.__setitem__(0, now[0] + 5.0))
+        pause = SimpleNamespace(sleep=lambda _: now.__setitem__(0, now[0] + 5.0))
+        patch.setattr("ckptflow.commit.lineage.time", pause)
         with pytest.raises(CommitUnknownError):
             life.save(2)
     life.save(3)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import google.auth._exponential_backoff
@@ -39,7 +40,8 @@ class TokenServer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(google.auth._exponential_backoff.time, "sleep", lambda _: None)  # google-auth's own tries
+    own_tries = SimpleNamespace(sleep=lambda _: None)
+    monkeypatch.setattr(google.auth._exponential_backoff, "time", own_tries)
     server = ThreadingHTTPServer(("127.0.0.1", 0), TokenServer)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
