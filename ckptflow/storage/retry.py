@@ -100,7 +100,9 @@ class Retries:
             wait_s = state.next_action.sleep if state.next_action else 0.0
             self._wait_for(wait_s)
             level = logging.DEBUG if is_copying else logging.WARNING
-            _log.log(level, "try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, said(error))
+            _log.log(
+                level, "try %d failed, again in %.1f s: %s", state.attempt_number, wait_s, said(error) if error else ""
+            )
             asks_for_less = isinstance(error, StorageUnavailableError) and error.asks_for_less
             if asks_for_less:
                 tell_of_refusal()
