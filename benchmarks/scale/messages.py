@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 from benchmarks.scale.kernel import Kernel, Signal
 from benchmarks.scale.model import Network
-from ckptflow.peers.rounds import Put, Rounds
+from ckptflow.peers.post import Put
+from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Answer, Peer, Watch
 
 _LIMIT_S = 36_000.0

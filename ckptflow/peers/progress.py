@@ -6,11 +6,11 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
 from ckptflow.decoding import decode_json
+from ckptflow.peers.post import SignPost, UnreachableError
 from ckptflow.stops import awake_s
 
 CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
@@ -24,17 +24,6 @@ _BUDGET_S = 2.0  # for the signs of all workers together, if most of them have l
 _SHORTEST_LOOK_S = 0.002
 MANY = 32  # workers: looking after all of them is for worker 0 then, and takes its time
 _numbers = itertools.count()
-
-
-class UnreachableError(Exception):
-    """The process that keeps the texts has ended, or does not answer."""
-
-
-class SignPost(Protocol):
-    """Where signs are left, as in `peers.service.Service`. `look` raises `UnreachableError`."""
-
-    def look(self, key: str, timeout_s: float) -> str | None: ...
-    def replace(self, key: str, text: str) -> None: ...
 
 
 class _Mark(msgspec.Struct, frozen=True):

@@ -14,14 +14,13 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol
 
 import msgspec
 
 from ckptflow.decoding import decode_json
 from ckptflow.errors import PeerError
-from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
+from ckptflow.peers.post import Post, Put, UnreachableError
+from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, Signs
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn, say_at
 from ckptflow.stops import awake_s
 
@@ -36,26 +35,6 @@ _LOOKS_S = 2.0  # for all those who are looked for again, together
 _NAMED = 8
 _SHORT_S, _PART_S = 0.1, 2.0
 _TASK = re.compile(r"/job:\w+(?:/replica:\d+)?/task:\d+")
-
-
-class Put(Enum):
-    """What became of a text that was to be written."""
-
-    WRITTEN = "written"
-    EXISTED = "there was one, and it stays"
-    UNKNOWN = "it may be written later"
-
-
-class Post(SignPost, Protocol):
-    """Where texts are left, as in `peers.service.Service`. Each of these may raise `UnreachableError`.
-
-    `put` writes a key once; called again for a key that is under way, it waits on. `get` is for what is waited for,
-    asked again and again; `look` for what is there or not.
-    """
-
-    def put(self, key: str, text: str, timeout_s: float) -> Put: ...
-    def get(self, key: str, timeout_s: float) -> str | None: ...
-    def forget(self, key: str) -> None: ...
 
 
 class _End(msgspec.Struct, frozen=True, omit_defaults=True):
