@@ -53,7 +53,7 @@ class PostOffice:
 
 
 class Box:
-    """One worker's way to the post office, as `peers.rounds.Post`."""
+    """One worker's way to the post office, as `peers.post.Post`."""
 
     def __init__(self, office: PostOffice, worker: int) -> None:
         self._office = office
