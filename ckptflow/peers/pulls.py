@@ -24,6 +24,7 @@ from ckptflow.peers.link import TOKEN_BYTES, ConnectError, Link, LinkError
 from ckptflow.peers.listener import Listener, find_listener, host_of
 from ckptflow.peers.loans import PHASES, GoneError, Key, Loans
 from ckptflow.peers.watch import Peer
+from ckptflow.stops import awake_s
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import Range
 from ckptflow.transfer.sharing import Division
@@ -31,7 +32,7 @@ from ckptflow.transfer.streams import StoppedError
 
 logger = logging.getLogger("ckptflow")
 
-_MAX_UNREACHABLE = 3  # workers, before it is known that no connection can be had
+_MOST_LOST_S = 10.0  # in a restore, by waiting in vain for others: some connections, or two that fall silent
 _SLOWER = 8  # times than an owner's share of what this worker's storage gives: then that is the better place to read
 _LOOK_S = 0.25
 
@@ -231,7 +232,8 @@ class Reading:
 class _Links:
     """The connections to the other workers, each made when it is needed first; who failed is not asked again.
 
-    A worker that has failed is given up for this restore; one that had an error of its own, for this checkpoint.
+    A worker that has failed is given up for this restore; one that had an error of its own, for this checkpoint. After
+    `_MOST_LOST_S` of waiting in vain no further connection is made, and if that was on connections, none is used.
     """
 
     def __init__(self, worker: int, peers: Sequence[Peer], goes_on: Callable[[], None]) -> None:
@@ -239,11 +241,12 @@ class _Links:
         self._peers = peers
         self._goes_on = goes_on
         self._terms: Sequence[Terms] = ()
-        self._links: dict[int, Link] = {}
+        self._idle: dict[int, Link] = {}  # those that no thread uses
         self._failed: set[int] = set()
         self._gone: set[int] = set()
-        self._unreachable = 0
-        self._has_reached = False
+        self._lost_s = 0.0  # by all threads, in connecting and
+        self._silent_s = 0.0  # on connections
+        self._has_lost = False
         self._lock = threading.Lock()
 
     def begin_round(self, terms: Sequence[Terms]) -> None:
@@ -259,24 +262,32 @@ class _Links:
         least_bytes_per_s: Callable[[], float],
     ) -> bool:
         """Whether it came. For one thread at a time for each owner."""
-        if self._is_given_up(owner):
-            self._hang_up(owner)
-            return False
-        try:
-            if owner not in self._links:
-                self._links[owner] = self._connect(owner)
-            self._links[owner].pull(key, into, is_stopped, self._goes_on, least_bytes_per_s)
+        link, is_sound = self._idle.pop(owner, None), False
+        heard_s = awake_s()
+
+        def hear() -> None:
+            nonlocal heard_s
+            heard_s = awake_s()
             self._goes_on()
-            return True
+
+        try:
+            if self._is_given_up(owner, is_connected=link is not None):
+                return False
+            link = link or self._connect(owner)
+            link.pull(key, into, is_stopped, hear, least_bytes_per_s)
+            self._goes_on()
+            is_sound = True
         except GoneError:
             self._gone.add(owner)
             logger.info("worker %d cannot read its share: it is read from storage", owner)
-        except ConnectError as error:
-            self._met_unreachable(owner, error)
         except LinkError as error:
-            self.give_up(owner, str(error))
-            self._hang_up(owner)
-        return False
+            self._lose(owner, error, awake_s() - heard_s)
+        finally:
+            if link is not None and is_sound:
+                self._idle[owner] = link
+            elif link is not None:
+                link.close()
+        return is_sound
 
     def give_up(self, owner: int, why: str) -> None:
         """From any thread."""
@@ -289,35 +300,31 @@ class _Links:
 
     def close(self) -> None:
         """Once no thread pulls any more."""
-        for owner in list(self._links):
-            self._hang_up(owner)
+        for owner in list(self._idle):
+            self._idle.pop(owner).close()
 
-    def _is_given_up(self, owner: int) -> bool:
-        is_cut_off = not self._has_reached and self._unreachable >= _MAX_UNREACHABLE
-        return owner in self._failed or owner in self._gone or is_cut_off
+    def _is_given_up(self, owner: int, *, is_connected: bool) -> bool:
+        lost_s = self._silent_s if is_connected else self._lost_s
+        return owner in self._failed or owner in self._gone or lost_s >= _MOST_LOST_S
 
     def _connect(self, owner: int) -> Link:
         terms = self._terms[owner]
-        link = Link.connect(terms.address, terms.port, self._terms[0].token, self._worker, owner)
-        self._has_reached = True
-        return link
+        return Link.connect(terms.address, terms.port, self._terms[0].token, self._worker, owner)
 
-    def _met_unreachable(self, owner: int, error: ConnectError) -> None:
+    def _lose(self, owner: int, error: LinkError, lost_s: float) -> None:
+        """Gives it up. Of a network that is cut one warning is enough, whomever it hits."""
         with self._lock:
+            is_first = not self._has_lost
+            self._has_lost = True
             self._failed.add(owner)
-            self._unreachable += 1
-            is_first = self._unreachable == 1
+            self._lost_s += lost_s
+            self._silent_s += 0.0 if isinstance(error, ConnectError) else lost_s
         text = (
-            "worker %d (%s) %s; what this worker would get from it, and from others that cannot be reached, is read "
-            'from storage. Allow connections between workers on any port, or pass restore_from="storage"'
+            "worker %d (%s) %s; what this worker would get from it, and from others that cannot be reached or say "
+            "nothing, is read from storage. If workers cannot connect to one another on any port, allow that, or pass "
+            'restore_from="storage"'
         )
-        level = logging.WARNING if is_first else logging.DEBUG
-        logger.log(level, text, owner, self._peers[owner].address, str(error))
-
-    def _hang_up(self, owner: int) -> None:
-        link = self._links.pop(owner, None)
-        if link is not None:
-            link.close()
+        logger.log(logging.WARNING if is_first else logging.DEBUG, text, owner, self._peers[owner].address, str(error))
 
 
 def _end(listener: Listener | None, loans: Loans) -> None:
