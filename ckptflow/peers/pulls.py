@@ -62,6 +62,7 @@ class Exchange:
         self._token = secrets.token_bytes(TOKEN_BYTES) if worker == 0 else b""
         self._loans = Loans()
         self._listener: Listener | None = None
+        self._has_begun = False
         self._terms: Sequence[Terms] = ()
         self._manifest: Manifest | None = None
         self._round = 0
@@ -81,7 +82,8 @@ class Exchange:
         self._terms = ()
         if self._pool.count < LEAST_BUFFERS:
             return Terms()
-        if self._listener is None:
+        if not self._has_begun:
+            self._has_begun = True
             self._listener = find_listener([host_of(peer.address) for peer in self._peers], self.worker, self._loans)
             # Ctrl-C may come just before `close`: then what is collected is closed.
             weakref.finalize(self, _end, self._listener, self._loans).atexit = False
