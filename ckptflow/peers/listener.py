@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from ckptflow.peers.descriptors import are_out
 from ckptflow.peers.link import CONNECT_S, LinkError, admit, serve, shut
 from ckptflow.peers.loans import Loans
 from ckptflow.stops import awake_s
@@ -67,14 +68,18 @@ class Listener:
 
     def close(self) -> None:
         """Nothing listens any more, and all connections end. Waits a moment for their threads."""
-        self._is_closed = True
-        for each in (self._socket, *self._strangers.copy(), *self._admitted.copy().values()):
-            shut(each)  # of the one that listens Linux tells its thread at once; elsewhere it looks soon
+        self._end_connections()
+        shut(self._socket)  # Linux tells its thread at once; elsewhere it looks soon
         until_s = time.monotonic() + _LEAVING_S
         accepting = set() if self._accepting is None else {self._accepting}
         for thread in (accepting | self._threads) - {threading.current_thread()}:
             thread.join(max(0.0, until_s - time.monotonic()))
         self._socket.close()
+
+    def _end_connections(self) -> None:
+        self._is_closed = True
+        for each in (*self._strangers.copy(), *self._admitted.copy().values()):
+            shut(each)
 
     def _accept(self) -> None:
         with self._socket:
@@ -83,9 +88,11 @@ class Listener:
                     connection, _ = self._socket.accept()
                 except (TimeoutError, ConnectionAbortedError):
                     continue
-                except OSError as error:  # as with too many open files: nobody else comes, who is here stays
+                except OSError as error:  # nobody else comes; who is here stays
                     if not self._is_closed:
                         logger.debug("no worker can come to this one any more: %s", error.strerror)
+                    if are_out(error):  # reading from storage needs descriptors, too
+                        self._end_connections()
                     return
                 if len(self._strangers) >= self._world_size + MAX_STRANGERS or self._is_closed:
                     connection.close()

@@ -13,12 +13,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
 from ckptflow.errors import PeerError
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
+from ckptflow.peers import descriptors
 from ckptflow.peers.exchange import LEAST_BUFFERS, SharedRange, Terms, agree_on_plan, in_turn_of, pack, wants_of
 from ckptflow.peers.link import TOKEN_BYTES, ConnectError, Link, LinkError
 from ckptflow.peers.listener import Listener, find_listener, host_of
@@ -80,7 +82,7 @@ class Exchange:
         """What this worker wants of a checkpoint, and where it can be reached."""
         self._loans.end()
         self._terms = ()
-        if self._pool.count < LEAST_BUFFERS:
+        if self._pool.count < LEAST_BUFFERS or not self._has_room:
             return Terms()
         if not self._has_begun:
             self._has_begun = True
@@ -96,6 +98,20 @@ class Exchange:
             rest=pack(wants_of(manifest, rest)),
             token=self._token,
         )
+
+    @cached_property
+    def _has_room(self) -> bool:
+        """Whether this worker may have a connection to each of the others, and one from each."""
+        count = 2 * (len(self._peers) - 1)
+        is_there = descriptors.has_room(count)
+        if not is_there:
+            text = (
+                "worker %d may have %d file descriptors (ulimit -n), of which %d connections to others could leave "
+                "too few for storage: all workers read everything from there. Raise the limit on each of them, or pass "
+                'restore_from="storage"'
+            )
+            logger.warning(text, self.worker, descriptors.limit(), count)
+        return is_there
 
     def share(self, manifest: Manifest, terms: Sequence[Terms]) -> None:
         """From here on this worker serves the others. The same `terms` on all workers, in their order.
@@ -249,6 +265,7 @@ class _Links:
         self._lost_s = 0.0  # by all threads, in connecting and
         self._silent_s = 0.0  # on connections
         self._has_lost = False
+        self._has_room = True  # for connections
         self._lock = threading.Lock()
 
     def begin_round(self, terms: Sequence[Terms]) -> None:
@@ -284,11 +301,10 @@ class _Links:
             logger.info("worker %d cannot read its share: it is read from storage", owner)
         except LinkError as error:
             self._lose(owner, error, awake_s() - heard_s)
+            if descriptors.are_out(error.__cause__):
+                self._make_room()
         finally:
-            if link is not None and is_sound:
-                self._idle[owner] = link
-            elif link is not None:
-                link.close()
+            self._put_away(owner, link, is_sound)
         return is_sound
 
     def give_up(self, owner: int, why: str) -> None:
@@ -307,11 +323,27 @@ class _Links:
 
     def _is_given_up(self, owner: int, *, is_connected: bool) -> bool:
         lost_s = self._silent_s if is_connected else self._lost_s
-        return owner in self._failed or owner in self._gone or lost_s >= _MOST_LOST_S
+        is_over = lost_s >= _MOST_LOST_S or not self._has_room
+        return is_over or owner in self._failed or owner in self._gone
 
     def _connect(self, owner: int) -> Link:
         terms = self._terms[owner]
         return Link.connect(terms.address, terms.port, self._terms[0].token, self._worker, owner)
+
+    def _put_away(self, owner: int, link: Link | None, is_sound: bool) -> None:
+        """After its use: for the next one, or for good."""
+        with self._lock:
+            is_kept = link is not None and is_sound and self._has_room
+            if link is not None and is_kept:
+                self._idle[owner] = link
+        if link is not None and not is_kept:
+            link.close()
+
+    def _make_room(self) -> None:
+        """Reading from storage needs descriptors, too: the connections go, those in use after that."""
+        with self._lock:
+            self._has_room = False
+        self.close()
 
     def _lose(self, owner: int, error: LinkError, lost_s: float) -> None:
         """Gives it up. Of a network that is cut one warning is enough, whomever it hits."""
