@@ -17,7 +17,7 @@ from ckptflow.peers.loans import Key, Loans
 from ckptflow.peers.pulls import _Links
 from ckptflow.peers.watch import Peer
 from tests.peers.readers import be_patient
-from tests.waiting import HANG_S
+from tests.waiting import HANG_S, until
 
 TOKEN = bytes(TOKEN_BYTES)
 COUNT = 30
@@ -140,4 +140,4 @@ def test_a_network_that_is_cut_after_connecting_is_not_waited_for_once_for_each(
         listener._loans.end()  # else they would go on for as long as a wait lasts
         listener._loans.withdraw(6)
     owners.close()
-    assert not [each for each in threading.enumerate() if each.name.startswith("ckptflow-peers")]
+    until(lambda: not [each for each in threading.enumerate() if each.name.startswith("ckptflow-peers")], HANG_S)

@@ -116,6 +116,7 @@ def test_a_name_server_that_is_silent_is_asked_once_in_a_restore(
             terms = exchange.terms(saved.manifest, [Wanted(0)], [Wanted(0)])
             assert not terms.can_serve
             assert terms.buffer_count, "it gets of others what they read"
+    until(lambda: names.asked, HANG_S)  # its thread may begin late
     assert names.asked == [HOSTS[1]]
     names.is_over.set()
     until(lambda: not [each for each in threading.enumerate() if each.name == "ckptflow-names"], HANG_S)
