@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 from benchmarks.scale.kernel import Kernel, Signal
 from benchmarks.scale.model import Network
-from ckptflow.peers.rounds import Put, Rounds
+from ckptflow.peers.post import Put
+from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Answer, Peer, Watch
 
 _LIMIT_S = 36_000.0
@@ -52,7 +53,7 @@ class PostOffice:
 
 
 class Box:
-    """One worker's way to the post office, as `peers.rounds.Post`."""
+    """One worker's way to the post office, as `peers.post.Post`."""
 
     def __init__(self, office: PostOffice, worker: int) -> None:
         self._office = office

@@ -17,7 +17,7 @@ from ckptflow.format.failure import Failure
 from ckptflow.format.layout import Folder
 from ckptflow.peers import service
 from ckptflow.peers.failing import failure_of
-from ckptflow.peers.progress import UnreachableError
+from ckptflow.peers.post import UnreachableError
 from ckptflow.printable import lines_of
 
 _LEAVE_S = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import socket
@@ -9,8 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from ckptflow.peers.link import LinkError, admit, serve, shut
+from ckptflow.peers.descriptors import are_out
+from ckptflow.peers.link import CONNECT_S, LinkError, admit, serve, shut
 from ckptflow.peers.loans import Loans
+from ckptflow.stops import awake_s
+from ckptflow.threads import left_alone
 from ckptflow.transfer.streams import StoppedError
 
 logger = logging.getLogger("ckptflow")
@@ -64,14 +68,18 @@ class Listener:
 
     def close(self) -> None:
         """Nothing listens any more, and all connections end. Waits a moment for their threads."""
-        self._is_closed = True
-        for each in (self._socket, *self._strangers.copy(), *self._admitted.copy().values()):
-            shut(each)  # of the one that listens Linux tells its thread at once; elsewhere it looks soon
+        self._end_connections()
+        shut(self._socket)  # Linux tells its thread at once; elsewhere it looks soon
         until_s = time.monotonic() + _LEAVING_S
         accepting = set() if self._accepting is None else {self._accepting}
         for thread in (accepting | self._threads) - {threading.current_thread()}:
             thread.join(max(0.0, until_s - time.monotonic()))
         self._socket.close()
+
+    def _end_connections(self) -> None:
+        self._is_closed = True
+        for each in (*self._strangers.copy(), *self._admitted.copy().values()):
+            shut(each)
 
     def _accept(self) -> None:
         with self._socket:
@@ -80,9 +88,11 @@ class Listener:
                     connection, _ = self._socket.accept()
                 except (TimeoutError, ConnectionAbortedError):
                     continue
-                except OSError as error:  # as with too many open files: nobody else comes, who is here stays
+                except OSError as error:  # nobody else comes; who is here stays
                     if not self._is_closed:
                         logger.debug("no worker can come to this one any more: %s", error.strerror)
+                    if are_out(error):  # reading from storage needs descriptors, too
+                        self._end_connections()
                     return
                 if len(self._strangers) >= self._world_size + MAX_STRANGERS or self._is_closed:
                     connection.close()
@@ -133,12 +143,24 @@ class Listener:
 
 def find_listener(hosts: Sequence[str], worker: int, loans: Loans) -> Listener | None:
     """At this worker's host, as all workers know it; if that is no address of this machine, as behind a service's
-    name, at the one from which the others are reached. None if neither can be."""
-    for address in _addresses(hosts, worker):
-        try:
-            return Listener(address, worker, len(hosts), loans)
-        except OSError:
-            continue
+    name, at the one from which the others are reached. None, with a warning, if neither can be, or is known in time."""
+    addresses, until_s = _addresses(hosts, worker), awake_s() + CONNECT_S
+
+    def find_next() -> str:
+        return left_alone("ckptflow-names", lambda: next(addresses, "")).result(max(0.0, until_s - awake_s()))
+
+    why = f"{hosts[worker]} is no address of this machine, and none was found on the way to another worker"
+    try:
+        for address in iter(find_next, ""):
+            try:
+                return Listener(address, worker, len(hosts), loans)
+            except OSError as error:
+                why = f"{address}: {error}"
+    except TimeoutError:
+        why = f"the name {hosts[worker]}, or that of another worker, was not resolved within {CONNECT_S:g} s"
+    except RuntimeError as error:  # no more threads
+        why = str(error)
+    logger.warning("others cannot get from worker %d what it reads, and read that from storage: %s", worker, why)
     return None
 
 
@@ -148,12 +170,14 @@ def host_of(address: str) -> str:
 
 
 def _addresses(hosts: Sequence[str], worker: int) -> Iterator[str]:
-    own = _resolved(hosts[worker])
-    others = [host for number, host in enumerate(hosts) if number != worker]
+    """Looks up names as it goes, and no further one once two have had no address: the next ones would have none."""
+    resolve = functools.cache(_resolved)
+    own = resolve(hosts[worker])
+    others = list(dict.fromkeys(host for number, host in enumerate(hosts) if number != worker))
     # Some systems resolve their own name to loopback, where no other machine would come.
-    if own and (not _is_loopback(own) or all(_is_loopback(_resolved(host)) for host in others)):
+    if own and (not _is_loopback(own) or all(_is_loopback(resolve(host)) for host in others)):
         yield own
-    other = next(filter(None, map(_resolved, others)), None)
+    other = next(filter(None, map(resolve, others[: 2 if own else 1])), None)
     if other is not None:
         yield from _source_of_route(other)
 
@@ -162,7 +186,7 @@ def _resolved(host: str) -> str:
     """Empty if that is no address of one machine; 0.0.0.0 is every address of each."""
     try:
         found = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError:
+    except (OSError, ValueError):  # the latter: it is no name
         return ""
     return "" if ipaddress.ip_address(found).is_unspecified else found
 

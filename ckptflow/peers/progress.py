@@ -6,11 +6,11 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
 from ckptflow.decoding import decode_json
+from ckptflow.peers.post import SignPost, UnreachableError
 from ckptflow.stops import awake_s
 
 CALLS, STORAGE = "calls", "storage"  # what a worker shows progress in: its calls, on the main thread; its storage's
@@ -23,52 +23,55 @@ _LOOK_S = 0.25  # for a sign: it is replaced by being deleted and written
 _BUDGET_S = 2.0  # for the signs of all workers together, if most of them have left none
 _SHORTEST_LOOK_S = 0.002
 MANY = 32  # workers: looking after all of them is for worker 0 then, and takes its time
+WAITS_EVERY_S = 5.0  # at most, between signs that say for whom worker 0 waits then
 _numbers = itertools.count()
 
 
-class UnreachableError(Exception):
-    """The process that keeps the texts has ended, or does not answer."""
-
-
-class SignPost(Protocol):
-    """Where signs are left, as in `peers.service.Service`. `look` raises `UnreachableError`."""
-
-    def look(self, key: str, timeout_s: float) -> str | None: ...
-    def replace(self, key: str, text: str) -> None: ...
-
-
 class _Mark(msgspec.Struct, frozen=True):
-    """A sign of progress."""
+    """A sign of progress. `topic`: of the round in which that worker waits for others."""
 
     number: int
     doing: str
+    topic: str = ""
 
 
 class Marks:
     """The signs that one worker leaves; seldom, however often it has something to tell. From any thread."""
 
-    def __init__(self, post: SignPost, worker: int, limit_s: float) -> None:
+    def __init__(self, post: SignPost, worker: int, limit_s: float, longest_s: float = _MAX_MARK_S) -> None:
         self._post = post
         self._worker = worker
-        self.every_s = min(limit_s / _MARKS_IN_LIMIT, _MAX_MARK_S)
+        self.every_s = min(limit_s / _MARKS_IN_LIMIT, longest_s)
         self._left_at: dict[str, float] = {}
 
-    def leave(self, kind: str, doing: str) -> None:
+    def leave(self, kind: str, doing: str, topic: str = "") -> None:
         now = time.monotonic()
         if now - self._left_at.get(kind, -math.inf) < self.every_s:
             return
         self._left_at[kind] = now
-        self._post.replace(_key(kind, self._worker), msgspec.json.encode(_Mark(next(_numbers), doing)).decode())
+        mark = _Mark(next(_numbers), doing, topic)
+        self._post.replace(_key(kind, self._worker), msgspec.json.encode(mark).decode())
 
 
 class Signs:
     """The signs of other workers, as seen by one that has waited for them since `started`."""
 
-    def __init__(self, post: SignPost, kind: str, started: float, limit_s: float, every_s: float, count: int) -> None:
-        """`every_s`: how often others leave one. `count`: how many workers there are."""
+    def __init__(
+        self,
+        post: SignPost,
+        kind: str,
+        started: float,
+        limit_s: float,
+        every_s: float,
+        count: int,
+        topic: str | None = None,
+    ) -> None:
+        """`every_s`: how often others leave one. `count`: how many workers there are. `topic`: of the round in which
+        they are waited for."""
         self.doing: dict[int, str] = {}  # of those who have shown progress since
         self._post = post
         self._kind = kind
+        self._topic = topic
         self._started = started
         self._limit_s = limit_s
         self._every_s = every_s
@@ -93,7 +96,7 @@ class Signs:
         return [worker for worker in workers if now - self._last(worker) >= self._limit_s]
 
     def look(self, workers: Sequence[int], now: float) -> None:
-        """Looks for signs. What is there at the first look may be old: it does not count."""
+        """Looks for signs. One that is there at the first look may be old: it counts only if it is of this round."""
         is_first, end = self._first_look == math.inf, self._started + self._limit_s
         self._first_look = min(self._first_look, now)
         self._next_look = min(now + self._limit_s / _LOOKS_IN_LIMIT, end) if now < end else now + self._pause_s
@@ -103,7 +106,7 @@ class Signs:
             if text is None:
                 continue
             mark = decode_json(text, _Mark)
-            if is_first:
+            if is_first and mark.topic != self._topic:
                 self._seen[worker] = mark.number, self._started
             elif worker not in self._seen or self._seen[worker][0] != mark.number:
                 self._seen[worker] = mark.number, awake_s() + self._every_s  # so long it would leave no other

@@ -13,17 +13,20 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
 from ckptflow.errors import PeerError
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
+from ckptflow.peers import descriptors
 from ckptflow.peers.exchange import LEAST_BUFFERS, SharedRange, Terms, agree_on_plan, in_turn_of, pack, wants_of
 from ckptflow.peers.link import TOKEN_BYTES, ConnectError, Link, LinkError
 from ckptflow.peers.listener import Listener, find_listener, host_of
 from ckptflow.peers.loans import PHASES, GoneError, Key, Loans
 from ckptflow.peers.watch import Peer
+from ckptflow.stops import awake_s
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.ranges import Range
 from ckptflow.transfer.sharing import Division
@@ -31,7 +34,7 @@ from ckptflow.transfer.streams import StoppedError
 
 logger = logging.getLogger("ckptflow")
 
-_MAX_UNREACHABLE = 3  # workers, before it is known that no connection can be had
+_MOST_LOST_S = 10.0  # in a restore, by waiting in vain for others: some connections, or two that fall silent
 _SLOWER = 8  # times than an owner's share of what this worker's storage gives: then that is the better place to read
 _LOOK_S = 0.25
 
@@ -61,6 +64,7 @@ class Exchange:
         self._token = secrets.token_bytes(TOKEN_BYTES) if worker == 0 else b""
         self._loans = Loans()
         self._listener: Listener | None = None
+        self._has_begun = False
         self._terms: Sequence[Terms] = ()
         self._manifest: Manifest | None = None
         self._round = 0
@@ -78,9 +82,10 @@ class Exchange:
         """What this worker wants of a checkpoint, and where it can be reached."""
         self._loans.end()
         self._terms = ()
-        if self._pool.count < LEAST_BUFFERS:
+        if self._pool.count < LEAST_BUFFERS or not self._has_room:
             return Terms()
-        if self._listener is None:
+        if not self._has_begun:
+            self._has_begun = True
             self._listener = find_listener([host_of(peer.address) for peer in self._peers], self.worker, self._loans)
             # Ctrl-C may come just before `close`: then what is collected is closed.
             weakref.finalize(self, _end, self._listener, self._loans).atexit = False
@@ -93,6 +98,20 @@ class Exchange:
             rest=pack(wants_of(manifest, rest)),
             token=self._token,
         )
+
+    @cached_property
+    def _has_room(self) -> bool:
+        """Whether this worker may have a connection to each of the others, and one from each."""
+        count = 2 * (len(self._peers) - 1)
+        is_there = descriptors.has_room(count)
+        if not is_there:
+            text = (
+                "worker %d may have %d file descriptors (ulimit -n), of which %d connections to others could leave "
+                "too few for storage: all workers read everything from there. Raise the limit on each of them, or pass "
+                'restore_from="storage"'
+            )
+            logger.warning(text, self.worker, descriptors.limit(), count)
+        return is_there
 
     def share(self, manifest: Manifest, terms: Sequence[Terms]) -> None:
         """From here on this worker serves the others. The same `terms` on all workers, in their order.
@@ -231,7 +250,8 @@ class Reading:
 class _Links:
     """The connections to the other workers, each made when it is needed first; who failed is not asked again.
 
-    A worker that has failed is given up for this restore; one that had an error of its own, for this checkpoint.
+    A worker that has failed is given up for this restore; one that had an error of its own, for this checkpoint. After
+    `_MOST_LOST_S` of waiting in vain no further connection is made, and if that was on connections, none is used.
     """
 
     def __init__(self, worker: int, peers: Sequence[Peer], goes_on: Callable[[], None]) -> None:
@@ -239,11 +259,13 @@ class _Links:
         self._peers = peers
         self._goes_on = goes_on
         self._terms: Sequence[Terms] = ()
-        self._links: dict[int, Link] = {}
+        self._idle: dict[int, Link] = {}  # those that no thread uses
         self._failed: set[int] = set()
         self._gone: set[int] = set()
-        self._unreachable = 0
-        self._has_reached = False
+        self._lost_s = 0.0  # by all threads, in connecting and
+        self._silent_s = 0.0  # on connections
+        self._has_lost = False
+        self._has_room = True  # for connections
         self._lock = threading.Lock()
 
     def begin_round(self, terms: Sequence[Terms]) -> None:
@@ -259,24 +281,31 @@ class _Links:
         least_bytes_per_s: Callable[[], float],
     ) -> bool:
         """Whether it came. For one thread at a time for each owner."""
-        if self._is_given_up(owner):
-            self._hang_up(owner)
-            return False
-        try:
-            if owner not in self._links:
-                self._links[owner] = self._connect(owner)
-            self._links[owner].pull(key, into, is_stopped, self._goes_on, least_bytes_per_s)
+        link, is_sound = self._idle.pop(owner, None), False
+        heard_s = awake_s()
+
+        def hear() -> None:
+            nonlocal heard_s
+            heard_s = awake_s()
             self._goes_on()
-            return True
+
+        try:
+            if self._is_given_up(owner, is_connected=link is not None):
+                return False
+            link = link or self._connect(owner)
+            link.pull(key, into, is_stopped, hear, least_bytes_per_s)
+            self._goes_on()
+            is_sound = True
         except GoneError:
             self._gone.add(owner)
             logger.info("worker %d cannot read its share: it is read from storage", owner)
-        except ConnectError as error:
-            self._met_unreachable(owner, error)
         except LinkError as error:
-            self.give_up(owner, str(error))
-            self._hang_up(owner)
-        return False
+            self._lose(owner, error, awake_s() - heard_s)
+            if descriptors.are_out(error.__cause__):
+                self._make_room()
+        finally:
+            self._put_away(owner, link, is_sound)
+        return is_sound
 
     def give_up(self, owner: int, why: str) -> None:
         """From any thread."""
@@ -289,35 +318,47 @@ class _Links:
 
     def close(self) -> None:
         """Once no thread pulls any more."""
-        for owner in list(self._links):
-            self._hang_up(owner)
+        for owner in list(self._idle):
+            self._idle.pop(owner).close()
 
-    def _is_given_up(self, owner: int) -> bool:
-        is_cut_off = not self._has_reached and self._unreachable >= _MAX_UNREACHABLE
-        return owner in self._failed or owner in self._gone or is_cut_off
+    def _is_given_up(self, owner: int, *, is_connected: bool) -> bool:
+        lost_s = self._silent_s if is_connected else self._lost_s
+        is_over = lost_s >= _MOST_LOST_S or not self._has_room
+        return is_over or owner in self._failed or owner in self._gone
 
     def _connect(self, owner: int) -> Link:
         terms = self._terms[owner]
-        link = Link.connect(terms.address, terms.port, self._terms[0].token, self._worker, owner)
-        self._has_reached = True
-        return link
+        return Link.connect(terms.address, terms.port, self._terms[0].token, self._worker, owner)
 
-    def _met_unreachable(self, owner: int, error: ConnectError) -> None:
+    def _put_away(self, owner: int, link: Link | None, is_sound: bool) -> None:
+        """After its use: for the next one, or for good."""
         with self._lock:
-            self._failed.add(owner)
-            self._unreachable += 1
-            is_first = self._unreachable == 1
-        text = (
-            "worker %d (%s) %s; what this worker would get from it, and from others that cannot be reached, is read "
-            'from storage. Allow connections between workers on any port, or pass restore_from="storage"'
-        )
-        level = logging.WARNING if is_first else logging.DEBUG
-        logger.log(level, text, owner, self._peers[owner].address, str(error))
-
-    def _hang_up(self, owner: int) -> None:
-        link = self._links.pop(owner, None)
-        if link is not None:
+            is_kept = link is not None and is_sound and self._has_room
+            if link is not None and is_kept:
+                self._idle[owner] = link
+        if link is not None and not is_kept:
             link.close()
+
+    def _make_room(self) -> None:
+        """Reading from storage needs descriptors, too: the connections go, those in use after that."""
+        with self._lock:
+            self._has_room = False
+        self.close()
+
+    def _lose(self, owner: int, error: LinkError, lost_s: float) -> None:
+        """Gives it up. Of a network that is cut one warning is enough, whomever it hits."""
+        with self._lock:
+            is_first = not self._has_lost
+            self._has_lost = True
+            self._failed.add(owner)
+            self._lost_s += lost_s
+            self._silent_s += 0.0 if isinstance(error, ConnectError) else lost_s
+        text = (
+            "worker %d (%s) %s; what this worker would get from it, and from others that cannot be reached or say "
+            "nothing, is read from storage. If workers cannot connect to one another on any port, allow that, or pass "
+            'restore_from="storage"'
+        )
+        logger.log(logging.WARNING if is_first else logging.DEBUG, text, owner, self._peers[owner].address, str(error))
 
 
 def _end(listener: Listener | None, loans: Loans) -> None:

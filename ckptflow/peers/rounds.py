@@ -14,14 +14,13 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol
 
 import msgspec
 
 from ckptflow.decoding import decode_json
 from ckptflow.errors import PeerError
-from ckptflow.peers.progress import CALLS, MANY, STORAGE, Marks, SignPost, Signs, UnreachableError
+from ckptflow.peers.post import Post, Put, UnreachableError
+from ckptflow.peers.progress import CALLS, MANY, STORAGE, WAITS_EVERY_S, Marks, Signs
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn, say_at
 from ckptflow.stops import awake_s
 
@@ -36,26 +35,6 @@ _LOOKS_S = 2.0  # for all those who are looked for again, together
 _NAMED = 8
 _SHORT_S, _PART_S = 0.1, 2.0
 _TASK = re.compile(r"/job:\w+(?:/replica:\d+)?/task:\d+")
-
-
-class Put(Enum):
-    """What became of a text that was to be written."""
-
-    WRITTEN = "written"
-    EXISTED = "there was one, and it stays"
-    UNKNOWN = "it may be written later"
-
-
-class Post(SignPost, Protocol):
-    """Where texts are left, as in `peers.service.Service`. Each of these may raise `UnreachableError`.
-
-    `put` writes a key once; called again for a key that is under way, it waits on. `get` is for what is waited for,
-    asked again and again; `look` for what is there or not.
-    """
-
-    def put(self, key: str, text: str, timeout_s: float) -> Put: ...
-    def get(self, key: str, timeout_s: float) -> str | None: ...
-    def forget(self, key: str) -> None: ...
 
 
 class _End(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -98,8 +77,8 @@ class Rounds:
         to which this worker cannot come before this one has ended.
         """
         started = awake_s()
-        signs = Signs(self._post, CALLS, started, limit_s, self._marks.every_s, len(self._peers))
         peers, post = self._peers, self._post
+        signs = Signs(post, CALLS, started, limit_s, self._marks.every_s, len(peers), topic)
         wait = _Wait(post, self._watch, signs, self._worker, peers, topic, call, limit_s, hint, elsewhere, started)
         try:
             wait.send(message.decode())
@@ -181,6 +160,7 @@ class _Wait:
         self.asked = self.started
         self.slice_s = min(SLICE_S, self.limit_s / 8)
         self.look_s = _SHORTEST_LOOK_S
+        self._marks = Marks(self.post, self.worker, self.limit_s, WAITS_EVERY_S)
         self._say_at = say_at()
         self._say_next = next(self._say_at)
 
@@ -281,6 +261,8 @@ class _Wait:
     def _look_after(self, awaited: Sequence[int]) -> None:
         """What is to be done while nothing comes: ask, say, give up."""
         now = self.clock()
+        if len(self.peers) > MANY and not self.worker and awaited[0]:  # the others look for nobody but worker 0 then
+            self._marks.leave(CALLS, f"waiting for {self._names(awaited[:1])}", self.topic)
         if now - self.asked >= ASK_EVERY_S or now - self.started >= self.limit_s:
             self.asked = now
             self._raise_if_given_up()
@@ -356,9 +338,9 @@ class _Wait:
         raise PeerError(f"{self._text(late)}{also}{self.hint}")
 
     def _find_missing(self) -> list[int]:
-        """Who has left no message; worker 0 if not even our own can be found, since they are all there.
+        """Who has left no message; worker 0 if not even our own can be found, or if all are there: it ends the round.
 
-        Of many workers it is worker 0 that looks for all, and ends the round: the others look for it alone.
+        Of many workers worker 0 looks for all, and leaves signs while it waits; the others look for worker 0 alone.
         """
         began = time.monotonic()
         if not self._look(self.worker, self.slice_s):
@@ -366,7 +348,7 @@ class _Wait:
         read_s = time.monotonic() - began
         self.look_s = min(max(_SHORTEST_LOOK_S, _LOOK_IN_READS * read_s), _LONGEST_LOOK_S)
         if self.worker and len(self.peers) > MANY:  # all of them looking for all of them would keep worker 0 from it
-            return [] if self._look(0, self.look_s) else [0]
+            return [0]
         deadline = began + _LOOKS_S
         missing = [
             other
@@ -390,9 +372,10 @@ class _Wait:
         doing = self.signs.doing
         busy = "; ".join(f"worker {w} is busy with {doing[w]}" for w in missing[:_NAMED] if w in doing)
         waited_s = self.clock() - self.started
+        has_come = missing == [0] and self._look(0, self.look_s)
         return (
-            f"{self._names(missing)} {verb} not reached {self.call}, where worker {self.worker} has waited for "
-            f"{waited_s:.0f} s{f' ({busy})' if busy else ''}"
+            f"{self._names(missing)} {verb} not reached {'the end of ' if has_come else ''}{self.call}, where worker "
+            f"{self.worker} has waited for {waited_s:.0f} s{f' ({busy})' if busy else ''}"
         )
 
     def _answers(self, gone: dict[int, Answer]) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import tensorflow as tf
 
-from ckptflow.peers.progress import UnreachableError
-from ckptflow.peers.rounds import SLICE_S, Put
+from ckptflow.peers.post import Put, UnreachableError
+from ckptflow.peers.rounds import SLICE_S
 from ckptflow.peers.watch import Answer, Peer
 from ckptflow.state.private.tensorflow import context
 
@@ -55,7 +55,7 @@ def ask(peer: Peer, timeout_s: float) -> Answer:
 
 
 class Service:
-    """Short texts by key, as `peers.rounds.Post` says. `replace` and `forget` are for any thread, the rest for one.
+    """Short texts by key, as `peers.post.Post` says. `replace` and `forget` are for any thread, the rest for one.
 
     A read that has run out of time stays in TensorFlow until its key is written. So of a key that is asked for again
     and again one read is under way, ever longer, in a thread of its own.

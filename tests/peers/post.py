@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from ckptflow.peers.progress import UnreachableError
-from ckptflow.peers.rounds import Put
+from ckptflow.peers.post import Put, UnreachableError
 
 
 class LocalPost:

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ckptflow.errors import PeerError
-from ckptflow.peers.progress import UnreachableError
-from ckptflow.peers.rounds import Put, Rounds
+from ckptflow.peers.post import Put, UnreachableError
+from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Answer, Peer, Watch
 from tests.peers.post import LocalPost
 from tests.waiting import HANG_S

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ckptflow.errors import PeerError
+from ckptflow.peers.post import Put
 from ckptflow.peers.progress import CALLS, STORAGE, Signs
-from ckptflow.peers.rounds import Put, Rounds
+from ckptflow.peers.rounds import Rounds
 from ckptflow.peers.watch import Answer, Peer, Watch, say_at
 from tests.peers.post import LocalPost
 from tests.waiting import HANG_S, until

@@ -10,8 +10,7 @@ import pytest
 import tensorflow as tf
 
 from ckptflow.peers import service
-from ckptflow.peers.progress import UnreachableError
-from ckptflow.peers.rounds import Put
+from ckptflow.peers.post import Put, UnreachableError
 from tests.waiting import HANG_S, until
 
 
