@@ -19,7 +19,7 @@ def limit() -> int:
 def has_room(count: int) -> bool:
     """Whether so many can be opened, and `RESERVED` besides, with what is open now. False where that is not known."""
     try:
-        return len(os.listdir("/proc/self/fd")) + count + RESERVED <= limit()
+        return len(os.listdir("/dev/fd")) + count + RESERVED <= limit()
     except OSError:
         return False
 

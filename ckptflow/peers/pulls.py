@@ -317,9 +317,11 @@ class _Links:
             logger.warning(text, owner, self._peers[owner].address, why)
 
     def close(self) -> None:
-        """Once no thread pulls any more."""
+        """Those that no thread uses: all, once none pulls any more."""
         for owner in list(self._idle):
-            self._idle.pop(owner).close()
+            link = self._idle.pop(owner, None)  # a thread may just have taken it
+            if link is not None:
+                link.close()
 
     def _is_given_up(self, owner: int, *, is_connected: bool) -> bool:
         lost_s = self._silent_s if is_connected else self._lost_s
