@@ -39,13 +39,13 @@ def is_keras_saved_model(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, METADATA))
 
 
-def model_by_metadata(folder: str, imports: tuple[str, ...] = ()) -> Any:
-    """A tf_keras model of that class and config, compiled as far as it can be; its values are those it is made with.
+def model_by_metadata(root: Mapping[str, Any], folder: str, imports: tuple[str, ...] = ()) -> Any:
+    """A tf_keras model of the class and config in what `root_of` returned, compiled as far as it can be; its values are
+    those it is made with.
 
     Raises `UsageError`, which says what can be done, where a class is not known or there is no config to make it from;
     `CorruptCheckpointError` for damaged metadata.
     """
-    root = root_of(folder)
     config = {"class_name": root.get("class_name"), "config": root.get("config")}
     if not isinstance(config["config"], dict):
         raise UsageError(f"{folder}: its model ({config['class_name']}) was saved without a config. {_WAYS}")

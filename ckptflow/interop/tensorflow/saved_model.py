@@ -43,6 +43,7 @@ from ckptflow.interop.tensorflow.reusable import write_saved_model as write_save
 from ckptflow.interop.tensors import CapturedTensors, NamedTensors
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.keras_allowed import keras_module
+from ckptflow.interop.untrusted.model_probe import check_model
 from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
 from ckptflow.state.assign import Comparison, Verdict
 from ckptflow.state.children import clean
@@ -184,15 +185,17 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[
         model = _loaded_by_keras(folder)
         _put(folder, _read_any(opened), {"model": model}, is_strict=False)
         return model
-    probe.check(
+    root = root_of(folder)
+    check_model(
         "ckptflow.interop.tensorflow.saved_model:read_keras_saved_model",
         folder,
         _files(folder),
-        what=f"model {imports}",
-        imports=(*imports, "tf_keras"),  # before there are limits
-        arguments={"imports": imports},
+        {key: root.get(key) for key in ("class_name", "config")},  # what it was compiled with may lack
+        "tf_keras",
+        imports=imports,
+        arguments={},
     )
-    model = model_by_metadata(folder, imports)
+    model = model_by_metadata(root, folder, imports)
     if opened.names is None:
         tensors, state = _read_any(opened), {"model": model}
     else:
