@@ -17,11 +17,14 @@ from typing import Any
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
 from ckptflow.interop.keras.legacy import compile_by, model_of
+from ckptflow.interop.tensorflow.bundle import files_of
 from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_allowed import keras_module
 from ckptflow.interop.untrusted.private_copy import open_regular
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import walk
+from ckptflow.storage.faults import os_errors
+from ckptflow.storage.local_calls import filled_bytes
 
 logger = logging.getLogger("ckptflow")
 
@@ -105,7 +108,9 @@ def _build(model: Any, described: Any) -> None:
 
 
 def _stored_bytes(folder: str) -> int:
-    """What is stored for a model's variables."""
-    place = os.path.join(folder, "variables")
-    names = os.listdir(place) if os.path.isdir(place) else []
-    return sum(os.path.getsize(os.path.join(place, name)) for name in names)
+    """What is stored for a model's variables, without holes, and of nothing else that lies beside them."""
+    place, total = os.path.join(folder, "variables"), 0
+    for path in files_of(os.path.join(place, "variables")) if os.path.isdir(place) else ():
+        with os_errors("read", path), open_regular(path) as file:
+            total += filled_bytes(file.fileno())
+    return total
