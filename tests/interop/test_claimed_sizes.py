@@ -17,6 +17,7 @@ from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.format.manifest import Manifest, decode, encode
 from ckptflow.interop.tensorflow.saved_model import read_keras_saved_model
 from ckptflow.interop.untrusted import budget, probe
+from ckptflow.state.limits import machine_bytes
 from tests.interop.doors import save
 from tests.interop.forged import forge_models
 
@@ -79,4 +80,4 @@ def test_what_lies_beside_the_variables_of_a_saved_model(tmp_path: Path) -> None
 
 
 def test_time_goes_by_what_a_machine_can_hold() -> None:
-    assert budget.parser_s(2**50) == budget.parser_s(budget.machine_bytes()) > budget.parser_s(2**20)
+    assert budget.parser_s(2**50) == budget.parser_s(machine_bytes()) > budget.parser_s(2**20)

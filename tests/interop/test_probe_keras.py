@@ -194,7 +194,7 @@ def test_a_class_that_this_program_alone_knows(tmp_path: Path) -> None:
 def test_what_one_trusts_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "m.keras")
     keras_files.write_keras(path, keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), ORIGIN)
-    keras_files.kind_of_file(path)  # HDF5 reads it first all the same
+    keras_weights.kind_of_file(path)  # HDF5 reads it first all the same
     monkeypatch.setattr(probe, "start", lambda *_: pytest.fail("a process is started"))
     keras_files.read_model(path, is_private=True, unsafe=True)
 

@@ -86,7 +86,7 @@ def check_builds(
     memory than goes with what is stored of it, or comes to no end; `UsageError` where its variables would; and whatever
     error of ours is raised there."""
     needed = {name: each for name, each in models.items() if name in (path, f"{path}/optimizer", optimizer_path)}
-    configs = [needed[name].get("config") for name in (path, optimizer_path) if isinstance(needed.get(name), dict)]
+    configs = [needed[name].get("config") for name in needed.keys() & {path, optimizer_path}]
     with tempfile.TemporaryDirectory(prefix="ckptflow-model-") as folder:
         file = os.path.join(folder, "model.json")
         with open(file, "w", encoding="utf-8") as out:

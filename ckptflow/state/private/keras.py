@@ -101,7 +101,7 @@ def settings() -> dict[str, Any]:
     return {
         "floatx": keras.config.floatx(),
         "image_data_format": keras.config.image_data_format(),
-        "dtype_policy": keras.config.dtype_policy().name,
+        "dtype_policy": keras.dtype_policies.serialize(keras.config.dtype_policy()),
         "names": dict(global_state.get_global_attribute("object_name_uids") or {}),
     }
 
@@ -113,7 +113,7 @@ def use_settings(found: dict[str, Any]) -> None:
 
     keras.config.set_floatx(found["floatx"])
     keras.config.set_image_data_format(found["image_data_format"])
-    keras.config.set_dtype_policy(found["dtype_policy"])
+    keras.config.set_dtype_policy(keras.dtype_policies.deserialize(found["dtype_policy"]))
     global_state.set_global_attribute("object_name_uids", defaultdict(int, found["names"]))
 
 
