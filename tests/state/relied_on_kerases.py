@@ -107,26 +107,6 @@ def _scopes(folder: Path) -> None:
 
 
 @relied_on(
-    "keras.settings keras.use_settings tf_keras.settings tf_keras.use_settings",
-    "the same model in a process of its own, before it is built here",
-)
-def _settings(folder: Path) -> None:
-    for name, kit in KERASES.items():
-
-        def made(kit: Any = kit) -> list[str]:
-            inputs = kit.Input((3,))
-            return [inputs.name, kit.layers.Dense(1).name, kit.Sequential().name, kit.Model(inputs, inputs).name]
-
-        private = kerases.of(name)
-        kit.layers.Dense(1, name="dense_1")
-        before, first, second = private.settings(), made(), made()
-        assert len({*first, *second}) == len(first + second)
-        private.use_settings(json.loads(json.dumps(before)))
-        assert made() == first
-        assert made() == second
-
-
-@relied_on(
     "keras.model_of_old_config tf_keras.model_of_old_config keras.load_old_weights tf_keras.load_old_weights",
     "models in HDF5, Keras's format of old",
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.keras.described import Described, described_by
 from ckptflow.interop.keras.legacy import compile_by, model_of
 from ckptflow.interop.tensorflow.bundle import files_of
 from ckptflow.interop.untrusted.budget import limited_variables
@@ -94,6 +95,17 @@ def root_of(folder: str) -> dict[str, Any]:
     except Exception as error:  # protobuf's errors have no common class
         raise CorruptCheckpointError(f"{path} cannot be read: {error}") from error
     return root
+
+
+def optimizer_in(folder: str) -> Described:
+    """What the metadata of tf_keras's say of the optimizer, where there are some and tf_keras is there to read them."""
+    if not is_keras_saved_model(folder):
+        return Described()
+    try:
+        training = root_of(folder).get("training_config")
+    except UsageError:
+        return Described()
+    return described_by(training if isinstance(training, dict) else {})
 
 
 def _build(model: Any, described: Any) -> None:
